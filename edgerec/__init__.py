@@ -1,0 +1,57 @@
+"""edgerec: from a folder of pictures to a live int8 classifier on a small device.
+
+>>> from edgerec import Classifier                                    # doctest: +SKIP
+>>> Classifier.open("signs-rpi").classify(image).label                # doctest: +SKIP
+'three'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live; loaded at first use, so that a device never loads what trains.
+_PUBLIC = {
+    "Bundle": "edgerec.contract.bundle",
+    "Camera": "edgerec.camera",
+    "Classifier": "edgerec.runtime",
+    "EdgerecError": "edgerec.errors",
+    "Recipe": "edgerec.contract.recipe",
+    "Run": "edgerec.train.run",
+    "evaluate": "edgerec.train.evaluate",
+    "export_bundle": "edgerec.export",
+    "fit": "edgerec.train.fit",
+    "predict": "edgerec.camera.predict",
+    "quantize": "edgerec.compress",
+    "read_image": "edgerec.runtime.classifier",
+    "verify": "edgerec.runtime",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from edgerec.camera import Camera
+    from edgerec.compress import quantize
+    from edgerec.contract.bundle import Bundle
+    from edgerec.contract.recipe import Recipe
+    from edgerec.errors import EdgerecError
+    from edgerec.export import export_bundle
+    from edgerec.runtime import Classifier, verify
+    from edgerec.runtime.classifier import read_image
+    from edgerec.camera.predict import predict
+    from edgerec.train.evaluate import evaluate
+    from edgerec.train.fit import fit
+    from edgerec.train.run import Run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgerec' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,89 @@
+"""The picture in a window, with its answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+
+import numpy as np
+
+from edgerec.camera.frame import Result
+from edgerec.contract.preprocess import Image
+from edgerec.errors import EdgerecError
+from edgerec.optional import require
+
+TITLE = "edgerec"
+# Smaller pictures are enlarged to this height, so that the text beside them can be read.
+LEAST_HEIGHT_PX = 360
+
+
+class Window:
+    """Shows each frame with label, score and frames per second; ``q`` or closing it ends."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._fps = FrameRate()
+
+    def __enter__(self) -> Window:
+        """Open the window; raises :class:`EdgerecError` where there is no screen or no window support."""
+        cv2 = require("cv2")
+        # Qt ends the whole process when it finds no display, so we look first.
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise EdgerecError("there is no display for the window: add --headless (and --json for scripts)")
+        try:
+            cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE)
+        except cv2.error:
+            raise EdgerecError(
+                "this OpenCV has no windows (opencv-python-headless): add --headless, "
+                'or pip install "edgerec[desktop]"'
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        require("cv2").destroyAllWindows()
+
+    def write(self, result: Result) -> None:
+        """Show one frame and look for a key."""
+        cv2 = require("cv2")
+        cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
+        key = cv2.waitKey(1) & 0xFF
+        self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+
+
+class FrameRate:
+    """Frames per second, averaged over the last second or so."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._period_s = 0.0
+
+    def tick(self) -> float:
+        """Count a frame; 0.0 until two were counted."""
+        now = time.monotonic()
+        if self._last is not None:
+            period = now - self._last
+            # An exponential mean whose memory is one second, whatever the rate.
+            weight = min(1.0, max(period, 0.05)) if self._period_s else 1.0
+            self._period_s += weight * (period - self._period_s)
+        self._last = now
+        return 1 / self._period_s if self._period_s else 0.0
+
+
+def overlay(result: Result, fps: float) -> Image:
+    """The frame's picture, uint8 RGB, with a bar of label, score and frames per second under it."""
+    cv2 = require("cv2")
+    image = result.frame.image
+    if image.shape[0] < LEAST_HEIGHT_PX:
+        factor = -(-LEAST_HEIGHT_PX // image.shape[0])
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    bar = np.zeros((56, image.shape[1], 3), np.uint8)
+    answer = result.classification
+    text = f"{answer.label}  {answer.score:.0%}"
+    cv2.putText(bar, text, (10, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    small = f"{fps:.0f} frames/s   {result.age_ms:.0f} ms   q ends"
+    cv2.putText(bar, small, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
+    return np.vstack([image, bar])

@@ -1,0 +1,1 @@
+"""The command line: parsing here, work in the library, showing in ``output``."""

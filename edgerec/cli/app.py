@@ -1,0 +1,88 @@
+"""The command line's root: registers the commands and turns errors into one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgerec.cli import camera, evaluate, export, predict, quantize, recipe, train, verify
+from edgerec.errors import EdgerecError
+
+
+class Commands(TyperGroup):
+    """Says what a person can cause in one line, exit code 1; what they cannot keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgerecError as error:
+            message = str(error)
+        except BrokenPipeError:
+            # Whoever read our output has enough of it, as head does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno not in _USER_CAUSED:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            message = f"{os.strerror(error.errno)}{where}: {_USER_CAUSED[error.errno]}"
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(1)
+
+
+_USER_CAUSED = {
+    errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; nothing was lost",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another disk; nothing was lost",
+    errno.EACCES: "look at its permissions, or choose another place",
+    errno.EPERM: "look at its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
+    errno.EISDIR: "a file is expected there",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+app = typer.Typer(
+    name="edgerec",
+    help="From a folder of pictures to a live classifier on a small device.",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    recipe.recipe,
+    train.train,
+    evaluate.evaluate,
+    quantize.quantize,
+    export.export,
+    verify.verify,
+    predict.predict,
+    camera.camera,
+):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from edgerec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Applies to all commands."""
+
+
+def main() -> None:
+    """The ``edgerec`` program."""
+    app()

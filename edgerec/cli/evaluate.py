@@ -1,0 +1,42 @@
+"""``edgerec evaluate``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import JsonOption, progress, say, show_json, table
+
+
+def evaluate(
+    model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
+    data: str | None = typer.Option(None, help="As for train; a run knows its own."),
+    split: str | None = typer.Option(
+        None, help="train, val, test or all. By default the held-out pictures, or all of unknown data."
+    ),
+    normalise: str = typer.Option("unit", help="For a bare float .tflite: unit or signed."),
+    json: bool = JsonOption,
+) -> None:
+    """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
+    for name, value, known in (
+        ("--split", split, (None, "train", "val", "test", "all")),
+        ("--normalise", normalise, ("unit", "signed")),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(filter(None, known))}", param_hint=name)
+    with progress() as listener:
+        from edgerec.train.evaluate import evaluate as measure
+
+        figures = measure(model, data, split=split, normalise=normalise, listener=listener)
+    if json:
+        show_json(figures.to_dict())
+        return
+    table(
+        ("label", "precision", "recall", "f1", "images"),
+        [
+            (label, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}", str(row["support"]))
+            for label, row in figures.per_class.items()
+        ],
+    )
+    say(f"accuracy {figures.accuracy:.2%}, loss {figures.loss:.4f} on {figures.images} images ({figures.split})")

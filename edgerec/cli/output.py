@@ -1,0 +1,115 @@
+"""How the command line shows things: data to stdout, chatter and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgerec.contract.progress import Listener
+
+JsonOption = typer.Option(False, "--json", help="Print JSON, for scripts.")
+
+
+def show_json(value: Any) -> None:
+    """One JSON object to stdout."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A line for people, to stdout."""
+    typer.echo(text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table to stdout: the first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def parity_table(forms: Sequence[dict[str, Any]]) -> None:
+    """The parity table: top-1, agreement, bytes, gzip bytes."""
+    table(
+        ("form", "top-1", "agreement", "bytes", "gzip bytes"),
+        [
+            (
+                row["name"],
+                f"{row['top1']:.2%}",
+                f"{row['agreement']:.2%}",
+                f"{row['size_bytes']:,}" if row["size_bytes"] else "–",
+                f"{row['gzip_bytes']:,}" if row["gzip_bytes"] else "–",
+            )
+            for row in forms
+        ],
+    )
+
+
+def chatter() -> None:
+    """Show the library's log on stderr, and keep TensorFlow's own off it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    log = logging.getLogger("edgerec")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Formatter())
+        log.addHandler(handler)
+    log.setLevel(os.environ.get("EDGEREC_LOG", "INFO").upper())
+    log.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
+
+
+@contextmanager
+def progress() -> Iterator[Listener]:
+    """A progress bar with time left on stderr while the block runs; nothing where stderr is no terminal."""
+    chatter()
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from edgerec.contract.progress import Progress as Step
+
+    console = Console(stderr=True)
+    columns = ("[progress.description]{task.description}", BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    bars: dict[str, Any] = {}
+    log = logging.getLogger("edgerec")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+
+        def listen(step: Step) -> None:
+            if step.stage not in bars:
+                for other in bars.values():
+                    display.update(other, visible=False)
+                bars[step.stage] = display.add_task(step.stage, total=step.total, text=step.text)
+            bar = bars[step.stage]
+            display.update(bar, completed=step.done, total=step.total, text=step.text, visible=step.done < step.total)
+
+        handlers = log.handlers[:]
+        if console.is_terminal:
+            # Lines of the log go above the bar.
+            above = _Above(display.console)
+            above.setFormatter(_Formatter())
+            log.handlers = [above]
+        try:
+            yield listen
+        finally:
+            log.handlers = handlers
+
+
+class _Above(logging.Handler):
+    def __init__(self, console: Any) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,31 @@
+"""``edgerec predict``"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import chatter, say
+
+
+def predict(
+    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    images: list[Path] = typer.Argument(..., help="Picture files."),
+    threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object per picture."),
+) -> None:
+    """Classify picture files."""
+    from edgerec.camera.predict import predict as classify
+    from edgerec.camera.sinks.text import JsonLines
+
+    chatter()
+    lines = JsonLines(sys.stdout)
+    for result in classify(bundle, images, threshold=threshold):
+        if json:
+            lines.write(result)
+            continue
+        best = result.classification.categories[:3]
+        say(f"{result.frame.source}  {result.classification.label}   "
+            f"({', '.join(f'{c.label} {c.score:.2f}' for c in best)})")

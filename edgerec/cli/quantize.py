@@ -1,0 +1,33 @@
+"""``edgerec quantize``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import JsonOption, parity_table, progress, say, show_json
+
+
+def quantize(
+    run: Path = typer.Argument(..., help="A finished run."),
+    method: str | None = typer.Option(None, help="qat trains with int8 in mind; ptq only calibrates. [default: qat]"),
+    sparsity: float | None = typer.Option(None, help="Part of the weights pruned to zero first, as 0.5."),
+    epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
+    max_drop: float | None = typer.Option(None, help="Points of top-1 that int8 may lose. [default: 1]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
+    json: bool = JsonOption,
+) -> None:
+    """Make a full-int8 model of a run, and compare it with the float one."""
+    with progress() as listener:
+        from edgerec.compress import quantize as compress
+
+        report = compress(
+            run, method, sparsity=sparsity, epochs=epochs, max_drop=max_drop, overwrite=overwrite, listener=listener
+        )
+    if json:
+        show_json(report.to_dict())
+        return
+    parity_table([row.to_dict() for row in report.forms])
+    say(f"variant  {report.path}  ({-report.drop_points:+.2f} points of top-1 against float on {report.images} held-out images)")
+    say(f"next     edgerec export {run} --target rpi")

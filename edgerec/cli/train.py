@@ -1,0 +1,81 @@
+"""``edgerec train``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgerec.cli.output import JsonOption, progress, say, show_json
+
+if TYPE_CHECKING:
+    from edgerec.train.run import Run
+
+
+def train(
+    recipe: Path | None = typer.Argument(None, help="A recipe (edgerec recipe > my.toml); options go over it."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the run."),
+    data: str | None = typer.Option(
+        None, help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder."
+    ),
+    arch: str | None = typer.Option(None, help="simple_cnn, mobilenet_v1, mobilenet_v2 or resnet8."),
+    epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
+    group_by: str | None = typer.Option(
+        None, help="Regular expression: pictures with the same match in their file name stay on one side of the split."
+    ),
+    input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
+    width: float | None = typer.Option(None, help="Factor on the number of channels."),
+    weights: str | None = typer.Option(None, help="none, imagenet, or a .keras or .h5 file to start from."),
+    batch_size: int | None = typer.Option(None, help="Pictures per step."),
+    learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
+    device: str | None = typer.Option(None, help="auto, cpu or gpu."),
+    mixed_precision: bool | None = typer.Option(None, help="Compute in float16 where it is safe."),
+    seed: int | None = typer.Option(None, help="Of split, weights, order and augmentation."),
+    strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
+    json: bool = JsonOption,
+) -> None:
+    """Train a model on a folder of pictures."""
+    options = {
+        "data.source": data,
+        "model.arch": arch,
+        "train.epochs": epochs,
+        "data.group_by": group_by,
+        "data.input_size": input_size,
+        "model.width": width,
+        "model.weights": weights,
+        "train.batch_size": batch_size,
+        "train.learning_rate": learning_rate,
+        "train.device": device,
+        "train.mixed_precision": mixed_precision,
+        "seed": seed,
+        "data.strict": strict,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    if resume and (recipe or given or assignments or overwrite):
+        raise typer.BadParameter("it goes on with the run's own recipe: give --out alone", param_hint="--resume")
+    with progress() as listener:
+        from edgerec.contract.recipe import Recipe, parse_assignment
+        from edgerec.train.fit import fit
+
+        wanted = Recipe.from_toml(recipe) if recipe else Recipe()
+        wanted = wanted.override(given, "command line").override(dict(map(parse_assignment, assignments)))
+        try:
+            run = fit(wanted, out, resume=resume, overwrite=overwrite, listener=listener)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; go on with: edgerec train --resume --out {out}", err=True)
+            raise typer.Exit(130) from None
+    _show(run, json)
+
+
+def _show(run: Run, json: bool) -> None:
+    metrics: dict[str, Any] = run.metrics
+    if json:
+        show_json({"run": str(run.path)} | metrics)
+        return
+    say(f"accuracy {metrics['accuracy']:.2%} on {metrics['images']} held-out images, {metrics['parameters']:,} parameters")
+    say(f"run      {run.path}  (plots/, metrics.json, split.json)")
+    say(f"next     edgerec quantize {run.path}")

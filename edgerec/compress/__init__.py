@@ -1,0 +1,5 @@
+"""From a float model to an int8 .tflite that answers the same. Needs the train extra."""
+
+from edgerec.compress.quantize import QuantizeReport, quantize
+
+__all__ = ["QuantizeReport", "quantize"]

@@ -1,0 +1,72 @@
+"""Keras to TFLite bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.compress.flatbuffer import float_tensors, read_graph
+from edgerec.contract.stderr import captured_stderr
+from edgerec.contract.tensors import Normalise, pixel_table
+from edgerec.errors import ModelError
+from edgerec.optional import require
+from edgerec.runtime.model import ImageModel
+
+
+def to_float32(model: Any) -> bytes:
+    """The float model as TFLite: float32 ``(1, H, W, C)`` in, float32 ``(1, classes)`` out."""
+    return _convert(_converter(model))
+
+
+def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
+    """Full int8: uint8 pixels in, int8 scores out, batch 1, no float tensor.
+
+    Args:
+        model: a quantization-aware model, or a float one.
+        calibration: for a float model, normalised pictures float32 ``(N, H, W, C)`` that set the ranges.
+    """
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.int8
+    if calibration is not None:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
+    return _convert(converter)
+
+
+def check_int8(content: bytes, normalise: Normalise) -> None:
+    """Assert what DESIGN promises of an int8 file; raises :class:`ModelError` with the first break.
+
+    No float tensor anywhere, batch 1, and ``quantize(normalise(p)) == p`` for every pixel value p.
+    """
+    graph = read_graph(content, "the converted model")
+    if floats := float_tensors(graph):
+        names = ", ".join(tensor.name[-60:] for tensor in floats[:3])
+        raise ModelError(f"the converted model has {len(floats)} float tensors ({names}): it is not full int8")
+    model = ImageModel(content, normalise, where="the converted model")
+    if model.input.dtype != "uint8" or pixel_table(normalise, model.input) is not None:
+        raise ModelError(
+            f"pixels do not pass through the converted model: its input is {model.input.dtype} "
+            f"with scale {model.input.scale:.8f} and zero point {model.input.zero_point}"
+        )
+
+
+def _converter(model: Any) -> Any:
+    tf = require("tensorflow")
+    signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
+    function = tf.function(lambda pixels: model(pixels, training=False)).get_concrete_function(signature)
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+
+
+def _convert(converter: Any) -> bytes:
+    with captured_stderr() as said:
+        try:
+            return bytes(converter.convert())
+        except Exception as error:  # the converter's C++ raises one class for everything
+            said.seek(0)
+            problem = f"{error}\n{said.read().decode(errors='replace')}".strip().splitlines()[0]
+            raise ModelError(f"TensorFlow cannot convert the model: {problem}") from error

@@ -1,0 +1,141 @@
+"""What stands in a .tflite file: operators and tensors, read without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.errors import MissingExtraError, ModelError
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor. ``shape`` has −1 where it is dynamic; ``data`` is its content, uint8, when that is in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    data: npt.NDArray[np.uint8] | None = field(repr=False)
+
+    @property
+    def constant(self) -> bool:
+        """Whether its numbers are in the file."""
+        return self.data is not None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator with its builtin name, version, tensors, and its options object of the TFLite schema."""
+
+    index: int
+    name: str
+    version: int
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    options: Any
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model with one subgraph, the first; ``subgraphs`` says how many there are."""
+
+    tensors: tuple[Tensor, ...]
+    operators: tuple[Operator, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    subgraphs: int
+
+
+def read_graph(model: bytes, where: str = "the model") -> Graph:
+    """Parse a .tflite file's bytes; raises :class:`ModelError` when they are none."""
+    schema = _schema()
+    if model[4:8] != b"TFL3":
+        raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    try:
+        parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
+        return _graph(schema, parsed)
+    except Exception as error:  # a damaged flatbuffer fails anywhere: struct, index, type …
+        raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
+
+
+def float_tensors(graph: Graph) -> list[Tensor]:
+    """The tensors that hold floating-point numbers: none in a fully quantized model."""
+    return [tensor for tensor in graph.tensors if "FLOAT" in tensor.dtype]
+
+
+def weight_sparsity(graph: Graph) -> float:
+    """The part of zeros among the int8 convolution and dense weights, whose zero point is 0."""
+    weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
+    return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
+
+
+def _schema() -> Any:
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ModuleNotFoundError:
+        try:
+            from tensorflow.lite.python import schema_py_generated
+        except ModuleNotFoundError:
+            raise MissingExtraError("reading .tflite files needs LiteRT: pip install ai-edge-litert") from None
+    return schema_py_generated
+
+
+def _graph(schema: Any, model: Any) -> Graph:
+    # A lite file has one subgraph unless it has control flow; its tensors are all checked the same way.
+    tensors: list[Tensor] = []
+    first: tuple[Tensor, ...] = ()
+    for subgraph in model.subgraphs:
+        own = tuple(_tensor(schema, model, tensor) for tensor in subgraph.tensors)
+        first = first or own
+        tensors += own
+    main = model.subgraphs[0]
+    return Graph(
+        tuple(tensors),
+        tuple(_operators(schema, model, main, first)),
+        tuple(first[i] for i in main.inputs),
+        tuple(first[i] for i in main.outputs),
+        len(model.subgraphs),
+    )
+
+
+def _tensor(schema: Any, model: Any, tensor: Any) -> Tensor:
+    quantization = tensor.quantization
+    scales = () if quantization is None or quantization.scale is None else quantization.scale
+    zero_points = () if quantization is None or quantization.zeroPoint is None else quantization.zeroPoint
+    signature = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+    data = model.buffers[tensor.buffer].data
+    return Tensor(
+        (tensor.name or b"").decode(errors="replace"),
+        _name_of(schema.TensorType, tensor.type),
+        tuple(int(n) for n in (signature if signature is not None else ())),
+        tuple(float(n) for n in scales),
+        tuple(int(n) for n in zero_points),
+        np.asarray(data, np.uint8) if data is not None and len(data) else None,
+    )
+
+
+def _operators(schema: Any, model: Any, subgraph: Any, tensors: tuple[Tensor, ...]) -> Iterator[Operator]:
+    for index, operator in enumerate(subgraph.operators):
+        code = model.operatorCodes[operator.opcodeIndex]
+        builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+        name = _name_of(schema.BuiltinOperator, builtin)
+        if name == "CUSTOM":
+            name = f"CUSTOM {(code.customCode or b'').decode(errors='replace')}"
+        yield Operator(
+            index,
+            name,
+            code.version,
+            tuple(tensors[i] if i >= 0 else None for i in operator.inputs),
+            tuple(tensors[i] for i in operator.outputs),
+            operator.builtinOptions,
+        )
+
+
+def _name_of(enum: Any, value: int) -> str:
+    return next((name for name, known in vars(enum).items() if known == value and name.isupper()), str(value))

@@ -1,0 +1,80 @@
+"""Writing so that nothing is ever half there: write beside the destination, then rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgerec.errors import OutputExistsError
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write ``content`` (text as UTF-8) to ``path`` in one step that a reader sees whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write a file to; it takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise :class:`OutputExistsError` when ``path`` exists and may not be replaced."""
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
+
+
+@contextmanager
+def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` to fill; it is renamed to ``path`` when the block ends well.
+
+    A kill at any moment leaves ``path`` as it was. What is replaced is moved aside first and removed last.
+    """
+    refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _rename_over(partial, path, overwrite)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
+    refuse_existing(path, overwrite)  # someone else may have finished first
+    if not path.exists():
+        partial.rename(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
+    path.rename(aside / path.name)
+    try:
+        partial.rename(path)
+    except OSError:
+        (aside / path.name).rename(path)
+        raise
+    finally:
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""Everything that a device must know about a model, as one JSON file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from edgerec.contract.decision import DecisionSpec
+from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.tensors import Normalise, TensorSpec
+from edgerec.errors import BundleError
+
+SCHEMA_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contract of one bundle.
+
+    Attributes:
+        name: what people call it.
+        labels: one per output, in the order of the output.
+        input, output: the tensors as the .tflite declares them.
+        preprocess: from a picture to pixels.
+        normalise: from pixels to the input's real numbers.
+        decision: from scores to an answer.
+        target, variant: for what it was made, and which form of the model it is.
+        model: the .tflite file's name.
+        threads: interpreter threads; 0 lets the runtime choose.
+        delegate: shared library of a delegate that ``delegate_model`` needs, or empty.
+        delegate_model: the file compiled for that delegate, or empty.
+        files: SHA-256 of every other file, by its name relative to the bundle.
+        metrics: what was measured at export (top-1, agreement, bytes).
+        provenance: recipe, digests and versions that made it.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input: TensorSpec
+    output: TensorSpec
+    preprocess: PreprocessSpec
+    normalise: Normalise
+    decision: DecisionSpec
+    target: str
+    variant: str
+    files: Mapping[str, str]
+    model: str = "model.tflite"
+    threads: int = 0
+    delegate: str = ""
+    delegate_model: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, its schema version first."""
+        values: dict[str, Any] = {"schema": SCHEMA_VERSION}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
+                value = value.to_dict()
+            elif isinstance(value, Normalise):
+                value = {"mean": value.mean, "std": value.std}
+            values[item.name] = value
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
+        """Read and check a manifest; raises :class:`BundleError` that names the key and what it should be."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where} is not JSON ({error}): copy the bundle again") from None
+        if not isinstance(values, dict):
+            raise BundleError(f"{where} holds a {type(values).__name__}, expected an object")
+        schema = values.pop("schema", None)
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise BundleError(
+                f"{where} has schema {schema}, this edgerec reads up to {SCHEMA_VERSION}: "
+                "upgrade it with pip install -U edgerec"
+            )
+        if schema != SCHEMA_VERSION:
+            raise BundleError(f"{where} has schema {schema!r}, expected {SCHEMA_VERSION}")
+        return cls._from_values(values, where)
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any], where: str) -> Manifest:
+        known = {item.name for item in fields(cls)}
+        if wrong := sorted(values.keys() - known):
+            raise BundleError(f"{where} has an unknown key {wrong[0]!r}")
+        readers = {
+            "input": TensorSpec.from_dict,
+            "output": TensorSpec.from_dict,
+            "preprocess": PreprocessSpec.from_dict,
+            "normalise": lambda value: Normalise(float(value["mean"]), float(value["std"])),
+            "decision": DecisionSpec.from_dict,
+            "labels": _labels,
+            "files": _files,
+            "threads": int,
+        }
+        for key, read in readers.items():
+            if key in values:
+                try:
+                    values[key] = read(values[key])
+                except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+                    raise BundleError(f"{where}: {key}: {error}") from None
+        for key in ("name", "target", "variant", "model", "delegate", "delegate_model"):
+            if key in values and not isinstance(values[key], str):
+                raise BundleError(f"{where}: {key} is {values[key]!r}, expected text")
+        for key in ("metrics", "provenance"):
+            if key in values and not isinstance(values[key], dict):
+                raise BundleError(f"{where}: {key} is {values[key]!r}, expected an object")
+        try:
+            manifest = cls(**values)
+        except TypeError as error:
+            raise BundleError(f"{where}: {str(error).rpartition('() ')[2]}") from None
+        manifest._check(where)
+        return manifest
+
+    def _check(self, where: str) -> None:
+        if self.output.shape[-1:] != (len(self.labels),):
+            raise BundleError(
+                f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}"
+            )
+        if self.input.shape != (1, *self.preprocess.shape):
+            raise BundleError(
+                f"{where}: input shape {list(self.input.shape)} does not fit "
+                f"preprocess {list(self.preprocess.shape)}"
+            )
+        if not self.normalise.std > 0:
+            raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
+        for name in filter(None, (self.model, self.delegate_model)):
+            if name not in self.files:
+                raise BundleError(f"{where} names {name!r} but lists no digest for it")
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
+        raise ValueError("expected a list of texts, one per class")
+    return tuple(value)
+
+
+def _files(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object of file name to SHA-256")
+    for name, digest in value.items():
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise ValueError(f"{name!r} has no SHA-256: {digest!r}")
+    return value

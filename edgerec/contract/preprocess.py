@@ -1,0 +1,166 @@
+"""From a picture of any size to the pixels that the model sees: the one implementation, used by every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.optional import require
+
+Image = npt.NDArray[np.uint8]
+Fit = Literal["crop", "stretch", "pad"]
+Interpolation = Literal["linear", "nearest"]
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """Colour, geometry and interpolation between a picture and the model's input.
+
+    Attributes:
+        height: rows of the model's input, pixels.
+        width: columns of the model's input, pixels.
+        channels: 3 for RGB, 1 for grey (ITU-R BT.601 luma, as OpenCV computes it).
+        fit: ``crop`` the centre to the input's aspect, ``stretch`` to it, or ``pad`` with black.
+        interpolation: ``linear`` (exact halvings, then bilinear in fixed point) or ``nearest``. Both give
+            the same bytes on every processor.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    fit: Fit = "crop"
+    interpolation: Interpolation = "linear"
+
+    def __post_init__(self) -> None:
+        for name, value in (("height", self.height), ("width", self.width)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+                raise ValueError(f"preprocess.{name} is {value!r}; expected 1 to 4096 pixels")
+        if self.channels not in (1, 3):
+            raise ValueError(f"preprocess.channels is {self.channels!r}; expected 1 (grey) or 3 (RGB)")
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"preprocess.fit is {self.fit!r}; expected one of {', '.join(get_args(Fit))}")
+        if self.interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"preprocess.interpolation is {self.interpolation!r}; "
+                f"expected one of {', '.join(get_args(Interpolation))}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(height, width, channels)``."""
+        return self.height, self.width, self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
+        """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
+        return cls(**fields)
+
+
+def apply(image: Image, spec: PreprocessSpec) -> Image:
+    """Fit ``image`` to ``spec``.
+
+    Args:
+        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grey, any size from 1×1.
+        spec: what the model sees.
+
+    Returns:
+        uint8 ``(spec.height, spec.width, spec.channels)``, C-contiguous.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    if image.dtype != np.uint8:
+        raise ValueError(f"an image is uint8, got {image.dtype}")
+    if image.ndim == 2:
+        image = image[:, :, np.newaxis]
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"an image is (H, W, 3) RGB or (H, W) grey, got {image.shape}")
+    if spec.fit == "crop":
+        image = _crop_to_aspect(image, spec.height, spec.width)
+    height, width = _fitted_size(image, spec)
+    image = _resize(image, height, width, spec.interpolation)
+    image = _channels(image, spec.channels)
+    if (height, width) != (spec.height, spec.width):
+        image = _pad_centred(image, spec.height, spec.width)
+    return np.ascontiguousarray(image)
+
+
+def decode(content: bytes) -> Image | None:
+    """Decode a picture file's bytes to uint8 ``(H, W, 3)`` RGB, or None when they are no picture.
+
+    EXIF orientation is applied, 16 bits become 8, grey becomes RGB, transparency is dropped.
+    """
+    cv2 = require("cv2")
+    if not content:
+        return None
+    try:
+        image: Image | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else np.ascontiguousarray(image[:, :, ::-1])
+
+
+def encode_png(image: Image) -> bytes:
+    """PNG bytes of a uint8 ``(H, W, 3)`` RGB or ``(H, W, 1)`` grey image; :func:`decode` gives it back."""
+    cv2 = require("cv2")
+    ok, content = cv2.imencode(".png", image[:, :, ::-1])
+    if not ok:
+        raise ValueError(f"OpenCV could not encode an image of shape {image.shape}")
+    return bytes(content)
+
+
+def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
+    rows, columns = image.shape[:2]
+    kept_rows = max(1, min(rows, columns * height // width))
+    kept_columns = max(1, min(columns, rows * width // height))
+    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+    return image[top : top + kept_rows, left : left + kept_columns]
+
+
+def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
+    if spec.fit != "pad":
+        return spec.height, spec.width
+    rows, columns = image.shape[:2]
+    if rows * spec.width >= columns * spec.height:
+        return spec.height, max(1, columns * spec.height // rows)
+    return max(1, rows * spec.width // columns), spec.width
+
+
+def _resize(image: Image, height: int, width: int, interpolation: Interpolation) -> Image:
+    if image.shape[:2] == (height, width):
+        return image
+    cv2 = require("cv2")
+    if interpolation == "nearest":
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
+    else:
+        # Bilinear alone skips pixels when it shrinks by more than two. INTER_AREA does not, but its general
+        # case is not the same on every processor; halving is integer arithmetic.
+        while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+            even = image[: image.shape[0] & ~1, : image.shape[1] & ~1]
+            image = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+    return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
+
+
+def _channels(image: Image, channels: int) -> Image:
+    if image.shape[2] == channels:
+        return image
+    cv2 = require("cv2")
+    if channels == 1:
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+
+
+def _pad_centred(image: Image, height: int, width: int) -> Image:
+    padded = np.zeros((height, width, image.shape[2]), np.uint8)
+    top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+    padded[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return padded

@@ -1,0 +1,247 @@
+"""A recipe: everything needed to repeat a training and its compression. People write it as TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from edgerec.contract.preprocess import Fit, Interpolation, PreprocessSpec
+from edgerec.contract.tensors import NORMALISATIONS, Normalise
+from edgerec.errors import RecipeError, unknown
+
+Check = Callable[[Any], bool]
+
+
+def _key(default: Any, about: str, expected: str, check: Check) -> Any:
+    """A recipe key: its default, its comment, and the values it takes, in words and as a test."""
+    return field(default=default, metadata={"about": about, "expected": expected, "check": check})
+
+
+def _number(default: float, about: str, low: float, high: float) -> Any:
+    return _key(default, about, f"{low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def _choice(default: str, about: str, choices: Iterable[str]) -> Any:
+    known = tuple(choices)
+    return _key(default, about, ", ".join(known), known.__contains__)
+
+
+def _flag(default: bool, about: str) -> Any:
+    return _key(default, about, "true or false", lambda value: True)
+
+
+def _text(default: str, about: str) -> Any:
+    return _key(default, about, "text", lambda value: True)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The pictures, how they become pixels, and how they are split."""
+
+    source: str = _text("digits", "digits, mnist, fashion_mnist, cifar10, cifar100, a .npz file or an image folder")
+    input_size: int = _key(
+        0,
+        "side of the model's square input in pixels; 0 = the pictures' own size, at most 96",
+        "0 or 8 to 1024",
+        lambda value: value == 0 or 8 <= value <= 1024,
+    )
+    channels: int = _key(
+        0, "3 = RGB, 1 = grey, 0 = as the data set is", "0, 1 or 3", lambda value: value in (0, 1, 3)
+    )
+    fit: str = _choice(
+        "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
+    )
+    interpolation: str = _choice("linear", "how pictures are resized", get_args(Interpolation))
+    normalise: str = _choice("unit", "pixels become [0, 1] (unit) or [-1, 1) (signed)", NORMALISATIONS)
+    group_by: str = _text("", "regular expression: images with the same match in their file name stay together")
+    val_fraction: float = _number(0.1, "part of the data for validation", 0.01, 0.5)
+    test_fraction: float = _number(0.15, "part held out for the test, where the data has no test split", 0.01, 0.5)
+    strict: bool = _flag(False, "refuse files that are no pictures instead of skipping them")
+
+
+@dataclass(frozen=True)
+class AugmentSection:
+    """Random changes of the training pictures; 0 or false turns one off."""
+
+    flip: bool = _flag(False, "mirror left and right")
+    shift: float = _number(0.1, "move by up to this part of the side", 0, 0.5)
+    rotate_deg: float = _number(10.0, "turn by up to this many degrees", 0, 180)
+    zoom: float = _number(0.1, "enlarge or shrink by up to this part", 0, 0.9)
+    brightness: float = _number(0.1, "lighten or darken by up to this part of the range", 0, 1)
+    contrast: float = _number(0.1, "raise or lower the contrast by up to this part", 0, 1)
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The network."""
+
+    arch: str = _text("simple_cnn", "simple_cnn, mobilenet_v1, mobilenet_v2 or resnet8")
+    width: float = _number(1.0, "factor on the number of channels", 0.05, 4)
+    dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
+    weights: str = _text("none", "start from none (random), imagenet (downloaded by Keras), or a .keras or .h5 file")
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """The fitting."""
+
+    epochs: int = _number(10, "passes over the training pictures", 1, 100000)
+    batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
+    learning_rate: float = _number(0.001, "Adam's highest learning rate", 1e-8, 10)
+    schedule: str = _choice(
+        "cosine", "learning rate over the run; plateau halves it when validation stalls", ("cosine", "constant", "plateau")
+    )
+    warmup_epochs: float = _number(0.5, "epochs over which the learning rate rises from zero", 0, 1000)
+    class_weights: str = _choice("none", "balanced gives rare classes the weight of frequent ones", ("none", "balanced"))
+    early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
+    device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
+    mixed_precision: bool = _flag(False, "compute in float16 where it is safe (GPU)")
+
+
+@dataclass(frozen=True)
+class CompressSection:
+    """Pruning and quantization."""
+
+    method: str = _choice("qat", "qat trains with int8 in mind; ptq only calibrates", ("qat", "ptq"))
+    sparsity: float = _number(0.0, "part of the weights pruned to zero; 0 = none", 0, 0.98)
+    epochs: int = _number(3, "passes of fine-tuning for each of pruning and qat", 1, 100000)
+    learning_rate: float = _number(0.0, "of the fine-tuning; 0 = a tenth of train.learning_rate", 0, 10)
+    calibration: str = _text("stratified", "ptq's calibration recipe: a name in calibration/ or a .toml file")
+    max_drop: float = _number(1.0, "points of test top-1 that int8 may lose before it is refused", 0, 100)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All sections, complete and checked when built; :func:`dataclasses.replace` makes another."""
+
+    seed: int = _number(0, "of the split, the weights, the order and the augmentation", 0, 2**31 - 1)
+    data: DataSection = field(default_factory=DataSection)
+    augment: AugmentSection = field(default_factory=AugmentSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    compress: CompressSection = field(default_factory=CompressSection)
+
+    def __post_init__(self) -> None:
+        _check(self, "")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file; keys left out keep their defaults."""
+        try:
+            with open(path, "rb") as file:
+                values = tomllib.load(file)
+        except FileNotFoundError:
+            raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}") from None
+        return cls.from_dict(values, where=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """Build from nested dictionaries; raises :class:`RecipeError` with the key's path."""
+        return _merge(cls(), values, where, "")
+
+    def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
+        """A copy with dotted keys replaced: ``{"train.epochs": 3}``."""
+        recipe = self
+        for path, value in assignments.items():
+            section, _, key = path.rpartition(".")
+            nested = {section: {key: value}} if section else {key: value}
+            recipe = _merge(recipe, nested, where, "")
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, the inverse of :meth:`from_dict`."""
+        return {
+            item.name: {key.name: getattr(value, key.name) for key in fields(value)} if is_dataclass(value) else value
+            for item in fields(self)
+            for value in [getattr(self, item.name)]
+        }
+
+    def to_toml(self, comments: bool = False) -> str:
+        """TOML text, with a comment on every key if wanted."""
+        lines = _toml_lines(self, comments)
+        for item in fields(self):
+            section = getattr(self, item.name)
+            if is_dataclass(section):
+                about = f"  # {type(section).__doc__}" if comments else ""
+                lines += ["", f"[{item.name}]{about}", *_toml_lines(section, comments)]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
+        size = self.data.input_size
+        return PreprocessSpec(size, size, self.data.channels, self.data.fit, self.data.interpolation)  # type: ignore[arg-type]
+
+    @property
+    def normalise(self) -> Normalise:
+        """From pixels to the model's real numbers."""
+        return Normalise.named(self.data.normalise)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``; the value is TOML, or plain text where it is none."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"--set {text!r} is no assignment; expected section.key=value, as train.epochs=3")
+    try:
+        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value.strip()
+
+
+def _toml_lines(section: Any, comments: bool) -> list[str]:
+    lines = []
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            continue
+        # JSON's texts, numbers and truth values are TOML's.
+        line = f"{item.name} = {json.dumps(value, ensure_ascii=False)}"
+        if comments:
+            about, expected = item.metadata["about"], item.metadata["expected"]
+            known = "" if expected in ("text", "true or false") else f" ({expected})"
+            line = f"{line:<28} # {about}{known}"
+        lines.append(line)
+    return lines
+
+
+def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> Any:
+    known = {item.name: getattr(section, item.name) for item in fields(section)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        full = f"{path}{name}"
+        if name not in known:
+            raise RecipeError(f"{where}: {unknown('recipe key', full, [path + key for key in known])}")
+        if is_dataclass(known[name]):
+            if not isinstance(value, Mapping):
+                raise RecipeError(f"{where}: {full} is {value!r}, expected a section [{full}]")
+            value = _merge(known[name], value, where, f"{full}.")
+        elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
+            value = float(value)
+        changes[name] = value
+    try:
+        merged = replace(section, **changes)
+        if path:
+            _check(merged, path)
+        return merged
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _check(section: Any, path: str) -> None:
+    hints = get_type_hints(type(section))
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            _check(value, f"{item.name}.")
+            continue
+        kind, expected = hints[item.name], item.metadata["expected"]
+        right_type = type(value) is kind or (kind is float and type(value) is int)
+        if not right_type or not item.metadata["check"](value):
+            raise RecipeError(f"{path}{item.name} is {value!r}, expected {expected}")

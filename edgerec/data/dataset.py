@@ -1,0 +1,145 @@
+"""A data set as training sees it: pixels, classes, names."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import Image, PreprocessSpec, decode
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSection
+from edgerec.data import sources
+from edgerec.data.cache import pixels
+from edgerec.data.sources import Arrays, Files
+from edgerec.errors import DataError, RecipeError
+
+log = logging.getLogger(__name__)
+
+# The input size that is chosen for a person lies between these, in pixels.
+AUTO_SIZE_PX = (28, 96)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures and what they show.
+
+    Attributes:
+        images: uint8 ``(N, height, width, channels)``, already preprocessed.
+        classes: ``(N,)`` indices into ``labels``.
+        splits: ``(N,)``, ``train``, ``val`` or ``test`` as the data came, or empty texts.
+        names: where each picture comes from, relative to the data.
+        digest: SHA-256 over names and contents.
+        skipped: files among the pictures that are none.
+    """
+
+    images: npt.NDArray[np.uint8]
+    classes: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.str_]
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    digest: str
+    skipped: tuple[str, ...]
+    _originals: Arrays | Files
+    _positions: npt.NDArray[np.int64]
+
+    def original(self, index: int) -> Image:
+        """The picture as it came, before preprocessing: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
+        position = self._positions[index]
+        if isinstance(self._originals, Arrays):
+            return self._originals.images[position]
+        image = decode(self._originals.paths[position].read_bytes())
+        if image is None:
+            raise DataError(f"{self._originals.paths[position]} was a picture and is none any more")
+        return image
+
+
+def load(
+    section: DataSection, *, least_size_px: int = 8, listener: Listener = ignore
+) -> tuple[Dataset, DataSection]:
+    """Read a data set, through the pixel store.
+
+    Args:
+        section: which data, and how pictures become pixels.
+        least_size_px: the architecture's smallest input.
+        listener: told of the reading.
+
+    Returns:
+        The data set, and the section with ``input_size`` and ``channels`` filled in.
+
+    Raises:
+        DataError: nothing there, one class only, files that are no pictures under ``strict``.
+    """
+    found = sources.find(section.source)
+    section = _resolve(section, found, least_size_px)
+    spec = PreprocessSpec(
+        section.input_size, section.input_size, section.channels, section.fit, section.interpolation  # type: ignore[arg-type]
+    )
+    stored = pixels(found, spec, listener)
+    names = _names(found, section.source)
+    skipped = tuple(names[i] for i in np.flatnonzero(~stored.valid))
+    _report_skipped(skipped, section)
+    positions = np.flatnonzero(stored.valid)
+    classes = found.classes[positions]
+    dataset = Dataset(
+        stored.images,
+        classes,
+        found.splits[positions],
+        found.labels,
+        tuple(names[i] for i in positions),
+        stored.digest,
+        skipped,
+        found,
+        positions,
+    )
+    _check_classes(dataset, section.source)
+    return dataset, section
+
+
+def _resolve(section: DataSection, found: Arrays | Files, least_size_px: int) -> DataSection:
+    size, channels = section.input_size, section.channels
+    if size and size < least_size_px:
+        raise RecipeError(f"data.input_size is {size}, this architecture needs at least {least_size_px} pixels")
+    if isinstance(found, Arrays):
+        own_size = min(found.images.shape[1:3])
+        own_channels = found.images.shape[3] if found.images.ndim == 4 else 1
+    else:
+        own_size, own_channels = (size or _typical_side(found)), 3
+    low, high = AUTO_SIZE_PX
+    size = size or int(np.clip(own_size, max(low, least_size_px), high))
+    return replace(section, input_size=size, channels=channels or own_channels)
+
+
+def _typical_side(files: Files) -> int:
+    """The median of the shorter sides of some pictures, pixels."""
+    some = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
+    images = [decode(files.paths[i].read_bytes()) for i in some]
+    sides = [min(image.shape[:2]) for image in images if image is not None]
+    return int(np.median(sides)) if sides else 0
+
+
+def _names(found: Arrays | Files, source: str) -> list[str]:
+    if isinstance(found, Files):
+        return [path.relative_to(found.root).as_posix() for path in found.paths]
+    return [f"{source}[{i}]" for i in range(len(found.classes))]
+
+
+def _report_skipped(skipped: tuple[str, ...], section: DataSection) -> None:
+    if not skipped:
+        return
+    few = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
+    if section.strict:
+        raise DataError(
+            f"{section.source}: {len(skipped)} files are no pictures ({few}): remove them, or train without --strict"
+        )
+    log.warning("%s: skipped %d files that are no pictures: %s", section.source, len(skipped), few)
+
+
+def _check_classes(dataset: Dataset, source: str) -> None:
+    counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
+    if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:
+        raise DataError(f"{source}: class {empty[0]!r} has no picture: add some, or remove its folder")
+    if len(dataset.labels) < 2:
+        raise DataError(f"{source} has one class only ({dataset.labels[0]!r}): a classifier needs two or more")

@@ -1,0 +1,62 @@
+"""Everything that can go wrong because of what a person, a file or a device gave.
+
+The command line turns an :class:`EdgerecError` into one line and exit code 1. Any other exception is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgerecError(Exception):
+    """One line: what is wrong, where, what was expected, and what to do next."""
+
+
+class RecipeError(EdgerecError, ValueError):
+    """A recipe with an unknown key or a value out of range."""
+
+
+class DataError(EdgerecError, ValueError):
+    """Pictures, labels or splits that cannot be trained on."""
+
+
+class ModelError(EdgerecError, ValueError):
+    """A model that is not what the step needs."""
+
+
+class TrainError(EdgerecError, RuntimeError):
+    """A training that cannot go on."""
+
+
+class GateError(EdgerecError, RuntimeError):
+    """Compression cost more accuracy than was allowed."""
+
+
+class TargetError(EdgerecError, ValueError):
+    """A target that does not exist or cannot run the model."""
+
+
+class BundleError(EdgerecError, ValueError):
+    """A bundle that is damaged, incomplete, or not a bundle."""
+
+
+class SourceError(EdgerecError, OSError):
+    """A camera, video, stream or folder that gives no frames."""
+
+
+class OutputExistsError(EdgerecError, FileExistsError):
+    """Something already stands where the result would go."""
+
+
+class MissingExtraError(EdgerecError, ImportError):
+    """An optional package that this step needs is not installed."""
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
+    """The message for a name that is not in a registry: the nearest one, and all of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {str(name)!r}{hint} (choices: {', '.join(known)})"

@@ -1,0 +1,90 @@
+"""The words in a bundle: its model card and what to type."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from edgerec.contract.manifest import Manifest
+from edgerec.contract.target import Target
+
+
+def requirements(target: Target) -> str:
+    """The bundle's requirements.txt."""
+    return "".join(f"{_filled(line)}\n" for line in target.requirements)
+
+
+def readme(manifest: Manifest, target: Target, figures: dict[str, Any]) -> str:
+    """The bundle's README.md: what to type, then the model card.
+
+    Args:
+        manifest: of the bundle.
+        target: where it goes.
+        figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them.
+    """
+    return "\n".join([*_commands(manifest, target), *_card(manifest, figures), ""])
+
+
+def _commands(manifest: Manifest, target: Target) -> list[str]:
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"An image classifier for: {target.title}.",
+        "Copy this folder there, open a terminal in it, and type:",
+        "",
+        "```sh",
+        *(_filled(line) for line in target.commands),
+        "```",
+        "",
+    ]
+    if target.system_packages:
+        lines += [f"Needed first, once: `sudo apt install {' '.join(target.system_packages)}`.", ""]
+    return [
+        *lines,
+        "`edgerec verify .` checks there that the model answers as it did where it was made;",
+        "`edgerec predict . picture.jpg` classifies a picture.",
+        "",
+    ]
+
+
+def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
+    recipe = manifest.provenance["recipe"]
+    spec = manifest.preprocess
+    colour = "RGB" if spec.channels == 3 else "grey"
+    lines = [
+        "## Model card",
+        "",
+        f"- Model: {recipe['model']['arch']}, width {recipe['model']['width']:g}, variant {manifest.variant}",
+        f"- Input: {spec.width}×{spec.height} {colour}, {spec.fit} and {spec.interpolation} from any picture",
+        f"- Trained on: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
+        f"- Measured on: {figures['images']} held-out pictures",
+        "",
+        "| form | top-1 | agrees with float Keras | bytes | gzip bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for row in manifest.metrics["forms"]:
+        lines.append(
+            f"| {row['name']} | {row['top1']:.2%} | {row['agreement']:.2%} "
+            f"| {row['size_bytes'] or '–'} | {row['gzip_bytes'] or '–'} |"
+        )
+    lines += ["", "| label | precision | recall | F1 | pictures |", "|---|---|---|---|---|"]
+    for label, row in figures["per_class"].items():
+        lines.append(
+            f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
+        )
+    return [
+        *lines,
+        "",
+        "It knows these labels and nothing else: any other picture gets one of them too, "
+        "unless the bundle was exported with a threshold. "
+        "Its figures hold for pictures like those that it was measured on.",
+    ]
+
+
+def _filled(line: str) -> str:
+    """A target's line with the versions that this bundle was made with."""
+    return line.replace("{edgerec}", _version("edgerec")).replace("{litert}", _version("ai-edge-litert"))
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

@@ -1,0 +1,43 @@
+"""Small residual networks (arXiv:1512.03385)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerec.contract.recipe import ModelSection
+
+
+def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
+    """MLPerf Tiny's image classification net: three residual stages of 16, 32 and 64 channels."""
+    channels = [max(1, round(n * section.width)) for n in (16, 32, 64)]
+    x = _conv(keras, x, channels[0], relu=True)
+    x = _block(keras, x, channels[0], stride=1)
+    x = _block(keras, x, channels[1], stride=2)
+    x = _block(keras, x, channels[2], stride=2)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.layers.Dropout(section.dropout)(x) if section.dropout else x
+
+
+def _block(keras: Any, x: Any, channels: int, stride: int) -> Any:
+    y = _conv(keras, x, channels, stride=stride, relu=True)
+    y = _conv(keras, y, channels)
+    if stride != 1:
+        x = _conv(keras, x, channels, kernel=1, stride=stride, normalised=False)
+    x = keras.layers.Add()([x, y])
+    return keras.layers.ReLU()(x)
+
+
+def _conv(
+    keras: Any, x: Any, channels: int, *, kernel: int = 3, stride: int = 1, relu: bool = False, normalised: bool = True
+) -> Any:
+    x = keras.layers.Conv2D(
+        channels,
+        kernel,
+        strides=stride,
+        padding="same",
+        kernel_initializer="he_normal",
+        kernel_regularizer=keras.regularizers.L2(1e-4),
+    )(x)
+    if normalised:
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+    return keras.layers.ReLU()(x) if relu else x

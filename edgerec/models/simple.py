@@ -1,0 +1,20 @@
+"""The CNN that every tutorial starts with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerec.contract.recipe import ModelSection
+
+
+def simple_cnn(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Two convolution–pooling pairs of 32 and 64 channels, Dense 64; dropout before each dense layer."""
+    layers = keras.layers
+    for channels in (32, 64):
+        x = layers.Conv2D(max(1, round(channels * section.width)), 3, activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    if section.dropout:
+        x = layers.Dropout(section.dropout)(x)
+    x = layers.Dense(max(1, round(64 * section.width)), activation="relu")(x)
+    return layers.Dropout(section.dropout)(x) if section.dropout else x

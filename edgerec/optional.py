@@ -1,0 +1,38 @@
+"""The one guard for packages that not every installation has."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from edgerec.errors import MissingExtraError
+
+_NEEDED_BY = {
+    "cv2": ("OpenCV", "headless"),
+    "tensorflow": ("TensorFlow", "train"),
+    "tf_keras": ("tf_keras", "train"),
+    "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
+    "sklearn": ("scikit-learn", "train"),
+    "matplotlib": ("matplotlib", "train"),
+}
+
+
+def require(module: str) -> Any:
+    """Import ``module``, or raise :class:`MissingExtraError` with the command that installs it."""
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        name, extra = _NEEDED_BY[package]
+        raise MissingExtraError(
+            f'{name} is needed for this and is not installed: pip install "edgerec[{extra}]"'
+        ) from None
+    except ImportError as error:
+        if package == "cv2" and ".so" in str(error):
+            raise MissingExtraError(
+                f"OpenCV is installed but a system library is missing ({error}): "
+                "apt install libgl1 libglib2.0-0, or pip install opencv-python-headless in its place"
+            ) from None
+        raise

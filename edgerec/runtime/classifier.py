@@ -1,0 +1,94 @@
+"""The classifier that a bundle holds: an image in, an answer out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import Classification, decide
+from edgerec.contract.manifest import Manifest
+from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.tensors import dequantize
+from edgerec.errors import BundleError, DataError
+from edgerec.runtime.model import ImageModel
+
+
+class Classifier:
+    """Classifies images by a bundle. Not thread-safe: one for each thread.
+
+    >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
+    'three'
+    """
+
+    manifest: Manifest
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 0, delegate: str | None = None, threshold: float | None = None
+    ) -> None:
+        """Prepare an opened bundle.
+
+        Args:
+            bundle: what :meth:`Bundle.open` gave.
+            threads: interpreter threads; 0 takes the bundle's number.
+            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; None runs on the
+                processor. With a delegate, the file compiled for it is used where the bundle has one.
+            threshold: another ``unknown`` threshold than the bundle's, in [0, 1].
+
+        Raises:
+            BundleError: the model is not what the manifest says.
+            EdgerecError: the delegate does not load.
+        """
+        manifest = bundle.manifest
+        name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
+        self._model = ImageModel(
+            bundle.files[name],
+            manifest.normalise,
+            threads=threads or manifest.threads,
+            delegate=delegate or "",
+            where=f"{bundle.path}/{name}",
+        )
+        for what, found, expected in (
+            ("input", self._model.input, manifest.input),
+            ("output", self._model.output, manifest.output),
+        ):
+            if found != expected:
+                raise BundleError(
+                    f"{bundle.path}: the {what} of {name} is {found}, the manifest says {expected}: "
+                    "export the bundle again"
+                )
+        if threshold is not None:
+            manifest = replace(manifest, decision=replace(manifest.decision, threshold=threshold))
+        self.manifest = manifest
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, threads: int = 0, delegate: str | None = None, threshold: float | None = None
+    ) -> Classifier:
+        """Open the bundle (folder or .zip) at ``path``; arguments as for the constructor."""
+        return cls(Bundle.open(path), threads=threads, delegate=delegate, threshold=threshold)
+
+    def classify(self, image: Image) -> Classification:
+        """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
+        scores = dequantize(self.stored_scores(image), self.manifest.output)
+        return decide(scores, self.manifest.labels, self.manifest.decision)
+
+    def stored_scores(self, image: Image) -> npt.NDArray[Any]:
+        """The output as the model stores it, ``(classes,)`` in the output's dtype."""
+        return self._model.invoke(apply(image, self.manifest.preprocess))
+
+
+def read_image(path: str | Path) -> Image:
+    """Read a picture file as uint8 ``(H, W, 3)`` RGB; raises :class:`DataError` when it is none."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    image = decode(content)
+    if image is None:
+        raise DataError(f"{path} is no picture that OpenCV can read (JPEG, PNG, BMP, TIFF, WebP …)")
+    return image

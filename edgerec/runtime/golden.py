@@ -1,0 +1,166 @@
+"""Golden vectors: pictures in the bundle with the scores that its maker computed, recomputed where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.files import sha256
+from edgerec.contract.preprocess import Image, apply, decode, encode_png
+from edgerec.contract.tensors import TensorSpec
+from edgerec.errors import BundleError
+from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.interpreter import Fingerprint, fingerprint
+
+GOLDEN = "golden/golden.json"
+
+# How far scores may be off the golden ones, in units of the int8 output, where the machine is another.
+# Measured: LiteRT on x86-64 against arm64 differs by up to 2; tflite-runtime against LiteRT by up to 48.
+UNITS_OTHER_MACHINE = 2
+UNITS_OTHER_RUNTIME = 50
+# Of float scores, which are rounded differently by every processor's vector unit.
+FLOAT_OTHER_MACHINE = 1e-3
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One golden picture, recomputed here.
+
+    ``difference`` is the largest over the classes: units of the quantized output, or score for float32.
+    """
+
+    image: str
+    label: str
+    golden_label: str
+    difference: float
+    same_pixels: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What :func:`verify` found. ``exact`` says that every score is the golden one bit for bit."""
+
+    bundle: str
+    files: int
+    target: str
+    variant: str
+    made_on: Fingerprint
+    here: Fingerprint
+    tolerance: float
+    exact: bool
+    max_difference: float
+    golden: tuple[GoldenResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"ok": True} | asdict(self)
+
+
+def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
+    """The golden files of a bundle: for each named image a PNG, its pixels' digest, and its scores."""
+    files, vectors = {}, []
+    for number, (origin, image) in enumerate(images):
+        name = f"golden/{number:03d}.png"
+        files[name] = encode_png(image)
+        vectors.append(
+            {
+                "image": name,
+                "from": origin,
+                "pixels_sha256": sha256(apply(image, classifier.manifest.preprocess).tobytes()),
+                "scores": classifier.stored_scores(image).tolist(),
+            }
+        )
+    content = {"made_on": fingerprint().to_dict(), "vectors": vectors}
+    files[GOLDEN] = (json.dumps(content, indent=1) + "\n").encode()
+    return files
+
+
+def verify(path: str | Path) -> VerifyReport:
+    """Check a bundle on this machine: digests, tensors against the manifest, golden vectors.
+
+    On the machine that made it (same runtime, version and processor) every score must be equal bit for bit;
+    elsewhere within the tolerance that was measured for such a difference.
+
+    Raises:
+        BundleError: with the first thing that is wrong.
+    """
+    bundle = Bundle.open(path)
+    classifier = Classifier(bundle)
+    made_on, vectors = _read_golden(bundle)
+    here = fingerprint()
+    tolerance = _tolerance(made_on, here, bundle.manifest.output)
+    results = tuple(_recompute(bundle, classifier, vector) for vector in vectors)
+    for result in results:
+        if not result.same_pixels:
+            raise BundleError(
+                f"{path}: {result.image}: preprocessing gives other pixels here than where the bundle was made; "
+                "please report this with both OpenCV versions"
+            )
+        if result.difference > tolerance:
+            raise BundleError(
+                f"{path}: {result.image}: scores are off by {result.difference:g}, allowed are {tolerance:g} "
+                f"(golden {result.golden_label!r}, here {result.label!r}; made with {made_on.runtime} "
+                f"{made_on.version} on {made_on.machine}, here {here.runtime} {here.version} on {here.machine})"
+            )
+    largest = max(result.difference for result in results)
+    return VerifyReport(
+        bundle=str(path),
+        files=len(bundle.files),
+        target=bundle.manifest.target,
+        variant=bundle.manifest.variant,
+        made_on=made_on,
+        here=here,
+        tolerance=tolerance,
+        exact=largest == 0,
+        max_difference=largest,
+        golden=results,
+    )
+
+
+def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
+    content = bundle.files.get(GOLDEN)
+    if content is None:
+        raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export it again")
+    try:
+        values = json.loads(content)
+        made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
+        if not vectors:
+            raise ValueError("no vectors")
+        for vector in vectors:
+            if len(vector["scores"]) != len(bundle.manifest.labels):
+                raise ValueError(f"{len(vector['scores'])} scores for {len(bundle.manifest.labels)} labels")
+            if vector["image"] not in bundle.files:
+                raise ValueError(f"{vector['image']!r} is not in the bundle")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{bundle.path}/{GOLDEN} is damaged ({error}): export the bundle again") from None
+    return made_on, vectors
+
+
+def _recompute(bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any]) -> GoldenResult:
+    image = decode(bundle.files[vector["image"]])
+    if image is None:
+        raise BundleError(f"{bundle.path}: {vector['image']} is no picture: export the bundle again")
+    pixels = apply(image, classifier.manifest.preprocess)
+    scores = classifier.stored_scores(image).astype(np.float64)
+    golden = np.asarray(vector["scores"], np.float64)
+    return GoldenResult(
+        image=vector["image"],
+        label=bundle.manifest.labels[int(scores.argmax())],
+        golden_label=bundle.manifest.labels[int(golden.argmax())],
+        difference=float(np.abs(scores - golden).max()),
+        same_pixels=sha256(pixels.tobytes()) == vector["pixels_sha256"],
+    )
+
+
+def _tolerance(made_on: Fingerprint, here: Fingerprint, output: TensorSpec) -> float:
+    if made_on == here:
+        return 0.0
+    if not output.quantized:
+        return FLOAT_OTHER_MACHINE
+    return UNITS_OTHER_MACHINE if made_on.runtime == here.runtime else UNITS_OTHER_RUNTIME

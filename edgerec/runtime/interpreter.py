@@ -1,0 +1,126 @@
+"""The TFLite interpreter, whichever runtime is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.stderr import captured_stderr
+from edgerec.contract.tensors import TensorSpec
+from edgerec.errors import EdgerecError, MissingExtraError, ModelError
+
+# In the order of preference: the fast successor, the last small one, the one inside TensorFlow.
+RUNTIMES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "tensorflow": "tensorflow.lite.python.interpreter",
+}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides whether two computations give the same bits: runtime, its version, the processor."""
+
+    runtime: str
+    version: str
+    machine: str
+    cpu: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def find_runtime() -> tuple[str, Any]:
+    """The first runtime that is installed: its package name and its interpreter module."""
+    for package, module in RUNTIMES.items():
+        try:
+            return package, importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+    raise MissingExtraError(
+        "no TFLite runtime is installed: pip install ai-edge-litert (on 32-bit ARM: tflite-runtime)"
+    )
+
+
+def fingerprint() -> Fingerprint:
+    """This machine's runtime and processor."""
+    package, _ = find_runtime()
+    return Fingerprint(package, importlib.metadata.version(package), platform.machine(), _cpu_name())
+
+
+def open_interpreter(model: bytes, *, threads: int = 0, delegate: str = "", where: str = "the model") -> Any:
+    """An interpreter with its tensors allocated.
+
+    Args:
+        model: the .tflite file's bytes.
+        threads: 0 lets the runtime choose.
+        delegate: path of an external delegate's shared library, or empty.
+        where: the model's name for errors.
+
+    Raises:
+        ModelError: not a TFLite model, or one that this runtime cannot prepare.
+        EdgerecError: the delegate does not load.
+    """
+    if model[4:8] != b"TFL3":
+        raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    package, module = find_runtime()
+    delegates = [_load_delegate(module, delegate)] if delegate else None
+    try:
+        with captured_stderr():  # it tells of every delegate that it creates
+            interpreter = module.Interpreter(
+                model_content=model, num_threads=threads or None, experimental_delegates=delegates
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{package} cannot prepare {where}: {reason}") from None
+    return interpreter
+
+
+def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
+    """The only input; raises :class:`ModelError` when there is not exactly one."""
+    return _only_spec(interpreter.get_input_details(), "input", where)
+
+
+def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
+    """The only output; raises :class:`ModelError` when there is not exactly one."""
+    return _only_spec(interpreter.get_output_details(), "output", where)
+
+
+def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSpec:
+    if len(details) != 1:
+        raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
+    scale, zero_point = details[0]["quantization"]
+    try:
+        return TensorSpec(
+            dtype=details[0]["dtype"].__name__,
+            shape=tuple(int(n) for n in details[0]["shape"]),
+            scale=float(scale),
+            zero_point=int(zero_point),
+        )
+    except ValueError as error:
+        raise ModelError(f"{where}: {what}: {error}") from None
+
+
+def _load_delegate(module: Any, library: str) -> Any:
+    try:
+        return module.load_delegate(library)
+    except (ValueError, OSError) as error:
+        raise EdgerecError(
+            f"the delegate {library} does not load ({error}): is its driver installed and the device plugged in?"
+        ) from None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = ("model name", "Model", "CPU part", "Hardware")
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return next((found[name] for name in names if name in found), platform.processor())

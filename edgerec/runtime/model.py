@@ -1,0 +1,57 @@
+"""A model that knows images, over an interpreter that knows tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import Image
+from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
+from edgerec.errors import ModelError
+from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
+
+
+class ImageModel:
+    """Pixels in, scores out. Not thread-safe: one for each thread.
+
+    Attributes:
+        input: uint8, int8, int16 or float32 ``(1, height, width, channels)``.
+        output: ``(1, classes)``.
+    """
+
+    input: TensorSpec
+    output: TensorSpec
+
+    def __init__(
+        self,
+        model: bytes,
+        normalise: Normalise,
+        *,
+        threads: int = 0,
+        delegate: str = "",
+        where: str = "the model",
+    ) -> None:
+        """Prepare the .tflite bytes; raises :class:`ModelError` when they are no image classifier."""
+        self._interpreter: Any = open_interpreter(model, threads=threads, delegate=delegate, where=where)
+        self.input = input_spec(self._interpreter, where)
+        self.output = output_spec(self._interpreter, where)
+        if len(self.input.shape) != 4 or self.input.shape[0] != 1 or self.input.shape[3] not in (1, 3):
+            raise ModelError(f"{where} takes {list(self.input.shape)}, expected [1, height, width, 1 or 3]")
+        if len(self.output.shape) != 2 or self.output.shape[0] != 1:
+            raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
+        self._table = pixel_table(normalise, self.input)
+        self._input_index = self._interpreter.get_input_details()[0]["index"]
+        self._output_index = self._interpreter.get_output_details()[0]["index"]
+
+    def invoke(self, pixels: Image) -> npt.NDArray[Any]:
+        """Stored output ``(classes,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
+        stored = pixels if self._table is None else self._table[pixels]
+        self._interpreter.set_tensor(self._input_index, stored[np.newaxis])
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output_index)[0]
+
+    def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
+        """float32 ``(classes,)`` for uint8 ``(height, width, channels)`` pixels."""
+        return dequantize(self.invoke(pixels), self.output)

@@ -1,0 +1,260 @@
+"""The same figures for any form of a model: run, bundle or .tflite file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.contract.tensors import Normalise
+from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.errors import DataError, EdgerecError, ModelError
+from edgerec.optional import require
+from edgerec.runtime.model import ImageModel
+from edgerec.train.feed import EVALUATION_BATCH
+from edgerec.train.run import Run
+
+# pixels uint8 (N, H, W, C) -> scores float32 (N, classes)
+Scorer = Callable[[npt.NDArray[np.uint8], Listener], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How good a model is on labelled pictures.
+
+    Attributes:
+        accuracy: part of the pictures whose best class is right, 0 to 1.
+        loss: mean cross-entropy, nats.
+        per_class: label to precision, recall, f1 and support.
+        confusion: ``confusion[true][predicted]``, counts.
+        labels: the order of ``confusion``.
+        images: how many pictures.
+        split: which part of the data.
+    """
+
+    accuracy: float
+    loss: float
+    per_class: dict[str, dict[str, float]]
+    confusion: list[list[int]]
+    labels: tuple[str, ...]
+    images: int
+    split: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "per_class": self.per_class,
+            "confusion": self.confusion,
+            "labels": list(self.labels),
+            "images": self.images,
+            "split": self.split,
+        }
+
+
+def figures(
+    scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
+) -> Figures:
+    """Figures of ``scores``, float32 ``(N, classes)``, against the true ``classes``, ``(N,)``."""
+    metrics = require("sklearn.metrics")
+    predicted, known = scores.argmax(axis=1), np.arange(len(labels))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        classes, predicted, labels=known, zero_division=0
+    )
+    true_scores = np.clip(scores[np.arange(len(classes)), classes].astype(np.float64), 1e-7, 1.0)
+    return Figures(
+        accuracy=float(np.mean(predicted == classes)),
+        loss=float(-np.log(true_scores).mean()),
+        per_class={
+            label: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, label in enumerate(labels)
+        },
+        confusion=metrics.confusion_matrix(classes, predicted, labels=known).tolist(),
+        labels=labels,
+        images=len(classes),
+        split=split,
+    )
+
+
+def evaluate(
+    model: str | Path,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    normalise: str = "unit",
+    listener: Listener = ignore,
+) -> Figures:
+    """Measure a run, a bundle or a .tflite file on labelled pictures.
+
+    Args:
+        model: a run's folder, a bundle's folder or .zip, or a .tflite file.
+        data: a data set as for training; None takes the run's own.
+        split: ``train``, ``val``, ``test`` or ``all``. None takes the held-out pictures where the data is what
+            the model was trained on, else the data's own test split, else all.
+        normalise: for a bare float .tflite: what its pixels become, ``unit`` or ``signed``.
+        listener: told of the progress.
+
+    Raises:
+        EdgerecError: no such model, or data that does not fit it.
+    """
+    path = Path(model)
+    subject = _open(path, normalise)
+    if data is None and not subject.own_data:
+        raise EdgerecError(f"{path} does not say where pictures are: add --data")
+    section = subject.data if data is None else DataSection(**(vars(subject.data) | {"source": data}))
+    dataset, _ = load(section, listener=listener)
+    seen = bool(subject.digest) and dataset.digest == subject.digest
+    if data is None and not seen:
+        raise DataError(f"{section.source} is not what {path} was trained on (its digest changed)")
+    part, name = _part(dataset, section, subject, split, seen)
+    classes = _class_map(dataset, subject)[dataset.classes[part]]
+    scores = subject.scorer(dataset.images[part], listener)
+    return figures(scores, classes, subject.labels or dataset.labels, name)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model of any form, opened."""
+
+    scorer: Scorer
+    labels: tuple[str, ...]
+    data: DataSection
+    seed: int
+    digest: str
+    own_data: bool
+    classes: int
+
+
+def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
+    """Scores of a Keras model."""
+
+    def score(pixels: npt.NDArray[np.uint8], listener: Listener) -> npt.NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(pixels), EVALUATION_BATCH):
+            batch = pixels[start : start + EVALUATION_BATCH].astype(np.float32)
+            parts.append(np.asarray(model((batch - normalise.mean) / normalise.std, training=False)))
+            listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
+        return np.concatenate(parts)
+
+    return score
+
+
+def tflite_scorer(model: ImageModel) -> Scorer:
+    """Scores of a .tflite model, by the runtime that the device uses."""
+
+    def score(pixels: npt.NDArray[np.uint8], listener: Listener) -> npt.NDArray[np.float32]:
+        scores = np.empty((len(pixels), model.output.shape[1]), np.float32)
+        for i, image in enumerate(pixels):
+            scores[i] = model.scores(image)
+            if i % EVALUATION_BATCH == EVALUATION_BATCH - 1 or i == len(pixels) - 1:
+                listener(Progress("evaluating", i + 1, len(pixels)))
+        return scores
+
+    return score
+
+
+def _open(path: Path, normalise: str) -> _Subject:
+    if path.is_file() and path.suffix == ".tflite":
+        return _open_tflite(path, Normalise.named(normalise))
+    if (path / "recipe.toml").is_file():
+        return _open_run(Run.open(path))
+    if path.is_file() or (path / "manifest.json").is_file():
+        return _open_bundle(Bundle.open(path))
+    raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file")
+
+
+def _open_run(run: Run) -> _Subject:
+    recipe, labels = run.recipe, run.labels
+    return _Subject(
+        keras_scorer(run.model(), recipe.normalise),
+        labels,
+        recipe.data,
+        recipe.seed,
+        run.split_record["digest"],
+        True,
+        len(labels),
+    )
+
+
+def _open_bundle(bundle: Bundle) -> _Subject:
+    manifest = bundle.manifest
+    model = ImageModel(bundle.model, manifest.normalise, threads=manifest.threads, where=str(bundle.path))
+    # The split of a bundle's own data can be made again: its recipe travels with it.
+    recipe = Recipe.from_dict(manifest.provenance.get("recipe", {}), where=f"{bundle.path}: provenance.recipe")
+    return _Subject(
+        tflite_scorer(model),
+        manifest.labels,
+        _data_section(manifest.preprocess, recipe.data),
+        recipe.seed,
+        str(manifest.provenance.get("data_digest", "")),
+        False,
+        len(manifest.labels),
+    )
+
+
+def _open_tflite(path: Path, normalise: Normalise) -> _Subject:
+    model = ImageModel(path.read_bytes(), normalise, where=str(path))
+    _, height, width, channels = model.input.shape
+    if height != width:
+        raise ModelError(f"{path} takes {width}×{height}; a bare .tflite is evaluated with a square input only")
+    section = _data_section(PreprocessSpec(height, width, channels), DataSection())
+    return _Subject(tflite_scorer(model), (), section, 0, "", False, model.output.shape[1])
+
+
+def _data_section(spec: PreprocessSpec, base: DataSection) -> DataSection:
+    return DataSection(
+        **(
+            vars(base)
+            | {
+                "input_size": spec.height,
+                "channels": spec.channels,
+                "fit": spec.fit,
+                "interpolation": spec.interpolation,
+            }
+        )
+    )
+
+
+def _part(
+    dataset: Dataset, section: DataSection, subject: _Subject, wanted: str | None, seen: bool
+) -> tuple[npt.NDArray[np.int64], str]:
+    everything = np.arange(len(dataset.classes))
+    tagged = dataset.splits[0] != ""
+    if wanted == "all" or (wanted is None and not seen and not (tagged and "test" in dataset.splits)):
+        return everything, "all"
+    name = wanted or "test"
+    if seen:
+        parts: Split = split_dataset(dataset, section, subject.seed)
+        return parts.part(name), name
+    part = everything[dataset.splits == name]
+    if not len(part):
+        raise DataError(f"{section.source} has no {name} split, and is not what the model was trained on: use --split all")
+    return part, name
+
+
+def _class_map(dataset: Dataset, subject: _Subject) -> npt.NDArray[np.int64]:
+    """The model's index for each of the data's classes."""
+    if not subject.labels:
+        if len(dataset.labels) != subject.classes:
+            raise DataError(f"the model has {subject.classes} classes, the data {len(dataset.labels)}")
+        return np.arange(subject.classes)
+    missing = [label for label in dataset.labels if label not in subject.labels]
+    if missing:
+        raise DataError(
+            f"the data has a class {missing[0]!r} that the model does not know ({', '.join(subject.labels[:10])})"
+        )
+    return np.array([subject.labels.index(label) for label in dataset.labels])

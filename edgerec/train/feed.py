@@ -1,0 +1,85 @@
+"""Batches for training: shuffled, augmented, normalised; the same for the same seed and epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.recipe import AugmentSection, Recipe
+from edgerec.contract.tensors import Normalise
+from edgerec.data import Dataset
+from edgerec.data.augment import augmenter
+from edgerec.optional import require
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Training batches of a data set's part.
+
+    ``batches`` yields float32 ``(batch_size, H, W, C)`` and int64 ``(batch_size,)``, ``steps`` of them an epoch.
+    """
+
+    batches: Any
+    steps: int
+    batch_size: int
+
+
+def auto_batch_size(count: int) -> int:
+    """16 to 128, a power of two: small data needs many steps, large data wants speed."""
+    return int(2 ** np.clip(np.floor(np.log2(max(count, 1) / 50)), 4, 7))
+
+
+def training_feed(
+    dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe, *, first_epoch: int, augment: AugmentSection
+) -> Feed:
+    """Endless epochs from ``first_epoch`` on. Order and augmentation follow from the seed and the epoch alone,
+    so that a resumed run sees what an unbroken one would."""
+    tf = require("tensorflow")
+    size = min(recipe.train.batch_size or auto_batch_size(len(part)), len(part))
+    steps = len(part) // size
+    change = augmenter(augment)
+    normalise = recipe.normalise
+
+    def positions(epoch: Any) -> Any:
+        order = tf.random.experimental.stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])
+        numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((tf.reshape(order[: steps * size], [steps, size]), numbers))
+
+    def gather(batch: Any, number: Any) -> tuple[Any, Any]:
+        pixels = tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)
+        pixels = tf.cast(tf.ensure_shape(pixels, [size, *dataset.images.shape[1:]]), tf.float32)
+        if change is not None:
+            pixels = change(pixels, tf.stack([tf.constant(recipe.seed, tf.int64), number]))
+        return normalised(pixels, normalise), tf.gather(tf.constant(dataset.classes), batch)
+
+    batches = (
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(positions)
+        .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    return Feed(batches, steps, size)
+
+
+def evaluation_feed(dataset: Dataset, part: npt.NDArray[np.int64], normalise: Normalise) -> Any:
+    """The part in its order, once: the same shapes and types as :class:`Feed`, the last batch smaller."""
+    tf = require("tensorflow")
+
+    def gather(batch: Any) -> tuple[Any, Any]:
+        pixels = tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)
+        pixels = tf.cast(tf.ensure_shape(pixels, [None, *dataset.images.shape[1:]]), tf.float32)
+        return normalised(pixels, normalise), tf.gather(tf.constant(dataset.classes), batch)
+
+    return (
+        tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)
+    )
+
+
+def normalised(pixels: Any, normalise: Normalise) -> Any:
+    """From 0…255 to the model's real numbers."""
+    return (pixels - normalise.mean) / normalise.std

@@ -1,0 +1,107 @@
+"""The only place that picks the Keras.
+
+It is tf_keras (Keras 2): tensorflow-model-optimization refuses the layers of Keras 3.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.recipe import TrainSection
+from edgerec.contract.stderr import captured_stderr
+from edgerec.errors import EdgerecError, ModelError
+from edgerec.optional import require
+
+PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+
+
+def keras() -> Any:
+    """The Keras module. On first use TensorFlow is loaded, its chatter kept away unless the log is at DEBUG."""
+    if "tf_keras" in sys.modules:
+        return sys.modules["tf_keras"]
+    if logging.getLogger("edgerec").isEnabledFor(logging.DEBUG):
+        return require("tf_keras")
+    with captured_stderr():
+        tensorflow = require("tensorflow")
+        tensorflow.config.list_physical_devices("GPU")  # what it has to say about drivers, it says here
+        module = require("tf_keras")
+    tensorflow.get_logger().setLevel("ERROR")
+    logging.getLogger("absl").setLevel("ERROR")
+    return module
+
+
+def prepare(section: TrainSection, seed: int) -> None:
+    """Choose the device, the precision and the random state for what is built from now on.
+
+    Raises:
+        EdgerecError: a GPU is asked for and TensorFlow sees none.
+    """
+    keras()
+    tf = require("tensorflow")
+    gpus = tf.config.list_physical_devices("GPU")
+    if section.device == "gpu" and not gpus:
+        raise EdgerecError(
+            "train.device is 'gpu', TensorFlow sees none: "
+            'pip install "edgerec[train-gpu]" and look at nvidia-smi, or use --device cpu'
+        )
+    try:
+        if section.device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)  # others may train on it too
+    except RuntimeError:
+        # TensorFlow fixes its devices at the first computation of the process.
+        logging.getLogger(__name__).debug("the devices were chosen earlier in this process")
+    keras().mixed_precision.set_global_policy("mixed_float16" if section.mixed_precision else "float32")
+    keras().utils.set_random_seed(seed)
+
+
+def load_model(path: Path) -> Any:
+    """Load a .keras file that edgerec wrote; never runs code out of it (safe mode)."""
+    try:
+        return keras().models.load_model(path, compile=False, safe_mode=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is no Keras model that can be read: {str(error).splitlines()[0]}") from None
+
+
+def load_weights(model: Any, path: Path) -> tuple[int, int]:
+    """Start ``model`` from a .keras or .h5 file's weights wherever layers fit; no code is read from it.
+
+    Returns:
+        How many of the model's variables were taken, and how many there are.
+
+    Raises:
+        ModelError: no such file, none that Keras reads, or nothing in it fits.
+    """
+    if not path.is_file():
+        raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
+    before = model.get_weights()
+    how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_weights(str(path), **how)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{path} holds no weights that Keras can read: {str(error).splitlines()[0]}") from None
+    taken = sum(bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True))
+    if not taken:
+        raise ModelError(f"none of the weights in {path} fit {model.name}: same architecture, width and channels?")
+    return taken, len(before)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what decides a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,128 @@
+"""A run: the folder that a training made, and everything in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.files import replacing, write_file
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import Recipe
+from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.errors import DataError, EdgerecError
+from edgerec.models import find
+from edgerec.train.keras import load_model
+
+HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder: ``recipe.toml model.keras labels.txt split.json history.csv metrics.json plots/ checkpoints/``,
+    and one folder for each variant.
+
+    A run is finished when it has ``metrics.json``, which is written last.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A finished run; raises :class:`EdgerecError` when there is none."""
+        run = cls(Path(path))
+        if not run.path.is_dir() or not (run.path / "recipe.toml").is_file():
+            raise EdgerecError(f"{path} is no run: it has no recipe.toml; make one with edgerec train --out {path}")
+        if not run.finished:
+            raise EdgerecError(f"{path} is unfinished: go on with edgerec train --resume --out {path}")
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe: no key is left to be chosen."""
+        return Recipe.from_toml(self.path / "recipe.toml")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One per class, in the order of the scores."""
+        return tuple((self.path / "labels.txt").read_text(encoding="utf-8").splitlines())
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What training measured."""
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def split_record(self) -> dict[str, Any]:
+        """The data's digest and which pictures were held out."""
+        return json.loads((self.path / "split.json").read_text(encoding="utf-8"))
+
+    def model(self) -> Any:
+        """The float32 Keras model, not compiled."""
+        return load_model(self.path / "model.keras")
+
+    def data(self, listener: Listener = ignore) -> tuple[Dataset, Split]:
+        """The data set that the run was trained on, and its split.
+
+        Raises:
+            DataError: the pictures are others than they were.
+        """
+        recipe = self.recipe
+        dataset, _ = load(recipe.data, least_size_px=find(recipe.model.arch).least_size_px, listener=listener)
+        if dataset.digest != self.split_record["digest"]:
+            raise DataError(
+                f"{recipe.data.source} is not what {self.path} was trained on (its digest changed): "
+                "bring the old pictures back, or train again"
+            )
+        return dataset, split_dataset(dataset, recipe.data, recipe.seed)
+
+    def variant(self, name: str) -> Path:
+        """The folder of one variant, which may not exist yet."""
+        return self.path / name
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Each finished variant's report, by its name."""
+        return {
+            report.parent.name: json.loads(report.read_text(encoding="utf-8"))
+            for report in sorted(self.path.glob("*/report.json"))
+            if (report.parent / "model.tflite").is_file()
+        }
+
+    def history(self) -> list[dict[str, float]]:
+        """One row an epoch, with the keys of :data:`HISTORY`."""
+        try:
+            text = (self.path / "history.csv").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+    def write_history(self, rows: list[dict[str, float]]) -> None:
+        """Replace ``history.csv``."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{row[key]:.6g}" for key in HISTORY} for row in rows)
+        write_file(self.path / "history.csv", out.getvalue())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace one of the run's JSON files."""
+        write_file(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def save_model(self, model: Any, name: str) -> None:
+        """Write a Keras model whole or not at all."""
+        with replacing(self.path / name) as partial:
+            partial.unlink()  # Keras asks before it replaces a file
+            model.save(partial, save_format="keras")
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """The epoch with the highest validation accuracy; of equal ones that with the lowest loss."""
+    return int(max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"])
