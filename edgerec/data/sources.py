@@ -91,6 +91,8 @@ def _folders(path: Path) -> list[Path]:
 
 def npz(path: Path) -> Arrays:
     """``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]``; never unpickles."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no .npz file: numpy.savez writes one")
     try:
         with np.load(path, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}

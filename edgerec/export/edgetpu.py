@@ -147,14 +147,19 @@ def _refused(operator: Operator) -> str | None:
     if operator.name not in _RULES:
         return "the operator is not on its list"
     tensors = [t for t in (*operator.inputs, *operator.outputs) if t is not None]
+    # An LSTM keeps its cell state in 16 bits, and is mapped so.
+    dtypes = _DTYPES | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
     for tensor in tensors:
-        if reason := _refused_tensor(tensor):
+        if reason := _refused_tensor(tensor, dtypes):
             return reason
     return _RULES[operator.name](operator)
 
 
-def _refused_tensor(tensor: Tensor) -> str | None:
-    if tensor.dtype not in ("INT8", "UINT8", "INT32"):
+_DTYPES = {"INT8", "UINT8", "INT32"}
+
+
+def _refused_tensor(tensor: Tensor, dtypes: set[str]) -> str | None:
+    if tensor.dtype not in dtypes:
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
     if -1 in tensor.shape:
         return f"tensor {tensor.name!r} has a dynamic shape {list(tensor.shape)}"

@@ -108,12 +108,14 @@ def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSp
 
 
 def _load_delegate(module: Any, library: str) -> Any:
-    try:
-        return module.load_delegate(library)
-    except (ValueError, OSError) as error:
-        raise EdgerecError(
-            f"the delegate {library} does not load ({error}): is its driver installed and the device plugged in?"
-        ) from None
+    with captured_stderr():  # a delegate that failed to load also fails to be deleted, and says so
+        try:
+            return module.load_delegate(library)
+        except (ValueError, OSError) as error:
+            reason = str(error)
+    raise EdgerecError(
+        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in?"
+    )
 
 
 def _cpu_name() -> str:

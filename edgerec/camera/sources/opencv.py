@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgerec.contract.preprocess import Image
+from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
@@ -31,15 +30,12 @@ class OpenCVSource:
         """The camera with that index, or device file."""
         capture = _open(device)
         if capture is None:
-            found = sorted(f"/dev/{name}" for name in os.listdir("/dev") if name.startswith("video")) if (
-                os.path.isdir("/dev")
-            ) else []
+            found = sorted(str(path) for path in Path("/dev").glob("video*"))
             there = f"the system has {', '.join(found)}" if found else "the system shows no camera"
             raise SourceError(
                 f"camera {device} does not open: {there}; is it plugged in, free, and are you in the group video?"
             )
-        with suppress(AttributeError):
-            capture.set(require("cv2").CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
+        capture.set(require("cv2").CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
         return cls(capture, str(device), live=True)
 
     @classmethod
@@ -87,9 +83,8 @@ def without_password(url: str) -> str:
 
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:
     cv2 = require("cv2")
-    with suppress(AttributeError):
-        cv2.setLogLevel(0)  # we say in one line why it does not open; OpenCV takes ten
-    capture = cv2.VideoCapture(device, backend, parameters or [])
+    with captured_stderr():  # we say in one line why it does not open; OpenCV takes ten
+        capture = cv2.VideoCapture(device, backend, parameters or [])
     if capture.isOpened():
         return capture
     capture.release()

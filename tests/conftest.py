@@ -1,0 +1,111 @@
+"""Shared by all tests: a cache of their own, a small trained run, a bundle, a video, real data where it lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("EDGEREC_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    os.environ["EDGEREC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real data at {REAL_DATA} (EDGEREC_TEST_DATA)")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """Digits, quick."""
+    from edgerec import Recipe
+
+    return Recipe.from_dict({"train": {"epochs": 4}, "compress": {"epochs": 1, "max_drop": 3.0}})
+
+
+@pytest.fixture(scope="session")
+def run(recipe, tmp_path_factory):
+    """A finished run on the embedded digits, with the variant int8-qat."""
+    from edgerec import fit, quantize
+
+    made = fit(recipe, tmp_path_factory.mktemp("runs") / "digits")
+    quantize(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def bundle(run) -> Path:
+    """That run's bundle for the Raspberry Pi."""
+    from edgerec import export_bundle
+
+    return Path(export_bundle(run, "rpi").bundle)
+
+
+@pytest.fixture(scope="session")
+def pictures(bundle) -> list[Path]:
+    """The bundle's golden pictures: one digit of each class."""
+    return sorted((bundle / "golden").glob("*.png"))
+
+
+@pytest.fixture(scope="session")
+def video(pictures, tmp_path_factory) -> Path:
+    """A motion-JPEG video of 30 frames, 160×120, three of each digit in turn."""
+    import cv2
+
+    path = tmp_path_factory.mktemp("video") / "digits.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (160, 120))
+    for picture in pictures:
+        digit = cv2.resize(cv2.imread(str(picture)), (120, 120), interpolation=cv2.INTER_LINEAR)
+        frame = cv2.copyMakeBorder(digit, 0, 0, 20, 20, cv2.BORDER_CONSTANT)
+        for _ in range(3):
+            writer.write(frame)
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Two classes of 20 colour pictures, 40×30: one reddish, one bluish; four people in the file names."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    for label, channel in (("red", 2), ("blue", 0)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for number in range(20):
+            image = rng.integers(0, 90, (30, 40, 3), np.uint8)
+            image[:, :, channel] += 150
+            cv2.imwrite(str(tmp_path / "pictures" / label / f"person{number % 4}_{number:02d}.jpg"), image)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def edgerec():
+    """Run the command line in a process of its own; gives the completed process."""
+
+    def call(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+    return call
+
+
+def one_line(done: subprocess.CompletedProcess, code: int = 1) -> str:
+    """The only line of an error, as the person sees it."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]

@@ -1,0 +1,122 @@
+"""Tensors, decisions, recipes and targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgerec.contract.decision import DecisionSpec, decide
+from edgerec.contract.recipe import Recipe, parse_assignment
+from edgerec.contract.shipped import shipped_names
+from edgerec.contract.target import Target
+from edgerec.contract.tensors import NORMALISATIONS, Normalise, TensorSpec, dequantize, pixel_table, quantize
+from edgerec.errors import RecipeError, TargetError
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_pixels_pass_through(name):
+    normalise = Normalise.named(name)
+    spec = TensorSpec("uint8", (1, 8, 8, 3), float(np.float32(1 / normalise.std)), int(normalise.mean))
+    assert pixel_table(normalise, spec) is None
+
+
+def test_int8_input_is_the_pixel_minus_128():
+    table = pixel_table(Normalise.named("unit"), TensorSpec("int8", (1, 8, 8, 3), 1 / 255, -128))
+    assert np.array_equal(table, np.arange(256) - 128)
+
+
+def test_float_input_is_normalised():
+    table = pixel_table(Normalise.named("signed"), TensorSpec("float32", (1, 8, 8, 3)))
+    assert table.dtype == np.float32
+    assert table[0] == -1
+    assert table[128] == 0
+
+
+def test_quantize_rounds_half_to_even_and_saturates():
+    spec = TensorSpec("int8", (1, 2), 0.5, 1)
+    assert quantize(np.array([0.25, 0.75, 1000, -1000]), spec).tolist() == [1, 3, 127, -128]
+    assert dequantize(np.array([3, -1], np.int8), spec).tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("fields", [{"dtype": "int4"}, {"scale": 0.0}, {"scale": -1.0}])
+def test_wrong_tensor_is_refused(fields):
+    with pytest.raises(ValueError, match="tensor"):
+        TensorSpec(**({"dtype": "int8", "shape": (1, 2), "scale": 1.0} | fields))
+
+
+def test_decision_lists_the_best_first_and_says_unknown():
+    scores = np.array([0.1, 0.6, 0.3], np.float32)
+    answer = decide(scores, ("a", "b", "c"), DecisionSpec(top_k=2))
+    assert (answer.label, answer.index) == ("b", 1)
+    assert [category.label for category in answer.categories] == ["b", "c"]
+    unsure = decide(scores, ("a", "b", "c"), DecisionSpec(threshold=0.7))
+    assert (unsure.label, unsure.index, unsure.score) == ("unknown", -1, pytest.approx(0.6))
+
+
+def test_recipe_survives_toml(tmp_path):
+    recipe = Recipe().override({"data.source": 'a "b" \\ ö', "train.epochs": 3, "augment.flip": True, "seed": 7})
+    for comments in (False, True):
+        (tmp_path / "recipe.toml").write_text(recipe.to_toml(comments))
+        assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
+
+
+def test_every_recipe_key_has_a_comment():
+    lines = [line for line in Recipe().to_toml(comments=True).splitlines() if line]
+    assert len(lines) > 30
+    assert all("# " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.epoch", 3, "did you mean 'train.epochs'"),
+        ("trian.epochs", 3, "did you mean 'train'"),
+        ("train.epochs", 0, "train.epochs is 0, expected 1 to"),
+        ("train.epochs", "many", "train.epochs is 'many'"),
+        ("train.epochs", True, "train.epochs is True"),
+        ("data.fit", "zoom", "expected crop, stretch, pad"),
+        ("train.learning_rate", float("nan"), "train.learning_rate is nan"),
+        ("data", 3, r"expected a section \[data\]"),
+        ("compress.sparsity", 1.0, "compress.sparsity is 1.0"),
+    ],
+)
+def test_wrong_recipe_names_the_key(key, value, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe().override({key: value})
+
+
+def test_assignments_are_toml_or_text():
+    assert parse_assignment("train.epochs=3") == ("train.epochs", 3)
+    assert parse_assignment("data.source=my pictures") == ("data.source", "my pictures")
+    assert parse_assignment("augment.flip=true") == ("augment.flip", True)
+    with pytest.raises(RecipeError, match="no assignment"):
+        parse_assignment("train.epochs")
+
+
+def test_shipped_targets_and_calibration_are_read():
+    assert {"desktop", "rpi", "coral"} <= set(shipped_names("targets"))
+    assert "stratified" in shipped_names("calibration")
+    for name in shipped_names("targets"):
+        assert Target.load(name).title
+    assert "float32" not in Target.load("coral").types
+
+
+def test_own_target_is_read_and_checked(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "Mine"\narch = ["aarch64"]\ntypes = ["int8"]\nthreads = 2\n')
+    assert Target.load(str(path)).threads == 2
+    for text, said in (
+        ('title = "Mine"\nthread = 2\n', "did you mean 'threads'"),
+        ('title = 3\n', "expected str"),
+        ('title = "Mine"\n', "arch is missing"),
+        ('title = "Mine"\narch = []\ntypes = ["int4"]\n', "int4"),
+        ("title = \n", "not TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(TargetError, match=said):
+            Target.load(str(path))
+
+
+def test_unknown_target_names_the_nearest():
+    with pytest.raises(TargetError, match="did you mean 'rpi'"):
+        Target.load("rpi4")

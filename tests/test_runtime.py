@@ -1,0 +1,105 @@
+"""The classifier on a device."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgerec import Bundle, Classifier, predict, read_image
+from edgerec.contract.preprocess import apply
+from edgerec.errors import DataError, EdgerecError, ModelError
+from edgerec.runtime import interpreter
+from edgerec.runtime.model import ImageModel
+from tests.conftest import one_line
+
+
+def test_classify_gives_scores_that_sum_to_one(bundle, pictures):
+    answer = Classifier.open(bundle).classify(read_image(pictures[0]))
+    assert answer.scores.shape == (10,)
+    assert answer.scores.dtype == np.float32
+    assert answer.scores.sum() == pytest.approx(1, abs=0.05)
+    assert answer.label == answer.categories[0].label
+    assert answer.score == max(answer.scores)
+
+
+def test_the_camera_s_bytes_go_straight_in(bundle, pictures):
+    """No table between pixels and the input: what set_tensor gets is what preprocessing gave."""
+    classifier = Classifier.open(bundle)
+    model = classifier._model
+    assert model._table is None
+    pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
+    model.invoke(pixels)
+    assert np.array_equal(model._interpreter.get_tensor(model._input_index)[0], pixels)
+
+
+def test_most_golden_pictures_are_what_they_show(bundle, pictures):
+    vectors = json.loads((bundle / "golden/golden.json").read_text())["vectors"]
+    assert len(vectors) == len(pictures) == 10
+    right = [result.classification.index == i for i, result in enumerate(predict(bundle, pictures))]
+    assert sum(right) >= 7
+
+
+def test_threshold_answers_unknown(bundle, pictures):
+    (result,) = predict(bundle, pictures[:1], threshold=1.0)
+    assert result.classification.label == "unknown"
+    assert result.classification.index == -1
+    assert result.classification.categories[0].label != "unknown"
+
+
+def test_predict_json_is_the_documented_object(bundle, pictures, edgerec):
+    done = edgerec("predict", bundle, *pictures[:3], "--json")
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(objects) == 3
+    for number, value in enumerate(objects):
+        assert list(value) == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
+        assert value["frame"] == number
+        assert value["source"] == str(pictures[number])
+        assert value["age_ms"] >= 0
+        assert len(value["categories"]) == 5
+        assert value["categories"][0] == {key: value[key] for key in ("label", "index", "score")}
+
+
+def test_predict_refuses_what_is_no_picture(bundle, tmp_path, edgerec):
+    (tmp_path / "note.txt").write_text("hello")
+    assert "note.txt is no picture" in one_line(edgerec("predict", bundle, tmp_path / "note.txt"))
+    assert "No such file" in one_line(edgerec("predict", bundle, tmp_path / "nothing.jpg"))
+    with pytest.raises(DataError):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0\0\0\0TFL3", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
+def test_what_is_no_tflite_is_refused(content):
+    from edgerec.contract.tensors import Normalise
+
+    with pytest.raises(ModelError):
+        ImageModel(content, Normalise.named("unit"))
+
+
+def test_delegate_that_is_missing_is_an_error(bundle):
+    with pytest.raises(EdgerecError, match="does not load"):
+        Classifier.open(bundle, delegate="libnothing.so.1")
+
+
+def test_runtimes_answer_alike(bundle, pictures, monkeypatch):
+    """TensorFlow's own interpreter is the third choice, and runs the same file."""
+    first = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    only = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
+    monkeypatch.setattr(interpreter, "RUNTIMES", only)
+    assert interpreter.fingerprint().runtime == "tensorflow"
+    other = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    assert np.abs(first.astype(int) - other).max() <= 2
+
+
+def test_no_runtime_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(interpreter, "RUNTIMES", {"x": "no_such_package_here"})
+    with pytest.raises(EdgerecError, match="pip install ai-edge-litert"):
+        interpreter.find_runtime()
+
+
+def test_an_opened_bundle_is_what_was_checked(bundle):
+    """The interpreter gets the bytes whose digest was taken, not the file once more."""
+    opened = Bundle.open(bundle)
+    assert opened.model == (bundle / "model.tflite").read_bytes()
+    assert Classifier(opened).manifest == opened.manifest
