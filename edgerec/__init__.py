@@ -28,10 +28,26 @@ _PUBLIC = {
     "verify": "edgerec.runtime",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = [
+    "Bundle",
+    "Camera",
+    "Classifier",
+    "EdgerecError",
+    "Recipe",
+    "Run",
+    "__version__",
+    "evaluate",
+    "export_bundle",
+    "fit",
+    "predict",
+    "quantize",
+    "read_image",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from edgerec.camera import Camera
+    from edgerec.camera.predict import predict
     from edgerec.compress import quantize
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
@@ -39,7 +55,6 @@ if TYPE_CHECKING:
     from edgerec.export import export_bundle
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.classifier import read_image
-    from edgerec.camera.predict import predict
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run

@@ -82,7 +82,10 @@ def test_of_a_live_source_the_newest_frame_wins():
 
 
 def test_the_reader_s_failure_is_raised_where_the_user_stands():
-    with FrameReader(Made(live=True, frames=3, error=SourceError("gone"))) as reader, pytest.raises(SourceError, match="gone"):
+    with (
+        FrameReader(Made(live=True, frames=3, error=SourceError("gone"))) as reader,
+        pytest.raises(SourceError, match="gone"),
+    ):
         list(reader)
 
 
@@ -207,8 +210,7 @@ def test_http_stream_is_live_and_its_end_is_an_error(bundle, mjpeg):
     with Camera.open(bundle, mjpeg) as camera:
         results = []
         with pytest.raises(SourceError, match="stopped giving pictures"):
-            for result in camera:
-                results.append(result)
+            results.extend(camera)
     assert len(results) >= 5
     assert open_source(mjpeg).live
 

@@ -109,7 +109,9 @@ def test_groups_stay_on_one_side(image_folder):
         section(image_folder, group_by=r"(person\d)", test_fraction=0.25, val_fraction=0.25, input_size=16)
     )
     parts = split_dataset(dataset, resolved, 0)
-    people = [{re.search(r"person\d", dataset.names[i])[0] for i in part} for part in (parts.train, parts.val, parts.test)]
+    people = [
+        {re.search(r"person\d", dataset.names[i])[0] for i in part} for part in (parts.train, parts.val, parts.test)
+    ]
     assert not people[0] & people[1]
     assert not people[0] & people[2]
     assert not people[1] & people[2]

@@ -13,7 +13,7 @@ from edgerec.compress import calibration
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.contract.tensors import Normalise, pixel_table
-from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError, TrainError
+from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.export.edgetpu import check
 from edgerec.runtime.model import ImageModel
 from tests.conftest import one_line
@@ -165,11 +165,9 @@ def test_every_architecture_goes_all_the_way(arch, methods, image_folder, tmp_pa
             assert report.sparsity > 0.9 * sparsity
 
 
-def test_pruning_in_too_few_steps_is_an_error(image_folder, tmp_path):
+def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
     made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
-    with pytest.raises(TrainError, match="give it more with --epochs"):
-        quantize(made, "qat", sparsity=0.5, epochs=1)
-    assert sorted(made.variants()) == ["float32"]
+    assert quantize(made, "ptq", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
 
 
 def test_a_run_without_an_end_is_refused(tmp_path, edgerec):

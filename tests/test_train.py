@@ -90,7 +90,9 @@ def test_figures_of_known_scores():
 
 
 def test_best_epoch_prefers_accuracy_then_loss():
-    rows = [{"epoch": i + 1, "val_accuracy": a, "val_loss": b} for i, (a, b) in enumerate([(0.9, 1), (0.95, 2), (0.95, 1)])]
+    rows = [
+        {"epoch": i + 1, "val_accuracy": a, "val_loss": b} for i, (a, b) in enumerate([(0.9, 1), (0.95, 2), (0.95, 1)])
+    ]
     assert best_epoch(rows) == 3
 
 
@@ -323,7 +325,14 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, edgerec, bundle, run)
         assert "Traceback" not in done.stderr
         assert "o space left" in done.stderr.splitlines()[-1]
         message = one_line(
-            edgerec("train", "--epochs", "1", "--out", tmp_path / "run", env=os.environ | {"EDGEREC_CACHE": str(disk / "cache")})
+            edgerec(
+                "train",
+                "--epochs",
+                "1",
+                "--out",
+                tmp_path / "run",
+                env=os.environ | {"EDGEREC_CACHE": str(disk / "cache")},
+            )
         )
         assert "No space left on device" in message
     finally:

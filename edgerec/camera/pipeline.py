@@ -32,7 +32,12 @@ class Camera:
 
     @classmethod
     def open(
-        cls, bundle: str | Path, source: str, *, threads: int = 0, delegate: str | None = None,
+        cls,
+        bundle: str | Path,
+        source: str,
+        *,
+        threads: int = 0,
+        delegate: str | None = None,
         threshold: float | None = None,
     ) -> Camera:
         """A camera over the bundle (folder or .zip) and the source, which opens on entering it."""

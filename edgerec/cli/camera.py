@@ -5,15 +5,21 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgerec.cli.output import chatter
 
+if TYPE_CHECKING:
+    from edgerec.camera.sinks import Sink
+
 
 def camera(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    source: str = typer.Option("0", "--source", "-s", help="A camera's number, a video file, an RTSP or HTTP address, or a folder."),
+    source: str = typer.Option(
+        "0", "--source", "-s", help="A camera's number, a video file, an RTSP or HTTP address, or a folder."
+    ),
     headless: bool = typer.Option(False, "--headless", help="No window: one line per frame."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per frame."),
     max_frames: int | None = typer.Option(None, min=1, help="End after so many frames."),
@@ -28,7 +34,7 @@ def camera(
     chatter()
     live = Camera.open(bundle, source, threads=threads, delegate=delegate, threshold=threshold)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
-        sinks: list = [JsonLines(sys.stdout)] if json else []
+        sinks: list[Sink] = [JsonLines(sys.stdout)] if json else []
         if not headless:
             from edgerec.camera.sinks.window import Window
 

@@ -81,7 +81,12 @@ def progress() -> Iterator[Listener]:
     from edgerec.contract.progress import Progress as Step
 
     console = Console(stderr=True)
-    columns = ("[progress.description]{task.description}", BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    columns = (
+        "[progress.description]{task.description}",
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
     bars: dict[str, Any] = {}
     log = logging.getLogger("edgerec")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:

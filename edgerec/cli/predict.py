@@ -27,5 +27,7 @@ def predict(
             lines.write(result)
             continue
         best = result.classification.categories[:3]
-        say(f"{result.frame.source}  {result.classification.label}   "
-            f"({', '.join(f'{c.label} {c.score:.2f}' for c in best)})")
+        say(
+            f"{result.frame.source}  {result.classification.label}   "
+            f"({', '.join(f'{c.label} {c.score:.2f}' for c in best)})"
+        )

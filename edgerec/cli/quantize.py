@@ -29,5 +29,8 @@ def quantize(
         show_json(report.to_dict())
         return
     parity_table([row.to_dict() for row in report.forms])
-    say(f"variant  {report.path}  ({-report.drop_points:+.2f} points of top-1 against float on {report.images} held-out images)")
+    change = f"{-report.drop_points:+.2f} points of top-1 against float on {report.images} held-out images"
+    say(f"variant  {report.path}  ({change})")
+    if report.sparsity > 0.05:
+        say(f"sparsity {report.sparsity:.1%} of the weights are zero")
     say(f"next     edgerec export {run} --target rpi")

@@ -76,6 +76,7 @@ def _show(run: Run, json: bool) -> None:
     if json:
         show_json({"run": str(run.path)} | metrics)
         return
-    say(f"accuracy {metrics['accuracy']:.2%} on {metrics['images']} held-out images, {metrics['parameters']:,} parameters")
+    images, parameters = metrics["images"], metrics["parameters"]
+    say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
     say(f"run      {run.path}  (plots/, metrics.json, split.json)")
     say(f"next     edgerec quantize {run.path}")

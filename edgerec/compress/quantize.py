@@ -13,8 +13,8 @@ import numpy.typing as npt
 from edgerec.compress import calibration
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.finetune import FineTune
-from edgerec.compress.parity import Form, check_drop, form
 from edgerec.compress.flatbuffer import read_graph, weight_sparsity
+from edgerec.compress.parity import Form, check_drop, form
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
 from edgerec.contract.files import refuse_existing, replacing_folder, sha256
@@ -148,9 +148,7 @@ def _bench(run: Run, recipe: Recipe, listener: Listener) -> _Bench:
     return _Bench(run, recipe, model, dataset, split, reference, listener)
 
 
-def _measure(
-    bench: _Bench, name: str, content: bytes, between: list[Form], drawn: dict[str, Any]
-) -> QuantizeReport:
+def _measure(bench: _Bench, name: str, content: bytes, between: list[Form], drawn: dict[str, Any]) -> QuantizeReport:
     """A variant's report; ``between`` are the parity table's rows between float Keras and it."""
     dataset, split = bench.dataset, bench.split
     scorer = tflite_scorer(ImageModel(content, bench.recipe.normalise, where=name))
@@ -191,9 +189,7 @@ def _compressed(bench: _Bench) -> tuple[bytes, dict[str, Any]]:
     recipe, dataset, split, model = bench.recipe, bench.dataset, bench.split, bench.model
     listener, compress = bench.listener, bench.recipe.compress
     # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
-    feed = training_feed(
-        dataset, split.train, recipe, first_epoch=recipe.train.epochs, augment=recipe.augment
-    )
+    feed = training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs, augment=recipe.augment)
     tune = FineTune(
         feed,
         evaluation_feed(dataset, split.val, recipe.normalise),

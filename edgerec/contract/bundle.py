@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from edgerec.contract.files import replacing, replacing_folder, refuse_existing, sha256
+from edgerec.contract.files import refuse_existing, replacing, replacing_folder, sha256
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 
@@ -61,9 +61,7 @@ class Bundle:
         return self.files[self.manifest.model]
 
     @staticmethod
-    def write(
-        path: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False
-    ) -> Bundle:
+    def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> Bundle:
         """Write a bundle whole or not at all, as a folder, or as a .zip where ``path`` ends so.
 
         ``manifest.files`` is made here, from ``files``.

@@ -66,9 +66,7 @@ class Classification:
     scores: npt.NDArray[np.float32]
 
 
-def decide(
-    scores: npt.NDArray[np.float32], labels: Sequence[str], spec: DecisionSpec
-) -> Classification:
+def decide(scores: npt.NDArray[np.float32], labels: Sequence[str], spec: DecisionSpec) -> Classification:
     """Answer for ``scores``, float32 ``(classes,)``; of equal scores the lower index comes first."""
     order = np.argsort(-scores, kind="stable")[: spec.top_k]
     categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)

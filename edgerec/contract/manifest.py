@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -91,7 +91,7 @@ class Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
             raise BundleError(f"{where} has an unknown key {wrong[0]!r}")
-        readers = {
+        readers: dict[str, Callable[[Any], Any]] = {
             "input": TensorSpec.from_dict,
             "output": TensorSpec.from_dict,
             "preprocess": PreprocessSpec.from_dict,
@@ -122,13 +122,10 @@ class Manifest:
 
     def _check(self, where: str) -> None:
         if self.output.shape[-1:] != (len(self.labels),):
-            raise BundleError(
-                f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}"
-            )
+            raise BundleError(f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}")
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
-                f"{where}: input shape {list(self.input.shape)} does not fit "
-                f"preprocess {list(self.preprocess.shape)}"
+                f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
             )
         if not self.normalise.std > 0:
             raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")

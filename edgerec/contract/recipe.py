@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from edgerec.contract.preprocess import Fit, Interpolation, PreprocessSpec
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
@@ -49,9 +49,7 @@ class DataSection:
         "0 or 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
     )
-    channels: int = _key(
-        0, "3 = RGB, 1 = grey, 0 = as the data set is", "0, 1 or 3", lambda value: value in (0, 1, 3)
-    )
+    channels: int = _key(0, "3 = RGB, 1 = grey, 0 = as the data set is", "0, 1 or 3", lambda value: value in (0, 1, 3))
     fit: str = _choice(
         "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
     )
@@ -61,6 +59,12 @@ class DataSection:
     val_fraction: float = _number(0.1, "part of the data for validation", 0.01, 0.5)
     test_fraction: float = _number(0.15, "part held out for the test, where the data has no test split", 0.01, 0.5)
     strict: bool = _flag(False, "refuse files that are no pictures instead of skipping them")
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
+        size, fit, interpolation = self.input_size, cast(Fit, self.fit), cast(Interpolation, self.interpolation)
+        return PreprocessSpec(size, size, self.channels, fit, interpolation)
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,14 @@ class TrainSection:
     batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
     learning_rate: float = _number(0.001, "Adam's highest learning rate", 1e-8, 10)
     schedule: str = _choice(
-        "cosine", "learning rate over the run; plateau halves it when validation stalls", ("cosine", "constant", "plateau")
+        "cosine",
+        "learning rate over the run; plateau halves it when validation stalls",
+        ("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = _number(0.5, "epochs over which the learning rate rises from zero", 0, 1000)
-    class_weights: str = _choice("none", "balanced gives rare classes the weight of frequent ones", ("none", "balanced"))
+    class_weights: str = _choice(
+        "none", "balanced gives rare classes the weight of frequent ones", ("none", "balanced")
+    )
     early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
     device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
     mixed_precision: bool = _flag(False, "compute in float16 where it is safe (GPU)")
@@ -175,8 +183,7 @@ class Recipe:
     @property
     def preprocess(self) -> PreprocessSpec:
         """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
-        size = self.data.input_size
-        return PreprocessSpec(size, size, self.data.channels, self.data.fit, self.data.interpolation)  # type: ignore[arg-type]
+        return self.data.preprocess
 
     @property
     def normalise(self) -> Normalise:

@@ -69,7 +69,7 @@ def _shape(images: npt.NDArray[np.uint8]) -> tuple[int, ...]:
 def _arrays_digest(source: Arrays) -> str:
     digest = hashlib.sha256(repr((source.images.shape, source.labels)).encode())
     for array in (source.images, source.classes, source.splits):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.preprocess import Image, PreprocessSpec, decode
+from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
@@ -56,9 +56,7 @@ class Dataset:
         return image
 
 
-def load(
-    section: DataSection, *, least_size_px: int = 8, listener: Listener = ignore
-) -> tuple[Dataset, DataSection]:
+def load(section: DataSection, *, least_size_px: int = 8, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
     """Read a data set, through the pixel store.
 
     Args:
@@ -74,10 +72,7 @@ def load(
     """
     found = sources.find(section.source)
     section = _resolve(section, found, least_size_px)
-    spec = PreprocessSpec(
-        section.input_size, section.input_size, section.channels, section.fit, section.interpolation  # type: ignore[arg-type]
-    )
-    stored = pixels(found, spec, listener)
+    stored = pixels(found, section.preprocess, listener)
     names = _names(found, section.source)
     skipped = tuple(names[i] for i in np.flatnonzero(~stored.valid))
     _report_skipped(skipped, section)

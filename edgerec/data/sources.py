@@ -112,7 +112,9 @@ def npz(path: Path) -> Arrays:
 
 
 def _from_arrays(values: dict[str, Any], where: str) -> Arrays:
-    images, targets, splits = [], [], []
+    images: list[npt.NDArray[np.uint8]] = []
+    targets: list[npt.NDArray[Any]] = []
+    splits: list[str] = []
     for split in SPLITS:
         if f"x_{split}" not in values:
             continue
@@ -184,9 +186,7 @@ def _keras(name: str, labels: str = "") -> Callable[[], Arrays]:
 NAMED: dict[str, Callable[[], Arrays]] = {
     "digits": _digits,
     "mnist": _keras("mnist"),
-    "fashion_mnist": _keras(
-        "fashion_mnist", "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"
-    ),
+    "fashion_mnist": _keras("fashion_mnist", "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"),
     "cifar10": _keras("cifar10", "airplane automobile bird cat deer dog frog horse ship truck"),
     "cifar100": _keras("cifar100"),
 }

@@ -69,16 +69,13 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
         )
     lines += ["", "| label | precision | recall | F1 | pictures |", "|---|---|---|---|---|"]
     for label, row in figures["per_class"].items():
-        lines.append(
-            f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
-        )
-    return [
-        *lines,
-        "",
+        lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
+    limits = (
         "It knows these labels and nothing else: any other picture gets one of them too, "
         "unless the bundle was exported with a threshold. "
-        "Its figures hold for pictures like those that it was measured on.",
-    ]
+        "Its figures hold for pictures like those that it was measured on."
+    )
+    return [*lines, "", limits]
 
 
 def _filled(line: str) -> str:

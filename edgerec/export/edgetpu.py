@@ -125,7 +125,9 @@ def check(graph: Graph) -> list[Finding]:
                 )
     if graph.subgraphs > 1:
         findings.append(
-            Finding(-1, "model", "", f"it has {graph.subgraphs} subgraphs, expected one", "build it without control flow")
+            Finding(
+                -1, "model", "", f"it has {graph.subgraphs} subgraphs, expected one", "build it without control flow"
+            )
         )
     for operator in graph.operators:
         if reason := _refused(operator):

@@ -183,7 +183,9 @@ def _choose(run: Run, target: Target, wanted: str | None, listener: Listener) ->
     if wanted == FLOAT32 and wanted not in variants:
         make_float32(run, listener)
     elif wanted not in variants:
-        raise TargetError(f"{run.path}: {unknown('variant', wanted, [*variants, FLOAT32])}; edgerec quantize makes them")
+        raise TargetError(
+            f"{run.path}: {unknown('variant', wanted, [*variants, FLOAT32])}; edgerec quantize makes them"
+        )
     return wanted
 
 

@@ -49,9 +49,7 @@ def find(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(
-    keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise
-) -> Any:
+def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
     """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``."""
     architecture = find(section.arch)
     if section.weights == "imagenet" and not (architecture.imagenet and shape[2] == 3):

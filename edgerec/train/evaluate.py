@@ -242,7 +242,9 @@ def _part(
         return parts.part(name), name
     part = everything[dataset.splits == name]
     if not len(part):
-        raise DataError(f"{section.source} has no {name} split, and is not what the model was trained on: use --split all")
+        raise DataError(
+            f"{section.source} has no {name} split, and is not what the model was trained on: use --split all"
+        )
     return part, name
 
 

@@ -75,9 +75,7 @@ def evaluation_feed(dataset: Dataset, part: npt.NDArray[np.int64], normalise: No
         pixels = tf.cast(tf.ensure_shape(pixels, [None, *dataset.images.shape[1:]]), tf.float32)
         return normalised(pixels, normalise), tf.gather(tf.constant(dataset.classes), batch)
 
-    return (
-        tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)
-    )
+    return tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)
 
 
 def normalised(pixels: Any, normalise: Normalise) -> Any:

@@ -127,7 +127,9 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: 
         len(parts.train),
         len(parts.val),
         len(parts.test),
-        f"held out for the test (listed in {run.path}/split.json)" if parts.held_out else "in the data's own test split",
+        f"held out for the test (listed in {run.path}/split.json)"
+        if parts.held_out
+        else "in the data's own test split",
     )
 
 

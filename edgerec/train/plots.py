@@ -71,7 +71,9 @@ def worst_mistakes(
     rows = max(1, -(-len(wrong) // columns))
     figure = _figure(max(4.0, 1.9 * columns), 2.3 * rows + 0.4)
     total = int((predicted != classes).sum())
-    figure.suptitle(f"worst of {total} mistakes on {len(part)} images" if total else f"no mistake on {len(part)} images")
+    figure.suptitle(
+        f"worst of {total} mistakes on {len(part)} images" if total else f"no mistake on {len(part)} images"
+    )
     for cell, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if cell >= len(wrong):

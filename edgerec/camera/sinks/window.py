@@ -36,8 +36,7 @@ class Window:
             cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE)
         except cv2.error:
             raise EdgerecError(
-                "this OpenCV has no windows (opencv-python-headless): add --headless, "
-                'or pip install "edgerec[desktop]"'
+                'this OpenCV has no windows (opencv-python-headless): add --headless, or pip install "edgerec[desktop]"'
             ) from None
         return self
 
