@@ -1,0 +1,30 @@
+# make demo | make test, from a fresh clone with Python 3.11 or newer, venv and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(BIN)/python examples/demo.py
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+# OpenCV with windows needs libGL and X libraries; where they are missing, the one without windows takes its place.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "edgerec needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,dev]"
+	@$(BIN)/python -c "import cv2" 2>/dev/null || { \
+	  echo "system libraries for OpenCV's windows are missing: taking opencv-python-headless"; \
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt opencv-python-headless && \
+	  $(BIN)/python -c "import cv2"; }
+	@touch $@
+
+clean:
+	rm -rf .venv demo dist build

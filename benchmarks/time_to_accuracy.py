@@ -1,0 +1,146 @@
+"""How long until 98.45 % on MNIST's test images: the tutorial's own code, and edgerec train, in one run.
+
+    python benchmarks/time_to_accuracy.py [--threshold 0.9845] [--max-epochs 12]
+
+The tutorial: a Sequential CNN (32/64/64), model.fit on arrays, batch 32, 5 epochs, no tf.data. edgerec: its default
+recipe with the augmentation turned off, as the tutorial has none, and with the schedule made for few epochs. Each
+runs in a process of its own; its clock starts when the libraries are imported, so it counts reading the data,
+building, tracing, training and validating. Test images are looked at after every epoch with the clock stopped.
+Times are from this machine as it is now; the ratio is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import data_folder
+
+
+class Clock:
+    """Counts seconds, less those in which it was stopped."""
+
+    def __init__(self) -> None:
+        self._began, self._stopped = time.monotonic(), 0.0
+
+    def stopped_while(self, work: Any) -> Any:
+        """Run ``work`` with the clock stopped."""
+        began = time.monotonic()
+        value = work()
+        self._stopped += time.monotonic() - began
+        return value
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._began - self._stopped
+
+
+class Reached(Exception):
+    """The accuracy is there."""
+
+
+def tutorial(threshold: float, max_epochs: int) -> list[dict[str, float]]:
+    """The seed tutorial's code; gives seconds and test accuracy after each epoch."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(0)
+    clock, rows = Clock(), []
+    with np.load(data_folder() / "mnist.npz") as data:
+        x_train, y_train, x_test, y_test = (data[k] for k in ("x_train", "y_train", "x_test", "y_test"))
+    x_train = x_train.reshape(60000, 28, 28, 1).astype("float32") / 255
+    x_test = x_test.reshape(10000, 28, 28, 1).astype("float32") / 255
+    model = keras.Sequential(
+        [
+            keras.layers.Conv2D(32, (3, 3), activation="relu", input_shape=(28, 28, 1)),
+            keras.layers.MaxPooling2D((2, 2)),
+            keras.layers.Conv2D(64, (3, 3), activation="relu"),
+            keras.layers.MaxPooling2D((2, 2)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+
+    class AfterEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            at = clock.read()
+            accuracy = clock.stopped_while(lambda: right(model, x_test, y_test))
+            rows.append({"epoch": epoch + 1, "seconds": at, "accuracy": accuracy})
+            if accuracy >= threshold:
+                model.stop_training = True
+
+    model.fit(x_train, y_train, epochs=max(5, max_epochs), batch_size=32, verbose=0, callbacks=[AfterEpoch()])
+    return rows
+
+
+def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
+    """edgerec train by a recipe; the same rows."""
+    from edgerec import Recipe, fit
+    from edgerec.train.keras import keras
+
+    keras()
+    with np.load(data_folder() / "mnist.npz") as data:
+        x_test, y_test = data["x_test"][..., None].astype("float32") / 255, data["y_test"]
+    off = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
+    recipe = Recipe.from_dict(
+        {
+            "data": {"source": str(data_folder() / "mnist.npz"), "val_fraction": 0.02},
+            "augment": off,
+            "train": {"epochs": 3, "learning_rate": 0.002},
+        }
+    )
+    clock, rows = Clock(), []
+
+    def on_epoch(epoch: int, model: Any) -> None:
+        at = clock.read()
+        accuracy = clock.stopped_while(lambda: right(model, x_test, y_test))
+        rows.append({"epoch": epoch, "seconds": at, "accuracy": accuracy})
+        if accuracy >= threshold:
+            raise Reached
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fit(recipe, Path(folder) / "run", on_epoch=on_epoch)
+        except Reached:
+            pass
+    return rows
+
+
+def right(model: Any, x: Any, y: Any) -> float:
+    """Test accuracy."""
+    return float(np.mean(model.predict(x, batch_size=512, verbose=0).argmax(1) == y))
+
+
+def main() -> None:
+    """Run both, one after the other, and print times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threshold", type=float, default=0.9845)
+    parser.add_argument("--max-epochs", type=int, default=5)
+    parser.add_argument("--only", choices=("tutorial", "edgerec"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(globals()[arguments.only](arguments.threshold, arguments.max_epochs)))
+        return
+    result: dict[str, Any] = {"threshold": arguments.threshold}
+    for name in ("tutorial", "edgerec"):
+        command = [sys.executable, __file__, "--only", name, "--threshold", str(arguments.threshold)]
+        command += ["--max-epochs", str(arguments.max_epochs)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows = json.loads(done.stdout.splitlines()[-1])
+        reached = [row for row in rows if row["accuracy"] >= arguments.threshold]
+        result[name] = {"seconds": round(reached[0]["seconds"], 1) if reached else None, "epochs": rows}
+    ours, theirs = result["edgerec"]["seconds"], result["tutorial"]["seconds"]
+    result["tutorial_to_edgerec"] = round(theirs / ours, 2) if ours and theirs else None
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

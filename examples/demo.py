@@ -1,0 +1,84 @@
+"""The whole path in one go: train, quantize, export, verify, classify a video.
+
+Runs edgerec's own commands, shows each, and ends with a table. Everything lands in ``demo/``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec import Run
+
+OUT = Path("demo")
+FRAMES_PER_PICTURE = 3
+
+
+def edgerec(*arguments: object) -> str:
+    """Run one command as a person would type it; gives what it printed."""
+    print(f"\n$ edgerec {' '.join(map(str, arguments))}", flush=True)
+    command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def make_video(run: Path, path: Path, pictures: int = 40) -> list[str]:
+    """A video of held-out pictures; gives each frame's true label."""
+    import cv2
+
+    dataset, split = Run.open(run).data()
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (320, 240))
+    truth = []
+    for i in np.random.default_rng(0).permutation(split.test)[:pictures]:
+        digit = cv2.resize(dataset.original(int(i)), (240, 240), interpolation=cv2.INTER_LINEAR)
+        frame = cv2.cvtColor(cv2.copyMakeBorder(digit, 0, 0, 40, 40, cv2.BORDER_CONSTANT), cv2.COLOR_GRAY2BGR)
+        for _ in range(FRAMES_PER_PICTURE):
+            writer.write(frame)
+            truth.append(dataset.labels[dataset.classes[i]])
+    writer.release()
+    return truth
+
+
+def main() -> None:
+    """Run the demo."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir()
+    run, bundle, video = OUT / "digits", OUT / "digits-rpi", OUT / "digits.avi"
+    began = time.monotonic()
+    print(edgerec("train", "--data", "digits", "--epochs", 12, "--out", run))
+    report: dict[str, Any] = json.loads(edgerec("quantize", run, "--method", "qat", "--json"))
+    print(edgerec("export", run, "--target", "rpi"))
+    print(edgerec("verify", bundle))
+    truth = make_video(run, video)
+    lines = edgerec("camera", bundle, "--source", video, "--headless", "--json").splitlines()
+    print("\n".join([*lines[:2], f"… {len(lines)} lines"]))
+    results = [json.loads(line) for line in lines]
+    right = np.mean([result["label"] == label for result, label in zip(results, truth, strict=True)])
+    ages = sorted(result["age_ms"] for result in results)
+
+    print(f"\n{'':24}{'top-1':>9}{'agreement':>12}{'bytes':>11}{'gzip':>10}")
+    for row in report["forms"]:
+        sizes = (f"{row['size_bytes'] or '–':>11}", f"{row['gzip_bytes'] or '–':>10}")
+        print(f"{row['name']:24}{row['top1']:>9.2%}{row['agreement']:>12.2%}{''.join(sizes)}")
+    print(f"{'bundle on the video':24}{right:>9.2%}   {len(results)} frames, median age {ages[len(ages) // 2]:.1f} ms")
+    for what, path in (
+        ("run", f"{run}/"),
+        ("learning curves", f"{run}/plots/learning_curves.png"),
+        ("confusion matrix", f"{run}/plots/confusion_matrix.png"),
+        ("worst mistakes", f"{run}/plots/worst_mistakes.png"),
+        ("bundle for the Pi", f"{bundle}/"),
+        ("what to type there", f"{bundle}/README.md"),
+        ("video", str(video)),
+    ):
+        print(f"{what:24}{path}")
+    print(f"done in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgerec import Recipe
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_python_run(tmp_path, pictures):
+    """The four commands on the digits, a folder in the camera's place; then both Python examples."""
+    commands = [line for line in blocks("sh")[1].splitlines() if line.startswith("edgerec ")]
+    assert [line.split()[1] for line in commands] == ["train", "quantize", "export", "camera"]
+    commands[-1] = commands[-1].replace("--source 0", f"--source {pictures[0].parent} --headless")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    for example in blocks("python"):
+        code = example.replace('"epochs": 12', '"epochs": 2')
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_the_commands_for_the_pi_are_the_bundle_s(bundle):
+    on_the_pi = next(block for block in blocks("sh") if "requirements.txt" in block)
+    assert on_the_pi in (bundle / "README.md").read_text()
+
+
+def test_every_option_that_it_names_exists(edgerec):
+    helps = {
+        command: edgerec(command, "--help").stdout
+        for command in ("train", "evaluate", "quantize", "export", "verify", "predict", "camera", "recipe")
+    }
+    everything = "\n".join(helps.values())
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert len(named) > 15
+    for option in named:
+        assert option in everything, option
+    for command, text in helps.items():
+        assert text.startswith("Usage:"), command
+        assert len(text.splitlines()) > 5
+
+
+def test_every_recipe_key_that_it_names_exists():
+    known = Recipe().to_dict()
+    for section, key in re.findall(r"--set (\w+)\.(\w+)=", README):
+        assert key in known[section]
