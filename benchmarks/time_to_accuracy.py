@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,8 @@ def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
         if accuracy >= threshold:
             raise Reached
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fit(recipe, Path(folder) / "run", on_epoch=on_epoch)
-        except Reached:
-            pass
+    with tempfile.TemporaryDirectory() as folder, suppress(Reached):
+        fit(recipe, Path(folder) / "run", on_epoch=on_epoch)
     return rows
 
 

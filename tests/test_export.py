@@ -9,10 +9,11 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from edgerec import export_bundle, verify
+from edgerec import Recipe, export_bundle, fit, verify
 from edgerec.compress.flatbuffer import read_graph
 from edgerec.contract.bundle import Bundle
 from edgerec.errors import BundleError, TargetError
@@ -41,6 +42,15 @@ def test_manifest_carries_what_made_it(bundle, run):
     assert manifest.provenance["data_digest"] == run.split_record["digest"]
     assert manifest.provenance["versions"]["tensorflow"]
     assert manifest.metrics["forms"] == run.variants()["int8-qat"]["forms"]
+
+
+def test_manifest_tells_no_folders(image_folder, tmp_path):
+    recipe = Recipe().override({"data.source": str(image_folder), "train.epochs": 1})
+    made = fit(recipe, tmp_path / "run")
+    bundle = export_bundle(made, "desktop", out=tmp_path / "bundle").bundle
+    for file in Path(bundle).rglob("*"):
+        if file.is_file():
+            assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
 def test_the_best_int8_variant_by_validation_is_taken(run, tmp_path):

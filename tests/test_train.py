@@ -350,3 +350,47 @@ def test_unknown_recipe_key_in_a_file(tmp_path, edgerec):
     assert "my.toml: unknown recipe key 'train.epoch'; did you mean 'train.epochs'?" in message
     with pytest.raises(RecipeError):
         Recipe.from_toml(tmp_path / "my.toml")
+
+
+def test_imagenet_weights_offline_say_what_to_do(image_folder, tmp_path, monkeypatch):
+    import tf_keras
+
+    def offline(**options):
+        raise Exception("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
+
+    monkeypatch.setattr(tf_keras.applications, "MobileNetV2", offline)
+    recipe = quick(**{"data.source": str(image_folder), "model.arch": "mobilenet_v2", "model.weights": "imagenet"})
+    with pytest.raises(ModelError, match=r"could not be downloaded .*: connect once, or use --weights none"):
+        fit(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["unit", "signed"])
+def test_imagenet_head_gives_what_the_weights_expect(name):
+    import tf_keras
+
+    from edgerec.contract.tensors import Normalise
+    from edgerec.models import _as_imagenet_expects
+
+    normalise = Normalise.named(name)
+    inputs = tf_keras.Input((1, 256, 3))
+    head = tf_keras.Model(inputs, _as_imagenet_expects(tf_keras, inputs, normalise))
+    pixels = np.tile(np.arange(256, dtype=np.float32)[None, None, :, None], (1, 1, 1, 3))
+    given = head((pixels - normalise.mean) / normalise.std).numpy()
+    assert np.allclose(given, pixels / 127.5 - 1, atol=1e-5)
+
+
+def test_moved_pictures_are_found_again(image_folder, tmp_path):
+    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    image_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="does not exist"):
+        made.data()
+    _, split = made.data(str(tmp_path / "elsewhere"))
+    assert len(split.test) == len(made.split_record["test"])
+    assert evaluate(made.path, str(tmp_path / "elsewhere")).split == "test"
+
+
+def test_relative_data_are_found_from_elsewhere(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    made = fit(quick(**{"data.source": image_folder.name}), tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert len(made.data()[0].classes) == 40

@@ -16,6 +16,7 @@ def export(
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder, or a .zip. [default: RUN-TARGET]"),
     threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that the variant may have lost. [default: 1]"),
+    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
 ) -> None:
@@ -30,6 +31,7 @@ def export(
             out=out,
             threshold=threshold,
             max_drop=max_drop,
+            data=data,
             overwrite=overwrite,
             listener=listener,
         )

@@ -15,6 +15,7 @@ def quantize(
     sparsity: float | None = typer.Option(None, help="Part of the weights pruned to zero first, as 0.5."),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that int8 may lose. [default: 1]"),
+    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
     json: bool = JsonOption,
 ) -> None:
@@ -23,7 +24,14 @@ def quantize(
         from edgerec.compress import quantize as compress
 
         report = compress(
-            run, method, sparsity=sparsity, epochs=epochs, max_drop=max_drop, overwrite=overwrite, listener=listener
+            run,
+            method,
+            sparsity=sparsity,
+            epochs=epochs,
+            max_drop=max_drop,
+            data=data,
+            overwrite=overwrite,
+            listener=listener,
         )
     if json:
         show_json(report.to_dict())

@@ -66,7 +66,9 @@ def train(
         try:
             run = fit(wanted, out, resume=resume, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
-            typer.echo(f"stopped; go on with: edgerec train --resume --out {out}", err=True)
+            begun = (out / "recipe.toml").is_file()
+            word = f"go on with: edgerec train --resume --out {out}" if begun else "nothing was written"
+            typer.echo(f"stopped; {word}", err=True)
             raise typer.Exit(130) from None
     _show(run, json)
 

@@ -87,6 +87,7 @@ def quantize(
     sparsity: float | None = None,
     epochs: int | None = None,
     max_drop: float | None = None,
+    data: str | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
@@ -98,6 +99,7 @@ def quantize(
         sparsity: part of the weights pruned to zero first, 0 for none.
         epochs: of each fine-tuning.
         max_drop: points of top-1 that int8 may lose.
+        data: where the run's pictures are now, if they were moved.
         overwrite: replace a variant that is there.
         listener: told of the progress.
 
@@ -112,7 +114,7 @@ def quantize(
     compress = recipe.compress
     name = variant_name(compress.method, compress.sparsity)
     refuse_existing(run.variant(name), overwrite)
-    bench = _bench(run, recipe, listener)
+    bench = _bench(run, recipe, data, listener)
     float_row = _float32(bench)  # first: it needs no training, so a fault shows at once
     content, drawn = _compressed(bench)
     check_int8(content, recipe.normalise)
@@ -122,9 +124,9 @@ def quantize(
     return report
 
 
-def make_float32(run: Run, listener: Listener = ignore) -> None:
+def make_float32(run: Run, data: str | None = None, listener: Listener = ignore) -> None:
     """Make the float32 TFLite variant of a run, if it is not there."""
-    _float32(_bench(run, run.recipe, listener))
+    _float32(_bench(run, run.recipe, data, listener))
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,9 @@ class _Bench:
     listener: Listener
 
 
-def _bench(run: Run, recipe: Recipe, listener: Listener) -> _Bench:
+def _bench(run: Run, recipe: Recipe, data: str | None, listener: Listener) -> _Bench:
     prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-    dataset, split = run.data(listener)
+    dataset, split = run.data(data, listener)
     model = run.model()
     reference = keras_scorer(model, recipe.normalise)(dataset.images[split.test], listener)
     return _Bench(run, recipe, model, dataset, split, reference, listener)

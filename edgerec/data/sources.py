@@ -69,6 +69,8 @@ def folder(root: Path) -> Files:
     else:
         parts = [(root, "train")]
     labels = sorted({path.name for part, _ in parts for path in _folders(part)})
+    if odd := [label for label in labels if not label.isprintable()]:
+        raise DataError(f"{root} has a class folder {odd[0]!r} with a control character in its name: rename it")
     if not labels:
         raise DataError(f"{root} has no class folders: expected {root}/<class>/*.jpg")
     paths, classes, splits = [], [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import Recipe
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
 from edgerec.errors import BundleError, TargetError, unknown
@@ -71,6 +72,7 @@ def export_bundle(
     out: str | Path | None = None,
     max_drop: float | None = None,
     threshold: float = 0.0,
+    data: str | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:
@@ -83,6 +85,7 @@ def export_bundle(
         out: the bundle's folder, or a .zip; None is ``RUN-TARGET`` beside the run.
         max_drop: points of top-1 that the variant may have lost; None takes the recipe's.
         threshold: below this score the bundle answers ``unknown``.
+        data: where the run's pictures are now, if they were moved.
         overwrite: replace a bundle that is there.
         listener: told of the progress.
 
@@ -96,8 +99,8 @@ def export_bundle(
     refuse_existing(path, overwrite)
     _refuse_foreign(path, overwrite)
     decision = DecisionSpec(threshold=threshold)
-    dataset, split = run.data(listener)
-    name = _choose(run, aim, variant, listener)
+    dataset, split = run.data(data, listener)
+    name = _choose(run, aim, variant, data, listener)
     report = run.variants()[name]
     content = (run.variant(name) / "model.tflite").read_bytes()
     if sha256(content) != report["model_sha256"]:
@@ -160,12 +163,18 @@ def _manifest(
         delegate_model=DELEGATE_MODEL if compiled else "",
         metrics={key: report[key] for key in ("forms", "drop_points", "images")},
         provenance=provenance
-        | {"recipe": recipe.to_dict()}
+        | {"recipe": _without_folders(recipe).to_dict()}
         | {key: report[key] for key in ("calibration", "sparsity", "versions")},
     )
 
 
-def _choose(run: Run, target: Target, wanted: str | None, listener: Listener) -> str:
+def _without_folders(recipe: Recipe) -> Recipe:
+    """The recipe as others may see it: the names of its data and weights, not where they lay."""
+    data = replace(recipe.data, source=Path(recipe.data.source).name)
+    return replace(recipe, data=data, model=replace(recipe.model, weights=Path(recipe.model.weights).name))
+
+
+def _choose(run: Run, target: Target, wanted: str | None, data: str | None, listener: Listener) -> str:
     """The variant to export; float32 is made where it is what is wanted and not there yet."""
     variants = run.variants()
     make_int8 = f"make an int8 one with: edgerec quantize {run.path} --method qat"
@@ -181,7 +190,7 @@ def _choose(run: Run, target: Target, wanted: str | None, listener: Listener) ->
     if kind not in target.types:
         raise TargetError(f"target {target.name} runs {' and '.join(target.types)}, not {wanted}: {make_int8}")
     if wanted == FLOAT32 and wanted not in variants:
-        make_float32(run, listener)
+        make_float32(run, data, listener)
     elif wanted not in variants:
         raise TargetError(
             f"{run.path}: {unknown('variant', wanted, [*variants, FLOAT32])}; edgerec quantize makes them"

@@ -28,9 +28,12 @@ def _features(keras: Any, application: Any, x: Any, section: ModelSection) -> An
         base = application(input_tensor=x, alpha=section.width, include_top=False, weights=weights)
     except ValueError as error:
         raise ModelError(f"{section.arch} with width {section.width:g}: {error}") from None
-    except OSError as error:
+    except Exception as error:  # Keras raises a bare Exception around every failed download
+        if "fetch failure" not in str(error):
+            raise
+        reason = str(error).rpartition("-- ")[2]
         raise ModelError(
-            f"the ImageNet weights of {section.arch} could not be downloaded ({error}): "
+            f"the ImageNet weights of {section.arch} could not be downloaded ({reason}): "
             "connect once, or use --weights none or a file"
         ) from None
     for layer in base.layers:

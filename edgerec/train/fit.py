@@ -16,6 +16,7 @@ from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.data.sources import NAMED
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, TrainError
 from edgerec.models import build, find
 from edgerec.train import plots
@@ -68,6 +69,8 @@ def fit(
     dataset, section = load(recipe.data, least_size_px=architecture.least_size_px, listener=listener)
     parts = split_dataset(dataset, section, recipe.seed)
     size = min(recipe.train.batch_size or auto_batch_size(len(parts.train)), len(parts.train))
+    if section.source not in NAMED:  # the run finds its pictures from wherever it is used
+        section = replace(section, source=str(Path(section.source).expanduser().resolve()))
     recipe = replace(recipe, data=section, train=replace(recipe.train, batch_size=size))
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
     feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch, augment=recipe.augment)

@@ -69,18 +69,22 @@ class Run:
         """The float32 Keras model, not compiled."""
         return load_model(self.path / "model.keras")
 
-    def data(self, listener: Listener = ignore) -> tuple[Dataset, Split]:
+    def data(self, source: str | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
         """The data set that the run was trained on, and its split.
+
+        Args:
+            source: where the pictures are now, if they were moved.
+            listener: told of the reading.
 
         Raises:
             DataError: the pictures are others than they were.
         """
-        recipe = self.recipe
+        recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         dataset, _ = load(recipe.data, least_size_px=find(recipe.model.arch).least_size_px, listener=listener)
         if dataset.digest != self.split_record["digest"]:
             raise DataError(
                 f"{recipe.data.source} is not what {self.path} was trained on (its digest changed): "
-                "bring the old pictures back, or train again"
+                "bring the old pictures back, give their new place with --data, or train again"
             )
         return dataset, split_dataset(dataset, recipe.data, recipe.seed)
 

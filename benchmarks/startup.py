@@ -1,0 +1,52 @@
+"""How long a person waits: for the help, and for the camera's first answer.
+
+    python benchmarks/startup.py BUNDLE SOURCE [--times 7]
+
+Wall time from the start of the process, best and median of several, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+
+def help_s() -> float:
+    """``edgerec --help``, whole."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "edgerec", "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def first_answer_s(bundle: str, source: str) -> float:
+    """``edgerec camera``, until its first line."""
+    began = time.monotonic()
+    command = ["camera", bundle, "--source", source, "--headless", "--json", "--max-frames", "1"]
+    with subprocess.Popen([sys.executable, "-m", "edgerec", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        json.loads(process.stdout.readline())
+        return time.monotonic() - began
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("source")
+    parser.add_argument("--times", type=int, default=7)
+    arguments = parser.parse_args()
+    waits = {
+        "help_s": [help_s() for _ in range(arguments.times)],
+        "first_answer_s": [first_answer_s(arguments.bundle, arguments.source) for _ in range(arguments.times)],
+    }
+    print(
+        json.dumps({k: {"best": round(min(v), 3), "median": round(statistics.median(v), 3)} for k, v in waits.items()})
+    )
+
+
+if __name__ == "__main__":
+    main()
