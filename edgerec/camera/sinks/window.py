@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerec.camera.frame import Result
 from edgerec.contract.preprocess import Image
+from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
 
@@ -33,7 +34,9 @@ class Window:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise EdgerecError("there is no display for the window: add --headless (and --json for scripts)")
         try:
-            cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE)
+            with captured_stderr():  # Qt complains about fonts that it does not need
+                cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+                cv2.waitKey(1)
         except cv2.error:
             raise EdgerecError(
                 'this OpenCV has no windows (opencv-python-headless): add --headless, or pip install "edgerec[desktop]"'
