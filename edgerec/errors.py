@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EdgerecError(Exception):
@@ -26,12 +27,18 @@ class ModelError(EdgerecError, ValueError):
     """A model that is not what the step needs."""
 
 
+class RunError(EdgerecError, ValueError):
+    """A run's folder that is damaged."""
+
+
 class TrainError(EdgerecError, RuntimeError):
     """A training that cannot go on."""
 
 
 class GateError(EdgerecError, RuntimeError):
-    """Compression cost more accuracy than was allowed."""
+    """Compression cost more accuracy than was allowed; ``report`` has the figures where they were just measured."""
+
+    report: Any = None
 
 
 class TargetError(EdgerecError, ValueError):

@@ -5,7 +5,9 @@ Runs edgerec's own commands, shows each, and ends with a table. Everything lands
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,10 @@ import numpy as np
 
 from edgerec import Run
 
-OUT = Path("demo")
 FRAMES_PER_PICTURE = 3
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def edgerec(*arguments: object) -> str:
@@ -47,11 +51,19 @@ def make_video(run: Path, path: Path, pictures: int = 40) -> list[str]:
 
 def main() -> None:
     """Run the demo."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
-    run, bundle, video = OUT / "digits", OUT / "digits-rpi", OUT / "digits.avi"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="made anew each time")
+    parser.add_argument("--epochs", type=int, default=12)
+    arguments = parser.parse_args()
+    os.chdir(REPOSITORY)
+    out: Path = arguments.out
+    if out.exists() and not (out / "digits" / "recipe.toml").is_file():
+        sys.exit(f"{out} is there and is no earlier demo: choose another place with --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    run, bundle, video = out / "digits", out / "digits-rpi", out / "digits.avi"
     began = time.monotonic()
-    print(edgerec("train", "--data", "digits", "--epochs", 12, "--out", run))
+    print(edgerec("train", "--data", "digits", "--epochs", arguments.epochs, "--out", run))
     report: dict[str, Any] = json.loads(edgerec("quantize", run, "--method", "qat", "--json"))
     print(edgerec("export", run, "--target", "rpi"))
     print(edgerec("verify", bundle))

@@ -68,6 +68,14 @@ def test_wrong_golden_scores_are_found(copy):
         verify(copy)
 
 
+def test_scores_that_are_no_numbers_do_not_pass(bundle, monkeypatch):
+    """A float model that computes NaN here is not equal to anything."""
+    real = Classifier.stored_scores
+    monkeypatch.setattr(Classifier, "stored_scores", lambda *a: real(*a) * np.nan)
+    with pytest.raises(BundleError, match="off by nan"):
+        verify(bundle)
+
+
 def test_other_preprocessing_is_found(copy):
     spec = json.loads((copy / "manifest.json").read_text())["preprocess"]
     change(copy, preprocess=spec | {"interpolation": "nearest"})
@@ -122,6 +130,7 @@ def test_link_that_leads_out(copy, tmp_path):
     [
         ({"labels": ["one"]}, "1 labels for an output"),
         ({"labels": []}, "labels"),
+        ({"labels": ["one"] * 10}, "the same label twice"),
         ({"labels": [1, 2]}, "labels"),
         ({"input": {"dtype": "float64", "shape": [1]}}, "float64"),
         ({"input": 3}, "input"),
@@ -175,6 +184,12 @@ def test_damaged_zip_is_refused(bundle, tmp_path):
         damaged = content.copy()
         for position in rng.integers(0, len(content), 3):
             damaged[position] ^= int(rng.integers(1, 256))
+        (tmp_path / "damaged.zip").write_bytes(damaged)
+        with suppress(BundleError):
+            assert Bundle.open(tmp_path / "damaged.zip").files == opened.files
+    for position in range(content.index(b"PK\x01\x02"), len(content)):  # the directory at its end, every byte
+        damaged = content.copy()
+        damaged[position] ^= 0xFF
         (tmp_path / "damaged.zip").write_bytes(damaged)
         with suppress(BundleError):
             assert Bundle.open(tmp_path / "damaged.zip").files == opened.files

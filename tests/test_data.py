@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -159,8 +161,6 @@ def test_empty_folder(tmp_path):
 
 
 def test_one_class_only(image_folder):
-    import shutil
-
     shutil.rmtree(image_folder / "red")
     with pytest.raises(DataError, match=r"one class only \('blue'\)"):
         load(section(image_folder, input_size=16))
@@ -215,11 +215,86 @@ def test_npz_floats_become_pixels(tmp_path):
         ({"x_test": np.zeros((8, 12, 12), np.uint8)}, "no y_test"),
         ({"x_test": np.zeros((8, 9, 9), np.uint8), "y_test": np.zeros(8, int)}, "the same size"),
         ({"labels": np.arange(4)}, "one text per class"),
+        ({"labels": np.array(["a", "b", "a", "c"])}, "a text twice"),
+        ({"labels": np.array(["a", "b\nb", "d", "c"])}, "control character"),
     ],
 )
 def test_wrong_npz_is_refused(tmp_path, changes, said):
     with pytest.raises(DataError, match=said):
         load(section(write_npz(tmp_path / "a.npz", **changes)))
+
+
+def test_damaged_npz_is_one_line(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((40, 12, 12), np.uint8), y_train=np.arange(40) % 4)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for position in (*range(0, len(content), 3), *rng.integers(0, len(content), 100)):
+        damaged = content.copy()
+        damaged[position] ^= 0xFF
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with suppress(DataError):
+            sources.find(str(tmp_path / "a.npz"))
+
+
+def test_damaged_store_is_filled_again(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
+    first, _ = load(section(image_folder, input_size=16))
+    whole = first.images.copy()
+    for suffix, content in ((".raw", b"short"), (".json", b"{")):
+        for path in (tmp_path / "cache").glob(f"*{suffix}"):
+            path.write_bytes(content)
+        again, _ = load(section(image_folder, input_size=16))
+        assert np.array_equal(again.images, whole)
+
+
+def test_the_same_files_in_other_classes_are_other_data(image_folder, tmp_path):
+    for one, other in (("red", "blue"), ("blue", "red")):
+        (tmp_path / "swapped").mkdir(exist_ok=True)
+        (tmp_path / "swapped" / one).symlink_to(image_folder / other)
+    assert load(section(image_folder))[0].digest != load(section(tmp_path / "swapped"))[0].digest
+
+
+def test_class_that_is_only_tested(image_folder, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / part)
+    (tmp_path / "split" / "test" / "red").rename(tmp_path / "split" / "test" / "rde")
+    dataset, resolved = load(section(tmp_path / "split", input_size=16))
+    with pytest.raises(DataError, match="class 'rde' has no picture to train on"):
+        split_dataset(dataset, resolved, 0)
+
+
+def test_group_on_two_sides_of_an_own_split(image_folder, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "split" / part)
+    dataset, resolved = load(section(tmp_path / "split", input_size=16, group_by=r"person\d", val_fraction=0.25))
+    with pytest.raises(DataError, match=r"4 groups in all: the data's own split leaks|groups in all"):
+        split_dataset(dataset, resolved, 0)
+
+
+def test_groups_are_looked_for_in_the_file_s_name_only(image_folder):
+    dataset, resolved = load(section(image_folder, input_size=16, group_by="^person([0-9])", test_fraction=0.25))
+    assert len(split_dataset(dataset, resolved, 0).test) == 10
+    dataset, resolved = load(section(image_folder, input_size=16, group_by="red"))
+    with pytest.raises(DataError, match="matches nothing"):
+        split_dataset(dataset, resolved, 0)
+
+
+def test_groups_too_large_for_a_class(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(5):
+            cv2.imwrite(str(tmp_path / label / f"{label}{number}.png"), np.zeros((30, 30, 3), np.uint8))
+    dataset, resolved = load(section(tmp_path, group_by=r"\w+"))
+    with pytest.raises(DataError, match="too few pictures of a class"):
+        split_dataset(dataset, resolved, 0)
+
+
+def test_shipped_sample_is_a_data_set():
+    from edgerec.contract.shipped import shipped
+
+    dataset, _ = load(section(shipped("calibration") / "digits", channels=1))
+    assert dataset.images.shape == (20, 28, 28, 1)
+    assert np.bincount(dataset.classes).tolist() == [2] * 10
 
 
 def test_what_is_no_data_is_refused(tmp_path):
@@ -308,11 +383,11 @@ def test_batches_are_those_of_the_seed_and_epoch():
     from edgerec.train.feed import training_feed
 
     dataset, resolved = load(section("digits"))
-    recipe = Recipe(data=resolved)
+    recipe = Recipe(data=resolved).override({"train.batch_size": 16})
     part = np.arange(100)
-    feed = training_feed(dataset, part, recipe, first_epoch=0, augment=recipe.augment)
-    later = training_feed(dataset, part, recipe, first_epoch=1, augment=recipe.augment)
-    assert (feed.steps, feed.batch_size) == (6, 16)
+    feed = training_feed(dataset, part, recipe, first_epoch=0)
+    later = training_feed(dataset, part, recipe, first_epoch=1)
+    assert feed.steps == 6
     batches = list(feed.batches.take(12))
     resumed = list(later.batches.take(6))
     for (x, y), (x_resumed, y_resumed) in zip(batches[6:], resumed, strict=True):

@@ -16,7 +16,7 @@ import pytest
 from edgerec import Recipe, export_bundle, fit, verify
 from edgerec.compress.flatbuffer import read_graph
 from edgerec.contract.bundle import Bundle
-from edgerec.errors import BundleError, TargetError
+from edgerec.errors import OutputExistsError, TargetError
 from edgerec.export import edgetpu
 from tests.conftest import one_line
 
@@ -53,6 +53,18 @@ def test_manifest_tells_no_folders(image_folder, tmp_path):
             assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
+def test_quantize_with_a_larger_drop_is_exported_without_saying_it_again(run, tmp_path):
+    report = run.variant("int8-qat") / "report.json"
+    before = report.read_text()
+    values = json.loads(before) | {"max_drop": 50.0}
+    values["forms"][-1]["top1"] -= 0.2
+    try:
+        report.write_text(json.dumps(values))
+        assert export_bundle(run, "desktop", variant="int8-qat", out=tmp_path / "b").top1 < 0.9
+    finally:
+        report.write_text(before)
+
+
 def test_the_best_int8_variant_by_validation_is_taken(run, tmp_path):
     variants = {name: report for name, report in run.variants().items() if name != "float32"}
     best = max(variants.values(), key=lambda report: report["val_top1"])
@@ -84,16 +96,40 @@ def test_export_refuses(run, tmp_path, edgerec, arguments, said):
 
 def test_existing_bundle_is_kept(run, bundle, tmp_path, edgerec):
     assert "already exists" in one_line(edgerec("export", run.path, "--target", "rpi", "--out", bundle))
-    (tmp_path / "precious").mkdir()
-    with pytest.raises(BundleError, match="no bundle, --overwrite would delete it"):
-        export_bundle(run, "rpi", out=tmp_path / "precious", overwrite=True)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
+    (tmp_path / "thesis.zip").write_bytes(b"mine")
+    for mine in ("web", "thesis.zip"):
+        with pytest.raises(OutputExistsError, match="replaces what edgerec made, nothing else"):
+            export_bundle(run, "rpi", out=tmp_path / mine, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    first = export_bundle(run, "rpi", out=tmp_path / "empty")
+    (tmp_path / "empty" / "labels.txt").unlink()  # damaged, still a bundle
+    assert export_bundle(run, "rpi", out=tmp_path / "empty", overwrite=True) == first
+
+
+def test_export_from_inside_the_run(run, monkeypatch, tmp_path, edgerec):
+    done = edgerec("export", ".", "--target", "desktop", cwd=run.path)
+    assert done.returncode == 0, done.stderr
+    assert verify(run.path.with_name(f"{run.path.name}-desktop")).exact
+
+
+def test_compiled_bundle_wants_its_delegate(run, tmp_path, monkeypatch, edgerec, pictures):
+    """Verified on the processor where it was made; elsewhere it runs on the Edge TPU, or says why not."""
+    monkeypatch.setenv("PATH", script(tmp_path, 'cp "$4" "$3/model_edgetpu.tflite"')["PATH"])
+    bundle = export_bundle(run, "coral", out=tmp_path / "b").bundle
+    message = one_line(edgerec("camera", bundle, "--source", pictures[0].parent, "--headless"))
+    assert "libedgetpu.so.1 does not load" in message
+    assert "--delegate none" in message
+    done = edgerec("camera", bundle, "--source", pictures[0].parent, "--headless", "--delegate", "none")
+    assert done.returncode == 0
 
 
 def test_export_speaks_json(run, tmp_path, edgerec):
     done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", "--json")
     value = json.loads(done.stdout)
     assert value["bundle"] == str(tmp_path / "b")
-    assert value["edgetpu"]["findings"] == []
+    assert value["edgetpu"]["compiled"] is False
     assert "manifest.json" not in value["files"]
     assert "golden/golden.json" in value["files"]
 

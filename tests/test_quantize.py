@@ -12,6 +12,7 @@ from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress import calibration
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.flatbuffer import float_tensors, read_graph, weight_sparsity
+from edgerec.compress.parity import check_drop
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.export.edgetpu import check
@@ -74,6 +75,19 @@ def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
     with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
         quantize(made)
     assert made.variants()["int8-qat"]["drop_points"] > 1
+
+
+def test_gate_shows_its_table_all_the_same(run, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    # ptq stands in for a bad variant: what it may lose is less than nothing.
+    monkeypatch.setattr("edgerec.compress.quantize.check_drop", lambda *a: check_drop("int8", 1.0, 0.5, 1.0))
+    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "ptq", "--sparsity", "0.3"])
+    assert done.exit_code == 1
+    assert "keras float32" in done.stdout
+    assert "int8 loses 50.00 points" in done.stderr
 
 
 def test_export_refuses_what_the_gate_refused(run, tmp_path, edgerec):

@@ -39,6 +39,20 @@ def test_the_commands_and_the_python_run(tmp_path, pictures):
         assert done.stdout.strip()
 
 
+@pytest.mark.slow
+def test_demo_runs(tmp_path):
+    script = REPOSITORY / "examples" / "demo.py"
+    command = [sys.executable, str(script), "--epochs", "3", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "int8-qat" in done.stdout
+    assert "120 frames" in done.stdout
+    (tmp_path / "demo" / "digits" / "recipe.toml").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is no earlier demo" in done.stderr
+
+
 def test_the_commands_for_the_pi_are_the_bundle_s(bundle):
     on_the_pi = next(block for block in blocks("sh") if "requirements.txt" in block)
     assert on_the_pi in (bundle / "README.md").read_text()

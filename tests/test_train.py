@@ -144,8 +144,9 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
     with pytest.raises(OutputExistsError, match="--overwrite"):
         fit(recipe, run.path)
     (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "recipe.toml").write_text("seed = 1")
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="no run of edgerec"):
+    with pytest.raises(OutputExistsError, match="replaces what edgerec made, nothing else"):
         fit(recipe, tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
@@ -394,3 +395,81 @@ def test_relative_data_are_found_from_elsewhere(image_folder, tmp_path, monkeypa
     made = fit(quick(**{"data.source": image_folder.name}), tmp_path / "run")
     monkeypatch.chdir("/")
     assert len(made.data()[0].classes) == 40
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "\x00"])
+@pytest.mark.parametrize("name", ["metrics.json", "split.json", "recipe.toml", "labels.txt", "int8-qat/report.json"])
+def test_damaged_run_is_one_line(run, tmp_path, name, content, capsys):
+    """Every command that reads a run says what is damaged, or does not need that file."""
+    import shutil
+
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    for command in (["evaluate", copy], ["quantize", copy], ["export", copy, "--out", tmp_path / "b"]):
+        done = CliRunner().invoke(app, [str(part) for part in command])
+        assert done.exit_code in (0, 1)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        if done.exit_code:
+            assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_damaged_checkpoint_is_set_aside(recipe, tmp_path):
+    made = fit(quick(**{"train.epochs": 2}), tmp_path / "run")
+    for name in ("metrics.json", "model.keras"):
+        (made.path / name).unlink()
+    newest = made.path / "checkpoints" / "epoch-00002.keras"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    (made.path / "checkpoints" / "epoch-00003 (copy).keras").write_bytes(b"mine")
+    again = fit(recipe, made.path, resume=True)
+    assert again.finished
+    assert [row["epoch"] for row in again.history()] == [1, 2]
+    for path in (made.path / "checkpoints").glob("epoch-0000?.keras"):
+        path.write_bytes(b"damaged")
+    (made.path / "metrics.json").unlink()
+    restarted = fit(recipe, made.path, resume=True)  # no checkpoint is left: from the first epoch
+    assert [row["epoch"] for row in restarted.history()] == [1, 2]
+
+
+def test_half_a_variant_is_none(run):
+    partial = run.path / ".int8-qat.x.partial"
+    partial.mkdir()
+    try:
+        (partial / "model.tflite").write_bytes(b"")
+        (partial / "report.json").write_text("{")
+        assert partial.name not in run.variants()
+    finally:
+        (partial / "report.json").unlink()
+        (partial / "model.tflite").unlink()
+        partial.rmdir()
+
+
+def test_class_names_may_be_odd(image_folder, tmp_path):
+    (image_folder / "red").rename(image_folder / "$$$ rot_")
+    (image_folder / "blue").rename(image_folder / "blau ö %s {x}")
+    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    assert made.labels == ("$$$ rot_", "blau ö %s {x}")
+    (image_folder / "blau ö %s {x}").rename(image_folder / "a\nb")
+    with pytest.raises(DataError, match="control character"):
+        fit(quick(**{"data.source": str(image_folder)}), tmp_path / "other")
+
+
+def test_file_names_may_be_any_bytes(image_folder, tmp_path, edgerec):
+    some = sorted((image_folder / "red").iterdir())
+    for number, path in enumerate(some):
+        os.rename(path, os.fsencode(path.parent) + b"/M\xfcller" + str(number).encode() + b".jpg")
+    done = edgerec("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert any("ller" in name for name in Run.open(tmp_path / "run").split_record["test"])
+    done = edgerec("export", tmp_path / "run", "--target", "desktop")
+    assert done.returncode == 0, done.stderr
+    done = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 20

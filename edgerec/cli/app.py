@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Any
@@ -41,6 +42,9 @@ _USER_CAUSED = {
     errno.EACCES: "look at its permissions, or choose another place",
     errno.EPERM: "look at its permissions, or choose another place",
     errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "it vanished, or its folder does not exist",
+    errno.EIO: "the disk or device does not answer well",
+    errno.EBUSY: "it is in use; choose another place",
     errno.ENOTDIR: "a part of the path is a file; choose another place",
     errno.EISDIR: "a file is expected there",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -85,4 +89,7 @@ def root(
 
 def main() -> None:
     """The ``edgerec`` program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
     app()

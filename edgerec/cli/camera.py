@@ -25,13 +25,16 @@ def camera(
     max_frames: int | None = typer.Option(None, min=1, help="End after so many frames."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
-    delegate: str | None = typer.Option(None, help="Shared library of a delegate, as libedgetpu.so.1."),
+    delegate: str | None = typer.Option(
+        None, help="Shared library of a delegate, as libedgetpu.so.1; none: the processor."
+    ),
 ) -> None:
     """Classify a camera, video or folder in real time; q or Ctrl-C ends."""
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.sinks.text import JsonLines, TextLines
 
     chatter()
+    delegate = "" if delegate == "none" else delegate
     live = Camera.open(bundle, source, threads=threads, delegate=delegate, threshold=threshold)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks: list[Sink] = [JsonLines(sys.stdout)] if json else []

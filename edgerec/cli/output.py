@@ -61,7 +61,8 @@ def chatter() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(_Formatter())
         log.addHandler(handler)
-    log.setLevel(os.environ.get("EDGEREC_LOG", "INFO").upper())
+    level = os.environ.get("EDGEREC_LOG", "INFO").upper()
+    log.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
     log.propagate = False
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgerec.cli.output import JsonOption, parity_table, progress, say, show_json
+
+if TYPE_CHECKING:
+    from edgerec.compress import QuantizeReport
 
 
 def quantize(
@@ -20,19 +24,31 @@ def quantize(
     json: bool = JsonOption,
 ) -> None:
     """Make a full-int8 model of a run, and compare it with the float one."""
+    from edgerec.errors import GateError
+
     with progress() as listener:
         from edgerec.compress import quantize as compress
 
-        report = compress(
-            run,
-            method,
-            sparsity=sparsity,
-            epochs=epochs,
-            max_drop=max_drop,
-            data=data,
-            overwrite=overwrite,
-            listener=listener,
-        )
+        try:
+            report = compress(
+                run,
+                method,
+                sparsity=sparsity,
+                epochs=epochs,
+                max_drop=max_drop,
+                data=data,
+                overwrite=overwrite,
+                listener=listener,
+            )
+        except GateError as error:
+            _show(error.report, json)
+            raise
+    _show(report, json)
+    if not json:
+        say(f"next     edgerec export {run} --target rpi")
+
+
+def _show(report: QuantizeReport, json: bool) -> None:
     if json:
         show_json(report.to_dict())
         return
@@ -41,4 +57,3 @@ def quantize(
     say(f"variant  {report.path}  ({change})")
     if report.sparsity > 0.05:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
-    say(f"next     edgerec export {run} --target rpi")

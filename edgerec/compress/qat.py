@@ -8,6 +8,7 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.optional import require
+from edgerec.train.keras import first_line
 
 
 def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, preserve_sparsity: bool) -> Any:
@@ -33,7 +34,7 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
             aware = quantization.quantize_apply(annotated)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
-            f"quantization-aware training refuses {model.name}: {str(error).splitlines()[0]}; use --method ptq"
+            f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
     fine_tune(aware, tune, "quantization-aware training")

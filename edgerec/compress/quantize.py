@@ -21,6 +21,7 @@ from edgerec.contract.files import refuse_existing, replacing_folder, sha256
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split
+from edgerec.errors import GateError
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import Figures, figures, keras_scorer, tflite_scorer
@@ -120,7 +121,11 @@ def quantize(
     check_int8(content, recipe.normalise)
     report = _measure(bench, name, content, [float_row], drawn)
     _write(bench, content, report, overwrite)
-    check_drop(name, report.forms[0].top1, report.forms[-1].top1, compress.max_drop)
+    try:
+        check_drop(name, report.forms[0].top1, report.forms[-1].top1, compress.max_drop)
+    except GateError as error:
+        error.report = report
+        raise
     return report
 
 
@@ -191,7 +196,7 @@ def _compressed(bench: _Bench) -> tuple[bytes, dict[str, Any]]:
     recipe, dataset, split, model = bench.recipe, bench.dataset, bench.split, bench.model
     listener, compress = bench.listener, bench.recipe.compress
     # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
-    feed = training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs, augment=recipe.augment)
+    feed = training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs)
     tune = FineTune(
         feed,
         evaluation_feed(dataset, split.val, recipe.normalise),
@@ -210,13 +215,10 @@ def _compressed(bench: _Bench) -> tuple[bytes, dict[str, Any]]:
         calibrated = calibration.draw(compress.calibration, dataset, split)
         drawn = {"recipe": calibrated.recipe, "images": len(calibrated.images), "digest": calibrated.digest}
         listener(Progress("converting", 0, 1))
-        content = to_int8(model, _normalised(calibration.pin_range(calibrated.images), recipe))
+        pixels = calibration.pin_range(calibrated.images).astype(np.float32)
+        content = to_int8(model, recipe.normalise.apply(pixels))
     listener(Progress("converting", 1, 1))
     return content, drawn
-
-
-def _normalised(images: npt.NDArray[np.uint8], recipe: Recipe) -> npt.NDArray[np.float32]:
-    return ((images.astype(np.float32) - recipe.normalise.mean) / recipe.normalise.std).astype(np.float32)
 
 
 def _write(bench: _Bench, content: bytes, report: QuantizeReport, overwrite: bool) -> None:

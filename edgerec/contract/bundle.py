@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from edgerec.contract.files import refuse_existing, replacing, replacing_folder, sha256
@@ -55,6 +57,16 @@ class Bundle:
             files[name] = found
         return cls(path, manifest, files)
 
+    @staticmethod
+    def stands_at(path: Path) -> bool:
+        """Whether there is a bundle, whole or damaged: something that --overwrite may replace."""
+        try:
+            content = (_zip_reader(path) if path.is_file() else _folder_reader(path))(MANIFEST)
+            values = json.loads(content or b"")
+        except (BundleError, ValueError, RecursionError):
+            return False
+        return isinstance(values, dict) and {"schema", "labels", "model", "files"} <= values.keys()
+
     @property
     def model(self) -> bytes:
         """The .tflite file's bytes."""
@@ -71,6 +83,7 @@ class Bundle:
             _refuse_climbing(path, name)
         manifest = replace(manifest, files={name: sha256(files[name]) for name in sorted(files)})
         refuse_existing(path, overwrite)
+        manifest.check(str(path))
         content = {MANIFEST: manifest.to_json().encode(), **files}
         if path.suffix == ".zip":
             with replacing(path) as partial:
@@ -110,7 +123,7 @@ def _folder_reader(path: Path) -> Reader:
 def _zip_reader(path: Path) -> Reader:
     try:
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         raise BundleError(f"{path} is no bundle: neither a folder nor a .zip (edgerec export makes one)") from None
     # A zip of the folder's content, or of the folder itself.
     manifests = [n for n in archive.namelist() if PurePosixPath(n).name == MANIFEST and n.count("/") <= 1]
@@ -127,7 +140,7 @@ def _zip_reader(path: Path) -> Reader:
             raise BundleError(f"{path}: {name} has {info.file_size} bytes, more than a bundle may hold")
         try:
             return archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError, LZMAError) as error:
             raise BundleError(f"{path}: {name} cannot be unpacked ({error}): copy the bundle again") from None
 
     return read

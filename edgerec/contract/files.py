@@ -41,9 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise :class:`OutputExistsError` when ``path`` exists and may not be replaced."""
+    """Raise :class:`OutputExistsError` when ``path`` exists, is no empty folder, and may not be replaced."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
     if not overwrite and (path.exists() or path.is_symlink()):
-        raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
+        raise OutputExistsError(
+            f"{path} already exists: choose another name (--overwrite replaces what edgerec made, nothing else)"
+        )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Manifest:
         target, variant: for what it was made, and which form of the model it is.
         model: the .tflite file's name.
         threads: interpreter threads; 0 lets the runtime choose.
-        delegate: shared library of a delegate that ``delegate_model`` needs, or empty.
+        delegate: shared library of the delegate that runs ``delegate_model``, or empty.
         delegate_model: the file compiled for that delegate, or empty.
         files: SHA-256 of every other file, by its name relative to the bundle.
         metrics: what was measured at export (top-1, agreement, bytes).
@@ -117,16 +117,19 @@ class Manifest:
             manifest = cls(**values)
         except TypeError as error:
             raise BundleError(f"{where}: {str(error).rpartition('() ')[2]}") from None
-        manifest._check(where)
+        manifest.check(where)
         return manifest
 
-    def _check(self, where: str) -> None:
+    def check(self, where: str) -> None:
+        """Raise :class:`BundleError` when the parts do not fit each other."""
         if self.output.shape[-1:] != (len(self.labels),):
             raise BundleError(f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}")
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
                 f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
             )
+        if len(set(self.labels)) != len(self.labels):
+            raise BundleError(f"{where} has the same label twice")
         if not self.normalise.std > 0:
             raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
         for name in filter(None, (self.model, self.delegate_model)):

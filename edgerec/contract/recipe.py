@@ -209,7 +209,7 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
         if is_dataclass(value):
             continue
         # JSON's texts, numbers and truth values are TOML's.
-        line = f"{item.name} = {json.dumps(value, ensure_ascii=False)}"
+        line = f"{item.name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
         if comments:
             about, expected = item.metadata["about"], item.metadata["expected"]
             known = "" if expected in ("text", "true or false") else f" ({expected})"
@@ -230,7 +230,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
                 raise RecipeError(f"{where}: {full} is {value!r}, expected a section [{full}]")
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
-            value = float(value)
+            value = float(min(value, 10**300))
         changes[name] = value
     try:
         merged = replace(section, **changes)
@@ -249,6 +249,8 @@ def _check(section: Any, path: str) -> None:
             _check(value, f"{item.name}.")
             continue
         kind, expected = hints[item.name], item.metadata["expected"]
+        if kind is float and type(value) is int:
+            value = float(min(value, 10**300))
         right_type = type(value) is kind or (kind is float and type(value) is int)
         if not right_type or not item.metadata["check"](value):
             raise RecipeError(f"{path}{item.name} is {value!r}, expected {expected}")

@@ -10,10 +10,17 @@ from collections.abc import Iterator
 from typing import IO
 
 
+def _scratch() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # a full or read-only disk: then it is not kept
+        return open(os.devnull, "r+b")
+
+
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
     """Send what the block writes to the standard error stream, C++ included, into the file that is given."""
-    with tempfile.TemporaryFile() as said:
+    with _scratch() as said:
         try:
             stream = sys.stderr.fileno()
         except (OSError, ValueError, AttributeError):  # somebody replaced it, as a notebook does

@@ -60,6 +60,10 @@ class Normalise:
     mean: float
     std: float
 
+    def apply(self, pixels: Any) -> Any:
+        """The real numbers of float pixels: an array or a TensorFlow tensor, of any shape."""
+        return (pixels - self.mean) / self.std
+
     @classmethod
     def named(cls, name: str) -> Normalise:
         """``unit`` or ``signed``; raises KeyError for another."""
@@ -91,7 +95,7 @@ def pixel_table(normalise: Normalise, spec: TensorSpec) -> npt.NDArray[Any] | No
     For a quantized input made by edgerec this is None: pixels pass through.
     """
     pixels = np.arange(256)
-    table = quantize((pixels - normalise.mean) / normalise.std, spec)
+    table = quantize(normalise.apply(pixels), spec)
     if spec.dtype == "uint8" and np.array_equal(table, pixels):
         return None
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from edgerec.contract.files import replacing, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress
 from edgerec.data.sources import Arrays, Files
+from edgerec.errors import DataError
 
 # Part of every key: a change of preprocess.apply, or of what is stored, makes old stores useless.
 FORMAT = 1
@@ -52,14 +54,28 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
         return Pixels(source.images.reshape(-1, *spec.shape), np.ones(len(source.images), bool), digest)
     store = cache_folder() / f"{_key(source, digest, spec)}.raw"
     about = store.with_suffix(".json")
-    if not (store.is_file() and about.is_file()):
+    found = _stored(store, about, spec)
+    if found is None:
         _fill(store, about, source, digest, spec, listener)
-    values = json.loads(about.read_text(encoding="utf-8"))
-    valid = np.ones(values["count"], bool)
-    valid[values["skipped"]] = False
-    shape = (int(valid.sum()), *spec.shape)
-    images = np.memmap(store, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
-    return Pixels(images, valid, values["digest"])
+        found = _stored(store, about, spec)
+    if found is None:
+        raise DataError(f"{store} is damaged as soon as it is written: look at the disk, or set EDGEREC_CACHE")
+    return found
+
+
+def _stored(store: Path, about: Path, spec: PreprocessSpec) -> Pixels | None:
+    """What is stored there, or None when that is nothing, or not whole."""
+    try:
+        values = json.loads(about.read_text(encoding="utf-8"))
+        valid = np.ones(values["count"], bool)
+        valid[values["skipped"]] = False
+        shape = (int(valid.sum()), *spec.shape)
+        if store.stat().st_size != math.prod(shape):
+            return None
+        images = np.memmap(store, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+        return Pixels(images, valid, str(values["digest"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _shape(images: npt.NDArray[np.uint8]) -> tuple[int, ...]:
@@ -79,7 +95,8 @@ def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
         # Reading every byte to find out whether one changed would be the work that the store saves.
         for path in source.paths:
             status = path.stat()
-            key.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            key.update(os.fsencode(path.resolve()) + b"\0" + os.fsencode(path.relative_to(source.root)))
+            key.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return key.hexdigest()[:32]
 
 
@@ -111,8 +128,8 @@ def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[byte
         path = source.paths[position]
         content = path.read_bytes()
         image = decode(content)
-        name = f"{path.relative_to(source.root).as_posix()}\0{hashlib.sha256(content).hexdigest()}\n"
-        return name.encode(), None if image is None else apply(image, spec)
+        name = os.fsencode(path.relative_to(source.root).as_posix()) + b"\0" + hashlib.sha256(content).digest()
+        return name, None if image is None else apply(image, spec)
 
     count = len(source.classes)
     with ThreadPoolExecutor() as pool:  # OpenCV lets go of the interpreter while it decodes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,7 @@ def find(source: str) -> Arrays | Files:
     """Read or list ``source``; raises :class:`DataError` with what it could have been."""
     if source in NAMED:
         return NAMED[source]()
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return folder(path)
     if path.suffix == ".npz" and path.is_file():
@@ -56,6 +58,14 @@ def find(source: str) -> Arrays | Files:
     if path.exists():
         raise DataError(f"{path} is neither an image folder nor an .npz file")
     raise DataError(f"{unknown('data set', source, NAMED)}; as a path it does not exist either")
+
+
+def user_path(text: str) -> Path:
+    """The path that a person wrote, with ``~`` for the home folder where there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def folder(root: Path) -> Files:
@@ -98,7 +108,7 @@ def npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{path} is no .npz file: {error}") from None
     except ValueError as error:
         if "pickle" in str(error):
@@ -107,6 +117,8 @@ def npz(path: Path) -> Arrays:
                 "save plain uint8 and integer arrays with numpy.savez"
             ) from None
         raise DataError(f"{path} cannot be read: {error}") from None
+    if odd := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
+        raise DataError(f"{path}: {odd[0]} is no NumPy array")
     for name in ("x_train", "y_train"):
         if name not in values:
             raise DataError(f"{path} has {', '.join(sorted(values)) or 'no arrays'}; {name} is missing")
@@ -141,6 +153,8 @@ def _from_arrays(values: dict[str, Any], where: str) -> Arrays:
         if names.dtype.kind != "U" or names.ndim != 1 or known.min() < 0 or known.max() >= len(names):
             raise DataError(f"{where}: labels is {names.dtype} {names.shape}, expected one text per class")
         labels = tuple(str(names[value]) for value in known)
+        if len(set(labels)) != len(labels) or not all(map(str.isprintable, labels)):
+            raise DataError(f"{where}: labels has a text twice, or one with a control character")
     own_splits = len(images) > 1
     tags = np.array(splits if own_splits else [""] * len(splits))
     return Arrays(np.concatenate(images), classes.astype(np.int64), tags, labels)

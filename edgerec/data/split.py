@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +16,8 @@ from edgerec.contract.recipe import DataSection
 from edgerec.data.dataset import Dataset
 from edgerec.errors import DataError, RecipeError
 from edgerec.optional import require
+
+log = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,7 +55,25 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
         # Of the whole, so that both fractions mean the same.
         fraction = section.val_fraction / (1 - section.test_fraction) if held_out else section.val_fraction
         train, val = _take(dataset, train, min(fraction, 0.5), seed + 1, groups, "validation")
+    for index in range(len(dataset.labels)):
+        if index not in dataset.classes[train]:
+            raise DataError(
+                f"class {dataset.labels[index]!r} has no picture to train on, only to test: is its name right?"
+            )
+    if groups is not None:
+        _refuse_shared(dataset, groups, {"train": train, "validation": val, "test": test})
     return Split(train, val, test, held_out)
+
+
+def _refuse_shared(dataset: Dataset, groups: Indices, sides: dict[str, Indices]) -> None:
+    """Only data with its own splits can have a group on two sides."""
+    for (one, first), (two, second) in itertools.combinations(sides.items(), 2):
+        if shared := set(groups[first]) & set(groups[second]):
+            name = next(dataset.names[i] for i in first if groups[i] in shared)
+            raise DataError(
+                f"the group of {name} is both in {one} and in {two}, {len(shared)} groups in all: "
+                "the data's own split leaks; repair it, or drop --group-by"
+            )
 
 
 def _groups(names: Sequence[str], expression: str) -> npt.NDArray[np.int64]:
@@ -60,7 +83,7 @@ def _groups(names: Sequence[str], expression: str) -> npt.NDArray[np.int64]:
         raise RecipeError(f"data.group_by {expression!r} is no regular expression: {error}") from None
     found = []
     for name in names:
-        match = pattern.search(name)
+        match = pattern.search(PurePosixPath(name).name)
         if match is None:
             raise DataError(f"data.group_by {expression!r} matches nothing in {name!r}; it must match every file name")
         found.append(match.group(1) if pattern.groups else match.group())
@@ -104,12 +127,16 @@ def _stratified(dataset: Dataset, classes: Indices, fraction: float, seed: int, 
 
 
 def _grouped(classes: Indices, groups: Indices, fraction: float, seed: int, part: str) -> Indices:
-    folds = max(2, round(1 / fraction))
-    count = len(np.unique(groups))
-    if count < folds:
-        raise DataError(
-            f"data.group_by gives {count} group{'s' if count != 1 else ''}, {part} of {fraction:.0%} needs {folds}: "
-            "use an expression with more groups, or a larger fraction"
+    wanted, count = max(2, round(1 / fraction)), len(np.unique(groups))
+    if count < 2:
+        raise DataError(f"data.group_by gives 1 group, {part} needs a second: use an expression with more groups")
+    folds = min(wanted, count)
+    if folds < wanted:
+        log.warning(
+            "data.group_by gives %d groups: %s gets one of them, more than %.0f %%", count, part, 100 * fraction
         )
     splitter = require("sklearn.model_selection").StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return next(splitter.split(classes, classes, groups))[1]
+    try:
+        return next(splitter.split(classes, classes, groups))[1]
+    except ValueError as error:
+        raise DataError(f"data.group_by leaves too few pictures of a class to split off {part}: {error}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.target import Target
+from edgerec.errors import TargetError
 
 
 def requirements(target: Target) -> str:
@@ -29,7 +30,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     lines = [
         f"# {manifest.name}",
         "",
-        f"An image classifier for: {target.title}.",
+        f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
         "Copy this folder there, open a terminal in it, and type:",
         "",
         "```sh",
@@ -43,6 +44,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         *lines,
         "`edgerec verify .` checks there that the model answers as it did where it was made;",
         "`edgerec predict . picture.jpg` classifies a picture.",
+        "A wheel of edgerec that is in no package index: add `--find-links FOLDER` to `pip install`.",
         "",
     ]
 
@@ -84,4 +86,7 @@ def _filled(line: str) -> str:
 
 
 def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise TargetError(f"the target asks for the version of {package}, which is not installed here") from None

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class EdgeTpuReport:
-    """What the rules and the compiler said. ``content`` is the compiled file, empty without a compiler."""
+    """A model that the rules take, and what the compiler said; ``content`` is empty without a compiler."""
 
     operators: int
-    findings: tuple[Finding, ...]
     compiler: str
     log: str
     content: bytes
@@ -57,7 +56,6 @@ class EdgeTpuReport:
         """The report as JSON values, without the file."""
         return {
             "operators": self.operators,
-            "findings": [asdict(finding) for finding in self.findings],
             "compiled": bool(self.content),
             "compiler": self.compiler,
             "log": self.log,
@@ -71,17 +69,16 @@ def for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
         TargetError: the rules refuse it, or the compiler fails.
     """
     graph = read_graph(content)
-    findings = tuple(check(graph))
-    if findings:
+    if findings := check(graph):
         first = findings[0]
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise TargetError(f"the Edge TPU refuses {first.op} {first.layer!r}: {first.reason}{more}; {first.way_out}")
     compiler = shutil.which(target.compiler)
     if compiler is None:
         log.warning("not compiled for the Edge TPU: %s", HOW_TO_COMPILE)
-        return EdgeTpuReport(len(graph.operators), (), "", HOW_TO_COMPILE, b"")
+        return EdgeTpuReport(len(graph.operators), "", HOW_TO_COMPILE, b"")
     compiled, said = compile_model(compiler, content)
-    return EdgeTpuReport(len(graph.operators), (), compiler, said, compiled)
+    return EdgeTpuReport(len(graph.operators), compiler, said, compiled)
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:

@@ -83,7 +83,7 @@ def export_bundle(
         target: a name in ``targets/``, or a .toml file.
         variant: None takes the one that the target can run with the best validation top-1.
         out: the bundle's folder, or a .zip; None is ``RUN-TARGET`` beside the run.
-        max_drop: points of top-1 that the variant may have lost; None takes the recipe's.
+        max_drop: points of top-1 that the variant may have lost; None takes what quantize allowed.
         threshold: below this score the bundle answers ``unknown``.
         data: where the run's pictures are now, if they were moved.
         overwrite: replace a bundle that is there.
@@ -96,8 +96,8 @@ def export_bundle(
     run = run if isinstance(run, Run) else Run.open(run)
     aim = Target.load(target)
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
-    refuse_existing(path, overwrite)
-    _refuse_foreign(path, overwrite)
+    # What is no bundle is refused even then: --overwrite replaces bundles, not people's folders.
+    refuse_existing(path, overwrite and Bundle.stands_at(path))
     decision = DecisionSpec(threshold=threshold)
     dataset, split = run.data(data, listener)
     name = _choose(run, aim, variant, data, listener)
@@ -106,8 +106,7 @@ def export_bundle(
     if sha256(content) != report["model_sha256"]:
         raise BundleError(f"{run.variant(name)}/model.tflite is not the file that was measured: quantize again")
     float_row, row = report["forms"][0], report["forms"][-1]
-    recipe = run.recipe
-    check_drop(name, float_row["top1"], row["top1"], recipe.compress.max_drop if max_drop is None else max_drop)
+    check_drop(name, float_row["top1"], row["top1"], report["max_drop"] if max_drop is None else max_drop)
     compiled = for_edgetpu(content, aim) if aim.compiler else None
     files = {"model.tflite": content, "labels.txt": "".join(f"{label}\n" for label in run.labels).encode()}
     if compiled is not None and compiled.content:
@@ -115,7 +114,7 @@ def export_bundle(
     bundle_name = path.stem if path.suffix == ".zip" else path.name
     provenance = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
     manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in files, provenance)
-    classifier = Classifier(Bundle(path, manifest, files))
+    classifier = Classifier(Bundle(path, manifest, files), delegate="")
     files |= make_golden(classifier, _golden_pictures(dataset, split))
     if aim.requirements:
         files["requirements.txt"] = requirements(aim).encode()
@@ -213,8 +212,3 @@ def _shrunk(image: Image) -> Image:
         return image if image.ndim == 3 else image[:, :, np.newaxis]
     height, width = (max(1, side * GOLDEN_SIDE_PX // longest) for side in image.shape[:2])
     return apply(image, PreprocessSpec(height, width, 1 if image.ndim == 2 else image.shape[2], fit="stretch"))
-
-
-def _refuse_foreign(path: Path, overwrite: bool) -> None:
-    if overwrite and path.is_dir() and not (path / "manifest.json").is_file():
-        raise BundleError(f"{path} is no bundle, --overwrite would delete it: choose another name")

@@ -34,8 +34,9 @@ class Classifier:
         Args:
             bundle: what :meth:`Bundle.open` gave.
             threads: interpreter threads; 0 takes the bundle's number.
-            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; None runs on the
-                processor. With a delegate, the file compiled for it is used where the bundle has one.
+            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; an empty text runs on the
+                processor; None does what the bundle was made for. With a delegate, the file compiled for it is
+                used where the bundle has one.
             threshold: another ``unknown`` threshold than the bundle's, in [0, 1].
 
         Raises:
@@ -43,12 +44,13 @@ class Classifier:
             EdgerecError: the delegate does not load.
         """
         manifest = bundle.manifest
+        delegate = manifest.delegate if delegate is None else delegate
         name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
         self._model = ImageModel(
             bundle.files[name],
             manifest.normalise,
             threads=threads or manifest.threads,
-            delegate=delegate or "",
+            delegate=delegate,
             where=f"{bundle.path}/{name}",
         )
         for what, found, expected in (

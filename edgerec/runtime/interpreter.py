@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import EdgerecError, MissingExtraError, ModelError
+
+log = logging.getLogger(__name__)
 
 # In the order of preference: the fast successor, the last small one, the one inside TensorFlow.
 RUNTIMES = {
@@ -40,8 +43,9 @@ def find_runtime() -> tuple[str, Any]:
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ModuleNotFoundError:
-            continue
+        except ImportError as error:  # not there, or not for this system's libraries or NumPy
+            if not isinstance(error, ModuleNotFoundError):
+                log.warning("%s is installed but does not load: %s", package, error)
     raise MissingExtraError(
         "no TFLite runtime is installed: pip install ai-edge-litert (on 32-bit ARM: tflite-runtime)"
     )
@@ -50,7 +54,11 @@ def find_runtime() -> tuple[str, Any]:
 def fingerprint() -> Fingerprint:
     """This machine's runtime and processor."""
     package, _ = find_runtime()
-    return Fingerprint(package, importlib.metadata.version(package), platform.machine(), _cpu_name())
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # TensorFlow has several packages
+        version = "unknown"
+    return Fingerprint(package, version, platform.machine(), _cpu_name())
 
 
 def open_interpreter(model: bytes, *, threads: int = 0, delegate: str = "", where: str = "the model") -> Any:
@@ -114,7 +122,8 @@ def _load_delegate(module: Any, library: str) -> Any:
         except (ValueError, OSError) as error:
             reason = str(error)
     raise EdgerecError(
-        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in?"
+        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in? "
+        "--delegate none runs on the processor"
     )
 
 

@@ -146,7 +146,7 @@ def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
         parts = []
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = pixels[start : start + EVALUATION_BATCH].astype(np.float32)
-            parts.append(np.asarray(model((batch - normalise.mean) / normalise.std, training=False)))
+            parts.append(np.asarray(model(normalise.apply(batch), training=False)))
             listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
         return np.concatenate(parts)
 
@@ -170,7 +170,7 @@ def tflite_scorer(model: ImageModel) -> Scorer:
 def _open(path: Path, normalise: str) -> _Subject:
     if path.is_file() and path.suffix == ".tflite":
         return _open_tflite(path, Normalise.named(normalise))
-    if (path / "recipe.toml").is_file():
+    if Run(path).begun:
         return _open_run(Run.open(path))
     if path.is_file() or (path / "manifest.json").is_file():
         return _open_bundle(Bundle.open(path))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.recipe import AugmentSection, Recipe
+from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
 from edgerec.data.augment import augmenter
@@ -26,23 +26,20 @@ class Feed:
 
     batches: Any
     steps: int
-    batch_size: int
 
 
-def auto_batch_size(count: int) -> int:
-    """16 to 128, a power of two: small data needs many steps, large data wants speed."""
-    return int(2 ** np.clip(np.floor(np.log2(max(count, 1) / 50)), 4, 7))
+def batch_size(wanted: int, count: int) -> int:
+    """What is wanted for ``count`` pictures; for 0, a power of two of 16 to 128: small data needs many steps."""
+    return min(wanted or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
 
 
-def training_feed(
-    dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe, *, first_epoch: int, augment: AugmentSection
-) -> Feed:
+def training_feed(dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe, *, first_epoch: int) -> Feed:
     """Endless epochs from ``first_epoch`` on. Order and augmentation follow from the seed and the epoch alone,
     so that a resumed run sees what an unbroken one would."""
     tf = require("tensorflow")
-    size = min(recipe.train.batch_size or auto_batch_size(len(part)), len(part))
+    size = recipe.train.batch_size
     steps = len(part) // size
-    change = augmenter(augment)
+    change = augmenter(recipe.augment)
     normalise = recipe.normalise
 
     def positions(epoch: Any) -> Any:
@@ -55,7 +52,7 @@ def training_feed(
         pixels = tf.cast(tf.ensure_shape(pixels, [size, *dataset.images.shape[1:]]), tf.float32)
         if change is not None:
             pixels = change(pixels, tf.stack([tf.constant(recipe.seed, tf.int64), number]))
-        return normalised(pixels, normalise), tf.gather(tf.constant(dataset.classes), batch)
+        return normalise.apply(pixels), tf.gather(tf.constant(dataset.classes), batch)
 
     batches = (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -63,7 +60,7 @@ def training_feed(
         .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
-    return Feed(batches, steps, size)
+    return Feed(batches, steps)
 
 
 def evaluation_feed(dataset: Dataset, part: npt.NDArray[np.int64], normalise: Normalise) -> Any:
@@ -73,11 +70,6 @@ def evaluation_feed(dataset: Dataset, part: npt.NDArray[np.int64], normalise: No
     def gather(batch: Any) -> tuple[Any, Any]:
         pixels = tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)
         pixels = tf.cast(tf.ensure_shape(pixels, [None, *dataset.images.shape[1:]]), tf.float32)
-        return normalised(pixels, normalise), tf.gather(tf.constant(dataset.classes), batch)
+        return normalise.apply(pixels), tf.gather(tf.constant(dataset.classes), batch)
 
     return tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)
-
-
-def normalised(pixels: Any, normalise: Normalise) -> Any:
-    """From 0…255 to the model's real numbers."""
-    return (pixels - normalise.mean) / normalise.std

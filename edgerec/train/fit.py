@@ -16,13 +16,13 @@ from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.data.sources import NAMED
-from edgerec.errors import DataError, EdgerecError, OutputExistsError, TrainError
+from edgerec.data.sources import NAMED, user_path
+from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RunError, TrainError
 from edgerec.models import build, find
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.feed import Feed, auto_batch_size, evaluation_feed, training_feed
-from edgerec.train.keras import keras, load_model, load_weights, prepare, versions
+from edgerec.train.feed import Feed, batch_size, evaluation_feed, training_feed
+from edgerec.train.keras import UNREADABLE, keras, load_model, load_weights, prepare, versions
 from edgerec.train.run import Run, best_epoch
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def fit(
         EdgerecError: the recipe, the data or the folder do not allow it.
         TrainError: the loss became NaN; the checkpoints before stay.
     """
-    run = Run(Path(out))
+    run = Run(Path(out).resolve() if str(out) in (".", "..") else Path(out))
     if resume:
         recipe = _resumable(run)
         if run.finished:
@@ -68,12 +68,12 @@ def fit(
     prepare(recipe.train, recipe.seed)
     dataset, section = load(recipe.data, least_size_px=architecture.least_size_px, listener=listener)
     parts = split_dataset(dataset, section, recipe.seed)
-    size = min(recipe.train.batch_size or auto_batch_size(len(parts.train)), len(parts.train))
+    size = batch_size(recipe.train.batch_size, len(parts.train))
     if section.source not in NAMED:  # the run finds its pictures from wherever it is used
-        section = replace(section, source=str(Path(section.source).expanduser().resolve()))
+        section = replace(section, source=str(user_path(section.source).resolve()))
     recipe = replace(recipe, data=section, train=replace(recipe.train, batch_size=size))
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
-    feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch, augment=recipe.augment)
+    feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch)
     if model is None:
         model = _compiled(recipe, len(dataset.labels), feed.steps)
     if not resume:
@@ -95,18 +95,16 @@ def fit(
 
 
 def _refuse(run: Run, overwrite: bool) -> None:
-    is_run = (run.path / "recipe.toml").is_file()
-    if is_run and not run.finished and not overwrite:
+    if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
             f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"
         )
-    if overwrite and run.path.exists() and not is_run:
-        raise OutputExistsError(f"{run.path} is no run of edgerec, --overwrite would delete it: choose another name")
-    refuse_existing(run.path, overwrite)
+    # What is no run is refused even then: --overwrite replaces runs, not people's folders.
+    refuse_existing(run.path, overwrite and run.begun)
 
 
 def _resumable(run: Run) -> Recipe:
-    if not (run.path / "recipe.toml").is_file():
+    if not run.begun:
         raise EdgerecError(f"{run.path} has nothing to resume: it is no run; train without --resume")
     return run.recipe
 
@@ -142,19 +140,22 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
     for path in sorted(_checkpoints(run).values(), reverse=True):
         try:
             model = keras().models.load_model(path, safe_mode=True)
-        except (ValueError, OSError, KeyError) as error:
+        except UNREADABLE as error:
             log.warning("%s cannot be read (%s): trying the one before", path, error)
+            path.rename(path.with_suffix(".damaged"))
             continue
         epoch = int(path.stem.partition("-")[2])
         run.write_history([row for row in run.history() if row["epoch"] <= epoch])
         log.info("resuming after epoch %d", epoch)
         return epoch, model
-    log.info("no checkpoint yet in %s: starting at the first epoch", run.path)
+    run.write_history([])
+    log.info("no checkpoint in %s: starting at the first epoch", run.path)
     return 0, None
 
 
 def _checkpoints(run: Run) -> dict[int, Path]:
-    return {int(path.stem.partition("-")[2]): path for path in (run.path / "checkpoints").glob("epoch-*.keras")}
+    found = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
+    return {int(path.stem.partition("-")[2]): path for path in found}
 
 
 def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
@@ -253,10 +254,22 @@ def _recorder(run: Run, recipe: Recipe, feed: Feed, listener: Listener, on_epoch
     return Recorder()
 
 
+def _best(run: Run) -> tuple[int, Any]:
+    """The best epoch whose checkpoint can be read, and its model."""
+    while rows := [row for row in run.history() if row["epoch"] in _checkpoints(run)]:
+        best = best_epoch(rows)
+        path = _checkpoints(run)[best]
+        try:
+            return best, load_model(path)
+        except ModelError as error:
+            log.warning("%s: taking the next best epoch", error)
+            path.rename(path.with_suffix(".damaged"))
+    raise RunError(f"{run.path} has no checkpoint that can be read: train again with --overwrite")
+
+
 def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
     history = run.history()
-    best = best_epoch(history)
-    model = load_model(_checkpoints(run)[best])
+    best, model = _best(run)
     if recipe.train.mixed_precision:
         # Built again in float32, whatever the training computed in: that is what is converted.
         keras().mixed_precision.set_global_policy("float32")

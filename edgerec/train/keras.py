@@ -9,6 +9,8 @@ import importlib.metadata
 import logging
 import sys
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,23 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().utils.set_random_seed(seed)
 
 
+# What Keras raises on a file that is damaged, or none of its own.
+UNREADABLE = (ValueError, OSError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that has many, or its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def load_model(path: Path) -> Any:
     """Load a .keras file that edgerec wrote; never runs code out of it (safe mode)."""
     try:
         return keras().models.load_model(path, compile=False, safe_mode=True)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} is no Keras model that can be read: {str(error).splitlines()[0]}") from None
+    except UNREADABLE as error:
+        raise ModelError(f"{path} is no Keras model that can be read: {first_line(error)}") from None
 
 
 def load_weights(model: Any, path: Path) -> tuple[int, int]:
@@ -88,8 +99,8 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.load_weights(str(path), **how)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{path} holds no weights that Keras can read: {str(error).splitlines()[0]}") from None
+    except UNREADABLE as error:
+        raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
     taken = sum(bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True))
     if not taken:
         raise ModelError(f"none of the weights in {path} fit {model.name}: same architecture, width and channels?")

@@ -48,11 +48,12 @@ def confusion_matrix(figures: Figures, path: Path) -> None:
     size = float(np.clip(0.5 * len(counts) + 2, 4, 24))
     figure = _figure(size, size)
     axes = figure.subplots()
+    names = [label.replace("$", r"\$") for label in figures.labels]  # a dollar begins a formula
     axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {figures.accuracy:.2%} on {figures.images} images")
     ticks = range(len(counts))
-    axes.set_xticks(ticks, figures.labels, rotation=90 if len(max(figures.labels, key=len)) > 2 else 0)
-    axes.set_yticks(ticks, figures.labels)
+    axes.set_xticks(ticks, names, rotation=90 if len(max(figures.labels, key=len)) > 2 else 0)
+    axes.set_yticks(ticks, names)
     if len(counts) <= 30:
         for row, column in np.argwhere(counts):
             colour = "white" if parts[row, column] > 0.5 else "black"
@@ -82,5 +83,5 @@ def worst_mistakes(
         image = dataset.images[part[i]]
         axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
         answer = f"{dataset.labels[predicted[i]]} {scores[i, predicted[i]]:.0%}"
-        axes.set_title(f"{answer}\nis {dataset.labels[classes[i]]}", fontsize=8)
+        axes.set_title(f"{answer}\nis {dataset.labels[classes[i]]}".replace("$", r"\$"), fontsize=8)
     _save(figure, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from edgerec.contract.files import replacing, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.errors import DataError, EdgerecError
+from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.models import find
 from edgerec.train.keras import load_model
 
@@ -33,12 +34,17 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> Run:
         """A finished run; raises :class:`EdgerecError` when there is none."""
-        run = cls(Path(path))
-        if not run.path.is_dir() or not (run.path / "recipe.toml").is_file():
-            raise EdgerecError(f"{path} is no run: it has no recipe.toml; make one with edgerec train --out {path}")
+        run = cls(Path(path).resolve() if str(path) in (".", "..") else Path(path))
+        if not run.begun:
+            raise EdgerecError(f"{path} is no run: make one with edgerec train --out {path}")
         if not run.finished:
             raise EdgerecError(f"{path} is unfinished: go on with edgerec train --resume --out {path}")
         return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether a training was begun here."""
+        return (self.path / "recipe.toml").is_file() and (self.path / "split.json").is_file()
 
     @property
     def finished(self) -> bool:
@@ -53,17 +59,17 @@ class Run:
     @property
     def labels(self) -> tuple[str, ...]:
         """One per class, in the order of the scores."""
-        return tuple((self.path / "labels.txt").read_text(encoding="utf-8").splitlines())
+        return tuple(self._read("labels.txt", str.splitlines))
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What training measured."""
-        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        return self._read("metrics.json", json.loads)
 
     @property
     def split_record(self) -> dict[str, Any]:
         """The data's digest and which pictures were held out."""
-        return json.loads((self.path / "split.json").read_text(encoding="utf-8"))
+        return self._read("split.json", json.loads)
 
     def model(self) -> Any:
         """The float32 Keras model, not compiled."""
@@ -94,19 +100,18 @@ class Run:
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Each finished variant's report, by its name."""
+        found = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
-            report.parent.name: json.loads(report.read_text(encoding="utf-8"))
-            for report in sorted(self.path.glob("*/report.json"))
-            if (report.parent / "model.tflite").is_file()
+            name: self._read(f"{name}/report.json", json.loads)
+            for name in found
+            if (self.path / name / "model.tflite").is_file()
         }
 
     def history(self) -> list[dict[str, float]]:
         """One row an epoch, with the keys of :data:`HISTORY`."""
-        try:
-            text = (self.path / "history.csv").read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not (self.path / "history.csv").exists():
             return []
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        return self._read("history.csv", _parse_history)
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace ``history.csv``."""
@@ -118,13 +123,26 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the run's JSON files."""
-        write_file(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_file(self.path / name, json.dumps(value, indent=1) + "\n")
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+        """One of the run's files; raises :class:`RunError` when it is missing or damaged."""
+        try:
+            return parse((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path}: {name} is missing: train again with --overwrite") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.path}: {name} is damaged ({error}): train again with --overwrite") from None
 
     def save_model(self, model: Any, name: str) -> None:
         """Write a Keras model whole or not at all."""
         with replacing(self.path / name) as partial:
             partial.unlink()  # Keras asks before it replaces a file
             model.save(partial, save_format="keras")
+
+
+def _parse_history(text: str) -> list[dict[str, float]]:
+    return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(io.StringIO(text))]
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:

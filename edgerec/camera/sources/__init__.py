@@ -42,7 +42,7 @@ def open_source(uri: str) -> Source:
     from edgerec.camera.sources.files import FolderSource
     from edgerec.camera.sources.opencv import OpenCVSource
 
-    if uri.isascii() and uri.isdigit():
+    if uri.isascii() and uri.isdigit() and len(uri) < 5:
         return OpenCVSource.camera(int(uri))
     if "://" in uri:
         return OpenCVSource.stream(uri)
