@@ -15,7 +15,9 @@ def export(
     variant: str | None = typer.Option(None, help="As int8-qat. [default: the best int8 one by validation]"),
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder, or a .zip. [default: RUN-TARGET]"),
     threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
-    max_drop: float | None = typer.Option(None, help="Points of top-1 that the variant may have lost. [default: 1]"),
+    max_drop: float | None = typer.Option(
+        None, help="Points of top-1 that the variant may have lost. [default: as quantize]"
+    ),
     data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
