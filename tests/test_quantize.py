@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_gate_shows_its_table_all_the_same(run, monkeypatch):
     from edgerec.cli.app import app
 
     # ptq stands in for a bad variant: what it may lose is less than nothing.
-    monkeypatch.setattr("edgerec.compress.quantize.check_drop", lambda *a: check_drop("int8", 1.0, 0.5, 1.0))
+    module = sys.modules["edgerec.compress.quantize"]
+    monkeypatch.setattr(module, "check_drop", lambda *figures: check_drop("int8", 1.0, 0.5, 1.0))
     done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "ptq", "--sparsity", "0.3"])
     assert done.exit_code == 1
     assert "keras float32" in done.stdout
@@ -192,6 +194,7 @@ def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
 def test_a_run_without_an_end_is_refused(tmp_path, edgerec):
     assert "is no run" in one_line(edgerec("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
+    (tmp_path / "split.json").write_text("{}")
     assert "is unfinished: go on with edgerec train --resume" in one_line(edgerec("quantize", tmp_path))
 
 

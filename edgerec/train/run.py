@@ -19,6 +19,20 @@ from edgerec.models import find
 from edgerec.train.keras import load_model
 
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+# What a variant's report.json has at least.
+REPORT = [
+    "variant",
+    "forms",
+    "val_top1",
+    "drop_points",
+    "max_drop",
+    "sparsity",
+    "calibration",
+    "model_sha256",
+    "figures",
+    "images",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,10 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe: no key is left to be chosen."""
-        return Recipe.from_toml(self.path / "recipe.toml")
+        recipe = Recipe.from_toml(self.path / "recipe.toml")
+        if not (recipe.data.input_size and recipe.data.channels and recipe.train.batch_size):
+            raise RunError(f"{self.path}: recipe.toml is not what training wrote there: train again with --overwrite")
+        return recipe
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,12 +81,12 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """What training measured."""
-        return self._read("metrics.json", json.loads)
+        return self._read("metrics.json", _object("accuracy", "images", "parameters", "val_accuracy"))
 
     @property
     def split_record(self) -> dict[str, Any]:
         """The data's digest and which pictures were held out."""
-        return self._read("split.json", json.loads)
+        return self._read("split.json", _object("digest"))
 
     def model(self) -> Any:
         """The float32 Keras model, not compiled."""
@@ -102,7 +119,7 @@ class Run:
         """Each finished variant's report, by its name."""
         found = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
-            name: self._read(f"{name}/report.json", json.loads)
+            name: self._read(f"{name}/report.json", _object(*REPORT))
             for name in found
             if (self.path / name / "model.tflite").is_file()
         }
@@ -139,6 +156,20 @@ class Run:
         with replacing(self.path / name) as partial:
             partial.unlink()  # Keras asks before it replaces a file
             model.save(partial, save_format="keras")
+
+
+def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
+    """Reads a JSON object that has these keys."""
+
+    def parse(text: str) -> dict[str, Any]:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, expected an object")
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"{missing[0]!r} is missing")
+        return value
+
+    return parse
 
 
 def _parse_history(text: str) -> list[dict[str, float]]:
