@@ -146,7 +146,7 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "recipe.toml").write_text("seed = 1")
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="replaces what edgerec made, nothing else"):
+    with pytest.raises(OutputExistsError, match="which --overwrite does not touch"):
         fit(recipe, tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 

@@ -40,21 +40,25 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise :class:`OutputExistsError` when ``path`` exists, is no empty folder, and may not be replaced."""
-    if path.is_dir() and not any(path.iterdir()):
+def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
+    """Raise :class:`OutputExistsError` when ``path`` exists, is no empty folder, and may not be replaced.
+
+    ``ours`` says that it is what edgerec writes there: nothing else is ever replaced.
+    """
+    if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
-    if not overwrite and (path.exists() or path.is_symlink()):
-        raise OutputExistsError(
-            f"{path} already exists: choose another name (--overwrite replaces what edgerec made, nothing else)"
-        )
+    if not ours:
+        raise OutputExistsError(f"{path} holds something else, which --overwrite does not touch: choose another name")
+    if not overwrite:
+        raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
 
 
 @contextmanager
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder beside ``path`` to fill; it is renamed to ``path`` when the block ends well.
 
-    A kill at any moment leaves ``path`` as it was. What is replaced is moved aside first and removed last.
+    A kill leaves ``path`` as it was. What is replaced is moved aside first and removed last: a kill between those
+    two renames leaves the old one beside ``path``, as ``.NAME.….replaced``.
     """
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)

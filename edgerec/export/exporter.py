@@ -96,8 +96,7 @@ def export_bundle(
     run = run if isinstance(run, Run) else Run.open(run)
     aim = Target.load(target)
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
-    # What is no bundle is refused even then: --overwrite replaces bundles, not people's folders.
-    refuse_existing(path, overwrite and Bundle.stands_at(path))
+    refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
     decision = DecisionSpec(threshold=threshold)
     dataset, split = run.data(data, listener)
     name = _choose(run, aim, variant, data, listener)

@@ -99,8 +99,7 @@ def _refuse(run: Run, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"
         )
-    # What is no run is refused even then: --overwrite replaces runs, not people's folders.
-    refuse_existing(run.path, overwrite and run.begun)
+    refuse_existing(run.path, overwrite, ours=run.begun)
 
 
 def _resumable(run: Run) -> Recipe:
