@@ -23,7 +23,9 @@ def unpacked(name: str, work: Path) -> Path:
         partial = work / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         with tarfile.open(data_folder() / f"{name}.tar") as archive:
-            archive.extractall(partial, filter="data")
+            # Python before 3.11.4 knows no filters.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(partial)
         (partial / name).rename(folder)
         partial.rmdir()
     return folder
