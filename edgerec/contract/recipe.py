@@ -249,8 +249,6 @@ def _check(section: Any, path: str) -> None:
             _check(value, f"{item.name}.")
             continue
         kind, expected = hints[item.name], item.metadata["expected"]
-        if kind is float and type(value) is int:
-            value = float(min(value, 10**300))
         right_type = type(value) is kind or (kind is float and type(value) is int)
         if not right_type or not item.metadata["check"](value):
             raise RecipeError(f"{path}{item.name} is {value!r}, expected {expected}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def evaluate(
     subject = _open(path, normalise)
     if data is None and not subject.own_data:
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
-    section = subject.data if data is None else DataSection(**(vars(subject.data) | {"source": data}))
+    section = subject.data if data is None else replace(subject.data, source=data)
     dataset, _ = load(section, listener=listener)
     seen = bool(subject.digest) and dataset.digest == subject.digest
     if data is None and not seen:
@@ -216,17 +216,7 @@ def _open_tflite(path: Path, normalise: Normalise) -> _Subject:
 
 
 def _data_section(spec: PreprocessSpec, base: DataSection) -> DataSection:
-    return DataSection(
-        **(
-            vars(base)
-            | {
-                "input_size": spec.height,
-                "channels": spec.channels,
-                "fit": spec.fit,
-                "interpolation": spec.interpolation,
-            }
-        )
-    )
+    return replace(base, input_size=spec.height, channels=spec.channels, fit=spec.fit, interpolation=spec.interpolation)
 
 
 def _part(

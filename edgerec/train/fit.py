@@ -56,7 +56,7 @@ def fit(
         EdgerecError: the recipe, the data or the folder do not allow it.
         TrainError: the loss became NaN; the checkpoints before stay.
     """
-    run = Run(Path(out).resolve() if str(out) in (".", "..") else Path(out))
+    run = Run.at(out)
     if resume:
         recipe = _resumable(run)
         if run.finished:

@@ -46,9 +46,14 @@ class Run:
     path: Path
 
     @classmethod
+    def at(cls, path: str | Path) -> Run:
+        """The run in that folder, begun or not; the working directory gets its name, which its bundle will need."""
+        return cls(Path(path).resolve() if str(path) in (".", "..") else Path(path))
+
+    @classmethod
     def open(cls, path: str | Path) -> Run:
         """A finished run; raises :class:`EdgerecError` when there is none."""
-        run = cls(Path(path).resolve() if str(path) in (".", "..") else Path(path))
+        run = cls.at(path)
         if not run.begun:
             raise EdgerecError(f"{path} is no run: make one with edgerec train --out {path}")
         if not run.finished:
