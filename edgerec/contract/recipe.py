@@ -95,7 +95,8 @@ class TrainSection:
 
     epochs: int = _number(10, "passes over the training pictures", 1, 100000)
     batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
-    learning_rate: float = _number(0.001, "Adam's highest learning rate", 1e-8, 10)
+    optimizer: str = _choice("adam", "sgd has Nesterov momentum 0.9 and wants a rate of 0.05 to 0.2", ("adam", "sgd"))
+    learning_rate: float = _number(0.001, "the highest learning rate", 1e-8, 10)
     schedule: str = _choice(
         "cosine",
         "learning rate over the run; plateau halves it when validation stalls",

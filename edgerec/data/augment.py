@@ -45,8 +45,9 @@ def _move(pixels: Any, seed: Any, section: AugmentSection) -> Any:
     angle = math.radians(section.rotate_deg)
     turn = _uniform(count, seed, 0, -angle, angle)
     zoom = 1 / _uniform(count, seed, 1, 1 - section.zoom, 1 + section.zoom)
-    right = _uniform(count, seed, 2, -section.shift, section.shift) * columns
-    down = _uniform(count, seed, 3, -section.shift, section.shift) * rows
+    # Whole pixels: a part of one would blur every picture that is only moved, which no test picture is.
+    right = tf.round(_uniform(count, seed, 2, -section.shift, section.shift) * columns)
+    down = tf.round(_uniform(count, seed, 3, -section.shift, section.shift) * rows)
     mirror = tf.sign(_uniform(count, seed, 4, -1.0, 1.0)) if section.flip else tf.ones([count])
     a, b = mirror * zoom * tf.cos(turn), -zoom * tf.sin(turn)
     d, e = mirror * zoom * tf.sin(turn), zoom * tf.cos(turn)

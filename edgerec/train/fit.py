@@ -163,7 +163,7 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
     model.compile(
-        keras().optimizers.Adam(_learning_rate(recipe, steps)),
+        _optimizer(recipe, steps),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=min(STEPS_PER_CALL, steps),
@@ -173,6 +173,13 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
 
 def _built(recipe: Recipe, classes: int) -> Any:
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+
+
+def _optimizer(recipe: Recipe, steps: int) -> Any:
+    rate = _learning_rate(recipe, steps)
+    if recipe.train.optimizer == "sgd":
+        return keras().optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    return keras().optimizers.Adam(rate)
 
 
 def _learning_rate(recipe: Recipe, steps: int) -> Any:

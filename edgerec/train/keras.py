@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import sys
 import warnings
 import zipfile
@@ -26,6 +27,8 @@ def keras() -> Any:
     """The Keras module. On first use TensorFlow is loaded, its chatter kept away unless the log is at DEBUG."""
     if "tf_keras" in sys.modules:
         return sys.modules["tf_keras"]
+    # TensorFlow leaves oneDNN's kernels off on x86-64 processors without VNNI, where they train 3 to 4 times faster.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if logging.getLogger("edgerec").isEnabledFor(logging.DEBUG):
         return require("tf_keras")
     with captured_stderr():
