@@ -22,6 +22,7 @@ _PUBLIC = {
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
+    "parity": "edgerec.compress.diagnose",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "export_bundle",
     "fit",
+    "parity",
     "predict",
     "quantize",
     "read_image",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from edgerec.camera import Camera
     from edgerec.camera.predict import predict
     from edgerec.compress import quantize
+    from edgerec.compress.diagnose import parity
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgerec.cli import camera, evaluate, export, predict, quantize, recipe, train, verify
+from edgerec.cli import camera, evaluate, export, parity, predict, quantize, recipe, train, verify
 from edgerec.errors import EdgerecError
 
 
@@ -64,6 +64,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     quantize.quantize,
+    parity.parity,
     export.export,
     verify.verify,
     predict.predict,

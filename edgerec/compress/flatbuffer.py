@@ -14,7 +14,11 @@ from edgerec.errors import MissingExtraError, ModelError
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor. ``shape`` has −1 where it is dynamic; ``data`` is its content, uint8, when that is in the file."""
+    """One tensor. ``shape`` has −1 where it is dynamic; ``data`` is its content, uint8, when that is in the file.
+
+    ``index`` is its place in its subgraph, by which interpreters know it too; ``axis`` is that of the channels
+    where there are several ``scales``.
+    """
 
     name: str
     dtype: str
@@ -22,6 +26,8 @@ class Tensor:
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
     data: npt.NDArray[np.uint8] | None = field(repr=False)
+    axis: int
+    index: int
 
     @property
     def constant(self) -> bool:
@@ -54,14 +60,52 @@ class Graph:
 
 def read_graph(model: bytes, where: str = "the model") -> Graph:
     """Parse a .tflite file's bytes; raises :class:`ModelError` when they are none."""
-    schema = _schema()
+    parsed = parse(model, where)
+    try:
+        return _graph(tflite_schema(), parsed)
+    except Exception as error:
+        raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
+
+
+def parse(model: bytes, where: str = "the model") -> Any:
+    """A .tflite file's bytes as the TFLite schema's ``ModelT``, which may be changed and packed again."""
+    schema = tflite_schema()
     if model[4:8] != b"TFL3":
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
     try:
-        parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
-        return _graph(schema, parsed)
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
     except Exception as error:  # a damaged flatbuffer fails anywhere: struct, index, type …
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
+
+
+def pack(model: Any) -> bytes:
+    """The inverse of :func:`parse`."""
+    import flatbuffers  # the schema needs it too
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def real_values(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """What the numbers of a constant tensor stand for, in its shape: ``scale · (stored − zero point)``.
+
+    Raises:
+        ModelError: stored in a way that NumPy does not know, as 4-bit or sparse.
+    """
+    data = np.empty(0, np.uint8) if tensor.data is None else tensor.data
+    try:
+        stored = data.view(tensor.dtype.lower()).reshape(tensor.shape)
+    except (TypeError, ValueError):
+        raise ModelError(
+            f"the tensor {tensor.name[-60:]} is stored packed ({tensor.dtype}): it cannot be read"
+        ) from None
+    if not tensor.scales:
+        return stored.astype(np.float32)
+    across = [-1 if axis == tensor.axis and len(tensor.scales) > 1 else 1 for axis in range(stored.ndim)]
+    scales = np.array(tensor.scales, np.float64).reshape(across or [])
+    zero_points = np.array(tensor.zero_points or [0] * len(tensor.scales), np.float64).reshape(across or [])
+    return ((stored - zero_points) * scales).astype(np.float32)
 
 
 def float_tensors(graph: Graph) -> list[Tensor]:
@@ -75,7 +119,7 @@ def weight_sparsity(graph: Graph) -> float:
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
 
-def _schema() -> Any:
+def tflite_schema() -> Any:
     try:
         from ai_edge_litert import schema_py_generated
     except ModuleNotFoundError:
@@ -91,7 +135,7 @@ def _graph(schema: Any, model: Any) -> Graph:
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
-        own = tuple(_tensor(schema, model, tensor) for tensor in subgraph.tensors)
+        own = tuple(_tensor(schema, model, tensor, index) for index, tensor in enumerate(subgraph.tensors))
         first = first or own
         tensors += own
     main = model.subgraphs[0]
@@ -104,7 +148,7 @@ def _graph(schema: Any, model: Any) -> Graph:
     )
 
 
-def _tensor(schema: Any, model: Any, tensor: Any) -> Tensor:
+def _tensor(schema: Any, model: Any, tensor: Any, index: int) -> Tensor:
     quantization = tensor.quantization
     scales = () if quantization is None or quantization.scale is None else quantization.scale
     zero_points = () if quantization is None or quantization.zeroPoint is None else quantization.zeroPoint
@@ -117,6 +161,8 @@ def _tensor(schema: Any, model: Any, tensor: Any) -> Tensor:
         tuple(float(n) for n in scales),
         tuple(int(n) for n in zero_points),
         np.asarray(data, np.uint8) if data is not None and len(data) else None,
+        0 if quantization is None else int(quantization.quantizedDimension),
+        index,
     )
 
 

@@ -1,7 +1,8 @@
-"""Pictures of a run: learning curves, confusion matrix, worst mistakes."""
+"""Pictures of a run: learning curves, confusion matrix, worst mistakes, the layers of a variant."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,4 +85,40 @@ def worst_mistakes(
         axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
         answer = f"{dataset.labels[predicted[i]]} {scores[i, predicted[i]]:.0%}"
         axes.set_title(f"{answer}\nis {dataset.labels[classes[i]]}".replace("$", r"\$"), fontsize=8)
+    _save(figure, path)
+
+
+def layer_bars(
+    names: Sequence[str],
+    ratios: Sequence[tuple[float | None, float | None, float | None]],
+    marked: Sequence[bool],
+    limits_db: tuple[float, float],
+    title: str,
+    path: Path,
+) -> None:
+    """Layers in execution order from above: the bar is the SQNR in the whole model, dots are that of the layer's own
+    noise at its output and at the logits (``ratios``, dB). The ``marked`` are orange; ``limits_db`` are from where on a
+    ratio is good, and from where on it is called exact.
+    """
+    low_db, exact_db = limits_db
+    figure = _figure(8.5, float(np.clip(0.22 * len(names) + 1.5, 2.5, 60)))
+    axes = figure.subplots()
+    rows = np.arange(len(names))
+    sqnr, own, alone = (
+        np.array([np.nan if v is None else v for v in column], float) for column in zip(*ratios, strict=True)
+    )
+    colours = [ORANGE if mark else BLUE for mark in marked]
+    axes.barh(rows, np.nan_to_num(sqnr), color=colours, height=0.7, label="in the whole model")
+    axes.plot(own, rows, "o", color=GREY, markersize=4, label="its own noise, at its output")
+    axes.plot(alone, rows, "D", color="black", markersize=3.5, label="its own noise, at the logits")
+    axes.axvline(low_db, color=ORANGE, linewidth=1, label=f"{low_db:g} dB: noise of a tenth")
+    axes.set_yticks(rows, [name.replace("$", r"\$") for name in names], fontsize=8)
+    for tick, mark in zip(axes.get_yticklabels(), marked, strict=True):
+        tick.set_color(ORANGE if mark else "black")
+    axes.set(title=title.replace("$", r"\$"), xlabel="signal to quantization noise, dB", ylim=(len(names) - 0.4, -0.6))
+    # What is exact would press the others together.
+    finite = [ratio for row in ratios for ratio in row if ratio is not None and ratio < exact_db]
+    axes.set_xlim(0, 10 + max(finite, default=low_db))
+    axes.grid(alpha=0.25, axis="x")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     _save(figure, path)

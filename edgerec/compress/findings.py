@@ -1,0 +1,141 @@
+"""What the figures of parity mean, in words, each with a way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.compress.layers import Layer
+from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
+
+# A noise of a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB; with
+# one scale for all channels' weights, which is known to cost accuracy, they came down to 20.
+LOW_DB = 20.0
+# One class for more than this part of the pictures is a collapse, unless the float model does the same.
+_COLLAPSED = 0.9
+# How many of the 256 pixel values the input must tell apart.
+_PIXEL_LEVELS = 230
+# A best score that leaves no doubt, and how much more often than float's it may be one.
+_SURE, _MORE_SURE = 0.99, 0.25
+# A cause is named from here on: part of the values out of range, part of the range for half of the channels, and
+# the SQNR of weights that are worse than activations.
+_CLIPPED, _CHANNEL_RANGE, _WEIGHT_DB = 0.005, 1 / 32, 30.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the one that costs most),
+            ``leaves-float`` (the first that is far off) or ``dead``.
+        layer: its name, where it is about one.
+        text: what was found, and the way out.
+    """
+
+    kind: str
+    layer: str | None
+    text: str
+
+
+def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[Finding]:
+    """A quantized input, ``spec``, that does not tell pixel values apart."""
+    if not spec.quantized:
+        return
+    table = pixel_table(normalise, spec)
+    levels = 256 if table is None else len(np.unique(table))
+    if levels >= _PIXEL_LEVELS:
+        return
+    limits = np.iinfo(spec.dtype)
+    least, most = dequantize(np.array([limits.min, limits.max]), spec)
+    low, high = normalise.apply(0.0), normalise.apply(255.0)
+    yield Finding(
+        "input-scale",
+        "input",
+        f"wrong input scale: the input holds {least:.4g} to {most:.4g} in {limits.max - limits.min + 1} steps, the "
+        f"pixels are {low:.4g} to {high:.4g}, so that {levels} of 256 pixel values are told apart: calibrate with "
+        "pictures normalised as in training, exactly once",
+    )
+
+
+def find_answers(
+    reference: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], labels: Sequence[str]
+) -> Iterator[Finding]:
+    """Collapse to one class and scores without doubt, from both models' scores ``(N, classes)``."""
+    ours, theirs = reference.argmax(axis=1), scores.argmax(axis=1)
+    answer = int(np.bincount(theirs).argmax())
+    before, after = float(np.mean(ours == answer)), float(np.mean(theirs == answer))
+    if before > _COLLAPSED:
+        yield Finding(
+            "collapse",
+            None,
+            f"the float model itself answers {labels[answer]!r} for {before:.0%} of the validation pictures: "
+            "look at their classes, or train it longer",
+        )
+    elif after > _COLLAPSED:
+        yield Finding(
+            "collapse",
+            None,
+            f"collapse to one class: {labels[answer]!r} for {after:.0%} of the validation pictures, {before:.0%} in "
+            "float: look at the first layer that leaves float, then quantize again",
+        )
+    was_sure, sure = (float(np.mean(each.max(axis=1) >= _SURE)) for each in (reference, scores))
+    if sure > was_sure + _MORE_SURE:
+        yield Finding(
+            "saturated",
+            None,
+            f"{sure:.0%} of the best scores are {_SURE} or more, {was_sure:.0%} in float: they say nothing about "
+            "confidence any more, so thresholds do not hold; quantize again",
+        )
+
+
+def find_layers(layers: Sequence[Layer], again: str) -> Iterator[Finding]:
+    """What layers tell; ``again`` is the command for another way to quantize."""
+    for layer in layers:
+        if not layer.finite:
+            yield Finding(
+                "not-finite", layer.name, f"{layer.name} gives NaN or infinity: train again with a lower learning rate"
+            )
+            return  # whatever follows it is not finite either
+    if (worst := costliest(layers)) and worst.alone_db is not None and worst.alone_db < LOW_DB:
+        yield Finding(
+            "layer",
+            worst.name,
+            f"{worst.name} costs most: alone in the float model it leaves {worst.alone_db:.1f} dB at the logits "
+            f"({cause(worst)}): leave it float where the target allows, or {again}",
+        )
+    if first := next((layer for layer in layers if layer.sqnr_db is not None and layer.sqnr_db < LOW_DB), None):
+        blame = f", though not by itself ({first.own_db:.1f} dB)" if (first.own_db or 0) >= LOW_DB else ""
+        yield Finding(
+            "leaves-float",
+            first.name,
+            f"{first.name} is the first layer that leaves float: {first.sqnr_db:.1f} dB, below {LOW_DB:g}, is a noise "
+            f"of more than a tenth of its signal{blame}",
+        )
+    if dead := [layer.name for layer in layers if layer.dead]:
+        yield Finding(
+            "dead",
+            dead[0],
+            f"{', '.join(dead[:5])}: one value for all pictures, not so in float: its range is far too wide or too "
+            f"narrow; {again}",
+        )
+
+
+def costliest(layers: Sequence[Layer]) -> Layer | None:
+    """The layer whose own noise is largest at the logits."""
+    costs = {layer.alone_db: layer for layer in reversed(layers) if layer.alone_db is not None}
+    return costs[min(costs)] if costs else None
+
+
+def cause(layer: Layer) -> str:
+    """Why a layer is far off."""
+    if layer.clipped is not None and layer.clipped > _CLIPPED:
+        return f"{layer.clipped:.1%} of its values are past the ends of its range"
+    if layer.range_used and layer.channel_used and layer.channel_used < _CHANNEL_RANGE < layer.range_used:
+        return f"half of its channels have {layer.channel_used:.1%} of its range or less, since one needs all of it"
+    if layer.weight_db is not None and layer.weight_db < _WEIGHT_DB:
+        return f"its weights alone keep {layer.weight_db:.1f} dB"
+    return "its values need finer steps"
