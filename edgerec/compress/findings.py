@@ -20,9 +20,9 @@ _COLLAPSED = 0.9
 _PIXEL_LEVELS = 230
 # A best score that leaves no doubt, and how much more often than float's it may be one.
 _SURE, _MORE_SURE = 0.99, 0.25
-# A cause is named from here on: part of the values out of range, part of the range for half of the channels, and
-# the SQNR of weights that are worse than activations.
-_CLIPPED, _CHANNEL_RANGE, _WEIGHT_DB = 0.005, 1 / 32, 30.0
+# A cause is named from here on: the part of its values out of range, the part of its range that is in use (a
+# quarter is two bits less) and that half of its channels have, and the SQNR of its weights.
+_CLIPPED, _RANGE, _CHANNEL_RANGE, _WEIGHT_DB = 0.005, 1 / 4, 1 / 32, 30.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def cause(layer: Layer) -> str:
     """Why a layer is far off."""
     if layer.clipped is not None and layer.clipped > _CLIPPED:
         return f"{layer.clipped:.1%} of its values are past the ends of its range"
+    if layer.range_used and layer.range_used < _RANGE:
+        return f"its values reach {layer.range_used:.1%} of its range"
     if layer.range_used and layer.channel_used and layer.channel_used < _CHANNEL_RANGE < layer.range_used:
         return f"half of its channels have {layer.channel_used:.1%} of its range or less, since one needs all of it"
     if layer.weight_db is not None and layer.weight_db < _WEIGHT_DB:

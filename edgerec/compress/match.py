@@ -92,7 +92,8 @@ def _work(graph: Graph) -> list[Operator]:
 
 def _kind(operator: Operator) -> Hashable:
     fused = getattr(operator.options, "fusedActivationFunction", 0)
-    return operator.name, fused, *(tensor.shape for tensor in operator.outputs)
+    # Without the batch, which a converter may leave open.
+    return operator.name, fused, *(tensor.shape[1:] for tensor in operator.outputs)
 
 
 def _by_name(ours: list[Operator], theirs: list[Operator]) -> dict[int, Operator]:

@@ -51,20 +51,22 @@ def exposed(content: bytes) -> bytes:
     return pack(model)
 
 
-def isolated(content: bytes) -> tuple[bytes, dict[int, int]]:
+def isolated(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
     """The same operators with every connection between them cut: each computes from inputs of its own.
 
-    Returns the model, whose outputs are the operators' own, and for each tensor that an operator reads the input
-    that stands for it.
+    Returns the model, whose outputs are the operators' own, and for (operator, tensor that it reads) the input that
+    stands for it.
     """
     model = parse(content)
     main = model.subgraphs[0]
     results = _results(content)
     flowing = {int(main.inputs[0]), *results}
-    read = {int(index) for operator in main.operators for index in operator.inputs} & flowing
-    given = {index: _add_tensor(main, copy.copy(main.tensors[index]), f"given_{index}") for index in sorted(read)}
-    for operator in main.operators:
-        operator.inputs = [given.get(int(index), int(index)) for index in operator.inputs]
+    given: dict[tuple[int, int], int] = {}
+    for position, operator in enumerate(main.operators):
+        for index in flowing.intersection(map(int, operator.inputs)):
+            name = f"given_{position}_{index}"
+            given[position, index] = _add_tensor(main, copy.copy(main.tensors[index]), name)
+        operator.inputs = [given.get((position, int(index)), int(index)) for index in operator.inputs]
     _wire(model, given.values(), results)
     return pack(model), given
 
