@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def parity(
     run: Path = typer.Argument(..., help="A finished run with a variant that edgerec quantize made."),
-    variant: str | None = typer.Option(None, help="By default the one with the best validation top-1."),
+    variant: str | None = typer.Option(None, help="By default the int8 one with the best validation top-1."),
     images: int = typer.Option(64, min=1, help="How many validation pictures go through the layers."),
     data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     out: Path | None = typer.Option(None, help="Draw the layers into this PNG."),

@@ -67,7 +67,7 @@ def parity(
 
     Args:
         run: a finished run, or its path.
-        variant: None takes the one with the best validation top-1.
+        variant: None takes the int8 one with the best validation top-1, or else the best.
         images: how many validation pictures the layers are compared on, evenly over the classes.
         data: where the run's pictures are now, if they were moved.
         listener: told of the progress.
@@ -131,7 +131,9 @@ def _choose(run: Run, wanted: str | None) -> str:
     if not compressed:
         raise RunError(f"{run.path} has no variant to compare with float: make one with edgerec quantize {run.path}")
     if wanted is None:
-        return max(compressed, key=lambda name: compressed[name])
+        # Forms with float activations agree in any case.
+        int8 = [name for name in compressed if name.startswith("int8")] or compressed
+        return max(int8, key=lambda name: compressed[name])
     if wanted not in compressed:
         raise RunError(f"{run.path}: {unknown('variant', wanted, compressed)}; edgerec quantize makes them")
     return wanted

@@ -100,28 +100,33 @@ def find_layers(layers: Sequence[Layer], again: str) -> Iterator[Finding]:
                 "not-finite", layer.name, f"{layer.name} gives NaN or infinity: train again with a lower learning rate"
             )
             return  # whatever follows it is not finite either
-    if (worst := costliest(layers)) and worst.alone_db is not None and worst.alone_db < LOW_DB:
+    if (worst := costliest(layers)) and _low(worst.alone_db):
         yield Finding(
             "layer",
             worst.name,
             f"{worst.name} costs most: alone in the float model it leaves {worst.alone_db:.1f} dB at the logits "
             f"({cause(worst)}): leave it float where the target allows, or {again}",
         )
-    if first := next((layer for layer in layers if layer.sqnr_db is not None and layer.sqnr_db < LOW_DB), None):
-        blame = f", though not by itself ({first.own_db:.1f} dB)" if (first.own_db or 0) >= LOW_DB else ""
+    if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
+        innocent = first.own_db is not None and first.own_db >= LOW_DB
+        blame = f", though not by itself ({first.own_db:.1f} dB)" if innocent else ""
         yield Finding(
             "leaves-float",
             first.name,
             f"{first.name} is the first layer that leaves float: {first.sqnr_db:.1f} dB, below {LOW_DB:g}, is a noise "
             f"of more than a tenth of its signal{blame}",
         )
-    if dead := [layer.name for layer in layers if layer.dead]:
+    if dead := [layer.name for layer in layers if layer.dead and _low(layer.sqnr_db)]:
         yield Finding(
             "dead",
             dead[0],
             f"{', '.join(dead[:5])}: one value for all pictures, not so in float: its range is far too wide or too "
             f"narrow; {again}",
         )
+
+
+def _low(ratio_db: float | None) -> bool:
+    return ratio_db is not None and ratio_db < LOW_DB
 
 
 def costliest(layers: Sequence[Layer]) -> Layer | None:

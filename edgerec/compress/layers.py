@@ -41,8 +41,8 @@ FLOAT_MODEL, FLOAT_TWIN = "float model", "float twin"
 EXACT_DB = 120.0
 # These move numbers and change none.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
-# Each layer alone takes a run of the whole float model for each picture.
-_ALONE_IMAGES = 16
+# Each layer alone takes a run of the whole float model for each picture: so many pictures, fewer of deep models.
+_ALONE_IMAGES, _ALONE_RUNS = 16, 1500
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,13 @@ def layer_parity(
         raise ModelError(f"the variant takes {variant.inputs[0].dtype}, expected pixels")
     plan = _plan((reference_content, variant_content), (reference, variant), found)
     bench = Bench(plan)
+    alone = min(_ALONE_IMAGES, max(2, _ALONE_RUNS // len(plan.rows)))
     table = pixel_table(normalise, spec)
     real_table = quantize(normalise.apply(np.arange(256)), TensorSpec("float32", ()))
     for i, picture in enumerate(pixels):
         stored = picture if table is None else table[picture]
         with np.errstate(invalid="ignore", over="ignore"):  # NaN is a finding, not a warning
-            bench.measure(real_table[picture][np.newaxis], stored[np.newaxis], alone=i < _ALONE_IMAGES)
+            bench.measure(real_table[picture][np.newaxis], stored[np.newaxis], alone=i < alone)
         listener(Progress("comparing layers", i + 1, len(pixels)))
     graphs = (reference, variant) if kind == FLOAT_MODEL else None
     return LayerParity(kind, tuple(_layer(row, graphs) for row in plan.rows), len(pixels), found.unmatched)

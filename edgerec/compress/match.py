@@ -83,7 +83,11 @@ def layer_name(operator: Operator) -> str:
     paths = [part.split("/") for name in (*candidates, operator.outputs[0].name) for part in name.split(";")]
     paths = [path for path in paths if len(path) > 1]
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
-    return named[0][-2].removeprefix("quant_") if named else operator.name.lower()
+    if not named:
+        return operator.name.lower()
+    # The model's name before, the kernel's after it; a layer's own name may have strokes, as MobileNetV3's have.
+    inner = named[0][1:-1] or named[0][:1]
+    return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
 
 def _work(graph: Graph) -> list[Operator]:
