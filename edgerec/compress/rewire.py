@@ -2,7 +2,7 @@
 
 An interpreter's delegate keeps intermediate tensors where nobody can read them. Asking for all tensors
 (``experimental_preserve_all_tensors``) works only without the delegate, with other kernels than those that run
-later: MobileNet's int8 scores differ by up to 38 of 255 units between the two. A graph whose intermediate tensors
+later: the int8 scores of a MobileNet, given noise, differ by up to 38 of 255 units between the two. A graph whose intermediate tensors
 *are outputs* is computed by the kernels that count, and its scores are the same bit for bit.
 """
 
