@@ -2,8 +2,8 @@
 
 An interpreter's delegate keeps intermediate tensors where nobody can read them. Asking for all tensors
 (``experimental_preserve_all_tensors``) works only without the delegate, with other kernels than those that run
-later: the int8 scores of a MobileNet, given noise, differ by up to 38 of 255 units between the two. A graph whose intermediate tensors
-*are outputs* is computed by the kernels that count, and its scores are the same bit for bit.
+later: the int8 scores of a MobileNet, given noise, differ by up to 38 of 255 units between the two. A graph whose
+intermediate tensors *are outputs* is computed by the kernels that count, and its scores are the same bit for bit.
 """
 
 from __future__ import annotations
