@@ -38,6 +38,38 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
     return _convert(converter)
 
 
+def to_float16(model: Any) -> bytes:
+    """Weights as float16, computed in float32: float32 in and out, half the size."""
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    return _convert(converter)
+
+
+def to_dynamic(model: Any) -> bytes:
+    """Weights as int8, activations float32 and quantized on the way where that is quicker: float32 in and out."""
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return _convert(converter)
+
+
+def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
+    """Weights as int8, activations as int16: float32 in and out.
+
+    Args:
+        model: a float model.
+        calibration: as for :func:`to_int8`.
+    """
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
+    converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
+    return _convert(converter)
+
+
 def check_int8(content: bytes, normalise: Normalise) -> None:
     """Assert what DESIGN promises of an int8 file; raises :class:`ModelError` with the first break.
 
