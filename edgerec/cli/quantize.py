@@ -37,8 +37,8 @@ def quantize(
 
     with progress() as listener:
         if compare:
-            from edgerec.compress.compare import METHODS
             from edgerec.compress.compare import compare as compare_all
+            from edgerec.compress.methods import METHODS
 
             chosen = method.split(",") if method else tuple(METHODS)
             comparison = compare_all(run, chosen, data=data, epochs=epochs, overwrite=overwrite, listener=listener)

@@ -141,7 +141,7 @@ class _State:
             "optimizer": [np.asarray(variable) for variable in model.optimizer.variables],
             "best": self.best,
         }
-        about = {kind: len(arrays) for kind, arrays in kinds.items()}
+        about: dict[str, Any] = {kind: len(arrays) for kind, arrays in kinds.items()}
         about |= {"epoch": epoch, "accuracy": self.best_accuracy, "settings": self.tune.settings}
         arrays = {f"{kind}{i}": array for kind, values in kinds.items() for i, array in enumerate(values)}
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def quantization_aware(
     """
     tfmot = require("tensorflow_model_optimization")
     quantization, combine = tfmot.quantization.keras, tfmot.experimental.combine
-    scheme = ()
+    scheme: tuple[Any, ...] = ()
     if clustered:
         scheme = (combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=pruned),)
     elif pruned:
@@ -78,10 +78,7 @@ def _settle(aware: Any, tune: FineTune) -> None:
     start = [variable.numpy() for variable in ranges]
     steps = min(SETTLING_STEPS, tune.steps * tune.epochs)
 
-    @tf.function(reduce_retracing=True)
-    def see(pixels: Any) -> None:
-        aware(pixels, training=True)
-
+    see = tf.function(lambda pixels: aware(pixels, training=True))
     for pixels, _ in tune.feed(0).batches.take(steps):
         see(pixels)
     left = EMA_DECAY**steps
