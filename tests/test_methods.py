@@ -61,6 +61,17 @@ def test_methods_without_training(run, method, most, dtype):
     assert report.calibration == {} if method != "int16x8" else report.calibration["images"] == 200
 
 
+def test_layers_can_stay_float(run):
+    report = quantize(run, "mixed", float_layers="dense")
+    graph = read_graph((run.variant("int8-mixed") / "model.tflite").read_bytes())
+    kernels = {op.outputs[0].name: op.inputs[1].dtype for op in graph.operators if op.name == "FULLY_CONNECTED"}
+    assert sorted(kernels.values()) == ["FLOAT32", "INT8"]
+    assert all(op.inputs[1].dtype == "INT8" for op in graph.operators if op.name == "CONV_2D")
+    assert (report.precision, report.forms[-1].agreement > 0.98) == ("mixed", True)
+    with pytest.raises(RecipeError, match="mixed needs --float-layers"):
+        quantize(run, "mixed", overwrite=True)
+
+
 def test_float_variants_do_not_go_where_int8_is_wanted(run, edgerec, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")

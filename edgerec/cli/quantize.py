@@ -18,13 +18,14 @@ def quantize(
     run: Path = typer.Argument(..., help="A finished run."),
     method: str | None = typer.Option(
         None,
-        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8; prune, cluster, and "
+        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8, mixed; prune, cluster, and "
         "prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside --max-drop. [default: qat]",
     ),
     compare: bool = typer.Option(False, "--compare", help="Make all methods' variants and compare them."),
     sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
     clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
     skip: str | None = typer.Option(None, help="Layers that prune and cluster leave alone: 'logits, conv2d*'."),
+    float_layers: str | None = typer.Option(None, help="Layers that mixed leaves float, by names or patterns."),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
     data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
@@ -37,10 +38,10 @@ def quantize(
 
     with progress() as listener:
         if compare:
+            from edgerec.compress.compare import COMPARED
             from edgerec.compress.compare import compare as compare_all
-            from edgerec.compress.methods import METHODS
 
-            chosen = method.split(",") if method else tuple(METHODS)
+            chosen = method.split(",") if method else COMPARED
             comparison = compare_all(run, chosen, data=data, epochs=epochs, overwrite=overwrite, listener=listener)
             _show_comparison(comparison, json)
             return
@@ -55,6 +56,7 @@ def quantize(
                 epochs=epochs,
                 max_drop=max_drop,
                 skip=skip,
+                float_layers=float_layers,
                 data=data,
                 resume=resume,
                 overwrite=overwrite,

@@ -23,6 +23,7 @@ from edgerec.train.run import Run
 log = logging.getLogger(__name__)
 
 THREADS = 1
+COMPARED = tuple(name for name in METHODS if name != "mixed")
 # Two medians of the same file differ by so much here and there: a smaller gain is none.
 FASTER = 0.9
 
@@ -81,7 +82,7 @@ class Comparison:
 
 def compare(
     run: Run | str | Path,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = COMPARED,
     *,
     data: str | None = None,
     epochs: int | None = None,
@@ -94,7 +95,7 @@ def compare(
 
     Args:
         run: a finished run, or its path.
-        methods: of :data:`~edgerec.compress.methods.METHODS`.
+        methods: of :data:`~edgerec.compress.methods.METHODS`; all but mixed, which needs layers named.
         data: where the run's pictures are now, if they were moved.
         epochs: of each fine-tuning; None takes the recipe's.
         overwrite: make variants anew that are there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["float32", "float16", "dynamic", "int16x8", "int8"]
+Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
 Stage = Literal["prune", "cluster", "qat"]
 
 FLOAT32 = "float32"
@@ -17,8 +17,8 @@ class Method:
 
     Attributes:
         variant: the name of what it makes.
-        precision: int8 (full: no float tensor), int16x8 (activations of 16 bits), dynamic (int8 weights, float
-            activations) or float16 (weights).
+        precision: int8 (full: no float tensor), mixed (int8 but for some layers), int16x8 (activations of 16 bits),
+            dynamic (int8 weights, float activations) or float16 (weights).
         stages: the fine-tunings before the conversion; without ``qat`` among them int8 is calibrated (PTQ).
         like: the variant that is the same without pruning and clustering: what to compare its time with.
     """
@@ -33,6 +33,7 @@ METHODS = {
     "float16": Method("float16", "float16"),
     "dynamic": Method("dynamic", "dynamic"),
     "int16x8": Method("int16x8", "int16x8"),
+    "mixed": Method("int8-mixed", "mixed"),
     "ptq": Method("int8", "int8"),
     "qat": Method("int8-qat", "int8", ("qat",)),
     "prune": Method("int8-pruned", "int8", ("prune",), like="int8"),

@@ -13,13 +13,14 @@ import numpy as np
 from edgerec.compress import calibration
 from edgerec.compress.bench import Bench
 from edgerec.compress.cluster import cluster
-from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8
+from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.finetune import FineTune
 from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
 from edgerec.compress.report import QuantizeReport
+from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import CompressSection, Recipe
@@ -42,6 +43,7 @@ def quantize(
     epochs: int | None = None,
     max_drop: float | None = None,
     skip: str | None = None,
+    float_layers: str | None = None,
     data: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -59,6 +61,7 @@ def quantize(
         epochs: of each fine-tuning.
         max_drop: points of top-1 that the variant may lose.
         skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
+        float_layers: layers that ``mixed`` leaves float, likewise.
         data: where the run's pictures are now, if they were moved.
         resume: go on with the fine-tuning that a stopped quantize with these settings left.
         overwrite: replace a variant that is there.
@@ -70,7 +73,7 @@ def quantize(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
-    wanted |= {"max_drop": max_drop}
+    wanted |= {"float_layers": float_layers, "max_drop": max_drop}
     recipe = run.recipe.override({f"compress.{k}": v for k, v in wanted.items() if v is not None}, "quantize")
     _check_used(recipe.compress, wanted)
     if recipe.compress.method == "auto":
@@ -122,11 +125,17 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
 
 def _check_used(section: CompressSection, wanted: dict[str, Any]) -> None:
     """Refuse an option that the method would ignore."""
-    stages = () if section.method == "auto" else METHODS[section.method].stages
-    for option, stage in (("sparsity", "prune"), ("clusters", "cluster")):
-        if wanted[option] is not None and stage not in stages:
-            choices = ", ".join(name for name, method in METHODS.items() if stage in method.stages)
-            raise RecipeError(f"--{option} is for {choices}; --method {section.method} would ignore it")
+    uses = {
+        "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
+        "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
+        "float_layers": ["mixed"],
+    }
+    for option, methods in uses.items():
+        if wanted[option] is not None and section.method not in methods:
+            flag = "--" + option.replace("_", "-")
+            raise RecipeError(f"{flag} is for {', '.join(methods)}; --method {section.method} would ignore it")
+    if section.method == "mixed" and not section.float_layers.strip():
+        raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
 
 
 def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
@@ -173,6 +182,9 @@ def _converted(bench: Bench, method: Method, model: Any) -> tuple[bytes, dict[st
     calibrated = calibration.draw(bench.recipe.compress.calibration, bench.dataset, bench.split)
     drawn = {"recipe": calibrated.recipe, "images": len(calibrated.images), "digest": calibrated.digest}
     pixels = bench.recipe.normalise.apply(calibration.pin_range(calibrated.images).astype(np.float32))
+    if method.precision == "mixed":
+        float_layers = named_layers(model, bench.recipe.compress.float_layers, "compress.float_layers")
+        return to_mixed(model, pixels, float_layers), drawn
     return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels), drawn
 
 

@@ -23,15 +23,10 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
     Raises:
         ModelError: ``skip`` names no layer, or a layer cannot be wrapped.
     """
-    layers = [layer.name for layer in model.layers]
-    patterns = [pattern.strip() for pattern in skip.split(",") if pattern.strip()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ModelError(f"compress.skip: {unknown('layer', pattern, layers)}")
+    left_alone = named_layers(model, skip, "compress.skip")
 
     def wrapped(layer: Any) -> Any:
-        left_alone = not layer.weights or any(fnmatchcase(layer.name, pattern) for pattern in patterns)
-        if left_alone or isinstance(layer, keras().layers.BatchNormalization):
+        if not layer.weights or layer.name in left_alone or isinstance(layer, keras().layers.BatchNormalization):
             return layer
         try:
             return wrapper(layer)
@@ -42,3 +37,19 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
             ) from None
 
     return keras().models.clone_model(model, clone_function=wrapped)
+
+
+def named_layers(model: Any, names: str, key: str) -> set[str]:
+    """The layers that ``names`` means: names or patterns, separated by commas.
+
+    Raises:
+        ModelError: a name or pattern that fits no layer; ``key`` is where it was written.
+    """
+    layers = [layer.name for layer in model.layers]
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, names.split(","))):
+        fitting = {name for name in layers if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise ModelError(f"{key}: {unknown('layer', pattern, layers)}")
+        found |= fitting
+    return found

@@ -22,6 +22,7 @@ METHODS = (
     "float16",
     "dynamic",
     "int16x8",
+    "mixed",
     "prune",
     "prune+qat",
     "cluster",
@@ -137,6 +138,7 @@ class CompressSection:
     )
     clusters: int = _number(16, "different values that cluster leaves in each layer's weights", 2, 256)
     skip: str = _text("", "layers that prune and cluster leave alone: names or patterns, as 'logits, conv2d*'")
+    float_layers: str = _text("", "layers that mixed leaves float: names or patterns, as for skip")
     epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
     learning_rate: float = _number(0.0, "of the fine-tuning; 0 = a tenth of train.learning_rate", 0, 10)
     calibration: str = _text("stratified", "ptq's calibration recipe: a name in calibration/ or a .toml file")
