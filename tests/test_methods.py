@@ -131,6 +131,23 @@ def test_auto_says_when_nothing_fits(run):
         quantize(run, "auto", max_drop=1)
 
 
+def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    def converter(*_):
+        raise MemoryError
+
+    before = (run.variant("int8-qat") / "model.tflite").read_bytes()
+    monkeypatch.setattr("edgerec.compress.quantize.to_float16", converter)
+    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory: ")
+    assert (run.variant("int8-qat") / "model.tflite").read_bytes() == before
+    assert not list(run.path.glob(".*partial*"))
+
+
 class Stopped(Exception):
     """Stands for Ctrl-C, which pytest takes for its own."""
 
