@@ -10,7 +10,7 @@ import pytest
 
 from edgerec import Run, parity
 from edgerec.compress import calibration
-from edgerec.compress.convert import to_float32, to_int8
+from edgerec.compress.convert import to_float32, to_int8, to_mixed
 from edgerec.compress.findings import LOW_DB, costliest, find_answers, find_input, find_layers
 from edgerec.compress.flatbuffer import pack, parse, read_graph
 from edgerec.compress.layers import FLOAT_MODEL, FLOAT_TWIN, layer_parity
@@ -86,7 +86,7 @@ def test_healthy_ptq(floating, ptq, pictures):
     report = layer_parity(floating, ptq, pictures, UNIT)
     assert report.reference == FLOAT_MODEL
     assert report.unmatched == 0
-    assert list(find_layers(report.layers, "again")) == []
+    assert list(find_layers(report, "runs/x")) == []
     layers = {layer.name: layer for layer in report.layers}
     assert [layer.operator for layer in report.layers if layer.weight_db] == [
         o.name for o in read_graph(floating).operators if len(o.inputs) == 3
@@ -170,7 +170,13 @@ def test_layer_with_one_huge_channel_is_named_first(run, pictures, calibrating, 
     assert report.reference == FLOAT_MODEL
     assert (report.findings[0].kind, report.findings[0].layer) == ("layer", "conv2d_1")
     assert "half of its channels" in report.findings[0].text
-    assert f"edgerec quantize {copy.path} --method qat" in report.findings[0].text
+    named = report.findings[0].text.rpartition("--method mixed --float-layers ")[2]
+    assert named == "conv2d_1,max_pooling2d_1,flatten,dense"
+    # The way out leads out; without what reads the range it does not.
+    for names, cured in ((named.split(","), True), (["conv2d_1"], False)):
+        mixed = to_mixed(model, UNIT.apply(calibrating), names)
+        found = list(find_layers(layer_parity(floating, mixed, pictures[:16], UNIT), "runs/x"))
+        assert (found == []) == cured
     layers = {layer.name: layer for layer in report.layers}
     assert costliest(report.layers).name == "conv2d_1"
     assert layers["conv2d_1"].alone_db < LOW_DB < layers["dense"].alone_db
@@ -228,7 +234,7 @@ def test_nan_is_named_where_it_begins(run, ptq, pictures):
     kernel, bias = model.get_layer("conv2d_1").get_weights()
     model.get_layer("conv2d_1").set_weights([kernel, bias * np.nan])
     report = layer_parity(to_float32(model), ptq, pictures[:2], UNIT)
-    (finding,) = find_layers(report.layers, "again")
+    (finding,) = find_layers(report, "runs/x")
     assert (finding.kind, finding.layer) == ("not-finite", "conv2d_1")
 
 

@@ -32,6 +32,12 @@ class Commands(TyperGroup):
                 raise
             where = f" ({error.filename})" if error.filename else ""
             message = f"{os.strerror(error.errno)}{where}: {_USER_CAUSED[error.errno]}"
+        except Exception as error:
+            # TensorFlow has an error of its own for it, which is not imported here.
+            if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+                raise
+            message = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
+            message += "; what was finished before is whole"
         typer.echo(f"error: {message}", err=True)
         raise typer.Exit(1)
 

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.findings import LOW_DB, Finding, costliest, find_answers, find_input, find_layers
-from edgerec.compress.layers import EXACT_DB, FLOAT_MODEL, Layer, layer_parity
-from edgerec.compress.quantize import FLOAT32, make_float32
+from edgerec.compress.layers import EXACT_DB, Layer, layer_parity
+from edgerec.compress.methods import FLOAT32
+from edgerec.compress.plots import layer_bars
+from edgerec.compress.quantize import make_float32
 from edgerec.contract.progress import Listener, ignore
 from edgerec.data import Dataset
 from edgerec.errors import DataError, RunError, unknown
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import tflite_scorer
-from edgerec.train.plots import layer_bars
 from edgerec.train.run import Run
 
 
@@ -91,11 +92,10 @@ def parity(
     ]
     scores = [tflite_scorer(model)(dataset.images[split.val], listener) for model in models]
     predicted, classes = [each.argmax(axis=1) for each in scores], dataset.classes[split.val]
-    again = _way_out(run, layers.reference)
     findings = (
         *find_input(models[1].input, normalise),
         *find_answers(scores[0], scores[1], dataset.labels),
-        *find_layers(layers.layers, again),
+        *find_layers(layers, str(run.path)),
     )
     return ParityReport(
         run=str(run.path),
@@ -137,12 +137,6 @@ def _choose(run: Run, wanted: str | None) -> str:
     if wanted not in compressed:
         raise RunError(f"{run.path}: {unknown('variant', wanted, compressed)}; edgerec quantize makes them")
     return wanted
-
-
-def _way_out(run: Run, reference: str) -> str:
-    if reference == FLOAT_MODEL:
-        return f"train it for int8: edgerec quantize {run.path} --method qat"
-    return f"let its ranges settle with more --epochs, or edgerec quantize {run.path} --method ptq"
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

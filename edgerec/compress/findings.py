@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.layers import Layer
+from edgerec.compress.layers import FLOAT_MODEL, Layer, LayerParity
 from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
 
 # A noise of a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB; with
@@ -92,8 +92,9 @@ def find_answers(
         )
 
 
-def find_layers(layers: Sequence[Layer], again: str) -> Iterator[Finding]:
-    """What layers tell; ``again`` is the command for another way to quantize."""
+def find_layers(parity: LayerParity, run: str) -> Iterator[Finding]:
+    """What layers tell; ``run`` is its path, for the commands that help."""
+    layers = parity.layers
     for layer in layers:
         if not layer.finite:
             yield Finding(
@@ -105,7 +106,7 @@ def find_layers(layers: Sequence[Layer], again: str) -> Iterator[Finding]:
             "layer",
             worst.name,
             f"{worst.name} costs most: alone in the float model it leaves {worst.alone_db:.1f} dB at the logits "
-            f"({cause(worst)}): leave it float where the target allows, or {again}",
+            f"({cause(worst)}): {_way_out(worst, parity.reference, run)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
         innocent = first.own_db is not None and first.own_db >= LOW_DB
@@ -116,13 +117,22 @@ def find_layers(layers: Sequence[Layer], again: str) -> Iterator[Finding]:
             f"{first.name} is the first layer that leaves float: {first.sqnr_db:.1f} dB, below {LOW_DB:g}, is a noise "
             f"of more than a tenth of its signal{blame}",
         )
-    if dead := [layer.name for layer in layers if layer.dead and _low(layer.sqnr_db)]:
+    if dead := [layer for layer in layers if layer.dead and _low(layer.sqnr_db)]:
+        names = ", ".join(layer.name for layer in dead[:5])
         yield Finding(
             "dead",
-            dead[0],
-            f"{', '.join(dead[:5])}: one value for all pictures, not so in float: its range is far too wide or too "
-            f"narrow; {again}",
+            dead[0].name,
+            f"{names}: one value for all pictures, not so in float, since its range is far too wide or too narrow: "
+            f"{_way_out(dead[0], parity.reference, run)}",
         )
+
+
+def _way_out(layer: Layer, reference: str, run: str) -> str:
+    trained = "train it for int8 (--method qat)" if reference == FLOAT_MODEL else "let its range settle (more --epochs)"
+    names = ",".join(dict.fromkeys((layer.name, *layer.readers)))
+    return (
+        f"{trained}, or leave it float with what reads it: edgerec quantize {run} --method mixed --float-layers {names}"
+    )
 
 
 def _low(ratio_db: float | None) -> bool:

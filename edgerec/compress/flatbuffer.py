@@ -120,6 +120,7 @@ def weight_sparsity(graph: Graph) -> float:
 
 
 def tflite_schema() -> Any:
+    """The TFLite schema as Python, from whichever package is there; raises :class:`MissingExtraError`."""
     try:
         from ai_edge_litert import schema_py_generated
     except ModuleNotFoundError:

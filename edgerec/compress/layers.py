@@ -39,8 +39,9 @@ from edgerec.errors import ModelError
 FLOAT_MODEL, FLOAT_TWIN = "float model", "float twin"
 # What no difference at all is called in dB; float32 itself has about 140.
 EXACT_DB = 120.0
-# These move numbers and change none.
+# These move numbers and change none; they and the selecting ones keep the range that they are given.
 _MOVING = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "PAD", "SLICE", "STRIDED_SLICE", "SPLIT", "PACK", "SHAPE"}
+_KEEPING = {*_MOVING, *CONVERSIONS, "MAX_POOL_2D"}
 # Each layer alone takes a run of the whole float model for each picture: so many pictures, fewer of deep models.
 _ALONE_IMAGES, _ALONE_RUNS = 16, 1500
 
@@ -59,6 +60,8 @@ class Layer:
         channel_used: the same of its median channel.
         dead: it gives one value for everything, and float does not.
         finite: no NaN and no infinity, in the variant and in the reference.
+        readers: the layers that take its output in its range, up to those that compute with it: float as well, if
+            that range is to matter no more.
     """
 
     name: str
@@ -73,10 +76,11 @@ class Layer:
     channel_used: float | None
     dead: bool
     finite: bool
+    readers: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self) | {"shape": list(self.shape)}
+        return asdict(self) | {"shape": list(self.shape), "readers": list(self.readers)}
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def _layer(row: Row, graphs: tuple[Graph, Graph] | None) -> Layer:
         channel_used=float(np.median(row.high - row.low) + 1) / levels if levels else None,
         dead=bool(row.high.max() == row.low.min()) and row.real_low < row.real_high,
         finite=math.isfinite(row.signal) and math.isfinite(row.noise),
+        readers=row.readers,
     )
 
 
@@ -194,7 +199,7 @@ def _rows(
     by_index = {theirs.index: (ours, theirs) for ours, theirs in pairs}
     made = {reference.inputs[0].index, *(tensor.index for o in computed(reference) for tensor in o.outputs)}
     flowing = {given}
-    yield Row("input", "", None, (), tensors[given], given, specs[given], own_known=True, before_logits=True)
+    yield Row("input", "", None, (), (), tensors[given], given, specs[given], own_known=True, before_logits=True)
     for operator in computed(variant):
         sources = {tensor.index for tensor in operator.inputs if tensor is not None} & flowing
         flowing |= {tensor.index for tensor in operator.outputs}
@@ -207,6 +212,7 @@ def _rows(
             operator.name,
             pair,
             tuple(sources),
+            tuple(_readers(variant, index, by_index)),
             tensors[index],
             index,
             specs[index],
@@ -219,6 +225,17 @@ def _name(operator: Operator, pair: Pair | None) -> str:
     """The layer's name in whichever of the two files has one."""
     names = [layer_name(side) for side in pair or (operator,)]
     return next((name for name in names if name != operator.name.lower()), names[0])
+
+
+def _readers(graph: Graph, index: int, pairs: dict[int, Pair]) -> Iterator[str]:
+    reached = {index}
+    for operator in computed(graph):
+        if not reached.isdisjoint(tensor.index for tensor in operator.inputs if tensor is not None):
+            if operator.name in _KEEPING:
+                reached |= {tensor.index for tensor in operator.outputs}
+            name = _name(operator, pairs.get(operator.index))
+            if name != operator.name.lower():
+                yield name
 
 
 def _changes_nothing(operator: Operator) -> bool:

@@ -41,6 +41,7 @@ class Row:
     operator: str
     pair: Pair | None  # None for the input and for a change of scale
     sources: tuple[int, ...]  # what the variant's operator reads
+    readers: tuple[str, ...]
     reference: int  # the output's index there
     variant: int  # and here
     spec: TensorSpec
