@@ -18,6 +18,7 @@ from edgerec.compress.parity import Form, check_drop, form
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
 from edgerec.contract.files import refuse_existing, replacing_folder, sha256
+from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split
@@ -119,6 +120,7 @@ def quantize(
     float_row = _float32(bench)  # first: it needs no training, so a fault shows at once
     content, drawn = _compressed(bench)
     check_int8(content, recipe.normalise)
+    content = with_metadata(content, run.labels, recipe.normalise, recipe.model.arch)
     report = _measure(bench, name, content, [float_row], drawn)
     _write(bench, content, report, overwrite)
     try:
@@ -185,7 +187,8 @@ def _float32(bench: _Bench) -> Form:
     report = bench.run.variants().get(FLOAT32)
     if report is not None:
         return Form(**report["forms"][-1])
-    content = to_float32(bench.model)
+    recipe = bench.recipe
+    content = with_metadata(to_float32(bench.model), bench.run.labels, recipe.normalise, recipe.model.arch)
     measured = _measure(bench, FLOAT32, content, [], {})
     _write(bench, content, measured, overwrite=True)
     return measured.forms[-1]
