@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,10 @@ from edgerec.errors import DataError, ModelError, TargetError
 from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
-from edgerec.export.labels import distinct, read_labels
+from edgerec.export.labels import distinct, in_order, read_labels
 from edgerec.runtime.classifier import Classifier, read_image
 from edgerec.runtime.golden import make_golden, verify
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
-
-log = logging.getLogger(__name__)
 
 VARIANT = "imported"
 _DTYPES = ("FLOAT32", "UINT8", "INT8")
@@ -106,41 +103,36 @@ def import_tflite(
     """
     source, path, aim = Path(model), Path(out), Target.load(target)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    content, where = _read(source), str(source)
-    graph = read_graph(content, where)
-    _check(graph, where)
-    metadata = read_metadata(content, where)
-    interpreter = open_interpreter(content, where=where)
-    given, answer = input_spec(interpreter, where), output_spec(interpreter, where)
-    _, height, width, channels = given.shape
-    kind = "int8" if given.quantized and answer.quantized else "float32"
-    if kind not in aim.types:
-        raise TargetError(
-            f"target {aim.name} runs {' and '.join(aim.types)}, {where} is {kind}: convert it with uint8 or int8 "
-            "inputs and outputs, or choose --target desktop"
-        )
-    last = _last_operator(graph)
-    activation = _activation(last, answer, where)
-    compiled = for_edgetpu(content, aim) if aim.compiler else None
-    files = {"model.tflite": content}
+    finished = _open(source)
+    _check_target(finished, aim)
+    _, height, width, channels = finished.input.shape
+    if normalise:
+        pixels_become = parse_normalise(normalise)
+    else:
+        pixels_become = normalise_for(finished.input, finished.metadata, finished.where)
+    compiled = for_edgetpu(finished.content, aim) if aim.compiler else None
+    files = {"model.tflite": finished.content}
     if compiled is not None and compiled.content:
         files[DELEGATE_MODEL] = compiled.content
     manifest = Manifest(
         name=path.stem if path.suffix == ".zip" else path.name,
-        labels=_labels(labels, metadata, 2 if activation == "binary" else answer.size, where),
-        input=given,
-        output=answer,
+        labels=_labels(labels, finished),
+        input=finished.input,
+        output=finished.output,
         preprocess=PreprocessSpec(height, width, channels, fit),
-        normalise=parse_normalise(normalise) if normalise else normalise_for(given, metadata, where),
+        normalise=pixels_become,
         decision=DecisionSpec(),
         target=aim.name,
         variant=VARIANT,
         files={},  # Bundle.write fills in the digests
-        activation=activation,
+        activation=finished.activation,
         threads=aim.threads,
         delegate=aim.delegate if DELEGATE_MODEL in files else "",
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in files else "",
-        provenance={"imported": {"file": source.name, "sha256": sha256(content)}, "edgerec": edgerec.__version__},
+        provenance={
+            "imported": {"file": source.name, "sha256": sha256(finished.content)},
+            "edgerec": edgerec.__version__,
+        },
     )
     files["labels.txt"] = "".join(f"{label}\n" for label in manifest.labels).encode()
     files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), _golden_pictures(pictures))
@@ -152,23 +144,48 @@ def import_tflite(
         bundle=str(path),
         target=aim.name,
         labels=len(manifest.labels),
-        input=given,
-        output=answer,
+        input=finished.input,
+        output=finished.output,
         normalise=(manifest.normalise.mean, manifest.normalise.std),
-        activation=activation,
-        last_operator=last,
-        size_bytes=len(content),
+        activation=finished.activation,
+        last_operator=finished.last_operator,
+        size_bytes=len(finished.content),
         files=tuple(sorted(files)),
         golden=len(verify(path).golden),
         edgetpu=compiled,
     )
 
 
-def _read(path: Path) -> bytes:
+@dataclass(frozen=True)
+class _Finished:
+    """A .tflite file that is an image classifier, and what it says of itself."""
+
+    where: str
+    content: bytes
+    input: TensorSpec
+    output: TensorSpec
+    last_operator: str
+    activation: str
+    metadata: Metadata | None
+
+    @property
+    def classes(self) -> int:
+        return 2 if self.activation == "binary" else self.output.size
+
+
+def _open(path: Path) -> _Finished:
+    where = str(path)
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{where} cannot be read: {error.strerror}") from None
+    graph = read_graph(content, where)
+    _check(graph, where)
+    metadata = read_metadata(content, where)
+    interpreter = open_interpreter(content, where=where)
+    answer, last = output_spec(interpreter, where), _last_operator(graph)
+    activation = _activation(last, answer, where)
+    return _Finished(where, content, input_spec(interpreter, where), answer, last, activation, metadata)
 
 
 def _check(graph: Graph, where: str) -> None:
@@ -189,8 +206,9 @@ def _check(graph: Graph, where: str) -> None:
                 f"{where}: its {what} has a dynamic shape {list(shape)} (-1 is any): convert it with a fixed one"
             )
     shape = graph.inputs[0].shape
-    if len(shape) != 4 or shape[0] not in (1, -1) or shape[3] not in (1, 3):
-        raise ModelError(f"{where} takes {list(shape)}, expected [1, height, width, 1 or 3]")
+    sized = len(shape) == 4 and all(1 <= n <= 4096 for n in shape[1:3])
+    if not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3):
+        raise ModelError(f"{where} takes {list(shape)}, expected [1, height, width, 1 or 3], 4096 pixels at most")
     shape = graph.outputs[0].shape
     if len(shape) < 2 or shape[0] not in (1, -1) or sum(n > 1 for n in shape) > 1:
         raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is no image classifier")
@@ -216,21 +234,28 @@ def _activation(last: str, answer: TensorSpec, where: str) -> str:
                 "end a classifier of two classes in a sigmoid, or in two outputs"
             )
         return "binary"
-    if last in ("SOFTMAX", "LOGISTIC"):
-        return "none"
-    log.info("%s ends in %s, not in a softmax: its scores are made by one behind it", where, last)
-    return "softmax"
+    return "none" if last in ("SOFTMAX", "LOGISTIC") else "softmax"
 
 
-def _labels(path: str | Path | None, metadata: Metadata | None, classes: int, where: str) -> tuple[str, ...]:
-    if path is None:
-        labels, origin = (metadata.labels if metadata is not None else ()), f"the metadata of {where}"
-        if not labels:
-            raise DataError(f"{where} has no labels in its metadata: add --labels labels.txt, one of {classes} a line")
-    else:
+def _check_target(finished: _Finished, target: Target) -> None:
+    kind = "int8" if finished.input.quantized and finished.output.quantized else "float32"
+    if kind not in target.types:
+        raise TargetError(
+            f"target {target.name} runs {' and '.join(target.types)}, {finished.where} has a float32 input or output: "
+            "convert it with uint8 or int8 ones, or choose --target desktop"
+        )
+
+
+def _labels(path: str | Path | None, finished: _Finished) -> tuple[str, ...]:
+    where, classes = finished.where, finished.classes
+    if path is not None:
         labels, origin = read_labels(Path(path)), str(path)
+    else:
+        labels, origin = in_order(finished.metadata.labels if finished.metadata else ()), f"the metadata of {where}"
+        if not labels:
+            raise DataError(f"{where} has no labels in it: add --labels labels.txt, with {classes} lines")
     if len(labels) != classes:
-        raise DataError(f"{origin} has {len(labels)} labels, {where} gives {classes} scores: expected as many")
+        raise DataError(f"{origin} has {len(labels)} labels, {where} gives {classes} scores: they must be as many")
     return distinct(labels, origin)
 
 

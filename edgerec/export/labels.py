@@ -16,22 +16,23 @@ _INDEXED = re.compile(r"(\d+)[\s:,]+(\S.*)")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels of a text file, in the order of the outputs: one a line, or each line ``index label``.
-
-    Lines count as indexed when all are and their indices are 0, 1, 2 … in any order.
-
-    Raises:
-        DataError: it cannot be read, or is no UTF-8 text.
-    """
+    """The labels of a text file with one a line, :func:`in_order`; raises :class:`DataError` when it is none."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text ({error.reason}): a label file has one label a line") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return in_order([line.strip() for line in text.split("\n") if line.strip()])
+
+
+def in_order(lines: Sequence[str]) -> tuple[str, ...]:
+    """The labels of ``lines`` in the order of the outputs.
+
+    Where every line is ``index label``, and the indices are 0, 1, 2 … in any order, they give the order.
+    """
     indexed = {int(match[1]): match[2] for line in lines if (match := _INDEXED.fullmatch(line))}
-    if lines and sorted(indexed) == list(range(len(lines))):
+    if sorted(indexed) == list(range(len(lines))):
         return tuple(indexed[i] for i in range(len(lines)))
     return tuple(lines)
 
