@@ -84,6 +84,12 @@ class Factory:
 
         return self.converted(self.keras_model(self.logits), (tf.uint8, tf.float32), self.ranging(0.0, 1.0))
 
+    def uint8_cast(self) -> bytes:
+        """Bytes that no scale belongs to: the graph casts them itself."""
+        inputs = self.keras.Input(SHAPE, dtype="uint8")
+        x = self.keras.layers.Flatten()(self.keras.layers.Rescaling(1 / 255)(inputs))
+        return self.converted(self.keras.Model(inputs, self.keras.layers.Dense(3, activation="softmax")(x)))
+
     def int8_sigmoid(self) -> bytes:
         import tensorflow as tf
 
@@ -161,6 +167,7 @@ def softmax(real: np.ndarray) -> np.ndarray:
         ("uint8_softmax", None, lambda p: p, lambda y: y),
         ("int8_odd_logits", None, lambda p: p - 128.0, softmax),
         ("uint8_in_float_out", None, lambda p: p, softmax),
+        ("uint8_cast", None, lambda p: p, lambda y: y),
         ("int8_sigmoid", None, lambda p: p - 128.0, lambda y: np.array([1 - y[0], y[0]])),
         ("four_dimensions", "unit", lambda p: p / 255, lambda y: y),
     ],
