@@ -25,7 +25,7 @@ def is_full_int8(content: bytes, normalise: str = "unit") -> None:
     graph = read_graph(content)
     assert float_tensors(graph) == []
     (given,), (answer,) = graph.inputs, graph.outputs
-    assert (given.dtype, answer.dtype) == ("UINT8", "INT8")
+    assert (given.dtype, answer.dtype) == ("UINT8", "UINT8")
     assert given.shape[0] == answer.shape[0] == 1
     assert all(-1 not in tensor.shape for tensor in graph.tensors)
     model = ImageModel(content, Normalise.named(normalise))

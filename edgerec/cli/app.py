@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgerec.cli import camera, evaluate, export, parity, predict, quantize, recipe, train, verify
+from edgerec.cli import camera, evaluate, export, import_, parity, predict, quantize, recipe, train, verify
 from edgerec.errors import EdgerecError
 
 
@@ -72,11 +72,12 @@ for command in (
     quantize.quantize,
     parity.parity,
     export.export,
+    import_.import_,
     verify.verify,
     predict.predict,
     camera.camera,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def _version(wanted: bool) -> None:

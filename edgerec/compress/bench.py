@@ -15,6 +15,7 @@ from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.parity import Form, form
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split
@@ -57,17 +58,39 @@ class Bench:
         """The same for another method."""
         return replace(self, recipe=self.recipe.override({"compress.method": method}))
 
-    def measure(
-        self, method: Method, content: bytes, drawn: dict[str, Any], between: tuple[Form, ...] = ()
+    def keep(
+        self,
+        method: Method,
+        content: bytes,
+        drawn: dict[str, Any],
+        *,
+        between: tuple[Form, ...] = (),
+        overwrite: bool = False,
     ) -> QuantizeReport:
-        """A variant's report.
+        """Write labels and normalisation into a variant's file, measure it, and keep it, whole or not at all.
 
         Args:
             method: what made it.
             content: its .tflite.
             drawn: what calibrated it.
             between: the parity table's rows between float Keras and it.
+            overwrite: replace a variant that is there.
         """
+        content = with_metadata(content, self.dataset.labels, self.recipe.normalise, self.recipe.model.arch)
+        report = self._measure(method, content, drawn, between)
+        about = report.to_dict() | {
+            "compress": vars(self.recipe.compress),
+            "versions": versions(),
+            "measured_on": fingerprint().to_dict(),
+        }
+        with replacing_folder(self.run.variant(report.variant), overwrite=overwrite) as partial:
+            (partial / "model.tflite").write_bytes(content)
+            (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def _measure(
+        self, method: Method, content: bytes, drawn: dict[str, Any], between: tuple[Form, ...]
+    ) -> QuantizeReport:
         dataset, split, name = self.dataset, self.split, method.variant
         score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
         scores = score(dataset.images[split.test], self.listener)
@@ -98,18 +121,4 @@ class Bench:
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
-        content = to_float32(self.run.model())
-        measured = self.measure(Method(FLOAT32, "float32"), content, {})
-        self.write(content, measured, overwrite=True)
-        return measured
-
-    def write(self, content: bytes, report: QuantizeReport, *, overwrite: bool) -> None:
-        """Keep a variant, whole or not at all."""
-        about = report.to_dict() | {
-            "compress": vars(self.recipe.compress),
-            "versions": versions(),
-            "measured_on": fingerprint().to_dict(),
-        }
-        with replacing_folder(self.run.variant(report.variant), overwrite=overwrite) as partial:
-            (partial / "model.tflite").write_bytes(content)
-            (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return self.keep(Method(FLOAT32, "float32"), to_float32(self.run.model()), {}, overwrite=True)

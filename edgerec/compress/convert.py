@@ -24,7 +24,7 @@ def to_float32(model: Any) -> bytes:
 
 
 def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Full int8: uint8 pixels in, int8 scores out, batch 1, no float tensor.
+    """Full int8: uint8 pixels in, uint8 scores out, batch 1, no float tensor.
 
     Args:
         model: a quantization-aware model, or a float one.
@@ -34,7 +34,7 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.int8
+    converter.inference_output_type = tf.uint8  # other people's TFLite tools know no int8 scores
     if calibration is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)

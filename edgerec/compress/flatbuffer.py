@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.errors import MissingExtraError, ModelError
+from edgerec.contract.schema import tflite_schema
+from edgerec.errors import ModelError
+from edgerec.optional import require
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ def parse(model: bytes, where: str = "the model") -> Any:
 
 def pack(model: Any) -> bytes:
     """The inverse of :func:`parse`."""
-    import flatbuffers  # the schema needs it too
-
-    builder = flatbuffers.Builder(1024)
+    builder = require("flatbuffers").Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
@@ -117,18 +117,6 @@ def weight_sparsity(graph: Graph) -> float:
     """The part of zeros among the int8 convolution and dense weights, whose zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
-
-
-def tflite_schema() -> Any:
-    """The TFLite schema as Python, from whichever package is there; raises :class:`MissingExtraError`."""
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ModuleNotFoundError:
-        try:
-            from tensorflow.lite.python import schema_py_generated
-        except ModuleNotFoundError:
-            raise MissingExtraError("reading .tflite files needs LiteRT: pip install ai-edge-litert") from None
-    return schema_py_generated
 
 
 def _graph(schema: Any, model: Any) -> Graph:

@@ -107,8 +107,7 @@ def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> Quan
     content, drawn = _compressed(bench, method, unfinished)
     if method.precision == "int8":
         check_int8(content, bench.recipe.normalise)
-    report = bench.measure(method, content, drawn, between=(float32.forms[-1],))
-    bench.write(content, report, overwrite=overwrite)
+    report = bench.keep(method, content, drawn, between=(float32.forms[-1],), overwrite=overwrite)
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
 

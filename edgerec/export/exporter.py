@@ -203,10 +203,11 @@ def _golden_pictures(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_PICTURES]
     ]
-    return [(dataset.names[i], _shrunk(dataset.original(i))) for i in chosen]
+    return [(dataset.names[i], shrunk(dataset.original(i))) for i in chosen]
 
 
-def _shrunk(image: Image) -> Image:
+def shrunk(image: Image) -> Image:
+    """A golden picture of ``image``: no side longer than ``GOLDEN_SIDE_PX``."""
     longest = max(image.shape[:2])
     if longest <= GOLDEN_SIDE_PX:
         return image if image.ndim == 3 else image[:, :, np.newaxis]
