@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
         raise MemoryError
 
     before = (run.variant("int8-qat") / "model.tflite").read_bytes()
-    monkeypatch.setattr("edgerec.compress.quantize.to_float16", converter)
+    monkeypatch.setattr(sys.modules["edgerec.compress.quantize"], "to_float16", converter)
     done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("error: out of memory: ")
@@ -194,7 +195,8 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     monkeypatch.setattr(qat, "_freeze", watch)
     monkeypatch.setattr(qat, "_settle", settled)
     made = []
-    monkeypatch.setattr("edgerec.compress.quantize.to_int8", lambda model: made.append(model) or to_int8(model))
+    module = sys.modules["edgerec.compress.quantize"]
+    monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
     # The start of ±6 is gone: a range begins or ends at zero behind each ReLU.
     assert not any(abs(abs(value) - 6) < 1e-3 for value in seen["settled"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.flatbuffer import float_tensors, read_graph
+from edgerec.compress.match import layer_name
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError
@@ -80,14 +80,18 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
         model: a float model.
         calibration: as for :func:`to_int8`.
         float_layers: names of Keras layers.
+
+    Raises:
+        ModelError: a layer that no operator is named after.
     """
     tf = require("tensorflow")
-
-    def is_float(tensor: str) -> bool:
-        # An operator's result is called by the layers that went into it: "net/dense/Relu;net/dense/BiasAdd".
-        return not set(re.split("[;/]", tensor)).isdisjoint(float_layers)
-
-    nodes = [op.outputs[0].name for op in read_graph(to_float32(model)).operators if is_float(op.outputs[0].name)]
+    operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
+    if missing := set(float_layers) - set(operators.values()):
+        raise ModelError(
+            f"layer {min(missing)!r} is no operator of its own in the .tflite (it may be part of another): "
+            f"choose of {', '.join(dict.fromkeys(operators.values()))}"
+        )
+    nodes = [output for output, layer in operators.items() if layer in float_layers]
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)

@@ -132,7 +132,7 @@ class CompressSection:
     """Pruning, clustering and quantization."""
 
     method: str = _choice("qat", "how to compress; auto takes the cheapest that stays inside max_drop", METHODS)
-    sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0.01, 0.98)
+    sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0, 0.98)
     schedule: str = _choice(
         "polynomial", "the sparsity rises over half of the pruning, or is there at once", ("polynomial", "constant")
     )
