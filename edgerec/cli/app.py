@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgerec.cli import camera, evaluate, export, predict, quantize, recipe, train, verify
+from edgerec.cli import calibration, camera, evaluate, export, predict, quantize, recipe, train, verify
 from edgerec.errors import EdgerecError
 
 
@@ -70,6 +70,7 @@ for command in (
     camera.camera,
 ):
     app.command()(command)
+app.add_typer(calibration.app, name="calibration")
 
 
 def _version(wanted: bool) -> None:

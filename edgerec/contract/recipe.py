@@ -119,7 +119,7 @@ class CompressSection:
     sparsity: float = _number(0.0, "part of the weights pruned to zero; 0 = none", 0, 0.98)
     epochs: int = _number(3, "passes of fine-tuning for each of pruning and qat", 1, 100000)
     learning_rate: float = _number(0.0, "of the fine-tuning; 0 = a tenth of train.learning_rate", 0, 10)
-    calibration: str = _text("stratified", "ptq's calibration recipe: a name in calibration/ or a .toml file")
+    calibration: str = _text("stratified", "for ptq: a recipe in calibration/, a .toml file, or a calibration set")
     max_drop: float = _number(1.0, "points of test top-1 that int8 may lose before it is refused", 0, 100)
 
 

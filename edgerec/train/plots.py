@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,47 @@ def worst_mistakes(
         answer = f"{dataset.labels[predicted[i]]} {scores[i, predicted[i]]:.0%}"
         axes.set_title(f"{answer}\nis {dataset.labels[classes[i]]}".replace("$", r"\$"), fontsize=8)
     _save(figure, path)
+
+
+def contact_sheet(
+    images: npt.NDArray[np.uint8],
+    titles: Sequence[str],
+    reference: npt.NDArray[np.uint8] | None,
+    name: str,
+    path: Path,
+    most: int = 60,
+) -> None:
+    """Some of the pictures uint8 ``(N, H, W, C)`` with their titles, evenly chosen and sorted by title, above the
+    histogram of all their pixel values; that of ``reference`` is drawn under it."""
+    spread = np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)
+    some = sorted(set(spread.tolist()), key=lambda i: titles[i])
+    columns = min(10, len(some))
+    rows = -(-len(some) // columns)
+    figure = _figure(11, 1.3 * rows + 3.4)
+    shown = f", {len(some)} of them shown" if len(some) < len(images) else ""
+    figure.suptitle(f"{name}: {len(images)} pictures{shown}".replace("$", r"\$"))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.3 * rows, 3))
+    for cell, axes in enumerate(above.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if cell < len(some):
+            image = images[some[cell]]
+            axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(titles[some[cell]][:18].replace("$", r"\$"), fontsize=8)
+    _pixel_histogram(below.subplots(), images, reference)
+    _save(figure, path)
+
+
+def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
+    """How often each pixel value is in each channel, eight values a bin; filled for the reference."""
+    edges = np.arange(0, 257, 8)
+    colours = ("#c0392b", "#2e8b57", BLUE) if images.shape[3] == 3 else ("black",)
+    names = ("red", "green", "blue") if images.shape[3] == 3 else ("grey",)
+    for channel, (colour, label) in enumerate(zip(colours, names, strict=True)):
+        if reference is not None and reference.shape[3] == images.shape[3]:
+            usual = np.histogram(reference[..., channel], edges)[0] / reference[..., channel].size
+            axes.stairs(usual, edges, fill=True, color=colour, alpha=0.15, label=f"{label}, training")
+        parts = np.histogram(images[..., channel], edges)[0] / images[..., channel].size
+        axes.stairs(parts, edges, color=colour, linewidth=1.5, label=label)
+    axes.set(xlabel="pixel value", ylabel="part of the pixels", xlim=(0, 256))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
