@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress import calibration_set
-from edgerec.compress.calibration_check import examine, first_error
+from edgerec.compress.calibration_check import examine, first_error, sample_of
 from edgerec.compress.calibration_input import of_set, open_offered
 from edgerec.compress.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.picking import METHODS
@@ -119,7 +119,7 @@ def show(
         run = run if isinstance(run, Run) else Run.open(run)
         shown = open_offered(path, run.recipe.preprocess, run.labels)
         dataset, split = run.data(data, listener)
-        reference = dataset.images[split.train]
+        reference = dataset.images[sample_of(dataset, split)]
     if not len(shown.images):
         raise DataError(str(shown.findings[0]))
     contact_sheet(shown.images, shown.labels or shown.names, reference, path.name, out)

@@ -22,8 +22,9 @@ from edgerec.train.run import Run
 
 # Fewer pictures than this leave the ranges to chance; ten did as well as five hundred on two networks.
 FEW = 10
-# Training pictures that a set is compared with, at most.
-SAMPLE = 2000
+# Pictures that are compared in their colours or each with each, at most, and the bytes that they may take.
+SAMPLE, SAMPLE_BYTES = 2000, 1 << 28
+CHUNK = 256
 MAKE = "draw another with edgerec calibration make"
 
 Images = npt.NDArray[np.uint8]
@@ -160,12 +161,13 @@ def _held_out(offered: Offered, dataset: Dataset, split: Split, trained: Which) 
 def _variety(offered: Offered, dataset: Dataset, split: Split) -> Iterator[Finding]:
     """Nearest neighbours in the set, against those in a stratified draw of as many: a burst of frames is known by
     it whether it shows one class or ten. Data that is all bursts itself is taken as it is."""
-    count = len(offered.images)
+    given = offered.images[:SAMPLE]
+    count = len(given)
     if count < 2:
         return
     drawn = stratified(dataset, split.train, count, np.random.default_rng(0))
     usual = to_nearest_other(thumbnails(dataset.images[drawn])) if len(drawn) > 1 else np.zeros(1)
-    apart = to_nearest_other(thumbnails(offered.images))
+    apart = to_nearest_other(thumbnails(given))
     what = f"the pictures differ from their nearest by {np.median(apart):.1f} grey levels, training pictures by "
     if np.median(apart) < np.median(usual) / 2:
         advice = "take pictures of other moments and places, or the recipe diverse"
@@ -177,7 +179,7 @@ def _variety(offered: Offered, dataset: Dataset, split: Split) -> Iterator[Findi
 
 
 def _light(offered: Offered, dataset: Dataset, split: Split) -> Iterator[Finding]:
-    usual, given = dataset.images[_sample_of(split)], offered.images
+    usual, given = dataset.images[sample_of(dataset, split)], offered.images
     (low, high), (usual_low, usual_high) = _ends(given), _ends(usual)
     ends = f"98 % of the values are {low} to {high}, in training pictures {usual_low} to {usual_high}"
     if high - low < 0.6 * (usual_high - usual_low):
@@ -202,7 +204,7 @@ def _channel_order(offered: Offered, dataset: Dataset, split: Split, trained: Wh
         yield Finding("error", "channel-order", listed(names), what, exchange)
     if trained.any() or swapped.any():
         return
-    part = _sample_of(split)
+    part = sample_of(dataset, split)
     known = offered.labels is not None and set(offered.labels) <= set(dataset.labels)
     classes = np.array([dataset.labels.index(label) for label in offered.labels or ()]) if known else None
     judged = judge_order(images, classes, dataset.images[part], dataset.classes[part])
@@ -232,8 +234,8 @@ def _found(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Whi
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """How far each picture's nearest in that part is, in grey levels."""
     given, nearest = thumbnails(images), np.full(len(images), np.inf, np.float32)
-    for start in range(0, len(part), SAMPLE):
-        others = thumbnails(dataset.images[part[start : start + SAMPLE]])
+    for start in range(0, len(part), CHUNK):
+        others = thumbnails(dataset.images[part[start : start + CHUNK]])
         nearest = np.minimum(nearest, distances(given, others).min(axis=1))
     return nearest
 
@@ -244,8 +246,10 @@ def _ends(images: Images) -> tuple[int, int]:
     return int(np.searchsorted(parts, 0.01)), int(np.searchsorted(parts, 0.99))
 
 
-def _sample_of(split: Split) -> npt.NDArray[np.int64]:
-    return np.sort(np.random.default_rng(0).permutation(split.train)[:SAMPLE])
+def sample_of(dataset: Dataset, split: Split) -> npt.NDArray[np.int64]:
+    """Some training pictures, drawn by chance, that stand for all."""
+    most = max(100, min(SAMPLE, SAMPLE_BYTES // dataset.images[0].size))
+    return np.sort(np.random.default_rng(0).permutation(split.train)[:most])
 
 
 def first_error(findings: Sequence[Finding]) -> Finding | None:
