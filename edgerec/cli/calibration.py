@@ -8,14 +8,16 @@ import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
 
-app = typer.Typer(help="Make, check and show the pictures that post-training quantization calibrates with.")
+app = typer.Typer(
+    help="Make, check and show the pictures that post-training quantization calibrates with.", no_args_is_help=True
+)
 
 _DATA = typer.Option(None, help="Where the run's pictures are now, if they were moved.")
 
 
 @app.command()
 def make(
-    subject: str | None = typer.Argument(None, metavar="[RUN|RECIPE.toml]", help="Whose training pictures."),
+    subject: str | None = typer.Argument(None, metavar="RUN|RECIPE.toml", help="Whose training pictures."),
     out: Path = typer.Option(..., help="The set's folder."),
     data: str | None = typer.Option(None, help="The pictures, as for train, or where they are now."),
     recipe: str = typer.Option("stratified", help="stratified, random, diverse, or a .toml."),
