@@ -22,6 +22,7 @@ _PUBLIC = {
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
+    "import_tflite": "edgerec.export",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "export_bundle",
     "fit",
+    "import_tflite",
     "predict",
     "quantize",
     "read_image",
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError
-    from edgerec.export import export_bundle
+    from edgerec.export import export_bundle, import_tflite
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.classifier import read_image
     from edgerec.train.evaluate import evaluate

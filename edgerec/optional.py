@@ -9,6 +9,7 @@ from edgerec.errors import MissingExtraError
 
 _NEEDED_BY = {
     "cv2": ("OpenCV", "headless"),
+    "flatbuffers": ("flatbuffers", "train"),
     "tensorflow": ("TensorFlow", "train"),
     "tf_keras": ("tf_keras", "train"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),

@@ -78,16 +78,21 @@ def video(pictures, tmp_path_factory) -> Path:
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Two classes of 20 colour pictures, 40×30: one reddish, one bluish; four people in the file names."""
+    return red_and_blue(tmp_path / "pictures")
+
+
+def red_and_blue(folder: Path) -> Path:
+    """What the fixture ``image_folder`` has."""
     import cv2
 
     rng = np.random.default_rng(0)
     for label, channel in (("red", 2), ("blue", 0)):
-        (tmp_path / "pictures" / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for number in range(20):
             image = rng.integers(0, 90, (30, 40, 3), np.uint8)
             image[:, :, channel] += 150
-            cv2.imwrite(str(tmp_path / "pictures" / label / f"person{number % 4}_{number:02d}.jpg"), image)
-    return tmp_path / "pictures"
+            cv2.imwrite(str(folder / label / f"person{number % 4}_{number:02d}.jpg"), image)
+    return folder
 
 
 @pytest.fixture

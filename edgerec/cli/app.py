@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgerec.cli import calibration, camera, evaluate, export, predict, quantize, recipe, train, verify
+from edgerec.cli import calibration, camera, evaluate, export, import_, predict, quantize, recipe, train, verify
 from edgerec.errors import EdgerecError
 
 
@@ -32,6 +32,12 @@ class Commands(TyperGroup):
                 raise
             where = f" ({error.filename})" if error.filename else ""
             message = f"{os.strerror(error.errno)}{where}: {_USER_CAUSED[error.errno]}"
+        except Exception as error:
+            # TensorFlow has an error of its own for it, which is not imported here.
+            if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+                raise
+            message = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
+            message += "; what was finished before is whole"
         typer.echo(f"error: {message}", err=True)
         raise typer.Exit(1)
 
@@ -65,11 +71,12 @@ for command in (
     evaluate.evaluate,
     quantize.quantize,
     export.export,
+    import_.import_,
     verify.verify,
     predict.predict,
     camera.camera,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(calibration.app, name="calibration")
 
 

@@ -15,16 +15,14 @@ def evaluate(
     split: str | None = typer.Option(
         None, help="train, val, test or all. By default the held-out pictures, or all of unknown data."
     ),
-    normalise: str = typer.Option("unit", help="For a bare float .tflite: unit or signed."),
+    normalise: str | None = typer.Option(
+        None, help="For a bare float .tflite that does not say it: unit, signed, pixels, or MEAN,STD."
+    ),
     json: bool = JsonOption,
 ) -> None:
     """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
-    for name, value, known in (
-        ("--split", split, (None, "train", "val", "test", "all")),
-        ("--normalise", normalise, ("unit", "signed")),
-    ):
-        if value not in known:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(filter(None, known))}", param_hint=name)
+    if split not in (None, "train", "val", "test", "all"):
+        raise typer.BadParameter(f"{split!r} is none of train, val, test, all", param_hint="--split")
     with progress() as listener:
         from edgerec.train.evaluate import evaluate as measure
 

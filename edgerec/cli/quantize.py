@@ -7,26 +7,44 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, parity_table, progress, say, show_json
+from edgerec.cli.output import JsonOption, parity_table, progress, say, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.compress import QuantizeReport
+    from edgerec.compress.compare import Comparison
 
 
 def quantize(
     run: Path = typer.Argument(..., help="A finished run."),
-    method: str | None = typer.Option(None, help="qat trains with int8 in mind; ptq only calibrates. [default: qat]"),
-    sparsity: float | None = typer.Option(None, help="Part of the weights pruned to zero first, as 0.5."),
+    method: str | None = typer.Option(
+        None,
+        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8, mixed; prune, cluster, and "
+        "prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside --max-drop. [default: qat]",
+    ),
+    compare: bool = typer.Option(False, "--compare", help="Make all methods' variants and compare them."),
+    sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
+    clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
+    skip: str | None = typer.Option(None, help="Layers that prune and cluster leave alone: 'logits, conv2d*'."),
+    float_layers: str | None = typer.Option(None, help="Layers that mixed leaves float, by names or patterns."),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
-    max_drop: float | None = typer.Option(None, help="Points of top-1 that int8 may lose. [default: 1]"),
+    max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
     data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped quantize left."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
     json: bool = JsonOption,
 ) -> None:
-    """Make a full-int8 model of a run, and compare it with the float one."""
+    """Make a compressed model of a run, full int8 by default, and compare it with the float one."""
     from edgerec.errors import GateError
 
     with progress() as listener:
+        if compare:
+            from edgerec.compress.compare import COMPARED
+            from edgerec.compress.compare import compare as compare_all
+
+            chosen = method.split(",") if method else COMPARED
+            comparison = compare_all(run, chosen, data=data, epochs=epochs, overwrite=overwrite, listener=listener)
+            _show_comparison(comparison, json)
+            return
         from edgerec.compress import quantize as compress
 
         try:
@@ -34,14 +52,19 @@ def quantize(
                 run,
                 method,
                 sparsity=sparsity,
+                clusters=clusters,
                 epochs=epochs,
                 max_drop=max_drop,
+                skip=skip,
+                float_layers=float_layers,
                 data=data,
+                resume=resume,
                 overwrite=overwrite,
                 listener=listener,
             )
         except GateError as error:
-            _show(error.report, json)
+            if error.report is not None:
+                _show(error.report, json)
             raise
     _show(report, json)
     if not json:
@@ -55,5 +78,38 @@ def _show(report: QuantizeReport, json: bool) -> None:
     parity_table([row.to_dict() for row in report.forms])
     change = f"{-report.drop_points:+.2f} points of top-1 against float on {report.images} held-out images"
     say(f"variant  {report.path}  ({change})")
+    if report.why:
+        say(f"why      {report.why}")
     if report.sparsity > 0.05:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
+
+
+def _show_comparison(comparison: Comparison, json: bool) -> None:
+    if json:
+        show_json(comparison.to_dict())
+        return
+    table(
+        ("variant", "method", "top-1", "drop", "agreement", "bytes", "gzip bytes", "zeros", "ms", "p95 ms"),
+        [
+            (
+                row.variant,
+                row.method,
+                f"{row.top1:.2%}",
+                f"{row.drop_points:+.2f}",
+                f"{row.agreement:.2%}",
+                f"{row.size_bytes:,}",
+                f"{row.gzip_bytes:,}",
+                f"{row.sparsity:.0%}",
+                f"{row.median_ms:.3f}",
+                f"{row.p95_ms:.3f}",
+            )
+            for row in comparison.rows
+        ],
+    )
+    say(
+        f"float Keras {comparison.float_top1:.2%} on {comparison.images} held-out images; drop in points; ms on this "
+        f"machine ({comparison.machine}), threads: {comparison.threads}"
+    )
+    for note in comparison.notes:
+        say(f"note     {note}")
+    say(f"picture  {comparison.plot}")

@@ -19,7 +19,7 @@ def train(
     data: str | None = typer.Option(
         None, help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder."
     ),
-    arch: str | None = typer.Option(None, help="simple_cnn, mobilenet_v1, mobilenet_v2 or resnet8."),
+    arch: str | None = typer.Option(None, help="simple_cnn, mobilenet_v1, mobilenet_v2, resnet8 or resnet14."),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
     group_by: str | None = typer.Option(
         None, help="Regular expression: pictures with the same match in their file name stay on one side of the split."

@@ -15,6 +15,7 @@ from edgerec.compress.calibration_check import examine, first_error, sample_of
 from edgerec.compress.calibration_input import of_set, open_offered
 from edgerec.compress.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.picking import METHODS
+from edgerec.compress.plots import contact_sheet
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
@@ -22,7 +23,6 @@ from edgerec.contract.shipped import find_shipped, shipped, shipped_names
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, RecipeError, unknown
 from edgerec.models import find
-from edgerec.train.plots import contact_sheet
 from edgerec.train.run import Run
 
 __all__ = ["CalibrationRecipe", "CalibrationSet", "draw", "make", "pin_range", "read_recipe", "show"]

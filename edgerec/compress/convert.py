@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ def to_float32(model: Any) -> bytes:
 
 
 def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Full int8: uint8 pixels in, int8 scores out, batch 1, no float tensor.
+    """Full int8: uint8 pixels in, uint8 scores out, batch 1, no float tensor.
 
     Args:
         model: a quantization-aware model, or a float one.
@@ -31,11 +34,70 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.int8
+    converter.inference_output_type = tf.uint8  # other people's TFLite tools know no int8 scores
     if calibration is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
     return _convert(converter)
+
+
+def to_float16(model: Any) -> bytes:
+    """Weights as float16, computed in float32: float32 in and out, half the size."""
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    return _convert(converter)
+
+
+def to_dynamic(model: Any) -> bytes:
+    """Weights as int8, activations float32 and quantized on the way where that is quicker: float32 in and out."""
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return _convert(converter)
+
+
+def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
+    """Weights as int8, activations as int16: float32 in and out.
+
+    Args:
+        model: a float model.
+        calibration: as for :func:`to_int8`.
+    """
+    tf = require("tensorflow")
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
+    converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
+    return _convert(converter)
+
+
+def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Collection[str]) -> bytes:
+    """int8 by calibration but for some layers, which stay float32: float32 in and out.
+
+    Args:
+        model: a float model.
+        calibration: as for :func:`to_int8`.
+        float_layers: names of Keras layers.
+    """
+    tf = require("tensorflow")
+
+    def is_float(tensor: str) -> bool:
+        # An operator's result is called by the layers that went into it: "net/dense/Relu;net/dense/BiasAdd".
+        return not set(re.split("[;/]", tensor)).isdisjoint(float_layers)
+
+    nodes = [op.outputs[0].name for op in read_graph(to_float32(model)).operators if is_float(op.outputs[0].name)]
+    converter = _converter(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
+    with captured_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TensorFlow's own interpreter
+        options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=nodes)
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
+        )
+        return bytes(debugger.get_nondebug_quantized_model())
 
 
 def check_int8(content: bytes, normalise: Normalise) -> None:

@@ -1,47 +1,169 @@
-"""The few epochs after pruning or before int8."""
+"""The few epochs after pruning, clustering or before int8."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
 from edgerec.train.feed import Feed
-from edgerec.train.fit import STEPS_PER_CALL, cosine
+from edgerec.train.fit import STEPS_PER_CALL, cosine, optimizer
 from edgerec.train.keras import keras
 
 log = logging.getLogger(__name__)
 
+# With their activation ranges fixed, the weights settle on what will run: the last third of the epochs.
+FROZEN_PART = 1 / 3
+
 
 @dataclass(frozen=True)
 class FineTune:
-    """Data and schedule. ``feed`` starts at the epoch that its user wants; ``validation`` is a finite set."""
+    """Data and schedule.
 
-    feed: Feed
+    Attributes:
+        feed: training batches from an epoch of the fine-tuning on.
+        steps: of an epoch.
+        validation: a finite set.
+        epochs: how many.
+        learning_rate: the highest; it falls to zero as a half cosine.
+        optimizer: as the recipe's ``train.optimizer``.
+        listener: told of the progress.
+        checkpoints: folder where each stage keeps its state, an ``.npz`` each.
+        settings: what the state depends on; a state of other settings is not gone on with.
+    """
+
+    feed: Callable[[int], Feed]
+    steps: int
     validation: Any
     epochs: int
     learning_rate: float
+    optimizer: str
     listener: Listener
+    checkpoints: Path
+    settings: dict[str, Any]
 
 
 def fine_tune(
-    model: Any, tune: FineTune, stage: str, *, callbacks: Sequence[Any] = (), keep: Literal["best", "last"] = "best"
+    model: Any,
+    tune: FineTune,
+    stage: str,
+    *,
+    callbacks: Sequence[Any] = (),
+    keep_from: int = 0,
+    freeze: Callable[[Any], None] | None = None,
 ) -> None:
-    """Train ``model`` in place; with ``keep="best"`` it ends with its best epoch's weights by validation."""
-    best: dict[str, Any] = {"accuracy": -1.0}
+    """Train ``model`` in place; it ends with its best epoch's weights by validation.
+
+    A stage that was stopped goes on after its last whole epoch.
+
+    Args:
+        model: what to train.
+        tune: how.
+        stage: its name, for people and for the state's file.
+        callbacks: Keras' own, which must see every step.
+        keep_from: epochs before this one, counted from 0, cannot be the best.
+        freeze: called with the model before its last third.
+    """
+    state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
+    rate = cosine(tune.learning_rate, tune.steps * tune.epochs)
+    compiled = {
+        "optimizer": optimizer(tune.optimizer, rate),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "steps_per_execution": 1 if callbacks else min(STEPS_PER_CALL, tune.steps),
+    }
+    model.compile(**compiled)
+    done = state.restore(model)
+    frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
+    for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
+        if freeze and first == frozen_from:
+            freeze(model)
+            model.compile(**compiled)  # Keras looks at what is frozen when it compiles
+        if max(first, done) < last:
+            model.fit(
+                tune.feed(max(first, done)).batches,
+                steps_per_epoch=tune.steps,
+                initial_epoch=max(first, done),
+                epochs=last,
+                validation_data=tune.validation,
+                callbacks=[*callbacks, _recorder(state)],
+                verbose=0,
+            )
+    model.set_weights(state.best)
+
+
+class _State:
+    """How far a stage is: weights, optimizer, and the best epoch's weights."""
+
+    def __init__(self, path: Path, stage: str, tune: FineTune, keep_from: int) -> None:
+        self.path, self.stage, self.tune, self.keep_from = path, stage, tune, keep_from
+        self.best: list[Any] = []
+        self.best_accuracy = -1.0
+
+    def restore(self, model: Any) -> int:
+        """Take up what a stopped stage left; returns how many epochs it has done."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                kept = dict(file)
+            about = json.loads(str(kept.pop("about")))
+            if about["settings"] != self.tune.settings:
+                return 0
+            of = {kind: [kept[f"{kind}{i}"] for i in range(about[kind])] for kind in ("weights", "optimizer", "best")}
+            model.set_weights(of["weights"])
+            model.optimizer.build(model.trainable_variables)
+            for variable, value in zip(model.optimizer.variables, of["optimizer"], strict=True):
+                variable.assign(value)
+        except FileNotFoundError:
+            return 0
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s cannot be gone on with (%s): %s starts again", self.path, error, self.stage)
+            return 0
+        self.best, self.best_accuracy = of["best"], about["accuracy"]
+        log.info("%s: going on after epoch %d/%d", self.stage, about["epoch"], self.tune.epochs)
+        return int(about["epoch"])
+
+    def record(self, model: Any, epoch: int, accuracy: float) -> None:
+        """Keep the state after ``epoch``, counted from 1."""
+        weights = model.get_weights()
+        if not self.best or (epoch > self.keep_from and accuracy >= self.best_accuracy):
+            self.best = weights
+            self.best_accuracy = accuracy if epoch > self.keep_from else -1.0
+        kinds = {
+            "weights": weights,
+            "optimizer": [np.asarray(variable) for variable in model.optimizer.variables],
+            "best": self.best,
+        }
+        about: dict[str, Any] = {kind: len(arrays) for kind, arrays in kinds.items()}
+        about |= {"epoch": epoch, "accuracy": self.best_accuracy, "settings": self.tune.settings}
+        arrays = {f"{kind}{i}": array for kind, values in kinds.items() for i, array in enumerate(values)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as partial, open(partial, "wb") as file:
+            np.savez(file, about=json.dumps(about), **arrays)
+
+
+def _recorder(state: _State) -> Any:
+    """The callback that reports and keeps. Its class needs Keras, so it is made here."""
+    tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            done = self.epoch * tune.feed.steps + batch + 1
-            text = f"epoch {self.epoch + 1}/{tune.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
-            tune.listener(Progress(stage, done, tune.epochs * tune.feed.steps, text))
-
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.epoch = epoch
 
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            done = self.epoch * tune.steps + batch + 1
+            text = f"epoch {self.epoch + 1}/{tune.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+            tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
+
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            state.record(self.model, epoch + 1, logs["val_accuracy"])
             log.info(
                 "%s: epoch %d/%d  loss %.4f  accuracy %.4f  val_accuracy %.4f",
                 stage,
@@ -49,23 +171,5 @@ def fine_tune(
                 tune.epochs,
                 *(logs[key] for key in ("loss", "accuracy", "val_accuracy")),
             )
-            if keep == "best" and logs["val_accuracy"] >= best["accuracy"]:
-                best.update(accuracy=logs["val_accuracy"], weights=self.model.get_weights())
 
-    model.compile(
-        keras().optimizers.Adam(cosine(tune.learning_rate, tune.feed.steps * tune.epochs)),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        # Pruning counts its steps in a callback, which must see each of them.
-        steps_per_execution=1 if callbacks else min(STEPS_PER_CALL, tune.feed.steps),
-    )
-    model.fit(
-        tune.feed.batches,
-        steps_per_epoch=tune.feed.steps,
-        epochs=tune.epochs,
-        validation_data=tune.validation,
-        callbacks=[*callbacks, Recorder()],
-        verbose=0,
-    )
-    if "weights" in best:
-        model.set_weights(best["weights"])
+    return Recorder()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.errors import MissingExtraError, ModelError
+from edgerec.contract.schema import tflite_schema
+from edgerec.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Graph:
 
 def read_graph(model: bytes, where: str = "the model") -> Graph:
     """Parse a .tflite file's bytes; raises :class:`ModelError` when they are none."""
-    schema = _schema()
+    schema = tflite_schema()
     if model[4:8] != b"TFL3":
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
     try:
@@ -73,17 +74,6 @@ def weight_sparsity(graph: Graph) -> float:
     """The part of zeros among the int8 convolution and dense weights, whose zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
-
-
-def _schema() -> Any:
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ModuleNotFoundError:
-        try:
-            from tensorflow.lite.python import schema_py_generated
-        except ModuleNotFoundError:
-            raise MissingExtraError("reading .tflite files needs LiteRT: pip install ai-edge-litert") from None
-    return schema_py_generated
 
 
 def _graph(schema: Any, model: Any) -> Graph:

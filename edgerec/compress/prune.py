@@ -5,21 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.compress.finetune import FineTune, fine_tune
+from edgerec.compress.wrap import wrap
+from edgerec.contract.recipe import CompressSection
 from edgerec.optional import require
 
 
-def prune(model: Any, sparsity: float, tune: FineTune) -> Any:
-    """A float model with ``sparsity`` of each layer's weights at zero, fine-tuned.
+def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
+    """A float model with ``section.sparsity`` of each layer's weights at zero, fine-tuned.
 
-    The sparsity rises over the first half of the fine-tuning and is held over the second.
+    By the polynomial schedule the sparsity rises over the first half of the fine-tuning and is held over the
+    second; by the constant one it is there from the first step.
     """
     pruning = require("tensorflow_model_optimization").sparsity.keras
-    rising = tune.feed.steps * tune.epochs // 2
+    rising = tune.steps * tune.epochs // 2
     frequency = max(1, min(10, rising // 10))
-    # Masks are made every `frequency` steps; the last of them must be the one with all of the sparsity.
-    end = max(1, rising // frequency) * frequency
-    schedule = pruning.PolynomialDecay(0.0, sparsity, begin_step=0, end_step=end, frequency=frequency)
-    wrapped = pruning.prune_low_magnitude(model, schedule)
-    # No epoch before the end has the full sparsity: the last one counts.
-    fine_tune(wrapped, tune, "pruning", callbacks=[pruning.UpdatePruningStep()], keep="last")
+    if section.schedule == "constant":
+        schedule = pruning.ConstantSparsity(section.sparsity, begin_step=0, frequency=frequency)
+    else:
+        # Masks are made every `frequency` steps; the last of them must be the one with all of the sparsity.
+        end = max(1, rising // frequency) * frequency
+        schedule = pruning.PolynomialDecay(0.0, section.sparsity, begin_step=0, end_step=end, frequency=frequency)
+    wrapped = wrap(model, lambda layer: pruning.prune_low_magnitude(layer, schedule), section.skip)
+    # No epoch in the first half has the full sparsity: the best of the others counts.
+    fine_tune(wrapped, tune, "pruning", callbacks=[pruning.UpdatePruningStep()], keep_from=tune.epochs // 2)
     return pruning.strip_pruning(wrapped)

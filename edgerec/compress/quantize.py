@@ -1,84 +1,37 @@
-"""Quantizing a run: prune and train for int8, convert, compare, and keep the result as a variant."""
+"""Quantizing a run: prune, cluster and train for int8, convert, compare, and keep the result as a variant."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgerec.compress import calibration
-from edgerec.compress.convert import check_int8, to_float32, to_int8
+from edgerec.compress.bench import Bench
+from edgerec.compress.cluster import cluster
+from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.finetune import FineTune
-from edgerec.compress.flatbuffer import read_graph, weight_sparsity
-from edgerec.compress.parity import Form, check_drop, form
+from edgerec.compress.methods import METHODS, Method
+from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
-from edgerec.contract.files import refuse_existing, replacing_folder, sha256
+from edgerec.compress.report import QuantizeReport
+from edgerec.compress.wrap import named_layers
+from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import Recipe
-from edgerec.data import Dataset, Split
-from edgerec.errors import GateError
-from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.model import ImageModel
-from edgerec.train.evaluate import Figures, figures, keras_scorer, tflite_scorer
-from edgerec.train.feed import evaluation_feed, training_feed
-from edgerec.train.keras import prepare, versions
+from edgerec.contract.recipe import CompressSection, Recipe
+from edgerec.errors import GateError, RecipeError
+from edgerec.train.feed import Feed, evaluation_feed, training_feed
 from edgerec.train.run import Run
 
-FLOAT32 = "float32"
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class QuantizeReport:
-    """What quantizing made.
-
-    Attributes:
-        run, variant, path: where the .tflite is.
-        forms: the parity table, on the held-out test pictures: float Keras, float32 TFLite, int8.
-        val_top1: of the variant on the validation pictures, which choosing between variants may use.
-        drop_points: top-1 that the variant lost against float Keras, in points.
-        sparsity: part of zeros among its weights.
-        calibration: recipe, number of pictures and digest, for post-training quantization.
-        model_sha256: digest of the .tflite, by which export knows that these figures are its own.
-        figures: accuracy and per-class figures of the variant on the test pictures.
-    """
-
-    run: str
-    variant: str
-    path: str
-    method: str
-    forms: tuple[Form, ...]
-    val_top1: float
-    drop_points: float
-    max_drop: float
-    sparsity: float
-    calibration: dict[str, Any]
-    model_sha256: str
-    figures: Figures
-
-    @property
-    def images(self) -> int:
-        """How many held-out pictures."""
-        return self.figures.images
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return vars(self) | {
-            "forms": [row.to_dict() for row in self.forms],
-            "figures": self.figures.to_dict(),
-            "images": self.images,
-        }
-
-
-def variant_name(method: str, sparsity: float) -> str:
-    """``int8`` (ptq), ``int8-qat``, and with pruning ``int8-pruned`` and ``int8-pqat``."""
-    if method == "qat":
-        return "int8-pqat" if sparsity else "int8-qat"
-    return "int8-pruned" if sparsity else "int8"
+# What auto tries, the cheapest to make first. float16 nearly always fits, but not on a target that wants int8.
+AUTO = ("ptq", "qat", "float16")
 
 
 def quantize(
@@ -86,21 +39,31 @@ def quantize(
     method: str | None = None,
     *,
     sparsity: float | None = None,
+    clusters: int | None = None,
     epochs: int | None = None,
     max_drop: float | None = None,
+    skip: str | None = None,
+    float_layers: str | None = None,
     data: str | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Make a full-int8 variant of a run, and compare it with the float model on the held-out pictures.
+    """Make a compressed variant of a run, and compare it with the float model on the held-out pictures.
 
     Args:
         run: a finished run, or its path.
-        method: ``qat`` or ``ptq``; None takes the recipe's, as for the following.
-        sparsity: part of the weights pruned to zero first, 0 for none.
+        method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: the first of ptq, qat and float16
+            that loses no more than ``max_drop`` on the validation pictures. None takes the recipe's, as for the
+            following.
+        sparsity: part of the weights that ``prune`` sets to zero.
+        clusters: different values that ``cluster`` leaves in each layer.
         epochs: of each fine-tuning.
-        max_drop: points of top-1 that int8 may lose.
+        max_drop: points of top-1 that the variant may lose.
+        skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
+        float_layers: layers that ``mixed`` leaves float, likewise.
         data: where the run's pictures are now, if they were moved.
+        resume: go on with the fine-tuning that a stopped quantize with these settings left.
         overwrite: replace a variant that is there.
         listener: told of the progress.
 
@@ -109,20 +72,18 @@ def quantize(
         EdgerecError: the run, its data or its model do not allow it.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    wanted = {"method": method, "sparsity": sparsity, "epochs": epochs, "max_drop": max_drop}
-    changes = {f"compress.{key}": value for key, value in wanted.items() if value is not None}
-    recipe = run.recipe.override(changes, "quantize")
-    compress = recipe.compress
-    name = variant_name(compress.method, compress.sparsity)
-    refuse_existing(run.variant(name), overwrite)
-    bench = _bench(run, recipe, data, listener)
-    float_row = _float32(bench)  # first: it needs no training, so a fault shows at once
-    content, drawn = _compressed(bench)
-    check_int8(content, recipe.normalise)
-    report = _measure(bench, name, content, [float_row], drawn)
-    _write(bench, content, report, overwrite)
+    wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
+    wanted |= {"float_layers": float_layers, "max_drop": max_drop}
+    recipe = run.recipe.override({f"compress.{k}": v for k, v in wanted.items() if v is not None}, "quantize")
+    _check_used(recipe.compress, wanted)
+    if recipe.compress.method == "auto":
+        report = _auto(Bench.open(run, recipe, data, listener), overwrite)
+    else:
+        # Both before any work is done.
+        refuse_existing(run.variant(METHODS[recipe.compress.method].variant), overwrite)
+        report = make(Bench.open(run, recipe, data, listener), resume=resume, overwrite=overwrite)
     try:
-        check_drop(name, report.forms[0].top1, report.forms[-1].top1, compress.max_drop)
+        check_drop(report.variant, report.forms[0].top1, report.forms[-1].top1, recipe.compress.max_drop)
     except GateError as error:
         error.report = report
         raise
@@ -131,102 +92,122 @@ def quantize(
 
 def make_float32(run: Run, data: str | None = None, listener: Listener = ignore) -> None:
     """Make the float32 TFLite variant of a run, if it is not there."""
-    _float32(_bench(run, run.recipe, data, listener))
+    Bench.open(run, run.recipe, data, listener).float32()
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What the forms of a run's model are measured on, and against which scores."""
-
-    run: Run
-    recipe: Recipe
-    model: Any
-    dataset: Dataset
-    split: Split
-    reference: npt.NDArray[np.float32]
-    listener: Listener
-
-
-def _bench(run: Run, recipe: Recipe, data: str | None, listener: Listener) -> _Bench:
-    prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-    dataset, split = run.data(data, listener)
-    model = run.model()
-    reference = keras_scorer(model, recipe.normalise)(dataset.images[split.test], listener)
-    return _Bench(run, recipe, model, dataset, split, reference, listener)
+def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
+    """Make and measure the variant of the bench's method; its drop is not judged."""
+    method = METHODS[bench.recipe.compress.method]
+    refuse_existing(bench.run.variant(method.variant), overwrite)
+    float32 = bench.float32()  # first: it needs no training, so a fault shows at once
+    unfinished = bench.run.path / "checkpoints" / method.variant
+    if unfinished.exists() and not resume:
+        log.info("%s: starting again (--resume goes on with what was stopped)", method.variant)
+        shutil.rmtree(unfinished)
+    content, drawn = _compressed(bench, method, unfinished)
+    if method.precision == "int8":
+        check_int8(content, bench.recipe.normalise)
+    report = bench.keep(method, content, drawn, between=(float32.forms[-1],), overwrite=overwrite)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return report
 
 
-def _measure(bench: _Bench, name: str, content: bytes, between: list[Form], drawn: dict[str, Any]) -> QuantizeReport:
-    """A variant's report; ``between`` are the parity table's rows between float Keras and it."""
-    dataset, split = bench.dataset, bench.split
-    scorer = tflite_scorer(ImageModel(content, bench.recipe.normalise, where=name))
-    scores = scorer(dataset.images[split.test], bench.listener)
-    classes = dataset.classes[split.test]
-    keras_row = form("keras float32", bench.reference, bench.reference, classes)
-    row = form(name, scores, bench.reference, classes, content)
-    val_scores = scorer(dataset.images[split.val], ignore)
-    return QuantizeReport(
-        run=str(bench.run.path),
-        variant=name,
-        path=str(bench.run.variant(name) / "model.tflite"),
-        method=bench.recipe.compress.method if name != FLOAT32 else "none",
-        forms=(keras_row, *between, row),
-        val_top1=float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val])),
-        drop_points=(keras_row.top1 - row.top1) * 100,
-        max_drop=bench.recipe.compress.max_drop,
-        sparsity=weight_sparsity(read_graph(content)),
-        calibration=drawn,
-        model_sha256=sha256(content),
-        figures=figures(scores, classes, dataset.labels, "test"),
-    )
-
-
-def _float32(bench: _Bench) -> Form:
-    """The float32 TFLite's row of the parity table; its variant is made if it is not there."""
-    report = bench.run.variants().get(FLOAT32)
+def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
+    """The variant of the bench's method as it is, if it is there and may not be replaced."""
+    name = METHODS[bench.recipe.compress.method].variant
+    report = None if overwrite else bench.run.variants().get(name)
     if report is not None:
-        return Form(**report["forms"][-1])
-    content = to_float32(bench.model)
-    measured = _measure(bench, FLOAT32, content, [], {})
-    _write(bench, content, measured, overwrite=True)
-    return measured.forms[-1]
+        log.info("%s is there already and taken as it is (--overwrite makes it anew)", name)
+        return QuantizeReport.from_dict(report)
+    return make(bench, resume=True, overwrite=True)
 
 
-def _compressed(bench: _Bench) -> tuple[bytes, dict[str, Any]]:
-    """The int8 file, and what calibrated it."""
-    recipe, dataset, split, model = bench.recipe, bench.dataset, bench.split, bench.model
-    listener, compress = bench.listener, bench.recipe.compress
-    # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
-    feed = training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs)
-    tune = FineTune(
-        feed,
-        evaluation_feed(dataset, split.val, recipe.normalise),
-        compress.epochs,
-        compress.learning_rate or recipe.train.learning_rate / 10,
-        listener,
+def _check_used(section: CompressSection, wanted: dict[str, Any]) -> None:
+    """Refuse an option that the method would ignore."""
+    uses = {
+        "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
+        "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
+        "float_layers": ["mixed"],
+    }
+    for option, methods in uses.items():
+        if wanted[option] is not None and section.method not in methods:
+            flag = "--" + option.replace("_", "-")
+            raise RecipeError(f"{flag} is for {', '.join(methods)}; --method {section.method} would ignore it")
+    if section.method == "mixed" and not section.float_layers.strip():
+        raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
+
+
+def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
+    """The first method whose drop on the validation pictures is inside the budget."""
+    budget, count = bench.recipe.compress.max_drop, len(bench.split.val)
+    tried: list[str] = []
+    for name in AUTO:
+        report = make_or_take(bench.with_method(name), overwrite)
+        tried.append(f"{name} loses {report.val_drop_points:.2f}")
+        log.info("auto: %s points of %d validation images", tried[-1], count)
+        if report.val_drop_points <= budget + 1e-9:
+            return replace(report, why=f"{', '.join(tried)} points on {count} validation images; {budget:g} allowed")
+    raise GateError(
+        f"nothing stays inside --max-drop {budget:g} on {count} validation images: {', '.join(tried)} points; "
+        "try --method qat with more --epochs, or allow more"
     )
-    if compress.sparsity:
-        model = prune(model, compress.sparsity, tune)
-    if compress.method == "qat":
-        aware = quantization_aware(model, recipe.normalise, tune, preserve_sparsity=bool(compress.sparsity))
-        listener(Progress("converting", 0, 1))
-        content = to_int8(aware)
-        drawn: dict[str, Any] = {}
-    else:
-        calibrated = calibration.draw(compress.calibration, dataset, split)
-        drawn = {"recipe": calibrated.recipe, "images": len(calibrated.images), "digest": calibrated.digest}
-        listener(Progress("converting", 0, 1))
-        pixels = calibration.pin_range(calibrated.images).astype(np.float32)
-        content = to_int8(model, recipe.normalise.apply(pixels))
-    listener(Progress("converting", 1, 1))
+
+
+def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any]]:
+    """The .tflite, and what calibrated it."""
+    recipe, model, stages = bench.recipe, bench.run.model(), method.stages
+    tune = _fine_tune(bench, unfinished)
+    if "prune" in stages:
+        model = prune(model, recipe.compress, tune)
+    if "cluster" in stages:
+        model = cluster(model, recipe.compress, tune, preserve_sparsity="prune" in stages)
+    if "qat" in stages:
+        model = quantization_aware(
+            model, recipe.normalise, tune, pruned="prune" in stages, clustered="cluster" in stages
+        )
+    bench.listener(Progress("converting", 0, 1))
+    content, drawn = _converted(bench, method, model)
+    bench.listener(Progress("converting", 1, 1))
     return content, drawn
 
 
-def _write(bench: _Bench, content: bytes, report: QuantizeReport, overwrite: bool) -> None:
-    about = report.to_dict() | {
-        "compress": vars(bench.recipe.compress),
-        "versions": versions(),
-        "measured_on": fingerprint().to_dict(),
-    }
-    with replacing_folder(bench.run.variant(report.variant), overwrite=overwrite) as partial:
-        (partial / "model.tflite").write_bytes(content)
-        (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+def _converted(bench: Bench, method: Method, model: Any) -> tuple[bytes, dict[str, Any]]:
+    if method.precision == "float16":
+        return to_float16(model), {}
+    if method.precision == "dynamic":
+        return to_dynamic(model), {}
+    if "qat" in method.stages:
+        return to_int8(model), {}
+    calibrated = calibration.draw(bench.recipe.compress.calibration, bench.dataset, bench.split)
+    drawn = {"recipe": calibrated.recipe, "images": len(calibrated.images), "digest": calibrated.digest}
+    pixels = bench.recipe.normalise.apply(calibration.pin_range(calibrated.images).astype(np.float32))
+    if method.precision == "mixed":
+        float_layers = named_layers(model, bench.recipe.compress.float_layers, "compress.float_layers")
+        return to_mixed(model, pixels, float_layers), drawn
+    return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels), drawn
+
+
+def _fine_tune(bench: Bench, checkpoints: Path) -> FineTune:
+    recipe, dataset, split = bench.recipe, bench.dataset, bench.split
+    train, compress = recipe.train, recipe.compress
+
+    def feed(epoch: int) -> Feed:
+        # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
+        return training_feed(dataset, split.train, recipe, first_epoch=train.epochs + epoch)
+
+    return FineTune(
+        feed=feed,
+        steps=feed(0).steps,
+        validation=evaluation_feed(dataset, split.val, recipe.normalise),
+        epochs=compress.epochs,
+        learning_rate=compress.learning_rate or train.learning_rate / 10,
+        optimizer=train.optimizer,
+        listener=bench.listener,
+        checkpoints=checkpoints,
+        settings=_settings(recipe),
+    )
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What a fine-tuning depends on."""
+    return {key: value for key, value in recipe.to_dict().items() if key != "data"}

@@ -1,1 +1,1 @@
-"""What training and the device agree on. Standard library and NumPy only (OpenCV inside two functions)."""
+"""What training and the device agree on. Standard library and NumPy only (OpenCV and flatbuffers inside functions)."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.tensors import Normalise, TensorSpec
-from edgerec.errors import BundleError
+from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec
+from edgerec.errors import BundleError, unknown
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +30,7 @@ class Manifest:
         decision: from scores to an answer.
         target, variant: for what it was made, and which form of the model it is.
         model: the .tflite file's name.
+        activation: what makes scores of the output: ``none``, ``softmax``, or ``binary`` for two labels of one output.
         threads: interpreter threads; 0 lets the runtime choose.
         delegate: shared library of the delegate that runs ``delegate_model``, or empty.
         delegate_model: the file compiled for that delegate, or empty.
@@ -49,6 +50,7 @@ class Manifest:
     variant: str
     files: Mapping[str, str]
     model: str = "model.tflite"
+    activation: str = "none"
     threads: int = 0
     delegate: str = ""
     delegate_model: str = ""
@@ -107,7 +109,7 @@ class Manifest:
                     values[key] = read(values[key])
                 except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
                     raise BundleError(f"{where}: {key}: {error}") from None
-        for key in ("name", "target", "variant", "model", "delegate", "delegate_model"):
+        for key in ("name", "target", "variant", "model", "activation", "delegate", "delegate_model"):
             if key in values and not isinstance(values[key], str):
                 raise BundleError(f"{where}: {key} is {values[key]!r}, expected text")
         for key in ("metrics", "provenance"):
@@ -122,8 +124,12 @@ class Manifest:
 
     def check(self, where: str) -> None:
         """Raise :class:`BundleError` when the parts do not fit each other."""
-        if self.output.shape[-1:] != (len(self.labels),):
+        if self.activation not in ACTIVATIONS:
+            raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
+        if self.output.size != (1 if self.activation == "binary" else len(self.labels)):
             raise BundleError(f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}")
+        if self.activation == "binary" and len(self.labels) != 2:
+            raise BundleError(f"{where} has {len(self.labels)} labels for a binary classifier")
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
                 f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"

@@ -15,6 +15,22 @@ from edgerec.errors import RecipeError, unknown
 
 Check = Callable[[Any], bool]
 
+# How a run can be compressed; compress/methods.py says what each does.
+METHODS = (
+    "qat",
+    "ptq",
+    "float16",
+    "dynamic",
+    "int16x8",
+    "mixed",
+    "prune",
+    "prune+qat",
+    "cluster",
+    "cluster+qat",
+    "prune+cluster+qat",
+    "auto",
+)
+
 
 def _key(default: Any, about: str, expected: str, check: Check) -> Any:
     """A recipe key: its default, its comment, and the values it takes, in words and as a test."""
@@ -83,7 +99,7 @@ class AugmentSection:
 class ModelSection:
     """The network."""
 
-    arch: str = _text("simple_cnn", "simple_cnn, mobilenet_v1, mobilenet_v2 or resnet8")
+    arch: str = _text("simple_cnn", "simple_cnn, mobilenet_v1, mobilenet_v2, resnet8 or resnet14")
     width: float = _number(1.0, "factor on the number of channels", 0.05, 4)
     dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
     weights: str = _text("none", "start from none (random), imagenet (downloaded by Keras), or a .keras or .h5 file")
@@ -113,14 +129,20 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class CompressSection:
-    """Pruning and quantization."""
+    """Pruning, clustering and quantization."""
 
-    method: str = _choice("qat", "qat trains with int8 in mind; ptq only calibrates", ("qat", "ptq"))
-    sparsity: float = _number(0.0, "part of the weights pruned to zero; 0 = none", 0, 0.98)
-    epochs: int = _number(3, "passes of fine-tuning for each of pruning and qat", 1, 100000)
+    method: str = _choice("qat", "how to compress; auto takes the cheapest that stays inside max_drop", METHODS)
+    sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0.01, 0.98)
+    schedule: str = _choice(
+        "polynomial", "the sparsity rises over half of the pruning, or is there at once", ("polynomial", "constant")
+    )
+    clusters: int = _number(16, "different values that cluster leaves in each layer's weights", 2, 256)
+    skip: str = _text("", "layers that prune and cluster leave alone: names or patterns, as 'logits, conv2d*'")
+    float_layers: str = _text("", "layers that mixed leaves float: names or patterns, as for skip")
+    epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
     learning_rate: float = _number(0.0, "of the fine-tuning; 0 = a tenth of train.learning_rate", 0, 10)
-    calibration: str = _text("stratified", "for ptq: a recipe in calibration/, a .toml file, or a calibration set")
-    max_drop: float = _number(1.0, "points of test top-1 that int8 may lose before it is refused", 0, 100)
+    calibration: str = _text("stratified", "what ptq sees: a recipe in calibration/, a .toml file, or a set's folder")
+    max_drop: float = _number(1.0, "points of test top-1 that a variant may lose before it is refused", 0, 100)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgerec.errors import EdgerecError, unknown
 
 _DTYPES = ("uint8", "int8", "int16", "float32")
 
@@ -38,6 +41,11 @@ class TensorSpec:
     def quantized(self) -> bool:
         """Whether the stored numbers are integers that stand for real ones."""
         return self.dtype != "float32"
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -71,6 +79,32 @@ class Normalise:
 
 
 NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0)}
+# What models of others take besides; not for training, which wants small numbers.
+_FOREIGN = NORMALISATIONS | {"pixels": Normalise(0.0, 1.0)}
+NORMALISE_CHOICES = "unit (to [0, 1]), signed (to [-1, 1)), pixels (as they are), or MEAN,STD as 127.5,127.5"
+
+
+def parse_normalise(text: str) -> Normalise:
+    """What a person typed: ``unit``, ``signed``, ``pixels`` or ``MEAN,STD``; raises :class:`EdgerecError`."""
+    mean, comma, std = text.partition(",")
+    if not comma:
+        if text not in _FOREIGN:
+            raise EdgerecError(f"{unknown('normalisation', text, _FOREIGN)}, or MEAN,STD")
+        return _FOREIGN[text]
+    try:
+        normalise = Normalise(float(mean), float(std))
+    except ValueError:
+        raise EdgerecError(f"normalisation {text!r} is not MEAN,STD: two numbers, as 127.5,127.5") from None
+    if not (math.isfinite(normalise.mean) and 0 < normalise.std < math.inf):
+        raise EdgerecError(f"normalisation {text!r} needs a finite mean and a std above 0")
+    return normalise
+
+
+def passing(spec: TensorSpec) -> Normalise:
+    """The normalisation under which pixels pass through a uint8 or int8 input: ``quantize(normalise(p), spec)`` is p,
+    or p − 128 for int8, whatever its scale and zero point."""
+    lowest = -128 if spec.dtype == "int8" else 0
+    return Normalise(float(spec.zero_point - lowest), 1.0 / spec.scale)
 
 
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -99,3 +133,20 @@ def pixel_table(normalise: Normalise, spec: TensorSpec) -> npt.NDArray[Any] | No
     if spec.dtype == "uint8" and np.array_equal(table, pixels):
         return None
     return table
+
+
+Reals = npt.NDArray[np.float32]
+
+
+def _softmax(real: Reals) -> Reals:
+    powers = np.exp(real.astype(np.float64) - real.max())  # at most 1: nothing overflows
+    return (powers / powers.sum()).astype(np.float32)
+
+
+def _binary(real: Reals) -> Reals:
+    return np.concatenate([1 - real, real])
+
+
+# What makes scores in [0, 1] of a model's real outputs, ``(outputs,)``, where the model does not do so itself.
+# "binary" is one output, the second class's score, for two classes.
+ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {"none": lambda real: real, "softmax": _softmax, "binary": _binary}

@@ -1,5 +1,6 @@
-"""From a variant of a run to the bundle that a device runs."""
+"""From a variant of a run, or a finished .tflite, to the bundle that a device runs."""
 
 from edgerec.export.exporter import ExportReport, export_bundle
+from edgerec.export.importer import ImportReport, import_tflite
 
-__all__ = ["ExportReport", "export_bundle"]
+__all__ = ["ExportReport", "ImportReport", "export_bundle", "import_tflite"]

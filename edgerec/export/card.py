@@ -15,15 +15,17 @@ def requirements(target: Target) -> str:
     return "".join(f"{_filled(line)}\n" for line in target.requirements)
 
 
-def readme(manifest: Manifest, target: Target, figures: dict[str, Any]) -> str:
+def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None) -> str:
     """The bundle's README.md: what to type, then the model card.
 
     Args:
         manifest: of the bundle.
         target: where it goes.
-        figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them.
+        figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them; None
+            for an imported model, of which nobody measured any.
     """
-    return "\n".join([*_commands(manifest, target), *_card(manifest, figures), ""])
+    card = _imported_card(manifest) if figures is None else _card(manifest, figures)
+    return "\n".join([*_commands(manifest, target), *card, ""])
 
 
 def _commands(manifest: Manifest, target: Target) -> list[str]:
@@ -51,13 +53,11 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
     recipe = manifest.provenance["recipe"]
-    spec = manifest.preprocess
-    colour = "RGB" if spec.channels == 3 else "grey"
     lines = [
         "## Model card",
         "",
         f"- Model: {recipe['model']['arch']}, width {recipe['model']['width']:g}, variant {manifest.variant}",
-        f"- Input: {spec.width}×{spec.height} {colour}, {spec.fit} and {spec.interpolation} from any picture",
+        _input(manifest),
         f"- Trained on: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
         f"- Measured on: {figures['images']} held-out pictures",
         "",
@@ -78,6 +78,29 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
         "Its figures hold for pictures like those that it was measured on."
     )
     return [*lines, "", limits]
+
+
+def _imported_card(manifest: Manifest) -> list[str]:
+    source, normalise = manifest.provenance["imported"], manifest.normalise
+    after = {"none": "the model's own", "softmax": "softmax of its output", "binary": "its output for the second label"}
+    return [
+        "## Model card",
+        "",
+        f"- Model: {source['file']}, made elsewhere and imported as it is (SHA-256 {source['sha256'][:16]}…)",
+        _input(manifest),
+        f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
+        f"- Scores: {after[manifest.activation]}",
+        f"- Labels: {len(manifest.labels)}, in labels.txt",
+        "",
+        "How good it is, is not known here: measure it with `edgerec evaluate . --data FOLDER`, a folder of pictures",
+        "for each label. It knows these labels and nothing else: any other picture gets one of them too.",
+    ]
+
+
+def _input(manifest: Manifest) -> str:
+    spec = manifest.preprocess
+    colour = "RGB" if spec.channels == 3 else "grey"
+    return f"- Input: {spec.width}×{spec.height} {colour}, {spec.fit} and {spec.interpolation} from any picture"
 
 
 def _filled(line: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 import edgerec
+from edgerec.compress.methods import FLOAT32
 from edgerec.compress.parity import check_drop
-from edgerec.compress.quantize import FLOAT32, make_float32
+from edgerec.compress.quantize import make_float32
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import refuse_existing, sha256
@@ -180,15 +181,15 @@ def _choose(run: Run, target: Target, wanted: str | None, data: str | None, list
     variants = run.variants()
     make_int8 = f"make an int8 one with: edgerec quantize {run.path} --method qat"
     if wanted is None:
-        int8 = {name: report["val_top1"] for name, report in variants.items() if name != FLOAT32}
+        int8 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
         if int8 and "int8" in target.types:
             return max(int8, key=lambda name: int8[name])
         if "float32" not in target.types:
             raise TargetError(f"target {target.name} runs int8 only and {run.path} has no int8 variant: {make_int8}")
         log.warning("%s has no int8 variant, float32 it is; %s", run.path, make_int8)
         wanted = FLOAT32
-    kind = "float32" if wanted == FLOAT32 else "int8"
-    if kind not in target.types:
+    full_int8 = wanted != FLOAT32 and (wanted not in variants or variants[wanted]["precision"] == "int8")
+    if ("int8" if full_int8 else "float32") not in target.types:
         raise TargetError(f"target {target.name} runs {' and '.join(target.types)}, not {wanted}: {make_int8}")
     if wanted == FLOAT32 and wanted not in variants:
         make_float32(run, data, listener)
@@ -205,10 +206,11 @@ def _golden_pictures(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
         next(int(i) for i in split.test if dataset.classes[i] == index)
         for index in np.unique(dataset.classes[split.test])[:GOLDEN_PICTURES]
     ]
-    return [(dataset.names[i], _shrunk(dataset.original(i))) for i in chosen]
+    return [(dataset.names[i], shrunk(dataset.original(i))) for i in chosen]
 
 
-def _shrunk(image: Image) -> Image:
+def shrunk(image: Image) -> Image:
+    """A golden picture of ``image``: no side longer than ``GOLDEN_SIDE_PX``."""
     longest = max(image.shape[:2])
     if longest <= GOLDEN_SIDE_PX:
         return image if image.ndim == 3 else image[:, :, np.newaxis]

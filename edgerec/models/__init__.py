@@ -13,7 +13,7 @@ from edgerec.contract.recipe import ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
 from edgerec.models.mobilenet import mobilenet_v1, mobilenet_v2
-from edgerec.models.resnet import resnet8
+from edgerec.models.resnet import resnet8, resnet14
 from edgerec.models.simple import simple_cnn
 
 Builder = Callable[[Any, Any, ModelSection], Any]
@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "mobilenet_v1": Architecture(mobilenet_v1, least_size_px=32, imagenet=True),
     "mobilenet_v2": Architecture(mobilenet_v2, least_size_px=32, imagenet=True),
     "resnet8": Architecture(resnet8, least_size_px=16),
+    "resnet14": Architecture(resnet14, least_size_px=16),
 }
 
 

@@ -12,7 +12,6 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Classification, decide
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, apply, decode
-from edgerec.contract.tensors import dequantize
 from edgerec.errors import BundleError, DataError
 from edgerec.runtime.model import ImageModel
 
@@ -49,6 +48,7 @@ class Classifier:
         self._model = ImageModel(
             bundle.files[name],
             manifest.normalise,
+            activation=manifest.activation,
             threads=threads or manifest.threads,
             delegate=delegate,
             where=f"{bundle.path}/{name}",
@@ -75,12 +75,13 @@ class Classifier:
 
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
-        scores = dequantize(self.stored_scores(image), self.manifest.output)
+        scores = self._model.scores(apply(image, self.manifest.preprocess))
         return decide(scores, self.manifest.labels, self.manifest.decision)
 
     def stored_scores(self, image: Image) -> npt.NDArray[Any]:
-        """The output as the model stores it, ``(classes,)`` in the output's dtype."""
-        return self._model.invoke(apply(image, self.manifest.preprocess))
+        """The output as the model stores it, ``(classes,)`` in the output's dtype; behind an activation, the scores."""
+        pixels = apply(image, self.manifest.preprocess)
+        return self._model.invoke(pixels) if self.manifest.activation == "none" else self._model.scores(pixels)
 
 
 def read_image(path: str | Path) -> Image:

@@ -12,8 +12,8 @@ import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.files import sha256
+from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, apply, decode, encode_png
-from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
@@ -32,7 +32,8 @@ FLOAT_OTHER_MACHINE = 1e-3
 class GoldenResult:
     """One golden picture, recomputed here.
 
-    ``difference`` is the largest over the classes: units of the quantized output, or score for float32.
+    ``difference`` is the largest over the classes: units of the quantized output; score for float32, or behind an
+    activation.
     """
 
     image: str
@@ -94,7 +95,7 @@ def verify(path: str | Path) -> VerifyReport:
     classifier = Classifier(bundle, delegate="")
     made_on, vectors = _read_golden(bundle)
     here = fingerprint()
-    tolerance = _tolerance(made_on, here, bundle.manifest.output)
+    tolerance = _tolerance(made_on, here, bundle.manifest)
     results = tuple(_recompute(bundle, classifier, vector) for vector in vectors)
     for result in results:
         if not result.same_pixels:
@@ -159,9 +160,11 @@ def _recompute(bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any]
     )
 
 
-def _tolerance(made_on: Fingerprint, here: Fingerprint, output: TensorSpec) -> float:
+def _tolerance(made_on: Fingerprint, here: Fingerprint, manifest: Manifest) -> float:
     if made_on == here:
         return 0.0
-    if not output.quantized:
+    if not manifest.output.quantized:
         return FLOAT_OTHER_MACHINE
-    return UNITS_OTHER_MACHINE if made_on.runtime == here.runtime else UNITS_OTHER_RUNTIME
+    units = UNITS_OTHER_MACHINE if made_on.runtime == here.runtime else UNITS_OTHER_RUNTIME
+    # No activation moves a score by more than the output moved.
+    return units if manifest.activation == "none" else units * manifest.output.scale

@@ -103,10 +103,13 @@ def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
 def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSpec:
     if len(details) != 1:
         raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
+    dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
+    if not scale and dtype != "float32":
+        scale = 1.0  # integers that stand for themselves
     try:
         return TensorSpec(
-            dtype=details[0]["dtype"].__name__,
+            dtype=dtype,
             shape=tuple(int(n) for n in details[0]["shape"]),
             scale=float(scale),
             zero_point=int(zero_point),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
-from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
+from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, dequantize, pixel_table
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
 
@@ -18,40 +18,48 @@ class ImageModel:
 
     Attributes:
         input: uint8, int8, int16 or float32 ``(1, height, width, channels)``.
-        output: ``(1, classes)``.
+        output: ``(1, outputs)``, perhaps with more dimensions of 1.
+        classes: how many scores it gives.
     """
 
     input: TensorSpec
     output: TensorSpec
+    classes: int
 
     def __init__(
         self,
         model: bytes,
         normalise: Normalise,
         *,
+        activation: str = "none",
         threads: int = 0,
         delegate: str = "",
         where: str = "the model",
     ) -> None:
-        """Prepare the .tflite bytes; raises :class:`ModelError` when they are no image classifier."""
+        """Prepare the .tflite bytes; raises :class:`ModelError` when they are no image classifier.
+
+        ``activation`` is what makes scores of the output, a name in ``ACTIVATIONS``.
+        """
         self._interpreter: Any = open_interpreter(model, threads=threads, delegate=delegate, where=where)
         self.input = input_spec(self._interpreter, where)
         self.output = output_spec(self._interpreter, where)
         if len(self.input.shape) != 4 or self.input.shape[0] != 1 or self.input.shape[3] not in (1, 3):
             raise ModelError(f"{where} takes {list(self.input.shape)}, expected [1, height, width, 1 or 3]")
-        if len(self.output.shape) != 2 or self.output.shape[0] != 1:
+        if len(self.output.shape) < 2 or self.output.shape[0] != 1 or max(self.output.shape) != self.output.size:
             raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
+        self.classes = 2 if activation == "binary" else self.output.size
+        self._activate = ACTIVATIONS[activation]
         self._table = pixel_table(normalise, self.input)
         self._input_index = self._interpreter.get_input_details()[0]["index"]
         self._output_index = self._interpreter.get_output_details()[0]["index"]
 
     def invoke(self, pixels: Image) -> npt.NDArray[Any]:
-        """Stored output ``(classes,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
+        """Stored output ``(outputs,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
         stored = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, stored[np.newaxis])
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output_index)[0]
+        return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """float32 ``(classes,)`` for uint8 ``(height, width, channels)`` pixels."""
-        return dequantize(self.invoke(pixels), self.output)
+        """float32 ``(classes,)`` in [0, 1] for uint8 ``(height, width, channels)`` pixels."""
+        return self._activate(dequantize(self.invoke(pixels), self.output))

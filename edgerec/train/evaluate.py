@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.metadata import normalise_for, read_metadata
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import Normalise, parse_normalise
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
+from edgerec.runtime.interpreter import input_spec, open_interpreter
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
 from edgerec.train.run import Run
@@ -95,7 +97,7 @@ def evaluate(
     data: str | None = None,
     *,
     split: str | None = None,
-    normalise: str = "unit",
+    normalise: str | None = None,
     listener: Listener = ignore,
 ) -> Figures:
     """Measure a run, a bundle or a .tflite file on labelled pictures.
@@ -105,7 +107,8 @@ def evaluate(
         data: a data set as for training; None takes the run's own.
         split: ``train``, ``val``, ``test`` or ``all``. None takes the held-out pictures where the data is what
             the model was trained on, else the data's own test split, else all.
-        normalise: for a bare float .tflite: what its pixels become, ``unit`` or ``signed``.
+        normalise: for a bare .tflite: what its pixels become, as :func:`parse_normalise` reads it. None takes what
+            the file's metadata says; through a quantized input pixels pass.
         listener: told of the progress.
 
     Raises:
@@ -157,7 +160,7 @@ def tflite_scorer(model: ImageModel) -> Scorer:
     """Scores of a .tflite model, by the runtime that the device uses."""
 
     def score(pixels: npt.NDArray[np.uint8], listener: Listener) -> npt.NDArray[np.float32]:
-        scores = np.empty((len(pixels), model.output.shape[1]), np.float32)
+        scores = np.empty((len(pixels), model.classes), np.float32)
         for i, image in enumerate(pixels):
             scores[i] = model.scores(image)
             if i % EVALUATION_BATCH == EVALUATION_BATCH - 1 or i == len(pixels) - 1:
@@ -167,9 +170,9 @@ def tflite_scorer(model: ImageModel) -> Scorer:
     return score
 
 
-def _open(path: Path, normalise: str) -> _Subject:
+def _open(path: Path, normalise: str | None) -> _Subject:
     if path.is_file() and path.suffix == ".tflite":
-        return _open_tflite(path, Normalise.named(normalise))
+        return _open_tflite(path, normalise)
     if Run(path).begun:
         return _open_run(Run.open(path))
     if path.is_file() or (path / "manifest.json").is_file():
@@ -192,13 +195,19 @@ def _open_run(run: Run) -> _Subject:
 
 def _open_bundle(bundle: Bundle) -> _Subject:
     manifest = bundle.manifest
-    model = ImageModel(bundle.model, manifest.normalise, threads=manifest.threads, where=str(bundle.path))
+    model = ImageModel(
+        bundle.model,
+        manifest.normalise,
+        activation=manifest.activation,
+        threads=manifest.threads,
+        where=str(bundle.path),
+    )
     # The split of a bundle's own data can be made again: its recipe travels with it.
     recipe = Recipe.from_dict(manifest.provenance.get("recipe", {}), where=f"{bundle.path}: provenance.recipe")
     return _Subject(
         tflite_scorer(model),
         manifest.labels,
-        _data_section(manifest.preprocess, recipe.data),
+        _data_section(manifest.preprocess, recipe.data, str(bundle.path)),
         recipe.seed,
         str(manifest.provenance.get("data_digest", "")),
         False,
@@ -206,16 +215,21 @@ def _open_bundle(bundle: Bundle) -> _Subject:
     )
 
 
-def _open_tflite(path: Path, normalise: Normalise) -> _Subject:
-    model = ImageModel(path.read_bytes(), normalise, where=str(path))
-    _, height, width, channels = model.input.shape
-    if height != width:
-        raise ModelError(f"{path} takes {width}×{height}; a bare .tflite is evaluated with a square input only")
-    section = _data_section(PreprocessSpec(height, width, channels), DataSection())
-    return _Subject(tflite_scorer(model), (), section, 0, "", False, model.output.shape[1])
+def _open_tflite(path: Path, wanted: str | None) -> _Subject:
+    content, where = path.read_bytes(), str(path)
+    given = input_spec(open_interpreter(content, where=where), where)
+    metadata = read_metadata(content, where)
+    normalise = parse_normalise(wanted) if wanted else normalise_for(given, metadata, where)
+    model = ImageModel(content, normalise, where=where)
+    labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
+    _, height, width, channels = given.shape
+    section = _data_section(PreprocessSpec(height, width, channels), DataSection(), where)
+    return _Subject(tflite_scorer(model), labels, section, 0, "", False, model.classes)
 
 
-def _data_section(spec: PreprocessSpec, base: DataSection) -> DataSection:
+def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:
+    if spec.height != spec.width:
+        raise ModelError(f"{where} takes {spec.width}×{spec.height}; it is evaluated with a square input only")
     return replace(base, input_size=spec.height, channels=spec.channels, fit=spec.fit, interpolation=spec.interpolation)
 
 

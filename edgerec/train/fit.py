@@ -163,7 +163,7 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
     model.compile(
-        _optimizer(recipe, steps),
+        optimizer(recipe.train.optimizer, _learning_rate(recipe, steps)),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=min(STEPS_PER_CALL, steps),
@@ -175,13 +175,6 @@ def _built(recipe: Recipe, classes: int) -> Any:
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
-def _optimizer(recipe: Recipe, steps: int) -> Any:
-    rate = _learning_rate(recipe, steps)
-    if recipe.train.optimizer == "sgd":
-        return keras().optimizers.SGD(rate, momentum=0.9, nesterov=True)
-    return keras().optimizers.Adam(rate)
-
-
 def _learning_rate(recipe: Recipe, steps: int) -> Any:
     train = recipe.train
     if train.schedule != "cosine":
@@ -189,6 +182,13 @@ def _learning_rate(recipe: Recipe, steps: int) -> Any:
     total = steps * train.epochs
     warmup = min(round(steps * train.warmup_epochs), total // 2)
     return cosine(train.learning_rate, total, warmup)
+
+
+def optimizer(name: str, rate: Any) -> Any:
+    """Keras' optimizer for a recipe's ``train.optimizer``; ``rate`` is a number or a schedule."""
+    if name == "sgd":
+        return keras().optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    return keras().optimizers.Adam(rate)
 
 
 def cosine(peak: float, steps: int, warmup: int = 0) -> Any:

@@ -22,8 +22,11 @@ HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_ra
 # What a variant's report.json has at least.
 REPORT = [
     "variant",
+    "method",
+    "precision",
     "forms",
     "val_top1",
+    "val_drop_points",
     "drop_points",
     "max_drop",
     "sparsity",

@@ -1,0 +1,146 @@
+"""What compression costs and buys: every figure of docs/compression.md.
+
+    python benchmarks/compression.py resnet8 small wide pruned mnist seeds --work FOLDER
+
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Runs and variants that are in FOLDER already are taken as they
+are, and an unfinished training goes on. Recipes were chosen by validation accuracy; the test part is looked at once,
+here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common import data_folder, unpacked
+
+from edgerec import Recipe, fit, quantize
+from edgerec.errors import GateError
+from edgerec.train.run import Run
+
+CIFAR10: dict[str, Any] = {
+    "train.optimizer": "sgd",
+    "train.learning_rate": 0.1,
+    "train.batch_size": 128,
+    "train.warmup_epochs": 1.0,
+    "augment.flip": True,
+    "augment.shift": 0.125,
+    "augment.rotate_deg": 0.0,
+    "augment.zoom": 0.0,
+    "augment.brightness": 0.0,
+    "augment.contrast": 0.0,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet8": CIFAR10 | {"model.arch": "resnet8", "train.epochs": 70},
+    "small": CIFAR10 | {"model.arch": "resnet14", "model.width": 0.66, "train.epochs": 100},
+    "wide": CIFAR10 | {"model.arch": "resnet14", "model.width": 1.6, "train.epochs": 60},
+    "mnist": {"model.arch": "simple_cnn", "train.epochs": 15},
+}
+# PTQ against QAT: architectures and seeds, at a schedule that two cores get through.
+SEEDS = (0, 1, 2)
+SIDE_BY_SIDE: dict[str, dict[str, Any]] = {
+    "simple_cnn": {"model.arch": "simple_cnn", "train.learning_rate": 0.001, "train.optimizer": "adam"},
+    "mobilenet_v1 0.25": {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.learning_rate": 0.05},
+    "resnet8": {"model.arch": "resnet8"},
+}
+
+
+def source(name: str, work: Path) -> str:
+    """Where a recipe's data lies."""
+    return str(data_folder() / "mnist.npz") if name == "mnist" else str(unpacked("cifar10", work))
+
+
+def trained(path: Path, changes: dict[str, Any]) -> Run:
+    """The finished run at ``path``."""
+    if Run(path).finished:
+        return Run(path)
+    return fit(Recipe().override(changes), path, resume=Run(path).begun)
+
+
+def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
+    """A variant's figures; it is made if it is not there."""
+    if name not in run.variants():
+        try:
+            quantize(run, method, resume=True, **options)
+        except GateError as error:
+            print(f"gate: {error}", flush=True)
+    report = run.variants()[name]
+    float_form, float32_form, form = report["forms"]
+    return {
+        "float_top1": float_form["top1"],
+        "top1": form["top1"],
+        "drop_points": round(report["drop_points"], 2),
+        "agreement": form["agreement"],
+        "bytes": form["size_bytes"],
+        "gzip_bytes": form["gzip_bytes"],
+        "float32_bytes": float32_form["size_bytes"],
+        "sparsity": round(report["sparsity"], 3),
+        "val_top1": report["val_top1"],
+        "epochs": report["compress"]["epochs"],
+    }
+
+
+def cifar10(name: str, work: Path) -> dict[str, Any]:
+    """Float and QAT int8 of one of our architectures on CIFAR-10."""
+    run = trained(work / "runs" / f"cifar10-{name}", RECIPES[name] | {"data.source": source(name, work)})
+    return variant(run, "int8-qat", "qat", epochs=6)
+
+
+def pruned(work: Path) -> dict[str, Any]:
+    """Prune-preserving QAT of the ResNet8 at 50 %, beside its dense int8."""
+    dense = cifar10("resnet8", work)
+    sparse = variant(Run(work / "runs" / "cifar10-resnet8"), "int8-pqat", "prune+qat", sparsity=0.5, epochs=8)
+    return sparse | {"gzip_of_dense": round(sparse["gzip_bytes"] / dense["gzip_bytes"], 3)}
+
+
+def mnist(work: Path) -> dict[str, Any]:
+    """simple_cnn: float, QAT, and QAT of the 80 % pruned."""
+    run = trained(work / "runs" / "mnist", RECIPES["mnist"] | {"data.source": source("mnist", work)})
+    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=6)
+    return {
+        "qat": variant(run, "int8-qat", "qat", epochs=4),
+        "prune+qat": sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)},
+    }
+
+
+def seeds(work: Path) -> dict[str, Any]:
+    """PTQ and QAT on three architectures with three seeds each: mean and standard deviation."""
+    table: dict[str, Any] = {}
+    for name, changes in SIDE_BY_SIDE.items():
+        rows: dict[str, list[dict[str, Any]]] = {"ptq": [], "qat": []}
+        for seed in SEEDS:
+            recipe = CIFAR10 | {"train.epochs": 6, "data.source": source(name, work)} | changes | {"seed": seed}
+            run = trained(work / "runs" / f"seeds-{name.replace(' ', '-')}-{seed}", recipe)
+            rows["ptq"].append(variant(run, "int8", "ptq", max_drop=100))
+            rows["qat"].append(variant(run, "int8-qat", "qat", epochs=2, max_drop=100))
+        table[name] = {
+            method: {
+                key: [round(statistics.mean(values), 4), round(statistics.stdev(values), 4)]
+                for key in ("float_top1", "top1", "drop_points", "agreement")
+                for values in [[row[key] for row in found]]
+            }
+            for method, found in rows.items()
+        }
+        print(json.dumps({name: table[name]}), flush=True)
+    return table
+
+
+def main() -> None:
+    """Print one JSON object for each part asked for."""
+    parts = ("resnet8", "small", "wide", "pruned", "mnist", "seeds")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        others = {"pruned": pruned, "mnist": mnist, "seeds": seeds}
+        figures = others[part](arguments.work) if part in others else cifar10(part, arguments.work)
+        print(json.dumps({part: figures}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""``edgerec import``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import JsonOption, chatter, say, show_json
+
+
+def import_(
+    model: Path = typer.Argument(..., help="A finished .tflite image classifier."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the bundle, or a .zip."),
+    labels: Path | None = typer.Option(
+        None, help="Text file, one label a line or 'index label'. [default: those in the file's metadata]"
+    ),
+    target: str = typer.Option("desktop", "--target", "-t", help="desktop, rpi, coral, or a .toml file."),
+    normalise: str | None = typer.Option(
+        None,
+        help="What pixels become: unit, signed, pixels, or MEAN,STD. Only a float model without metadata needs it.",
+    ),
+    fit: str = typer.Option(
+        "stretch", help="A picture of another shape is cut (crop), squeezed (stretch) or framed (pad)."
+    ),
+    pictures: list[Path] = typer.Option([], "--picture", help="A picture for the golden vectors; may be repeated."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
+    json: bool = JsonOption,
+) -> None:
+    """Write the bundle of a finished .tflite model."""
+    from typing import cast, get_args
+
+    from edgerec.contract.preprocess import Fit
+    from edgerec.export import import_tflite
+
+    if fit not in get_args(Fit):
+        raise typer.BadParameter(f"{fit!r} is none of {', '.join(get_args(Fit))}", param_hint="--fit")
+    chatter()
+    report = import_tflite(
+        model,
+        out,
+        labels=labels,
+        target=target,
+        normalise=normalise,
+        fit=cast(Fit, fit),
+        pictures=pictures,
+        overwrite=overwrite,
+    )
+    if json:
+        show_json(report.to_dict())
+        return
+    mean, std = report.normalise
+    say(f"bundle   {report.bundle}  ({report.labels} labels, {report.size_bytes:,} bytes)")
+    say(f"input    {report.input.dtype} {list(report.input.shape)}, (pixel - {mean:g}) / {std:g}")
+    say(f"scores   {report.output.dtype}, activation {report.activation} after {report.last_operator}")
+    say(f"verified {report.golden} golden pictures")
+    if report.edgetpu is not None:
+        state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
+        say(f"edge tpu {report.edgetpu.operators} operators, all on its list; {state}")
+    say(f"next     edgerec predict {report.bundle} PICTURE")

@@ -1,0 +1,124 @@
+"""What every form of a run's model is measured on, and against."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.compress.convert import to_float32
+from edgerec.compress.flatbuffer import read_graph, weight_sparsity
+from edgerec.compress.methods import FLOAT32, Method
+from edgerec.compress.parity import Form, form
+from edgerec.compress.report import QuantizeReport
+from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.metadata import with_metadata
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import Recipe
+from edgerec.data import Dataset, Split
+from edgerec.runtime.interpreter import fingerprint
+from edgerec.runtime.model import ImageModel
+from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
+from edgerec.train.keras import prepare, versions
+from edgerec.train.run import Run
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run, its pictures, and the float Keras model's scores on them.
+
+    Attributes:
+        recipe: the run's, with what this compression changes.
+        reference: float32 ``(test pictures, classes)``.
+        val_top1: of float Keras on the validation pictures, 0 to 1.
+    """
+
+    run: Run
+    recipe: Recipe
+    dataset: Dataset
+    split: Split
+    reference: npt.NDArray[np.float32]
+    val_top1: float
+    listener: Listener
+
+    @classmethod
+    def open(cls, run: Run, recipe: Recipe, data: str | None, listener: Listener) -> Bench:
+        """Load the pictures and score them by the float model."""
+        prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
+        dataset, split = run.data(data, listener)
+        score = keras_scorer(run.model(), recipe.normalise)
+        val_scores = score(dataset.images[split.val], ignore)
+        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+        return cls(run, recipe, dataset, split, score(dataset.images[split.test], listener), val_top1, listener)
+
+    def with_method(self, method: str) -> Bench:
+        """The same for another method."""
+        return replace(self, recipe=self.recipe.override({"compress.method": method}))
+
+    def keep(
+        self,
+        method: Method,
+        content: bytes,
+        drawn: dict[str, Any],
+        *,
+        between: tuple[Form, ...] = (),
+        overwrite: bool = False,
+    ) -> QuantizeReport:
+        """Write labels and normalisation into a variant's file, measure it, and keep it, whole or not at all.
+
+        Args:
+            method: what made it.
+            content: its .tflite.
+            drawn: what calibrated it.
+            between: the parity table's rows between float Keras and it.
+            overwrite: replace a variant that is there.
+        """
+        content = with_metadata(content, self.dataset.labels, self.recipe.normalise, self.recipe.model.arch)
+        report = self._measure(method, content, drawn, between)
+        about = report.to_dict() | {
+            "compress": vars(self.recipe.compress),
+            "versions": versions(),
+            "measured_on": fingerprint().to_dict(),
+        }
+        with replacing_folder(self.run.variant(report.variant), overwrite=overwrite) as partial:
+            (partial / "model.tflite").write_bytes(content)
+            (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def _measure(
+        self, method: Method, content: bytes, drawn: dict[str, Any], between: tuple[Form, ...]
+    ) -> QuantizeReport:
+        dataset, split, name = self.dataset, self.split, method.variant
+        score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
+        scores = score(dataset.images[split.test], self.listener)
+        classes = dataset.classes[split.test]
+        keras_row = form("keras float32", self.reference, self.reference, classes)
+        row = form(name, scores, self.reference, classes, content)
+        val_scores = score(dataset.images[split.val], ignore)
+        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+        return QuantizeReport(
+            run=str(self.run.path),
+            variant=name,
+            path=str(self.run.variant(name) / "model.tflite"),
+            method=self.recipe.compress.method if name != FLOAT32 else "none",
+            precision=method.precision,
+            forms=(keras_row, *between, row),
+            val_top1=val_top1,
+            val_drop_points=(self.val_top1 - val_top1) * 100,
+            drop_points=(keras_row.top1 - row.top1) * 100,
+            max_drop=self.recipe.compress.max_drop,
+            sparsity=weight_sparsity(read_graph(content)),
+            calibration=drawn,
+            model_sha256=sha256(content),
+            figures=figures(scores, classes, dataset.labels, "test"),
+        )
+
+    def float32(self) -> QuantizeReport:
+        """The float32 TFLite's report; its variant is made if it is not there."""
+        report = self.run.variants().get(FLOAT32)
+        if report is not None:
+            return QuantizeReport.from_dict(report)
+        return self.keep(Method(FLOAT32, "float32"), to_float32(self.run.model()), {}, overwrite=True)

@@ -1,0 +1,33 @@
+"""Weight clustering with fine-tuning (arXiv:1510.00149, section 3), by tensorflow-model-optimization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerec.compress.finetune import FineTune, fine_tune
+from edgerec.compress.wrap import wrap
+from edgerec.contract.recipe import CompressSection
+from edgerec.optional import require
+
+
+def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sparsity: bool) -> Any:
+    """A float model whose layers have at most ``section.clusters`` different weights each, fine-tuned.
+
+    Args:
+        model: a float model, pruned or not.
+        section: ``clusters`` and ``skip``.
+        tune: data and schedule.
+        preserve_sparsity: keep one of the values at zero, and zero weights with it.
+    """
+    clustering = require("tensorflow_model_optimization").clustering.keras
+    # The public function is the same without preserve_sparsity.
+    from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as experimental
+
+    options = {
+        "number_of_clusters": max(section.clusters, 3 if preserve_sparsity else 2),
+        "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        "preserve_sparsity": preserve_sparsity,
+    }
+    wrapped = wrap(model, lambda layer: experimental.cluster_weights(layer, **options), section.skip)
+    fine_tune(wrapped, tune, "clustering")
+    return clustering.strip_clustering(wrapped)

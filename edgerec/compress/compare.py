@@ -1,0 +1,176 @@
+"""All the ways to compress a run, side by side."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.compress import plots
+from edgerec.compress.bench import Bench
+from edgerec.compress.methods import FLOAT32, METHODS
+from edgerec.compress.quantize import make_or_take
+from edgerec.compress.report import QuantizeReport
+from edgerec.contract.progress import Listener, ignore
+from edgerec.errors import ModelError, RecipeError, unknown
+from edgerec.runtime.model import ImageModel
+from edgerec.runtime.timing import Timing, time_models
+from edgerec.train.run import Run
+
+log = logging.getLogger(__name__)
+
+THREADS = 1
+COMPARED = tuple(name for name in METHODS if name != "mixed")
+# Two medians of the same file differ by so much here and there: a smaller gain is none.
+FASTER = 0.9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant in the comparison.
+
+    Attributes:
+        method, variant: how it was made, and its name.
+        top1, drop_points, agreement: on the held-out test pictures, against float Keras.
+        size_bytes, gzip_bytes: of the file.
+        sparsity: part of zeros among the int8 weights.
+        median_ms, p95_ms: of one picture on this machine.
+    """
+
+    method: str
+    variant: str
+    top1: float
+    drop_points: float
+    agreement: float
+    size_bytes: int
+    gzip_bytes: int
+    sparsity: float
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of all variants.
+
+    Attributes:
+        run: the run's folder.
+        float_top1: of float Keras, 0 to 1.
+        images: how many held-out pictures.
+        threads, machine: what the times were taken with.
+        rows: a row for each variant that could be made, float32 first.
+        notes: what the figures mean, and which methods could not be used and why.
+        plot: the picture of accuracy against size.
+    """
+
+    run: str
+    float_top1: float
+    images: int
+    threads: int
+    machine: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    plot: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON values."""
+        return asdict(self)
+
+
+def compare(
+    run: Run | str | Path,
+    methods: Sequence[str] = COMPARED,
+    *,
+    data: str | None = None,
+    epochs: int | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> Comparison:
+    """Make each method's variant of a run where it is not there yet, and compare them all.
+
+    Writes ``compare.json`` and ``plots/compare.png`` into the run.
+
+    Args:
+        run: a finished run, or its path.
+        methods: of :data:`~edgerec.compress.methods.METHODS`; all but mixed, which needs layers named.
+        data: where the run's pictures are now, if they were moved.
+        epochs: of each fine-tuning; None takes the recipe's.
+        overwrite: make variants anew that are there.
+        listener: told of the progress.
+
+    Raises:
+        EdgerecError: the run or its data do not allow it. A method that the model does not take is left out, and
+            the notes say why.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    for name in methods:
+        if name not in METHODS:
+            raise RecipeError(unknown("method", name, METHODS))
+    recipe = run.recipe if epochs is None else run.recipe.override({"compress.epochs": epochs})
+    bench = Bench.open(run, recipe, data, listener)
+    reports, notes = {"none": bench.float32()}, []
+    for name in methods:
+        log.info("%s: %s", name, METHODS[name].variant)
+        try:
+            reports[name] = make_or_take(bench.with_method(name), overwrite)
+        except ModelError as error:
+            notes.append(f"{name} is left out: {error}")
+    times = _times(bench, reports)
+    rows = tuple(_row(name, report, times[name]) for name, report in reports.items())
+    comparison = Comparison(
+        run=str(run.path),
+        float_top1=reports["none"].forms[0].top1,
+        images=reports["none"].images,
+        threads=THREADS,
+        machine=platform.machine(),
+        rows=rows,
+        notes=(*notes, *_speed_notes(rows)),
+        plot=str(run.path / "plots" / "compare.png"),
+    )
+    plots.accuracy_against_size(comparison.float_top1, rows, Path(comparison.plot))
+    run.write_json("compare.json", comparison.to_dict())
+    return comparison
+
+
+def _times(bench: Bench, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:
+    pixels = bench.dataset.images[bench.split.val[0]]
+    models = {
+        name: (ImageModel(Path(report.path).read_bytes(), bench.recipe.normalise, threads=THREADS), pixels)
+        for name, report in reports.items()
+    }
+    return time_models(models)
+
+
+def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
+    form = report.forms[-1]
+    return Row(
+        method=method,
+        variant=report.variant,
+        top1=form.top1,
+        drop_points=report.drop_points,
+        agreement=form.agreement,
+        size_bytes=form.size_bytes,
+        gzip_bytes=form.gzip_bytes,
+        sparsity=report.sparsity,
+        median_ms=timing.median_ms,
+        p95_ms=timing.p95_ms,
+    )
+
+
+def _speed_notes(rows: Sequence[Row]) -> list[str]:
+    """Where zeros or shared weights buy no time, in words."""
+    by_variant = {row.variant: row for row in rows}
+    no_faster = []
+    for row in rows:
+        dense = by_variant.get(METHODS[row.method].like) if row.variant != FLOAT32 else None
+        if dense is not None and row.median_ms > FASTER * dense.median_ms:
+            time, size = row.median_ms / dense.median_ms, row.gzip_bytes / dense.gzip_bytes
+            no_faster.append(
+                f"{row.variant} takes {time:.2f} of {dense.variant}'s time and {size:.2f} of its gzip bytes"
+            )
+    if not no_faster:
+        return []
+    return [f"zeros and shared weights buy no speed here, only a smaller download: {'; '.join(no_faster)}"]

@@ -1,0 +1,44 @@
+"""The ways to compress: what each trains, in which order, and what it converts to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
+Stage = Literal["prune", "cluster", "qat"]
+
+FLOAT32 = "float32"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compress a run.
+
+    Attributes:
+        variant: the name of what it makes.
+        precision: int8 (full: no float tensor), mixed (int8 but for some layers), int16x8 (activations of 16 bits),
+            dynamic (int8 weights, float activations) or float16 (weights).
+        stages: the fine-tunings before the conversion; without ``qat`` among them int8 is calibrated (PTQ).
+        like: the variant that is the same without pruning and clustering: what to compare its time with.
+    """
+
+    variant: str
+    precision: Precision
+    stages: tuple[Stage, ...] = ()
+    like: str = ""
+
+
+METHODS = {
+    "float16": Method("float16", "float16"),
+    "dynamic": Method("dynamic", "dynamic"),
+    "int16x8": Method("int16x8", "int16x8"),
+    "mixed": Method("int8-mixed", "mixed"),
+    "ptq": Method("int8", "int8"),
+    "qat": Method("int8-qat", "int8", ("qat",)),
+    "prune": Method("int8-pruned", "int8", ("prune",), like="int8"),
+    "prune+qat": Method("int8-pqat", "int8", ("prune", "qat"), like="int8-qat"),
+    "cluster": Method("int8-clustered", "int8", ("cluster",), like="int8"),
+    "cluster+qat": Method("int8-cqat", "int8", ("cluster", "qat"), like="int8-qat"),
+    "prune+cluster+qat": Method("int8-pcqat", "int8", ("prune", "cluster", "qat"), like="int8-qat"),
+}

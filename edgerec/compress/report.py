@@ -1,0 +1,68 @@
+"""What quantizing a run says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from edgerec.compress.parity import Form
+from edgerec.train.evaluate import Figures
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What quantizing made.
+
+    Attributes:
+        run, variant, path: where the .tflite is.
+        method: as the recipe's ``compress.method``; ``none`` for float32.
+        precision: ``float32``, ``float16``, ``dynamic``, ``int16x8`` or ``int8``.
+        forms: the parity table, on the held-out test pictures: float Keras, float32 TFLite, the variant.
+        val_top1: of the variant on the validation pictures, which choosing between variants may use.
+        val_drop_points: top-1 that it lost there against float Keras, in points.
+        drop_points: the same on the test pictures.
+        sparsity: part of zeros among its weights.
+        calibration: recipe, number of pictures and digest, for post-training quantization.
+        model_sha256: digest of the .tflite, by which export knows that these figures are its own.
+        figures: accuracy and per-class figures of the variant on the test pictures.
+        why: why ``auto`` took this one.
+    """
+
+    run: str
+    variant: str
+    path: str
+    method: str
+    precision: str
+    forms: tuple[Form, ...]
+    val_top1: float
+    val_drop_points: float
+    drop_points: float
+    max_drop: float
+    sparsity: float
+    calibration: dict[str, Any]
+    model_sha256: str
+    figures: Figures
+    why: str = ""
+
+    @property
+    def images(self) -> int:
+        """How many held-out pictures."""
+        return self.figures.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return vars(self) | {
+            "forms": [row.to_dict() for row in self.forms],
+            "figures": self.figures.to_dict(),
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
+        """Back from a variant's ``report.json``."""
+        made = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        made["forms"] = tuple(Form(**row) for row in values["forms"])
+        figures = dict(values["figures"])
+        made["figures"] = Figures(**(figures | {"labels": tuple(figures["labels"])}))
+        return cls(**made)

@@ -1,0 +1,294 @@
+"""TFLite metadata: labels and normalisation inside a .tflite file, where other people's tools look for them.
+
+The format is tflite-support's metadata_schema.fbs, version 1.0: a flatbuffer of its own in the buffer that the model
+lists as TFLITE_METADATA, and the label file in an uncompressed zip behind the model, where no interpreter looks.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.schema import tflite_schema
+from edgerec.contract.tensors import NORMALISE_CHOICES, Normalise, TensorSpec, passing
+from edgerec.errors import ModelError
+from edgerec.optional import require
+
+LABEL_FILE = "labels.txt"
+# What a damaged file can make the reader hold.
+MAX_LABEL_BYTES = 1 << 24
+MAX_TEXT_BYTES = 1 << 16
+MAX_ITEMS = 10_000
+MAX_BUFFERS = 1_000_000
+
+_ENTRY = "TFLITE_METADATA"
+_IDENTIFIER = b"M001"
+
+# Fields of the tables that are used, each in its slot; a union takes two.
+_Fields = tuple[str, ...]
+_MODEL = (
+    *("name", "description", "version", "subgraph_metadata"),
+    *("author", "license", "associated_files", "min_parser_version"),
+)
+_SUBGRAPH = ("name", "description", "input_tensor_metadata", "output_tensor_metadata")
+_TENSOR = ("name", "description", "dimension_names", "content", "process_units", "stats", "associated_files")
+_CONTENT = ("content_properties_type", "content_properties")
+_IMAGE = ("color_space",)
+_PROCESS_UNIT = ("options_type", "options")
+_NORMALIZATION = ("mean", "std")
+_FILE = ("name", "description", "type")
+_BYTES = {"content_properties_type", "color_space", "options_type", "type"}
+_IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
+# The same of TFLite's own schema.fbs.
+_TFLITE = ("version", "operator_codes", "subgraphs", "description", "buffers", "metadata_buffer", "metadata")
+_TFLITE_ENTRY = ("name", "buffer")
+_TFLITE_BUFFER = ("data",)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says about itself.
+
+    Attributes:
+        name, description: for people.
+        labels: one per output, or none.
+        normalise: from pixels to the input's real numbers: one for all channels, one per channel, or none.
+    """
+
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    normalise: tuple[Normalise, ...]
+
+
+def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
+    """A classifier's .tflite bytes with metadata: the same operators and tensors, one more buffer, the labels behind.
+
+    The same arguments give the same bytes. Raises :class:`ModelError` when there is metadata already.
+    """
+    schema, flatbuffers = tflite_schema(), require("flatbuffers")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    if any(entry.name == _ENTRY.encode() for entry in model.metadata or ()):
+        raise ModelError("the model has TFLite metadata already")
+    subgraph = model.subgraphs[0]
+    channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(_described(labels, normalise, name, channels), np.uint8)
+    entry.name, entry.buffer = _ENTRY, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or ()), entry]
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return _with_file(bytes(builder.Output()), "".join(f"{label}\n" for label in labels).encode())
+
+
+def read_metadata(content: bytes, where: str = "the model") -> Metadata | None:
+    """The metadata in a .tflite file's bytes, or None; raises :class:`ModelError` when it is damaged."""
+    try:
+        root = _metadata_root(content)
+        return None if root is None else _metadata(root, content)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged flatbuffer or zip fails anywhere: struct, index, type, decoding …
+        raise ModelError(f"{where} has damaged TFLite metadata ({error}): get the file again") from None
+
+
+def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> Normalise:
+    """What pixels become at the input ``given``, as far as the file tells.
+
+    They pass through uint8 and int8, as TFLite's own tools have it; for another dtype the metadata says it.
+
+    Raises:
+        ModelError: nobody says it, or it differs between the channels.
+    """
+    if given.dtype in ("uint8", "int8"):
+        return passing(given)
+    if metadata is None or not metadata.normalise:
+        raise ModelError(
+            f"{where} takes {given.dtype} and does not say what pixels become: add --normalise {NORMALISE_CHOICES}"
+        )
+    if len(set(metadata.normalise)) > 1:
+        raise ModelError(
+            f"{where} wants another mean or deviation for each channel, which edgerec has inside models only: "
+            "convert it with that as a first layer, or as uint8"
+        )
+    return metadata.normalise[0]
+
+
+def _described(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
+    """The metadata's own flatbuffer."""
+    write = _Writer()
+    text, table, tables = write.text, write.table, write.tables
+    image = table(_IMAGE, color_space=_RGB if channels == 3 else _GRAYSCALE)
+    options = table(_NORMALIZATION, mean=write.floats(normalise.mean), std=write.floats(normalise.std))
+    given = table(
+        _TENSOR,
+        name=text("image"),
+        description=text("The picture to classify."),
+        content=table(_CONTENT, content_properties_type=_IMAGE_PROPERTIES, content_properties=image),
+        process_units=tables(table(_PROCESS_UNIT, options_type=_NORMALIZATION_OPTIONS, options=options)),
+    )
+    file = table(_FILE, name=text(LABEL_FILE), description=text("A label a line."), type=_TENSOR_AXIS_LABELS)
+    scores = table(
+        _TENSOR,
+        name=text("score"),
+        description=text("The score of each label, 0 to 1."),
+        associated_files=tables(file),
+    )
+    model = table(
+        _MODEL,
+        name=text(name),
+        description=text(f"Classifies a picture as one of {len(labels)} labels. Made by edgerec."),
+        subgraph_metadata=tables(
+            table(_SUBGRAPH, input_tensor_metadata=tables(given), output_tensor_metadata=tables(scores))
+        ),
+        min_parser_version=text("1.0.0"),
+    )
+    return write.finished(model)
+
+
+def _with_file(model: bytes, labels: bytes) -> bytes:
+    content = io.BytesIO(model)
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(LABEL_FILE, (1980, 1, 1, 0, 0, 0)), labels)
+    return content.getvalue()
+
+
+def _metadata_root(content: bytes) -> _Table | None:
+    model = _Table.root(content, _TFLITE)
+    for entry in model.tables("metadata", _TFLITE_ENTRY):
+        if entry.text("name") == _ENTRY:
+            buffers = model.tables("buffers", _TFLITE_BUFFER, MAX_BUFFERS)
+            data = buffers[entry.number("buffer")].content("data")
+            if data[4:8] != _IDENTIFIER:
+                raise ValueError(f"it lacks the {_IDENTIFIER.decode()} mark")
+            return _Table.root(data, _MODEL)
+    return None
+
+
+def _metadata(root: _Table, content: bytes) -> Metadata:
+    subgraphs = root.tables("subgraph_metadata", _SUBGRAPH)
+    given = subgraphs[0].tables("input_tensor_metadata", _TENSOR) if subgraphs else []
+    scores = subgraphs[0].tables("output_tensor_metadata", _TENSOR) if subgraphs else []
+    files = scores[0].tables("associated_files", _FILE) if scores else []
+    names = [file.text("name") for file in files if file.byte("type") == _TENSOR_AXIS_LABELS]
+    return Metadata(
+        name=root.text("name"),
+        description=root.text("description"),
+        labels=_labels(content, names[0]) if names else (),
+        normalise=_normalise(given[0]) if given else (),
+    )
+
+
+def _normalise(given: _Table) -> tuple[Normalise, ...]:
+    for unit in given.tables("process_units", _PROCESS_UNIT):
+        options = unit.table("options", _NORMALIZATION)
+        if unit.byte("options_type") == _NORMALIZATION_OPTIONS and options is not None:
+            means, stds = options.floats("mean"), options.floats("std")
+            if not all(math.isfinite(mean) for mean in means) or not all(0 < std < math.inf for std in stds):
+                raise ValueError(f"normalisation by mean {means} and std {stds}")
+            return tuple(Normalise(mean, std) for mean, std in zip(means, stds, strict=True))
+    return ()
+
+
+def _labels(content: bytes, name: str) -> tuple[str, ...]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(name) as file:
+        text = file.read(MAX_LABEL_BYTES + 1)
+    if len(text) > MAX_LABEL_BYTES:
+        raise ValueError(f"{name} has more than {MAX_LABEL_BYTES} bytes")
+    return tuple(line.strip() for line in text.decode("utf-8-sig").split("\n") if line.strip())
+
+
+class _Writer:
+    """Writes tables from the leaves up, as a flatbuffer wants; every method gives the place of what it wrote."""
+
+    def __init__(self) -> None:
+        self._builder = require("flatbuffers").Builder(1024)
+        self.text = self._builder.CreateString
+
+    def table(self, fields: _Fields, **values: int) -> int:
+        self._builder.StartObject(len(fields))
+        for name, value in values.items():
+            slot = fields.index(name)
+            if name in _BYTES:
+                self._builder.PrependInt8Slot(slot, value, 0)
+            else:
+                self._builder.PrependUOffsetTRelativeSlot(slot, value, 0)
+        return int(self._builder.EndObject())
+
+    def tables(self, only: int) -> int:
+        self._builder.StartVector(4, 1, 4)
+        self._builder.PrependUOffsetTRelative(only)
+        return int(self._builder.EndVector())
+
+    def floats(self, only: float) -> int:
+        self._builder.StartVector(4, 1, 4)
+        self._builder.PrependFloat32(only)
+        return int(self._builder.EndVector())
+
+    def finished(self, root: int) -> bytes:
+        self._builder.Finish(root, _IDENTIFIER)
+        return bytes(self._builder.Output())
+
+
+class _Table:
+    """Reads one table. What lies outside of the content raises something, and nothing is read without a bound."""
+
+    def __init__(self, table: Any, fields: _Fields) -> None:
+        self._table, self._fields = table, fields
+
+    @classmethod
+    def root(cls, content: bytes, fields: _Fields) -> _Table:
+        return cls(require("flatbuffers").Table(content, int.from_bytes(content[:4], "little")), fields)
+
+    def text(self, name: str) -> str:
+        return self.content(name, MAX_TEXT_BYTES).decode()
+
+    def content(self, name: str, most: int = 1 << 31) -> bytes:
+        start, count = self._vector(name, 1, most)
+        return bytes(self._table.Bytes[start : start + count])
+
+    def floats(self, name: str) -> list[float]:
+        start, count = self._vector(name, 4, MAX_ITEMS)
+        return [float(n) for n in np.frombuffer(self._table.Bytes, "<f4", count, start)] if count else []
+
+    def byte(self, name: str) -> int:
+        at = self._at(name)
+        return int(self._table.Bytes[at]) if at else 0
+
+    def number(self, name: str) -> int:
+        at = self._at(name)
+        return int.from_bytes(self._table.Bytes[at : at + 4], "little") if at else 0
+
+    def table(self, name: str, fields: _Fields) -> _Table | None:
+        at = self._at(name)
+        return self._child(at, fields) if at else None
+
+    def tables(self, name: str, fields: _Fields, most: int = MAX_ITEMS) -> list[_Table]:
+        start, count = self._vector(name, 4, most)
+        return [self._child(start + 4 * i, fields) for i in range(count)]
+
+    def _child(self, at: int, fields: _Fields) -> _Table:
+        return _Table(type(self._table)(self._table.Bytes, self._table.Indirect(at)), fields)
+
+    def _at(self, name: str) -> int:
+        """Where the field is stored, or 0."""
+        offset = self._table.Offset(4 + 2 * self._fields.index(name))
+        return int(self._table.Pos + offset) if offset else 0
+
+    def _vector(self, name: str, size: int, most: int) -> tuple[int, int]:
+        """Where a vector or text begins, and how many items of ``size`` bytes it has; (0, 0) when it is left out."""
+        at = self._at(name)
+        if not at:
+            return 0, 0
+        start = int(self._table.Indirect(at)) + 4
+        count = int.from_bytes(self._table.Bytes[start - 4 : start], "little")
+        if count > most or start + count * size > len(self._table.Bytes):
+            raise ValueError(f"{name} claims {count} items")
+        return start, count

@@ -1,0 +1,235 @@
+"""The ways to compress, side by side, and the fine-tuning that they share."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe, fit, quantize
+from edgerec.compress.bench import Bench
+from edgerec.compress.compare import compare
+from edgerec.compress.convert import to_int8
+from edgerec.compress.flatbuffer import float_tensors, read_graph
+from edgerec.compress.quantize import make
+from edgerec.contract.progress import ignore
+from edgerec.errors import GateError, RecipeError
+from tests.conftest import one_line, red_and_blue
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """A quick run of a net with batch normalisation."""
+    folder = red_and_blue(tmp_path_factory.mktemp("data") / "pictures")
+    recipe = Recipe.from_dict(
+        {
+            "data": {"source": str(folder), "input_size": 16},
+            "model": {"arch": "resnet8", "width": 0.5},
+            "train": {"epochs": 3, "batch_size": 8},
+            "compress": {"epochs": 3, "max_drop": 100.0},
+        }
+    )
+    return fit(recipe, tmp_path_factory.mktemp("runs") / "residual")
+
+
+def weights(content: bytes) -> list[np.ndarray]:
+    """The int8 weights of a file, by layer."""
+    graph = read_graph(content)
+    return [
+        t.data.view(np.int8).reshape(t.shape)
+        for op in graph.operators
+        if op.name in ("CONV_2D", "FULLY_CONNECTED")
+        for t in op.inputs[1:2]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "most", "dtype"), [("float16", 0.52, "FLOAT16"), ("dynamic", 0.28, "INT8"), ("int16x8", 0.29, "INT16")]
+)
+def test_methods_without_training(run, method, most, dtype):
+    report = quantize(run, method)
+    content = (run.variant(method) / "model.tflite").read_bytes()
+    graph = read_graph(content)
+    assert (report.variant, report.precision) == (method, method)
+    assert dtype in {tensor.dtype for tensor in graph.tensors}
+    # Pixels are normalised outside and scores are real numbers: float at both ends.
+    assert graph.inputs[0].dtype == graph.outputs[0].dtype == "FLOAT32"
+    assert len(content) < most * report.forms[1].size_bytes
+    assert report.forms[-1].agreement > 0.98
+    assert report.calibration == {} if method != "int16x8" else report.calibration["images"] == 200
+
+
+def test_layers_can_stay_float(run):
+    report = quantize(run, "mixed", float_layers="dense")
+    graph = read_graph((run.variant("int8-mixed") / "model.tflite").read_bytes())
+    kernels = {op.outputs[0].name: op.inputs[1].dtype for op in graph.operators if op.name == "FULLY_CONNECTED"}
+    assert sorted(kernels.values()) == ["FLOAT32", "INT8"]
+    assert all(op.inputs[1].dtype == "INT8" for op in graph.operators if op.name == "CONV_2D")
+    assert (report.precision, report.forms[-1].agreement > 0.98) == ("mixed", True)
+    with pytest.raises(RecipeError, match="mixed needs --float-layers"):
+        quantize(run, "mixed", overwrite=True)
+
+
+def test_float_variants_do_not_go_where_int8_is_wanted(run, edgerec, tmp_path):
+    if not run.variant("float16").exists():
+        quantize(run, "float16")
+    done = edgerec("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
+    assert "target coral runs int8, not float16" in one_line(done)
+    assert edgerec("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
+
+
+def test_clustering_and_pruning_survive_quantization(run):
+    report = quantize(run, "prune+cluster+qat", clusters=8, sparsity=0.6, max_drop=100)
+    content = (run.variant("int8-pcqat") / "model.tflite").read_bytes()
+    assert float_tensors(read_graph(content)) == []
+    for kernel in weights(content):
+        # Each output channel has a scale of its own: what is shared is shared within a channel.
+        channels = kernel.reshape(len(kernel), -1)
+        assert max(len(np.unique(channel)) for channel in channels) <= 8
+    assert report.sparsity > 0.55
+    dense = run.variants()["int8-qat"]["forms"][-1]
+    assert report.forms[-1].gzip_bytes < 0.6 * dense["gzip_bytes"]
+
+
+def test_layers_that_are_skipped_stay_dense(run):
+    quantize(run, "prune", sparsity=0.9, skip="logits, conv2d*", max_drop=100, overwrite=True)
+    zeros = [
+        float((kernel == 0).mean()) for kernel in weights((run.variant("int8-pruned") / "model.tflite").read_bytes())
+    ]
+    conv1, conv2, hidden, logits = zeros
+    assert hidden > 0.85
+    assert max(conv1, conv2, logits) < 0.2
+
+
+def test_constant_sparsity_is_there_from_the_first_step(run):
+    recipe = run.recipe.override({"compress.schedule": "constant", "compress.method": "prune"})
+    assert make(Bench.open(run, recipe, None, ignore), overwrite=True).sparsity > 0.48
+
+
+def test_auto_takes_the_cheapest_inside_the_budget(run, edgerec):
+    report = quantize(run, "auto", max_drop=100, overwrite=True)
+    assert (report.method, report.variant) == ("ptq", "int8")
+    assert report.why.startswith("ptq loses ")
+    # What ptq and qat lost is written higher than the budget, in variants that are taken as they are.
+    for name, lost in (("int8", 3.0), ("int8-qat", 2.0)):
+        path = run.variant(name) / "report.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": lost}))
+    done = edgerec("quantize", run.path, "--method", "auto", "--max-drop", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["variant"] == "float16"
+    assert value["why"].startswith("ptq loses 3.00, qat loses 2.00, float16 loses 0.00 points")
+    assert "int8 is there already and taken as it is" in done.stderr
+
+
+def test_auto_says_when_nothing_fits(run):
+    path = run.variant("float16") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": 2.0}))
+    with pytest.raises(GateError, match=r"nothing stays inside --max-drop 1 on .* ptq loses 3.00, qat loses 2.00"):
+        quantize(run, "auto", max_drop=1)
+
+
+def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    def converter(*_):
+        raise MemoryError
+
+    before = (run.variant("int8-qat") / "model.tflite").read_bytes()
+    monkeypatch.setattr("edgerec.compress.quantize.to_float16", converter)
+    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "float16", "--overwrite"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory: ")
+    assert (run.variant("int8-qat") / "model.tflite").read_bytes() == before
+    assert not list(run.path.glob(".*partial*"))
+
+
+class Stopped(Exception):
+    """Stands for Ctrl-C, which pytest takes for its own."""
+
+
+def test_a_stopped_fine_tuning_goes_on_to_the_same_end(residual, caplog):
+    def stop(progress):
+        if progress.stage == "quantization-aware training" and progress.text.startswith("epoch 3"):
+            raise Stopped
+
+    settings = {"sparsity": 0.5, "max_drop": 100}
+    whole = quantize(residual, "prune+qat", **settings)
+    content = (residual.variant("int8-pqat") / "model.tflite").read_bytes()
+    with pytest.raises(Stopped):
+        quantize(residual, "prune+qat", **settings, overwrite=True, listener=stop)
+    # What was there is whole.
+    assert (residual.variant("int8-pqat") / "model.tflite").read_bytes() == content
+    with caplog.at_level(logging.INFO, "edgerec"):
+        again = quantize(residual, "prune+qat", **settings, overwrite=True, resume=True)
+    said = " ".join(caplog.messages)
+    assert "pruning: going on after epoch 3/3" in said
+    assert "quantization-aware training: going on after epoch 2/3" in said
+    assert again.sparsity == pytest.approx(whole.sparsity)
+    first, second = (weights(c) for c in (content, (residual.variant("int8-pqat") / "model.tflite").read_bytes()))
+    apart = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)])
+    assert (apart <= 1).mean() > 0.99  # sums in another order
+    assert not (residual.path / "checkpoints" / "int8-pqat").exists()
+
+
+def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
+    from edgerec.compress import finetune, qat
+
+    seen = {}
+
+    def watch(aware):
+        seen["before"] = [float(v) for v in qat._activation_ranges(aware)]
+        freeze(aware)
+        seen["frozen"] = [v.numpy() for v in aware.non_trainable_variables if "moving" in v.name or "_m" in v.name]
+
+    def settled(aware, tune):
+        settle(aware, tune)
+        seen["settled"] = [float(v) for v in qat._activation_ranges(aware)]
+
+    freeze, settle = qat._freeze, qat._settle
+    monkeypatch.setattr(qat, "_freeze", watch)
+    monkeypatch.setattr(qat, "_settle", settled)
+    made = []
+    monkeypatch.setattr("edgerec.compress.quantize.to_int8", lambda model: made.append(model) or to_int8(model))
+    quantize(residual, "qat", overwrite=True)
+    # The start of ±6 is gone: a range begins or ends at zero behind each ReLU.
+    assert not any(abs(abs(value) - 6) < 1e-3 for value in seen["settled"])
+    assert min(abs(value) for value in seen["settled"]) < 1e-6
+    # Few batches later the averages have hardly moved: they were right.
+    assert np.allclose(seen["settled"], seen["before"], rtol=0.25, atol=0.05)
+    assert [float(v) for v in qat._activation_ranges(made[0])] == seen["before"]
+    assert finetune.FROZEN_PART > 0
+
+
+def test_comparison_of_methods(run, edgerec):
+    done = edgerec(
+        "quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert [row["variant"] for row in value["rows"]] == ["float32", "int8", "int8-qat", "int8-pqat", "float16"]
+    reports = run.variants()
+    for row in value["rows"]:
+        assert row["top1"] == reports[row["variant"]]["forms"][-1]["top1"]
+        assert 0 < row["median_ms"] <= row["p95_ms"]
+    assert value["threads"] == 1
+    assert (run.path / "plots" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run.path / "compare.json").read_text()) == value
+    with pytest.raises(RecipeError, match="did you mean 'ptq'"):
+        compare(run, ["ptqq"])
+
+
+def test_no_speed_from_zeros_is_said():
+    from edgerec.compress.compare import Row, _speed_notes
+
+    dense = Row("qat", "int8-qat", 0.9, 0, 1, 1000, 900, 0, 0.5, 0.6)
+    pruned = Row("prune+qat", "int8-pqat", 0.9, 0, 1, 1000, 500, 0.5, 0.49, 0.6)
+    faster = Row("cluster+qat", "int8-cqat", 0.9, 0, 1, 1000, 500, 0.5, 0.2, 0.6)
+    (note,) = _speed_notes([dense, pruned, faster])
+    assert "buy no speed" in note
+    assert "int8-pqat takes 0.98 of int8-qat's time" in note
+    assert "int8-cqat" not in note
