@@ -391,10 +391,12 @@ def test_folders_and_lone_arrays_are_taken(run, data, good, tmp_path):
 def test_ptq_takes_a_set_and_its_digest_travels(run, good, tmp_path):
     copy = Run(tmp_path / "run")
     shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("int8*", "checkpoints", "plots"))
-    recipe = run.recipe.override({"compress.calibration": str(good), "compress.max_drop": 100.0})
-    (copy.path / "recipe.toml").write_text(recipe.to_toml())
-    report = quantize(copy, "ptq")
+    report = quantize(copy, "ptq", calibration=str(good), max_drop=100.0)
     assert report.calibration == {"recipe": "good", "images": 40, "digest": calibration_set.read(good).digest}
+    with pytest.raises(RecipeError, match="--method qat would ignore it"):
+        quantize(copy, "qat", calibration=str(good))
+    # The recipe may name it too; where it lay does not travel.
+    (copy.path / "recipe.toml").write_text(run.recipe.override({"compress.calibration": str(good)}).to_toml())
     provenance = Bundle.open(export_bundle(copy, "desktop", variant="int8").bundle).manifest.provenance
     assert provenance["calibration"] == report.calibration
     assert provenance["recipe"]["compress"]["calibration"] == "good"
