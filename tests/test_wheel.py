@@ -53,6 +53,7 @@ def test_wheel_ships_targets_and_calibration(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "edgerec/_shipped/targets/rpi.toml" in names
     assert "edgerec/_shipped/calibration/stratified.toml" in names
+    assert "edgerec/_shipped/calibration/digits/calibration.json" in names
     assert "edgerec/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 

@@ -11,7 +11,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgerec.cli import camera, evaluate, export, import_, parity, predict, quantize, recipe, train, verify
+from edgerec.cli import (
+    calibration,
+    camera,
+    evaluate,
+    export,
+    import_,
+    parity,
+    predict,
+    quantize,
+    recipe,
+    train,
+    verify,
+)
 from edgerec.errors import EdgerecError
 
 
@@ -78,6 +90,7 @@ for command in (
     camera.camera,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(calibration.app, name="calibration")
 
 
 def _version(wanted: bool) -> None:

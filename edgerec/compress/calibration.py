@@ -2,43 +2,128 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import tomllib
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.shipped import find_shipped, shipped_names
-from edgerec.data import Dataset, Split
-from edgerec.errors import RecipeError, unknown
+from edgerec.compress import calibration_set
+from edgerec.compress.calibration_check import examine, first_error, sample_of
+from edgerec.compress.calibration_input import of_set, open_offered
+from edgerec.compress.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
+from edgerec.compress.picking import METHODS
+from edgerec.compress.plots import contact_sheet
+from edgerec.contract.files import refuse_existing
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.contract.shipped import find_shipped, shipped, shipped_names
+from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.errors import DataError, RecipeError, unknown
+from edgerec.models import find
+from edgerec.train.run import Run
 
+__all__ = ["CalibrationRecipe", "CalibrationSet", "draw", "make", "pin_range", "read_recipe", "show"]
 
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Pictures uint8 ``(N, H, W, C)``, and the SHA-256 over them that goes into the manifest."""
+log = logging.getLogger(__name__)
 
-    recipe: str
-    images: npt.NDArray[np.uint8]
-    digest: str
+FOLDER = "calibration"
 
 
 def draw(name: str, dataset: Dataset, split: Split) -> CalibrationSet:
-    """Draw from the training part as the recipe ``calibration/NAME.toml`` (or a person's own .toml) says.
+    """The calibration set of that name.
 
-    As evenly over the classes as they allow, in the recipe's seed.
+    Args:
+        name: a recipe of ``calibration/`` or a person's own .toml, by which pictures are drawn from the training
+            part; or the folder of a set, which is checked against the data.
+        dataset: what the model was trained on.
+        split: its parts.
 
     Raises:
-        RecipeError: no such recipe, or one with other keys than ``images`` and ``seed``.
+        RecipeError: no such recipe or set, or a recipe with a wrong key.
+        DataError: a set that is damaged, or unfit for a model of this data, with the first reason.
     """
-    count, seed = _read(name)
-    rng = np.random.default_rng(seed)
-    classes = dataset.classes[split.train]
-    members = [rng.permutation(split.train[classes == index]) for index in range(len(dataset.labels))]
-    # One of each class, then the second of each …, until there are enough.
-    rounds = [m[turn] for turn in range(max(map(len, members))) for m in members if turn < len(m)]
-    images = np.stack([dataset.images[i] for i in rounds[:count]])
-    return CalibrationSet(name, images, hashlib.sha256(images.tobytes()).hexdigest())
+    folder = _set_folder(name)
+    return _drawn(read_recipe(name), dataset, split) if folder is None else _checked(folder, dataset, split)
+
+
+def make(
+    subject: Run | str | Path | None,
+    out: str | Path,
+    *,
+    recipe: str = "stratified",
+    images: int | None = None,
+    seed: int | None = None,
+    data: str | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> CalibrationSet:
+    """Draw a calibration set from the training part and write its folder.
+
+    Args:
+        subject: a finished run, a training recipe's .toml, or None for ``data`` as ``edgerec train`` takes it.
+        out: the set's folder.
+        recipe: a recipe of ``calibration/``, or a .toml.
+        images: how many pictures, in place of the recipe's.
+        seed: which ones, in place of the recipe's.
+        data: where the pictures are, in place of what ``subject`` says.
+        overwrite: replace a set that is there.
+        listener: told of the reading.
+
+    Raises:
+        EdgerecError: no such run, recipe or data, or something else stands at ``out``.
+    """
+    refuse_existing(Path(out), overwrite, ours=is_set(Path(out)))
+    wanted = read_recipe(recipe)
+    wanted = replace(wanted, images=images or wanted.images, seed=wanted.seed if seed is None else seed)
+    dataset, split, section = _open(subject, data, listener)
+    drawn = _drawn(wanted, dataset, split)
+    source = Path(section.source).name
+    # A name is for people and travels; the folder in which a file of arrays lay does not.
+    names = tuple(name.replace(f"{section.source}[", f"{source}[", 1) for name in drawn.names)
+    made = replace(drawn, names=names, source=source, preprocess=section.preprocess)
+    calibration_set.write(made, out, overwrite=overwrite)
+    return made
+
+
+def show(
+    path: str | Path,
+    out: str | Path,
+    *,
+    run: Run | str | Path | None = None,
+    data: str | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> int:
+    """Draw a contact sheet with labels and the histogram of the pixel values, as a PNG.
+
+    Args:
+        path: a set; with ``run``, anything that can be checked.
+        out: the PNG.
+        run: whose training pictures' histogram is drawn beside it.
+        data: where the run's pictures are now, if they were moved.
+        overwrite: replace ``out``.
+        listener: told of the reading.
+
+    Returns:
+        How many pictures the set has.
+    """
+    path, out = Path(path), Path(out)
+    refuse_existing(out, overwrite)
+    reference = None
+    if run is None:
+        shown = of_set(calibration_set.read(path), str(path))
+    else:
+        run = run if isinstance(run, Run) else Run.open(run)
+        shown = open_offered(path, run.recipe.preprocess, run.labels)
+        dataset, split = run.data(data, listener)
+        reference = dataset.images[sample_of(dataset, split)]
+    if not len(shown.images):
+        raise DataError(str(shown.findings[0]))
+    contact_sheet(shown.images, shown.labels or shown.names, reference, path.name, out)
+    return len(shown.images)
 
 
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -52,17 +137,76 @@ def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pinned
 
 
-def _read(name: str) -> tuple[int, int]:
-    path = find_shipped("calibration", name)
+def read_recipe(name: str) -> CalibrationRecipe:
+    """Read ``calibration/NAME.toml``, or a person's own .toml.
+
+    Raises:
+        RecipeError: no such recipe, or one with other keys than ``method``, ``images`` and ``seed``.
+    """
+    path = find_shipped(FOLDER, name)
     if path is None:
-        raise RecipeError(unknown("calibration recipe", name, shipped_names("calibration")))
+        problem = unknown("calibration recipe", name, shipped_names(FOLDER))
+        raise RecipeError(f"{problem}, and no folder of a calibration set either")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     for key, value in values.items():
-        if key not in ("images", "seed"):
-            raise RecipeError(f"{path}: {unknown('calibration key', key, ('images', 'seed'))}")
-        if type(value) is not int or value < (key == "images"):
+        if key not in ("method", "images", "seed"):
+            raise RecipeError(f"{path}: {unknown('calibration key', key, ('method', 'images', 'seed'))}")
+        if key == "method":
+            if value not in METHODS:
+                raise RecipeError(f"{path}: {unknown('calibration method', value, METHODS)}")
+        elif type(value) is not int or value < (key == "images"):
             raise RecipeError(f"{path}: {key} is {value!r}, expected a whole number of at least {int(key == 'images')}")
-    return values.get("images", 200), values.get("seed", 0)
+    return CalibrationRecipe(Path(name).name, **values)
+
+
+def _set_folder(name: str) -> Path | None:
+    """The set's folder that ``name`` means: a path, or one that comes with edgerec; a recipe's name goes first."""
+    if name.endswith(".toml") or name in shipped_names(FOLDER):
+        return None
+    return next((path for path in (Path(name), shipped(FOLDER) / name) if is_set(path)), None)
+
+
+def _drawn(recipe: CalibrationRecipe, dataset: Dataset, split: Split) -> CalibrationSet:
+    if recipe.images > len(split.train):
+        log.warning("calibration: %d pictures wanted, the training part has %d", recipe.images, len(split.train))
+    rng = np.random.default_rng(recipe.seed)
+    chosen = METHODS[recipe.method](dataset, split.train, recipe.images, rng)
+    images = np.stack([dataset.images[i] for i in chosen])
+    return CalibrationSet(
+        recipe=recipe.name,
+        images=images,
+        digest=digest_of(images),
+        labels=tuple(dataset.labels[dataset.classes[i]] for i in chosen),
+        names=tuple(dataset.names[i] for i in chosen),
+        drawn=recipe,
+        data_digest=dataset.digest,
+    )
+
+
+def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
+    found = calibration_set.read(folder)
+    findings = list(examine(of_set(found, str(folder)), dataset, split))
+    if error := first_error(findings):
+        more = sum(finding.severity == "error" for finding in findings) - 1
+        others = f" ({more} more: edgerec calibration check {folder} --run RUN)" if more else ""
+        raise DataError(f"calibration set {folder} is refused: {error}{others}")
+    for finding in findings:
+        if finding.severity == "warning":
+            log.warning("calibration set %s: %s", folder, finding)
+    return found
+
+
+def _open(subject: Run | str | Path | None, data: str | None, listener: Listener) -> tuple[Dataset, Split, DataSection]:
+    """The data that ``subject`` trains on, its split, and how pictures become pixels."""
+    if subject is not None and not str(subject).endswith(".toml"):
+        run = subject if isinstance(subject, Run) else Run.open(subject)
+        section = run.recipe.data
+        return *run.data(data, listener), section if data is None else replace(section, source=data)
+    recipe = Recipe() if subject is None else Recipe.from_toml(str(subject))
+    if data is not None:
+        recipe = recipe.override({"data.source": data}, "--data")
+    dataset, section = load(recipe.data, least_size_px=find(recipe.model.arch).least_size_px, listener=listener)
+    return dataset, split_dataset(dataset, section, recipe.seed), section

@@ -28,6 +28,11 @@ class Method:
     stages: tuple[Stage, ...] = ()
     like: str = ""
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether pictures set the ranges of its activations."""
+        return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
+
 
 METHODS = {
     "float16": Method("float16", "float16"),

@@ -1,12 +1,13 @@
-"""Pictures of variants."""
+"""Pictures of variants and of calibration sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerec.train.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
@@ -82,3 +83,56 @@ def layer_bars(
     axes.grid(alpha=0.25, axis="x")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def contact_sheet(
+    images: npt.NDArray[np.uint8],
+    titles: Sequence[str],
+    reference: npt.NDArray[np.uint8] | None,
+    name: str,
+    path: Path,
+    most: int = 60,
+) -> None:
+    """Some of the pictures uint8 ``(N, H, W, C)`` with their titles, sorted and evenly chosen by title, above the
+    histogram of all their pixel values; that of ``reference`` is filled behind it."""
+    by_title = sorted(range(len(images)), key=lambda i: titles[i])
+    some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
+    columns = int(np.clip(len(some), 5, 10))
+    rows = -(-len(some) // columns)
+    small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]  # more pixels are not seen
+    height, width = small.shape[1:3]
+    tall = 11 / columns * height / width * 1.25 * rows
+    figure = new_figure(11, tall + 3.4)
+    shown = f", {len(some)} of them shown" if len(some) < len(images) else ""
+    figure.suptitle(f"{name}: {len(images)} pictures{shown}".replace("$", r"\$"))
+    above, below = figure.subplots(2, 1, height_ratios=(tall, 3))
+    # One picture of all of them: an axes each would take seconds.
+    sheet = np.full((int(rows * height * 1.25), int(columns * width * 1.05), 3), 255, np.uint8)
+    for cell, i in enumerate(some):
+        top, left = int((cell // columns + 0.2) * height * 1.25), int(cell % columns * width * 1.05)
+        sheet[top : top + height, left : left + width] = small[cell]
+        title = titles[i][:18].replace("$", r"\$")
+        above.text(left + width / 2, top - 0.04 * height, title, ha="center", va="bottom", fontsize=8)
+    above.imshow(sheet)
+    above.set_axis_off()
+    _pixel_histogram(below, images, reference)
+    save_figure(figure, path)
+
+
+def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
+    """How often each pixel value is in each channel, eight values a bin; filled for the reference."""
+    edges = np.arange(0, 257, 8)
+    grey = images.shape[3] == 1
+    named = [("grey", "black")] if grey else [("red", "#c0392b"), ("green", "#2e8b57"), ("blue", BLUE)]
+
+    def draw(pixels: npt.NDArray[np.uint8], note: str, **style: Any) -> None:
+        for channel, (name, colour) in enumerate(named):
+            parts = np.histogram(pixels[..., channel], edges)[0] / pixels[..., channel].size
+            axes.stairs(parts, edges, color=colour, label=name + note, **style)
+
+    if reference is not None and reference.shape[3] == images.shape[3]:
+        draw(reference, ", training", fill=True, alpha=0.15)
+    draw(images, "", linewidth=1.5)
+    axes.set(xlabel="pixel value", ylabel="part of the pixels", xlim=(0, 256))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, ncols=2)

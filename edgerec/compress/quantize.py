@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress import calibration
 from edgerec.compress.bench import Bench
+from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.cluster import cluster
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.finetune import FineTune
@@ -44,6 +44,7 @@ def quantize(
     max_drop: float | None = None,
     skip: str | None = None,
     float_layers: str | None = None,
+    calibration: str | None = None,
     data: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -62,6 +63,7 @@ def quantize(
         max_drop: points of top-1 that the variant may lose.
         skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
         float_layers: layers that ``mixed`` leaves float, likewise.
+        calibration: what calibrates: a recipe, a .toml, or a calibration set's folder.
         data: where the run's pictures are now, if they were moved.
         resume: go on with the fine-tuning that a stopped quantize with these settings left.
         overwrite: replace a variant that is there.
@@ -73,7 +75,7 @@ def quantize(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
-    wanted |= {"float_layers": float_layers, "max_drop": max_drop}
+    wanted |= {"float_layers": float_layers, "calibration": calibration, "max_drop": max_drop}
     recipe = run.recipe.override({f"compress.{k}": v for k, v in wanted.items() if v is not None}, "quantize")
     _check_used(recipe.compress, wanted)
     if recipe.compress.method == "auto":
@@ -128,6 +130,7 @@ def _check_used(section: CompressSection, wanted: dict[str, Any]) -> None:
         "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
         "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
         "float_layers": ["mixed"],
+        "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
     }
     for option, methods in uses.items():
         if wanted[option] is not None and section.method not in methods:
@@ -156,6 +159,8 @@ def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
 def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any]]:
     """The .tflite, and what calibrated it."""
     recipe, model, stages = bench.recipe, bench.run.model(), method.stages
+    # Before any training: a set that is refused costs no time.
+    pictures = draw(recipe.compress.calibration, bench.dataset, bench.split) if method.calibrates else None
     tune = _fine_tune(bench, unfinished)
     if "prune" in stages:
         model = prune(model, recipe.compress, tune)
@@ -166,25 +171,25 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
             model, recipe.normalise, tune, pruned="prune" in stages, clustered="cluster" in stages
         )
     bench.listener(Progress("converting", 0, 1))
-    content, drawn = _converted(bench, method, model)
+    content = _converted(bench, method, model, pictures)
     bench.listener(Progress("converting", 1, 1))
-    return content, drawn
+    if pictures is None:
+        return content, {}
+    return content, {"recipe": pictures.recipe, "images": len(pictures.images), "digest": pictures.digest}
 
 
-def _converted(bench: Bench, method: Method, model: Any) -> tuple[bytes, dict[str, Any]]:
+def _converted(bench: Bench, method: Method, model: Any, pictures: CalibrationSet | None) -> bytes:
     if method.precision == "float16":
-        return to_float16(model), {}
+        return to_float16(model)
     if method.precision == "dynamic":
-        return to_dynamic(model), {}
-    if "qat" in method.stages:
-        return to_int8(model), {}
-    calibrated = calibration.draw(bench.recipe.compress.calibration, bench.dataset, bench.split)
-    drawn = {"recipe": calibrated.recipe, "images": len(calibrated.images), "digest": calibrated.digest}
-    pixels = bench.recipe.normalise.apply(calibration.pin_range(calibrated.images).astype(np.float32))
+        return to_dynamic(model)
+    if pictures is None:
+        return to_int8(model)
+    pixels = bench.recipe.normalise.apply(pin_range(pictures.images).astype(np.float32))
     if method.precision == "mixed":
         float_layers = named_layers(model, bench.recipe.compress.float_layers, "compress.float_layers")
-        return to_mixed(model, pixels, float_layers), drawn
-    return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels), drawn
+        return to_mixed(model, pixels, float_layers)
+    return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels)
 
 
 def _fine_tune(bench: Bench, checkpoints: Path) -> FineTune:

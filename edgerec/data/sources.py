@@ -105,11 +105,21 @@ def npz(path: Path) -> Arrays:
     """``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]``; never unpickles."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no .npz file: numpy.savez writes one")
+    values = read_arrays(path)
+    for name in ("x_train", "y_train"):
+        if name not in values:
+            raise DataError(f"{path} has {', '.join(sorted(values)) or 'no arrays'}; {name} is missing")
+    return _from_arrays(values, str(path))
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz file, or the one of an .npy file by the name ``array``; never unpickles."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files}
+        values = _load(path)
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no .npz file: {error}") from None
+        raise DataError(f"{path} is no {path.suffix} file: {error}") from None
+    except MemoryError:
+        raise DataError(f"{path} says that it holds more than the memory does: give fewer pictures") from None
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
@@ -119,10 +129,15 @@ def npz(path: Path) -> Arrays:
         raise DataError(f"{path} cannot be read: {error}") from None
     if odd := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
         raise DataError(f"{path}: {odd[0]} is no NumPy array")
-    for name in ("x_train", "y_train"):
-        if name not in values:
-            raise DataError(f"{path} has {', '.join(sorted(values)) or 'no arrays'}; {name} is missing")
-    return _from_arrays(values, str(path))
+    return values
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if zipfile.is_zipfile(path):
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    with path.open("rb") as lone:
+        return {"array": np.lib.format.read_array(lone, allow_pickle=False)}
 
 
 def _from_arrays(values: dict[str, Any], where: str) -> Arrays:

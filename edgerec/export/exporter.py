@@ -168,9 +168,12 @@ def _manifest(
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
-    """The recipe as others may see it: the names of its data and weights, not where they lay."""
+    """The recipe as others may see it: the names of its data, weights and calibration set, not where they lay."""
     data = replace(recipe.data, source=Path(recipe.data.source).name)
-    return replace(recipe, data=data, model=replace(recipe.model, weights=Path(recipe.model.weights).name))
+    compress = replace(recipe.compress, calibration=Path(recipe.compress.calibration).name)
+    return replace(
+        recipe, data=data, model=replace(recipe.model, weights=Path(recipe.model.weights).name), compress=compress
+    )
 
 
 def _choose(run: Run, target: Target, wanted: str | None, data: str | None, listener: Listener) -> str:

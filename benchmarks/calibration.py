@@ -1,0 +1,110 @@
+"""What a wrong calibration set costs: a run's float model, calibrated in every wrong way, on validation pictures.
+
+    python benchmarks/calibration.py RUN [--data FOLDER] [--images 1000] [--seeds 3]
+
+The sets with a mistake have 100 pictures. Where the mistake leaves pixels, they go the way of `edgerec quantize`;
+wrong ranges are given to the converter as they are, which edgerec never does. "Scores moved" is how much of the
+probability the int8 model gives to other classes than the float one does (total variation distance), on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edgerec.compress import calibration
+from edgerec.compress.convert import to_int8
+from edgerec.compress.parity import form
+from edgerec.compress.picking import METHODS
+from edgerec.contract.progress import ignore
+from edgerec.data import Dataset, Split
+from edgerec.runtime.model import ImageModel
+from edgerec.train.evaluate import keras_scorer, tflite_scorer
+from edgerec.train.keras import prepare
+from edgerec.train.run import Run
+
+# Pictures and seed -> what the converter sees, real numbers float32 (N, H, W, C).
+Case = Callable[[int], Any]
+
+
+def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str, Case]]:
+    """Each way to calibrate, by its name."""
+
+    def picked(method: str, count: int, seed: int, part: Any = split.train) -> Any:
+        return dataset.images[METHODS[method](dataset, part, count, np.random.default_rng(seed))]
+
+    def prepared(pixels: Any) -> Any:
+        return normalise.apply(calibration.pin_range(pixels).astype(np.float32))
+
+    for count in (10, 100, 500):
+        yield f"stratified, {count}", lambda seed, n=count: prepared(picked("stratified", n, seed))
+    for method in ("random", "diverse"):
+        yield f"{method}, 100", lambda seed, how=method: prepared(picked(how, 100, seed))
+    yield "red and blue exchanged", lambda seed: prepared(picked("stratified", 100, seed)[..., ::-1])
+    yield "half the contrast", lambda seed: prepared(picked("stratified", 100, seed) // 2)
+    yield "one class only", lambda seed: prepared(picked("random", 100, seed, _one_class(dataset, split, seed)))
+    yield "all alike", lambda seed: prepared(_burst(picked("random", 1, seed)[0], 100, seed))
+    yield "[0, 1] normalised again", lambda seed: normalise.apply(picked("stratified", 100, seed) / np.float32(255))
+    yield "[-1, 1] for a [0, 1] model", lambda seed: picked("stratified", 100, seed) / np.float32(127.5) - 1
+    yield "0 to 255, not normalised", lambda seed: picked("stratified", 100, seed).astype(np.float32)
+
+
+def _one_class(dataset: Dataset, split: Split, index: int) -> Any:
+    return split.train[dataset.classes[split.train] == index]
+
+
+def _burst(image: Any, count: int, seed: int) -> Any:
+    """A few seconds of video of one scene: moved by up to two pixels, with noise and another exposure."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        move = np.array([[1, 0, rng.uniform(-2, 2)], [0, 1, rng.uniform(-2, 2)]], np.float32)
+        moved = cv2.warpAffine(image, move, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE).reshape(image.shape)
+        noisy = moved + rng.normal(0, 3, image.shape) + rng.uniform(-8, 8)
+        frames.append(noisy.clip(0, 255).astype(np.uint8))
+    return np.stack(frames)
+
+
+def main() -> None:
+    """Print the table, a row as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    run = Run.open(arguments.run)
+    recipe = run.recipe
+    prepare(recipe.train, recipe.seed)
+    dataset, split = run.data(arguments.data)
+    part = np.random.default_rng(0).permutation(split.val)[: arguments.images]
+    images, classes = np.asarray(dataset.images[part]), dataset.classes[part]
+    model = run.model()
+    reference = keras_scorer(model, recipe.normalise)(images, ignore)
+    top1 = form("float32", reference, reference, classes).top1
+    print(f"{recipe.model.arch}, {len(part)} validation pictures, float Keras {top1:.2%}\n")
+    print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
+    for name, case in cases(dataset, split, recipe.normalise):
+        rows = []
+        for seed in range(arguments.seeds):
+            content = to_int8(model, case(seed).astype(np.float32))
+            scores = tflite_scorer(ImageModel(content, recipe.normalise))(images, ignore)
+            row = form(name, scores, reference, classes)
+            moved = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
+            rows.append((row.top1, row.agreement, moved))
+        print(f"| {name} | {' | '.join(_cell(values) for values in zip(*rows, strict=True))} |", flush=True)
+
+
+def _cell(parts: tuple[float, ...]) -> str:
+    """The mean, and the lowest and highest where they differ, in percent."""
+    low, mean, high = (f"{value:.1%}" for value in (min(parts), float(np.mean(parts)), max(parts)))
+    return mean if low == high else f"{mean} ({low[:-1]} to {high[:-1]})"
+
+
+if __name__ == "__main__":
+    main()
