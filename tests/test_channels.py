@@ -209,11 +209,11 @@ def test_where_nothing_can_go_the_error_says_why():
     classes_only = keras().Sequential([layers.Flatten(input_shape=(8, 8, 3)), layers.Dense(5, activation="softmax")])
     with pytest.raises(ModelError, match="all of them are its classes"):
         shrink(classes_only, 0.5, None)
-    with pytest.raises(ModelError, match="no layer of .* has more than 8 channels"):
+    with pytest.raises(ModelError, match=r"no layer of .* has more than 8 channels"):
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(8, 3)(x))), 0.5, None)
     with pytest.raises(ModelError, match=r"grouped \(Conv2D\) may need all of theirs"):
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(9, 3, groups=3, name="grouped")(x))), 0.5, None)
-    with pytest.raises(ModelError, match="is 0.95, expected 0 to 0.9"):
+    with pytest.raises(ModelError, match=r"is 0\.95, expected 0 to 0.9"):
         shrink(classes_only, 0.95, None)
 
 

@@ -128,7 +128,7 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
         for layer in (wire.layer,)
     ]
 
-    @tf.function  # type: ignore[misc]
+    @tf.function  # type: ignore[untyped-decorator]
     def changes(pixels: Any, classes: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([kernel for kernel, _, _ in kernels])
@@ -216,7 +216,7 @@ def _choose(wiring: Wiring, groups: list[Channels], scores: Numbers, target: flo
 def _blocks(order: Channels, multiple: int) -> list[Channels]:
     """The channels of a group that may go, least important first, in blocks that end at the multiple."""
     least = max(multiple, -(-round(len(order) * LEAST) // multiple) * multiple)
-    ends = [end for end in range(len(order) % multiple or multiple, len(order) - least + 1, multiple)]
+    ends = range(len(order) % multiple or multiple, len(order) - least + 1, multiple)
     return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 

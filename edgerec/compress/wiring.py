@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Channels = npt.NDArray[np.int64]
 
-# Each weight's axes, biases last: i a channel that comes in, e the same times the depth multiplier, o one that goes out.
+# Each weight's axes, biases last: i a channel that comes in, e the same by the depth multiplier, o one that goes out.
 MAKERS = {
     "Conv2D": ("hwio", "o"),
     "Conv2DTranspose": ("hwoi", "o"),
