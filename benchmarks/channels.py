@@ -1,6 +1,6 @@
 """What removing channels buys and costs: a run's int8 with and without them, by time, size and accuracy.
 
-    python benchmarks/channels.py RUN [--parts 0.35 0.5 0.65] [--epochs 10] [--data …] [--max-drop 1]
+    python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1]
 
 Accuracy is of the int8 files on the validation part, where the choice is made: the fastest that loses no more than
 --max-drop points. The test part is looked at once, for the whole model and the chosen one. Times are of all files in
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.compress import calibration
-from edgerec.compress.channels import macs, shrink
+from edgerec.compress.channels import cost, macs, shrink
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
 from edgerec.contract.progress import ignore
@@ -82,6 +82,7 @@ def row(given: Bench, part: float, model: Any, content: bytes, before: float) ->
         "part": part,
         "parameters": int(model.count_params()),
         "macs": macs(model),
+        "estimated_times_faster": round(cost(given.run.model()) / cost(model), 3),
         "int8_bytes": len(content),
         "val_before_tuning": round(before, 4),
         "val_float": round(given.top1(keras_scorer(model, given.run.recipe.normalise), "val"), 4),
@@ -142,7 +143,7 @@ def main() -> None:
     """Print a line for each part, then one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.5, 0.65])
+    parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--multiple", type=int, default=8)

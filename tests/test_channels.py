@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgerec.compress import channels
-from edgerec.compress.channels import macs, shrink
+from edgerec.compress.channels import cost, macs, shrink
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
 from edgerec.compress.wiring import trace
@@ -92,7 +92,7 @@ def test_the_shrunken_model_computes_what_the_masked_one_does(name, monkeypatch)
     monkeypatch.setattr(channels, "_verify", lambda *given: made.update(zip("mswk", given, strict=True)))
     smaller = shrink(model, 0.5, None)
     monkeypatch.undo()
-    assert macs(smaller) <= 0.5 * macs(model)
+    assert cost(smaller) <= 0.5 * cost(model)
     assert smaller.count_params() < model.count_params()
     assert (smaller.input_shape, smaller.output_shape) == (model.input_shape, model.output_shape)
     assert [type(layer) for layer in smaller.layers] == [type(layer) for layer in model.layers]
@@ -140,7 +140,7 @@ def test_dead_channels_go_first_and_change_nothing():
     smaller = shrink(model, 0.6, None)
     given = pixels(model)
     np.testing.assert_allclose(smaller(given).numpy(), model(given).numpy(), atol=1e-5)
-    assert macs(smaller) <= 0.4 * macs(model)
+    assert cost(smaller) <= 0.4 * cost(model)
 
 
 def suffix(wiring, name):
@@ -148,6 +148,19 @@ def suffix(wiring, name):
     convolutions = [layer for layer in wiring.wires if layer.startswith("conv2d")]
     convolutions.sort(key=lambda layer: int(layer.partition("_")[2] or 0))
     return convolutions[int(name.partition("_")[2] or 0)].removeprefix("conv2d")
+
+
+def test_costs_are_counted():
+    def features(layers, x):
+        x = layers.Conv2D(16, 3, padding="same", strides=2)(x)
+        x = layers.DepthwiseConv2D(3, padding="same")(x)
+        return layers.GlobalAveragePooling2D()(layers.Conv2D(24, 1)(layers.Add()([x, x])))
+
+    model = built(features, size=8)
+    stem, depthwise, pointwise, classes = 16 * 9 * 3 * 16, 16 * 9 * 16, 16 * 16 * 24, 24 * 5
+    assert macs(model) == stem + depthwise + pointwise + classes
+    written = 16 * 16 * 3 + 16 * 24 + 5
+    assert cost(model) == macs(model) + 3 * depthwise + 20 * written
 
 
 def test_residual_ties_hold_and_layers_end_at_multiples():
@@ -161,7 +174,7 @@ def test_residual_ties_hold_and_layers_end_at_multiples():
     fine = shrink(model, 0.6, None, multiple=1)
     assert any(layer.filters % 8 for layer in fine.layers if hasattr(layer, "filters"))
     # A finer grain meets what was asked for more closely.
-    assert macs(smaller) <= macs(fine) <= 0.4 * macs(model) < 1.05 * macs(fine)
+    assert cost(smaller) <= cost(fine) <= 0.4 * cost(model) < 1.05 * cost(fine)
 
 
 def test_its_int8_is_smaller():
@@ -233,7 +246,7 @@ def test_fine_tuning_brings_the_accuracy_back(run):
         return np.mean(scores.argmax(axis=1) == dataset.classes[split.val])
 
     smaller = shrink(model, 0.6, tune, rounds=2)
-    assert macs(smaller) <= 0.4 * macs(model)
+    assert cost(smaller) <= 0.4 * cost(model)
     assert top1(smaller) > top1(model) - 0.03
     # By loss, channels are chosen so that less is lost than by the size of the weights.
     untrained = replace(tune, epochs=0)

@@ -47,6 +47,7 @@ WEIGHTLESS = {
     *("ZeroPadding2D", "Cropping2D", "UpSampling2D"),
 }
 TIES = {"Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"}
+JOINTS = TIES | {"Concatenate"}
 
 
 @dataclass(frozen=True)
@@ -122,48 +123,39 @@ class _Tracer:
     def _wire(self, layer: Any, used: list[Channels], shape: tuple[int | None, ...]) -> Wire | None:
         """The layer's wire, or None when it is not known what it does to its channels."""
         kind, config = type(layer).__name__, layer.get_config()
-        positions = prod(n or 1 for n in shape[1:-1])
-        if config.get("data_format") == "channels_first" or config.get("groups", 1) != 1:
+        if not used or config.get("data_format") == "channels_first" or config.get("groups", 1) != 1:
             return None
-        if kind in MAKERS:
-            made = self._fresh(shape[-1] or 0)
-            if kind == "Conv2DTranspose":
-                positions = prod(n or 1 for n in layer.input_shape[1:-1])
-            wire = Wire(layer, used[0], made, MAKERS[kind], positions)
-        elif len(used) == 1 and (passed := self._passed(kind, config, used[0], shape)) is not None:
-            wire = Wire(layer, used[0], passed, PASSERS.get(kind, ()), positions)
-        else:
-            return self._joined(layer, kind, config, used, shape)
+        made = self._fresh(shape[-1] or 0) if kind in MAKERS else self._passed(kind, config, used, shape)
+        if made is None:
+            return None
         if kind == "Softmax" or config.get("activation") == "softmax":
-            self.held[layer.name] = wire.made  # each of its outputs comes from all channels
-        return wire
+            self.held[layer.name] = made  # each of its outputs comes from all channels
+        counted = layer.input_shape if kind == "Conv2DTranspose" else shape
+        axes = MAKERS.get(kind) or PASSERS.get(kind, ())
+        return Wire(layer, made if kind in JOINTS else used[0], made, axes, prod(n or 1 for n in counted[1:-1]))
 
-    def _joined(
-        self, layer: Any, kind: str, config: dict[str, Any], used: list[Channels], shape: tuple[int | None, ...]
-    ) -> Wire | None:
-        """The wire of a layer with several inputs."""
+    def _passed(
+        self, kind: str, config: dict[str, Any], used: list[Channels], shape: tuple[int | None, ...]
+    ) -> Channels | None:
+        """What becomes of channels where no new ones are made."""
+        last = (-1, len(shape) - 1)
         if kind in TIES and len({len(channels) for channels in used}) == 1:
             for other in used[1:]:
                 self._tie(used[0], other)
-            return Wire(layer, used[0], used[0])
-        if kind == "Concatenate" and config["axis"] in (-1, len(shape) - 1):
-            return Wire(layer, np.concatenate(used), np.concatenate(used))
-        return None
-
-    def _passed(
-        self, kind: str, config: dict[str, Any], used: Channels, shape: tuple[int | None, ...]
-    ) -> Channels | None:
-        """What becomes of the only input's channels."""
+            return used[0]
+        if kind == "Concatenate" and config["axis"] in last:
+            return np.concatenate(used)
+        if len(used) > 1:
+            return None
         if kind == "DepthwiseConv2D":
-            return np.repeat(used, config["depth_multiplier"])
-        if kind == "BatchNormalization":
-            axis = config["axis"][0] if isinstance(config["axis"], (list, tuple)) else config["axis"]
-            return used if axis in (-1, len(shape) - 1) else None
+            return np.repeat(used[0], config["depth_multiplier"])
         if kind == "Flatten":
-            return np.tile(used, shape[-1] // len(used)) if shape[-1] else None
+            return np.tile(used[0], shape[-1] // len(used[0])) if shape[-1] else None
         if kind == "Reshape":
-            return used if prod(n or 0 for n in shape[1:]) == shape[-1] == len(used) else None
-        return used if kind in WEIGHTLESS or kind in PASSERS else None
+            return used[0] if prod(n or 0 for n in shape[1:]) == shape[-1] == len(used[0]) else None
+        if kind == "BatchNormalization":
+            return used[0] if set(np.ravel(config["axis"])) <= set(last) else None
+        return used[0] if kind in WEIGHTLESS or kind in PASSERS else None
 
     def _fresh(self, count: int) -> Channels:
         first = len(self.parent)
