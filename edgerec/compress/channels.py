@@ -209,19 +209,30 @@ def _choose(wiring: Wiring, groups: list[Channels], scores: Numbers, target: flo
     for number, wire in enumerate(wiring.wires.values()):
         np.add.at(counts[0, number], wire.used, 1)
         np.add.at(counts[1, number], wire.made, 1)
-    queues = [_blocks(group[np.argsort(scores[group], kind="stable")], multiple) for group in groups]
-    shares = [[counts[..., block].sum(-1) for block in queue] for queue in queues]
-    keep = np.ones(len(scores), bool)
+    blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], multiple) for group in groups]
+    shares = [[counts[..., block].sum(-1) for block in some] for some in blocks]
+    gone = [0] * len(groups)  # how many blocks of each group
+
+    def loss(index: int, number: int, saved: float) -> float:
+        return float(scores[blocks[index][number]].sum()) / saved
+
     while costs.left > target:
-        nexts = {index: costs.without(*shares[index][0]) for index, queue in enumerate(queues) if queue}
+        nexts = {i: costs.without(*shares[i][n]) for i, n in enumerate(gone) if n < len(blocks[i])}
         if not nexts:
             log.warning("every layer is at its least: about %.0f%% of the time is left", 100 * costs.left / whole.left)
             break
-        worth = {index: scores[queues[index][0]].sum() / (costs.left - after.left) for index, after in nexts.items()}
-        chosen = min(worth, key=lambda index: worth[index])
-        keep[queues[chosen].pop(0)] = False
-        shares[chosen].pop(0)
-        costs = nexts[chosen]
+        chosen = min(nexts, key=lambda i: loss(i, gone[i], costs.left - nexts[i].left))
+        gone[chosen], costs = gone[chosen] + 1, nexts[chosen]
+    while True:  # a large block that went late may have made others needless
+        backs = {i: costs.without(*-shares[i][n - 1]) for i, n in enumerate(gone) if n}
+        backs = {i: back for i, back in backs.items() if back.left <= target}
+        if not backs:
+            break
+        chosen = max(backs, key=lambda i: loss(i, gone[i] - 1, 1.0))
+        gone[chosen], costs = gone[chosen] - 1, backs[chosen]
+    keep = np.ones(len(scores), bool)
+    for some, count in zip(blocks, gone, strict=True):
+        keep[[channel for block in some[:count] for channel in block]] = False
     return keep
 
 
