@@ -1,0 +1,158 @@
+"""What removing channels buys and costs: a run's int8 with and without them, by time, size and accuracy.
+
+    python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1]
+
+Accuracy is of the int8 files on the validation part, where the choice is made: the fastest that loses no more than
+--max-drop points. The test part is looked at once, for the whole model and the chosen one. Times are of all files in
+turn, picture by picture, in one process with one thread; the ratio of their medians is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.compress import calibration
+from edgerec.compress.channels import cost, macs, shrink
+from edgerec.compress.convert import check_int8, to_int8
+from edgerec.compress.finetune import FineTune
+from edgerec.contract.progress import ignore
+from edgerec.runtime.interpreter import fingerprint
+from edgerec.runtime.model import ImageModel
+from edgerec.train.evaluate import keras_scorer, tflite_scorer
+from edgerec.train.feed import evaluation_feed, training_feed
+from edgerec.train.keras import prepare
+from edgerec.train.run import Run
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run with its data, and how to fine-tune on it."""
+
+    run: Run
+    dataset: Any
+    split: Any
+    tune: FineTune
+
+    def int8(self, model: Any) -> bytes:
+        """Post-training quantized, calibrated as the run's recipe says."""
+        recipe = self.run.recipe
+        drawn = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
+        content = to_int8(model, recipe.normalise.apply(calibration.pin_range(drawn.images).astype(np.float32)))
+        check_int8(content, recipe.normalise)
+        return content
+
+    def opened(self, content: bytes) -> ImageModel:
+        """The file in an interpreter with one thread."""
+        return ImageModel(content, self.run.recipe.normalise, threads=1)
+
+    def top1(self, scorer: Any, part: str) -> float:
+        """Part of the split's pictures that are right."""
+        members = self.split.part(part)
+        scores = scorer(self.dataset.images[members], ignore)
+        return float(np.mean(scores.argmax(axis=1) == self.dataset.classes[members]))
+
+
+def bench(arguments: argparse.Namespace) -> Bench:
+    """The run and its data, opened."""
+    run = Run.open(arguments.run)
+    recipe = run.recipe
+    prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
+    dataset, split = run.data(arguments.data)
+    tune = FineTune(
+        training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs),
+        evaluation_feed(dataset, split.val, recipe.normalise),
+        arguments.epochs,
+        arguments.learning_rate or recipe.compress.learning_rate or recipe.train.learning_rate / 10,
+        ignore,
+    )
+    return Bench(run, dataset, split, tune)
+
+
+def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
+    """What is known of one model before it is timed."""
+    return {
+        "part": part,
+        "parameters": int(model.count_params()),
+        "macs": macs(model),
+        "estimated_times_faster": round(cost(given.run.model()) / cost(model), 3),
+        "int8_bytes": len(content),
+        "val_before_tuning": round(before, 4),
+        "val_float": round(given.top1(keras_scorer(model, given.run.recipe.normalise), "val"), 4),
+        "val_int8": round(given.top1(tflite_scorer(given.opened(content)), "val"), 4),
+    }
+
+
+def times_ms(models: list[ImageModel], pictures: Any, rounds: int) -> list[float]:
+    """Median milliseconds of each, measured in turn."""
+    taken: list[list[float]] = [[] for _ in models]
+    for number in range(rounds):
+        picture = pictures[number % len(pictures)]
+        for model, times in zip(models, taken, strict=True):
+            began = time.perf_counter()
+            model.invoke(picture)
+            times.append(time.perf_counter() - began)
+    return [1e3 * statistics.median(times) for times in taken]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Shrink by each part, and compare."""
+    given = bench(arguments)
+    whole = given.run.model()
+    normalise = given.run.recipe.normalise
+    contents = [given.int8(whole)]
+    rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalise), "val"))]
+    for part in arguments.parts:
+        options = {"rounds": arguments.rounds, "multiple": arguments.multiple}
+        judged = shrink(whole, part, replace(given.tune, epochs=0), multiple=arguments.multiple)
+        smaller = shrink(whole, part, given.tune, **options)
+        contents.append(given.int8(smaller))
+        rows.append(row(given, part, smaller, contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
+        print(json.dumps(rows[-1]), flush=True)
+    models = [given.opened(content) for content in contents]
+    for line, ms in zip(rows, times_ms(models, given.dataset.images[given.split.val], arguments.times), strict=True):
+        line |= {"ms": round(ms, 4), "times_faster": round(rows[0].get("ms", ms) / ms, 3)}
+    allowed = [line for line in rows if line["val_int8"] >= rows[0]["val_int8"] - arguments.max_drop / 100]
+    chosen = rows.index(max(allowed, key=lambda line: line["times_faster"]))
+    before, after = (given.top1(tflite_scorer(models[index]), "test") for index in (0, chosen))
+    return {
+        "run": given.run.path.name,
+        "arch": given.run.recipe.model.arch,
+        "width": given.run.recipe.model.width,
+        "epochs": arguments.epochs,
+        "rounds": arguments.rounds,
+        "multiple": arguments.multiple,
+        "measured_on": fingerprint().to_dict(),
+        "rows": rows,
+        "chosen_part": rows[chosen]["part"],
+        "test_int8_whole": before,
+        "test_int8_chosen": after,
+        "test_drop_points": round(100 * (before - after), 2),
+        "times_faster": rows[chosen]["times_faster"],
+    }
+
+
+def main() -> None:
+    """Print a line for each part, then one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--multiple", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=0.0)
+    parser.add_argument("--max-drop", type=float, default=1.0)
+    parser.add_argument("--times", type=int, default=2000)
+    parser.add_argument("--data")
+    print(json.dumps(measure(parser.parse_args()), indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
