@@ -15,13 +15,13 @@ def evaluate(
     split: str | None = typer.Option(
         None, help="train, val, test or all. By default the held-out pictures, or all of unknown data."
     ),
-    normalise: str = typer.Option("unit", help="For a bare float .tflite: unit or signed."),
+    normalise: str = typer.Option("unit", help="For a bare float .tflite: unit, signed or pixels."),
     json: bool = JsonOption,
 ) -> None:
     """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
     for name, value, known in (
         ("--split", split, (None, "train", "val", "test", "all")),
-        ("--normalise", normalise, ("unit", "signed")),
+        ("--normalise", normalise, ("unit", "signed", "pixels")),
     ):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(filter(None, known))}", param_hint=name)

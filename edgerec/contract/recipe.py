@@ -54,7 +54,9 @@ class DataSection:
         "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
     )
     interpolation: str = _choice("linear", "how pictures are resized", get_args(Interpolation))
-    normalise: str = _choice("unit", "pixels become [0, 1] (unit) or [-1, 1) (signed)", NORMALISATIONS)
+    normalise: str = _choice(
+        "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
+    )
     group_by: str = _text("", "regular expression: images with the same match in their file name stay together")
     val_fraction: float = _number(0.1, "part of the data for validation", 0.01, 0.5)
     test_fraction: float = _number(0.15, "part held out for the test, where the data has no test split", 0.01, 0.5)

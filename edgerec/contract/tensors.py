@@ -53,8 +53,9 @@ class TensorSpec:
 class Normalise:
     """``real = (pixel − mean) / std``, in pixel units, for all channels alike.
 
-    ``unit`` is [0, 1] and ``signed`` is [−1, 1): both have a scale and an integer zero point under which
-    quantizing gives the pixel back, so that a quantized model takes the camera's bytes as they are.
+    ``unit`` is [0, 1], ``signed`` is [−1, 1), and ``pixels`` leaves 0…255 as they are, for models that scale them
+    themselves. All have a scale and an integer zero point under which quantizing gives the pixel back, so that a
+    quantized model takes the camera's bytes as they are.
     """
 
     mean: float
@@ -66,11 +67,11 @@ class Normalise:
 
     @classmethod
     def named(cls, name: str) -> Normalise:
-        """``unit`` or ``signed``; raises KeyError for another."""
+        """``unit``, ``signed`` or ``pixels``; raises KeyError for another."""
         return NORMALISATIONS[name]
 
 
-NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0)}
+NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0), "pixels": Normalise(0.0, 1.0)}
 
 
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
