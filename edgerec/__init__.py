@@ -19,6 +19,7 @@ _PUBLIC = {
     "EdgerecError": "edgerec.errors",
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
+    "adopt": "edgerec.compress.adopt",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "Run",
     "__version__",
+    "adopt",
     "evaluate",
     "export_bundle",
     "fit",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from edgerec.camera import Camera
     from edgerec.camera.predict import predict
     from edgerec.compress import quantize
+    from edgerec.compress.adopt import adopt
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError

@@ -14,21 +14,37 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    run: Path = typer.Argument(..., help="A finished run."),
+    run: Path = typer.Argument(..., help="A finished run, or a model: .keras, .h5, or a SavedModel's folder."),
     method: str | None = typer.Option(None, help="qat trains with int8 in mind; ptq only calibrates. [default: qat]"),
     sparsity: float | None = typer.Option(None, help="Part of the weights pruned to zero first, as 0.5."),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that int8 may lose. [default: 1]"),
-    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: str | None = typer.Option(
+        None, help="A model's pictures, as for train, with or without class folders; a run's, if they were moved."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="Folder for the run that is made of a model. [default: beside it]"
+    ),
+    normalise: str | None = typer.Option(
+        None, help="What a model expects of pixels: unit, signed or pixels. [default: found out]"
+    ),
+    labels: Path | None = typer.Option(None, help="A model's labels, one a line. [default: the class folders]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
     json: bool = JsonOption,
 ) -> None:
-    """Make a full-int8 model of a run, and compare it with the float one."""
+    """Make a full-int8 model of a run or of another Keras model, and compare it with the float one."""
     from edgerec.errors import GateError
 
     with progress() as listener:
         from edgerec.compress import quantize as compress
+        from edgerec.compress.adopt import adopted, is_model
 
+        if is_model(run):
+            run = adopted(
+                run, data, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
+            ).path
+        elif out or normalise or labels:
+            raise typer.BadParameter(f"{run} is no model file, which --out, --normalise and --labels are for")
         try:
             report = compress(
                 run,

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 # Pictures on which the normalisation is found out, and how much better, in points, the best must be than the next.
 TRIED_PICTURES = 500
 CLEAR_POINTS = 2.0
+# Part of the pictures that may get the same answer before agreement is worth nothing.
+ONE_ANSWER = 0.9
 
 
 def is_model(path: str | Path) -> bool:
@@ -233,6 +235,7 @@ def _write(
             log.warning(AGREEMENT)
             everything = np.arange(len(dataset.classes))
             best = _answers(model, recipe.normalise, dataset, everything, listener)
+            _warn_of_one_answer(best, labels)
             answers = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
             new.write_json(ANSWERS, answers)
             dataset = dataset.relabelled(labels, answers)
@@ -259,6 +262,15 @@ def _write(
             },
         }
         new.write_json("metrics.json", result.to_dict() | about)
+
+
+def _warn_of_one_answer(best: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
+    counts = np.bincount(best)
+    if counts.max() > ONE_ANSWER * len(best):
+        log.warning(
+            "the model answers %r to %d of %d pictures, so that agreement with it says little: take others",
+            *(labels[counts.argmax()], counts.max(), len(best)),
+        )
 
 
 def _write_model(run: Run, path: Path, model: Any) -> None:

@@ -28,6 +28,7 @@ from edgerec.train.evaluate import Figures, figures, keras_scorer, tflite_scorer
 from edgerec.train.feed import evaluation_feed, training_feed
 from edgerec.train.keras import prepare, versions
 from edgerec.train.run import Run
+from edgerec.train.saved_model import refuse_untrainable
 
 FLOAT32 = "float32"
 
@@ -204,6 +205,8 @@ def _compressed(bench: _Bench) -> tuple[bytes, dict[str, Any]]:
         compress.learning_rate or recipe.train.learning_rate / 10,
         listener,
     )
+    if compress.sparsity or compress.method == "qat":
+        refuse_untrainable(model)
     if compress.sparsity:
         model = prune(model, compress.sparsity, tune)
     if compress.method == "qat":

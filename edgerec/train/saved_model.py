@@ -63,7 +63,7 @@ class SavedModel:
     def __call__(self, pixels: Any, training: bool = False) -> Any:
         """Scores float32 ``(batch, classes)`` of normalised pixels float32 ``(batch, H, W, C)``."""
         if training:
-            raise ModelError(f"{self.name} {UNTRAINABLE}")
+            raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
         pixels = tf.convert_to_tensor(pixels, tf.float32)
         if self._batch is None or self._batch == pixels.shape[0]:
@@ -97,7 +97,7 @@ def gives_scores(model: Any) -> bool:
 
 
 UNTRAINABLE = (
-    "is a SavedModel, a graph without layers, which cannot be trained or pruned: use --method ptq, "
+    "the model is a SavedModel, a graph without layers, which cannot be trained or pruned: use --method ptq, "
     "or save the Keras model itself as .keras and give that"
 )
 
@@ -105,7 +105,7 @@ UNTRAINABLE = (
 def refuse_untrainable(model: Any) -> None:
     """Raise :class:`ModelError` for a :class:`SavedModel`, which has no layers to prune or train."""
     if isinstance(model, SavedModel):
-        raise ModelError(f"{model.name} {UNTRAINABLE}")
+        raise ModelError(UNTRAINABLE)
 
 
 def load_saved_model(folder: str | Path) -> SavedModel:
