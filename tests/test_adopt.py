@@ -83,12 +83,10 @@ def test_code_in_a_file_is_never_run(theirs, tmp_path, suffix):
         read_foreign(theirs / f"harmful{suffix}")
     assert not (theirs / "marker").exists()
     layers = keras().layers
-    marker = tmp_path / "marker"
     model = keras().Sequential([layers.Flatten(input_shape=(4, 4, 3)), layers.Lambda(lambda x: x, name="innocent")])
     model.save(tmp_path / f"keras2{suffix}")
     with pytest.raises(ModelError, match="'innocent' is a Lambda"):
         read_foreign(tmp_path / f"keras2{suffix}")
-    assert not marker.exists()
 
 
 def changed(path, target, change):
@@ -108,7 +106,10 @@ def changed(path, target, change):
     ("change", "reason"),
     [
         ({"module": "os", "class_name": "system"}, "a system of os"),
-        ({"class_name": "MyLayer", "registered_name": "mine>MyLayer"}, "'conv2d' is a MyLayer, which is refused"),
+        (
+            {"class_name": "MyLayer", "registered_name": "mine>MyLayer"},
+            r"layer 'conv2d_\d' is a MyLayer, which is refused",
+        ),
         ({"class_name": "TFSMLayer"}, "a TFSMLayer, which is refused"),
         ({"module": "keras.utils", "class_name": "get_file"}, "a get_file, which is refused"),
         ({"module": "keras.src.ops.core", "class_name": "Map"}, "a Map, which is refused"),
@@ -348,10 +349,11 @@ def test_our_architectures_open_in_keras_3(tmp_path):
         "answers = np.load('answers.npz')\n"
         "for name in answers.files[1:]:\n"
         "    model = keras.models.load_model(f'{name}.keras')\n"
-        "    print(np.abs(model.predict(answers['pictures'], verbose=0) - answers[name]).max())\n"
+        "    print(np.abs(model(answers['pictures']) - answers[name]).max())\n"
         "assert 'tf_keras' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     differences = [float(line) for line in done.stdout.split()]
     assert len(differences) == 4
     assert max(differences) <= 1e-6

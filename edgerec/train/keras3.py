@@ -77,6 +77,9 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     kind, config = value.get("class_name"), value.get("config")
     if kind in MODELS:
         return value | {"module": "keras", "registered_name": None}
+    if "input_layers" in value:  # one of them as itself, not as a list of one
+        ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
+        return value | ends
     if kind not in LAYERS or not isinstance(config, dict):
         return value
     renamed = {"alpha": "negative_slope"} if kind == "LeakyReLU" else {"batch_input_shape": "batch_shape"}
