@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.compress import calibration
+from edgerec.compress.bench import Bench as RunBench
 from edgerec.compress.channels import cost, macs, shrink
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
@@ -27,7 +29,6 @@ from edgerec.contract.progress import ignore
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
-from edgerec.train.feed import evaluation_feed, training_feed
 from edgerec.train.keras import prepare
 from edgerec.train.run import Run
 
@@ -66,14 +67,11 @@ def bench(arguments: argparse.Namespace) -> Bench:
     recipe = run.recipe
     prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
     dataset, split = run.data(arguments.data)
-    tune = FineTune(
-        training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs),
-        evaluation_feed(dataset, split.val, recipe.normalise),
-        arguments.epochs,
-        arguments.learning_rate or recipe.compress.learning_rate or recipe.train.learning_rate / 10,
-        ignore,
-    )
-    return Bench(run, dataset, split, tune)
+    changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
+    if arguments.learning_rate:
+        changes["compress.learning_rate"] = arguments.learning_rate
+    opened = RunBench.open(run, recipe.override(changes), arguments.data, ignore)
+    return Bench(run, dataset, split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
 def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
@@ -110,9 +108,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     contents = [given.int8(whole)]
     rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalise), "val"))]
     for part in arguments.parts:
-        options = {"rounds": arguments.rounds, "multiple": arguments.multiple}
         judged = shrink(whole, part, replace(given.tune, epochs=0), multiple=arguments.multiple)
-        smaller = shrink(whole, part, given.tune, **options)
+        smaller = shrink(whole, part, given.tune, multiple=arguments.multiple)
         contents.append(given.int8(smaller))
         rows.append(row(given, part, smaller, contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
         print(json.dumps(rows[-1]), flush=True)
@@ -127,7 +124,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "arch": given.run.recipe.model.arch,
         "width": given.run.recipe.model.width,
         "epochs": arguments.epochs,
-        "rounds": arguments.rounds,
         "multiple": arguments.multiple,
         "measured_on": fingerprint().to_dict(),
         "rows": rows,
@@ -145,7 +141,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--multiple", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.0)
     parser.add_argument("--max-drop", type=float, default=1.0)

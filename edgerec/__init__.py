@@ -19,6 +19,7 @@ _PUBLIC = {
     "EdgerecError": "edgerec.errors",
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
+    "adopt": "edgerec.compress.adopt",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
@@ -38,6 +39,7 @@ __all__ = [
     "Recipe",
     "Run",
     "__version__",
+    "adopt",
     "evaluate",
     "export_bundle",
     "fit",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from edgerec.camera import Camera
     from edgerec.camera.predict import predict
     from edgerec.compress import quantize
+    from edgerec.compress.adopt import adopt
     from edgerec.compress.diagnose import parity
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe

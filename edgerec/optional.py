@@ -12,6 +12,8 @@ _NEEDED_BY = {
     "flatbuffers": ("flatbuffers", "train"),
     "tensorflow": ("TensorFlow", "train"),
     "tf_keras": ("tf_keras", "train"),
+    "keras": ("Keras 3", "train"),
+    "h5py": ("h5py", "train"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "train"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgerec.compress import channels
+from edgerec.compress.bench import Bench
 from edgerec.compress.channels import cost, macs, shrink
 from edgerec.compress.convert import check_int8, to_int8
-from edgerec.compress.finetune import FineTune
 from edgerec.compress.wiring import trace
 from edgerec.contract.progress import ignore
 from edgerec.contract.recipe import ModelSection
@@ -19,7 +19,6 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.models import build
 from edgerec.train.evaluate import keras_scorer
-from edgerec.train.feed import evaluation_feed, training_feed
 from edgerec.train.keras import keras
 
 UNIT = Normalise.named("unit")
@@ -230,22 +229,17 @@ def test_where_nothing_can_go_the_error_says_why():
         shrink(classes_only, 0.95, None)
 
 
-def test_fine_tuning_brings_the_accuracy_back(run):
+def test_fine_tuning_brings_the_accuracy_back(run, tmp_path):
     recipe, (dataset, split) = run.recipe, run.data()
     model = run.model()
-    tune = FineTune(
-        training_feed(dataset, split.train, recipe, first_epoch=recipe.train.epochs),
-        evaluation_feed(dataset, split.val, recipe.normalise),
-        2,
-        1e-3,
-        ignore,
-    )
+    quick = recipe.override({"compress.epochs": 2, "compress.learning_rate": 1e-3})
+    tune = Bench.open(run, quick, None, ignore).fine_tune(tmp_path)
 
     def top1(model):
         scores = keras_scorer(model, recipe.normalise)(dataset.images[split.val], ignore)
         return np.mean(scores.argmax(axis=1) == dataset.classes[split.val])
 
-    smaller = shrink(model, 0.6, tune, rounds=2)
+    smaller = shrink(model, 0.6, tune)
     assert cost(smaller) <= 0.4 * cost(model)
     assert top1(smaller) > top1(model) - 0.03
     # Without fine-tuning: what matters least by the estimate matters less than what matters most by it.

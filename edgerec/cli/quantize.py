@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    run: Path = typer.Argument(..., help="A finished run."),
+    run: Path = typer.Argument(..., help="A finished run, or a model: .keras, .h5, or a SavedModel's folder."),
     method: str | None = typer.Option(
         None,
-        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8, mixed; prune, cluster, and "
-        "prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside --max-drop. [default: qat]",
+        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8, mixed; channels, prune, "
+        "cluster, and with qat: channels+qat, prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside "
+        "--max-drop. [default: qat]",
     ),
     compare: bool = typer.Option(False, "--compare", help="Make all methods' variants and compare them."),
+    channels: float | None = typer.Option(None, help="Part of the time that channels saves. [default: 0.4]"),
     sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
     clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
     skip: str | None = typer.Option(None, help="Layers that prune and cluster leave alone: 'logits, conv2d*'."),
@@ -29,15 +31,32 @@ def quantize(
     calibration: str | None = typer.Option(None, help="What ptq sees: a recipe or a set. [default: stratified]"),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
-    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: str | None = typer.Option(
+        None, help="A model's pictures, as for train, with or without class folders; a run's, if they were moved."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="Folder for the run that is made of a model. [default: beside it]"
+    ),
+    normalise: str | None = typer.Option(
+        None, help="What a model expects of pixels: unit, signed or pixels. [default: found out]"
+    ),
+    labels: Path | None = typer.Option(None, help="A model's labels, one a line. [default: the class folders]"),
     resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped quantize left."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
     json: bool = JsonOption,
 ) -> None:
-    """Make a compressed model of a run, full int8 by default, and compare it with the float one."""
+    """Compress a run, or another Keras model, to full int8 by default, and compare it with the float model."""
     from edgerec.errors import GateError
 
     with progress() as listener:
+        from edgerec.compress.adopt import adopted, is_model
+
+        if is_model(run):
+            run = adopted(
+                run, data, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
+            ).path
+        elif out or normalise or labels:
+            raise typer.BadParameter(f"{run} is no model file, which --out, --normalise and --labels are for")
         if compare:
             from edgerec.compress.compare import COMPARED
             from edgerec.compress.compare import compare as compare_all
@@ -52,6 +71,7 @@ def quantize(
             report = compress(
                 run,
                 method,
+                channels=channels,
                 sparsity=sparsity,
                 clusters=clusters,
                 epochs=epochs,

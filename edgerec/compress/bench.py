@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.convert import to_float32
+from edgerec.compress.finetune import FineTune
 from edgerec.compress.flatbuffer import read_graph, weight_sparsity
 from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.parity import Form, form
@@ -22,6 +24,7 @@ from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
+from edgerec.train.feed import Feed, evaluation_feed, training_feed
 from edgerec.train.keras import prepare, versions
 from edgerec.train.run import Run
 
@@ -122,3 +125,24 @@ class Bench:
         if report is not None:
             return QuantizeReport.from_dict(report)
         return self.keep(Method(FLOAT32, "float32"), to_float32(self.run.model()), {}, overwrite=True)
+
+    def fine_tune(self, checkpoints: Path) -> FineTune:
+        """How this recipe fine-tunes; the state of its stages is kept in the folder ``checkpoints``."""
+        recipe, dataset, split = self.recipe, self.dataset, self.split
+        train, compress = recipe.train, recipe.compress
+
+        def feed(epoch: int) -> Feed:
+            # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
+            return training_feed(dataset, split.train, recipe, first_epoch=train.epochs + epoch)
+
+        return FineTune(
+            feed=feed,
+            steps=feed(0).steps,
+            validation=evaluation_feed(dataset, split.val, recipe.normalise),
+            epochs=compress.epochs,
+            learning_rate=compress.learning_rate or train.learning_rate / 10,
+            optimizer=train.optimizer,
+            listener=self.listener,
+            checkpoints=checkpoints,
+            settings={key: value for key, value in recipe.to_dict().items() if key != "data"},
+        )

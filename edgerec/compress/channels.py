@@ -31,9 +31,7 @@ LEAST = 0.125
 DEPTHWISE, WRITTEN = 4.0, 20.0
 
 
-def shrink(
-    model: Any, part: float, tune: FineTune | None, *, multiple: int = 8, rounds: int = 1, importance: str = "taylor"
-) -> Any:
+def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 8) -> Any:
     """A smaller dense model: channels that matter least are left out, the rest keeps its weights and is fine-tuned.
 
     Args:
@@ -44,7 +42,6 @@ def shrink(
             judged, and with None by their weights alone.
         multiple: layers end at multiples of so many channels. Int8 kernels compute in blocks of 8 or 16: 12 channels
             take the time of 16.
-        rounds: remove in so many steps, with one epoch of fine-tuning between them.
 
     Raises:
         ModelError: there is nothing in it that can be removed.
@@ -52,16 +49,14 @@ def shrink(
     if not 0 <= part <= 0.9:
         raise ModelError(f"the part of the time to save is {part:g}, expected 0 to 0.9")
     before, whole = macs(model), cost(model)
-    for number in range(1, rounds + 1 if part else 0):
-        smaller = _removed(model, whole * (1 - part * number / rounds), tune, multiple, importance)
-        if tune is not None and tune.epochs:
-            fine_tune(smaller, tune if number == rounds else replace(tune, epochs=1), "channel pruning")
-        model = smaller
+    smaller = _removed(model, whole * (1 - part), tune, multiple) if part else model
     log.info(
         "channels removed: %.1f of %.1f million multiply-accumulates and about %.0f%% of the time are left",
-        *(macs(model) / 1e6, before / 1e6, 100 * cost(model) / whole),
+        *(macs(smaller) / 1e6, before / 1e6, 100 * cost(smaller) / whole),
     )
-    return model
+    if tune is not None and tune.epochs:
+        fine_tune(smaller, tune, "channel pruning")
+    return smaller
 
 
 def macs(model: Any) -> int:
@@ -74,7 +69,7 @@ def cost(model: Any) -> float:
     return _Costs.of(trace(model)).left
 
 
-def _removed(model: Any, target: float, tune: FineTune | None, multiple: int, importance: str) -> Any:
+def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) -> Any:
     """The model with a cost of at most ``target``, as far as its layers' least channels allow."""
     wiring = trace(model)
     if wiring.unknown:
@@ -83,7 +78,7 @@ def _removed(model: Any, target: float, tune: FineTune | None, multiple: int, im
     groups = _groups(wiring)
     if not any(len(group) > multiple for group in groups):
         raise ModelError(_why_nothing(model, wiring, multiple))
-    scores = weight_norms(wiring) if tune is None or importance == "norm" else taylor(model, wiring, tune)
+    scores = weight_norms(wiring) if tune is None else taylor(model, wiring, tune)
     keep = _choose(wiring, groups, scores, target, multiple)
     smaller = _rebuilt(model, wiring, keep)
     _verify(model, smaller, wiring, keep)
@@ -153,7 +148,9 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
         ]
 
     scores = np.zeros(len(wiring.fixed))
-    for pixels, classes in tune.feed.batches.unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER):
+    for pixels, classes in (
+        tune.feed(0).batches.unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
+    ):
         change = np.zeros(len(scores))
         for (_, wire, _), values in zip(kernels, changes(pixels, classes), strict=True):
             np.add.at(change, wire.used, values.numpy())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "float16", "dynamic", "int16x8", "mixed", "int8"]
-Stage = Literal["prune", "cluster", "qat"]
+Stage = Literal["channels", "prune", "cluster", "qat"]
 
 FLOAT32 = "float32"
 
@@ -20,7 +20,7 @@ class Method:
         precision: int8 (full: no float tensor), mixed (int8 but for some layers), int16x8 (activations of 16 bits),
             dynamic (int8 weights, float activations) or float16 (weights).
         stages: the fine-tunings before the conversion; without ``qat`` among them int8 is calibrated (PTQ).
-        like: the variant that is the same without pruning and clustering: what to compare its time with.
+        like: the variant that is the same with nothing left out or shared: what to compare its time with.
     """
 
     variant: str
@@ -41,6 +41,8 @@ METHODS = {
     "mixed": Method("int8-mixed", "mixed"),
     "ptq": Method("int8", "int8"),
     "qat": Method("int8-qat", "int8", ("qat",)),
+    "channels": Method("int8-channels", "int8", ("channels",), like="int8"),
+    "channels+qat": Method("int8-channels-qat", "int8", ("channels", "qat"), like="int8-qat"),
     "prune": Method("int8-pruned", "int8", ("prune",), like="int8"),
     "prune+qat": Method("int8-pqat", "int8", ("prune", "qat"), like="int8-qat"),
     "cluster": Method("int8-clustered", "int8", ("cluster",), like="int8"),

@@ -12,9 +12,9 @@ import numpy as np
 
 from edgerec.compress.bench import Bench
 from edgerec.compress.calibration import CalibrationSet, draw, pin_range
+from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
-from edgerec.compress.finetune import FineTune
 from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
@@ -23,10 +23,10 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import CompressSection, Recipe
-from edgerec.errors import GateError, RecipeError
-from edgerec.train.feed import Feed, evaluation_feed, training_feed
+from edgerec.contract.recipe import CompressSection
+from edgerec.errors import GateError, ModelError, RecipeError
 from edgerec.train.run import Run
+from edgerec.train.saved_model import refuse_untrainable
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def quantize(
     run: Run | str | Path,
     method: str | None = None,
     *,
+    channels: float | None = None,
     sparsity: float | None = None,
     clusters: int | None = None,
     epochs: int | None = None,
@@ -57,6 +58,7 @@ def quantize(
         method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: the first of ptq, qat and float16
             that loses no more than ``max_drop`` on the validation pictures. None takes the recipe's, as for the
             following.
+        channels: part of the int8 model's time that ``channels`` saves by leaving out channels, as estimated.
         sparsity: part of the weights that ``prune`` sets to zero.
         clusters: different values that ``cluster`` leaves in each layer.
         epochs: of each fine-tuning.
@@ -127,6 +129,7 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
 def _check_used(section: CompressSection, wanted: dict[str, Any]) -> None:
     """Refuse an option that the method would ignore."""
     uses = {
+        "channels": [name for name, method in METHODS.items() if "channels" in method.stages],
         "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
         "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
         "float_layers": ["mixed"],
@@ -145,7 +148,12 @@ def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
     budget, count = bench.recipe.compress.max_drop, len(bench.split.val)
     tried: list[str] = []
     for name in AUTO:
-        report = make_or_take(bench.with_method(name), overwrite)
+        try:
+            report = make_or_take(bench.with_method(name), overwrite)
+        except ModelError as error:
+            tried.append(f"{name} cannot be used")
+            log.info("auto: %s: %s", tried[-1], error)
+            continue
         tried.append(f"{name} loses {report.val_drop_points:.2f}")
         log.info("auto: %s points of %d validation images", tried[-1], count)
         if report.val_drop_points <= budget + 1e-9:
@@ -161,7 +169,11 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
     recipe, model, stages = bench.recipe, bench.run.model(), method.stages
     # Before any training: a set that is refused costs no time.
     pictures = draw(recipe.compress.calibration, bench.dataset, bench.split) if method.calibrates else None
-    tune = _fine_tune(bench, unfinished)
+    if stages:
+        refuse_untrainable(model)
+    tune = bench.fine_tune(unfinished)
+    if "channels" in stages:
+        model = shrink(model, recipe.compress.channels, tune)
     if "prune" in stages:
         model = prune(model, recipe.compress, tune)
     if "cluster" in stages:
@@ -190,29 +202,3 @@ def _converted(bench: Bench, method: Method, model: Any, pictures: CalibrationSe
         float_layers = named_layers(model, bench.recipe.compress.float_layers, "compress.float_layers")
         return to_mixed(model, pixels, float_layers)
     return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels)
-
-
-def _fine_tune(bench: Bench, checkpoints: Path) -> FineTune:
-    recipe, dataset, split = bench.recipe, bench.dataset, bench.split
-    train, compress = recipe.train, recipe.compress
-
-    def feed(epoch: int) -> Feed:
-        # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
-        return training_feed(dataset, split.train, recipe, first_epoch=train.epochs + epoch)
-
-    return FineTune(
-        feed=feed,
-        steps=feed(0).steps,
-        validation=evaluation_feed(dataset, split.val, recipe.normalise),
-        epochs=compress.epochs,
-        learning_rate=compress.learning_rate or train.learning_rate / 10,
-        optimizer=train.optimizer,
-        listener=bench.listener,
-        checkpoints=checkpoints,
-        settings=_settings(recipe),
-    )
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What a fine-tuning depends on."""
-    return {key: value for key, value in recipe.to_dict().items() if key != "data"}

@@ -23,6 +23,8 @@ METHODS = (
     "dynamic",
     "int16x8",
     "mixed",
+    "channels",
+    "channels+qat",
     "prune",
     "prune+qat",
     "cluster",
@@ -70,7 +72,9 @@ class DataSection:
         "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
     )
     interpolation: str = _choice("linear", "how pictures are resized", get_args(Interpolation))
-    normalise: str = _choice("unit", "pixels become [0, 1] (unit) or [-1, 1) (signed)", NORMALISATIONS)
+    normalise: str = _choice(
+        "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
+    )
     group_by: str = _text("", "regular expression: images with the same match in their file name stay together")
     val_fraction: float = _number(0.1, "part of the data for validation", 0.01, 0.5)
     test_fraction: float = _number(0.15, "part held out for the test, where the data has no test split", 0.01, 0.5)
@@ -132,6 +136,7 @@ class CompressSection:
     """Pruning, clustering and quantization."""
 
     method: str = _choice("qat", "how to compress; auto takes the cheapest that stays inside max_drop", METHODS)
+    channels: float = _number(0.4, "part of the int8 time, as estimated, that channels saves by removing some", 0, 0.9)
     sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0, 0.98)
     schedule: str = _choice(
         "polynomial", "the sparsity rises over half of the pruning, or is there at once", ("polynomial", "constant")

@@ -61,8 +61,9 @@ class TensorSpec:
 class Normalise:
     """``real = (pixel − mean) / std``, in pixel units, for all channels alike.
 
-    ``unit`` is [0, 1] and ``signed`` is [−1, 1): both have a scale and an integer zero point under which
-    quantizing gives the pixel back, so that a quantized model takes the camera's bytes as they are.
+    ``unit`` is [0, 1], ``signed`` is [−1, 1), and ``pixels`` leaves 0…255 as they are, for models that scale them
+    themselves. All have a scale and an integer zero point under which quantizing gives the pixel back, so that a
+    quantized model takes the camera's bytes as they are.
     """
 
     mean: float
@@ -74,13 +75,11 @@ class Normalise:
 
     @classmethod
     def named(cls, name: str) -> Normalise:
-        """``unit`` or ``signed``; raises KeyError for another."""
+        """``unit``, ``signed`` or ``pixels``; raises KeyError for another."""
         return NORMALISATIONS[name]
 
 
-NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0)}
-# What models of others take besides; not for training, which wants small numbers.
-_FOREIGN = NORMALISATIONS | {"pixels": Normalise(0.0, 1.0)}
+NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0), "pixels": Normalise(0.0, 1.0)}
 NORMALISE_CHOICES = "unit (to [0, 1]), signed (to [-1, 1)), pixels (as they are), or MEAN,STD as 127.5,127.5"
 
 
@@ -88,9 +87,9 @@ def parse_normalise(text: str) -> Normalise:
     """What a person typed: ``unit``, ``signed``, ``pixels`` or ``MEAN,STD``; raises :class:`EdgerecError`."""
     mean, comma, std = text.partition(",")
     if not comma:
-        if text not in _FOREIGN:
-            raise EdgerecError(f"{unknown('normalisation', text, _FOREIGN)}, or MEAN,STD")
-        return _FOREIGN[text]
+        if text not in NORMALISATIONS:
+            raise EdgerecError(f"{unknown('normalisation', text, NORMALISATIONS)}, or MEAN,STD")
+        return NORMALISATIONS[text]
     try:
         normalise = Normalise(float(mean), float(std))
     except ValueError:

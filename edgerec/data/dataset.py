@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,10 +29,11 @@ class Dataset:
 
     Attributes:
         images: uint8 ``(N, height, width, channels)``, already preprocessed.
-        classes: ``(N,)`` indices into ``labels``.
+        classes: ``(N,)`` indices into ``labels``; all 0 where there are no labels.
         splits: ``(N,)``, ``train``, ``val`` or ``test`` as the data came, or empty texts.
         names: where each picture comes from, relative to the data.
         digest: SHA-256 over names and contents.
+        labels: one per class; none for pictures without.
         skipped: files among the pictures that are none.
     """
 
@@ -55,13 +57,34 @@ class Dataset:
             raise DataError(f"{self._originals.paths[position]} was a picture and is none any more")
         return image
 
+    def relabelled(self, labels: Sequence[str], answers: Mapping[str, str] | None = None) -> Dataset:
+        """The same pictures with the labels of a model, which may know more classes than there are pictures of.
 
-def load(section: DataSection, *, least_size_px: int = 8, listener: Listener = ignore) -> tuple[Dataset, DataSection]:
+        Args:
+            labels: the model's.
+            answers: the label of each picture by its name, for pictures without labels.
+
+        Raises:
+            DataError: a class or answer that is not among ``labels``.
+        """
+        own = [answers.get(name, "") for name in self.names] if answers is not None else list(self.labels)
+        index = {label: i for i, label in enumerate(labels)}
+        if missing := [label for label in own if label not in index]:
+            known = ", ".join(labels[:10])
+            raise DataError(f"the data has a class {missing[0]!r} that the model does not know ({known})")
+        chosen = np.array([index[label] for label in own], np.int64)
+        return replace(self, labels=tuple(labels), classes=chosen if answers is not None else chosen[self.classes])
+
+
+def load(
+    section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
+) -> tuple[Dataset, DataSection]:
     """Read a data set, through the pixel store.
 
     Args:
         section: which data, and how pictures become pixels.
         least_size_px: the architecture's smallest input.
+        flat: whether a folder of pictures without labels will do.
         listener: told of the reading.
 
     Returns:
@@ -70,7 +93,7 @@ def load(section: DataSection, *, least_size_px: int = 8, listener: Listener = i
     Raises:
         DataError: nothing there, one class only, files that are no pictures under ``strict``.
     """
-    found = sources.find(section.source)
+    found = sources.find(section.source, flat=flat)
     section = _resolve(section, found, least_size_px)
     stored = pixels(found, section.preprocess, listener)
     names = _names(found, section.source)
@@ -133,6 +156,10 @@ def _report_skipped(skipped: tuple[str, ...], section: DataSection) -> None:
 
 
 def _check_classes(dataset: Dataset, source: str) -> None:
+    if not dataset.labels:
+        if len(dataset.classes) < 3:
+            raise DataError(f"{source} has {len(dataset.classes)} pictures; needed are 3 (train, validation, test)")
+        return
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:
         raise DataError(f"{source}: class {empty[0]!r} has no picture: add some, or remove its folder")

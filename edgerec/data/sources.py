@@ -46,13 +46,16 @@ class Files:
     labels: tuple[str, ...]
 
 
-def find(source: str) -> Arrays | Files:
-    """Read or list ``source``; raises :class:`DataError` with what it could have been."""
+def find(source: str, *, flat: bool = False) -> Arrays | Files:
+    """Read or list ``source``; raises :class:`DataError` with what it could have been.
+
+    With ``flat`` a folder of pictures without class folders will do, which has no labels then.
+    """
     if source in NAMED:
         return NAMED[source]()
     path = user_path(source)
     if path.is_dir():
-        return folder(path)
+        return unlabelled(path) if flat and not _folders(path) else folder(path)
     if path.suffix == ".npz" and path.is_file():
         return npz(path)
     if path.exists():
@@ -95,6 +98,12 @@ def folder(root: Path) -> Files:
     own_splits = len(parts) > 1 or parts[0][0] != root
     tags = np.array(splits if own_splits else [""] * len(paths))
     return Files(root, tuple(paths), np.array(classes, np.int64), tags, tuple(labels))
+
+
+def unlabelled(root: Path) -> Files:
+    """Pictures that lie in a folder without class folders: no labels, and all of class 0."""
+    paths = tuple(sorted(p for p in root.iterdir() if p.is_file() and p.name[0] != "."))
+    return Files(root, paths, np.zeros(len(paths), np.int64), np.array([""] * len(paths)), ())
 
 
 def _folders(path: Path) -> list[Path]:

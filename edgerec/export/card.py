@@ -53,13 +53,18 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
     recipe = manifest.provenance["recipe"]
+    model, done, against = f"{recipe['model']['arch']}, width {recipe['model']['width']:g}", "Trained on", ""
+    if adopted := manifest.provenance.get("adopted"):
+        model = f"{adopted['file']}, trained elsewhere (SHA-256 {adopted['sha256'][:16]}…)"
+        done = "Compressed with"
+        against = "" if adopted["truth"] == "labels" else f" without labels: top-1 is agreement with {adopted['truth']}"
     lines = [
         "## Model card",
         "",
-        f"- Model: {recipe['model']['arch']}, width {recipe['model']['width']:g}, variant {manifest.variant}",
+        f"- Model: {model}, variant {manifest.variant}",
         _input(manifest),
-        f"- Trained on: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
-        f"- Measured on: {figures['images']} held-out pictures",
+        f"- {done}: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
+        f"- Measured on: {figures['images']} held-out pictures{against}",
         "",
         "| form | top-1 | agrees with float Keras | bytes | gzip bytes |",
         "|---|---|---|---|---|",

@@ -112,7 +112,9 @@ def export_bundle(
     if compiled is not None and compiled.content:
         files[DELEGATE_MODEL] = compiled.content
     bundle_name = path.stem if path.suffix == ".zip" else path.name
-    provenance = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
+    provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
+    if "adopted" in run.metrics:
+        provenance["adopted"] = run.metrics["adopted"]
     manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in files, provenance)
     classifier = Classifier(Bundle(path, manifest, files), delegate="")
     files |= make_golden(classifier, _golden_pictures(dataset, split))

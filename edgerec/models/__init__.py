@@ -43,8 +43,21 @@ ARCHITECTURES = {
 }
 
 
+# The name in a recipe of a network that is none of these: its run was made of a model that was brought along.
+OWN = "own"
+
+
+def least_size_px(name: str) -> int:
+    """The smallest input side of that network, pixels."""
+    return 1 if name == OWN else find(name).least_size_px
+
+
 def find(name: str) -> Architecture:
     """The architecture of that name; raises :class:`RecipeError` with the nearest one."""
+    if name == OWN:
+        raise RecipeError(
+            "model.arch 'own' stands for a model that was brought along and is trained already: choose another"
+        )
     if name not in ARCHITECTURES:
         raise RecipeError(unknown("architecture", name, ARCHITECTURES))
     return ARCHITECTURES[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from edgerec.optional import require
 from edgerec.runtime.interpreter import input_spec, open_interpreter
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
-from edgerec.train.run import Run
+from edgerec.train.run import AGREEMENT, Run
+
+log = logging.getLogger(__name__)
 
 # pixels uint8 (N, H, W, C) -> scores float32 (N, classes)
 Scorer = Callable[[npt.NDArray[np.uint8], Listener], npt.NDArray[np.float32]]
@@ -119,11 +122,16 @@ def evaluate(
     if data is None and not subject.own_data:
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
     section = subject.data if data is None else replace(subject.data, source=data)
-    dataset, _ = load(section, listener=listener)
+    dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
     seen = bool(subject.digest) and dataset.digest == subject.digest
     if data is None and not seen:
         raise DataError(f"{section.source} is not what {path} was trained on (its digest changed)")
     part, name = _part(dataset, section, subject, split, seen)
+    if not dataset.labels:
+        if not seen:
+            raise DataError(f"{section.source} has no class folders, and so nothing to measure {path} against")
+        log.warning(AGREEMENT)
+        dataset = dataset.relabelled(subject.labels, subject.answers)
     classes = _class_map(dataset, subject)[dataset.classes[part]]
     scores = subject.scorer(dataset.images[part], listener)
     return figures(scores, classes, subject.labels or dataset.labels, name)
@@ -140,6 +148,7 @@ class _Subject:
     digest: str
     own_data: bool
     classes: int
+    answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
 
 
 def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
@@ -190,6 +199,7 @@ def _open_run(run: Run) -> _Subject:
         run.split_record["digest"],
         True,
         len(labels),
+        run.answers(),
     )
 
 

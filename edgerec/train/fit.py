@@ -14,7 +14,7 @@ import numpy as np
 
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RunError, TrainError
@@ -23,7 +23,8 @@ from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import Feed, batch_size, evaluation_feed, training_feed
 from edgerec.train.keras import UNREADABLE, keras, load_model, load_weights, prepare, versions
-from edgerec.train.run import Run, best_epoch
+from edgerec.train.keras3 import write_keras3
+from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,7 @@ def fit(
     dataset, section = load(recipe.data, least_size_px=architecture.least_size_px, listener=listener)
     parts = split_dataset(dataset, section, recipe.seed)
     size = batch_size(recipe.train.batch_size, len(parts.train))
-    if section.source not in NAMED:  # the run finds its pictures from wherever it is used
-        section = replace(section, source=str(user_path(section.source).resolve()))
-    recipe = replace(recipe, data=section, train=replace(recipe.train, batch_size=size))
+    recipe = replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size))
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
     feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch)
     if model is None:
@@ -94,6 +93,13 @@ def fit(
     return run
 
 
+def placed(section: DataSection) -> DataSection:
+    """The section with its data's absolute path, so that a run finds its pictures from wherever it is used."""
+    if section.source in NAMED:
+        return section
+    return replace(section, source=str(user_path(section.source).resolve()))
+
+
 def _refuse(run: Run, overwrite: bool) -> None:
     if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
@@ -109,18 +115,10 @@ def _resumable(run: Run) -> Recipe:
 
 
 def _start(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool) -> None:
-    record = {
-        "digest": dataset.digest,
-        "train_images": len(parts.train),
-        "held_out_here": parts.held_out,
-        "skipped": list(dataset.skipped),
-        "val": [dataset.names[i] for i in parts.val],
-        "test": [dataset.names[i] for i in parts.test],
-    }
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
-        Run(partial).write_json("split.json", record)
+        Run(partial).write_json("split.json", split_record(dataset, parts))
     log.info(
         "%d classes, %d images to train, %d to validate, %d %s",
         len(dataset.labels),
@@ -283,6 +281,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         model = _built(recipe, len(dataset.labels))
         model.set_weights(weights)
     run.save_model(model, "model.keras")
+    write_keras3(model, run.path / KERAS3)
     scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")

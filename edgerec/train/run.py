@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, RunError
-from edgerec.models import find
+from edgerec.models import least_size_px
+from edgerec.train import saved_model
 from edgerec.train.keras import load_model
+
+log = logging.getLogger(__name__)
 
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
 # What a variant's report.json has at least.
@@ -37,13 +41,20 @@ REPORT = [
     "versions",
 ]
 
+# The same model for Keras 3.
+KERAS3 = "model_keras3.keras"
+# The answers of an adopted model to pictures without labels.
+ANSWERS = "answers.json"
+AGREEMENT = "the pictures have no labels: figures are agreement with the float model's own answers, not accuracy"
+
 
 @dataclass(frozen=True)
 class Run:
     """A run's folder: ``recipe.toml model.keras labels.txt split.json history.csv metrics.json plots/ checkpoints/``,
-    and one folder for each variant.
+    ``model_keras3.keras`` for users of Keras 3, and one folder for each variant.
 
-    A run is finished when it has ``metrics.json``, which is written last.
+    A run that was made of somebody's SavedModel has ``saved_model/`` in place of ``model.keras``; one that was made
+    with pictures without labels has ``answers.json``. A run is finished when it has ``metrics.json``, written last.
     """
 
     path: Path
@@ -97,7 +108,9 @@ class Run:
         return self._read("split.json", _object("digest"))
 
     def model(self) -> Any:
-        """The float32 Keras model, not compiled."""
+        """The float32 Keras model, not compiled; of an adopted SavedModel its :class:`saved_model.SavedModel`."""
+        if (self.path / saved_model.FOLDER).is_dir():
+            return saved_model.load_saved_model(self.path / saved_model.FOLDER)
         return load_model(self.path / "model.keras")
 
     def data(self, source: str | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
@@ -111,13 +124,22 @@ class Run:
             DataError: the pictures are others than they were.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
-        dataset, _ = load(recipe.data, least_size_px=find(recipe.model.arch).least_size_px, listener=listener)
+        answers = self.answers()
+        least = least_size_px(recipe.model.arch)
+        dataset, _ = load(recipe.data, least_size_px=least, flat=answers is not None, listener=listener)
         if dataset.digest != self.split_record["digest"]:
             raise DataError(
                 f"{recipe.data.source} is not what {self.path} was trained on (its digest changed): "
                 "bring the old pictures back, give their new place with --data, or train again"
             )
-        return dataset, split_dataset(dataset, recipe.data, recipe.seed)
+        if answers is not None:
+            log.warning(AGREEMENT)
+        split = split_dataset(dataset, recipe.data, recipe.seed)
+        return dataset.relabelled(self.labels, answers), split
+
+    def answers(self) -> dict[str, str] | None:
+        """The adopted model's answer to each picture by its name; None where the pictures have labels."""
+        return self._read(ANSWERS, _object()) if (self.path / ANSWERS).is_file() else None
 
     def variant(self, name: str) -> Path:
         """The folder of one variant, which may not exist yet."""
@@ -182,6 +204,18 @@ def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
 
 def _parse_history(text: str) -> list[dict[str, float]]:
     return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(io.StringIO(text))]
+
+
+def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
+    """What ``split.json`` holds: the data's digest and which pictures are held out."""
+    return {
+        "digest": dataset.digest,
+        "train_images": len(parts.train),
+        "held_out_here": parts.held_out,
+        "skipped": list(dataset.skipped),
+        "val": [dataset.names[i] for i in parts.val],
+        "test": [dataset.names[i] for i in parts.test],
+    }
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:

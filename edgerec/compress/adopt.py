@@ -1,0 +1,293 @@
+"""Making a run of a model that somebody brings along, so that everything that works on a run works on it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.compress.classifier import check_classifier, expects_pixels, with_scores
+from edgerec.contract.files import refuse_existing, replacing_folder, write_file
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import Recipe
+from edgerec.contract.tensors import NORMALISATIONS, Normalise
+from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.errors import DataError, EdgerecError, ModelError, unknown
+from edgerec.models import OWN
+from edgerec.train.evaluate import figures, keras_scorer
+from edgerec.train.feed import batch_size
+from edgerec.train.fit import placed
+from edgerec.train.foreign import SUFFIXES, read_foreign
+from edgerec.train.keras import prepare, versions
+from edgerec.train.keras3 import write_keras3
+from edgerec.train.run import AGREEMENT, ANSWERS, KERAS3, Run, split_record
+from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
+
+log = logging.getLogger(__name__)
+
+# Pictures on which the normalisation is found out, and how much better, in points, the best must be than the next.
+TRIED_PICTURES = 500
+CLEAR_POINTS = 2.0
+# Part of the pictures that may get the same answer before agreement is worth nothing.
+ONE_ANSWER = 0.9
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether ``path`` names a model of somebody else's, and no run: .keras, .h5, or a SavedModel's folder."""
+    return Path(path).suffix in SUFFIXES or (Path(path) / "saved_model.pb").is_file()
+
+
+def adopt(
+    model_path: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    normalise: str | None = None,
+    labels: str | Path | None = None,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> Run:
+    """Make a run of a Keras 2 or 3 ``.keras`` or ``.h5`` model, or of a SavedModel, and pictures like its own.
+
+    Nothing out of a Keras file is executed (:func:`edgerec.train.foreign.read_foreign`); a SavedModel's graph is run
+    by TensorFlow after it was looked through (:func:`edgerec.train.saved_model.load_saved_model`), and can be
+    quantized after training only. A model without softmax is given one; one with a single output, the second class's
+    score, becomes one with two. Whether it saw the pictures in its own training is not known here, so that its
+    accuracy on the held-out ones may flatter it; what compression takes away from it is measured all the same.
+
+    Args:
+        model_path: the file or folder.
+        data: a data set as for training, its classes in the order of the model's outputs. A folder of pictures
+            without class folders will do: their labels are then the model's own answers.
+        out: the run's folder.
+        normalise: what the model expects of pixels: ``unit``, ``signed`` or ``pixels``. None takes ``pixels`` where it
+            scales them itself, else the one with which it gets most of the training pictures right.
+        labels: text file with the model's labels, one a line, in the order of its outputs; None takes the data's.
+        recipe: for its other keys: the split, and the augmentation and learning rate of fine-tuning.
+        overwrite: replace a run that is there.
+        listener: told of the progress.
+
+    Raises:
+        ModelError: a file that cannot be read, a layer that is not taken, or no image classifier.
+        DataError: labels that are not the model's, by number or by name.
+    """
+    path, run = Path(model_path), Run.at(out)
+    refuse_existing(run.path, overwrite, ours=run.begun)
+    if normalise is not None and normalise not in NORMALISATIONS:
+        raise EdgerecError(unknown("normalisation", normalise, NORMALISATIONS))
+    base = recipe or Recipe()
+    prepare(replace(base.train, mixed_precision=False), base.seed)
+    model = _read(path)
+    found = _look_at(model, path, data, labels, base, listener)
+    choice = _normalise(model, path, found) if normalise is None else _Choice(normalise)
+    _write(run, path, model, found, choice, overwrite, listener)
+    return run
+
+
+def adopted(
+    model_path: str | Path,
+    data: str | None,
+    out: str | Path | None = None,
+    *,
+    normalise: str | None = None,
+    labels: str | Path | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> Run:
+    """The run of a model: the one in ``out`` where it was made of the same file, else a new one by :func:`adopt`.
+
+    Args:
+        out: None is the model's name with ``-run``, beside it. The others as for :func:`adopt`.
+
+    Raises:
+        EdgerecError: no pictures are given, or the run in ``out`` was made with another normalisation or labels.
+    """
+    path = Path(model_path)
+    if data is None:
+        raise EdgerecError(f"{path} is no run, and its pictures are not known: add --data FOLDER")
+    run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
+    if not (run.finished and path.exists() and run.metrics.get("adopted", {}).get("sha256") == _digest(path)):
+        log.info("%s becomes the run %s", path, run.path)
+        return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
+    for name, wanted, there in (
+        ("normalise", normalise, run.recipe.data.normalise),
+        ("labels", labels and _read_labels(labels), run.labels),
+    ):
+        if wanted and wanted != there:
+            raise EdgerecError(f"{run.path} was made of {path} with other {name}: choose another --out")
+    return run
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The model's labels, its pictures, and the recipe that says how they are read."""
+
+    labels: tuple[str, ...]
+    dataset: Dataset
+    parts: Split
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A normalisation, and what each that was tried got right of the training pictures, 0 to 1."""
+
+    name: str
+    tried: dict[str, float] | None = None
+
+
+def _read(path: Path) -> Any:
+    model = load_saved_model(path) if path.is_dir() else read_foreign(path)
+    check_classifier(model, str(path))
+    return model if isinstance(model, SavedModel) else with_scores(model, str(path))
+
+
+def _read_labels(path: str | Path) -> tuple[str, ...]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no UTF-8 text: a label file has one label a line") from None
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise DataError(f"{path} has the label {twice[0]!r} twice: every output needs its own")
+    return labels
+
+
+def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base: Recipe, listener: Listener) -> _Found:
+    """Read the pictures as the model takes them, and find its labels."""
+    _, height, _, channels = model.input_shape
+    section = placed(replace(base.data, source=data, input_size=height, channels=channels))
+    dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
+    count = model.output_shape[1]
+    if labels is not None:
+        known, where = _read_labels(labels), str(labels)
+    elif dataset.labels:
+        known, where = dataset.labels, data
+    else:
+        known, where = tuple(map(str, range(count))), ""
+        log.info("%s has no labels: its classes are numbered; give their names with --labels", path)
+    if len(known) != count:
+        raise DataError(
+            f"{path} has {count} classes, {where} has {len(known)} ({', '.join(known[:5])}): "
+            "give the model's labels with --labels FILE, one a line, in the order of its outputs"
+        )
+    parts = split_dataset(dataset, section, base.seed)
+    size = batch_size(base.train.batch_size, len(parts.train))
+    recipe = replace(
+        base,
+        data=section,
+        model=replace(base.model, arch=OWN, weights="none"),
+        train=replace(base.train, batch_size=size, mixed_precision=False),
+    )
+    return _Found(known, dataset.relabelled(known) if dataset.labels else dataset, parts, recipe)
+
+
+def _normalise(model: Any, path: Path, found: _Found) -> _Choice:
+    if expects_pixels(model):
+        log.info("%s scales pixels itself: they stay as they are (pixels)", path)
+        return _Choice("pixels")
+    if not found.dataset.labels:
+        raise DataError(
+            f"what {path} expects of pixels cannot be tried on pictures without labels: "
+            "add --normalise unit, signed or pixels"
+        )
+    rng = np.random.default_rng(found.recipe.seed)
+    some = np.sort(rng.permutation(found.parts.train)[:TRIED_PICTURES])
+    right = {
+        name: float(np.mean(_answers(model, normalise, found.dataset, some) == found.dataset.classes[some]))
+        for name, normalise in NORMALISATIONS.items()
+    }
+    (best, most), (other, next_most), *_ = sorted(right.items(), key=lambda item: -item[1])
+    figures = ", ".join(f"{name} {part:.1%}" for name, part in right.items())
+    log.info("%s: pixels as %r; right on %d training pictures: %s", path, best, len(some), figures)
+    if most < 1.5 / len(found.labels):
+        log.warning("%s hardly does better than guessing: are its labels in the order of its outputs (--labels)?", path)
+    elif (most - next_most) * 100 < CLEAR_POINTS:
+        log.warning("%s: %r and %r do about as well: say which it was trained with (--normalise)", path, best, other)
+    return _Choice(best, right)
+
+
+def _answers(
+    model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
+) -> npt.NDArray[np.int64]:
+    return keras_scorer(model, normalise)(dataset.images[part], listener).argmax(axis=1)
+
+
+def _write(
+    run: Run, path: Path, model: Any, found: _Found, choice: _Choice, overwrite: bool, listener: Listener
+) -> None:
+    recipe = found.recipe.override({"data.normalise": choice.name})
+    dataset, parts, labels = found.dataset, found.parts, found.labels
+    with replacing_folder(run.path, overwrite=overwrite) as folder:
+        new = Run(folder)
+        write_file(folder / "recipe.toml", recipe.to_toml())
+        write_file(folder / "labels.txt", "".join(f"{label}\n" for label in labels))
+        new.write_json("split.json", split_record(dataset, parts))
+        new.write_history([])
+        if not dataset.labels:
+            log.warning(AGREEMENT)
+            everything = np.arange(len(dataset.classes))
+            best = _answers(model, recipe.normalise, dataset, everything, listener)
+            _warn_of_one_answer(best, labels)
+            answers = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
+            new.write_json(ANSWERS, answers)
+            dataset = dataset.relabelled(labels, answers)
+        _write_model(new, path, model)
+        score = keras_scorer(model, recipe.normalise)
+        result = figures(score(dataset.images[parts.test], listener), dataset.classes[parts.test], labels, "test")
+        right = score(dataset.images[parts.val], ignore).argmax(axis=1) == dataset.classes[parts.val]
+        about = {
+            "val_accuracy": float(np.mean(right)),
+            "best_epoch": 0,
+            "epochs": 0,
+            "seconds": 0.0,
+            "parameters": int(model.count_params()),
+            "train_images": len(parts.train),
+            "val_images": len(parts.val),
+            "data_digest": dataset.digest,
+            "versions": versions(),
+            "adopted": {
+                "file": path.name,
+                "sha256": _digest(path),
+                "truth": "labels" if found.dataset.labels else "the model's own answers",
+                "normalise": choice.name,
+                "tried": choice.tried,
+            },
+        }
+        new.write_json("metrics.json", result.to_dict() | about)
+
+
+def _warn_of_one_answer(best: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
+    counts = np.bincount(best)
+    if counts.max() > ONE_ANSWER * len(best):
+        log.warning(
+            "the model answers %r to %d of %d pictures, so that agreement with it says little: take others",
+            *(labels[counts.argmax()], counts.max(), len(best)),
+        )
+
+
+def _write_model(run: Run, path: Path, model: Any) -> None:
+    if isinstance(model, SavedModel):
+        shutil.copytree(path, run.path / FOLDER)
+        return
+    run.save_model(model, "model.keras")
+    try:
+        write_keras3(model, run.path / KERAS3)
+    except ModelError as error:
+        log.info("no %s: %s", KERAS3, error)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or over the names and contents of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode(errors="surrogateescape") + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

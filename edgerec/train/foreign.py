@@ -1,0 +1,188 @@
+"""Whole models that other programs saved, Keras 2 or 3: read without running anything out of the file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.errors import ModelError
+from edgerec.optional import require
+from edgerec.train.keras import UNREADABLE, keras
+from edgerec.train.keras3 import cause, from_keras3
+from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
+
+log = logging.getLogger(__name__)
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+SUFFIXES = (".keras", ".h5", ".hdf5")
+OTHERWISE = "build it without, or convert it to .tflite yourself and take edgerec import"
+
+_OBJECTS = ("initializers", "regularizers", "constraints")
+_PLAIN = {"Policy", "DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__ellipsis__"}
+_REASONS = {
+    "Lambda": "its code lies in the file and would be run",
+    "TFSMLayer": "it loads another program's graph",
+    "QuantizedDTypePolicy": "the model is quantized already; give the float one",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """``config`` describes the model as Keras serialises it; ``major`` is the version of Keras that saved it."""
+
+    config: dict[str, Any]
+    major: int
+
+
+def read_foreign(path: str | Path) -> Any:
+    """A whole ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model, float32, not compiled.
+
+    Every class that the file names is looked up in a list before Keras sees the file: Keras' own layers,
+    initializers, regularizers and constraints, the common arithmetic, and edgerec's own layers. Anything else is
+    refused, so that no code is run out of it. A model of Keras 3 is built again with the layers of tf_keras (see
+    :func:`edgerec.train.keras3.from_keras3`) and must answer as the original does.
+
+    Raises:
+        ModelError: no such file, a damaged one, weights only, or a layer that is not taken, by its name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; expected a whole .keras or .h5 model, or a SavedModel's folder")
+    try:
+        source = _read_source(path)
+        _check(source.config, path, "the model")
+        if source.major >= 3:
+            return from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
+        return _in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
+    except ModelError:
+        raise
+    except (*UNREADABLE, AttributeError, IndexError, NotImplementedError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as a Keras model: {cause(error)}") from None
+
+
+def _read_source(path: Path) -> _Source:
+    with path.open("rb") as file:
+        head = file.read(len(HDF5))
+    if head == HDF5:
+        return _read_h5(path)
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path} is neither a .keras nor an .h5 file, or a damaged one: save the model again")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if missing := {"config.json", "metadata.json", "model.weights.h5"} - set(names):
+            raise ModelError(f"{path} is no whole Keras model: it lacks {min(missing)}; save it with model.save()")
+        with archive.open("model.weights.h5") as weights:
+            _refuse_links(weights, path)
+        version = json.loads(archive.read("metadata.json"))["keras_version"]
+        return _Source(json.loads(archive.read("config.json")), int(version.partition(".")[0]))
+
+
+def _read_h5(path: Path) -> _Source:
+    _refuse_links(path, path)
+    with require("h5py").File(path, "r") as file:
+        config = file.attrs.get("model_config")
+        if config is None:
+            raise ModelError(f"{path} holds weights only: save the whole model, with model.save()")
+        version = file.attrs.get("keras_version") or "2"
+        text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
+        return _Source(json.loads(text[0]), int(text[1].partition(".")[0]))
+
+
+def _refuse_links(file: Any, where: Path) -> None:
+    """HDF5 can point to other files, which would be read as weights."""
+    h5py = require("h5py")
+
+    def check(group: Any) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            item = None if isinstance(link, h5py.ExternalLink) else group[name]
+            if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+                raise ModelError(f"{where}: {group.name}/{name} points to another file, which is refused")
+            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                check(item)
+
+    with h5py.File(file, "r") as root:
+        check(root)
+
+
+def _check(value: Any, where: Path, inside: str) -> None:
+    """Refuse whatever names a class or function that is not on the lists."""
+    if isinstance(value, list):
+        for item in value:
+            _check(item, where, inside)
+    elif isinstance(value, dict):
+        if "class_name" in value:
+            inside = _check_object(value, where, inside)
+        for key, item in value.items():
+            if key != "compile_config":  # never looked at: models are loaded with compile=False
+                _check(item, where, inside)
+
+
+def _check_object(value: dict[str, Any], where: Path, inside: str) -> str:
+    """Check one serialised object, and give its own name if it is a layer's."""
+    kind, config = str(value["class_name"]), value.get("config")
+    module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
+    named = config.get("name") if isinstance(config, dict) else None
+    layer = f"layer {named!r}" if named else inside
+    if not re.fullmatch(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*", module):
+        raise ModelError(f"{where}: {layer} is a {kind} of {module}, whose code edgerec does not run: {OTHERWISE}")
+    if kind == "function":
+        known = isinstance(config, str) and hasattr(require("keras").activations, config)
+    elif kind in ("TFOpLambda", "SlicingOpLambda"):
+        known, kind = _is_taken_operator(config), f"{kind} ({_operator(config)})"
+    elif ".ops." in module:
+        known = kind in OPERATORS
+    elif ">" in registered or module.startswith("edgerec"):
+        known = registered.startswith("edgerec>") and keras().saving.get_registered_object(registered) is not None
+    else:
+        known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN or kind in _objects()
+    if not known and kind in OPERATORS:  # without its module, as Keras 3 writes it to .h5
+        raise ModelError(f"{where}: operator {named!r} ({kind}) is lost in an .h5 file: save the model as .keras")
+    if not known:
+        reason = _REASONS.get(kind, "edgerec takes Keras' own common layers and activations, and no code out of a file")
+        raise ModelError(f"{where}: {layer} is a {kind}, which is refused: {reason}; {OTHERWISE}")
+    return layer
+
+
+def _operator(config: Any) -> str:
+    return str(config.get("function")) if isinstance(config, dict) else "?"
+
+
+def _is_taken_operator(config: Any) -> bool:
+    """Keras 2 writes operators as names in TensorFlow, among which are some that read and write files."""
+    return _operator(config) in TF_OPERATORS
+
+
+def _objects() -> set[str]:
+    """The classes of initializers, regularizers and constraints of both Keras."""
+    modules = [getattr(module, name) for module in (keras(), require("keras")) for name in _OBJECTS]
+    return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
+
+
+def _in_float32(model: Any) -> Any:
+    """The model as it is, or built again where some layer computes in another precision."""
+    if all(policy == "float32" for policy in _policies(model)):
+        return model
+    config = json.loads(json.dumps(model.get_config()), object_hook=_without_policy)
+    again = type(model).from_config(config)
+    again.set_weights(model.get_weights())
+    log.info("%s computes in %s; it is taken in float32", model.name, " and ".join(sorted(set(_policies(model)))))
+    return again
+
+
+def _policies(model: Any) -> Iterator[str]:
+    for layer in model.layers:
+        yield layer.dtype_policy.name
+        if hasattr(layer, "layers"):
+            yield from _policies(layer)
+
+
+def _without_policy(value: dict[str, Any]) -> dict[str, Any]:
+    return value | {"dtype": "float32"} if "dtype" in value and "name" in value else value

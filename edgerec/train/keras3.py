@@ -1,0 +1,300 @@
+"""Between Keras 3, which people use today, and tf_keras, which tensorflow-model-optimization needs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.files import replacing
+from edgerec.errors import ModelError
+from edgerec.optional import require
+from edgerec.train.keras import UNREADABLE, keras
+from edgerec.train.layers import ACTIVATIONS, ARITHMETIC, AUGMENTATION, FUNCTIONS, LAYERS, MODELS
+
+log = logging.getLogger(__name__)
+
+# Two builds of one model differ by float32's rounding; a wrong layer by much more.
+TOLERANCE = 1e-4
+
+# Keys of Keras 3 that tf_keras' layers do not have, and that change no answer.
+_UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # without renorm itself, which is refused
+_NOTHING = (None, False, "auto", "channels_last")
+
+
+def write_keras3(model: Any, path: Path) -> None:
+    """Write a tf_keras model as a ``.keras`` file that Keras 3's ``keras.models.load_model`` opens.
+
+    Raises:
+        ModelError: a layer that Keras 3 does not have, or that answers otherwise there.
+    """
+    keras3 = require("keras")
+    try:
+        config = json.loads(json.dumps(model.get_config()), object_hook=_for_keras3)
+        kind = keras3.Sequential if isinstance(model, keras().Sequential) else keras3.Model
+        twin = kind.from_config(config)
+        for layer in model.layers:
+            twin.get_layer(layer.name).set_weights(layer.get_weights())
+    except UNREADABLE as error:
+        raise ModelError(f"{model.name} cannot be written for Keras 3: {cause(error)}") from None
+    _compare(model, twin, model.name)
+    with replacing(path) as partial:
+        twin.save(partial)
+
+
+def from_keras3(model: Any, where: str) -> Any:
+    """A Keras 3 model built again with the layers of tf_keras, in float32, with the same weights.
+
+    Layers that only augment are left out. Activations that tf_keras does not know or defines otherwise (``relu6``,
+    ``hard_silu``, ``hard_sigmoid``), and arithmetic written into the graph, become layers. The answers to random
+    pictures are compared with the original's.
+
+    Raises:
+        ModelError: a layer or option without a counterpart, by its name, or another answer than the original's.
+    """
+    loaded: list[tuple[Any, Any]] = []
+    built = _rebuild(model, where, loaded)
+    for layer, original in loaded:
+        layer.set_weights(original.get_weights())
+    _compare(model, built, where)
+    return built
+
+
+def cause(error: BaseException) -> str:
+    """What is wrong, out of an error of Keras, which repeats whole configs before it comes to that."""
+    return str(error).rpartition("Exception encountered: ")[2].strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
+    """A part of a tf_keras config, as Keras 3 wants it."""
+    kind, config = value.get("class_name"), value.get("config")
+    if kind in MODELS:
+        return value | {"module": "keras", "registered_name": None}
+    if "input_layers" in value:  # one of them as itself, not as a list of one
+        ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
+        return value | ends
+    if kind not in LAYERS or not isinstance(config, dict):
+        return value
+    renamed = {"alpha": "negative_slope"} if kind == "LeakyReLU" else {"batch_input_shape": "batch_shape"}
+    taken = {"name", "trainable", "dtype"} | inspect.signature(getattr(require("keras").layers, kind)).parameters.keys()
+    adapted = {}
+    for key, option in config.items():
+        key = renamed.get(key, key)
+        if kind == "BatchNormalization" and key == "axis":
+            option = option[0] if isinstance(option, list) else option
+        if key in taken or not (option in _NOTHING or (key, option) == ("groups", 1) or key.endswith("_initializer")):
+            adapted[key] = option
+    return value | {"config": adapted}
+
+
+def _compare(model: Any, twin: Any, where: str) -> None:
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or None in shape[1:] or isinstance(model.output_shape, list):
+        return  # several inputs or outputs, or an open size: refused by whoever wants a classifier
+    rng = np.random.default_rng(0)
+    pictures = rng.uniform(0, 1, (4, *shape[1:])).astype(np.float32)
+    pictures[2:] *= 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras 3 on an array where the file names its inputs
+        expected, got = (np.asarray(m(pictures, training=False), np.float64) for m in (model, twin))
+    difference = float(np.abs(expected - got).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= TOLERANCE and np.isfinite(expected).all():
+        raise ModelError(f"{where}: built again, it answers otherwise (by up to {difference:.2g}), and is not taken")
+    log.debug("%s: built again, its answers differ by up to %.2g", where, difference)
+
+
+def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
+    """The tf_keras model; ``loaded`` collects which layer gets whose weights."""
+    config = original.get_config()
+    if type(original).__name__ == "Sequential":
+        return _rebuild_chain(original, config["layers"], where, loaded)
+    layers = {entry["name"]: entry for entry in config["layers"]}
+    tensors: dict[tuple[str, int, int], Any] = {}
+    calls = {}
+    for name, entry in layers.items():
+        if entry["class_name"] == "InputLayer":
+            tensors[name, 0, 0] = keras().Input(entry["config"]["batch_shape"][1:], name=name)
+        else:
+            own = None if _is_operator(entry) else original.get_layer(name)
+            calls[name] = _translated(entry, own, where, loaded)
+    waiting = [(name, i, node) for name in calls for i, node in enumerate(layers[name]["inbound_nodes"])]
+    while waiting:
+        ready = [call for call in waiting if tensors.keys() >= set(_histories(call[2]))]
+        if not ready:
+            raise ModelError(f"{where}: the layers of {original.name} are not connected")
+        for name, i, node in ready:
+            results = calls[name](*_resolved(node["args"], tensors), **_options(node, name, where, tensors))
+            for k, result in enumerate(results if isinstance(results, list | tuple) else [results]):
+                tensors[name, i, k] = result
+        waiting = [call for call in waiting if call not in ready]
+    inputs, outputs = (_ends(config[key], tensors) for key in ("input_layers", "output_layers"))
+    return keras().Model(inputs, outputs, name=original.name)
+
+
+def _rebuild_chain(original: Any, entries: list[Any], where: str, loaded: list[tuple[Any, Any]]) -> Any:
+    if not original.built:
+        raise ModelError(
+            f"{where}: {original.name} does not know its input size: give it an Input(shape) and save again"
+        )
+    x = inputs = keras().Input(original.input_shape[1:])
+    entries = [entry for entry in entries if entry["class_name"] != "InputLayer"]
+    for entry, layer in zip(entries, original.layers, strict=True):
+        x = _translated(entry, layer, where, loaded)(x)
+    return keras().Model(inputs, x, name=original.name)
+
+
+def _translated(entry: dict[str, Any], original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
+    """What does the same as the layer or operator of a config's entry: a function of tensors."""
+    kind, config = entry["class_name"], entry["config"]
+    if _is_operator(entry):
+        return _arithmetic(kind, config, where) if kind in ARITHMETIC else _function(kind, config, where)
+    if kind in MODELS:
+        return _rebuild(original, where, loaded)
+    if kind in AUGMENTATION:
+        log.info("%s: %s (%s) changes pictures in training only and is left out", where, config["name"], kind)
+        return lambda x, **_: x
+    if kind not in LAYERS or not hasattr(keras().layers, kind):
+        raise ModelError(f"{where}: layer {config['name']!r} is a {kind}, which has no counterpart in tf_keras")
+    if kind == "Activation":
+        return lambda x, **_: _activation(x, _name_of(config["activation"]), config["name"], where)
+    after = ""
+    if "activation" in config and _name_of(config["activation"]) not in ACTIVATIONS:
+        after, config = _name_of(config["activation"]), config | {"activation": "linear"}
+    layer = getattr(keras().layers, kind).from_config(_adapted(kind, config, where))
+    loaded.append((layer, original))
+    if not after:
+        return layer
+    return lambda x, **options: _activation(layer(x, **options), after, f"{layer.name}_{after}", where)
+
+
+def _is_operator(entry: dict[str, Any]) -> bool:
+    return ".ops." in str(entry.get("module"))
+
+
+def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
+    """A layer's options as tf_keras takes them; an option that it lacks must be one that changes nothing."""
+    taken = {"name", "trainable"} | inspect.signature(getattr(keras().layers, kind).__init__).parameters.keys()
+    adapted = {}
+    for key, value in config.items():
+        if key.endswith(("_initializer", "_constraint")):
+            continue  # the weights are there already
+        if kind == "LeakyReLU" and key == "negative_slope":
+            adapted["alpha"] = value
+        elif key.endswith("activation"):
+            if _name_of(value) not in ACTIVATIONS:
+                raise ModelError(f"{where}: {key} {_name_of(value)!r} of {config['name']!r} has no equal in tf_keras")
+            adapted[key] = ACTIVATIONS[_name_of(value)]
+        elif isinstance(value, dict) and value.get("class_name") in LAYERS:
+            inner = _adapted(value["class_name"], value["config"], where)
+            adapted[key] = {"class_name": value["class_name"], "config": inner}
+        elif key in taken and key != "dtype":
+            adapted[key] = value
+        elif key not in _UNUSED and value not in _NOTHING:
+            raise ModelError(f"{where}: layer {config['name']!r} has {key} = {value!r}, which tf_keras does not know")
+    if adapted.get("data_format") == "channels_first":
+        raise ModelError(f"{where}: layer {config['name']!r} wants channels first; TFLite runs channels_last only")
+    return adapted
+
+
+def _activation(x: Any, name: str, layer: str, where: str) -> Any:
+    """An activation of Keras 3 as layers (keras.activations of Keras 3 has the definitions)."""
+    layers = keras().layers
+    if name in ACTIVATIONS:
+        return layers.Activation(ACTIVATIONS[name], name=layer)(x)
+    if name == "relu6":
+        return layers.ReLU(6.0, name=layer)(x)
+    if name == "leaky_relu":
+        return layers.LeakyReLU(0.2, name=layer)(x)
+    if name in ("hard_sigmoid", "hard_silu", "hard_swish"):
+        gate = layers.Rescaling(1.0, offset=3.0, name=f"{layer}_shift")(x)
+        gate = layers.ReLU(6.0, name=f"{layer}_relu6")(gate)
+        if name == "hard_sigmoid":
+            return layers.Rescaling(1 / 6, name=layer)(gate)
+        gate = layers.Rescaling(1 / 6, name=f"{layer}_gate")(gate)
+        return layers.Multiply(name=layer)([x, gate])
+    raise ModelError(f"{where}: activation {name!r} of {layer!r} has no equal in tf_keras")
+
+
+def _function(kind: str, config: dict[str, Any], where: str) -> Any:
+    if config.get("axis", -1) != -1:
+        raise ModelError(f"{where}: operator {config['name']!r} works on axis {config['axis']}, expected the last")
+    return lambda x, **_: _activation(x, FUNCTIONS[kind], config["name"], where)
+
+
+def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
+    """``x + y``, ``x * 2``, ``1 - x`` … of tensors or of one and a number, as a layer."""
+    layers, name = keras().layers, config["name"]
+
+    def apply(x1: Any, x2: Any) -> Any:
+        constants = [_is_number(x) for x in (x1, x2)]
+        if not any(constants) and "Divide" not in kind:
+            return getattr(layers, kind)(name=name)([x1, x2])
+        if all(constants) or not any(constants) or ("Divide" in kind and constants[0]):
+            raise ModelError(f"{where}: the operator {name!r} ({kind}) has no layer: write it with Keras' layers")
+        x, number = (x2, x1) if constants[0] else (x1, x2)
+        c = np.asarray(number, np.float64)
+        scale, offset = {
+            "Add": (1.0, c),
+            "Subtract": (-1.0, c) if constants[0] else (1.0, -c),
+            "Multiply": (c, 0.0),
+        }.get(kind, (1 / c, 0.0))
+        return layers.Rescaling(np.asarray(scale).tolist(), np.asarray(offset).tolist(), name=name)(x)
+
+    return apply
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    )
+
+
+def _name_of(activation: Any) -> str:
+    """The name of a serialised activation; None is ``linear``."""
+    if isinstance(activation, dict):
+        return str(activation["config"] if activation["class_name"] == "function" else activation["class_name"])
+    return str(activation or "linear")
+
+
+def _histories(value: Any) -> Iterator[tuple[str, int, int]]:
+    """The tensors that a node of the graph takes: layer, call and output."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            yield tuple(value["config"]["keras_history"])
+        else:
+            for item in value.values():
+                yield from _histories(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _histories(item)
+
+
+def _resolved(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return [_resolved(item, tensors) for item in value]
+    return tensors[next(_histories(value))] if isinstance(value, dict) else value
+
+
+def _options(node: dict[str, Any], name: str, where: str, tensors: dict[tuple[str, int, int], Any]) -> dict[str, Any]:
+    """A call's keywords that tf_keras needs: ``training=False`` of a frozen part, an operator's second number."""
+    given = {key: value for key, value in node["kwargs"].items() if value is not None}
+    if odd := given.keys() - {"training", "x1", "x2"}:
+        raise ModelError(f"{where}: {name!r} is called with {min(odd)}, which edgerec does not take over")
+    return {key: _resolved(value, tensors) for key, value in given.items()}
+
+
+def _ends(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
+    """A model's inputs or outputs: one tensor, or a list of them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value[0], str):
+        return tensors[tuple(value)]
+    ends = [_ends(item, tensors) for item in value]
+    return ends[0] if len(ends) == 1 else ends

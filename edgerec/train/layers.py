@@ -1,0 +1,62 @@
+"""Which layers and operators of other people's Keras models are taken, by their names."""
+
+from __future__ import annotations
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+MODELS = _names("Functional Model Sequential")
+
+# Layers that mean the same in Keras 2 and 3, with the same weights in the same order.
+LAYERS = _names(
+    """
+    Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D BatchNormalization
+    Bidirectional CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Cropping1D Cropping2D Dense
+    DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU Flatten GRU GaussianDropout GaussianNoise GlobalAveragePooling1D
+    GlobalAveragePooling2D GlobalMaxPooling1D GlobalMaxPooling2D GroupNormalization Identity InputLayer LSTM
+    LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D Maximum Minimum Multiply Normalization PReLU Permute ReLU
+    RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN Softmax SpatialDropout1D
+    SpatialDropout2D Subtract ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D
+    ZeroPadding1D ZeroPadding2D
+    """
+)
+
+# Layers that change pictures in training only: away from it they do nothing.
+AUGMENTATION = _names(
+    """
+    RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing
+    RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization
+    RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
+    """
+)
+
+# Activations with the same definition in both, by their name in Keras 3.
+ACTIVATIONS = {
+    name: name
+    for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
+} | {"silu": "swish"}
+
+# Arithmetic written into the graph of a Keras 3 model, as ``x / 127.5 - 1``.
+ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
+# Functions written into it, and the activation that they are.
+FUNCTIONS = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Silu": "silu",
+    "Tanh": "tanh",
+    "Softmax": "softmax",
+}
+OPERATORS = ARITHMETIC | FUNCTIONS.keys()
+
+# The same in a Keras 2 model.
+TF_OPERATORS = _names(
+    """
+    __operators__.add __operators__.sub math.add math.subtract math.multiply math.truediv math.divide math.sigmoid
+    math.tanh nn.relu nn.relu6 nn.sigmoid nn.silu nn.softmax nn.tanh
+    """
+)
