@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgerec.compress.adapt import adapt
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.optional import require
 
 
 def prune(model: Any, sparsity: float, tune: FineTune) -> Any:
-    """A float model with ``sparsity`` of each layer's weights at zero, fine-tuned.
+    """A float model with ``sparsity`` of each layer's weights at zero, fine-tuned; ``model`` is adapted first (``adapt.py``).
 
     The sparsity rises over the first half of the fine-tuning and is held over the second.
     """
     pruning = require("tensorflow_model_optimization").sparsity.keras
+    model = adapt(model, "prune").model
     rising = tune.feed.steps * tune.epochs // 2
     frequency = max(1, min(10, rising // 10))
     # Masks are made every `frequency` steps; the last of them must be the one with all of the sparsity.

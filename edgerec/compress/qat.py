@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgerec.compress.adapt import adapt
+from edgerec.compress.annotate import annotate
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
@@ -15,7 +17,7 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
     """The model with int8 rounding simulated in every layer, fine-tuned.
 
     Args:
-        model: a float model, pruned or not.
+        model: a float model, pruned or not; it is adapted first (``adapt.py``), and stays as it is.
         normalise: fixes the input's range, so that pixels pass through.
         tune: data and schedule.
         preserve_sparsity: keep zero weights at zero.
@@ -25,8 +27,9 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
     """
     tfmot = require("tensorflow_model_optimization")
     quantization = tfmot.quantization.keras
+    model = adapt(model, "pqat" if preserve_sparsity else "qat").model
     try:
-        annotated = quantization.quantize_annotate_model(model)
+        annotated = annotate(model)
         if preserve_sparsity:
             scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
             aware = quantization.quantize_apply(annotated, scheme)
