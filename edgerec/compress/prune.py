@@ -10,8 +10,9 @@ from edgerec.optional import require
 
 
 def prune(model: Any, sparsity: float, tune: FineTune) -> Any:
-    """A float model with ``sparsity`` of each layer's weights at zero, fine-tuned; ``model`` is adapted first (``adapt.py``).
+    """A float model with ``sparsity`` of each layer's weights at zero, fine-tuned.
 
+    ``model`` is adapted first (``adapt.py``), and stays as it is.
     The sparsity rises over the first half of the fine-tuning and is held over the second.
     """
     pruning = require("tensorflow_model_optimization").sparsity.keras

@@ -28,13 +28,10 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
     tfmot = require("tensorflow_model_optimization")
     quantization = tfmot.quantization.keras
     model = adapt(model, "pqat" if preserve_sparsity else "qat").model
+    scheme = [tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()] if preserve_sparsity else []
     try:
-        annotated = annotate(model)
-        if preserve_sparsity:
-            scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
-            aware = quantization.quantize_apply(annotated, scheme)
-        else:
-            aware = quantization.quantize_apply(annotated)
+        with quantization.quantize_scope():
+            aware = quantization.quantize_apply(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
