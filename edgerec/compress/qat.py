@@ -25,6 +25,13 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
     Raises:
         ModelError: a layer that cannot be quantized, by its name.
     """
+    aware = rounded(model, normalise, preserve_sparsity=preserve_sparsity)
+    fine_tune(aware, tune, "quantization-aware training")
+    return aware
+
+
+def rounded(model: Any, normalise: Normalise, *, preserve_sparsity: bool) -> Any:
+    """A copy of the model, adapted, with int8 rounding simulated in every layer; not trained yet."""
     tfmot = require("tensorflow_model_optimization")
     quantization = tfmot.quantization.keras
     model = adapt(model, "pqat" if preserve_sparsity else "qat").model
@@ -37,7 +44,6 @@ def quantization_aware(model: Any, normalise: Normalise, tune: FineTune, *, pres
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
-    fine_tune(aware, tune, "quantization-aware training")
     return aware
 
 
