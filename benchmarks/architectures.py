@@ -34,7 +34,7 @@ from edgerec.optional import require
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.train.keras import keras
 
-CLASSES, BATCH, STEPS, SPARSITY = 10, 8, 3, 0.5
+CLASSES, BATCH, STEPS, SPARSITY = 10, 8, 2, 0.5
 
 
 def _sequential(*layers: Any, side: int = 32) -> Any:
@@ -145,7 +145,8 @@ def pictures(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
 def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = ()) -> None:
     """A few steps, to the pictures themselves where the model gives pictures."""
     is_picture = len(model.output_shape) == 4
-    model.compile(keras().optimizers.Adam(1e-4), "mse" if is_picture else "sparse_categorical_crossentropy")
+    loss = "mse" if is_picture else "sparse_categorical_crossentropy"
+    model.compile(keras().optimizers.Adam(1e-4), loss, run_eagerly=True)  # tracing would take longer than two steps
     y = np.clip(x, 0, 1) if is_picture else np.arange(len(x)) % CLASSES
     model.fit(x, y, batch_size=BATCH, callbacks=list(callbacks), verbose=0)
 
@@ -153,15 +154,14 @@ def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = (
 def pruned(model: Any, x: npt.NDArray[np.float32]) -> Any:
     """Half of each layer's weights at zero."""
     pruning = require("tensorflow_model_optimization").sparsity.keras
-    wrapped = pruning.prune_low_magnitude(adapt(model, "prune").model, pruning.ConstantSparsity(SPARSITY, 0, -1, 1))
+    wrapped = pruning.prune_low_magnitude(model, pruning.ConstantSparsity(SPARSITY, 0, -1, 1))
     train(wrapped, x, (pruning.UpdatePruningStep(),))
     return pruning.strip_pruning(wrapped)
 
 
 def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: Normalise) -> tuple[bytes, Any]:
-    """The int8 file, and the Keras model that it must answer like."""
+    """The int8 file of an adapted model, and the Keras model that it must answer like."""
     if method == "ptq":
-        model = adapt(model, "ptq", x).model
         x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # both ends of the input's range
         return to_int8(model, x), model
     aware = rounded(pruned(model, x) if method == "pqat" else model, normalise, preserve_sparsity=method == "pqat")
@@ -182,47 +182,35 @@ def answers(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.flo
     return np.stack(rows)
 
 
-def measure(name: str) -> list[dict[str, Any]]:
-    """One row for each way to int8."""
-    build, range_name, methods = ARCHITECTURES[name]
+def measure(name: str, method: str) -> dict[str, Any]:
+    """One row of the table."""
+    build, range_name, _ = ARCHITECTURES[name]
     normalise = NORMALISE[range_name]
-    rows = []
-    for method in methods:
-        keras().backend.clear_session()
-        keras().utils.set_random_seed(0)
-        model = build()
-        pixels = pictures(model.input_shape[1])
-        x = normalise.apply(pixels.astype(np.float32))
-        train(model, x)
-        row = {
-            "architecture": name,
-            "input": list(model.input_shape[1:]),
-            "parameters": model.count_params(),
-            "method": method,
-        }
-        started = time.monotonic()
-        try:
-            adapted = adapt(model, "ptq", x[:4])
-            row |= {"changes": Counter(c.what for c in adapted.changes), "difference": adapted.max_difference}
-            content, reference = to_int8_by(method, model, x, normalise)
-        except ModelError as error:
-            rows.append(row | {"error": str(error)})
-            continue
-        graph = read_graph(content)
-        said, expected = answers(content, pixels), np.asarray(reference(x, training=False))
-        rows.append(
-            row
-            | {
-                "bytes": len(content),
-                "operators": Counter(operator.name for operator in graph.operators),
-                "float_tensors": len(float_tensors(graph)),
-                "sparsity": weight_sparsity(graph),
-                "int8_difference": float(np.abs(said - expected).max()),
-                "refused": Counter(f"{f.op}: {f.reason.partition(' (')[0]}"[:90] for f in check(graph)),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-        )
-    return rows
+    keras().backend.clear_session()
+    keras().utils.set_random_seed(0)
+    model = build()
+    pixels = pictures(model.input_shape[1])
+    x = normalise.apply(pixels.astype(np.float32))
+    train(model, x)
+    row = {"architecture": name, "input": model.input_shape[1:], "parameters": model.count_params(), "method": method}
+    started = time.monotonic()
+    try:
+        adapted = adapt(model, method, x[:4])
+        row |= {"changes": Counter(c.what for c in adapted.changes), "difference": adapted.max_difference}
+        content, reference = to_int8_by(method, adapted.model, x, normalise)
+    except ModelError as error:
+        return row | {"error": str(error)}
+    graph = read_graph(content)
+    said, expected = answers(content, pixels), np.asarray(reference(x, training=False))
+    return row | {
+        "bytes": len(content),
+        "operators": Counter(operator.name for operator in graph.operators),
+        "float_tensors": len(float_tensors(graph)),
+        "sparsity": weight_sparsity(graph),
+        "int8_difference": float(np.abs(said - expected).max()),
+        "refused": Counter(f"{f.op}: {f.reason}" for f in check(graph)),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -288,13 +276,17 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only or (*ARCHITECTURES, "hard-swish"):
-        path = arguments.work / f"{name}.json"
+    wanted = arguments.only or (*ARCHITECTURES, "hard-swish")
+    # First one way for all, then the next.
+    jobs = [(n, m) for m in ("qat", "ptq", "pqat") for n in wanted if n in ARCHITECTURES and m in ARCHITECTURES[n][2]]
+    for name, method in [*jobs, *[(n, "") for n in wanted if n == "hard-swish"]]:
+        path = arguments.work / f"{name} {method}.json"
         if not path.is_file():
-            print(f"{name} …", flush=True)
-            path.write_text(json.dumps(hard_swish() if name == "hard-swish" else measure(name), indent=1) + "\n")
-    kept = {path.stem: json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
-    text = table([row for name in ARCHITECTURES for row in kept.get(name, [])])
+            print(f"{name} {method} …", flush=True)
+            path.write_text(json.dumps(measure(name, method) if method else hard_swish(), indent=1) + "\n")
+    kept = {path.stem.strip(): json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
+    keys = [f"{name} {method}" for name, (_, _, methods) in ARCHITECTURES.items() for method in methods]
+    text = table([kept[key] for key in keys if key in kept])
     if "hard-swish" in kept:
         text += (
             "\nMobileNetV3Small, int8, 96 px, median ms: "

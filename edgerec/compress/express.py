@@ -198,11 +198,10 @@ def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
     """``scale · x + offset``, where both are one number or one for each channel."""
-    channels = _shape(x)[-1]
+    *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
-    if any(v.size != 1 and v.shape[-1:] != (v.size,) and v.shape[-1:] != (channels,) for v in (scale, offset)):
-        return None
-    if any(v.size not in (1, channels) for v in (scale, offset)):
+    by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))
+    if not by_channel or channels is None or len(others) > 3:
         return None
     scale, offset = (v.reshape(() if v.size == 1 else (channels,)) for v in (scale, offset))
     made = Affine(x, scale, offset, node.layer.name, trainable)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import keras
 
@@ -23,6 +22,7 @@ class Node:
         layer: the layer, as it stands there.
         inputs: the tensors that it was called on there.
         args, kwargs: the same call with the new model's tensors; some may be :class:`Affine`.
+        training: what the nested model that it stands in was called with.
         alone: whether it is the only reader of its only input, whose layer is called this once.
     """
 
@@ -30,6 +30,7 @@ class Node:
     inputs: list[Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    training: bool | None
     alone: bool
 
     @property
@@ -100,7 +101,7 @@ class Rebuild:
         return built
 
     def walk(self, model: Any, inputs: list[Any], training: bool | None = None) -> list[Any]:
-        """Call the model's nodes on other inputs; ``training`` as the model itself is called with."""
+        """Call the model's nodes on other inputs; ``training`` is what the model itself is called with."""
         nest = require("tensorflow").nest
         values: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         nodes = list(calls(model))
@@ -113,19 +114,17 @@ class Rebuild:
         for node in nodes:
             given = list(node.keras_inputs)
             args, kwargs = nest.map_structure(renewed, (node.call_args, node.call_kwargs))
-            if training is not None and node.layer._expects_training_arg:
-                kwargs = {"training": training} | kwargs
             alone = len(given) == 1 and readers[id(given[0])] == 1 and uses[id(_maker(given[0]))] == 1
-            read = Node(node.layer, given, args, kwargs, alone)
+            read = Node(node.layer, given, args, kwargs, training, alone)
             made = self.rule(self, read)
             made = self.copy(read) if made is None else made
             values |= {id(old): new for old, new in zip(nest.flatten(node.outputs), nest.flatten(made), strict=True)}
         return [values[id(t)] for t in model.outputs]
 
-    def inline(self, node: Node) -> Any:
+    def inline(self, node: Node, training: bool | None) -> Any:
         """The nodes of a nested model in the place of its call."""
         inputs = require("tensorflow").nest.flatten(node.args)
-        made = self.walk(node.layer, inputs, node.kwargs.get("training"))
+        made = self.walk(node.layer, inputs, training)
         return require("tensorflow").nest.pack_sequence_as(node.layer.output, made)
 
     def copy(self, node: Node, **config: Any) -> Any:
@@ -162,8 +161,6 @@ class Rebuild:
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
-        if len(shape) > 3 or channels is None:
-            raise ModelError(f"layer {name!r} works on {(None, *shape)}, expected (batch, height, width, channels)")
         biased = affine.trainable or bool(affine.offset.any())
         layer = layers.DepthwiseConv2D(1, use_bias=biased, trainable=affine.trainable, name=name)
         if len(shape) == 3:
