@@ -79,7 +79,7 @@ def everything():
         [layers.Conv2D(4, 3, padding="same", activation="swish"), layers.BatchNormalization(), layers.Dropout(0.2)]
     )
     x = layers.Concatenate()([base(y, training=False), x]) * 2 - 0.5
-    x = layers.BatchNormalization()(layers.Dense(6, activation="relu")(layers.Flatten()(x)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6)(layers.Flatten()(x))))
     return settled(keras().Model(inputs, layers.Dense(5, activation="softmax")(x)))
 
 
@@ -149,7 +149,7 @@ def test_operators_become_layers(pixels):
     inputs = keras().Input((8, 8, 3))
     x = tf.nn.relu6(tf.pad(inputs / 50 - 1.0, [[0, 0], [1, 1], [1, 1], [0, 0]]))
     x = tf.concat([2.0 - x, tf.clip_by_value(x, 1.0, 3.0), tf.nn.swish(-x)], -1)
-    x = keras().layers.Average()([x + x, tf.maximum(x, 0.0)])
+    x = keras().layers.Average()([x + x, tf.maximum(x, 0.0), keras().layers.ReLU(4.0)(x)])
     model = keras().Model(inputs, tf.reduce_mean(tf.sigmoid(x), [1, 2]))
     adapted = same(model, pixels).model
     assert not any("Lambda" in kind for kind in kinds(adapted))
@@ -161,6 +161,10 @@ def test_recurrent_models_are_for_post_training_quantization(name, pixels):
     model = model_of(layers.Rescaling(1 / 255), layers.Reshape((4, 48)), getattr(layers, name)(4), layers.Dense(5))
     with pytest.raises(ModelError, match=rf"\({name}\) runs along a sequence.* --method ptq"):
         adapt(model)
+    if name != "LSTM":
+        both = layers.Bidirectional(getattr(layers, name)(4))
+        with pytest.raises(ModelError, match=r"\(Bidirectional\) is a loop.* use an LSTM"):
+            adapt(model_of(layers.Reshape((4, 48)), both), "ptq")
     adapted = same(model, pixels, "ptq").model
     graph = read_graph(to_int8(adapted, pixels.astype(np.float32)))
     assert float_tensors(graph) == []

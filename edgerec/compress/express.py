@@ -4,7 +4,7 @@ All of it is exact but for float rounding. Whatever scales and shifts channels (
 ``x * 2 + 1``, a batch normalisation that no convolution takes in) is an :class:`Affine`; neighbours join, and what is
 left becomes a 1×1 depthwise convolution. That one runs everywhere, on the Edge TPU too. Hard-swish,
 ``x · relu6(x + 3) / 6``, comes out as two of them around a ReLU6: in int8 that is faster than the operator
-HARD_SWISH, which XNNPACK leaves to the reference kernel and the Edge TPU to the processor.
+HARD_SWISH (docs/architectures.md), which the Edge TPU leaves to the processor.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ def activation_name(layer: Any) -> str:
 
 
 def is_folded(node: Node) -> bool:
-    """Whether a batch normalisation stands where tfmot, as TFLite's converter, folds it into the layer before."""
+    """Whether a batch normalisation stands where tfmot and the converter fold it into the convolution before.
+
+    tfmot would take it behind a dense layer too, and the converter then leave that one in float.
+    """
     layers, before = keras().layers, node.before
     return (
         node.alone
-        and type(before) in (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense)
+        and type(before) in (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)
         and activation_name(before) == "linear"
     )
 
@@ -99,8 +102,9 @@ def _relu(rebuild: Rebuild, node: Node, x: Any) -> Any:
     layer = node.layer
     if layer.max_value in (None, 6) or layer.negative_slope or layer.threshold:
         return None
-    rebuild.tell(node, f"a ReLU up to {layer.max_value:g} → ReLU6 between scalings")
-    return _clip(rebuild, node, x, 0.0, float(layer.max_value))
+    highest = float(layer.max_value)
+    rebuild.tell(node, f"a ReLU up to {highest:g} → ReLU6 between scalings")
+    return _clip(rebuild, node, x, 0.0, highest)
 
 
 def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:

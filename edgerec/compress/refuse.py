@@ -80,18 +80,32 @@ def refuse_code(model: Any) -> None:
 def refuse(layer: Any, purpose: Purpose) -> None:
     """Refuse a layer of the adapted model that ``purpose`` cannot take."""
     layers = keras().layers
-    if purpose == "ptq" or isinstance(layer, layers.InputLayer):
-        return
     what = getattr(layer, "symbol", None)
     name = f"layer {layer.name!r} ({'operator ' + what if what else type(layer).__name__})"
-    if purpose == "prune":
-        if not prunable(layer):
-            raise ModelError(f"{name} is unknown to pruning: {WAYS_ON}")
-        return
+    if purpose == "ptq" and _is_loop(layer):
+        raise ModelError(
+            f"{name} is a loop, in which the converter keeps float numbers: use an LSTM, or an input of a fixed length"
+        )
+    if purpose == "prune" and not (isinstance(layer, layers.InputLayer) or prunable(layer)):
+        raise ModelError(f"{name} is unknown to pruning: {WAYS_ON}")
+    if purpose in ("qat", "pqat") and not isinstance(layer, layers.InputLayer):
+        _refuse_in_training(layer, name, purpose)
+
+
+def _is_loop(layer: Any) -> bool:
+    """Whether a recurrent layer runs as a loop in TFLite; an LSTM is an operator of its own."""
+    layers = keras().layers
+    if isinstance(layer, layers.Bidirectional):
+        return _is_loop(layer.forward_layer)
+    return isinstance(layer, layers.RNN) and not isinstance(layer, layers.LSTM) and not layer.unroll
+
+
+def _refuse_in_training(layer: Any, name: str, purpose: Purpose) -> None:
+    layers = keras().layers
     if isinstance(layer, (layers.RNN, layers.Bidirectional, layers.TimeDistributed)):
         raise ModelError(
             f"{name} runs along a sequence, and quantization-aware training cannot round its state from step to step: "
-            "use --method ptq, which converts an LSTM to one int8 operator"
+            "use --method ptq"
         )
     if not trainable_in_int8(layer):
         raise ModelError(f"{name} is unknown to quantization-aware training: {WAYS_ON}")
