@@ -218,55 +218,44 @@ def measure(name: str, method: str) -> dict[str, Any]:
 
 HEADER = """# Architectures
 
-`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each with random weights, trains it
-for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt.py`), takes it to full int8, reads the flatbuffer,
-runs it in LiteRT, and asks the Edge TPU's published rules. It shows what goes through, not what it scores.
+`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each with random weights, trains
+it for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt.py`), takes it to full int8, reads the
+flatbuffer, runs it in LiteRT, and asks the Edge TPU's published rules. It shows what goes through, not what it scores.
 
 - **way**: `qat` quantization-aware training, two steps; `pqat` the same after pruning to 50 %, zeros preserved; `ptq`
   post-training quantization.
-- **changes**: what adapting made of the model's layers, and how far its outputs moved.
-- **int8 − Keras**: largest difference between the file's outputs in LiteRT and those of the Keras model that was converted.
+- **changes**: what adapting made of the model's layers, and how far that moved its outputs.
+- **int8 − Keras**: largest difference between what the file answers in LiteRT and the Keras model that was converted.
   Scores are stored in steps of 1/256 = 0.004.
-- **zeros**: among the int8 weights of the file.
+- **zeros**: among the file's int8 weights.
 
 """
+COLUMNS = ("architecture", "way", "changes", "operators", "float tensors", "int8 − Keras", "zeros", "Edge TPU")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    head = (
-        "architecture",
-        "way",
-        "changes (outputs within)",
-        "operators",
-        "float tensors",
-        "int8 − Keras",
-        "zeros",
-        "Edge TPU",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
-        changes = ", ".join(f"{n}× {what}" if n > 1 else what for what, n in row.get("changes", {}).items())
-        first = [row["architecture"], row["method"], f"{changes} ({row['difference']:.0e})" if changes else "none"]
+        changes = _counted(row["changes"]) + f" ({row['difference']:.0e})" if row.get("changes") else "none"
         if "error" in row:
-            lines.append("| " + " | ".join([*first, "refused: " + row["error"], *[""] * 4]) + " |")
-            continue
-        refused = ", ".join(f"{n}× {what}" for what, n in row["refused"].items())
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    *first,
-                    f"{sum(row['operators'].values())} of {len(row['operators'])} kinds",
-                    str(row["float_tensors"]),
-                    f"{row['int8_difference']:.3f}",
-                    f"{row['sparsity']:.0%}",
-                    f"refuses {refused}" if refused else "all mapped",
-                ]
-            )
-            + " |"
-        )
+            cells = [f"refused: {row['error']}", "", "", "", "", ""]
+        else:
+            operators = row["operators"]
+            cells = [
+                changes,
+                f"{sum(operators.values())} of {len(operators)} kinds",
+                str(row["float_tensors"]),
+                f"{row['int8_difference']:.3f}",
+                f"{row['sparsity']:.0%}",
+                f"refuses {_counted(row['refused'])}" if row["refused"] else "all mapped",
+            ]
+        lines.append("| " + " | ".join([row["architecture"], row["method"], *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _counted(found: dict[str, int]) -> str:
+    return ", ".join(f"{n}× {what}" if n > 1 else what for what, n in found.items())
 
 
 def hard_swish() -> dict[str, float]:
