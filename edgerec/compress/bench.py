@@ -65,7 +65,7 @@ class Bench:
         self,
         method: Method,
         content: bytes,
-        drawn: dict[str, Any],
+        how: dict[str, Any],
         *,
         between: tuple[Form, ...] = (),
         overwrite: bool = False,
@@ -75,12 +75,12 @@ class Bench:
         Args:
             method: what made it.
             content: its .tflite.
-            drawn: what calibrated it.
+            how: what of the report tells how it was made: ``calibration``, ``adapted``.
             between: the parity table's rows between float Keras and it.
             overwrite: replace a variant that is there.
         """
         content = with_metadata(content, self.dataset.labels, self.recipe.normalise, self.recipe.model.arch)
-        report = self._measure(method, content, drawn, between)
+        report = self._measure(method, content, how, between)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
             "versions": versions(),
@@ -92,7 +92,7 @@ class Bench:
         return report
 
     def _measure(
-        self, method: Method, content: bytes, drawn: dict[str, Any], between: tuple[Form, ...]
+        self, method: Method, content: bytes, how: dict[str, Any], between: tuple[Form, ...]
     ) -> QuantizeReport:
         dataset, split, name = self.dataset, self.split, method.variant
         score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
@@ -114,9 +114,9 @@ class Bench:
             drop_points=(keras_row.top1 - row.top1) * 100,
             max_drop=self.recipe.compress.max_drop,
             sparsity=weight_sparsity(read_graph(content)),
-            calibration=drawn,
             model_sha256=sha256(content),
             figures=figures(scores, classes, dataset.labels, "test"),
+            **how,
         )
 
     def float32(self) -> QuantizeReport:

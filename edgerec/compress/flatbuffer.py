@@ -109,8 +109,11 @@ def real_values(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def float_tensors(graph: Graph) -> list[Tensor]:
-    """The tensors that hold floating-point numbers: none in a fully quantized model."""
-    return [tensor for tensor in graph.tensors if "FLOAT" in tensor.dtype]
+    """The tensors that hold floating-point numbers: none in a fully quantized model.
+
+    An int8 LSTM lists four that have a scale and no element; nothing is computed with them.
+    """
+    return [tensor for tensor in graph.tensors if "FLOAT" in tensor.dtype and tensor.shape != (0,)]
 
 
 def weight_sparsity(graph: Graph) -> float:

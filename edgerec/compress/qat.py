@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from edgerec.compress.annotate import annotate
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
@@ -25,7 +26,7 @@ def quantization_aware(
     and stay as they are in the last third (arXiv:1806.08342, section 4).
 
     Args:
-        model: a float model, pruned, clustered or neither.
+        model: a float model that :func:`~edgerec.compress.adapt.adapt` let through, pruned, clustered or neither.
         normalise: fixes the input's range, so that pixels pass through.
         tune: data and schedule.
         pruned: keep zero weights at zero.
@@ -34,6 +35,14 @@ def quantization_aware(
     Raises:
         ModelError: a layer that cannot be quantized, by its name.
     """
+    aware = rounded(model, normalise, pruned=pruned, clustered=clustered)
+    _settle(aware, tune)
+    fine_tune(aware, tune, "quantization-aware training", freeze=_freeze)
+    return aware
+
+
+def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False) -> Any:
+    """A copy of the model with int8 rounding simulated in every layer; not trained yet."""
     tfmot = require("tensorflow_model_optimization")
     quantization, combine = tfmot.quantization.keras, tfmot.experimental.combine
     scheme: tuple[Any, ...] = ()
@@ -42,14 +51,13 @@ def quantization_aware(
     elif pruned:
         scheme = (combine.Default8BitPrunePreserveQuantizeScheme(),)
     try:
-        aware = quantization.quantize_apply(quantization.quantize_annotate_model(model), *scheme)
+        with quantization.quantize_scope():
+            aware = quantization.quantize_apply(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
-    _settle(aware, tune)
-    fine_tune(aware, tune, "quantization-aware training", freeze=_freeze)
     return aware
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerec.compress.adapt import Adapted, adapt
 from edgerec.compress.bench import Bench
 from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
@@ -19,12 +21,14 @@ from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
+from edgerec.compress.refuse import Purpose
 from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import CompressSection
 from edgerec.errors import GateError, ModelError, RecipeError
+from edgerec.train.keras import keras
 from edgerec.train.run import Run
 from edgerec.train.saved_model import refuse_untrainable
 
@@ -108,10 +112,10 @@ def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> Quan
     if unfinished.exists() and not resume:
         log.info("%s: starting again (--resume goes on with what was stopped)", method.variant)
         shutil.rmtree(unfinished)
-    content, drawn = _compressed(bench, method, unfinished)
+    content, how = _compressed(bench, method, unfinished)
     if method.precision == "int8":
         check_int8(content, bench.recipe.normalise)
-    report = bench.keep(method, content, drawn, between=(float32.forms[-1],), overwrite=overwrite)
+    report = bench.keep(method, content, how, between=(float32.forms[-1],), overwrite=overwrite)
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
 
@@ -165,12 +169,14 @@ def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
 
 
 def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any]]:
-    """The .tflite, and what calibrated it."""
+    """The .tflite, and what of :class:`QuantizeReport` tells how it was made."""
     recipe, model, stages = bench.recipe, bench.run.model(), method.stages
     # Before any training: a set that is refused costs no time.
     pictures = draw(recipe.compress.calibration, bench.dataset, bench.split) if method.calibrates else None
     if stages:
         refuse_untrainable(model)
+    adapted = adapt(model, _purpose(stages)) if isinstance(model, keras().Model) else Adapted(model, ())
+    model = adapted.model
     tune = bench.fine_tune(unfinished)
     if "channels" in stages:
         model = shrink(model, recipe.compress.channels, tune)
@@ -185,9 +191,17 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
     bench.listener(Progress("converting", 0, 1))
     content = _converted(bench, method, model, pictures)
     bench.listener(Progress("converting", 1, 1))
-    if pictures is None:
-        return content, {}
-    return content, {"recipe": pictures.recipe, "images": len(pictures.images), "digest": pictures.digest}
+    how: dict[str, Any] = {"adapted": [change.to_dict() for change in adapted.changes]}
+    if pictures is not None:
+        how["calibration"] = {"recipe": pictures.recipe, "images": len(pictures.images), "digest": pictures.digest}
+    return content, how
+
+
+def _purpose(stages: Sequence[str]) -> Purpose:
+    """What the model must be fit for."""
+    if "qat" in stages:
+        return "pqat" if len(stages) > 1 else "qat"
+    return "prune" if stages else "ptq"
 
 
 def _converted(bench: Bench, method: Method, model: Any, pictures: CalibrationSet | None) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from edgerec.compress.parity import Form
@@ -23,9 +23,10 @@ class QuantizeReport:
         val_drop_points: top-1 that it lost there against float Keras, in points.
         drop_points: the same on the test pictures.
         sparsity: part of zeros among its weights.
-        calibration: recipe, number of pictures and digest, for post-training quantization.
         model_sha256: digest of the .tflite, by which export knows that these figures are its own.
         figures: accuracy and per-class figures of the variant on the test pictures.
+        calibration: recipe, number of pictures and digest, for post-training quantization.
+        adapted: the layers that became others first: ``layer what why``, and ``max_difference`` of the outputs.
         why: why ``auto`` took this one.
     """
 
@@ -40,9 +41,10 @@ class QuantizeReport:
     drop_points: float
     max_drop: float
     sparsity: float
-    calibration: dict[str, Any]
     model_sha256: str
     figures: Figures
+    calibration: dict[str, Any] = field(default_factory=dict)
+    adapted: list[dict[str, Any]] = field(default_factory=list)
     why: str = ""
 
     @property

@@ -1,0 +1,314 @@
+"""Every architecture through adapting, quantization-aware training and full-int8 conversion, on real pictures.
+
+    python benchmarks/architectures.py --work FOLDER [--only NAME …] [--write docs/architectures.md]
+
+Weights are random and trained for a few steps on CIFAR-10 pictures: it is shown that each goes through and that the
+int8 file answers as the Keras model does, not how accurate it is. What is measured is kept in FOLDER, one file an
+architecture; what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from common import data_folder
+
+from edgerec.compress.adapt import adapt
+from edgerec.compress.convert import to_int8
+from edgerec.compress.flatbuffer import float_tensors, read_graph, weight_sparsity
+from edgerec.compress.qat import rounded
+from edgerec.contract.tensors import Normalise
+from edgerec.errors import ModelError
+from edgerec.export.edgetpu import check
+from edgerec.optional import require
+from edgerec.runtime.interpreter import open_interpreter
+from edgerec.train.keras import keras
+
+CLASSES, BATCH, STEPS, SPARSITY = 10, 8, 2, 0.5
+
+
+def _sequential(*layers: Any, side: int = 32) -> Any:
+    return keras().Sequential([keras().Input((side, side, 3)), *layers])
+
+
+def _application(name: str, side: int = 32, **options: Any) -> Callable[[], Any]:
+    return lambda: getattr(keras().applications, name)(
+        input_shape=(side, side, 3), weights=None, classes=CLASSES, **options
+    )
+
+
+def _cnn(*between: str) -> Callable[[], Any]:
+    """The tutorial's CNN; ``between`` its features and its classes."""
+
+    def build() -> Any:
+        made = keras().layers
+        middle = [getattr(made, name)(*((0.3,) if name == "Dropout" else ())) for name in between]
+        convolutions = [
+            made.Conv2D(32, 3, activation="relu"),
+            made.MaxPooling2D(),
+            made.Conv2D(64, 3, activation="relu"),
+        ]
+        return _sequential(*convolutions, made.MaxPooling2D(), *middle, made.Dense(CLASSES, activation="softmax"))
+
+    return build
+
+
+def _resnet8() -> Any:
+    from edgerec.contract.recipe import ModelSection
+    from edgerec.models import build
+
+    return build(keras(), ModelSection(arch="resnet8"), (32, 32, 3), CLASSES, Normalise.named("unit"))
+
+
+def _recurrent(name: str) -> Callable[[], Any]:
+    """Reads a picture row by row."""
+
+    def build() -> Any:
+        made = keras().layers
+        return _sequential(made.Reshape((32, 96)), getattr(made, name)(32), made.Dense(CLASSES, activation="softmax"))
+
+    return build
+
+
+def _autoencoder(transposed: bool) -> Callable[[], Any]:
+    def build() -> Any:
+        made = keras().layers
+
+        def up(channels: int) -> list[Any]:
+            if transposed:
+                return [made.Conv2DTranspose(channels, 3, strides=2, padding="same", activation="relu")]
+            return [made.UpSampling2D(), made.Conv2D(channels, 3, padding="same", activation="relu")]
+
+        down = [made.Conv2D(n, 3, strides=2, padding="same", activation="relu") for n in (16, 32)]
+        return _sequential(*down, *up(32), *up(16), made.Conv2D(3, 3, padding="same", activation="sigmoid"))
+
+    return build
+
+
+def _nested() -> Any:
+    """Transfer learning as Keras' guide has it: a base inside a model, augmentation and scaling inside the graph."""
+    made = keras().layers
+    base = keras().applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, include_top=False, weights=None)
+    inputs = keras().Input((32, 32, 3))
+    x = keras().Sequential([made.RandomFlip("horizontal"), made.RandomRotation(0.1)])(inputs)
+    x = base(made.Rescaling(1 / 127.5, offset=-1)(x), training=False)
+    x = made.Dropout(0.2)(made.GlobalAveragePooling2D()(x))
+    return keras().Model(inputs, made.Dense(CLASSES, activation="softmax")(x))
+
+
+# Name, builder, the normalisation that it expects, and how it gets to int8.
+ARCHITECTURES: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
+    "seed CNN": (_cnn("Flatten"), "unit", ("qat", "pqat")),
+    "seed CNN with dropout": (_cnn("Flatten", "Dropout"), "unit", ("qat", "pqat")),
+    "GAP CNN": (_cnn("GlobalAveragePooling2D"), "unit", ("qat", "pqat")),
+    "VGG16": (_application("VGG16"), "unit", ("qat", "pqat")),
+    "ResNet8": (_resnet8, "unit", ("qat", "pqat")),
+    "ResNet50": (_application("ResNet50"), "unit", ("qat", "pqat")),
+    "MobileNetV1": (_application("MobileNet"), "signed", ("qat", "pqat")),
+    "MobileNetV2": (_application("MobileNetV2"), "signed", ("qat", "pqat")),
+    "MobileNetV3Small minimalistic": (_application("MobileNetV3Small", minimalistic=True), "raw", ("qat", "pqat")),
+    "MobileNetV3Small": (_application("MobileNetV3Small"), "raw", ("qat", "pqat")),
+    "EfficientNetB0": (_application("EfficientNetB0"), "raw", ("qat", "pqat")),
+    "EfficientNetV2B0": (_application("EfficientNetV2B0"), "raw", ("qat", "pqat")),
+    "DenseNet121": (_application("DenseNet121"), "unit", ("qat", "pqat")),
+    "MobileNetV2 0.35 nested, augmentation inside": (_nested, "raw", ("qat", "pqat")),
+    "autoencoder, UpSampling2D": (_autoencoder(False), "unit", ("qat", "pqat")),
+    "autoencoder, Conv2DTranspose": (_autoencoder(True), "unit", ("qat", "pqat")),
+    "LSTM": (_recurrent("LSTM"), "unit", ("qat", "ptq")),
+    "GRU": (_recurrent("GRU"), "unit", ("qat", "ptq")),
+    "SimpleRNN": (_recurrent("SimpleRNN"), "unit", ("qat", "ptq")),
+}
+NORMALISE = {"unit": Normalise.named("unit"), "signed": Normalise.named("signed"), "raw": Normalise(0.0, 1.0)}
+
+
+@functools.cache
+def pictures(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
+    """CIFAR-10 test pictures from all over the archive, ``(count, side, side, 3)``, RGB."""
+    found = []
+    with tarfile.open(data_folder() / "cifar10.tar") as archive:
+        members = [m for m in archive if m.isfile() and "/test/" in m.name]
+        for member in members[:: len(members) // count][:count]:
+            image = cv2.imdecode(np.frombuffer(archive.extractfile(member).read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+            found.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR_EXACT))
+    return np.stack(found)
+
+
+def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = ()) -> None:
+    """A few steps, to the pictures themselves where the model gives pictures."""
+    is_picture = len(model.output_shape) == 4
+    loss = "mse" if is_picture else "sparse_categorical_crossentropy"
+    model.compile(keras().optimizers.Adam(1e-4), loss, run_eagerly=True)  # tracing would take longer than two steps
+    y = np.clip(x, 0, 1) if is_picture else np.arange(len(x)) % CLASSES
+    model.fit(x, y, batch_size=BATCH, callbacks=list(callbacks), verbose=0)
+
+
+def pruned(model: Any, x: npt.NDArray[np.float32]) -> Any:
+    """Half of each layer's weights at zero."""
+    pruning = require("tensorflow_model_optimization").sparsity.keras
+    wrapped = pruning.prune_low_magnitude(model, pruning.ConstantSparsity(SPARSITY, 0, -1, 1))
+    train(wrapped, x, (pruning.UpdatePruningStep(),))
+    return pruning.strip_pruning(wrapped)
+
+
+def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: Normalise) -> tuple[bytes, Any]:
+    """The int8 file of an adapted model, and the Keras model that it must answer like."""
+    if method == "ptq":
+        x = x.copy()
+        x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # both ends of the input's range
+        return to_int8(model, x), model
+    aware = rounded(pruned(model, x) if method == "pqat" else model, normalise, pruned=method == "pqat")
+    train(aware, x)
+    return to_int8(aware), aware
+
+
+def answers(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the file says to the pictures, dequantized."""
+    interpreter = open_interpreter(content, threads=1)
+    given, said = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero = said["quantization"]
+    rows = []
+    for picture in pixels:
+        interpreter.set_tensor(given["index"], picture[np.newaxis])
+        interpreter.invoke()
+        rows.append((interpreter.get_tensor(said["index"])[0].astype(np.float32) - zero) * scale)
+    return np.stack(rows)
+
+
+def measure(name: str, method: str) -> dict[str, Any]:
+    """One row of the table."""
+    build, range_name, _ = ARCHITECTURES[name]
+    normalise = NORMALISE[range_name]
+    keras().backend.clear_session()
+    keras().utils.set_random_seed(0)
+    model = build()
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras().layers.BatchNormalization):
+            layer.momentum = 0.1  # two steps must settle it, or all scores are alike
+    pixels = pictures(model.input_shape[1])
+    x = normalise.apply(pixels.astype(np.float32))
+    train(model, x)
+    row = {"architecture": name, "input": model.input_shape[1:], "parameters": model.count_params(), "method": method}
+    started = time.monotonic()
+    try:
+        adapted = adapt(model, method, x[:4])
+        row |= {"changes": Counter(c.what for c in adapted.changes), "difference": adapted.max_difference}
+        content, reference = to_int8_by(method, adapted.model, x, normalise)
+    except ModelError as error:
+        return row | {"error": str(error)}
+    graph = read_graph(content)
+    said, expected = answers(content, pixels), np.asarray(reference(x, training=False))
+    return row | {
+        "bytes": len(content),
+        "operators": Counter(operator.name for operator in graph.operators),
+        "float_tensors": len(float_tensors(graph)),
+        "sparsity": weight_sparsity(graph),
+        "range": float(np.ptp(expected)),
+        "int8_difference": float(np.abs(said - expected).max()),
+        "refused": Counter(f"{f.op}: {f.reason}" for f in check(graph)),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+HEADER = """# Architectures
+
+`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each with random weights, trains
+it for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt.py`), takes it to full int8, reads the
+flatbuffer, runs it in LiteRT, and asks the Edge TPU's published rules. It shows what goes through, not what it scores.
+
+- **way**: `qat` quantization-aware training, two steps; `pqat` the same after pruning to 50 %, zeros preserved; `ptq`
+  post-training quantization.
+- **changes**: what adapting made of the model's layers, and how far that moved its outputs.
+- **int8 − Keras**: largest difference between what the file answers in LiteRT and the Keras model that was converted,
+  and the range of those answers. Scores are stored in steps of 1/256 = 0.004.
+- **zeros**: among the file's int8 weights.
+
+"""
+COLUMNS = ("architecture", "way", "changes", "operators", "float tensors", "int8 − Keras", "zeros", "Edge TPU")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        changes = _counted(row["changes"]) + f" ({row['difference']:.0e})" if row.get("changes") else "none"
+        if "error" in row:
+            cells = [f"refused: {row['error']}", "", "", "", "", ""]
+        else:
+            operators = row["operators"]
+            cells = [
+                changes,
+                f"{sum(operators.values())} of {len(operators)} kinds",
+                str(row["float_tensors"]),
+                f"{row['int8_difference']:.3f} of {row['range']:.2f}",
+                f"{row['sparsity']:.0%}",
+                f"refuses {_counted(row['refused'])}" if row["refused"] else "all mapped",
+            ]
+        lines.append("| " + " | ".join([row["architecture"], row["method"], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _counted(found: dict[str, int]) -> str:
+    return ", ".join(f"{n}× {what}" if n > 1 else what for what, n in found.items())
+
+
+def hard_swish() -> dict[str, float]:
+    """Median ms of MobileNetV3Small's int8 file at 96 px, one thread: as it is, with HARD_SWISH, and adapted."""
+    keras().utils.set_random_seed(0)
+    model = keras().applications.MobileNetV3Small(input_shape=(96, 96, 3), weights=None, classes=CLASSES)
+    pixels = pictures(96)
+    x = pixels.astype(np.float32)
+    made = {"HARD_SWISH": to_int8(model, x), "adapted": to_int8(adapt(model, "ptq", x[:4]).model, x)}
+    interpreters = {name: open_interpreter(content, threads=1) for name, content in made.items()}
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for picture in np.tile(pixels, (10, 1, 1, 1)):
+        for name, interpreter in interpreters.items():  # in turn, so that a busy machine is unfair to none
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[np.newaxis])
+            started = time.perf_counter()
+            interpreter.invoke()
+            times[name].append((time.perf_counter() - started) * 1000)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print the table of all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/architectures"))
+    parser.add_argument("--only", nargs="+", choices=[*ARCHITECTURES, "hard-swish"])
+    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    wanted = arguments.only or (*ARCHITECTURES, "hard-swish")
+    # First one way for all, then the next.
+    jobs = [(n, m) for m in ("qat", "ptq", "pqat") for n in wanted if n in ARCHITECTURES and m in ARCHITECTURES[n][2]]
+    for name, method in [*jobs, *[(n, "") for n in wanted if n == "hard-swish"]]:
+        path = arguments.work / f"{name} {method}.json"
+        if not path.is_file():
+            print(f"{name} {method} …", flush=True)
+            path.write_text(json.dumps(measure(name, method) if method else hard_swish(), indent=1) + "\n")
+    kept = {path.stem.strip(): json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
+    keys = [f"{name} {method}" for name, (_, _, methods) in ARCHITECTURES.items() for method in methods]
+    text = table([kept[key] for key in keys if key in kept])
+    if "hard-swish" in kept:
+        text += (
+            "\nMobileNetV3Small, int8, 96 px, median ms: "
+            + ", ".join(f"{k} {v:.2f}" for k, v in kept["hard-swish"].items())
+            + "\n"
+        )
+    print(text)
+    if arguments.write:
+        arguments.write.write_text(HEADER + text)
+
+
+if __name__ == "__main__":
+    main()
