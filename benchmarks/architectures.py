@@ -223,7 +223,7 @@ def measure(name: str, method: str) -> dict[str, Any]:
 HEADER = """# Architectures
 
 `python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each with random weights, trains
-it for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt.py`), takes it to full int8, reads the
+it for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt/`), takes it to full int8, reads the
 flatbuffer, runs it in LiteRT, and asks the Edge TPU's published rules. It shows what goes through, not what it scores.
 
 - **way**: `qat` quantization-aware training, two steps; `pqat` the same after pruning to 50 %, zeros preserved; `ptq`

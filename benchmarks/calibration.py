@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from edgerec.compress import calibration
+from edgerec.compress.calibration.picking import METHODS
 from edgerec.compress.convert import to_int8
 from edgerec.compress.parity import form
-from edgerec.compress.picking import METHODS
 from edgerec.contract.progress import ignore
 from edgerec.data import Dataset, Split
 from edgerec.runtime.model import ImageModel

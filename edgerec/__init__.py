@@ -20,11 +20,12 @@ _PUBLIC = {
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
     "adopt": "edgerec.compress.adopt",
+    "compare": "edgerec.compress.compare",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
-    "parity": "edgerec.compress.diagnose",
+    "parity": "edgerec.compress.layers",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
@@ -40,6 +41,7 @@ __all__ = [
     "Run",
     "__version__",
     "adopt",
+    "compare",
     "evaluate",
     "export_bundle",
     "fit",
@@ -56,7 +58,8 @@ if TYPE_CHECKING:
     from edgerec.camera.predict import predict
     from edgerec.compress import quantize
     from edgerec.compress.adopt import adopt
-    from edgerec.compress.diagnose import parity
+    from edgerec.compress.compare import compare
+    from edgerec.compress.layers import parity
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from edgerec.compress.adapt import adapt
+from edgerec.compress.adapt.refuse import check_classifier
 from edgerec.compress.convert import to_int8
 from edgerec.compress.flatbuffer import float_tensors, read_graph
 from edgerec.compress.qat import rounded
-from edgerec.compress.refuse import check_classifier
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.export.edgetpu import check

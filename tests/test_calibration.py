@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from edgerec import Bundle, Recipe, Run, export_bundle, quantize
 from edgerec.cli.app import app
-from edgerec.compress import calibration, calibration_set
-from edgerec.compress.calibration_check import check, examine
-from edgerec.compress.calibration_input import Offered, open_offered
-from edgerec.compress.likeness import thumbnails, to_nearest_other
-from edgerec.compress.picking import METHODS
+from edgerec.compress import calibration
+from edgerec.compress.calibration import sets as calibration_set
+from edgerec.compress.calibration.check import check, examine
+from edgerec.compress.calibration.given import Offered, open_offered
+from edgerec.compress.calibration.likeness import thumbnails, to_nearest_other
+from edgerec.compress.calibration.picking import METHODS
 from edgerec.contract.shipped import shipped, shipped_names
 from edgerec.data import load, split_dataset
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, RecipeError

@@ -52,7 +52,7 @@ def check(
 ) -> None:
     """Find what is wrong with a calibration set; exit code 1 when it is unfit."""
     with progress() as listener:
-        from edgerec.compress.calibration_check import check as examine
+        from edgerec.compress.calibration.check import check as examine
 
         report = examine(pictures, run, data=data, listener=listener)
     if json:

@@ -10,7 +10,7 @@ import typer
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
-    from edgerec.compress.diagnose import ParityReport
+    from edgerec.compress.layers.diagnose import ParityReport
 
 
 def parity(
@@ -28,8 +28,8 @@ def parity(
     if out is not None:
         refuse_existing(out, overwrite)
     with progress() as listener:
-        from edgerec.compress.diagnose import draw_layers
-        from edgerec.compress.diagnose import parity as compare
+        from edgerec.compress.layers.diagnose import draw_layers
+        from edgerec.compress.layers.diagnose import parity as compare
 
         report = compare(run, variant, images=images, data=data, listener=listener)
         if out is not None:
@@ -41,7 +41,7 @@ def parity(
 
 
 def _show(report: ParityReport) -> None:
-    from edgerec.compress.findings import LOW_DB, costliest
+    from edgerec.compress.layers.findings import LOW_DB, costliest
 
     table(
         ("layer", "operator", "sqnr dB", "0 to 50 dB", "own", "alone", "weights", "clipped", "range"),
@@ -77,7 +77,7 @@ def _show(report: ParityReport) -> None:
 
 
 def _decibels(value: float | None) -> str:
-    from edgerec.compress.layers import EXACT_DB
+    from edgerec.compress.layers.measure import EXACT_DB
 
     if value is None:
         return "–"

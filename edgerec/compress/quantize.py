@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerec.compress.adapt import Adapted, adapt
+from edgerec.compress.adapt.refuse import Purpose
 from edgerec.compress.bench import Bench
 from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
@@ -21,7 +22,6 @@ from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
-from edgerec.compress.refuse import Purpose
 from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
@@ -81,7 +81,7 @@ def quantize(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
-    wanted |= {"float_layers": float_layers, "calibration": calibration, "max_drop": max_drop}
+    wanted |= {"channels": channels, "float_layers": float_layers, "calibration": calibration, "max_drop": max_drop}
     recipe = run.recipe.override({f"compress.{k}": v for k, v in wanted.items() if v is not None}, "quantize")
     _check_used(recipe.compress, wanted)
     if recipe.compress.method == "auto":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgerec.compress.likeness import farthest_first, thumbnails
+from edgerec.compress.calibration.likeness import farthest_first, thumbnails
 from edgerec.data import Dataset
 from edgerec.data.split import Indices
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.calibration_input import Finding, Offered, listed, open_offered
-from edgerec.compress.channel_order import judge_order
-from edgerec.compress.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
-from edgerec.compress.picking import stratified
+from edgerec.compress.calibration.channel_order import judge_order
+from edgerec.compress.calibration.given import Finding, Offered, listed, open_offered
+from edgerec.compress.calibration.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
+from edgerec.compress.calibration.picking import stratified
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, ignore
 from edgerec.data import Dataset, Split

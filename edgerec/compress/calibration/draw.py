@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress import calibration_set
-from edgerec.compress.calibration_check import examine, first_error, sample_of
-from edgerec.compress.calibration_input import of_set, open_offered
-from edgerec.compress.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
-from edgerec.compress.picking import METHODS
+from edgerec.compress.calibration import sets as calibration_set
+from edgerec.compress.calibration.check import examine, first_error, sample_of
+from edgerec.compress.calibration.given import of_set, open_offered
+from edgerec.compress.calibration.picking import METHODS
+from edgerec.compress.calibration.sets import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.plots import contact_sheet
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, ignore

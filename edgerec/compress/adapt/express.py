@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress.rebuild import Affine, Node, Rebuild
+from edgerec.compress.adapt.rebuild import Affine, Node, Rebuild
 from edgerec.train.keras import keras
 
 # Activations that may stay inside a convolution or dense layer: tfmot rounds around them where TFLite will.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.layers import FLOAT_MODEL, Layer, LayerParity
+from edgerec.compress.layers.measure import FLOAT_MODEL, Layer, LayerParity
 from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
 
 # A noise of a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB; with

@@ -1,6 +1,6 @@
 """Making any Keras model fit for quantization-aware training and pruning, without changing what it answers.
 
-In steps, each of them a pass of :class:`~edgerec.compress.rebuild.Rebuild`, and each compared with the model that
+In steps, each of them a pass of :class:`~edgerec.compress.adapt.rebuild.Rebuild`, and each compared with the model that
 was given: nested models are flattened, layers that do nothing at inference are left out, and what
 tensorflow-model-optimization or int8 does not know is expressed in layers that it knows (``express.py``).
 """
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.express import express
-from edgerec.compress.rebuild import Node, Rebuild, calls
-from edgerec.compress.refuse import Purpose, check_finite, layers_of, refuse, refuse_code
+from edgerec.compress.adapt.express import express
+from edgerec.compress.adapt.rebuild import Node, Rebuild, calls
+from edgerec.compress.adapt.refuse import Purpose, check_finite, layers_of, refuse, refuse_code
 from edgerec.errors import ModelError
 from edgerec.train.keras import keras
 

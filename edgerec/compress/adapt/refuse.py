@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgerec.compress.adapt.express import ALONE, INSIDE, activation_name
 from edgerec.compress.annotate import prunable, trainable_in_int8
-from edgerec.compress.express import ALONE, INSIDE, activation_name
 from edgerec.errors import ModelError
 from edgerec.train.keras import keras
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress import calibration_set
-from edgerec.compress.calibration_set import CalibrationSet, digest_of, is_set
+from edgerec.compress.calibration import sets as calibration_set
+from edgerec.compress.calibration.sets import CalibrationSet, digest_of, is_set
 from edgerec.contract.preprocess import PreprocessSpec, apply, decode
 from edgerec.data import sources
 from edgerec.errors import DataError

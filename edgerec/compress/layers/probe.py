@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.match import Pair
-from edgerec.compress.rewire import disturbed, exposed, isolated
+from edgerec.compress.layers.match import Pair
+from edgerec.compress.layers.rewire import disturbed, exposed, isolated
 from edgerec.contract.tensors import TensorSpec, dequantize, quantize
 from edgerec.runtime.interpreter import open_interpreter
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.findings import LOW_DB, Finding, costliest, find_answers, find_input, find_layers
-from edgerec.compress.layers import EXACT_DB, Layer, layer_parity
+from edgerec.compress.layers.findings import LOW_DB, Finding, costliest, find_answers, find_input, find_layers
+from edgerec.compress.layers.measure import EXACT_DB, Layer, layer_parity
 from edgerec.compress.methods import FLOAT32
 from edgerec.compress.plots import layer_bars
 from edgerec.compress.quantize import make_float32
