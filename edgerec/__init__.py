@@ -25,7 +25,7 @@ _PUBLIC = {
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
-    "parity": "edgerec.compress.layers",
+    "parity": "edgerec.compress.layers.diagnose",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from edgerec.compress import quantize
     from edgerec.compress.adopt import adopt
     from edgerec.compress.compare import compare
-    from edgerec.compress.layers import parity
+    from edgerec.compress.layers.diagnose import parity
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError

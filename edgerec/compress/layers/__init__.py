@@ -1,6 +1,5 @@
-"""Parity down to the layer: where a compressed model leaves the float one, and which layer makes it."""
+"""Parity down to the layer: where a compressed model leaves the float one, and which layer makes it.
 
-from edgerec.compress.layers.diagnose import ParityReport, draw_layers, parity
-from edgerec.compress.layers.measure import Layer, LayerParity, layer_parity
-
-__all__ = ["Layer", "LayerParity", "ParityReport", "draw_layers", "layer_parity", "parity"]
+``match`` says which operator is which, ``rewire`` makes a graph's inner tensors readable, ``probe`` and ``measure``
+compare them, ``findings`` puts the result into words, ``diagnose`` does it all for a run.
+"""
