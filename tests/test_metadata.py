@@ -40,7 +40,10 @@ def graph_of(content: bytes):
         for t in (*graph.tensors, *graph.inputs, *graph.outputs)
     ]
     operators = [
-        (op.name, op.version, [t and t.name for t in op.inputs], [t.name for t in op.outputs], str(vars(op.options)))
+        (
+            *(op.name, op.version, op.options and str(vars(op.options))),
+            *([t and t.name for t in op.inputs], [t.name for t in op.outputs]),
+        )
         for op in graph.operators
     ]
     return tensors, operators

@@ -60,8 +60,11 @@ def test_the_commands_for_the_pi_are_the_bundle_s(bundle):
 
 def test_every_option_that_it_names_exists(edgerec):
     helps = {
-        command: edgerec(command, "--help").stdout
-        for command in ("train", "evaluate", "quantize", "export", "verify", "predict", "camera", "recipe")
+        command: edgerec(*command.split(), "--help").stdout
+        for command in (
+            *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "camera", "recipe"),
+            *("calibration make", "calibration check", "calibration show"),
+        )
     }
     everything = "\n".join(helps.values())
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))

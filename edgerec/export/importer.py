@@ -262,6 +262,6 @@ def _labels(path: str | Path | None, finished: _Finished) -> tuple[str, ...]:
 def _golden_pictures(pictures: Sequence[str | Path]) -> list[tuple[str, Image]]:
     """The given pictures, or one of each shipped digit: not what the model knows, but its arithmetic is proven."""
     paths = [Path(picture) for picture in pictures] or [
-        sorted(folder.iterdir())[0] for folder in sorted((shipped("calibration") / "digits").iterdir())
+        sorted(folder.iterdir())[0] for folder in sorted((shipped("calibration") / "digits").glob("[0-9]"))
     ]
     return [(path.name, shrunk(read_image(path))) for path in paths]
