@@ -78,7 +78,8 @@ def everything():
     base = keras().Sequential(
         [layers.Conv2D(4, 3, padding="same", activation="swish"), layers.BatchNormalization(), layers.Dropout(0.2)]
     )
-    x = layers.Concatenate()([base(y, training=False), x]) * 2 - 0.5
+    pooled = [layers.AveragePooling2D()(branch) for branch in (base(y, training=False), x)]
+    x = layers.Concatenate()(pooled) * 2 - 0.5
     x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6)(layers.Flatten()(x))))
     return settled(keras().Model(inputs, layers.Dense(5, activation="softmax")(x)))
 

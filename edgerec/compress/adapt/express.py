@@ -113,6 +113,22 @@ def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:
     return Affine(added, np.asarray(1 / len(x)), np.asarray(0.0), node.layer.name)
 
 
+def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
+    """A depthwise convolution with equal weights, where no padding is averaged in.
+
+    Behind it a Concatenate has another scale; the converter does not bring the two together with AVERAGE_POOL_2D,
+    whose output must have its input's ("violate the same scale constraint").
+    """
+    layer, size = node.layer, node.inputs[0].shape[1:3]
+    whole = layer.pool_size == layer.strides and not any(n is None or n % layer.strides[0] for n in size)
+    if len(set(layer.strides)) > 1 or layer.data_format != "channels_last" or not (layer.padding == "valid" or whole):
+        return None
+    rebuild.tell(node, "AveragePooling2D → depthwise convolution")
+    equal = keras().initializers.Constant(1 / math.prod(layer.pool_size))
+    options = {"strides": layer.strides, "use_bias": False, "trainable": False, "depthwise_initializer": equal}
+    return _make(rebuild, node, keras().layers.DepthwiseConv2D, x, layer.pool_size, **options)
+
+
 # --- Operators written into the graph ---------------------------------------------------------------------------
 
 
@@ -248,6 +264,7 @@ def _shape(x: Any) -> tuple[int | None, ...]:
 _LAYERS: dict[str, Way] = {
     "Activation": _activation_layer,
     "Average": _average,
+    "AveragePooling2D": _average_pooling,
     "BatchNormalization": _batch_normalization,
     "Normalization": _normalization,
     "ReLU": _relu,

@@ -181,7 +181,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
 _STEPS = (
     (_is_nested, _flatten, "tensorflow-model-optimization takes flat models only"),
     (_has_inactive, _leave_out, "it does nothing at inference"),
-    (lambda model, purpose: True, express, "int8 training does not know it"),
+    (lambda model, purpose: True, express, "int8 training does not take it as it stands"),
     (_has_loops, _unroll, "the converter makes no int8 loops"),
 )
 
