@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from edgerec.compress.annotate import annotate
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
@@ -79,19 +81,23 @@ def _settle(aware: Any, tune: FineTune) -> None:
     """Run training pictures through without learning.
 
     The ranges are moving averages that start at ±6 and forget a thousandth of it a step. What is left of the start
-    after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980, 3).
+    after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980, section
+    3). They cannot start at zero, where every layer would cut off what the next one sees.
     """
     tf = require("tensorflow")
     ranges = list(_activation_ranges(aware))
-    start = [variable.numpy() for variable in ranges]
+    start = np.array([[end.numpy() for end in pair] for pair in ranges])
     steps = min(SETTLING_STEPS, tune.steps * tune.epochs)
-
     see = tf.function(lambda pixels: aware(pixels, training=True))
     for pixels, _ in tune.feed(0).batches.take(steps):
         see(pixels)
     left = EMA_DECAY**steps
-    for variable, value in zip(ranges, start, strict=True):
-        variable.assign((variable - left * value) / (1 - left))
+    settled = (np.array([[end.numpy() for end in pair] for pair in ranges]) - left * start) / (1 - left)
+    # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
+    settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
+    for pair, ends in zip(ranges, settled, strict=True):
+        for variable, end in zip(pair, ends, strict=True):
+            variable.assign(end)
 
 
 def _freeze(aware: Any) -> None:
@@ -116,11 +122,12 @@ class _Still:
         return self.quantizer(inputs, False, weights, **options)
 
 
-def _activation_ranges(aware: Any) -> Iterator[Any]:
-    """The variables with the ends of each activation's range."""
+def _activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
+    """The two variables with the ends of each activation's range."""
     for wrapper in aware.layers:
         places = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):
             places += [(activation, "_pre_activation_vars"), (activation, "_post_activation_vars")]
         for owner, name in places:
-            yield from getattr(owner, name, {}).values()
+            if ends := getattr(owner, name, None):
+                yield ends["min_var"], ends["max_var"]
