@@ -1,4 +1,4 @@
-"""What compression costs and buys: every figure of docs/compression.md.
+"""What compression costs and buys on MNIST and CIFAR-10.
 
     python benchmarks/compression.py resnet8 small wide pruned mnist seeds --work FOLDER
 

@@ -85,7 +85,7 @@ def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
     "command",
     [
         ["train", "--out", "x"],
-        ["quantize", "{run}", "--sparsity", "0.9"],
+        ["quantize", "{run}", "--method", "prune", "--sparsity", "0.9", "--overwrite"],
         ["export", "{run}", "--out", "x"],
         ["evaluate", "{bundle}", "--data", "digits"],
     ],
