@@ -19,39 +19,6 @@ Purpose = Literal["qat", "pqat", "prune", "ptq"]
 WAYS_ON = "build the model without it, or use --method ptq or float16"
 
 
-def check_classifier(model: Any, classes: int | None = None) -> None:
-    """Refuse what is no image classifier, whatever else it may be good for.
-
-    Args:
-        model: a tf_keras model.
-        classes: how many labels there are, if that is known.
-
-    Raises:
-        ModelError: several inputs or outputs, an input other than ``(batch, height, width, 1 or 3)`` of a fixed
-            size, an output other than ``(batch, classes)``, or weights that are no finite numbers.
-    """
-    where = f"model {getattr(model, 'name', '')!r}"
-    if not getattr(model, "inputs", None):
-        raise ModelError(f"{where} has no fixed inputs: build it as a functional or Sequential model with an Input")
-    for what, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
-        if len(tensors) != 1:
-            raise ModelError(f"{where} has {len(tensors)} {what}, expected one: a picture in, a row of scores out")
-    shape, answer = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    if len(shape) != 4 or shape[3] not in (1, 3):
-        raise ModelError(f"{where} takes {shape}, expected pictures (batch, height, width, 1 or 3)")
-    if None in shape[1:]:
-        raise ModelError(
-            f"{where} takes {shape}: its size is dynamic; build it with a fixed one, as Input((96, 96, 3))"
-        )
-    if len(answer) != 2 or answer[1] is None:
-        raise ModelError(f"{where} gives {answer}, expected (batch, classes)")
-    if classes is not None and answer[1] != classes:
-        raise ModelError(
-            f"{where} has {answer[1]} classes, there are {classes} labels: give the labels that it was trained with"
-        )
-    check_finite(model)
-
-
 def check_finite(model: Any) -> None:
     """Refuse weights that are NaN or infinite, by their layer; raises :class:`ModelError`."""
     for layer in layers_of(model):
