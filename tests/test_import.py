@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, Classifier, evaluate, import_tflite, read_image, verify
+from edgerec.contract.labels import distinct, read_labels
 from edgerec.contract.metadata import with_metadata
 from edgerec.contract.preprocess import apply
 from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, parse_normalise, passing, quantize
 from edgerec.errors import BundleError, DataError, EdgerecError, ModelError, OutputExistsError, TargetError
-from edgerec.export.labels import distinct, read_labels
 from edgerec.runtime.golden import GOLDEN
 from edgerec.runtime.interpreter import open_interpreter
 from tests.conftest import one_line

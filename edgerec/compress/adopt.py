@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgerec.compress.classifier import check_classifier, expects_pixels, with_scores
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
+from edgerec.contract.labels import read_labels
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
@@ -150,11 +151,7 @@ def _read(path: Path) -> Any:
 
 
 def _read_labels(path: str | Path) -> tuple[str, ...]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no UTF-8 text: a label file has one label a line") from None
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    labels = read_labels(Path(path))
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise DataError(f"{path} has the label {twice[0]!r} twice: every output needs its own")
     return labels

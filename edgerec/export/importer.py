@@ -12,6 +12,7 @@ from edgerec.compress.flatbuffer import Graph, read_graph
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import refuse_existing, sha256
+from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
@@ -22,7 +23,6 @@ from edgerec.errors import DataError, ModelError, TargetError
 from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
-from edgerec.export.labels import distinct, in_order, read_labels
 from edgerec.runtime.classifier import Classifier, read_image
 from edgerec.runtime.golden import make_golden, verify
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
