@@ -68,7 +68,8 @@ def everything():
     """What people build: augmentation and scaling inside, a nested base, hard-swish, squeeze-and-excite, lone BNs."""
     layers = keras().layers
     inputs = keras().Input((8, 8, 3))
-    x = keras().Sequential([layers.RandomFlip("horizontal"), layers.Rescaling(1 / 127.5, offset=-1)])(inputs)
+    flip = layers.RandomFlip("horizontal", name="random_flip")
+    x = keras().Sequential([flip, layers.Rescaling(1 / 127.5, offset=-1, name="rescaling")])(inputs)
     x = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", use_bias=False)(x))
     x = layers.Multiply()([x, hard_sigmoid(x)])
     gate = layers.Conv2D(4, 1, activation="relu6")(layers.GlobalAveragePooling2D(keepdims=True)(x))
