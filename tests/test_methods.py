@@ -180,36 +180,35 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_end(residual, caplog):
 def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     from edgerec.compress import qat
 
-    seen = {}
+    seen = []
 
     def ends(aware):
         return [float(end) for pair in qat._activation_ranges(aware) for end in pair]
 
-    def watch(aware):
-        seen["before"] = ends(aware)
-        freeze(aware)
-
     def settled(aware, tune):
-        settle(aware, tune)
-        seen["settled"] = ends(aware)
+        for _ in range(2):
+            settle(aware, tune)
+            seen.append(ends(aware))
 
-    freeze, settle = qat._freeze, qat._settle
-    monkeypatch.setattr(qat, "_freeze", watch)
+    settle = qat._settle
     monkeypatch.setattr(qat, "_settle", settled)
     made = []
     module = sys.modules["edgerec.compress.quantize"]
     monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
+    before, again, late, late_again = seen
     # The start of ±6 is gone: a range begins or ends at zero behind each ReLU.
-    assert not any(abs(abs(value) - 6) < 1e-3 for value in seen["settled"])
-    assert 0.0 in seen["settled"]
-    # Few batches later the averages have hardly moved: they were right.
-    assert np.allclose(seen["settled"], seen["before"], rtol=0.25, atol=0.05)
-    # And in the last third not at all.
-    assert ends(made[0]) == seen["before"]
+    assert not any(abs(abs(value) - 6) < 1e-3 for value in before)
+    assert 0.0 in before
+    # They are right, whatever they were: settling once more moves nothing.
+    assert np.allclose(before, again, rtol=0.02, atol=0.02)
+    assert np.allclose(late, late_again, rtol=0.02, atol=0.02)
+    # Training moved them before, and in the last third nothing does.
+    assert not np.allclose(again, late, rtol=0.02, atol=0.02)
+    assert ends(made[0]) == late_again
 
 
-def test_comparison_of_methods(run, edgerec):
+def test_comparison_of_methods(run, edgerec, caplog):
     done = edgerec(
         "quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json"
     )
@@ -225,6 +224,13 @@ def test_comparison_of_methods(run, edgerec):
     assert json.loads((run.path / "compare.json").read_text()) == value
     with pytest.raises(RecipeError, match="did you mean 'ptq'"):
         compare(run, ["ptqq"])
+    with pytest.raises(RecipeError, match=r"--sparsity is for prune, .*; --method ptq,qat would ignore it"):
+        compare(run, ["ptq", "qat"], sparsity=0.5)
+    # Options reach the methods; a variant that was made with others is taken, and that is said.
+    with caplog.at_level(logging.INFO, "edgerec"):
+        compare(run, ["ptq", "prune+qat"], sparsity=0.7)
+    assert "int8-pqat is there already, made with sparsity 0.5, and taken as it is" in caplog.text
+    assert "int8 is there already and taken" in caplog.text
 
 
 def test_no_speed_from_zeros_is_said():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,7 +22,9 @@ def quantize(
         "cluster, and with qat: channels+qat, prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside "
         "--max-drop. [default: qat]",
     ),
-    compare: bool = typer.Option(False, "--compare", help="Make all methods' variants and compare them."),
+    compare: bool = typer.Option(
+        False, "--compare", help="Make and compare all methods' variants, or those of --method ptq,qat."
+    ),
     channels: float | None = typer.Option(None, help="Part of the time that channels saves. [default: 0.4]"),
     sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
     clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
@@ -48,6 +50,16 @@ def quantize(
     """Compress a run, or another Keras model, to full int8 by default, and compare it with the float model."""
     from edgerec.errors import GateError
 
+    options: dict[str, Any] = {
+        "channels": channels,
+        "sparsity": sparsity,
+        "clusters": clusters,
+        "skip": skip,
+        "float_layers": float_layers,
+        "calibration": calibration,
+        "epochs": epochs,
+        "max_drop": max_drop,
+    }
     with progress() as listener:
         from edgerec.compress.adopt import adopted, is_model
 
@@ -58,32 +70,16 @@ def quantize(
         elif out or normalise or labels:
             raise typer.BadParameter(f"{run} is no model file, which --out, --normalise and --labels are for")
         if compare:
-            from edgerec.compress.compare import COMPARED
             from edgerec.compress.compare import compare as compare_all
 
-            chosen = method.split(",") if method else COMPARED
-            comparison = compare_all(run, chosen, data=data, epochs=epochs, overwrite=overwrite, listener=listener)
-            _show_comparison(comparison, json)
+            chosen = method.split(",") if method else None
+            shown = compare_all(run, chosen, data=data, overwrite=overwrite, listener=listener, **options)
+            _show_comparison(shown, json)
             return
         from edgerec.compress import quantize as compress
 
         try:
-            report = compress(
-                run,
-                method,
-                channels=channels,
-                sparsity=sparsity,
-                clusters=clusters,
-                epochs=epochs,
-                max_drop=max_drop,
-                skip=skip,
-                float_layers=float_layers,
-                calibration=calibration,
-                data=data,
-                resume=resume,
-                overwrite=overwrite,
-                listener=listener,
-            )
+            report = compress(run, method, data=data, resume=resume, overwrite=overwrite, listener=listener, **options)
         except GateError as error:
             if error.report is not None:
                 _show(error.report, json)

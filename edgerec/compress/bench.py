@@ -19,7 +19,7 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.contract.files import replacing_folder, sha256
 from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import NOT_AUGMENTED, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
@@ -137,6 +137,7 @@ class Bench:
 
         return FineTune(
             feed=feed,
+            plain=training_feed(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
             steps=feed(0).steps,
             validation=evaluation_feed(dataset, split.val, recipe.normalise),
             epochs=compress.epochs,

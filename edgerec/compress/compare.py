@@ -12,7 +12,7 @@ from typing import Any
 from edgerec.compress import plots
 from edgerec.compress.bench import Bench
 from edgerec.compress.methods import FLOAT32, METHODS
-from edgerec.compress.quantize import make_or_take
+from edgerec.compress.quantize import check_used, make_or_take, with_options
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.progress import Listener, ignore
 from edgerec.errors import ModelError, RecipeError, unknown
@@ -23,7 +23,6 @@ from edgerec.train.run import Run
 log = logging.getLogger(__name__)
 
 THREADS = 1
-COMPARED = tuple(name for name in METHODS if name != "mixed")
 # Two medians of the same file differ by so much here and there: a smaller gain is none.
 FASTER = 0.9
 
@@ -82,12 +81,12 @@ class Comparison:
 
 def compare(
     run: Run | str | Path,
-    methods: Sequence[str] = COMPARED,
+    methods: Sequence[str] | None = None,
     *,
     data: str | None = None,
-    epochs: int | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
+    **options: Any,
 ) -> Comparison:
     """Make each method's variant of a run where it is not there yet, and compare them all.
 
@@ -95,21 +94,25 @@ def compare(
 
     Args:
         run: a finished run, or its path.
-        methods: of :data:`~edgerec.compress.methods.METHODS`; all but mixed, which needs layers named.
+        methods: of :data:`~edgerec.compress.methods.METHODS`; None: all, but ``mixed`` only with ``float_layers``.
         data: where the run's pictures are now, if they were moved.
-        epochs: of each fine-tuning; None takes the recipe's.
         overwrite: make variants anew that are there.
         listener: told of the progress.
+        options: as for :func:`~edgerec.compress.quantize.quantize`: ``channels``, ``sparsity``, ``clusters``,
+            ``epochs``, ``max_drop``, ``skip``, ``float_layers``, ``calibration``.
 
     Raises:
         EdgerecError: the run or its data do not allow it. A method that the model does not take is left out, and
             the notes say why.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    if methods is None:
+        methods = [name for name in METHODS if name != "mixed" or options.get("float_layers")]
     for name in methods:
         if name not in METHODS:
             raise RecipeError(unknown("method", name, METHODS))
-    recipe = run.recipe if epochs is None else run.recipe.override({"compress.epochs": epochs})
+    recipe = with_options(run.recipe, options)
+    check_used(methods, recipe.compress, options)
     bench = Bench.open(run, recipe, data, listener)
     reports, notes = {"none": bench.float32()}, []
     for name in methods:

@@ -30,6 +30,7 @@ class FineTune:
 
     Attributes:
         feed: training batches from an epoch of the fine-tuning on.
+        plain: training batches that are not augmented.
         steps: of an epoch.
         validation: a finite set.
         epochs: how many.
@@ -41,6 +42,7 @@ class FineTune:
     """
 
     feed: Callable[[int], Feed]
+    plain: Feed
     steps: int
     validation: Any
     epochs: int
@@ -58,7 +60,7 @@ def fine_tune(
     *,
     callbacks: Sequence[Any] = (),
     keep_from: int = 0,
-    freeze: Callable[[Any], None] | None = None,
+    freeze: Callable[[Any, bool], None] | None = None,
 ) -> None:
     """Train ``model`` in place; it ends with its best epoch's weights by validation.
 
@@ -70,7 +72,7 @@ def fine_tune(
         stage: its name, for people and for the state's file.
         callbacks: Keras' own, which must see every step.
         keep_from: epochs before this one, counted from 0, cannot be the best.
-        freeze: called with the model before its last third.
+        freeze: called before the last third with the model, and whether none of that third is done yet.
     """
     state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
     rate = cosine(tune.learning_rate, tune.steps * tune.epochs)
@@ -85,7 +87,7 @@ def fine_tune(
     frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from:
-            freeze(model)
+            freeze(model, done <= frozen_from)
             model.compile(**compiled)  # Keras looks at what is frozen when it compiles
         if max(first, done) < last:
             model.fit(

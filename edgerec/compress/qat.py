@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerec.compress.annotate import annotate
 from edgerec.compress.finetune import FineTune, fine_tune
@@ -14,7 +15,8 @@ from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import first_line, keras
 
-SETTLING_STEPS = 50
+SETTLING_ROUNDS = 4
+SETTLING_STEPS = 25
 # What tensorflow-model-optimization's MovingAverageQuantizer keeps of a range at each step.
 EMA_DECAY = 0.999
 
@@ -24,8 +26,8 @@ def quantization_aware(
 ) -> Any:
     """The model with int8 rounding simulated in every layer, fine-tuned.
 
-    Activation ranges and batch normalisation's statistics are settled on training pictures before the first step,
-    and stay as they are in the last third (arXiv:1806.08342, section 4).
+    Activation ranges and batch normalisation's statistics are settled on training pictures as they are, not
+    augmented, before the first step and before the last third, where they stay so (arXiv:1806.08342, section 4).
 
     Args:
         model: a float model that :func:`~edgerec.compress.adapt.adapt` let through, pruned, clustered or neither.
@@ -39,7 +41,13 @@ def quantization_aware(
     """
     aware = rounded(model, normalise, pruned=pruned, clustered=clustered)
     _settle(aware, tune)
-    fine_tune(aware, tune, "quantization-aware training", freeze=_freeze)
+
+    def freeze(aware: Any, fresh: bool) -> None:
+        if fresh:
+            _settle(aware, tune)  # augmented pictures have other ranges than those that will run
+        _freeze(aware)
+
+    fine_tune(aware, tune, "quantization-aware training", freeze=freeze)
     return aware
 
 
@@ -80,24 +88,30 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
 def _settle(aware: Any, tune: FineTune) -> None:
     """Run training pictures through without learning.
 
-    The ranges are moving averages that start at ±6 and forget a thousandth of it a step. What is left of the start
-    after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980, section
-    3). They cannot start at zero, where every layer would cut off what the next one sees.
+    The ranges are moving averages that start at ±6, or what was, and forget a thousandth of it a step. What is left
+    of the start after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)``
+    (arXiv:1412.6980, section 3). They cannot start at zero, where every layer would cut off what the next one sees;
+    as one that starts too small does so too, it is done in rounds.
     """
     tf = require("tensorflow")
     ranges = list(_activation_ranges(aware))
-    start = np.array([[end.numpy() for end in pair] for pair in ranges])
-    steps = min(SETTLING_STEPS, tune.steps * tune.epochs)
     see = tf.function(lambda pixels: aware(pixels, training=True))
-    for pixels, _ in tune.feed(0).batches.take(steps):
-        see(pixels)
-    left = EMA_DECAY**steps
-    settled = (np.array([[end.numpy() for end in pair] for pair in ranges]) - left * start) / (1 - left)
-    # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
-    settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
-    for pair, ends in zip(ranges, settled, strict=True):
-        for variable, end in zip(pair, ends, strict=True):
-            variable.assign(end)
+    left = EMA_DECAY**SETTLING_STEPS
+    for _ in range(SETTLING_ROUNDS):
+        start = _values(ranges)
+        for pixels, _ in tune.plain.batches.take(SETTLING_STEPS):
+            see(pixels)
+        settled = (_values(ranges) - left * start) / (1 - left)
+        # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
+        settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
+        for pair, ends in zip(ranges, settled, strict=True):
+            for variable, end in zip(pair, ends, strict=True):
+                variable.assign(end)
+
+
+def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
+    """The ends of the ranges: ``(ranges, 2)``."""
+    return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 
 def _freeze(aware: Any) -> None:

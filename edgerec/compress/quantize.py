@@ -26,7 +26,7 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import CompressSection
+from edgerec.contract.recipe import CompressSection, Recipe
 from edgerec.errors import GateError, ModelError, RecipeError
 from edgerec.train.keras import keras
 from edgerec.train.run import Run
@@ -36,6 +36,16 @@ log = logging.getLogger(__name__)
 
 # What auto tries, the cheapest to make first. float16 nearly always fits, but not on a target that wants int8.
 AUTO = ("ptq", "qat", "float16")
+# The recipe's keys that only some methods use.
+USES = {
+    "channels": [name for name, method in METHODS.items() if "channels" in method.stages],
+    "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
+    "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
+    "skip": [name for name, method in METHODS.items() if {"prune", "cluster"} & set(method.stages)],
+    "epochs": ["auto", *(name for name, method in METHODS.items() if method.stages)],
+    "float_layers": ["mixed"],
+    "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
+}
 
 
 def quantize(
@@ -82,8 +92,8 @@ def quantize(
     run = run if isinstance(run, Run) else Run.open(run)
     wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
     wanted |= {"channels": channels, "float_layers": float_layers, "calibration": calibration, "max_drop": max_drop}
-    recipe = run.recipe.override({f"compress.{k}": v for k, v in wanted.items() if v is not None}, "quantize")
-    _check_used(recipe.compress, wanted)
+    recipe = with_options(run.recipe, wanted)
+    check_used([recipe.compress.method], recipe.compress, wanted)
     if recipe.compress.method == "auto":
         report = _auto(Bench.open(run, recipe, data, listener), overwrite)
     else:
@@ -96,6 +106,11 @@ def quantize(
         error.report = report
         raise
     return report
+
+
+def with_options(recipe: Recipe, wanted: dict[str, Any]) -> Recipe:
+    """The recipe with keys of its compress section changed; None changes none."""
+    return recipe.override({f"compress.{key}": value for key, value in wanted.items() if value is not None}, "quantize")
 
 
 def make_float32(run: Run, data: str | None = None, listener: Listener = ignore) -> None:
@@ -122,28 +137,25 @@ def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> Quan
 
 def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
     """The variant of the bench's method as it is, if it is there and may not be replaced."""
-    name = METHODS[bench.recipe.compress.method].variant
+    section = bench.recipe.compress
+    name = METHODS[section.method].variant
     report = None if overwrite else bench.run.variants().get(name)
-    if report is not None:
-        log.info("%s is there already and taken as it is (--overwrite makes it anew)", name)
-        return QuantizeReport.from_dict(report)
-    return make(bench, resume=True, overwrite=True)
+    if report is None:
+        return make(bench, resume=True, overwrite=True)
+    used = (key for key, methods in USES.items() if section.method in methods)
+    other = [f"{key} {report['compress'][key]}" for key in used if report["compress"][key] != getattr(section, key)]
+    how = f", made with {', '.join(other)}," if other else ""
+    log.info("%s is there already%s and taken as it is (--overwrite makes it anew)", name, how)
+    return QuantizeReport.from_dict(report)
 
 
-def _check_used(section: CompressSection, wanted: dict[str, Any]) -> None:
-    """Refuse an option that the method would ignore."""
-    uses = {
-        "channels": [name for name, method in METHODS.items() if "channels" in method.stages],
-        "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
-        "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
-        "float_layers": ["mixed"],
-        "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
-    }
-    for option, methods in uses.items():
-        if wanted[option] is not None and section.method not in methods:
+def check_used(methods: Sequence[str], section: CompressSection, wanted: dict[str, Any]) -> None:
+    """Refuse an option that none of the methods uses, and ``mixed`` without its layers."""
+    for option, users in USES.items():
+        if wanted.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")
-            raise RecipeError(f"{flag} is for {', '.join(methods)}; --method {section.method} would ignore it")
-    if section.method == "mixed" and not section.float_layers.strip():
+            raise RecipeError(f"{flag} is for {', '.join(users)}; --method {','.join(methods)} would ignore it")
+    if "mixed" in methods and not section.float_layers.strip():
         raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
 
 

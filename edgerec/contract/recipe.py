@@ -99,6 +99,9 @@ class AugmentSection:
     contrast: float = _number(0.1, "raise or lower the contrast by up to this part", 0, 1)
 
 
+NOT_AUGMENTED = AugmentSection(False, 0, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class ModelSection:
     """The network."""
