@@ -440,3 +440,18 @@ def test_what_was_compiled_for_the_edge_tpu_is_refused(real_data, tmp_path):
     model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
     with pytest.raises(ModelError, match="compiled for the Edge TPU"):
         import_tflite(model, tmp_path / "b")
+
+
+def test_the_loss_of_logits_is_that_of_their_softmax(tmp_path):
+    import tensorflow as tf
+    import tf_keras
+
+    inputs = tf_keras.Input((8, 8, 1))
+    logits = tf_keras.layers.Dense(10)(tf_keras.layers.Flatten()(inputs))
+    found = {}
+    for name, end in (("logits", logits), ("softmax", tf_keras.layers.Softmax()(logits))):
+        path = tmp_path / f"{name}.tflite"
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(tf_keras.Model(inputs, end)).convert())
+        found[name] = evaluate(path, "digits", normalise="unit")
+    assert found["logits"].loss == pytest.approx(found["softmax"].loss, rel=1e-5)
+    assert found["logits"].accuracy == found["softmax"].accuracy

@@ -8,29 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import edgerec
-from edgerec.compress.flatbuffer import Graph, read_graph
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
-from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
-from edgerec.contract.tensors import TensorSpec, parse_normalise
-from edgerec.errors import DataError, ModelError, TargetError
+from edgerec.contract.tensors import TensorSpec
+from edgerec.errors import DataError, TargetError
 from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
+from edgerec.export.finished import Finished
 from edgerec.runtime.classifier import Classifier, read_image
 from edgerec.runtime.golden import make_golden, verify
-from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
 
 VARIANT = "imported"
-_DTYPES = ("FLOAT32", "UINT8", "INT8")
-# Operators that change how the output is stored, not what it says.
-_AFTER = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE")
 
 
 @dataclass(frozen=True)
@@ -103,13 +98,9 @@ def import_tflite(
     """
     source, path, aim = Path(model), Path(out), Target.load(target)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    finished = _open(source)
+    finished = Finished.open(source)
     _check_target(finished, aim)
     _, height, width, channels = finished.input.shape
-    if normalise:
-        pixels_become = parse_normalise(normalise)
-    else:
-        pixels_become = normalise_for(finished.input, finished.metadata, finished.where)
     compiled = for_edgetpu(finished.content, aim) if aim.compiler else None
     files = {"model.tflite": finished.content}
     if compiled is not None and compiled.content:
@@ -120,7 +111,7 @@ def import_tflite(
         input=finished.input,
         output=finished.output,
         preprocess=PreprocessSpec(height, width, channels, fit),
-        normalise=pixels_become,
+        normalise=finished.normalise(normalise),
         decision=DecisionSpec(),
         target=aim.name,
         variant=VARIANT,
@@ -156,88 +147,7 @@ def import_tflite(
     )
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """A .tflite file that is an image classifier, and what it says of itself."""
-
-    where: str
-    content: bytes
-    input: TensorSpec
-    output: TensorSpec
-    last_operator: str
-    activation: str
-    metadata: Metadata | None
-
-    @property
-    def classes(self) -> int:
-        return 2 if self.activation == "binary" else self.output.size
-
-
-def _open(path: Path) -> _Finished:
-    where = str(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{where} cannot be read: {error.strerror}") from None
-    graph = read_graph(content, where)
-    _check(graph, where)
-    metadata = read_metadata(content, where)
-    interpreter = open_interpreter(content, where=where)
-    answer, last = output_spec(interpreter, where), _last_operator(graph)
-    activation = _activation(last, answer, where)
-    return _Finished(where, content, input_spec(interpreter, where), answer, last, activation, metadata)
-
-
-def _check(graph: Graph, where: str) -> None:
-    """Refuse what no bundle can hold, before an interpreter sees it."""
-    if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
-        raise ModelError(
-            f"{where} was compiled for the Edge TPU and runs nowhere else, so that nothing could verify it: "
-            "import the file from before the compiler; --target coral compiles it where edgetpu_compiler is installed"
-        )
-    for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
-        if len(tensors) != 1:
-            raise ModelError(f"{where} has {len(tensors)} {what}s, an image classifier has one")
-        shape, dtype = tensors[0].shape, tensors[0].dtype
-        if dtype not in _DTYPES:
-            raise ModelError(f"{where}: its {what} is {dtype}, expected {', '.join(_DTYPES)}: convert it with one")
-        if -1 in shape[1:]:  # a batch of any size is used as one
-            raise ModelError(
-                f"{where}: its {what} has a dynamic shape {list(shape)} (-1 is any): convert it with a fixed one"
-            )
-    shape = graph.inputs[0].shape
-    sized = len(shape) == 4 and all(1 <= n <= 4096 for n in shape[1:3])
-    if not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3):
-        raise ModelError(f"{where} takes {list(shape)}, expected [1, height, width, 1 or 3], 4096 pixels at most")
-    shape = graph.outputs[0].shape
-    if len(shape) < 2 or shape[0] not in (1, -1) or sum(n > 1 for n in shape) > 1:
-        raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is no image classifier")
-
-
-def _last_operator(graph: Graph) -> str:
-    """The operator that computes the output, past those that only store it otherwise; empty without one."""
-    makers = {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
-    operator = makers.get(id(graph.outputs[0]))
-    while operator is not None and operator.name in _AFTER:
-        earlier = makers.get(id(operator.inputs[0]))
-        if earlier is None:
-            break
-        operator = earlier
-    return operator.name if operator is not None else ""
-
-
-def _activation(last: str, answer: TensorSpec, where: str) -> str:
-    if answer.size == 1:
-        if last != "LOGISTIC":
-            raise ModelError(
-                f"{where} gives one number that no sigmoid made (its last operator is {last}): it is no classifier; "
-                "end a classifier of two classes in a sigmoid, or in two outputs"
-            )
-        return "binary"
-    return "none" if last in ("SOFTMAX", "LOGISTIC") else "softmax"
-
-
-def _check_target(finished: _Finished, target: Target) -> None:
+def _check_target(finished: Finished, target: Target) -> None:
     kind = "int8" if finished.input.quantized and finished.output.quantized else "float32"
     if kind not in target.types:
         raise TargetError(
@@ -246,7 +156,7 @@ def _check_target(finished: _Finished, target: Target) -> None:
         )
 
 
-def _labels(path: str | Path | None, finished: _Finished) -> tuple[str, ...]:
+def _labels(path: str | Path | None, finished: Finished) -> tuple[str, ...]:
     where, classes = finished.where, finished.classes
     if path is not None:
         labels, origin = read_labels(Path(path)), str(path)

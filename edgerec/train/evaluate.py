@@ -12,15 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.metadata import normalise_for, read_metadata
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
-from edgerec.contract.tensors import Normalise, parse_normalise
+from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
-from edgerec.runtime.interpreter import input_spec, open_interpreter
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
 from edgerec.train.run import AGREEMENT, Run
@@ -226,14 +224,15 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
-    content, where = path.read_bytes(), str(path)
-    given = input_spec(open_interpreter(content, where=where), where)
-    metadata = read_metadata(content, where)
-    normalise = parse_normalise(wanted) if wanted else normalise_for(given, metadata, where)
-    model = ImageModel(content, normalise, where=where)
+    from edgerec.export.finished import Finished  # not above: export knows runs, and so this module
+
+    finished = Finished.open(path)
+    model = ImageModel(
+        finished.content, finished.normalise(wanted), activation=finished.activation, where=finished.where
+    )
+    metadata, _, height, width, channels = finished.metadata, *finished.input.shape
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
-    _, height, width, channels = given.shape
-    section = _data_section(PreprocessSpec(height, width, channels), DataSection(), where)
+    section = _data_section(PreprocessSpec(height, width, channels), DataSection(), finished.where)
     return _Subject(tflite_scorer(model), labels, section, 0, "", False, model.classes)
 
 
