@@ -26,8 +26,8 @@ from common import data_folder
 
 from edgerec.compress.adapt import adapt
 from edgerec.compress.convert import to_int8
-from edgerec.compress.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.compress.qat import rounded
+from edgerec.contract.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.export.edgetpu import check

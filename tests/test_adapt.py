@@ -7,8 +7,8 @@ import pytest
 
 from edgerec.compress.adapt import adapt
 from edgerec.compress.convert import to_int8
-from edgerec.compress.flatbuffer import float_tensors, read_graph
 from edgerec.compress.qat import rounded
+from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.export.edgetpu import check

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from edgerec import Recipe, export_bundle, fit, verify
-from edgerec.compress.flatbuffer import read_graph
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.flatbuffer import read_graph
 from edgerec.errors import OutputExistsError, TargetError
 from edgerec.export import edgetpu
 from tests.conftest import one_line

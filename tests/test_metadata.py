@@ -10,8 +10,8 @@ import pytest
 
 from edgerec import evaluate
 from edgerec.compress.convert import to_float32
-from edgerec.compress.flatbuffer import read_graph
 from edgerec.contract import metadata as module
+from edgerec.contract.flatbuffer import read_graph
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata, with_metadata
 from edgerec.contract.schema import tflite_schema
 from edgerec.contract.tensors import Normalise, TensorSpec

@@ -13,8 +13,8 @@ from edgerec import Recipe, fit, quantize
 from edgerec.compress.bench import Bench
 from edgerec.compress.compare import compare
 from edgerec.compress.convert import to_int8
-from edgerec.compress.flatbuffer import float_tensors, read_graph
 from edgerec.compress.quantize import make
+from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.progress import ignore
 from edgerec.errors import GateError, RecipeError
 from tests.conftest import one_line, red_and_blue

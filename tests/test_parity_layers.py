@@ -11,11 +11,11 @@ import pytest
 from edgerec import Run, parity
 from edgerec.compress import calibration
 from edgerec.compress.convert import to_float32, to_int8, to_mixed
-from edgerec.compress.flatbuffer import pack, parse, read_graph
 from edgerec.compress.layers.findings import LOW_DB, costliest, find_answers, find_input, find_layers
 from edgerec.compress.layers.match import layer_name, match
 from edgerec.compress.layers.measure import FLOAT_MODEL, FLOAT_TWIN, layer_parity
 from edgerec.compress.layers.rewire import exposed, float_twin
+from edgerec.contract.flatbuffer import pack, parse, read_graph
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RunError
 from edgerec.runtime.interpreter import open_interpreter

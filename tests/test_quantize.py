@@ -12,8 +12,8 @@ import pytest
 from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress import calibration
 from edgerec.compress.convert import check_int8, to_float32, to_int8
-from edgerec.compress.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.compress.parity import check_drop
+from edgerec.contract.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.export.edgetpu import check

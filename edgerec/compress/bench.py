@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from edgerec.compress.convert import to_float32
 from edgerec.compress.finetune import FineTune
-from edgerec.compress.flatbuffer import read_graph, weight_sparsity
 from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.parity import Form, form
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.flatbuffer import read_graph, weight_sparsity
 from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import NOT_AUGMENTED, Recipe

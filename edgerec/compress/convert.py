@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.flatbuffer import float_tensors, read_graph
 from edgerec.compress.layers.match import layer_name
+from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 

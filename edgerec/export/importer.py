@@ -21,8 +21,8 @@ from edgerec.errors import DataError, TargetError
 from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
-from edgerec.export.finished import Finished
 from edgerec.runtime.classifier import Classifier, read_image
+from edgerec.runtime.finished import Finished
 from edgerec.runtime.golden import make_golden, verify
 
 VARIANT = "imported"

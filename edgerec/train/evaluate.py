@@ -19,6 +19,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
+from edgerec.runtime.finished import Finished
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
 from edgerec.train.run import AGREEMENT, Run
@@ -224,8 +225,6 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
-    from edgerec.export.finished import Finished  # not above: export knows runs, and so this module
-
     finished = Finished.open(path)
     model = ImageModel(
         finished.content, finished.normalise(wanted), activation=finished.activation, where=finished.where

@@ -9,8 +9,8 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from edgerec.compress.flatbuffer import Graph, Operator, Tensor, real_values
 from edgerec.compress.layers.rewire import CONVERSIONS, computed
+from edgerec.contract.flatbuffer import Graph, Operator, Tensor, real_values
 
 # How TensorFlow calls the kernel that a layer's weights are named after.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}

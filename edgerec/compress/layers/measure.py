@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.flatbuffer import Graph, Operator, Tensor, real_values
 from edgerec.compress.layers.match import Match, Pair, layer_name, match, retrained, weights
 from edgerec.compress.layers.probe import Bench, Plan, Row, power
 from edgerec.compress.layers.rewire import CONVERSIONS, computed, float_twin, open_graph
+from edgerec.contract.flatbuffer import Graph, Operator, Tensor, real_values
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.tensors import Normalise, TensorSpec, pixel_table, quantize
 from edgerec.errors import ModelError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress.flatbuffer import Graph, Operator, pack, parse, read_graph, real_values
+from edgerec.contract.flatbuffer import Graph, Operator, pack, parse, read_graph, real_values
 from edgerec.contract.schema import tflite_schema
 from edgerec.errors import ModelError
 

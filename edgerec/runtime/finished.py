@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.compress.flatbuffer import Graph, read_graph
+from edgerec.contract.flatbuffer import Graph, read_graph
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
 from edgerec.contract.tensors import Normalise, TensorSpec, parse_normalise
 from edgerec.errors import ModelError
