@@ -153,28 +153,29 @@ class Stopped(Exception):
     """Stands for Ctrl-C, which pytest takes for its own."""
 
 
-def test_a_stopped_fine_tuning_goes_on_to_the_same_end(residual, caplog):
+def test_a_stopped_fine_tuning_goes_on_to_the_same_end(image_folder, tmp_path, caplog):
     def stop(progress):
         if progress.stage == "quantization-aware training" and progress.text.startswith("epoch 3"):
             raise Stopped
 
+    made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
     settings = {"sparsity": 0.5, "max_drop": 100}
-    whole = quantize(residual, "prune+qat", **settings)
-    content = (residual.variant("int8-pqat") / "model.tflite").read_bytes()
+    whole = quantize(made, "prune+qat", **settings)
+    content = (made.variant("int8-pqat") / "model.tflite").read_bytes()
     with pytest.raises(Stopped):
-        quantize(residual, "prune+qat", **settings, overwrite=True, listener=stop)
+        quantize(made, "prune+qat", **settings, overwrite=True, listener=stop)
     # What was there is whole.
-    assert (residual.variant("int8-pqat") / "model.tflite").read_bytes() == content
+    assert (made.variant("int8-pqat") / "model.tflite").read_bytes() == content
     with caplog.at_level(logging.INFO, "edgerec"):
-        again = quantize(residual, "prune+qat", **settings, overwrite=True, resume=True)
+        again = quantize(made, "prune+qat", **settings, overwrite=True, resume=True)
     said = " ".join(caplog.messages)
     assert "pruning: going on after epoch 3/3" in said
     assert "quantization-aware training: going on after epoch 2/3" in said
     assert again.sparsity == pytest.approx(whole.sparsity)
-    first, second = (weights(c) for c in (content, (residual.variant("int8-pqat") / "model.tflite").read_bytes()))
+    first, second = (weights(c) for c in (content, (made.variant("int8-pqat") / "model.tflite").read_bytes()))
     apart = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)])
     assert (apart <= 1).mean() > 0.99  # sums in another order
-    assert not (residual.path / "checkpoints" / "int8-pqat").exists()
+    assert not (made.path / "checkpoints" / "int8-pqat").exists()
 
 
 def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
@@ -185,13 +186,18 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     def ends(aware):
         return [float(end) for pair in qat._activation_ranges(aware) for end in pair]
 
-    def settled(aware, tune):
-        for _ in range(2):
-            settle(aware, tune)
-            seen.append(ends(aware))
+    def twice(aware, tune):
+        settle = settler(aware, tune)
 
-    settle = qat._settle
-    monkeypatch.setattr(qat, "_settle", settled)
+        def settle_twice():
+            for _ in range(2):
+                settle()
+                seen.append(ends(aware))
+
+        return settle_twice
+
+    settler = qat._settler
+    monkeypatch.setattr(qat, "_settler", twice)
     made = []
     module = sys.modules["edgerec.compress.quantize"]
     monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))

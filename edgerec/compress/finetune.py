@@ -86,7 +86,7 @@ def fine_tune(
     done = state.restore(model)
     frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
-        if freeze and first == frozen_from:
+        if freeze and first == frozen_from < last:
             freeze(model, done <= frozen_from)
             model.compile(**compiled)  # Keras looks at what is frozen when it compiles
         if max(first, done) < last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,12 @@ def quantization_aware(
         ModelError: a layer that cannot be quantized, by its name.
     """
     aware = rounded(model, normalise, pruned=pruned, clustered=clustered)
-    _settle(aware, tune)
+    settle = _settler(aware, tune)
+    settle()
 
     def freeze(aware: Any, fresh: bool) -> None:
         if fresh:
-            _settle(aware, tune)  # augmented pictures have other ranges than those that will run
+            settle()  # augmented pictures have other ranges than those that will run
         _freeze(aware)
 
     fine_tune(aware, tune, "quantization-aware training", freeze=freeze)
@@ -85,8 +86,8 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
             layer.quantizer = FixedQuantizer(num_bits=8, init_min=low, init_max=high, narrow_range=False)
 
 
-def _settle(aware: Any, tune: FineTune) -> None:
-    """Run training pictures through without learning.
+def _settler(aware: Any, tune: FineTune) -> Callable[[], None]:
+    """What runs training pictures through without learning, until the ranges are theirs.
 
     The ranges are moving averages that start at ±6, or what was, and forget a thousandth of it a step. What is left
     of the start after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)``
@@ -97,16 +98,20 @@ def _settle(aware: Any, tune: FineTune) -> None:
     ranges = list(_activation_ranges(aware))
     see = tf.function(lambda pixels: aware(pixels, training=True))
     left = EMA_DECAY**SETTLING_STEPS
-    for _ in range(SETTLING_ROUNDS):
-        start = _values(ranges)
-        for pixels, _ in tune.plain.batches.take(SETTLING_STEPS):
-            see(pixels)
-        settled = (_values(ranges) - left * start) / (1 - left)
-        # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
-        settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
-        for pair, ends in zip(ranges, settled, strict=True):
-            for variable, end in zip(pair, ends, strict=True):
-                variable.assign(end)
+
+    def settle() -> None:
+        for _ in range(SETTLING_ROUNDS):
+            start = _values(ranges)
+            for pixels, _ in tune.plain.batches.take(SETTLING_STEPS):
+                see(pixels)
+            settled = (_values(ranges) - left * start) / (1 - left)
+            # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
+            settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
+            for pair, ends in zip(ranges, settled, strict=True):
+                for variable, end in zip(pair, ends, strict=True):
+                    variable.assign(end)
+
+    return settle
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
