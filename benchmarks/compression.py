@@ -26,6 +26,8 @@ CIFAR10: dict[str, Any] = {
     "train.learning_rate": 0.1,
     "train.batch_size": 128,
     "train.warmup_epochs": 1.0,
+    "train.weight_decay": 0.0005,
+    "data.val_fraction": 0.05,
     "augment.flip": True,
     "augment.shift": 0.125,
     "augment.rotate_deg": 0.0,
@@ -34,9 +36,9 @@ CIFAR10: dict[str, Any] = {
     "augment.contrast": 0.0,
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "resnet8": CIFAR10 | {"model.arch": "resnet8", "train.epochs": 70},
+    "resnet8": CIFAR10 | {"model.arch": "resnet8", "train.epochs": 120},
     "small": CIFAR10 | {"model.arch": "resnet14", "model.width": 0.66, "train.epochs": 100},
-    "wide": CIFAR10 | {"model.arch": "resnet14", "model.width": 1.6, "train.epochs": 60},
+    "wide": CIFAR10 | {"model.arch": "resnet14", "model.width": 1.5, "train.epochs": 60},
     "mnist": {"model.arch": "simple_cnn", "train.epochs": 15},
 }
 # PTQ against QAT: architectures and seeds, at a schedule that two cores get through.

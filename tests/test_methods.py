@@ -12,11 +12,12 @@ import pytest
 from edgerec import Recipe, fit, quantize
 from edgerec.compress.bench import Bench
 from edgerec.compress.compare import compare
-from edgerec.compress.convert import to_int8
+from edgerec.compress.convert import plain_names, to_int8
 from edgerec.compress.quantize import make
 from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.progress import ignore
 from edgerec.errors import GateError, RecipeError
+from edgerec.runtime.model import ImageModel
 from tests.conftest import one_line, red_and_blue
 
 
@@ -212,6 +213,30 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     # Training moved them before, and in the last third nothing does.
     assert not np.allclose(again, late, rtol=0.02, atol=0.02)
     assert ends(made[0]) == late_again
+
+
+def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
+    from edgerec.compress.qat import rounded
+
+    aware = rounded(residual.model(), residual.recipe.normalise)
+    content = to_int8(aware)
+    plain = plain_names(content)
+    before, after = read_graph(content), read_graph(plain)
+    names = [tensor.name for tensor in after.tensors]
+    assert any("quant_conv2d_6/" in tensor.name for tensor in before.tensors)
+    assert sum("/conv2d_6/" in name for name in names) >= 3  # kernel, bias, output
+    assert len(set(names)) == len(names)
+    assert not any("quant_" in name or "PerChannel" in name for name in names)
+    assert len(plain) < 0.85 * len(content)
+    for ours, theirs in zip(before.tensors, after.tensors, strict=True):
+        assert (ours.dtype, ours.shape, ours.scales, ours.zero_points) == (
+            *(theirs.dtype, theirs.shape, theirs.scales, theirs.zero_points),
+        )
+        assert (ours.data is None) == (theirs.data is None)
+        assert ours.data is None or np.array_equal(ours.data, theirs.data)
+    models = [ImageModel(c, residual.recipe.normalise) for c in (content, plain)]
+    for image in residual.data()[0].images[:20]:
+        assert np.array_equal(*(model.invoke(image) for model in models))
 
 
 def test_comparison_of_methods(run, edgerec, caplog):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.convert import to_float32
+from edgerec.compress.convert import plain_names, to_float32
 from edgerec.compress.finetune import FineTune
 from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.parity import Form, form
@@ -79,7 +79,9 @@ class Bench:
             between: the parity table's rows between float Keras and it.
             overwrite: replace a variant that is there.
         """
-        content = with_metadata(content, self.dataset.labels, self.recipe.normalise, self.recipe.model.arch)
+        content = with_metadata(
+            plain_names(content), self.dataset.labels, self.recipe.normalise, self.recipe.model.arch
+        )
         report = self._measure(method, content, how, between)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),

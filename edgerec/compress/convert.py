@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -10,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.layers.match import layer_name
-from edgerec.contract.flatbuffer import float_tensors, read_graph
+from edgerec.contract.flatbuffer import float_tensors, pack, parse, read_graph
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.runtime.model import ImageModel
+
+# Parts of the names of tensors: a bias or a normalisation that a kernel took in, and tfmot's rounded weights.
+_FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
+_SIMULATED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
 def to_float32(model: Any) -> bytes:
@@ -102,6 +108,27 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
         )
         return bytes(debugger.get_nondebug_quantized_model())
+
+
+def plain_names(content: bytes) -> bytes:
+    """The file with its tensors called after their layers alone, as people read them in a viewer.
+
+    The converter joins the names of all that it fused, with those of the helpers that simulated int8 rounding: some
+    kilobytes that no interpreter needs.
+    """
+    model = parse(content)
+    for subgraph in model.subgraphs:
+        used: Counter[str] = Counter()
+        for tensor in subgraph.tensors:
+            name = _plain((tensor.name or b"").decode())
+            tensor.name = f"{name}{used[name] or ''}".encode()  # numbered, as the converter does
+            used[name] += 1
+    return pack(model)
+
+
+def _plain(name: str) -> str:
+    parts = [_SIMULATED.sub("/weights", part.replace("/quant_", "/")) for part in name.split(";")]
+    return ";".join([part for part in parts if not _FUSED.search(part)] or parts[:1])
 
 
 def check_int8(content: bytes, normalise: Normalise) -> None:

@@ -81,8 +81,20 @@ def parse(model: bytes, where: str = "the model") -> Any:
 
 
 def pack(model: Any) -> bytes:
-    """The inverse of :func:`parse`."""
-    builder = require("flatbuffers").Builder(1024)
+    """The inverse of :func:`parse`. Equal vectors are written once, and their owners point to the same place.
+
+    Each tensor with a scale per channel brings as many zero points of 8 bytes, all zero: an eighth of a small model.
+    """
+    written: dict[tuple[str, bytes], int] = {}
+
+    class Builder(require("flatbuffers").Builder):  # type: ignore[misc]
+        def CreateNumpyVector(self, vector: npt.NDArray[Any]) -> int:
+            key = (vector.dtype.str, vector.tobytes())
+            if key not in written:
+                written[key] = super().CreateNumpyVector(vector)
+            return written[key]
+
+    builder = Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.flatbuffer import pack, parse
 from edgerec.contract.schema import tflite_schema
 from edgerec.contract.tensors import NORMALISE_CHOICES, Normalise, TensorSpec, passing
 from edgerec.errors import ModelError
@@ -72,8 +73,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
 
     The same arguments give the same bytes. Raises :class:`ModelError` when there is metadata already.
     """
-    schema, flatbuffers = tflite_schema(), require("flatbuffers")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    schema, model = tflite_schema(), parse(content)
     if any(entry.name == _ENTRY.encode() for entry in model.metadata or ()):
         raise ModelError("the model has TFLite metadata already")
     subgraph = model.subgraphs[0]
@@ -83,9 +83,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     entry.name, entry.buffer = _ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return _with_file(bytes(builder.Output()), "".join(f"{label}\n" for label in labels).encode())
+    return _with_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
 
 
 def read_metadata(content: bytes, where: str = "the model") -> Metadata | None:

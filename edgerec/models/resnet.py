@@ -13,18 +13,24 @@ def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def resnet14(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The same with two blocks a stage: at ``width`` 0.66 as large as resnet8, deeper and thinner."""
+    """The same with two blocks a stage: at ``width`` 0.66 about as large as resnet8, deeper and thinner."""
     return _resnet(keras, x, section, blocks=2)
 
 
 def _resnet(keras: Any, x: Any, section: ModelSection, blocks: int) -> Any:
-    channels = [max(1, round(n * section.width)) for n in (16, 32, 64)]
+    channels = [_eights(n * section.width) for n in (16, 32, 64)]
     x = _conv(keras, x, channels[0], relu=True)
     for stage, count in enumerate(channels):
         for block in range(blocks):
             x = _block(keras, x, count, stride=2 if stage and not block else 1)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.layers.Dropout(section.dropout)(x) if section.dropout else x
+
+
+def _eights(count: float) -> int:
+    """A multiple of 8, in which vector units count, that is no more than a tenth below (as in MobileNetV2's code)."""
+    rounded = max(8, int(count / 8 + 0.5) * 8)
+    return rounded if rounded >= 0.9 * count else rounded + 8
 
 
 def _block(keras: Any, x: Any, channels: int, stride: int) -> Any:
@@ -45,7 +51,6 @@ def _conv(
         strides=stride,
         padding="same",
         kernel_initializer="he_normal",
-        kernel_regularizer=keras.regularizers.L2(1e-4),
     )(x)
     if normalised:
         x = keras.layers.BatchNormalization(momentum=0.9)(x)

@@ -170,7 +170,19 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
 
 
 def _built(recipe: Recipe, classes: int) -> Any:
-    return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
+
+
+def _decaying(model: Any, rate: float) -> Any:
+    """The model with ``rate / 2`` of each kernel's sum of squares in its loss, whose gradient is ``rate`` times it."""
+    for layer in model.layers:
+        if getattr(layer, "kernel", None) is not None and not hasattr(layer, "depthwise_kernel"):
+            layer.kernel_regularizer = keras().regularizers.L2(rate / 2)
+    # A layer takes up its regularizer when it is built.
+    decaying = keras().Model.from_config(model.get_config())
+    decaying.set_weights(model.get_weights())
+    return decaying
 
 
 def _learning_rate(recipe: Recipe, steps: int) -> Any:
