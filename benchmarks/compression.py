@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet8": CIFAR10 | {"model.arch": "resnet8", "train.epochs": 120},
     "small": CIFAR10 | {"model.arch": "resnet14", "model.width": 0.66, "train.epochs": 100},
     "wide": CIFAR10 | {"model.arch": "resnet14", "model.width": 1.5, "train.epochs": 60},
-    "mnist": {"model.arch": "simple_cnn", "train.epochs": 15},
+    "mnist": {"model.arch": "simple_cnn", "train.epochs": 30, "data.val_fraction": 0.05},
 }
 # PTQ against QAT: architectures and seeds, at a schedule that two cores get through.
 SEEDS = (0, 1, 2)
@@ -101,7 +101,7 @@ def pruned(work: Path) -> dict[str, Any]:
 def mnist(work: Path) -> dict[str, Any]:
     """simple_cnn: float, QAT, and QAT of the 80 % pruned."""
     run = trained(work / "runs" / "mnist", RECIPES["mnist"] | {"data.source": source("mnist", work)})
-    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=6)
+    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=10)
     return {
         "qat": variant(run, "int8-qat", "qat", epochs=4),
         "prune+qat": sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)},

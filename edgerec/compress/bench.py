@@ -144,6 +144,7 @@ class Bench:
             validation=evaluation_feed(dataset, split.val, recipe.normalise),
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate / 10,
+            retraining_rate=compress.learning_rate or train.learning_rate,
             optimizer=train.optimizer,
             listener=self.listener,
             checkpoints=checkpoints,

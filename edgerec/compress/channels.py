@@ -55,7 +55,7 @@ def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 8)
         *(macs(smaller) / 1e6, before / 1e6, 100 * cost(smaller) / whole),
     )
     if tune is not None and tune.epochs:
-        fine_tune(smaller, tune, "channel pruning")
+        fine_tune(smaller, tune, "channel pruning", retraining=True)
     return smaller
 
 

@@ -35,6 +35,7 @@ class FineTune:
         validation: a finite set.
         epochs: how many.
         learning_rate: the highest; it falls to zero as a half cosine.
+        retraining_rate: the same where weights were taken away and the others must find new places.
         optimizer: as the recipe's ``train.optimizer``.
         listener: told of the progress.
         checkpoints: folder where each stage keeps its state, an ``.npz`` each.
@@ -47,6 +48,7 @@ class FineTune:
     validation: Any
     epochs: int
     learning_rate: float
+    retraining_rate: float
     optimizer: str
     listener: Listener
     checkpoints: Path
@@ -60,6 +62,7 @@ def fine_tune(
     *,
     callbacks: Sequence[Any] = (),
     keep_from: int = 0,
+    retraining: bool = False,
     freeze: Callable[[Any, bool], None] | None = None,
 ) -> None:
     """Train ``model`` in place; it ends with its best epoch's weights by validation.
@@ -72,10 +75,11 @@ def fine_tune(
         stage: its name, for people and for the state's file.
         callbacks: Keras' own, which must see every step.
         keep_from: epochs before this one, counted from 0, cannot be the best.
+        retraining: at ``tune.retraining_rate``.
         freeze: called before the last third with the model, and whether none of that third is done yet.
     """
     state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
-    rate = cosine(tune.learning_rate, tune.steps * tune.epochs)
+    rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
     compiled = {
         "optimizer": optimizer(tune.optimizer, rate),
         "loss": "sparse_categorical_crossentropy",
