@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 
 import cv2
 import numpy as np
 import pytest
 
 from edgerec import Camera
-from edgerec.camera.reader import FrameReader
+from edgerec.camera.feed import Feeds
+from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.sources import open_source
+from edgerec.camera.sources import Address, CaptureFormat, open_source
 from edgerec.camera.sources.opencv import without_password
+from edgerec.camera.states import Patience, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
 
@@ -29,10 +32,10 @@ from tests.conftest import one_line
 class Made:
     """A source whose frames the test decides."""
 
-    name = "made"
+    format = CaptureFormat(4, 4)
 
-    def __init__(self, live, frames, pause_s=0.0, error=None):
-        self.live, self._frames, self._pause_s, self._error = live, frames, pause_s, error
+    def __init__(self, frames, pause_s=0.0, error=None, hang=None):
+        self._frames, self._pause_s, self._error, self._hang = frames, pause_s, error, hang
         self.given = 0
         self.was_closed = False
 
@@ -40,7 +43,9 @@ class Made:
         for number in range(self._frames):
             time.sleep(self._pause_s)
             self.given += 1
-            yield np.full((4, 4, 3), number % 256, np.uint8), self.name
+            yield np.full((4, 4, 3), number % 256, np.uint8), "made"
+        if self._hang:
+            self._hang.wait()
         if self._error:
             raise self._error
 
@@ -48,60 +53,151 @@ class Made:
         self.was_closed = True
 
 
+def feeds(*sources, live, **patience):
+    """Feeds over one address that opens to each of the sources in turn; an exception is raised instead."""
+    left = list(sources)
+
+    def open_next():
+        source = left.pop(0) if left else SourceError("nobody there")
+        if isinstance(source, Exception):
+            raise source
+        return source
+
+    return Feeds([Address("made", live, True, open_next)], Patience(**patience))
+
+
+def frames_of(events):
+    return [event for event in events if isinstance(event, Frame)]
+
+
+def states_of(events):
+    return [str(event.state) for event in events if isinstance(event, StateChange)]
+
+
 def test_a_file_drops_nothing():
-    source = Made(live=False, frames=50)
-    with FrameReader(source) as reader:
-        frames = []
-        for frame in reader:
+    source = Made(frames=50)
+    with feeds(source, live=False) as running:
+        events = []
+        for event in running:
             time.sleep(0.001)
-            frames.append(frame)
+            events.append(event)
+    frames = frames_of(events)
     assert [frame.index for frame in frames] == list(range(50))
     assert [frame.image[0, 0, 0] for frame in frames] == list(range(50))
+    assert states_of(events) == ["connecting", "live", "ended"]
+    assert events[-1].state == "ended"
     assert source.was_closed
+    assert running.errors == []
 
 
 def test_a_file_is_not_read_far_ahead():
-    source = Made(live=False, frames=1000)
-    with FrameReader(source) as reader:
-        next(iter(reader))
+    source = Made(frames=1000)
+    with feeds(source, live=False) as running:
+        next(iter(running))
         time.sleep(0.1)
         assert source.given <= 5
 
 
 def test_of_a_live_source_the_newest_frame_wins():
-    source = Made(live=True, frames=100, pause_s=0.002)
+    source = Made(frames=100, pause_s=0.002)
     seen = []
-    with FrameReader(source) as reader:
-        for frame in reader:
-            newest = source.given - 1
-            seen.append((frame.index, newest))
-            time.sleep(0.03)
+    with feeds(source, live=True, give_up_s=0) as running:
+        for event in running:
+            if isinstance(event, Frame):
+                seen.append((event.index, source.given - 1))
+                time.sleep(0.03)
     assert len(seen) < 50
     assert [index for index, _ in seen] == sorted({index for index, _ in seen})
     assert all(newest - index <= 1 for index, newest in seen)
+    assert running.overtaken == 100 - len(seen)
 
 
-def test_the_reader_s_failure_is_raised_where_the_user_stands():
-    with (
-        FrameReader(Made(live=True, frames=3, error=SourceError("gone"))) as reader,
-        pytest.raises(SourceError, match="gone"),
-    ):
-        list(reader)
+def test_a_lost_source_is_connected_again():
+    gone = SourceError("gone")
+    sources = [Made(3, 0.02, gone), SourceError("not yet"), Made(2, 0.02, gone)]
+    with feeds(*sources, live=True, first_wait_s=0.02, give_up_s=0.3) as running:
+        events = list(running)
+    assert states_of(events)[:8] == ["connecting", "live", "lost", "connecting", "lost", "connecting", "live", "lost"]
+    assert [str(error) for error in running.errors] == ["nobody there"]
+    # Every picture is one that a source gave, and the numbers go on.
+    assert [frame.index for frame in frames_of(events)] == [0, 1, 2, 3, 4]
+    assert [frame.image[0, 0, 0] for frame in frames_of(events)] == [0, 1, 2, 0, 1]
+    times = [event.since_s for event in events if isinstance(event, StateChange)]
+    assert times == sorted(times)
 
 
-def test_silence_is_an_error():
-    with (
-        FrameReader(Made(live=True, frames=1, pause_s=1.0), silence_s=0.1) as reader,
-        pytest.raises(SourceError, match=r"no picture for 0\.1 s"),
-    ):
-        list(reader)
+def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
+    with feeds(
+        Made(1, error=SourceError("gone")), live=True, first_wait_s=0.01, longest_wait_s=0.08, give_up_s=0.6
+    ) as r:
+        tried = [event.since_s for event in r if isinstance(event, StateChange) and event.state == "connecting"]
+    pauses = np.diff(tried[1:])
+    assert pauses[0] == pytest.approx(0.02, abs=0.02)
+    assert pauses[-1] == pytest.approx(0.08, abs=0.04)
+    assert len(tried) < 20
 
 
-def test_leaving_early_ends_the_thread():
+def test_a_reader_that_hangs_is_stale_then_lost_then_replaced():
+    release = threading.Event()
+    hanging, next_one = Made(1, hang=release), Made(1, error=SourceError("gone"))
+    with feeds(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
+        events = list(islice(running, 8))
+    assert states_of(events) == ["connecting", "live", "stale", "lost", "connecting", "live"]
+    (lost,) = [event for event in events if isinstance(event, StateChange) and event.state == "lost"]
+    assert "no picture for 0.1" in lost.reason or "no picture for 0.2" in lost.reason
+    # When the driver comes back, its thread ends and lets go of the device.
+    release.set()
+    wait_for(lambda: hanging.was_closed)
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerec")])
+
+
+def test_a_stale_source_that_gives_again_is_live_without_a_new_connection():
+    class Pausing(Made):
+        def images(self):
+            yield from super().images()
+            time.sleep(0.15)
+            yield from super().images()
+
+    with feeds(Pausing(1), live=True, stale_s=0.05, lost_s=5, give_up_s=0) as running:
+        assert states_of(running) == ["connecting", "live", "stale", "live", "ended"]
+
+
+def test_a_camera_that_is_not_there_at_first_is_an_error_at_once():
+    def missing():
+        raise SourceError("not plugged in")
+
+    with Feeds([Address("0", True, False, missing)]) as running:
+        assert states_of(running) == ["connecting", "ended"]
+    assert [str(error) for error in running.errors] == ["not plugged in"]
+
+
+def test_sources_take_turns():
+    fast, slow = Made(300, 0.001), Made(15, 0.02)
+    addresses = [
+        Address(name, True, True, lambda source=source: source) for name, source in (("fast", fast), ("slow", slow))
+    ]
+    seen = []
+    with Feeds(addresses, Patience(give_up_s=0)) as running:
+        for event in running:
+            if isinstance(event, Frame):
+                seen.append(event.feed)
+                time.sleep(0.01)
+    assert seen.count("slow") >= 13
+    assert seen.count("fast") >= 13
+
+
+def test_leaving_early_ends_the_threads():
     before = threading.active_count()
-    with FrameReader(Made(live=False, frames=10_000)) as reader:
-        next(iter(reader))
+    with feeds(Made(frames=10_000), live=False) as running:
+        next(iter(running))
     assert threading.active_count() == before
+
+
+def wait_for(condition, seconds=3.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_video_is_classified_frame_by_frame(bundle, video):
@@ -116,9 +212,11 @@ def test_video_is_classified_frame_by_frame(bundle, video):
 def test_camera_speaks_json(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--headless", "--json", "--max-frames", 4)
     assert (done.returncode, done.stderr) == (0, "")
-    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    objects = [value for value in lines if value["event"] == "result"]
+    assert [value["state"] for value in lines if value["event"] == "state"] == ["connecting", "live"]
     assert [value["frame"] for value in objects] == [0, 1, 2, 3]
-    assert list(objects[0]) == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
+    assert list(objects[0])[1:] == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
     assert abs(objects[0]["captured_s"] - time.time()) < 120
     assert objects[0]["source"] == str(video)
 
@@ -134,7 +232,7 @@ def test_folder_of_pictures_is_a_source(bundle, pictures, tmp_path, edgerec):
         shutil.copy(picture, tmp_path)
     (tmp_path / "note.txt").write_text("hello")
     done = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
-    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    objects = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
     assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in pictures]
     assert "note.txt is no picture: skipped" in done.stderr
 
@@ -154,13 +252,17 @@ def test_frames_match_predict(bundle, pictures, tmp_path):
     ("source", "said"),
     [
         ("97", "camera 97 does not open"),
-        ("nothing.mp4", "does not exist"),
+        ("nothing.mp4", "is nothing that exists: expected a camera (0, /dev/video0"),
+        ("rstp://127.0.0.1/", "did you mean rtsp:?"),
+        ("picamera2:0", "needs picamera2"),
+        ("/dev/video97", "does not open"),
         ("http://127.0.0.1:9/stream", "does not open"),
         ("rtsp://user:secret@127.0.0.1:9/stream", "rtsp://127.0.0.1:9/stream does not open"),
     ],
 )
 def test_source_that_is_not_there(bundle, edgerec, source, said):
-    message = one_line(edgerec("camera", bundle, "--source", source, "--headless"))
+    done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
+    message = one_line(done)
     assert said in message
     assert "secret" not in message
 
@@ -206,13 +308,12 @@ def mjpeg(pictures):
     server.server_close()
 
 
-def test_http_stream_is_live_and_its_end_is_an_error(bundle, mjpeg):
+def test_http_stream_that_ends_is_connected_again(bundle, mjpeg):
     with Camera.open(bundle, mjpeg) as camera:
-        results = []
-        with pytest.raises(SourceError, match="stopped giving pictures"):
-            results.extend(camera)
-    assert len(results) >= 5
-    assert open_source(mjpeg).live
+        events = list(islice(camera.events(), 60))
+    assert states_of(events)[:5] == ["connecting", "live", "lost", "connecting", "live"]
+    (lost, *_) = [event for event in events if isinstance(event, StateChange) and event.state == "lost"]
+    assert "stopped giving pictures after 40" in lost.reason
 
 
 def test_ctrl_c_ends_cleanly(bundle, mjpeg):
@@ -233,7 +334,7 @@ def test_head_may_have_enough(bundle, video):
     command = f"{sys.executable} -m edgerec camera {bundle} --source {video} --headless --json | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
-    assert json.loads(done.stdout)["frame"] == 0
+    assert json.loads(done.stdout)["state"] == "connecting"
 
 
 def test_no_display_says_headless(bundle, video, edgerec):
@@ -254,7 +355,7 @@ def test_window_shows_the_video(bundle, video):
     if "has no windows" in done.stderr:
         pytest.skip("OpenCV without windows is installed")
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 30
+    assert len([line for line in done.stdout.splitlines() if '"result"' in line]) == 30
 
 
 def test_overlay_writes_under_the_picture(bundle, video):
@@ -278,6 +379,7 @@ def test_frame_rate_follows_the_frames(monkeypatch):
 
 def test_sinks_write_what_they_are_given(bundle, video, capsys):
     with Camera.open(bundle, str(video)) as camera:
-        assert camera.run([JsonLines(sys.stdout), TextLines(sys.stderr)], max_frames=2) == 2
+        assert camera.run([JsonLines(sys.stdout), TextLines(sys.stderr)], max_frames=2).answered == 2
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == len(captured.err.splitlines()) == 2
+    assert len(captured.out.splitlines()) == 4
+    assert len(captured.err.splitlines()) == 2

@@ -19,12 +19,14 @@ class Frame:
         index: counts what the source gave, from 0; a gap means that newer frames overtook it.
         grabbed_s: monotonic time of the grab, seconds.
         source: where it comes from, as the user named it; for a folder, the picture's path.
+        feed: which of the camera's sources it comes from.
     """
 
     image: Image
     index: int
     grabbed_s: float
     source: str
+    feed: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Result:
         """What ``--json`` prints. ``captured_s`` is Unix time."""
         answer = self.classification
         return {
+            "event": "result",
             "frame": self.frame.index,
             "source": self.frame.source,
             "captured_s": round(time.time() - (time.monotonic() - self.frame.grabbed_s), 6),

@@ -1,51 +1,106 @@
-"""The camera: a source, a classifier, and the answers in between."""
+"""The camera: sources, a classifier, and the answers in between."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from edgerec.camera.frame import Result
-from edgerec.camera.reader import FrameReader
+from edgerec.camera.feed import Feeds
+from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks import Sink
-from edgerec.camera.sources import open_source
+from edgerec.camera.sinks.worker import SinkWorker
+from edgerec.camera.sources import Address, CaptureFormat, find_source
+from edgerec.camera.states import Patience, StateChange
+from edgerec.camera.view import Choice, View
 from edgerec.runtime.classifier import Classifier
 
 
+@dataclass(frozen=True)
+class RunReport:
+    """What :meth:`Camera.run` did.
+
+    Attributes:
+        answered: frames with an answer.
+        overtaken: frames of live sources that newer ones replaced.
+        skipped: frames that the view left out, by reason.
+        dropped: results that a sink did not take, by sink.
+    """
+
+    answered: int
+    overtaken: int
+    skipped: dict[str, int]
+    dropped: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return vars(self).copy()
+
+
 class Camera:
-    """Classifies a source's frames as they come.
+    """Classifies the frames of one or several sources as they come.
+
+    A live source that is lost is connected again, for ever unless ``patience`` ends; of a file nothing is dropped.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
     ...         print(result.classification.label, result.age_ms)
     """
 
-    def __init__(self, classifier: Classifier, source: str) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        addresses: Sequence[Address],
+        *,
+        view: View | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._classifier = classifier
-        self._source = source
+        self._live = any(address.live for address in addresses)
+        self._feeds = Feeds(addresses, patience)
+        self._choice = Choice(view or View())
         self._stack = ExitStack()
-        self._reader: FrameReader | None = None
+        self._entered = False
 
     @classmethod
     def open(
         cls,
         bundle: str | Path,
-        source: str,
+        source: str | Sequence[str],
         *,
         threads: int = 0,
         delegate: str | None = None,
         threshold: float | None = None,
+        wanted: CaptureFormat | None = None,
+        view: View | None = None,
+        patience: Patience | None = None,
     ) -> Camera:
-        """A camera over the bundle (folder or .zip) and the source, which opens on entering it."""
+        """A camera over the bundle (folder or .zip) and its sources, which open on entering it.
+
+        Args:
+            bundle: what to classify with.
+            source: what :func:`~edgerec.camera.sources.find_source` understands, or several, which take turns.
+            threads, delegate, threshold: as for :class:`Classifier`.
+            wanted: size, rate and format that cameras are asked for.
+            view: which frames are looked at, and what of them.
+            patience: how long a live source may be silent.
+
+        Raises:
+            SourceError: nothing understands a source.
+            BundleError: no such bundle.
+        """
+        sources = [source] if isinstance(source, str) else list(source)
+        addresses = [find_source(uri, wanted) for uri in sources]
         classifier = Classifier.open(bundle, threads=threads, delegate=delegate, threshold=threshold)
-        return cls(classifier, source)
+        return cls(classifier, addresses, view=view, patience=patience)
 
     def __enter__(self) -> Camera:
-        self._reader = self._stack.enter_context(FrameReader(open_source(self._source)))
+        self._stack.enter_context(self._feeds)
+        self._entered = True
         return self
 
     def __exit__(
@@ -54,25 +109,50 @@ class Camera:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Result]:
-        """Each frame's result; ends with the source, raises :class:`SourceError` when it fails."""
-        if self._reader is None:
+        """Each frame's result; ends with the sources, and raises :class:`SourceError` when one of them failed."""
+        return (event for event in self.events() if isinstance(event, Result))
+
+    def events(self) -> Iterator[Result | StateChange]:
+        """Each frame's result and each change of a source's state, in the order of time for each source."""
+        if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
-        for frame in self._reader:
-            classification = self._classifier.classify(frame.image)
-            yield Result(frame, classification, time.monotonic())
+        for event in self._feeds:
+            if isinstance(event, StateChange):
+                yield event
+            elif frame := self._choice.take(event):
+                yield self._answer(frame)
+        for error in self._feeds.errors:
+            raise error
 
-    def run(self, sinks: Iterable[Sink], max_frames: int | None = None) -> int:
-        """Send every result to every sink until the source ends, a sink closes, or ``max_frames`` are done.
+    def run(self, sinks: Iterable[Sink], max_frames: int | None = None) -> RunReport:
+        """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
 
-        Returns:
-            How many frames were answered.
+        A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
+        one has a thread of its own.
         """
-        sinks = list(sinks)
-        count = 0
-        for result in islice(self, max_frames):
-            count += 1
-            for sink in sinks:
-                sink.write(result)
-            if any(sink.closed for sink in sinks):
-                break
-        return count
+        answered = 0
+        inline = [sink for sink in sinks if getattr(sink, "inline", False)]
+        workers = [SinkWorker(sink, lossless=not self._live) for sink in sinks if not getattr(sink, "inline", False)]
+        try:
+            for event in self.events():
+                for worker in workers:
+                    worker.put(event)
+                for sink in inline:
+                    sink.state(event) if isinstance(event, StateChange) else sink.write(event)
+                answered += isinstance(event, Result)
+                if answered == max_frames or any(s.closed for s in workers) or any(s.closed for s in inline):
+                    break
+        finally:
+            for worker in workers:
+                worker.close()
+            for sink in inline:
+                sink.close()
+        return RunReport(
+            answered,
+            self._feeds.overtaken,
+            dict(self._choice.skipped),
+            {worker.name: worker.dropped for worker in workers if worker.dropped},
+        )
+
+    def _answer(self, frame: Frame) -> Result:
+        return Result(frame, self._classifier.classify(frame.image), time.monotonic())

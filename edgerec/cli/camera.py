@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,31 +14,62 @@ from edgerec.cli.output import chatter
 
 if TYPE_CHECKING:
     from edgerec.camera.sinks import Sink
+    from edgerec.camera.view import View
 
 
 def camera(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    source: str = typer.Option(
-        "0", "--source", "-s", help="A camera's number, a video file, an RTSP or HTTP address, or a folder."
+    source: list[str] = typer.Option(
+        ["0"],
+        "--source",
+        "-s",
+        help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG), a video file, a folder, or "
+        "synthetic:640x480@30. Several may be given; they take turns.",
     ),
     headless: bool = typer.Option(False, "--headless", help="No window: one line per frame."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON object per frame."),
-    max_frames: int | None = typer.Option(None, min=1, help="End after so many frames."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object per frame and change of state."),
+    max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
     delegate: str | None = typer.Option(
         None, help="Shared library of a delegate, as libedgetpu.so.1; none: the processor."
     ),
+    size: str | None = typer.Option(None, help="What a camera is asked for, as 1280x720."),
+    rate: float = typer.Option(0.0, min=0, help="Frames per second that a camera is asked for."),
+    pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
+    roi: str | None = typer.Option(None, help="Part of the picture: x,y,width,height in pixels, or in parts up to 1."),
+    rotate: int = typer.Option(0, help="Turn the picture clockwise: 90, 180 or 270."),
+    mirror: bool = typer.Option(False, "--mirror", help="Left becomes right."),
+    every: int = typer.Option(1, min=1, help="Look at every n-th frame only."),
+    max_fps: float = typer.Option(0.0, min=0, help="Look at no more frames per second; 0 takes all."),
+    max_age: float = typer.Option(0.0, min=0, help="Leave out frames that waited longer, in seconds; 0 takes all."),
+    motion: float = typer.Option(
+        0.0, min=0, max=1, help="Leave out frames of which no more than this part changed; 0 takes all."
+    ),
+    give_up_after: float | None = typer.Option(
+        None, min=0, help="End with an error when a live source gave nothing for so many seconds. [default: never]"
+    ),
 ) -> None:
-    """Classify a camera, video or folder in real time; q or Ctrl-C ends."""
+    """Classify cameras, videos or folders in real time; q or Ctrl-C ends. A stream that is lost is connected again."""
     from edgerec.camera.pipeline import Camera
-    from edgerec.camera.sinks.text import JsonLines, TextLines
+    from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
+    from edgerec.camera.states import Patience
 
     chatter()
-    delegate = "" if delegate == "none" else delegate
-    live = Camera.open(bundle, source, threads=threads, delegate=delegate, threshold=threshold)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager ends it as Ctrl-C does
+    live = Camera.open(
+        bundle,
+        source,
+        threads=threads,
+        delegate="" if delegate == "none" else delegate,
+        threshold=threshold,
+        wanted=_wanted(size, rate, pixel_format),
+        view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
+        patience=Patience(give_up_s=give_up_after),
+    )
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks: list[Sink] = [JsonLines(sys.stdout)] if json else []
+        sinks.append(StateLines(sys.stderr))
         if not headless:
             from edgerec.camera.sinks.window import Window
 
@@ -46,3 +78,23 @@ def camera(
             sinks.append(TextLines(sys.stdout))
         stack.enter_context(live)
         live.run(sinks, max_frames)
+
+
+def _wanted(size: str | None, rate: float, pixel_format: str) -> Any:
+    from edgerec.camera.sources import CaptureFormat
+
+    width, _, height = (size or "0x0").lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise typer.BadParameter(f"--size is {size!r}, expected as 1280x720")
+    if pixel_format and len(pixel_format) != 4:
+        raise typer.BadParameter(f"--format is {pixel_format!r}, expected four letters, as MJPG or YUYV")
+    return CaptureFormat(int(width), int(height), rate, pixel_format)
+
+
+def _view(roi: str | None, **options: Any) -> View:
+    from edgerec.camera.view import View, parse_roi
+
+    try:
+        return View(parse_roi(roi) if roi else None, **options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -6,34 +6,57 @@ import json
 from typing import TextIO
 
 from edgerec.camera.frame import Result
+from edgerec.camera.states import State, StateChange
 
 
-class JsonLines:
-    """One JSON object per frame, sent at once."""
-
-    closed = False
+class _Lines:
+    """Writes lines and sends each at once; a reader that went away closes the sink."""
 
     def __init__(self, out: TextIO) -> None:
+        self.closed = False
         self._out = out
+
+    def _line(self, text: str) -> None:
+        try:
+            print(text, file=self._out, flush=True)
+        except BrokenPipeError:  # as with: edgerec camera … | head
+            self.closed = True
+
+    def close(self) -> None:
+        """The stream belongs to who gave it."""
+
+
+class JsonLines(_Lines):
+    """One JSON object for each frame and each change of state."""
 
     def write(self, result: Result) -> None:
         """Write one line."""
-        print(json.dumps(result.to_dict(), ensure_ascii=False), file=self._out, flush=True)
+        self._line(json.dumps(result.to_dict(), ensure_ascii=False))
+
+    def state(self, change: StateChange) -> None:
+        """Write one line."""
+        self._line(json.dumps(change.to_dict(), ensure_ascii=False))
 
 
-class TextLines:
-    """One short line per frame."""
-
-    closed = False
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+class TextLines(_Lines):
+    """One short line for each frame."""
 
     def write(self, result: Result) -> None:
         """Write one line."""
         answer = result.classification
-        print(
-            f"frame {result.frame.index}  {answer.label}  {answer.score:.2f}  {result.age_ms:.1f} ms",
-            file=self._out,
-            flush=True,
-        )
+        self._line(f"frame {result.frame.index}  {answer.label}  {answer.score:.2f}  {result.age_ms:.1f} ms")
+
+    def state(self, change: StateChange) -> None:
+        """States are no results: :class:`StateLines` writes them."""
+
+
+class StateLines(_Lines):
+    """One line for each change of a state that a person should know of."""
+
+    def write(self, result: Result) -> None:
+        """Results are no states."""
+
+    def state(self, change: StateChange) -> None:
+        """Write one line; that a file is open, or at its end, goes without saying."""
+        if change.reason and change.state in (State.LIVE, State.STALE, State.LOST):
+            self._line(f"{change.source}: {change.state}: {change.reason}")

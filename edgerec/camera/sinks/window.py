@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from edgerec.camera.frame import Result
+from edgerec.camera.states import StateChange
 from edgerec.contract.preprocess import Image
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import EdgerecError
@@ -22,6 +23,8 @@ LEAST_HEIGHT_PX = 360
 
 class Window:
     """Shows each frame with label, score and frames per second; ``q`` or closing it ends."""
+
+    inline = True  # OpenCV's windows want the thread that made them
 
     def __init__(self) -> None:
         self.closed = False
@@ -54,6 +57,12 @@ class Window:
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+
+    def state(self, change: StateChange) -> None:
+        """The picture stands still while its source does; the words are on stderr."""
+
+    def close(self) -> None:
+        """Leaving the window's with block closes it."""
 
 
 class FrameRate:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,19 +13,32 @@ from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
 
-class Source(Protocol):
-    """An opened source.
+@dataclass(frozen=True)
+class CaptureFormat:
+    """What a camera is asked for, or gives. 0 and an empty text leave it to the camera.
 
     Attributes:
-        name: what the user called it.
-        live: whether time passes without us, so that old frames are worth nothing.
+        width, height: pixels.
+        fps: frames a second.
+        fourcc: the pixel format by its four letters, such as ``MJPG`` or ``YUYV``.
     """
 
-    @property
-    def name(self) -> str: ...
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    fourcc: str = ""
+
+    def __str__(self) -> str:
+        size = f"{self.width}x{self.height}" if self.width else ""
+        rate = f"{self.fps:g} frames/s" if self.fps else ""
+        return ", ".join(part for part in (size, rate, self.fourcc) if part)
+
+
+class Source(Protocol):
+    """An opened source. ``format`` is what it really gives, as far as it tells."""
 
     @property
-    def live(self) -> bool: ...
+    def format(self) -> CaptureFormat: ...
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Each picture, uint8 ``(H, W, 3)`` RGB, with the name of where it comes from."""
@@ -33,27 +49,73 @@ class Source(Protocol):
         ...
 
 
-def open_source(uri: str) -> Source:
-    """Open a camera's index, a video file, an RTSP or HTTP address, or a folder of pictures.
+@dataclass(frozen=True)
+class Address:
+    """What a URI names, not opened yet.
+
+    Attributes:
+        name: the URI as it may be shown, without a password.
+        live: whether time passes without us, so that old frames are worth nothing.
+        remote: whether it may come later: a server that does not answer yet, not a camera that is not plugged in.
+        open: opens it; raises :class:`SourceError` when it does not open.
+        wanted: what it is asked for.
+    """
+
+    name: str
+    live: bool
+    remote: bool
+    open: Callable[[], Source]
+    wanted: CaptureFormat = CaptureFormat()
+
+
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "synthetic", "picamera2")
+_SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
+
+
+def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
+    """What ``uri`` names: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG), a video file, a
+    folder of pictures, or ``synthetic:640x480@30``.
+
+    Args:
+        uri: as the user typed it.
+        wanted: what a camera is asked for.
 
     Raises:
-        SourceError: it does not exist, or does not open.
+        SourceError: nothing understands it, or the file does not exist.
     """
     from edgerec.camera.sources.files import FolderSource
-    from edgerec.camera.sources.opencv import OpenCVSource
+    from edgerec.camera.sources.opencv import OpenCVSource, without_password
+    from edgerec.camera.sources.picamera import PicameraSource
+    from edgerec.camera.sources.synthetic import SyntheticSource
 
+    wanted = wanted or CaptureFormat()
+    scheme, colon, rest = uri.partition(":")
     if uri.isascii() and uri.isdigit() and len(uri) < 5:
-        return OpenCVSource.camera(int(uri))
-    if "://" in uri:
-        return OpenCVSource.stream(uri)
+        return Address(uri, True, False, lambda: OpenCVSource.camera(int(uri), wanted), wanted)
+    if made := _SYNTHETIC.fullmatch(uri):
+        width, height, fps = int(made[1]), int(made[2]), float(made[3] or 30)
+        if not (width and height):
+            raise SourceError(f"the source {uri!r} has no pixels: expected synthetic:640x480@30")
+        return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
+    if scheme == "picamera2" and rest.isdigit():
+        return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
+    if scheme in ("rtsp", "rtsps", "http", "https") and rest.startswith("//"):
+        return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
     path = Path(uri)
     if path.is_dir():
-        return FolderSource(path)
-    if path.is_char_device():
-        return OpenCVSource.camera(uri)
+        return Address(uri, False, False, lambda: FolderSource(path))
+    if path.is_char_device() or (uri.startswith("/dev/video") and not path.exists()):
+        return Address(uri, True, False, lambda: OpenCVSource.camera(uri, wanted), wanted)
     if path.is_file():
-        return OpenCVSource.video(path)
+        return Address(uri, False, False, lambda: OpenCVSource.video(path))
+    near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
     raise SourceError(
-        f"the source {uri!r} does not exist: expected a camera's number (0), a video file, "
-        "an rtsp:// or http:// address, or a folder of pictures"
+        f"the source {without_password(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
+        "expected a camera (0, /dev/video0, picamera2:0), a stream (rtsp://…, http://…), a video file, a folder of "
+        "pictures, or synthetic:640x480@30"
     )
+
+
+def open_source(uri: str) -> Source:
+    """Open what ``uri`` names; raises :class:`SourceError` when it does not exist or does not open."""
+    return find_source(uri).open()

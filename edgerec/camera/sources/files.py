@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgerec.camera.sources import CaptureFormat
 from edgerec.contract.preprocess import Image, decode
 from edgerec.errors import SourceError
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 class FolderSource:
     """The pictures of a folder in the order of their names; other files are skipped with a word."""
 
-    live = False
+    format = CaptureFormat()
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgerec.camera.sources import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
@@ -24,9 +23,18 @@ class OpenCVSource:
         self.name = name
         self.live = live
         self._capture = capture
+        cv2 = require("cv2")
+        width, height, fps, fourcc = (
+            capture.get(key)
+            for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
+        )
+        letters = int(fourcc).to_bytes(4, "little", signed=True).decode("ascii", "replace")
+        self.format = CaptureFormat(
+            int(width), int(height), fps if 0 < fps < 1000 else 0.0, letters if letters.isprintable() else ""
+        )
 
     @classmethod
-    def camera(cls, device: int | str) -> OpenCVSource:
+    def camera(cls, device: int | str, wanted: CaptureFormat) -> OpenCVSource:
         """The camera with that index, or device file."""
         capture = _open(device)
         if capture is None:
@@ -35,7 +43,16 @@ class OpenCVSource:
             raise SourceError(
                 f"camera {device} does not open: {there}; is it plugged in, free, and are you in the group video?"
             )
-        capture.set(require("cv2").CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
+        cv2 = require("cv2")
+        # The format first: it decides which sizes and rates there are.
+        if wanted.fourcc:
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*wanted.fourcc))
+        if wanted.width:
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
+        if wanted.fps:
+            capture.set(cv2.CAP_PROP_FPS, wanted.fps)
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
         return cls(capture, str(device), live=True)
 
     @classmethod
@@ -59,13 +76,13 @@ class OpenCVSource:
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Each frame; a video ends, a live source that stops giving raises :class:`SourceError`."""
-        count = 0
+        count, cv2 = 0, require("cv2")
         while True:
             ok, image = self._capture.read()
             if not ok or image is None:
                 break
             count += 1
-            yield _rgb(image), self.name
+            yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB), self.name
         if self.live:
             raise SourceError(f"{self.name} stopped giving pictures after {count}: is it still connected?")
         if not count:
@@ -89,9 +106,3 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
         return capture
     capture.release()
     return None
-
-
-def _rgb(image: Any) -> Image:
-    if image.ndim == 2:
-        return np.repeat(image[:, :, np.newaxis], 3, axis=2)
-    return np.ascontiguousarray(image[:, :, ::-1])

@@ -1,0 +1,236 @@
+"""A source kept alive: read in a thread, watched in another, connected again when it is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from types import TracebackType
+
+from edgerec.camera.frame import Frame
+from edgerec.camera.sources import Address, CaptureFormat
+from edgerec.camera.states import Patience, State, StateChange
+from edgerec.contract.preprocess import Image
+from edgerec.errors import SourceError
+
+log = logging.getLogger(__name__)
+
+# How many decoded pictures of a file wait for the model: enough to overlap, little memory.
+READ_AHEAD = 2
+JOIN_S = 1.0
+# Connections that hang inside a driver cannot be ended, only left; so many at once, then no new one is made.
+MOST_HUNG = 3
+
+Event = Frame | StateChange
+
+
+class Feeds:
+    """All sources of a camera: iterates over their frames and state changes, each source in its turn.
+
+    Of a live source only the newest frame is kept, so that answers are never about the past; of a file every frame
+    is kept and the reading waits. Iteration ends when every source has. A source that ends by a failure leaves it
+    in :attr:`errors`.
+    """
+
+    def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
+        self._changed = threading.Condition()
+        self._feeds = [_Feed(address, patience or Patience(), self._changed) for address in addresses]
+        self._turn = 0
+
+    def __enter__(self) -> Feeds:
+        for feed in self._feeds:
+            feed.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            for feed in self._feeds:
+                feed.stopped = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + JOIN_S
+        for feed in self._feeds:
+            feed.join(deadline)
+
+    def __iter__(self) -> Iterator[Event]:
+        while (event := self._next()) is not None:
+            yield event
+
+    @property
+    def errors(self) -> list[SourceError]:
+        """Of the sources that ended by a failure."""
+        return [feed.error for feed in self._feeds if feed.error is not None]
+
+    @property
+    def overtaken(self) -> int:
+        """How many frames of live sources newer ones replaced before anybody took them."""
+        return sum(feed.overtaken for feed in self._feeds)
+
+    def _next(self) -> Event | None:
+        count = len(self._feeds)
+        with self._changed:
+            while True:
+                for step in range(count):
+                    feed = self._feeds[(self._turn + step) % count]
+                    event = feed.take()
+                    if event is not None:
+                        self._turn = (self._turn + step + 1) % count
+                        self._changed.notify_all()
+                        return event
+                if all(feed.state is State.ENDED for feed in self._feeds):
+                    return None
+                self._changed.wait()
+
+
+class _Feed:
+    """One source. What is not said to be otherwise is used under the lock of ``changed``."""
+
+    def __init__(self, address: Address, patience: Patience, changed: threading.Condition) -> None:
+        self.address, self.stopped, self.overtaken = address, False, 0
+        self.state: State | None = None
+        self.error: SourceError | None = None
+        self._patience, self._changed = patience, changed
+        self._frames: deque[Frame] = deque()
+        self._changes: deque[StateChange] = deque()
+        self._count = 0
+        self._connection: _Connection | None = None
+        self._hung: list[_Connection] = []
+        self._thread = threading.Thread(target=self._supervise, name=f"edgerec-{address.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, deadline: float) -> None:
+        """Without the lock: wait for the threads; one that hangs in a driver ends with the process."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        for connection in (*self._hung, *([self._connection] if self._connection else [])):
+            connection.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def take(self) -> Event | None:
+        """The next frame or change. A source's end comes behind its last frame."""
+        if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
+            return self._changes.popleft()
+        return self._frames.popleft() if self._frames else None
+
+    def offer(self, connection: _Connection, image: Image, name: str) -> bool:
+        """Without the lock: take a picture that was grabbed just now; False when nobody wants more of them."""
+        grabbed_s = time.monotonic()
+        with self._changed:
+            if not self.address.live:
+                self._changed.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
+            if self.stopped or connection is not self._connection:
+                return False
+            connection.last_s, connection.count = grabbed_s, connection.count + 1
+            if self.state is not State.LIVE:
+                self._set(State.LIVE, connection.format)
+            if self.address.live and self._frames:
+                self._frames.clear()
+                self.overtaken += 1
+            self._frames.append(Frame(image, self._count, grabbed_s, name, self.address.name))
+            self._count += 1
+            self._changed.notify_all()
+            return True
+
+    def over(self, connection: _Connection, error: Exception | None) -> None:
+        """Without the lock: a connection's thread has come to its end."""
+        with self._changed:
+            connection.ended, connection.error = True, error
+            if connection in self._hung:
+                self._hung.remove(connection)
+            self._changed.notify_all()
+
+    def _supervise(self) -> None:
+        wait_s, last_picture_s = self._patience.first_wait_s, time.monotonic()
+        with self._changed:
+            while not self.stopped:
+                self._set(State.CONNECTING)
+                connection = self._connection = _Connection(self)
+                error = self._watch(connection)
+                if self.stopped:
+                    return
+                if connection.count:
+                    wait_s, last_picture_s = self._patience.first_wait_s, connection.last_s
+                limit = self._patience.give_up_s
+                never = not self._count and not self.address.remote
+                late = limit is not None and time.monotonic() - last_picture_s >= limit
+                if not self.address.live or never or late:
+                    self._end(error)
+                    return
+                self._set(State.LOST, str(error))
+                self._changed.wait_for(lambda: self.stopped or len(self._hung) < MOST_HUNG)
+                self._changed.wait_for(lambda: self.stopped, wait_s)
+                wait_s = min(2 * wait_s, self._patience.longest_wait_s)
+
+    def _watch(self, connection: _Connection) -> SourceError | None:
+        """Wait until a connection is over, by itself or for its silence; why, if it is a failure."""
+        patience, name = self._patience, self.address.name
+        while not (connection.ended or self.stopped):
+            silent_s = time.monotonic() - connection.last_s
+            if not self.address.live:
+                left_s = None
+            elif not connection.count:
+                left_s = patience.open_s - silent_s
+            elif silent_s < patience.stale_s:
+                left_s = patience.stale_s - silent_s
+            else:
+                left_s = patience.lost_s - silent_s
+                if self.state is State.LIVE:
+                    self._set(State.STALE, f"no picture for {patience.stale_s:g} s")
+            if left_s is not None and left_s <= 0:
+                self._hung.append(connection)
+                self._connection = None
+                return SourceError(
+                    f"{name} gave no picture for {silent_s:.1f} s: is it still connected, and not in use elsewhere?"
+                )
+            self._changed.wait(left_s)
+        if connection.error is None or isinstance(connection.error, SourceError):
+            return connection.error
+        log.debug("%s", name, exc_info=connection.error)
+        return SourceError(f"{name} failed: {connection.error}")
+
+    def _set(self, state: State, reason: str = "") -> None:
+        self.state = state
+        self._changes.append(StateChange(self.address.name, state, time.monotonic(), reason))
+        self._changed.notify_all()
+
+    def _end(self, error: SourceError | None) -> None:
+        self.error = error
+        self._set(State.ENDED, str(error) if error else "")
+
+
+class _Connection:
+    """One attempt at a source, in a thread of its own: opening and reading may hang."""
+
+    def __init__(self, feed: _Feed) -> None:
+        self.last_s, self.count, self.ended = time.monotonic(), 0, False
+        self.format = ""
+        self.error: Exception | None = None
+        self._feed = feed
+        self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        error: Exception | None = None
+        try:
+            source = self._feed.address.open()
+            if self._feed.address.live:
+                self.format = _formats(source.format, self._feed.address.wanted)
+            try:
+                for image, name in source.images():
+                    if not self._feed.offer(self, image, name):
+                        break
+            finally:
+                source.close()
+        except Exception as caught:  # told by the feed, where the user stands
+            error = caught
+        self._feed.over(self, error)
+
+
+def _formats(got: CaptureFormat, wanted: CaptureFormat) -> str:
+    """What a source gives, and what it was asked for where that is something else."""
+    other = any(want and want != have for want, have in zip(astuple(wanted), astuple(got), strict=True))
+    return f"{got}{f' (asked for {wanted})' if other else ''}"

@@ -1,0 +1,131 @@
+"""Which frames are looked at, and what of them."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.camera.frame import Frame
+from edgerec.contract.preprocess import Image
+from edgerec.optional import require
+
+# Motion is looked for in a small grey picture: quick, and blind to the camera's noise.
+_SMALL = (64, 48)
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a frame the model sees, and which frames it sees at all.
+
+    Attributes:
+        roi: ``(x, y, width, height)`` in pixels of the frame, or in parts of it where all four are at most 1.
+        rotate: clockwise, 0, 90, 180 or 270 degrees; after the region is cut out.
+        mirror: left becomes right; last.
+        every: only every so many frames of a source.
+        max_fps: no more frames a second of a source; 0 takes all.
+        max_age_s: leave out a frame that has waited longer; 0 takes all.
+        motion: leave out a frame of which no more than this part has changed since the last one that was looked at,
+            0 to 1; 0 takes all.
+    """
+
+    roi: tuple[float, float, float, float] | None = None
+    rotate: int = 0
+    mirror: bool = False
+    every: int = 1
+    max_fps: float = 0.0
+    max_age_s: float = 0.0
+    motion: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rotate not in (0, 90, 180, 270):
+            raise ValueError(f"rotate is {self.rotate}; expected 0, 90, 180 or 270")
+        if self.every < 1 or min(self.max_fps, self.max_age_s) < 0 or not 0 <= self.motion <= 1:
+            raise ValueError("every is 1 or more, max_fps and max_age_s 0 or more, motion 0 to 1")
+        if self.roi is not None:
+            x, y, width, height = self.roi
+            if not all(math.isfinite(n) for n in self.roi) or min(x, y) < 0 or min(width, height) <= 0:
+                raise ValueError(f"roi is {self.roi}; expected x,y,width,height")
+
+    def apply(self, image: Image) -> Image:
+        """The part of ``image``, ``(H, W, 3)``, that the model sees; never empty."""
+        if self.roi is not None:
+            image = _cut(image, self.roi)
+        if self.rotate:
+            image = np.rot90(image, -self.rotate // 90)
+        if self.mirror:
+            image = image[:, ::-1]
+        return np.ascontiguousarray(image) if self.rotate or self.mirror else image
+
+
+def parse_roi(text: str) -> tuple[float, float, float, float]:
+    """``x,y,width,height`` as typed; raises ValueError."""
+    numbers = re.split(r"\s*,\s*", text.strip())
+    if len(numbers) != 4:
+        raise ValueError(f"{text!r} is no region: expected x,y,width,height in pixels, or in parts as 0.25,0,0.5,1")
+    x, y, width, height = (float(number) for number in numbers)
+    return x, y, width, height
+
+
+def _cut(image: Image, roi: tuple[float, float, float, float]) -> Image:
+    rows, columns = image.shape[:2]
+    scale = (columns, rows, columns, rows) if max(roi) <= 1 else (1, 1, 1, 1)
+    x, y, width, height = (round(n * whole) for n, whole in zip(roi, scale, strict=True))
+    # A camera that changed its resolution must not end the program: what is left of the region is at least a pixel.
+    left, top = min(x, columns - 1), min(y, rows - 1)
+    return image[top : max(top + 1, y + height), left : max(left + 1, x + width)]
+
+
+@dataclass
+class Choice:
+    """Applies a view to frames as they come, and counts what it leaves out, by reason."""
+
+    view: View
+    skipped: Counter[str] = field(default_factory=Counter)
+    _seen: Counter[str] = field(default_factory=Counter)
+    _next_s: dict[str, float] = field(default_factory=dict)
+    _before: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+    def take(self, frame: Frame) -> Frame | None:
+        """The frame as the model sees it, or None where it is left out."""
+        reason = self._reason(frame)
+        if reason:
+            self.skipped[reason] += 1
+            return None
+        if self.view.roi is None and not self.view.rotate and not self.view.mirror:
+            return frame
+        return replace(frame, image=self.view.apply(frame.image))
+
+    def _reason(self, frame: Frame) -> str:
+        view, feed = self.view, frame.feed
+        number = self._seen[feed]
+        self._seen[feed] += 1
+        if number % view.every:
+            return "every"
+        if view.max_age_s and time.monotonic() - frame.grabbed_s > view.max_age_s:
+            return "age"
+        if view.max_fps:
+            due = self._next_s.get(feed, frame.grabbed_s)
+            if frame.grabbed_s < due:
+                return "rate"
+            # From when it was due, not from when it came: or 25 frames a second of 30 would become 15.
+            self._next_s[feed] = max(due + 1 / view.max_fps, frame.grabbed_s - 1 / view.max_fps)
+        if view.motion and not self._moved(frame):
+            return "motion"
+        return ""
+
+    def _moved(self, frame: Frame) -> bool:
+        cv2 = require("cv2")
+        seen = self.view.apply(frame.image)
+        small = cv2.cvtColor(cv2.resize(seen, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        before = self._before.get(frame.feed)
+        changed = 1.0 if before is None else float(np.mean(cv2.absdiff(small, before) > 16))
+        if changed > self.view.motion:
+            self._before[frame.feed] = small
+            return True
+        return False
