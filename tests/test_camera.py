@@ -216,7 +216,17 @@ def test_camera_speaks_json(bundle, video, edgerec):
     objects = [value for value in lines if value["event"] == "result"]
     assert [value["state"] for value in lines if value["event"] == "state"] == ["connecting", "live"]
     assert [value["frame"] for value in objects] == [0, 1, 2, 3]
-    assert list(objects[0])[1:] == ["frame", "source", "captured_s", "age_ms", "label", "index", "score", "categories"]
+    assert list(objects[0])[1:] == [
+        "frame",
+        "source",
+        "captured_s",
+        "age_ms",
+        "label",
+        "index",
+        "score",
+        "categories",
+        "decision",
+    ]
     assert abs(objects[0]["captured_s"] - time.time()) < 120
     assert objects[0]["source"] == str(video)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgerec.contract.decision import Classification
+from edgerec.contract.decision import Classification, Decision
 from edgerec.contract.preprocess import Image
 
 
@@ -31,11 +31,19 @@ class Frame:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer for one frame. ``answered_s`` is the monotonic time at which it was there, seconds."""
+    """The answer for one frame.
+
+    Attributes:
+        frame: the picture, as the model saw it.
+        classification: the answer for this picture alone.
+        answered_s: monotonic time at which it was there, seconds.
+        decision: what the stream of pictures shows; None for a single picture.
+    """
 
     frame: Frame
     classification: Classification
     answered_s: float
+    decision: Decision | None = None
 
     @property
     def age_ms(self) -> float:
@@ -45,14 +53,22 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints. ``captured_s`` is Unix time."""
         answer = self.classification
+        decision, said = self.decision, {}
+        if decision is not None:
+            said = {"decision": asdict(decision) | {"since_s": self._unix(decision.since_s)}}
         return {
             "event": "result",
             "frame": self.frame.index,
             "source": self.frame.source,
-            "captured_s": round(time.time() - (time.monotonic() - self.frame.grabbed_s), 6),
+            "captured_s": self._unix(self.frame.grabbed_s),
             "age_ms": round(self.age_ms, 3),
             "label": answer.label,
             "index": answer.index,
             "score": answer.score,
             "categories": [asdict(category) for category in answer.categories],
+            **said,
         }
+
+    @staticmethod
+    def _unix(monotonic_s: float) -> float:
+        return round(time.time() - (time.monotonic() - monotonic_s), 6)

@@ -17,6 +17,7 @@ from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.states import Patience, StateChange
 from edgerec.camera.view import Choice, View
+from edgerec.contract.decision import Decider
 from edgerec.runtime.classifier import Classifier
 
 
@@ -62,6 +63,8 @@ class Camera:
         self._classifier = classifier
         self._live = any(address.live for address in addresses)
         self._feeds = Feeds(addresses, patience)
+        manifest = classifier.manifest
+        self._deciders = {address.name: Decider(manifest.decision, manifest.labels) for address in addresses}
         self._choice = Choice(view or View())
         self._stack = ExitStack()
         self._entered = False
@@ -155,4 +158,6 @@ class Camera:
         )
 
     def _answer(self, frame: Frame) -> Result:
-        return Result(frame, self._classifier.classify(frame.image), time.monotonic())
+        answer = self._classifier.classify(frame.image)
+        decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
+        return Result(frame, answer, time.monotonic(), decision)

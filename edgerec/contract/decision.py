@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 UNKNOWN = "unknown"
+Smoothing = Literal["none", "mean", "vote"]
+# A stored score of zero is less than half of an int8 unit, not nothing.
+_LEAST = 1 / 512
+
+Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """How scores become an answer.
+    """How scores become an answer, of one picture and of a stream of them.
 
     Attributes:
-        threshold: below this score the answer is ``unknown`` with index −1; 0 answers always.
+        threshold: below this calibrated score the answer is ``unknown`` with index −1; 0 answers always.
         top_k: how many categories a result lists.
+        temperature: divides the logarithms of the scores before they are compared with a threshold, so that they
+            say how often they are right (arXiv:1706.04599); 1 leaves them.
+        thresholds: a label's own threshold instead of the common one.
+        smoothing: over a stream's frames: ``none``; an exponential ``mean`` of the scores over about ``memory``
+            frames; or a ``vote``: a label that won ``votes`` of the last ``memory`` frames.
+        memory: frames.
+        votes: frames of ``memory``.
+        hysteresis: how much better than the present answer another must be, 0 to 1 in score.
+        least_s: how long an answer stays at least, seconds.
     """
 
     threshold: float = 0.0
     top_k: int = 5
+    temperature: float = 1.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    smoothing: Smoothing = "none"
+    memory: int = 5
+    votes: int = 3
+    hysteresis: float = 0.0
+    least_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"decision.threshold is {self.threshold!r}; expected 0 to 1")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
-            raise ValueError(f"decision.top_k is {self.top_k!r}; expected 1 or more")
+        _within("threshold", self.threshold, 0, 1)
+        _whole("top_k", self.top_k)
+        _within("temperature", self.temperature, 0.01, 100)
+        if not isinstance(self.thresholds, Mapping):
+            raise ValueError(f"decision.thresholds is {self.thresholds!r}; expected labels with numbers")
+        for label, value in self.thresholds.items():
+            _within(f"thresholds[{label!r}]", value, 0, 1)
+        if self.smoothing not in get_args(Smoothing):
+            raise ValueError(f"decision.smoothing is {self.smoothing!r}; expected one of {get_args(Smoothing)}")
+        _whole("memory", self.memory)
+        _whole("votes", self.votes)
+        if self.smoothing == "vote" and self.votes > self.memory:
+            raise ValueError(f"decision.votes is {self.votes} of a memory of {self.memory} frames")
+        _within("hysteresis", self.hysteresis, 0, 1)
+        _within("least_s", self.least_s, 0, 86400)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return vars(self) | {"thresholds": dict(self.thresholds)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionSpec:
         """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
         return cls(**fields)
+
+    def threshold_of(self, label: str) -> float:
+        """The label's own threshold, or the common one."""
+        return self.thresholds.get(label, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -54,23 +91,124 @@ class Classification:
     """The answer for one image.
 
     Attributes:
-        label, index, score: the best class, or ``unknown``, −1 and the best score below the threshold.
+        label, index, score: the best class, or ``unknown``, −1 and the best score below its threshold.
         categories: the ``top_k`` classes, best first.
-        scores: float32 ``(classes,)``, all of them, in [0, 1].
+        scores: float32 ``(classes,)``, all of them, in [0, 1], as the model gave them.
     """
 
     label: str
     index: int
     score: float
     categories: tuple[Category, ...]
-    scores: npt.NDArray[np.float32]
+    scores: Scores
 
 
-def decide(scores: npt.NDArray[np.float32], labels: Sequence[str], spec: DecisionSpec) -> Classification:
+@dataclass(frozen=True)
+class Decision:
+    """What a stream shows, steadier than each of its frames.
+
+    Attributes:
+        label, index: a class, or ``unknown`` and −1.
+        score: its calibrated score after smoothing, in [0, 1]; of ``unknown``, the best one's.
+        since_s: monotonic time since which it is the answer, seconds.
+        changed: whether it became so with this frame.
+    """
+
+    label: str
+    index: int
+    score: float
+    since_s: float
+    changed: bool
+
+
+def calibrated(scores: Scores, temperature: float) -> Scores:
+    """``softmax(log(scores) / temperature)``, float32 ``(…, classes)``; the order of the classes stays."""
+    if temperature == 1.0:
+        return scores
+    powers = np.maximum(scores, _LEAST).astype(np.float64) ** (1 / temperature)
+    return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
+    """The temperature that makes ``scores``, float32 ``(N, classes)``, likeliest for the true ``classes``, ``(N,)``.
+
+    The negative log-likelihood is convex in the inverse temperature (arXiv:1706.04599, section 4.2): thirds are cut
+    off in its logarithm from 0.05 to 20.
+    """
+    logs = np.log(np.maximum(scores, _LEAST).astype(np.float64))
+    rows = np.arange(len(classes))
+
+    def loss(exponent: float) -> float:
+        scaled = logs / np.exp(exponent)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, classes]))
+
+    low, high = np.log(0.05), np.log(20.0)
+    while high - low > 1e-4:
+        third = (high - low) / 3
+        low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
+    return round(float(np.exp((low + high) / 2)), 4)
+
+
+def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec) -> Classification:
     """Answer for ``scores``, float32 ``(classes,)``; of equal scores the lower index comes first."""
     order = np.argsort(-scores, kind="stable")[: spec.top_k]
     categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)
     best = categories[0]
-    if best.score < spec.threshold:
+    if float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label):
         return Classification(UNKNOWN, -1, best.score, categories, scores)
     return Classification(best.label, best.index, best.score, categories, scores)
+
+
+class Decider:
+    """Decides over the frames of one stream."""
+
+    def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
+        self._spec, self._labels = spec, labels
+        self._mean: Scores | None = None
+        self._recent: deque[int] = deque(maxlen=spec.memory)
+        self._now: Decision | None = None
+
+    def update(self, scores: Scores, at_s: float) -> Decision:
+        """Take one frame's scores, float32 ``(classes,)`` as the model gave them, grabbed at ``at_s``, monotonic."""
+        spec, seen = self._spec, calibrated(scores, self._spec.temperature)
+        if spec.smoothing == "mean" and self._mean is not None:
+            self._mean = self._mean + np.float32(2 / (spec.memory + 1)) * (seen - self._mean)
+        else:
+            self._mean = seen
+        index = self._steady(self._mean)
+        now = self._now
+        changed = now is None or (index != now.index and at_s - now.since_s >= spec.least_s)
+        if now is not None and not changed:
+            index, since_s = now.index, now.since_s
+        else:
+            since_s = at_s
+        label = self._labels[index] if index >= 0 else UNKNOWN
+        score = float(self._mean[index] if index >= 0 else self._mean.max())
+        self._now = Decision(label, index, score, since_s, changed)
+        return self._now
+
+    def _steady(self, scores: Scores) -> int:
+        """The class to answer with, −1 for unknown, after votes and hysteresis."""
+        spec, present = self._spec, self._now.index if self._now is not None else -1
+        best = int(scores.argmax())
+        index = best if scores[best] >= spec.threshold_of(self._labels[best]) else -1
+        if spec.smoothing == "vote":
+            self._recent.append(index)
+            if self._now is not None and self._recent.count(index) < spec.votes:
+                index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), present)
+        if present < 0 or index == present:
+            return index
+        if index < 0:  # unknown, but only when the present answer is clearly too weak
+            return -1 if scores[present] < spec.threshold_of(self._labels[present]) - spec.hysteresis else present
+        return index if scores[index] >= scores[present] + spec.hysteresis else present
+
+
+def _within(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"decision.{name} is {value!r}; expected {low:g} to {high:g}")
+
+
+def _whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000:
+        raise ValueError(f"decision.{name} is {value!r}; expected 1 or more")
