@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec import Camera
+from edgerec import Bundle, Camera
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
@@ -229,6 +229,34 @@ def test_camera_speaks_json(bundle, video, edgerec):
     ]
     assert abs(objects[0]["captured_s"] - time.time()) < 120
     assert objects[0]["source"] == str(video)
+
+
+def test_a_stream_s_decision_may_be_changed(bundle, video, pictures, edgerec, tmp_path):
+    """The bundle brings a temperature and a mean over frames; pictures of a folder have nothing in common."""
+    spec = Bundle.open(bundle).manifest.decision
+    assert spec.smoothing == "mean"
+    assert 0.05 < spec.temperature != 1.0
+
+    def decided(source, *options):
+        done = edgerec("camera", bundle, "--source", source, "--headless", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        values = [json.loads(line) for line in done.stdout.splitlines()]
+        return [value["decision"]["label"] for value in values if value["event"] == "result"]
+
+    steady = decided(video)
+    held = decided(video, "--decision", "smoothing=vote", "--decision", "memory=9", "--decision", "votes=9")
+    assert len(set(held)) == 1 < len(set(steady))
+    single = decided(video, "--decision", "smoothing=none")
+    with Camera.open(bundle, str(video)) as camera:
+        assert single == [result.classification.label for result in camera]
+    for picture in pictures:
+        shutil.copy(picture, tmp_path)
+    assert len(set(decided(tmp_path))) >= 7
+    done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
+    assert "decision.smoothing is 'often'; expected one of" in one_line(done)
+    assert "unexpected keyword argument 'smooth'" in one_line(
+        edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
+    )
 
 
 def test_headless_prints_a_line_per_frame(bundle, video, edgerec):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec.contract.decision import UNKNOWN, Decider, DecisionSpec, calibrated, decide, fit_temperature
+from edgerec.contract.decision import (
+    UNKNOWN,
+    Decider,
+    DecisionSpec,
+    calibrated,
+    decide,
+    fit_temperature,
+    fit_thresholds,
+)
 
 LABELS = ("cat", "dog", "owl")
 
@@ -90,6 +98,24 @@ def test_calibration_keeps_the_order_and_the_sum():
         assert list(np.argsort(-found)) == [0, 1, 2]
     assert calibrated(given, 2.0)[0] < 0.9 < calibrated(given, 0.5)[0]
     assert calibrated(given, 1.0) is given
+
+
+def test_thresholds_reach_the_precision_that_is_wanted():
+    rng = np.random.default_rng(1)
+    classes = rng.integers(0, 3, 3000)
+    noisy = np.eye(3)[classes] * 2 + rng.normal(0, 1.2, (3000, 3))
+    given = (np.exp(noisy) / np.exp(noisy).sum(1, keepdims=True)).astype(np.float32)
+    best = given.argmax(1)
+    found = fit_thresholds(given, classes, LABELS, 0.95)
+    for index, label in enumerate(LABELS):
+        answered = (best == index) & (given[:, index] >= found[label])
+        assert (classes[answered] == index).mean() >= 0.95
+        # And not higher than need be: with a few more answers it would not be reached.
+        lower = (best == index) & (given[:, index] >= found[label] - 0.05)
+        assert (classes[lower] == index).mean() < 0.95
+        assert 0.1 < answered.sum() / (best == index).sum() < 0.95
+    assert fit_thresholds(given, (classes + 1) % 3, LABELS, 0.99) == dict.fromkeys(LABELS, 1.0)
+    assert fit_thresholds(given[:0], classes[:0], LABELS, 0.9) == dict.fromkeys(LABELS, 1.0)
 
 
 @pytest.mark.parametrize(

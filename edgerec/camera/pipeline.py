@@ -63,8 +63,8 @@ class Camera:
         self._classifier = classifier
         self._live = any(address.live for address in addresses)
         self._feeds = Feeds(addresses, patience)
-        manifest = classifier.manifest
-        self._deciders = {address.name: Decider(manifest.decision, manifest.labels) for address in addresses}
+        labels, spec = classifier.manifest.labels, classifier.manifest.decision
+        self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
         self._choice = Choice(view or View())
         self._stack = ExitStack()
         self._entered = False
@@ -75,22 +75,20 @@ class Camera:
         bundle: str | Path,
         source: str | Sequence[str],
         *,
-        threads: int = 0,
-        delegate: str | None = None,
-        threshold: float | None = None,
         wanted: CaptureFormat | None = None,
         view: View | None = None,
         patience: Patience | None = None,
+        **options: Any,
     ) -> Camera:
         """A camera over the bundle (folder or .zip) and its sources, which open on entering it.
 
         Args:
             bundle: what to classify with.
             source: what :func:`~edgerec.camera.sources.find_source` understands, or several, which take turns.
-            threads, delegate, threshold: as for :class:`Classifier`.
             wanted: size, rate and format that cameras are asked for.
             view: which frames are looked at, and what of them.
             patience: how long a live source may be silent.
+            options: as for :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
             SourceError: nothing understands a source.
@@ -98,7 +96,7 @@ class Camera:
         """
         sources = [source] if isinstance(source, str) else list(source)
         addresses = [find_source(uri, wanted) for uri in sources]
-        classifier = Classifier.open(bundle, threads=threads, delegate=delegate, threshold=threshold)
+        classifier = Classifier.open(bundle, **options)
         return cls(classifier, addresses, view=view, patience=patience)
 
     def __enter__(self) -> Camera:

@@ -46,6 +46,11 @@ def camera(
     motion: float = typer.Option(
         0.0, min=0, max=1, help="Leave out frames of which no more than this part changed; 0 takes all."
     ),
+    decision: list[str] = typer.Option(
+        [],
+        help="Other than the bundle decides, as smoothing=vote, memory=9, votes=5, hysteresis=0.1, least_s=1, "
+        "temperature=1.5. May be given several times.",
+    ),
     give_up_after: float | None = typer.Option(
         None, min=0, help="End with an error when a live source gave nothing for so many seconds. [default: never]"
     ),
@@ -54,6 +59,7 @@ def camera(
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
     from edgerec.camera.states import Patience
+    from edgerec.contract.recipe import parse_assignment
 
     chatter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager ends it as Ctrl-C does
@@ -63,6 +69,7 @@ def camera(
         threads=threads,
         delegate="" if delegate == "none" else delegate,
         threshold=threshold,
+        decision=dict(parse_assignment(text) for text in decision),
         wanted=_wanted(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
         patience=Patience(give_up_s=give_up_after),

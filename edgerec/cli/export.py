@@ -15,6 +15,9 @@ def export(
     variant: str | None = typer.Option(None, help="As int8-qat. [default: the best int8 one by validation]"),
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder, or a .zip. [default: RUN-TARGET]"),
     threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
+    precision: float | None = typer.Option(
+        None, min=0, max=1, help="A threshold for each label: so many of its answers are right, on validation."
+    ),
     max_drop: float | None = typer.Option(
         None, help="Points of top-1 that the variant may have lost. [default: as quantize]"
     ),
@@ -32,6 +35,7 @@ def export(
             variant=variant,
             out=out,
             threshold=threshold,
+            precision=precision,
             max_drop=max_drop,
             data=data,
             overwrite=overwrite,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -71,6 +71,10 @@ class DecisionSpec:
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionSpec:
         """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
         return cls(**fields)
+
+    def for_single(self) -> DecisionSpec:
+        """The same for pictures that have nothing to do with each other."""
+        return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
         """The label's own threshold, or the common one."""
@@ -148,6 +152,32 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
         third = (high - low) / 3
         low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
     return round(float(np.exp((low + high) / 2)), 4)
+
+
+def fit_thresholds(
+    scores: Scores, classes: npt.NDArray[np.int64], labels: Sequence[str], precision: float
+) -> dict[str, float]:
+    """For each label the lowest threshold above which its answers are right as often as wanted.
+
+    Args:
+        scores: calibrated, float32 ``(N, classes)``, of pictures that the model did not learn.
+        classes: the true ones, ``(N,)``.
+        labels: one for each class.
+        precision: part of the answers that shall be right, 0 to 1.
+
+    Returns:
+        A threshold for each label; 1 where no threshold reaches the precision, so that it is answered hardly ever.
+    """
+    found, best = {}, scores.argmax(axis=1)
+    for index, label in enumerate(labels):
+        answered = best == index
+        order = np.argsort(-scores[answered, index], kind="stable")
+        sure, right = scores[answered, index][order], (classes[answered] == index)[order]
+        # Equal scores are answered together: only the last of them is a place for the threshold.
+        ends = np.append(sure[1:] < sure[:-1], True) if len(sure) else np.zeros(0, bool)
+        kept = np.flatnonzero(ends & (np.cumsum(right) >= precision * np.arange(1, len(sure) + 1)))
+        found[label] = float(np.floor(float(sure[kept[-1]]) * 1e4) / 1e4) if len(kept) else 1.0
+    return found
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec) -> Classification:

@@ -229,7 +229,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Read ``section.key=value``; the value is TOML, or plain text where it is none."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise RecipeError(f"--set {text!r} is no assignment; expected section.key=value, as train.epochs=3")
+        raise RecipeError(f"{text!r} is no assignment; expected key=value, as train.epochs=3")
     try:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -25,6 +25,7 @@ from edgerec.data import Dataset, Split
 from edgerec.errors import BundleError, TargetError, unknown
 from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
+from edgerec.export.fitted import fitted_decision
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import make_golden, verify
 from edgerec.runtime.model import ImageModel
@@ -73,6 +74,7 @@ def export_bundle(
     out: str | Path | None = None,
     max_drop: float | None = None,
     threshold: float = 0.0,
+    precision: float | None = None,
     data: str | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
@@ -85,7 +87,9 @@ def export_bundle(
         variant: None takes the one that the target can run with the best validation top-1.
         out: the bundle's folder, or a .zip; None is ``RUN-TARGET`` beside the run.
         max_drop: points of top-1 that the variant may have lost; None takes what quantize allowed.
-        threshold: below this score the bundle answers ``unknown``.
+        threshold: below this calibrated score the bundle answers ``unknown``.
+        precision: fit a threshold for each label, so that this part of its answers on the validation pictures is
+            right, 0 to 1.
         data: where the run's pictures are now, if they were moved.
         overwrite: replace a bundle that is there.
         listener: told of the progress.
@@ -98,7 +102,6 @@ def export_bundle(
     aim = Target.load(target)
     path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    decision = DecisionSpec(threshold=threshold)
     dataset, split = run.data(data, listener)
     name = _choose(run, aim, variant, data, listener)
     report = run.variants()[name]
@@ -107,6 +110,9 @@ def export_bundle(
         raise BundleError(f"{run.variant(name)}/model.tflite is not the file that was measured: quantize again")
     float_row, row = report["forms"][0], report["forms"][-1]
     check_drop(name, float_row["top1"], row["top1"], report["max_drop"] if max_drop is None else max_drop)
+    decision = fitted_decision(
+        run, content, dataset, split, threshold=threshold, precision=precision, listener=listener
+    )
     compiled = for_edgetpu(content, aim) if aim.compiler else None
     files = {"model.tflite": content, "labels.txt": "".join(f"{label}\n" for label in run.labels).encode()}
     if compiled is not None and compiled.content:

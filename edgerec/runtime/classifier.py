@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import Classification, decide
+from edgerec.contract.decision import Classification, DecisionSpec, decide
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, apply, decode
-from edgerec.errors import BundleError, DataError
+from edgerec.errors import BundleError, DataError, RecipeError
 from edgerec.runtime.model import ImageModel
 
 
@@ -26,7 +27,13 @@ class Classifier:
     manifest: Manifest
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 0, delegate: str | None = None, threshold: float | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        delegate: str | None = None,
+        threshold: float | None = None,
+        decision: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare an opened bundle.
 
@@ -36,7 +43,8 @@ class Classifier:
             delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; an empty text runs on the
                 processor; None does what the bundle was made for. With a delegate, the file compiled for it is
                 used where the bundle has one.
-            threshold: another ``unknown`` threshold than the bundle's, in [0, 1].
+            threshold: another ``unknown`` threshold than the bundle's, in [0, 1]; for all labels.
+            decision: other fields of :class:`DecisionSpec` than the bundle's.
 
         Raises:
             BundleError: the model is not what the manifest says.
@@ -62,16 +70,19 @@ class Classifier:
                     f"{bundle.path}: the {what} of {name} is {found}, the manifest says {expected}: "
                     "export the bundle again"
                 )
+        changes = dict(decision or {})
         if threshold is not None:
-            manifest = replace(manifest, decision=replace(manifest.decision, threshold=threshold))
-        self.manifest = manifest
+            changes |= {"threshold": threshold, "thresholds": {}}
+        try:
+            changed = DecisionSpec.from_dict(manifest.decision.to_dict() | changes)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(str(error).removeprefix("DecisionSpec.__init__() ")) from None
+        self.manifest = replace(manifest, decision=changed)
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, threads: int = 0, delegate: str | None = None, threshold: float | None = None
-    ) -> Classifier:
-        """Open the bundle (folder or .zip) at ``path``; arguments as for the constructor."""
-        return cls(Bundle.open(path), threads=threads, delegate=delegate, threshold=threshold)
+    def open(cls, path: str | Path, **options: Any) -> Classifier:
+        """Open the bundle (folder or .zip) at ``path``; options as for the constructor."""
+        return cls(Bundle.open(path), **options)
 
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""

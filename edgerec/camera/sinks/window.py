@@ -92,7 +92,7 @@ def overlay(result: Result, fps: float) -> Image:
         factor = -(-LEAST_HEIGHT_PX // image.shape[0])
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     bar = np.zeros((56, image.shape[1], 3), np.uint8)
-    answer = result.classification
+    answer = result.decision or result.classification
     text = f"{answer.label}  {answer.score:.0%}"
     cv2.putText(bar, text, (10, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
     small = f"{fps:.0f} frames/s   {result.age_ms:.0f} ms   q ends"

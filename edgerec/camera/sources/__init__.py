@@ -59,6 +59,7 @@ class Address:
         remote: whether it may come later: a server that does not answer yet, not a camera that is not plugged in.
         open: opens it; raises :class:`SourceError` when it does not open.
         wanted: what it is asked for.
+        stream: whether a frame shows what the one before showed, a moment later; pictures of a folder do not.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Address:
     remote: bool
     open: Callable[[], Source]
     wanted: CaptureFormat = CaptureFormat()
+    stream: bool = True
 
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "synthetic", "picamera2")
@@ -103,7 +105,7 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
     path = Path(uri)
     if path.is_dir():
-        return Address(uri, False, False, lambda: FolderSource(path))
+        return Address(uri, False, False, lambda: FolderSource(path), stream=False)
     if path.is_char_device() or (uri.startswith("/dev/video") and not path.exists()):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, wanted), wanted)
     if path.is_file():
