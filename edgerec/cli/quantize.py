@@ -32,6 +32,9 @@ def quantize(
     float_layers: str | None = typer.Option(None, help="Layers that mixed leaves float, by names or patterns."),
     calibration: str | None = typer.Option(None, help="What ptq sees: a recipe or a set. [default: stratified]"),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
+    learning_rate: float | None = typer.Option(
+        None, help="The highest of each fine-tuning. [default: a tenth of the training's, all of it after pruning]"
+    ),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
     data: str | None = typer.Option(
         None, help="A model's pictures, as for train, with or without class folders; a run's, if they were moved."
@@ -58,6 +61,7 @@ def quantize(
         "float_layers": float_layers,
         "calibration": calibration,
         "epochs": epochs,
+        "learning_rate": learning_rate,
         "max_drop": max_drop,
     }
     with progress() as listener:

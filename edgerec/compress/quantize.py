@@ -43,6 +43,7 @@ USES = {
     "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
     "skip": [name for name, method in METHODS.items() if {"prune", "cluster"} & set(method.stages)],
     "epochs": ["auto", *(name for name, method in METHODS.items() if method.stages)],
+    "learning_rate": ["auto", *(name for name, method in METHODS.items() if method.stages)],
     "float_layers": ["mixed"],
     "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
 }
@@ -56,6 +57,7 @@ def quantize(
     sparsity: float | None = None,
     clusters: int | None = None,
     epochs: int | None = None,
+    learning_rate: float | None = None,
     max_drop: float | None = None,
     skip: str | None = None,
     float_layers: str | None = None,
@@ -76,6 +78,7 @@ def quantize(
         sparsity: part of the weights that ``prune`` sets to zero.
         clusters: different values that ``cluster`` leaves in each layer.
         epochs: of each fine-tuning.
+        learning_rate: the highest of each fine-tuning.
         max_drop: points of top-1 that the variant may lose.
         skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
         float_layers: layers that ``mixed`` leaves float, likewise.
@@ -90,8 +93,18 @@ def quantize(
         EdgerecError: the run, its data or its model do not allow it.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    wanted = {"method": method, "sparsity": sparsity, "clusters": clusters, "epochs": epochs, "skip": skip}
-    wanted |= {"channels": channels, "float_layers": float_layers, "calibration": calibration, "max_drop": max_drop}
+    wanted = {
+        "method": method,
+        "channels": channels,
+        "sparsity": sparsity,
+        "clusters": clusters,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "max_drop": max_drop,
+        "skip": skip,
+        "float_layers": float_layers,
+        "calibration": calibration,
+    }
     recipe = with_options(run.recipe, wanted)
     check_used([recipe.compress.method], recipe.compress, wanted)
     if recipe.compress.method == "auto":
