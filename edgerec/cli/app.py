@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgerec.cli import (
+    benchmark,
     calibration,
     camera,
     evaluate,
@@ -88,6 +89,7 @@ for command in (
     verify.verify,
     predict.predict,
     camera.camera,
+    benchmark.benchmark,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(calibration.app, name="calibration")

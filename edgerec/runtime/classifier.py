@@ -20,11 +20,16 @@ from edgerec.runtime.model import ImageModel
 class Classifier:
     """Classifies images by a bundle. Not thread-safe: one for each thread.
 
+    Attributes:
+        manifest: the bundle's, with what the arguments change.
+        model: from the model's own pixels to scores.
+
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'
     """
 
     manifest: Manifest
+    model: ImageModel
 
     def __init__(
         self,
@@ -53,7 +58,7 @@ class Classifier:
         manifest = bundle.manifest
         delegate = manifest.delegate if delegate is None else delegate
         name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
-        self._model = ImageModel(
+        self.model = ImageModel(
             bundle.files[name],
             manifest.normalise,
             activation=manifest.activation,
@@ -62,8 +67,8 @@ class Classifier:
             where=f"{bundle.path}/{name}",
         )
         for what, found, expected in (
-            ("input", self._model.input, manifest.input),
-            ("output", self._model.output, manifest.output),
+            ("input", self.model.input, manifest.input),
+            ("output", self.model.output, manifest.output),
         ):
             if found != expected:
                 raise BundleError(
@@ -86,13 +91,13 @@ class Classifier:
 
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
-        scores = self._model.scores(apply(image, self.manifest.preprocess))
+        scores = self.model.scores(apply(image, self.manifest.preprocess))
         return decide(scores, self.manifest.labels, self.manifest.decision)
 
     def stored_scores(self, image: Image) -> npt.NDArray[Any]:
         """The output as the model stores it, ``(classes,)`` in the output's dtype; behind an activation, the scores."""
         pixels = apply(image, self.manifest.preprocess)
-        return self._model.invoke(pixels) if self.manifest.activation == "none" else self._model.scores(pixels)
+        return self.model.invoke(pixels) if self.manifest.activation == "none" else self.model.scores(pixels)
 
 
 def read_image(path: str | Path) -> Image:

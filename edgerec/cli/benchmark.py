@@ -1,0 +1,72 @@
+"""``edgerec benchmark``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgerec.cli.output import JsonOption, progress, say, show_json, table
+
+if TYPE_CHECKING:
+    from edgerec.runtime.benchmark import BenchmarkReport
+
+
+def benchmark(
+    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    seconds: float = typer.Option(5.0, min=0.1, help="How long the stages are measured, and again the operators."),
+    threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
+    delegate: str | None = typer.Option(None, help="Shared library of a delegate; none: the processor."),
+    operators: bool = typer.Option(True, "--operators/--no-operators", help="Time each operator too."),
+    plot: Path | None = typer.Option(None, help="Draw the figures into this PNG."),
+    json: bool = JsonOption,
+) -> None:
+    """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
+    from edgerec.runtime.benchmark import benchmark as measure
+
+    with progress() as listener:
+        report = measure(
+            bundle,
+            seconds=seconds,
+            threads=threads,
+            delegate="" if delegate == "none" else delegate,
+            operators=operators,
+            listener=listener,
+        )
+    if plot is not None:
+        from edgerec.runtime.plots import benchmark_plot
+
+        benchmark_plot(report, plot)
+    if json:
+        show_json(report.to_dict())
+        return
+    _show(report)
+    if plot is not None:
+        say(f"picture  {plot}")
+
+
+def _show(report: BenchmarkReport) -> None:
+    table(
+        ("stage", "p50 ms", "p95 ms", "p99 ms"),
+        [(s.name, *(f"{ms:.3f}" for ms in (s.p50_ms, s.p95_ms, s.p99_ms))) for s in report.stages],
+    )
+    longest = sorted(report.operators, key=lambda operator: -operator.ms)[:10]
+    if longest:
+        say("")
+        table(
+            ("operator", "index", "ms", "part", "output"),
+            [(o.op, str(o.index), f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
+        )
+        say(f"the {len(longest)} longest of {len(report.operators)} operators")
+    say("")
+    runtime = report.runtime
+    with_ = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
+    say(f"speed    {report.fps:,.1f} pictures per second, one after the other ({report.images:,} measured)")
+    say(f"start    {report.cold_start_s:.2f} s from process start to the first answer")
+    say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB resident at most, until the first answer")
+    say(f"on       {runtime.runtime} {runtime.version}, {runtime.cpu} ({runtime.machine}), {with_}")
+    if report.after.temperature_c is not None:
+        say(f"heat     {report.after.temperature_c:.0f} degrees Celsius")
+    for reason in report.throttled:
+        say(f"warning  throttled: {reason}; these figures are worse than the machine can do")

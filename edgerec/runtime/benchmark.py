@@ -1,0 +1,193 @@
+"""Time and memory of a bundle on the machine that this runs on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import Decider, decide
+from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.errors import BundleError
+from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.health import Health, look
+from edgerec.runtime.interpreter import Fingerprint, fingerprint
+from edgerec.runtime.profile import OperatorTime, profile_operators
+
+# A clock that falls below this part of what it was, while the model runs, has been throttled.
+THROTTLED = 0.9
+_COLD = """
+import json, resource, sys, time
+from edgerec.runtime.classifier import Classifier, read_image
+Classifier.open(sys.argv[1], **json.loads(sys.argv[3])).classify(read_image(sys.argv[2]))
+print(json.dumps([time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Milliseconds of one stage over all pictures."""
+
+    name: str
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, name: str, taken_ms: Sequence[float]) -> Stage:
+        """The percentiles of what was measured."""
+        return cls(name, *(round(float(p), 4) for p in np.percentile(taken_ms, (50, 95, 99))))
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What a bundle takes here.
+
+    Attributes:
+        runtime: runtime, version, processor.
+        threads: of the interpreter; 0 is the runtime's choice.
+        stages: preprocess, invoke, decision, and all of them together.
+        fps: pictures per second, one after the other.
+        images: how many were measured.
+        cold_start_s: from the start of a new process to its first answer.
+        peak_memory_bytes: resident, of that process.
+        before, after: the machine's state around the measurement.
+        throttled: why the figures may be too bad: the machine held itself back meanwhile.
+        operators: each operator's time; empty when it was not asked for.
+    """
+
+    bundle: str
+    variant: str
+    runtime: Fingerprint
+    threads: int
+    delegate: str
+    stages: tuple[Stage, ...]
+    fps: float
+    images: int
+    cold_start_s: float
+    peak_memory_bytes: int
+    before: Health
+    after: Health
+    throttled: tuple[str, ...]
+    operators: tuple[OperatorTime, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def benchmark(
+    path: str | Path,
+    *,
+    seconds: float = 5.0,
+    threads: int = 0,
+    delegate: str | None = None,
+    operators: bool = True,
+    listener: Listener = ignore,
+) -> BenchmarkReport:
+    """Measure a bundle on its golden pictures.
+
+    Args:
+        path: a bundle's folder or .zip.
+        seconds: for the stages, and again for the operators.
+        threads, delegate: as for :class:`Classifier`.
+        operators: time each operator too.
+        listener: told of the progress.
+
+    Raises:
+        BundleError: no such bundle, or one without golden pictures.
+    """
+    bundle = Bundle.open(path)
+    classifier = Classifier(bundle, threads=threads, delegate=delegate)
+    pictures = _pictures(bundle)
+    listener(Progress("starting a new process", 0, 3))
+    cold_start_s, peak = _cold(bundle, pictures, {"threads": threads, "delegate": delegate})
+    before = look()
+    listener(Progress("measuring the stages", 1, 3))
+    taken = _stages(classifier, list(pictures.values()), seconds)
+    after = look()
+    listener(Progress("measuring the operators", 2, 3))
+    manifest, used = bundle.manifest, threads or bundle.manifest.threads
+    timed = profile_operators(bundle.model, threads=used, budget_s=seconds) if operators else ()
+    listener(Progress("measuring the operators", 3, 3))
+    return BenchmarkReport(
+        bundle=str(path),
+        variant=manifest.variant,
+        runtime=fingerprint(),
+        threads=used,
+        delegate=manifest.delegate if delegate is None else delegate,
+        stages=tuple(Stage.of(name, values) for name, values in taken.items()),
+        fps=round(1000 / float(np.mean(taken["together"])), 2),
+        images=len(taken["together"]),
+        cold_start_s=round(cold_start_s, 4),
+        peak_memory_bytes=peak,
+        before=before,
+        after=after,
+        throttled=_throttled(before, after),
+        operators=timed,
+    )
+
+
+def _pictures(bundle: Bundle) -> dict[str, Image]:
+    found = {name: decode(bundle.files[name]) for name in sorted(bundle.files) if name.endswith(".png")}
+    pictures = {name: image for name, image in found.items() if image is not None}
+    if not pictures:
+        raise BundleError(f"{bundle.path} has no golden pictures to measure with: export it again")
+    return pictures
+
+
+def _stages(classifier: Classifier, pictures: Sequence[Image], seconds: float) -> dict[str, list[float]]:
+    manifest, model = classifier.manifest, classifier.model
+    decider = Decider(manifest.decision, manifest.labels)
+    names = ("preprocess", "invoke", "decision", "together")
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for picture in pictures:
+        classifier.classify(picture)
+    began = time.perf_counter()
+    number = 0
+    while number < 50 or time.perf_counter() - began < seconds:
+        times = [time.perf_counter_ns()]
+        pixels = apply(pictures[number % len(pictures)], manifest.preprocess)
+        times.append(time.perf_counter_ns())
+        scores = model.scores(pixels)
+        times.append(time.perf_counter_ns())
+        decide(scores, manifest.labels, manifest.decision)
+        decider.update(scores, time.monotonic())
+        times.append(time.perf_counter_ns())
+        spans = [*np.diff(times), times[-1] - times[0]]
+        for name, span in zip(names, spans, strict=True):
+            taken[name].append(span / 1e6)
+        number += 1
+    return taken
+
+
+def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
+    """Seconds from a new process's start to its first answer, and the most memory that it held."""
+    first = Path(bundle.path) / next(iter(pictures))
+    if not first.is_file():  # in a .zip
+        from edgerec.contract.shipped import shipped
+
+        first = next(shipped("calibration").glob("digits/*/*.png"))
+    command = [sys.executable, "-c", _COLD, str(bundle.path), str(first), json.dumps(options)]
+    began = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise BundleError(f"{bundle.path} does not run in a process of its own: {done.stderr.strip()[-300:]}")
+    ended, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    return ended - began, kilobytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def _throttled(before: Health, after: Health) -> tuple[str, ...]:
+    reasons = list(after.throttled or ())
+    if before.clock_mhz and after.clock_mhz and after.clock_mhz < THROTTLED * before.clock_mhz:
+        reasons.append(f"the clock fell from {before.clock_mhz:.0f} to {after.clock_mhz:.0f} MHz")
+    return tuple(reasons)

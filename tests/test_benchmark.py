@@ -1,0 +1,110 @@
+"""What a bundle takes here: the figures hang together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edgerec import Bundle
+from edgerec.contract.flatbuffer import read_graph
+from edgerec.errors import BundleError
+from edgerec.runtime import health
+from edgerec.runtime.benchmark import BenchmarkReport, _throttled, benchmark
+from edgerec.runtime.health import Health
+from edgerec.runtime.profile import profile_operators
+from tests.conftest import one_line
+
+
+def test_the_figures_hang_together(bundle, tmp_path, edgerec):
+    picture = tmp_path / "benchmark.png"
+    done = edgerec("benchmark", bundle, "--seconds", "0.5", "--plot", picture, "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    stages = {stage["name"]: stage for stage in value["stages"]}
+    assert list(stages) == ["preprocess", "invoke", "decision", "together"]
+    for stage in stages.values():
+        assert 0 < stage["p50_ms"] <= stage["p95_ms"] <= stage["p99_ms"]
+    parts = sum(stages[name]["p50_ms"] for name in ("preprocess", "invoke", "decision"))
+    assert 0.3 * parts < stages["together"]["p50_ms"] < 3 * parts
+    assert value["images"] >= 50
+    assert 0.05 < value["cold_start_s"] < 100
+    assert 20 * 2**20 < value["peak_memory_bytes"] < 2**30
+    graph = read_graph(Bundle.open(bundle).model)
+    assert [o["op"] for o in value["operators"]] == [operator.name for operator in graph.operators]
+    assert sum(o["part"] for o in value["operators"]) == pytest.approx(1, abs=0.01)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_people_read_it_too(bundle, edgerec):
+    done = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
+    assert done.returncode == 0, done.stderr
+    assert "pictures per second" in done.stdout
+    assert "process start to the first answer" in done.stdout
+    assert "operators" not in done.stdout
+
+
+def test_the_operator_that_works_most_takes_most(bundle):
+    """The convolution with nearly all of the multiplications is the longest."""
+    content = Bundle.open(bundle).model
+    timed = profile_operators(content, threads=1, budget_s=1.0)
+    assert [t.index for t in timed] == list(range(len(timed)))
+    assert max(timed, key=lambda t: t.ms).op == "CONV_2D"
+    assert all(t.ms >= 0 for t in timed)
+
+
+def test_a_zip_is_measured_as_a_folder_is(bundle, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "b"), "zip", bundle)
+    report = benchmark(archive, seconds=0.1, operators=False)
+    assert isinstance(report, BenchmarkReport)
+    assert report.cold_start_s > 0
+
+
+def test_what_is_no_bundle_is_refused(tmp_path, edgerec):
+    assert "no bundle" in one_line(edgerec("benchmark", tmp_path)) or "manifest" in one_line(
+        edgerec("benchmark", tmp_path)
+    )
+    with pytest.raises(BundleError):
+        benchmark(tmp_path)
+
+
+def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
+    cool, slow = Health(40.0, 2400.0, None), Health(85.0, 1500.0, ("throttled",))
+    assert _throttled(cool, cool) == ()
+    assert _throttled(cool, slow) == ("throttled", "the clock fell from 2400 to 1500 MHz")
+    for number, milli in enumerate(("41000", "67500", "nonsense", "-274000")):
+        zone = tmp_path / f"thermal_zone{number}"
+        zone.mkdir()
+        (zone / "temp").write_text(milli)
+    tool = tmp_path / "vcgencmd"
+    tool.write_text("#!/bin/sh\necho throttled=0x50005\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(health, "_ZONES", tmp_path)
+    monkeypatch.setattr(health, "_CLOCKS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    seen = health.look()
+    assert seen.temperature_c == 67.5
+    assert seen.clock_mhz is None
+    assert seen.throttled == ("under-voltage", "throttled")
+    tool.write_text("#!/bin/sh\necho broken\n")
+    assert health.look().throttled is None
+
+
+def test_cutting_a_model_keeps_what_it_computes(bundle):
+    """The last cut is the model itself."""
+    from edgerec.runtime.interpreter import open_interpreter
+    from edgerec.runtime.profile import _cut
+
+    content = Bundle.open(bundle).model
+    count = len(read_graph(content).operators)
+    answers = []
+    for model in (content, _cut(content, count)):
+        interpreter = open_interpreter(model)
+        given = interpreter.get_input_details()[0]
+        pixels = np.random.default_rng(3).integers(0, 256, given["shape"]).astype(np.uint8)
+        interpreter.set_tensor(given["index"], pixels)
+        interpreter.invoke()
+        answers.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    assert np.array_equal(*answers)
