@@ -49,6 +49,10 @@ class BundleError(EdgerecError, ValueError):
     """A bundle that is damaged, incomplete, or not a bundle."""
 
 
+class DelegateError(EdgerecError, OSError):
+    """A delegate's library that does not load."""
+
+
 class SourceError(EdgerecError, OSError):
     """A camera, video, stream or folder that gives no frames."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from edgerec import Bundle, Classifier, predict, read_image
 from edgerec.contract.preprocess import apply
-from edgerec.errors import DataError, EdgerecError, ModelError
+from edgerec.errors import DataError, DelegateError, EdgerecError, ModelError
 from edgerec.runtime import interpreter
 from edgerec.runtime.model import ImageModel
 from tests.conftest import one_line
@@ -27,7 +29,7 @@ def test_classify_gives_scores_that_sum_to_one(bundle, pictures):
 def test_the_camera_s_bytes_go_straight_in(bundle, pictures):
     """No table between pixels and the input: what set_tensor gets is what preprocessing gave."""
     classifier = Classifier.open(bundle)
-    model = classifier._model
+    model = classifier.model
     assert model._table is None
     pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
     model.invoke(pixels)
@@ -77,9 +79,59 @@ def test_what_is_no_tflite_is_refused(content):
         ImageModel(content, Normalise.named("unit"))
 
 
-def test_delegate_that_is_missing_is_an_error(bundle):
-    with pytest.raises(EdgerecError, match="does not load"):
+def test_delegate_that_is_missing_is_an_error(bundle, pictures, caplog):
+    with pytest.raises(DelegateError, match=r"does not load \(.*libnothing.so.1"):
         Classifier.open(bundle, delegate="libnothing.so.1")
+    # On the processor only where that was allowed, and it is said.
+    there = Classifier.open(bundle, delegate="libnothing.so.1", fallback=True)
+    assert "running on the processor, slower" in caplog.text
+    image = read_image(pictures[0])
+    assert np.array_equal(there.stored_scores(image), Classifier.open(bundle).stored_scores(image))
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("raise(11);", "it crashes with SIGSEGV"),
+        ("for (;;) pause();", "it hangs: nothing for"),
+        ("exit(7);", "exit code 7"),
+        ("return;", "does not load"),
+    ],
+)
+def test_delegate_that_misbehaves_is_an_error_and_not_the_end(bundle, tmp_path, monkeypatch, does, said):
+    source = tmp_path / "delegate.c"
+    source.write_text(
+        "#include <signal.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
+        f"__attribute__((constructor)) static void begin(void) {{ {does} }}\n"
+    )
+    library = tmp_path / "libbad.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setattr("edgerec.runtime.delegate.PROBE_S", 3.0)
+    with pytest.raises(DelegateError, match=said):
+        Classifier.open(bundle, delegate=str(library))
+
+
+def test_the_number_of_threads_is_measured_once(bundle, monkeypatch, tmp_path):
+    from edgerec.runtime import threads
+
+    monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    opened = Bundle.open(bundle)
+    measured = []
+    real = threads._measured
+    monkeypatch.setattr(threads, "_measured", lambda *a: measured.append(1) or real(*a))
+    first = threads.best_threads(opened.model, opened.manifest.normalise)
+    assert first in (1, 2, 3, 4)
+    assert threads.best_threads(opened.model, opened.manifest.normalise) == first
+    assert len(measured) == 1
+    (remembered,) = (tmp_path / "cache").iterdir()
+    for damaged in ("many", "", "4000"):
+        remembered.write_text(damaged)
+        assert 1 <= threads.best_threads(opened.model, opened.manifest.normalise) <= 4
+    # A folder that cannot be written costs only the memory of it.
+    monkeypatch.setenv("EDGEREC_CACHE", "/proc/nothing")
+    assert threads.best_threads(opened.model, opened.manifest.normalise) in (1, 2, 3, 4)
 
 
 def test_runtimes_answer_alike(bundle, pictures, monkeypatch):

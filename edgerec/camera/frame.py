@@ -57,7 +57,6 @@ class Result:
         if decision is not None:
             said = {"decision": asdict(decision) | {"since_s": self._unix(decision.since_s)}}
         return {
-            "event": "result",
             "frame": self.frame.index,
             "source": self.frame.source,
             "captured_s": self._unix(self.frame.grabbed_s),

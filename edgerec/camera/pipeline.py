@@ -17,8 +17,10 @@ from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.states import Patience, StateChange
 from edgerec.camera.view import Choice, View
+from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.threads import best_threads
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Camera:
         bundle: str | Path,
         source: str | Sequence[str],
         *,
+        threads: int = 0,
         wanted: CaptureFormat | None = None,
         view: View | None = None,
         patience: Patience | None = None,
@@ -85,6 +88,8 @@ class Camera:
         Args:
             bundle: what to classify with.
             source: what :func:`~edgerec.camera.sources.find_source` understands, or several, which take turns.
+            threads: of the interpreter; 0 takes the bundle's number, or else the one that a short measurement found
+                to suit, which is remembered.
             wanted: size, rate and format that cameras are asked for.
             view: which frames are looked at, and what of them.
             patience: how long a live source may be silent.
@@ -96,7 +101,11 @@ class Camera:
         """
         sources = [source] if isinstance(source, str) else list(source)
         addresses = [find_source(uri, wanted) for uri in sources]
-        classifier = Classifier.open(bundle, **options)
+        opened = Bundle.open(bundle)
+        manifest = opened.manifest
+        if not (threads or manifest.threads or options.get("delegate") or manifest.delegate):
+            threads = best_threads(opened.model, manifest.normalise)
+        classifier = Classifier(opened, threads=threads, **options)
         return cls(classifier, addresses, view=view, patience=patience)
 
     def __enter__(self) -> Camera:

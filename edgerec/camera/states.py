@@ -37,7 +37,7 @@ class StateChange:
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints. ``since_s`` is Unix time."""
         since = round(time.time() - (time.monotonic() - self.since_s), 6)
-        return {"event": "state", "source": self.source, "state": str(self.state), "since_s": since} | (
+        return {"source": self.source, "state": str(self.state), "since_s": since} | (
             {"reason": self.reason} if self.reason else {}
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -65,10 +64,10 @@ class View:
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
     """``x,y,width,height`` as typed; raises ValueError."""
-    numbers = re.split(r"\s*,\s*", text.strip())
-    if len(numbers) != 4:
-        raise ValueError(f"{text!r} is no region: expected x,y,width,height in pixels, or in parts as 0.25,0,0.5,1")
-    x, y, width, height = (float(number) for number in numbers)
+    try:
+        x, y, width, height = (float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"roi is {text!r}; expected x,y,width,height in pixels, or in parts as 0.25,0,0.5,1") from None
     return x, y, width, height
 
 

@@ -30,10 +30,14 @@ def camera(
     json: bool = typer.Option(False, "--json", help="Print one JSON object per frame and change of state."),
     max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
-    threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
+    threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number, or measures once."),
     delegate: str | None = typer.Option(
         None, help="Shared library of a delegate, as libedgetpu.so.1; none: the processor."
     ),
+    delegate_option: list[str] = typer.Option(
+        [], help="KEY=VALUE for the delegate, as device=usb:1 for the second stick. May be given several times."
+    ),
+    fallback: bool = typer.Option(False, "--fallback", help="Run on the processor where the delegate does not load."),
     size: str | None = typer.Option(None, help="What a camera is asked for, as 1280x720."),
     rate: float = typer.Option(0.0, min=0, help="Frames per second that a camera is asked for."),
     pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
@@ -68,6 +72,8 @@ def camera(
         source,
         threads=threads,
         delegate="" if delegate == "none" else delegate,
+        delegate_options={key: str(value) for key, value in map(parse_assignment, delegate_option)},
+        fallback=fallback,
         threshold=threshold,
         decision=dict(parse_assignment(text) for text in decision),
         wanted=_wanted(size, rate, pixel_format),

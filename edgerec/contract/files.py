@@ -86,3 +86,10 @@ def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
     finally:
         if path.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder."""
+    if folder := os.environ.get("EDGEREC_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgerec"

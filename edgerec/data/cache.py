@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing, write_file
+from edgerec.contract.files import cache_folder, replacing, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress
 from edgerec.data.sources import Arrays, Files
@@ -38,13 +38,6 @@ class Pixels:
     images: npt.NDArray[np.uint8]
     valid: npt.NDArray[np.bool_]
     digest: str
-
-
-def cache_folder() -> Path:
-    """``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder."""
-    if folder := os.environ.get("EDGEREC_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgerec"
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:

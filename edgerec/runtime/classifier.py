@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Classification, DecisionSpec, decide
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, apply, decode
-from edgerec.errors import BundleError, DataError, RecipeError
+from edgerec.errors import BundleError, DataError, DelegateError, RecipeError
 from edgerec.runtime.model import ImageModel
+
+log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -37,6 +40,8 @@ class Classifier:
         *,
         threads: int = 0,
         delegate: str | None = None,
+        delegate_options: Mapping[str, str] | None = None,
+        fallback: bool = False,
         threshold: float | None = None,
         decision: Mapping[str, Any] | None = None,
     ) -> None:
@@ -48,31 +53,45 @@ class Classifier:
             delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; an empty text runs on the
                 processor; None does what the bundle was made for. With a delegate, the file compiled for it is
                 used where the bundle has one.
+            delegate_options: what the delegate takes, by name, as ``{"device": "usb:1"}``.
+            fallback: run on the processor where the delegate does not load, and log that; without it that is an
+                error.
             threshold: another ``unknown`` threshold than the bundle's, in [0, 1]; for all labels.
             decision: other fields of :class:`DecisionSpec` than the bundle's.
 
         Raises:
             BundleError: the model is not what the manifest says.
-            EdgerecError: the delegate does not load.
+            DelegateError: the delegate does not load.
         """
         manifest = bundle.manifest
         delegate = manifest.delegate if delegate is None else delegate
-        name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
-        self.model = ImageModel(
-            bundle.files[name],
-            manifest.normalise,
-            activation=manifest.activation,
-            threads=threads or manifest.threads,
-            delegate=delegate,
-            where=f"{bundle.path}/{name}",
-        )
+
+        def opened(delegate: str) -> ImageModel:
+            name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
+            return ImageModel(
+                bundle.files[name],
+                manifest.normalise,
+                activation=manifest.activation,
+                threads=threads or manifest.threads,
+                delegate=delegate,
+                delegate_options=delegate_options,
+                where=f"{bundle.path}/{name}",
+            )
+
+        try:
+            self.model = opened(delegate)
+        except DelegateError as error:
+            if not fallback:
+                raise
+            log.warning("%s; running on the processor, slower", error)
+            self.model = opened("")
         for what, found, expected in (
             ("input", self.model.input, manifest.input),
             ("output", self.model.output, manifest.output),
         ):
             if found != expected:
                 raise BundleError(
-                    f"{bundle.path}: the {what} of {name} is {found}, the manifest says {expected}: "
+                    f"{bundle.path}: the {what} of its model is {found}, the manifest says {expected}: "
                     "export the bundle again"
                 )
         changes = dict(decision or {})

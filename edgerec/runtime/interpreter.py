@@ -6,13 +6,15 @@ import importlib
 import importlib.metadata
 import logging
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
-from edgerec.errors import EdgerecError, MissingExtraError, ModelError
+from edgerec.errors import MissingExtraError, ModelError
+from edgerec.runtime.delegate import load_delegate
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +63,31 @@ def fingerprint() -> Fingerprint:
     return Fingerprint(package, version, platform.machine(), _cpu_name())
 
 
-def open_interpreter(model: bytes, *, threads: int = 0, delegate: str = "", where: str = "the model") -> Any:
+def open_interpreter(
+    model: bytes,
+    *,
+    threads: int = 0,
+    delegate: str = "",
+    delegate_options: Mapping[str, str] | None = None,
+    where: str = "the model",
+) -> Any:
     """An interpreter with its tensors allocated.
 
     Args:
         model: the .tflite file's bytes.
         threads: 0 lets the runtime choose.
         delegate: path of an external delegate's shared library, or empty.
+        delegate_options: what that delegate takes, by name.
         where: the model's name for errors.
 
     Raises:
         ModelError: not a TFLite model, or one that this runtime cannot prepare.
-        EdgerecError: the delegate does not load.
+        DelegateError: the delegate does not load.
     """
     if model[4:8] != b"TFL3":
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
     package, module = find_runtime()
-    delegates = [_load_delegate(module, delegate)] if delegate else None
+    delegates = [load_delegate(module, delegate, delegate_options)] if delegate else None
     try:
         with captured_stderr():  # it tells of every delegate that it creates
             interpreter = module.Interpreter(
@@ -116,18 +126,6 @@ def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSp
         )
     except ValueError as error:
         raise ModelError(f"{where}: {what}: {error}") from None
-
-
-def _load_delegate(module: Any, library: str) -> Any:
-    with captured_stderr():  # a delegate that failed to load also fails to be deleted, and says so
-        try:
-            return module.load_delegate(library)
-        except (ValueError, OSError) as error:
-            reason = str(error)
-    raise EdgerecError(
-        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in? "
-        "--delegate none runs on the processor"
-    )
 
 
 def _cpu_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,16 @@ class ImageModel:
         activation: str = "none",
         threads: int = 0,
         delegate: str = "",
+        delegate_options: Mapping[str, str] | None = None,
         where: str = "the model",
     ) -> None:
         """Prepare the .tflite bytes; raises :class:`ModelError` when they are no image classifier.
 
         ``activation`` is what makes scores of the output, a name in ``ACTIVATIONS``.
         """
-        self._interpreter: Any = open_interpreter(model, threads=threads, delegate=delegate, where=where)
+        self._interpreter: Any = open_interpreter(
+            model, threads=threads, delegate=delegate, delegate_options=delegate_options, where=where
+        )
         self.input = input_spec(self._interpreter, where)
         self.output = output_spec(self._interpreter, where)
         if len(self.input.shape) != 4 or self.input.shape[0] != 1 or self.input.shape[3] not in (1, 3):

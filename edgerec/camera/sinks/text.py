@@ -31,11 +31,11 @@ class JsonLines(_Lines):
 
     def write(self, result: Result) -> None:
         """Write one line."""
-        self._line(json.dumps(result.to_dict(), ensure_ascii=False))
+        self._line(json.dumps({"event": "result"} | result.to_dict(), ensure_ascii=False))
 
     def state(self, change: StateChange) -> None:
         """Write one line."""
-        self._line(json.dumps(change.to_dict(), ensure_ascii=False))
+        self._line(json.dumps({"event": "state"} | change.to_dict(), ensure_ascii=False))
 
 
 class TextLines(_Lines):
@@ -53,10 +53,18 @@ class TextLines(_Lines):
 class StateLines(_Lines):
     """One line for each change of a state that a person should know of."""
 
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        self._said: dict[str, str] = {}
+
     def write(self, result: Result) -> None:
         """Results are no states."""
 
     def state(self, change: StateChange) -> None:
-        """Write one line; that a file is open, or at its end, goes without saying."""
-        if change.reason and change.state in (State.LIVE, State.STALE, State.LOST):
-            self._line(f"{change.source}: {change.state}: {change.reason}")
+        """Write one line, once for attempts that fail alike; that a file is open, or at its end, goes without."""
+        if not change.reason or change.state not in (State.LIVE, State.STALE, State.LOST):
+            return
+        text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"
+        if text != self._said.get(change.source):
+            self._line(text)
+        self._said[change.source] = text

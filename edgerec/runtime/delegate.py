@@ -1,0 +1,79 @@
+"""Delegates: other people's shared libraries that compute a model's operators, as on an Edge TPU or a GPU."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from edgerec.contract.stderr import captured_stderr
+from edgerec.errors import DelegateError
+
+log = logging.getLogger(__name__)
+
+PROBE_S = 20.0
+_PROBE = """
+import json, sys
+from edgerec.runtime.interpreter import find_runtime
+try:
+    find_runtime()[1].load_delegate(sys.argv[1], json.loads(sys.argv[2]))
+except (ValueError, OSError) as error:
+    print(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    sys.stdout.flush()
+    import os
+    os._exit(3)  # a delegate that failed to load also fails to be deleted
+print("loaded", flush=True)
+"""
+
+
+def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None) -> Any:
+    """A runtime's delegate object.
+
+    The library is loaded in a child process first, so that one that crashes or hangs is an error, not the end of
+    this process.
+
+    Args:
+        module: the runtime's interpreter module.
+        library: the shared library's path or name.
+        options: for the delegate, as ``{"device": "usb:1"}`` for the second Edge TPU stick.
+
+    Raises:
+        DelegateError: it does not load; the message says why and how to go on without it.
+    """
+    wanted = dict(options or {})
+    if reason := _probe(library, wanted):
+        raise _refused(library, reason)
+    with captured_stderr():
+        try:
+            return module.load_delegate(library, wanted)
+        except (ValueError, OSError) as error:
+            reason = str(error)
+    raise _refused(library, reason)
+
+
+def _probe(library: str, options: dict[str, str]) -> str:
+    """Why the library does not load, empty when it does."""
+    import json
+
+    command = [sys.executable, "-c", _PROBE, library, json.dumps(options)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it hangs: nothing for {PROBE_S:g} s"
+    if done.returncode == 3:
+        return done.stdout.strip() or "it says nothing"
+    if done.returncode < 0:
+        return f"it crashes with {signal.Signals(-done.returncode).name}"
+    if done.returncode or "loaded" not in done.stdout:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return ""
+
+
+def _refused(library: str, reason: str) -> DelegateError:
+    return DelegateError(
+        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in? "
+        "--delegate none runs on the processor"
+    )

@@ -1,0 +1,68 @@
+"""How many threads suit a model on this machine: measured once, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+
+import numpy as np
+
+from edgerec.contract.files import cache_folder, write_file
+from edgerec.contract.preprocess import Image
+from edgerec.contract.tensors import Normalise
+from edgerec.runtime.interpreter import fingerprint
+from edgerec.runtime.model import ImageModel
+
+log = logging.getLogger(__name__)
+
+ROUNDS, BUDGET_S = 30, 0.3
+# More threads must be so much quicker: they also take the processors from the camera and the sinks.
+WORTH = 0.9
+
+
+def best_threads(content: bytes, normalise: Normalise) -> int:
+    """The fewest threads that are nearly as quick as any number of them.
+
+    Args:
+        content: a .tflite image classifier's bytes.
+        normalise: what its pixels become.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processors == 1:
+        return 1
+    about = f"{fingerprint().to_dict()} {processors}".encode()
+    remembered = cache_folder() / f"threads-{hashlib.sha256(content + about).hexdigest()[:32]}"
+    try:
+        return min(processors, max(1, int(remembered.read_text(encoding="ascii"))))
+    except (OSError, ValueError):
+        chosen = _measured(content, normalise, processors)
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_file(remembered, str(chosen))
+    except OSError as error:
+        log.debug("the number of threads is not remembered: %s", error)
+    return chosen
+
+
+def _measured(content: bytes, normalise: Normalise, processors: int) -> int:
+    counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= processors]
+    models = {count: ImageModel(content, normalise, threads=count) for count in counts}
+    pixels: Image = np.zeros(models[1].input.shape[1:], np.uint8)
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    began = time.perf_counter()
+    for done in range(ROUNDS):
+        if done >= 3 and time.perf_counter() - began > BUDGET_S:
+            break
+        for count, model in models.items():
+            model.invoke(pixels)
+            start = time.perf_counter()
+            model.invoke(pixels)
+            taken[count].append(time.perf_counter() - start)
+    chosen = 1
+    for count in counts:
+        if np.median(taken[count]) < WORTH * np.median(taken[chosen]):
+            chosen = count
+    log.debug("threads: %d", chosen)
+    return chosen
