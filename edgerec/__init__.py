@@ -20,6 +20,7 @@ _PUBLIC = {
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
     "adopt": "edgerec.compress.adopt",
+    "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
@@ -41,6 +42,7 @@ __all__ = [
     "Run",
     "__version__",
     "adopt",
+    "benchmark",
     "compare",
     "evaluate",
     "export_bundle",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from edgerec.errors import EdgerecError
     from edgerec.export import export_bundle, import_tflite
     from edgerec.runtime import Classifier, verify
+    from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit

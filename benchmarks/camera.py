@@ -1,0 +1,258 @@
+"""The camera against the loop that people write by hand, and against MediaPipe; how old answers are; memory.
+
+    python benchmarks/camera.py throughput latency memory soak --work FOLDER [--mediapipe PYTHON]
+
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Everything that is compared runs in turn, each in a process of
+its own, and the ratio of the medians counts. MediaPipe is run by the interpreter PYTHON, which has it installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import data_folder
+
+from edgerec.camera.frame import Result
+
+FRAMES, ROUNDS = 300, 5
+PERIOD_S, SLOW_S = 1 / 30, 0.1
+
+HAND_WRITTEN = """
+import json, sys, time
+import cv2, numpy as np
+from ai_edge_litert.interpreter import Interpreter
+video, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+interpreter = Interpreter(model, num_threads=threads)
+interpreter.allocate_tensors()
+given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+_, height, width, _ = given["shape"]
+capture = cv2.VideoCapture(video)
+count, began = 0, None
+while True:
+    ok, frame = capture.read()
+    if not ok:
+        break
+    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    small = cv2.resize(rgb, (width, height))
+    interpreter.set_tensor(given["index"], small[np.newaxis])
+    interpreter.invoke()
+    scores = interpreter.get_tensor(answer["index"])[0]
+    top = np.argsort(scores)[-5:][::-1]
+    count += 1
+    began = began or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - began)))
+"""
+
+OURS = """
+import json, sys, time
+from edgerec import Camera
+with Camera.open(sys.argv[2], sys.argv[1], threads=int(sys.argv[3])) as camera:
+    count, began = 0, None
+    for result in camera:
+        count += 1
+        began = began or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - began)))
+"""
+
+MEDIAPIPE = """
+import json, sys, time
+import cv2, mediapipe as mp
+tasks = mp.tasks
+options = tasks.vision.ImageClassifierOptions(
+    tasks.BaseOptions(sys.argv[2]), running_mode=tasks.vision.RunningMode.VIDEO, max_results=5
+)
+capture = cv2.VideoCapture(sys.argv[1])
+count, began = 0, None
+with tasks.vision.ImageClassifier.create_from_options(options) as classifier:
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            break
+        image = mp.Image(mp.ImageFormat.SRGB, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        classifier.classify_for_video(image, count * 33)
+        count += 1
+        began = began or time.perf_counter()
+print(json.dumps((count - 1) / (time.perf_counter() - began)))
+"""
+
+
+def video(work: Path) -> Path:
+    """A 720p motion-JPEG video: a picture that moves to and fro."""
+    import cv2
+
+    path = work / "cat_720p.avi"
+    if not path.exists():
+        picture = cv2.resize(cv2.imread(str(data_folder() / "cat_720p.jpg")), (1280, 720))
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (1280, 720))
+        for number in range(FRAMES):
+            writer.write(np.roll(picture, 4 * number, axis=1))
+        writer.release()
+    return path
+
+
+def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
+    """Name to (.tflite, bundle): Coral's MobileNetV1 0.25, and a MobileNetV2 1.0 at 224 pixels with random weights."""
+    from edgerec import import_tflite
+
+    large = work / "mobilenet_v2_1.0_224_int8.tflite"
+    if not large.exists():
+        from edgerec.compress.convert import to_int8
+        from edgerec.train.keras import keras
+
+        model = keras().applications.MobileNetV2((224, 224, 3), weights=None, classes=1001)
+        pictures = np.random.default_rng(0).random((20, 224, 224, 3), np.float32)
+        pictures[0, 0, 0] = 0, 1, 1
+        large.write_bytes(to_int8(model, pictures))
+    small = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    found = {}
+    for name, model in (("mobilenet_v1 0.25 128", small), ("mobilenet_v2 1.0 224", large)):
+        bundle = work / name.replace(" ", "-")
+        if not bundle.exists():
+            import_tflite(model, bundle, labels=data_folder() / "imagenet_labels.txt")
+        found[name] = (model, bundle)
+    return found
+
+
+def measured(code: str, *arguments: object, python: str = sys.executable) -> Any:
+    """What a program printed last, as JSON."""
+    command = [python, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def throughput(work: Path, mediapipe: str) -> dict[str, Any]:
+    """Frames per second over the video, by each way, with one and two threads."""
+    film, table = video(work), {}
+    for name, (model, bundle) in bundles(work).items():
+        for threads in (1, 2):
+            ways: dict[str, Callable[[], float]] = {
+                "by hand": lambda m=model, t=threads: measured(HAND_WRITTEN, film, m, t),
+                "edgerec": lambda b=bundle, t=threads: measured(OURS, film, b, t),
+            }
+            if mediapipe:
+                ways["mediapipe"] = lambda m=model: measured(MEDIAPIPE, film, m, python=mediapipe)
+            taken: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(ROUNDS):
+                for way, run in ways.items():
+                    taken[way].append(run())
+            fps = {way: round(statistics.median(values), 1) for way, values in taken.items()}
+            ratios = {f"over {way}": round(fps["edgerec"] / fps[way], 2) for way in ways if way != "edgerec"}
+            table[f"{name}, {threads} threads"] = fps | ratios
+            print(json.dumps({f"{name}, {threads} threads": fps | ratios}), flush=True)
+    return table
+
+
+def latency(work: Path, _: str) -> dict[str, Any]:
+    """How old answers are when a model of 100 ms looks at 30 frames a second."""
+    from edgerec import Camera
+
+    _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
+    ages, invokes = [], []
+    with Camera.open(bundle, "synthetic:1280x720@30", threads=1) as camera:
+        model = camera._classifier.model
+        real = model.scores
+
+        def slow(pixels: Any) -> Any:
+            began = time.perf_counter()
+            scores = real(pixels)
+            time.sleep(max(0.0, SLOW_S - (time.perf_counter() - began)))
+            invokes.append((time.perf_counter() - began) * 1000)
+            return scores
+
+        model.scores = slow
+        for number, result in enumerate(camera):
+            ages.append(result.age_ms)
+            if number == 200:
+                break
+        overtaken = camera._feeds.overtaken
+    age, invoke = (float(np.percentile(values[5:], 99)) for values in (ages, invokes))
+    allowed = invoke + PERIOD_S * 1000 + 5
+    return {
+        "age_p50_ms": round(float(np.median(ages[5:])), 1),
+        "age_p99_ms": round(age, 1),
+        "invoke_p99_ms": round(invoke, 1),
+        "allowed_ms": round(allowed, 1),
+        "overtaken": overtaken,
+    }
+
+
+def memory(work: Path, _: str) -> dict[str, Any]:
+    """Most resident memory of the camera over the 720p video."""
+    film, table = video(work), {}
+    code = OURS + "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    for name, (_, bundle) in bundles(work).items():
+        table[name] = f"{measured(code, film, bundle, 1) / 2**20:.0f} MiB"
+    return table
+
+
+def soak(work: Path, _: str) -> dict[str, Any]:
+    """A million synthetic frames: memory, file descriptors and threads of the process at its beginning and end."""
+    import threading
+
+    from edgerec import Camera
+    from edgerec.camera.sinks.text import JsonLines
+
+    _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
+    looks: list[tuple[int, int, int, int]] = []
+
+    class Watch:
+        closed = False
+        count = 0
+
+        def write(self, result: Result) -> None:
+            self.count += 1
+            if self.count % 50_000 == 0:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                descriptors = len(list(Path("/proc/self/fd").iterdir()))
+                looks.append((self.count, pages * 4096, descriptors, threading.active_count()))
+                print(looks[-1], flush=True)
+
+        def state(self, change: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    with Camera.open(bundle, "synthetic:64x64@0", threads=1) as camera, (work / "soak.jsonl").open("w") as out:
+        model = camera._classifier.model
+        answer = model.scores(np.zeros(model.input.shape[1:], np.uint8))
+        if "--whole" not in sys.argv:
+            model.scores = lambda pixels: answer  # a million invokes are hours; the pipeline is what is soaked
+        report = camera.run([Watch(), JsonLines(out)], max_frames=1_000_000)
+    (work / "soak.jsonl").unlink()
+    first, last = looks[1], looks[-1]
+    return {
+        "frames": report.answered,
+        "memory_first_bytes": first[1],
+        "memory_last_bytes": last[1],
+        "growth": round(last[1] / first[1] - 1, 4),
+        "descriptors": [first[2], last[2]],
+        "threads": [first[3], last[3]],
+        "dropped": report.dropped,
+    }
+
+
+def main() -> None:
+    """Print one JSON object for each part asked for."""
+    parts = {"throughput": throughput, "latency": latency, "memory": memory, "soak": soak}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--mediapipe", default="", metavar="PYTHON")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        print(json.dumps({part: parts[part](arguments.work, arguments.mediapipe)}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
