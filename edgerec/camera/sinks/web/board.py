@@ -108,7 +108,7 @@ class Board:
         return {
             "now_s": time.time(),
             "temperature_c": self._degrees(),
-            "sources": [_described(channel) for channel in channels],
+            "sources": [dict(_fields(channel)) for channel in channels],
             "story": story,
         }
 
@@ -118,11 +118,8 @@ class Board:
         Raises:
             LookupError: there is no such source.
         """
-        with self._lock:
-            channel = next(islice(self._channels.values(), number, None), None)
-            result = channel.result if channel else None
-        if channel is None:
-            raise LookupError(number)
+        channel = self._numbered(number)
+        result = channel.result
         newest = channel.recent[-1] if channel.recent else None
         now = time.monotonic()
         due = newest is None or (result is not newest.result and now - channel.encoded_s >= 1 / PICTURES_PER_S)
@@ -134,10 +131,13 @@ class Board:
         return newest
 
     def hold(self, number: int, frame: int) -> tuple[str, Shown] | None:
-        """Keep the picture of that frame, or the nearest one that is still there, until it is labelled; its key."""
+        """Keep the picture of that frame, or the nearest one that is still there, until it is labelled; its key.
+
+        Raises:
+            LookupError: there is no such source.
+        """
         self.picture(number)
-        with self._lock:
-            channel = next(islice(self._channels.values(), number, None))
+        channel = self._numbered(number)
         if not channel.recent:
             return None
         shown = min(channel.recent, key=lambda shown: abs(shown.result.frame.index - frame))
@@ -162,6 +162,10 @@ class Board:
         now = time.monotonic()
         for key in [key for key, held in self._held.items() if now - held.since_s > HELD_S]:
             del self._held[key]
+
+    def _numbered(self, number: int) -> Channel:
+        with self._lock:
+            return list(self._channels.values())[number]
 
     def _channel(self, name: str) -> Channel:
         return self._channels.setdefault(name, Channel(name))
@@ -188,10 +192,6 @@ def jpeg_of(result: Result) -> bytes:
     return bytes(
         cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     )
-
-
-def _described(channel: Channel) -> dict[str, Any]:
-    return dict(_fields(channel))
 
 
 def _fields(channel: Channel) -> Iterator[tuple[str, Any]]:

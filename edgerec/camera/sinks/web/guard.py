@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What the door itself needs, and anybody may have.
 OPEN = frozenset({"/page.css", "/icon.svg"})
+# The HTTP parser's own limit is for heads that come in parts.
+MOST_HEADER_BYTES = 16_384
 # A wrong token costs this long, so that guessing does not pay.
 WRONG_TOKEN_S = 0.5
 
@@ -66,8 +68,10 @@ class Guard:
         await (refusal or self._app)(scope, receive, _adding(send, cookie))
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
-        """The refusal of a request that another site made, or made look like ours."""
+        """The refusal of a request that is too large, or that another site made, or made look like ours."""
         host = headers.get("host", "")
+        if sum(len(name) + len(value) for name, value in headers.raw) > MOST_HEADER_BYTES:
+            return PlainTextResponse(f"Expected at most {MOST_HEADER_BYTES} bytes of headers.\n", 431)
         if self._names is not None and _hostname(host) not in self._names:
             return PlainTextResponse("This name is not mine: open the address that edgerec printed.\n", 421)
         cross = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

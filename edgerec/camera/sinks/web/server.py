@@ -12,10 +12,11 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edgerec.camera.sinks.web.guard import MOST_HEADER_BYTES
+
 log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 64
-MOST_HEADER_BYTES = 16_384
 # To send a whole request, or to take what was sent.
 SLOW_S = 10.0
 START_S = 10.0
