@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,7 +30,7 @@ from edgerec.camera.sinks.web.temperature import processor_temperature_c
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
-from edgerec.errors import EdgerecError
+from edgerec.errors import EdgerecError, MissingExtraError
 
 LABELS = ("stop", "yield", "no entry")
 
@@ -51,6 +53,15 @@ def change(state, feed="front", reason=""):
 @pytest.fixture
 def web(tmp_path):
     with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / "saved") as sink:
+        sink.state(change("live"))
+        sink.write(result(7))
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """One for all requests that must not change anything."""
+    with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path_factory.mktemp("standing") / "saved") as sink:
         sink.state(change("live"))
         sink.write(result(7))
         yield sink
@@ -111,14 +122,14 @@ def threads():
 # --- what is shown ----------------------------------------------------------------------------------
 
 
-def test_the_page_and_its_files(web):
-    page = ask(web, "/")
+def test_the_page_and_its_files(standing):
+    page = ask(standing, "/")
     assert page.status == 200
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     for name in ("page.css", "page.js", "icon.svg"):
         assert name in page.body.decode()
-        assert ask(web, f"/{name}").status == 200
-    everything = b"".join(ask(web, path).body for path in ("/", "/page.css", "/page.js"))
+        assert ask(standing, f"/{name}").status == 200
+    everything = b"".join(ask(standing, path).body for path in ("/", "/page.css", "/page.js"))
     # Nothing comes from elsewhere, and nothing needs what the policy forbids.
     assert b"http://" not in everything
     assert b"https://" not in everything
@@ -126,9 +137,9 @@ def test_the_page_and_its_files(web):
     assert b"<script>" not in page.body
 
 
-def test_security_headers_are_on_every_answer(web):
+def test_security_headers_are_on_every_answer(standing):
     for path in ("/", "/nothing", "/picture/0", "/picture/9"):
-        headers = ask(web, path).headers
+        headers = ask(standing, path).headers
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -364,23 +375,24 @@ def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9, 2**64, 1.0, "1", True, None, [1], {"a": 1}, "../../etc"])
-def test_an_index_that_is_none(web, tmp_path, index):
-    assert ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": index}).status == 400
-    assert not (tmp_path / "saved").exists()
+def test_an_index_that_is_none(standing, index):
+    assert ask(standing, "/save", "POST", {"hold": keep(standing)["hold"], "index": index}).status == 400
+    with stream(standing) as following:
+        assert following()[0] == "hello"
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"1", b"null", b"\xff\xfe", b"[" * 1000, b'{"source": 0}', b'{"source": "0", "frame": 1}'],
 )
-def test_bodies_that_are_none(web, body):
-    assert ask(web, "/hold", "POST", body, Content_Type="application/json").status == 400
-    assert ask(web, "/save", "POST", body, Content_Type="application/json").status == 400
+def test_bodies_that_are_none(standing, body):
+    assert ask(standing, "/hold", "POST", body, Content_Type="application/json").status == 400
+    assert ask(standing, "/save", "POST", body, Content_Type="application/json").status == 400
 
 
 @pytest.mark.parametrize("hold", [None, 1, "", "x", "../../../etc/passwd", "\0"])
-def test_keys_that_were_never_given(web, hold):
-    assert ask(web, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
+def test_keys_that_were_never_given(standing, hold):
+    assert ask(standing, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
 
 
 @pytest.mark.parametrize(
@@ -402,17 +414,17 @@ def test_keys_that_were_never_given(web, hold):
         "/\\..\\",
     ],
 )
-def test_paths_lead_nowhere(web, path):
-    answer = ask(web, path)
+def test_paths_lead_nowhere(standing, path):
+    answer = ask(standing, path)
     assert answer.status in (400, 404, 410)
     assert b"root:" not in answer.body
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_other_methods(web, method):
-    assert ask(web, "/", method).status == 405
-    assert ask(web, "/save", method).status == 405
-    assert ask(web, "/save").status == 405
+def test_other_methods(standing, method):
+    assert ask(standing, "/", method).status == 405
+    assert ask(standing, "/save", method).status == 405
+    assert ask(standing, "/save").status == 405
 
 
 # --- who may ----------------------------------------------------------------------------------------
@@ -420,7 +432,7 @@ def test_other_methods(web, method):
 TOKEN = "correct horse battery"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def locked():
     with WebSink("127.0.0.1", 0, LABELS, token=TOKEN) as sink:
         sink.write(result(7))
@@ -495,14 +507,14 @@ def test_a_short_token_is_refused():
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "localhost.x"])
-def test_names_that_are_not_ours(web, host):
+def test_names_that_are_not_ours(standing, host):
     for path in ("/", "/events", "/picture/0"):
-        assert ask(web, path, Host=host).status == 421
+        assert ask(standing, path, Host=host).status == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:8000"])
-def test_names_that_are_ours(web, host):
-    assert ask(web, "/", Host=host).status == 200
+def test_names_that_are_ours(standing, host):
+    assert ask(standing, "/", Host=host).status == 200
 
 
 @pytest.mark.parametrize(
@@ -524,16 +536,16 @@ def test_other_sites_may_not_save(web, tmp_path, headers):
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
 
 
-def test_a_form_may_not_save(web):
+def test_a_form_may_not_save(standing):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
-        assert ask(web, "/save", "POST", b"{}", Content_Type=kind).status == 415
+        assert ask(standing, "/save", "POST", b"{}", Content_Type=kind).status == 415
 
 
-def test_other_sites_may_link_but_not_look(web):
+def test_other_sites_may_link_but_not_look(standing):
     elsewhere = {"Sec-Fetch-Site": "cross-site"}
-    assert ask(web, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
+    assert ask(standing, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
     for path in ("/picture/0", "/events", "/page.js"):
-        assert ask(web, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
+        assert ask(standing, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
 
 
 # --- limits -----------------------------------------------------------------------------------------
@@ -551,6 +563,30 @@ def raw(sink, sent, seconds=10):
         except ConnectionError:
             pass
     return got
+
+
+def test_requests_that_are_nearly_right(standing, capfd):
+    rng = np.random.default_rng(4)
+    host = f"Host: 127.0.0.1:{port_of(standing)}\r\n"
+    save = json.dumps({"hold": "x", "index": 0})
+    length = f"Content-Length: {len(save)}"
+    right = [
+        f"GET / HTTP/1.1\r\n{host}Connection: close\r\n\r\n",
+        f"GET /picture/0?after=3 HTTP/1.1\r\n{host}Cookie: a=b; c\r\nConnection: close\r\n\r\n",
+        f"POST /save HTTP/1.1\r\n{host}Connection: close\r\nContent-Type: application/json\r\n{length}\r\n\r\n{save}",
+    ]
+    for number in range(300):
+        sent = bytearray(right[number % 3].encode())
+        for _ in range(rng.integers(1, 6)):
+            where = int(rng.integers(len(sent)))
+            piece = rng.integers(0, 256, rng.integers(0, 4), np.uint8).tobytes()
+            sent[where : where + int(rng.integers(0, 4))] = piece
+        got = raw(standing, bytes(sent))
+        assert not got or got.startswith(b"HTTP/1.1 ")
+        assert b"Traceback" not in got
+        assert not got.startswith(b"HTTP/1.1 500")
+    assert ask(standing, "/").status == 200
+    assert capfd.readouterr() == ("", "")
 
 
 def post_head(sink, *lines):
@@ -588,10 +624,10 @@ def test_a_body_that_never_ends(web, monkeypatch):
         b"POST /save HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-def test_requests_that_are_none(web, sent, capfd):
-    got = raw(web, sent)
+def test_requests_that_are_none(standing, sent, capfd):
+    got = raw(standing, sent)
     assert got == b"" or b" 4" in got.splitlines()[0]
-    assert ask(web, "/").status == 200
+    assert ask(standing, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
 
@@ -699,10 +735,11 @@ def test_addresses_that_are_none(text):
 # --- its end ----------------------------------------------------------------------------------------
 
 
-def test_stopping_leaves_no_thread_and_no_port():
+def test_stopping_leaves_no_thread_and_no_port(tmp_path):
     before = threads()
-    sink = WebSink("127.0.0.1", 0, LABELS)
+    sink = WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path)
     sink.write(result(1))
+    assert ask(sink, "/save", "POST", {"hold": keep(sink, 1)["hold"], "index": 0}).status == 200
     port = port_of(sink)
     with stream(sink) as following, socket.create_connection(("127.0.0.1", port)):
         following()
@@ -746,6 +783,22 @@ def test_stopping_at_once():
     assert threads() - before == set()
 
 
+def test_the_base_camera_stays_light():
+    code = (
+        "import sys, edgerec.camera.sinks.web; "
+        "print([name for name in ('starlette', 'uvicorn', 'cv2', 'asyncio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["starlette", "uvicorn"])
+def test_what_is_not_installed_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r'pip install "edgerec\[web\]"'):
+        WebSink("127.0.0.1", 0, LABELS)
+
+
 def test_it_is_a_sink_like_others():
     sink = WebSink("127.0.0.1", 0, LABELS)
     worker = SinkWorker(sink, lossless=True)
@@ -785,9 +838,10 @@ def browser():
 
 
 @pytest.mark.slow
-def test_in_a_browser(browser, tmp_path):
+def test_in_a_browser(browser, tmp_path, monkeypatch):
     from playwright.sync_api import expect
 
+    monkeypatch.setattr(board, "processor_temperature_c", lambda: 51.4)
     saved = tmp_path / "saved"
     with WebSink("127.0.0.1", 0, LABELS, token=TOKEN, save_dir=saved) as sink:
         page = browser.new_page()
@@ -806,6 +860,8 @@ def test_in_a_browser(browser, tmp_path):
         expect(page.locator("#bars li").first).to_contain_text("80 %")
         expect(page.locator("#story li")).to_have_count(2)
         expect(page.locator(".source .is")).to_have_text("live")
+        expect(page.locator("#temperature")).to_have_text("51")
+        expect(page.locator("#age")).to_have_text("5")
 
         page.click("#snapshot")
         expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
@@ -831,6 +887,14 @@ def test_in_a_browser(browser, tmp_path):
         expect(page.locator("#veil")).to_contain_text("the cable")
         expect(page.locator("#story li").first).to_contain_text("lost")
         assert complaints == []
+
+        # A picture of one source never stands under the name of another.
+        sink.state(change("connecting", "yard"))
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#label")).to_have_text("–")
+        expect(page.locator("#picture[data-frame]")).to_have_count(0)
+        sink.close()
+        expect(page.locator("#veil")).to_contain_text("no answer from the camera")
         page.close()
 
 
@@ -871,6 +935,9 @@ def test_the_page_fits_a_phone_and_survives_hostile_labels(browser):
         expect(page.locator("#story li")).to_have_count(3)
         assert page.locator("main img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for name in ("#wrong", "#picture", "#band", "#figures"):
+            box = page.locator(name).bounding_box()
+            assert (box["x"] >= 0, box["x"] + box["width"] <= 360) == (True, True), name
         assert asked == []
         page.close()
 

@@ -50,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(64)
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise EdgerecError(f"the web page cannot listen on port {port} of {host}: {_advice(error, port)}") from None

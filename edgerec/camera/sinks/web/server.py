@@ -16,7 +16,8 @@ from edgerec.camera.sinks.web.guard import MOST_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-MOST_CONNECTIONS = 64
+# A browser keeps up to six for each page.
+MOST_CONNECTIONS = 128
 # To send a whole request, or to take what was sent.
 SLOW_S = 10.0
 START_S = 10.0

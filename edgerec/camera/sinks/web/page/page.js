@@ -31,8 +31,12 @@ const now = () => Date.now() / 1000 + clock;
 
 // --- results and states -------------------------------------------------------------------------
 
+let stream, heard = 0;
+
 function listen() {
-  const stream = new EventSource("events");
+  if (stream) stream.close();
+  stream = new EventSource("events");
+  heard = Date.now();
   stream.addEventListener("hello", (event) => {
     ({ labels, saves } = JSON.parse(event.data));
     story = [];
@@ -41,6 +45,7 @@ function listen() {
   });
   stream.addEventListener("news", (event) => {
     const news = JSON.parse(event.data);
+    heard = Date.now();
     clock = news.now_s - Date.now() / 1000;
     sources = news.sources;
     if (chosen >= sources.length) chosen = 0;
@@ -53,10 +58,17 @@ function listen() {
   stream.onerror = () => {
     linked = false;
     drawStage();
-    // A refusal (a token that changed, too many pages) ends the stream for good; a camera that comes back does not.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   };
 }
+
+// The camera says something every second. A line that was cut says nothing at all, not even that it was cut, and
+// a refusal (too many pages, another token) ends the stream for good: in both cases it is opened anew.
+setInterval(() => {
+  if (Date.now() - heard < 5000) return;
+  linked = false;
+  drawStage();
+  listen();
+}, 1000);
 
 function drawNews(news) {
   const source = sources[chosen];
@@ -211,7 +223,7 @@ async function watch() {
       continue;
     }
     try {
-      const reply = await fetch(`picture/${number}?after=${shownFrame}`);
+      const reply = await fetch(`picture/${number}?after=${shownFrame}`, { signal: AbortSignal.timeout(20000) });
       if (reply.status === 200) {
         const image = await createImageBitmap(await reply.blob());
         if (number === chosen) show(image, Number(reply.headers.get("X-Frame")));
