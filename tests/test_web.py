@@ -225,6 +225,23 @@ def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
     assert numbers == sorted(numbers)
 
 
+def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
+    now = [100.0]
+    shown = board.Board()
+    monkeypatch.setattr("edgerec.camera.sinks.web.board.time.monotonic", lambda: now[0])
+
+    def slow(_):
+        now[0] += 0.1
+        return b""
+
+    monkeypatch.setattr(board, "jpeg_of", slow)
+    while now[0] < 110:
+        shown.write(result(int(now[0] * 1000)))
+        shown.picture(0)
+        now[0] += 0.01
+    assert shown.encoded * 0.1 == pytest.approx(10 * board.MOST_LOAD, rel=0.1)
+
+
 def test_sources_stand_side_by_side(web):
     web.state(change("connecting", "yard"))
     web.write(result(3, 1, "yard", grey=200))

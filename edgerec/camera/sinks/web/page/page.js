@@ -24,7 +24,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 // All are equally bright, so that words can be read on each of them.
 const colour = (index) => index < 0 ? (dark.matches ? "#7b8794" : "#77828f")
   : `oklch(${dark.matches ? "0.76 0.13" : "0.54 0.15"} ${(258 + index * 137.508) % 360})`;
-const percent = (score) => `${(100 * score).toFixed(score < 0.0995 ? 1 : 0)} %`;
+const percent = (score) => `${(100 * score).toFixed(score >= 0.0005 && score < 0.0995 ? 1 : 0)} %`;
 const seconds = (s) => s < 60 ? `${Math.max(0, Math.floor(s))} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
 const hour = (s) => new Date(1000 * s).toLocaleTimeString([], { hour12: false });
 const now = () => Date.now() / 1000 + clock;
