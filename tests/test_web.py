@@ -221,7 +221,7 @@ def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
         shown.write(result(number))
         numbers.append(shown.picture(0).result.frame.index)
         now[0] += 0.01
-    assert shown.encoded in (14, 15)
+    assert 13 <= shown.encoded <= 16
     assert numbers == sorted(numbers)
 
 

@@ -79,7 +79,7 @@ class Page:
             shown = self._known(request.path_params["source"])
             if shown is not None and shown.result.frame.index != after:
                 return _jpeg(shown)
-            await asyncio.sleep(LOOK_S / 2)
+            await asyncio.sleep(LOOK_S / 4)
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:

@@ -127,7 +127,9 @@ class Board:
         if result is not None and (newest is None or (result is not newest.result and now >= channel.next_s)):
             newest = Shown(result, jpeg_of(result))
             channel.recent.append(newest)
-            channel.next_s = now + max(1 / PICTURES_PER_S, (time.monotonic() - now) / MOST_LOAD)
+            period_s = max(1 / PICTURES_PER_S, (time.monotonic() - now) / MOST_LOAD)
+            # From when it was due, not from when it was asked for: or 15 a second would become 10.
+            channel.next_s = max(channel.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
