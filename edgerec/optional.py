@@ -17,6 +17,8 @@ _NEEDED_BY = {
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),
+    "starlette": ("Starlette", "web"),
+    "uvicorn": ("uvicorn", "web"),
 }
 
 

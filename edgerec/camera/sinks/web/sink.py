@@ -1,0 +1,100 @@
+"""The sink behind the page."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from edgerec.camera.frame import Result
+from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, listen
+from edgerec.camera.sinks.web.album import Album
+from edgerec.camera.sinks.web.board import Board
+from edgerec.camera.states import StateChange
+from edgerec.errors import EdgerecError
+from edgerec.optional import require
+
+log = logging.getLogger(__name__)
+
+LEAST_TOKEN = 8
+
+
+class WebSink:
+    """Serves the page from when it is made until it is closed.
+
+    Attributes:
+        url: the page's address, with its token.
+        token: what visitors must know; None where everybody on this machine may look.
+        closed: False; the page never ends the camera.
+    """
+
+    def __init__(
+        self,
+        host: str = HOST,
+        port: int = PORT,
+        labels: Sequence[str] = (),
+        token: str | None = None,
+        save_dir: str | Path | None = None,
+    ) -> None:
+        """Listen and serve.
+
+        Args:
+            host: address to listen on. Any but this machine's own needs a token: one is made where none is given.
+            port: 0 takes any that is free.
+            labels: the bundle's, in the order of the outputs.
+            token: at least 8 characters.
+            save_dir: where labelled pictures go, as ``DIR/LABEL/….png``; None saves none.
+
+        Raises:
+            EdgerecError: the port is in use, the address is not this machine's, or the token is too short.
+            MissingExtraError: Starlette, uvicorn or OpenCV is not installed.
+        """
+        for module in ("starlette", "uvicorn", "cv2"):
+            require(module)
+        if token is not None and len(token) < LEAST_TOKEN:
+            raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
+        local = is_loopback(host)
+        self.closed = False
+        self.token = token if token is not None or local else secrets.token_urlsafe(24)
+        listener = listen(host, port)
+        port = listener.getsockname()[1]
+        self.url = link(host, port) + (f"?token={quote(self.token, safe='')}" if self.token else "")
+        self._board = Board()
+
+        from edgerec.camera.sinks.web.app import Page, page_file
+        from edgerec.camera.sinks.web.guard import Guard
+        from edgerec.camera.sinks.web.server import Server
+
+        album = Album(Path(save_dir), labels) if save_dir is not None else None
+        page = Page(self._board, labels, album).app()
+        names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if local else None
+        guard = Guard(page, token=self.token, names=names, port=port, door=page_file("door.html"))
+        self._server: Server | None = Server(guard, listener)
+        self._server.start()
+        log.info("the web page is at %s", self.url)
+
+    def __enter__(self) -> WebSink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, result: Result) -> None:
+        """Show one result; whoever looks takes the newest."""
+        self._board.write(result)
+
+    def state(self, change: StateChange) -> None:
+        """Show one change of state."""
+        self._board.state(change)
+
+    def close(self) -> None:
+        """Stop the server and its thread, within a second."""
+        self._board.closed = True
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
