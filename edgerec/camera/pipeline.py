@@ -49,6 +49,10 @@ class Camera:
 
     A live source that is lost is connected again, for ever unless ``patience`` ends; of a file nothing is dropped.
 
+    Attributes:
+        manifest: the bundle's, with what was changed for this camera.
+        live: whether one of the sources is.
+
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
     ...         print(result.classification.label, result.age_ms)
@@ -62,8 +66,10 @@ class Camera:
         view: View | None = None,
         patience: Patience | None = None,
     ) -> None:
+        self.manifest = classifier.manifest
+        self.live = any(address.live for address in addresses)
         self._classifier = classifier
-        self._live = any(address.live for address in addresses)
+        self._answered, self._workers = 0, list[SinkWorker]()
         self._feeds = Feeds(addresses, patience)
         labels, spec = classifier.manifest.labels, classifier.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
@@ -108,6 +114,16 @@ class Camera:
         classifier = Classifier(opened, threads=threads, **options)
         return cls(classifier, addresses, view=view, patience=patience)
 
+    @property
+    def report(self) -> RunReport:
+        """What was done so far; may be asked from another thread."""
+        return RunReport(
+            self._answered,
+            self._feeds.overtaken,
+            dict(self._choice.skipped),
+            {worker.name: worker.dropped for worker in self._workers if worker.dropped},
+        )
+
     def __enter__(self) -> Camera:
         self._stack.enter_context(self._feeds)
         self._entered = True
@@ -140,31 +156,27 @@ class Camera:
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
         one has a thread of its own.
         """
-        answered = 0
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
-        workers = [SinkWorker(sink, lossless=not self._live) for sink in sinks if not getattr(sink, "inline", False)]
+        threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
+        workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]
         try:
             for event in self.events():
                 for worker in workers:
                     worker.put(event)
                 for sink in inline:
                     sink.state(event) if isinstance(event, StateChange) else sink.write(event)
-                answered += isinstance(event, Result)
-                if answered == max_frames or any(s.closed for s in workers) or any(s.closed for s in inline):
+                enough = isinstance(event, Result) and self._answered == max_frames
+                if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
         finally:
             for worker in workers:
                 worker.close()
             for sink in inline:
                 sink.close()
-        return RunReport(
-            answered,
-            self._feeds.overtaken,
-            dict(self._choice.skipped),
-            {worker.name: worker.dropped for worker in workers if worker.dropped},
-        )
+        return self.report
 
     def _answer(self, frame: Frame) -> Result:
         answer = self._classifier.classify(frame.image)
+        self._answered += 1
         decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
         return Result(frame, answer, time.monotonic(), decision)

@@ -25,6 +25,7 @@ from edgerec.cli import (
     train,
     verify,
 )
+from edgerec.cli.sinks import CameraCommand
 from edgerec.errors import EdgerecError
 
 
@@ -88,10 +89,10 @@ for command in (
     import_.import_,
     verify.verify,
     predict.predict,
-    camera.camera,
     benchmark.benchmark,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("camera", cls=CameraCommand)(camera.camera)
 app.add_typer(calibration.app, name="calibration")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import chatter
+from edgerec.cli.sinks import Wanted, open_sinks
 
 if TYPE_CHECKING:
-    from edgerec.camera.sinks import Sink
     from edgerec.camera.view import View
 
 
@@ -28,6 +27,26 @@ def camera(
     ),
     headless: bool = typer.Option(False, "--headless", help="No window: one line per frame."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per frame and change of state."),
+    csv: Path | None = typer.Option(None, help="Write a row per frame into this table."),
+    video: Path | None = typer.Option(None, help="Write the frames with their answers into this .mp4 or .avi."),
+    save: str = typer.Option("", help="Save pictures: low-confidence, changes or all."),
+    save_dir: Path | None = typer.Option(None, help="Folder for them: FOLDER/LABEL/….jpg, as edgerec train takes it."),
+    save_max: str = typer.Option("500MB", help="Room for them; the oldest go first."),
+    mqtt: str = typer.Option(
+        "", metavar="URL", help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX; the password from EDGEREC_MQTT_PASSWORD."
+    ),
+    webhook: str = typer.Option("", metavar="URL", help="POST each new decision as JSON."),
+    metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9100]"),
+    web: str = typer.Option(
+        "", metavar="[HOST:PORT]", help="A web page with the live picture. [default: 127.0.0.1:8000]"
+    ),
+    web_token: str | None = typer.Option(
+        None, envvar="EDGEREC_WEB_TOKEN", help="The page's token, 8 characters or more. [default: made and printed]"
+    ),
+    web_save: Path | None = typer.Option(
+        None, help="Folder for the pictures that people label on the page: FOLDER/LABEL/….png."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the table and the video."),
     max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number, or measures once."),
@@ -61,7 +80,6 @@ def camera(
 ) -> None:
     """Classify cameras, videos or folders in real time; q or Ctrl-C ends. A stream that is lost is connected again."""
     from edgerec.camera.pipeline import Camera
-    from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
     from edgerec.camera.states import Patience
     from edgerec.contract.recipe import parse_assignment
 
@@ -76,24 +94,33 @@ def camera(
         fallback=fallback,
         threshold=threshold,
         decision=dict(parse_assignment(text) for text in decision),
-        wanted=_wanted(size, rate, pixel_format),
+        wanted=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
         patience=Patience(give_up_s=give_up_after),
     )
+    wanted = Wanted(
+        headless=headless,
+        json=json,
+        csv=csv,
+        video=video,
+        save=save,
+        save_dir=save_dir,
+        save_max=save_max,
+        mqtt=mqtt,
+        webhook=webhook,
+        metrics=metrics,
+        web=web,
+        web_token=web_token,
+        web_save=web_save,
+        overwrite=overwrite,
+    )
     with ExitStack() as stack, suppress(KeyboardInterrupt):
-        sinks: list[Sink] = [JsonLines(sys.stdout)] if json else []
-        sinks.append(StateLines(sys.stderr))
-        if not headless:
-            from edgerec.camera.sinks.window import Window
-
-            sinks.append(stack.enter_context(Window()))
-        elif not json:
-            sinks.append(TextLines(sys.stdout))
+        sinks = open_sinks(wanted, live, stack)
         stack.enter_context(live)
         live.run(sinks, max_frames)
 
 
-def _wanted(size: str | None, rate: float, pixel_format: str) -> Any:
+def _format(size: str | None, rate: float, pixel_format: str) -> Any:
     from edgerec.camera.sources import CaptureFormat
 
     width, _, height = (size or "0x0").lower().partition("x")
