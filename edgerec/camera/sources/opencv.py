@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerec.camera.sources import CaptureFormat
+from edgerec.camera.sources import CaptureFormat, without_password
 from edgerec.contract.preprocess import Image
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
-TIMEOUT_MS = 10_000
+OPEN_MS = 10_000
+# FFmpeg over RTSP tries twice before it gives up: from a peer that went silent, it comes back after the double.
+READ_MS = 5_000
 
 
 class OpenCVSource:
@@ -59,7 +61,7 @@ class OpenCVSource:
     def stream(cls, url: str) -> OpenCVSource:
         """An RTSP or HTTP address."""
         cv2 = require("cv2")
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         capture = _open(url, cv2.CAP_FFMPEG, limits)
         name = without_password(url)
         if capture is None:
@@ -93,16 +95,27 @@ class OpenCVSource:
         self._capture.release()
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown and logged."""
-    return re.sub(r"://[^/@]*@", "://", url)
-
-
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:
     cv2 = require("cv2")
-    with captured_stderr():  # we say in one line why it does not open; OpenCV takes ten
-        capture = cv2.VideoCapture(device, backend, parameters or [])
+    _prepare(cv2)
+    capture = cv2.VideoCapture(device, backend, parameters or [])
     if capture.isOpened():
         return capture
     capture.release()
     return None
+
+
+_prepared = threading.Lock()
+# OpenCV hands these to FFmpeg. A packet that was cut off would come out as a torn picture; RTSP over UDP tears, too.
+_FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
+# We say in one line why something does not open; OpenCV and FFmpeg take ten, and more while a stream is disturbed.
+_QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
+
+
+def _prepare(cv2: Any) -> None:
+    """What OpenCV reads from the environment, unless the person has set it; at the first opening, not at import."""
+    with _prepared:
+        for name, value in (_FFMPEG | _QUIET).items():
+            os.environ.setdefault(name, value)
+        if "OPENCV_LOG_LEVEL" not in os.environ:
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
