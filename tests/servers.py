@@ -214,7 +214,10 @@ def rtsp_missing() -> str:
         "raise SystemExit(not all(map(Gst.ElementFactory.find, ('x264enc', 'pngdec', 'rtph264pay', 'multifilesrc'))))"
     )
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        if subprocess.run(["/usr/bin/python3", "-c", code], capture_output=True, timeout=30, check=False).returncode == 0:
+        if (
+            subprocess.run(["/usr/bin/python3", "-c", code], capture_output=True, timeout=30, check=False).returncode
+            == 0
+        ):
             return ""
     return (
         "no RTSP server (apt install python3-gst-1.0 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import select
@@ -38,8 +39,8 @@ class HttpStream:
         Raises:
             SourceError: nobody answers in time, or with something else than 200.
         """
-        self._name, self._socket = without_password(url), None
-        self.deadline_s = 0.0
+        self._name, self.deadline_s = without_password(url), 0.0
+        self._socket: socket.socket | None = None
         try:
             self._response = self._open(url)
         except SourceError:
@@ -81,15 +82,13 @@ class HttpStream:
         """Whether the next bytes are there already."""
         if self._socket is None:
             return False
-        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0 or _readable(self._socket)
+        return (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0) or _readable(self._socket)
 
     def interrupt(self) -> None:
         """From another thread: a read that waits ends at once."""
         if self._socket is not None:
-            try:
+            with contextlib.suppress(OSError):  # the peer was quicker
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the peer was quicker
-                pass
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -126,9 +125,10 @@ class HttpStream:
         if at.scheme not in ("http", "https") or not at.hostname:
             raise SourceError(f"{self._name} leads to {at.scheme}://, which is no web address")
         port = at.port or (443 if at.scheme == "https" else 80)
-        self._socket = socket.create_connection((at.hostname, port), CONNECT_S)
+        connected = self._socket = socket.create_connection((at.hostname, port), CONNECT_S)
         if at.scheme == "https":
-            self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=at.hostname)
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.hostname)
+            self._socket = connected
         lines = [
             f"GET {_path(at)} HTTP/1.1",
             f"Host: {at.hostname if ':' not in at.hostname else f'[{at.hostname}]'}:{port}",
@@ -137,9 +137,9 @@ class HttpStream:
             "Connection: close",
             *([f"Authorization: {authorization}"] if authorization else []),
         ]
-        self._socket.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
+        connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
         self.deadline_s = time.monotonic() + ANSWER_S
-        response = http.client.HTTPResponse(_Reader(self, self._socket), method="GET")  # type: ignore[arg-type]
+        response = http.client.HTTPResponse(_Reader(self, connected), method="GET")  # type: ignore[arg-type]
         response.begin()
         return response
 

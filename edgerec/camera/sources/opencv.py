@@ -81,7 +81,7 @@ class OpenCVSource:
         count, cv2 = 0, require("cv2")
         while True:
             ok, image = self._capture.read()
-            if not ok or image is None:
+            if not ok or image is None or not image.size:
                 break
             count += 1
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB), self.name
@@ -97,7 +97,7 @@ class OpenCVSource:
 
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:
     cv2 = require("cv2")
-    _prepare(cv2)
+    prepare(cv2)
     capture = cv2.VideoCapture(device, backend, parameters or [])
     if capture.isOpened():
         return capture
@@ -112,7 +112,7 @@ _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discar
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
-def _prepare(cv2: Any) -> None:
+def prepare(cv2: Any) -> None:
     """What OpenCV reads from the environment, unless the person has set it; at the first opening, not at import."""
     with _prepared:
         for name, value in (_FFMPEG | _QUIET).items():
