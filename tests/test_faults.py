@@ -19,9 +19,9 @@ import pytest
 
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
-from edgerec.camera.sources import Address, find_source, open_source
-from edgerec.camera.sources.mjpeg import JpegSplitter
-from edgerec.camera.sources.opencv import OpenCVSource
+from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source
+from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
+from edgerec.camera.sources.opencv import OpenCVSource, programs_using
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests import servers
@@ -411,6 +411,8 @@ def test_splitter_survives_anything():
         for found in splitter.feed(bytes(stream)):
             assert found[:2] == b"\xff\xd8"
             assert found[-2:] == b"\xff\xd9"
+            image = decoded(cv2, found)
+            assert image is None or image.size
 
 
 def test_a_video_that_ends_in_the_middle_of_a_frame(tmp_path):
@@ -462,6 +464,41 @@ def test_a_device_that_is_not_there_ends_at_once():
     assert "does not open" in str(camera.errors[0])
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells who uses a file")
+def test_who_uses_a_camera_is_named(tmp_path):
+    device = tmp_path / "video0"
+    device.write_bytes(b"")
+    assert programs_using(device) == []
+    code = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(device)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        (user,) = programs_using(device)
+        assert user.endswith(f"(process {process.pid})")
+        with pytest.raises(SourceError, match=r"is in use by .*python.* \(process \d+\)"):
+            open_device_of(device)
+        process.stdin.close()
+
+
+def open_device_of(path):
+    """As a device, whatever it is."""
+    return OpenCVSource.camera(str(path), CaptureFormat())
+
+
+def test_back_within_seconds_after_a_long_absence():
+    """With the patience that people get: away for longer than the longest pause between two attempts."""
+    with MjpegServer() as server, watch(server, Patience()) as camera:
+        camera.live_again("first")
+        known = len(camera.changes)
+        server.kill()
+        camera.wait_until(State.LOST, known)
+        wait_for(lambda: camera.states()[known:].count("lost") >= 5, 30)
+        server.start()
+        camera.live_again("after a long absence")
+    camera.assert_only_served()
+
+
 def test_nothing_of_ffmpeg_reaches_the_terminal(tmp_path):
     """Streams that fail in every way, read in a process of its own: it writes nothing but what we print."""
     path = tmp_path / "torn.avi"
@@ -499,6 +536,48 @@ print(json.dumps(said))
     counted, *said = json.loads(done.stdout)
     assert counted > 3
     assert all("does not open" in text for text in said), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause_s", [60, 1])
+def test_ffmpeg_s_own_timeouts_hold(tmp_path, pause_s):
+    """What we do not read ourselves: a peer that sends half and then nothing, or a byte a second."""
+    path = tmp_path / "numbers.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
+    for number in range(20):
+        writer.write(picture(number))
+    writer.release()
+    content = path.read_bytes()
+
+    def script(peer):
+        peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: video/x-msvideo\r\n\r\n" + content[:11_000])
+        for byte in content[11_000:]:
+            peer.send(bytes([byte]))
+            peer.wait(pause_s)
+
+    with MjpegServer(script) as server:
+        source, seen, began = open_source(server.url), [], time.monotonic()
+        with pytest.raises(SourceError, match="stopped giving pictures"):
+            seen.extend(number_of(image) for image, _ in source.images())
+        source.close()
+    assert time.monotonic() - began < 30
+    assert seen == list(range(len(seen)))
+    assert seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause_s", [60, 1])
+def test_an_rtsp_peer_that_only_takes_the_call(pause_s):
+    def script(peer):
+        for byte in b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nX: " + b"x" * 60:
+            peer.wait(pause_s)
+            peer.send(bytes([byte]))
+
+    with MjpegServer(script) as server:
+        began = time.monotonic()
+        with pytest.raises(SourceError, match="does not open"):
+            open_source(server.url.replace("http", "rtsp"))
+        assert time.monotonic() - began < 30
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,44 @@ def test_a_video_without_frames_is_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+_RUN = """
+import signal, sys, contextlib, types
+import numpy as np
+from edgerec.camera.pipeline import Camera
+from edgerec.camera.sinks.saver import SavedPictures, SaveSpec
+from edgerec.camera.sinks.table import Table
+from edgerec.camera.sinks.video import VideoFile
+from edgerec.camera.sources import find_source
+from edgerec.contract.decision import DecisionSpec, decide
+labels, spec = ("cat", "dog"), DecisionSpec()
+manifest = types.SimpleNamespace(decision=spec, labels=labels)
+answer = decide(np.array([0.3, 0.7], np.float32), labels, spec)
+classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+folder = sys.argv[1]
+saver = SavedPictures(folder + "/saved", SaveSpec("all", reserve_bytes=0))
+sinks = [Table(folder + "/out.csv"), VideoFile(folder + "/out.mp4", fps=30), VideoFile(folder + "/out.avi"), saver]
+with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextlib.suppress(KeyboardInterrupt):
+    camera.run(sinks)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_everything_is_finished_by_a_signal(tmp_path, how):
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(saved(tmp_path / "saved")) > 20, 60)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (0, "")
+    assert len(rows(tmp_path / "out.csv")) > 20
+    for name in ("out.mp4", "out.avi"):
+        assert len(read_video(tmp_path / name)[0]) > 10
+    assert not list(tmp_path.rglob(".*"))
+
+
 # Saved pictures
 
 

@@ -133,6 +133,8 @@ class _Feed:
             connection.last_s, connection.count = grabbed_s, connection.count + 1
             if self.state is not State.LIVE:
                 self._set(State.LIVE, connection.formats())
+            passed = connection.passed()
+            self._count, self.overtaken = self._count + passed, self.overtaken + passed
             if self.address.live and self._frames:
                 self._frames.clear()
                 self.overtaken += 1
@@ -217,7 +219,7 @@ class _Connection:
         self.error: Exception | None = None
         self._feed = feed
         self._source: Source | None = None
-        self._unwanted = False
+        self._unwanted, self._passed = False, 0
         self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
         self.thread.start()
 
@@ -225,6 +227,11 @@ class _Connection:
         """What a live source gives, and what it was asked for where that is something else."""
         address = self._feed.address
         return _formats(self._source.format, address.wanted) if self._source and address.live else ""
+
+    def passed(self) -> int:
+        """How many pictures the source itself has left out for newer ones, since the last call."""
+        before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
+        return self._passed - before
 
     def interrupt(self) -> None:
         """From another thread: nobody wants more pictures; what waits for one ends, where the source can do that."""

@@ -38,7 +38,7 @@ class Source(Protocol):
     """An opened source. ``format`` is what it really gives, as far as it tells; complete with the first picture.
 
     One that can be woken from another thread while it waits has a method ``interrupt()`` as well, which makes
-    ``images`` end.
+    ``images`` end. One that leaves out pictures for newer ones counts them in an attribute ``overtaken``.
     """
 
     @property

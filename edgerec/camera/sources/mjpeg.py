@@ -47,22 +47,28 @@ def open_web(url: str) -> Source:
 
 
 class MjpegSource:
-    """An MJPEG stream whose head was read. ``format`` has a size from the first picture on."""
+    """An MJPEG stream whose head was read. ``format`` has a size from the first picture on.
+
+    Attributes:
+        overtaken: how many whole pictures were not decoded, because newer ones had come already.
+    """
 
     def __init__(self, stream: HttpStream, name: str) -> None:
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
+        self.overtaken = 0
+        self._came = 0
         self._stream = stream
-        self._splitter = JpegSplitter(b"--" + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
+        # A short one may stand in a picture by chance, unless it has a line of its own.
+        line = b"\r\n--" if len(stream.boundary) < 4 else b"--"
+        self._splitter = JpegSplitter(line + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Each whole picture, the newest when several have come; raises :class:`SourceError` when no more come."""
-        cv2, count = require("cv2"), 0
+        cv2 = require("cv2")
         while True:
-            jpeg = self._newest(count)
-            image = _decoded(cv2, jpeg)
+            image = decoded(cv2, self._newest())
             if image is None:  # whole, but of no kind that OpenCV knows
                 continue
-            count += 1
             self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
             yield image, self.name
 
@@ -74,26 +80,30 @@ class MjpegSource:
         """Let go of the connection."""
         self._stream.close()
 
-    def _newest(self, count: int) -> bytes:
-        stream, newest, until_s = self._stream, None, 0.0
+    def _newest(self) -> bytes:
+        before, stream, newest, until_s = self._came, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + PICTURE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
             try:
                 chunk = stream.read()
             except TimeoutError:
-                raise SourceError(f"{self.name} gave no whole picture for {PICTURE_S:g} s, after {count}") from None
+                raise SourceError(
+                    f"{self.name} gave no whole picture for {PICTURE_S:g} s, after {self._came}"
+                ) from None
             except OSError as error:
-                raise SourceError(f"{self.name} broke off after {count} pictures: {error}") from None
+                raise SourceError(f"{self.name} broke off after {self._came} pictures: {error}") from None
             if not chunk:
                 if newest is not None:
-                    return newest
-                raise SourceError(f"{self.name} stopped giving pictures after {count}: is it still connected?")
+                    break
+                raise SourceError(f"{self.name} stopped giving pictures after {self._came}: is it still connected?")
             found = self._splitter.feed(chunk)
             if self._splitter.waiting > MOST_BYTES:
                 raise SourceError(f"{self.name} sends a picture without an end: more than {MOST_BYTES >> 20} MB")
             if found and newest is None:
                 until_s = time.monotonic() + _OVERTAKE_S
             newest = found[-1] if found else newest
+            self._came += len(found)
+        self.overtaken += self._came - before - 1
         return newest
 
 
@@ -177,7 +187,8 @@ def _sensible(data: bytearray, at: int) -> bool:
     return 0 < width * height <= MOST_PIXELS
 
 
-def _decoded(cv2: Any, jpeg: bytes) -> Image | None:
+def decoded(cv2: Any, jpeg: bytes) -> Image | None:
+    """The picture, uint8 ``(H, W, 3)`` RGB, or None when OpenCV cannot read it."""
     try:
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:

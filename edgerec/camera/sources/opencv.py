@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ class OpenCVSource:
         """The camera with that index, or device file."""
         capture = _open(device)
         if capture is None:
+            path = f"/dev/video{device}" if isinstance(device, int) else device
+            if users := programs_using(path):
+                raise SourceError(f"camera {device} is in use by {', '.join(users)}: end that, or take another camera")
             found = sorted(str(path) for path in Path("/dev").glob("video*"))
             there = f"the system has {', '.join(found)}" if found else "the system shows no camera"
             raise SourceError(
@@ -93,6 +97,22 @@ class OpenCVSource:
     def close(self) -> None:
         """Release the device or file."""
         self._capture.release()
+
+
+def programs_using(path: str | Path) -> list[str]:
+    """The other programs that hold a file or device open, as ``name (process 123)``, as far as Linux tells us."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        process = link.parts[2]
+        with contextlib.suppress(OSError):
+            if process != str(os.getpid()) and os.path.samestat(link.stat(), wanted):
+                name = Path("/proc", process, "comm").read_text().strip()
+                found.add(f"{name} (process {process})")
+    return sorted(found)
 
 
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:
