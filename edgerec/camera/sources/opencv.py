@@ -138,4 +138,5 @@ def prepare(cv2: Any) -> None:
         for name, value in (_FFMPEG | _QUIET).items():
             os.environ.setdefault(name, value)
         if "OPENCV_LOG_LEVEL" not in os.environ:
-            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            # It moved from OpenCV 4 to 5; 0 is silent.
+            (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
