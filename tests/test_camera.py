@@ -22,8 +22,7 @@ from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.sources import Address, CaptureFormat, open_source
-from edgerec.camera.sources.opencv import without_password
+from edgerec.camera.sources import Address, CaptureFormat, open_source, without_password
 from edgerec.camera.states import Patience, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
@@ -313,6 +312,7 @@ def test_source_that_is_no_video(bundle, tmp_path):
     with pytest.raises(SourceError, match="no pictures"):
         open_source(str(tmp_path / "empty"))
     assert without_password("rtsp://a:b@c/d") == "rtsp://c/d"
+    assert without_password("rtsp://a:b@b@c/d@e") == "rtsp://c/d@e"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dataclasses import astuple
 from types import TracebackType
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.sources import Address, CaptureFormat
+from edgerec.camera.sources import Address, CaptureFormat, Source
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
@@ -50,7 +50,7 @@ class Feeds:
     ) -> None:
         with self._changed:
             for feed in self._feeds:
-                feed.stopped = True
+                feed.stop()
             self._changed.notify_all()
         deadline = time.monotonic() + JOIN_S
         for feed in self._feeds:
@@ -104,6 +104,12 @@ class _Feed:
     def start(self) -> None:
         self._thread.start()
 
+    def stop(self) -> None:
+        """No more of it; what waits for a picture ends."""
+        self.stopped = True
+        if self._connection is not None:
+            self._connection.interrupt()
+
     def join(self, deadline: float) -> None:
         """Without the lock: wait for the threads; one that hangs in a driver ends with the process."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -126,7 +132,9 @@ class _Feed:
                 return False
             connection.last_s, connection.count = grabbed_s, connection.count + 1
             if self.state is not State.LIVE:
-                self._set(State.LIVE, connection.format)
+                self._set(State.LIVE, connection.formats())
+            passed = connection.passed()
+            self._count, self.overtaken = self._count + passed, self.overtaken + passed
             if self.address.live and self._frames:
                 self._frames.clear()
                 self.overtaken += 1
@@ -183,6 +191,7 @@ class _Feed:
             if left_s is not None and left_s <= 0:
                 self._hung.append(connection)
                 self._connection = None
+                connection.interrupt()
                 return SourceError(
                     f"{name} gave no picture for {silent_s:.1f} s: is it still connected, and not in use elsewhere?"
                 )
@@ -207,20 +216,35 @@ class _Connection:
 
     def __init__(self, feed: _Feed) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
-        self.format = ""
         self.error: Exception | None = None
         self._feed = feed
+        self._source: Source | None = None
+        self._unwanted, self._passed = False, 0
         self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
         self.thread.start()
+
+    def formats(self) -> str:
+        """What a live source gives, and what it was asked for where that is something else."""
+        address = self._feed.address
+        return _formats(self._source.format, address.wanted) if self._source and address.live else ""
+
+    def passed(self) -> int:
+        """How many pictures the source itself has left out for newer ones, since the last call."""
+        before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
+        return self._passed - before
+
+    def interrupt(self) -> None:
+        """From another thread: nobody wants more pictures; what waits for one ends, where the source can do that."""
+        self._unwanted = True
+        if interrupt := getattr(self._source, "interrupt", None):
+            interrupt()
 
     def _read(self) -> None:
         error: Exception | None = None
         try:
-            source = self._feed.address.open()
-            if self._feed.address.live:
-                self.format = _formats(source.format, self._feed.address.wanted)
+            source = self._source = self._feed.address.open()
             try:
-                for image, name in source.images():
+                for image, name in source.images() if not self._unwanted else ():
                     if not self._feed.offer(self, image, name):
                         break
             finally:
@@ -231,6 +255,5 @@ class _Connection:
 
 
 def _formats(got: CaptureFormat, wanted: CaptureFormat) -> str:
-    """What a source gives, and what it was asked for where that is something else."""
     other = any(want and want != have for want, have in zip(astuple(wanted), astuple(got), strict=True))
     return f"{got}{f' (asked for {wanted})' if other else ''}"

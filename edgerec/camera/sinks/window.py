@@ -84,8 +84,8 @@ class FrameRate:
         return 1 / self._period_s if self._period_s else 0.0
 
 
-def overlay(result: Result, fps: float) -> Image:
-    """The frame's picture, uint8 RGB, with a bar of label, score and frames per second under it."""
+def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
+    """The frame's picture, uint8 RGB, with a bar of label, score, frames per second and ``hint`` under it."""
     cv2 = require("cv2")
     image = result.frame.image
     if image.shape[0] < LEAST_HEIGHT_PX:
@@ -95,6 +95,6 @@ def overlay(result: Result, fps: float) -> Image:
     answer = result.decision or result.classification
     text = f"{answer.label}  {answer.score:.0%}"
     cv2.putText(bar, text, (10, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
-    small = f"{fps:.0f} frames/s   {result.age_ms:.0f} ms   q ends"
+    small = f"{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
     cv2.putText(bar, small, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
     return np.vstack([image, bar])

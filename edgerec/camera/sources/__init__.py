@@ -35,7 +35,11 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """An opened source. ``format`` is what it really gives, as far as it tells."""
+    """An opened source. ``format`` is what it really gives, as far as it tells; complete with the first picture.
+
+    One that can be woken from another thread while it waits has a method ``interrupt()`` as well, which makes
+    ``images`` end. One that leaves out pictures for newer ones counts them in an attribute ``overtaken``.
+    """
 
     @property
     def format(self) -> CaptureFormat: ...
@@ -86,7 +90,7 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         SourceError: nothing understands it, or the file does not exist.
     """
     from edgerec.camera.sources.files import FolderSource
-    from edgerec.camera.sources.opencv import OpenCVSource, without_password
+    from edgerec.camera.sources.opencv import OpenCVSource
     from edgerec.camera.sources.picamera import PicameraSource
     from edgerec.camera.sources.synthetic import SyntheticSource
 
@@ -101,7 +105,9 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
-    if scheme in ("rtsp", "rtsps", "http", "https") and rest.startswith("//"):
+    if scheme in ("http", "https") and rest.startswith("//"):
+        return Address(without_password(uri), True, True, lambda: _web(uri))
+    if scheme in ("rtsp", "rtsps") and rest.startswith("//"):
         return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
     path = Path(uri)
     if path.is_dir():
@@ -116,6 +122,17 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         "expected a camera (0, /dev/video0, picamera2:0), a stream (rtsp://…, http://…), a video file, a folder of "
         "pictures, or synthetic:640x480@30"
     )
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown and logged."""
+    return re.sub(r"://[^/?#]*@", "://", url)
+
+
+def _web(url: str) -> Source:
+    from edgerec.camera.sources.mjpeg import open_web
+
+    return open_web(url)
 
 
 def open_source(uri: str) -> Source:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerec.camera.sources import CaptureFormat
+from edgerec.camera.sources import CaptureFormat, without_password
 from edgerec.contract.preprocess import Image
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
-TIMEOUT_MS = 10_000
+OPEN_MS = 10_000
+# FFmpeg over RTSP tries twice before it gives up: from a peer that went silent, it comes back after the double.
+READ_MS = 5_000
 
 
 class OpenCVSource:
@@ -38,6 +41,9 @@ class OpenCVSource:
         """The camera with that index, or device file."""
         capture = _open(device)
         if capture is None:
+            path = f"/dev/video{device}" if isinstance(device, int) else device
+            if users := programs_using(path):
+                raise SourceError(f"camera {device} is in use by {', '.join(users)}: end that, or take another camera")
             found = sorted(str(path) for path in Path("/dev").glob("video*"))
             there = f"the system has {', '.join(found)}" if found else "the system shows no camera"
             raise SourceError(
@@ -59,7 +65,7 @@ class OpenCVSource:
     def stream(cls, url: str) -> OpenCVSource:
         """An RTSP or HTTP address."""
         cv2 = require("cv2")
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         capture = _open(url, cv2.CAP_FFMPEG, limits)
         name = without_password(url)
         if capture is None:
@@ -79,7 +85,7 @@ class OpenCVSource:
         count, cv2 = 0, require("cv2")
         while True:
             ok, image = self._capture.read()
-            if not ok or image is None:
+            if not ok or image is None or not image.size:
                 break
             count += 1
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB), self.name
@@ -93,16 +99,44 @@ class OpenCVSource:
         self._capture.release()
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown and logged."""
-    return re.sub(r"://[^/@]*@", "://", url)
+def programs_using(path: str | Path) -> list[str]:
+    """The other programs that hold a file or device open, as ``name (process 123)``, as far as Linux tells us."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        process = link.parts[2]
+        with contextlib.suppress(OSError):
+            if process != str(os.getpid()) and os.path.samestat(link.stat(), wanted):
+                name = Path("/proc", process, "comm").read_text().strip()
+                found.add(f"{name} (process {process})")
+    return sorted(found)
 
 
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:
     cv2 = require("cv2")
-    with captured_stderr():  # we say in one line why it does not open; OpenCV takes ten
-        capture = cv2.VideoCapture(device, backend, parameters or [])
+    prepare(cv2)
+    capture = cv2.VideoCapture(device, backend, parameters or [])
     if capture.isOpened():
         return capture
     capture.release()
     return None
+
+
+_prepared = threading.Lock()
+# OpenCV hands these to FFmpeg. A packet that was cut off would come out as a torn picture; RTSP over UDP tears, too.
+_FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
+# We say in one line why something does not open; OpenCV and FFmpeg take ten, and more while a stream is disturbed.
+_QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
+
+
+def prepare(cv2: Any) -> None:
+    """What OpenCV reads from the environment, unless the person has set it; at the first opening, not at import."""
+    with _prepared:
+        for name, value in (_FFMPEG | _QUIET).items():
+            os.environ.setdefault(name, value)
+        if "OPENCV_LOG_LEVEL" not in os.environ:
+            # It moved from OpenCV 4 to 5; 0 is silent.
+            (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)

@@ -1,0 +1,124 @@
+"""Results as a table in a CSV file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgerec.camera.frame import Result
+from edgerec.camera.states import StateChange
+from edgerec.errors import EdgerecError, OutputExistsError
+
+COLUMNS = (
+    "captured_s",
+    "source",
+    "frame",
+    "age_ms",
+    "label",
+    "index",
+    "score",
+    "decision",
+    "decision_score",
+    "changed",
+)
+Existing = Literal["refuse", "overwrite", "append"]
+
+
+class Table:
+    """One row for each result, under a header; ``captured_s`` is Unix time, scores are in [0, 1].
+
+    Each row is handed to the system whole, and at once: whatever ends the process, the file has whole rows only.
+    """
+
+    closed = False
+
+    def __init__(self, path: str | Path, existing: Existing = "refuse") -> None:
+        """Create the file and write the header.
+
+        Args:
+            path: where.
+            existing: what to do with a file that is there: refuse, overwrite it, or append to a table of the same
+                columns, as a service that is started again wants.
+
+        Raises:
+            OutputExistsError: a file is there, and ``existing`` refuses.
+            EdgerecError: it cannot be written, or is another table than the one to append to.
+        """
+        if existing not in get_args(Existing):
+            raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
+        self._path = Path(path)
+        how = {"refuse": os.O_EXCL, "overwrite": os.O_TRUNC, "append": 0}[existing]
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | how)
+        except FileExistsError:
+            raise OutputExistsError(f"{path} exists: give another name, or overwrite it, or append to it") from None
+        except OSError as error:
+            raise EdgerecError(f"{path} cannot be written: {error.strerror}") from None
+        try:
+            self._begin()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def write(self, result: Result) -> None:
+        """Write one row; raises :class:`EdgerecError` when it cannot be, and leaves no half of it."""
+        answer, decision = result.classification, result.decision
+        said = result.to_dict()
+        decided: list[Any] = ["", "", ""]
+        if decision is not None:
+            decided = [decision.label, f"{decision.score:.4f}", int(decision.changed)]
+        self._row(
+            [
+                f"{said['captured_s']:.6f}",
+                result.frame.source,
+                result.frame.index,
+                f"{result.age_ms:.3f}",
+                answer.label,
+                answer.index,
+                f"{answer.score:.4f}",
+                *decided,
+            ]
+        )
+
+    def state(self, change: StateChange) -> None:
+        """States are no results."""
+
+    def close(self) -> None:
+        """See to it that the rows are on the disk."""
+        with contextlib.suppress(OSError):  # a pipe or a device
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def _begin(self) -> None:
+        header = _line(COLUMNS)
+        there = os.pread(self._file, len(header), 0) if os.fstat(self._file).st_size else b""
+        if there and there != header:
+            raise EdgerecError(
+                f"{self._path} is not a table that edgerec camera wrote with these columns: give another name"
+            )
+        if not there:
+            self._row(COLUMNS)
+        elif os.pread(self._file, 1, os.fstat(self._file).st_size - 1) != b"\n":  # the power went in mid-row
+            os.write(self._file, b"\n")
+
+    def _row(self, values: Sequence[Any]) -> None:
+        line, before = _line(values), os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise EdgerecError(f"{self._path}: {error.strerror}") from None
+        if written < len(line):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise EdgerecError(f"{self._path}: no space for a row")
+
+
+def _line(values: Sequence[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "replace")

@@ -1,0 +1,206 @@
+"""A GET whose every step has a deadline: a peer that goes silent, or gives a byte a second, holds nobody up."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import io
+import select
+import socket
+import ssl
+import time
+from types import TracebackType
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from edgerec.camera.sources import without_password
+from edgerec.errors import SourceError
+
+# Shorter than TCP's fourth try at 7 s: a peer that comes back is asked anew instead of waited for.
+CONNECT_S = 4.0
+ANSWER_S = 6.0
+MOST_HOPS = 5
+_CHUNK = 1 << 16
+
+
+class HttpStream:
+    """The body of a GET, as it comes.
+
+    Attributes:
+        content_type: of the answer, in small letters, without parameters.
+        boundary: of a multipart answer, without the dashes in front; empty where none is told.
+        deadline_s: monotonic time by which the next bytes must be there; :meth:`read` raises TimeoutError after it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Connect, and read the answer's head; passwords stand in the URL, redirections are followed.
+
+        Raises:
+            SourceError: nobody answers in time, or with something else than 200.
+        """
+        self._name, self.deadline_s = without_password(url), 0.0
+        self._socket: socket.socket | None = None
+        try:
+            self._response = self._open(url)
+        except SourceError:
+            self.close()
+            raise
+        except ssl.SSLCertVerificationError as error:
+            self.close()
+            raise SourceError(
+                f"{self._name} has a certificate that is not trusted ({error.verify_message}): "
+                "name the file of the camera's own certificate in SSL_CERT_FILE"
+            ) from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            self.close()
+            said = str(error) or type(error).__name__
+            raise SourceError(
+                f"{self._name} does not open ({said}): is the address right, and does the stream run?"
+            ) from None
+        head = self._response.headers
+        self.content_type = head.get_content_type() if "Content-Type" in head else ""
+        boundary = head.get_param("boundary", "")
+        self.boundary = (boundary if isinstance(boundary, str) else "").lstrip("-")
+
+    def __enter__(self) -> HttpStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self) -> bytes:
+        """The next bytes, empty at the end; raises TimeoutError, or another OSError when the connection breaks."""
+        try:
+            return self._response.read1(_CHUNK)
+        except (http.client.HTTPException, ValueError) as error:  # a broken chunk; closed meanwhile
+            raise OSError(str(error)) from None
+
+    def waiting(self) -> bool:
+        """Whether the next bytes are there already."""
+        if self._socket is None:
+            return False
+        return (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0) or _readable(self._socket)
+
+    def interrupt(self) -> None:
+        """From another thread: a read that waits ends at once."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the peer was quicker
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _open(self, url: str) -> http.client.HTTPResponse:
+        account, authorization = urlsplit(url), ""
+        for _ in range(MOST_HOPS):
+            at = urlsplit(url)
+            response = self._get(at, authorization)
+            location = response.headers.get("Location")
+            if response.status in (301, 302, 303, 307, 308) and location:
+                url, authorization = urljoin(url, location), ""
+                self.close()
+                continue
+            # A password is for the host that it was given for, wherever that one sends us.
+            if response.status == 401 and account.username and not authorization and at.hostname == account.hostname:
+                authorization = _authorization(account, at, response.headers.get_all("WWW-Authenticate") or [])
+                self.close()
+                if authorization:
+                    continue
+            break
+        if response.status == 401:
+            raise SourceError(
+                f"{self._name} wants {'another' if account.username else 'a'} user and password: "
+                f"{at.scheme}://USER:PASSWORD@{at.hostname}/…"
+            )
+        if response.status != 200:
+            raise SourceError(f"{self._name} answers {response.status} {response.reason}: is the path right?")
+        return response
+
+    def _get(self, at: SplitResult, authorization: str) -> http.client.HTTPResponse:
+        if at.scheme not in ("http", "https") or not at.hostname:
+            raise SourceError(f"{self._name} leads to {at.scheme}://, which is no web address")
+        port = at.port or (443 if at.scheme == "https" else 80)
+        connected = self._socket = socket.create_connection((at.hostname, port), CONNECT_S)
+        if at.scheme == "https":
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.hostname)
+            self._socket = connected
+        lines = [
+            f"GET {_path(at)} HTTP/1.1",
+            f"Host: {at.hostname if ':' not in at.hostname else f'[{at.hostname}]'}:{port}",
+            "User-Agent: edgerec",
+            "Accept: */*",
+            "Connection: close",
+            *([f"Authorization: {authorization}"] if authorization else []),
+        ]
+        connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
+        self.deadline_s = time.monotonic() + ANSWER_S
+        response = http.client.HTTPResponse(_Reader(self, connected), method="GET")  # type: ignore[arg-type]
+        response.begin()
+        return response
+
+
+class _Reader(io.RawIOBase):
+    """What ``http.client`` reads a socket through; each read waits until the stream's deadline, no longer."""
+
+    def __init__(self, stream: HttpStream, connected: socket.socket) -> None:
+        self._stream, self._connected = stream, connected
+
+    def makefile(self, *_: Any) -> io.BufferedReader:
+        return io.BufferedReader(self, _CHUNK)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._stream.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("no answer in time")
+        self._connected.settimeout(left_s)
+        return self._connected.recv_into(buffer)
+
+
+def _path(at: SplitResult) -> str:
+    text = (at.path or "/") + (f"?{at.query}" if at.query else "")
+    if any(character <= " " for character in text):
+        raise ValueError("the address has a space or a control character in it")
+    return text
+
+
+def _authorization(account: SplitResult, at: SplitResult, challenges: list[str]) -> str:
+    """What answers the first challenge that we understand: Digest before Basic; empty when there is none."""
+    from urllib.request import (
+        AbstractDigestAuthHandler,
+        HTTPPasswordMgrWithDefaultRealm,
+        Request,
+        parse_http_list,
+        parse_keqv_list,
+    )
+
+    user, password = unquote(account.username or ""), unquote(account.password or "")
+    for challenge in challenges:
+        scheme, _, rest = challenge.partition(" ")
+        if scheme.lower() == "digest":
+            passwords = HTTPPasswordMgrWithDefaultRealm()
+            address = f"{at.scheme}://{at.netloc.rpartition('@')[2]}"
+            passwords.add_password(None, address, user, password)
+            asked = parse_keqv_list(parse_http_list(rest))
+            answer = AbstractDigestAuthHandler(passwords).get_authorization(Request(address + _path(at)), asked)
+            if answer:
+                return f"Digest {answer}"
+    if any(challenge.lower().startswith("basic") for challenge in challenges):
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    return ""
+
+
+def _readable(connected: socket.socket) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(connected, select.POLLIN)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):
+        return False

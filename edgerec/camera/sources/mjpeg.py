@@ -1,0 +1,196 @@
+"""Motion JPEG over HTTP, read by ourselves: FFmpeg shows half a picture as grey and waits for a silent peer."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgerec.camera.sources import CaptureFormat, Source, without_password
+from edgerec.camera.sources.http import HttpStream
+from edgerec.contract.preprocess import Image
+from edgerec.errors import SourceError
+from edgerec.optional import require
+
+# From one whole picture to the next; the watchdog is usually quicker.
+PICTURE_S = 10.0
+MOST_BYTES = 32 << 20
+MOST_PIXELS = 64 << 20
+# How long newer pictures that have come already may overtake one that waits to be decoded.
+_OVERTAKE_S = 0.1
+
+_MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
+_START = b"\xff\xd8\xff"
+# In a scan, FF is followed by 00 (a data byte) or D0-D7 (a restart), and may be repeated as a fill byte.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
+_SCAN, _END = 0xDA, 0xD9
+
+
+def open_web(url: str) -> Source:
+    """The stream at an HTTP address: motion JPEG by ourselves, anything else by FFmpeg.
+
+    Raises:
+        SourceError: it does not open.
+    """
+    stream = HttpStream(url)
+    if stream.content_type.startswith(_MOTION_JPEG):
+        return MjpegSource(stream, without_password(url))
+    stream.close()
+    from edgerec.camera.sources.opencv import OpenCVSource
+
+    return OpenCVSource.stream(url)
+
+
+class MjpegSource:
+    """An MJPEG stream whose head was read. ``format`` has a size from the first picture on.
+
+    Attributes:
+        overtaken: how many whole pictures were not decoded, because newer ones had come already.
+    """
+
+    def __init__(self, stream: HttpStream, name: str) -> None:
+        self.name, self.format = name, CaptureFormat(fourcc="MJPG")
+        self.overtaken = 0
+        self._came = 0
+        self._stream = stream
+        # A short one may stand in a picture by chance, unless it has a line of its own.
+        line = b"\r\n--" if len(stream.boundary) < 4 else b"--"
+        self._splitter = JpegSplitter(line + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
+
+    def images(self) -> Iterator[tuple[Image, str]]:
+        """Each whole picture, the newest when several have come; raises :class:`SourceError` when no more come."""
+        cv2 = require("cv2")
+        while True:
+            image = decoded(cv2, self._newest())
+            if image is None:  # whole, but of no kind that OpenCV knows
+                continue
+            self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
+            yield image, self.name
+
+    def interrupt(self) -> None:
+        """From another thread: end what waits."""
+        self._stream.interrupt()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._stream.close()
+
+    def _newest(self) -> bytes:
+        before, stream, newest, until_s = self._came, self._stream, None, 0.0
+        stream.deadline_s = time.monotonic() + PICTURE_S
+        while newest is None or (time.monotonic() < until_s and stream.waiting()):
+            try:
+                chunk = stream.read()
+            except TimeoutError:
+                raise SourceError(
+                    f"{self.name} gave no whole picture for {PICTURE_S:g} s, after {self._came}"
+                ) from None
+            except OSError as error:
+                raise SourceError(f"{self.name} broke off after {self._came} pictures: {error}") from None
+            if not chunk:
+                if newest is not None:
+                    break
+                raise SourceError(f"{self.name} stopped giving pictures after {self._came}: is it still connected?")
+            found = self._splitter.feed(chunk)
+            if self._splitter.waiting > MOST_BYTES:
+                raise SourceError(f"{self.name} sends a picture without an end: more than {MOST_BYTES >> 20} MB")
+            if found and newest is None:
+                until_s = time.monotonic() + _OVERTAKE_S
+            newest = found[-1] if found else newest
+            self._came += len(found)
+        self.overtaken += self._came - before - 1
+        return newest
+
+
+class JpegSplitter:
+    """Finds the whole JPEG files in a stream of bytes, whatever stands between them.
+
+    A file is followed from marker to marker (ITU-T T.81, annex B), so that it ends where it says: a thumbnail in it
+    is no end, and half a picture is no picture, whatever comes behind it.
+    """
+
+    def __init__(self, boundary: bytes = b"") -> None:
+        """``boundary`` is what never stands inside a picture; empty where there is none."""
+        self._boundary = boundary
+        self._bytes = bytearray()
+        self._at = 0  # up to here the file at the beginning of the bytes is followed; 0 while none was found
+        self._in_scan = False
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes are held for a picture that is not whole yet."""
+        return len(self._bytes)
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes; the pictures that are whole with them, in order."""
+        self._bytes += chunk
+        found = []
+        while self._at or self._find_start():
+            end = self._follow()
+            if end is None:
+                break
+            if end and not (self._boundary and self._boundary in self._bytes[:end]):
+                found.append(bytes(self._bytes[:end]))
+                del self._bytes[:end]
+            else:
+                del self._bytes[:2]  # no picture: the next one may have begun inside it
+            self._at, self._in_scan = 0, False
+        return found
+
+    def _find_start(self) -> bool:
+        start = self._bytes.find(_START)
+        if start < 0:
+            del self._bytes[: max(0, len(self._bytes) - 2)]
+            return False
+        del self._bytes[:start]
+        self._at = 2
+        return True
+
+    def _follow(self) -> int | None:
+        """Where the file ends; 0 when it is none; None when more bytes are needed to tell."""
+        data = self._bytes
+        while True:
+            if self._in_scan:
+                marker = _MARKER.search(data, self._at)
+                if marker is None:
+                    self._at = max(self._at, len(data) - 1)
+                    return None
+                self._at = marker.start()
+            if len(data) < self._at + 2:
+                return None
+            if data[self._at] != 0xFF:
+                return 0
+            kind = data[self._at + 1]
+            if kind == 0xFF:  # a fill byte
+                self._at += 1
+                continue
+            if kind == _END:
+                return self._at + 2 if self._in_scan else 0
+            if kind not in _SEGMENTS:
+                return 0
+            if len(data) < self._at + (9 if kind in _SIZES else 4):
+                return None
+            if kind in _SIZES and not _sensible(data, self._at):
+                return 0
+            self._in_scan = kind == _SCAN
+            self._at += 2 + int.from_bytes(data[self._at + 2 : self._at + 4], "big")
+
+
+def _sensible(data: bytearray, at: int) -> bool:
+    """Whether a picture of the size that its frame header tells may be decoded."""
+    height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+    return 0 < width * height <= MOST_PIXELS
+
+
+def decoded(cv2: Any, jpeg: bytes) -> Image | None:
+    """The picture, uint8 ``(H, W, 3)`` RGB, or None when OpenCV cannot read it."""
+    try:
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
