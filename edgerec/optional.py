@@ -17,6 +17,8 @@ _NEEDED_BY = {
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "train"),
+    "paho": ("paho-mqtt", "mqtt"),
+    "prometheus_client": ("prometheus-client", "prometheus"),
 }
 
 
