@@ -102,9 +102,9 @@ def test_the_port_is_free_again_at_once():
 
 
 def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
-    monkeypatch.setattr(module, "CLIENT_S", 1.0)
+    monkeypatch.setattr(module, "CLIENT_S", 3.0)
     sink = Prometheus(MANIFEST, port=0)
-    idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MOST_CLIENTS + 20)]
+    idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MOST_CLIENTS + 4)]
     wait_for(lambda: len(threads()) > MOST_CLIENTS)
     assert len(threads()) <= MOST_CLIENTS + 1
 
@@ -125,7 +125,7 @@ def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
 
 
 def test_mutated_requests_crash_nothing(capfd):
-    whole = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\nAccept-Encoding: gzip\r\n\r\n"
+    whole = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
     dice = random.Random(5)
     with Prometheus(MANIFEST, port=0) as sink:
         for _ in range(500):

@@ -34,9 +34,8 @@ class Server:
                 elif status == "hang up":
                     self.connection.sendall(b"HTTP/1.1 20")
                 elif status == "drip":
-                    self.connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
                     while not outer.hold.wait(0.05):
-                        self.connection.sendall(b"x")
+                        self.connection.sendall(b"H")
                 elif status == "nonsense":
                     self.connection.sendall(b"\x00\xff nonsense\r\n\r\n")
                 else:

@@ -206,9 +206,13 @@ class Mqtt:
             return
         for message in self._outbox.pending(self._last, room):
             self._last = message.id
-            self._under_way[self._connection.publish(message.topic, message.payload, retain=message.retain)] = (
-                message.id
-            )
+            try:
+                number = self._connection.publish(message.topic, message.payload, retain=message.retain)
+            except ValueError as error:  # a topic that a damaged file made up
+                log.warning("a message of the queue cannot be sent: %s", error)
+                self._outbox.remove(message.id)
+            else:
+                self._under_way[number] = message.id
 
     def _goodbye(self) -> None:
         number, end = self._greet_with(f"{self._broker.prefix}/status", b"offline"), time.monotonic() + GOODBYE_S

@@ -18,6 +18,12 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS messages "
     "(id INTEGER PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL)"
 )
+_INDEX = (
+    "SELECT id, typeof(topic), typeof(payload), length(CAST(topic AS BLOB)) + length(payload) FROM messages ORDER BY id"
+)
+
+# The second comes from sqlite3 when a damaged file has text that is none.
+_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Outbox:
                 try:
                     rows = self._db.execute(query, (after, most + len(self._gone))).fetchall()
                     found = [Message(row[0], row[1], row[2], bool(row[3])) for row in rows if row[0] in self._sizes]
-                except sqlite3.Error as error:
+                except _ERRORS as error:
                     self._damaged(error)
             found += [message for message in self._memory if message.id > after]
             return found[:most]
@@ -126,18 +132,18 @@ class Outbox:
     def _open(self) -> None:
         try:
             self._db = self._connect()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
+        except _ERRORS as error:
+            why = str(error)
+            if "locked" in why:
                 raise EdgerecError(
                     f"{self._path} is in use by another process: give each camera its own folder or prefix"
                 ) from None
-            if "unable to open" in str(error) or "readonly" in str(error):
-                raise EdgerecError(
-                    f"{self._path.parent} cannot hold waiting messages ({error}): give another"
-                ) from None
-            self._failure(error)
-        except sqlite3.DatabaseError as error:
-            self._damaged(error)
+            if "unable to open" in why or "readonly" in why:
+                raise EdgerecError(f"{self._path.parent} cannot hold waiting messages ({why}): give another") from None
+            if "full" in why or "I/O" in why:
+                self._failure(error)
+            else:
+                self._damaged(error)
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
@@ -147,9 +153,9 @@ class Outbox:
                 db.execute(f"PRAGMA {pragma}")
             with db:
                 db.execute(_TABLE)
-            for number, size in db.execute(
-                "SELECT id, length(CAST(topic AS BLOB)) + length(payload) FROM messages ORDER BY id"
-            ):
+            for number, topic, payload, size in db.execute(_INDEX):
+                if (topic, payload) != ("text", "blob") or not 0 < number < 2**53:
+                    raise sqlite3.DatabaseError(f"message {number} is none")
                 self._sizes[number], self.newest = size, number
                 self._bytes += size
             self._trim()
@@ -188,8 +194,11 @@ class Outbox:
                     "INSERT INTO messages VALUES (?, ?, ?, ?)",
                     [(message.id, message.topic, message.payload, message.retain) for message in self._memory],
                 )
-        except (sqlite3.Error, OSError) as error:
-            self._failure(error)
+        except _ERRORS as error:
+            if "malformed" in str(error) or "not a database" in str(error):
+                self._damaged(error)
+            else:
+                self._failure(error)
         else:
             self._memory.clear()
             self._gone.clear()
@@ -216,7 +225,7 @@ class Outbox:
             for ending in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
             self._db = self._connect()
-        except (sqlite3.Error, OSError) as again:
+        except _ERRORS as again:
             self._failure(again)
         for message in self._memory:
             self._count(message)
