@@ -54,7 +54,7 @@ def free_port() -> int:
 class Mosquitto:
     """A real broker on loopback that can be ended and started again; it keeps what it has when it ends well."""
 
-    def __init__(self, folder, *, passwords: dict[str, str] | None = None) -> None:
+    def __init__(self, folder, *, passwords: dict[str, str] | None = None, tls: bool = False) -> None:
         command = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
         if not command:
             pytest.skip("no MQTT broker (apt install mosquitto)")
@@ -68,6 +68,10 @@ class Mosquitto:
             for user, password in passwords.items():
                 subprocess.run(["mosquitto_passwd", "-b", str(file), user, password], check=True, capture_output=True)
             lines.append(f"password_file {file}")
+        self.certificate = folder / "certificate.pem"
+        if tls:
+            self._certify(folder / "key.pem")
+            lines += [f"certfile {self.certificate}", f"keyfile {folder / 'key.pem'}"]
         configuration = folder / "mosquitto.conf"
         configuration.write_text("\n".join(lines) + "\n")
         self._command = [command, "-c", str(configuration)]
@@ -82,6 +86,13 @@ class Mosquitto:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+    def _certify(self, key) -> None:
+        if not shutil.which("openssl"):
+            pytest.skip("no openssl to make a certificate with")
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self.certificate)]
+        subprocess.run(command, check=True, capture_output=True)
 
     def _answers(self) -> bool:
         try:

@@ -23,8 +23,6 @@ from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
 from tests.network import MANIFEST, Listener, Mosquitto, change, free_port, result, wait_for
 
-needs_paho = pytest.mark.usefixtures("paho")
-
 
 @pytest.fixture
 def paho():
@@ -264,6 +262,24 @@ def test_wrong_password_is_one_line(tmp_path, caplog):
     finally:
         running.stop()
     assert names() == []
+
+
+def test_tls_checks_the_certificate(tmp_path, monkeypatch, caplog):
+    (tmp_path / "broker").mkdir()
+    running = Mosquitto(tmp_path / "broker", tls=True).start()
+    try:
+        address = Broker.parse(f"mqtts://127.0.0.1:{running.port}/home", {})
+        sink = Mqtt(address, tmp_path / "out", MANIFEST)
+        sink.write(result())
+        wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
+        assert sink.waiting == 1
+        sink.close()
+        monkeypatch.setenv("SSL_CERT_FILE", str(running.certificate))
+        trusting = Mqtt(address, tmp_path / "out", MANIFEST)
+        wait_for(lambda: trusting.waiting == 0)
+        trusting.close()
+    finally:
+        running.stop()
 
 
 class Strange:

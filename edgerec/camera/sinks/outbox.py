@@ -19,7 +19,8 @@ _TABLE = (
     "(id INTEGER PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL)"
 )
 _INDEX = (
-    "SELECT id, typeof(topic), typeof(payload), length(CAST(topic AS BLOB)) + length(payload) FROM messages ORDER BY id"
+    "SELECT id, typeof(id), typeof(topic), typeof(payload), length(CAST(topic AS BLOB)) + length(payload) "
+    "FROM messages ORDER BY id"
 )
 
 # The second comes from sqlite3 when a damaged file has text that is none.
@@ -153,8 +154,8 @@ class Outbox:
                 db.execute(f"PRAGMA {pragma}")
             with db:
                 db.execute(_TABLE)
-            for number, topic, payload, size in db.execute(_INDEX):
-                if (topic, payload) != ("text", "blob") or not 0 < number < 2**53:
+            for number, *types, size in db.execute(_INDEX):
+                if types != ["integer", "text", "blob"] or not 0 < number < 2**53:
                     raise sqlite3.DatabaseError(f"message {number} is none")
                 self._sizes[number], self.newest = size, number
                 self._bytes += size
