@@ -19,6 +19,8 @@ _NEEDED_BY = {
     "matplotlib": ("matplotlib", "plots"),
     "starlette": ("Starlette", "web"),
     "uvicorn": ("uvicorn", "web"),
+    "paho": ("paho-mqtt", "mqtt"),
+    "prometheus_client": ("prometheus-client", "prometheus"),
 }
 
 

@@ -1,0 +1,73 @@
+"""What makes a camera appear in Home Assistant by itself (https://www.home-assistant.io/integrations/mqtt/)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerec import __version__
+from edgerec.camera.sinks.events import safe_name
+from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.manifest import Manifest
+
+# An automation offers the choices of a sensor; a thousand help nobody.
+MOST_CHOICES = 100
+
+
+def discovery(manifest: Manifest, prefix: str, source: str) -> dict[str, dict[str, Any]]:
+    """The retained messages, by their topic below the discovery prefix, that announce one source.
+
+    A sensor with the label, whose attributes are the whole decision; one with the score; and whether the source is
+    live. All sources of a bundle are one device.
+
+    Args:
+        manifest: of the bundle.
+        prefix: of the camera's topics.
+        source: as the user named it.
+    """
+    device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), safe_name(source)
+    decision, state = f"{prefix}/{name}/decision", f"{prefix}/{name}/state"
+    choices = list(dict.fromkeys([*manifest.labels, UNKNOWN]))
+    common: dict[str, Any] = {
+        "availability_topic": f"{prefix}/status",
+        "device": {
+            "identifiers": [device],
+            "name": manifest.name,
+            "manufacturer": "edgerec",
+            "model": f"{manifest.variant} for {manifest.target}",
+            "sw_version": __version__,
+        },
+        "origin": {"name": "edgerec", "sw_version": __version__},
+    }
+    label: dict[str, Any] = {
+        "name": f"{name} label",
+        "state_topic": decision,
+        "value_template": "{{ value_json.label }}",
+        "json_attributes_topic": decision,
+        "icon": "mdi:cctv",
+    }
+    if len(choices) <= MOST_CHOICES:
+        label |= {"device_class": "enum", "options": choices}
+    score = {
+        "name": f"{name} score",
+        "state_topic": decision,
+        "value_template": "{{ (value_json.score * 100) | round(1) }}",
+        "unit_of_measurement": "%",
+        "state_class": "measurement",
+        "icon": "mdi:percent",
+    }
+    live = {
+        "name": f"{name} live",
+        "state_topic": state,
+        "value_template": "{{ 'ON' if value_json.state == 'live' else 'OFF' }}",
+        "json_attributes_topic": state,
+        "device_class": "connectivity",
+        "entity_category": "diagnostic",
+    }
+    return {
+        f"{kind}/{device}/{name}-{what}/config": {"unique_id": f"{device}-{name}-{what}", **entity, **common}
+        for kind, what, entity in (
+            ("sensor", "label", label),
+            ("sensor", "score", score),
+            ("binary_sensor", "live", live),
+        )
+    }

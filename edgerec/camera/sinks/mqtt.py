@@ -1,0 +1,231 @@
+"""States, decisions and results to an MQTT broker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from edgerec.camera.frame import Result
+from edgerec.camera.sinks.broker import Broker, Connection
+from edgerec.camera.sinks.events import Changes, decision_event, safe_name, source_of
+from edgerec.camera.sinks.homeassistant import discovery
+from edgerec.camera.sinks.outbox import Outbox
+from edgerec.camera.states import StateChange
+from edgerec.contract.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+# Messages that are under way at once: the rest stays in the outbox only.
+WINDOW = 16
+FLUSH_S = 1.0
+GOODBYE_S = 0.5
+
+
+class Mqtt:
+    """Publishes below ``PREFIX/``:
+
+    ======================  ========================================================================
+    ``status``              ``online``, or by the last will ``offline``; retained
+    ``SOURCE/state``        each change of state, JSON as of ``--json``; retained, QoS 1
+    ``SOURCE/decision``     each new decision, JSON; retained, QoS 1
+    ``SOURCE/result``       results, JSON as of ``--json``, where asked for; QoS 0, not kept
+    ======================  ========================================================================
+
+    States and decisions are kept in a file until the broker has acknowledged them, so that they arrive, in order,
+    after an outage or another start. As always with QoS 1 a message may arrive twice in a row; and after each
+    reconnection the last ones are said again, for a broker that forgot what it retained.
+    """
+
+    closed = False
+
+    def __init__(
+        self,
+        broker: Broker,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        results_per_s: float = 0.0,
+        discovery_prefix: str = "homeassistant",
+        most: int = 10_000,
+        most_bytes: int = 10_000_000,
+    ) -> None:
+        """Begin to connect, in the background.
+
+        Args:
+            broker: where to publish.
+            folder: where messages wait.
+            manifest: of the bundle, for Home Assistant.
+            results_per_s: results of each source at most; 0 for none, infinity for all.
+            discovery_prefix: Home Assistant's; empty announces nothing.
+            most, most_bytes: of waiting messages; of more, the oldest go.
+
+        Raises:
+            EdgerecError: the folder cannot be used, or another process uses it.
+            MissingExtraError: paho-mqtt is not installed.
+        """
+        self._broker, self._manifest, self._discovery = broker, manifest, discovery_prefix.strip("/")
+        self._least_s = 1 / results_per_s if results_per_s > 0 else float("inf")
+        self._next_s: dict[str, float] = {}
+        self._changes = Changes()
+        self._lock = threading.Lock()  # of what both threads use, the next two
+        self._sources: dict[str, None] = {}
+        self._latest: dict[str, tuple[int, bytes]] = {}
+        # Of the sending thread alone: numbers of paho -> ids of the outbox, the last id sent, sources announced.
+        self._under_way: dict[int, int] = {}
+        self._repeated: set[int] = set()
+        self._greetings: set[int] = set()
+        self._last = self._session = 0
+        self._announced: set[str] = set()
+        self._wake, self._deadline = threading.Event(), float("inf")
+        status = f"{broker.prefix}/status"
+        self._outbox = Outbox(
+            folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3", most=most, most_bytes=most_bytes
+        )
+        try:
+            self._connection = Connection(broker, will_topic=status, will="offline", changed=self._wake.set)
+        except BaseException:
+            self._outbox.close()
+            raise
+        self._thread = threading.Thread(target=self._send, name="edgerec-mqtt", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """States and decisions that will never arrive: the outbox was full, or damaged."""
+        return self._outbox.dropped
+
+    @property
+    def missed(self) -> int:
+        """Results that were not sent: there was no connection, or it was too slow."""
+        return self._connection.missed
+
+    @property
+    def waiting(self) -> int:
+        """States and decisions that the broker has not acknowledged yet."""
+        return len(self._outbox)
+
+    def write(self, result: Result) -> None:
+        """Publish the decision when it is new, and the result when it is its turn."""
+        source = source_of(result)
+        if self._changes.new(result):
+            self._keep(source, "decision", decision_event(result))
+        now = time.monotonic()
+        if self._least_s < float("inf") and now >= self._next_s.get(source, now):
+            # A turn that came late does not delay the next ones, so that the rate is the one asked for.
+            self._next_s[source] = max(self._next_s.get(source, now) + self._least_s, now)
+            self._connection.publish_loose(self._topic(source, "result"), _bytes(result.to_dict()))
+
+    def state(self, change: StateChange) -> None:
+        """Publish the change."""
+        self._keep(change.source, "state", change.to_dict())
+
+    def close(self) -> None:
+        """Send what can be sent within a second, and say good-bye; the rest waits on disk for the next start."""
+        self._deadline = time.monotonic() + FLUSH_S
+        self._wake.set()
+        self._thread.join(FLUSH_S + 2 * GOODBYE_S)
+        self._connection.close(GOODBYE_S)
+        if waiting := len(self._outbox):
+            log.warning("%s: %d messages wait for the next start", self._broker, waiting)
+        self._outbox.close()
+
+    def _topic(self, source: str, what: str) -> str:
+        return f"{self._broker.prefix}/{safe_name(source)}/{what}"
+
+    def _keep(self, source: str, what: str, event: dict[str, Any]) -> None:
+        topic, payload = self._topic(source, what), _bytes(event)
+        number = self._outbox.put(topic, payload, True)
+        with self._lock:
+            self._sources[source] = None
+            self._latest[topic] = (number, payload)
+        self._wake.set()
+
+    def _send(self) -> None:
+        """The sending thread: everything of QoS 1 goes out here, so that its order is one."""
+        while True:
+            self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._ending else None)
+            self._wake.clear()
+            self._acknowledge()
+            if self._connection.connected:
+                self._greet()
+                self._announce()
+                self._advance()
+            if self._ending and not (self._connection.connected and len(self._outbox) and self._left_s > 0):
+                break
+        if self._connection.connected:
+            self._goodbye()
+
+    @property
+    def _ending(self) -> bool:
+        return self._deadline < float("inf")
+
+    @property
+    def _left_s(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def _acknowledge(self) -> None:
+        while self._connection.acknowledged:
+            number = self._connection.acknowledged.popleft()
+            self._repeated.discard(number)
+            self._greetings.discard(number)
+            if (kept := self._under_way.pop(number, None)) is not None:
+                self._outbox.remove(kept)
+
+    def _greet(self) -> None:
+        """On each new connection: that we are there, and what a broker without a memory no longer knows."""
+        if self._session == self._connection.sessions:
+            return
+        self._session = self._connection.sessions
+        self._repeated = set(self._under_way)  # paho sends these again; newer ones come behind them
+        if self._greetings:  # and these: a broker that never takes them must not make them pile up
+            return
+        self._announced.clear()
+        self._greet_with(f"{self._broker.prefix}/status", b"online")
+        with self._lock:
+            latest = dict(self._latest)
+        for topic, (number, payload) in latest.items():
+            if number not in self._outbox:
+                self._greet_with(topic, payload)
+
+    def _announce(self) -> None:
+        with self._lock:
+            new = [source for source in self._sources if source not in self._announced]
+        for source in new:
+            self._announced.add(source)
+            if self._discovery:
+                for topic, entity in discovery(self._manifest, self._broker.prefix, source).items():
+                    self._greet_with(f"{self._discovery}/{topic}", _bytes(entity))
+
+    def _advance(self) -> None:
+        room = WINDOW - len(self._under_way)
+        if self._repeated or room <= 0 or self._last == self._outbox.newest:
+            return
+        for message in self._outbox.pending(self._last, room):
+            self._last = message.id
+            try:
+                number = self._connection.publish(message.topic, message.payload, retain=message.retain)
+            except ValueError as error:  # a topic that a damaged file made up
+                log.warning("a message of the queue cannot be sent: %s", error)
+                self._outbox.remove(message.id)
+            else:
+                self._under_way[number] = message.id
+
+    def _goodbye(self) -> None:
+        number, end = self._greet_with(f"{self._broker.prefix}/status", b"offline"), time.monotonic() + GOODBYE_S
+        while number in self._greetings and self._connection.connected and (left_s := end - time.monotonic()) > 0:
+            self._wake.wait(left_s)
+            self._wake.clear()
+            self._acknowledge()
+
+    def _greet_with(self, topic: str, payload: bytes) -> int:
+        number = self._connection.publish(topic, payload, retain=True)
+        self._greetings.add(number)
+        return number
+
+
+def _bytes(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,0 +1,232 @@
+"""Messages that wait on disk until they are delivered."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.errors import EdgerecError
+
+log = logging.getLogger(__name__)
+
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS messages "
+    "(id INTEGER PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL, retain INTEGER NOT NULL)"
+)
+_INDEX = (
+    "SELECT id, typeof(id), typeof(topic), typeof(payload), length(CAST(topic AS BLOB)) + length(payload) "
+    "FROM messages ORDER BY id"
+)
+
+# The second comes from sqlite3 when a damaged file has text that is none.
+_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; ``id`` grows from each to the next."""
+
+    id: int
+    topic: str
+    payload: bytes
+    retain: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for."""
+        return len(self.topic.encode()) + len(self.payload)
+
+
+class Outbox:
+    """A bounded queue in one SQLite file: what was put in survives the process, until it is removed.
+
+    While the disk takes nothing, because it is full or broken, messages wait in memory, within the same bounds.
+    Safe to use from several threads; one process at a time has the file.
+
+    Attributes:
+        dropped: messages that had to go because newer ones needed their room, or that a damaged file took along.
+        failed: how often the disk took nothing.
+        newest: id of the message that came last.
+    """
+
+    def __init__(self, path: Path, *, most: int = 10_000, most_bytes: int = 10_000_000) -> None:
+        """Open or create the file.
+
+        Args:
+            path: the file; its folder is made.
+            most: messages; of more, the oldest go.
+            most_bytes: of all topics and payloads together.
+
+        Raises:
+            EdgerecError: the folder cannot be made or written, or another process has the file.
+        """
+        self.dropped = self.failed = self.newest = 0
+        self._path, self._most, self._most_bytes = path, most, most_bytes
+        self._lock = threading.Lock()
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0
+        self._memory: deque[Message] = deque()
+        self._gone: list[int] = []
+        self._said_s = -60.0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgerecError(f"{path.parent} cannot hold waiting messages ({error.strerror}): give another") from None
+        self._db: sqlite3.Connection | None = None
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._sizes
+
+    def put(self, topic: str, payload: bytes, retain: bool) -> int:
+        """Add a message behind all others; its id. Never fails: what the disk does not take waits in memory."""
+        with self._lock:
+            self.newest += 1
+            message = Message(self.newest, topic, payload, retain)
+            self._memory.append(message)
+            self._count(message)
+            self._trim()
+            self._save()
+            return message.id
+
+    def pending(self, after: int, most: int) -> list[Message]:
+        """Up to ``most`` messages whose id is above ``after``, oldest first."""
+        with self._lock:
+            found: list[Message] = []
+            if self._db is not None:
+                query = "SELECT id, topic, payload, retain FROM messages WHERE id > ? ORDER BY id LIMIT ?"
+                try:
+                    rows = self._db.execute(query, (after, most + len(self._gone))).fetchall()
+                    found = [Message(row[0], row[1], row[2], bool(row[3])) for row in rows if row[0] in self._sizes]
+                except _ERRORS as error:
+                    self._damaged(error)
+            found += [message for message in self._memory if message.id > after]
+            return found[:most]
+
+    def remove(self, number: int) -> None:
+        """A message is delivered."""
+        with self._lock:
+            size = self._sizes.pop(number, None)
+            if size is None:
+                self.dropped -= 1  # made room for a newer one while it was under way, and arrived after all
+                return
+            self._bytes -= size
+            self._forget(number)
+            self._save()
+
+    def close(self) -> None:
+        """Close the file; what waits stays in it."""
+        with self._lock:
+            if self._db is not None:
+                self._save()
+                self._db.close()
+                self._db = None
+
+    def _open(self) -> None:
+        try:
+            self._db = self._connect()
+        except _ERRORS as error:
+            why = str(error)
+            if "locked" in why:
+                raise EdgerecError(
+                    f"{self._path} is in use by another process: give each camera its own folder or prefix"
+                ) from None
+            if "unable to open" in why or "readonly" in why:
+                raise EdgerecError(f"{self._path.parent} cannot hold waiting messages ({why}): give another") from None
+            if "full" in why or "I/O" in why:
+                self._failure(error)
+            else:
+                self._damaged(error)
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
+        try:
+            # One owner, no wait for the disk at each message: a power cut may cost the last ones, never the file.
+            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
+                db.execute(f"PRAGMA {pragma}")
+            with db:
+                db.execute(_TABLE)
+            for number, *types, size in db.execute(_INDEX):
+                if types != ["integer", "text", "blob"] or not 0 < number < 2**53:
+                    raise sqlite3.DatabaseError(f"message {number} is none")
+                self._sizes[number], self.newest = size, number
+                self._bytes += size
+            self._trim()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _count(self, message: Message) -> None:
+        self._sizes[message.id] = message.size_bytes
+        self._bytes += message.size_bytes
+
+    def _trim(self) -> None:
+        while len(self._sizes) > self._most or self._bytes > self._most_bytes:
+            oldest = next(iter(self._sizes))
+            self._bytes -= self._sizes.pop(oldest)
+            self.dropped += 1
+            self._forget(oldest)
+
+    def _forget(self, number: int) -> None:
+        """Take a message out of memory, or out of the file at the next write."""
+        for at, message in enumerate(self._memory):
+            if message.id == number:
+                del self._memory[at]
+                return
+        self._gone.append(number)
+
+    def _save(self) -> None:
+        """Bring the file up to date; what it does not take is tried again with the next message."""
+        if self._db is None:
+            return
+        try:
+            with self._db:
+                self._db.executemany("DELETE FROM messages WHERE id = ?", [(number,) for number in self._gone])
+                self._db.executemany(
+                    "INSERT INTO messages VALUES (?, ?, ?, ?)",
+                    [(message.id, message.topic, message.payload, message.retain) for message in self._memory],
+                )
+        except _ERRORS as error:
+            if "malformed" in str(error) or "not a database" in str(error):
+                self._damaged(error)
+            else:
+                self._failure(error)
+        else:
+            self._memory.clear()
+            self._gone.clear()
+
+    def _failure(self, error: Exception) -> None:
+        self.failed += 1
+        if time.monotonic() - self._said_s >= 60:
+            self._said_s = time.monotonic()
+            log.warning("%s: %s: messages wait in memory only", self._path, error)
+
+    def _damaged(self, error: Exception) -> None:
+        """Put the file aside and begin another; what it held is lost and counted."""
+        waiting = {message.id for message in self._memory}
+        lost = [number for number in self._sizes if number not in waiting]
+        aside = self._path.with_suffix(".damaged")
+        log.warning("%s is damaged (%s), kept as %s: %d messages lost", self._path, error, aside.name, len(lost))
+        self.dropped += len(lost)
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        self._sizes, self._bytes, self._gone = {}, 0, []
+        try:
+            self._path.replace(aside)
+            for ending in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+            self._db = self._connect()
+        except _ERRORS as again:
+            self._failure(again)
+        for message in self._memory:
+            self._count(message)

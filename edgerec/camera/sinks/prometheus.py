@@ -1,0 +1,240 @@
+"""Figures for Prometheus, at ``/metrics``."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from http.server import ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Protocol
+
+from edgerec import __version__
+from edgerec.camera.frame import Result
+from edgerec.camera.sinks.events import Changes, safe_name, source_of
+from edgerec.camera.states import State, StateChange
+from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.manifest import Manifest
+from edgerec.errors import EdgerecError
+from edgerec.optional import require
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9464
+AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+# A scrape takes milliseconds; a client that holds on longer is sent away.
+MOST_CLIENTS = 16
+CLIENT_S = 10.0
+
+
+class Counters(Protocol):
+    """What a camera has counted so far, as its :class:`~edgerec.camera.pipeline.RunReport` does."""
+
+    @property
+    def overtaken(self) -> int: ...
+    @property
+    def skipped(self) -> Mapping[str, int]: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``HOST``, ``PORT`` or nothing; raises :class:`EdgerecError`."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*))?:?(\d{1,5})?", text)
+    if found is None or int(found[3] or 0) > 65535:
+        raise EdgerecError(f"{text!r} is no address to listen on: expected HOST:PORT, as 127.0.0.1:{DEFAULT_PORT}")
+    return found[1] or found[2] or DEFAULT_HOST, int(found[3]) if found[3] else DEFAULT_PORT
+
+
+class Prometheus:
+    """Counts what a camera does and serves it; a context manager, whose end closes the server.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    closed = False
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        counters: Callable[[], Counters] | None = None,
+    ) -> None:
+        """Listen.
+
+        Args:
+            manifest: of the bundle.
+            host, port: where to listen; port 0 takes a free one.
+            counters: asked at each scrape, for what the camera counts itself.
+
+        Raises:
+            EdgerecError: nothing can listen there.
+            MissingExtraError: prometheus-client is not installed.
+        """
+        metrics = require("prometheus_client")
+        registry = metrics.CollectorRegistry(auto_describe=False)
+        self._labels = {*manifest.labels, UNKNOWN}
+        self._changes = Changes()
+        self._frames = metrics.Counter("edgerec_frames", "Frames answered.", ["source"], registry=registry)
+        self._age = metrics.Histogram(
+            "edgerec_result_age_seconds",
+            "Age of a frame when its answer was there.",
+            ["source"],
+            buckets=AGE_S,
+            registry=registry,
+        )
+        self._score = metrics.Gauge("edgerec_score", "Score of the last decision.", ["source"], registry=registry)
+        self._decisions = metrics.Counter(
+            "edgerec_decisions", "Decisions that became the answer.", ["source", "label"], registry=registry
+        )
+        self._state = metrics.Gauge(
+            "edgerec_source_state", "1 for the state that a source has.", ["source", "state"], registry=registry
+        )
+        metrics.Info("edgerec_bundle", "What runs.", registry=registry).info(_about(manifest))
+        metrics.ProcessCollector(registry=registry)
+        if counters is not None:
+            registry.register(_Counted(counters))
+        self._server = _listen(host, port, metrics.MetricsHandler.factory(registry))
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="edgerec-prometheus", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> Prometheus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, result: Result) -> None:
+        """Count a result."""
+        source = safe_name(source_of(result))
+        self._frames.labels(source).inc()
+        self._age.labels(source).observe(result.age_ms / 1000)
+        if result.decision is not None:
+            self._score.labels(source).set(result.decision.score)
+            if self._changes.new(result):
+                label = result.decision.label
+                self._decisions.labels(source, label if label in self._labels else "other").inc()
+
+    def state(self, change: StateChange) -> None:
+        """Note a source's state."""
+        for state in State:
+            self._state.labels(safe_name(change.source), str(state)).set(state is change.state)
+
+    def close(self) -> None:
+        """Stop listening, send the clients away and end the threads; may be called again."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+            self._server.send_away(0.0)
+            self._server.server_close()
+
+
+class _Counted:
+    """A collector of what the camera counts."""
+
+    def __init__(self, counters: Callable[[], Counters]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Any]:
+        """Ask the camera."""
+        core = require("prometheus_client.core")
+        counted = self._counters()
+        overtaken = core.CounterMetricFamily("edgerec_frames_overtaken", "Frames that newer ones replaced.")
+        overtaken.add_metric([], counted.overtaken)
+        skipped = core.CounterMetricFamily("edgerec_frames_skipped", "Frames left out.", labels=["reason"])
+        for reason, count in counted.skipped.items():
+            skipped.add_metric([reason], count)
+        dropped = core.CounterMetricFamily("edgerec_results_dropped", "Results a sink lost.", labels=["sink"])
+        for sink, count in counted.dropped.items():
+            dropped.add_metric([sink], count)
+        return iter((overtaken, skipped, dropped))
+
+
+class _Server(ThreadingHTTPServer):
+    """A few clients at a time, none for long."""
+
+    daemon_threads = False  # so that closing waits for them, after they were sent away
+    request_queue_size = MOST_CLIENTS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._clients: dict[socket.socket, float] = {}
+        self._guard = threading.Lock()
+        super().__init__(*arguments)
+
+    def server_bind(self) -> None:
+        """Without the look-up of the machine's name that HTTPServer does, which may take long."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self._guard:
+            if len(self._clients) >= MOST_CLIENTS:
+                return False
+            self._clients[request] = time.monotonic()
+            return True
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._guard:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.send_away(CLIENT_S)
+
+    def send_away(self, older_s: float) -> None:
+        """End the connections that are older."""
+        with self._guard:
+            for request, since_s in self._clients.items():
+                if time.monotonic() - since_s >= older_s:
+                    with suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up or sends nonsense is its own trouble."""
+        log.debug("a request for /metrics failed", exc_info=True)
+
+
+def _listen(host: str, port: int, handler: Any) -> _Server:
+    class Handler(handler):  # type: ignore[misc]
+        timeout = CLIENT_S
+
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] == "/metrics":
+                super().do_GET()
+            else:
+                self.send_error(404, "only /metrics is here")
+
+    class Server(_Server):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    try:
+        return Server((host, port), Handler)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise EdgerecError(f"port {port} of {host} is in use by another program: choose another port") from None
+        raise EdgerecError(f"cannot listen on {host}:{port} for Prometheus ({error.strerror or error})") from None
+
+
+def _about(manifest: Manifest) -> dict[str, str]:
+    return {
+        "name": manifest.name,
+        "target": manifest.target,
+        "variant": manifest.variant,
+        "model_sha256": manifest.files.get(manifest.model, ""),
+        "edgerec": __version__,
+    }

@@ -1,0 +1,234 @@
+"""Decisions to a web server, by POST."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+import uuid
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from edgerec import __version__
+from edgerec.camera.frame import Result
+from edgerec.camera.sinks.events import Changes, decision_event
+from edgerec.camera.states import StateChange
+from edgerec.errors import EdgerecError
+
+log = logging.getLogger(__name__)
+
+# Requests that wait for a slow server; of more, the oldest go.
+WAITING = 256
+FLUSH_S = 1.0
+# Of the server's own troubles, which may pass; anything else that is not 2xx stays as it is.
+_PASSING = frozenset({408, 425, 429})
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Where to post; shown without user, password, path and query, which are often secret.
+
+    Attributes:
+        host, port, tls: of the server.
+        path: with the query.
+        authorization: the header's value, or empty.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    path: str = field(repr=False)
+    authorization: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> Hook:
+        """Read ``http[s]://[user:password@]host[:port]/path``; raises :class:`EdgerecError` for anything else."""
+        expected = "expected http[s]://[user:password@]host[:port]/path"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            host = (parts.hostname or "").encode("idna").decode()
+        except (ValueError, UnicodeError):
+            raise EdgerecError(f"the webhook's address has no valid host and port: {expected}") from None
+        if parts.scheme not in ("http", "https") or not host or port == 0:
+            raise EdgerecError(f"the webhook's address is not understood: {expected}")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if not re.fullmatch(r"[\x21-\x7e]+", path) or re.search(r"[\x00-\x20\x7f]", url):
+            raise EdgerecError("the webhook's address has spaces or letters that are not ASCII: write them as %20 …")
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        authorization = f"Basic {base64.b64encode(user.encode()).decode()}" if user != ":" else ""
+        tls = parts.scheme == "https"
+        return cls(host, port or (443 if tls else 80), tls, path, authorization)
+
+
+class Webhook:
+    """Posts each new decision as JSON, or each result where asked for, from a thread of its own.
+
+    A request is tried again, after growing pauses, when the server cannot be reached, takes too long, or says 5xx,
+    408, 425 or 429. Each carries ``X-Edgerec-Delivery``, the same for all attempts; with a secret,
+    ``X-Edgerec-Signature: sha256=…`` has the HMAC-SHA256 of the body in hexadecimal. Redirects are not followed.
+
+    Attributes:
+        sent: requests that the server took.
+        dropped: requests that it did not take, or that had to go because newer ones needed their room.
+    """
+
+    closed = False
+
+    def __init__(
+        self,
+        hook: Hook,
+        *,
+        secret: str = "",
+        every_result: bool = False,
+        timeout_s: float = 5.0,
+        tries: int = 4,
+        first_wait_s: float = 0.5,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            hook: where to post.
+            secret: signs what is posted; empty does not.
+            every_result: post results instead of decisions.
+            timeout_s: for one attempt, all of it.
+            tries: attempts for one request.
+            first_wait_s: the pause behind the first attempt; each next one is twice as long.
+        """
+        self.sent = self.dropped = 0
+        self._hook, self._secret, self._every = hook, secret.encode(), every_result
+        self._timeout_s, self._tries, self._first_wait_s = timeout_s, tries, first_wait_s
+        self._tls = ssl.create_default_context() if hook.tls else None
+        self._changes = Changes()
+        self._waiting: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._stop = threading.Event()
+        self._connection: http.client.HTTPConnection | None = None
+        self._said_s = -60.0
+        self._thread = threading.Thread(target=self._work, name="edgerec-webhook", daemon=True)
+        self._thread.start()
+
+    def write(self, result: Result) -> None:
+        """Queue the decision when it is new, or the result."""
+        new = self._changes.new(result)
+        if not (self._every or new):
+            return
+        event = result.to_dict() if self._every else decision_event(result)
+        with self._changed:
+            if len(self._waiting) >= WAITING:
+                self._waiting.popleft()
+                self._failed("takes less than there is")
+            self._waiting.append(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
+            self._changed.notify_all()
+
+    def state(self, change: StateChange) -> None:
+        """States are no decisions."""
+
+    def close(self) -> None:
+        """Post what can be posted within a second; the rest is dropped and counted."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        self._thread.join(FLUSH_S)
+        self._stop.set()
+        self._abort(self._connection)
+        self._thread.join(FLUSH_S / 2)
+        self.dropped += len(self._waiting)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ending)
+                if not self._waiting:
+                    return
+                body = self._waiting.popleft()
+            self._deliver(body)
+
+    def _deliver(self, body: bytes) -> None:
+        headers = self._headers(body)
+        wait_s = self._first_wait_s
+        for attempt in range(1, self._tries + 1):
+            trouble, passing = self._post(body, headers)
+            if not trouble:
+                self.sent += 1
+                return
+            if not passing or attempt == self._tries or self._stop.wait(wait_s):
+                break
+            wait_s *= 2
+        self._failed(trouble)
+
+    def _headers(self, body: bytes) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"edgerec/{__version__}",
+            "Connection": "close",
+            "X-Edgerec-Delivery": str(uuid.uuid4()),
+        }
+        if self._secret:
+            headers["X-Edgerec-Signature"] = "sha256=" + hmac.new(self._secret, body, hashlib.sha256).hexdigest()
+        if self._hook.authorization:
+            headers["Authorization"] = self._hook.authorization
+        return headers
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[str, bool]:
+        """One attempt: what went wrong, or an empty text, and whether it may pass."""
+        hook, timeout_s = self._hook, self._timeout_s
+        if self._tls is not None:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                hook.host, hook.port, timeout=timeout_s, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(hook.host, hook.port, timeout=timeout_s)
+        self._connection = connection
+        # The timeout of a socket is for one read: a server that sends a byte now and then would hold us for ever.
+        limit = threading.Timer(timeout_s, self._abort, [connection])
+        limit.daemon = True
+        limit.start()
+        try:
+            connection.request("POST", hook.path, body, headers)
+            status = connection.getresponse().status
+        except ssl.SSLCertVerificationError as error:
+            return f"has a certificate that is not trusted ({error.verify_message})", False
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return f"does not answer ({error or type(error).__name__})", True
+        finally:
+            limit.cancel()
+            self._connection = None
+            with suppress(OSError):
+                connection.close()
+        if 200 <= status < 300:
+            return "", False
+        if 300 <= status < 400:
+            return f"redirects ({status}), which is not followed: give the address that it leads to", False
+        return f"says {status} {http.client.responses.get(status, '')}".rstrip(), status >= 500 or status in _PASSING
+
+    @staticmethod
+    def _abort(connection: http.client.HTTPConnection | None) -> None:
+        """End an attempt from another thread."""
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def _failed(self, why: str) -> None:
+        """Count, and say it once a minute."""
+        with self._changed:  # both threads count
+            self.dropped += 1
+            if time.monotonic() - self._said_s < 60:
+                return
+            self._said_s = time.monotonic()
+        log.warning("the webhook at %s %s: %d posts lost so far", self._hook, why, self.dropped)

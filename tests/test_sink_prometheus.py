@@ -1,0 +1,166 @@
+"""Figures as Prometheus reads them."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from edgerec.camera.sinks import prometheus as module
+from edgerec.camera.sinks.prometheus import MOST_CLIENTS, Prometheus, parse_listen
+from edgerec.errors import EdgerecError
+from tests.network import MANIFEST, change, result, wait_for
+
+parser = pytest.importorskip("prometheus_client.parser", reason="no prometheus-client")
+
+
+def get(port, path="/metrics", timeout=10):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def samples(port):
+    status, text = get(port)
+    assert status == 200
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def threads():
+    return [t for t in threading.enumerate() if "edgerec-prometheus" in t.name or "process_request" in t.name]
+
+
+def test_figures_are_what_happened():
+    counted = SimpleNamespace(overtaken=7, skipped={"every": 3}, dropped={"Mqtt": 2})
+    with Prometheus(MANIFEST, port=0, counters=lambda: counted) as sink:
+        sink.state(change("connecting", "rtsp://u:p@10.0.0.5/door"))
+        sink.state(change("live", "rtsp://u:p@10.0.0.5/door"))
+        since = time.monotonic()
+        for index in range(5):
+            sink.write(result("stop", index, since_s=since, score=0.5))
+        sink.write(result("go", 5, score=0.75))
+        sink.write(result("made up", 6))
+        sink.write(result("made up too", 7))
+        seen = samples(sink.port)
+    assert seen["edgerec_frames_total", "camera"] == 8
+    assert seen["edgerec_decisions_total", "camera", "stop"] == 1
+    assert seen["edgerec_decisions_total", "camera", "go"] == 1
+    assert seen["edgerec_decisions_total", "camera", "other"] == 2
+    assert seen["edgerec_score", "camera"] == 0.75
+    assert seen["edgerec_result_age_seconds_count", "camera"] == 8
+    assert 0.1 < seen["edgerec_result_age_seconds_sum", "camera"] < 1
+    assert seen["edgerec_source_state", "live", "rtsp-10-0-0-5-door"] == 1
+    assert seen["edgerec_source_state", "connecting", "rtsp-10-0-0-5-door"] == 0
+    assert seen["edgerec_frames_overtaken_total",] == 7
+    assert seen["edgerec_frames_skipped_total", "every"] == 3
+    assert seen["edgerec_results_dropped_total", "Mqtt"] == 2
+    assert [key for key in seen if key[0] == "edgerec_bundle_info" and "signs" in key]
+    assert seen["process_resident_memory_bytes",] > 0
+    assert threads() == []
+
+
+def test_only_metrics_are_there():
+    with Prometheus(MANIFEST, port=0) as sink:
+        assert get(sink.port, "/")[0] == 404
+        assert get(sink.port, "/metrics?x=1")[0] == 200
+        assert get(sink.port, "/../../etc/passwd")[0] == 404
+
+
+def test_port_in_use_is_one_line():
+    with (
+        Prometheus(MANIFEST, port=0) as sink,
+        pytest.raises(EdgerecError, match="is in use by another program") as caught,
+    ):
+        Prometheus(MANIFEST, port=sink.port)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EdgerecError, match="cannot listen on"):
+        Prometheus(MANIFEST, "192.0.2.1", 9)
+    with pytest.raises(EdgerecError, match="cannot listen on"):
+        Prometheus(MANIFEST, "no.such.host.invalid", 9)
+    assert threads() == []
+
+
+def test_the_port_is_free_again_at_once():
+    sink = Prometheus(MANIFEST, port=0)
+    assert get(sink.port)[0] == 200
+    sink.close()
+    sink.close()
+    Prometheus(MANIFEST, port=sink.port).close()
+
+
+def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
+    monkeypatch.setattr(module, "CLIENT_S", 3.0)
+    sink = Prometheus(MANIFEST, port=0)
+    idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MOST_CLIENTS + 4)]
+    wait_for(lambda: len(threads()) > MOST_CLIENTS)
+    assert len(threads()) <= MOST_CLIENTS + 1
+
+    def answers():
+        try:
+            return get(sink.port)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    wait_for(answers)
+    held = socket.create_connection(("127.0.0.1", sink.port))
+    begun = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begun < 3
+    assert threads() == []
+    for client in (*idle, held):
+        client.close()
+
+
+def test_mutated_requests_crash_nothing(capfd):
+    whole = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
+    dice = random.Random(5)
+    with Prometheus(MANIFEST, port=0) as sink:
+        for _ in range(500):
+            bad = bytearray(whole)
+            for _ in range(dice.randrange(1, 10)):
+                bad[dice.randrange(len(bad))] = dice.randrange(256)
+            with socket.create_connection(("127.0.0.1", sink.port), 5) as client:
+                client.sendall(bad)
+                client.shutdown(socket.SHUT_WR)
+                try:
+                    while client.recv(65536):
+                        pass
+                except ConnectionError:
+                    pass
+        assert samples(sink.port)
+    assert threads() == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", ("127.0.0.1", 9464)),
+        ("8000", ("127.0.0.1", 8000)),
+        (":8000", ("127.0.0.1", 8000)),
+        ("0.0.0.0", ("0.0.0.0", 9464)),
+        ("localhost:80", ("localhost", 80)),
+        ("[::1]:9464", ("::1", 9464)),
+    ],
+)
+def test_where_to_listen(text, address):
+    assert parse_listen(text) == address
+
+
+@pytest.mark.parametrize("text", ["a b", "host:99999", "http://host:80", "1:2:3"])
+def test_where_nothing_listens(text):
+    with pytest.raises(EdgerecError, match="no address to listen on"):
+        parse_listen(text)

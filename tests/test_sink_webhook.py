@@ -1,0 +1,213 @@
+"""Decisions to a real HTTP server on loopback, however it behaves."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.server
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from edgerec.camera.sinks.webhook import WAITING, Hook, Webhook
+from edgerec.errors import EdgerecError
+from tests.network import change, free_port, result, wait_for
+
+
+class Server:
+    """Notes each request and answers with the next status of a list, the last one for ever."""
+
+    def __init__(self, *statuses):
+        self.requests, self.hold = [], threading.Event()
+        left, outer = list(statuses), self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.requests.append((self.path, dict(self.headers), body))
+                status = left.pop(0) if len(left) > 1 else left[0]
+                if status == "slow":
+                    outer.hold.wait(20)
+                elif status == "hang up":
+                    self.connection.sendall(b"HTTP/1.1 20")
+                elif status == "drip":
+                    while not outer.hold.wait(0.05):
+                        self.connection.sendall(b"H")
+                elif status == "nonsense":
+                    self.connection.sendall(b"\x00\xff nonsense\r\n\r\n")
+                else:
+                    self.send_response(status)
+                    self.send_header("Location", "file:///etc/passwd")
+                    self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        class Quiet(http.server.ThreadingHTTPServer):
+            daemon_threads = False
+
+            def handle_error(self, *_):
+                pass
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook/secret-path?key=hush"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self):
+        self.hold.set()
+        self._server.shutdown()
+        self._thread.join(5)
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*statuses):
+        servers.append(Server(*statuses))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def hook_to(url, **options):
+    return Webhook(Hook.parse(url), **{"first_wait_s": 0.01, "timeout_s": 0.3, **options})
+
+
+def ended(sink):
+    begun = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begun < 3
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "edgerec-webhook"])
+    return sink.sent, sink.dropped
+
+
+def test_new_decisions_are_posted_and_signed(serve):
+    server = serve(200)
+    sink = hook_to(server.url, secret="key", timeout_s=5)
+    since = time.monotonic()
+    for index in range(5):
+        sink.write(result("stop", index, since_s=since))
+        sink.state(change("live"))
+    sink.write(result("gö", 5))
+    assert ended(sink) == (2, 0)
+    events = [json.loads(body) for _, _, body in server.requests]
+    assert [event["label"] for event in events] == ["stop", "gö"]
+    assert [event["frame"] for event in events] == [0, 5]
+    path, headers, body = server.requests[1]
+    assert path == "/hook/secret-path?key=hush"
+    assert headers["Content-Type"] == "application/json"
+    assert headers["X-Edgerec-Signature"] == "sha256=" + hmac.new(b"key", body, hashlib.sha256).hexdigest()
+
+
+def test_every_result_where_asked_for(serve):
+    server = serve(204)
+    sink = hook_to(server.url, every_result=True, timeout_s=5)
+    since = time.monotonic()
+    for index in range(20):
+        sink.write(result("stop", index, since_s=since))
+    assert ended(sink) == (20, 0)
+    assert [json.loads(body)["frame"] for _, _, body in server.requests] == list(range(20))
+    assert "X-Edgerec-Signature" not in server.requests[0][1]
+
+
+def test_what_passes_is_tried_again(serve):
+    server = serve(500, "hang up", 429, 200)
+    sink = hook_to(server.url, timeout_s=5)
+    sink.write(result())
+    wait_for(lambda: sink.sent == 1)
+    assert ended(sink) == (1, 0)
+    assert len({headers["X-Edgerec-Delivery"] for _, headers, _ in server.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "requests", "said"),
+    [
+        (500, 4, "says 500 Internal Server Error"),
+        (404, 1, "says 404 Not Found"),
+        (302, 1, "redirects (302), which is not followed"),
+        ("slow", 4, "does not answer"),
+        ("drip", 4, "does not answer"),
+        ("hang up", 4, "does not answer"),
+        ("nonsense", 4, "does not answer"),
+    ],
+)
+def test_what_does_not_pass_is_counted_and_said_once(serve, caplog, status, requests, said):
+    server = serve(status)
+    sink = hook_to(server.url)
+    sink.write(result("one"))
+    wait_for(lambda: sink.dropped == 1)
+    sink.write(result("two"))
+    wait_for(lambda: sink.dropped == 2)
+    assert len(server.requests) == 2 * requests
+    (record,) = caplog.records
+    assert said in record.getMessage()
+    assert record.exc_info is None
+    assert "secret-path" not in caplog.text
+    assert "hush" not in caplog.text
+    assert ended(sink) == (0, 2)
+
+
+def test_nobody_listens(caplog):
+    sink = hook_to(f"http://user:pass@127.0.0.1:{free_port()}/")
+    sink.write(result())
+    wait_for(lambda: sink.dropped == 1)
+    assert "Connection refused" in caplog.text
+    assert "pass" not in caplog.text
+    assert ended(sink) == (0, 1)
+
+
+def test_a_slow_server_holds_nobody_up(serve):
+    server = serve("slow")
+    sink = hook_to(server.url, timeout_s=60)
+    begun = time.monotonic()
+    for number in range(WAITING + 51):
+        sink.write(result(f"d{number}"))
+    assert time.monotonic() - begun < 5
+    wait_for(lambda: server.requests)
+    assert sink.dropped >= 50
+    sent, dropped = ended(sink)
+    assert (sent, dropped) == (0, WAITING + 51)
+
+
+def test_a_peer_that_takes_and_is_silent():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sink = hook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
+        sink.write(result())
+        time.sleep(0.1)
+        assert ended(sink) == (0, 1)
+
+
+def test_user_and_password_go_as_a_header(serve):
+    server = serve(200)
+    sink = hook_to(server.url.replace("://", "://me:p%40ss@"), timeout_s=5)
+    sink.write(result())
+    assert ended(sink) == (1, 0)
+    assert server.requests[0][1]["Authorization"] == "Basic bWU6cEBzcw=="
+    assert "me" not in repr(Hook.parse("http://me:p@host/x")).replace("timeout", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///secret",
+        "ftp://h/secret",
+        "http://",
+        "secret",
+        "http://h:70000/",
+        "http://h:0/",
+        "http://h/a\r\nX: secret",
+        "http://h/a b",
+    ],
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(EdgerecError, match="the webhook's address") as caught:
+        Hook.parse(url)
+    assert "secret" not in str(caught.value)
