@@ -1,0 +1,121 @@
+"""All sinks, as the command line opens them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import cv2
+import pytest
+
+from edgerec.cli.sinks import _completed
+from tests.conftest import one_line
+
+
+def test_files_of_a_video(bundle, video, tmp_path, edgerec):
+    table, film, saved = tmp_path / "t.csv", tmp_path / "f.avi", tmp_path / "saved"
+    options = ["--csv", table, "--video", film, "--save", "all", "--save-dir", saved, "--save-max", "10MB"]
+    done = edgerec("camera", bundle, "--source", video, "--headless", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    results = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [value["label"] for value in results]
+    assert len(rows) == 30
+    assert cv2.VideoCapture(str(film)).get(cv2.CAP_PROP_FRAME_COUNT) == 30
+    assert len(list(saved.glob("*/*.jpg"))) == 30
+    # What is there is kept.
+    assert "t.csv" in one_line(edgerec("camera", bundle, "--source", video, "--headless", "--csv", table))
+    again = edgerec("camera", bundle, "--source", video, "--headless", "--csv", table, "--overwrite")
+    assert again.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--save", "all"], "belong together"),
+        (["--save", "often", "--save-dir", "x"], "expected one of low-confidence"),
+        (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is no size"),
+    ],
+)
+def test_wrong_usage(bundle, video, edgerec, tmp_path, options, said):
+    done = edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in re.sub(r"\W*\n\W*", " ", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "options", [["--mqtt", "http://x"], ["--webhook", "file:///etc/passwd"], ["--video", "x.mkv9"]]
+)
+def test_what_no_sink_understands_is_one_line(bundle, video, edgerec, tmp_path, options):
+    one_line(edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path))
+
+
+def test_addresses_may_be_left_out():
+    assert _completed(["b", "--web"]) == ["b", "--web", "127.0.0.1:8000"]
+    assert _completed(["--web", "bundle"]) == ["--web", "127.0.0.1:8000", "bundle"]
+    assert _completed(["--web", "0.0.0.0:80", "--metrics", "--json"]) == [
+        *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9100", "--json"),
+    ]
+    assert _completed(["--web", "9000"]) == ["--web", "9000"]
+
+
+def test_page_and_metrics_of_a_running_camera(bundle):
+    """SIGTERM ends it, as a service manager does, and everything is closed."""
+    command = [sys.executable, "-m", "edgerec", "camera", bundle, "--source", "synthetic:64x64@20"]
+    process = subprocess.Popen(
+        [*map(str, command), "--headless", "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        addresses = []
+        while len(addresses) < 2:
+            line = process.stderr.readline()
+            assert line, process.wait()
+            addresses += re.findall(r"http://127\.0\.0\.1:\d+\S*", line)
+        for address in addresses:
+            with urllib.request.urlopen(address.rstrip(".,"), timeout=10) as answer:
+                assert answer.status == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, error = process.communicate(timeout=15)
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    assert out == ""
+
+
+def test_page_takes_the_window_s_place_where_there_is_no_screen(bundle, video, edgerec):
+    environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
+    done = edgerec("camera", bundle, "--source", video, "--web", "127.0.0.1:0", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:" in done.stderr
+
+
+def test_a_port_in_use_is_one_line(bundle, video, edgerec):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for option in ("--web", "--metrics"):
+            done = edgerec("camera", bundle, "--source", video, "--headless", option, address)
+            assert str(taken.getsockname()[1]) in one_line(done)
+
+
+@pytest.mark.skipif(not shutil.which("mosquitto"), reason="no MQTT broker (apt install mosquitto)")
+def test_a_broker_that_is_not_there_stops_nothing(bundle, video, edgerec, tmp_path):
+    environment = os.environ | {"EDGEREC_CACHE": str(tmp_path)}
+    done = edgerec(
+        *("camera", bundle, "--source", video, "--headless", "--mqtt", "mqtt://u:secret@127.0.0.1:9/e"), env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 30
+    assert "secret" not in done.stdout + done.stderr
