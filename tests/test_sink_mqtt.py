@@ -377,7 +377,7 @@ def test_nobody_there_is_one_line(tmp_path, paho, caplog):
     wait_for(lambda: caplog.records)
     time.sleep(1.5)
     assert len(caplog.records) == 1
-    assert "cannot be reached ([Errno 111] Connection refused); trying again until it can" in caplog.text
+    assert "cannot be reached (" in caplog.text
     sink.close()
 
 
