@@ -69,8 +69,9 @@ def main() -> None:
     print(edgerec("verify", bundle))
     truth = make_video(run, video)
     lines = edgerec("camera", bundle, "--source", video, "--headless", "--json").splitlines()
-    print("\n".join([*lines[:2], f"… {len(lines)} lines"]))
-    results = [json.loads(line) for line in lines]
+    print("\n".join([*lines[:4], f"… {len(lines)} lines"]))
+    events = [json.loads(line) for line in lines]
+    results = [event for event in events if event["event"] == "result"]
     right = np.mean([result["label"] == label for result, label in zip(results, truth, strict=True)])
     ages = sorted(result["age_ms"] for result in results)
 

@@ -62,7 +62,7 @@ def test_addresses_may_be_left_out():
     assert _completed(["b", "--web"]) == ["b", "--web", "127.0.0.1:8000"]
     assert _completed(["--web", "bundle"]) == ["--web", "127.0.0.1:8000", "bundle"]
     assert _completed(["--web", "0.0.0.0:80", "--metrics", "--json"]) == [
-        *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9100", "--json"),
+        *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9464", "--json"),
     ]
     assert _completed(["--web", "9000"]) == ["--web", "9000"]
 

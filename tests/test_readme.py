@@ -62,7 +62,8 @@ def test_every_option_that_it_names_exists(edgerec):
     helps = {
         command: edgerec(*command.split(), "--help").stdout
         for command in (
-            *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "camera", "recipe"),
+            *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
+            *("camera", "benchmark"),
             *("calibration make", "calibration check", "calibration show"),
         )
     }

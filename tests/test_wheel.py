@@ -77,7 +77,7 @@ def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
     assert json.loads(done.stdout)["exact"] is True
     done = device("-m", "edgerec", "camera", bundle, "--source", video, "--headless", "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 30
+    assert done.stdout.count('"event": "result"') == 30
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ class Camera:
             self._answered,
             self._feeds.overtaken,
             dict(self._choice.skipped),
-            {worker.name: worker.dropped for worker in self._workers if worker.dropped},
+            {worker.name: worker.lost for worker in self._workers if worker.lost},
         )
 
     def __enter__(self) -> Camera:

@@ -28,15 +28,23 @@ def camera(
     headless: bool = typer.Option(False, "--headless", help="No window: one line per frame."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per frame and change of state."),
     csv: Path | None = typer.Option(None, help="Write a row per frame into this table."),
+    csv_append: bool = typer.Option(False, "--csv-append", help="Go on in a table that is there, as a service does."),
     video: Path | None = typer.Option(None, help="Write the frames with their answers into this .mp4 or .avi."),
     save: str = typer.Option("", help="Save pictures: low-confidence, changes or all."),
     save_dir: Path | None = typer.Option(None, help="Folder for them: FOLDER/LABEL/….jpg, as edgerec train takes it."),
     save_max: str = typer.Option("500MB", help="Room for them; the oldest go first."),
+    save_below: float = typer.Option(0.6, min=0, max=1, help="A score below this is a low confidence."),
+    save_every: float = typer.Option(0.0, min=0, help="Seconds between two saved pictures of a source."),
     mqtt: str = typer.Option(
         "", metavar="URL", help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX; the password from EDGEREC_MQTT_PASSWORD."
     ),
-    webhook: str = typer.Option("", metavar="URL", help="POST each new decision as JSON."),
-    metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9100]"),
+    mqtt_results: float = typer.Option(0.0, min=0, help="Results per second of each source to publish, too."),
+    mqtt_discovery: str = typer.Option("homeassistant", help="Home Assistant's prefix; empty announces nothing."),
+    queue_dir: Path | None = typer.Option(None, help="Where messages wait while the broker is away."),
+    webhook: str = typer.Option(
+        "", metavar="URL", help="POST each new decision as JSON; EDGEREC_WEBHOOK_SECRET signs it."
+    ),
+    metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9464]"),
     web: str = typer.Option(
         "", metavar="[HOST:PORT]", help="A web page with the live picture. [default: 127.0.0.1:8000]"
     ),
@@ -112,6 +120,12 @@ def camera(
         web=web,
         web_token=web_token,
         web_save=web_save,
+        csv_append=csv_append,
+        save_below=save_below,
+        save_every=save_every,
+        mqtt_results=mqtt_results,
+        mqtt_discovery=mqtt_discovery,
+        queue_dir=queue_dir,
         overwrite=overwrite,
     )
     with ExitStack() as stack, suppress(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.sinks import Sink
 
+log = logging.getLogger(__name__)
+
 # Options that may stand without a value, and what they mean then.
-OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9100"}
+OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
 _ADDRESS = re.compile(r"[^\s/]*:?\d{1,5}")
 
 
@@ -46,11 +49,17 @@ class Wanted:
     headless: bool
     json: bool
     csv: Path | None
+    csv_append: bool
     video: Path | None
     save: str
     save_dir: Path | None
     save_max: str
+    save_below: float
+    save_every: float
     mqtt: str
+    mqtt_results: float
+    mqtt_discovery: str
+    queue_dir: Path | None
     webhook: str
     metrics: str
     web: str
@@ -71,20 +80,22 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     sinks: list[Sink] = [StateLines(sys.stderr)]
     if wanted.json:
         sinks.append(JsonLines(sys.stdout))
+    # A page takes the window's place where there is no screen.
+    window = not wanted.headless and (not wanted.web or _screen())
+    if not (window or wanted.json or wanted.web):
+        sinks.append(TextLines(sys.stdout))
     try:
         sinks += _files(wanted, camera)
-        sinks += _network(wanted, camera, stack)
+        if window:
+            from edgerec.camera.sinks.window import Window
+
+            sinks.append(stack.enter_context(Window()))
+        sinks += _served(wanted, camera, stack)
+        sinks += _sent(wanted, camera)
     except ValueError as error:
         if type(error) is not ValueError:
             raise
         raise typer.BadParameter(str(error)) from None
-    # A page takes the window's place where there is no screen.
-    if not wanted.headless and not (wanted.web and not _screen()):
-        from edgerec.camera.sinks.window import Window
-
-        sinks.append(stack.enter_context(Window()))
-    elif not wanted.json and not wanted.web:
-        sinks.append(TextLines(sys.stdout))
     return sinks
 
 
@@ -93,7 +104,9 @@ def _files(wanted: Wanted, camera: Camera) -> list[Sink]:
     if wanted.csv is not None:
         from edgerec.camera.sinks.table import Table
 
-        sinks.append(Table(wanted.csv, "overwrite" if wanted.overwrite else "refuse"))
+        sinks.append(
+            Table(wanted.csv, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")
+        )
     if wanted.video is not None:
         from edgerec.camera.sinks.video import VideoFile
 
@@ -104,34 +117,55 @@ def _files(wanted: Wanted, camera: Camera) -> list[Sink]:
         from edgerec.camera.sinks.saver import SavedPictures, SaveSpec, parse_size
 
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
+        spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
         sinks.append(SavedPictures(wanted.save_dir, SaveSpec(**spec)))
     return sinks
 
 
-def _network(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
+def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     sinks: list[Sink] = []
-    if wanted.mqtt:
-        from edgerec.camera.sinks.broker import Broker
-        from edgerec.camera.sinks.mqtt import Mqtt
-        from edgerec.contract.files import cache_folder
-
-        broker = Broker.parse(wanted.mqtt, os.environ)
-        name = re.sub(r"\W+", "-", f"{broker}").strip("-")[:80]
-        sinks.append(Mqtt(broker, cache_folder() / "mqtt" / name, camera.manifest))
-    if wanted.webhook:
-        from edgerec.camera.sinks.webhook import Hook, Webhook
-
-        sinks.append(Webhook(Hook.parse(wanted.webhook), secret=os.environ.get("EDGEREC_WEBHOOK_SECRET", "")))
     if wanted.metrics:
         from edgerec.camera.sinks.prometheus import Prometheus, parse_listen
 
-        sinks.append(Prometheus(camera.manifest, *parse_listen(wanted.metrics), lambda: camera.report))
+        host, port = parse_listen(wanted.metrics)
+        metrics = stack.enter_context(Prometheus(camera.manifest, host, port, lambda: camera.report))
+        log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
+        sinks.append(metrics)
     if wanted.web:
         from edgerec.camera.sinks.web import WebSink, parse_address
 
         host, port = parse_address(wanted.web)
         labels = camera.manifest.labels
         sinks.append(stack.enter_context(WebSink(host, port, labels, wanted.web_token, wanted.web_save)))
+    return sinks
+
+
+def _sent(wanted: Wanted, camera: Camera) -> list[Sink]:
+    """Last of all: they begin to connect when they are made."""
+    sinks: list[Sink] = []
+    hook = None
+    if wanted.webhook:
+        from edgerec.camera.sinks.webhook import Hook, Webhook
+
+        hook = Hook.parse(wanted.webhook)
+    if wanted.mqtt:
+        from edgerec.camera.sinks.broker import Broker
+        from edgerec.camera.sinks.mqtt import Mqtt
+        from edgerec.contract.files import cache_folder
+
+        broker = Broker.parse(wanted.mqtt)
+        name = re.sub(r"\W+", "-", f"{broker}").strip("-")[:80]
+        sinks.append(
+            Mqtt(
+                broker,
+                wanted.queue_dir or cache_folder() / "mqtt" / name,
+                camera.manifest,
+                results_per_s=wanted.mqtt_results,
+                discovery_prefix=wanted.mqtt_discovery,
+            )
+        )
+    if hook is not None:
+        sinks.append(Webhook(hook, secret=os.environ.get("EDGEREC_WEBHOOK_SECRET", "")))
     return sinks
 
 

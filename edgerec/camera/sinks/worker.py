@@ -50,6 +50,11 @@ class SinkWorker:
         """Whether the sink wants to end."""
         return self._sink.closed
 
+    @property
+    def lost(self) -> int:
+        """What did not reach the sink, and what the sink says it lost itself."""
+        return self.dropped + int(getattr(self._sink, "dropped", 0))
+
     def put(self, event: Result | StateChange) -> None:
         """Queue an event; never longer than ``PATIENCE_S``, and for live sources not at all."""
         with self._changed:
