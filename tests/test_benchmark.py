@@ -77,6 +77,7 @@ def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
     for number, milli in enumerate(("41000", "67500", "nonsense", "-274000")):
         zone = tmp_path / f"thermal_zone{number}"
         zone.mkdir()
+        (zone / "type").write_text("cpu-thermal")
         (zone / "temp").write_text(milli)
     tool = tmp_path / "vcgencmd"
     tool.write_text("#!/bin/sh\necho throttled=0x50005\n")

@@ -26,11 +26,11 @@ pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.web import WebSink, album, app, board, parse_address, server
 from edgerec.camera.sinks.web.album import Album, folder_name
-from edgerec.camera.sinks.web.temperature import processor_temperature_c
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
+from edgerec.runtime.health import processor_temperature_c
 
 LABELS = ("stop", "yield", "no entry")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _ZONES = Path("/sys/class/thermal")
+# Kinds of thermal zones that are the processor, most particular first.
+_KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
 # Bits of `vcgencmd get_throttled`, as the Raspberry Pi's documentation names them.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
@@ -19,7 +21,7 @@ class Health:
     """One look at the machine; None where it does not tell.
 
     Attributes:
-        temperature_c: of the hottest sensor, degrees Celsius.
+        temperature_c: of the processor, degrees Celsius.
         clock_mhz: mean over the processors.
         throttled: what a Raspberry Pi says holds it back right now.
     """
@@ -35,13 +37,27 @@ class Health:
 
 def look() -> Health:
     """Ask the machine; never fails."""
-    hottest = [milli / 1000 for milli in _numbers(_ZONES, "thermal_zone*/temp") if -50_000 < milli < 200_000]
     clocks = [kilo / 1000 for kilo in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return Health(
-        temperature_c=max(hottest, default=None),
+        temperature_c=processor_temperature_c(),
         clock_mhz=sum(clocks) / len(clocks) if clocks else None,
         throttled=_pi_throttled(),
     )
+
+
+def processor_temperature_c(zones: Path | None = None) -> float | None:
+    """Degrees Celsius from the kernel's thermal zones (Documentation/driver-api/thermal/sysfs-api); None if unknown."""
+    found = []
+    for zone in sorted((zones or _ZONES).glob("thermal_zone*")):
+        try:
+            kind = (zone / "type").read_text().strip().lower()
+            degrees = int((zone / "temp").read_text()) / 1000
+        except (OSError, ValueError):
+            continue
+        rank = next((rank for rank, known in enumerate(_KINDS) if known in kind), None)
+        if rank is not None and -40 < degrees < 150:
+            found.append((rank, -degrees))
+    return -min(found)[1] if found else None
 
 
 def _numbers(folder: Path, pattern: str) -> list[float]:

@@ -12,10 +12,10 @@ from itertools import islice
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.web.temperature import processor_temperature_c
 from edgerec.camera.sinks.window import FrameRate
 from edgerec.camera.states import StateChange
 from edgerec.optional import require
+from edgerec.runtime.health import processor_temperature_c
 
 # The page's picture is no wider or higher than this, and changes no more often.
 SHOWN_PX = 1280
