@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,21 +37,31 @@ def recipe():
 
 
 @pytest.fixture(scope="session")
-def run(recipe, tmp_path_factory):
-    """A finished run on the embedded digits, with the variant int8-qat."""
+def first_run(recipe, tmp_path_factory):
+    """A finished run on the embedded digits, with the variant int8-qat; nobody changes it."""
     from edgerec import fit, quantize
 
-    made = fit(recipe, tmp_path_factory.mktemp("runs") / "digits")
+    made = fit(recipe, tmp_path_factory.mktemp("first") / "digits")
     quantize(made)
     return made
 
 
+@pytest.fixture(scope="module")
+def run(first_run, tmp_path_factory):
+    """A copy of it for the tests of a file, which may make variants in it."""
+    from edgerec import Run
+
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    shutil.copytree(first_run.path, path)
+    return Run.open(path)
+
+
 @pytest.fixture(scope="session")
-def bundle(run) -> Path:
+def bundle(first_run) -> Path:
     """That run's bundle for the Raspberry Pi."""
     from edgerec import export_bundle
 
-    return Path(export_bundle(run, "rpi").bundle)
+    return Path(export_bundle(first_run, "rpi").bundle)
 
 
 @pytest.fixture(scope="session")
