@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +73,6 @@ class Camera:
         labels, spec = classifier.manifest.labels, classifier.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
         self._choice = Choice(view or View())
-        self._stack = ExitStack()
         self._entered = False
 
     @classmethod
@@ -125,14 +123,14 @@ class Camera:
         )
 
     def __enter__(self) -> Camera:
-        self._stack.enter_context(self._feeds)
+        self._feeds.__enter__()
         self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._feeds.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Result]:
         """Each frame's result; ends with the sources, and raises :class:`SourceError` when one of them failed."""
@@ -156,6 +154,7 @@ class Camera:
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
         one has a thread of its own.
         """
+        sinks = list(sinks)
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
         workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]

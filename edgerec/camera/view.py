@@ -93,12 +93,13 @@ class Choice:
     def take(self, frame: Frame) -> Frame | None:
         """The frame as the model sees it, or None where it is left out."""
         reason = self._reason(frame)
-        if reason:
-            self.skipped[reason] += 1
-            return None
-        if self.view.roi is None and not self.view.rotate and not self.view.mirror:
-            return frame
-        return replace(frame, image=self.view.apply(frame.image))
+        if not reason:
+            frame = replace(frame, image=self.view.apply(frame.image))
+            if not self.view.motion or self._moved(frame):
+                return frame
+            reason = "motion"
+        self.skipped[reason] += 1
+        return None
 
     def _reason(self, frame: Frame) -> str:
         view, feed = self.view, frame.feed
@@ -114,14 +115,11 @@ class Choice:
                 return "rate"
             # From when it was due, not from when it came: or 25 frames a second of 30 would become 15.
             self._next_s[feed] = max(due + 1 / view.max_fps, frame.grabbed_s - 1 / view.max_fps)
-        if view.motion and not self._moved(frame):
-            return "motion"
         return ""
 
     def _moved(self, frame: Frame) -> bool:
         cv2 = require("cv2")
-        seen = self.view.apply(frame.image)
-        small = cv2.cvtColor(cv2.resize(seen, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        small = cv2.cvtColor(cv2.resize(frame.image, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
         before = self._before.get(frame.feed)
         changed = 1.0 if before is None else float(np.mean(cv2.absdiff(small, before) > 16))
         if changed > self.view.motion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import signal
 import subprocess
 import sys
@@ -11,8 +11,6 @@ from typing import Any
 
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import DelegateError
-
-log = logging.getLogger(__name__)
 
 PROBE_S = 20.0
 _PROBE = """
@@ -56,8 +54,6 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
 
 def _probe(library: str, options: dict[str, str]) -> str:
     """Why the library does not load, empty when it does."""
-    import json
-
     command = [sys.executable, "-c", _PROBE, library, json.dumps(options)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)

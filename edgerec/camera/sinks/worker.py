@@ -41,7 +41,7 @@ class SinkWorker:
         self._sink, self._lossless = sink, lossless
         self._events: deque[Result | StateChange] = deque()
         self._changed = threading.Condition()
-        self._ending = False
+        self._ending, self._said_s = False, 0.0
         self._thread = threading.Thread(target=self._work, name=f"edgerec-{self.name}", daemon=True)
         self._thread.start()
 
@@ -114,5 +114,3 @@ class SinkWorker:
         if self.failed == 1 or now - self._said_s > 60:
             self._said_s = now
             log.warning("%s failed, %d results lost so far: %s", self.name, self.dropped, error)
-
-    _said_s = 0.0
