@@ -22,6 +22,7 @@ _PUBLIC = {
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
+    "ensemble": "edgerec.export",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
@@ -44,6 +45,7 @@ __all__ = [
     "adopt",
     "benchmark",
     "compare",
+    "ensemble",
     "evaluate",
     "export_bundle",
     "fit",
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError
-    from edgerec.export import export_bundle, import_tflite
+    from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image

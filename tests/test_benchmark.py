@@ -49,10 +49,25 @@ def test_people_read_it_too(bundle, edgerec):
 def test_the_operator_that_works_most_takes_most(bundle):
     """The convolution with nearly all of the multiplications is the longest."""
     content = Bundle.open(bundle).model
-    timed = profile_operators(content, threads=1, budget_s=1.0)
+    timed = profile_operators([content], threads=1, budget_s=1.0)
     assert [t.index for t in timed] == list(range(len(timed)))
     assert max(timed, key=lambda t: t.ms).op == "CONV_2D"
     assert all(t.ms >= 0 for t in timed)
+
+
+def test_a_source_is_measured_from_the_grab(bundle, video, edgerec):
+    done = edgerec("benchmark", bundle, "--source", video, "--seconds", "0.2", "--no-operators", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["images"] == 29  # of 30; the first is not measured
+    stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
+    assert stages["end to end"] >= stages["together"]
+    again = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
+    assert "as the source gave them" in again.stdout, again.stderr
+
+
+def test_a_source_without_frames_is_an_error(bundle, tmp_path, edgerec):
+    assert "nothing.mp4" in one_line(edgerec("benchmark", bundle, "--source", tmp_path / "nothing.mp4"))
 
 
 def test_a_zip_is_measured_as_a_folder_is(bundle, tmp_path):

@@ -29,7 +29,7 @@ def test_classify_gives_scores_that_sum_to_one(bundle, pictures):
 def test_the_camera_s_bytes_go_straight_in(bundle, pictures):
     """No table between pixels and the input: what set_tensor gets is what preprocessing gave."""
     classifier = Classifier.open(bundle)
-    model = classifier.model
+    (model,) = classifier.models
     assert model._table is None
     pixels = apply(read_image(pictures[0]), classifier.manifest.preprocess)
     model.invoke(pixels)
@@ -136,11 +136,11 @@ def test_the_number_of_threads_is_measured_once(bundle, monkeypatch, tmp_path):
 
 def test_runtimes_answer_alike(bundle, pictures, monkeypatch):
     """TensorFlow's own interpreter is the third choice, and runs the same file."""
-    first = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    (first,) = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
     only = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
     monkeypatch.setattr(interpreter, "RUNTIMES", only)
     assert interpreter.fingerprint().runtime == "tensorflow"
-    other = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
+    (other,) = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
     assert np.abs(first.astype(int) - other).max() <= 2
 
 

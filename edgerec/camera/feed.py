@@ -60,6 +60,14 @@ class Feeds:
         while (event := self._next()) is not None:
             yield event
 
+    def frames(self) -> Iterator[Frame]:
+        """The frames alone; raises :class:`SourceError` at the end, when a source ended by a failure."""
+        for event in self:
+            if isinstance(event, Frame):
+                yield event
+        for error in self.errors:
+            raise error
+
     @property
     def errors(self) -> list[SourceError]:
         """Of the sources that ended by a failure."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,18 @@ import typer
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
+    from edgerec.camera import Frame
     from edgerec.runtime.benchmark import BenchmarkReport
+
+# A live source that gives nothing for so long is not measured.
+GIVE_UP_S = 10.0
 
 
 def benchmark(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    source: str = typer.Option(
+        "", "--source", "-s", help="Measure what this gives, as of camera. [default: the bundle's golden pictures]"
+    ),
     seconds: float = typer.Option(5.0, min=0.1, help="How long the stages are measured, and again the operators."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
     delegate: str | None = typer.Option(None, help="Shared library of a delegate; none: the processor."),
@@ -25,9 +34,10 @@ def benchmark(
     """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
     from edgerec.runtime.benchmark import benchmark as measure
 
-    with progress() as listener:
+    with progress() as listener, ExitStack() as stack:
         report = measure(
             bundle,
+            frames=_frames(source, stack) if source else None,
             seconds=seconds,
             threads=threads,
             delegate="" if delegate == "none" else delegate,
@@ -46,6 +56,14 @@ def benchmark(
         say(f"picture  {plot}")
 
 
+def _frames(source: str, stack: ExitStack) -> Iterator[Frame]:
+    from edgerec.camera import Feeds
+    from edgerec.camera.sources import find_source
+    from edgerec.camera.states import Patience
+
+    return stack.enter_context(Feeds([find_source(source)], Patience(give_up_s=GIVE_UP_S))).frames()
+
+
 def _show(report: BenchmarkReport) -> None:
     table(
         ("stage", "p50 ms", "p95 ms", "p99 ms"),
@@ -56,13 +74,15 @@ def _show(report: BenchmarkReport) -> None:
         say("")
         table(
             ("operator", "index", "ms", "part", "output"),
-            [(o.op, str(o.index), f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
+            [(o.op, o.name, f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
         )
         say(f"the {len(longest)} longest of {len(report.operators)} operators")
     say("")
     runtime = report.runtime
     with_ = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
-    say(f"speed    {report.fps:,.1f} pictures per second, one after the other ({report.images:,} measured)")
+    of_source = report.stages[-1].name == "end to end"
+    how = "as the source gave them" if of_source else "one after the other"
+    say(f"speed    {report.fps:,.1f} pictures per second, {how} ({report.images:,} measured)")
     say(f"start    {report.cold_start_s:.2f} s from process start to the first answer")
     say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB resident at most, until the first answer")
     say(f"on       {runtime.runtime} {runtime.version}, {runtime.cpu} ({runtime.machine}), {with_}")

@@ -29,6 +29,6 @@ def verify(
         show_json(report.to_dict())
         return
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
-    say(f"ok: {report.files} files whole, {len(report.golden)} golden pictures equal {how}")
+    say(f"ok: {report.files} files whole, {report.pictures} golden pictures equal {how}")
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
 # A stored score of zero is less than half of an int8 unit, not nothing.
 _LEAST = 1 / 512
+_TIE = 1e-3
 
 Scores = npt.NDArray[np.float32]
 
@@ -131,6 +132,20 @@ def calibrated(scores: Scores, temperature: float) -> Scores:
         return scores
     powers = np.maximum(scores, _LEAST).astype(np.float64) ** (1 / temperature)
     return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _mean(scores: Scores) -> Scores:
+    return scores.mean(axis=0)
+
+
+def _vote(scores: Scores) -> Scores:
+    votes = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
+    # Of as many votes the better mean wins: it counts for less than one vote.
+    return ((votes + _TIE * scores.mean(axis=0)) / (len(scores) + _TIE)).astype(np.float32)
+
+
+# What several models' scores, float32 (models, classes), become: float32 (classes,).
+COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
 def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edgerec.contract.decision import DecisionSpec
+from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
@@ -18,22 +18,69 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
+class ModelSpec:
+    """One model of a bundle: from a picture to scores.
+
+    Attributes:
+        model: the .tflite file's name.
+        input, output: the tensors as the .tflite declares them.
+        preprocess: from a picture to pixels.
+        normalise: from pixels to the input's real numbers.
+        activation: what makes scores of the output: ``none``, ``softmax``, or ``binary`` for two labels of one output.
+        delegate_model: the file compiled for the bundle's delegate, or empty.
+    """
+
+    model: str
+    input: TensorSpec
+    output: TensorSpec
+    preprocess: PreprocessSpec
+    normalise: Normalise
+    activation: str = "none"
+    delegate_model: str = ""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of ``to_dict`` of its parts; raises TypeError, ValueError or KeyError on anything else."""
+        read = {key: _READERS[key](value) if key in _READERS else value for key, value in values.items()}
+        return cls(**read)
+
+    def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
+        """Raise :class:`BundleError` when the parts do not fit each other, or the bundle."""
+        for key in ("model", "activation", "delegate_model"):
+            if not isinstance(getattr(self, key), str):
+                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected text")
+        if self.activation not in ACTIVATIONS:
+            raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
+        if self.output.size != (1 if self.activation == "binary" else len(labels)):
+            raise BundleError(f"{where} has {len(labels)} labels for an output of shape {list(self.output.shape)}")
+        if self.activation == "binary" and len(labels) != 2:
+            raise BundleError(f"{where} has {len(labels)} labels for a binary classifier")
+        if self.input.shape != (1, *self.preprocess.shape):
+            raise BundleError(
+                f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
+            )
+        if not self.normalise.std > 0:
+            raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
+        for name in filter(None, (self.model, self.delegate_model)):
+            if name not in files:
+                raise BundleError(f"{where} names {name!r} but lists no digest for it")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contract of one bundle.
 
     Attributes:
         name: what people call it.
         labels: one per output, in the order of the output.
-        input, output: the tensors as the .tflite declares them.
-        preprocess: from a picture to pixels.
-        normalise: from pixels to the input's real numbers.
+        input, output, preprocess, normalise, model, activation, delegate_model: as of a :class:`ModelSpec`; of the
+            first model where there are several.
         decision: from scores to an answer.
         target, variant: for what it was made, and which form of the model it is.
-        model: the .tflite file's name.
-        activation: what makes scores of the output: ``none``, ``softmax``, or ``binary`` for two labels of one output.
+        members: of an ensemble, the models after the first; each sees the same picture.
+        combine: what their scores become, a name in ``COMBINATIONS``.
         threads: interpreter threads; 0 lets the runtime choose.
-        delegate: shared library of the delegate that runs ``delegate_model``, or empty.
-        delegate_model: the file compiled for that delegate, or empty.
+        delegate: shared library of the delegate that runs the files compiled for it, or empty.
         files: SHA-256 of every other file, by its name relative to the bundle.
         metrics: what was measured at export (top-1, agreement, bytes).
         provenance: recipe, digests and versions that made it.
@@ -54,19 +101,20 @@ class Manifest:
     threads: int = 0
     delegate: str = ""
     delegate_model: str = ""
+    members: tuple[ModelSpec, ...] = ()
+    combine: str = "mean"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """All models: one, or those of an ensemble."""
+        first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
+        return (first, *self.members)
+
     def to_json(self) -> str:
         """The manifest as indented JSON, its schema version first."""
-        values: dict[str, Any] = {"schema": SCHEMA_VERSION}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
-                value = value.to_dict()
-            elif isinstance(value, Normalise):
-                value = {"mean": value.mean, "std": value.std}
-            values[item.name] = value
+        values = {"schema": SCHEMA_VERSION} | _plain(self)
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -93,23 +141,13 @@ class Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
             raise BundleError(f"{where} has an unknown key {wrong[0]!r}")
-        readers: dict[str, Callable[[Any], Any]] = {
-            "input": TensorSpec.from_dict,
-            "output": TensorSpec.from_dict,
-            "preprocess": PreprocessSpec.from_dict,
-            "normalise": lambda value: Normalise(float(value["mean"]), float(value["std"])),
-            "decision": DecisionSpec.from_dict,
-            "labels": _labels,
-            "files": _files,
-            "threads": int,
-        }
-        for key, read in readers.items():
+        for key, read in _READERS.items():
             if key in values:
                 try:
                     values[key] = read(values[key])
                 except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
                     raise BundleError(f"{where}: {key}: {error}") from None
-        for key in ("name", "target", "variant", "model", "activation", "delegate", "delegate_model"):
+        for key in ("name", "target", "variant", "delegate", "combine"):
             if key in values and not isinstance(values[key], str):
                 raise BundleError(f"{where}: {key} is {values[key]!r}, expected text")
         for key in ("metrics", "provenance"):
@@ -124,23 +162,19 @@ class Manifest:
 
     def check(self, where: str) -> None:
         """Raise :class:`BundleError` when the parts do not fit each other."""
-        if self.activation not in ACTIVATIONS:
-            raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
-        if self.output.size != (1 if self.activation == "binary" else len(self.labels)):
-            raise BundleError(f"{where} has {len(self.labels)} labels for an output of shape {list(self.output.shape)}")
-        if self.activation == "binary" and len(self.labels) != 2:
-            raise BundleError(f"{where} has {len(self.labels)} labels for a binary classifier")
-        if self.input.shape != (1, *self.preprocess.shape):
-            raise BundleError(
-                f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
-            )
         if len(set(self.labels)) != len(self.labels):
             raise BundleError(f"{where} has the same label twice")
-        if not self.normalise.std > 0:
-            raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
-        for name in filter(None, (self.model, self.delegate_model)):
-            if name not in self.files:
-                raise BundleError(f"{where} names {name!r} but lists no digest for it")
+        if self.combine not in COMBINATIONS:
+            raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
+        for number, model in enumerate(self.models):
+            model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
+
+
+def origins(manifest: Manifest) -> list[Mapping[str, Any]]:
+    """Where each model of a bundle comes from, as its own bundle's provenance said."""
+    members = manifest.provenance.get("members")
+    found = members if isinstance(members, list) and members else [manifest.provenance]
+    return [origin for origin in found if isinstance(origin, dict)] or [{}]
 
 
 def _labels(value: Any) -> tuple[str, ...]:
@@ -155,4 +189,36 @@ def _files(value: Any) -> dict[str, str]:
     for name, digest in value.items():
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ValueError(f"{name!r} has no SHA-256: {digest!r}")
+    return value
+
+
+def _members(value: Any) -> tuple[ModelSpec, ...]:
+    if not isinstance(value, list):
+        raise ValueError("expected a list of models")
+    return tuple(ModelSpec.from_dict(dict(member)) for member in value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "input": TensorSpec.from_dict,
+    "output": TensorSpec.from_dict,
+    "preprocess": PreprocessSpec.from_dict,
+    "normalise": lambda value: Normalise(float(value["mean"]), float(value["std"])),
+    "decision": DecisionSpec.from_dict,
+    "labels": _labels,
+    "files": _files,
+    "threads": int,
+    "members": _members,
+}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as what JSON can say."""
+    if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
+        return value.to_dict()
+    if isinstance(value, Normalise):
+        return {"mean": value.mean, "std": value.std}
+    if isinstance(value, Manifest | ModelSpec):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return value

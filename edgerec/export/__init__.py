@@ -1,6 +1,7 @@
-"""From a variant of a run, or a finished .tflite, to the bundle that a device runs."""
+"""From a variant of a run, a finished .tflite, or several bundles, to the bundle that a device runs."""
 
+from edgerec.export.ensembles import EnsembleReport, ensemble
 from edgerec.export.exporter import ExportReport, export_bundle
 from edgerec.export.importer import ImportReport, import_tflite
 
-__all__ = ["ExportReport", "ImportReport", "export_bundle", "import_tflite"]
+__all__ = ["EnsembleReport", "ExportReport", "ImportReport", "ensemble", "export_bundle", "import_tflite"]

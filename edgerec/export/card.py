@@ -22,9 +22,12 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None) -
         manifest: of the bundle.
         target: where it goes.
         figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them; None
-            for an imported model, of which nobody measured any.
+            for an imported model or an ensemble, of which nobody measured any.
     """
-    card = _imported_card(manifest) if figures is None else _card(manifest, figures)
+    if figures is not None:
+        card = _card(manifest, figures)
+    else:
+        card = _ensemble_card(manifest) if manifest.members else _imported_card(manifest)
     return "\n".join([*_commands(manifest, target), *card, ""])
 
 
@@ -99,6 +102,28 @@ def _imported_card(manifest: Manifest) -> list[str]:
         "",
         "How good it is, is not known here: measure it with `edgerec evaluate . --data FOLDER`, a folder of pictures",
         "for each label. It knows these labels and nothing else: any other picture gets one of them too.",
+    ]
+
+
+def _ensemble_card(manifest: Manifest) -> list[str]:
+    how = {"mean": "the mean of their scores", "vote": "the part of them that answers with a label"}[manifest.combine]
+    lines = [
+        "## Model card",
+        "",
+        f"- {len(manifest.models)} models answer together; a score is {how}.",
+        f"- Labels: {len(manifest.labels)}, in labels.txt",
+        "",
+        "| of the bundle | variant | its top-1 alone |",
+        "|---|---|---|",
+    ]
+    for member in manifest.metrics["members"]:
+        forms = member["metrics"].get("forms")
+        alone = f"{forms[-1]['top1']:.2%}" if forms else "–"
+        lines.append(f"| {member['name']} | {member['variant']} | {alone} |")
+    return [
+        *lines,
+        "",
+        "How good they are together: `edgerec evaluate . --data FOLDER`, a folder of pictures for each label.",
     ]
 
 

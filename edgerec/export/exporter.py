@@ -137,7 +137,7 @@ def export_bundle(
         drop_points=report["drop_points"],
         size_bytes=len(content),
         files=tuple(sorted(files)),
-        golden=len(verified.golden),
+        golden=verified.pictures,
         edgetpu=compiled,
     )
 

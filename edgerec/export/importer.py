@@ -142,7 +142,7 @@ def import_tflite(
         last_operator=finished.last_operator,
         size_bytes=len(finished.content),
         files=tuple(sorted(files)),
-        golden=len(verify(path).golden),
+        golden=verify(path).pictures,
         edgetpu=compiled,
     )
 

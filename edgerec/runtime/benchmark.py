@@ -6,18 +6,19 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider, decide
-from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.errors import BundleError
+from edgerec.errors import BundleError, SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.health import Health, look
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
@@ -31,6 +32,19 @@ from edgerec.runtime.classifier import Classifier, read_image
 Classifier.open(sys.argv[1], **json.loads(sys.argv[3])).classify(read_image(sys.argv[2]))
 print(json.dumps([time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
+
+
+LEAST_IMAGES = 50
+
+
+class Grabbed(Protocol):
+    """A picture and when it was grabbed, monotonic seconds, as a camera's frames are."""
+
+    @property
+    def image(self) -> Image: ...
+
+    @property
+    def grabbed_s(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ class BenchmarkReport:
     Attributes:
         runtime: runtime, version, processor.
         threads: of the interpreter; 0 is the runtime's choice.
-        stages: preprocess, invoke, decision, and all of them together.
-        fps: pictures per second, one after the other.
+        stages: preprocess, invoke, decision, all of them together; of a source also ``end to end``, from the grab.
+        fps: pictures per second, one after the other; of a source, as they really came.
         images: how many were measured.
         cold_start_s: from the start of a new process to its first answer.
         peak_memory_bytes: resident, of that process.
@@ -88,16 +102,18 @@ class BenchmarkReport:
 def benchmark(
     path: str | Path,
     *,
+    frames: Iterable[Grabbed] | None = None,
     seconds: float = 5.0,
     threads: int = 0,
     delegate: str | None = None,
     operators: bool = True,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
-    """Measure a bundle on its golden pictures.
+    """Measure a bundle on its golden pictures, or on what a source gives.
 
     Args:
         path: a bundle's folder or .zip.
+        frames: of a source, as :meth:`edgerec.camera.Feeds.frames` gives them; None takes the golden pictures.
         seconds: for the stages, and again for the operators.
         threads, delegate: as for :class:`Classifier`.
         operators: time each operator too.
@@ -105,6 +121,7 @@ def benchmark(
 
     Raises:
         BundleError: no such bundle, or one without golden pictures.
+        SourceError: the source gives no frames.
     """
     bundle = Bundle.open(path)
     classifier = Classifier(bundle, threads=threads, delegate=delegate)
@@ -113,11 +130,18 @@ def benchmark(
     cold_start_s, peak = _cold(bundle, pictures, {"threads": threads, "delegate": delegate})
     before = look()
     listener(Progress("measuring the stages", 1, 3))
-    taken = _stages(classifier, list(pictures.values()), seconds)
+    if frames is None:
+        taken, _ = _stages(classifier, _over_and_over(pictures.values()), seconds)
+        del taken["end to end"]  # nothing was grabbed
+        fps = 1000 / float(np.mean(taken["together"]))
+    else:
+        taken, elapsed_s = _stages(classifier, iter(frames), seconds)
+        fps = len(taken["together"]) / elapsed_s
     after = look()
     listener(Progress("measuring the operators", 2, 3))
     manifest, used = bundle.manifest, threads or bundle.manifest.threads
-    timed = profile_operators(bundle.model, threads=used, budget_s=seconds) if operators else ()
+    contents = [bundle.files[spec.model] for spec in manifest.models]
+    timed = profile_operators(contents, threads=used, budget_s=seconds) if operators else ()
     listener(Progress("measuring the operators", 3, 3))
     return BenchmarkReport(
         bundle=str(path),
@@ -126,7 +150,7 @@ def benchmark(
         threads=used,
         delegate=manifest.delegate if delegate is None else delegate,
         stages=tuple(Stage.of(name, values) for name, values in taken.items()),
-        fps=round(1000 / float(np.mean(taken["together"])), 2),
+        fps=round(fps, 2),
         images=len(taken["together"]),
         cold_start_s=round(cold_start_s, 4),
         peak_memory_bytes=peak,
@@ -145,29 +169,49 @@ def _pictures(bundle: Bundle) -> dict[str, Image]:
     return pictures
 
 
-def _stages(classifier: Classifier, pictures: Sequence[Image], seconds: float) -> dict[str, list[float]]:
-    manifest, model = classifier.manifest, classifier.model
+@dataclass(frozen=True)
+class _Golden:
+    """A golden picture, as if it was grabbed when it is asked for."""
+
+    image: Image
+
+    @property
+    def grabbed_s(self) -> float:
+        return time.monotonic()
+
+
+def _over_and_over(pictures: Iterable[Image]) -> Iterator[Grabbed]:
+    return cycle([_Golden(picture) for picture in pictures])
+
+
+def _stages(classifier: Classifier, frames: Iterator[Grabbed], seconds: float) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of each stage for each frame but the first, and how many seconds all of it took."""
+    manifest = classifier.manifest
     decider = Decider(manifest.decision, manifest.labels)
-    names = ("preprocess", "invoke", "decision", "together")
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for picture in pictures:
-        classifier.classify(picture)
+    taken: dict[str, list[float]] = {"preprocess": [], "invoke": [], "decision": [], "together": [], "end to end": []}
+    first = next(frames, None)
+    if first is None:
+        raise SourceError("the source gave no frame to measure with: expected two or more")
+    classifier.classify(first.image)  # what only the first picture takes
     began = time.perf_counter()
-    number = 0
-    while number < 50 or time.perf_counter() - began < seconds:
+    for frame in frames:
         times = [time.perf_counter_ns()]
-        pixels = apply(pictures[number % len(pictures)], manifest.preprocess)
+        pixels = classifier.pixels(frame.image)
         times.append(time.perf_counter_ns())
-        scores = model.scores(pixels)
+        scores = classifier.scores(pixels)
         times.append(time.perf_counter_ns())
         decide(scores, manifest.labels, manifest.decision)
-        decider.update(scores, time.monotonic())
+        decider.update(scores, frame.grabbed_s)
         times.append(time.perf_counter_ns())
-        spans = [*np.diff(times), times[-1] - times[0]]
-        for name, span in zip(names, spans, strict=True):
-            taken[name].append(span / 1e6)
-        number += 1
-    return taken
+        since_grab_ms = (time.monotonic() - frame.grabbed_s) * 1000
+        spans_ms = [span / 1e6 for span in (*np.diff(times), times[-1] - times[0])]
+        for values, span in zip(taken.values(), (*spans_ms, since_grab_ms), strict=True):
+            values.append(span)
+        if len(taken["together"]) >= LEAST_IMAGES and time.perf_counter() - began >= seconds:
+            break
+    if not taken["together"]:
+        raise SourceError("the source gave one frame only: expected two or more to measure with")
+    return taken, time.perf_counter() - began
 
 
 def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.decision import Classification, DecisionSpec, decide
-from edgerec.contract.manifest import Manifest
+from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
+from edgerec.contract.manifest import Manifest, ModelSpec
 from edgerec.contract.preprocess import Image, apply, decode
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError
 from edgerec.runtime.model import ImageModel
@@ -25,14 +26,14 @@ class Classifier:
 
     Attributes:
         manifest: the bundle's, with what the arguments change.
-        model: from the model's own pixels to scores.
+        models: each from its own pixels to scores; one, or those of an ensemble.
 
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'
     """
 
     manifest: Manifest
-    model: ImageModel
+    models: tuple[ImageModel, ...]
 
     def __init__(
         self,
@@ -66,34 +67,19 @@ class Classifier:
         manifest = bundle.manifest
         delegate = manifest.delegate if delegate is None else delegate
 
-        def opened(delegate: str) -> ImageModel:
-            name = manifest.delegate_model if delegate and manifest.delegate_model else manifest.model
-            return ImageModel(
-                bundle.files[name],
-                manifest.normalise,
-                activation=manifest.activation,
-                threads=threads or manifest.threads,
-                delegate=delegate,
-                delegate_options=delegate_options,
-                where=f"{bundle.path}/{name}",
+        def opened(delegate: str) -> tuple[ImageModel, ...]:
+            return tuple(
+                _opened(bundle, spec, threads=threads, delegate=delegate, delegate_options=delegate_options)
+                for spec in manifest.models
             )
 
         try:
-            self.model = opened(delegate)
+            self.models = opened(delegate)
         except DelegateError as error:
             if not fallback:
                 raise
             log.warning("%s; running on the processor, slower", error)
-            self.model = opened("")
-        for what, found, expected in (
-            ("input", self.model.input, manifest.input),
-            ("output", self.model.output, manifest.output),
-        ):
-            if found != expected:
-                raise BundleError(
-                    f"{bundle.path}: the {what} of its model is {found}, the manifest says {expected}: "
-                    "export the bundle again"
-                )
+            self.models = opened("")
         changes = dict(decision or {})
         if threshold is not None:
             changes |= {"threshold": threshold, "thresholds": {}}
@@ -110,13 +96,45 @@ class Classifier:
 
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
-        scores = self.model.scores(apply(image, self.manifest.preprocess))
-        return decide(scores, self.manifest.labels, self.manifest.decision)
+        return decide(self.scores(self.pixels(image)), self.manifest.labels, self.manifest.decision)
 
-    def stored_scores(self, image: Image) -> npt.NDArray[Any]:
-        """The output as the model stores it, ``(classes,)`` in the output's dtype; behind an activation, the scores."""
-        pixels = apply(image, self.manifest.preprocess)
-        return self.model.invoke(pixels) if self.manifest.activation == "none" else self.model.scores(pixels)
+    def pixels(self, image: Image) -> tuple[Image, ...]:
+        """What each model sees of an image: uint8 ``(height, width, channels)``."""
+        specs = [spec.preprocess for spec in self.manifest.models]
+        made = {spec: apply(image, spec) for spec in dict.fromkeys(specs)}
+        return tuple(made[spec] for spec in specs)
+
+    def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
+        """float32 ``(classes,)`` in [0, 1] of all models together, for what :meth:`pixels` gave."""
+        found = [model.scores(seen) for model, seen in zip(self.models, pixels, strict=True)]
+        return found[0] if len(found) == 1 else COMBINATIONS[self.manifest.combine](np.stack(found))
+
+    def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
+        """The output as each model stores it, in the output's dtype; behind an activation, the scores."""
+        specs, seen = self.manifest.models, self.pixels(image)
+        return tuple(
+            model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
+            for spec, model, pixels in zip(specs, self.models, seen, strict=True)
+        )
+
+
+def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **options: Any) -> ImageModel:
+    name = spec.delegate_model if delegate and spec.delegate_model else spec.model
+    model = ImageModel(
+        bundle.files[name],
+        spec.normalise,
+        activation=spec.activation,
+        threads=threads or bundle.manifest.threads,
+        delegate=delegate,
+        where=f"{bundle.path}/{name}",
+        **options,
+    )
+    for what, found, expected in (("input", model.input, spec.input), ("output", model.output, spec.output)):
+        if found != expected:
+            raise BundleError(
+                f"{bundle.path}: the {what} of {name} is {found}, the manifest says {expected}: export the bundle again"
+            )
+    return model
 
 
 def read_image(path: str | Path) -> Image:

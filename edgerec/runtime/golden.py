@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.files import sha256
-from edgerec.contract.manifest import Manifest
-from edgerec.contract.preprocess import Image, apply, decode, encode_png
+from edgerec.contract.manifest import ModelSpec
+from edgerec.contract.preprocess import Image, decode, encode_png
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
@@ -30,22 +30,31 @@ FLOAT_OTHER_MACHINE = 1e-3
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden picture, recomputed here.
+    """One golden picture, recomputed here by one model.
 
-    ``difference`` is the largest over the classes: units of the quantized output; score for float32, or behind an
-    activation.
+    ``difference`` is the largest over the classes, ``tolerance`` the most that it may be: units of the quantized
+    output; score for float32, or behind an activation.
     """
 
     image: str
+    model: str
     label: str
     golden_label: str
     difference: float
-    same_pixels: bool
+    tolerance: float
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What :func:`verify` found. ``exact`` says that every score is the golden one bit for bit."""
+    """What :func:`verify` found.
+
+    Attributes:
+        files: how many were whole.
+        made_on, here: what decides whether two computations give the same bits.
+        exact: every score is the golden one bit for bit.
+        max_difference, tolerance: of ``golden``, the largest, in their units.
+        golden: for each picture and each model.
+    """
 
     bundle: str
     files: int
@@ -57,6 +66,11 @@ class VerifyReport:
     exact: bool
     max_difference: float
     golden: tuple[GoldenResult, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many golden pictures there are."""
+        return len({result.image for result in self.golden})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -73,8 +87,8 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
             {
                 "image": name,
                 "from": origin,
-                "pixels_sha256": sha256(apply(image, classifier.manifest.preprocess).tobytes()),
-                "scores": classifier.stored_scores(image).tolist(),
+                "pixels_sha256": _digest(classifier, image),
+                "scores": [scores.tolist() for scores in classifier.stored_scores(image)],
             }
         )
     content = {"made_on": fingerprint().to_dict(), "vectors": vectors}
@@ -95,19 +109,15 @@ def verify(path: str | Path) -> VerifyReport:
     classifier = Classifier(bundle, delegate="")
     made_on, vectors = _read_golden(bundle)
     here = fingerprint()
-    tolerance = _tolerance(made_on, here, bundle.manifest)
-    results = tuple(_recompute(bundle, classifier, vector) for vector in vectors)
+    tolerances = [_tolerance(made_on, here, spec) for spec in bundle.manifest.models]
+    results = tuple(result for vector in vectors for result in _recompute(bundle, classifier, vector, tolerances))
     for result in results:
-        if not result.same_pixels:
+        if not result.difference <= result.tolerance:  # also NaN
             raise BundleError(
-                f"{path}: {result.image}: preprocessing gives other pixels here than where the bundle was made; "
-                "please report this with both OpenCV versions"
-            )
-        if not result.difference <= tolerance:  # also NaN
-            raise BundleError(
-                f"{path}: {result.image}: scores are off by {result.difference:g}, allowed are {tolerance:g} "
-                f"(golden {result.golden_label!r}, here {result.label!r}; made with {made_on.runtime} "
-                f"{made_on.version} on {made_on.machine}, here {here.runtime} {here.version} on {here.machine})"
+                f"{path}: {result.image}: scores of {result.model} are off by {result.difference:g}, allowed are "
+                f"{result.tolerance:g} (golden {result.golden_label!r}, here {result.label!r}; made with "
+                f"{made_on.runtime} {made_on.version} on {made_on.machine}, here {here.runtime} {here.version} on "
+                f"{here.machine})"
             )
     largest = max(result.difference for result in results)
     return VerifyReport(
@@ -117,7 +127,7 @@ def verify(path: str | Path) -> VerifyReport:
         variant=bundle.manifest.variant,
         made_on=made_on,
         here=here,
-        tolerance=tolerance,
+        tolerance=max(tolerances),
         exact=largest == 0,
         max_difference=largest,
         golden=results,
@@ -134,9 +144,10 @@ def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         if not vectors:
             raise ValueError("no vectors")
         for vector in vectors:
+            found, wanted = np.shape(vector["scores"]), (len(bundle.manifest.models), len(bundle.manifest.labels))
             np.asarray(vector["scores"], np.float64)
-            if len(vector["scores"]) != len(bundle.manifest.labels):
-                raise ValueError(f"{len(vector['scores'])} scores for {len(bundle.manifest.labels)} labels")
+            if found != wanted:
+                raise ValueError(f"scores of shape {found}, expected {wanted}: models and labels")
             if vector["image"] not in bundle.files:
                 raise ValueError(f"{vector['image']!r} is not in the bundle")
     except (ValueError, KeyError, TypeError) as error:
@@ -144,27 +155,41 @@ def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
     return made_on, vectors
 
 
-def _recompute(bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any]) -> GoldenResult:
-    image = decode(bundle.files[vector["image"]])
+def _digest(classifier: Classifier, image: Image) -> str:
+    """Of the pixels that the models see."""
+    return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
+
+
+def _recompute(
+    bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any], tolerances: Sequence[float]
+) -> Iterator[GoldenResult]:
+    image, labels = decode(bundle.files[vector["image"]]), bundle.manifest.labels
     if image is None:
         raise BundleError(f"{bundle.path}: {vector['image']} is no picture: export the bundle again")
-    pixels = apply(image, classifier.manifest.preprocess)
-    scores = classifier.stored_scores(image).astype(np.float64)
-    golden = np.asarray(vector["scores"], np.float64)
-    return GoldenResult(
-        image=vector["image"],
-        label=bundle.manifest.labels[int(scores.argmax())],
-        golden_label=bundle.manifest.labels[int(golden.argmax())],
-        difference=float(np.abs(scores - golden).max()),
-        same_pixels=sha256(pixels.tobytes()) == vector["pixels_sha256"],
-    )
+    if _digest(classifier, image) != vector["pixels_sha256"]:
+        raise BundleError(
+            f"{bundle.path}: {vector['image']}: preprocessing gives other pixels here than where the bundle was made; "
+            "please report this with both OpenCV versions"
+        )
+    stored = classifier.stored_scores(image)
+    for spec, tolerance, scores, golden in zip(
+        bundle.manifest.models, tolerances, stored, np.asarray(vector["scores"], np.float64), strict=True
+    ):
+        yield GoldenResult(
+            image=vector["image"],
+            model=spec.model,
+            label=labels[int(scores.argmax())],
+            golden_label=labels[int(golden.argmax())],
+            difference=float(np.abs(scores.astype(np.float64) - golden).max()),
+            tolerance=tolerance,
+        )
 
 
-def _tolerance(made_on: Fingerprint, here: Fingerprint, manifest: Manifest) -> float:
+def _tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec) -> float:
     if made_on == here:
         return 0.0
-    if not manifest.output.quantized:
+    if not spec.output.quantized:
         return FLOAT_OTHER_MACHINE
     units = UNITS_OTHER_MACHINE if made_on.runtime == here.runtime else UNITS_OTHER_RUNTIME
     # No activation moves a score by more than the output moved.
-    return units if manifest.activation == "none" else units * manifest.output.scale
+    return units if spec.activation == "none" else units * spec.output.scale

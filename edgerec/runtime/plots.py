@@ -41,7 +41,7 @@ def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
     )
     if longest:
         below = axes[1][0]
-        below.barh([f"{o.index}  {o.op}" for o in longest], [o.ms for o in longest], color=ORANGE)
+        below.barh([f"{o.name}  {o.op}" for o in longest], [o.ms for o in longest], color=ORANGE)
         for at, operator in enumerate(longest):
             below.text(operator.ms, at, f"  {operator.part:.0%}", va="center", fontsize=8, color=GREY)
         below.set_title(f"the {len(longest)} longest of {len(report.operators)} operators", loc="left", fontsize=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class OperatorTime:
     """One operator.
 
     Attributes:
+        model: which of an ensemble's models it belongs to, from 0.
         index: its place in the file.
         op: as TFLite calls it.
         output: the name of its first output.
@@ -27,14 +29,22 @@ class OperatorTime:
         part: of the whole, 0 to 1.
     """
 
+    model: int
     index: int
     op: str
     output: str
     ms: float
     part: float
 
+    @property
+    def name(self) -> str:
+        """Its place: ``3``, or ``1.3`` in an ensemble's second model."""
+        return f"{self.model}.{self.index}" if self.model else str(self.index)
 
-def profile_operators(content: bytes, *, threads: int = 0, budget_s: float = 5.0) -> tuple[OperatorTime, ...]:
+
+def profile_operators(
+    contents: Sequence[bytes], *, threads: int = 0, budget_s: float = 5.0
+) -> tuple[OperatorTime, ...]:
     """Time each operator by the kernels that run later.
 
     LiteRT's Python interpreter has no profiler. So the model is cut behind each operator in turn, and an operator's
@@ -42,24 +52,30 @@ def profile_operators(content: bytes, *, threads: int = 0, budget_s: float = 5.0
     what else the machine does falls on all alike.
 
     Args:
-        content: a .tflite file's bytes.
+        contents: the bytes of .tflite files that run one after the other.
         threads: of the interpreter; 0 lets the runtime choose.
         budget_s: about how long this may take; at least ``LEAST_ROUNDS`` rounds.
     """
-    operators = read_graph(content).operators
-    runs = [_Prefix(_cut(content, count), threads) for count in range(1, len(operators) + 1)]
+    operators = [read_graph(content).operators for content in contents]
+    runs = [
+        _Prefix(_cut(content, count), threads)
+        for content, found in zip(contents, operators, strict=True)
+        for count in range(1, len(found) + 1)
+    ]
     order = np.random.default_rng(0)
     began, rounds = time.perf_counter(), 0
     while rounds < LEAST_ROUNDS or time.perf_counter() - began < budget_s:
         for at in order.permutation(len(runs)):
             runs[at].sample()
         rounds += 1
+    medians = iter([float(np.median(run.taken_ms)) for run in runs])
     # A longer model takes no less time than a shorter one: what noise says otherwise is taken back.
-    upto = np.maximum.accumulate([float(np.median(run.taken_ms)) for run in runs])
-    alone = np.diff(upto, prepend=0.0)
+    upto = [np.maximum.accumulate([next(medians) for _ in found]) for found in operators]
+    whole = sum(float(times[-1]) for times in upto)
     return tuple(
-        OperatorTime(op.index, op.name, op.outputs[0].name, round(float(ms), 5), round(float(ms / upto[-1]), 4))
-        for op, ms in zip(operators, alone, strict=True)
+        OperatorTime(number, op.index, op.name, op.outputs[0].name, round(float(ms), 5), round(float(ms) / whole, 4))
+        for number, (found, times) in enumerate(zip(operators, upto, strict=True))
+        for op, ms in zip(found, np.diff(times, prepend=0.0), strict=True)
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.manifest import origins
+from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.contract.tensors import Normalise
-from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.data import Dataset, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
+from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.finished import Finished
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
@@ -26,8 +29,10 @@ from edgerec.train.run import AGREEMENT, Run
 
 log = logging.getLogger(__name__)
 
+Indices = npt.NDArray[np.int64]
+Reals = npt.NDArray[np.float32]
 # pixels uint8 (N, H, W, C) -> scores float32 (N, classes)
-Scorer = Callable[[npt.NDArray[np.uint8], Listener], npt.NDArray[np.float32]]
+Scorer = Callable[[npt.NDArray[np.uint8], Listener], Reals]
 
 
 @dataclass(frozen=True)
@@ -122,31 +127,39 @@ def evaluate(
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
     section = subject.data if data is None else replace(subject.data, source=data)
     dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
-    seen = bool(subject.digest) and dataset.digest == subject.digest
+    seen = [trained for trained in subject.trained if trained.digest == dataset.digest]
     if data is None and not seen:
         raise DataError(f"{section.source} is not what {path} was trained on (its digest changed)")
-    part, name = _part(dataset, section, subject, split, seen)
+    part, name = _part(dataset, section.source, split, seen)
     if not dataset.labels:
         if not seen:
             raise DataError(f"{section.source} has no class folders, and so nothing to measure {path} against")
         log.warning(AGREEMENT)
         dataset = dataset.relabelled(subject.labels, subject.answers)
     classes = _class_map(dataset, subject)[dataset.classes[part]]
-    scores = subject.scorer(dataset.images[part], listener)
+    scores = subject.score(dataset, part, listener)
     return figures(scores, classes, subject.labels or dataset.labels, name)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """On what a model was trained: the digest of the data, and what splits it again as it was."""
+
+    digest: str
+    data: DataSection
+    seed: int
 
 
 @dataclass(frozen=True)
 class _Subject:
     """A model of any form, opened."""
 
-    scorer: Scorer
+    score: Callable[[Dataset, Indices, Listener], Reals]
     labels: tuple[str, ...]
     data: DataSection
-    seed: int
-    digest: str
-    own_data: bool
     classes: int
+    trained: tuple[_Trained, ...] = ()  # one for each model, where it is known
+    own_data: bool = False
     answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
 
 
@@ -167,15 +180,17 @@ def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
 def tflite_scorer(model: ImageModel) -> Scorer:
     """Scores of a .tflite model, by the runtime that the device uses."""
 
-    def score(pixels: npt.NDArray[np.uint8], listener: Listener) -> npt.NDArray[np.float32]:
-        scores = np.empty((len(pixels), model.classes), np.float32)
-        for i, image in enumerate(pixels):
-            scores[i] = model.scores(image)
-            if i % EVALUATION_BATCH == EVALUATION_BATCH - 1 or i == len(pixels) - 1:
-                listener(Progress("evaluating", i + 1, len(pixels)))
-        return scores
+    return lambda pixels, listener: _one_by_one(map(model.scores, pixels), len(pixels), listener)
 
-    return score
+
+def _one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
+    """float32 ``(count, classes)`` of scores that are computed as they are taken."""
+    found: list[Reals] = []
+    for one in scores:
+        found.append(one)
+        if len(found) % EVALUATION_BATCH == 0 or len(found) == count:
+            listener(Progress("evaluating", len(found), count))
+    return np.stack(found)
 
 
 def _open(path: Path, normalise: str | None) -> _Subject:
@@ -190,38 +205,37 @@ def _open(path: Path, normalise: str | None) -> _Subject:
 
 def _open_run(run: Run) -> _Subject:
     recipe, labels = run.recipe, run.labels
+    scorer = keras_scorer(run.model(), recipe.normalise)
     return _Subject(
-        keras_scorer(run.model(), recipe.normalise),
+        lambda dataset, part, listener: scorer(dataset.images[part], listener),
         labels,
         recipe.data,
-        recipe.seed,
-        run.split_record["digest"],
-        True,
         len(labels),
-        run.answers(),
+        trained=(_Trained(run.split_record["digest"], recipe.data, recipe.seed),),
+        own_data=True,
+        answers=run.answers(),
     )
 
 
 def _open_bundle(bundle: Bundle) -> _Subject:
-    manifest = bundle.manifest
-    model = ImageModel(
-        bundle.model,
-        manifest.normalise,
-        activation=manifest.activation,
-        threads=manifest.threads,
-        where=str(bundle.path),
-    )
+    classifier, manifest = Classifier(bundle, delegate=""), bundle.manifest
+    alike = len({spec.preprocess for spec in manifest.models}) == 1
+
+    def score(dataset: Dataset, part: Indices, listener: Listener) -> Reals:
+        def seen(index: int) -> tuple[Image, ...]:
+            if alike:
+                return (dataset.images[index],) * len(classifier.models)
+            return classifier.pixels(dataset.original(index))
+
+        return _one_by_one((classifier.scores(seen(int(index))) for index in part), len(part), listener)
+
     # The split of a bundle's own data can be made again: its recipe travels with it.
-    recipe = Recipe.from_dict(manifest.provenance.get("recipe", {}), where=f"{bundle.path}: provenance.recipe")
-    return _Subject(
-        tflite_scorer(model),
-        manifest.labels,
-        _data_section(manifest.preprocess, recipe.data, str(bundle.path)),
-        recipe.seed,
-        str(manifest.provenance.get("data_digest", "")),
-        False,
-        len(manifest.labels),
-    )
+    trained = []
+    for origin in origins(manifest):
+        recipe = Recipe.from_dict(origin.get("recipe", {}), where=f"{bundle.path}: provenance.recipe")
+        trained.append(_Trained(str(origin.get("data_digest", "")), recipe.data, recipe.seed))
+    section = _data_section(manifest.preprocess, trained[0].data, str(bundle.path))
+    return _Subject(score, manifest.labels, section, len(manifest.labels), trained=tuple(trained))
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
@@ -232,7 +246,10 @@ def _open_tflite(path: Path, wanted: str | None) -> _Subject:
     metadata, _, height, width, channels = finished.metadata, *finished.input.shape
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
     section = _data_section(PreprocessSpec(height, width, channels), DataSection(), finished.where)
-    return _Subject(tflite_scorer(model), labels, section, 0, "", False, model.classes)
+    scorer = tflite_scorer(model)
+    return _Subject(
+        lambda dataset, part, listener: scorer(dataset.images[part], listener), labels, section, model.classes
+    )
 
 
 def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:
@@ -241,22 +258,22 @@ def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSe
     return replace(base, input_size=spec.height, channels=spec.channels, fit=spec.fit, interpolation=spec.interpolation)
 
 
-def _part(
-    dataset: Dataset, section: DataSection, subject: _Subject, wanted: str | None, seen: bool
-) -> tuple[npt.NDArray[np.int64], str]:
+def _part(dataset: Dataset, source: str, wanted: str | None, seen: Sequence[_Trained]) -> tuple[Indices, str]:
+    """Which pictures, and what that part is called; ``seen`` tells of each model that was trained on this data."""
     everything = np.arange(len(dataset.classes))
     tagged = dataset.splits[0] != ""
     if wanted == "all" or (wanted is None and not seen and not (tagged and "test" in dataset.splits)):
         return everything, "all"
     name = wanted or "test"
     if seen:
-        parts: Split = split_dataset(dataset, section, subject.seed)
-        return parts.part(name), name
+        parts = [split_dataset(dataset, trained.data, trained.seed).part(name) for trained in seen]
+        shared: Indices = reduce(np.intersect1d, parts)
+        if not len(shared):
+            raise DataError(f"{source}: no picture is in the {name} split of every one of the models: use other data")
+        return shared, name
     part = everything[dataset.splits == name]
     if not len(part):
-        raise DataError(
-            f"{section.source} has no {name} split, and is not what the model was trained on: use --split all"
-        )
+        raise DataError(f"{source} has no {name} split, and is not what the model was trained on: use --split all")
     return part, name
 
 

@@ -1,0 +1,161 @@
+"""A bundle of several models that answer together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import edgerec
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import COMBINATIONS
+from edgerec.contract.files import refuse_existing
+from edgerec.contract.manifest import Manifest, ModelSpec, origins
+from edgerec.contract.preprocess import Image, decode
+from edgerec.contract.target import Target
+from edgerec.errors import BundleError, unknown
+from edgerec.export.card import readme, requirements
+from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.golden import make_golden, verify
+
+
+@dataclass(frozen=True)
+class EnsembleReport:
+    """What :func:`ensemble` wrote.
+
+    Attributes:
+        bundle: the folder or .zip.
+        models: how many answer together.
+        combine: what their scores become.
+        size_bytes: of all the model files.
+        golden: pictures that were verified.
+    """
+
+    bundle: str
+    models: int
+    combine: str
+    size_bytes: int
+    files: tuple[str, ...]
+    golden: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return vars(self) | {"files": list(self.files)}
+
+
+def ensemble(
+    bundles: Sequence[str | Path],
+    out: str | Path,
+    *,
+    combine: str = "mean",
+    target: str | None = None,
+    threshold: float = 0.0,
+    overwrite: bool = False,
+) -> EnsembleReport:
+    """Write one bundle of the models of several, and verify it where it stands.
+
+    Each model keeps its own preprocessing, so they may have inputs of different sizes, and be imported ones.
+
+    Args:
+        bundles: folders or .zip files, of the same labels and for the same target.
+        out: the new bundle's folder, or a .zip.
+        combine: ``mean`` of the scores; or ``vote``, the part of the models that answer with a label.
+        target: a name in ``targets/``, or a .toml file; None is what the bundles are for.
+        threshold: below this score the bundle answers ``unknown``, in [0, 1].
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        BundleError: fewer than two models, or bundles that do not fit each other.
+    """
+    if combine not in COMBINATIONS:
+        raise BundleError(unknown("combination", combine, COMBINATIONS))
+    path, opened = Path(out), [Bundle.open(bundle) for bundle in bundles]
+    refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
+    _check_alike(opened)
+    first = opened[0].manifest
+    aim = Target.load(target or first.target)
+    files: dict[str, bytes] = {}
+    specs = [_taken(bundle, spec, files) for bundle in opened for spec in bundle.manifest.models]
+    members = [origin for bundle in opened for origin in origins(bundle.manifest)]
+    manifest = replace(
+        first,
+        **vars(specs[0]),
+        name=path.stem if path.suffix == ".zip" else path.name,
+        variant="+".join(dict.fromkeys(bundle.manifest.variant for bundle in opened)),
+        target=aim.name,
+        threads=aim.threads,
+        members=tuple(specs[1:]),
+        combine=combine,
+        delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
+        # What was fitted to one model's scores says nothing of all together.
+        decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
+        metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
+        provenance={"members": members, "edgerec": edgerec.__version__},
+        files={},
+    )
+    size_bytes = sum(len(files[spec.model]) for spec in specs)
+    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.labels).encode()
+    files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), _golden_pictures(opened[0]))
+    if aim.requirements:
+        files["requirements.txt"] = requirements(aim).encode()
+    files["README.md"] = readme(manifest, aim, None).encode()
+    Bundle.write(path, manifest, files, overwrite=overwrite)
+    return EnsembleReport(
+        bundle=str(path),
+        models=len(specs),
+        combine=combine,
+        size_bytes=size_bytes,
+        files=tuple(sorted(files)),
+        golden=verify(path).pictures,
+    )
+
+
+def _check_alike(bundles: Sequence[Bundle]) -> None:
+    if len(bundles) < 2:
+        raise BundleError(f"an ensemble needs two bundles or more, got {len(bundles)}")
+    first = bundles[0]
+    for other in bundles[1:]:
+        if other.manifest.labels != first.manifest.labels:
+            theirs, ours = other.manifest.labels, first.manifest.labels
+            number, said = next(
+                (number, pair) for number, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]
+            )
+            raise BundleError(
+                f"{other.path} and {first.path} have different labels: number {number} is {said[0]!r} and {said[1]!r}; "
+                "an ensemble's models must know the same ones in the same order"
+            )
+        if other.manifest.target != first.manifest.target:
+            raise BundleError(
+                f"{other.path} is for {other.manifest.target}, {first.path} for {first.manifest.target}: "
+                "export both for the same target"
+            )
+
+
+def _taken(bundle: Bundle, spec: ModelSpec, files: dict[str, bytes]) -> ModelSpec:
+    """The model with its files under names of their own, which are added to ``files``."""
+
+    def take(name: str) -> str:
+        stem, suffix = PurePosixPath(name).stem.partition("-")[0], PurePosixPath(name).suffix
+        numbered = (f"{stem}-{number}{suffix}" for number in count(2))
+        free = next(found for found in chain([f"{stem}{suffix}"], numbered) if found not in files)
+        files[free] = bundle.files[name]
+        return free
+
+    return replace(
+        spec, model=take(spec.model), delegate_model=take(spec.delegate_model) if spec.delegate_model else ""
+    )
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {"name": manifest.name, "variant": manifest.variant, "metrics": manifest.metrics}
+
+
+def _golden_pictures(bundle: Bundle) -> list[tuple[str, Image]]:
+    """Those of the first bundle."""
+    found = [(name, decode(content)) for name, content in sorted(bundle.files.items()) if name.endswith(".png")]
+    pictures = [(name, image) for name, image in found if image is not None]
+    if not pictures:
+        raise BundleError(f"{bundle.path} has no golden pictures: export it again")
+    return pictures
