@@ -63,7 +63,7 @@ def test_every_option_that_it_names_exists(edgerec):
         command: edgerec(*command.split(), "--help").stdout
         for command in (
             *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
-            *("camera", "benchmark"),
+            *("camera", "benchmark", "ensemble"),
             *("calibration make", "calibration check", "calibration show"),
         )
     }
