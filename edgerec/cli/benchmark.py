@@ -26,7 +26,7 @@ def benchmark(
     ),
     seconds: float = typer.Option(5.0, min=0.1, help="How long the stages are measured, and again the operators."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
-    delegate: str | None = typer.Option(None, help="Shared library of a delegate; none: the processor."),
+    delegate: str | None = typer.Option(None, help="Shared library of a delegate; gpu; none: the processor."),
     operators: bool = typer.Option(True, "--operators/--no-operators", help="Time each operator too."),
     plot: Path | None = typer.Option(None, help="Draw the figures into this PNG."),
     json: bool = JsonOption,

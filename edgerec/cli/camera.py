@@ -59,7 +59,7 @@ def camera(
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
     threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number, or measures once."),
     delegate: str | None = typer.Option(
-        None, help="Shared library of a delegate, as libedgetpu.so.1; none: the processor."
+        None, help="Shared library of a delegate, as libedgetpu.so.1; gpu; none: the processor."
     ),
     delegate_option: list[str] = typer.Option(
         [], help="KEY=VALUE for the delegate, as device=usb:1 for the second stick. May be given several times."

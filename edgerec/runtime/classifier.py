@@ -51,9 +51,9 @@ class Classifier:
         Args:
             bundle: what :meth:`Bundle.open` gave.
             threads: interpreter threads; 0 takes the bundle's number.
-            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; an empty text runs on the
-                processor; None does what the bundle was made for. With a delegate, the file compiled for it is
-                used where the bundle has one.
+            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; ``gpu`` for LiteRT's own;
+                an empty text runs on the processor; None does what the bundle was made for. With a delegate, the
+                file compiled for it is used where the bundle has one.
             delegate_options: what the delegate takes, by name, as ``{"device": "usb:1"}``.
             fallback: run on the processor where the delegate does not load, and log that; without it that is an
                 error.

@@ -42,7 +42,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
         DelegateError: it does not load; the message says why and how to go on without it.
     """
     wanted = dict(options or {})
-    if reason := _probe(library, wanted):
+    if reason := probe(_PROBE, library, json.dumps(wanted)):
         raise _refused(library, reason)
     with captured_stderr():
         try:
@@ -52,19 +52,29 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
     raise _refused(library, reason)
 
 
-def _probe(library: str, options: dict[str, str]) -> str:
-    """Why the library does not load, empty when it does."""
-    command = [sys.executable, "-c", _PROBE, library, json.dumps(options)]
+def probe(code: str, *arguments: str, given: bytes = b"") -> str:
+    """Run Python code that may crash or hang in a child process.
+
+    Args:
+        code: prints ``loaded`` at its end; where it fails in a way that it knows, the reason, and exits with 3.
+        arguments: for ``sys.argv``.
+        given: what it reads from its standard input.
+
+    Returns:
+        Why it failed, empty when it did not.
+    """
+    command = [sys.executable, "-c", code, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)
+        done = subprocess.run(command, input=given, capture_output=True, timeout=PROBE_S, check=False)
     except subprocess.TimeoutExpired:
         return f"it hangs: nothing for {PROBE_S:g} s"
     if done.returncode == 3:
-        return done.stdout.strip() or "it says nothing"
+        return done.stdout.decode(errors="replace").strip() or "it says nothing"
     if done.returncode < 0:
         return f"it crashes with {signal.Signals(-done.returncode).name}"
-    if done.returncode or "loaded" not in done.stdout:
-        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if done.returncode or b"loaded" not in done.stdout:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return (lines or [f"exit code {done.returncode}"])[-1]
     return ""
 
 

@@ -15,6 +15,7 @@ from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
 from edgerec.runtime.delegate import load_delegate
+from edgerec.runtime.gpu import GPU, open_gpu
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def open_interpreter(
     Args:
         model: the .tflite file's bytes.
         threads: 0 lets the runtime choose.
-        delegate: path of an external delegate's shared library, or empty.
+        delegate: path of an external delegate's shared library; ``gpu``; or empty.
         delegate_options: what that delegate takes, by name.
         where: the model's name for errors.
 
@@ -86,6 +87,8 @@ def open_interpreter(
     """
     if model[4:8] != b"TFL3":
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    if delegate == GPU:
+        return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
     package, module = find_runtime()
     delegates = [load_delegate(module, delegate, delegate_options)] if delegate else None
     try:

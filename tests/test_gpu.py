@@ -1,0 +1,76 @@
+"""LiteRT's GPU accelerator, on a Vulkan driver that computes on the processor: SwiftShader, which Chromium brings."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerec import Classifier, read_image
+from edgerec.errors import DelegateError
+from edgerec.runtime import gpu
+from tests.conftest import one_line
+
+DRIVERS = [Path("/usr/lib/chromium/vk_swiftshader_icd.json"), Path("/usr/lib/chromium-browser/vk_swiftshader_icd.json")]
+DRIVER = next((path for path in DRIVERS if path.is_file()), None)
+
+pytestmark = pytest.mark.skipif(not find_spec("ai_edge_litert.gpu_options"), reason="this LiteRT knows no GPU")
+needs_driver = pytest.mark.skipif(DRIVER is None, reason="no SwiftShader: apt install chromium libvulkan1")
+
+
+def environment(driver) -> dict[str, str]:
+    """Vulkan sees this driver alone."""
+    return os.environ | {"VK_ICD_FILENAMES": str(driver), "VK_DRIVER_FILES": str(driver)}
+
+
+@needs_driver
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gpu_answers_as_the_processor_does(bundle, pictures, edgerec, precision):
+    done = edgerec(
+        *("camera", bundle, "--source", bundle / "golden", "--headless", "--json"),
+        *("--delegate", "gpu", "--delegate-option", f"precision={precision}"),
+        env=environment(DRIVER),
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in map(json.loads, done.stdout.splitlines()):
+        if line["event"] == "result":
+            found[Path(line["source"]).name] = {entry["index"]: entry["score"] for entry in line["categories"]}
+    assert len(found) == len(pictures)
+    classifier = Classifier.open(bundle)
+    for picture in pictures:
+        scores = classifier.classify(read_image(picture)).scores
+        for index, score in found[picture.name].items():
+            assert score == pytest.approx(scores[index], abs=3 / 256)  # three units of the int8 output
+
+
+def test_without_a_gpu_it_is_an_error_and_not_silence(bundle, edgerec, tmp_path):
+    arguments = ("benchmark", bundle, "--delegate", "gpu", "--seconds", "0.1", "--no-operators")
+    said = one_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
+    assert "the GPU does not compute" in said
+    assert "--delegate none" in said
+
+
+def test_an_unknown_option_is_refused(bundle):
+    for options in ({"precision": "fp8"}, {"device": "0"}):
+        with pytest.raises(DelegateError, match="expected precision=fp32 or precision=fp16"):
+            Classifier.open(bundle, delegate="gpu", delegate_options=options)
+
+
+def test_a_gpu_that_takes_a_part_only_is_told_of(bundle, monkeypatch, caplog):
+    class Partial:
+        whole = False
+
+        def __init__(self, interpreter, *_):
+            self.__dict__.update({name: getattr(interpreter, name) for name in METHODS})
+
+    METHODS = ("get_input_details", "get_output_details", "set_tensor", "invoke", "get_tensor")
+    monkeypatch.setattr(gpu, "GpuInterpreter", Partial)
+    monkeypatch.setattr(gpu, "probe", lambda *_, **__: "")
+    answer = Classifier.open(bundle, delegate="gpu").classify(np.zeros((28, 28, 3), np.uint8))
+    assert answer.scores.shape == (10,)
+    assert "takes a part of it only, the rest runs on the processor" in caplog.text
