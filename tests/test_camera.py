@@ -305,6 +305,14 @@ def test_source_that_is_not_there(bundle, edgerec, source, said):
     assert "secret" not in message
 
 
+def test_a_source_named_twice_is_refused(bundle, edgerec):
+    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
+    assert "synthetic:8x8@9 is named twice" in said
+    with pytest.raises(SourceError, match="named twice") as caught:
+        Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
+    assert "one" not in str(caught.value)
+
+
 def test_source_that_is_no_video(bundle, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"hello" * 1000)
     with pytest.raises(SourceError, match="no video"):
