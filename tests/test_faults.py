@@ -400,6 +400,39 @@ def test_splitter_finds_whole_files_however_the_bytes_come():
         assert found == files
 
 
+@pytest.mark.parametrize("interval", [0, 2])
+def test_a_jpeg_whose_data_end_too_early_is_no_picture(interval):
+    """Cut in the middle, but with its end mark: libjpeg fills it up with grey."""
+    rng = random.Random(4)
+    image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_QUALITY, 95]
+    whole = cv2.imencode(".jpg", image, options)[1].tobytes()
+    scan = whole.rindex(b"\xff\xda") + 14
+    assert np.array_equal(decoded(cv2, whole), cv2.imdecode(np.frombuffer(whole, np.uint8), 1)[..., ::-1])
+    refused = 0
+    for _ in range(100):
+        cut = rng.randrange(scan, len(whole) - 200)
+        refused += decoded(cv2, whole[:cut] + b"\xff\xd9") is None
+    assert refused > 95  # a cut exactly at a restart marker may look finished
+
+
+def test_a_jpeg_that_lacks_a_restart_marker_is_no_picture():
+    image = np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8)
+    whole = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
+    assert decoded(cv2, whole) is not None
+    at = whole.index(b"\xff\xd3")
+    assert decoded(cv2, whole[:at] + whole[at + 2 :]) is None
+    assert decoded(cv2, whole[: at - 100] + whole[at + 100 :]) is None
+
+
+@pytest.mark.parametrize("quality", [50, 95])
+def test_a_picture_that_is_grey_itself_is_one(quality):
+    grey = np.full((120, 160, 3), 128, np.uint8)
+    for image in (grey, grey[..., 0], picture(5) // 2 + 64):
+        image[-40:] = 128
+        assert decoded(cv2, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()) is not None
+
+
 def test_splitter_survives_anything():
     rng = random.Random(3)
     whole = part(jpeg(5)) * 3
