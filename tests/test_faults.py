@@ -352,6 +352,15 @@ def test_passwords(scheme):
             open_source(server.url)
 
 
+@pytest.mark.parametrize("asked", ["Digest nonce=", 'Digest realm="c", nonce', "Digest", "Basic, Digest nonce="])
+def test_a_question_for_the_password_that_is_none(asked):
+    def script(peer):
+        peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with MjpegServer(script) as server, pytest.raises(SourceError):
+        open_source(server.url.replace("//", "//me:secret@"))
+
+
 def test_a_redirection_takes_no_password_elsewhere():
     seen = []
 

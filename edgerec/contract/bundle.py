@@ -108,14 +108,19 @@ def _folder_reader(path: Path) -> Reader:
     root = path.resolve()
 
     def read(name: str) -> bytes | None:
-        file = (path / name).resolve()
-        if not file.is_relative_to(root):
-            raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
-        if not file.is_file():
-            return None
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise BundleError(f"{path}: {name} has {file.stat().st_size} bytes, more than a bundle may hold")
-        return file.read_bytes()
+        try:
+            file = (path / name).resolve()
+            if not file.is_relative_to(root):
+                raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
+            if not file.is_file():
+                return None
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise BundleError(f"{path}: {name} has {file.stat().st_size} bytes, more than a bundle may hold")
+            return file.read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{path}: {name} cannot be read ({error.strerror}): look at its name and permissions"
+            ) from None
 
     return read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -101,7 +102,7 @@ class Manifest:
             "decision": DecisionSpec.from_dict,
             "labels": _labels,
             "files": _files,
-            "threads": int,
+            "threads": _threads,
         }
         for key, read in readers.items():
             if key in values:
@@ -136,8 +137,8 @@ class Manifest:
             )
         if len(set(self.labels)) != len(self.labels):
             raise BundleError(f"{where} has the same label twice")
-        if not self.normalise.std > 0:
-            raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
+        if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
+            raise BundleError(f"{where}: {self.normalise}: expected a finite mean and a std above 0")
         for name in filter(None, (self.model, self.delegate_model)):
             if name not in self.files:
                 raise BundleError(f"{where} names {name!r} but lists no digest for it")
@@ -147,6 +148,12 @@ def _labels(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
         raise ValueError("expected a list of texts, one per class")
     return tuple(value)
+
+
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
+        raise ValueError(f"expected 0 (the runtime chooses) to 1024, got {value!r}")
+    return value
 
 
 def _files(value: Any) -> dict[str, str]:

@@ -59,6 +59,8 @@ def _probe(library: str, options: dict[str, str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)
     except subprocess.TimeoutExpired:
         return f"it hangs: nothing for {PROBE_S:g} s"
+    except ValueError:  # a null character, or half of one beyond U+FFFF
+        return "that is no file name"
     if done.returncode == 3:
         return done.stdout.strip() or "it says nothing"
     if done.returncode < 0:

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,19 @@ def open_interpreter(
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
     """The only input; raises :class:`ModelError` when there is not exactly one."""
-    return _only_spec(interpreter.get_input_details(), "input", where)
+    return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
     """The only output; raises :class:`ModelError` when there is not exactly one."""
-    return _only_spec(interpreter.get_output_details(), "output", where)
+    return _only_spec(interpreter.get_output_details, "output", where)
 
 
-def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSpec:
+def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) -> TensorSpec:
+    try:
+        details = read()
+    except UnicodeDecodeError:
+        raise ModelError(f"{where} is damaged: the name of its {what} is no text") from None
     if len(details) != 1:
         raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
     dtype = details[0]["dtype"].__name__
