@@ -110,7 +110,7 @@ def test_newer_schema(copy, edgerec):
     assert "upgrade it with pip install -U edgerec" in one_line(edgerec("verify", copy))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", ""])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", "", "a\ud800"])
 def test_path_that_climbs_out(copy, name):
     files = json.loads((copy / "manifest.json").read_text())["files"]
     change(copy, files=files | {name: "0" * 64})
