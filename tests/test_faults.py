@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +20,10 @@ import pytest
 
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
-from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source
+from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, opencv
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv import OpenCVSource, programs_using
+from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests import servers
@@ -658,3 +660,47 @@ def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
         server.start()
         camera.live_again("RTSP after silence")
     camera.assert_only_served()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_closing_ends_the_wait_for_a_silent_rtsp_peer(rtsp_folder, monkeypatch):
+    monkeypatch.setattr(opencv, "READ_MS", 60_000)  # FFmpeg itself would wait for minutes
+    with RtspServer(rtsp_folder) as server, watch(server, Patience()) as camera:
+        camera.wait_until(State.LIVE)
+        server.freeze()
+        camera.__exit__(None)
+        assert camera.left() == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_the_socket_that_a_library_opened_is_found_and_shut_down():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as another:
+        port, peer = server.getsockname()[1], PeerSocket()
+        before = socket.create_connection(("127.0.0.1", port))
+        with peer.found(port):
+            elsewhere = socket.create_connection(another.getsockname())
+            mine = socket.create_connection(("127.0.0.1", port))
+        waiting = threading.Thread(target=mine.recv, args=[1])
+        waiting.start()
+        peer.shut_down()
+        waiting.join(20)
+        assert not waiting.is_alive()
+        assert before.send(b"x") == elsewhere.send(b"x") == 1
+        peer.close()
+        peer.shut_down()
+        for one in (before, elsewhere, mine):
+            one.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_of_two_sockets_that_are_opened_at_once_none_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        descriptors, peer = len(os.listdir("/proc/self/fd")), PeerSocket()
+        with peer.found(server.getsockname()[1]):
+            both = [socket.create_connection(server.getsockname()) for _ in range(2)]
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 2
+        peer.shut_down()
+        for one in both:
+            assert one.send(b"x") == 1
+            one.close()
