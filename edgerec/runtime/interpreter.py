@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.bounds import check_bounds
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
@@ -86,6 +87,7 @@ def open_interpreter(
     """
     if model[4:8] != b"TFL3":
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    check_bounds(model, where)
     package, module = find_runtime()
     delegates = [load_delegate(module, delegate, delegate_options)] if delegate else None
     try:
