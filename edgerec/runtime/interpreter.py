@@ -99,6 +99,8 @@ def open_interpreter(
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{package} cannot prepare {where}: {reason}") from None
+    except MemoryError:  # a damaged one may name a tensor of any size
+        raise ModelError(f"{package} cannot prepare {where}: it wants more memory than there is") from None
     return interpreter
 
 
