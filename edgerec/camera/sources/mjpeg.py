@@ -29,6 +29,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
+_SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
 # What libjpeg gives for data that are not there, and any data that give something else.
 _FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
 
@@ -210,6 +211,8 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
 
 def _in_order(jpeg: bytes) -> bool:
     """Whether the restart markers of a scan count from D0 to D7 and over again, so that none is lost."""
+    if _INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras have none
+        return True
     data = np.frombuffer(jpeg, np.uint8)
     kinds = data[np.flatnonzero(data[:-1] == 0xFF) + 1]
     scans = np.flatnonzero(kinds == _SCAN)
