@@ -145,6 +145,7 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"delegate": "a\0b"}, "no file name"),
         ({"decision": {"threshold": 2}}, "threshold"),
         ({"model": "other.tflite"}, "lists no digest"),
+        ({"model": ""}, "lists no digest"),
         ({"model": 5}, "expected text"),
         ({"files": {"model.tflite": "short"}}, "no SHA-256"),
         ({"colour": "blue"}, "unknown key 'colour'"),

@@ -139,7 +139,7 @@ class Manifest:
             raise BundleError(f"{where} has the same label twice")
         if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
             raise BundleError(f"{where}: {self.normalise}: expected a finite mean and a std above 0")
-        for name in filter(None, (self.model, self.delegate_model)):
+        for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in self.files:
                 raise BundleError(f"{where} names {name!r} but lists no digest for it")
 
