@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,11 +83,14 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
     folder.mkdir(exist_ok=True)
     cv2.imwrite(str(folder / "one.png"), np.zeros((8, 8, 3), np.uint8))
     good = ["camera", str(bundle), "--headless", f"--source={folder}", f"--save-dir={work / 'saved'}", "--save=changes"]
-    before = signal.getsignal(signal.SIGTERM)
+    # What the command line sets for its process.
+    log = logging.getLogger("edgerec")
+    before, known = signal.getsignal(signal.SIGTERM), (log.handlers[:], log.level, log.propagate)
 
     def attempt(rng: Random) -> None:
         chosen = rng.sample(_OPTIONS, rng.choice((1, 1, 2)))
         damaged = [f"{name}={damaged_text(rng, value)}" for name, _, value in (text.partition("=") for text in chosen)]
+        log.handlers.clear()  # which write to where the one before wrote
         done = CliRunner().invoke(app, [*good, *(text.replace("\0", "0") for text in damaged)])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise Broken(f"{damaged}: {done.exception!r}")
@@ -101,3 +105,5 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
         yield attempt
     finally:
         signal.signal(signal.SIGTERM, before)
+        log.handlers[:], level, log.propagate = known
+        log.setLevel(level)
