@@ -10,9 +10,17 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+# The middle of what is longer is left out, as of a value that a file holds.
+LONGEST = 1000
+
 
 class EdgerecError(Exception):
     """One line: what is wrong, where, what was expected, and what to do next."""
+
+    def __str__(self) -> str:
+        """The message as one line that a terminal can show, whatever was quoted in it."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__().strip())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 class RecipeError(EdgerecError, ValueError):

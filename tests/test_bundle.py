@@ -13,7 +13,8 @@ import pytest
 
 from edgerec import Bundle, Classifier, verify
 from edgerec.contract.manifest import SCHEMA_VERSION, Manifest
-from edgerec.errors import BundleError, OutputExistsError
+from edgerec.errors import BundleError, DelegateError, ModelError, OutputExistsError
+from edgerec.runtime.interpreter import find_runtime
 from tests.conftest import one_line
 
 
@@ -109,7 +110,7 @@ def test_newer_schema(copy, edgerec):
     assert "upgrade it with pip install -U edgerec" in one_line(edgerec("verify", copy))
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", ""])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", "", "a\ud800"])
 def test_path_that_climbs_out(copy, name):
     files = json.loads((copy / "manifest.json").read_text())["files"]
     change(copy, files=files | {name: "0" * 64})
@@ -138,8 +139,13 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"preprocess": {"hight": 5}}, "hight"),
         ({"normalise": {"mean": 0}}, "std"),
         ({"normalise": {"mean": 0, "std": 0}}, "above 0"),
+        ({"normalise": {"mean": float("nan"), "std": 1}}, "finite mean"),
+        ({"threads": 10**400}, "threads"),
+        ({"threads": "4"}, "threads"),
+        ({"delegate": "a\0b"}, "no file name"),
         ({"decision": {"threshold": 2}}, "threshold"),
         ({"model": "other.tflite"}, "lists no digest"),
+        ({"model": ""}, "lists no digest"),
         ({"model": 5}, "expected text"),
         ({"files": {"model.tflite": "short"}}, "no SHA-256"),
         ({"colour": "blue"}, "unknown key 'colour'"),
@@ -148,7 +154,53 @@ def test_link_that_leads_out(copy, tmp_path):
 )
 def test_wrong_manifest_is_refused(copy, values, said):
     change(copy, **values)
+    with pytest.raises((BundleError, DelegateError), match=said):
+        Classifier.open(copy)
+
+
+def test_a_name_that_the_system_refuses(copy):
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    change(copy, files=files | {"a" * 5000: "0" * 64})
+    with pytest.raises(BundleError, match="cannot be read") as caught:
+        Bundle.open(copy)
+    assert len(str(caught.value)) <= 1010
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\x1b[2Jb", "\ud800"])
+def test_an_error_is_one_line_whatever_it_quotes(copy, text, edgerec):
+    change(copy, **{text: 1})
+    said = one_line(edgerec("verify", copy))
+    assert "unknown key" in said
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda golden: golden["vectors"][0].pop("pixels_sha256"), "no digest of its pixels"),
+        (lambda golden: golden["vectors"][0].update(scores=[10**400] * 10), "too large"),
+        (lambda golden: golden["vectors"].append("text"), "damaged"),
+    ],
+)
+def test_damaged_golden_vectors(copy, damage, said):
+    golden = json.loads((copy / "golden/golden.json").read_text())
+    damage(golden)
+    rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
     with pytest.raises(BundleError, match=said):
+        verify(copy)
+
+
+def test_golden_vectors_nested_too_deeply(copy):
+    rewrite(copy, "golden/golden.json", b"[" * 100_000)
+    with pytest.raises(BundleError, match="damaged"):
+        verify(copy)
+
+
+def test_a_tensor_whose_name_is_no_text(copy):
+    model = (copy / "model.tflite").read_bytes()
+    name = find_runtime()[1].Interpreter(model_content=model).get_output_details()[0]["name"].encode()
+    rewrite(copy, "model.tflite", model.replace(name, b"\xff" * len(name)))
+    with pytest.raises(ModelError, match="is no text"):
         Classifier.open(copy)
 
 

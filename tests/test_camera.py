@@ -22,7 +22,7 @@ from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.sources import Address, CaptureFormat, open_source, without_password
+from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, without_password
 from edgerec.camera.states import Patience, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
@@ -303,6 +303,21 @@ def test_source_that_is_not_there(bundle, edgerec, source, said):
     message = one_line(done)
     assert said in message
     assert "secret" not in message
+
+
+def test_a_source_named_twice_is_refused(bundle, edgerec):
+    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
+    assert "synthetic:8x8@9 is named twice" in said
+    with pytest.raises(SourceError, match="named twice") as caught:
+        Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
+    assert "one" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "rtsp:/me:secret@camera/x", "\ud800"])
+def test_a_text_that_is_no_source(source):
+    with pytest.raises(SourceError, match="nothing that exists") as caught:
+        find_source(source)
+    assert "secret" not in str(caught.value)
 
 
 def test_source_that_is_no_video(bundle, tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +20,10 @@ import pytest
 
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
-from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source
+from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, opencv
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv import OpenCVSource, programs_using
+from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests import servers
@@ -352,6 +354,15 @@ def test_passwords(scheme):
             open_source(server.url)
 
 
+@pytest.mark.parametrize("asked", ["Digest nonce=", 'Digest realm="c", nonce', "Digest", "Basic, Digest nonce="])
+def test_a_question_for_the_password_that_is_none(asked):
+    def script(peer):
+        peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with MjpegServer(script) as server, pytest.raises(SourceError):
+        open_source(server.url.replace("//", "//me:secret@"))
+
+
 def test_a_redirection_takes_no_password_elsewhere():
     seen = []
 
@@ -398,6 +409,39 @@ def test_splitter_finds_whole_files_however_the_bytes_come():
         splitter = JpegSplitter(b"--frame")
         found = [jpeg for at in range(0, len(stream), step) for jpeg in splitter.feed(stream[at : at + step])]
         assert found == files
+
+
+@pytest.mark.parametrize("interval", [0, 2])
+def test_a_jpeg_whose_data_end_too_early_is_no_picture(interval):
+    """Cut in the middle, but with its end mark: libjpeg fills it up with grey."""
+    rng = random.Random(4)
+    image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_QUALITY, 95]
+    whole = cv2.imencode(".jpg", image, options)[1].tobytes()
+    scan = whole.rindex(b"\xff\xda") + 14
+    assert np.array_equal(decoded(cv2, whole), cv2.imdecode(np.frombuffer(whole, np.uint8), 1)[..., ::-1])
+    refused = 0
+    for _ in range(100):
+        cut = rng.randrange(scan, len(whole) - 200)
+        refused += decoded(cv2, whole[:cut] + b"\xff\xd9") is None
+    assert refused > 95  # a cut exactly at a restart marker may look finished
+
+
+def test_a_jpeg_that_lacks_a_restart_marker_is_no_picture():
+    image = np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8)
+    whole = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
+    assert decoded(cv2, whole) is not None
+    at = whole.index(b"\xff\xd3")
+    assert decoded(cv2, whole[:at] + whole[at + 2 :]) is None
+    assert decoded(cv2, whole[: at - 100] + whole[at + 100 :]) is None
+
+
+@pytest.mark.parametrize("quality", [50, 95])
+def test_a_picture_that_is_grey_itself_is_one(quality):
+    grey = np.full((120, 160, 3), 128, np.uint8)
+    for image in (grey, grey[..., 0], picture(5) // 2 + 64):
+        image[-40:] = 128
+        assert decoded(cv2, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()) is not None
 
 
 def test_splitter_survives_anything():
@@ -616,3 +660,47 @@ def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
         server.start()
         camera.live_again("RTSP after silence")
     camera.assert_only_served()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_closing_ends_the_wait_for_a_silent_rtsp_peer(rtsp_folder, monkeypatch):
+    monkeypatch.setattr(opencv, "READ_MS", 60_000)  # FFmpeg itself would wait for minutes
+    with RtspServer(rtsp_folder) as server, watch(server, Patience()) as camera:
+        camera.wait_until(State.LIVE)
+        server.freeze()
+        camera.__exit__(None)
+        assert camera.left() == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_the_socket_that_a_library_opened_is_found_and_shut_down():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as another:
+        port, peer = server.getsockname()[1], PeerSocket()
+        before = socket.create_connection(("127.0.0.1", port))
+        with peer.found(port):
+            elsewhere = socket.create_connection(another.getsockname())
+            mine = socket.create_connection(("127.0.0.1", port))
+        waiting = threading.Thread(target=mine.recv, args=[1])
+        waiting.start()
+        peer.shut_down()
+        waiting.join(20)
+        assert not waiting.is_alive()
+        assert before.send(b"x") == elsewhere.send(b"x") == 1
+        peer.close()
+        peer.shut_down()
+        for one in (before, elsewhere, mine):
+            one.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
+def test_of_two_sockets_that_are_opened_at_once_none_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        descriptors, peer = len(os.listdir("/proc/self/fd")), PeerSocket()
+        with peer.found(server.getsockname()[1]):
+            both = [socket.create_connection(server.getsockname()) for _ in range(2)]
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 2
+        peer.shut_down()
+        for one in both:
+            assert one.send(b"x") == 1
+            one.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,3 +156,13 @@ def test_an_opened_bundle_is_what_was_checked(bundle):
     opened = Bundle.open(bundle)
     assert opened.model == (bundle / "model.tflite").read_bytes()
     assert Classifier(opened).manifest == opened.manifest
+
+
+def test_a_model_that_wants_too_much_memory(bundle, monkeypatch):
+    class Interpreter:
+        def __init__(self, **_):
+            raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(interpreter, "find_runtime", lambda: ("a runtime", SimpleNamespace(Interpreter=Interpreter)))
+    with pytest.raises(ModelError, match="more memory than there is"):
+        interpreter.open_interpreter((bundle / "model.tflite").read_bytes())

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from edgerec.camera.sinks import broker as broker_module
-from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks.broker import Broker, Connection
 from edgerec.camera.sinks.events import Changes, safe_name
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.mqtt import Mqtt
@@ -118,7 +118,7 @@ def test_discovery_may_be_left_out(broker, listener, tmp_path):
 
 SENDER = """
 import sys, time, pathlib
-from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks.broker import Broker, Connection
 from edgerec.camera.sinks.mqtt import Mqtt
 from tests.network import MANIFEST, result
 sink = Mqtt(Broker("127.0.0.1", int(sys.argv[1]), prefix="home/hall"), pathlib.Path(sys.argv[2]), MANIFEST)
@@ -517,6 +517,21 @@ def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "q.sqlite3").mkdir()
     with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
         Outbox(tmp_path / "q.sqlite3")
+
+
+def test_a_result_that_is_lost_with_its_connection_is_counted():
+    """Paho tells of it by raising where it is asked."""
+    import paho.mqtt.client as mqtt
+
+    connection = Connection(Broker("127.0.0.1", free_port()), will_topic="t", will="w", changed=lambda: None)
+    lost = mqtt.MQTTMessageInfo(1)
+    lost.rc = mqtt.MQTT_ERR_NO_CONN
+    connection._client.publish = lambda *_, **__: lost
+    connection.connected = True
+    for _ in range(3):
+        connection.publish_loose("t", b"")
+    assert connection.missed == 2  # and the third one waits to be looked at
+    connection.close(5.0)
 
 
 # Addresses and names.

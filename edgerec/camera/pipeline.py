@@ -18,6 +18,7 @@ from edgerec.camera.states import Patience, StateChange
 from edgerec.camera.view import Choice, View
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
+from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
 
@@ -65,6 +66,7 @@ class Camera:
         view: View | None = None,
         patience: Patience | None = None,
     ) -> None:
+        _refuse_twice([address.name for address in addresses])
         self.manifest = classifier.manifest
         self.live = any(address.live for address in addresses)
         self._classifier = classifier
@@ -100,7 +102,7 @@ class Camera:
             options: as for :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
-            SourceError: nothing understands a source.
+            SourceError: nothing understands a source, or it is named twice.
             BundleError: no such bundle.
         """
         sources = [source] if isinstance(source, str) else list(source)
@@ -179,3 +181,9 @@ class Camera:
         self._answered += 1
         decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
         return Result(frame, answer, time.monotonic(), decision)
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    # By its name a frame finds its decisions, and a listener tells sources apart.
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise SourceError(f"the source {twice} is named twice: name each source once (a password is no difference)")

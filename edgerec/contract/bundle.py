@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import stat
 import zipfile
 import zlib
@@ -18,6 +19,8 @@ from edgerec.errors import BundleError
 
 MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 1 << 30
+# What leads elsewhere on some system, or is in no file's name on any.
+_NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
 
 Reader = Callable[[str], bytes | None]
 
@@ -98,7 +101,7 @@ class Bundle:
 
 def _refuse_climbing(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+    if not parts or name.startswith("/") or ".." in parts or _NOWHERE.search(name):
         raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not trust it")
 
 
@@ -108,14 +111,19 @@ def _folder_reader(path: Path) -> Reader:
     root = path.resolve()
 
     def read(name: str) -> bytes | None:
-        file = (path / name).resolve()
-        if not file.is_relative_to(root):
-            raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
-        if not file.is_file():
-            return None
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise BundleError(f"{path}: {name} has {file.stat().st_size} bytes, more than a bundle may hold")
-        return file.read_bytes()
+        try:
+            file = (path / name).resolve()
+            if not file.is_relative_to(root):
+                raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
+            if not file.is_file():
+                return None
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise BundleError(f"{path}: {name} has {file.stat().st_size} bytes, more than a bundle may hold")
+            return file.read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{path}: {name} cannot be read ({error.strerror}): look at its name and permissions"
+            ) from None
 
     return read
 

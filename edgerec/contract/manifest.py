@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -59,9 +60,9 @@ class ModelSpec:
             raise BundleError(
                 f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
             )
-        if not self.normalise.std > 0:
-            raise BundleError(f"{where}: normalise.std is {self.normalise.std}, expected a number above 0")
-        for name in filter(None, (self.model, self.delegate_model)):
+        if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
+            raise BundleError(f"{where}: {self.normalise}: expected a finite mean and a std above 0")
+        for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
                 raise BundleError(f"{where} names {name!r} but lists no digest for it")
 
@@ -183,6 +184,12 @@ def _labels(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _threads(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
+        raise ValueError(f"expected 0 (the runtime chooses) to 1024, got {value!r}")
+    return value
+
+
 def _files(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError("expected an object of file name to SHA-256")
@@ -206,7 +213,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "decision": DecisionSpec.from_dict,
     "labels": _labels,
     "files": _files,
-    "threads": int,
+    "threads": _threads,
     "members": _members,
 }
 

@@ -68,6 +68,8 @@ def probe(code: str, *arguments: str, given: bytes = b"") -> str:
         done = subprocess.run(command, input=given, capture_output=True, timeout=PROBE_S, check=False)
     except subprocess.TimeoutExpired:
         return f"it hangs: nothing for {PROBE_S:g} s"
+    except ValueError:  # a null character, or half of one beyond U+FFFF
+        return "that is no file name"
     if done.returncode == 3:
         return done.stdout.decode(errors="replace").strip() or "it says nothing"
     if done.returncode < 0:

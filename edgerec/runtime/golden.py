@@ -150,7 +150,9 @@ def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
                 raise ValueError(f"scores of shape {found}, expected {wanted}: models and labels")
             if vector["image"] not in bundle.files:
                 raise ValueError(f"{vector['image']!r} is not in the bundle")
-    except (ValueError, KeyError, TypeError) as error:
+            if "pixels_sha256" not in vector:
+                raise ValueError(f"{vector['image']} has no digest of its pixels")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{bundle.path}/{GOLDEN} is damaged ({error}): export the bundle again") from None
     return made_on, vectors
 

@@ -6,11 +6,12 @@ import importlib
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.bounds import check_bounds
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
@@ -89,6 +90,7 @@ def open_interpreter(
         raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
     if delegate == GPU:
         return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
+    check_bounds(model, where)
     package, module = find_runtime()
     delegates = [load_delegate(module, delegate, delegate_options)] if delegate else None
     try:
@@ -100,20 +102,26 @@ def open_interpreter(
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{package} cannot prepare {where}: {reason}") from None
+    except MemoryError:  # a damaged one may name a tensor of any size
+        raise ModelError(f"{package} cannot prepare {where}: it wants more memory than there is") from None
     return interpreter
 
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
     """The only input; raises :class:`ModelError` when there is not exactly one."""
-    return _only_spec(interpreter.get_input_details(), "input", where)
+    return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
     """The only output; raises :class:`ModelError` when there is not exactly one."""
-    return _only_spec(interpreter.get_output_details(), "output", where)
+    return _only_spec(interpreter.get_output_details, "output", where)
 
 
-def _only_spec(details: list[dict[str, Any]], what: str, where: str) -> TensorSpec:
+def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) -> TensorSpec:
+    try:
+        details = read()
+    except UnicodeDecodeError:
+        raise ModelError(f"{where} is damaged: the name of its {what} is no text") from None
     if len(details) != 1:
         raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
     dtype = details[0]["dtype"].__name__

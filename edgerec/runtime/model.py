@@ -52,6 +52,7 @@ class ImageModel:
         if len(self.output.shape) < 2 or self.output.shape[0] != 1 or max(self.output.shape) != self.output.size:
             raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
         self.classes = 2 if activation == "binary" else self.output.size
+        self._where = where
         self._activate = ACTIVATIONS[activation]
         self._table = pixel_table(normalise, self.input)
         self._input_index = self._interpreter.get_input_details()[0]["index"]
@@ -61,7 +62,12 @@ class ImageModel:
         """Stored output ``(outputs,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
         stored = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, stored[np.newaxis])
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:  # what could be prepared may yet lack the data of a tensor
+            raise ModelError(
+                f"{self._where} cannot be run: {str(error).strip() or 'the runtime says no more'}"
+            ) from None
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:

@@ -89,7 +89,7 @@ class Broker:
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if re.search(r"[+#\x00-\x1f\x7f]|//|^\$", prefix) or len(prefix) > 200:
             raise EdgerecError(
-                f"the topic prefix {prefix[:200]!r} cannot be used: expected levels such as home/hall, without + # $"
+                "the topic prefix in the broker's address cannot be used: expected levels as home/hall, without + # $"
             )
         tls = parts.scheme == "mqtts"
         return cls(host, port or (8883 if tls else 1883), tls, user, password, prefix)
@@ -144,8 +144,8 @@ class Connection:
 
     def publish_loose(self, topic: str, payload: bytes) -> None:
         """Send with QoS 0 if that can be done soon; otherwise count it."""
-        while self._loose and self._loose[0].is_published():
-            self._loose.popleft()
+        while self._loose and _settled(self._loose[0]):
+            self.missed += self._loose.popleft().rc > 0
         if not self.connected or len(self._loose) >= LOOSE:
             self.missed += 1
         else:
@@ -216,6 +216,14 @@ class Connection:
         if now - self._said_s.get(kind, -60.0) >= 60:
             self._said_s[kind], self._aloud = now, True
             log.warning("%s %s", self._broker, trouble)
+
+
+def _settled(message: Any) -> bool:
+    """Whether a message was sent, or never will be."""
+    try:
+        return bool(message.is_published())
+    except (RuntimeError, ValueError):  # so paho tells of one that was lost with its connection
+        return True
 
 
 def _client(run: Callable[[Callable[[], Any]], None]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,12 +110,13 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         return Address(without_password(uri), True, True, lambda: _web(uri))
     if scheme in ("rtsp", "rtsps") and rest.startswith("//"):
         return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
-    path = Path(uri)
-    if path.is_dir():
+    # Not as Path asks: a name that is too long, or none at all, is just not there.
+    path, there = Path(uri), os.path.exists(uri)
+    if os.path.isdir(uri):
         return Address(uri, False, False, lambda: FolderSource(path), stream=False)
-    if path.is_char_device() or (uri.startswith("/dev/video") and not path.exists()):
+    if path.is_char_device() if there else uri.startswith("/dev/video"):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, wanted), wanted)
-    if path.is_file():
+    if os.path.isfile(uri):
         return Address(uri, False, False, lambda: OpenCVSource.video(path))
     near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
     raise SourceError(
@@ -126,7 +128,8 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
 
 def without_password(url: str) -> str:
     """The address as it may be shown and logged."""
-    return re.sub(r"://[^/?#]*@", "://", url)
+    # Also where a slash was forgotten, and all of it is taken for a file's name.
+    return re.sub(r"://[^/?#]*@", "://", url) if "://" in url else re.sub(r"[^/?#]*@", "", url)
 
 
 def _web(url: str) -> Source:

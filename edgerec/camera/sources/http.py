@@ -188,7 +188,10 @@ def _authorization(account: SplitResult, at: SplitResult, challenges: list[str])
             passwords = HTTPPasswordMgrWithDefaultRealm()
             address = f"{at.scheme}://{at.netloc.rpartition('@')[2]}"
             passwords.add_password(None, address, user, password)
-            asked = parse_keqv_list(parse_http_list(rest))
+            try:
+                asked = parse_keqv_list(parse_http_list(rest))
+            except IndexError:  # a name without a value
+                continue
             answer = AbstractDigestAuthHandler(passwords).get_authorization(Request(address + _path(at)), asked)
             if answer:
                 return f"Digest {answer}"

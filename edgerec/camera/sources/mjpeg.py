@@ -29,6 +29,9 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
+_SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
+# What libjpeg gives for data that are not there, and any data that give something else.
+_FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
 
 
 def open_web(url: str) -> Source:
@@ -67,7 +70,7 @@ class MjpegSource:
         cv2 = require("cv2")
         while True:
             image = decoded(cv2, self._newest())
-            if image is None:  # whole, but of no kind that OpenCV knows
+            if image is None:  # of no kind that OpenCV knows, or damaged inside
                 continue
             self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
             yield image, self.name
@@ -188,9 +191,38 @@ def _sensible(data: bytearray, at: int) -> bool:
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
-    """The picture, uint8 ``(H, W, 3)`` RGB, or None when OpenCV cannot read it."""
+    """The picture, uint8 ``(H, W, 3)`` RGB, or None when OpenCV cannot read it or a part of it is missing.
+
+    Other damage to the compressed data cannot be told from another picture: JPEG has no checksum.
+    """
+    if not _in_order(jpeg):
+        return None
+    image = _decoded(cv2, jpeg)
+    if image is None:
+        return None
+    # Where the data end too early, libjpeg fills up with grey. Whether a grey corner is that, or was seen, shows when
+    # there are more data: only what was filled up changes.
+    if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
+        longer = _decoded(cv2, jpeg[:-2] + _MORE + jpeg[-2:])
+        if longer is None or not np.array_equal(image, longer):
+            return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _in_order(jpeg: bytes) -> bool:
+    """Whether the restart markers of a scan count from D0 to D7 and over again, so that none is lost."""
+    if _INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras have none
+        return True
+    data = np.frombuffer(jpeg, np.uint8)
+    kinds = data[np.flatnonzero(data[:-1] == 0xFF) + 1]
+    scans = np.flatnonzero(kinds == _SCAN)
+    kinds = kinds[scans[-1] :] if len(scans) else kinds
+    restarts = kinds[kinds & 0xF8 == 0xD0]
+    return not len(restarts) or np.array_equal(restarts, 0xD0 + np.arange(len(restarts)) % 8)
+
+
+def _decoded(cv2: Any, jpeg: bytes) -> Image | None:
     try:
-        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -8,14 +8,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from edgerec.camera.sources import CaptureFormat, without_password
+from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
 OPEN_MS = 10_000
-# FFmpeg over RTSP tries twice before it gives up: from a peer that went silent, it comes back after the double.
+# From an RTSP peer that went silent FFmpeg comes back after three times as long. Less would end a stream that only
+# stutters; who does not want to wait shuts its socket down.
 READ_MS = 5_000
 
 
@@ -26,6 +29,7 @@ class OpenCVSource:
         self.name = name
         self.live = live
         self._capture = capture
+        self._peer = PeerSocket()
         cv2 = require("cv2")
         width, height, fps, fourcc = (
             capture.get(key)
@@ -66,11 +70,15 @@ class OpenCVSource:
         """An RTSP or HTTP address."""
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
-        capture = _open(url, cv2.CAP_FFMPEG, limits)
-        name = without_password(url)
+        peer, name = PeerSocket(), without_password(url)
+        with peer.found(_port(url)):
+            capture = _open(url, cv2.CAP_FFMPEG, limits)
         if capture is None:
+            peer.close()
             raise SourceError(f"{name} does not open: is the address right, and does the stream run?")
-        return cls(capture, name, live=True)
+        source = cls(capture, name, live=True)
+        source._peer = peer
+        return source
 
     @classmethod
     def video(cls, path: Path) -> OpenCVSource:
@@ -94,9 +102,14 @@ class OpenCVSource:
         if not count:
             raise SourceError(f"{self.name} has no frame that OpenCV can read")
 
+    def interrupt(self) -> None:
+        """From another thread: end what waits for a silent peer."""
+        self._peer.shut_down()
+
     def close(self) -> None:
         """Release the device or file."""
         self._capture.release()
+        self._peer.close()
 
 
 def programs_using(path: str | Path) -> list[str]:
@@ -123,6 +136,14 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
         return capture
     capture.release()
     return None
+
+
+def _port(url: str) -> int:
+    try:
+        parts = urlsplit(url)
+        return parts.port or {"rtsp": 554, "rtsps": 322, "https": 443}.get(parts.scheme, 80)
+    except ValueError:
+        return 0
 
 
 _prepared = threading.Lock()

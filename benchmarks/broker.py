@@ -1,0 +1,160 @@
+"""An MQTT broker that is away for a minute while a camera goes on deciding.
+
+    python benchmarks/broker.py [--away 60] [--rate 10]
+
+Needs mosquitto and paho-mqtt. Prints, as one JSON object, how many decisions were published, how many of them another
+client received, whether in their order, and how many were dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from edgerec.camera.frame import Frame, Result
+from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks.mqtt import Mqtt
+from edgerec.contract.decision import Category, Classification, Decision
+
+# With the broker there, before and after; and for what waited to arrive.
+BEFORE_S, AFTER_S, ARRIVE_S = 5.0, 10.0, 60.0
+LABELS = ("one", "two")
+MANIFEST: Any = SimpleNamespace(name="test", target="desktop", variant="int8", labels=LABELS)
+
+
+class Mosquitto:
+    """A real broker on loopback, which keeps its clients' sessions when it is ended and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        command = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+        if not command:
+            sys.exit("no MQTT broker: apt install mosquitto")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        configuration = folder / "mosquitto.conf"
+        configuration.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"
+            f"persistence true\npersistence_location {folder}/\nuser root\n"
+        )
+        self._command = [command, "-c", str(configuration)]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """There for the block."""
+        with subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                wait(self._answers, 15)
+                yield
+            finally:
+                process.terminate()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def listening(port: int, seen: list[int]) -> Iterator[None]:
+    """Another client, whose session the broker remembers; the numbers of all decisions come into ``seen``."""
+    import paho.mqtt.client as mqtt
+
+    ready: list[Any] = []
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
+    client.on_connect = lambda c, *_: c.subscribe("camera/#", 1)
+    client.on_subscribe = lambda *_: ready.append(True)
+    client.on_message = lambda _c, _u, m: seen.append(json.loads(m.payload)["frame"]) if "decision" in m.topic else None
+    client.reconnect_delay_set(1, 1)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    try:
+        wait(lambda: bool(ready), 15)
+        yield
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def outage(folder: Path, away_s: float, rate: float) -> dict[str, Any]:
+    """The figures."""
+    broker, seen, numbers = Mosquitto(folder), list[int](), itertools.count()
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        first.enter_context(broker.running())
+        stack.enter_context(listening(broker.port, seen))
+        sink = Mqtt(Broker.parse(f"mqtt://127.0.0.1:{broker.port}/camera", {}), folder / "queue", MANIFEST)
+        stack.callback(sink.close)
+        decide(sink, numbers, BEFORE_S, rate)
+        first.close()
+        decide(sink, numbers, away_s, rate)
+        waiting = sink.waiting
+        stack.enter_context(broker.running())
+        back = time.monotonic()
+        decide(sink, numbers, AFTER_S, rate)
+        published = next(numbers)
+        with contextlib.suppress(TimeoutError):
+            wait(lambda: sink.waiting == 0 and len(set(seen)) >= published, ARRIVE_S)
+        once = list(dict.fromkeys(seen))
+        return {
+            "away_s": away_s,
+            "published": published,
+            "waited": waiting,
+            "received": len(once),
+            "twice": len(seen) - len(once),
+            "in_order": once == sorted(once),
+            "dropped": sink.dropped,
+            "lost": published - len(once) - sink.dropped,
+            "all_there_after_s": round(time.monotonic() - back, 1),
+        }
+
+
+def decide(sink: Mqtt, numbers: Iterator[int], seconds: float, rate: float) -> None:
+    """New decisions at that rate."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        number, now = next(numbers), time.monotonic()
+        label = LABELS[number % 2]
+        answer = Classification(label, number % 2, 0.75, (Category(label, 0, 0.75),), np.float32([0.75, 0.25]))
+        frame = Frame(np.zeros((4, 4, 3), np.uint8), number, now, "0", "0")
+        sink.write(Result(frame, answer, now, Decision(label, number % 2, 0.75, now, True)))
+        time.sleep(1 / rate)
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> None:
+    """Until it is so; raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+def main() -> None:
+    """Print the figures; exit code 1 when a decision was lost or came out of order."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--away", type=float, default=60.0, help="seconds without the broker")
+    parser.add_argument("--rate", type=float, default=10.0, help="decisions per second")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgerec-broker-") as folder:
+        figures = outage(Path(folder), arguments.away, arguments.rate)
+    print(json.dumps(figures))
+    sys.exit(figures["lost"] != 0 or not figures["in_order"])
+
+
+if __name__ == "__main__":
+    main()

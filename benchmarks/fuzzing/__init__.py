@@ -1,0 +1,1 @@
+"""The kinds of input that ``benchmarks/fuzz.py`` damages."""

@@ -1,0 +1,180 @@
+"""Damaged bundles, each opened, run and verified in a child process: a crash is one of the things that count."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from edgerec.errors import EdgerecError
+from fuzzing.mutate import damaged_bytes, damaged_json
+from fuzzing.tally import LIMIT_S, Attempt, Broken
+
+START_S = 60.0
+
+# With little memory: a size that was changed to gigabytes must not take the machine along.
+_CHILD = """
+import json, resource, sys, traceback
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+import numpy as np
+from edgerec import Classifier, EdgerecError, verify
+from edgerec.runtime.interpreter import find_runtime
+find_runtime()
+image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        Classifier.open(json.loads(line)).classify(image)
+        verify(json.loads(line))
+        said = "accepted", ""
+    except EdgerecError as error:
+        said = "refused", str(error)
+    except BaseException as error:
+        said = "other", repr(error)[:200] + " at " + repr(traceback.extract_tb(error.__traceback__)[-1])
+    print(json.dumps(said), flush=True)
+"""
+
+
+class Child:
+    """A process that opens bundles, and is started again when one of them ends it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def open(self, path: Path) -> None:
+        """Classify and verify with the bundle there; raises EdgerecError or :class:`Broken`."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(str(path)) + "\n")
+        process.stdin.flush()
+        kind, said = json.loads(self._line(LIMIT_S))
+        if kind == "refused":
+            raise EdgerecError(said)
+        if kind == "other":
+            raise Broken(said)
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._line(START_S) == "ready\n"
+        return self._process
+
+    def _line(self, seconds: float) -> str:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], seconds)[0]:
+            self._end()
+            raise Broken(f"hangs: nothing for {seconds:g} s")
+        if line := process.stdout.readline():
+            return line
+        code = process.wait()
+        self._end()
+        raise Broken(f"crashes with {signal.Signals(-code).name}" if code < 0 else f"ends with exit code {code}")
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self._process = None
+
+
+def rewrite(bundle: Path, name: str, content: bytes) -> None:
+    """Another content of a bundle's file, with the right digest."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = hashlib.sha256(content).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def manifests(bundle: Path, work: Path) -> Iterator[Attempt]:
+    """manifest.json: keys and values of every kind."""
+    values = json.loads((bundle / "manifest.json").read_text())
+    with _copied(bundle, work) as (copy, child):
+
+        def attempt(rng: Random) -> None:
+            (copy / "manifest.json").write_bytes(damaged_json(rng, values))
+            child.open(copy)
+
+        yield attempt
+
+
+def _of_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callable[..., Iterator[Attempt]]:
+    """The kind that damages one file and gives it the right digest."""
+
+    def kind(bundle: Path, work: Path) -> Iterator[Attempt]:
+        content = (bundle / name).read_bytes()
+        with _copied(bundle, work) as (copy, child):
+
+            def attempt(rng: Random) -> None:
+                rewrite(copy, name, damaged(rng, content))
+                child.open(copy)
+
+            yield attempt
+
+    return kind
+
+
+def _damaged_model(rng: Random, model: bytes) -> bytes:
+    """Most often in the tables, which a flatbuffer has at its two ends; the weights between them are only numbers."""
+    changed = damaged_bytes(rng, model, within=((8, 4000), (max(8, len(model) - 20_000), len(model))))
+    return changed[:4] + b"TFL3" + changed[8:] if rng.random() < 0.9 else changed
+
+
+golden = contextlib.contextmanager(
+    _of_file("golden/golden.json", lambda rng, content: damaged_json(rng, json.loads(content)))
+)
+pictures = contextlib.contextmanager(_of_file("golden/000.png", damaged_bytes))
+models = contextlib.contextmanager(_of_file("model.tflite", _damaged_model))
+
+
+@contextlib.contextmanager
+def archives(bundle: Path, work: Path) -> Iterator[Attempt]:
+    """A bundle's .zip, most often in its directory, which stands at its end."""
+    path = work / "bundle.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(bundle.rglob("*")):
+            archive.write(file, file.relative_to(bundle))
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")
+    with Child() as child:
+
+        def attempt(rng: Random) -> None:
+            path.write_bytes(damaged_bytes(rng, content, within=((directory, len(content)), (0, 200))))
+            child.open(path)
+
+        yield attempt
+
+
+@contextlib.contextmanager
+def _copied(bundle: Path, work: Path) -> Iterator[tuple[Path, Child]]:
+    copy = work / "bundle"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(bundle, copy)
+    with Child() as child:
+        yield copy, child

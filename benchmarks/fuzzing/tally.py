@@ -1,0 +1,136 @@
+"""What became of the inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from edgerec.errors import EdgerecError
+
+# What takes longer than this hangs; a machine may be busy with other things.
+LIMIT_S = 60.0
+MOST_CHARACTERS = 1500
+
+# Tries one input; raises EdgerecError where edgerec refuses it.
+Attempt = Callable[[Random], None]
+Kind = Callable[[Path, Path], AbstractContextManager[Attempt]]
+
+
+class Broken(Exception):
+    """What must not be: a crash, a traceback, a hang."""
+
+
+@dataclass
+class Figures:
+    """Of one kind. ``other`` must be 0; ``examples`` has the first of them with the seeds that repeat them."""
+
+    kind: str
+    tried: int = 0
+    accepted: int = 0
+    refused: int = 0
+    other: int = 0
+    slowest_s: float = 0.0
+    examples: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def tally(name: str, kind: Kind, bundle: Path, work: Path, *, seed: int, count: int) -> Figures:
+    """Try ``count`` inputs of one kind. Each has a seed of its own, so that one can be repeated alone."""
+    figures = Figures(name)
+    work.mkdir(parents=True, exist_ok=True)
+    with _limited() as limit, _overheard() as heard:
+        try:
+            with kind(bundle, work) as attempt:
+                for number in range(count):
+                    began = time.monotonic()
+                    _try(figures, f"{name}-{seed}-{number}", attempt, limit, heard)
+                    figures.slowest_s = round(max(figures.slowest_s, time.monotonic() - began), 3)
+            if heard:
+                raise Broken(heard[0])
+        except Exception as error:  # what the kind finds at its end, as a server that does not answer any more
+            figures.other += 1
+            figures.examples.append(f"end: {error!r}")
+    return figures
+
+
+def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float], None], heard: list[str]) -> None:
+    figures.tried += 1
+    try:
+        limit(LIMIT_S)
+        attempt(Random(seed))
+        if heard:
+            raise Broken(heard[0])
+    except EdgerecError as error:
+        if trouble := _no_line(str(error)):
+            _note(figures, seed, f"{trouble}: {str(error)[:300]!r}")
+        else:
+            figures.refused += 1
+    except Exception as error:
+        _note(figures, seed, f"{error!r}"[:600])
+    else:
+        figures.accepted += 1
+    finally:
+        limit(0)
+        heard.clear()
+
+
+def _note(figures: Figures, seed: str, said: str) -> None:
+    figures.other += 1
+    if len(figures.examples) < 20:
+        figures.examples.append(f"{seed}: {said}")
+
+
+def _no_line(message: str) -> str:
+    """Why a message is none that a person can read; empty when it is."""
+    if not message.strip() or len(message.splitlines()) != 1 or not message.isprintable():
+        return "not one printable line"
+    return "too long" if len(message) > MOST_CHARACTERS else ""
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[Callable[[float], None]]:
+    """Gives what sets the seconds that are left, 0 for no limit; then what waits raises :class:`Broken`."""
+
+    def over(*_: Any) -> None:
+        raise Broken(f"hangs: nothing for {LIMIT_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)  # type: ignore[func-returns-value]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What goes wrong elsewhere: exceptions that end threads or are ignored, and errors in the log."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(f"logged: {record.getMessage()}")
+
+    ear = Ear(logging.ERROR)
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda given: heard.append(f"in {given.thread}: {given.exc_value!r}")
+    sys.unraisablehook = lambda given: heard.append(f"ignored: {given.exc_value!r}")
+    logging.getLogger().addHandler(ear)
+    try:
+        yield heard
+    finally:
+        logging.getLogger().removeHandler(ear)
+        threading.excepthook, sys.unraisablehook = before

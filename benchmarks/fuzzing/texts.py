@@ -1,0 +1,109 @@
+"""Damaged texts that people type: addresses, sizes, regions, options of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks.prometheus import parse_listen
+from edgerec.camera.sinks.saver import parse_size
+from edgerec.camera.sinks.web import parse_address
+from edgerec.camera.sinks.webhook import Hook
+from edgerec.camera.sources import find_source
+from edgerec.camera.view import View, parse_roi
+from edgerec.contract.recipe import parse_assignment
+from edgerec.contract.tensors import parse_normalise
+from edgerec.errors import EdgerecError
+from fuzzing.mutate import damaged_text
+from fuzzing.tally import Attempt, Broken
+
+_READERS: tuple[tuple[Callable[[str], Any], tuple[str, ...]], ...] = (
+    (
+        find_source,
+        (
+            "0", "/dev/video0", "picamera2:0", "rtsp://me:secret@127.0.0.1:554/stream?channel=1", "rtsps://[::1]/x",
+            "http://127.0.0.1:8080/camera.mjpg", "https://me@camera.local/", "video.mp4", "synthetic:640x480@30",
+        ),
+    ),
+    (lambda text: Broker.parse(text, {}), ("mqtt://me:secret@127.0.0.1:1883/home/hall", "mqtts://[::1]:8883/")),
+    (Hook.parse, ("https://me:secret@127.0.0.1:8443/hook?key=1",)),
+    (parse_address, ("127.0.0.1:8000", "[::1]:8000", "8000")),
+    (parse_listen, ("127.0.0.1:9464", "[::1]:9464", "9464")),
+    (parse_size, ("500MB", "1.5GiB", "1000000")),
+    (lambda text: View(parse_roi(text)), ("0.25,0,0.5,1", "10,20,300,200")),
+    (parse_assignment, ("smoothing=vote", "thresholds.stop=0.5", 'train.name="x"', "a=[1, 2]")),
+    (parse_normalise, ("127.5,127.5", "unit")),
+)  # fmt: skip
+
+_OPTIONS = (
+    "--roi=0.1,0.1,0.5,0.5", "--roi=1,1,4,4", "--decision=smoothing=vote", "--decision=memory=9",
+    "--decision=least_s=1.5", "--decision=temperature=1.5", "--save-max=500MB", "--save-below=0.5", "--save=all",
+    "--size=640x480", "--format=MJPG", "--rate=30", "--rotate=90", "--every=2", "--max-fps=5", "--max-age=10",
+    "--motion=0.1", "--threshold=0.5", "--threads=1", "--max-frames=1", "--give-up-after=3",
+    "--delegate-option=device=usb:1", "--mqtt=mqtt", "--webhook=http", "--metrics=[", "--web-token=x",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def texts(bundle: Path, work: Path) -> Iterator[Attempt]:
+    """What is read from one text. Some readers raise ValueError, which the command line turns into its own line."""
+
+    def attempt(rng: Random) -> None:
+        read, good = rng.choice(_READERS)
+        try:
+            read(damaged_text(rng, rng.choice(good)))
+        except EdgerecError as error:
+            if "secret" in str(error):
+                raise Broken(f"shows a password: {error}") from None
+            raise
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            raise EdgerecError(str(error)) from None
+
+    yield attempt
+
+
+@contextlib.contextmanager
+def options(bundle: Path, work: Path) -> Iterator[Attempt]:
+    """``edgerec camera`` over a folder of one picture, with one or two options damaged."""
+    import cv2
+    import numpy as np
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    folder = work / "pictures"
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / "one.png"), np.zeros((8, 8, 3), np.uint8))
+    good = ["camera", str(bundle), "--headless", f"--source={folder}", f"--save-dir={work / 'saved'}", "--save=changes"]
+    # What the command line sets for its process.
+    log = logging.getLogger("edgerec")
+    before, known = signal.getsignal(signal.SIGTERM), (log.handlers[:], log.level, log.propagate)
+
+    def attempt(rng: Random) -> None:
+        chosen = rng.sample(_OPTIONS, rng.choice((1, 1, 2)))
+        damaged = [f"{name}={damaged_text(rng, value)}" for name, _, value in (text.partition("=") for text in chosen)]
+        log.handlers.clear()  # which write to where the one before wrote
+        done = CliRunner().invoke(app, [*good, *(text.replace("\0", "0") for text in damaged)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise Broken(f"{damaged}: {done.exception!r}")
+        if "Traceback" in done.output or done.exit_code not in (0, 1, 2):
+            raise Broken(f"{damaged}: exit code {done.exit_code}: {done.output[-300:]}")
+        if done.exit_code == 1:
+            raise EdgerecError(done.stderr.strip().removeprefix("error: "))
+        if done.exit_code == 2:  # Typer's own lines, of which the last one says what is wrong
+            raise EdgerecError(done.stderr.strip().splitlines()[-1])
+
+    try:
+        yield attempt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        log.handlers[:], level, log.propagate = known
+        log.setLevel(level)
