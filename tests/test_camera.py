@@ -253,8 +253,8 @@ def test_a_stream_s_decision_may_be_changed(bundle, video, pictures, edgerec, tm
         shutil.copy(picture, tmp_path)
     assert len(set(decided(tmp_path))) >= 7
     done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
-    assert "decision.smoothing is 'often'; expected one of" in one_line(done)
-    assert "unexpected keyword argument 'smooth'" in one_line(
+    assert "decision.smoothing is 'often'; expected none, mean, vote" in one_line(done)
+    assert "unknown decision 'smooth'; did you mean 'smoothing'?" in one_line(
         edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
     )
 

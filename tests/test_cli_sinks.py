@@ -40,7 +40,13 @@ def test_files_of_a_video(bundle, video, tmp_path, edgerec):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--save", "all"], "belong together"),
+        (["--save", "all"], "--save does nothing without --save-dir FOLDER"),
+        (["--save-dir", "x"], "--save-dir does nothing without --save low-confidence|changes|all"),
+        (["--csv-append"], "--csv-append does nothing without --csv FILE"),
+        (["--queue-dir", "x"], "--queue-dir does nothing without --mqtt URL"),
+        (["--web-save", "x"], "--web-save does nothing without --web"),
+        (["--decision", "memory"], "'memory' is no KEY=VALUE, as smoothing=vote"),
+        (["--delegate-option", "=1"], "'=1' is no KEY=VALUE, as device=usb:1"),
         (["--save", "often", "--save-dir", "x"], "expected one of low-confidence"),
         (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is no size"),
     ],
@@ -56,6 +62,33 @@ def test_wrong_usage(bundle, video, edgerec, tmp_path, options, said):
 )
 def test_what_no_sink_understands_is_one_line(bundle, video, edgerec, tmp_path, options):
     one_line(edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path))
+
+
+def without_display() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have a display")
+def test_a_start_that_fails_leaves_nothing(bundle, video, edgerec, tmp_path):
+    options = ["--csv", tmp_path / "t.csv", "--save", "all", "--save-dir", tmp_path / "saved"]
+    said = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
+    assert "no display" in said
+    assert "--web for a page" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_need_no_display_and_name_their_source_where_there_are_several(bundle, video, pictures, edgerec):
+    golden = pictures[0].parent
+    sources = ["--source", video, "--source", golden]
+    done = edgerec("camera", bundle, *sources, "--headless", env=without_display())
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 40
+    assert {line.split("  ")[0] for line in lines} == {str(video), str(golden)}
+    alone = edgerec("camera", bundle, "--source", video, "--headless", env=without_display())
+    assert alone.stdout.startswith("frame 0  ")
+    script = edgerec("camera", bundle, "--source", video, "--json", "--max-frames", "2", env=without_display())
+    assert [json.loads(line)["event"] for line in script.stdout.splitlines()].count("result") == 2
 
 
 def test_addresses_may_be_left_out():
@@ -90,7 +123,7 @@ def test_page_and_metrics_of_a_running_camera(bundle):
         out, error = process.communicate(timeout=15)
     assert process.returncode == 0, error
     assert "Traceback" not in error
-    assert out == ""
+    assert not out or out.startswith("frame 0  ")
 
 
 def test_page_takes_the_window_s_place_where_there_is_no_screen(bundle, video, edgerec):

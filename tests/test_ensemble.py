@@ -122,13 +122,16 @@ def test_held_out_is_what_no_model_has_seen(three, bundle, first_run):
         _part(dataset, "digits", None, everywhere)
 
 
-def test_an_ensemble_may_have_ensembles_in_it(three, bundle, tmp_path):
-    report = ensemble([three, bundle], tmp_path / "four.zip")
-    assert report.models == 4
-    manifest = Bundle.open(tmp_path / "four.zip").manifest
+def test_an_ensemble_may_have_ensembles_in_it(bundle, other, float32, tmp_path):
+    ensemble([other, float32], tmp_path / "two")
+    report = ensemble([bundle, tmp_path / "two"], tmp_path / "three.zip")
+    assert report.models == 3
+    manifest = Bundle.open(tmp_path / "three.zip").manifest
     assert Manifest.from_json(manifest.to_json()) == manifest
-    assert [spec.model for spec in manifest.models] == [f"model{n}.tflite" for n in ("", "-2", "-3", "-4")]
-    assert len(manifest.provenance["members"]) == 4
+    assert [spec.model for spec in manifest.models] == ["model.tflite", "model-2.tflite", "model-3.tflite"]
+    assert len(manifest.provenance["members"]) == 3
+    with pytest.raises(BundleError, match="the same model is in the ensemble twice"):
+        ensemble([tmp_path / "two", other], tmp_path / "e")
 
 
 def test_the_command_line(bundle, other, tmp_path, edgerec):

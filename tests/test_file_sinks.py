@@ -213,8 +213,13 @@ def test_two_sources_are_two_videos(tmp_path):
     assert len(read_video(tmp_path / "out-2.avi")[0]) == 3
 
 
+def test_a_table_is_not_executable(tmp_path):
+    Table(tmp_path / "t.csv").close()
+    assert not (tmp_path / "t.csv").stat().st_mode & 0o111
+
+
 def test_video_errors_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(EdgerecError, match=r"unknown kind of video '.mkv'.*\.avi, \.mp4"):
+    with pytest.raises(EdgerecError, match=r"out\.mkv is no \.mp4 and no \.avi"):
         VideoFile(tmp_path / "out.mkv")
     (tmp_path / "out.avi").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="exists"):
@@ -509,7 +514,7 @@ def test_a_really_full_disk(small_disk, caplog):
     wait_for(lambda: worker.written == 20, 20)
     worker.close()
     assert len(saved(small_disk)) == 20
-    assert len([record for record in caplog.records if "SavedPictures failed" in record.message]) == 1
+    assert len([record for record in caplog.records if "save: 1 results lost so far" in record.message]) == 1
     for path in saved(small_disk):
         assert cv2.imread(str(path)) is not None
 

@@ -90,6 +90,11 @@ def test_delegate_that_is_missing_is_an_error(bundle, pictures, caplog):
     assert np.array_equal(there.stored_scores(image), Classifier.open(bundle).stored_scores(image))
 
 
+def test_options_without_a_delegate_are_refused(bundle):
+    with pytest.raises(DelegateError, match="no delegate: name its library with --delegate"):
+        Classifier.open(bundle, delegate_options={"device": "usb:1"})
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize(
     ("does", "said"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from edgerec.camera.sinks.worker import WAITING, SinkWorker
 from edgerec.camera.states import State, StateChange
 from edgerec.camera.view import Choice, View, parse_roi
 from edgerec.contract.decision import Classification
+from edgerec.errors import SourceError
 
 NUMBERED = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 
@@ -35,7 +37,6 @@ def result(index):
         (View(roi=(0.25, 0.5, 0.5, 0.5)), NUMBERED[3:6, 2:6]),
         (View(roi=(0, 0, 1, 1)), NUMBERED),
         (View(roi=(6, 4, 100, 100)), NUMBERED[4:, 6:]),
-        (View(roi=(500, 500, 2, 2)), NUMBERED[5:, 7:]),
         (View(rotate=90), np.rot90(NUMBERED, -1)),
         (View(rotate=180), NUMBERED[::-1, ::-1]),
         (View(rotate=270), np.rot90(NUMBERED)),
@@ -46,6 +47,27 @@ def result(index):
 def test_the_part_that_is_seen(view, expected):
     seen = Choice(view).take(frame())
     assert np.array_equal(seen.image, expected)
+
+
+def test_a_region_outside_of_the_picture_is_an_error():
+    with pytest.raises(SourceError, match=r"the region 500,1,2,2 lies outside of the pictures of .*, 8x6"):
+        Choice(View(roi=(500, 1, 2, 2))).take(frame())
+
+
+def test_a_region_over_the_edge_is_told_of_once(caplog):
+    choice = Choice(View(roi=(0.75, 0, 0.5, 1)))
+    for _ in range(3):
+        assert choice.take(frame()).image.shape == (6, 2, 3)
+    assert caplog.text.count("what is looked at is 6,0,2,6") == 1
+
+
+def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
+    """A camera goes on: its old resolution may come back."""
+    choice = Choice(View(roi=(6, 4, 2, 2)))
+    small = replace(frame(), image=NUMBERED[:3, :3])
+    assert [choice.take(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
+    assert choice.skipped == {"roi": 2}
+    assert caplog.text.count("they are left out") == 1
 
 
 def test_a_quarter_turn_clockwise_takes_the_left_up():
@@ -178,7 +200,7 @@ def test_a_sink_that_raises_is_counted_and_asked_again(caplog):
     worker.close()
     assert sink.results == [5, 6, 7]
     assert (worker.failed, worker.dropped, worker.written) == (5, 5, 3)
-    assert caplog.text.count("Taking failed") == 1
+    assert caplog.text.count("Taking: 1 results lost so far") == 1
     assert "no space left" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Camera:
     Attributes:
         manifest: the bundle's, with what was changed for this camera.
         live: whether one of the sources is.
+        sources: their names, without passwords.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -69,6 +73,7 @@ class Camera:
         _refuse_twice([address.name for address in addresses])
         self.manifest = classifier.manifest
         self.live = any(address.live for address in addresses)
+        self.sources = tuple(address.name for address in addresses)
         self._classifier = classifier
         self._answered, self._workers = 0, list[SinkWorker]()
         self._feeds = Feeds(addresses, patience)
@@ -174,6 +179,8 @@ class Camera:
                 worker.close()
             for sink in inline:
                 sink.close()
+            for name, lost in self.report.dropped.items():
+                log.warning("%s did not take %d of %d results", name, lost, self._answered)
         return self.report
 
     def _answer(self, frame: Frame) -> Result:

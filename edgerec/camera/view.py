@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -12,7 +13,10 @@ import numpy.typing as npt
 
 from edgerec.camera.frame import Frame
 from edgerec.contract.preprocess import Image
+from edgerec.errors import SourceError
 from edgerec.optional import require
+
+log = logging.getLogger(__name__)
 
 # Motion is looked for in a small grey picture: quick, and blind to the camera's noise.
 _SMALL = (64, 48)
@@ -51,10 +55,19 @@ class View:
             if not all(math.isfinite(n) for n in self.roi) or min(x, y) < 0 or min(width, height) <= 0:
                 raise ValueError(f"roi is {self.roi}; expected x,y,width,height")
 
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """``(left, top, right, bottom)`` of the region in a picture of this size, in pixels; it may lie outside."""
+        if self.roi is None:
+            return 0, 0, width, height
+        scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
+        x, y, columns, rows = (round(n * whole) for n, whole in zip(self.roi, scale, strict=True))
+        return x, y, x + max(columns, 1), y + max(rows, 1)
+
     def apply(self, image: Image) -> Image:
-        """The part of ``image``, ``(H, W, 3)``, that the model sees; never empty."""
+        """The part of ``image``, ``(H, W, 3)``, that the model sees; empty where the region lies outside of it."""
         if self.roi is not None:
-            image = _cut(image, self.roi)
+            left, top, right, bottom = self.box(*image.shape[:2])
+            image = image[top:bottom, left:right]
         if self.rotate:
             image = np.rot90(image, -self.rotate // 90)
         if self.mirror:
@@ -71,33 +84,30 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def _cut(image: Image, roi: tuple[float, float, float, float]) -> Image:
-    rows, columns = image.shape[:2]
-    scale = (columns, rows, columns, rows) if max(roi) <= 1 else (1, 1, 1, 1)
-    x, y, width, height = (round(n * whole) for n, whole in zip(roi, scale, strict=True))
-    # A camera that changed its resolution must not end the program: what is left of the region is at least a pixel.
-    left, top = min(x, columns - 1), min(y, rows - 1)
-    return image[top : max(top + 1, y + height), left : max(left + 1, x + width)]
-
-
 @dataclass
 class Choice:
-    """Applies a view to frames as they come, and counts what it leaves out, by reason."""
+    """Applies a view to frames as they come, and counts what it leaves out, by reason.
+
+    A region outside of a source's first picture is an error; after a change of resolution it leaves frames out, so that
+    a camera goes on when the old one comes back.
+    """
 
     view: View
     skipped: Counter[str] = field(default_factory=Counter)
     _seen: Counter[str] = field(default_factory=Counter)
+    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     _next_s: dict[str, float] = field(default_factory=dict)
     _before: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def take(self, frame: Frame) -> Frame | None:
         """The frame as the model sees it, or None where it is left out."""
         reason = self._reason(frame)
+        self._check_region(frame)
         if not reason:
             frame = replace(frame, image=self.view.apply(frame.image))
-            if not self.view.motion or self._moved(frame):
+            if frame.image.size and (not self.view.motion or self._moved(frame)):
                 return frame
-            reason = "motion"
+            reason = "motion" if frame.image.size else "roi"
         self.skipped[reason] += 1
         return None
 
@@ -116,6 +126,24 @@ class Choice:
             # From when it was due, not from when it came: or 25 frames a second of 30 would become 15.
             self._next_s[feed] = max(due + 1 / view.max_fps, frame.grabbed_s - 1 / view.max_fps)
         return ""
+
+    def _check_region(self, frame: Frame) -> None:
+        """Tell once of each size of a source's pictures in which the region is not whole."""
+        size, known = frame.image.shape[:2], self._sizes.get(frame.feed)
+        if self.view.roi is None or size == known:
+            return
+        self._sizes[frame.feed] = size
+        height, width = size
+        left, top, right, bottom = self.view.box(height, width)
+        pictures = f"the pictures of {frame.feed}, {width}x{height}"
+        if left >= width or top >= height:
+            said = f"the region {left},{top},{right - left},{bottom - top} lies outside of {pictures}"
+            if known is None:
+                raise SourceError(f"{said}: expected x,y,width,height inside of them")
+            log.warning("%s: they are left out", said)
+        elif right > width or bottom > height:
+            seen = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"
+            log.warning("the region goes over the edge of %s: what is looked at is %s", pictures, seen)
 
     def _moved(self, frame: Frame) -> bool:
         cv2 = require("cv2")

@@ -25,8 +25,8 @@ def camera(
         help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG), a video file, a folder, or "
         "synthetic:640x480@30. Several may be given; they take turns.",
     ),
-    headless: bool = typer.Option(False, "--headless", help="No window: one line per frame."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON object per frame and change of state."),
+    headless: bool = typer.Option(False, "--headless", help="No window: one line per frame, with its own label."),
+    json: bool = typer.Option(False, "--json", help="No window: one JSON object per frame and change of state."),
     csv: Path | None = typer.Option(None, help="Write a row per frame into this table."),
     csv_append: bool = typer.Option(False, "--csv-append", help="Go on in a table that is there, as a service does."),
     video: Path | None = typer.Option(None, help="Write the frames with their answers into this .mp4 or .avi."),
@@ -57,7 +57,9 @@ def camera(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the table and the video."),
     max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
-    threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number, or measures once."),
+    threads: int = typer.Option(
+        0, min=0, max=256, help="Interpreter threads; 0 takes the bundle's number, or measures once."
+    ),
     delegate: str | None = typer.Option(
         None, help="Shared library of a delegate, as libedgetpu.so.1; gpu; none: the processor."
     ),
@@ -68,7 +70,9 @@ def camera(
     size: str | None = typer.Option(None, help="What a camera is asked for, as 1280x720."),
     rate: float = typer.Option(0.0, min=0, help="Frames per second that a camera is asked for."),
     pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
-    roi: str | None = typer.Option(None, help="Part of the picture: x,y,width,height in pixels, or in parts up to 1."),
+    roi: str | None = typer.Option(
+        None, help="Part of the picture: x,y,width,height in pixels; with no number above 1, as parts of the whole."
+    ),
     rotate: int = typer.Option(0, help="Turn the picture clockwise: 90, 180 or 270."),
     mirror: bool = typer.Option(False, "--mirror", help="Left becomes right."),
     every: int = typer.Option(1, min=1, help="Look at every n-th frame only."),
@@ -89,7 +93,6 @@ def camera(
     """Classify cameras, videos or folders in real time; q or Ctrl-C ends. A stream that is lost is connected again."""
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.states import Patience
-    from edgerec.contract.recipe import parse_assignment
 
     chatter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager ends it as Ctrl-C does
@@ -98,10 +101,10 @@ def camera(
         source,
         threads=threads,
         delegate="" if delegate == "none" else delegate,
-        delegate_options={key: str(value) for key, value in map(parse_assignment, delegate_option)},
+        delegate_options={key: str(value) for key, value in _pairs(delegate_option, "device=usb:1").items()},
         fallback=fallback,
         threshold=threshold,
-        decision=dict(parse_assignment(text) for text in decision),
+        decision=_pairs(decision, "smoothing=vote"),
         wanted=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
         patience=Patience(give_up_s=give_up_after),
@@ -132,6 +135,14 @@ def camera(
         sinks = open_sinks(wanted, live, stack)
         stack.enter_context(live)
         live.run(sinks, max_frames)
+
+
+def _pairs(texts: list[str], example: str) -> dict[str, Any]:
+    from edgerec.contract.recipe import parse_assignment
+
+    if wrong := next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None):
+        raise typer.BadParameter(f"{wrong!r} is no KEY=VALUE, as {example}")
+    return dict(map(parse_assignment, texts))
 
 
 def _format(size: str | None, rate: float, pixel_format: str) -> Any:

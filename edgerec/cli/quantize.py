@@ -98,7 +98,9 @@ def _show(report: QuantizeReport, json: bool) -> None:
         show_json(report.to_dict())
         return
     parity_table([row.to_dict() for row in report.forms])
-    change = f"{-report.drop_points:+.2f} points of top-1 against float on {report.images} held-out images"
+    change = (
+        f"{round(-report.drop_points, 2) + 0:+.2f} points of top-1 against float on {report.images} held-out images"
+    )
     say(f"variant  {report.path}  ({change})")
     if report.why:
         say(f"why      {report.why}")

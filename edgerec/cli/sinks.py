@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,21 +77,23 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     """
     from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
 
+    _check_partners(wanted)
     sinks: list[Sink] = [StateLines(sys.stderr)]
     if wanted.json:
         sinks.append(JsonLines(sys.stdout))
+    elif wanted.headless:
+        sinks.append(TextLines(sys.stdout, named=len(camera.sources) > 1))
     # A page takes the window's place where there is no screen.
-    window = not wanted.headless and (not wanted.web or _screen())
-    if not (window or wanted.json or wanted.web):
-        sinks.append(TextLines(sys.stdout))
+    window = not (wanted.headless or wanted.json) and (not wanted.web or _screen())
     try:
-        sinks += _files(wanted, camera)
+        send = _sent(wanted, camera)
         if window:
             from edgerec.camera.sinks.window import Window
 
             sinks.append(stack.enter_context(Window()))
         sinks += _served(wanted, camera, stack)
-        sinks += _sent(wanted, camera)
+        sinks += _files(wanted, camera)  # when nothing else fails any more: they leave something behind
+        sinks += [begin() for begin in send]
     except ValueError as error:
         if type(error) is not ValueError:
             raise
@@ -99,26 +101,40 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     return sinks
 
 
+def _check_partners(wanted: Wanted) -> None:
+    """Raise :class:`typer.BadParameter` for an option that does nothing without another."""
+    alone = {
+        "--csv-append": (wanted.csv_append, "--csv FILE", wanted.csv),
+        "--save-dir": (wanted.save_dir, "--save low-confidence|changes|all", wanted.save),
+        "--save-every": (wanted.save_every, "--save low-confidence|changes|all", wanted.save),
+        "--save": (wanted.save, "--save-dir FOLDER", wanted.save_dir),
+        "--mqtt-results": (wanted.mqtt_results, "--mqtt URL", wanted.mqtt),
+        "--queue-dir": (wanted.queue_dir, "--mqtt URL", wanted.mqtt),
+        "--web-save": (wanted.web_save, "--web", wanted.web),
+    }
+    for option, (asked, partner, there) in alone.items():
+        if asked and not there:
+            raise typer.BadParameter(f"{option} does nothing without {partner}")
+
+
 def _files(wanted: Wanted, camera: Camera) -> list[Sink]:
     sinks: list[Sink] = []
-    if wanted.csv is not None:
-        from edgerec.camera.sinks.table import Table
-
-        sinks.append(
-            Table(wanted.csv, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")
-        )
     if wanted.video is not None:
         from edgerec.camera.sinks.video import VideoFile
 
         sinks.append(VideoFile(wanted.video, live=camera.live, overwrite=wanted.overwrite))
-    if bool(wanted.save) != bool(wanted.save_dir):
-        raise ValueError("--save low-confidence|changes|all and --save-dir FOLDER belong together")
     if wanted.save_dir is not None:
         from edgerec.camera.sinks.saver import SavedPictures, SaveSpec, parse_size
 
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
         spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
         sinks.append(SavedPictures(wanted.save_dir, SaveSpec(**spec)))
+    if wanted.csv is not None:
+        from edgerec.camera.sinks.table import Table
+
+        sinks.append(
+            Table(wanted.csv, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")
+        )
     return sinks
 
 
@@ -140,23 +156,25 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     return sinks
 
 
-def _sent(wanted: Wanted, camera: Camera) -> list[Sink]:
-    """Last of all: they begin to connect when they are made."""
-    sinks: list[Sink] = []
-    hook = None
+def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
+    """What makes those that begin to connect when they are made; what was typed is checked at once."""
+    make: list[Callable[[], Sink]] = []
     if wanted.webhook:
         from edgerec.camera.sinks.webhook import Hook, Webhook
 
         hook = Hook.parse(wanted.webhook)
+        make.append(lambda: Webhook(hook, secret=os.environ.get("EDGEREC_WEBHOOK_SECRET", "")))
     if wanted.mqtt:
         from edgerec.camera.sinks.broker import Broker
         from edgerec.camera.sinks.mqtt import Mqtt
         from edgerec.contract.files import cache_folder
+        from edgerec.optional import require
 
+        require("paho.mqtt.client")
         broker = Broker.parse(wanted.mqtt)
         name = re.sub(r"\W+", "-", f"{broker}").strip("-")[:80]
-        sinks.append(
-            Mqtt(
+        make.append(
+            lambda: Mqtt(
                 broker,
                 wanted.queue_dir or cache_folder() / "mqtt" / name,
                 camera.manifest,
@@ -164,9 +182,7 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Sink]:
                 discovery_prefix=wanted.mqtt_discovery,
             )
         )
-    if hook is not None:
-        sinks.append(Webhook(hook, secret=os.environ.get("EDGEREC_WEBHOOK_SECRET", "")))
-    return sinks
+    return make
 
 
 def _screen() -> bool:

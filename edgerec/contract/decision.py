@@ -56,7 +56,7 @@ class DecisionSpec:
         for label, value in self.thresholds.items():
             _within(f"thresholds[{label!r}]", value, 0, 1)
         if self.smoothing not in get_args(Smoothing):
-            raise ValueError(f"decision.smoothing is {self.smoothing!r}; expected one of {get_args(Smoothing)}")
+            raise ValueError(f"decision.smoothing is {self.smoothing!r}; expected {', '.join(get_args(Smoothing))}")
         _whole("memory", self.memory)
         _whole("votes", self.votes)
         if self.smoothing == "vote" and self.votes > self.memory:
@@ -256,4 +256,4 @@ def _within(name: str, value: Any, low: float, high: float) -> None:
 
 def _whole(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000:
-        raise ValueError(f"decision.{name} is {value!r}; expected 1 or more")
+        raise ValueError(f"decision.{name} is {value!r}; expected a whole number from 1 to 10000")

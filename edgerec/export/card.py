@@ -49,6 +49,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         *lines,
         "`edgerec verify .` checks there that the model answers as it did where it was made;",
         "`edgerec predict . picture.jpg` classifies a picture.",
+        '`edgerec camera` with `--web`, `--mqtt` or `--metrics` needs `pip install "edgerec[web,mqtt,prometheus]"`.',
         "A wheel of edgerec that is in no package index: add `--find-links FOLDER` to `pip install`.",
         "",
     ]

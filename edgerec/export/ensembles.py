@@ -11,7 +11,7 @@ from typing import Any
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS
-from edgerec.contract.files import refuse_existing
+from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.manifest import Manifest, ModelSpec, origins
 from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.target import Target
@@ -116,6 +116,11 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
     if len(bundles) < 2:
         raise BundleError(f"an ensemble needs two bundles or more, got {len(bundles)}")
     first = bundles[0]
+    models = [
+        (sha256(bundle.files[spec.model]), spec.preprocess) for bundle in bundles for spec in bundle.manifest.models
+    ]
+    if len(set(models)) < len(models):
+        raise BundleError("the same model is in the ensemble twice: expected different ones")
     for other in bundles[1:]:
         if other.manifest.labels != first.manifest.labels:
             theirs, ours = other.manifest.labels, first.manifest.labels

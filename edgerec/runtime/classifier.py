@@ -15,7 +15,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
 from edgerec.contract.manifest import Manifest, ModelSpec
 from edgerec.contract.preprocess import Image, apply, decode
-from edgerec.errors import BundleError, DataError, DelegateError, RecipeError
+from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
 from edgerec.runtime.model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,11 @@ class Classifier:
                 raise
             log.warning("%s; running on the processor, slower", error)
             self.models = opened("")
+        if delegate_options and not delegate:
+            raise DelegateError("there are options for a delegate, and no delegate: name its library with --delegate")
         changes = dict(decision or {})
+        if strange := next((key for key in changes if key not in manifest.decision.to_dict()), None):
+            raise RecipeError(unknown("decision", strange, manifest.decision.to_dict()))
         if threshold is not None:
             changes |= {"threshold": threshold, "thresholds": {}}
         try:

@@ -144,8 +144,9 @@ def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         if not vectors:
             raise ValueError("no vectors")
         for vector in vectors:
-            found, wanted = np.shape(vector["scores"]), (len(bundle.manifest.models), len(bundle.manifest.labels))
-            np.asarray(vector["scores"], np.float64)
+            # A bundle of one model may have its scores alone.
+            vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
+            found, wanted = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
             if found != wanted:
                 raise ValueError(f"scores of shape {found}, expected {wanted}: models and labels")
             if vector["image"] not in bundle.files:
@@ -175,7 +176,7 @@ def _recompute(
         )
     stored = classifier.stored_scores(image)
     for spec, tolerance, scores, golden in zip(
-        bundle.manifest.models, tolerances, stored, np.asarray(vector["scores"], np.float64), strict=True
+        bundle.manifest.models, tolerances, stored, vector["scores"], strict=True
     ):
         yield GoldenResult(
             image=vector["image"],

@@ -270,6 +270,8 @@ def _part(dataset: Dataset, source: str, wanted: str | None, seen: Sequence[_Tra
         shared: Indices = reduce(np.intersect1d, parts)
         if not len(shared):
             raise DataError(f"{source}: no picture is in the {name} split of every one of the models: use other data")
+        if len(seen) > 1 and len(shared) < len(parts[0]):
+            log.warning("%d pictures are in the %s split of every one of the models", len(shared), name)
         return shared, name
     part = everything[dataset.splits == name]
     if not len(part):

@@ -41,6 +41,7 @@ class Mqtt:
     """
 
     closed = False
+    name = "mqtt"
 
     def __init__(
         self,

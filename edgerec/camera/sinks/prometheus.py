@@ -59,6 +59,7 @@ class Prometheus:
     """
 
     closed = False
+    name = "metrics"
 
     def __init__(
         self,

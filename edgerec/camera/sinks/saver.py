@@ -83,6 +83,7 @@ class SavedPictures:
     """
 
     closed = False
+    name = "save"
 
     def __init__(self, folder: str | Path, spec: SaveSpec | None = None) -> None:
         """Make the folder, and find what earlier runs have left in it; raises :class:`EdgerecError`."""

@@ -36,6 +36,7 @@ class Table:
     """
 
     closed = False
+    name = "csv"
 
     def __init__(self, path: str | Path, existing: Existing = "refuse") -> None:
         """Create the file and write the header.
@@ -53,12 +54,17 @@ class Table:
             raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
         self._path = Path(path)
         how = {"refuse": os.O_EXCL, "overwrite": os.O_TRUNC, "append": 0}[existing]
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | how
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | how)
+            self._file = os.open(self._path, flags, 0o666)
         except FileExistsError:
-            raise OutputExistsError(f"{path} exists: give another name, or overwrite it, or append to it") from None
+            raise OutputExistsError(
+                f"{path} exists: give another name, or --overwrite it, or --csv-append to it"
+            ) from None
         except OSError as error:
-            raise EdgerecError(f"{path} cannot be written: {error.strerror}") from None
+            raise EdgerecError(
+                f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
+            ) from None
         try:
             self._begin()
         except BaseException:

@@ -39,12 +39,17 @@ class JsonLines(_Lines):
 
 
 class TextLines(_Lines):
-    """One short line for each frame."""
+    """One short line for each frame, with its own label, before any smoothing."""
+
+    def __init__(self, out: TextIO, *, named: bool = False) -> None:
+        """Write to ``out``; ``named`` begins each line with its source."""
+        super().__init__(out)
+        self._named = named
 
     def write(self, result: Result) -> None:
         """Write one line."""
-        answer = result.classification
-        self._line(f"frame {result.frame.index}  {answer.label}  {answer.score:.2f}  {result.age_ms:.1f} ms")
+        answer, where = result.classification, f"{result.frame.feed}  " if self._named else ""
+        self._line(f"{where}frame {result.frame.index}  {answer.label}  {answer.score:.2f}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
         """States are no results: :class:`StateLines` writes them."""

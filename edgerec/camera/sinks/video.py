@@ -14,7 +14,7 @@ from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.sources.opencv import prepare
 from edgerec.camera.states import StateChange
 from edgerec.contract.preprocess import Image
-from edgerec.errors import EdgerecError, OutputExistsError, unknown
+from edgerec.errors import EdgerecError, OutputExistsError
 from edgerec.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
@@ -34,6 +34,7 @@ class VideoFile:
     """
 
     closed = False
+    name = "video"
 
     def __init__(self, path: str | Path, *, fps: float = 25.0, live: bool = True, overwrite: bool = False) -> None:
         """Try the codec; the file begins with the first frame.
@@ -53,14 +54,16 @@ class VideoFile:
         if not 0 < fps <= 240:
             raise EdgerecError(f"a video of {fps:g} frames per second: expected more than 0, up to 240")
         if self._path.suffix.lower() not in CODECS:
-            raise EdgerecError(f"{path}: {unknown('kind of video', self._path.suffix, CODECS)}")
+            raise EdgerecError(f"{path} is no {' and no '.join(CODECS)}: these are what a video is written as")
         self._recordings: dict[str, _Recording] = {}
         self._refuse(self._path)
         try:
             with tempfile.TemporaryDirectory(prefix=".edgerec-", dir=self._path.parent) as folder:
                 _open(Path(folder) / f"try{self._path.suffix}", fps, (64, 48)).release()
         except OSError as error:
-            raise EdgerecError(f"{path} cannot be written: {error.strerror}") from None
+            raise EdgerecError(
+                f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
+            ) from None
 
     def write(self, result: Result) -> None:
         """Write one frame; raises :class:`EdgerecError` when the disk is full, and the file is finished."""
@@ -82,7 +85,7 @@ class VideoFile:
 
     def _refuse(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
-            raise OutputExistsError(f"{path} exists: give another name, or overwrite it")
+            raise OutputExistsError(f"{path} exists: give another name, or --overwrite it")
 
 
 class _Recording:

@@ -87,6 +87,7 @@ class Webhook:
     """
 
     closed = False
+    name = "webhook"
 
     def __init__(
         self,

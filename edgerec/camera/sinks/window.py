@@ -35,7 +35,9 @@ class Window:
         cv2 = require("cv2")
         # Qt ends the whole process when it finds no display, so we look first.
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            raise EdgerecError("there is no display for the window: add --headless (and --json for scripts)")
+            raise EdgerecError(
+                "there is no display for the window: add --headless for lines, --json for a script, --web for a page"
+            )
         try:
             with captured_stderr():  # Qt complains about fonts that it does not need
                 cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)

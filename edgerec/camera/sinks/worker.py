@@ -23,7 +23,7 @@ class SinkWorker:
     """Hands events to a sink in a thread of its own, through a bounded queue.
 
     Attributes:
-        name: the sink's, for people.
+        name: the sink's own, or its type's, for people.
         written: results that the sink took.
         dropped: results that it did not take: its queue was full, or it failed.
         failed: how often it raised.
@@ -36,7 +36,7 @@ class SinkWorker:
             sink: closed in the thread, at the end.
             lossless: wait for a queue that is full, up to some seconds; otherwise the oldest result goes.
         """
-        self.name = type(sink).__name__
+        self.name = str(getattr(sink, "name", type(sink).__name__))
         self.written = self.dropped = self.failed = 0
         self._sink, self._lossless = sink, lossless
         self._events: deque[Result | StateChange] = deque()
@@ -113,4 +113,4 @@ class SinkWorker:
         now = time.monotonic()
         if self.failed == 1 or now - self._said_s > 60:
             self._said_s = now
-            log.warning("%s failed, %d results lost so far: %s", self.name, self.dropped, error)
+            log.warning("%s: %d results lost so far: %s", self.name, self.dropped, error)
