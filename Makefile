@@ -11,7 +11,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15
 
 # OpenCV with windows needs libGL and X libraries; where they are missing, the one without windows takes its place.
 .venv/installed: pyproject.toml constraints.txt

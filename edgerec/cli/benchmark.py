@@ -76,9 +76,7 @@ def _show(report: BenchmarkReport) -> None:
             ("operator", "index", "ms", "part", "output"),
             [(o.op, o.name, f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
         )
-        say(
-            f"the {len(longest)} longest of {len(report.operators)} operators; 0: too little to tell from its neighbours"
-        )
+        say(f"the {len(longest)} longest of {len(report.operators)} operators (0: lost in a neighbour's time)")
     say("")
     runtime = report.runtime
     with_ = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
