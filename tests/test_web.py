@@ -31,6 +31,7 @@ from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
 from edgerec.runtime.health import processor_temperature_c
+from tests.conftest import one_line
 
 LABELS = ("stop", "yield", "no entry")
 
@@ -365,10 +366,35 @@ def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
+def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
+    saved = Album(tmp_path / "saved", LABELS)
+    (tmp_path / "saved" / "stop").write_text("")
     with pytest.raises(EdgerecError, match="cannot be written"):
-        Album(tmp_path / "file", LABELS).save(result(1).frame, 0)
+        saved.save(result(1).frame, 0)
+
+
+@pytest.mark.parametrize("where", ["file", "file/in it"])
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
+    before = threads()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgerecError, match="pictures cannot be saved in") as error:
+        WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / where)
+    assert "\n" not in str(error.value)
+    assert threads() - before == set()
+
+
+def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(album.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(EdgerecError, match="it cannot be written"):
+        Album(tmp_path, LABELS)
+
+
+def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, edgerec):
+    (tmp_path / "file").write_text("")
+    done = edgerec(
+        "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
+    )
+    assert f"pictures cannot be saved in {tmp_path / 'file'}" in one_line(done)
 
 
 def test_without_a_folder_nothing_is_saved():
@@ -548,7 +574,7 @@ def test_names_that_are_ours(standing, host):
 def test_other_sites_may_not_save(web, tmp_path, headers):
     held = keep(web)["hold"]
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
-    assert not (tmp_path / "saved").exists()
+    assert not list((tmp_path / "saved").iterdir())
     ours = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -23,10 +24,17 @@ class Album:
     """Writes ``DIR/LABEL/TIME-FRAME.png``; ``DIR/train/LABEL/…`` where a label is called as a split is."""
 
     def __init__(self, root: Path, labels: Sequence[str]) -> None:
+        """Make the folder, so that one that cannot be written is noticed now; raises :class:`EdgerecError`."""
         self.saved = 0
         self._labels = tuple(labels)
         # Or the class "train" of a data set of vehicles would be taken for the training split.
         self._root = root / "train" if {"train", "val", "test"} & set(labels) else root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgerecError(f"pictures cannot be saved in {root}: {error.strerror}") from None
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise EdgerecError(f"pictures cannot be saved in {root}: it cannot be written")
 
     def save(self, frame: Frame, index: int) -> Path:
         """Write the frame's picture as PNG, with no loss, under the label of that index; where it is.
