@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
@@ -45,6 +47,14 @@ def result(number, index=0, feed="front", grey=None, size=(48, 64)):
     label = LABELS[index] if index >= 0 else UNKNOWN
     decision = Decision(label, index, 0.8, now, False)
     return Result(Frame(image, number, now, feed, feed), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision)
+
+
+def unsure(number, index=0, feed="front"):
+    """Frame ``number``, of which ``index`` is the best class, though not good enough."""
+    scores = np.full(3, 0.17, np.float32)
+    scores[index] = 0.66
+    seen = result(number, -1, feed)
+    return replace(seen, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
 
 
 def change(state, feed="front", reason=""):
@@ -268,6 +278,28 @@ def test_the_story_is_bounded(web):
     assert web._board.news(5000)["story"] == []
 
 
+def test_a_source_that_flickers_pushes_out_no_other(web):
+    web.write(result(1, 2, "yard"))
+    for number in range(1000):
+        web.write(result(number, number % 2))
+    told = web._board.news(0)["story"]
+    assert [entry["label"] for entry in told if entry["source"] == "yard"] == ["no entry"]
+    assert len(told) == board.REMEMBERED + 1
+    assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
+
+
+def test_unknown_comes_with_the_best_class(web):
+    def entries():
+        news = web._board.news(0)
+        return news["sources"][0]["answer"], news["story"][-1]
+
+    web.write(unsure(8, 1))
+    for said in entries():
+        assert (said["label"], said["index"], said["best"]) == (UNKNOWN, -1, ["yield", 0.66])
+    web.write(result(9, 1))
+    assert not any("best" in said for said in entries())
+
+
 # --- saving -----------------------------------------------------------------------------------------
 
 
@@ -407,6 +439,58 @@ def test_without_a_folder_nothing_is_saved():
         assert (answer.status, b"--web-save DIR" in answer.body) == (409, True)
 
 
+def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    seen = result(8)
+    web.write(replace(seen, frame=replace(seen.frame, image=noise)))
+    held = keep(web, 8)
+    web.write(result(9))
+    for _ in range(2):  # some browsers ask twice
+        answer = ask(web, f"/held/{held['hold']}/file")
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
+        shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(shown[:, :, ::-1], noise)
+    assert list((tmp_path / "saved").iterdir()) == []
+    # What was not labelled yet can still be.
+    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
+    assert ask(web, f"/held/{held['hold']}/file").status == 410
+
+
+@pytest.mark.parametrize(
+    ("feed", "name"),
+    [
+        ("front", "front"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("rtsp://user@camera.example/live?x=1", "rtsp-user-camera-example-live-x-1"),
+        ('a"; filename="b.exe\r\nX: y', "a-filename-b-exe-x-y"),
+        ("\0/é/…", "camera"),
+        ("x" * 500, "x" * 40),
+    ],
+)
+def test_a_snapshots_name_is_source_and_time(feed, name):
+    with WebSink("127.0.0.1", 0, LABELS) as web:
+        web.write(result(1, feed=feed))
+        before = time.strftime("%Y%m%d")
+        said = keep(web, 1)
+        sent = ask(web, f"/held/{said['hold']}/file").headers["Content-Disposition"]
+        assert sent == f'attachment; filename="{said["file"]}"'
+        assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", said["file"])
+        assert said["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
+
+
+def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
+    shown = board.Board()
+    shown.write(result(1))
+    waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
+    shown.spare(taken)
+    for _ in range(board.HELD - 1):
+        shown.hold(0, 1)
+    assert shown.held(taken) is None
+    assert shown.held(waits) is not None
+    shown.spare("a key that was never given")
+
+
 def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
     shown = board.Board()
     shown.write(result(1))
@@ -447,6 +531,9 @@ def test_keys_that_were_never_given(standing, hold):
         "/board.py",
         "/held/..%2f..%2fetc%2fpasswd",
         "/held/%00",
+        "/held/x/file",
+        "/held/..%2f..%2fetc%2fpasswd/file",
+        "/held/x/../../etc/passwd",
         "/picture/-1",
         "/picture/1e3",
         "/picture/99999999999999999999",
@@ -482,7 +569,7 @@ def locked():
         yield sink
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
 def test_without_the_token_nothing_is_seen(locked, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
         answer = ask(locked, path, **headers)

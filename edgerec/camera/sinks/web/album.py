@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edgerec.camera.frame import Frame
 from edgerec.contract.files import write_file
+from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
-from edgerec.optional import require
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
 LEAST_FREE_BYTES = 100_000_000
@@ -46,8 +46,7 @@ class Album:
         if not 0 <= index < len(self._labels):
             raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
         folder = self._root / folder_name(self._labels[index])
-        cv2 = require("cv2")
-        png = bytes(cv2.imencode(".png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))[1])
+        png = encode_png(frame.image)
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
         try:
