@@ -993,7 +993,12 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
         expect(page.locator("#temperature")).to_have_text("51")
         expect(page.locator("#age")).to_have_text("5")
 
-        page.click("#snapshot")
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        assert re.fullmatch(r"front-\d{8}-\d{6}-\d{3}\.png", download.value.suggested_filename)
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        assert list(saved.rglob("*.png")) == []
+        page.click("#toast >> text=Save as “stop” too")
         expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
         assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
 
@@ -1014,7 +1019,8 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
 
         sink.state(change("lost", reason="the cable"))
         expect(page.locator(".source .is")).to_have_text("lost")
-        expect(page.locator("#veil")).to_contain_text("the cable")
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"the cable · for (<1|\d) s"))
+        expect(page.locator("#fps")).to_have_text("–")
         expect(page.locator("#story li").first).to_contain_text("lost")
         assert complaints == []
 
@@ -1039,8 +1045,100 @@ def test_a_browser_is_asked_for_the_token(browser):
         page.click("button")
         expect(page.locator("#picture")).to_be_visible()
         expect(page.locator("#no-saving")).to_be_visible()
+        sink.write(result(7, grey=200))
+        expect(page.locator("#snapshot")).to_be_enabled()
+        expect(page.locator("#wrong")).to_be_disabled()
+        with page.expect_download() as download:  # needs no folder of the camera's
+            page.click("#snapshot")
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        expect(page.locator("#toast")).to_have_text(f"Downloading {download.value.suggested_filename}")
         page.reload()
         expect(page.locator("#picture")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_page_opens_on_a_source_that_is_live(browser):
+    from playwright.sync_api import expect
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        page = browser.new_page()
+        shown = page.locator(".source[aria-pressed='true'] .name")
+        sink.write(result(7, feed="clip"))
+        sink.state(change("ended", "clip"))
+        sink.state(change("connecting", "yard"))
+        page.goto(sink.url)
+        expect(shown).to_have_text("clip")  # none is live yet
+        expect(page.locator("#veil")).to_have_text(re.compile(r"^\s*ended\s*(<1|\d) s ago\s*$"))
+        sink.state(change("live", "yard"))
+        sink.write(result(9, 1, "yard", grey=90))
+        expect(shown).to_have_text("yard")
+        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        sink.state(change("live", "hall"))
+        sink.write(result(3, 2, "hall", grey=10))
+        expect(page.locator(".source")).to_have_count(3)
+        expect(shown).to_have_text("yard")
+
+        began = time.monotonic()
+        page.locator(".source").nth(2).click()
+        expect(page.locator("#picture[data-frame='3']")).to_be_visible()
+        assert (
+            time.monotonic() - began < app.PICTURE_WAIT_S - 1
+        )  # the request for yard's next picture is not waited for
+        page.locator(".source").nth(0).click()
+        page.reload()
+        expect(shown).to_have_text("yard")  # the first that is live
+        page.locator(".source").nth(0).click()
+        sink.write(result(10, 0, "yard"))
+        sink.state(change("connecting", "shed"))
+        expect(page.locator(".source")).to_have_count(4)
+        expect(shown).to_have_text("clip")  # a person chose it
+        sink.state(change("lost", "yard"))
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"^for (<1|\d) s$"))
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
+    from playwright.sync_api import expect
+
+    def grabbed(seen, ago_s):
+        return replace(seen, frame=replace(seen.frame, grabbed_s=time.monotonic() - ago_s))
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        for feed in ("front", "yard"):
+            sink.state(change("live", feed))
+        for number in range(20):
+            sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
+        for number, (seen, ago_s) in enumerate(
+            [(result(0), 200), (unsure(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
+        ):
+            sink.write(grabbed(replace(seen, frame=replace(seen.frame, index=number)), ago_s))
+        page = browser.new_page()
+        page.goto(sink.url)
+        rows = page.locator("#story li:not(.state)")
+        expect(page.locator("#story-head")).to_have_text("SinceAnswerScoreFor")
+        expect(page.locator("#story-title")).to_have_text("Decisions · front")
+        expect(rows.locator(".what")).to_have_text(["stop", "no entry", UNKNOWN, "stop"])
+        expect(rows.locator(".score")).to_have_text(["80 %", "80 %", "", "80 %"])
+        expect(rows.locator(".long")).to_have_text([re.compile(r"^\d+ s$"), "1 min", "<1 s", "2 min"])
+        expect(rows.locator(".more")).to_have_text(["best: yield (66 %)"])
+        stood = page.locator("#story li:first-child .long")
+        first = stood.text_content()
+        expect(stood).not_to_have_text(first)  # it goes on
+
+        expect(page.locator("#best")).to_have_text("")
+        sink.write(unsure(4, 1))
+        expect(page.locator("#label")).to_have_text(UNKNOWN)
+        expect(page.locator("#score")).to_have_text("")
+        expect(page.locator("#best")).to_have_text("best: yield (66 %)")
+
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#story-title")).to_have_text("Decisions · yard")
+        expect(rows).to_have_count(20)
+        expect(rows.locator(".long").nth(1)).to_have_text("<1 s")
+        expect(page.locator("#best")).to_have_text("")
         page.close()
 
 
