@@ -12,8 +12,9 @@ from edgerec import Bundle
 from edgerec.contract.flatbuffer import read_graph
 from edgerec.errors import BundleError
 from edgerec.runtime import health
-from edgerec.runtime.benchmark import BenchmarkReport, _throttled, benchmark
+from edgerec.runtime.benchmark import BenchmarkReport, Stage, _throttled, benchmark
 from edgerec.runtime.health import Health
+from edgerec.runtime.interpreter import Fingerprint
 from edgerec.runtime.profile import profile_operators
 from tests.conftest import one_line
 
@@ -36,6 +37,7 @@ def test_the_figures_hang_together(bundle, tmp_path, edgerec):
     assert [o["op"] for o in value["operators"]] == [operator.name for operator in graph.operators]
     assert sum(o["part"] for o in value["operators"]) == pytest.approx(1, abs=0.01)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert value["source"] == ""
 
 
 def test_people_read_it_too(bundle, edgerec):
@@ -60,10 +62,74 @@ def test_a_source_is_measured_from_the_grab(bundle, video, edgerec):
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["images"] == 29  # of 30; the first is not measured
+    assert value["source"] == str(video)
     stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
     assert stages["end to end"] >= stages["together"]
     again = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
     assert "as the source gave them" in again.stdout, again.stderr
+
+
+def report(*p99_ms, source="", operators=()):
+    cool = Health(40.0, 2400.0, None)
+    stages = tuple(Stage(f"stage {number}", min(1.0, ms), min(2.0, ms), ms) for number, ms in enumerate(p99_ms))
+    made = Fingerprint("test", "1", "x86_64", "cpu")
+    return BenchmarkReport(
+        "runs/signs", "full-int8", made, 1, "", stages, 100.0, 50, 0.5, 2**26, cool, cool, (), operators, source
+    )
+
+
+def drawn(figure):
+    """The figure's words, as they are drawn, by their boxes; and its bars' boxes."""
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    words = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    words["legend"] = axes.get_legend().get_window_extent()
+    return words, [bar.get_window_extent() for bar in axes.patches]
+
+
+@pytest.mark.parametrize("p99_ms", [(2.5, 3.0, 3.9), (2.5, 3.0, 1234.5), (0.1, 0.1, 0.1), (0.0, 0.0, 0.0)])
+def test_nothing_covers_a_bar_of_the_picture(p99_ms):
+    pytest.importorskip("matplotlib")
+    from edgerec.runtime.plots import benchmark_figure
+
+    figure = benchmark_figure(report(*p99_ms))
+    words, bars = drawn(figure)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["p50", "p95", "p99"]
+    for word, box in words.items():
+        assert not any(box.x0 < bar.x1 and bar.x0 < box.x1 and box.y0 < bar.y1 and bar.y0 < box.y1 for bar in bars), (
+            word
+        )
+        assert box.x1 <= figure.bbox.x1, word
+
+
+def test_one_hiccup_does_not_squeeze_the_other_bars():
+    pytest.importorskip("matplotlib")
+    from edgerec.runtime.plots import axis_end_ms, benchmark_figure
+
+    even, hiccup = report(2.5, 3.0, 3.9), report(2.5, 3.0, 1234.5)
+    assert axis_end_ms(even.stages) == 3.9
+    assert axis_end_ms(hiccup.stages) == 3.0
+    assert not any("cut" in word for word in drawn(benchmark_figure(even))[0])
+    words, bars = drawn(benchmark_figure(hiccup))
+    assert any("1,234 (cut)" in word for word in words)
+    widths = sorted(bar.width for bar in bars)
+    assert widths[0] > 0.3 * widths[-1]
+
+
+def test_the_picture_says_what_was_measured():
+    pytest.importorskip("matplotlib")
+    from edgerec.runtime.plots import LONGEST_NAME, benchmark_figure
+
+    def title(source):
+        return benchmark_figure(report(2.5, source=source)).get_suptitle().splitlines()[0]
+
+    assert title("rtsp://camera.example/live") == "signs (full-int8), measured on rtsp://camera.example/live"
+    assert title("") == "signs (full-int8), measured on its golden pictures"
+    long = title("rtsp://camera.example/" + "x" * 500 + "/live.mp4")
+    assert "rtsp://camera.example/" in long
+    assert long.endswith("x/live.mp4")
+    assert len(long) < 2 * LONGEST_NAME
+    benchmark_figure(report(2.5, source="a$b_$\\frac{")).canvas.draw()  # no formula
 
 
 def test_a_source_without_frames_is_an_error(bundle, tmp_path, edgerec):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
@@ -31,6 +33,7 @@ from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
 from edgerec.errors import EdgerecError, MissingExtraError
 from edgerec.runtime.health import processor_temperature_c
+from tests.conftest import one_line
 
 LABELS = ("stop", "yield", "no entry")
 
@@ -44,6 +47,14 @@ def result(number, index=0, feed="front", grey=None, size=(48, 64)):
     label = LABELS[index] if index >= 0 else UNKNOWN
     decision = Decision(label, index, 0.8, now, False)
     return Result(Frame(image, number, now, feed, feed), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision)
+
+
+def unsure(number, index=0, feed="front"):
+    """Frame ``number``, of which ``index`` is the best class, though not good enough."""
+    scores = np.full(3, 0.17, np.float32)
+    scores[index] = 0.66
+    seen = result(number, -1, feed)
+    return replace(seen, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
 
 
 def change(state, feed="front", reason=""):
@@ -267,6 +278,28 @@ def test_the_story_is_bounded(web):
     assert web._board.news(5000)["story"] == []
 
 
+def test_a_source_that_flickers_pushes_out_no_other(web):
+    web.write(result(1, 2, "yard"))
+    for number in range(1000):
+        web.write(result(number, number % 2))
+    told = web._board.news(0)["story"]
+    assert [entry["label"] for entry in told if entry["source"] == "yard"] == ["no entry"]
+    assert len(told) == board.REMEMBERED + 1
+    assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
+
+
+def test_unknown_comes_with_the_best_class(web):
+    def entries():
+        news = web._board.news(0)
+        return news["sources"][0]["answer"], news["story"][-1]
+
+    web.write(unsure(8, 1))
+    for said in entries():
+        assert (said["label"], said["index"], said["best"]) == (UNKNOWN, -1, ["yield", 0.66])
+    web.write(result(9, 1))
+    assert not any("best" in said for said in entries())
+
+
 # --- saving -----------------------------------------------------------------------------------------
 
 
@@ -365,10 +398,35 @@ def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
+def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
+    saved = Album(tmp_path / "saved", LABELS)
+    (tmp_path / "saved" / "stop").write_text("")
     with pytest.raises(EdgerecError, match="cannot be written"):
-        Album(tmp_path / "file", LABELS).save(result(1).frame, 0)
+        saved.save(result(1).frame, 0)
+
+
+@pytest.mark.parametrize("where", ["file", "file/in it"])
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
+    before = threads()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgerecError, match="pictures cannot be saved in") as error:
+        WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / where)
+    assert "\n" not in str(error.value)
+    assert threads() - before == set()
+
+
+def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(album.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(EdgerecError, match="it cannot be written"):
+        Album(tmp_path, LABELS)
+
+
+def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, edgerec):
+    (tmp_path / "file").write_text("")
+    done = edgerec(
+        "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
+    )
+    assert f"pictures cannot be saved in {tmp_path / 'file'}" in one_line(done)
 
 
 def test_without_a_folder_nothing_is_saved():
@@ -379,6 +437,58 @@ def test_without_a_folder_nothing_is_saved():
         web.write(result(1))
         answer = ask(web, "/save", "POST", {"hold": keep(web, 1)["hold"], "index": 0})
         assert (answer.status, b"--web-save DIR" in answer.body) == (409, True)
+
+
+def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    seen = result(8)
+    web.write(replace(seen, frame=replace(seen.frame, image=noise)))
+    held = keep(web, 8)
+    web.write(result(9))
+    for _ in range(2):  # some browsers ask twice
+        answer = ask(web, f"/held/{held['hold']}/file")
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
+        shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(shown[:, :, ::-1], noise)
+    assert list((tmp_path / "saved").iterdir()) == []
+    # What was not labelled yet can still be.
+    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
+    assert ask(web, f"/held/{held['hold']}/file").status == 410
+
+
+@pytest.mark.parametrize(
+    ("feed", "name"),
+    [
+        ("front", "front"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("rtsp://user@camera.example/live?x=1", "rtsp-user-camera-example-live-x-1"),
+        ('a"; filename="b.exe\r\nX: y', "a-filename-b-exe-x-y"),
+        ("\0/é/…", "camera"),
+        ("x" * 500, "x" * 40),
+    ],
+)
+def test_a_snapshots_name_is_source_and_time(feed, name):
+    with WebSink("127.0.0.1", 0, LABELS) as web:
+        web.write(result(1, feed=feed))
+        before = time.strftime("%Y%m%d")
+        said = keep(web, 1)
+        sent = ask(web, f"/held/{said['hold']}/file").headers["Content-Disposition"]
+        assert sent == f'attachment; filename="{said["file"]}"'
+        assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", said["file"])
+        assert said["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
+
+
+def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
+    shown = board.Board()
+    shown.write(result(1))
+    waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
+    shown.spare(taken)
+    for _ in range(board.HELD - 1):
+        shown.hold(0, 1)
+    assert shown.held(taken) is None
+    assert shown.held(waits) is not None
+    shown.spare("a key that was never given")
 
 
 def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
@@ -421,6 +531,9 @@ def test_keys_that_were_never_given(standing, hold):
         "/board.py",
         "/held/..%2f..%2fetc%2fpasswd",
         "/held/%00",
+        "/held/x/file",
+        "/held/..%2f..%2fetc%2fpasswd/file",
+        "/held/x/../../etc/passwd",
         "/picture/-1",
         "/picture/1e3",
         "/picture/99999999999999999999",
@@ -456,7 +569,7 @@ def locked():
         yield sink
 
 
-@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
 def test_without_the_token_nothing_is_seen(locked, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
         answer = ask(locked, path, **headers)
@@ -548,7 +661,7 @@ def test_names_that_are_ours(standing, host):
 def test_other_sites_may_not_save(web, tmp_path, headers):
     held = keep(web)["hold"]
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
-    assert not (tmp_path / "saved").exists()
+    assert not list((tmp_path / "saved").iterdir())
     ours = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
 
@@ -880,7 +993,12 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
         expect(page.locator("#temperature")).to_have_text("51")
         expect(page.locator("#age")).to_have_text("5")
 
-        page.click("#snapshot")
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        assert re.fullmatch(r"front-\d{8}-\d{6}-\d{3}\.png", download.value.suggested_filename)
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        assert list(saved.rglob("*.png")) == []
+        page.click("#toast >> text=Save as “stop” too")
         expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
         assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
 
@@ -901,7 +1019,8 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
 
         sink.state(change("lost", reason="the cable"))
         expect(page.locator(".source .is")).to_have_text("lost")
-        expect(page.locator("#veil")).to_contain_text("the cable")
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"the cable · for (<1|\d) s"))
+        expect(page.locator("#fps")).to_have_text("–")
         expect(page.locator("#story li").first).to_contain_text("lost")
         assert complaints == []
 
@@ -926,8 +1045,100 @@ def test_a_browser_is_asked_for_the_token(browser):
         page.click("button")
         expect(page.locator("#picture")).to_be_visible()
         expect(page.locator("#no-saving")).to_be_visible()
+        sink.write(result(7, grey=200))
+        expect(page.locator("#snapshot")).to_be_enabled()
+        expect(page.locator("#wrong")).to_be_disabled()
+        with page.expect_download() as download:  # needs no folder of the camera's
+            page.click("#snapshot")
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        expect(page.locator("#toast")).to_have_text(f"Downloading {download.value.suggested_filename}")
         page.reload()
         expect(page.locator("#picture")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_page_opens_on_a_source_that_is_live(browser):
+    from playwright.sync_api import expect
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        page = browser.new_page()
+        shown = page.locator(".source[aria-pressed='true'] .name")
+        sink.write(result(7, feed="clip"))
+        sink.state(change("ended", "clip"))
+        sink.state(change("connecting", "yard"))
+        page.goto(sink.url)
+        expect(shown).to_have_text("clip")  # none is live yet
+        expect(page.locator("#veil")).to_have_text(re.compile(r"^\s*ended\s*(<1|\d) s ago\s*$"))
+        sink.state(change("live", "yard"))
+        sink.write(result(9, 1, "yard", grey=90))
+        expect(shown).to_have_text("yard")
+        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        sink.state(change("live", "hall"))
+        sink.write(result(3, 2, "hall", grey=10))
+        expect(page.locator(".source")).to_have_count(3)
+        expect(shown).to_have_text("yard")
+
+        began = time.monotonic()
+        page.locator(".source").nth(2).click()
+        expect(page.locator("#picture[data-frame='3']")).to_be_visible()
+        assert (
+            time.monotonic() - began < app.PICTURE_WAIT_S - 1
+        )  # the request for yard's next picture is not waited for
+        page.locator(".source").nth(0).click()
+        page.reload()
+        expect(shown).to_have_text("yard")  # the first that is live
+        page.locator(".source").nth(0).click()
+        sink.write(result(10, 0, "yard"))
+        sink.state(change("connecting", "shed"))
+        expect(page.locator(".source")).to_have_count(4)
+        expect(shown).to_have_text("clip")  # a person chose it
+        sink.state(change("lost", "yard"))
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"^for (<1|\d) s$"))
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
+    from playwright.sync_api import expect
+
+    def grabbed(seen, ago_s):
+        return replace(seen, frame=replace(seen.frame, grabbed_s=time.monotonic() - ago_s))
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        for feed in ("front", "yard"):
+            sink.state(change("live", feed))
+        for number in range(20):
+            sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
+        for number, (seen, ago_s) in enumerate(
+            [(result(0), 200), (unsure(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
+        ):
+            sink.write(grabbed(replace(seen, frame=replace(seen.frame, index=number)), ago_s))
+        page = browser.new_page()
+        page.goto(sink.url)
+        rows = page.locator("#story li:not(.state)")
+        expect(page.locator("#story-head")).to_have_text("SinceAnswerScoreFor")
+        expect(page.locator("#story-title")).to_have_text("Decisions · front")
+        expect(rows.locator(".what")).to_have_text(["stop", "no entry", UNKNOWN, "stop"])
+        expect(rows.locator(".score")).to_have_text(["80 %", "80 %", "", "80 %"])
+        expect(rows.locator(".long")).to_have_text([re.compile(r"^\d+ s$"), "1 min", "<1 s", "2 min"])
+        expect(rows.locator(".more")).to_have_text(["best: yield (66 %)"])
+        stood = page.locator("#story li:first-child .long")
+        first = stood.text_content()
+        expect(stood).not_to_have_text(first)  # it goes on
+
+        expect(page.locator("#best")).to_have_text("")
+        sink.write(unsure(4, 1))
+        expect(page.locator("#label")).to_have_text(UNKNOWN)
+        expect(page.locator("#score")).to_have_text("")
+        expect(page.locator("#best")).to_have_text("best: yield (66 %)")
+
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#story-title")).to_have_text("Decisions · yard")
+        expect(rows).to_have_count(20)
+        expect(rows.locator(".long").nth(1)).to_have_text("<1 s")
+        expect(page.locator("#best")).to_have_text("")
         page.close()
 
 

@@ -13,6 +13,7 @@ from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.camera import Frame
+    from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
 # A live source that gives nothing for so long is not measured.
@@ -32,12 +33,15 @@ def benchmark(
     json: bool = JsonOption,
 ) -> None:
     """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
+    from edgerec.camera.sources import find_source
     from edgerec.runtime.benchmark import benchmark as measure
 
+    address = find_source(source) if source else None
     with progress() as listener, ExitStack() as stack:
         report = measure(
             bundle,
-            frames=_frames(source, stack) if source else None,
+            frames=_frames(address, stack) if address else None,
+            source=address.name if address else "",
             seconds=seconds,
             threads=threads,
             delegate="" if delegate == "none" else delegate,
@@ -56,12 +60,11 @@ def benchmark(
         say(f"picture  {plot}")
 
 
-def _frames(source: str, stack: ExitStack) -> Iterator[Frame]:
+def _frames(address: Address, stack: ExitStack) -> Iterator[Frame]:
     from edgerec.camera import Feeds
-    from edgerec.camera.sources import find_source
     from edgerec.camera.states import Patience
 
-    return stack.enter_context(Feeds([find_source(source)], Patience(give_up_s=GIVE_UP_S))).frames()
+    return stack.enter_context(Feeds([address], Patience(give_up_s=GIVE_UP_S))).frames()
 
 
 def _show(report: BenchmarkReport) -> None:

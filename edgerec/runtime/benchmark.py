@@ -77,6 +77,7 @@ class BenchmarkReport:
         before, after: the machine's state around the measurement.
         throttled: why the figures may be too bad: the machine held itself back meanwhile.
         operators: each operator's time; empty when it was not asked for.
+        source: what gave the pictures, without a password; empty: the golden ones.
     """
 
     bundle: str
@@ -93,6 +94,7 @@ class BenchmarkReport:
     after: Health
     throttled: tuple[str, ...]
     operators: tuple[OperatorTime, ...]
+    source: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -103,6 +105,7 @@ def benchmark(
     path: str | Path,
     *,
     frames: Iterable[Grabbed] | None = None,
+    source: str = "",
     seconds: float = 5.0,
     threads: int = 0,
     delegate: str | None = None,
@@ -114,6 +117,7 @@ def benchmark(
     Args:
         path: a bundle's folder or .zip.
         frames: of a source, as :meth:`edgerec.camera.Feeds.frames` gives them; None takes the golden pictures.
+        source: what the frames come from, for the report.
         seconds: for the stages, and again for the operators.
         threads, delegate: as for :class:`Classifier`.
         operators: time each operator too.
@@ -158,6 +162,7 @@ def benchmark(
         after=after,
         throttled=_throttled(before, after),
         operators=timed,
+        source=source,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from edgerec.camera.frame import Frame
 from edgerec.contract.files import write_file
+from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
-from edgerec.optional import require
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
 LEAST_FREE_BYTES = 100_000_000
@@ -23,10 +24,17 @@ class Album:
     """Writes ``DIR/LABEL/TIME-FRAME.png``; ``DIR/train/LABEL/…`` where a label is called as a split is."""
 
     def __init__(self, root: Path, labels: Sequence[str]) -> None:
+        """Make the folder, so that one that cannot be written is noticed now; raises :class:`EdgerecError`."""
         self.saved = 0
         self._labels = tuple(labels)
         # Or the class "train" of a data set of vehicles would be taken for the training split.
         self._root = root / "train" if {"train", "val", "test"} & set(labels) else root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgerecError(f"pictures cannot be saved in {root}: {error.strerror}") from None
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise EdgerecError(f"pictures cannot be saved in {root}: it cannot be written")
 
     def save(self, frame: Frame, index: int) -> Path:
         """Write the frame's picture as PNG, with no loss, under the label of that index; where it is.
@@ -38,8 +46,7 @@ class Album:
         if not 0 <= index < len(self._labels):
             raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
         folder = self._root / folder_name(self._labels[index])
-        cv2 = require("cv2")
-        png = bytes(cv2.imencode(".png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))[1])
+        png = encode_png(frame.image)
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from importlib import resources
 from typing import Any
@@ -16,8 +18,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from edgerec.camera.frame import Result
 from edgerec.camera.sinks.web.album import Album
-from edgerec.camera.sinks.web.board import Board, Shown
+from edgerec.camera.sinks.web.board import Board, Shown, unix_s
+from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
 
 log = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ class Page:
     def __init__(self, board: Board, labels: Sequence[str], album: Album | None) -> None:
         self._board, self._labels, self._album = board, tuple(labels), album
         self._clients = 0
-        self._saving = asyncio.Lock()
+        self._saving, self._encoding = asyncio.Lock(), asyncio.Lock()
 
     def app(self) -> Starlette:
         """The application, without its guard."""
@@ -49,6 +53,7 @@ class Page:
             Route("/events", self.events),
             Route("/picture/{source:int}", self.picture),
             Route("/held/{key}", self.held),
+            Route("/held/{key}/file", self.snapshot),
             Route("/hold", self.hold, methods=["POST"]),
             Route("/save", self.save, methods=["POST"]),
         ]
@@ -91,14 +96,27 @@ class Page:
         if kept is None:
             raise HTTPException(409, "there is no picture yet")
         key, shown = kept
-        answer = shown.result.decision or shown.result.classification
-        return JSONResponse(
-            {"hold": key, "frame": shown.result.frame.index, "label": answer.label, "index": answer.index}
-        )
+        result = shown.result
+        answer = result.decision or result.classification
+        said = {"frame": result.frame.index, "label": answer.label, "index": answer.index, "file": file_name(result)}
+        return JSONResponse({"hold": key} | said)
 
     async def held(self, request: Request) -> Response:
         """A picture that is kept, as JPEG."""
         return _jpeg(self._kept(request.path_params["key"]))
+
+    async def snapshot(self, request: Request) -> Response:
+        """A picture that is kept, whole and without loss, as a file that the browser puts where it puts files."""
+        key = request.path_params["key"]
+        result = self._kept(key).result
+        async with self._encoding:  # a large picture takes a while: never more than one of them at a time
+            png = await asyncio.to_thread(encode_png, result.frame.image)
+        self._board.spare(key)
+        return Response(
+            png,
+            media_type="image/png",
+            headers={"Content-Disposition": f'attachment; filename="{file_name(result)}"'},
+        )
 
     async def save(self, request: Request) -> Response:
         """Write a picture that is kept under the label of the given index."""
@@ -181,6 +199,14 @@ def _whole(text: str) -> int:
         return int(text[:20])
     except ValueError:
         raise HTTPException(400, "after is a frame's number") from None
+
+
+def file_name(result: Result) -> str:
+    """``SOURCE-TIME.png`` in letters, digits and dashes only, whatever the source is called; the time of the grab."""
+    source = re.sub(r"[^a-z0-9]+", "-", (result.frame.feed or result.frame.source).lower())[-40:].strip("-")
+    grabbed_s = unix_s(result.frame.grabbed_s)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
+    return f"{source or 'camera'}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
 
 
 def _jpeg(shown: Shown) -> Response:

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, takewhile
 from typing import Any
 
 from edgerec.camera.frame import Result
@@ -59,6 +59,7 @@ class Channel:
     rate: FrameRate = field(default_factory=FrameRate)
     recent: deque[Shown] = field(default_factory=lambda: deque(maxlen=RECENT))
     next_s: float = 0.0
+    story: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 class Board:
@@ -74,7 +75,6 @@ class Board:
         self.encoded = 0
         self._lock = threading.Lock()
         self._channels: dict[str, Channel] = {}
-        self._story: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._told = 0
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_EVERY_S, None)
@@ -87,8 +87,7 @@ class Board:
             answer = result.decision or result.classification
             if answer.label != channel.label:
                 channel.label = answer.label
-                said = {"label": answer.label, "index": answer.index, "score": round(answer.score, 4)}
-                self._tell(channel, result.frame.grabbed_s, said)
+                self._tell(channel, result.frame.grabbed_s, _answer(result))
             self.version += 1
 
     def state(self, change: StateChange) -> None:
@@ -105,8 +104,9 @@ class Board:
         """Every source as it is now, and what was told since number ``after``, as JSON values."""
         with self._lock:
             channels = list(self._channels.values())
-            newer = min(self._told - after, len(self._story))
-            story = list(islice(self._story, len(self._story) - newer, None)) if newer > 0 else []
+            # Each source has its own, so that one that flickers does not push out another's.
+            newer = [takewhile(lambda entry: entry["number"] > after, reversed(one.story)) for one in channels]
+            story = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
         return {
             "now_s": time.time(),
             "temperature_c": self._degrees(),
@@ -157,6 +157,11 @@ class Board:
         held = self._held.get(key)
         return held.shown if held else None
 
+    def spare(self, key: str) -> None:
+        """Keep that picture still, but let it be the first to go: it was taken already."""
+        if key in self._held:
+            self._held.move_to_end(key, last=False)
+
     def release(self, key: str) -> None:
         """Forget a picture that was kept."""
         self._held.pop(key, None)
@@ -175,7 +180,7 @@ class Board:
 
     def _tell(self, channel: Channel, at_s: float, said: dict[str, Any]) -> None:
         self._told += 1
-        self._story.append({"number": self._told, "at_s": _unix(at_s), "source": channel.name, **said})
+        channel.story.append({"number": self._told, "at_s": unix_s(at_s), "source": channel.name, **said})
 
     def _degrees(self) -> float | None:
         at_s, degrees = self._temperature
@@ -200,18 +205,28 @@ def jpeg_of(result: Result) -> bytes:
 def _fields(channel: Channel) -> Iterator[tuple[str, Any]]:
     yield "name", channel.name
     if (change := channel.state) is not None:
-        yield from {"state": str(change.state), "since_s": _unix(change.since_s), "reason": change.reason}.items()
+        yield from {"state": str(change.state), "since_s": unix_s(change.since_s), "reason": change.reason}.items()
     if (result := channel.result) is not None:
         silent_s = time.monotonic() - result.answered_s
-        answer = result.decision or result.classification
         yield "frame", result.frame.index
         yield "size", [result.frame.image.shape[1], result.frame.image.shape[0]]
         yield "fps", round(channel.fps if silent_s < 2 else 0.0, 1)
         yield "age_ms", round(result.age_ms, 1)
         yield "silent_s", round(silent_s, 2)
-        yield "answer", {"label": answer.label, "index": answer.index, "score": round(answer.score, 4)}
+        yield "answer", _answer(result)
         yield "categories", [[c.label, c.index, round(c.score, 4)] for c in result.classification.categories]
 
 
-def _unix(monotonic_s: float) -> float:
+def _answer(result: Result) -> dict[str, Any]:
+    """The answer that is shown; with ``unknown``, the best class of the frame and its score as ``best``."""
+    answer = result.decision or result.classification
+    said = {"label": answer.label, "index": answer.index, "score": round(answer.score, 4)}
+    if answer.index < 0 and result.classification.categories:
+        best = result.classification.categories[0]
+        said["best"] = [best.label, round(best.score, 4)]
+    return said
+
+
+def unix_s(monotonic_s: float) -> float:
+    """A monotonic time as Unix time, seconds."""
     return round(time.time() - (time.monotonic() - monotonic_s), 3)

@@ -49,7 +49,8 @@ class WebSink:
             save_dir: where labelled pictures go, as ``DIR/LABEL/….png``; None saves none.
 
         Raises:
-            EdgerecError: the port is in use, the address is not this machine's, or the token is too short.
+            EdgerecError: the port is in use, the address is not this machine's, the token is too short, or
+                ``save_dir`` cannot be written.
             MissingExtraError: Starlette, uvicorn or OpenCV is not installed.
         """
         for module in ("starlette", "uvicorn", "cv2"):
@@ -57,6 +58,7 @@ class WebSink:
         if token is not None and len(token) < LEAST_TOKEN:
             raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
         local = is_loopback(host)
+        album = Album(Path(save_dir), labels) if save_dir is not None else None
         self.closed = False
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
         listener = listen(host, port)
@@ -68,7 +70,6 @@ class WebSink:
         from edgerec.camera.sinks.web.guard import Guard
         from edgerec.camera.sinks.web.server import Server
 
-        album = Album(Path(save_dir), labels) if save_dir is not None else None
         page = Page(self._board, labels, album).app()
         names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if local else None
         guard = Guard(page, token=self.token, names=names, port=port, door=page_file("door.html"))

@@ -9,8 +9,10 @@ const make = (tag, name, text) => {
   return element;
 };
 
-let labels = [], saves = false, sources = [], story = [];
+let labels = [], saves = false, sources = [];
+let story = {};          // what each source decided, by its name
 let chosen = 0;          // which source is shown
+let settled = false;     // whether that stays: a person chose it, or it was live when the page opened
 let shownFrame = -1;     // the number of the picture on the page
 let clock = 0;           // the camera's time less ours, seconds
 let told = false;        // whether the story is longer than what is drawn of it
@@ -25,9 +27,14 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (index) => index < 0 ? (dark.matches ? "#7b8794" : "#77828f")
   : `oklch(${dark.matches ? "0.76 0.13" : "0.54 0.15"} ${(258 + index * 137.508) % 360})`;
 const percent = (score) => `${(100 * score).toFixed(score >= 0.0005 && score < 0.0995 ? 1 : 0)} %`;
-const seconds = (s) => s < 60 ? `${Math.max(0, Math.floor(s))} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
+// "unknown 66 %" would read as 66 % sure of it: the score is the best class's.
+const score = (answer) => answer.index < 0 ? "" : percent(answer.score);
+const best = (answer) => answer.best ? `best: ${answer.best[0]} (${percent(answer.best[1])})` : "";
+const seconds = (s) => s < 1 ? "<1 s" : s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
 const hour = (s) => new Date(1000 * s).toLocaleTimeString([], { hour12: false });
 const now = () => Date.now() / 1000 + clock;
+const parts = (...texts) => texts.filter(Boolean).join(" · ");
+const mine = () => (sources[chosen] && story[sources[chosen].name]) || [];
 
 // --- results and states -------------------------------------------------------------------------
 
@@ -39,8 +46,8 @@ function listen() {
   heard = Date.now();
   stream.addEventListener("hello", (event) => {
     ({ labels, saves } = JSON.parse(event.data));
-    story = [];
-    linked = true;
+    story = {};
+    told = linked = true;
     at("no-saving").hidden = saves;
   });
   stream.addEventListener("news", (event) => {
@@ -49,9 +56,11 @@ function listen() {
     clock = news.now_s - Date.now() / 1000;
     sources = news.sources;
     if (chosen >= sources.length) chosen = 0;
-    if (news.story.length) {
-      story = story.concat(news.story).slice(-MOST_KEPT);
-      told = true;
+    settle();
+    for (const entry of news.story) {
+      const entries = story[entry.source] || (story[entry.source] = []);
+      if (entries.push(entry) > MOST_KEPT) entries.shift();
+      if (entries === mine()) told = true;
     }
     drawNews(news);
   });
@@ -70,6 +79,14 @@ setInterval(() => {
   listen();
 }, 1000);
 
+// A page opens on a source that is live; what has ended is there to be chosen.
+function settle() {
+  const number = settled ? -1 : sources.findIndex((source) => source.state === "live" || !source.state);
+  if (number < 0) return;
+  settled = true;
+  choose(number);
+}
+
 function drawNews(news) {
   const source = sources[chosen];
   drawSources();
@@ -80,12 +97,13 @@ function drawNews(news) {
     clear();
     return;
   }
-  at("fps").textContent = source.fps.toFixed(source.fps < 9.95 ? 1 : 0);
-  const age = source.age_ms;
-  at("age").textContent = age < 1000 ? Math.round(age) : (age / 1000).toFixed(1);
+  const comes = !source.state || source.state === "live", age = source.age_ms;
+  at("fps").textContent = comes ? source.fps.toFixed(source.fps < 9.95 ? 1 : 0) : "–";
+  at("age").textContent = !comes ? "–" : age < 1000 ? Math.round(age) : (age / 1000).toFixed(1);
   at("age-unit").textContent = age < 1000 ? "ms" : "s";
   at("label").textContent = source.answer.label;
-  at("score").textContent = percent(source.answer.score);
+  at("score").textContent = score(source.answer);
+  at("best").textContent = best(source.answer);
   at("swatch").style.background = colour(source.answer.index);
   document.title = `${source.answer.label} · edgerec`;
   drawBars(source.categories);
@@ -94,7 +112,7 @@ function drawNews(news) {
 // Nothing of one source may stand under the name of another.
 function clear() {
   for (const id of ["fps", "age", "label"]) at(id).textContent = "–";
-  at("score").textContent = "";
+  at("score").textContent = at("best").textContent = "";
   at("swatch").style.background = "";
   at("bars").replaceChildren(make("li", "quiet", "Nothing yet."));
   document.title = "edgerec";
@@ -108,7 +126,10 @@ function drawSources() {
     if (!chip) {
       chip = make("button", "source");
       chip.append(make("span", "dot"), make("span", "name"), make("span", "is"));
-      chip.addEventListener("click", () => choose(number));
+      chip.addEventListener("click", () => {
+        settled = true;
+        choose(number);
+      });
       box.append(chip);
     }
     const [dot, name, is] = chip.children;
@@ -124,13 +145,15 @@ function choose(number) {
   if (number === chosen) return;
   chosen = number;
   shownFrame = -1;
+  if (waiting) waiting.abort();
+  at("toast").classList.remove("up");
   const canvas = at("picture");
   canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   delete canvas.dataset.frame;
   clear();
   drawSources();
   drawStage();
-  drawBand();
+  drawStory();
 }
 
 function drawStage() {
@@ -139,10 +162,11 @@ function drawStage() {
   const still = state !== "live" && state !== undefined;
   at("stage").classList.toggle("still", still);
   at("veil-state").textContent = state || "";
-  const since = source && source.since_s && linked ? ` · for ${seconds(now() - source.since_s)}` : "";
-  if (still) at("veil-reason").textContent = linked ? ((source && source.reason) || "") + since : "trying again …";
-  const ready = linked && saves && shownFrame >= 0;
-  at("snapshot").disabled = at("wrong").disabled = !ready;
+  const long = source && source.since_s ? seconds(now() - source.since_s) : "";
+  const since = long && (state === "ended" ? `${long} ago` : `for ${long}`);
+  if (still) at("veil-reason").textContent = linked ? parts(source && source.reason, since) : "trying again …";
+  at("snapshot").disabled = !(linked && shownFrame >= 0);
+  at("wrong").disabled = at("snapshot").disabled || !saves;
 }
 
 function drawBars(categories) {
@@ -170,34 +194,40 @@ function drawBars(categories) {
 // --- time line ----------------------------------------------------------------------------------
 
 function drawStory() {
-  const rows = [], until = {}, several = sources.length > 1;
-  for (let i = story.length - 1; i >= 0 && rows.length < MOST_LISTED; i--) {
-    const entry = story[i], row = make("li", entry.state ? "state" : "");
-    const time = make("time", "", hour(entry.at_s));
+  const entries = mine(), rows = [];
+  for (let i = entries.length - 1; i >= 0 && rows.length < MOST_LISTED; i--) {
+    const entry = entries[i], row = make("li", entry.state ? "state" : "");
     const mark = make("span", entry.state ? `dot ${entry.state}` : "swatch");
     if (!entry.state) mark.style.background = colour(entry.index);
-    const end = until[entry.source];
-    row.append(time, mark, make("span", "what", entry.state || entry.label),
-      make("span", "far", entry.state ? "" : end ? seconds(end - entry.at_s) : percent(entry.score)));
-    const where = [several ? entry.source : "", entry.reason || ""].filter(Boolean).join(" · ");
-    if (where) row.append(make("span", "where", where));
-    until[entry.source] = entry.at_s;
+    const long = entry.state || i + 1 === entries.length ? "" : seconds(entries[i + 1].at_s - entry.at_s);
+    row.append(make("time", "", hour(entry.at_s)), mark, make("span", "what", entry.state || entry.label),
+      make("span", "score", entry.state ? "" : score(entry)), make("span", "long", long));
+    const more = entry.state ? entry.reason : best(entry);
+    if (more) row.append(make("span", "more", more));
     rows.push(row);
   }
-  at("story").replaceChildren(...rows);
+  at("story").replaceChildren(...(rows.length ? rows : [make("li", "quiet none", "Nothing yet.")]));
+  at("story-head").hidden = !rows.length;
+  at("story-source").textContent = sources.length > 1 ? ` · ${sources[chosen].name}` : "";
+  drawLast();
   drawBand();
 }
 
+// How long the present answer stands by now.
+function drawLast() {
+  const last = mine().at(-1), long = at("story").querySelector("li:first-child .long");
+  if (last && !last.state && linked && !told && long) long.textContent = seconds(now() - last.at_s);
+}
+
 function drawBand() {
-  const canvas = at("band"), box = canvas.getBoundingClientRect(), dense = devicePixelRatio || 1;
+  const canvas = at("band"), box = canvas.getBoundingClientRect(), dense = devicePixelRatio || 1, entries = mine();
   canvas.width = Math.max(1, Math.round(box.width * dense));
   canvas.height = Math.round(box.height * dense);
-  const draw = canvas.getContext("2d"), end = now(), name = sources[chosen] && sources[chosen].name;
-  const mine = story.filter((entry) => entry.source === name);
-  mine.forEach((entry, i) => {
+  const draw = canvas.getContext("2d"), end = now();
+  entries.forEach((entry, i) => {
     if (entry.state) return;
     const from = 1 - (end - entry.at_s) / BAND_S;
-    const to = i + 1 < mine.length ? 1 - (end - mine[i + 1].at_s) / BAND_S : 1;
+    const to = i + 1 < entries.length ? 1 - (end - entries[i + 1].at_s) / BAND_S : 1;
     if (to <= 0) return;
     const x = Math.max(0, from) * canvas.width, width = Math.max(dense, to * canvas.width - x);
     draw.fillStyle = colour(entry.index);
@@ -214,6 +244,8 @@ function drawBand() {
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
+let waiting;             // ends the request for a picture, as of a source that is no longer shown
+
 // One request at a time: a slow line gets fewer pictures, but always the newest.
 async function watch() {
   for (;;) {
@@ -222,15 +254,19 @@ async function watch() {
       await pause(150);
       continue;
     }
+    const request = waiting = new AbortController();
+    const late = setTimeout(() => request.abort(), 20000);
     try {
-      const reply = await fetch(`picture/${number}?after=${shownFrame}`, { signal: AbortSignal.timeout(20000) });
+      const reply = await fetch(`picture/${number}?after=${shownFrame}`, { signal: request.signal });
       if (reply.status === 200) {
         const image = await createImageBitmap(await reply.blob());
         if (number === chosen) show(image, Number(reply.headers.get("X-Frame")));
         image.close();
       } else if (reply.status !== 204) await pause(1000);
     } catch {
-      await pause(500);
+      if (number === chosen) await pause(500);
+    } finally {
+      clearTimeout(late);
     }
   }
 }
@@ -259,6 +295,16 @@ async function post(path, fields) {
 }
 
 const hold = () => post("hold", { source: chosen, frame: shownFrame });
+
+// The camera names the file; where it goes is the browser's matter.
+function download(held) {
+  const link = make("a");
+  link.href = `held/${encodeURIComponent(held.hold)}/file`;
+  link.download = held.file;
+  link.click();
+  say(`Downloading ${held.file}`);
+  if (saves && held.index >= 0) offer(`Save as “${held.label}” too`, () => trying(() => save(held, held.index)));
+}
 
 async function save(held, index) {
   const saved = await post("save", { hold: held.hold, index });
@@ -305,22 +351,29 @@ function ask(held) {
 let quiet;
 function say(text, bad = false) {
   const toast = at("toast");
-  toast.textContent = text;
+  toast.replaceChildren(make("span", "", text));
   toast.className = bad ? "up bad" : "up";
-  clearTimeout(quiet);
-  quiet = setTimeout(() => { toast.className = bad ? "bad" : ""; }, bad ? 6000 : 3000);
+  hush(bad ? 6000 : 3000);
 }
 
-// A picture that nothing was recognised in has no label to be saved under: then a person says what it is.
-at("snapshot").addEventListener("click", () => trying(async () => {
-  const held = await hold();
-  if (held.index < 0) ask(held);
-  else await save(held, held.index);
-}));
+function hush(ms) {
+  clearTimeout(quiet);
+  quiet = setTimeout(() => at("toast").classList.remove("up"), ms);
+}
+
+// What may be done with what was just said.
+function offer(text, work) {
+  const button = make("button", "", text);
+  button.addEventListener("click", work);
+  at("toast").append(button);
+  hush(8000);
+}
+
+at("snapshot").addEventListener("click", () => trying(async () => download(await hold())));
 at("wrong").addEventListener("click", () => trying(async () => ask(await hold())));
 dark.addEventListener("change", drawStory);
 addEventListener("resize", drawBand);
-setInterval(drawBand, 1000);
+setInterval(() => { drawLast(); drawBand(); }, 1000);
 // Answers that flicker must not keep a phone busy with its list.
 setInterval(() => { if (told) { told = false; drawStory(); } }, 200);
 
