@@ -344,13 +344,13 @@ def test_golden_scores_behind_a_softmax_have_a_tolerance_in_scores(given, tmp_pa
     scale = bundle.manifest.output.scale
     for off, fine in ((1.9, True), (2.1, False)):
         moved = json.loads(json.dumps(values))
-        moved["vectors"][0]["scores"][0] += off * scale
+        moved["vectors"][0]["scores"][0][0] += off * scale
         files = bundle.files | {GOLDEN: json.dumps(moved).encode()}
         Bundle.write(tmp_path / "moved", bundle.manifest, files, overwrite=True)
         if fine:
             assert verify(tmp_path / "moved").max_difference == pytest.approx(1.9 * scale, rel=1e-3)
         else:
-            with pytest.raises(BundleError, match="scores are off"):
+            with pytest.raises(BundleError, match=r"scores of model\.tflite are off"):
                 verify(tmp_path / "moved")
 
 

@@ -59,7 +59,7 @@ class WebSink:
             raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
         local = is_loopback(host)
         album = Album(Path(save_dir), labels) if save_dir is not None else None
-        self.closed = False
+        self.closed, self.name = False, "web"
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
         listener = listen(host, port)
         port = listener.getsockname()[1]
