@@ -88,7 +88,7 @@ def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
 def cifar10(name: str, work: Path) -> dict[str, Any]:
     """Float and QAT int8 of one of our architectures on CIFAR-10."""
     run = trained(work / "runs" / f"cifar10-{name}", RECIPES[name] | {"data.source": source(name, work)})
-    return variant(run, "int8-qat", "qat", epochs=6)
+    return variant(run, "int8-qat", "qat")
 
 
 def pruned(work: Path) -> dict[str, Any]:

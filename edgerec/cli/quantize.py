@@ -33,7 +33,9 @@ def quantize(
     calibration: str | None = typer.Option(None, help="What ptq sees: a recipe or a set. [default: stratified]"),
     epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
     learning_rate: float | None = typer.Option(
-        None, help="The highest of each fine-tuning. [default: a tenth of the training's, all of it after pruning]"
+        None,
+        help="The highest of each fine-tuning. "
+        "[default: a tenth of the training's, with sgd a thousandth; after pruning all of it]",
     ),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
     data: str | None = typer.Option(
