@@ -76,6 +76,7 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
         typer.BadParameter: something that was typed is not understood.
     """
     from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
+    from edgerec.camera.sinks.window import Window, has_screen
 
     _check_partners(wanted)
     sinks: list[Sink] = [StateLines(sys.stderr)]
@@ -84,12 +85,10 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     elif wanted.headless:
         sinks.append(TextLines(sys.stdout, named=len(camera.sources) > 1))
     # A page takes the window's place where there is no screen.
-    window = not (wanted.headless or wanted.json) and (not wanted.web or _screen())
+    window = not (wanted.headless or wanted.json) and (not wanted.web or has_screen())
     try:
         send = _sent(wanted, camera)
         if window:
-            from edgerec.camera.sinks.window import Window
-
             sinks.append(stack.enter_context(Window()))
         sinks += _served(wanted, camera, stack)
         sinks += _files(wanted, camera)  # when nothing else fails any more: they leave something behind
@@ -183,7 +182,3 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
             )
         )
     return make
-
-
-def _screen() -> bool:
-    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""C++ libraries write straight to the process's standard error; here they can be kept from the person."""
+"""C++ libraries write straight to the process's standard streams; here they can be kept from the person."""
 
 from __future__ import annotations
 

@@ -13,12 +13,10 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS
 from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.manifest import Manifest, ModelSpec, origins
-from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
-from edgerec.export.card import readme, requirements
-from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.golden import make_golden, verify
+from edgerec.export.writer import write_verified
+from edgerec.runtime.golden import golden_pictures
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def ensemble(
     _check_alike(opened)
     first = opened[0].manifest
     aim = Target.load(target or first.target)
-    files: dict[str, bytes] = {}
-    specs = [_taken(bundle, spec, files) for bundle in opened for spec in bundle.manifest.models]
+    models: dict[str, bytes] = {}
+    specs = [_taken(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
     members = [origin for bundle in opened for origin in origins(bundle.manifest)]
     manifest = replace(
         first,
@@ -95,20 +93,15 @@ def ensemble(
         provenance={"members": members, "edgerec": edgerec.__version__},
         files={},
     )
-    size_bytes = sum(len(files[spec.model]) for spec in specs)
-    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.labels).encode()
-    files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), _golden_pictures(opened[0]))
-    if aim.requirements:
-        files["requirements.txt"] = requirements(aim).encode()
-    files["README.md"] = readme(manifest, aim, None).encode()
-    Bundle.write(path, manifest, files, overwrite=overwrite)
+    pictures = list(golden_pictures(opened[0]).items())
+    files, golden = write_verified(path, manifest, models, aim, pictures, None, overwrite=overwrite)
     return EnsembleReport(
         bundle=str(path),
         models=len(specs),
         combine=combine,
-        size_bytes=size_bytes,
-        files=tuple(sorted(files)),
-        golden=verify(path).pictures,
+        size_bytes=sum(len(models[spec.model]) for spec in specs),
+        files=files,
+        golden=golden,
     )
 
 
@@ -155,12 +148,3 @@ def _taken(bundle: Bundle, spec: ModelSpec, files: dict[str, bytes]) -> ModelSpe
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
     return {"name": manifest.name, "variant": manifest.variant, "metrics": manifest.metrics}
-
-
-def _golden_pictures(bundle: Bundle) -> list[tuple[str, Image]]:
-    """Those of the first bundle."""
-    found = [(name, decode(content)) for name, content in sorted(bundle.files.items()) if name.endswith(".png")]
-    pictures = [(name, image) for name, image in found if image is not None]
-    if not pictures:
-        raise BundleError(f"{bundle.path} has no golden pictures: export it again")
-    return pictures

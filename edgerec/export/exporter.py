@@ -23,11 +23,9 @@ from edgerec.contract.recipe import Recipe
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
 from edgerec.errors import BundleError, TargetError, unknown
-from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.fitted import fitted_decision
-from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.golden import make_golden, verify
+from edgerec.export.writer import write_verified
 from edgerec.runtime.model import ImageModel
 from edgerec.train.run import Run
 
@@ -114,21 +112,16 @@ def export_bundle(
         run, content, dataset, split, threshold=threshold, precision=precision, listener=listener
     )
     compiled = for_edgetpu(content, aim) if aim.compiler else None
-    files = {"model.tflite": content, "labels.txt": "".join(f"{label}\n" for label in run.labels).encode()}
+    models = {"model.tflite": content}
     if compiled is not None and compiled.content:
-        files[DELEGATE_MODEL] = compiled.content
+        models[DELEGATE_MODEL] = compiled.content
     bundle_name = path.stem if path.suffix == ".zip" else path.name
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
     if "adopted" in run.metrics:
         provenance["adopted"] = run.metrics["adopted"]
-    manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in files, provenance)
-    classifier = Classifier(Bundle(path, manifest, files), delegate="")
-    files |= make_golden(classifier, _golden_pictures(dataset, split))
-    if aim.requirements:
-        files["requirements.txt"] = requirements(aim).encode()
-    files["README.md"] = readme(manifest, aim, report["figures"]).encode()
-    Bundle.write(path, manifest, files, overwrite=overwrite)
-    verified = verify(path)
+    manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)
+    pictures = _golden_pictures(dataset, split)
+    files, golden = write_verified(path, manifest, models, aim, pictures, report["figures"], overwrite=overwrite)
     return ExportReport(
         bundle=str(path),
         target=aim.name,
@@ -136,8 +129,8 @@ def export_bundle(
         top1=row["top1"],
         drop_points=report["drop_points"],
         size_bytes=len(content),
-        files=tuple(sorted(files)),
-        golden=verified.pictures,
+        files=files,
+        golden=golden,
         edgetpu=compiled,
     )
 

@@ -18,12 +18,11 @@ from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import DataError, TargetError
-from edgerec.export.card import readme, requirements
 from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
-from edgerec.runtime.classifier import Classifier, read_image
+from edgerec.export.writer import write_verified
+from edgerec.runtime.classifier import read_image
 from edgerec.runtime.finished import Finished
-from edgerec.runtime.golden import make_golden, verify
 
 VARIANT = "imported"
 
@@ -102,9 +101,9 @@ def import_tflite(
     _check_target(finished, aim)
     _, height, width, channels = finished.input.shape
     compiled = for_edgetpu(finished.content, aim) if aim.compiler else None
-    files = {"model.tflite": finished.content}
+    models = {"model.tflite": finished.content}
     if compiled is not None and compiled.content:
-        files[DELEGATE_MODEL] = compiled.content
+        models[DELEGATE_MODEL] = compiled.content
     manifest = Manifest(
         name=path.stem if path.suffix == ".zip" else path.name,
         labels=_labels(labels, finished),
@@ -118,19 +117,15 @@ def import_tflite(
         files={},  # Bundle.write fills in the digests
         activation=finished.activation,
         threads=aim.threads,
-        delegate=aim.delegate if DELEGATE_MODEL in files else "",
-        delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in files else "",
+        delegate=aim.delegate if DELEGATE_MODEL in models else "",
+        delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in models else "",
         provenance={
             "imported": {"file": source.name, "sha256": sha256(finished.content)},
             "edgerec": edgerec.__version__,
         },
     )
-    files["labels.txt"] = "".join(f"{label}\n" for label in manifest.labels).encode()
-    files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), _golden_pictures(pictures))
-    if aim.requirements:
-        files["requirements.txt"] = requirements(aim).encode()
-    files["README.md"] = readme(manifest, aim, None).encode()
-    Bundle.write(path, manifest, files, overwrite=overwrite)
+    shown = _golden_pictures(pictures)
+    files, golden = write_verified(path, manifest, models, aim, shown, None, overwrite=overwrite)
     return ImportReport(
         bundle=str(path),
         target=aim.name,
@@ -141,8 +136,8 @@ def import_tflite(
         activation=finished.activation,
         last_operator=finished.last_operator,
         size_bytes=len(finished.content),
-        files=tuple(sorted(files)),
-        golden=verify(path).pictures,
+        files=files,
+        golden=golden,
         edgetpu=compiled,
     )
 

@@ -16,25 +16,24 @@ import numpy as np
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider, decide
-from edgerec.contract.preprocess import Image, decode
+from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.errors import BundleError, SourceError
 from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.golden import golden_pictures
 from edgerec.runtime.health import Health, look
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.runtime.profile import OperatorTime, profile_operators
 
 # A clock that falls below this part of what it was, while the model runs, has been throttled.
 THROTTLED = 0.9
+LEAST_IMAGES = 50
 _COLD = """
 import json, resource, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
 Classifier.open(sys.argv[1], **json.loads(sys.argv[3])).classify(read_image(sys.argv[2]))
 print(json.dumps([time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
-
-
-LEAST_IMAGES = 50
 
 
 class Grabbed(Protocol):
@@ -129,7 +128,7 @@ def benchmark(
     """
     bundle = Bundle.open(path)
     classifier = Classifier(bundle, threads=threads, delegate=delegate)
-    pictures = _pictures(bundle)
+    pictures = golden_pictures(bundle)
     listener(Progress("starting a new process", 0, 3))
     cold_start_s, peak = _cold(bundle, pictures, {"threads": threads, "delegate": delegate})
     before = look()
@@ -164,14 +163,6 @@ def benchmark(
         operators=timed,
         source=source,
     )
-
-
-def _pictures(bundle: Bundle) -> dict[str, Image]:
-    found = {name: decode(bundle.files[name]) for name in sorted(bundle.files) if name.endswith(".png")}
-    pictures = {name: image for name, image in found.items() if image is not None}
-    if not pictures:
-        raise BundleError(f"{bundle.path} has no golden pictures to measure with: export it again")
-    return pictures
 
 
 @dataclass(frozen=True)

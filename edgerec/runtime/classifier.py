@@ -92,6 +92,7 @@ class Classifier:
         except (TypeError, ValueError) as error:
             raise RecipeError(str(error).removeprefix("DecisionSpec.__init__() ")) from None
         self.manifest = replace(manifest, decision=changed)
+        self._specs = manifest.models
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
@@ -104,9 +105,8 @@ class Classifier:
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
         """What each model sees of an image: uint8 ``(height, width, channels)``."""
-        specs = [spec.preprocess for spec in self.manifest.models]
-        made = {spec: apply(image, spec) for spec in dict.fromkeys(specs)}
-        return tuple(made[spec] for spec in specs)
+        made = {spec: apply(image, spec) for spec in {spec.preprocess for spec in self._specs}}
+        return tuple(made[spec.preprocess] for spec in self._specs)
 
     def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
         """float32 ``(classes,)`` in [0, 1] of all models together, for what :meth:`pixels` gave."""
@@ -115,10 +115,9 @@ class Classifier:
 
     def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
         """The output as each model stores it, in the output's dtype; behind an activation, the scores."""
-        specs, seen = self.manifest.models, self.pixels(image)
         return tuple(
             model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
-            for spec, model, pixels in zip(specs, self.models, seen, strict=True)
+            for spec, model, pixels in zip(self._specs, self.models, self.pixels(image), strict=True)
         )
 
 

@@ -96,6 +96,15 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
     return files
 
 
+def golden_pictures(bundle: Bundle) -> dict[str, Image]:
+    """The pictures that a bundle brings, by their names in it; raises :class:`BundleError` when there are none."""
+    found = {name: decode(bundle.files[name]) for name in sorted(bundle.files) if name.endswith(".png")}
+    pictures = {name: image for name, image in found.items() if image is not None}
+    if not pictures:
+        raise BundleError(f"{bundle.path} has no golden pictures: export it again")
+    return pictures
+
+
 def verify(path: str | Path) -> VerifyReport:
     """Check a bundle on this machine: digests, tensors against the manifest, golden vectors.
 

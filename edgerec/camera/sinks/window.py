@@ -21,6 +21,11 @@ TITLE = "edgerec"
 LEAST_HEIGHT_PX = 360
 
 
+def has_screen() -> bool:
+    """Whether a window has somewhere to be, as far as the system tells."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 class Window:
     """Shows each frame with label, score and frames per second; ``q`` or closing it ends."""
 
@@ -34,7 +39,7 @@ class Window:
         """Open the window; raises :class:`EdgerecError` where there is no screen or no window support."""
         cv2 = require("cv2")
         # Qt ends the whole process when it finds no display, so we look first.
-        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        if not has_screen():
             raise EdgerecError(
                 "there is no display for the window: add --headless for lines, --json for a script, --web for a page"
             )
