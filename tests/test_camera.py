@@ -308,6 +308,8 @@ def test_source_that_is_not_there(bundle, edgerec, source, said):
 def test_a_source_named_twice_is_refused(bundle, edgerec):
     said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
     assert "synthetic:8x8@9 is named twice" in said
+    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
+    assert "expected synthetic:WIDTHxHEIGHT@FPS" in said
     with pytest.raises(SourceError, match="named twice") as caught:
         Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
     assert "one" not in str(caught.value)

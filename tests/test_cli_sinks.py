@@ -98,6 +98,8 @@ def test_addresses_may_be_left_out():
         *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9464", "--json"),
     ]
     assert _completed(["--web", "9000"]) == ["--web", "9000"]
+    assert _completed(["--web", "localhost:abc"]) == ["--web", "localhost:abc"]  # an address, if a wrong one
+    assert _completed(["--web", "signs8"]) == ["--web", "127.0.0.1:8000", "signs8"]
 
 
 def test_page_and_metrics_of_a_running_camera(bundle):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Options that may stand without a value, and what they mean then.
 OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-_ADDRESS = re.compile(r"[^\s/]*:?\d{1,5}")
+_ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}")
 
 
 class CameraCommand(TyperCommand):

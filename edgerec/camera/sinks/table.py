@@ -117,11 +117,11 @@ class Table:
         try:
             written = os.write(self._file, line)
         except OSError as error:
-            raise EdgerecError(f"{self._path}: {error.strerror}") from None
+            raise EdgerecError(f"{self._path}: {error.strerror}; its rows so far are whole") from None
         if written < len(line):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
-            raise EdgerecError(f"{self._path}: no space for a row")
+            raise EdgerecError(f"{self._path}: no space left for another row; its rows so far are whole")
 
 
 def _line(values: Sequence[Any]) -> bytes:

@@ -104,6 +104,8 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
         if not (width and height):
             raise SourceError(f"the source {uri!r} has no pixels: expected synthetic:640x480@30")
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
+    if scheme == "synthetic":
+        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, as synthetic:640x480@30")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
     if scheme in ("http", "https") and rest.startswith("//"):
