@@ -76,6 +76,7 @@ class Address:
 
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "synthetic", "picamera2")
+_EXAMPLE = "synthetic:640x480@30"
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
 
 
@@ -102,10 +103,10 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
     if made := _SYNTHETIC.fullmatch(uri):
         width, height, fps = int(made[1]), int(made[2]), float(made[3] or 30)
         if not (width and height):
-            raise SourceError(f"the source {uri!r} has no pixels: expected synthetic:640x480@30")
+            raise SourceError(f"the source {uri!r} has no pixels: expected one as {_EXAMPLE}")
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
     if scheme == "synthetic":
-        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, as synthetic:640x480@30")
+        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, as {_EXAMPLE}")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
     if scheme in ("http", "https") and rest.startswith("//"):
@@ -124,7 +125,7 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
     raise SourceError(
         f"the source {without_password(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
         "expected a camera (0, /dev/video0, picamera2:0), a stream (rtsp://…, http://…), a video file, a folder of "
-        "pictures, or synthetic:640x480@30"
+        f"pictures, or {_EXAMPLE}"
     )
 
 
