@@ -107,7 +107,7 @@ def test_own_target_is_read_and_checked(tmp_path):
     assert Target.load(str(path)).threads == 2
     for text, said in (
         ('title = "Mine"\nthread = 2\n', "did you mean 'threads'"),
-        ("title = 3\n", "expected str"),
+        ("title = 3\n", "expected text"),
         ('title = "Mine"\n', "arch is missing"),
         ('title = "Mine"\narch = []\ntypes = ["int4"]\n', "int4"),
         ("title = \n", "not TOML"),

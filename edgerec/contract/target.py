@@ -2,71 +2,193 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from edgerec.contract.shipped import find_shipped, shipped_names
 from edgerec.errors import TargetError, unknown
 
+Kind = Literal["bundle", "model", "c"]
+SOURCES = ("opencv", "picamera2", "stream", "file")
+RULES = ("", "edgetpu")
+_TYPES = ("int8", "float32")
+_TENSORS = ("uint8", "int8", "float32")
+# What each runtime has wheels for: processors, and the last minor version of Python 3.
+_WHEELS = {
+    "ai-edge-litert": ({"x86_64", "AMD64", "aarch64", "arm64"}, 14),
+    "tflite-runtime": ({"x86_64", "aarch64", "armv7l"}, 11),
+}
+
 
 @dataclass(frozen=True)
 class Target:
-    """What a machine can run, and what a person types there.
+    """What a machine can run, and what a person types there. ``docs/targets.md`` describes the file.
 
     Attributes:
         name: the file's name.
         title: for people.
-        arch: processors, as ``platform.machine`` names them.
+        arch: processors, as ``platform.machine`` names them; empty where none matters.
         types: activations that it runs, ``int8`` and perhaps ``float32``.
+        kind: ``bundle`` for what edgerec runs, ``model`` for a .tflite file that an app takes, ``c`` for sources that
+            a firmware is built with.
+        systems: operating systems, for people.
+        python: versions of Python there, as ``3.11``.
+        runtimes: requirements of the interpreter, the first that can be installed is taken.
+        inputs: dtypes that the model's input may have.
+        outputs: dtypes that its output may have.
+        operators: builtin operators to the highest version that it knows (0: any); empty: all that its runtime has.
+        rules: of what more an operator must fulfil: ``edgetpu``, or empty.
+        memory_bytes: working memory of the machine; 0 is not known. Of ranges, the least.
+        parameter_bytes: memory that holds a model's weights on the chip; 0 does not matter.
         threads: interpreter threads; 0 lets the runtime choose.
         compiler: a program that must see the .tflite first, or empty.
         delegate: shared library that runs the compiled file, or empty.
+        sources: where pictures come from: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
         requirements: lines of the bundle's requirements.txt; ``{edgerec}`` is this version. Empty: no file.
         commands: what a person types on the machine, in this order; ``{name}`` is the bundle's name.
         system_packages: Debian packages that the commands need first.
+        service: whether the bundle brings ``install.sh`` and a service for systemd.
     """
 
     name: str
     title: str
     arch: tuple[str, ...]
     types: tuple[str, ...]
+    kind: Kind = "bundle"
+    systems: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = _TENSORS
+    outputs: tuple[str, ...] = _TENSORS
+    operators: Mapping[str, int] = field(default_factory=dict)
+    rules: str = ""
+    memory_bytes: int = 0
+    parameter_bytes: int = 0
     threads: int = 0
     compiler: str = ""
     delegate: str = ""
+    sources: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     system_packages: tuple[str, ...] = ()
+    service: bool = False
 
     @classmethod
     def load(cls, name: str) -> Target:
-        """Read ``targets/NAME.toml``, or a person's own file where ``name`` ends in .toml."""
-        path = find_shipped("targets", name)
-        if path is None:
-            if name.endswith(".toml"):
-                raise TargetError(f"target file {name} does not exist")
-            raise TargetError(unknown("target", name, shipped_names("targets")))
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise TargetError(f"{path} is not TOML: {error}") from None
-        return cls._from_values(path.stem, values, str(path))
+        """Read ``targets/NAME.toml``, or a person's own file where ``name`` ends in .toml.
 
-    @classmethod
-    def _from_values(cls, name: str, values: dict[str, object], where: str) -> Target:
-        known = {item.name: item for item in fields(cls) if item.name != "name"}
-        for key, value in values.items():
-            if key not in known:
-                raise TargetError(f"{where}: {unknown('target key', key, known)}")
-            kind = known[key].type
-            if kind == "tuple[str, ...]":
-                if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                    raise TargetError(f"{where}: {key} is {value!r}, expected a list of texts")
-                values[key] = tuple(value)
-            elif type(value).__name__ != kind:
-                raise TargetError(f"{where}: {key} is {value!r}, expected {kind}")
-        if missing := [key for key in ("title", "arch", "types") if key not in values]:
-            raise TargetError(f"{where}: {missing[0]} is missing")
-        target = cls(name=name, **values)  # type: ignore[arg-type]
-        if wrong := set(target.types) - {"int8", "float32"}:
-            raise TargetError(f"{where}: types has {wrong.pop()!r}, expected int8 or float32")
+        Raises:
+            TargetError: there is none, it is not TOML, a key is wrong, or what it says cannot be.
+        """
+        path = find_shipped("targets", name)
+        values = _read(name, ())
+        target = cls(path.stem if path else name, **_checked(values, str(path)))
+        if reason := _impossible(target):
+            raise TargetError(f"{path}: {reason}")
         return target
+
+    def to_dict(self) -> dict[str, Any]:
+        """The target as JSON values."""
+        return {
+            key: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for key, value in vars(self).items()
+        }
+
+
+def target_names() -> list[str]:
+    """The targets that come with edgerec."""
+    return shipped_names("targets")
+
+
+def _read(name: str, behind: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a file, over those of the one that it is ``like``."""
+    path = find_shipped("targets", name)
+    if path is None:
+        if name.endswith(".toml"):
+            raise TargetError(f"target file {name} does not exist")
+        raise TargetError(unknown("target", name, target_names()))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TargetError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise TargetError(f"{path} cannot be read: {error.strerror}") from None
+    like = values.pop("like", None)
+    if like is None:
+        return values
+    # Only those that come with edgerec: a file does not lead to other files.
+    if like not in target_names() or like in behind:
+        raise TargetError(f"{path}: {unknown('target', str(like), target_names())} (like)")
+    return _read(like, (*behind, path.stem)) | values
+
+
+def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values with the types of the fields."""
+    known = {item.name: str(item.type) for item in fields(Target) if item.name != "name"}
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise TargetError(f"{where}: {unknown('target key', key, [*known, 'like'])}")
+        kind = known[key]
+        if kind == "tuple[str, ...]":
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise TargetError(f"{where}: {key} is {value!r}, expected a list of texts")
+            made[key] = tuple(value)
+        elif kind.startswith("Mapping"):
+            if not isinstance(value, dict) or not all(type(n) is int and n >= 0 for n in value.values()):
+                raise TargetError(f"{where}: {key} is {value!r}, expected operators with their highest version (0: any)")
+            made[key] = dict(value)
+        elif type(value).__name__ != {"Kind": "str"}.get(kind, kind):
+            raise TargetError(f"{where}: {key} is {value!r}, expected {'text' if kind in ('str', 'Kind') else kind}")
+        elif type(value) is int and value < 0:
+            raise TargetError(f"{where}: {key} is {value}, expected 0 or more")
+        else:
+            made[key] = value
+    if missing := [key for key in ("title", "arch", "types") if key not in made]:
+        raise TargetError(f"{where}: {missing[0]} is missing")
+    return made
+
+
+def _impossible(target: Target) -> str | None:
+    """Why no machine is as the file says, or None."""
+    choices: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "types": (target.types, _TYPES),
+        "inputs": (target.inputs, _TENSORS),
+        "outputs": (target.outputs, _TENSORS),
+        "sources": (target.sources, SOURCES),
+        "kind": ((target.kind,), get_args(Kind)),
+        "rules": ((target.rules,), RULES),
+    }
+    for key, (values, allowed) in choices.items():
+        if wrong := [value for value in values if value not in allowed]:
+            return f"{key} has {wrong[0]!r}, expected {' or '.join(repr(name) for name in allowed if name)}"
+    if not target.types:
+        return "types is empty: expected int8, float32 or both"
+    if "int8" in target.types and not {"int8", "uint8"}.intersection(target.inputs):
+        return f"types has int8, and no input is an 8-bit integer: inputs is {list(target.inputs)}"
+    if target.compiler and not target.delegate:
+        return f"compiler is {target.compiler!r} without a delegate that runs what it makes"
+    if target.kind != "bundle" and (target.requirements or target.commands or target.service):
+        return f"kind is {target.kind!r}: requirements, commands and service are for kind 'bundle'"
+    if wrong := [version for version in target.python if not re.fullmatch(r"3\.\d{1,2}", version)]:
+        return f"python has {wrong[0]!r}, expected a version as '3.11'"
+    return _without_wheel(target)
+
+
+def _without_wheel(target: Target) -> str | None:
+    """Why no runtime can be installed on one of its processors or under one of its versions of Python, or None."""
+    names = [re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0] for line in target.runtimes]
+    known = [_WHEELS[name] for name in names if name in _WHEELS]
+    if not known or len(known) < len(names):
+        return None
+    for arch in target.arch:
+        if not any(arch in processors for processors, _ in known):
+            return f"{' and '.join(names)} have no wheel for {arch}: ai-edge-litert none for armv7l, tflite-runtime has"
+    for version in target.python:
+        if not any(int(version.partition(".")[2]) <= last for _, last in known):
+            last = max(last for _, last in known)
+            return f"{' and '.join(names)} have no wheel for Python {version}: the last is for 3.{last}"
+    return None
