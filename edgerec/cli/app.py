@@ -23,6 +23,7 @@ from edgerec.cli import (
     predict,
     quantize,
     recipe,
+    targets,
     train,
     verify,
 )
@@ -89,6 +90,7 @@ for command in (
     export.export,
     import_.import_,
     ensemble.ensemble,
+    targets.targets,
     verify.verify,
     predict.predict,
     benchmark.benchmark,
