@@ -16,7 +16,7 @@ from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
 from edgerec.train.feed import Feed
 from edgerec.train.fit import STEPS_PER_CALL, cosine, optimizer
-from edgerec.train.keras import keras
+from edgerec.train.keras import compile_classifier, keras
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +80,15 @@ def fine_tune(
     """
     state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
     rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
-    compiled = {
-        "optimizer": optimizer(tune.optimizer, rate),
-        "loss": "sparse_categorical_crossentropy",
-        "metrics": ["accuracy"],
-        "steps_per_execution": 1 if callbacks else min(STEPS_PER_CALL, tune.steps),
-    }
-    model.compile(**compiled)
+    steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
+    compile_classifier(model, optimizer(tune.optimizer, rate), steps_per_call)
     done = state.restore(model)
     frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from < last:
             freeze(model, done <= frozen_from)
-            model.compile(**compiled)  # Keras looks at what is frozen when it compiles
+            # Keras looks at what is frozen when it compiles.
+            compile_classifier(model, model.optimizer, steps_per_call)
         if max(first, done) < last:
             model.fit(
                 tune.feed(max(first, done)).batches,
@@ -124,7 +120,6 @@ class _State:
                 return 0
             of = {kind: [kept[f"{kind}{i}"] for i in range(about[kind])] for kind in ("weights", "optimizer", "best")}
             model.set_weights(of["weights"])
-            model.optimizer.build(model.trainable_variables)
             for variable, value in zip(model.optimizer.variables, of["optimizer"], strict=True):
                 variable.assign(value)
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from edgerec.models import build, find
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import Feed, batch_size, evaluation_feed, training_feed
-from edgerec.train.keras import UNREADABLE, keras, load_model, load_weights, prepare, versions
+from edgerec.train.keras import UNREADABLE, compile_classifier, keras, load_model, load_weights, prepare, versions
 from edgerec.train.keras3 import write_keras3
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 
@@ -160,12 +160,8 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
     if recipe.model.weights not in ("none", "imagenet"):
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
-    model.compile(
-        optimizer(recipe.train.optimizer, _learning_rate(recipe, steps)),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=min(STEPS_PER_CALL, steps),
-    )
+    rate = _learning_rate(recipe, steps)
+    compile_classifier(model, optimizer(recipe.train.optimizer, rate), min(STEPS_PER_CALL, steps))
     return model
 
 

@@ -66,6 +66,25 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().utils.set_random_seed(seed)
 
 
+def compile_classifier(model: Any, optimizer: Any, steps_per_call: int) -> None:
+    """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
+
+    Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
+    twice: of a large model that is most of the time to the first epoch.
+    """
+    model.compile(
+        optimizer,
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=steps_per_call,
+    )
+    tf = require("tensorflow")
+    scores, classes = tf.zeros((1, model.output_shape[-1])), tf.zeros((1, 1), tf.int64)
+    model.compiled_loss.build(scores)
+    model.compiled_metrics.build(scores, classes)
+    model.optimizer.build(model.trainable_variables)
+
+
 # What Keras raises on a file that is damaged, or none of its own.
 UNREADABLE = (ValueError, OSError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
 
