@@ -10,8 +10,9 @@ from typing import Any, Literal
 from edgerec.contract.flatbuffer import Graph, Operator
 from edgerec.contract.target import Target
 from edgerec.export.cost import macs, tensor_bytes
+from edgerec.export.edgetpu import rules
 from edgerec.export.edgetpu.partition import mapped
-from edgerec.export.edgetpu.rules import ONE_PICTURE, QUANTIZE, refused, way_out
+from edgerec.export.edgetpu.rules import ONE_PICTURE, QUANTIZE, refused
 
 Place = Literal["edgetpu", "cpu"]
 STRANDED = "it needs {op} {layer!r}, which stays on the processor, and the compiler maps one part only"
@@ -143,9 +144,10 @@ def _of_the_model(graph: Graph) -> list[Finding]:
         for tensor in tensors:
             if tensor.dtype not in ("INT8", "UINT8"):
                 reason = f"it is {tensor.dtype}, expected INT8 or UINT8"
-                findings.append(Finding(-1, what, tensor.name, reason, QUANTIZE))
+                way_out = QUANTIZE if "FLOAT" in tensor.dtype else f"leave out what makes this {what}"
+                findings.append(Finding(-1, what, tensor.name, reason, way_out))
             if what == "input" and -1 in tensor.shape:
-                reason = f"its shape is dynamic, {list(tensor.shape)}: expected a batch of 1 and fixed sizes"
+                reason = f"it has a dynamic shape {list(tensor.shape)}, expected a batch of 1 and fixed sizes"
                 findings.append(Finding(-1, "batch", tensor.name, reason, ONE_PICTURE))
             elif what == "input" and len(tensor.shape) == 4 and tensor.shape[0] != 1:
                 reason = f"it takes {tensor.shape[0]} pictures at a time, {list(tensor.shape)}: expected a batch of 1"
@@ -160,7 +162,7 @@ def _parameter_bytes(graph: Graph, on_chip: set[int]) -> int:
 
 
 def _finding(operator: Operator, reason: str) -> Finding:
-    return Finding(operator.index, operator.name, _layer(operator), reason, way_out(operator, reason))
+    return Finding(operator.index, operator.name, _layer(operator), reason, rules.way_out(operator, reason))
 
 
 def _placed(operator: Operator, graph: Graph, on_chip: set[int], why: Mapping[int, str], stopped: str) -> Placed:
