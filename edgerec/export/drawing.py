@@ -92,6 +92,7 @@ def layout(report: InspectReport) -> dict[int, Place]:
     depth = 1 + max(rows.values(), default=0)
     widest = max((max(used) + 1 for used in taken.values() if used), default=1)
     each = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
+    each = math.ceil(depth / math.ceil(depth / each))  # all columns about equally long
     left, starts = GUTTER, list[float]()
     for column in range(math.ceil(depth / each)):
         starts.append(left)
@@ -225,7 +226,8 @@ def _legend(report: InspectReport) -> list[tuple[str, str]]:
             *([("processor, behind what is refused", ON["cpu"][1])] if behind else []),
         ]
     if report.target:
-        return [(f"runs on {report.target}", KINDS["weights"][1]), ("refused", ON["refused"][1])]
+        runs = (f"{report.target} has the operator", KINDS["weights"][1])
+        return [runs, ("refused", ON["refused"][1])] if refused - {-1} else [runs]
     kinds = Counter(_kind(operator) for operator in report.operators)
     return [(f"{kind} ({kinds[kind]})", KINDS[kind][1]) for kind in KINDS if kinds[kind]]
 

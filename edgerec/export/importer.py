@@ -13,6 +13,7 @@ from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
+from edgerec.contract.metadata import with_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
@@ -101,17 +102,20 @@ def import_tflite(
     finished = Finished.open(source)
     require_fit(finished.content, aim, finished.where)
     _, height, width, channels = finished.input.shape
-    edgetpu = compiled(finished.content, aim) if aim.compiler else None
-    models = {"model.tflite": finished.content}
+    content, names, pixels = finished.content, _labels(labels, finished), finished.normalise(normalise)
+    if aim.kind == "model" and finished.metadata is None:
+        content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
+    edgetpu = compiled(content, aim) if aim.compiler else None
+    models = {"model.tflite": content}
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content
     manifest = Manifest(
         name=path.stem if path.suffix == ".zip" else path.name,
-        labels=_labels(labels, finished),
+        labels=names,
         input=finished.input,
         output=finished.output,
         preprocess=PreprocessSpec(height, width, channels, fit),
-        normalise=finished.normalise(normalise),
+        normalise=pixels,
         decision=DecisionSpec(),
         target=aim.name,
         variant=VARIANT,
@@ -136,7 +140,7 @@ def import_tflite(
         normalise=(manifest.normalise.mean, manifest.normalise.std),
         activation=finished.activation,
         last_operator=finished.last_operator,
-        size_bytes=len(finished.content),
+        size_bytes=len(content),
         files=files,
         golden=golden,
         edgetpu=edgetpu,
