@@ -27,6 +27,8 @@ _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
 _SOFTMAX_MOST = 16_384
 # Published: an upsampling from 256 to 512 pixels and one by 16 were refused, those to 128 pixels and by 2 were mapped.
 _RESIZE_MOST_PX, _RESIZE_MOST_TIMES = 255, 8
+# Published: a transposition of 40×40×65 numbers was refused, one of 14×14×255 was mapped.
+_TRANSPOSE_MOST = 65_536
 # Published: a mean over 256×128 was refused, one over 64×128 was mapped.
 _MEAN_MOST = 16_384
 
@@ -41,6 +43,7 @@ _WAYS_OUT = {
     "RESIZE_BILINEAR": "resize outside of the model, or by 2 and up to 128 pixels",
     "RESIZE_NEAREST_NEIGHBOR": "resize outside of the model, or up to 128 pixels",
     "SHAPE": ONE_PICTURE,
+    "TRANSPOSE": "leave it out, or use a smaller --input-size",
 }
 
 
@@ -195,7 +198,8 @@ def _split(operator: Operator) -> str | None:
     axis, tensor = _numbers(operator.inputs[0]), operator.inputs[1]
     if not axis or tensor is None or not tensor.shape:
         return "its axis is not constant"
-    return "it splits the batch" if axis[0] % len(tensor.shape) == 0 else None
+    apart = operator.options.numSplits > 1
+    return "it splits the batch" if apart and axis[0] % len(tensor.shape) == 0 else None
 
 
 def _pack(operator: Operator) -> str | None:
@@ -213,7 +217,10 @@ def _transpose(operator: Operator) -> str | None:
     order, tensor = _numbers(operator.inputs[1]), operator.inputs[0]
     if not order or tensor is None:
         return "its order is not constant"
-    return "it moves the batch" if len(order) == 4 and order[0] != 0 and tensor.shape[0] != 1 else None
+    if len(order) == 4 and order[0] != 0 and tensor.shape[0] != 1:
+        return "it moves the batch"
+    size = prod(tensor.shape)
+    return f"it moves {size:,} numbers, expected up to {_TRANSPOSE_MOST:,}" if size > _TRANSPOSE_MOST else None
 
 
 def _numbers(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
