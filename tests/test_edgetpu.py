@@ -1,4 +1,4 @@
-"""What the Edge TPU's compiler does with a model, predicted; and the compiler itself, where a script stands in for it."""
+"""What the Edge TPU's compiler does with a model, predicted; and the compiler, for which a script stands in."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ Operator                       Count      Status
 
 CONV_2D                        2          More than one subgraph is not supported
 CONV_2D                        36         Mapped to Edge TPU
-RESIZE_BILINEAR                1          Operation is otherwise supported, but not mapped due to some unspecified limitation
+RESIZE_BILINEAR                1          Image-interpolation layer won't run precisely enough on Edge TPU
 """
 
 

@@ -11,12 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from edgerec import export_bundle, verify
+from edgerec import ensemble, export_bundle, verify
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.flatbuffer import read_graph
 from edgerec.contract.metadata import read_metadata
 from edgerec.contract.target import Target
-from edgerec.errors import TargetError
+from edgerec.errors import BundleError, TargetError
 from edgerec.export.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
 from edgerec.export.sources import sources, spelled
 from edgerec.runtime.classifier import Classifier
@@ -110,6 +110,23 @@ def test_labels_cannot_break_out_of_their_literals(micro, tmp_path):
     manifest = replace(micro.manifest, name="end of line \\\n#error", labels=tuple(odd))
     done = compiled(sources(micro.model, manifest), tmp_path)
     assert done.stderr.decode().splitlines() == odd
+
+
+def test_what_is_no_pixel_itself_is_looked_up(run, tmp_path):
+    """A float model's input: (pixel - mean) / std for each of the 256 pixels."""
+    bundle = Bundle.open(export_bundle(run, "microcontroller", variant="float32", out=tmp_path / "b").bundle)
+    files = {name: bundle.files[name] for name in ("model.h", "model.cc", "model_operators.h")}
+    assert compiled(files, tmp_path).stdout == bundle.model
+    table = files["model.cc"].decode().split("kStored[256] = {")[1].split("}")[0]
+    numbers = np.array([float(number.strip().rstrip("f")) for number in table.split(",") if number.strip()])
+    assert numbers == pytest.approx(bundle.manifest.normalise.apply(np.arange(256)), rel=1e-6)
+    assert "data.f[i] = edgerec::kStored[pixels[i]];" in bundle.files["README.md"].decode()
+
+
+def test_an_ensemble_is_no_firmware(run, tmp_path):
+    bundles = [export_bundle(run, "rpi", variant=v, out=tmp_path / v).bundle for v in ("int8-qat", "float32")]
+    with pytest.raises(BundleError, match="target microcontroller takes one model"):
+        ensemble(bundles, tmp_path / "b", target="microcontroller")
 
 
 def test_readme_says_what_to_write(micro):

@@ -15,7 +15,7 @@ def import_(
     labels: Path | None = typer.Option(
         None, help="Text file, one label a line or 'index label'. [default: those in the file's metadata]"
     ),
-    target: str = typer.Option("desktop", "--target", "-t", help="desktop, rpi, coral, or a .toml file."),
+    target: str = typer.Option("desktop", "--target", "-t", help="desktop, rpi, coral …, or a .toml file."),
     normalise: str | None = typer.Option(
         None,
         help="What pixels become: unit, signed, pixels, or MEAN,STD. Only a float model without metadata needs it.",
@@ -56,5 +56,7 @@ def import_(
     say(f"verified {report.golden} golden pictures")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
-        say(f"edge tpu {report.edgetpu.operators} operators, all on its list; {state}")
+        say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
+        if report.edgetpu.differences:
+            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the processor")
     say(f"next     edgerec predict {report.bundle} PICTURE")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
-from edgerec.export.edgetpu.doctor import Finding, check
+from edgerec.export.edgetpu.doctor import check
+from edgerec.export.finding import Finding
 from edgerec.export.memory import microcontroller_bytes, plan_bytes
 
 _QUANTIZE = "quantize it: edgerec quantize RUN --method qat, or edgerec quantize MODEL --data FOLDER"
@@ -43,12 +44,6 @@ def findings(graph: Graph, content: bytes, target: Target) -> list[Finding]:
         # The Edge TPU's own rules say all of it, with reasons that fit it better.
         return [*check(graph, target), *_memory(graph, content, target)]
     return [*_types(graph, target), *_ends(graph, target), *_operators(graph, target), *_memory(graph, content, target)]
-
-
-def first_reason(graph: Graph, content: bytes, target: Target) -> str:
-    """One line: the first finding, or empty where the target runs it."""
-    found = findings(graph, content, target)
-    return str(found[0]) if found else ""
 
 
 def _types(graph: Graph, target: Target) -> Iterator[Finding]:

@@ -13,7 +13,8 @@ from edgerec.contract.metadata import Metadata, read_metadata
 from edgerec.contract.target import Target, target_names
 from edgerec.errors import ModelError
 from edgerec.export.cost import macs, tensor_bytes
-from edgerec.export.edgetpu.doctor import Diagnosis, Finding, diagnose
+from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
+from edgerec.export.finding import Finding
 from edgerec.export.fit import findings
 from edgerec.export.memory import microcontroller_bytes, parameter_bytes, plan_bytes
 
@@ -152,7 +153,7 @@ def inspect(path: str | Path, target: str | None = None) -> InspectReport:
         subgraphs=graph.subgraphs,
         inputs=tuple(_tensor(tensor) for tensor in graph.inputs),
         outputs=tuple(_tensor(tensor) for tensor in graph.outputs),
-        tensors=tuple(_tensor(tensor) for tensor in graph.tensors),
+        tensors=tuple(_tensor(tensor) for tensor in _used(graph)),
         operators=operators,
         labels=metadata.labels,
         normalise=tuple((each.mean, each.std) for each in metadata.normalise),
@@ -180,6 +181,14 @@ def _content(path: Path) -> tuple[str, bytes]:
         return path.name, path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
+
+
+def _used(graph: Graph) -> list[Tensor]:
+    """The tensors of the first subgraph that something needs or gives, in their order."""
+    found = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    for operator in graph.operators:
+        found |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
+    return sorted(found.values(), key=lambda tensor: tensor.index)
 
 
 def _tensor(tensor: Tensor) -> InspectedTensor:

@@ -30,6 +30,8 @@ HOW_TO_COMPILE = (
 )
 # What is read of its output, which nobody bounds.
 _MOST_BYTES = 1 << 20
+# So many differences go to the log; the report has all.
+_MOST_TOLD = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"
 
@@ -89,8 +91,10 @@ def compiled(content: bytes, target: Target) -> EdgeTpuReport:
     result, said = compile_model(program, content)
     statuses = parse_log(said)
     differences = compare(graph, diagnose(graph, target), result, statuses)
-    for difference in differences:
+    for difference in differences[:_MOST_TOLD]:
         log.warning("the compiler did otherwise than predicted: %s", difference)
+    if len(differences) > _MOST_TOLD:
+        log.warning("and %d operators more", len(differences) - _MOST_TOLD)
     return EdgeTpuReport(len(graph.operators), program, said, result, statuses, differences)
 
 

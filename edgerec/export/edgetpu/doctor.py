@@ -13,30 +13,11 @@ from edgerec.export.cost import macs, tensor_bytes
 from edgerec.export.edgetpu import rules
 from edgerec.export.edgetpu.partition import mapped
 from edgerec.export.edgetpu.rules import ONE_PICTURE, QUANTIZE, refused
+from edgerec.export.finding import Finding
 
 Place = Literal["edgetpu", "cpu"]
 STRANDED = "it needs {op} {layer!r}, which stays on the processor, and the compiler maps one part only"
 BEHIND = "it is not in the part that begins first, and the compiler maps one part only"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """An operator (index −1: the whole model) that a target refuses, why, and the way out."""
-
-    index: int
-    op: str
-    layer: str
-    reason: str
-    way_out: str
-
-    def __str__(self) -> str:
-        """One line."""
-        where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
-        return f"{where}{self.reason}; {self.way_out}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
