@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 
 from edgerec.contract.files import cache_folder
 from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.contract.schema import tflite_schema
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export.edgetpu import compiled, compiler, diagnose, left_on_cpu
 from edgerec.export.edgetpu.partition import mapped
+from edgerec.export.edgetpu.rules import refused
 from edgerec.export.fit import findings
 
 PAIRS = (
@@ -69,7 +72,7 @@ def chain(*names: str, wires: dict[int, tuple[int, ...]] | None = None) -> Graph
 
 
 @pytest.mark.parametrize(
-    ("graph", "refused", "on_chip"),
+    ("graph", "not_there", "on_chip"),
     [
         (chain("A", "B", "C"), (), {0, 1, 2}),
         (chain("A", "B", "C"), (0, 1, 2), set()),
@@ -84,8 +87,24 @@ def chain(*names: str, wires: dict[int, tuple[int, ...]] | None = None) -> Graph
         (chain("A", "B", "C", "D", "E"), (1,), {0}),
     ],
 )
-def test_one_part_is_mapped_the_first(graph, refused, on_chip):
-    assert mapped(graph, refused) == on_chip
+def test_one_part_is_mapped_the_first(graph, not_there, on_chip):
+    assert mapped(graph, not_there) == on_chip
+
+
+def test_the_upsampling_of_feature_pyramids_is_mapped():
+    shapes = [(1, 5, 5, 8), (1, 5, 5, 2, 8), (1, 5, 2, 5, 2, 8), (1, 10, 10, 8)]
+    tensors = [Tensor(f"t{i}", "INT8", shape, (1.0,), (0,), None, 0, i) for i, shape in enumerate(shapes)]
+    pack = tflite_schema().PackOptionsT()
+    pack.axis = 3
+    versions = {"PACK": 0, "RESHAPE": 0}
+    wide, high, back = (
+        Operator(i, name, 1, (tensors[i],) * count, (tensors[i + 1],), pack)
+        for i, (name, count) in enumerate((("PACK", 2), ("PACK", 2), ("RESHAPE", 1)))
+    )
+    assert [refused(operator, versions) for operator in (wide, high, back)] == [None, None, None]
+    other = replace(tensors[0], name="another")
+    mixed = replace(wide, inputs=(tensors[0], other))
+    assert "only the three innermost dimensions may exceed 1" in refused(mixed, versions)
 
 
 @pytest.fixture(scope="module")

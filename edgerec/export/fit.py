@@ -76,7 +76,9 @@ def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
         layer = operator.outputs[0].name if operator.outputs else ""
         if operator.name == "CUSTOM edgetpu-custom-op":
             reason, way_out = "it was compiled for the Edge TPU", "take the file from before the compiler"
-        elif operator.name.startswith("CUSTOM") and operator.name not in (target.operators or _CUSTOM):
+        elif operator.name in _CUSTOM and target.kind != "c":
+            continue
+        elif operator.name.startswith("CUSTOM"):
             reason, way_out = "it is no operator of TFLite's own", "leave it out, and do what it does outside"
         elif target.kind == "c" and (wrong := _not_for_micro(operator)):
             reason, way_out = wrong, "convert it with int8 inside, as edgerec quantize does"
@@ -96,6 +98,8 @@ def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
 def _not_for_micro(operator: Operator) -> str | None:
     """Why TensorFlow Lite Micro's kernel does not take these types, or None."""
     given = operator.inputs[0] if operator.inputs else None
+    if given is not None and given.dtype == "FLOAT16":
+        return "it works on float16, which TensorFlow Lite Micro does not have"
     if given is None or operator.name in ("QUANTIZE", "DEQUANTIZE", "RESHAPE"):
         return None
     if given.dtype == "UINT8":

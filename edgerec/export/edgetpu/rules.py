@@ -59,8 +59,9 @@ def refused(operator: Operator, versions: Mapping[str, int]) -> str | None:
     highest = versions[operator.name]
     if highest and operator.version > highest:
         return f"it is of version {operator.version}, the compiler knows up to {highest}"
+    upsampling = _of_upsampling(operator)
     for tensor in (*operator.inputs, *operator.outputs):
-        if tensor is not None and (reason := _refused_tensor(tensor, operator)):
+        if tensor is not None and (reason := _refused_tensor(tensor, operator, upsampling)):
             return reason
     rule = _RULES.get(operator.name)
     return rule(operator) if rule else None
@@ -77,7 +78,7 @@ def way_out(operator: Operator, reason: str) -> str:
     return _WAYS_OUT.get(operator.name, "use an architecture without it, or --target desktop or rpi")
 
 
-def _refused_tensor(tensor: Tensor, operator: Operator) -> str | None:
+def _refused_tensor(tensor: Tensor, operator: Operator, upsampling: bool) -> str | None:
     if -1 in tensor.shape:
         return f"tensor {tensor.name!r} has a dynamic shape {list(tensor.shape)}"
     if tensor.constant:
@@ -88,9 +89,26 @@ def _refused_tensor(tensor: Tensor, operator: Operator) -> str | None:
     # An LSTM lists float tensors without an element.
     if tensor.dtype not in allowed and tensor.shape != (0,):
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
-    if not tensor.constant and any(n > 1 for n in tensor.shape[:-3]):
+    if not tensor.constant and not upsampling and any(n > 1 for n in tensor.shape[:-3]):
         return f"tensor {tensor.name!r} is {list(tensor.shape)}: only the three innermost dimensions may exceed 1"
     return None
+
+
+def _of_upsampling(operator: Operator) -> bool:
+    """Whether it is a step of the upsampling that feature pyramids are written with, which has more dimensions.
+
+    Every pixel is packed beside itself, ``(1, h, w, c)`` to ``(1, h, w, 2, c)`` to ``(1, h, 2, w, 2, c)``, and that is
+    reshaped to ``(1, 2h, 2w, c)``. The compiler knows it since version 16.
+    """
+    given, made = operator.inputs[:1], operator.outputs[0].shape if operator.outputs else ()
+    if not given or given[0] is None:
+        return False
+    shape = given[0].shape
+    if operator.name == "PACK":
+        return all(tensor is given[0] for tensor in operator.inputs) and len(shape) in (4, 5) and shape[0] == 1
+    if operator.name != "RESHAPE" or len(shape) != 6 or shape[0] != 1:
+        return False
+    return made == (1, shape[1] * shape[2], shape[3] * shape[4], shape[5])
 
 
 def _no_activation(operator: Operator) -> str | None:
