@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgerec import inspect
 from edgerec.contract.files import cache_folder
 from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.contract.schema import tflite_schema
@@ -229,6 +230,8 @@ def test_the_compiler_is_compared_with_the_prediction(real_data, tmp_path, monke
     assert report.differences == ()
     assert (report.statuses[0].op, report.statuses[0].count) == ("CONV_2D", 2)
     assert len(report.statuses) == 3
+    assert inspect(before, "coral-usb").compiler == report
+    assert inspect(before, "coral-usb", compiler=False).compiler is None
     # A newer compiler may leave everything where it was; the log file counts as much as what was printed.
     script(tmp_path, f'cp {tmp_path}/said "$3/model_edgetpu.log"; cp "$4" "$3/model_edgetpu.tflite"', monkeypatch)
     report = compiled(before.read_bytes(), CORAL)
@@ -245,6 +248,7 @@ def test_what_a_failing_compiler_said_is_kept(real_data, tmp_path, monkeypatch):
     )
     with pytest.raises(TargetError, match=r"exit code 1: Internal compiler error.*all that it said is in ") as caught:
         compiled(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
+    assert "exit code 1" in inspect(pair(real_data, PAIRS[0])[0], "coral-usb").compiler_error
     kept = Path(str(caught.value).rpartition(" is in ")[2])
     assert kept == cache_folder() / "edgetpu_compiler.log"
     assert "Registration failed" in kept.read_text()

@@ -20,6 +20,7 @@ def inspect(
     target: str | None = typer.Option(
         None, "--target", "-t", help="Where each operator runs there, and all that it refuses: coral-usb, my.toml …"
     ),
+    compiler: bool = typer.Option(True, help="Run the target's compiler where it is installed, and compare."),
     plot: Path | None = typer.Option(None, help="Draw the graph into this PNG."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,
@@ -31,7 +32,7 @@ def inspect(
     chatter()
     if plot is not None:
         refuse_existing(plot, overwrite)
-    report = look(model, target)
+    report = look(model, target, compiler=compiler)
     if plot is not None:
         from edgerec.export.drawing import graph_plot
 
@@ -96,6 +97,12 @@ def _show_edgetpu(report: InspectReport) -> None:
     behind = [operator.index for operator in report.operators if operator.on == "cpu" and operator.index not in refused]
     if behind and len(behind) < len(report.operators):
         say(f"cpu      {len(behind)} behind what is refused: {', '.join(map(str, behind))}")
+    if report.compiler is not None:
+        wrong = len(report.compiler.differences)
+        verdict = f"did otherwise for {wrong} operators" if wrong else "did the same"
+        say(f"compiler {verdict} ({report.compiler.compiler})")
+    elif report.compiler_error:
+        say(f"compiler {report.compiler_error}")
 
 
 def _scaled(tensor: InspectedTensor) -> str:

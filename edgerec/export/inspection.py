@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.contract.metadata import Metadata, read_metadata
 from edgerec.contract.target import Target, target_names
-from edgerec.errors import ModelError
+from edgerec.errors import ModelError, TargetError
 from edgerec.export.cost import macs, tensor_bytes
+from edgerec.export.edgetpu.compiler import EdgeTpuReport, compiled
 from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
 from edgerec.export.finding import Finding
 from edgerec.export.fit import findings
@@ -83,6 +85,7 @@ class InspectReport:
         targets: each with why it cannot run the model, empty where it can.
         target: the one that was asked for, or empty; ``findings``: all that it has against the model.
         edgetpu: how the Edge TPU's compiler will divide it, where the target has one.
+        compiler: what that compiler did, where it is installed; or ``compiler_error``, why it did not.
     """
 
     file: str
@@ -104,6 +107,8 @@ class InspectReport:
     target: str = ""
     findings: tuple[Finding, ...] = ()
     edgetpu: Diagnosis | None = None
+    compiler: EdgeTpuReport | None = None
+    compiler_error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -117,15 +122,21 @@ class InspectReport:
             edgetpu = {
                 key: value for key, value in self.edgetpu.to_dict().items() if key not in ("operators", "findings")
             }
-        return plain | {"labels": list(self.labels), "normalise": [list(n) for n in self.normalise], "edgetpu": edgetpu}
+        return plain | {
+            "labels": list(self.labels),
+            "normalise": [list(n) for n in self.normalise],
+            "edgetpu": edgetpu,
+            "compiler": self.compiler and self.compiler.to_dict(),
+        }
 
 
-def inspect(path: str | Path, target: str | None = None) -> InspectReport:
+def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
     """Read a .tflite file, or the model of a bundle, without running it.
 
     Args:
         path: the file, or a bundle's folder or .zip; of an ensemble the first model.
         target: a name in ``targets/`` or a .toml file: where each operator runs there, and all that it refuses.
+        compiler: run the target's compiler where it is installed, and compare.
 
     Raises:
         ModelError: no .tflite file, or a damaged one.
@@ -140,6 +151,7 @@ def inspect(path: str | Path, target: str | None = None) -> InspectReport:
     operators = tuple(_operator(operator) for operator in graph.operators)
     if aim is not None:
         operators = _placed(operators, found, diagnosis)
+    made, error = _compiled(content, aim) if aim and compiler else (None, "")
     metadata = read_metadata(content, str(where)) or Metadata("", "", (), ())
     return InspectReport(
         file=str(where),
@@ -161,6 +173,8 @@ def inspect(path: str | Path, target: str | None = None) -> InspectReport:
         target=aim.name if aim else "",
         findings=found,
         edgetpu=diagnosis,
+        compiler=made,
+        compiler_error=error,
     )
 
 
@@ -171,6 +185,16 @@ def what_targets_say(graph: Graph, content: bytes) -> dict[str, str]:
         found = findings(graph, content, Target.load(name))
         said[name] = str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
     return said
+
+
+def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
+    """What the target's compiler did, or why it failed; neither where it is not installed."""
+    if not target.compiler or shutil.which(target.compiler) is None:
+        return None, ""
+    try:
+        return compiled(content, target), ""
+    except TargetError as error:
+        return None, str(error)
 
 
 def _content(path: Path) -> tuple[str, bytes]:

@@ -45,9 +45,12 @@ def _step(
 ) -> set[int]:
     """All of one kind that can be had from what is ``done``, and from each other."""
     step: set[int] = set()
-    grew = True
+    have, grew = set(done), True
     while grew:
-        more = {i for i in left if i not in step and (i in refused) == kind and needs[i] <= done | step}
-        step |= more
-        grew = bool(more)
+        grew = False
+        for index in left:
+            if index not in have and (index in refused) == kind and needs[index] <= have:
+                step.add(index)
+                have.add(index)
+                grew = True
     return step
