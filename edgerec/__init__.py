@@ -19,6 +19,7 @@ _PUBLIC = {
     "EdgerecError": "edgerec.errors",
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
+    "Target": "edgerec.contract.target",
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
@@ -42,6 +43,7 @@ __all__ = [
     "EdgerecError",
     "Recipe",
     "Run",
+    "Target",
     "__version__",
     "adopt",
     "benchmark",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from edgerec.compress.layers.diagnose import parity
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
+    from edgerec.contract.target import Target
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.inspection import inspect

@@ -128,8 +128,9 @@ def test_a_lost_source_is_connected_again():
 def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
     source = Made(1, error=SourceError("gone"))
     running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08, give_up_s=0.6), []
-    wait_for_real = running._changed.wait_for
-    running._changed.wait_for = lambda done, seconds=None: asked.append(seconds) or wait_for_real(done, seconds)
+    watched = running._feeds[0]._watched
+    wait_for_real = watched.wait_for
+    watched.wait_for = lambda done, seconds=None: asked.append(seconds) or wait_for_real(done, seconds)
     with running:
         list(islice(running, 16))
     pauses = [seconds for seconds in asked if seconds is not None]

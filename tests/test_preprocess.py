@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec.contract.preprocess import PreprocessSpec, apply, decode, encode_png
+from edgerec.contract.preprocess import PreprocessSpec, apply, contiguous, decode, encode_png
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -21,6 +21,17 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_any_picture_fits(fit, channels, size):
     spec = PreprocessSpec(96, 64, channels, fit)
     assert apply(picture(*size), spec).shape == (96, 64, channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_a_view_of_bgr_gives_the_same_bytes(fit, channels):
+    bgr = np.random.default_rng(0).integers(0, 256, (101, 67, 3), np.uint8)
+    view, spec = bgr[:, :, ::-1], PreprocessSpec(24, 32, channels, fit=fit)
+    np.testing.assert_array_equal(apply(view, spec), apply(view.copy(), spec))
+    same = contiguous(view[5:90, 3:60])
+    assert same.flags.c_contiguous
+    np.testing.assert_array_equal(same, view[5:90, 3:60])
 
 
 def test_right_size_is_left_alone():

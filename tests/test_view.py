@@ -64,7 +64,7 @@ def test_a_region_over_the_edge_is_told_of_once(caplog):
 def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
     """A camera goes on: its old resolution may come back."""
     choice = Choice(View(roi=(6, 4, 2, 2)))
-    small = replace(frame(), image=NUMBERED[:3, :3])
+    small = replace(frame(), grabbed=NUMBERED[:3, :3])
     assert [choice.take(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
     assert choice.skipped == {"roi": 2}
     assert caplog.text.count("they are left out") == 1

@@ -442,7 +442,7 @@ def test_without_a_folder_nothing_is_saved():
 def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     seen = result(8)
-    web.write(replace(seen, frame=replace(seen.frame, image=noise)))
+    web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
     held = keep(web, 8)
     web.write(result(9))
     for _ in range(2):  # some browsers ask twice

@@ -36,8 +36,9 @@ class Feeds:
     """
 
     def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
-        self._changed = threading.Condition()
-        self._feeds = [_Feed(address, patience or Patience(), self._changed) for address in addresses]
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._feeds = [_Feed(address, patience or Patience(), lock, self._changed) for address in addresses]
         self._turn = 0
 
     def __enter__(self) -> Feeds:
@@ -51,7 +52,6 @@ class Feeds:
         with self._changed:
             for feed in self._feeds:
                 feed.stop()
-            self._changed.notify_all()
         deadline = time.monotonic() + JOIN_S
         for feed in self._feeds:
             feed.join(deadline)
@@ -87,7 +87,6 @@ class Feeds:
                     event = feed.take()
                     if event is not None:
                         self._turn = (self._turn + step + 1) % count
-                        self._changed.notify_all()
                         return event
                 if all(feed.state is State.ENDED for feed in self._feeds):
                     return None
@@ -95,13 +94,17 @@ class Feeds:
 
 
 class _Feed:
-    """One source. What is not said to be otherwise is used under the lock of ``changed``."""
+    """One source. What is not said to be otherwise is used under ``lock``; ``changed`` tells of frames and changes."""
 
-    def __init__(self, address: Address, patience: Patience, changed: threading.Condition) -> None:
+    def __init__(
+        self, address: Address, patience: Patience, lock: threading.Lock, changed: threading.Condition
+    ) -> None:
         self.address, self.stopped, self.overtaken = address, False, 0
         self.state: State | None = None
         self.error: SourceError | None = None
         self._patience, self._changed = patience, changed
+        # Of their own, so that a frame wakes nobody but who waits for it.
+        self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque()
         self._count = 0
@@ -117,6 +120,8 @@ class _Feed:
         self.stopped = True
         if self._connection is not None:
             self._connection.interrupt()
+        for condition in (self._room, self._watched, self._changed):
+            condition.notify_all()
 
     def join(self, deadline: float) -> None:
         """Without the lock: wait for the threads; one that hangs in a driver ends with the process."""
@@ -128,6 +133,7 @@ class _Feed:
         """The next frame or change. A source's end comes behind its last frame."""
         if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
             return self._changes.popleft()
+        self._room.notify()
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _Connection, image: Image, name: str) -> bool:
@@ -135,12 +141,13 @@ class _Feed:
         grabbed_s = time.monotonic()
         with self._changed:
             if not self.address.live:
-                self._changed.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
+                self._room.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
             if self.stopped or connection is not self._connection:
                 return False
             connection.last_s, connection.count = grabbed_s, connection.count + 1
             if self.state is not State.LIVE:
                 self._set(State.LIVE, connection.formats())
+                self._watched.notify_all()  # from now on it may become stale
             passed = connection.passed()
             self._count, self.overtaken = self._count + passed, self.overtaken + passed
             if self.address.live and self._frames:
@@ -157,7 +164,7 @@ class _Feed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
                 self._hung.remove(connection)
-            self._changed.notify_all()
+            self._watched.notify_all()
 
     def _supervise(self) -> None:
         wait_s, last_picture_s = self._patience.first_wait_s, time.monotonic()
@@ -177,8 +184,8 @@ class _Feed:
                     self._end(error)
                     return
                 self._set(State.LOST, str(error))
-                self._changed.wait_for(lambda: self.stopped or len(self._hung) < MOST_HUNG)
-                self._changed.wait_for(lambda: self.stopped, wait_s)
+                self._watched.wait_for(lambda: self.stopped or len(self._hung) < MOST_HUNG)
+                self._watched.wait_for(lambda: self.stopped, wait_s)
                 wait_s = min(2 * wait_s, self._patience.longest_wait_s)
 
     def _watch(self, connection: _Connection) -> SourceError | None:
@@ -203,7 +210,7 @@ class _Feed:
                 return SourceError(
                     f"{name} gave no picture for {silent_s:.1f} s: is it still connected, and not in use elsewhere?"
                 )
-            self._changed.wait(left_s)
+            self._watched.wait(left_s)
         if connection.error is None or isinstance(connection.error, SourceError):
             return connection.error
         log.debug("%s", name, exc_info=connection.error)

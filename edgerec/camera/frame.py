@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from edgerec.contract.decision import Classification, Decision
-from edgerec.contract.preprocess import Image
+from edgerec.contract.preprocess import Image, contiguous
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,23 @@ class Frame:
     """One picture of a source.
 
     Attributes:
-        image: uint8 ``(H, W, 3)`` RGB.
+        grabbed: uint8 ``(H, W, 3)`` RGB, perhaps a view of the BGR that OpenCV decoded: to look at, not to draw on.
         index: counts what the source gave, from 0; a gap means that newer frames overtook it.
         grabbed_s: monotonic time of the grab, seconds.
         source: where it comes from, as the user named it; for a folder, the picture's path.
         feed: which of the camera's sources it comes from.
     """
 
-    image: Image
+    grabbed: Image
     index: int
     grabbed_s: float
     source: str
     feed: str = ""
+
+    @cached_property
+    def image(self) -> Image:
+        """uint8 ``(H, W, 3)`` RGB, C-contiguous; made when it is asked for."""
+        return contiguous(self.grabbed)
 
 
 @dataclass(frozen=True)

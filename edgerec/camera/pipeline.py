@@ -184,7 +184,7 @@ class Camera:
         return self.report
 
     def _answer(self, frame: Frame) -> Result:
-        answer = self._classifier.classify(frame.image)
+        answer = self._classifier.classify(frame.grabbed)
         self._answered += 1
         decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
         return Result(frame, answer, time.monotonic(), decision)

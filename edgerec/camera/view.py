@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.camera.frame import Frame
-from edgerec.contract.preprocess import Image
+from edgerec.contract.preprocess import Image, contiguous
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
@@ -64,10 +64,12 @@ class View:
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """The part of ``image``, ``(H, W, 3)``, that the model sees; empty where the region lies outside of it."""
+        """The part of ``image``, RGB ``(H, W, 3)``, that the model sees; empty where the region lies outside of it."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
+        if self.rotate or self.mirror:
+            image = contiguous(image)
         if self.rotate:
             image = np.rot90(image, -self.rotate // 90)
         if self.mirror:
@@ -104,10 +106,10 @@ class Choice:
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:
-            frame = replace(frame, image=self.view.apply(frame.image))
-            if frame.image.size and (not self.view.motion or self._moved(frame)):
+            frame = replace(frame, grabbed=self.view.apply(frame.grabbed))
+            if frame.grabbed.size and (not self.view.motion or self._moved(frame)):
                 return frame
-            reason = "motion" if frame.image.size else "roi"
+            reason = "motion" if frame.grabbed.size else "roi"
         self.skipped[reason] += 1
         return None
 
@@ -129,7 +131,7 @@ class Choice:
 
     def _check_region(self, frame: Frame) -> None:
         """Tell once of each size of a source's pictures in which the region is not whole."""
-        size, known = frame.image.shape[:2], self._sizes.get(frame.feed)
+        size, known = frame.grabbed.shape[:2], self._sizes.get(frame.feed)
         if self.view.roi is None or size == known:
             return
         self._sizes[frame.feed] = size

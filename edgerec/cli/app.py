@@ -24,6 +24,7 @@ from edgerec.cli import (
     predict,
     quantize,
     recipe,
+    targets,
     train,
     verify,
 )
@@ -91,6 +92,7 @@ for command in (
     import_.import_,
     ensemble.ensemble,
     inspect.inspect,
+    targets.targets,
     verify.verify,
     predict.predict,
     benchmark.benchmark,

@@ -11,7 +11,7 @@ from edgerec.cli.output import JsonOption, progress, say, show_json
 
 def export(
     run: Path = typer.Argument(..., help="A finished run."),
-    target: str = typer.Option("desktop", "--target", "-t", help="desktop, rpi, coral …, or a .toml file."),
+    target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
     variant: str | None = typer.Option(None, help="As int8-qat. [default: the best int8 one by validation]"),
     out: Path | None = typer.Option(None, "--out", "-o", help="Folder, or a .zip. [default: RUN-TARGET]"),
     threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),

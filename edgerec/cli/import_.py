@@ -15,7 +15,7 @@ def import_(
     labels: Path | None = typer.Option(
         None, help="Text file, one label a line or 'index label'. [default: those in the file's metadata]"
     ),
-    target: str = typer.Option("desktop", "--target", "-t", help="desktop, rpi, coral …, or a .toml file."),
+    target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
     normalise: str | None = typer.Option(
         None,
         help="What pixels become: unit, signed, pixels, or MEAN,STD. Only a float model without metadata needs it.",

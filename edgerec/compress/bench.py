@@ -28,8 +28,10 @@ from edgerec.train.feed import Feed, evaluation_feed, training_feed
 from edgerec.train.keras import prepare, versions
 from edgerec.train.run import Run
 
-# Of the training's rate, what fine-tunes a model that has settled: chosen by validation, see docs/results.md.
+# Of the training's rate, what fine-tunes a model that has settled, and what trains one again of which a part was taken
+# away: chosen by validation, see docs/results.md.
 FINER = {"adam": 0.1, "sgd": 0.001}
+AGAIN = {"adam": 1.0, "sgd": 0.3}
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Bench:
             validation=evaluation_feed(dataset, split.val, recipe.normalise),
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate * FINER[train.optimizer],
-            retraining_rate=compress.learning_rate or train.learning_rate,
+            retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
             optimizer=train.optimizer,
             listener=self.listener,
             checkpoints=checkpoints,

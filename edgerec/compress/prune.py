@@ -26,7 +26,7 @@ def prune(model: Any, section: CompressSection, tune: FineTune) -> Any:
         end = max(1, rising // frequency) * frequency
         schedule = pruning.PolynomialDecay(0.0, section.sparsity, begin_step=0, end_step=end, frequency=frequency)
     wrapped = wrap(model, lambda layer: pruning.prune_low_magnitude(layer, schedule), section.skip)
-    # No epoch in the first half has the full sparsity: the best of the others counts. The learning rate is that of
+    # No epoch in the first half has the full sparsity: the best of the others counts. The learning rate is near that of
     # the training again (arXiv:2003.02389): at a tenth of it 80 % of MNIST's weights cost 1.2 points, at all 0.2.
     fine_tune(
         wrapped,

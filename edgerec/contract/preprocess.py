@@ -68,7 +68,8 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     """Fit ``image`` to ``spec``.
 
     Args:
-        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grey, any size from 1×1.
+        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grey, any size from 1×1. A view of BGR as RGB,
+            ``bgr[:, :, ::-1]``, is resized as it lies in memory: the small picture is turned, not the large one.
         spec: what the model sees.
 
     Returns:
@@ -86,10 +87,21 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     if spec.fit == "crop":
         image = _crop_to_aspect(image, spec.height, spec.width)
     height, width = _fitted_size(image, spec)
-    image = _resize(image, height, width, spec.interpolation)
+    turned = image.strides[2] < 0
+    image = _resize(image[:, :, ::-1] if turned else image, height, width, spec.interpolation)
+    if turned:
+        image = np.ascontiguousarray(image[:, :, ::-1])
     image = _channels(image, spec.channels)
     if (height, width) != (spec.height, spec.width):
         image = _pad_centred(image, spec.height, spec.width)
+    return np.ascontiguousarray(image)
+
+
+def contiguous(image: Image) -> Image:
+    """The same picture ``(H, W, 3)``, C-contiguous; a view of BGR as RGB is copied, quicker than NumPy does it."""
+    if image.strides[2] < 0:
+        cv2 = require("cv2")
+        return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
     return np.ascontiguousarray(image)
 
 

@@ -40,7 +40,7 @@ class Grabbed(Protocol):
     """A picture and when it was grabbed, monotonic seconds, as a camera's frames are."""
 
     @property
-    def image(self) -> Image: ...
+    def grabbed(self) -> Image: ...
 
     @property
     def grabbed_s(self) -> float: ...
@@ -169,7 +169,7 @@ def benchmark(
 class _Golden:
     """A golden picture, as if it was grabbed when it is asked for."""
 
-    image: Image
+    grabbed: Image
 
     @property
     def grabbed_s(self) -> float:
@@ -188,11 +188,11 @@ def _stages(classifier: Classifier, frames: Iterator[Grabbed], seconds: float) -
     first = next(frames, None)
     if first is None:
         raise SourceError("the source gave no frame to measure with: expected two or more")
-    classifier.classify(first.image)  # what only the first picture takes
+    classifier.classify(first.grabbed)  # what only the first picture takes
     began = time.perf_counter()
     for frame in frames:
         times = [time.perf_counter_ns()]
-        pixels = classifier.pixels(frame.image)
+        pixels = classifier.pixels(frame.grabbed)
         times.append(time.perf_counter_ns())
         scores = classifier.scores(pixels)
         times.append(time.perf_counter_ns())

@@ -191,7 +191,7 @@ def _sensible(data: bytearray, at: int) -> bool:
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
-    """The picture, uint8 ``(H, W, 3)`` RGB, or None when OpenCV cannot read it or a part of it is missing.
+    """The picture, uint8 ``(H, W, 3)`` RGB as a view, or None when OpenCV cannot read it or a part of it is missing.
 
     Other damage to the compressed data cannot be told from another picture: JPEG has no checksum.
     """
@@ -206,7 +206,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
         longer = _decoded(cv2, jpeg[:-2] + _MORE + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
             return None
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image[:, :, ::-1]
 
 
 def _in_order(jpeg: bytes) -> bool:

@@ -96,7 +96,7 @@ class OpenCVSource:
             if not ok or image is None or not image.size:
                 break
             count += 1
-            yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB), self.name
+            yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name
         if self.live:
             raise SourceError(f"{self.name} stopped giving pictures after {count}: is it still connected?")
         if not count:

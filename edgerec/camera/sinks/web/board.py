@@ -209,7 +209,7 @@ def _fields(channel: Channel) -> Iterator[tuple[str, Any]]:
     if (result := channel.result) is not None:
         silent_s = time.monotonic() - result.answered_s
         yield "frame", result.frame.index
-        yield "size", [result.frame.image.shape[1], result.frame.image.shape[0]]
+        yield "size", [result.frame.grabbed.shape[1], result.frame.grabbed.shape[0]]
         yield "fps", round(channel.fps if silent_s < 2 else 0.0, 1)
         yield "age_ms", round(result.age_ms, 1)
         yield "silent_s", round(silent_s, 2)

@@ -1,0 +1,70 @@
+"""``edgerec targets``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgerec.cli.output import JsonOption, say, show_json
+
+if TYPE_CHECKING:
+    from edgerec.contract.target import Target
+
+
+def targets(
+    name: str = typer.Argument("", help="One of them, or a .toml file of yours. [default: lists all]"),
+    json: bool = JsonOption,
+) -> None:
+    """Show where bundles can go, or all that is known of one target."""
+    from edgerec.contract.target import Target, target_names
+
+    if name:
+        target = Target.load(name)
+        show_json(target.to_dict()) if json else _describe(target)
+        return
+    known = [Target.load(each) for each in target_names()]
+    if json:
+        show_json([target.to_dict() for target in known])
+        return
+    width = max(len(target.name) for target in known)
+    for target in known:
+        say(f"{target.name:<{width}}  {target.title}")
+
+
+_KINDS = {"bundle": "a bundle for edgerec", "model": "a model file for an app", "c": "C sources for a firmware"}
+
+
+def _describe(target: Target) -> None:
+    lines = {
+        "kind": _KINDS[target.kind],
+        "processors": ", ".join(target.arch) or "any",
+        "systems": ", ".join(target.systems),
+        "python": ", ".join(target.python),
+        "runtimes": ", ".join(target.runtimes),
+        "activations": ", ".join(target.types),
+        "input": ", ".join(target.inputs),
+        "output": ", ".join(target.outputs),
+        "operators": f"{len(target.operators)}, listed by --json" if target.operators else "all of its runtime",
+        "rules": {"edgetpu": "those of the Edge TPU", "": ""}[target.rules],
+        "memory": _bytes(target.memory_bytes),
+        "parameters": _bytes(target.parameter_bytes) and f"{_bytes(target.parameter_bytes)} on the chip",
+        "threads": str(target.threads or ""),
+        "compiler": target.compiler,
+        "delegate": target.delegate,
+        "sources": ", ".join(target.sources),
+        "packages": ", ".join(target.system_packages),
+    }
+    say(f"{target.name}: {target.title}")
+    for what, said in lines.items():
+        if said:
+            say(f"  {what:<12}{said}")
+    for first, line in enumerate(target.commands):
+        say(f"  {'' if first else 'type':<12}{line.replace('=={edgerec}', '')}")
+
+
+def _bytes(count: int) -> str:
+    if not count:
+        return ""
+    unit, size = ("MiB", 2**20) if count >= 2**20 else ("KiB", 2**10)
+    return f"{count / size:g} {unit}"

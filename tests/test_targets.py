@@ -1,0 +1,96 @@
+"""Targets: files that are data, and the command that shows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgerec.contract.target import Target, target_names
+from edgerec.errors import TargetError
+from tests.conftest import one_line
+
+LEAST = 'title = "Mine"\narch = ["aarch64"]\ntypes = ["int8"]\n'
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_shipped_targets():
+    devices = "desktop-linux desktop-macos desktop-windows rpi rpi-32bit coral-usb coral-dev-board android web"
+    assert set(target_names()) == {*devices.split(), "microcontroller", "desktop", "coral"}
+    targets = {name: Target.load(name) for name in target_names()}
+    assert all(target.title and target.systems for target in targets.values())
+    assert {name for name, target in targets.items() if target.kind == "model"} == {"android", "web", "coral-dev-board"}
+    assert "float32" not in targets["coral"].types
+    assert targets["coral"].rules == targets["coral-usb"].rules == "edgetpu"
+    assert "CONV_2D" in targets["microcontroller"].operators
+
+
+def test_own_target_over_one_that_is_known(tmp_path):
+    mine = Target.load(written(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n'))
+    rpi = Target.load("rpi")
+    assert (mine.name, mine.title, mine.threads, mine.operators) == ("mine", "Gate", 2, {"ADD": 4})
+    assert (mine.arch, mine.requirements, mine.service) == (rpi.arch, rpi.requirements, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('title = "Mine"\nthread = 2\n', "did you mean 'threads'"),
+        ("title = 3\n", "title is 3, expected text"),
+        ('title = "Mine"\n', "arch is missing"),
+        ("title = \n", "not TOML"),
+        ('like = "rpy"\n', "did you mean 'rpi'"),
+        ('like = "other.toml"\n', "unknown target"),
+        ("like = 3\n", "unknown target '3'"),
+        (LEAST + "threads = -1\n", "threads is -1, expected 0 or more"),
+        (LEAST + "service = 1\n", "service is 1, expected bool"),
+        (LEAST + 'systems = "Linux"\n', "expected a list of texts"),
+        (LEAST + "[operators]\nADD = true\n", "expected operators and their highest version"),
+        # What cannot be.
+        (LEAST.replace("int8", "int4"), "types has 'int4', expected 'int8' or 'float32'"),
+        (LEAST.replace('"int8"', ""), "types is empty"),
+        (LEAST + 'inputs = ["float32"]\n', "no input is an 8-bit integer"),
+        (LEAST + 'kind = "zip"\n', "kind has 'zip', expected 'bundle' or 'model' or 'c'"),
+        (LEAST + 'rules = "tpu"\n', "rules has 'tpu', expected 'edgetpu'"),
+        (LEAST + 'sources = ["webcam"]\n', "sources has 'webcam'"),
+        (LEAST + 'compiler = "edgetpu_compiler"\n', "without a delegate"),
+        (LEAST + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are for kind 'bundle'"),
+        (LEAST + 'python = ["3"]\n', "python has '3'"),
+        (LEAST.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "no wheel for armv7l"),
+        (
+            LEAST + 'python = ["3.13"]\nruntimes = ["tflite-runtime"]\n',
+            "Python 3.13: the last is for 3.11",
+        ),
+    ],
+)
+def test_wrong_target_is_one_line(tmp_path, text, said):
+    path = written(tmp_path, text)
+    with pytest.raises(TargetError) as error:
+        Target.load(path)
+    assert said in str(error.value)
+    assert str(error.value).startswith(path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_target_names_the_nearest():
+    with pytest.raises(TargetError, match="did you mean 'rpi'"):
+        Target.load("rpi4")
+
+
+def test_command_lists_and_shows(edgerec, tmp_path):
+    listed = edgerec("targets")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == target_names()
+    shown = edgerec("targets", "coral")
+    assert "8 MiB on the chip" in shown.stdout
+    assert "edgerec camera . --source 0" in shown.stdout
+    every = json.loads(edgerec("targets", "--json").stdout)
+    assert [target["name"] for target in every] == target_names()
+    mine = json.loads(edgerec("targets", written(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
+    assert (mine["threads"], mine["arch"]) == (4, ["aarch64"])
+    assert "did you mean 'rpi'" in one_line(edgerec("targets", "rpy"))
