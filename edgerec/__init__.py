@@ -28,6 +28,7 @@ _PUBLIC = {
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
+    "inspect": "edgerec.export.inspection",
     "parity": "edgerec.compress.layers.diagnose",
     "predict": "edgerec.camera.predict",
     "quantize": "edgerec.compress",
@@ -52,6 +53,7 @@ __all__ = [
     "export_bundle",
     "fit",
     "import_tflite",
+    "inspect",
     "parity",
     "predict",
     "quantize",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from edgerec.contract.target import Target
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
+    from edgerec.export.inspection import inspect
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image

@@ -18,6 +18,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.flatbuffer import read_graph
 from edgerec.errors import OutputExistsError, TargetError
 from edgerec.export import edgetpu
+from edgerec.export.edgetpu import compiler
 from tests.conftest import one_line
 
 
@@ -189,7 +190,7 @@ def test_compiler_that_fails_is_an_error(run, tmp_path, edgerec):
 
 def test_compiler_that_hangs_is_stopped(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", script(tmp_path, "exec sleep 30")["PATH"])
-    monkeypatch.setattr(edgetpu, "COMPILE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(compiler, "COMPILE_TIMEOUT_S", 0.2)
     with pytest.raises(TargetError, match="did not end"):
         export_bundle(run, "coral", out=tmp_path / "b")
 

@@ -48,5 +48,7 @@ def export(
     say(f"verified {report.golden} golden pictures")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
-        say(f"edge tpu {report.edgetpu.operators} operators, all on its list; {state}")
+        say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
+        if report.edgetpu.differences:
+            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the processor")
     say(f"next     read {report.bundle}/README.md")

@@ -8,6 +8,7 @@ from typing import Any
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
+from edgerec.export import apps, sources
 
 
 def requirements(target: Target) -> str:
@@ -15,7 +16,7 @@ def requirements(target: Target) -> str:
     return "".join(f"{_filled(line)}\n" for line in target.requirements)
 
 
-def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None) -> str:
+def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, content: bytes = b"") -> str:
     """The bundle's README.md: what to type, then the model card.
 
     Args:
@@ -23,12 +24,21 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None) -
         target: where it goes.
         figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them; None
             for an imported model or an ensemble, of which nobody measured any.
+        content: the first model, of which sources are made.
     """
     if figures is not None:
         card = _card(manifest, figures)
     else:
         card = _ensemble_card(manifest) if manifest.members else _imported_card(manifest)
-    return "\n".join([*_commands(manifest, target), *card, ""])
+    return "\n".join([*_beginning(manifest, target, content), *card, ""])
+
+
+def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
+    """What it is, and how the target takes it."""
+    if target.kind == "bundle":
+        return _commands(manifest, target)
+    title = [f"# {manifest.name}", "", f"An image classifier for: {target.title}.", ""]
+    return [*title, *(sources.usage(content, manifest) if target.kind == "c" else apps.usage(manifest, target))]
 
 
 def _commands(manifest: Manifest, target: Target) -> list[str]:

@@ -15,6 +15,7 @@ from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.manifest import Manifest, ModelSpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
+from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.golden import golden_pictures
 
@@ -66,6 +67,7 @@ def ensemble(
 
     Raises:
         BundleError: fewer than two models, or bundles that do not fit each other.
+        TargetError: the target cannot run one of them.
     """
     if combine not in COMBINATIONS:
         raise BundleError(unknown("combination", combine, COMBINATIONS))
@@ -74,8 +76,12 @@ def ensemble(
     _check_alike(opened)
     first = opened[0].manifest
     aim = Target.load(target or first.target)
+    if aim.kind != "bundle":
+        raise BundleError(f"target {aim.name} takes one model: an ensemble is for what runs edgerec, as desktop or rpi")
     models: dict[str, bytes] = {}
     specs = [_taken(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
+    for spec in specs:
+        require_fit(models[spec.model], aim, spec.model)
     members = [origin for bundle in opened for origin in origins(bundle.manifest)]
     manifest = replace(
         first,

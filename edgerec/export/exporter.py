@@ -23,7 +23,8 @@ from edgerec.contract.recipe import Recipe
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
 from edgerec.errors import BundleError, TargetError, unknown
-from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
+from edgerec.export.edgetpu import EdgeTpuReport, compiled
+from edgerec.export.fit import require_fit
 from edgerec.export.fitted import fitted_decision
 from edgerec.export.writer import write_verified
 from edgerec.runtime.model import ImageModel
@@ -106,15 +107,16 @@ def export_bundle(
     content = (run.variant(name) / "model.tflite").read_bytes()
     if sha256(content) != report["model_sha256"]:
         raise BundleError(f"{run.variant(name)}/model.tflite is not the file that was measured: quantize again")
+    require_fit(content, aim, str(run.variant(name) / "model.tflite"))
     float_row, row = report["forms"][0], report["forms"][-1]
     check_drop(name, float_row["top1"], row["top1"], report["max_drop"] if max_drop is None else max_drop)
     decision = fitted_decision(
         run, content, dataset, split, threshold=threshold, precision=precision, listener=listener
     )
-    compiled = for_edgetpu(content, aim) if aim.compiler else None
+    edgetpu = compiled(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
-    if compiled is not None and compiled.content:
-        models[DELEGATE_MODEL] = compiled.content
+    if edgetpu is not None and edgetpu.content:
+        models[DELEGATE_MODEL] = edgetpu.content
     bundle_name = path.stem if path.suffix == ".zip" else path.name
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
     if "adopted" in run.metrics:
@@ -131,7 +133,7 @@ def export_bundle(
         size_bytes=len(content),
         files=files,
         golden=golden,
-        edgetpu=compiled,
+        edgetpu=edgetpu,
     )
 
 

@@ -13,13 +13,15 @@ from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
+from edgerec.contract.metadata import with_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
 from edgerec.contract.tensors import TensorSpec
-from edgerec.errors import DataError, TargetError
-from edgerec.export.edgetpu import EdgeTpuReport, for_edgetpu
+from edgerec.errors import DataError
+from edgerec.export.edgetpu import EdgeTpuReport, compiled
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
+from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
 from edgerec.runtime.finished import Finished
@@ -98,19 +100,22 @@ def import_tflite(
     source, path, aim = Path(model), Path(out), Target.load(target)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
     finished = Finished.open(source)
-    _check_target(finished, aim)
+    require_fit(finished.content, aim, finished.where)
     _, height, width, channels = finished.input.shape
-    compiled = for_edgetpu(finished.content, aim) if aim.compiler else None
-    models = {"model.tflite": finished.content}
-    if compiled is not None and compiled.content:
-        models[DELEGATE_MODEL] = compiled.content
+    content, names, pixels = finished.content, _labels(labels, finished), finished.normalise(normalise)
+    if aim.kind == "model" and finished.metadata is None:
+        content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
+    edgetpu = compiled(content, aim) if aim.compiler else None
+    models = {"model.tflite": content}
+    if edgetpu is not None and edgetpu.content:
+        models[DELEGATE_MODEL] = edgetpu.content
     manifest = Manifest(
         name=path.stem if path.suffix == ".zip" else path.name,
-        labels=_labels(labels, finished),
+        labels=names,
         input=finished.input,
         output=finished.output,
         preprocess=PreprocessSpec(height, width, channels, fit),
-        normalise=finished.normalise(normalise),
+        normalise=pixels,
         decision=DecisionSpec(),
         target=aim.name,
         variant=VARIANT,
@@ -135,20 +140,11 @@ def import_tflite(
         normalise=(manifest.normalise.mean, manifest.normalise.std),
         activation=finished.activation,
         last_operator=finished.last_operator,
-        size_bytes=len(finished.content),
+        size_bytes=len(content),
         files=files,
         golden=golden,
-        edgetpu=compiled,
+        edgetpu=edgetpu,
     )
-
-
-def _check_target(finished: Finished, target: Target) -> None:
-    kind = "int8" if finished.input.quantized and finished.output.quantized else "float32"
-    if kind not in target.types:
-        raise TargetError(
-            f"target {target.name} runs {' and '.join(target.types)}, {finished.where} has a float32 input or output: "
-            "convert it with uint8 or int8 ones, or choose --target desktop"
-        )
 
 
 def _labels(path: str | Path | None, finished: Finished) -> tuple[str, ...]:

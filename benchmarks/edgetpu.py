@@ -1,0 +1,111 @@
+"""How often edgerec's prediction for the Edge TPU is what Google's compiler did, and how far its memory plan is off.
+
+    python benchmarks/edgetpu.py FOLDER [FOLDER ...]
+
+A folder has files before the compiler beside those after it, ``X.tflite`` and ``X_edgetpu.tflite``. What was compiled
+for several partitions (the compiler's options -a and -d) is another question, and is left out, as is what has no
+partner. Needs no TensorFlow. Where the package tflite-micro is installed, the arena that TensorFlow Lite Micro takes
+for each model that it runs is shown beside the estimate: ``--micro``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.contract.flatbuffer import read_graph
+from edgerec.errors import ModelError
+from edgerec.export.edgetpu import diagnose, left_on_cpu
+from edgerec.export.edgetpu.compiler import CUSTOM
+from edgerec.export.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
+
+# It aborts the whole process where it does not like a model.
+MICRO = """
+import sys
+from tflite_micro import runtime
+interpreter = runtime.Interpreter.from_bytes(open(sys.argv[1], "rb").read(), arena_size=100_000_000)
+interpreter.print_allocations()
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and what became of it: operators, how many the compiler left, and those predicted otherwise."""
+
+    name: str
+    operators: int
+    left: int
+    wrong: tuple[str, ...]
+    open_batch: bool
+
+
+def pairs(folder: Path) -> Iterator[Pair]:
+    """Every pair in a folder."""
+    for after in sorted(folder.glob("*_edgetpu.tflite")):
+        before = after.with_name(after.name.removesuffix("_edgetpu.tflite") + ".tflite")
+        if not before.is_file():
+            continue
+        graph, made = read_graph(before.read_bytes(), str(before)), read_graph(after.read_bytes(), str(after))
+        if sum(operator.name == CUSTOM for operator in made.operators) > 1:
+            continue
+        left = left_on_cpu(graph, made)
+        wrong = tuple(
+            f"{operator.index} {operator.op} predicted on {operator.on}: {operator.reason or 'mapped'}"
+            for operator in diagnose(graph).operators
+            if (operator.on == "cpu") != (operator.index in left)
+        )
+        is_open = any(-1 in tensor.shape for tensor in graph.inputs)
+        yield Pair(before.stem, len(graph.operators), len(left), wrong, is_open)
+
+
+def show_pairs(folders: list[Path]) -> None:
+    """A line for each pair, and the sums."""
+    found = [pair for folder in folders for pair in pairs(folder)]
+    for pair in found:
+        verdict = "open batch" if pair.open_batch else f"{len(pair.wrong)} wrong" if pair.wrong else "right"
+        print(f"{pair.name[:78]:<78} {pair.operators:4} {pair.left:4}  {verdict}")
+        for line in () if pair.open_batch else pair.wrong[:5]:
+            print(f"    {line}")
+    fixed = [pair for pair in found if not pair.open_batch]
+    right = sum(pair.operators - len(pair.wrong) for pair in fixed)
+    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with an open batch, which edgerec refuses")
+    print(
+        f"{sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} right, {right} of their operators", end=" "
+    )
+    print(f"({sum(pair.operators for pair in fixed)})")
+
+
+def show_micro(folders: list[Path]) -> None:
+    """Plan and estimate beside what TensorFlow Lite Micro's interpreter says."""
+    print(f"{'model':<60} {'plan':>10} {'head':>10} {'estimate':>10} {'arena':>10}")
+    for path in sorted(path for folder in folders for path in folder.glob("*.tflite")):
+        try:
+            graph = read_graph(path.read_bytes())
+        except ModelError:
+            continue
+        if any(operator.name == CUSTOM for operator in graph.operators):
+            continue
+        done = subprocess.run([sys.executable, "-c", MICRO, str(path)], capture_output=True, text=True, check=False)
+        told = done.stdout + done.stderr
+        if done.returncode or "Arena allocation total" not in told:
+            continue
+        head, total = (int(told.split(f"Arena allocation {what} ")[1].split()[0]) for what in ("head", "total"))
+        plan, estimate = plan_bytes(graph, MICRO_ALIGNMENT), microcontroller_bytes(graph)
+        print(f"{path.stem[:60]:<60} {plan:>10,} {head:>10,} {estimate:>10,} {total:>10,}")
+
+
+def main() -> None:
+    """Read the command line and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--micro", action="store_true", help="compare memory with TensorFlow Lite Micro instead")
+    arguments = parser.parse_args()
+    (show_micro if arguments.micro else show_pairs)(arguments.folders)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Everything that a model's file tells: operators, tensors, arithmetic, memory, and what each target says to it."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.contract.metadata import Metadata, read_metadata
+from edgerec.contract.target import Target, target_names
+from edgerec.errors import ModelError, TargetError
+from edgerec.export.cost import macs, tensor_bytes
+from edgerec.export.edgetpu.compiler import EdgeTpuReport, compiled
+from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
+from edgerec.export.finding import Finding
+from edgerec.export.fit import findings
+from edgerec.export.memory import microcontroller_bytes, parameter_bytes, plan_bytes
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """A tensor as the file has it; ``shape`` has −1 where it is dynamic, ``axis`` is that of several ``scales``."""
+
+    index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int
+    constant: bool
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class InspectedOperator:
+    """One operator.
+
+    Attributes:
+        layer: the name of what it gives.
+        inputs, outputs: indexes of tensors; None where an optional one is left out.
+        parameter_bytes: of its constants.
+        on: ``edgetpu`` or ``cpu`` for a target with an Edge TPU; else ``cpu``; empty without a target.
+        reason: why it is not on the Edge TPU, or why the target refuses it.
+    """
+
+    index: int
+    op: str
+    version: int
+    layer: str
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    macs: int
+    parameter_bytes: int
+    on: str = ""
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What :func:`inspect` found.
+
+    Attributes:
+        file: as it was given; ``model`` is the file inside of a bundle.
+        size_bytes: of the file; ``gzip_bytes`` when it is compressed.
+        parameter_bytes: of its constants.
+        macs: multiply-accumulates for one picture.
+        arena_bytes: working memory for its tensors on a computer, by the plan that TFLite makes.
+        microcontroller_bytes: arena that TensorFlow Lite Micro needs, with a margin.
+        inputs, outputs, tensors, operators: of the first subgraph.
+        labels: in the metadata; ``normalise``: pairs of mean and std there, one for all channels or one for each.
+        targets: each with why it cannot run the model, empty where it can.
+        target: the one that was asked for, or empty; ``findings``: all that it has against the model.
+        edgetpu: how the Edge TPU's compiler will divide it, where the target has one.
+        compiler: what that compiler did, where it is installed; or ``compiler_error``, why it did not.
+    """
+
+    file: str
+    model: str
+    size_bytes: int
+    gzip_bytes: int
+    parameter_bytes: int
+    macs: int
+    arena_bytes: int
+    microcontroller_bytes: int
+    subgraphs: int
+    inputs: tuple[InspectedTensor, ...]
+    outputs: tuple[InspectedTensor, ...]
+    tensors: tuple[InspectedTensor, ...]
+    operators: tuple[InspectedOperator, ...]
+    labels: tuple[str, ...]
+    normalise: tuple[tuple[float, float], ...]
+    targets: dict[str, str]
+    target: str = ""
+    findings: tuple[Finding, ...] = ()
+    edgetpu: Diagnosis | None = None
+    compiler: EdgeTpuReport | None = None
+    compiler_error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        plain = vars(self) | {
+            key: [item.to_dict() for item in getattr(self, key)]
+            for key in ("inputs", "outputs", "tensors", "operators", "findings")
+        }
+        edgetpu = None
+        if self.edgetpu is not None:
+            # Its operators are the report's.
+            edgetpu = {
+                key: value for key, value in self.edgetpu.to_dict().items() if key not in ("operators", "findings")
+            }
+        return plain | {
+            "labels": list(self.labels),
+            "normalise": [list(n) for n in self.normalise],
+            "edgetpu": edgetpu,
+            "compiler": self.compiler and self.compiler.to_dict(),
+        }
+
+
+def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
+    """Read a .tflite file, or the model of a bundle, without running it.
+
+    Args:
+        path: the file, or a bundle's folder or .zip; of an ensemble the first model.
+        target: a name in ``targets/`` or a .toml file: where each operator runs there, and all that it refuses.
+        compiler: run the target's compiler where it is installed, and compare.
+
+    Raises:
+        ModelError: no .tflite file, or a damaged one.
+        BundleError: the bundle is damaged.
+        TargetError: the target is unknown or wrong.
+    """
+    where, aim = Path(path), Target.load(target) if target else None
+    name, content = _content(where)
+    graph = read_graph(content, str(where))
+    found = tuple(findings(graph, content, aim)) if aim else ()
+    diagnosis = diagnose(graph, aim) if aim and aim.rules == "edgetpu" else None
+    operators = tuple(_operator(operator) for operator in graph.operators)
+    if aim is not None:
+        operators = _placed(operators, found, diagnosis)
+    made, error = _compiled(content, aim) if aim and compiler else (None, "")
+    metadata = read_metadata(content, str(where)) or Metadata("", "", (), ())
+    return InspectReport(
+        file=str(where),
+        model=name,
+        size_bytes=len(content),
+        gzip_bytes=len(gzip.compress(content, 6)),
+        parameter_bytes=parameter_bytes(graph),
+        macs=sum(operator.macs for operator in operators),
+        arena_bytes=plan_bytes(graph),
+        microcontroller_bytes=microcontroller_bytes(graph),
+        subgraphs=graph.subgraphs,
+        inputs=tuple(_tensor(tensor) for tensor in graph.inputs),
+        outputs=tuple(_tensor(tensor) for tensor in graph.outputs),
+        tensors=tuple(_tensor(tensor) for tensor in _used(graph)),
+        operators=operators,
+        labels=metadata.labels,
+        normalise=tuple((each.mean, each.std) for each in metadata.normalise),
+        targets=what_targets_say(graph, content),
+        target=aim.name if aim else "",
+        findings=found,
+        edgetpu=diagnosis,
+        compiler=made,
+        compiler_error=error,
+    )
+
+
+def what_targets_say(graph: Graph, content: bytes) -> dict[str, str]:
+    """Every target of ``targets/``, with the first reason why it cannot run the model; empty where it can."""
+    said = {}
+    for name in target_names():
+        found = findings(graph, content, Target.load(name))
+        said[name] = str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
+    return said
+
+
+def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
+    """What the target's compiler did, or why it failed; neither where it is not installed."""
+    if not target.compiler or shutil.which(target.compiler) is None:
+        return None, ""
+    try:
+        return compiled(content, target), ""
+    except TargetError as error:
+        return None, str(error)
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    if path.is_dir() or path.suffix == ".zip":
+        bundle = Bundle.open(path)
+        return bundle.manifest.model, bundle.model
+    try:
+        return path.name, path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
+
+
+def _used(graph: Graph) -> list[Tensor]:
+    """The tensors of the first subgraph that something needs or gives, in their order."""
+    found = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    for operator in graph.operators:
+        found |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
+    return sorted(found.values(), key=lambda tensor: tensor.index)
+
+
+def _tensor(tensor: Tensor) -> InspectedTensor:
+    return InspectedTensor(
+        tensor.index,
+        tensor.name,
+        tensor.dtype.lower(),
+        tensor.shape,
+        tensor.scales,
+        tensor.zero_points,
+        tensor.axis,
+        tensor.constant,
+        tensor_bytes(tensor),
+    )
+
+
+def _operator(operator: Operator) -> InspectedOperator:
+    return InspectedOperator(
+        operator.index,
+        operator.name,
+        operator.version,
+        operator.outputs[0].name if operator.outputs else "",
+        tuple(None if tensor is None else tensor.index for tensor in operator.inputs),
+        tuple(tensor.index for tensor in operator.outputs),
+        operator.outputs[0].shape if operator.outputs else (),
+        macs(operator),
+        sum(len(tensor.data) for tensor in operator.inputs if tensor is not None and tensor.data is not None),
+    )
+
+
+def _placed(
+    operators: tuple[InspectedOperator, ...], found: tuple[Finding, ...], diagnosis: Diagnosis | None
+) -> tuple[InspectedOperator, ...]:
+    """The operators with where they run and why."""
+    if diagnosis is not None:
+        return tuple(
+            replace(operator, on=placed.on, reason=placed.reason)
+            for operator, placed in zip(operators, diagnosis.operators, strict=True)
+        )
+    reasons = {finding.index: finding.reason for finding in found}
+    return tuple(replace(operator, on="cpu", reason=reasons.get(operator.index, "")) for operator in operators)
