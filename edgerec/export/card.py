@@ -45,12 +45,29 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     ]
     if target.system_packages:
         lines += [f"Needed first, once: `sudo apt install {' '.join(target.system_packages)}`.", ""]
+    if target.service:
+        lines += _service()
     return [
         *lines,
         "`edgerec verify .` checks there that the model answers as it did where it was made;",
         "`edgerec predict . picture.jpg` classifies a picture.",
         '`edgerec camera` with `--web`, `--mqtt` or `--metrics` needs `pip install "edgerec[web,mqtt,prometheus]"`.',
         "A wheel of edgerec that is in no package index: add `--find-links FOLDER` to `pip install`.",
+        "",
+    ]
+
+
+def _service() -> list[str]:
+    return [
+        "Or let it be done, into `/opt/edgerec`; system packages are named before they are installed:",
+        "",
+        "```sh",
+        "sudo sh install.sh              # --dry-run says what it would do, --undo takes it away again",
+        "sudo sh install.sh --service    # and the camera starts with the machine: journalctl -u edgerec",
+        "```",
+        "",
+        "Without a network: put the wheels in a folder `wheels` here. `sh install.sh --prefix DIR` needs no root where",
+        "the system packages are there.",
         "",
     ]
 
