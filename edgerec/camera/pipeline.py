@@ -161,9 +161,7 @@ class Camera:
         for error in self._feeds.errors:
             raise error
 
-    def run(
-        self, sinks: Iterable[Sink], max_frames: int | None = None, *, service: Service | None = None
-    ) -> RunReport:
+    def run(self, sinks: Iterable[Sink], max_frames: int | None = None, *, service: Service | None = None) -> RunReport:
         """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
 
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
