@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
-from edgerec.runtime.doctor.child import run
-from edgerec.runtime.doctor.finding import Finding, note, ok, problem
+from edgerec.runtime.doctor.finding import Finding, ok, problem
 
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 _EXTRAS = {
@@ -23,12 +23,27 @@ _EXTRAS = {
 # Packages whose conflicts are edgerec's; a system's own packages have many that are not.
 _OURS = (
     *("edgerec", "numpy", "typer", "ai-edge-litert", "tflite-runtime", "flatbuffers", "protobuf", "keras", "h5py"),
-    *("ml-dtypes", "simplejpeg", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),
+    *("ml-dtypes", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),
 )
-# As `pip check` says it.
-_MISSING = re.compile(r"(\S+) \S+ requires ([\w.-]+), which is not installed\.")
-_WRONG = re.compile(r"(\S+) \S+ has requirement ([\w.-]+)([^,]*(?:,[^,]+)*), but you have \S+ (\S+)\.")
-_VERSION = re.compile(r"[\w.<>=!~*, +-]+")
+# What goes with tflite-runtime, which was built with NumPy 1.
+_OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
+# A package's own words go into a command that people copy.
+_PLAIN = re.compile(r"[\w.<>=!~*,-]+")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What a package needs and does not have.
+
+    Attributes:
+        package: with its version.
+        wanted: as ``numpy<2``.
+        have: the version that is there; empty for none.
+    """
+
+    package: str
+    wanted: str
+    have: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,11 +52,11 @@ class Packages:
 
     Attributes:
         versions: by normalized name, of those that matter here.
-        conflicts: lines of ``pip check``.
+        conflicts: among them.
     """
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    conflicts: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
 
     def __contains__(self, name: str) -> bool:
         return name in self.versions
@@ -59,10 +74,7 @@ def look() -> Packages:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # It reads what packages say of themselves, and imports none.
-    said = run([sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "check"]).said or ""
-    conflicts = [line for line in said.splitlines() if _MISSING.match(line) or _WRONG.match(line)]
-    return Packages(versions, tuple(conflicts))
+    return Packages(versions, tuple(_conflicts(versions)))
 
 
 def findings(packages: Packages) -> list[Finding]:
@@ -70,40 +82,59 @@ def findings(packages: Packages) -> list[Finding]:
     extras = [name for name, needs in _EXTRAS.items() if all(need in packages for need in needs)]
     with_ = f" with {', '.join(extras)}" if extras else ""
     found = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{with_}")]
-    if "tflite-runtime" in packages and packages.major("numpy") >= 2:
-        found.append(
-            problem(
-                "packages",
-                f"tflite-runtime was built with NumPy 1 and crashes with {packages.versions['numpy']}",
-                'pip install "numpy<2" "opencv-python-headless<4.12"',
-            )
-        )
+    old_numpy = "tflite-runtime" in packages
+    if old_numpy and packages.major("numpy") >= 2:
+        detail = f"tflite-runtime was built with NumPy 1 and crashes with {packages.versions['numpy']}"
+        found.append(problem("packages", detail, _OLD_NUMPY))
     opencvs = [name for name in OPENCVS if name in packages]
     if len(opencvs) > 1:
         keep = next((name for name in opencvs if name.endswith("headless")), opencvs[0])
         mend = f"pip uninstall -y {' '.join(opencvs)} && pip install {keep}"
         found.append(problem("packages", f"{' and '.join(opencvs)} overwrite each other's files", mend))
-    return [*found, *_conflicts(packages)]
+    missing: dict[str, list[Conflict]] = {}
+    for conflict in packages.conflicts:
+        missing.setdefault(re.split(r"[<>=!~]", conflict.wanted, maxsplit=1)[0], []).append(conflict)
+    return [*found, *(_told(name, conflicts, old_numpy) for name, conflicts in missing.items())]
 
 
-def _conflicts(packages: Packages) -> list[Finding]:
-    found = []
-    for line in packages.conflicts:
-        match = _MISSING.match(line) or _WRONG.match(line)
-        if match is None:
+def _told(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> Finding:
+    have = conflicts[0].have
+    needs = "; ".join(f"{conflict.package} needs {conflict.wanted}" for conflict in conflicts)
+    bounds = ",".join(dict.fromkeys(conflict.wanted.removeprefix(name) for conflict in conflicts))
+    mend = f'pip install "{name}{bounds.strip(",")}"' if _PLAIN.fullmatch(name + bounds) else ""
+    detail = f"{name} {have} does not suit: {needs}" if have else f"{name} is not installed: {needs}"
+    return problem("packages", detail, _OLD_NUMPY if name == "numpy" and old_numpy else mend)
+
+
+def _conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
+    """As `pip check` finds them, in a tenth of the time."""
+    parse = _requirement_parser()
+    for name, version in versions.items() if parse else ():
+        for line in importlib.metadata.requires(name) or ():
+            try:
+                needed = parse(line)
+                if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+                    continue
+                have = importlib.metadata.version(needed.name)
+                if needed.specifier.contains(have, prereleases=True):
+                    continue
+            except importlib.metadata.PackageNotFoundError:
+                have = ""
+            except ValueError:  # a line that is no requirement
+                continue
+            yield Conflict(f"{name} {version}", f"{needed.name}{needed.specifier}", have)
+
+
+def _requirement_parser() -> Any:
+    for module in ("packaging.requirements", "pip._vendor.packaging.requirements"):
+        try:
+            return importlib.import_module(module).Requirement
+        except ImportError:
             continue
-        wanted = match[2] + (match[3] if match.re is _WRONG else "")
-        mend = f'pip install "{wanted}"' if _VERSION.fullmatch(wanted) else ""
-        ours = bool({_normal(match[1]), _normal(match[2])}.intersection(_OURS))
-        found.append((problem if ours else note)("packages", line.rstrip("."), mend))
-    return found
+    return None
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """``(2, 14, 0)`` of ``2.14.0``, as far as there are numbers."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
