@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,11 +71,7 @@ def look() -> Resources:
     return Resources(
         total,
         available,
-        (
-            _place("cache", cache_folder()),
-            _place("current folder", Path.cwd()),
-            _place("temporary files", _temporary()),
-        ),
+        (_place("cache", cache_folder), _place("current folder", Path.cwd), _place("temporary files", _temporary)),
         processor_temperature_c(),
         health.throttled or (),
         earlier_throttled() if health.throttled is not None else (),
@@ -154,8 +151,11 @@ def _memory() -> tuple[int, int]:
     return min(total, limit), min(available, max(0, limit - used))
 
 
-def _place(what: str, path: Path) -> Place:
-    there = path
+def _place(what: str, find: Callable[[], Path]) -> Place:
+    try:
+        path = there = find()
+    except (OSError, RuntimeError) as error:  # a folder that was removed, a user without a home
+        return Place(what, f"({error})", 0, False)
     while not there.exists() and there != there.parent:
         there = there.parent
     try:
@@ -166,7 +166,4 @@ def _place(what: str, path: Path) -> Place:
 
 
 def _temporary() -> Path:
-    try:
-        return Path(tempfile.gettempdir())
-    except OSError:  # none can be written
-        return Path("/tmp")
+    return Path(tempfile.gettempdir())
