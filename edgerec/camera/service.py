@@ -12,6 +12,9 @@ from edgerec.camera.states import StateChange
 
 log = logging.getLogger(__name__)
 
+# A manager that does not read must not stop the camera.
+SEND_S = 0.2
+
 
 class Service:
     """Sends states to the socket that systemd named, as ``man sd_notify`` describes them; without one, nothing.
@@ -66,7 +69,7 @@ class Service:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.setblocking(False)  # a manager that does not read must not stop the camera
+                out.settimeout(SEND_S)
                 out.sendto(message.encode(errors="replace"), self._address)
         except (OSError, ValueError, AttributeError) as error:  # AttributeError: no such sockets on Windows
             log.debug("the service manager did not take %s: %s", message, error)
