@@ -184,9 +184,9 @@ pip_install() {
 # With what was given, from the folder of wheels alone, else from the index too.
 install_from() {
   if [ -n "$links" ] && pip_install --no-index --find-links "$links" "$@"; then return 0; fi
-  pip_install ${links:+--find-links "$links"} "$@" ||
-    fail "$(grep -m 1 '^ERROR' "$prefix/pip.log" || echo 'ERROR: pip failed') ($prefix/pip.log has all of it;" \
-      "wheels that are in no package index: --find-links DIR)"
+  pip_install ${links:+--find-links "$links"} "$@" && return 0
+  reason=$(sed -n 's/^ERROR: //p' "$prefix/pip.log" | head -n 1)
+  fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
 }
 
 install_wheels() {

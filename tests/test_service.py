@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,6 +251,9 @@ case $* in
     chmod +x "$folder/bin/edgerec"
     echo made-venv ;;
   *Bundle.open*) for folder; do :; done; mkdir -p "$folder" ;;
+  *' install '*)
+    echo "$*" >>"$WORLD/pip"
+    if [ -n "$MADE_PIP_FAILS" ]; then echo "ERROR: No matching distribution found for edgerec"; exit 1; fi ;;
 esac
 """
 # `have` lists what is installed; libdep comes with libwanted.
@@ -279,7 +281,9 @@ def world(tmp_path):
 
     def call(*arguments, target=None, **environment):
         for name, content in service_files(target or mine(system_packages=("libwanted",))).items():
-            (folder / name).write_bytes(content.replace(b"python3 libwanted", b"libwanted"))
+            (folder / name).write_bytes(
+                content.replace(b"'python3 libwanted'", b"libwanted").replace(b"=python3\n", b"=\n")
+            )
         (folder / "requirements.txt").write_text("edgerec\n")
         values = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "WORLD": str(tmp_path), "MADE_VERSION": "3.99"}
         return subprocess.run(
@@ -339,12 +343,24 @@ def test_install_twice_and_undo(world):
     assert "System packages" not in second.stdout
     record = (world.path / "prefix" / ".edgerec-brought").read_text()
     assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only made newer
-    newer = world(MADE_VERSION="3.100", target=mine(python=("3.99", "3.100")))  # the system was upgraded
+    newer = world("--yes", MADE_VERSION="3.100", target=mine(python=("3.99", "3.100")))  # the system was upgraded
     assert "made-venv" in newer.stdout
     done = world("--undo", "--yes")
     assert done.returncode == 0, done.stderr
     assert "purge libdep libwanted" in done.stdout
     assert not (world.path / "prefix").exists()
+
+
+def test_wheels_of_a_folder_come_first(world):
+    (world.path / "bundle" / "wheels").mkdir()
+    assert world("--yes").returncode == 0
+    (asked,) = (world.path / "pip").read_text().splitlines()
+    assert f"--only-binary :all: --no-index --find-links {world.path}/bundle/wheels -r " in asked
+    message = refused(world(MADE_PIP_FAILS="yes"))
+    assert message.startswith("error: pip: No matching distribution found for edgerec (")
+    asked = (world.path / "pip").read_text().splitlines()
+    assert len(asked) == 3  # the folder alone, then with the index
+    assert "--no-index" not in asked[2]
 
 
 def test_undo_leaves_what_others_need_and_what_others_brought(world):
@@ -369,22 +385,19 @@ def test_a_bundle_in_pieces_and_a_prefix_that_is_a_file(world):
 
 @pytest.mark.slow
 @linux
-def test_install_in_earnest_without_a_network(bundle, tmp_path):
-    """A real wheel, a real environment, real wheels from a folder; then nothing is left."""
+def test_install_in_earnest(bundle, tmp_path):
+    """A real wheel in a real environment, once more over it, and then nothing is left."""
     wheels, prefix, toml = tmp_path / "wheels", tmp_path / "prefix", tmp_path / "mine.toml"
     toml.write_text(f'like = "rpi"\narch = ["{platform.machine()}"]\npython = ["{PYTHON}"]\nsystem_packages = []\n')
     made = tmp_path / "made"
     import_tflite(bundle / "model.tflite", made, labels=bundle / "labels.txt", target=str(toml))
-    quiet = {"check": True, "capture_output": True}
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, REPOSITORY]
-    subprocess.run(build, **quiet)
-    names = zipfile.ZipFile(next(wheels.glob("*.whl"))).namelist()
-    assert {f"edgerec/_shipped/service/{name}" for name in ("install.sh", "edgerec.service", "Dockerfile")} <= {*names}
-    pip = [sys.executable, "-m", "pip", "download", "-c", REPOSITORY / "constraints.txt"]
-    subprocess.run([*pip, "--find-links", wheels, "--dest", wheels, "-r", made / "requirements.txt"], **quiet)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHON", "EDGEREC"))}
-    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    subprocess.run(build, check=True, capture_output=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "EDGEREC"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PIP_CONSTRAINT": str(REPOSITORY / "constraints.txt"),
+    }
 
     def install(*arguments):
         command = ["sh", made / "install.sh", "--prefix", prefix, "--find-links", wheels, *arguments]
@@ -397,6 +410,8 @@ def test_install_in_earnest_without_a_network(bundle, tmp_path):
         pytest.skip(f"needs {done.stdout.splitlines()[0].partition(': ')[2]}")
     assert done.returncode == 0, done.stderr
     assert "golden pictures equal" in done.stdout
+    shipped = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec" / "_shipped" / "service"
+    assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
     again = install()
     assert again.returncode == 0, again.stderr
     assert "Making" not in again.stdout
