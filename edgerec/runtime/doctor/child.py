@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LIMIT_S = 20.0
+# From a slow card, the first import of OpenCV takes a while.
+LIMIT_S = 60.0
+HANGS = "it hangs"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def run(command: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
-        return Answer(reason=f"it hangs: nothing for {limit_s:g} s")
+        return Answer(reason=f"{HANGS}: nothing for {limit_s:g} s")
     except OSError as error:
         return Answer(reason=str(error.strerror))
     said, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from edgerec.runtime.doctor import libraries
-from edgerec.runtime.doctor.child import ask
+from edgerec.runtime.doctor.child import HANGS, ask
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.packages import OPENCVS, Packages
 from edgerec.runtime.doctor.system import System
@@ -82,6 +82,8 @@ def _mend(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
     if "has no attribute" in reason and installed:  # the files of another one were taken away
         return f"pip install --force-reinstall --no-deps {installed[0]}"
+    if reason.startswith(HANGS):
+        return 'python -c "import cv2"   # does it end?'
     if "NumPy does not load" in reason:
         return libraries.mend(reason, system) or "pip install --force-reinstall numpy"
     if "numpy" in reason or "_ARRAY_API" in reason:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.doctor import libraries
-from edgerec.runtime.doctor.child import ask
+from edgerec.runtime.doctor.child import HANGS, ask
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.python import Python
 from edgerec.runtime.doctor.system import System
@@ -91,6 +91,8 @@ def _none(system: System, python: Python) -> Finding:
 
 def _mend(runtime: Runtime, system: System) -> str:
     reason = runtime.reason
+    if reason.startswith(HANGS):
+        return f'python -c "import {RUNTIMES[runtime.package]}"   # does it end?'
     if re.search(r"numpy|_ARRAY_API|SIGSEGV", reason) and runtime.package == "tflite-runtime":
         return 'pip install "numpy<2"'
     if "numpy" in reason:
