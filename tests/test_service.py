@@ -198,10 +198,16 @@ def test_the_pi_gets_them_and_others_do_not(bundle):
         assert not re.search(rb"@[A-Z]+@", file)
 
 
-@pytest.mark.parametrize("key", ["arch", "system_packages"])
+@pytest.mark.parametrize("key", ["arch", "python", "system_packages"])
 def test_a_target_s_words_do_not_become_commands(key):
     with pytest.raises(TargetError, match=rf"the target's {key} has "):
         service_files(mine(**{key: ("$(reboot)",)}))
+
+
+def test_a_service_has_something_to_install():
+    with pytest.raises(TargetError, match="no requirements"):
+        service_files(mine(requirements=()))
+    assert "Dockerfile" not in service_files(mine(arch=()))
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

@@ -8,6 +8,7 @@ from typing import Any
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
+from edgerec.export.service import service_files
 
 
 def requirements(target: Target) -> str:
@@ -46,7 +47,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     if target.system_packages:
         lines += [f"Needed first, once: `sudo apt install {' '.join(target.system_packages)}`.", ""]
     if target.service:
-        lines += _service()
+        lines += _service("Dockerfile" in service_files(target))
     return [
         *lines,
         "`edgerec verify .` checks there that the model answers as it did where it was made;",
@@ -57,8 +58,9 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     ]
 
 
-def _service() -> list[str]:
-    return [
+def _service(container: bool) -> list[str]:
+    """How it is installed by its install.sh; ``container``: whether there is a Dockerfile too."""
+    lines = [
         "Or let it be done, into `/opt/edgerec`; system packages are named before they are installed:",
         "",
         "```sh",
@@ -70,6 +72,7 @@ def _service() -> list[str]:
         "the system packages are there.",
         "",
     ]
+    return [*lines, "The same in a container: the first lines of `Dockerfile` say how.", ""] if container else lines
 
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:

@@ -24,13 +24,15 @@ def service_files(target: Target) -> dict[str, bytes]:
     Only the target's own words get into them, each checked or quoted; nothing of a bundle's name or labels does.
 
     Raises:
-        TargetError: the target names a processor or package as none is named.
+        TargetError: the target names a processor or package as none is named, or has nothing to install.
     """
+    if not target.requirements:
+        raise TargetError(f"target {target.name} has a service and no requirements, from which install.sh installs it")
     packages = " ".join(_words("system_packages", target.system_packages, r"[a-z0-9][a-z0-9+.-]+"))
     arch = _words("arch", target.arch, r"\w+")
     install = {
         "ARCH": " ".join(arch),
-        "PYTHONS": " ".join(target.python),
+        "PYTHONS": " ".join(_words("python", target.python, r"3\.\d{1,2}")),
         "PACKAGES": f"python3 {packages}".strip(),
         "SITE": _site(target),
     }
@@ -39,7 +41,7 @@ def service_files(target: Target) -> dict[str, bytes]:
         "edgerec.service": _filled("edgerec.service", _unit(target)),
     }
     suite = next((name for python, name in _SUITES.items() if python in target.python), "")
-    if suite and arch[0] in _PLATFORMS:
+    if suite and arch and arch[0] in _PLATFORMS:
         files["Dockerfile"] = _filled("Dockerfile", {"SUITE": suite, "PLATFORM": _PLATFORMS[arch[0]]})
     return {name: text.encode() for name, text in files.items()}
 
