@@ -23,6 +23,7 @@ _PUBLIC = {
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
+    "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
@@ -48,6 +49,7 @@ __all__ = [
     "adopt",
     "benchmark",
     "compare",
+    "doctor",
     "ensemble",
     "evaluate",
     "export_bundle",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
+    from edgerec.runtime.doctor import doctor
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run

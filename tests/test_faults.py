@@ -22,10 +22,11 @@ from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, opencv
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
-from edgerec.camera.sources.opencv import OpenCVSource, programs_using
+from edgerec.camera.sources.opencv import OpenCVSource
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
+from edgerec.runtime.programs import programs_using
 from tests import servers
 from tests.servers import HEAD, NUMBERS, MjpegServer, RtspServer, deaf_port, jpeg, number_of, part, picture, well
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame, Result
+from edgerec.camera.service import Service
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
@@ -145,28 +146,37 @@ class Camera:
 
     def events(self) -> Iterator[Result | StateChange]:
         """Each frame's result and each change of a source's state, in the order of time for each source."""
+        return self._events(Service())
+
+    def _events(self, service: Service) -> Iterator[Result | StateChange]:
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
         for event in self._feeds:
+            service.alive()  # also for a frame that the view leaves out
             if isinstance(event, StateChange):
+                service.tell(event)
                 yield event
             elif frame := self._choice.take(event):
                 yield self._answer(frame)
         for error in self._feeds.errors:
             raise error
 
-    def run(self, sinks: Iterable[Sink], max_frames: int | None = None) -> RunReport:
+    def run(self, sinks: Iterable[Sink], max_frames: int | None = None, *, service: Service | None = None) -> RunReport:
         """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
 
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
         one has a thread of its own.
+
+        ``service`` is told when this begins and ends, and that it is alive: with each frame that is looked at, and
+        each step of connecting a source again. A model, a window or all connections that hang let its watchdog bark.
         """
-        sinks = list(sinks)
+        sinks, service = list(sinks), service or Service()
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
         workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]
         try:
-            for event in self.events():
+            service.ready()
+            for event in self._events(service):
                 for worker in workers:
                     worker.put(event)
                 for sink in inline:
@@ -175,6 +185,7 @@ class Camera:
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
         finally:
+            service.stopping()
             for worker in workers:
                 worker.close()
             for sink in inline:

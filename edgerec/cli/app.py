@@ -15,6 +15,7 @@ from edgerec.cli import (
     benchmark,
     calibration,
     camera,
+    doctor,
     ensemble,
     evaluate,
     export,
@@ -96,6 +97,7 @@ for command in (
     verify.verify,
     predict.predict,
     benchmark.benchmark,
+    doctor.doctor,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.command("camera", cls=CameraCommand)(camera.camera)

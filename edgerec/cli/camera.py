@@ -92,6 +92,7 @@ def camera(
 ) -> None:
     """Classify cameras, videos or folders in real time; q or Ctrl-C ends. A stream that is lost is connected again."""
     from edgerec.camera.pipeline import Camera
+    from edgerec.camera.service import Service
     from edgerec.camera.states import Patience
 
     chatter()
@@ -134,7 +135,7 @@ def camera(
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks = open_sinks(wanted, live, stack)
         stack.enter_context(live)
-        live.run(sinks, max_frames)
+        live.run(sinks, max_frames, service=Service.from_environment())
 
 
 def _pairs(texts: list[str], example: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export import apps, sources
+from edgerec.export.service import service_files
 
 
 def requirements(target: Target) -> str:
@@ -55,6 +56,8 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
     ]
     if target.system_packages:
         lines += [f"Needed first, once: `sudo apt install {' '.join(target.system_packages)}`.", ""]
+    if target.service:
+        lines += _service("Dockerfile" in service_files(target))
     return [
         *lines,
         "`edgerec verify .` checks there that the model answers as it did where it was made;",
@@ -63,6 +66,23 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         "A wheel of edgerec that is in no package index: add `--find-links FOLDER` to `pip install`.",
         "",
     ]
+
+
+def _service(container: bool) -> list[str]:
+    """How it is installed by its install.sh; ``container``: whether there is a Dockerfile too."""
+    lines = [
+        "Or let it be done, into `/opt/edgerec`; system packages are named before they are installed:",
+        "",
+        "```sh",
+        "sudo sh install.sh              # --dry-run says what it would do, --undo takes it away again",
+        "sudo sh install.sh --service    # and the camera starts with the machine: journalctl -u edgerec",
+        "```",
+        "",
+        "Without a network: put the wheels in a folder `wheels` here. `sh install.sh --prefix DIR` needs no root where",
+        "the system packages are there.",
+        "",
+    ]
+    return [*lines, "The same in a container: the first lines of `Dockerfile` say how.", ""] if container else lines
 
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image
 from edgerec.contract.target import Target
 from edgerec.export.card import readme, requirements
+from edgerec.export.service import service_files
 from edgerec.export.sources import sources
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import make_golden, verify
@@ -44,6 +45,8 @@ def write_verified(
     files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), pictures)
     if target.requirements:
         files["requirements.txt"] = requirements(target).encode()
+    if target.service:
+        files |= service_files(target)
     if target.kind == "c":
         files |= sources(models[manifest.model], manifest)
     files["README.md"] = readme(manifest, target, figures, models[manifest.model]).encode()

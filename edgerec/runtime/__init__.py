@@ -1,6 +1,22 @@
 """The half that runs on a device: interpreter, classifier, verification. Never imports TensorFlow."""
 
-from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.golden import verify
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+# Loaded at first use: the doctor also runs where NumPy does not load.
+_PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.golden"}
 
 __all__ = ["Classifier", "verify"]
+
+if TYPE_CHECKING:
+    from edgerec.runtime.classifier import Classifier
+    from edgerec.runtime.golden import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'edgerec.runtime' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

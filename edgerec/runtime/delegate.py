@@ -42,7 +42,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
         DelegateError: it does not load; the message says why and how to go on without it.
     """
     wanted = dict(options or {})
-    if reason := probe(_PROBE, library, json.dumps(wanted)):
+    if reason := try_delegate(library, wanted):
         raise _refused(library, reason)
     with captured_stderr():
         try:
@@ -50,6 +50,11 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
         except (ValueError, OSError) as error:
             reason = str(error)
     raise _refused(library, reason)
+
+
+def try_delegate(library: str, options: Mapping[str, str] | None = None) -> str:
+    """Why a delegate does not load in a child process; empty when it does."""
+    return probe(_PROBE, library, json.dumps(dict(options or {})))
 
 
 def probe(code: str, *arguments: str, given: bytes = b"") -> str:

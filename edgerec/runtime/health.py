@@ -70,13 +70,23 @@ def _numbers(folder: Path, pattern: str) -> list[float]:
     return found
 
 
+def earlier_throttled() -> tuple[str, ...]:
+    """What a Raspberry Pi says held it back at some time since it was started; empty on other machines."""
+    bits = _pi_bits()
+    return tuple(word for bit, word in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
+
+
 def _pi_throttled() -> tuple[str, ...] | None:
+    bits = _pi_bits()
+    return None if bits is None else tuple(word for bit, word in _PI_BITS.items() if bits >> bit & 1)
+
+
+def _pi_bits() -> int | None:
     tool = shutil.which("vcgencmd")
     if tool is None:
         return None
     try:
         said = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=2, check=True).stdout
-        bits = int(said.strip().partition("=")[2], 16)
+        return int(said.strip().partition("=")[2], 16)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return tuple(word for bit, word in _PI_BITS.items() if bits >> bit & 1)

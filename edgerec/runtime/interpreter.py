@@ -15,17 +15,11 @@ from edgerec.contract.bounds import check_bounds
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
+from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.delegate import load_delegate
 from edgerec.runtime.gpu import GPU, open_gpu
 
 log = logging.getLogger(__name__)
-
-# In the order of preference: the fast successor, the last small one, the one inside TensorFlow.
-RUNTIMES = {
-    "ai-edge-litert": "ai_edge_litert.interpreter",
-    "tflite-runtime": "tflite_runtime.interpreter",
-    "tensorflow": "tensorflow.lite.python.interpreter",
-}
 
 
 @dataclass(frozen=True)

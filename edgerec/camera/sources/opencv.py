@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.optional import require
+from edgerec.runtime.programs import programs_using
 
 OPEN_MS = 10_000
 # From an RTSP peer that went silent FFmpeg comes back after three times as long. Less would end a stream that only
@@ -110,22 +110,6 @@ class OpenCVSource:
         """Release the device or file."""
         self._capture.release()
         self._peer.close()
-
-
-def programs_using(path: str | Path) -> list[str]:
-    """The other programs that hold a file or device open, as ``name (process 123)``, as far as Linux tells us."""
-    try:
-        wanted = os.stat(path)
-    except OSError:
-        return []
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        process = link.parts[2]
-        with contextlib.suppress(OSError):
-            if process != str(os.getpid()) and os.path.samestat(link.stat(), wanted):
-                name = Path("/proc", process, "comm").read_text().strip()
-                found.add(f"{name} (process {process})")
-    return sorted(found)
 
 
 def _open(device: int | str, backend: int = 0, parameters: list[int] | None = None) -> Any | None:

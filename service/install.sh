@@ -1,0 +1,363 @@
+#!/bin/sh
+# Installs this bundle on the machine that it lies on: sh install.sh --help
+set -eu
+umask 022
+
+# What the bundle needs; edgerec export wrote it.
+ARCH=@ARCH@
+PYTHONS=@PYTHONS@
+PACKAGES=@PACKAGES@
+SITE=@SITE@
+
+UNIT=/etc/systemd/system/edgerec.service
+OPTIONS=/etc/default/edgerec
+
+usage() {
+  cat <<END
+Usage: sh install.sh [OPTION]...
+Installs this bundle and what it needs into a virtual environment, and verifies it there.
+Once more does no harm; what is new in this folder is taken over.
+
+  --prefix DIR      where to [/opt/edgerec]
+  --find-links DIR  a folder of wheels, which then need no network [wheels, beside this file, where it is there]
+  --service         also make it a service that starts with the machine: $UNIT, $OPTIONS
+  --yes             install system packages, or remove them, without asking
+  --dry-run         say what would be done, and do nothing
+  --undo            take away what this script brought, and nothing else
+  --help            this text
+END
+}
+
+say() { printf '%s\n' "$*"; }
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# What changes something is done by this.
+run() {
+  if [ -n "$dry" ]; then printf 'would run: %s\n' "$*"; else "$@"; fi
+}
+
+confirm() {
+  if [ -n "$yes" ] || [ -n "$dry" ]; then return 0; fi
+  [ -t 0 ] || fail "$1 There is nobody to answer: --yes agrees"
+  printf '%s [y/N] ' "$1"
+  read -r answer || answer=
+  case $answer in [yY]*) ;; *) fail "stopped, as you said no" ;; esac
+}
+
+# The first number is of the programs: a 64-bit kernel may run 32-bit ones, as Raspberry Pi OS 32-bit does.
+bits() { getconf LONG_BIT 2>/dev/null || echo 64; }
+
+check_machine() {
+  [ "$(uname -s)" = Linux ] || fail "this bundle is for Linux, this is $(uname -s)"
+  machine=$(uname -m)
+  case $(bits)$machine in 32aarch64 | 32armv8l) machine=armv7l ;; 32x86_64) machine=i686 ;; esac
+  case " $ARCH " in
+    *" $machine "* | "  ") ;;
+    *) fail "this bundle is for $ARCH, this system is $machine: export it again with a --target for $machine" ;;
+  esac
+}
+
+# Sets $python and $version, or leaves $found with the versions that do not fit.
+find_python() {
+  python='' found=''
+  # The system's own first: Debian's packages for Python are for that one alone.
+  for name in python3 $(for number in $PYTHONS; do echo "python$number"; done); do
+    path=$(command -v "$name") || continue
+    version=$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    case " $PYTHONS " in *" $version "* | "  ") python=$path && return 0 ;; esac
+    found="$found $version"
+  done
+}
+
+check_python() {
+  find_python
+  if [ -z "$python" ] && [ -n "$found" ]; then
+    fail "this bundle needs Python $(say "$PYTHONS" | sed 's/ / or /g'), here is$found: use a system that has one of them"
+  fi
+}
+
+missing_packages() {
+  for package in $PACKAGES; do
+    # shellcheck disable=SC2016  # dpkg's own $
+    case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
+      installed) ;;
+      *) printf '%s ' "$package" ;;
+    esac
+  done
+}
+
+# apt-get's plan: the packages that it would bring, one a line; those that it would only upgrade are not ours to remove.
+planned() {
+  # shellcheck disable=SC2086  # a list
+  apt-get -s install --no-install-recommends $1 2>/dev/null | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }'
+}
+
+# Sets $missing, and $new with all that would come; says them and asks.
+plan_packages() {
+  missing='' new=''
+  if ! command -v dpkg-query >/dev/null; then
+    say "No Debian: what it calls $PACKAGES must be here."
+    return 0
+  fi
+  missing=$(missing_packages)
+  missing=${missing% }
+  [ -n "$missing" ] || return 0
+  say "System packages that are missing: $missing"
+  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then
+    fail "only root can install them: sudo apt-get install --no-install-recommends $missing"
+  fi
+  new=$(planned "$missing")
+  if [ -z "$new" ] && [ -z "$dry" ]; then
+    apt-get -q update >/dev/null || fail "apt-get update failed: is there a network?"
+    new=$(planned "$missing")
+    [ -n "$new" ] || fail "apt-get cannot install $missing: apt-get install $missing says why"
+  fi
+  [ -z "$new" ] || say "With what they need, $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
+  confirm "Install them?"
+}
+
+install_packages() {
+  [ -n "$missing" ] || return 0
+  for package in $new; do remember "package $package"; done
+  # shellcheck disable=SC2086
+  run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing ||
+    fail "apt-get failed: what it says is above"
+}
+
+# The prefix is ours when it has our record, or holds nothing.
+check_prefix() {
+  if [ ! -f "$record" ] && [ -e "$prefix" ] && [ -n "$(ls -A "$prefix" 2>/dev/null || echo file)" ]; then
+    fail "$prefix holds something else: choose another --prefix"
+  fi
+  above=$prefix
+  while [ ! -e "$above" ]; do above=$(dirname "$above"); done
+  if [ ! -d "$above" ] || [ ! -w "$above" ] && [ -z "$dry" ]; then
+    fail "$prefix cannot be written: use sudo, or --prefix with a folder of your own"
+  fi
+}
+
+open_prefix() {
+  [ -z "$dry" ] || return 0
+  mkdir -p "$prefix"
+  [ -f "$record" ] || : >"$record"
+}
+
+# Written before the thing is done, so that --undo finds it also after a power cut.
+remember() {
+  [ -n "$dry" ] || grep -qxF "$1" "$record" || say "$1" >>"$record"
+}
+
+has_picamera2() {
+  "$python" -c 'import importlib.util as u; exit(not u.find_spec("picamera2"))' 2>/dev/null
+}
+
+site_option() {
+  if [ "$SITE" = always ]; then
+    echo --system-site-packages
+  elif [ "$SITE" = picamera2 ] && has_picamera2; then
+    echo --system-site-packages # picamera2 comes with the system only
+  fi
+}
+
+make_environment() {
+  site=$(site_option)
+  seen=false
+  [ -z "$site" ] || seen=true
+  if [ -d "$prefix/venv/lib/python$version/site-packages/pip" ] &&
+    grep -q "include-system-site-packages = $seen" "$prefix/venv/pyvenv.cfg"; then
+    return 0
+  fi
+  say "Making $prefix/venv with Python $version."
+  # shellcheck disable=SC2086  # empty, or one option
+  run "$python" -m venv --clear $site "$prefix/venv" || fail "Python $version makes no environment: is python3-venv here?"
+}
+
+pip_install() {
+  "$prefix/venv/bin/python" -m pip --disable-pip-version-check --no-input install --only-binary :all: "$@" \
+    >"$prefix/pip.log" 2>&1
+}
+
+# With what was given, from the folder of wheels alone, else from the index too.
+install_from() {
+  if [ -n "$links" ] && pip_install --no-index --find-links "$links" "$@"; then return 0; fi
+  pip_install ${links:+--find-links "$links"} "$@" && return 0
+  reason=$(sed -n 's/^ERROR: //p' "$prefix/pip.log" | head -n 1)
+  fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
+}
+
+install_wheels() {
+  say "Installing what $here/requirements.txt names; on a small machine this takes minutes."
+  [ -z "$dry" ] || return 0
+  if [ "$(bits)" = 32 ] && [ "$(uname -m)" = aarch64 ]; then
+    # pip takes such a system for a 64-bit one where it asks what a package needs. NumPy and OpenCV are the system's.
+    install_from --no-deps -r "$here/requirements.txt"
+    install_from 'typer>=0.15'
+  else
+    install_from -r "$here/requirements.txt"
+  fi
+}
+
+copy_bundle() {
+  [ "$here" != "$prefix/bundle" ] || return 0
+  say "Copying the bundle to $prefix/bundle."
+  [ -z "$dry" ] || return 0
+  # Its files and no others, with their digests checked; written beside, then renamed.
+  "$prefix/venv/bin/python" -c '
+import sys
+from edgerec.contract.bundle import Bundle
+bundle = Bundle.open(sys.argv[1])
+Bundle.write(sys.argv[2], bundle.manifest, bundle.files, overwrite=True)
+' "$here" "$prefix/bundle" || fail "$here was not copied to $prefix/bundle: copy the whole bundle here again"
+}
+
+check_service() {
+  [ -n "$service" ] || return 0
+  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "--service needs root: sudo sh install.sh --service"; fi
+  [ -d /etc/systemd/system ] || fail "there is no systemd here, which --service is for"
+  if [ -e "$UNIT" ] && ! grep -qsxF "unit $UNIT" "$record"; then
+    fail "$UNIT is there already, and not by this --prefix: undo it where it was installed"
+  fi
+}
+
+booted() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null; }
+
+install_service() {
+  [ -n "$service" ] || return 0
+  remember "unit $UNIT"
+  if [ -z "$dry" ]; then
+    sed "s|/opt/edgerec|$prefix|g" "$here/edgerec.service" >"$UNIT.new"
+    mv "$UNIT.new" "$UNIT"
+  fi
+  if [ ! -e "$OPTIONS" ] && [ -z "$dry" ]; then
+    cat >"$OPTIONS" <<'END'
+# Options of edgerec camera, which the service is started with; systemctl restart edgerec takes them over.
+# A Raspberry Pi's own camera: --source picamera2:0
+# Keep unsure pictures: --save low-confidence --save-dir /var/lib/edgerec/pictures
+OPTIONS="--source 0 --headless"
+END
+    remember "options $OPTIONS $(cksum <"$OPTIONS")"
+  fi
+  say "The service is $UNIT, its options are in $OPTIONS."
+  if booted; then
+    run systemctl daemon-reload
+    run systemctl enable edgerec.service
+    run systemctl restart edgerec.service
+  fi
+}
+
+tell() {
+  say
+  say 'Type:'
+  say "  $prefix/venv/bin/edgerec camera $prefix/bundle --source 0 --headless"
+  say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (says what is missing for that)"
+  if [ -n "$service" ]; then
+    say '  systemctl status edgerec'
+  else
+    say '  sudo sh install.sh --service     (to start it with the machine)'
+  fi
+}
+
+install() {
+  check_machine
+  check_python
+  [ -f "$here/requirements.txt" ] || fail "$here is not a whole bundle: it has no requirements.txt"
+  check_service
+  check_prefix
+  plan_packages
+  open_prefix
+  install_packages
+  if [ -z "$python" ]; then check_python; fi
+  if [ -z "$python" ]; then
+    [ -n "$dry" ] || fail "there is no Python: sudo apt-get install python3"
+    python=python3 version=${PYTHONS%% *} # it would be there by now
+  fi
+  make_environment
+  install_wheels
+  copy_bundle
+  run "$prefix/venv/bin/edgerec" verify "$prefix/bundle"
+  install_service
+  tell
+}
+
+# Those that the script brought, without which nothing else would go too.
+remove_packages() {
+  brought=$(sed -n 's/^package //p' "$record" | tr '\n' ' ')
+  [ -n "$brought" ] || return 0
+  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $brought: sudo sh install.sh --undo"; fi
+  # shellcheck disable=SC2086
+  gone=$(apt-get -s remove $brought 2>/dev/null | awk '$1 == "Remv" { print $2 }')
+  for package in $gone; do
+    case " $brought " in
+      *" $package "*) ;;
+      *) say "These system packages stay, because $package needs them by now: $brought" && return 0 ;;
+    esac
+  done
+  [ -n "$gone" ] || return 0
+  say "System packages that were installed with it: $brought"
+  confirm "Remove them?"
+  # shellcheck disable=SC2086
+  run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge $brought
+}
+
+remove_service() {
+  grep -qxF "unit $UNIT" "$record" || return 0
+  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $UNIT: sudo sh install.sh --undo"; fi
+  if booted; then run systemctl disable --now edgerec.service; fi
+  run rm -f "$UNIT"
+  if [ -e "$OPTIONS" ]; then
+    if grep -qxF "options $OPTIONS $(cksum <"$OPTIONS")" "$record"; then
+      run rm -f "$OPTIONS"
+    else
+      say "$OPTIONS stays: it was changed, or there before."
+    fi
+  fi
+  if booted; then run systemctl daemon-reload; fi
+  if [ -e /var/lib/edgerec ]; then say "/var/lib/edgerec stays: it is what the camera saved."; fi
+}
+
+undo() {
+  [ -f "$record" ] || fail "nothing to undo: $prefix was not installed by this script (--prefix DIR names another place)"
+  [ -w "$prefix" ] || [ -n "$dry" ] || fail "$prefix cannot be written: sudo sh install.sh --undo"
+  remove_service
+  remove_packages
+  run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log"
+  run rm -f "$record"
+  [ -n "$dry" ] || rmdir "$prefix" 2>/dev/null || say "$prefix stays: there is something else in it."
+  say "Undone."
+}
+
+prefix=/opt/edgerec links='' service='' yes='' dry='' what=install
+while [ $# -gt 0 ]; do
+  case $1 in
+    --prefix | --find-links)
+      [ $# -gt 1 ] || { say "$1 needs a folder; --help shows the options" >&2 && exit 2; }
+      if [ "$1" = --prefix ]; then prefix=$2; else links=$2; fi
+      shift
+      ;;
+    --service) service=yes ;;
+    --yes | -y) yes=yes ;;
+    --dry-run) dry=yes ;;
+    --undo) what=undo ;;
+    --help | -h) usage && exit 0 ;;
+    *) say "unknown option $1; --help shows the options" >&2 && exit 2 ;;
+  esac
+  shift
+done
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+case $prefix in /*) ;; *) prefix=$(pwd -P)/$prefix ;; esac
+case $prefix in
+  *[!A-Za-z0-9/._-]* | *..* | /) fail "--prefix is '$prefix': expected a path of letters, digits and / . _ -" ;;
+esac
+prefix=${prefix%/}
+record=$prefix/.edgerec-brought
+if [ -z "$links" ]; then
+  [ ! -d "$here/wheels" ] || links=$here/wheels
+else
+  links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "--find-links: there is no such folder"
+fi
+cd / # or Python would take modules from where the person stands
+"$what"
