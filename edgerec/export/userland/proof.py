@@ -1,0 +1,296 @@
+"""A bundle proven on the userland of a target: every Debian release it has, every processor, before it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.files import cache_folder, write_file
+from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.target import Target, target_names
+from edgerec.errors import TargetError
+from edgerec.export.card import requirements as filled
+from edgerec.export.userland import probe
+from edgerec.export.userland.compare import Comparison, compare
+from edgerec.export.userland.pictures import some_pictures
+from edgerec.export.userland.qemu import find_qemu
+from edgerec.export.userland.root import PYTHONS, Root, entering, find_root
+from edgerec.export.userland.wheels import MACHINES, check_requirements, find_site, own_wheel, unpacked
+from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.golden import read_golden, tolerance
+from edgerec.runtime.interpreter import RUNTIMES, Fingerprint, fingerprint
+
+log = logging.getLogger(__name__)
+
+PROOF_TIMEOUT_S = 1800
+# The processors of the boards: Raspberry Pi 4 and 5; Raspberry Pi 2, whose instructions all 32-bit ones have.
+PROCESSORS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
+NATIVE = "this machine"
+LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
+# What `edgerec predict`, `verify` and `camera` load there.
+_MODULES = (
+    "numpy", "cv2", "edgerec.cli.app", "edgerec.runtime.golden", "edgerec.runtime.benchmark", "edgerec.camera",
+    "edgerec.camera.sources.opencv", "edgerec.camera.sources.files", "edgerec.camera.sinks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What one userland with one processor made of the bundle.
+
+    Attributes:
+        release, python: Debian's and its Python's version.
+        machine: ``aarch64`` or ``armv7l``.
+        processor: as qemu names it.
+        runtime, version: of the interpreter there; empty where it did not come so far.
+        edgerec: its version there.
+        golden: against the bundle's golden vectors; None where it did not come so far.
+        pictures: against this machine's answers to other pictures; None without any.
+        import_errors: why modules do not load.
+        missing_libraries: shared libraries that are not there.
+        problem: the first thing that is wrong; empty: nothing.
+        site_bytes: of the installed packages.
+        seconds: of the run; emulated, and no measure of a device.
+    """
+
+    release: str
+    python: str
+    machine: str
+    processor: str
+    runtime: str = ""
+    version: str = ""
+    edgerec: str = ""
+    golden: Comparison | None = None
+    pictures: Comparison | None = None
+    import_errors: tuple[str, ...] = ()
+    missing_libraries: tuple[str, ...] = ()
+    problem: str = ""
+    site_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProofReport:
+    """What :func:`prove` found; ``seconds`` of all, building included."""
+
+    bundle: str
+    on: str
+    made_on: Fingerprint
+    here: Fingerprint
+    proofs: tuple[Proof, ...]
+    seconds: float
+
+    @property
+    def problem(self) -> str:
+        """The first thing that is wrong anywhere, and where; empty: nothing."""
+        return next((f"Debian {p.release}, {p.processor}: {p.problem}" for p in self.proofs if p.problem), "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"ok": not self.problem} | asdict(self)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is the same for all userlands."""
+
+    bundle: Bundle
+    requirements: str
+    modules: tuple[str, ...]
+    golden: dict[str, Any]
+    made_on: Fingerprint
+    pictures: dict[str, bytes]
+    here: dict[str, Any]
+    fingerprint: Fingerprint
+
+
+def prove(
+    bundle: str | Path,
+    on: str = "rpi",
+    *,
+    data: str | Path | None = None,
+    pictures: int = 300,
+    releases: Sequence[str] = (),
+    processors: Sequence[str] = (),
+    find_links: str = "",
+    listener: Listener = ignore,
+) -> ProofReport:
+    """Run a bundle on the userlands of a target, and compare its answers with those where it was made.
+
+    A Debian root folder for each of the target's versions of Python is built once under ``cache_folder()``, with the
+    bundle's requirements from wheels; the golden vectors are recomputed there under qemu as each processor.
+
+    Args:
+        bundle: its folder or .zip.
+        on: a target that runs Debian on ARM: ``rpi``, ``rpi-32bit``, or a .toml file like them.
+        data: more pictures, as :func:`edgerec.fit` takes data; answers are compared with this machine's.
+        pictures: so many of them at most.
+        releases: of Debian; none: all that the target has.
+        processors: as qemu names them; none: those of the boards.
+        find_links: a folder or address with more wheels, as pip's option.
+        listener: told of the progress.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        TargetError: the target has no such userland, or it cannot be built; with what to do.
+    """
+    begun, aim, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
+    architecture, wanted = _userlands(aim, releases)
+    case = _case(opened, aim, data, pictures)
+    entering()
+    cache = cache_folder() / "userland"
+    find_links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
+    qemu = find_qemu(architecture, cache)
+    cores = (NATIVE,) if qemu is None else tuple(processors) or PROCESSORS[architecture]
+    wheel = own_wheel(case.requirements, cache)
+    proofs, total = [], len(wanted) * (2 + len(cores))
+    for number, release in enumerate(wanted):
+        done, where = number * (2 + len(cores)), f"Debian {release}"
+        listener(Progress("userland", done, total, where))
+        root = find_root(release, architecture, _debians_python(aim), qemu, cache)
+        listener(Progress("userland", done + 1, total, f"{where}, wheels"))
+        site = find_site(case.requirements, root, wheel, find_links, cache)
+        for step, processor in enumerate(cores):
+            listener(Progress("userland", done + 2 + step, total, f"{where}, {processor}"))
+            proofs.append(_prove(case, root, site, wheel, processor))
+    listener(Progress("userland", total, total))
+    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, tuple(proofs), time.monotonic() - begun)
+
+
+def _userlands(aim: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Debian's name of the target's processor, and the releases that have its versions of Python."""
+    architectures = {machine: name for name, machine in MACHINES.items()}
+    there = tuple(release for release, python in PYTHONS.items() if python in aim.python)
+    if aim.kind != "bundle" or len(aim.arch) != 1 or aim.arch[0] not in architectures or not there:
+        ready = [name for name in target_names() if name.startswith("rpi")]
+        raise TargetError(
+            f"there is no userland for target {aim.name}, expected one of Debian on ARM: {' or '.join(ready)}"
+        )
+    if strange := [release for release in releases if release not in there]:
+        raise TargetError(f"target {aim.name} has no Debian {strange[0]}, expected {' or '.join(there)}")
+    return architectures[aim.arch[0]], tuple(releases) or there
+
+
+def _debians_python(aim: Target) -> list[str]:
+    """Python packages that the target takes from Debian and not from wheels."""
+    return [name for name in aim.system_packages if name.startswith("python3-") and name != "python3-venv"]
+
+
+def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -> _Case:
+    text = filled(aim)
+    if bundle.manifest.target == aim.name and "requirements.txt" in bundle.files:
+        text = bundle.files["requirements.txt"].decode("utf-8", "replace")
+        check_requirements(text, aim.requirements, f"{bundle.path}/requirements.txt")
+    made_on, vectors = read_golden(bundle)
+    # In the userland the golden pictures are files among the others.
+    names = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
+    golden = {name: {"pixels": v["pixels_sha256"], "scores": v["scores"]} for name, v in names.items()}
+    files = {name: bundle.files[vector["image"]] for name, vector in names.items()}
+    others = some_pictures(str(data), pictures) if data is not None else {}
+    classifier = Classifier(bundle, delegate="")
+    runtime = [module for package, module in RUNTIMES.items() if package in text]
+    return _Case(
+        bundle=bundle,
+        requirements=text,
+        modules=(*runtime, *_MODULES),
+        golden=golden,
+        made_on=made_on,
+        pictures=files | others,
+        here={name: probe.answer(classifier, content) for name, content in others.items()},
+        fingerprint=fingerprint(),
+    )
+
+
+def _prove(case: _Case, root: Root, site: Path, wheel: Path | None, processor: str) -> Proof:
+    begun = time.monotonic()
+    with root.workplace() as place:
+        path = [site]
+        if wheel is not None:
+            unpacked(wheel, place / "edgerec")
+            path.insert(0, place / "edgerec")
+        Bundle.write(place / "bundle.zip", case.bundle.manifest, case.bundle.files)
+        (place / "pictures").mkdir()
+        for name, content in case.pictures.items():
+            (place / "pictures" / name).write_bytes(content)
+        shutil.copyfile(probe.__file__, place / "probe.py")
+        inside = root.inside(place)
+        job = {"modules": case.modules, "bundle": f"{inside}/bundle.zip", "pictures": f"{inside}/pictures"}
+        write_file(place / "job.json", json.dumps(job))
+        done = root.call(
+            place,
+            ["/usr/bin/python3", f"{inside}/probe.py", inside],
+            processor=processor,
+            path=path,
+            timeout_s=PROOF_TIMEOUT_S,
+        )
+        result = place / "result.json"
+        found = json.loads(result.read_text()) if not done.code and result.is_file() else None
+        proof = Proof(
+            root.release,
+            root.python,
+            MACHINES[root.architecture],
+            processor,
+            site_bytes=sum(file.stat().st_size for file in site.rglob("*") if file.suffix != ".pyc" and file.is_file()),
+        )
+        proof = _judged(case, proof, found) if found is not None else _ended(proof, done.code, done.stderr)
+        if proof.missing_libraries:
+            proof = _all_missing(proof, root, place, path)
+    return replace(proof, seconds=round(time.monotonic() - begun, 1))
+
+
+def _ended(proof: Proof, code: int, said: str) -> Proof:
+    """Python itself did not come to its end there."""
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    how = f"signal {-code}" if code < 0 else f"signal {code - 128}" if code > 128 else f"exit code {code}"
+    return replace(proof, missing_libraries=_libraries(said), problem=f"Python ended there with {how}: {lines[-1]}")
+
+
+def _judged(case: _Case, proof: Proof, found: dict[str, Any]) -> Proof:
+    if found["imports"]:
+        errors = tuple(f"{module}: {reason}" for module, reason in found["imports"].items())
+        return replace(
+            proof,
+            import_errors=errors,
+            missing_libraries=_libraries("\n".join(errors)),
+            problem=f"{errors[0]}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""),
+        )
+    there = Fingerprint(**found["here"])
+    proof = replace(proof, runtime=there.runtime, version=there.version, edgerec=found["edgerec"])
+    if "pictures" not in found:
+        return replace(proof, problem=found["verify"])
+    specs = case.bundle.manifest.models
+    golden = compare(case.golden, found["pictures"], specs, [tolerance(case.made_on, there, spec) for spec in specs])
+    pictures = None
+    if case.here:
+        allowed = [tolerance(case.fingerprint, there, spec) for spec in specs]
+        pictures = compare(case.here, found["pictures"], specs, allowed)
+    problem = golden.problem or found["verify"] or (pictures.problem if pictures else "")
+    return replace(proof, golden=golden, pictures=pictures, problem=problem)
+
+
+_LOST = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
+
+
+def _libraries(said: str) -> tuple[str, ...]:
+    """The shared libraries that the loader did not find."""
+    return tuple(sorted(set(_LOST.findall(said))))
+
+
+def _all_missing(proof: Proof, root: Root, place: Path, path: Sequence[Path]) -> Proof:
+    """Python stops at the first missing library; the loader names all that the packages want."""
+    found = set(proof.missing_libraries)
+    packages = {line.partition(":")[0].partition(".")[0] for line in proof.import_errors}
+    for file in (f for site in path for package in packages for f in (site / package).rglob("*.so*") if f.is_file()):
+        command = [LOADERS[root.architecture], "--list", root.inside(file)]
+        done = root.call(place, command, processor=proof.processor, timeout_s=60)
+        found.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
+    problem = f"{proof.problem}; missing libraries: {', '.join(sorted(found))}"
+    return replace(proof, missing_libraries=tuple(sorted(found)), problem=problem)
