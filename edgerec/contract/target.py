@@ -139,9 +139,7 @@ def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
             made[key] = tuple(value)
         elif kind.startswith("Mapping"):
             if not isinstance(value, dict) or not all(type(n) is int and n >= 0 for n in value.values()):
-                raise TargetError(
-                    f"{where}: {key} is {value!r}, expected operators with their highest version (0: any)"
-                )
+                raise TargetError(f"{where}: {key} is {value!r}, expected operators with their highest version (0: any)")
             made[key] = dict(value)
         elif type(value).__name__ != {"Kind": "str"}.get(kind, kind):
             raise TargetError(f"{where}: {key} is {value!r}, expected {'text' if kind in ('str', 'Kind') else kind}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,27 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.files import cache_folder, write_file
-from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.target import Target, target_names
-from edgerec.errors import TargetError
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.target import Target
 from edgerec.export.card import requirements as filled
 from edgerec.export.userland import probe
 from edgerec.export.userland.compare import Comparison, compare
+from edgerec.export.userland.machine import Place, Userland, userlands
 from edgerec.export.userland.pictures import some_pictures
-from edgerec.export.userland.qemu import find_qemu
-from edgerec.export.userland.root import PYTHONS, Root, entering, find_root
-from edgerec.export.userland.wheels import MACHINES, check_requirements, find_site, own_wheel, unpacked
+from edgerec.export.userland.tools import Done
+from edgerec.export.userland.wheels import check_requirements
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import read_golden, tolerance
 from edgerec.runtime.interpreter import RUNTIMES, Fingerprint, fingerprint
 
-log = logging.getLogger(__name__)
-
-PROOF_TIMEOUT_S = 1800
-# The processors of the boards: Raspberry Pi 4 and 5; Raspberry Pi 2, whose instructions all 32-bit ones have.
-PROCESSORS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
-NATIVE = "this machine"
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
 # What `edgerec predict`, `verify` and `camera` load there.
 _MODULES = (
@@ -143,45 +132,17 @@ def prove(
         TargetError: the target has no such userland, or it cannot be built; with what to do.
     """
     begun, aim, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
-    architecture, wanted = _userlands(aim, releases)
     case = _case(opened, aim, data, pictures)
-    entering()
-    cache = cache_folder() / "userland"
-    find_links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
-    qemu = find_qemu(architecture, cache)
-    cores = (NATIVE,) if qemu is None else tuple(processors) or PROCESSORS[architecture]
-    wheel = own_wheel(case.requirements, cache)
-    proofs, total = [], len(wanted) * (2 + len(cores))
-    for number, release in enumerate(wanted):
-        done, where = number * (2 + len(cores)), f"Debian {release}"
-        listener(Progress("userland", done, total, where))
-        root = find_root(release, architecture, _debians_python(aim), qemu, cache)
-        listener(Progress("userland", done + 1, total, f"{where}, wheels"))
-        site = find_site(case.requirements, root, wheel, find_links, cache)
-        for step, processor in enumerate(cores):
-            listener(Progress("userland", done + 2 + step, total, f"{where}, {processor}"))
-            proofs.append(_prove(case, root, site, wheel, processor))
-    listener(Progress("userland", total, total))
-    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, tuple(proofs), time.monotonic() - begun)
-
-
-def _userlands(aim: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Debian's name of the target's processor, and the releases that have its versions of Python."""
-    architectures = {machine: name for name, machine in MACHINES.items()}
-    there = tuple(release for release, python in PYTHONS.items() if python in aim.python)
-    if aim.kind != "bundle" or len(aim.arch) != 1 or aim.arch[0] not in architectures or not there:
-        ready = [name for name in target_names() if name.startswith("rpi")]
-        raise TargetError(
-            f"there is no userland for target {aim.name}, expected one of Debian on ARM: {' or '.join(ready)}"
-        )
-    if strange := [release for release in releases if release not in there]:
-        raise TargetError(f"target {aim.name} has no Debian {strange[0]}, expected {' or '.join(there)}")
-    return architectures[aim.arch[0]], tuple(releases) or there
-
-
-def _debians_python(aim: Target) -> list[str]:
-    """Python packages that the target takes from Debian and not from wheels."""
-    return [name for name in aim.system_packages if name.startswith("python3-") and name != "python3-venv"]
+    ready = userlands(
+        aim,
+        case.requirements,
+        releases=releases,
+        processors=processors,
+        find_links=find_links,
+        listener=listener,
+    )
+    proofs = tuple(_prove(case, userland, processor) for userland, processor in ready)
+    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, proofs, time.monotonic() - begun)
 
 
 def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -> _Case:
@@ -209,48 +170,27 @@ def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -
     )
 
 
-def _prove(case: _Case, root: Root, site: Path, wheel: Path | None, processor: str) -> Proof:
-    begun = time.monotonic()
-    with root.workplace() as place:
-        path = [site]
-        if wheel is not None:
-            unpacked(wheel, place / "edgerec")
-            path.insert(0, place / "edgerec")
-        Bundle.write(place / "bundle.zip", case.bundle.manifest, case.bundle.files)
-        (place / "pictures").mkdir()
+def _prove(case: _Case, userland: Userland, processor: str) -> Proof:
+    begun, root = time.monotonic(), userland.root
+    proof = Proof(root.release, root.python, userland.machine, processor, site_bytes=userland.site_bytes)
+    with userland.place(processor) as place:
+        Bundle.write(place.folder / "bundle.zip", case.bundle.manifest, case.bundle.files)
+        (place.folder / "pictures").mkdir()
         for name, content in case.pictures.items():
-            (place / "pictures" / name).write_bytes(content)
-        shutil.copyfile(probe.__file__, place / "probe.py")
-        inside = root.inside(place)
-        job = {"modules": case.modules, "bundle": f"{inside}/bundle.zip", "pictures": f"{inside}/pictures"}
-        write_file(place / "job.json", json.dumps(job))
-        done = root.call(
-            place,
-            ["/usr/bin/python3", f"{inside}/probe.py", inside],
-            processor=processor,
-            path=path,
-            timeout_s=PROOF_TIMEOUT_S,
-        )
-        result = place / "result.json"
-        found = json.loads(result.read_text()) if not done.code and result.is_file() else None
-        proof = Proof(
-            root.release,
-            root.python,
-            MACHINES[root.architecture],
-            processor,
-            site_bytes=sum(file.stat().st_size for file in site.rglob("*") if file.suffix != ".pyc" and file.is_file()),
-        )
-        proof = _judged(case, proof, found) if found is not None else _ended(proof, done.code, done.stderr)
+            (place.folder / "pictures" / name).write_bytes(content)
+        job = {"modules": case.modules, "bundle": f"{place.inside}/bundle.zip", "pictures": f"{place.inside}/pictures"}
+        done, found = place.run(Path(probe.__file__), job)
+        proof = _ended(proof, done) if found is None else _judged(case, proof, found)
         if proof.missing_libraries:
-            proof = _all_missing(proof, root, place, path)
+            proof = _all_missing(proof, place)
     return replace(proof, seconds=round(time.monotonic() - begun, 1))
 
 
-def _ended(proof: Proof, code: int, said: str) -> Proof:
+def _ended(proof: Proof, done: Done) -> Proof:
     """Python itself did not come to its end there."""
-    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
-    how = f"signal {-code}" if code < 0 else f"signal {code - 128}" if code > 128 else f"exit code {code}"
-    return replace(proof, missing_libraries=_libraries(said), problem=f"Python ended there with {how}: {lines[-1]}")
+    how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
+    problem = f"Python ended there with {how}: {done.last_line}"
+    return replace(proof, missing_libraries=_libraries(done.stderr), problem=problem)
 
 
 def _judged(case: _Case, proof: Proof, found: dict[str, Any]) -> Proof:
@@ -284,13 +224,13 @@ def _libraries(said: str) -> tuple[str, ...]:
     return tuple(sorted(set(_LOST.findall(said))))
 
 
-def _all_missing(proof: Proof, root: Root, place: Path, path: Sequence[Path]) -> Proof:
+def _all_missing(proof: Proof, place: Place) -> Proof:
     """Python stops at the first missing library; the loader names all that the packages want."""
-    found = set(proof.missing_libraries)
+    found, loader = set(proof.missing_libraries), LOADERS[place.root.architecture]
     packages = {line.partition(":")[0].partition(".")[0] for line in proof.import_errors}
-    for file in (f for site in path for package in packages for f in (site / package).rglob("*.so*") if f.is_file()):
-        command = [LOADERS[root.architecture], "--list", root.inside(file)]
-        done = root.call(place, command, processor=proof.processor, timeout_s=60)
+    folders = [site / package for site in place.packages for package in packages]
+    for file in (file for folder in folders for file in folder.rglob("*.so*") if file.is_file()):
+        done = place.call([loader, "--list", place.root.inside(file)], timeout_s=60)
         found.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
     problem = f"{proof.problem}; missing libraries: {', '.join(sorted(found))}"
     return replace(proof, missing_libraries=tuple(sorted(found)), problem=problem)

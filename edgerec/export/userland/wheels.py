@@ -101,13 +101,13 @@ def _digest(checkout: Path) -> str:
 def _build(checkout: Path, out: Path) -> None:
     # Its build tool out of the environment where it is there: no index is asked.
     alone = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
-    command = [*_pip(), "wheel", "--no-deps", *alone, "--wheel-dir", out, checkout]
+    command = [*_pip(), "wheel", "--no-deps", *alone, "--wheel-dir", str(out), str(checkout)]
     done = call(command, timeout_s=BUILD_TIMEOUT_S)
     if done.code or not list(out.glob("*.whl")):
         raise TargetError(f"edgerec's wheel cannot be built from {checkout}: {done.last_line}")
 
 
-def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str, cache: Path) -> Path:
+def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str) -> Path:
     """The folder in ``root`` with what requirements.txt asks for, installed where it is not there yet.
 
     Args:
@@ -115,7 +115,6 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
         root: decides the Python and the processor.
         wheel: edgerec's own.
         find_links: a folder or address with more wheels, as pip's option; or empty.
-        cache: where wheels are made.
 
     Raises:
         TargetError: pip fails; where no wheel fits, with the versions that there are.
@@ -126,20 +125,20 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
     with locked(folder):
         if not folder.is_dir():
             log.info("installing wheels for Debian %s on %s, once", root.release, MACHINES[root.architecture])
+            links = [str(wheel.parent)] if wheel else []
             with replacing_folder(folder) as partial, tempfile.TemporaryDirectory(prefix="edgerec-wheels-") as extra:
-                _install(requirements, root, partial, [*([str(wheel.parent)] if wheel else []), extra, find_links])
+                _install(requirements, root, partial, [*links, *([find_links] if find_links else [])], Path(extra))
     return folder
 
 
-def _install(requirements: str, root: Root, folder: Path, links: Sequence[str]) -> None:
-    extra = Path(links[-2])
+def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], extra: Path) -> None:
     debians = _stand_ins(root, extra)
     (extra / "requirements.txt").write_text(requirements)
     command = [
         *_device_pip(root),
         *("install", "--no-compile", "--quiet", "--target", str(folder)),
         *_platform(root, root.python),
-        *(part for link in links if link for part in ("--find-links", link)),
+        *(part for link in (*links, str(extra)) for part in ("--find-links", link)),
         *("--requirement", str(extra / "requirements.txt")),
     ]
     done = call(command, timeout_s=INSTALL_TIMEOUT_S)
