@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgerec import __version__
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError
@@ -254,6 +255,7 @@ def test_a_trained_bundle_answers_on_a_raspberry_pi_4s_userland(bundle, image_fo
     (only,) = report.proofs
     assert report.problem == ""
     assert (only.release, only.python, only.machine, only.runtime) == ("bookworm", "3.11", "aarch64", "ai-edge-litert")
+    assert only.edgerec == __version__  # its wheel, installed there
     assert (only.golden.pictures, only.golden.same_top1, only.golden.max_difference <= 1) == (10, 10, True)
     assert (only.pictures.pictures, only.pictures.same_pixels) == (20, 20)
     assert report.to_dict()["ok"] is True

@@ -52,9 +52,16 @@ class Place:
         result = self.folder / "result.json"
         return done, json.loads(result.read_text()) if not done.code and result.is_file() else None
 
-    def call(self, command: Sequence[str], timeout_s: float = RUN_TIMEOUT_S) -> Done:
-        """Run a program there; paths as inside."""
-        return self.root.call(self.folder, command, processor=self.processor, path=self.packages, timeout_s=timeout_s)
+    def call(self, command: Sequence[str], settings: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S) -> Done:
+        """Run a program there; paths as inside, ``settings`` as of :meth:`Root.call`."""
+        return self.root.call(
+            self.folder,
+            command,
+            processor=self.processor,
+            path=self.packages,
+            settings=settings,
+            timeout_s=timeout_s,
+        )
 
 
 @dataclass(frozen=True)

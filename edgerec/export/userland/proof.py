@@ -230,7 +230,8 @@ def _all_missing(proof: Proof, place: Place) -> Proof:
     packages = {line.partition(":")[0].partition(".")[0] for line in proof.import_errors}
     folders = [site / package for site in place.packages for package in packages]
     for file in (file for folder in folders for file in folder.rglob("*.so*") if file.is_file()):
-        done = place.call([loader, "--list", place.root.inside(file)], timeout_s=60)
+        # As ldd asks it.
+        done = place.call([loader, place.root.inside(file)], ["LD_TRACE_LOADED_OBJECTS=1"], timeout_s=60)
         found.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
     problem = f"{proof.problem}; missing libraries: {', '.join(sorted(found))}"
     return replace(proof, missing_libraries=tuple(sorted(found)), problem=problem)

@@ -72,6 +72,7 @@ class Root:
         *,
         processor: str,
         path: Sequence[Path] = (),
+        settings: Sequence[str] = (),
         timeout_s: float,
     ) -> Done:
         """Run a program of the userland with ``place`` as its folder.
@@ -81,9 +82,12 @@ class Root:
             command: paths as inside.
             processor: as qemu names it; without qemu this machine's own runs it.
             path: folders of Python packages.
+            settings: more of its environment, ``NAME=value``; only under qemu, which keeps it from this machine's
+                programs.
             timeout_s: after which it is stopped.
         """
         emulator = [] if self.qemu is None else [self.inside(place / self.qemu.name), "-cpu", processor]
+        emulator += [part for setting in settings for part in ("-E", setting)] if emulator else []
         environment = {
             "HOME": "/tmp",
             "LANG": "C.UTF-8",
