@@ -146,10 +146,7 @@ def prove(
 
 
 def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -> _Case:
-    text = filled(aim)
-    if bundle.manifest.target == aim.name and "requirements.txt" in bundle.files:
-        text = bundle.files["requirements.txt"].decode("utf-8", "replace")
-        check_requirements(text, aim.requirements, f"{bundle.path}/requirements.txt")
+    text = _requirements(bundle, aim)
     made_on, vectors = read_golden(bundle)
     # In the userland the golden pictures are files among the others.
     names = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
@@ -168,6 +165,15 @@ def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -
         here={name: probe.answer(classifier, content) for name, content in others.items()},
         fingerprint=fingerprint(),
     )
+
+
+def _requirements(bundle: Bundle, aim: Target) -> str:
+    """The bundle's own, checked; of a bundle for another target those that this one would give it."""
+    if bundle.manifest.target != aim.name or "requirements.txt" not in bundle.files:
+        return filled(aim)
+    text = bundle.files["requirements.txt"].decode("utf-8", "replace")
+    check_requirements(text, aim.requirements, f"{bundle.path}/requirements.txt")
+    return text
 
 
 def _prove(case: _Case, userland: Userland, processor: str) -> Proof:
