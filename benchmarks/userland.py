@@ -6,12 +6,20 @@
 on every userland and processor with this machine. ``preprocess`` compares the bytes that models see of 300 pictures of
 all sizes and kinds. ``sizes`` measures what goes onto a Pi. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 Prints Markdown. Emulated seconds say nothing of a device.
+
+LiteRT and tflite-runtime round differently. To compare the 32-bit userland with its own runtime on this machine:
+
+    python3.11 -m venv ENV && ENV/bin/pip install tflite-runtime "numpy<2" "opencv-python-headless<4.12" typer
+    python benchmarks/userland.py proofs --work FOLDER --tflite-runtime ENV/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +27,13 @@ from typing import Any
 import cv2
 import numpy as np
 import userland_preprocess
-from common import data_folder, signs_by_person, unpacked
+from common import REPOSITORY, data_folder, signs_by_person, unpacked
 
 from edgerec import Recipe, export_bundle, fit, quantize
 from edgerec.contract.progress import ignore
 from edgerec.contract.target import Target
 from edgerec.export.card import requirements
 from edgerec.export.userland import prove
-from edgerec.export.userland.compare import Comparison
 from edgerec.export.userland.machine import userlands
 from edgerec.train.run import Run
 
@@ -60,32 +67,37 @@ def run_of(name: str, work: Path) -> Run:
     return run
 
 
-def proofs(work: Path) -> None:
-    """A table of every model, userland and processor."""
+def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
+    """A table of every model, userland and processor; with that Python, the 32-bit one against it too."""
     print("| model | userland | processor | runtime | golden: units off, top-1 | 300 pictures: units off, top-1 | s |")
     print("|---|---|---|---|---|---|---|")
-    for name in RECIPES:
+    for name in names:
         run = run_of(name, work)
         for target in TARGETS:
             out = work / f"{name}-{target}"
             data = source(RECIPES[name][0], work)
             export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
-            report = prove(out, target, data=data, pictures=PICTURES)
-            for proof in report.proofs:
-                if proof.golden is None or proof.pictures is None:
-                    print(f"| `{name}` | Debian {proof.release} | {proof.processor} | {proof.problem} |")
-                    continue
-                print(
-                    f"| `{name}` | {proof.release}, Python {proof.python}, {proof.machine} | {proof.processor} "
-                    f"| {proof.runtime} {proof.version} | {_cells(proof.golden)} | {_cells(proof.pictures)} "
-                    f"| {proof.seconds:.0f} |",
-                    flush=True,
-                )
-            print(f"{name} on {target}: {report.seconds:.0f} s", flush=True)
+            report = prove(out, target, data=data, pictures=PICTURES).to_dict()
+            _rows(name, "here LiteRT", report)
+            if target == "rpi-32bit" and tflite_runtime:
+                command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
+                environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+                _rows(name, "here tflite-runtime", json.loads(done.stdout))
 
 
-def _cells(comparison: Comparison) -> str:
-    return f"{comparison.max_difference:g}, {comparison.same_top1} of {comparison.pictures}"
+def _rows(name: str, against: str, report: dict[str, Any]) -> None:
+    for proof in report["proofs"]:
+        cells = [
+            f"{found['max_difference']:g}, {found['same_top1']} of {found['pictures']}" if found else proof["problem"]
+            for found in (proof["golden"], proof["pictures"])
+        ]
+        print(
+            f"| `{name}` | {proof['release']}, Python {proof['python']}, {proof['machine']} | {proof['processor']} "
+            f"| {proof['runtime']} {proof['version']}, {against} | {' | '.join(cells)} | {proof['seconds']:.0f} |",
+            flush=True,
+        )
+    print(f"{name} on {report['on']}: {report['seconds']:.0f} s in all", file=sys.stderr, flush=True)
 
 
 def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
@@ -157,6 +169,7 @@ def sizes(work: Path) -> None:
             bundles = {
                 name: sum(f.stat().st_size for f in (work / f"{name}-{target}").rglob("*") if f.is_file())
                 for name in RECIPES
+                if (work / f"{name}-{target}").is_dir()
             }
             own = userland.wheel.stat().st_size / 1e3 if userland.wheel else 0
             print(
@@ -171,10 +184,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=("proofs", "preprocess", "sizes"))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--tflite-runtime", default="", help="Python of an environment with tflite-runtime.")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.tables:
-        {"proofs": proofs, "preprocess": preprocess, "sizes": sizes}[name](arguments.work)
+        if name == "proofs":
+            proofs(arguments.models, arguments.work, arguments.tflite_runtime)
+        else:
+            {"preprocess": preprocess, "sizes": sizes}[name](arguments.work)
 
 
 if __name__ == "__main__":
