@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -28,11 +30,9 @@ def wheel(tmp_path_factory):
     return next(out.glob("*.whl"))
 
 
-@pytest.fixture(scope="module")
-def device(wheel, bundle, tmp_path_factory):
-    """An environment made with the bundle's own requirements, as on a Pi."""
-    folder = tmp_path_factory.mktemp("device")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+def installed(wheel, bundle, folder, interpreter=sys.executable):
+    """An environment made with the bundle's own requirements, as on a Pi; gives what calls its Python."""
+    subprocess.run([interpreter, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     subprocess.run(
         [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--find-links", wheel.parent,
@@ -47,6 +47,34 @@ def device(wheel, bundle, tmp_path_factory):
         )
 
     return call
+
+
+@pytest.fixture(scope="module")
+def device(wheel, bundle, tmp_path_factory):
+    return installed(wheel, bundle, tmp_path_factory.mktemp("device"))
+
+
+def test_source_distribution_has_what_the_wheel_is_built_of(wheel):
+    """``python -m build`` made the wheel from it and not from the checkout."""
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "edgerec/__init__.py", "targets/rpi.toml"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_wheel_runs_under_every_python_at_hand(wheel, bundle, tmp_path, version):
+    """The one that runs these tests has its own, and the userland's another (test_userland.py)."""
+    if sys.version.startswith(f"{version}."):
+        pytest.skip(f"Python {version} runs these tests: the device above has it")
+    interpreter = shutil.which(f"python{version}")
+    if interpreter is None or subprocess.run([interpreter, "-c", "import ensurepip"], capture_output=True).returncode:
+        pytest.skip(f"no Python {version} with ensurepip at hand")
+    call = installed(wheel, bundle, tmp_path, interpreter)
+    done = call("-m", "edgerec", "verify", bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["exact"] is True
 
 
 def test_wheel_ships_targets_and_calibration(wheel):

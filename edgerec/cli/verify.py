@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json
+from edgerec.cli.output import JsonOption, chatter, progress, say, show_json, table
+
+if TYPE_CHECKING:
+    from edgerec.export.userland import ProofReport
+    from edgerec.export.userland.compare import Comparison
 
 
 def verify(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    on: str = typer.Option("", help="Prove it on this target's userland (rpi, rpi-32bit) under an emulator."),
+    data: str = typer.Option("", help="With --on: pictures whose answers there are compared with those here."),
+    pictures: int = typer.Option(300, min=1, help="With --data: so many of them at most."),
+    find_links: str = typer.Option("", help="With --on: a folder or address with more wheels, as pip's option."),
     json: bool = JsonOption,
 ) -> None:
-    """Check on this machine that a bundle is whole and answers as it did where it was made."""
+    """Check that a bundle is whole and answers as it did where it was made: here, or on a target's userland."""
     from edgerec.errors import EdgerecError
-    from edgerec.runtime.golden import verify as check
 
-    chatter()
     try:
-        report = check(bundle)
+        if on:
+            _prove(bundle, on, data, pictures, find_links, json)
+        elif data or find_links:
+            raise typer.BadParameter("--data and --find-links are for a target's userland: add --on rpi")
+        else:
+            _verify(bundle, json)
     except EdgerecError as error:
         if not json:
             raise
         show_json({"ok": False, "bundle": str(bundle), "reason": str(error)})
         raise typer.Exit(1) from None
+
+
+def _verify(bundle: Path, json: bool) -> None:
+    from edgerec.runtime.golden import verify as check
+
+    chatter()
+    report = check(bundle)
     if json:
         show_json(report.to_dict())
         return
@@ -32,3 +51,45 @@ def verify(
     say(f"ok: {report.files} files whole, {report.pictures} golden pictures equal {how}")
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}")
+
+
+def _prove(bundle: Path, on: str, data: str, pictures: int, find_links: str, json: bool) -> None:
+    from edgerec.errors import BundleError
+    from edgerec.export.userland import prove
+
+    with progress() as listener:
+        report = prove(bundle, on, data=data or None, pictures=pictures, find_links=find_links, listener=listener)
+    if json:
+        show_json(report.to_dict())
+        raise typer.Exit(1 if report.problem else 0)
+    _show(report)
+    if report.problem:
+        raise BundleError(f"{bundle} does not answer on {on} as it should: {report.problem}")
+    say(f"ok: proven on {on}'s userland, emulated; made with {report.made_on.runtime} {report.made_on.version}")
+
+
+def _show(report: ProofReport) -> None:
+    others = any(proof.pictures for proof in report.proofs)
+    header = ("userland", "processor", "runtime", "golden", "top-1", "units off")
+    rows = [
+        (
+            f"{proof.release}, Python {proof.python}, {proof.machine}",
+            proof.processor,
+            f"{proof.runtime} {proof.version}".strip() or "–",
+            *_cells(proof.golden),
+            *(_cells(proof.pictures) if others else ()),
+            f"{proof.seconds:.0f}",
+        )
+        for proof in report.proofs
+    ]
+    table((*header, *(("pictures", "top-1", "units off") if others else ()), "seconds"), rows)
+    for proof in report.proofs:
+        for reason in proof.import_errors:
+            say(f"{proof.release}, {proof.processor}: {reason}")
+
+
+def _cells(comparison: Comparison | None) -> tuple[str, str, str]:
+    if comparison is None:
+        return "–", "–", "–"
+    top1 = "same" if comparison.same_top1 == comparison.pictures else f"{comparison.same_top1} same"
+    return str(comparison.pictures), top1, f"{comparison.max_difference:.3g}"

@@ -116,9 +116,9 @@ def verify(path: str | Path) -> VerifyReport:
     """
     bundle = Bundle.open(path)
     classifier = Classifier(bundle, delegate="")
-    made_on, vectors = _read_golden(bundle)
+    made_on, vectors = read_golden(bundle)
     here = fingerprint()
-    tolerances = [_tolerance(made_on, here, spec) for spec in bundle.manifest.models]
+    tolerances = [tolerance(made_on, here, spec) for spec in bundle.manifest.models]
     results = tuple(result for vector in vectors for result in _recompute(bundle, classifier, vector, tolerances))
     for result in results:
         if not result.difference <= result.tolerance:  # also NaN
@@ -143,7 +143,12 @@ def verify(path: str | Path) -> VerifyReport:
     )
 
 
-def _read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
+def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
+    """Where a bundle's golden vectors were made, and for each its ``image``, ``pixels_sha256`` and ``scores``.
+
+    Raises:
+        BundleError: it has none, or they are damaged.
+    """
     content = bundle.files.get(GOLDEN)
     if content is None:
         raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export it again")
@@ -184,20 +189,19 @@ def _recompute(
             "please report this with both OpenCV versions"
         )
     stored = classifier.stored_scores(image)
-    for spec, tolerance, scores, golden in zip(
-        bundle.manifest.models, tolerances, stored, vector["scores"], strict=True
-    ):
+    for spec, allowed, scores, golden in zip(bundle.manifest.models, tolerances, stored, vector["scores"], strict=True):
         yield GoldenResult(
             image=vector["image"],
             model=spec.model,
             label=labels[int(scores.argmax())],
             golden_label=labels[int(golden.argmax())],
             difference=float(np.abs(scores.astype(np.float64) - golden).max()),
-            tolerance=tolerance,
+            tolerance=allowed,
         )
 
 
-def _tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec) -> float:
+def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec) -> float:
+    """How far a model's scores may be off between two machines, in what its output stores."""
     if made_on == here:
         return 0.0
     if not spec.output.quantized:

@@ -1,0 +1,199 @@
+"""What edgerec makes for a Raspberry Pi, run on a Raspberry Pi's userland under qemu: differences, sizes, seconds.
+
+    python benchmarks/userland.py proofs preprocess sizes --work FOLDER
+
+``proofs`` trains a model of each kind shortly (or takes FOLDER/runs/NAME), exports it, and compares 300 real pictures
+on every userland and processor with this machine. ``preprocess`` compares the bytes that models see of 300 pictures of
+all sizes and kinds. ``sizes`` measures what goes onto a Pi. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+Prints Markdown. Emulated seconds say nothing of a device.
+
+LiteRT and tflite-runtime round differently. To compare the 32-bit userland with its own runtime on this machine:
+
+    python3.11 -m venv ENV && ENV/bin/pip install tflite-runtime "numpy<2" "opencv-python-headless<4.12" typer
+    python benchmarks/userland.py proofs --work FOLDER --tflite-runtime ENV/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import userland_preprocess
+from common import REPOSITORY, data_folder, signs_by_person, unpacked
+
+from edgerec import Recipe, export_bundle, fit, quantize
+from edgerec.contract.progress import ignore
+from edgerec.contract.target import Target
+from edgerec.export.card import requirements
+from edgerec.export.userland import prove
+from edgerec.export.userland.machine import userlands
+from edgerec.train.run import Run
+
+PICTURES = 300
+TARGETS = ("rpi", "rpi-32bit")
+SIGNS = {"data.group_by": "person_([0-9]+)", "train.learning_rate": 0.002, "compress.epochs": 1}
+# Weights that were trained, on real pictures; how good they are does not matter here.
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "simple_cnn": ("mnist", {"model.arch": "simple_cnn", "train.epochs": 2, "compress.epochs": 1}),
+    "mobilenet_v1": ("signs", {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.epochs": 6, **SIGNS}),
+    "mobilenet_v2": ("signs", {"model.arch": "mobilenet_v2", "model.width": 0.35, "train.epochs": 6, **SIGNS}),
+    "resnet8": ("cifar10", {"model.arch": "resnet8", "train.epochs": 2, "compress.epochs": 1}),
+}
+
+
+def source(name: str, work: Path) -> str:
+    """Where the data of that name lies."""
+    if name == "mnist":
+        return str(data_folder() / "mnist.npz")
+    return str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work))
+
+
+def run_of(name: str, work: Path) -> Run:
+    """The run that is there, or a short one; with an int8 variant."""
+    data, changes = RECIPES[name]
+    path = work / "runs" / name
+    recipe = Recipe().override({"data.source": source(data, work)} | changes)
+    run = Run(path) if Run(path).finished else fit(recipe, path, resume=(path / "recipe.toml").is_file())
+    if "int8-qat" not in run.variants():
+        quantize(run, "qat", max_drop=100)
+    return run
+
+
+def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
+    """A table of every model, userland and processor; with that Python, the 32-bit one against it too."""
+    print("| model | userland | processor | runtime | golden: units off, top-1 | 300 pictures: units off, top-1 | s |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        run = run_of(name, work)
+        for target in TARGETS:
+            out = work / f"{name}-{target}"
+            data = source(RECIPES[name][0], work)
+            export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
+            report = prove(out, target, data=data, pictures=PICTURES).to_dict()
+            _rows(name, "here LiteRT", report)
+            if target == "rpi-32bit" and tflite_runtime:
+                command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
+                environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+                _rows(name, "here tflite-runtime", json.loads(done.stdout))
+
+
+def _rows(name: str, against: str, report: dict[str, Any]) -> None:
+    for proof in report["proofs"]:
+        cells = [
+            f"{found['max_difference']:g}, {found['same_top1']} of {found['pictures']}" if found else proof["problem"]
+            for found in (proof["golden"], proof["pictures"])
+        ]
+        print(
+            f"| `{name}` | {proof['release']}, Python {proof['python']}, {proof['machine']} | {proof['processor']} "
+            f"| {proof['runtime']} {proof['version']}, {against} | {' | '.join(cells)} | {proof['seconds']:.0f} |",
+            flush=True,
+        )
+    print(f"{name} on {report['on']}: {report['seconds']:.0f} s in all", file=sys.stderr, flush=True)
+
+
+def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
+    """300 picture files: photographs and noise, 1×1 to 1600×1200; JPEG, PNG, WebP; grey, colour, alpha, 16 bit."""
+    rng = np.random.default_rng(0)
+    photos = [cv2.imread(str(path)) for path in sorted(signs_by_person(work).glob("*/*"))[::40]]
+    photos.append(cv2.imread(str(data_folder() / "cat_720p.jpg")))
+    shapes = [(1, 1), (1, 300), (300, 1), (2, 3), (97, 31), (480, 640), (1200, 1600), (720, 1280), (333, 1000)]
+    for number in range(PICTURES):
+        shape = shapes[number] if number < len(shapes) else tuple(rng.integers(1, 900, 2))
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        if number % 4:
+            image = cv2.resize(photos[number % len(photos)], shape[::-1], interpolation=cv2.INTER_NEAREST)
+        kind, ending, options = number % 7, ".png", []
+        if kind in (0, 1):
+            ending, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 100))]
+        elif kind == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        elif kind == 3:
+            image = np.dstack([image, rng.integers(0, 256, shape, np.uint8)])
+        elif kind == 4:
+            image = image.astype(np.uint16) * 257
+        elif kind == 5:
+            ending, options = ".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if number % 2 else image
+        else:
+            ending, options = ".webp", [cv2.IMWRITE_WEBP_QUALITY, int(rng.integers(20, 101))]
+        yield f"{number:03d}{ending}", cv2.imencode(ending, image, options)[1].tobytes()
+
+
+def preprocess(work: Path) -> None:
+    """A table of how many pictures decode and preprocess to the same bytes, by what they are."""
+    files = dict(kinds(work))
+    here = userland_preprocess.digests(files.items())
+    if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
+        raise SystemExit(f"not decoded here: {broken}")
+    print("| userland | processor | OpenCV | decoded the same | preprocessed the same | of |")
+    print("|---|---|---|---|---|---|")
+    for target in TARGETS:
+        aim = Target.load(target)
+        for userland, processor in userlands(aim, requirements(aim), listener=ignore):
+            with userland.place(processor) as place:
+                (place.folder / "pictures").mkdir()
+                for name, content in files.items():
+                    (place.folder / "pictures" / name).write_bytes(content)
+                done, there = place.run(Path(userland_preprocess.__file__), {"pictures": f"{place.inside}/pictures"})
+            if there is None:
+                print(f"| {userland.root.release} | {processor} | {done.last_line} |")
+                continue
+            same = [sum(here["files"][name][part] == there["files"][name][part] for name in files) for part in (0, 1)]
+            other = sorted({Path(n).suffix for n in files if here["files"][n] != there["files"][n]})
+            opencv = f"{there['opencv']} (here {here['opencv']})"
+            print(
+                f"| {userland.root.release}, {userland.machine} | {processor} | {opencv} | {same[0]} | {same[1]} "
+                f"| {len(files)}{f'; others: {other}' if other else ''} |",
+                flush=True,
+            )
+
+
+def sizes(work: Path) -> None:
+    """A table of what a Pi downloads and keeps."""
+    print("| target | userland | packages unpacked, MB | edgerec.whl, kB | bundle |")
+    print("|---|---|---|---|---|")
+    for target in TARGETS:
+        aim = Target.load(target)
+        for userland, processor in userlands(aim, requirements(aim), listener=ignore):
+            if processor not in ("cortex-a72", "cortex-a7"):
+                continue
+            bundles = {
+                name: sum(f.stat().st_size for f in (work / f"{name}-{target}").rglob("*") if f.is_file())
+                for name in RECIPES
+                if (work / f"{name}-{target}").is_dir()
+            }
+            own = userland.wheel.stat().st_size / 1e3 if userland.wheel else 0
+            print(
+                f"| {target} | {userland.root.release} | {userland.site_bytes / 1e6:.0f} | {own:.0f} "
+                f"| {json.dumps(bundles)} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="+", choices=("proofs", "preprocess", "sizes"))
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--tflite-runtime", default="", help="Python of an environment with tflite-runtime.")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for name in arguments.tables:
+        if name == "proofs":
+            proofs(arguments.models, arguments.work, arguments.tflite_runtime)
+        else:
+            {"preprocess": preprocess, "sizes": sizes}[name](arguments.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""A bundle's requirements as wheels for the device, fetched by this machine's pip."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import edgerec
+from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.shipped import shipped
+from edgerec.errors import BundleError, TargetError
+from edgerec.export.userland.root import GLIBC, Root
+from edgerec.export.userland.tools import Done, call, locked
+
+log = logging.getLogger(__name__)
+
+BUILD_TIMEOUT_S = 300
+INSTALL_TIMEOUT_S = 1200
+INDEX_TIMEOUT_S = 60
+# As platform.machine and the wheels name Debian's architectures.
+MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
+# Where to look for wheels when there is none for the Python in question.
+_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+
+_VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
+_REQUIREMENT = re.compile(
+    rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[A-Za-z0-9, _-]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?"
+)
+# pip judges markers (platform_machine, python_version) on the machine where it runs: it is told of the device's.
+_PIP_OF_THE_DEVICE = """
+import platform, runpy, sys
+machine, version = sys.argv.pop(1), sys.argv.pop(1)
+platform.machine = lambda: machine
+platform.python_version = lambda: version + ".0"
+platform.python_version_tuple = lambda: (*version.split("."), "0")
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
+    """Refuse everything in a bundle's requirements.txt but versions of the packages that its target names.
+
+    A line may otherwise name an index, a file, or a program of somebody.
+
+    Raises:
+        BundleError: with the first such line.
+    """
+    names = {name_of(line) for line in allowed}
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not _REQUIREMENT.fullmatch(line.strip()) or name_of(line) not in names:
+            raise BundleError(
+                f"{where}: {line.strip()!r} is not taken, expected versions of {', '.join(sorted(names))}: "
+                "export the bundle again"
+            )
+
+
+def name_of(requirement: str) -> str:
+    """A requirement's package, as indexes write it."""
+    found = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
+
+
+def own_wheel(requirements: str, cache: Path) -> Path | None:
+    """The wheel of the edgerec that runs here, where it runs from a checkout and is the version in question.
+
+    None: pip finds that version in an index or under ``--find-links``.
+
+    Raises:
+        TargetError: it cannot be built.
+    """
+    checkout = shipped("targets").parent
+    if not (checkout / "pyproject.toml").is_file() or f"=={edgerec.__version__}" not in requirements.replace(" ", ""):
+        return None
+    folder = cache / "edgerec" / _digest(checkout)
+    with locked(folder):
+        if not folder.is_dir():
+            with replacing_folder(folder) as partial:
+                _build(checkout, partial)
+    return next(folder.glob("*.whl"))
+
+
+def _digest(checkout: Path) -> str:
+    """Of all that the wheel is made of."""
+    files = [checkout / "pyproject.toml", checkout / "README.md"]
+    for part in ("edgerec", "targets", "calibration"):
+        files += sorted(path for path in (checkout / part).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    parts = (f"{path.relative_to(checkout)}:{sha256(path.read_bytes())}" for path in files if path.is_file())
+    return sha256("\n".join(parts).encode())[:16]
+
+
+def _build(checkout: Path, out: Path) -> None:
+    # Its build tool out of the environment where it is there: no index is asked.
+    alone = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    command = [*_pip(), "wheel", "--no-deps", *alone, "--wheel-dir", str(out), str(checkout)]
+    done = call(command, timeout_s=BUILD_TIMEOUT_S)
+    if done.code or not list(out.glob("*.whl")):
+        raise TargetError(f"edgerec's wheel cannot be built from {checkout}: {done.last_line}")
+
+
+def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str) -> Path:
+    """The folder in ``root`` with what requirements.txt asks for, installed where it is not there yet.
+
+    Args:
+        requirements: the file's text, checked.
+        root: decides the Python and the processor.
+        wheel: edgerec's own.
+        find_links: a folder or address with more wheels, as pip's option; or empty.
+
+    Raises:
+        TargetError: pip fails; where no wheel fits, with the versions that there are.
+    """
+    asks = _metadata(wheel) if wheel else b""
+    key = sha256(f"{requirements}\0{find_links}\0".encode() + asks)[:16]
+    folder = root.folder / "opt" / f"site-{key}"
+    with locked(folder):
+        if not folder.is_dir():
+            log.info("installing wheels for Debian %s on %s, once", root.release, MACHINES[root.architecture])
+            links = [str(wheel.parent)] if wheel else []
+            with replacing_folder(folder) as partial, tempfile.TemporaryDirectory(prefix="edgerec-wheels-") as extra:
+                _install(requirements, root, partial, [*links, *([find_links] if find_links else [])], Path(extra))
+    return folder
+
+
+def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], extra: Path) -> None:
+    debians = _stand_ins(root, extra)
+    (extra / "requirements.txt").write_text(requirements)
+    command = [
+        *_device_pip(root),
+        *("install", "--no-compile", "--quiet", "--target", str(folder)),
+        *_platform(root, root.python),
+        *(part for link in (*links, str(extra)) for part in ("--find-links", link)),
+        *("--requirement", str(extra / "requirements.txt")),
+    ]
+    done = call(command, timeout_s=INSTALL_TIMEOUT_S)
+    if done.code:
+        raise TargetError(_why(done, root))
+    for name in debians:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def unpacked(wheel: Path, folder: Path) -> None:
+    """Our own wheel's files in ``folder``, which pip's would be too, without asking pip."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+
+
+def _metadata(wheel: Path) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
+
+
+def _stand_ins(root: Root, folder: Path) -> list[str]:
+    """Empty wheels for the Python packages that Debian brings: pip sees them as the device's pip would.
+
+    Gives what is to be removed of them where they were installed.
+    """
+    made = []
+    place = root.folder / "usr" / "lib" / "python3" / "dist-packages"
+    for found in importlib.metadata.distributions(path=[str(place)]):
+        if not found.name or not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", found.version or ""):
+            continue
+        stem = f"{re.sub(r'[-_.]+', '_', found.name)}-{found.version}"
+        info = f"{stem}.dist-info"
+        with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
+            metadata = f"Metadata-Version: 2.1\nName: {found.name}\nVersion: {found.version}\n"
+            archive.writestr(f"{info}/METADATA", metadata)
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        made.append(info)
+    return made
+
+
+def _pip() -> list[str]:
+    if importlib.util.find_spec("pip") is None:
+        raise TargetError(
+            f"pip is missing in this environment, which fetches the wheels: {sys.executable} -m ensurepip"
+        )
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def _device_pip(root: Root) -> list[str]:
+    _pip()
+    machine = MACHINES[root.architecture]
+    return [sys.executable, "-c", _PIP_OF_THE_DEVICE, machine, root.python, "--disable-pip-version-check", "--no-input"]
+
+
+def _platform(root: Root, python: str) -> list[str]:
+    """Which wheels run there: those for its C library and all that are older."""
+    machine = MACHINES[root.architecture]
+    names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
+    names += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
+
+
+def _why(done: Done, root: Root) -> str:
+    """pip's failure in one line; where there is no wheel, which there are."""
+    machine = MACHINES[root.architecture]
+    missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
+    if missing is None:
+        return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.last_line}"
+    name, there = name_of(missing[1]), []
+    for python in _PYTHONS:
+        command = [*_device_pip(root), "index", "versions", name, *_platform(root, python)]
+        if found := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
+            there.append(f"Python {python}: {', '.join(found[1].split(', ')[:3])}")
+    wheel = f"no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
+    if name == "edgerec":
+        return f"{wheel}: build one (python -m build) and name its folder with --find-links"
+    return f"{wheel}; there are {'; '.join(there) if there else 'none for any Python'}"
