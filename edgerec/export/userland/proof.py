@@ -19,9 +19,10 @@ from edgerec.export.userland.machine import Place, Userland, userlands
 from edgerec.export.userland.pictures import some_pictures
 from edgerec.export.userland.tools import Done
 from edgerec.export.userland.wheels import check_requirements
+from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import read_golden, tolerance
-from edgerec.runtime.interpreter import RUNTIMES, Fingerprint, fingerprint
+from edgerec.runtime.interpreter import Fingerprint, fingerprint
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
 # What `edgerec predict`, `verify` and `camera` load there.
