@@ -32,6 +32,7 @@ _PUBLIC = {
     "inspect": "edgerec.export.inspection",
     "parity": "edgerec.compress.layers.diagnose",
     "predict": "edgerec.camera.predict",
+    "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "verify": "edgerec.runtime",
@@ -58,6 +59,7 @@ __all__ = [
     "inspect",
     "parity",
     "predict",
+    "prove",
     "quantize",
     "read_image",
     "verify",
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.inspection import inspect
+    from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
