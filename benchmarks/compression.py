@@ -95,7 +95,7 @@ def pruned(work: Path) -> dict[str, Any]:
     """Prune-preserving QAT of the ResNet8 at 50 %, beside its dense int8."""
     dense = cifar10("resnet8", work)
     run = Run(work / "runs" / "cifar10-resnet8")
-    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.5, epochs=20, learning_rate=0.03)
+    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.5, epochs=20)
     return sparse | {"gzip_of_dense": round(sparse["gzip_bytes"] / dense["gzip_bytes"], 3)}
 
 
