@@ -29,6 +29,7 @@ _PUBLIC = {
     "import_tflite": "edgerec.export",
     "parity": "edgerec.compress.layers.diagnose",
     "predict": "edgerec.camera.predict",
+    "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "verify": "edgerec.runtime",
@@ -52,6 +53,7 @@ __all__ = [
     "import_tflite",
     "parity",
     "predict",
+    "prove",
     "quantize",
     "read_image",
     "verify",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
+    from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
