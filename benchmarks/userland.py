@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from edgerec.contract.progress import ignore
 from edgerec.contract.target import Target
 from edgerec.export.card import requirements
 from edgerec.export.userland import prove
-from edgerec.export.userland.machine import userlands
+from edgerec.export.userland.machine import Userland, userlands
+from edgerec.export.userland.wheels import device_pip, stand_ins, wheel_options
 from edgerec.train.run import Run
 
 PICTURES = 300
@@ -157,10 +159,32 @@ def preprocess(work: Path) -> None:
             )
 
 
+def downloaded(userland: Userland, text: str) -> int:
+    """Bytes of the wheels that pip fetches on the device; what Debian brings is not among them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, extra = Path(name) / "wheels", Path(name)
+        own = stand_ins(userland.root, extra)
+        (extra / "requirements.txt").write_text(text)
+        links = [extra, *([userland.wheel.parent] if userland.wheel else [])]
+        command = [
+            *device_pip(userland.root),
+            "download",
+            "--quiet",
+            "--dest",
+            folder,
+            "-r",
+            extra / "requirements.txt",
+        ]
+        command += wheel_options(userland.root, userland.root.python) + [f"--find-links={link}" for link in links]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        ours = {f"{info.removesuffix('.dist-info')}-py3-none-any.whl" for info in own}
+        return sum(file.stat().st_size for file in folder.iterdir() if file.name not in ours)
+
+
 def sizes(work: Path) -> None:
     """A table of what a Pi downloads and keeps."""
-    print("| target | userland | packages unpacked, MB | edgerec.whl, kB | bundle |")
-    print("|---|---|---|---|---|")
+    print("| target | userland | wheels, MB | unpacked, MB | edgerec.whl, kB | bundles, bytes |")
+    print("|---|---|---|---|---|---|")
     for target in TARGETS:
         aim = Target.load(target)
         for userland, processor in userlands(aim, requirements(aim), listener=ignore):
@@ -173,7 +197,8 @@ def sizes(work: Path) -> None:
             }
             own = userland.wheel.stat().st_size / 1e3 if userland.wheel else 0
             print(
-                f"| {target} | {userland.root.release} | {userland.site_bytes / 1e6:.0f} | {own:.0f} "
+                f"| {target} | {userland.root.release} | {downloaded(userland, requirements(aim)) / 1e6:.1f} "
+                f"| {userland.site_bytes / 1e6:.0f} | {own:.0f} "
                 f"| {json.dumps(bundles)} |",
                 flush=True,
             )

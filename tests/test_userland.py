@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,10 +89,15 @@ def test_without_root_and_without_user_namespaces(empty_path, monkeypatch):
 
 def test_mirror_is_asked_of_apt_or_of_the_person(empty_path, monkeypatch):
     monkeypatch.delenv(MIRROR, raising=False)
-    listed = ["https://one/debian-security trixie-security Packages", "https://two/debian/ trixie Packages"]
-    program(empty_path, "apt-get", "\n".join(f"echo {line}" for line in listed))
+    listed = [
+        "https://flat/||Packages",
+        "https://one/debian-security|trixie-security|Packages",
+        "cdrom:[d]/|trixie|Packages",
+    ]
+    listed += ["https://two/debian/|trixie|Translations", "https://two/debian/|trixie|Packages"]
+    program(empty_path, "apt-get", "\n".join(f"echo '{line}'" for line in listed))
     assert find_mirror() == "https://two/debian/"
-    program(empty_path, "apt-get", "echo https://three/ubuntu noble Packages")
+    program(empty_path, "apt-get", "echo 'https://three/ubuntu|noble|Packages'")
     with pytest.raises(TargetError, match="set EDGEREC_DEBIAN_MIRROR"):
         find_mirror()
     monkeypatch.setenv(MIRROR, "https://four/debian")
@@ -145,6 +153,36 @@ def test_no_wheel_for_this_python_says_which_there_are(tmp_path, monkeypatch):
         "there are Python 3.9: 2.14.0, 2.13.0; Python 3.11: 2.14.0"
     )
     assert not list((tmp_path / "opt").glob("site-*[!k]"))
+
+
+def test_two_at_once_build_a_root_once(tmp_path, monkeypatch):
+    built = []
+
+    @contextmanager
+    def apt(release, architecture):
+        built.append(release)
+        time.sleep(0.3)
+        yield SimpleNamespace(with_dependencies=lambda packages: [])
+
+    monkeypatch.setattr(root, "apt", apt)
+    with ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(root.find_root, "trixie", "arm64", [], None, tmp_path) for _ in range(3)]
+        (folder,) = {done.result(timeout=60).folder for done in made}
+    assert built == ["trixie"]
+    assert (folder / "lib").is_symlink()
+    assert (folder / "sys/devices/system/cpu/possible").read_text() == "0-3\n"
+
+
+def test_a_build_that_fails_leaves_nothing_half_there(tmp_path, monkeypatch):
+    @contextmanager
+    def apt(release, architecture):
+        yield SimpleNamespace(with_dependencies=lambda packages: [tmp_path / "damaged.deb"])
+
+    monkeypatch.setattr(root, "apt", apt)
+    (tmp_path / "damaged.deb").write_bytes(b"no package")
+    with pytest.raises(TargetError, match=r"damaged.deb cannot be taken apart|dpkg-deb is missing"):
+        root.find_root("trixie", "arm64", [], None, tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def _prove(bundle: Path, on: str, data: str, pictures: int, find_links: str, jso
     if report.problem:
         raise BundleError(f"{bundle} does not answer on {on} as it should: {report.problem}")
     say(f"ok: proven on {on}'s userland, emulated; made with {report.made_on.runtime} {report.made_on.version}")
+    if others := {proof.runtime for proof in report.proofs} - {report.made_on.runtime}:
+        say(f"there {' and '.join(others)} runs it, which rounds otherwise: close scores may change places")
 
 
 def _show(report: ProofReport) -> None:

@@ -26,6 +26,8 @@ UNPACK_TIMEOUT_S = 120
 # The names of Debian's releases, as sources on a Debian machine write them.
 _RELEASE = re.compile(r"(stable|oldstable|testing|unstable|sid|bullseye|bookworm|trixie|forky)\b")
 
+_SCHEMES = ("http", "https", "file", "copy")
+
 
 def find_mirror() -> str:
     """Where Debian's packages are: ``$EDGEREC_DEBIAN_MIRROR``, or what this machine's apt takes Debian from.
@@ -35,15 +37,16 @@ def find_mirror() -> str:
     """
     if given := os.environ.get(MIRROR, "").strip():
         # One line of a sources file is made of it.
-        if urlsplit(given).scheme not in ("http", "https", "file", "copy") or re.search(r"[\s\[\]#]", given):
+        if urlsplit(given).scheme not in _SCHEMES or re.search(r"[\s\[\]#]", given):
             raise TargetError(f"{MIRROR} is {given!r}, expected the address of a Debian mirror")
         return given
     done = call(
-        [need("apt-get", "apt"), "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(CREATED_BY)"], timeout_s=60
+        [need("apt-get", "apt"), "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(CREATED_BY)"], timeout_s=60
     )
     for line in done.stdout.splitlines():
-        address, release, kind = line.split()
-        if kind == "Packages" and _RELEASE.match(release) and "security" not in address + release:
+        address, release, kind = [*line.split("|"), "", ""][:3]
+        known = _RELEASE.match(release) and urlsplit(address).scheme in _SCHEMES
+        if kind == "Packages" and known and "security" not in address + release:
             return address
     raise TargetError(f"this machine's apt has no Debian source: set {MIRROR} to a Debian mirror's address")
 

@@ -132,12 +132,12 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
 
 
 def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], extra: Path) -> None:
-    debians = _stand_ins(root, extra)
+    debians = stand_ins(root, extra)
     (extra / "requirements.txt").write_text(requirements)
     command = [
-        *_device_pip(root),
+        *device_pip(root),
         *("install", "--no-compile", "--quiet", "--target", str(folder)),
-        *_platform(root, root.python),
+        *wheel_options(root, root.python),
         *(part for link in (*links, str(extra)) for part in ("--find-links", link)),
         *("--requirement", str(extra / "requirements.txt")),
     ]
@@ -159,7 +159,7 @@ def _metadata(wheel: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
 
 
-def _stand_ins(root: Root, folder: Path) -> list[str]:
+def stand_ins(root: Root, folder: Path) -> list[str]:
     """Empty wheels for the Python packages that Debian brings: pip sees them as the device's pip would.
 
     Gives what is to be removed of them where they were installed.
@@ -188,14 +188,15 @@ def _pip() -> list[str]:
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
-def _device_pip(root: Root) -> list[str]:
+def device_pip(root: Root) -> list[str]:
+    """The command of a pip of this machine that judges as the device's would."""
     _pip()
     machine = MACHINES[root.architecture]
     return [sys.executable, "-c", _PIP_OF_THE_DEVICE, machine, root.python, "--disable-pip-version-check", "--no-input"]
 
 
-def _platform(root: Root, python: str) -> list[str]:
-    """Which wheels run there: those for its C library and all that are older."""
+def wheel_options(root: Root, python: str) -> list[str]:
+    """pip's options for wheels that run there: those for its C library and all that are older."""
     machine = MACHINES[root.architecture]
     names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
@@ -210,7 +211,7 @@ def _why(done: Done, root: Root) -> str:
         return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.last_line}"
     name, there = name_of(missing[1]), []
     for python in _PYTHONS:
-        command = [*_device_pip(root), "index", "versions", name, *_platform(root, python)]
+        command = [*device_pip(root), "index", "versions", name, *wheel_options(root, python)]
         if found := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
             there.append(f"Python {python}: {', '.join(found[1].split(', ')[:3])}")
     wheel = f"no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
