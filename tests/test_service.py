@@ -369,6 +369,17 @@ def test_wheels_of_a_folder_come_first(world):
     assert "--no-index" not in asked[2]
 
 
+def test_a_32_bit_system_on_a_64_bit_kernel(world):
+    """pip takes it for a 64-bit one where it reads edgerec's requirements, and finds no wheel; so they are not read."""
+    executable(world.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
+    executable(world.path / "tools" / "getconf", "echo 32")
+    assert "this bundle is for aarch64, this system is armv7l" in refused(world(target=mine(arch=("aarch64",))))
+    assert world(target=mine(arch=("armv7l",))).returncode == 0
+    first, second = (world.path / "pip").read_text().splitlines()
+    assert "--no-deps -r " in first
+    assert second.endswith("typer>=0.15")
+
+
 def test_undo_leaves_what_others_need_and_what_others_brought(world):
     assert world("--yes").returncode == 0
     (world.path / "more").write_text("Remv a-program-of-mine [1]\n")
