@@ -349,7 +349,7 @@ def test_install_twice_and_undo(world):
     assert "System packages" not in second.stdout
     record = (world.path / "prefix" / ".edgerec-brought").read_text()
     assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only made newer
-    newer = world("--yes", MADE_VERSION="3.100", target=mine(python=("3.99", "3.100")))  # the system was upgraded
+    newer = world("--yes", MADE_VERSION="3.98", target=mine(python=("3.99", "3.98")))  # the system was upgraded
     assert "made-venv" in newer.stdout
     done = world("--undo", "--yes")
     assert done.returncode == 0, done.stderr
