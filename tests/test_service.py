@@ -191,7 +191,9 @@ def test_the_pi_gets_them_and_others_do_not(bundle):
     assert "\nFROM debian:trixie-slim\n" in (bundle / "Dockerfile").read_text()
     assert "Dockerfile" not in service_files(Target.load("rpi-32bit"))
     assert "SITE=always" in service_files(Target.load("rpi-32bit"))["install.sh"].decode()
-    unit = service_files(replace(Target.load("coral-usb"), service=True))["edgerec.service"].decode()
+    unit = service_files(replace(Target.load("coral-usb"), service=True, requirements=("edgerec",)))[
+        "edgerec.service"
+    ].decode()
     assert "SupplementaryGroups=video plugdev" in unit
     assert "DeviceAllow=char-usb_device rw" in unit
     for file in service_files(Target.load("rpi")).values():
