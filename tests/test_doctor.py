@@ -13,7 +13,7 @@ import pytest
 
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
-from edgerec.runtime.doctor import DoctorReport, Facts, State, cameras, doctor, edgetpu, examine, resources
+from edgerec.runtime.doctor import DoctorReport, Facts, State, cameras, doctor, edgetpu, examine, packages, resources
 from edgerec.runtime.doctor.cameras import Cameras, Node
 from edgerec.runtime.doctor.child import ask
 from edgerec.runtime.doctor.edgetpu import EdgeTpu
@@ -393,3 +393,32 @@ def test_a_bundle_s_target_is_looked_at(bundle):
     report = doctor(bundle=bundle)
     assert isinstance(report, DoctorReport)
     assert [finding.what for finding in report.findings][-1] == "target rpi"
+
+
+def test_conflicts_are_what_the_packages_themselves_say(monkeypatch):
+    versions, needs = (
+        {"edgerec": "0.1", "numpy": "2.1.0"},
+        {
+            "edgerec": [
+                "numpy<2",
+                "h5py>=3; extra == 'train'",
+                "typer>=0.15",
+                "ai-edge-litert; platform_machine == 'aarch64'",
+                "?",
+            ]
+        },
+    )
+    found = {"numpy": "2.1.0"}
+
+    def version(name):
+        if name not in found:
+            raise packages.importlib.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(packages.importlib.metadata, "requires", needs.get)
+    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    monkeypatch.setattr(packages, "arch", lambda machine, bits: "armv7l")
+    assert list(packages._conflicts(versions)) == [
+        Conflict("edgerec 0.1", "numpy<2", "2.1.0"),
+        Conflict("edgerec 0.1", "typer>=0.15"),
+    ]

@@ -59,9 +59,7 @@ class System:
     @property
     def arch(self) -> str:
         """The processor as programs see it."""
-        if self.bits == 32 and self.machine in ("aarch64", "armv8l"):
-            return "armv7l"
-        return self.machine
+        return arch(self.machine, self.bits)
 
     @property
     def sudo(self) -> str:
@@ -80,6 +78,16 @@ class System:
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
+def arch(machine: str, bits: int) -> str:
+    """The processor as programs of so many bits see it."""
+    return "armv7l" if bits == 32 and machine in ("aarch64", "armv8l") else machine
+
+
+def own_bits() -> int:
+    """Of this Python."""
+    return struct.calcsize("P") * 8
+
+
 def look() -> System:
     """This machine."""
     groups, member_of = _groups()
@@ -87,7 +95,7 @@ def look() -> System:
         os=platform.system(),
         title=_title(),
         machine=platform.machine(),
-        bits=struct.calcsize("P") * 8,
+        bits=own_bits(),
         board=_text("/proc/device-tree/model").strip("\0 \n"),
         processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         avx=_avx(),
