@@ -61,6 +61,7 @@ def test_own_target_over_one_that_is_known(tmp_path):
         (LEAST + 'sources = ["webcam"]\n', "sources has 'webcam'"),
         (LEAST + 'compiler = "edgetpu_compiler"\n', "without a delegate"),
         (LEAST + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are for kind 'bundle'"),
+        (LEAST + "service = true\n", "service is true without requirements"),
         (LEAST + 'python = ["3"]\n', "python has '3'"),
         (LEAST.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "no wheel for armv7l"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def shipped(folder: str) -> Path:
-    """The folder ``targets``, ``calibration`` or ``service``."""
+    """The folder ``targets`` or ``calibration``."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "_shipped" / folder
     return installed if installed.is_dir() else package.parent / folder

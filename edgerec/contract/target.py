@@ -173,6 +173,8 @@ def _impossible(target: Target) -> str | None:
         return f"compiler is {target.compiler!r} without a delegate that runs what it makes"
     if target.kind != "bundle" and (target.requirements or target.commands or target.service):
         return f"kind is {target.kind!r}: requirements, commands and service are for kind 'bundle'"
+    if target.service and not target.requirements:
+        return "service is true without requirements, which install.sh installs"
     if wrong := [version for version in target.python if not re.fullmatch(r"3\.\d{1,2}", version)]:
         return f"python has {wrong[0]!r}, expected a version as '3.11'"
     return _without_wheel(target)

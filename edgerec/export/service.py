@@ -24,10 +24,8 @@ def service_files(target: Target) -> dict[str, bytes]:
     Only the target's own words get into them, each checked or quoted; nothing of a bundle's name or labels does.
 
     Raises:
-        TargetError: the target names a processor or package as none is named, or has nothing to install.
+        TargetError: the target names a processor or package as none is named.
     """
-    if not target.requirements:
-        raise TargetError(f"target {target.name} has a service and no requirements, from which install.sh installs it")
     packages = " ".join(_words("system_packages", target.system_packages, r"[a-z0-9][a-z0-9+.-]+"))
     arch = _words("arch", target.arch, r"\w+")
     install = {
@@ -69,5 +67,5 @@ def _words(key: str, values: tuple[str, ...], form: str) -> tuple[str, ...]:
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
-    text = (shipped("service") / name).read_text(encoding="utf-8")
+    text = (shipped("targets") / "service" / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text)
