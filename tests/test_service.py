@@ -427,7 +427,8 @@ def test_install_in_earnest(bundle, tmp_path):
         pytest.skip(f"needs {done.stdout.splitlines()[0].partition(': ')[2]}")
     assert done.returncode == 0, done.stderr
     assert "golden pictures equal" in done.stdout
-    shipped = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec" / "_shipped" / "targets" / "service"
+    package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
+    shipped = package / "_shipped" / "targets" / "service"
     assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
     again = install()
     assert again.returncode == 0, again.stderr
