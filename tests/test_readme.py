@@ -64,11 +64,12 @@ def test_every_option_that_it_names_exists(edgerec):
         command: edgerec(*command.split(), "--help").stdout
         for command in (
             *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
-            *("camera", "benchmark", "ensemble"),
+            *("camera", "benchmark", "ensemble", "targets", "inspect", "doctor"),
             *("calibration make", "calibration check", "calibration show"),
         )
     }
-    everything = "\n".join(helps.values())
+    install = (REPOSITORY / "targets" / "service" / "install.sh").read_text(encoding="utf-8")
+    everything = "\n".join([*helps.values(), install])
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert len(named) > 15
     for option in named:
