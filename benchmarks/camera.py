@@ -54,7 +54,9 @@ print(json.dumps((count - 1) / (time.perf_counter() - began)))
 
 OURS = """
 import json, sys, time
+import cv2
 from edgerec import Camera
+cv2.setNumThreads(1)  # as the command line does
 with Camera.open(sys.argv[2], sys.argv[1], threads=int(sys.argv[3])) as camera:
     count, began = 0, None
     for result in camera:
