@@ -16,10 +16,11 @@ SOURCES = ("opencv", "picamera2", "stream", "file")
 RULES = ("", "edgetpu")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
-# What each runtime has wheels for: processors, and the last minor version of Python 3.
-_WHEELS = {
-    "ai-edge-litert": ({"x86_64", "AMD64", "aarch64", "arm64"}, 14),
-    "tflite-runtime": ({"x86_64", "aarch64", "armv7l"}, 11),
+# What each runtime has wheels for: systems and processors, as the module platform names them, and the last minor version
+# of Python 3.
+WHEELS = {
+    "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
+    "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
 }
 
 
@@ -183,11 +184,11 @@ def _impossible(target: Target) -> str | None:
 def _without_wheel(target: Target) -> str | None:
     """Why no runtime can be installed on one of its processors or under one of its versions of Python, or None."""
     names = [re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0] for line in target.runtimes]
-    known = [_WHEELS[name] for name in names if name in _WHEELS]
+    known = [WHEELS[name] for name in names if name in WHEELS]
     if not known or len(known) < len(names):
         return None
     for arch in target.arch:
-        if not any(arch in processors for processors, _ in known):
+        if not any(arch == processor for systems, _ in known for _, processor in systems):
             return f"{' and '.join(names)} have no wheel for {arch}: ai-edge-litert none for armv7l, tflite-runtime has"
     for version in target.python:
         if not any(int(version.partition(".")[2]) <= last for _, last in known):

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 
+from edgerec.contract.target import WHEELS
 from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.doctor import libraries
 from edgerec.runtime.doctor.child import HANGS, ask
@@ -13,11 +14,6 @@ from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.python import Python
 from edgerec.runtime.doctor.system import System
 
-# For which processors and up to which minor version of Python 3 there are wheels.
-_WHEELS = {
-    "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
-    "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
-}
 _IMPORT = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(True))"
 
 
@@ -69,7 +65,7 @@ def installable(system: System, python: Python) -> list[str]:
     """The runtimes that have a wheel for this system and Python."""
     return [
         package
-        for package, (systems, last) in _WHEELS.items()
+        for package, (systems, last) in WHEELS.items()
         if (system.os, system.arch) in systems and python.version[1] <= last and not python.free_threaded
     ]
 
@@ -79,7 +75,7 @@ def _none(system: System, python: Python) -> Finding:
         with_ = ' "numpy<2"' if fitting[0] == "tflite-runtime" else ""
         return problem("runtime", "none is installed", f"pip install {fitting[0]}{with_}")
     where = f"{system.os} on {system.arch}"
-    newest = max((last for systems, last in _WHEELS.values() if (system.os, system.arch) in systems), default=0)
+    newest = max((last for systems, last in WHEELS.values() if (system.os, system.arch) in systems), default=0)
     if not newest:
         return problem("runtime", f"none has a wheel for {where}: a 64-bit system has one")
     return problem(
