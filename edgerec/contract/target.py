@@ -16,8 +16,8 @@ SOURCES = ("opencv", "picamera2", "stream", "file")
 RULES = ("", "edgetpu")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
-# What each runtime has wheels for: systems and processors, as the module platform names them, and the last minor version
-# of Python 3.
+# What each runtime has wheels for: systems and processors, as the module platform names them, and the last minor
+# version of Python 3.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
