@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -58,12 +58,20 @@ def chatter() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     log = logging.getLogger("edgerec")
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(_Formatter())
         log.addHandler(handler)
     level = os.environ.get("EDGEREC_LOG", "INFO").upper()
     log.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
     log.propagate = False
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is stderr when a line is written: who calls the commands from Python may have changed it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):  # a terminal that has gone ends nothing
+            typer.echo(self.format(record), err=True)
 
 
 class _Formatter(logging.Formatter):
