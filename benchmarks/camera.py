@@ -160,7 +160,7 @@ def latency(work: Path, _: str) -> dict[str, Any]:
     _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
     ages, invokes = [], []
     with Camera.open(bundle, "synthetic:1280x720@30", threads=1) as camera:
-        (model,) = camera._classifier.models
+        (model,) = camera._classifiers[0].models
         real = model.scores
 
         def slow(pixels: Any) -> Any:
@@ -225,7 +225,7 @@ def soak(work: Path, _: str) -> dict[str, Any]:
             pass
 
     with Camera.open(bundle, "synthetic:64x64@0", threads=1) as camera, (work / "soak.jsonl").open("w") as out:
-        (model,) = camera._classifier.models
+        (model,) = camera._classifiers[0].models
         answer = model.scores(np.zeros(model.input.shape[1:], np.uint8))
         model.scores = lambda pixels: answer  # a million invokes are hours; the pipeline is what is soaked
         report = camera.run([Watch(), JsonLines(out)], max_frames=1_000_000)

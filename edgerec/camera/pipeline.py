@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgerec.camera.feed import Feeds
-from edgerec.camera.frame import Frame, Result
+from edgerec.camera.answers import answered
+from edgerec.camera.feed import Event, Feeds
+from edgerec.camera.frame import Result
 from edgerec.camera.service import Service
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import SinkWorker
@@ -21,10 +22,14 @@ from edgerec.camera.view import Choice, View
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
+from edgerec.runtime.available import processors
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
 
 log = logging.getLogger(__name__)
+
+# Interpreters for files where nobody says how many threads: one reader does not feed more.
+MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,30 @@ class Camera:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Classifier | Sequence[Classifier],
         addresses: Sequence[Address],
         *,
         view: View | None = None,
         patience: Patience | None = None,
     ) -> None:
+        """A camera over an open classifier.
+
+        Args:
+            classifier: one, or several of the same bundle, which answer as many frames at once.
+            addresses: of the sources, which open on entering the camera.
+            view, patience: as for :meth:`open`.
+
+        Raises:
+            SourceError: a source is named twice.
+        """
         _refuse_twice([address.name for address in addresses])
-        self.manifest = classifier.manifest
+        self._classifiers = tuple(classifier) if isinstance(classifier, Sequence) else (classifier,)
+        self.manifest = self._classifiers[0].manifest
         self.live = any(address.live for address in addresses)
         self.sources = tuple(address.name for address in addresses)
-        self._classifier = classifier
         self._answered, self._workers = 0, list[SinkWorker]()
         self._feeds = Feeds(addresses, patience)
-        labels, spec = classifier.manifest.labels, classifier.manifest.decision
+        labels, spec = self.manifest.labels, self.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
         self._choice = Choice(view or View())
         self._entered = False
@@ -101,7 +116,9 @@ class Camera:
             bundle: what to classify with.
             source: what :func:`~edgerec.camera.sources.find_source` understands, or several, which take turns.
             threads: of the interpreter; 0 takes the bundle's number, or else the one that a short measurement found
-                to suit, which is remembered.
+                to suit, which is remembered. Where no source is live and there is no delegate, so many interpreters
+                of one thread each, which is quicker for all frames though not for one; 0: one for each processor,
+                at most 4.
             wanted: size, rate and format that cameras are asked for.
             view: which frames are looked at, and what of them.
             patience: how long a live source may be silent.
@@ -115,10 +132,14 @@ class Camera:
         addresses = [find_source(uri, wanted) for uri in sources]
         opened = Bundle.open(bundle)
         manifest = opened.manifest
-        if not (threads or manifest.threads or options.get("delegate") or manifest.delegate):
-            threads = best_threads(opened.model, manifest.normalise)
-        classifier = Classifier(opened, threads=threads, **options)
-        return cls(classifier, addresses, view=view, patience=patience)
+        threads, at_once = threads or manifest.threads, 1
+        if not (options.get("delegate") or manifest.delegate):
+            if not any(address.live for address in addresses):
+                threads, at_once = 1, threads or min(processors(), MOST_AT_ONCE)
+            elif not threads:
+                threads = best_threads(opened.model, manifest.normalise)
+        classifiers = [Classifier(opened, threads=threads, **options) for _ in range(at_once)]
+        return cls(classifiers, addresses, view=view, patience=patience)
 
     @property
     def report(self) -> RunReport:
@@ -151,15 +172,26 @@ class Camera:
     def _events(self, service: Service) -> Iterator[Result | StateChange]:
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
-        for event in self._feeds:
-            service.alive()  # also for a frame that the view leaves out
+        for event in answered(self._looked_at(service), self._classifiers):
             if isinstance(event, StateChange):
                 service.tell(event)
                 yield event
-            elif frame := self._choice.take(event):
-                yield self._answer(frame)
+            else:
+                frame, answer = event
+                self._answered += 1
+                answered_s = time.monotonic()
+                decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
+                yield Result(frame, answer, answered_s, decision)
         for error in self._feeds.errors:
             raise error
+
+    def _looked_at(self, service: Service) -> Iterator[Event]:
+        """Changes of state, and of the frames what the model sees of those that the view takes."""
+        for event in self._feeds:
+            service.alive()  # also for a frame that the view leaves out
+            seen = event if isinstance(event, StateChange) else self._choice.take(event)
+            if seen is not None:
+                yield seen
 
     def run(self, sinks: Iterable[Sink], max_frames: int | None = None, *, service: Service | None = None) -> RunReport:
         """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
@@ -193,12 +225,6 @@ class Camera:
             for name, lost in self.report.dropped.items():
                 log.warning("%s did not take %d of %d results", name, lost, self._answered)
         return self.report
-
-    def _answer(self, frame: Frame) -> Result:
-        answer = self._classifier.classify(frame.grabbed)
-        self._answered += 1
-        decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
-        return Result(frame, answer, time.monotonic(), decision)
 
 
 def _refuse_twice(names: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def camera(
     max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
     threads: int = typer.Option(
-        0, min=0, max=256, help="Interpreter threads; 0 takes the bundle's number, or measures once."
+        0, min=0, max=256, help="Threads; 0 takes the bundle's number, measures once; for files, all processors."
     ),
     delegate: str | None = typer.Option(
         None, help="Shared library of a delegate, as libedgetpu.so.1; gpu; none: the processor."

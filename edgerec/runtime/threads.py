@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from edgerec.contract.files import cache_folder, write_file
 from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
+from edgerec.runtime.available import processors
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 
@@ -29,15 +29,15 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
         content: a .tflite image classifier's bytes.
         normalise: what its pixels become.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processors == 1:
+    available = processors()
+    if available == 1:
         return 1
-    about = f"{fingerprint().to_dict()} {processors}".encode()
+    about = f"{fingerprint().to_dict()} {available}".encode()
     remembered = cache_folder() / f"threads-{hashlib.sha256(content + about).hexdigest()[:32]}"
     try:
-        return min(processors, max(1, int(remembered.read_text(encoding="ascii"))))
+        return min(available, max(1, int(remembered.read_text(encoding="ascii"))))
     except (OSError, ValueError):
-        chosen = _measured(content, normalise, processors)
+        chosen = _measured(content, normalise, available)
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_file(remembered, str(chosen))
@@ -46,8 +46,8 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
     return chosen
 
 
-def _measured(content: bytes, normalise: Normalise, processors: int) -> int:
-    counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= processors]
+def _measured(content: bytes, normalise: Normalise, most: int) -> int:
+    counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= most]
     models = {count: ImageModel(content, normalise, threads=count) for count in counts}
     pixels: Image = np.zeros(models[1].input.shape[1:], np.uint8)
     taken: dict[int, list[float]] = {count: [] for count in counts}

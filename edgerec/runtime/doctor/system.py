@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import edgerec
+from edgerec.runtime.available import processors
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 
 # Nobody has this version earlier; files that pip wrote say more.
@@ -97,7 +98,7 @@ def look() -> System:
         machine=platform.machine(),
         bits=own_bits(),
         board=_text("/proc/device-tree/model").strip("\0 \n"),
-        processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        processors=processors(),
         avx=_avx(),
         root=hasattr(os, "geteuid") and os.geteuid() == 0,
         user=os.environ.get("USER", "") if re.fullmatch(r"[\w.-]+", os.environ.get("USER", "")) else "",
