@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
-import signal
-import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from edgerec.contract.flatbuffer import Graph, read_graph
 from edgerec.contract.target import Target
 from edgerec.errors import ModelError, TargetError
 from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
+from edgerec.export.programs import call
 
 log = logging.getLogger(__name__)
 
@@ -108,16 +106,16 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
         folder = Path(name)
         source = folder / "model.tflite"
         source.write_bytes(content)
-        code = _run([compiler, "-s", "-o", str(folder), str(source)], folder / "said.txt")
+        command = [compiler, "-s", "-o", str(folder), str(source)]
+        try:
+            with open(folder / "said.txt", "wb") as stream:
+                code = call(command, timeout_s=COMPILE_TIMEOUT_S, output=stream, errors=stream).code
+        except TargetError as error:
+            raise TargetError(f"{error}; what it said is in {_keep(_read(folder / 'said.txt'))}") from None
         said = _read(folder / "said.txt")
         if operations := _read(folder / "model_edgetpu.log"):
             said = f"{said}\n\n{operations}"
         result = folder / "model_edgetpu.tflite"
-        if code is None:
-            raise TargetError(
-                f"{compiler} did not end within {COMPILE_TIMEOUT_S} s and was stopped: run it by hand; "
-                f"what it said is in {_keep(said)}"
-            )
         if code or not result.is_file():
             last = said.splitlines()[-1] if said else "it said nothing"
             raise TargetError(f"{compiler} failed with exit code {code}: {last}; all that it said is in {_keep(said)}")
@@ -164,25 +162,6 @@ def compare(graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[
 
 def _gives(operator: Any) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in operator.outputs)
-
-
-def _run(command: list[str], output: Path) -> int | None:
-    """The exit code, or None when it had to be stopped; the compiler has a child, which is stopped with it."""
-    try:
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-            )
-    except OSError as error:
-        raise TargetError(f"{command[0]} does not run: {error}") from None
-    try:
-        return process.wait(COMPILE_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def _read(path: Path) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgerec.errors import TargetError
-from edgerec.export.userland.tools import call, checked, need
+from edgerec.export.programs import call
+from edgerec.export.userland.tools import checked, need
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -15,9 +15,9 @@ from edgerec.contract.files import cache_folder
 from edgerec.contract.progress import Listener, Progress
 from edgerec.contract.target import Target, target_names
 from edgerec.errors import TargetError
+from edgerec.export.programs import Done
 from edgerec.export.userland.qemu import find_qemu
 from edgerec.export.userland.root import PYTHONS, Root, entering, find_root
-from edgerec.export.userland.tools import Done
 from edgerec.export.userland.wheels import MACHINES, find_site, own_wheel, unpacked
 
 RUN_TIMEOUT_S = 1800

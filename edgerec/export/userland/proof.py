@@ -13,11 +13,11 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.target import Target
 from edgerec.export.card import requirements as filled
+from edgerec.export.programs import Done
 from edgerec.export.userland import probe
 from edgerec.export.userland.compare import Comparison, compare
 from edgerec.export.userland.machine import Place, Userland, userlands
 from edgerec.export.userland.pictures import some_pictures
-from edgerec.export.userland.tools import Done
 from edgerec.export.userland.wheels import check_requirements
 from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.classifier import Classifier

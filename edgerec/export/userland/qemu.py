@@ -9,8 +9,9 @@ from pathlib import Path
 
 from edgerec.contract.files import replacing
 from edgerec.errors import TargetError
+from edgerec.export.programs import call
 from edgerec.export.userland.debian import apt, unpack
-from edgerec.export.userland.tools import call, checked, locked, need
+from edgerec.export.userland.tools import checked, locked, need
 
 # Version 7.2's default processor gives silently wrong XNNPACK results.
 OLDEST = 10

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from edgerec.contract.files import replacing_folder, sha256
 from edgerec.errors import TargetError
+from edgerec.export.programs import Done, call
 from edgerec.export.userland.debian import apt, unpack
-from edgerec.export.userland.tools import Done, call, locked, need
+from edgerec.export.userland.tools import locked, need
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ import edgerec
 from edgerec.contract.files import replacing_folder, sha256
 from edgerec.contract.shipped import shipped
 from edgerec.errors import BundleError, TargetError
+from edgerec.export.programs import Done, call
 from edgerec.export.userland.root import GLIBC, Root
-from edgerec.export.userland.tools import Done, call, locked
+from edgerec.export.userland.tools import locked
 
 log = logging.getLogger(__name__)
 
