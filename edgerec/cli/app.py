@@ -15,6 +15,7 @@ from edgerec.cli import (
     benchmark,
     calibration,
     camera,
+    distill,
     doctor,
     ensemble,
     evaluate,
@@ -86,6 +87,7 @@ app = typer.Typer(
 for command in (
     recipe.recipe,
     train.train,
+    distill.distill,
     evaluate.evaluate,
     quantize.quantize,
     parity.parity,
