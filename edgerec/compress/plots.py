@@ -61,7 +61,7 @@ def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: 
         which(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "1235" else "")
     axes.set(xlabel="KiB", ylabel="top-1 on held-out pictures, %", title="Accuracy against size")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False)
     return figure
 
 

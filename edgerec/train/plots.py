@@ -15,6 +15,8 @@ from edgerec.optional import require
 from edgerec.train.evaluate import Figures
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
+# Of more epochs the curve alone is seen.
+MOST_DOTS = 40
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -40,8 +42,9 @@ def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> N
 def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int, key: str) -> None:
     """``loss`` or ``accuracy`` of training and validation; ``best`` is the epoch that was kept, 0 none yet."""
     epochs = [row["epoch"] for row in history]
-    axes.plot(epochs, [row[key] for row in history], ".-", color=GREY, label="training")
-    axes.plot(epochs, [row[f"val_{key}"] for row in history], ".-", color=BLUE, label="validation")
+    style = ".-" if len(epochs) <= MOST_DOTS else "-"
+    axes.plot(epochs, [row[key] for row in history], style, color=GREY, label="training")
+    axes.plot(epochs, [row[f"val_{key}"] for row in history], style, color=BLUE, label="validation")
     if best:
         axes.axvline(best, color=ORANGE, linewidth=1, label=f"kept: epoch {best}")
     axes.set(xlabel="epoch", title=key)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +42,8 @@ class Reliability:
     images: int
     bins: tuple[Bin, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
 
-
-def reliability(
-    scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS
-) -> Reliability:
+def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS) -> Reliability:
     """The reliability of ``scores``, float32 ``(N, classes)`` in [0, 1], against the true ``classes``, ``(N,)``."""
     best = scores.max(axis=1).astype(np.float64)
     right = scores.argmax(axis=1) == classes

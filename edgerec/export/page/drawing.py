@@ -39,25 +39,24 @@ def curves(report: RunReport) -> list[str]:
 
 def sizes(report: RunReport, float_top1: float) -> str:
     """Accuracy against size of the variants."""
-    figure = size_figure(float_top1, report.variants, 7.4, 0.6 + max(3.2, 0.27 * len(report.variants)))
+    figure = size_figure(float_top1, report.variants, 8.2, 0.6 + max(3.2, 0.27 * len(report.variants)))
     figure.axes[0].set_title("")
     return svg(figure, "top-1 of each variant against the size of its file")
 
 
 def reliability_diagram(calibration: Calibration) -> str:
-    """Accuracy over the score in bins: bars after the temperature, a stepped line before; below, how many pictures."""
+    """Accuracy over the score in bins: bars with the temperature, rings
+    without; below, how many pictures."""
     figure = new_figure(4.6, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     after, before = calibration.after, calibration.before
-    above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="as often right as the score says")
+    above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     for bar in after.bins:
         if bar.accuracy is not None:
             pale = 0.35 if bar.images < FEW else 1.0
-            above.bar((bar.low + bar.high) / 2, bar.accuracy, 0.85 * (bar.high - bar.low), color=BLUE, alpha=pale)
-    above.bar(0, 0, color=BLUE, label=f"after temperature {calibration.temperature:g}")
-    above.plot(*_points(before), "o", color=ORANGE, markersize=4.5, markerfacecolor="white", label="before")
-    above.set(ylabel="part that is right", ylim=(0, 1.02), xlim=(0, 1))
-    above.legend(frameon=False, loc="upper left", fontsize=8.5)
+            above.bar((bar.low + bar.high) / 2, bar.accuracy, 0.85 * (bar.high - bar.low), color=BLUE, alpha=pale, lw=0)
+    above.plot(*_points(before), "o", color=ORANGE, markersize=4.5, markerfacecolor="white")
+    above.set(ylabel="part that is right", ylim=(0, 1.03), xlim=(0, 1))
     below.bar(
         [(bar.low + bar.high) / 2 for bar in after.bins],
         [bar.images for bar in after.bins],

@@ -1,4 +1,4 @@
-"""The page's text. Whatever comes from a user's data is escaped by Jinja; the page's own rules forbid it the network."""
+"""The page's text. Jinja escapes whatever comes from a user's data; the page's own policy forbids it the network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def render(report: RunReport, pictures: Pictures) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "size": _size, "duration": _duration, "ms": _ms}
+    environment.filters |= {"percent": _percent, "size": _size, "duration": _duration, "ms": _ms, "change": _change}
     script = _template("report.js")
     return environment.get_template("report.html").render(
         report=report,
@@ -60,7 +60,7 @@ def _figures(report: RunReport) -> dict[str, Any]:
     return {
         "curves": [markup(text) for text in drawing.curves(report)] if report.history else [],
         "diagrams": [
-            (row.form, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in wanted
+            (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in wanted
         ],
         "sizes": markup(drawing.sizes(report, report.top1.value)) if report.top1 and len(report.variants) > 1 else "",
     }
@@ -92,3 +92,8 @@ def _duration(seconds: float) -> str:
 
 def _ms(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def _change(drop_points: float) -> str:
+    """Points of top-1, with a sign that is as wide as a plus."""
+    return f"{round(-drop_points, 2) + 0:+.2f}".replace("-", "−")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +99,7 @@ def _gather(
     chosen = best_int8(variants)
     looked = look(run, *found, variants, chosen, listener) if found and run.finished else Looked()
     rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
+    confusion = _checked(run, "metrics.json", lambda: _confusion(metrics, run.labels))
     facts = RunReport(
         run=str(run.path),
         name=run.path.name,
@@ -107,14 +108,12 @@ def _gather(
         finished=run.finished,
         made=_checked(run, "metrics.json", lambda: _made(run, metrics, pictures)),
         top1=_checked(run, "metrics.json", lambda: _top1(metrics)),
-        loss=metrics.get("loss"),
+        loss=_checked(run, "metrics.json", lambda: _real(metrics.get("loss"))),
         splits=_checked(run, "split.json", lambda: _splits(run)),
-        skipped=len(run.split_record.get("skipped", [])),
-        classes=_checked(
-            run, "metrics.json", lambda: _classes(run, metrics, variants.get(chosen or "", {}), found)
-        ),
-        confusion=tuple(tuple(row) for row in metrics.get("confusion", [])),
-        confused=_checked(run, "metrics.json", lambda: _confused(metrics)),
+        skipped=_checked(run, "split.json", lambda: len(run.split_record.get("skipped", []))),
+        classes=_checked(run, "metrics.json", lambda: _classes(run, metrics, variants.get(chosen or "", {}), found)),
+        confusion=confusion,
+        confused=_confused(confusion, run.labels),
         history=tuple(run.history()),
         mistakes_of=looked.mistakes_of,
         mistakes=looked.mistakes if pictures else tuple(replace(row, name="") for row in looked.mistakes),
@@ -149,7 +148,7 @@ def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
         model=adopted["file"] if adopted else f"{recipe.model.arch}{width}",
         adopted=bool(adopted),
         input=f"{side}×{side} {colours}",
-        parameters=metrics.get("parameters"),
+        parameters=_whole(metrics.get("parameters")),
         epochs=int(metrics.get("epochs", len(run.history()))),
         best_epoch=int(metrics.get("best_epoch", 0)),
         seconds=float(metrics.get("seconds", sum(row["seconds"] for row in run.history()))),
@@ -207,24 +206,33 @@ def _classes(
                 label,
                 train=counts["train"][i] if counts else None,
                 val=counts["val"][i] if counts else None,
-                test=counts["test"][i] if counts else row.get("support"),
-                precision=row.get("precision"),
-                recall=row.get("recall"),
-                f1=row.get("f1"),
-                variant_f1=compressed.get(label, {}).get("f1"),
+                test=counts["test"][i] if counts else _whole(row.get("support")),
+                precision=_real(row.get("precision")),
+                recall=_real(row.get("recall")),
+                f1=_real(row.get("f1")),
+                variant_f1=_real(compressed.get(label, {}).get("f1")),
             )
         )
     return tuple(rows)
 
 
-def _confused(metrics: Mapping[str, Any]) -> tuple[tuple[str, str, int], ...]:
+def _confusion(metrics: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     if not metrics.get("confusion"):
         return ()
-    counts, labels = np.array(metrics["confusion"], np.int64), metrics["labels"]
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
-    places = [(int(i) // len(labels), int(i) % len(labels)) for i in order]
-    return tuple((labels[row], labels[column], int(wrong[row, column])) for row, column in places if wrong[row, column])
+    counts = np.array(metrics["confusion"], np.int64)
+    if counts.shape != (len(labels), len(labels)):
+        raise ValueError(f"confusion is {counts.shape}, for {len(labels)} labels")
+    return tuple(tuple(row) for row in counts.tolist())
+
+
+def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[tuple[str, str, int], ...]:
+    wrong = [
+        (-count, row, column)
+        for row, counts in enumerate(confusion)
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    return tuple((labels[row], labels[column], -count) for count, row, column in sorted(wrong)[:MOST_CONFUSED])
 
 
 def _variants(
@@ -243,17 +251,17 @@ def _variants(
         rows.append(
             VariantFacts(
                 variant=name,
-                method=about["method"],
-                precision=about["precision"],
-                top1=form["top1"],
-                drop_points=about["drop_points"],
-                max_drop=about["max_drop"],
-                agreement=form["agreement"],
-                size_bytes=form["size_bytes"],
-                gzip_bytes=form["gzip_bytes"],
-                sparsity=about["sparsity"],
-                median_ms=timed.get("median_ms"),
-                p95_ms=timed.get("p95_ms"),
+                method=str(about["method"]),
+                precision=str(about["precision"]),
+                top1=float(form["top1"]),
+                drop_points=float(about["drop_points"]),
+                max_drop=float(about["max_drop"]),
+                agreement=float(form["agreement"]),
+                size_bytes=int(form["size_bytes"]),
+                gzip_bytes=int(form["gzip_bytes"]),
+                sparsity=float(about["sparsity"]),
+                median_ms=_real(timed.get("median_ms")),
+                p95_ms=_real(timed.get("p95_ms")),
                 chosen=name == chosen,
             )
         )
@@ -268,7 +276,16 @@ def _differs(metrics: Mapping[str, Any], looked: Looked) -> list[str]:
     """Whether the float model answers here as it did when it was measured."""
     if looked.float_top1 is None or abs(looked.float_top1 - metrics["accuracy"]) < 1e-9:
         return []
-    return [
+    text = (
         f"the float model's top-1 is {looked.float_top1:.2%} here and was {metrics['accuracy']:.2%} after training: "
         "other package versions or another processor; mistakes and calibration are of here and now"
-    ]
+    )
+    return [text]
+
+
+def _real(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

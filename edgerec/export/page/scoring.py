@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 FLOAT = "float Keras"
 MOST_MISTAKES = 24
-# A variant sees so many pictures of a split, one by one; and when all together have taken so long, the rest is left out.
-MOST_PICTURES = 2000
+# A variant sees so many pictures of a split, one by one; when all have taken so long, the rest is left out.
+MOST_PICTURES = 10_000
 BUDGET_S = 60.0
 
 
@@ -128,9 +128,7 @@ def _with_chosen(test: _Test, looked: Looked, name: str, scorer: Scorer, own_ans
     if own_answers:
         part = _some(test.split.test)
         mistakes = list(_mistakes(test.dataset, part, test.score(scorer, part, name)))
-        return replace(
-            looked, mistakes_of=name, mistakes=tuple(mistakes[:MOST_MISTAKES]), mistakes_total=len(mistakes)
-        )
+        return replace(looked, mistakes_of=name, mistakes=tuple(mistakes[:MOST_MISTAKES]), mistakes_total=len(mistakes))
     if not looked.mistakes:
         return looked
     pixels = test.dataset.images[[mistake.position for mistake in looked.mistakes]]

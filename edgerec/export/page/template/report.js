@@ -7,6 +7,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
   };
   [...table.tHead.rows[0].cells].forEach((head, column) => {
+    if (head.tagName !== "TH") return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
