@@ -275,6 +275,13 @@ def test_without_pictures_nothing_of_them_leaves_the_house(copied, tmp_path):
     assert made.mistakes
     assert not any(mistake.name for mistake in made.mistakes)
     assert made.mistakes[0].answer in page.text
+    assert f"edgerec export {copied.path.name} --target rpi" in page.text
+    (home / "digits.npz").unlink()
+    report(copied, tmp_path / "page.html", pictures=False, overwrite=True)
+    page = Page(tmp_path / "page.html").check()
+    assert "digits.npz is not there any more" in page.text
+    assert "home-of-anna" not in page.raw
+    assert str(copied.path) not in page.raw
 
 
 # --- What may be missing --------------------------------------------------------------------------------------------
@@ -358,7 +365,8 @@ def test_an_adopted_model_whose_pictures_have_no_labels(copied):
     assert page.sections == ["data", "classes", "mistakes", "variants", "next", "made"]
     assert "trained elsewhere and taken as it is" in page.text
     assert "figures are agreement, not accuracy" in page.text
-    assert (made.mistakes_of, made.calibration) == ("int8-qat", ())
+    assert (made.mistakes_of, made.figures_of, made.calibration) == ("int8-qat", "int8-qat", ())
+    assert "int8-qat answers otherwise than the original" in page.text
     assert made.mistakes_total == round((1 - made.variants[1].top1) * made.top1.images)
 
 

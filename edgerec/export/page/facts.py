@@ -53,7 +53,8 @@ class Top1:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class: its pictures in each split, and the float model's figures on the held-out ones; None is unknown."""
+    """One class: its pictures in each split, and figures on the held-out ones, of the report's ``figures_of`` and the
+    F1 of the variant to ship; None is unknown."""
 
     label: str
     train: int | None = None
@@ -131,6 +132,8 @@ class RunReport:
         splits: pictures in ``train``, ``val`` and ``test``.
         skipped: files among the pictures that are none.
         classes: a row for each.
+        figures_of: the form whose figures ``classes`` and ``confusion`` are: float Keras, or the variant to ship where
+            float's own answers are what is right; empty where there are none.
         confusion: ``confusion[true][answer]``, counts on the held-out pictures, in the order of ``classes``.
         confused: true label, answer and count of what is mistaken most often, ten at most.
         history: a row for each epoch.
@@ -155,6 +158,7 @@ class RunReport:
     splits: dict[str, int]
     skipped: int
     classes: tuple[ClassFacts, ...]
+    figures_of: str
     confusion: tuple[tuple[int, ...], ...]
     confused: tuple[tuple[str, str, int], ...]
     history: tuple[dict[str, float], ...]

@@ -22,7 +22,7 @@ from edgerec.export.page.advice import advice
 from edgerec.export.page.facts import ClassFacts, Made, RunReport, Top1, VariantFacts
 from edgerec.export.page.html import render
 from edgerec.export.page.pictures import Pictures, take
-from edgerec.export.page.scoring import Looked, look
+from edgerec.export.page.scoring import FLOAT, Looked, look
 from edgerec.optional import require
 from edgerec.train.run import ANSWERS, Run, best_int8
 
@@ -99,7 +99,8 @@ def _gather(
     chosen = best_int8(variants)
     looked = look(run, *found, variants, chosen, listener) if found and run.finished else Looked()
     rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
-    confusion = _checked(run, "metrics.json", lambda: _confusion(metrics, run.labels))
+    figures_of, figures = _figures(run, metrics, variants, chosen)
+    confusion = _checked(run, "metrics.json", lambda: _confusion(figures, run.labels))
     facts = RunReport(
         run=str(run.path),
         name=run.path.name,
@@ -111,7 +112,8 @@ def _gather(
         loss=_checked(run, "metrics.json", lambda: _real(metrics.get("loss"))),
         splits=_checked(run, "split.json", lambda: _splits(run)),
         skipped=_checked(run, "split.json", lambda: len(run.split_record.get("skipped", []))),
-        classes=_checked(run, "metrics.json", lambda: _classes(run, metrics, variants.get(chosen or "", {}), found)),
+        classes=_checked(run, "metrics.json", lambda: _classes(run, figures, variants.get(chosen or "", {}), found)),
+        figures_of=figures_of,
         confusion=confusion,
         confused=_confused(confusion, run.labels),
         history=tuple(run.history()),
@@ -125,15 +127,25 @@ def _gather(
         missing=(*missing, *looked.missing, *_differs(metrics, looked)),
         next=(),
     )
-    shown = take(run, found, facts) if pictures else Pictures()
-    return replace(facts, next=advice(facts)), shown
+    if pictures:
+        return replace(facts, next=advice(facts)), take(run, found, facts)
+    # Nor does the page say where anything lies here.
+    places = {run.recipe.data.source: Path(run.recipe.data.source).name, facts.run: facts.name}
+    told = tuple(_renamed(text, places) for text in facts.missing)
+    return replace(facts, missing=told, next=advice(replace(facts, run=facts.name))), Pictures()
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
     """What ``build`` makes of one of the run's files; raises :class:`RunError` where that is damaged."""
     try:
         return build()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, EdgerecError):
             raise
         raise RunError(f"{run.path}: {name} is damaged ({type(error).__name__}: {error})") from None
@@ -185,8 +197,17 @@ def _splits(run: Run) -> dict[str, int]:
     return {"train": int(record["train_images"]), "val": len(record["val"]), "test": len(record["test"])}
 
 
+def _figures(
+    run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
+) -> tuple[str, Mapping[str, Any]]:
+    """Whose figures the page shows by class: the float model's, unless its own answers are what is right."""
+    if run.answers() is None:
+        return FLOAT, metrics
+    return (chosen, variants[chosen].get("figures", {})) if chosen else ("", {})
+
+
 def _classes(
-    run: Run, metrics: Mapping[str, Any], variant: Mapping[str, Any], found: tuple[Dataset, Split] | None
+    run: Run, figures: Mapping[str, Any], variant: Mapping[str, Any], found: tuple[Dataset, Split] | None
 ) -> tuple[ClassFacts, ...]:
     labels = run.labels
     counts: dict[str, list[int]] = {}
@@ -196,11 +217,11 @@ def _classes(
             part: np.bincount(dataset.classes[split.part(part)], minlength=len(labels)).tolist()
             for part in ("train", "val", "test")
         }
-    figures = metrics.get("per_class", {})
+    by_class = figures.get("per_class", {})
     compressed = variant.get("figures", {}).get("per_class", {})
     rows = []
     for i, label in enumerate(labels):
-        row = figures.get(label, {})
+        row = by_class.get(label, {})
         rows.append(
             ClassFacts(
                 label,
@@ -216,10 +237,10 @@ def _classes(
     return tuple(rows)
 
 
-def _confusion(metrics: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    if not metrics.get("confusion"):
+def _confusion(figures: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    if not figures.get("confusion"):
         return ()
-    counts = np.array(metrics["confusion"], np.int64)
+    counts = np.array(figures["confusion"], np.int64)
     if counts.shape != (len(labels), len(labels)):
         raise ValueError(f"confusion is {counts.shape}, for {len(labels)} labels")
     return tuple(tuple(row) for row in counts.tolist())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
 from edgerec.data import Dataset, Split
 from edgerec.export.page.facts import RunReport
+from edgerec.optional import require
 from edgerec.train.run import Run
 
 # The longer side, pixels: twice of what a page shows them at.
@@ -59,6 +59,7 @@ def take(run: Run, found: tuple[Dataset, Split] | None, facts: RunReport) -> Pic
 
 def shown(image: Image) -> Shown:
     """A picture uint8 ``(H, W, 1 or 3)``, made smaller if it is large."""
+    cv2 = require("cv2")
     height, width = image.shape[:2]
     factor = MOST_PX / max(height, width)
     if factor < 1:
@@ -78,7 +79,7 @@ def matrix_picture(parts: npt.NDArray[np.float64]) -> Shown:
     colours[:, :, 3] = np.sqrt(parts) * 255
     diagonal = np.arange(len(parts))
     colours[diagonal, diagonal, :3] = (0xC8, 0x8A, 0x3A)
-    _, content = cv2.imencode(".png", colours)
+    _, content = require("cv2").imencode(".png", colours)
     return Shown(_address("png", content.tobytes()), parts.shape[1], parts.shape[0])
 
 
@@ -103,6 +104,7 @@ def _drawn(run: Run) -> Shown | None:
         content = path.read_bytes()
     except OSError:
         return None
+    cv2 = require("cv2")
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     return None if image is None else Shown(_address("png", content), image.shape[1], image.shape[0])
 

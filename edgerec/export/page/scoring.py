@@ -97,7 +97,9 @@ def look(
             if name == chosen:
                 looked = _with_chosen(test, looked, name, scorer, own_answers)
             if not own_answers:
-                val, held_out = _some(split.val), _some(split.test)
+                # Export fits the temperature on all of them.
+                val = split.val if name == chosen else _some(split.val)
+                held_out = _some(split.test)
                 scores = test.score(scorer, held_out, name)
                 found.append(test.calibration(name, val, test.score(scorer, val, name), held_out, scores))
         except EdgerecError as error:
