@@ -11,6 +11,8 @@ from edgerec.export.page.facts import RunReport, Step
 OVERFIT_POINTS = 5.0
 # How much the F1 of a class may be below the mean of all.
 WEAK_F1 = 0.1
+# Of what guessing gets right, so many times are hardly better.
+GUESSING = 2
 # Of the pictures of the most frequent class, what the rarest should have.
 BALANCE = 1 / 3
 # Held-out pictures of a class that say something about it.
@@ -30,7 +32,9 @@ def advice(report: RunReport) -> tuple[Step, ...]:
 
 def _better(report: RunReport) -> Iterator[Step]:
     """What would make the model itself better, or the figures more certain."""
-    if report.made.truth == "labels":
+    if report.top1 and report.top1.value < GUESSING / len(report.classes):
+        yield Step("", "it hardly does better than guessing: more train.epochs, or another train.learning_rate")
+    elif report.made.truth == "labels":
         yield from _weak(report)
     best = next((row for row in report.history if row["epoch"] == report.made.best_epoch), None)
     if best and (gap := 100 * (best["accuracy"] - best["val_accuracy"])) > OVERFIT_POINTS:
