@@ -35,6 +35,7 @@ _PUBLIC = {
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
+    "report": "edgerec.export.page",
     "verify": "edgerec.runtime",
 }
 
@@ -62,6 +63,7 @@ __all__ = [
     "prove",
     "quantize",
     "read_image",
+    "report",
     "verify",
 ]
 
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.inspection import inspect
+    from edgerec.export.page import report
     from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
