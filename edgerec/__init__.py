@@ -23,6 +23,7 @@ _PUBLIC = {
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
+    "distill": "edgerec.train.distill",
     "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
     "evaluate": "edgerec.train.evaluate",
@@ -51,6 +52,7 @@ __all__ = [
     "adopt",
     "benchmark",
     "compare",
+    "distill",
     "doctor",
     "ensemble",
     "evaluate",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
     from edgerec.runtime.doctor import doctor
+    from edgerec.train.distill import distill
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run

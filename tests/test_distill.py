@@ -9,7 +9,8 @@ import pytest
 
 from edgerec import Run, ensemble, evaluate, fit
 from edgerec.errors import RecipeError
-from edgerec.train.distill import find_teacher, student_recipe
+from edgerec.train.distill import student_recipe
+from edgerec.train.teacher import find_teacher
 
 
 def test_the_loss_is_the_distance_of_softened_answers(run):

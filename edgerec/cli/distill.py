@@ -34,11 +34,9 @@ def distill(
     given = {key: value for key, value in options.items() if value is not None}
     with progress() as listener:
         from edgerec.contract.recipe import parse_assignment
-        from edgerec.train.distill import student_recipe
-        from edgerec.train.fit import fit
+        from edgerec.train.distill import distill as train
 
-        recipe = student_recipe(teacher, student).override(given, "command line")
-        recipe = recipe.override(dict(map(parse_assignment, assignments)))
+        changes = given | dict(map(parse_assignment, assignments))
         with stopped(out):
-            run = fit(recipe, out, overwrite=overwrite, listener=listener)
+            run = train(teacher, student, out, changes=changes, overwrite=overwrite, listener=listener)
     show(run, json)

@@ -18,7 +18,6 @@ from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsErro
 from edgerec.models import BACKBONE, build, least_size_px
 from edgerec.optional import require
 from edgerec.train import plots
-from edgerec.train.distill import Teacher, find_teacher
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size, evaluation_feed, training_feed
 from edgerec.train.keras import UNREADABLE, compile_classifier, keras, load_model, load_weights, prepare, versions
@@ -26,6 +25,7 @@ from edgerec.train.keras3 import write_keras3
 from edgerec.train.optimizer import optimizer
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
+from edgerec.train.teacher import Teacher, find_teacher
 from edgerec.train.transfer import (
     Stage,
     checked_source,
