@@ -21,6 +21,8 @@ _PUBLIC = {
     "Run": "edgerec.train.run",
     "Target": "edgerec.contract.target",
     "adopt": "edgerec.compress.adopt",
+    "architecture": "edgerec.export.architectures",
+    "architectures": "edgerec.export.architectures",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
     "doctor": "edgerec.runtime.doctor",
@@ -48,6 +50,8 @@ __all__ = [
     "Target",
     "__version__",
     "adopt",
+    "architecture",
+    "architectures",
     "benchmark",
     "compare",
     "doctor",
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from edgerec.contract.target import Target
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
+    from edgerec.export.architectures import architecture, architectures
     from edgerec.export.inspection import inspect
     from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify

@@ -21,6 +21,7 @@ from edgerec.cli import (
     export,
     import_,
     inspect,
+    models,
     parity,
     predict,
     quantize,
@@ -85,6 +86,7 @@ app = typer.Typer(
 )
 for command in (
     recipe.recipe,
+    models.models,
     train.train,
     evaluate.evaluate,
     quantize.quantize,

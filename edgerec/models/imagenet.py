@@ -60,7 +60,7 @@ def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
     """Normalised R G B to what the weights expect: a fixed 1×1 depthwise convolution, which every target runs.
 
     In int8 its output has one scale for its three channels: with ``tf`` pixels stay as they are; with ``torch`` and
-    ``caffe``, whose channels lie differently, that scale is 1.08 to 1.1 pixel values, so a few neighbours fall together.
+    ``caffe``, whose channels lie differently, a step is 1.08 to 1.1 pixel values, so a few neighbours fall together.
     """
     mean, deviation = (np.asarray(part) for part in PIXELS[pixels])
     convolution = keras.layers.DepthwiseConv2D(1, trainable=False, name=RANGE)

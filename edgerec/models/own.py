@@ -131,15 +131,14 @@ def _said_in_one_line(arch: str, what: str) -> Iterator[None]:
         yield
     except (ModelError, RecipeError):
         raise
-    except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__)]
-        packages = {part for frame in frames for part in Path(frame.filename).parts}
-        theirs = [
-            f
-            for f in frames
-            if not {"site-packages", "edgerec"} & set(Path(f.filename).parts) and "<" not in f.filename
-        ]
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if _is_theirs(Path(frame.filename))]
         where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-        hint = f"; {_WHICH_KERAS}" if "keras" in packages and "tf_keras" not in packages else ""
+        hint = f"; {_WHICH_KERAS}" if any("/keras/src/" in Path(f.filename).as_posix() for f in frames) else ""
         said = next(iter(str(error).strip().splitlines()), "")
-        raise ModelError(f"{arch} {what}{where}: {type(error).__name__}: {said}{hint}") from error
+        raise ModelError(f"{arch} {what}{where}: {type(error).__name__}: {said[:300]}{hint}") from error
+
+
+def _is_theirs(path: Path) -> bool:
+    return path.is_file() and "site-packages" not in path.parts and Path(__file__).parent.parent not in path.parents
