@@ -60,7 +60,7 @@ class ArchitectureReport:
 def architectures() -> tuple[ArchitectureReport, ...]:
     """All of edgerec's own, by measured figures that come with it; nothing is built, and TensorFlow is not needed."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, figures[name]) for name in ARCHITECTURES)
+    return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, figures[name]) for name in ARCHITECTURES if name in figures)
 
 
 def architecture(
@@ -89,8 +89,9 @@ def architecture(
         raise RecipeError(f"--input-size is {input_size}, expected {least} or more for {name}")
     if not 2 <= classes <= 100_000:
         raise RecipeError(f"--classes is {classes}, expected 2 to 100000")
-    if name in ARCHITECTURES and (input_size, width, classes) == (INPUT_SIZE, WIDTH, CLASSES):
-        return next(report for report in architectures() if report.name == name)
+    shipped = {report.name: report for report in architectures()}
+    if name in shipped and (input_size, width, classes) == (INPUT_SIZE, WIDTH, CLASSES):
+        return shipped[name]
     return measured(name, input_size=input_size, width=width, classes=classes, listener=listener)
 
 

@@ -59,8 +59,9 @@ def checked(section: ModelSection, imagenet: ImageNet | None, channels: int, hav
 def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
     """Normalised R G B to what the weights expect: a fixed 1×1 depthwise convolution, which every target runs.
 
-    In int8 its output has one scale for its three channels: with ``tf`` pixels stay as they are; with ``torch`` and
-    ``caffe``, whose channels lie differently, a step is 1.08 to 1.1 pixel values, so a few neighbours fall together.
+    In int8 its output has one scale for its three channels: with ``tf`` every pixel value keeps a number of its own;
+    with ``torch`` and ``caffe``, whose channels lie differently, a step is about 1.1 pixel values, and a tenth of the
+    neighbours fall together. Nothing is off by more than half a step.
     """
     mean, deviation = (np.asarray(part) for part in PIXELS[pixels])
     convolution = keras.layers.DepthwiseConv2D(1, trainable=False, name=RANGE)

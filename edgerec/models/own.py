@@ -69,7 +69,7 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
         raise ModelError(f"{arch} gives a tensor of Keras 3: {_WHICH_KERAS}")
     if isinstance(made, keras.Model):
         raise ModelError(f"{arch} gives a whole model, {SHAPE}: classes and softmax are put behind it")
-    if not keras.backend.is_keras_tensor(made):
+    if not hasattr(made, "_keras_history"):
         raise ModelError(f"{arch} gives a {type(made).__name__}, {SHAPE}")
     if len(made.shape) != 2 or made.shape[-1] is None:
         raise ModelError(
@@ -84,6 +84,8 @@ def features(keras: Any, inputs: Any, section: ModelSection) -> Any:
                 f"{arch} has a model inside ({layer.name!r}), which quantization-aware training refuses: call its "
                 "layers one by one, or a Keras application with input_tensor=inputs"
             )
+    with _said_in_one_line(arch, "cannot be saved"):
+        model.get_config()
     return made
 
 
@@ -135,7 +137,8 @@ def _said_in_one_line(arch: str, what: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [frame for frame in frames if _is_theirs(Path(frame.filename))]
         where = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-        hint = f"; {_WHICH_KERAS}" if any("/keras/src/" in Path(f.filename).as_posix() for f in frames) else ""
+        of_keras3 = "'keras.src" in str(error) or any("/keras/src/" in Path(f.filename).as_posix() for f in frames)
+        hint = f"; {_WHICH_KERAS}" if of_keras3 else ""
         said = next(iter(str(error).strip().splitlines()), "")
         raise ModelError(f"{arch} {what}{where}: {type(error).__name__}: {said[:300]}{hint}") from error
 
