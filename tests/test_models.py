@@ -157,7 +157,7 @@ def call(*arguments):
     return done.exit_code, done.stdout, done.stderr.strip()
 
 
-def test_the_command_lists_and_describes():
+def test_the_command_lists_and_describes(tmp_path):
     code, said, _ = call()
     assert code == 0
     rows = said.splitlines()
@@ -167,7 +167,9 @@ def test_the_command_lists_and_describes():
     assert f"{FIGURES['resnet8'].parameters:,}" in said
     assert "rpi  " in said
     assert "runs it" in said
-    _, said, _ = call("--json")
+    _, said, _ = call("--plot", tmp_path / "all.png", "--json")
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert "--overwrite" in call("--plot", tmp_path / "all.png")[2]
     assert [row["name"] for row in json.loads(said)] == list(ARCHITECTURES)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,10 +21,12 @@ def models(
     input_size: int | None = typer.Option(None, help="Side of its input, pixels. [default: 96]"),
     width: float | None = typer.Option(None, help="Factor on its number of channels. [default: 1]"),
     classes: int | None = typer.Option(None, help="How many classes it tells apart. [default: 10]"),
+    plot: Path | None = typer.Option(None, help="Draw the list into this PNG."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,
 ) -> None:
     """Show the architectures that --arch takes, what they cost as int8, and what takes and runs them."""
-    given = {"input_size": input_size, "width": width, "classes": classes}
+    given: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
     changed = {key: value for key, value in given.items() if value is not None}
     if not name:
         if changed:
@@ -31,13 +34,25 @@ def models(
         from edgerec.export.architectures import architectures
 
         reports = architectures()
+        if plot is not None:
+            _draw(reports, plot, overwrite)
         show_json([report.to_dict() for report in reports]) if json else _list(reports)
         return
+    if plot is not None:
+        raise typer.BadParameter("it draws the list: leave the name out", param_hint="--plot")
     with progress() as listener:
         from edgerec.export.architectures import architecture
 
         report = architecture(name, **changed, listener=listener)
     show_json(report.to_dict()) if json else _describe(report)
+
+
+def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:
+    from edgerec.contract.files import refuse_existing
+    from edgerec.export.architectures_plot import architectures_plot
+
+    refuse_existing(path, overwrite)
+    architectures_plot(reports, path)
 
 
 def _list(reports: Sequence[ArchitectureReport]) -> None:

@@ -46,7 +46,7 @@ def efficientnet_b0(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def efficientnet_v2_b0(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The same with whole convolutions where pictures are large: quicker to train; ``width`` is the paper's."""
+    """efficientnet_b0's successor, with whole convolutions where pictures are large: quicker to train."""
     return _features(keras, x, section, V2_B0, depthwise_name="dwconv2")
 
 

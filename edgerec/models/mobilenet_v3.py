@@ -14,7 +14,7 @@ Activation = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class _Block:
-    """One inverted residual. ``expand`` is a factor on the channels; ``late`` ones have the paper's 5×5 and swish."""
+    """One inverted residual. ``expand`` is a factor on the channels that come in; ``wide`` ones are 5×5."""
 
     channels: int
     expand: float
@@ -54,12 +54,12 @@ def mobilenet_v3_large(keras: Any, x: Any, section: ModelSection) -> Any:
 
 
 def mobilenet_v3_small_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The small one with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    """mobilenet_v3_small with 3×3 and ReLU alone, which every accelerator takes as it is."""
     return _features(keras, x, section, SMALL, minimalistic=True)
 
 
 def mobilenet_v3_large_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The large one with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    """mobilenet_v3_large with 3×3 and ReLU alone, which every accelerator takes as it is."""
     return _features(keras, x, section, LARGE, minimalistic=True)
 
 

@@ -93,19 +93,21 @@ _WHICH_KERAS = "take the keras that it is given as its first argument, and do no
 
 
 def _of_name(arch: str, name: str) -> ModuleType:
+    here = str(Path.cwd())
     with _said_in_one_line(arch, "cannot be imported"):
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()  # the file may be a second old
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name.partition(".")[0] and error.name != name:
                 raise
             raise RecipeError(
-                f"model.arch is {arch!r}, and there is no module {error.name!r} in {Path.cwd()} or where Python looks: "
+                f"model.arch is {arch!r}, and there is no module {error.name!r} in {here} or where Python looks: "
                 "name a .py file by its path, as nets/mine.py:build"
             ) from None
         finally:
-            sys.path.remove(str(Path.cwd()))
+            sys.path.remove(here)
 
 
 def _of_file(arch: str, path: Path) -> ModuleType:

@@ -12,22 +12,22 @@ EPSILON = 1.001e-5
 
 
 def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MLPerf Tiny's image classification net: three residual stages of 16, 32 and 64 channels, a block each."""
+    """MLPerf Tiny's image classification net: residual stages of 16, 32 and 64 channels, a block each."""
     return _resnet(keras, x, section, blocks=1)
 
 
 def resnet14(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The same with two blocks a stage: at ``width`` 0.66 about as large as resnet8, deeper and thinner."""
+    """resnet8 with two blocks a stage: at ``width`` 0.66 about as large, deeper and thinner."""
     return _resnet(keras, x, section, blocks=2)
 
 
 def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The same with three blocks a stage: the paper's smallest for CIFAR-10."""
+    """resnet8 with three blocks a stage: the paper's smallest for CIFAR-10."""
     return _resnet(keras, x, section, blocks=3)
 
 
 def resnet50(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Sixteen bottleneck blocks up to 2,048 channels."""
+    """The large one: sixteen bottleneck blocks up to 2,048 channels."""
     x = stem(keras, x, "conv1_{}", channels=eights(64 * section.width), bias=True)
     for stage, (channels, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 2):
         for block in range(1, count + 1):
