@@ -26,8 +26,8 @@ from tests.conftest import one_line
 
 UNIT = Normalise.named("unit")
 FIGURES = {report.name: report for report in architectures()}
-# One of each family that is built here layer by layer; they are compared whole, at width 1.
-AS_KERAS = ("vgg16", "resnet50", "densenet121", "efficientnet_b0", "mobilenet_v3_small")
+# They are built layer by layer; these are compared whole, at width 1.
+AS_KERAS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")
 
 
 def built(arch, width=1.0, weights="none", size=0, channels=3):
@@ -38,6 +38,7 @@ def built(arch, width=1.0, weights="none", size=0, channels=3):
 @pytest.fixture(autouse=True)
 def _fresh():
     keras().backend.clear_session()
+    keras().mixed_precision.set_global_policy("float32")
     keras().utils.set_random_seed(0)
 
 
@@ -50,6 +51,7 @@ def expected_by_hand(pixels: str, of_application: str, images: np.ndarray) -> np
     return images if of_application.startswith(("MobileNetV3", "EfficientNetV2")) else made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", AS_KERAS)
 def test_keras_weights_give_what_keras_application_gives(arch, monkeypatch):
     """The weights are random ones here, in place of the downloaded; all around them is real."""
@@ -85,9 +87,8 @@ def test_every_architecture_is_flat_and_has_a_width(arch):
     assert all("/" not in layer.name for layer in model.layers)  # which Keras 3 does not take
 
 
-@pytest.mark.parametrize("arch", ["ds_cnn", "vgg_small"])
-def test_new_families_train_as_int8(arch):
-    model = built(arch, width=0.25)
+def test_a_new_family_trains_as_int8():
+    model = built("ds_cnn", width=0.25)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *model.input_shape[1:]), np.uint8)
     aware = rounded(adapt(model).model, UNIT)
     aware.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -174,12 +175,12 @@ def test_the_command_lists_and_describes(tmp_path):
 
 
 def test_another_size_is_measured_here():
-    code, said, _ = call("ds_cnn", "--input-size", 32, "--width", 0.5, "--classes", 4, "--json")
+    code, said, _ = call("simple_cnn", "--input-size", 28, "--width", 0.125, "--classes", 4, "--json")
     assert code == 0
     row = json.loads(said)
-    assert (row["input_size"], row["width"], row["classes"]) == (32, 0.5, 4)
-    # A ninth of the pixels, and a quarter of the products where half the channels meet half the channels.
-    assert 1 / 40 < row["macs"] / FIGURES["ds_cnn"].macs < 1 / 18
+    assert (row["input_size"], row["width"], row["classes"]) == (28, 0.125, 4)
+    # Of 28 pixels 26 are left, 13, 11 and 5, with 4 and 8 channels.
+    assert row["macs"] == 26 * 26 * 27 * 4 + 11 * 11 * 36 * 8 + 200 * 8 + 8 * 4
     assert row["methods"] == ["ptq", "qat", "prune+qat"]
 
 
@@ -295,6 +296,7 @@ def test_code_that_cannot_be_found(arch, text, said, tmp_path, monkeypatch):
         build(keras(), ModelSection(arch), (16, 16, 3), 2, UNIT)
 
 
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
 def test_layers_that_would_need_the_code_again_are_refused_before_training(image_folder, tmp_path):
     (tmp_path / "net.py").write_text(
         "def twice(x):\n"

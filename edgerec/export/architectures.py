@@ -113,6 +113,7 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
+    keras().mixed_precision.set_global_policy("float32")  # whatever a training in this process has left
     normalise = Normalise.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
     methods, adapted = _fitting(model)
