@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
 from edgerec.export.architectures import measured
 from edgerec.models import ARCHITECTURES, build, imagenet
 from edgerec.runtime.model import ImageModel
-from edgerec.train.keras import keras
+from edgerec.train.keras import keras, load_model
 from tests.conftest import one_line
 
 UNIT = Normalise.named("unit")
@@ -318,3 +319,14 @@ def test_layers_that_would_need_the_code_again_are_refused_before_training(image
         with pytest.raises(ModelError, match=said):
             fit(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_names_somebody_s_module_does_not_import_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "planted.py").write_text("raise SystemExit('this code is run')")
+    config = {"module": "planted", "class_name": "Model", "config": {}, "registered_name": None}
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", "{}")
+    with pytest.raises(ModelError, match="names code of planted, which edgerec does not run"):
+        load_model(tmp_path / "model.keras")

@@ -21,7 +21,16 @@ from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size, evaluation_feed, training_feed
 from edgerec.train.foreign import check_opens, in_float32
-from edgerec.train.keras import UNREADABLE, compile_classifier, keras, load_model, load_weights, prepare, versions
+from edgerec.train.keras import (
+    UNREADABLE,
+    compile_classifier,
+    keras,
+    load_model,
+    load_weights,
+    prepare,
+    refuse_modules,
+    versions,
+)
 from edgerec.train.keras3 import offer_keras3
 from edgerec.train.optimizer import learning_rate, optimizer
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
@@ -149,6 +158,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
         raise DataError(f"the pictures changed since {run.path} was begun: train again with --overwrite")
     for path in sorted(checkpoints(run).values(), reverse=True):
         try:
+            refuse_modules(path)
             model = keras().models.load_model(path, safe_mode=True)
         except UNREADABLE as error:
             log.warning("%s cannot be read (%s): trying the one before", path, error)
