@@ -239,9 +239,7 @@ def test_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     model = run.model()
     model.set_weights([weight * np.nan for weight in model.get_weights()])
     model.save(tmp_path / "nan.keras")
-    with pytest.raises(
-        TrainError, match=r"the loss became nan in epoch 1, by step \d+ of \d+: lower train\.learning_rate"
-    ):
+    with pytest.raises(TrainError, match=r"the loss became nan in epoch 1, by step \d+ of \d+: lower train"):
         fit(quick(**{"model.weights": str(tmp_path / "nan.keras")}), tmp_path / "run")
 
 

@@ -141,6 +141,18 @@ class TrainSection:
 
 
 @dataclass(frozen=True)
+class TransferSection:
+    """How a training begins that has weights to start from (model.weights)."""
+
+    frozen: float = _number(0.25, "part of the epochs in which the classes' layer learns alone", 0, 1)
+    unfreeze: float = _number(
+        0.25, "part of the epochs over which the layers before join it, the last ones first", 0, 1
+    )
+    rate: float = _number(0.1, "learning rate from then on, as part of train.learning_rate", 1e-6, 1)
+    freeze_bn: bool = _flag(True, "batch normalisation keeps the statistics that came with the weights")
+
+
+@dataclass(frozen=True)
 class CompressSection:
     """Pruning, clustering and quantization."""
 
@@ -173,6 +185,7 @@ class Recipe:
     augment: AugmentSection = field(default_factory=AugmentSection)
     model: ModelSection = field(default_factory=ModelSection)
     train: TrainSection = field(default_factory=TrainSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
     compress: CompressSection = field(default_factory=CompressSection)
 
     def __post_init__(self) -> None:

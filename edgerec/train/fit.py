@@ -15,7 +15,7 @@ from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
-from edgerec.models import build, find, own
+from edgerec.models import BACKBONE, build, least_size_px, own
 from edgerec.optional import require
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
@@ -32,9 +32,19 @@ from edgerec.train.keras import (
     versions,
 )
 from edgerec.train.keras3 import offer_keras3
-from edgerec.train.optimizer import learning_rate, optimizer
+from edgerec.train.optimizer import optimizer
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
+from edgerec.train.transfer import (
+    Stage,
+    checked_source,
+    hold,
+    input_size_px,
+    release,
+    stage_rate,
+    stages,
+    with_new_classes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,37 +83,65 @@ def fit(
             return run
     else:
         _refuse(run, overwrite)
-    architecture = find(recipe.model.arch)
     if own.is_own(recipe.model.arch) and not resume:
         own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
     prepare(recipe.train, recipe.seed)
-    dataset, section = load(recipe.data, least_size_px=architecture.least_size_px, listener=listener)
-    parts = split_dataset(dataset, section, recipe.seed)
-    size = batch_size(recipe.train.batch_size, len(parts.train))
-    if size < recipe.train.batch_size:
-        log.warning("train.batch_size is %d: taking %d, all there are to train", recipe.train.batch_size, size)
-    recipe = replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size))
-    _check_batch(recipe, len(parts.train))
+    recipe, dataset, parts = _resolved(recipe, listener)
+    plan = stages(recipe)
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
-    feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch)
-    model, optimizer = (model, model.optimizer) if model else _begun(recipe, len(dataset.labels), feed.steps)
-    calls = min(STEPS_PER_CALL, feed.steps)
-    compile_classifier(model, optimizer, calls, xla=recipe.train.xla, parts=recipe.train.accumulate)
+    if model is None:
+        model = _begun(recipe, len(dataset.labels))
     if not resume:
         _start(run, recipe, dataset, parts, overwrite)
-    if not enough(recipe, run.history()):
-        model.fit(
-            feed.batches,
-            steps_per_epoch=feed.steps,
-            initial_epoch=first_epoch,
-            epochs=recipe.train.epochs,
-            validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
-            class_weight=_class_weights(recipe, dataset, parts),
-            callbacks=[*_tensorboard(run, recipe), recorder(run, recipe, feed.steps, listener, on_epoch)],
-            verbose=0,
-        )
+    for stage in plan:
+        if first_epoch < stage.last and not enough(recipe, run.history()):
+            _learn(run, recipe, (dataset, parts), model, stage, first_epoch, (listener, on_epoch))
     _finish(run, recipe, dataset, parts)
     return run
+
+
+def _resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
+    """The recipe with nothing left to be chosen, and its data."""
+    dataset, section = load(_sized(recipe), least_size_px=least_size_px(recipe.model.arch), listener=listener)
+    parts = split_dataset(dataset, section, recipe.seed)
+    size, accumulate = batch_size(recipe.train.batch_size, len(parts.train)), recipe.train.accumulate
+    if size < recipe.train.batch_size:
+        log.warning("train.batch_size is %d: taking %d, all there are to train", recipe.train.batch_size, size)
+    if size % accumulate:
+        raise RecipeError(
+            f"train.accumulate is {accumulate}, expected a divisor of the batch of {size}: with {len(parts.train)} "
+            f"pictures to train, set train.batch_size to a multiple of {accumulate} that is no more than that"
+        )
+    return replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size)), dataset, parts
+
+
+def _learn(
+    run: Run,
+    recipe: Recipe,
+    data: tuple[Dataset, Split],
+    model: Any,
+    stage: Stage,
+    done: int,
+    told: tuple[Listener, OnEpoch | None],
+) -> None:
+    """Train ``model`` through a stage, of whose epochs, as of all, the first ``done`` are done."""
+    (dataset, parts), train, first = data, recipe.train, max(done, stage.first)
+    feed = training_feed(dataset, parts.train, recipe, first_epoch=first)
+    if first == stage.first:
+        hold(model, recipe, stage)
+        model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, feed.steps))
+    steps_per_call = min(STEPS_PER_CALL, feed.steps)
+    compile_classifier(model, model.optimizer, steps_per_call, xla=train.xla, parts=train.accumulate)
+    model.fit(
+        feed.batches,
+        steps_per_epoch=feed.steps,
+        initial_epoch=first,
+        epochs=stage.last,
+        validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
+        class_weight=_class_weights(recipe, dataset, parts),
+        callbacks=[*_tensorboard(run, recipe), recorder(run, recipe, feed.steps, *told)],
+        verbose=0,
+    )
 
 
 def placed(section: DataSection) -> DataSection:
@@ -113,13 +151,14 @@ def placed(section: DataSection) -> DataSection:
     return replace(section, source=str(user_path(section.source).resolve()))
 
 
-def _check_batch(recipe: Recipe, count: int) -> None:
-    size, parts = recipe.train.batch_size, recipe.train.accumulate
-    if size % parts:
-        raise RecipeError(
-            f"train.accumulate is {parts}, expected a divisor of the batch of {size}: with {count} pictures to train, "
-            f"set train.batch_size to a multiple of {parts} that is no more than that"
-        )
+def _sized(recipe: Recipe) -> DataSection:
+    """The data's section with the input size of the file whose network is taken."""
+    if recipe.model.arch != BACKBONE:
+        return recipe.data
+    size = input_size_px(checked_source(recipe))
+    if recipe.data.input_size not in (0, size):
+        raise RecipeError(f"data.input_size is {recipe.data.input_size}, {recipe.model.weights} takes {size} pixels")
+    return replace(recipe.data, input_size=size)
 
 
 def _refuse(run: Run, overwrite: bool) -> None:
@@ -179,13 +218,13 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
     return 0, None
 
 
-def _begun(recipe: Recipe, classes: int, steps: int) -> tuple[Any, Any]:
-    """The model before its first epoch, and its optimizer."""
+def _begun(recipe: Recipe, classes: int) -> Any:
+    """The model before its first epoch."""
     model = _built(recipe, classes)
-    if recipe.model.weights not in ("none", "imagenet"):
+    if recipe.model.weights not in ("none", "imagenet") and recipe.model.arch != BACKBONE:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
-    return model, optimizer(recipe.train.optimizer, learning_rate(recipe.train, steps))
+    return model
 
 
 def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
@@ -196,7 +235,10 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 
 
 def _built(recipe: Recipe, classes: int) -> Any:
-    model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    if recipe.model.arch == BACKBONE:
+        model = with_new_classes(checked_source(recipe), classes, recipe)
+    else:
+        model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
     return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
@@ -240,6 +282,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         # Built again in float32, whatever the training computed in: that is what is converted.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
+    release(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)
     scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)

@@ -14,6 +14,8 @@ import sys
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from edgerec.contract.recipe import TrainSection
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import EdgerecError, ModelError
 from edgerec.optional import require
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
@@ -68,6 +72,7 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().mixed_precision.set_global_policy("mixed_float16" if section.mixed_precision else "float32")
     keras().backend.experimental.enable_tf_random_generator()  # dropout then has a state that reseed() can set
     keras().utils.set_random_seed(seed)
+    keras().backend.reset_uids()  # layers are called the same in every training, as weights in a file are found by name
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
@@ -183,15 +188,57 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
     before = model.get_weights()
     how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _said() as said:
             model.load_weights(str(path), **how)
     except UNREADABLE as error:
         raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
     taken = sum(bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True))
+    others = list(dict.fromkeys(found for warning in said if (found := _mismatch(warning))))
     if not taken:
-        raise ModelError(f"none of the weights in {path} fit {model.name}: same architecture, width and channels?")
+        seen = f" ({'; '.join(others[:3])})" if others else ""
+        raise ModelError(
+            f"none of the weights in {path} fit {model.name}{seen}: same architecture, width and channels? "
+            "Its own network with new classes: --arch backbone"
+        )
+    if others:
+        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
     return taken, len(before)
+
+
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """What Keras warns of while the block runs: by Python's warnings, or of .h5 files in TensorFlow's log."""
+    said: list[str] = []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    theirs, heard = logging.getLogger("tensorflow"), Heard()
+    level, others = theirs.level, theirs.handlers[:]
+    theirs.handlers[:] = [heard]
+    theirs.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            yield said
+        said += [str(warning.message) for warning in warned]
+    finally:
+        theirs.handlers[:] = others
+        theirs.setLevel(level)
+
+
+# How Keras names a variable and its two shapes where it leaves out weights of a .keras file, and of an .h5 file.
+_OTHER_SHAPES = (
+    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+)
+
+
+def _mismatch(warning: str) -> str:
+    """The layer and the shapes in a warning of Keras' about weights that it left out; empty for another warning."""
+    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
+    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""
 
 
 def versions() -> dict[str, str]:
