@@ -2,9 +2,10 @@
 
     python benchmarks/architectures.py --work FOLDER [--only NAME …] [--write docs/architectures.md]
 
-Weights are random and trained for a few steps on CIFAR-10 pictures: it is shown that each goes through and that the
-int8 file answers as the Keras model does, not how accurate it is. What is measured is kept in FOLDER, one file an
-architecture; what is there is not measured again.
+Most are networks as people bring them, Keras' applications with their own preprocessing among them; what each of
+edgerec's own costs is measured by benchmarks/models.py. Weights are random and trained for a few steps on CIFAR-10
+pictures: it is shown that each goes through and that the int8 file answers as the Keras model does, not how accurate it
+is. What is measured is kept in FOLDER, one file an architecture; what is there is not measured again.
 """
 
 from __future__ import annotations

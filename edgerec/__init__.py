@@ -21,6 +21,8 @@ _PUBLIC = {
     "Run": "edgerec.train.run",
     "Target": "edgerec.contract.target",
     "adopt": "edgerec.compress.adopt",
+    "architecture": "edgerec.export.architectures",
+    "architectures": "edgerec.export.architectures",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
     "distill": "edgerec.train.distill",
@@ -50,6 +52,8 @@ __all__ = [
     "Target",
     "__version__",
     "adopt",
+    "architecture",
+    "architectures",
     "benchmark",
     "compare",
     "distill",
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
     from edgerec.contract.target import Target
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
+    from edgerec.export.architectures import architecture, architectures
     from edgerec.export.inspection import inspect
     from edgerec.export.page import report
     from edgerec.export.userland import prove

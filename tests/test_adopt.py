@@ -339,7 +339,7 @@ def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
 def test_our_architectures_open_in_keras_3(tmp_path):
     pictures = np.random.default_rng(0).uniform(0, 1, (3, 32, 32, 3)).astype(np.float32)
     answers = {"pictures": pictures}
-    for arch in ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2"):
+    for arch in ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2", "lstm", "gru", "vgg_small", "ds_cnn"):
         section = ModelSection(arch, 0.25 if "mobilenet" in arch else 0.5, 0.1)
         model = build(keras(), section, (32, 32, 3), 3, Normalise.named("unit"))
         answers[arch] = np.asarray(model(pictures, training=False))
@@ -359,7 +359,7 @@ def test_our_architectures_open_in_keras_3(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     differences = [float(line) for line in done.stdout.split()]
-    assert len(differences) == 4
+    assert len(differences) == 8
     assert max(differences) <= 1e-6
 
 

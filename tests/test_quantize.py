@@ -169,7 +169,7 @@ def test_every_architecture_goes_all_the_way(arch, methods, image_folder, tmp_pa
     recipe = Recipe.from_dict(
         {
             "data": {"source": str(image_folder), "input_size": 32, "normalise": "signed"},
-            "model": {"arch": arch, "width": 0.35, "weights": "imagenet" if arch == "mobilenet_v1" else "none"},
+            "model": {"arch": arch, "width": 0.25, "weights": "imagenet" if arch == "mobilenet_v1" else "none"},
             "train": {"epochs": 1},
             "compress": {"epochs": 1, "max_drop": 100.0},
         }

@@ -22,6 +22,7 @@ from edgerec.cli import (
     export,
     import_,
     inspect,
+    models,
     parity,
     predict,
     quantize,
@@ -87,6 +88,7 @@ app = typer.Typer(
 )
 for command in (
     recipe.recipe,
+    models.models,
     train.train,
     distill.distill,
     evaluate.evaluate,

@@ -22,7 +22,10 @@ def train(
     data: str | None = typer.Option(
         None, help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder."
     ),
-    arch: str | None = typer.Option(None, help="simple_cnn, mobilenet_v1, mobilenet_v2, resnet8 or resnet14."),
+    arch: str | None = typer.Option(
+        None,
+        help="The network: edgerec models lists them; or a function of yours, as my_net.py:build, whose code is run.",
+    ),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
     group_by: str | None = typer.Option(
         None, help="Regular expression: pictures with the same match in their file name stay on one side of the split."
@@ -101,6 +104,8 @@ def _hours(text: str) -> float:
 
 def show(run: Run, json: bool) -> None:
     """What a training made."""
+    from edgerec.models import ARCHITECTURES
+
     metrics: dict[str, Any] = run.metrics
     if json:
         show_json({"run": str(run.path)} | metrics)
@@ -108,4 +113,5 @@ def show(run: Run, json: bool) -> None:
     images, parameters = metrics["images"], metrics["parameters"]
     say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
     say(f"run      {run.path}  (plots/, metrics.json, split.json)")
-    say(f"next     edgerec quantize {run.path}")
+    known = ARCHITECTURES.get(run.recipe.model.arch)
+    say(f"next     edgerec quantize {run.path}{' --method ptq' if known and known.recurrent else ''}")

@@ -19,14 +19,14 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.errors import DataError, EdgerecError, ModelError, unknown
+from edgerec.errors import DataError, EdgerecError, unknown
 from edgerec.models import OWN
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size
 from edgerec.train.fit import placed
 from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
-from edgerec.train.keras3 import write_keras3
+from edgerec.train.keras3 import offer_keras3
 from edgerec.train.run import AGREEMENT, ANSWERS, KERAS3, Run, split_record
 from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
 
@@ -275,10 +275,7 @@ def _write_model(run: Run, path: Path, model: Any) -> None:
         shutil.copytree(path, run.path / FOLDER)
         return
     run.save_model(model, "model.keras")
-    try:
-        write_keras3(model, run.path / KERAS3)
-    except ModelError as error:
-        log.info("no %s: %s", KERAS3, error)
+    offer_keras3(model, run.path / KERAS3)
 
 
 def _digest(path: Path) -> str:

@@ -106,7 +106,9 @@ NOT_AUGMENTED = AugmentSection(False, 0, 0, 0, 0, 0)
 class ModelSection:
     """The network."""
 
-    arch: str = _text("simple_cnn", "simple_cnn, mobilenet_v1, mobilenet_v2, resnet8 or resnet14")
+    arch: str = _text(
+        "simple_cnn", "as edgerec models shows; a function of yours: my_net.py:build; backbone: what weights has"
+    )
     width: float = _number(1.0, "factor on the number of channels", 0.05, 4)
     dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
     weights: str = _text("none", "start from none (random), imagenet (downloaded by Keras), or a .keras or .h5 file")

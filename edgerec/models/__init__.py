@@ -12,9 +12,22 @@ from typing import Any
 from edgerec.contract.recipe import ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
+from edgerec.models import imagenet, own
+from edgerec.models.densenet import densenet121
+from edgerec.models.ds_cnn import ds_cnn
+from edgerec.models.efficientnet import efficientnet_b0, efficientnet_v2_b0
+from edgerec.models.imagenet import ImageNet
 from edgerec.models.mobilenet import mobilenet_v1, mobilenet_v2
-from edgerec.models.resnet import resnet8, resnet14
+from edgerec.models.mobilenet_v3 import (
+    mobilenet_v3_large,
+    mobilenet_v3_large_minimalistic,
+    mobilenet_v3_small,
+    mobilenet_v3_small_minimalistic,
+)
+from edgerec.models.recurrent import gru, lstm
+from edgerec.models.resnet import resnet8, resnet14, resnet20, resnet50
 from edgerec.models.simple import simple_cnn
+from edgerec.models.vgg import vgg16, vgg_small
 
 Builder = Callable[[Any, Any, ModelSection], Any]
 
@@ -26,20 +39,47 @@ class Architecture:
     Attributes:
         features: ``(keras, input tensor, section) -> tensor (batch, n)``: all layers before the classes.
         least_size_px: smallest input side; smaller pictures are enlarged to it.
-        imagenet: whether Keras has ImageNet weights for it.
+        imagenet: the ImageNet weights that Keras has for it.
+        recurrent: it reads a sequence, which quantization-aware training cannot round: ``--method ptq``.
     """
 
     features: Builder
     least_size_px: int
-    imagenet: bool = False
+    imagenet: ImageNet | None = None
+    recurrent: bool = False
 
+    @property
+    def about(self) -> str:
+        """One line for people."""
+        return (self.features.__doc__ or "").partition("\n")[0].replace("``", "")
+
+
+_MINIMALISTIC = {"minimalistic": True}
 
 ARCHITECTURES = {
-    "simple_cnn": Architecture(simple_cnn, least_size_px=28),
-    "mobilenet_v1": Architecture(mobilenet_v1, least_size_px=32, imagenet=True),
-    "mobilenet_v2": Architecture(mobilenet_v2, least_size_px=32, imagenet=True),
-    "resnet8": Architecture(resnet8, least_size_px=16),
-    "resnet14": Architecture(resnet14, least_size_px=16),
+    "simple_cnn": Architecture(simple_cnn, 28),
+    "vgg_small": Architecture(vgg_small, 8),
+    "vgg16": Architecture(vgg16, 32, ImageNet("VGG16", "caffe")),
+    "resnet8": Architecture(resnet8, 16),
+    "resnet14": Architecture(resnet14, 16),
+    "resnet20": Architecture(resnet20, 16),
+    "resnet50": Architecture(resnet50, 32, ImageNet("ResNet50", "caffe")),
+    "mobilenet_v1": Architecture(mobilenet_v1, 32, ImageNet("MobileNet", "tf", (0.25, 0.5, 0.75, 1.0))),
+    "mobilenet_v2": Architecture(mobilenet_v2, 32, ImageNet("MobileNetV2", "tf", (0.35, 0.5, 0.75, 1.0, 1.3, 1.4))),
+    "mobilenet_v3_small": Architecture(mobilenet_v3_small, 32, ImageNet("MobileNetV3Small", "tf", (0.75, 1.0))),
+    "mobilenet_v3_large": Architecture(mobilenet_v3_large, 32, ImageNet("MobileNetV3Large", "tf", (0.75, 1.0))),
+    "mobilenet_v3_small_minimalistic": Architecture(
+        mobilenet_v3_small_minimalistic, 32, ImageNet("MobileNetV3Small", "tf", (1.0,), _MINIMALISTIC)
+    ),
+    "mobilenet_v3_large_minimalistic": Architecture(
+        mobilenet_v3_large_minimalistic, 32, ImageNet("MobileNetV3Large", "tf", (1.0,), _MINIMALISTIC)
+    ),
+    "efficientnet_b0": Architecture(efficientnet_b0, 32, ImageNet("EfficientNetB0", "torch")),
+    "efficientnet_v2_b0": Architecture(efficientnet_v2_b0, 32, ImageNet("EfficientNetV2B0", "torch")),
+    "densenet121": Architecture(densenet121, 32, ImageNet("DenseNet121", "torch")),
+    "ds_cnn": Architecture(ds_cnn, 16),
+    "lstm": Architecture(lstm, 8, recurrent=True),
+    "gru": Architecture(gru, 8, recurrent=True),
 }
 
 
@@ -55,40 +95,39 @@ def least_size_px(name: str) -> int:
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name; raises :class:`RecipeError` with the nearest one."""
+    """The architecture of that name, or of a person's own, whose code is not run yet.
+
+    Raises:
+        RecipeError: there is none; with the nearest one.
+    """
     if name == OWN:
         raise RecipeError(
             "model.arch 'own' stands for a model that was brought along and is trained already: choose another"
         )
+    if own.is_own(name):
+        return Architecture(own.features, 1)
     if name not in ARCHITECTURES:
-        raise RecipeError(unknown("architecture", name, ARCHITECTURES))
+        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: edgerec models shows them")
     return ARCHITECTURES[name]
 
 
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
-    """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``."""
-    architecture = find(section.arch)
-    if section.weights == "imagenet" and not (architecture.imagenet and shape[2] == 3):
-        raise RecipeError(
-            f"model.weights is 'imagenet', which exists for mobilenet_v1 and mobilenet_v2 on RGB pictures; "
-            f"got {section.arch} with {shape[2]} channels: use --weights none"
-        )
+    """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
+
+    Code of a person's own that ``section.arch`` names is run.
+    """
+    architecture, pretrained = find(section.arch), None
+    if section.weights == "imagenet":
+        having = [name for name, each in ARCHITECTURES.items() if each.imagenet]
+        pretrained = imagenet.checked(section, architecture.imagenet, shape[2], having)
     inputs = keras.Input(shape, name="pixels")
-    x = _as_imagenet_expects(keras, inputs, normalise) if section.weights == "imagenet" else inputs
+    x = imagenet.as_expected(keras, inputs, normalise, pretrained.pixels) if pretrained else inputs
     x = architecture.features(keras, x, section)
     # Scores stay float32 under mixed precision.
     x = keras.layers.Dense(classes, name="logits", dtype="float32")(x)
     scores = keras.layers.Activation("softmax", name="scores", dtype="float32")(x)
-    return keras.Model(inputs, scores, name=section.arch)
-
-
-def _as_imagenet_expects(keras: Any, x: Any, normalise: Normalise) -> Any:
-    """Keras' MobileNet weights want pixel / 127.5 − 1: a fixed 1×1 depthwise convolution, part of the model."""
-    scale, offset = normalise.std / 127.5, normalise.mean / 127.5 - 1
-    return keras.layers.DepthwiseConv2D(
-        1,
-        depthwise_initializer=keras.initializers.Constant(scale),
-        bias_initializer=keras.initializers.Constant(offset),
-        trainable=False,
-        name="imagenet_range",
-    )(x)
+    name = own.plain_name(section.arch) if own.is_own(section.arch) else section.arch
+    model = keras.Model(inputs, scores, name=name)
+    if pretrained:
+        imagenet.take(keras, model, section, pretrained)
+    return model

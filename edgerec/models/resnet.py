@@ -1,36 +1,63 @@
-"""Small residual networks (arXiv:1512.03385)."""
+"""Residual networks (arXiv:1512.03385)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
+from edgerec.models.blocks import BN_MOMENTUM, conv, eights, norm, pooled, stem
+
+# Of Keras' weights.
+EPSILON = 1.001e-5
 
 
 def resnet8(keras: Any, x: Any, section: ModelSection) -> Any:
-    """MLPerf Tiny's image classification net: three residual stages of 16, 32 and 64 channels, a block each."""
+    """MLPerf Tiny's image classification net: residual stages of 16, 32 and 64 channels, a block each."""
     return _resnet(keras, x, section, blocks=1)
 
 
 def resnet14(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The same with two blocks a stage: at ``width`` 0.66 about as large as resnet8, deeper and thinner."""
+    """resnet8 with two blocks a stage: at ``width`` 0.66 about as large, deeper and thinner."""
     return _resnet(keras, x, section, blocks=2)
 
 
+def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
+    """resnet8 with three blocks a stage: the paper's smallest for CIFAR-10."""
+    return _resnet(keras, x, section, blocks=3)
+
+
+def resnet50(keras: Any, x: Any, section: ModelSection) -> Any:
+    """The large one: sixteen bottleneck blocks up to 2,048 channels."""
+    x = stem(keras, x, "conv1_{}", channels=eights(64 * section.width), bias=True)
+    for stage, (channels, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 2):
+        for block in range(1, count + 1):
+            stride = 2 if stage > 2 and block == 1 else 1
+            x = _bottleneck(keras, x, eights(channels * section.width), stride, block == 1, f"conv{stage}_block{block}")
+    return pooled(keras, x, section)
+
+
+def _bottleneck(keras: Any, x: Any, channels: int, stride: int, projected: bool, name: str) -> Any:
+    relu = keras.layers.ReLU
+    y = relu()(_normed(keras, x, channels, 1, f"{name}_1", stride))
+    y = relu()(_normed(keras, y, channels, 3, f"{name}_2"))
+    y = _normed(keras, y, 4 * channels, 1, f"{name}_3")
+    if projected:
+        x = _normed(keras, x, 4 * channels, 1, f"{name}_0", stride)
+    return relu()(keras.layers.Add()([x, y]))
+
+
+def _normed(keras: Any, x: Any, channels: int, kernel: int, name: str, stride: int = 1) -> Any:
+    x = conv(keras, x, channels, kernel, f"{name}_conv", stride=stride, bias=True)
+    return norm(keras, x, f"{name}_bn", epsilon=EPSILON)
+
+
 def _resnet(keras: Any, x: Any, section: ModelSection, blocks: int) -> Any:
-    channels = [_eights(n * section.width) for n in (16, 32, 64)]
+    channels = [eights(n * section.width) for n in (16, 32, 64)]
     x = _conv(keras, x, channels[0], relu=True)
     for stage, count in enumerate(channels):
         for block in range(blocks):
             x = _block(keras, x, count, stride=2 if stage and not block else 1)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.layers.Dropout(section.dropout)(x) if section.dropout else x
-
-
-def _eights(count: float) -> int:
-    """A multiple of 8, in which vector units count, that is no more than a tenth below (as in MobileNetV2's code)."""
-    rounded = max(8, int(count / 8 + 0.5) * 8)
-    return rounded if rounded >= 0.9 * count else rounded + 8
+    return pooled(keras, x, section)
 
 
 def _block(keras: Any, x: Any, channels: int, stride: int) -> Any:
@@ -53,5 +80,5 @@ def _conv(
         kernel_initializer="he_normal",
     )(x)
     if normalised:
-        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
     return keras.layers.ReLU()(x) if relu else x

@@ -8,7 +8,7 @@ from edgerec.contract.recipe import ModelSection
 
 
 def simple_cnn(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Two convolution–pooling pairs of 32 and 64 channels, Dense 64; dropout before each dense layer."""
+    """The tutorial's: two convolution–pooling pairs of 32 and 64 channels, then Dense 64, with dropout around it."""
     layers = keras.layers
     for channels in (32, 64):
         x = layers.Conv2D(max(1, round(channels * section.width)), 3, activation="relu")(x)

@@ -15,13 +15,23 @@ from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
-from edgerec.models import BACKBONE, build, least_size_px
+from edgerec.models import BACKBONE, build, least_size_px, own
 from edgerec.optional import require
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size, evaluation_feed, training_feed
-from edgerec.train.keras import UNREADABLE, compile_classifier, keras, load_model, load_weights, prepare, versions
-from edgerec.train.keras3 import write_keras3
+from edgerec.train.foreign import check_opens, in_float32
+from edgerec.train.keras import (
+    UNREADABLE,
+    compile_classifier,
+    keras,
+    load_model,
+    load_weights,
+    prepare,
+    refuse_modules,
+    versions,
+)
+from edgerec.train.keras3 import offer_keras3
 from edgerec.train.optimizer import optimizer
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
@@ -74,6 +84,8 @@ def fit(
             return run
     else:
         _refuse(run, overwrite)
+    if own.is_own(recipe.model.arch) and not resume:
+        own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
     prepare(recipe.train, recipe.seed)
     recipe, dataset, parts = _resolved(recipe, listener)
     plan = stages(recipe)
@@ -200,6 +212,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
         raise DataError(f"the pictures changed since {run.path} was begun: train again with --overwrite")
     for path in sorted(checkpoints(run).values(), reverse=True):
         try:
+            refuse_modules(path)
             model = keras().models.load_model(path, safe_mode=True)
         except UNREADABLE as error:
             log.warning("%s cannot be read (%s): trying the one before", path, error)
@@ -209,6 +222,12 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
         run.write_history([row for row in run.history() if row["epoch"] <= epoch])
         log.info("resuming after epoch %d", epoch)
         return epoch, model
+    if own.is_own(run.recipe.model.arch):
+        # A run may be somebody else's: nothing that it names is run.
+        raise RunError(
+            f"{run.path} has no checkpoint, and its network is code ({run.recipe.model.arch}), which --resume does not "
+            "run: train again with --overwrite"
+        )
     run.write_history([])
     log.info("no checkpoint in %s: starting at the first epoch", run.path)
     return 0, None
@@ -235,6 +254,8 @@ def _built(recipe: Recipe, classes: int) -> Any:
         model = with_new_classes(checked_source(recipe), classes, recipe)
     else:
         model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    if own.is_own(recipe.model.arch):
+        check_opens(model, recipe.model.arch)
     return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
 
 
@@ -275,12 +296,10 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
     if recipe.train.mixed_precision:
         # Built again in float32, whatever the training computed in: that is what is converted.
         keras().mixed_precision.set_global_policy("float32")
-        weights = model.get_weights()
-        model = _built(recipe, len(dataset.labels))
-        model.set_weights(weights)
+        model = in_float32(model)
     release(model)
     run.save_model(model, "model.keras")
-    write_keras3(model, run.path / KERAS3)
+    offer_keras3(model, run.path / KERAS3)
     scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")

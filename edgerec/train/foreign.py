@@ -67,10 +67,10 @@ def read_foreign(path: str | Path) -> Any:
         raise ModelError(f"{path} does not exist; expected a whole .keras or .h5 model, or a SavedModel's folder")
     try:
         source = _read_source(path)
-        _check(source.config, path, "the model")
+        check_config(source.config, path, "the model")
         if source.major >= 3:
             return from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
-        return _in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
+        return in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
     except ModelError:
         raise
     except (*UNREADABLE, AttributeError, IndexError, NotImplementedError, RecursionError) as error:
@@ -139,20 +139,36 @@ def _refuse_links(file: Any, where: Path) -> None:
         check(root)
 
 
-def _check(value: Any, where: Path, inside: str) -> None:
-    """Refuse whatever names a class or function that is not on the lists."""
+def check_opens(model: Any, where: str) -> None:
+    """Refuse a model that could not be opened again without the code that built it; raises :class:`ModelError`."""
+    config = keras().saving.serialize_keras_object(model)
+    check_config(config, where, "the model")
+    try:
+        keras().saving.deserialize_keras_object(config, safe_mode=True)
+    except UNREADABLE as error:
+        raise ModelError(f"{where}: the model could not be opened again without this code: {cause(error)}") from None
+
+
+def check_config(value: Any, where: str | Path, inside: str) -> None:
+    """Refuse whatever names a class or function that is not on the lists; raises :class:`ModelError`.
+
+    Args:
+        value: a model as Keras serialises it, or a part.
+        where: the file, for people.
+        inside: what the part stands in, likewise.
+    """
     if isinstance(value, list):
         for item in value:
-            _check(item, where, inside)
+            check_config(item, where, inside)
     elif isinstance(value, dict):
         if "class_name" in value:
             inside = _check_object(value, where, inside)
         for key, item in value.items():
             if key != "compile_config":  # never looked at: models are loaded with compile=False
-                _check(item, where, inside)
+                check_config(item, where, inside)
 
 
-def _check_object(value: dict[str, Any], where: Path, inside: str) -> str:
+def _check_object(value: dict[str, Any], where: str | Path, inside: str) -> str:
     """Check one serialised object, and give its own name if it is a layer's."""
     kind, config = str(value["class_name"]), value.get("config")
     module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
@@ -193,7 +209,7 @@ def _objects() -> set[str]:
     return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
 
 
-def _in_float32(model: Any) -> Any:
+def in_float32(model: Any) -> Any:
     """The model as it is, or built again where some layer computes in another precision."""
     if all(policy == "float32" for policy in _policies(model)):
         return model

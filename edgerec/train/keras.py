@@ -6,6 +6,7 @@ It is tf_keras (Keras 2): tensorflow-model-optimization refuses the layers of Ke
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -160,13 +161,35 @@ def first_line(error: BaseException) -> str:
 
 
 def load_model(path: Path) -> Any:
-    """Load a .keras file that edgerec wrote; never runs code out of it (safe mode)."""
+    """Load a .keras file that edgerec wrote; never runs code out of it."""
     try:
+        refuse_modules(path)
         return keras().models.load_model(path, compile=False, safe_mode=True)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
+    except ModelError:
+        raise
     except UNREADABLE as error:
         raise ModelError(f"{path} is no Keras model that can be read: {first_line(error)}") from None
+
+
+def refuse_modules(path: Path) -> None:
+    """Refuse a .keras file that names others' Python modules, which Keras imports even in safe mode.
+
+    Raises:
+        ModelError: it does; what Keras raises, :data:`UNREADABLE`, where the file is damaged.
+    """
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        module = value.get("module")
+        if isinstance(module, str) and not re.fullmatch(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*", module):
+            raise ModelError(
+                f"{path} names code of {module}, which edgerec does not run: it is not what training wrote"
+            )
+        return value
+
+    with zipfile.ZipFile(path) as archive:
+        json.loads(archive.read("config.json"), object_hook=check)
 
 
 def load_weights(model: Any, path: Path) -> tuple[int, int]:

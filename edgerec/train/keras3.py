@@ -49,6 +49,14 @@ def write_keras3(model: Any, path: Path) -> None:
         twin.save(partial)
 
 
+def offer_keras3(model: Any, path: Path) -> None:
+    """:func:`write_keras3`, where Keras 3 has all that the model is of."""
+    try:
+        write_keras3(model, path)
+    except ModelError as error:
+        log.info("no %s: %s", path.name, error)
+
+
 def from_keras3(model: Any, where: str) -> Any:
     """A Keras 3 model built again with the layers of tf_keras, in float32, with the same weights.
 

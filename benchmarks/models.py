@@ -1,0 +1,107 @@
+"""The figures that ``edgerec models`` shows: every architecture built with random weights and converted to int8.
+
+    python benchmarks/models.py [--only NAME …] [--write docs/models.md]
+
+Writes edgerec/models/figures.json. What is there is measured again only when it is named: all take half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgerec.export.architectures import FIGURES, ArchitectureReport, architectures, measured
+from edgerec.models import ARCHITECTURES
+from edgerec.train.keras import keras
+
+KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets")
+HEADER = """# Architectures
+
+What `edgerec train --arch NAME` takes. `edgerec models` shows the same list, `edgerec models NAME --input-size 64
+--width 0.5` what one costs at another size, and which target runs it. The figures are for 96×96 RGB pictures, 10
+classes and width 1, with random weights, quantized after training; `python benchmarks/models.py --write docs/models.md`
+measures them. docs/architectures.md shows how each goes through quantization.
+
+"""
+FOOTER = """
+- **methods**: `qat`, `ptq` and what comes before them; a recurrent network is for `ptq` alone.
+- **not on**: targets that cannot run it at this size; `edgerec models NAME` says why. A smaller one may fit.
+- VGG16 without batch normalisation hardly learns from random weights in a short schedule.
+- EfficientNet is without its random dropping of whole blocks; `model.dropout` is the only one.
+
+## ImageNet's weights
+
+`--weights imagenet` takes those of Keras' application, which Keras downloads once, for the widths that the list gives.
+They go into layers of the same names. What they expect of pixels becomes a fixed 1×1 depthwise convolution at the head
+of the model (`imagenet_range`), so a device has nothing to normalise. VGG16 and ResNet50 learned on pictures in the
+order B G R: the kernel of their first convolution is turned, and the model takes R G B as all others. In int8 that head
+has one scale for three channels: for MobileNets every pixel value keeps a number of its own; for the others a step is
+about 1.1 pixel values, and a tenth of neighbouring values fall together.
+
+## A network of your own
+
+```python
+# my_net.py
+def build(keras, inputs, section):
+    \"\"\"Said by edgerec models my_net.py:build.\"\"\"
+    x = keras.layers.Conv2D(round(32 * section.width), 3, activation="relu")(inputs)
+    x = keras.layers.MaxPooling2D()(x)
+    return keras.layers.GlobalAveragePooling2D()(x)
+```
+
+`edgerec train --arch my_net.py:build` (or `package.module:build`, from the working directory or wherever Python looks)
+runs this file and puts classes and softmax behind what the function gives, a tensor `(batch, n)`.
+
+- `keras` is tf_keras, and the only Keras to use; `inputs` is float32 `(batch, height, width, channels)`, normalised as
+  the recipe says; `section` is the recipe's `[model]`: `width`, `dropout`, `weights`.
+- Only layers that Keras has, and arithmetic (`x * 2 - 1`): no layers or functions of your own, no `Lambda`, no model
+  inside the model. The run then opens anywhere, without your file, and nothing out of it is ever run.
+- The file is run by `edgerec train` and `edgerec models` alone, because you name it there or in your recipe. So look at
+  a recipe that somebody gave you, as you would at a program.
+"""
+COLUMNS = ("architecture", "", "parameters", "multiply-adds", "int8 bytes", "least px", "ImageNet", "methods", "not on")
+
+
+def table(reports: Sequence[ArchitectureReport]) -> str:
+    """The reports as Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * 4 + "---|---|---|"]
+    for report in reports:
+        cells = (
+            f"`{report.name}`",
+            report.about,
+            f"{report.parameters:,}",
+            f"{report.macs:,}",
+            f"{report.int8_bytes:,}",
+            str(report.least_size_px),
+            ", ".join(f"{width:g}" for width in report.imagenet_widths) or "–",
+            "all" if "prune+qat" in report.methods else ", ".join(report.methods),
+            ", ".join(name for name, reason in report.targets.items() if reason) or "–",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), help="measure these, there or not")
+    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    arguments = parser.parse_args()
+    figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    for name in arguments.only or [name for name in ARCHITECTURES if name not in figures]:
+        keras().backend.clear_session()
+        report = measured(name).to_dict()
+        figures[name] = {key: report[key] for key in KEPT}
+        print(name, {key: figures[name][key] for key in KEPT[:4]}, flush=True)
+        ordered = {name: figures[name] for name in ARCHITECTURES if name in figures}
+        FIGURES.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    text = table(architectures())
+    print(text)
+    if arguments.write:
+        arguments.write.write_text(HEADER + text + FOOTER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""MobileNet V3 (arXiv:1905.02244), large and small, and their minimalistic forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgerec.contract.recipe import ModelSection
+from edgerec.models.blocks import conv, depthwise, eights, norm, pooled
+
+Activation = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One inverted residual. ``expand`` is a factor on the channels that come in; ``wide`` ones are 5×5."""
+
+    channels: int
+    expand: float
+    stride: int = 1
+    wide: bool = False
+    excite: bool = False
+    swish: bool = False
+
+
+SMALL = (
+    _Block(16, 1, 2, excite=True),
+    _Block(24, 72 / 16, 2),
+    _Block(24, 88 / 24),
+    *(_Block(n, e, s, wide=True, excite=True, swish=True) for n, e, s in ((40, 4, 2), (40, 6, 1), (40, 6, 1))),
+    *(_Block(n, e, s, wide=True, excite=True, swish=True) for n, e, s in ((48, 3, 1), (48, 3, 1))),
+    *(_Block(n, e, s, wide=True, excite=True, swish=True) for n, e, s in ((96, 6, 2), (96, 6, 1), (96, 6, 1))),
+)
+LARGE = (
+    _Block(16, 1),
+    _Block(24, 4, 2),
+    _Block(24, 3),
+    *(_Block(40, 3, s, wide=True, excite=True) for s in (2, 1, 1)),
+    *(_Block(80, e, s, swish=True) for e, s in ((6, 2), (2.5, 1), (2.3, 1), (2.3, 1))),
+    *(_Block(112, 6, excite=True, swish=True) for _ in range(2)),
+    *(_Block(160, 6, s, wide=True, excite=True, swish=True) for s in (2, 1, 1)),
+)
+
+
+def mobilenet_v3_small(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Inverted residuals with squeeze-and-excite and hard-swish, for the smallest; ``width`` is the paper's α."""
+    return _features(keras, x, section, SMALL)
+
+
+def mobilenet_v3_large(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Inverted residuals with squeeze-and-excite and hard-swish; ``width`` is the paper's α."""
+    return _features(keras, x, section, LARGE)
+
+
+def mobilenet_v3_small_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
+    """mobilenet_v3_small with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    return _features(keras, x, section, SMALL, minimalistic=True)
+
+
+def mobilenet_v3_large_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
+    """mobilenet_v3_large with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    return _features(keras, x, section, LARGE, minimalistic=True)
+
+
+def _features(keras: Any, x: Any, section: ModelSection, blocks: tuple[_Block, ...], minimalistic: bool = False) -> Any:
+    last = _relu if minimalistic else _hard_swish
+    x = last(keras, norm(keras, conv(keras, x, 16, 3, "Conv", stride=2), "Conv_BatchNorm"))
+    for number, block in enumerate(blocks):
+        name = f"expanded_conv_{number}_" if number else "expanded_conv_"
+        y = _inverted(
+            keras, x, block, eights(block.channels * section.width), name, expand=number > 0, plain=minimalistic
+        )
+        x = keras.layers.Add()([x, y]) if block.stride == 1 and x.shape[-1] == y.shape[-1] else y
+    x = norm(keras, conv(keras, x, eights(6 * x.shape[-1]), 1, "Conv_1"), "Conv_1_BatchNorm")
+    return pooled(keras, last(keras, x), section)
+
+
+def _inverted(keras: Any, x: Any, block: _Block, channels: int, name: str, *, expand: bool, plain: bool) -> Any:
+    activation = _hard_swish if block.swish and not plain else _relu
+    inner = eights(x.shape[-1] * block.expand)
+    if expand:
+        x = activation(keras, norm(keras, conv(keras, x, inner, 1, f"{name}expand"), f"{name}expand_BatchNorm"))
+    x = depthwise(keras, x, 5 if block.wide and not plain else 3, f"{name}depthwise", stride=block.stride)
+    x = activation(keras, norm(keras, x, f"{name}depthwise_BatchNorm"))
+    if block.excite and not plain:
+        x = _excited(keras, x, inner, name)
+    return norm(keras, conv(keras, x, channels, 1, f"{name}project"), f"{name}project_BatchNorm")
+
+
+def _excited(keras: Any, x: Any, inner: int, name: str) -> Any:
+    """Channels times what all of them together say of each."""
+    y = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = _relu(keras, conv(keras, y, eights(inner / 4), 1, f"{name}squeeze_excite_Conv", bias=True))
+    y = conv(keras, y, inner, 1, f"{name}squeeze_excite_Conv_1", bias=True)
+    return keras.layers.Multiply()([x, _hard_sigmoid(keras, y)])
+
+
+def _relu(keras: Any, x: Any) -> Any:
+    return keras.layers.ReLU()(x)
+
+
+def _hard_swish(keras: Any, x: Any) -> Any:
+    return keras.layers.Multiply()([x, _hard_sigmoid(keras, x)])
+
+
+def _hard_sigmoid(keras: Any, x: Any) -> Any:
+    """``relu6(x + 3) / 6`` of layers that can be saved and that int8 training takes, not of operators."""
+    layers = keras.layers
+    return layers.Rescaling(1 / 6)(layers.ReLU(6.0)(layers.Rescaling(1.0, offset=3.0)(x)))
