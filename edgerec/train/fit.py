@@ -84,7 +84,7 @@ def fit(
             steps_per_epoch=feed.steps,
             initial_epoch=first_epoch,
             epochs=recipe.train.epochs,
-            validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
+            validation_data=evaluation_feed(dataset, parts.val, recipe.normalise, shares=recipe.augment.mixes),
             class_weight=_class_weights(recipe, dataset, parts),
             callbacks=_callbacks(recipe, recorder),
             verbose=0,
@@ -161,7 +161,8 @@ def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
     rate = _learning_rate(recipe, steps)
-    compile_classifier(model, optimizer(recipe.train.optimizer, rate), min(STEPS_PER_CALL, steps))
+    made = optimizer(recipe.train.optimizer, rate)
+    compile_classifier(model, made, min(STEPS_PER_CALL, steps), shares=recipe.augment.mixes)
     return model
 
 

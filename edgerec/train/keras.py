@@ -66,20 +66,23 @@ def prepare(section: TrainSection, seed: int) -> None:
     keras().utils.set_random_seed(seed)
 
 
-def compile_classifier(model: Any, optimizer: Any, steps_per_call: int) -> None:
+def compile_classifier(model: Any, optimizer: Any, steps_per_call: int, *, shares: bool = False) -> None:
     """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
+
+    With ``shares`` it learns from how much of each class a picture shows, ``(batch, classes)``, else from classes.
 
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
     twice: of a large model that is most of the time to the first epoch.
     """
     model.compile(
         optimizer,
-        loss="sparse_categorical_crossentropy",
+        loss="categorical_crossentropy" if shares else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=steps_per_call,
     )
     tf = require("tensorflow")
-    scores, classes = tf.zeros((1, model.output_shape[-1])), tf.zeros((1, 1), tf.int64)
+    scores = tf.zeros((1, model.output_shape[-1]))
+    classes = scores if shares else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
