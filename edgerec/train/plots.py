@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing
 from edgerec.data import Dataset
-from edgerec.optional import require
+from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from edgerec.train.evaluate import Figures
 
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure; the sides are inches."""
-    # Figure itself, not pyplot: nothing global, no screen.
-    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "confusion_matrix",
+    "learning_curves",
+    "new_figure",
+    "save_figure",
+    "worst_mistakes",
+]
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
