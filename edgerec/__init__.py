@@ -22,6 +22,7 @@ _PUBLIC = {
     "Target": "edgerec.contract.target",
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
+    "check_data": "edgerec.data.check",
     "compare": "edgerec.compress.compare",
     "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
+    "show_data": "edgerec.data.show",
     "verify": "edgerec.runtime",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "adopt",
     "benchmark",
+    "check_data",
     "compare",
     "doctor",
     "ensemble",
@@ -62,6 +65,7 @@ __all__ = [
     "prove",
     "quantize",
     "read_image",
+    "show_data",
     "verify",
 ]
 
@@ -75,6 +79,8 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.contract.target import Target
+    from edgerec.data.check import check_data
+    from edgerec.data.show import show_data
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.inspection import inspect

@@ -64,8 +64,8 @@ class Row:
 def picture_table(rows: Sequence[Row], titles: Sequence[str], heading: str, caption: str, path: Path) -> None:
     """Rows of pictures with their labels; ``titles`` stand above the columns."""
     columns = max(len(row.images) for row in rows)
-    noted = any(row.notes for row in rows)
-    row_inches = CELL_INCHES + (0.42 if noted else 0.0)
+    noted = max((note.count("\n") + 1 for row in rows for note in row.notes), default=0)
+    row_inches = CELL_INCHES + 0.14 * noted
     longest = max(len(line) for row in rows for line in (plain(row.label, 26), *row.about.splitlines()))
     left = float(np.clip(0.08 * longest + 0.3, 1.1, 2.6))
     width = max(left + columns * CELL_INCHES + 0.15, 5.5)
@@ -85,6 +85,8 @@ def picture_table(rows: Sequence[Row], titles: Sequence[str], heading: str, capt
         figure.text(0.15 / width, middle + 0.02 / height, plain(row.label, 26), va="bottom", fontsize=9)
         figure.text(0.15 / width, middle - 0.03 / height, plain(row.about), va="top", fontsize=7.5, color=DARK)
         bottom = top - CELL_INCHES / height
+        if not row.images:
+            continue
         wide = len(row.images) * CELL_INCHES / width
         axes = figure.add_axes((left / width, bottom, wide, CELL_INCHES / height))
         axes.imshow(_strip(row), interpolation="nearest", aspect="auto")

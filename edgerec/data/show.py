@@ -47,7 +47,7 @@ class Sheet:
         return asdict(self)
 
 
-def show(
+def show_data(
     recipe: Recipe,
     out: str | Path,
     *,
