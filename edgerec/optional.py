@@ -16,6 +16,7 @@ _NEEDED_BY = {
     "h5py": ("h5py", "train"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
+    "threadpoolctl": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),
     "starlette": ("Starlette", "web"),
     "uvicorn": ("uvicorn", "web"),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.progress import Listener, Progress
+from edgerec.optional import require
 
 Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -71,7 +72,9 @@ def judge(images: npt.NDArray[np.uint8], classes: Indices, listener: Listener) -
             parts.append(part)
             done += len(part)
             listener(Progress("looking at labels", done, len(order)))
-        scores[block] = _out_of_fold(np.concatenate(parts), classes[block], count)
+        # On a busy machine small systems take ten times as long on all processors as on one.
+        with require("threadpoolctl").threadpool_limits(1):
+            scores[block] = _out_of_fold(np.concatenate(parts), classes[block], count)
     return Judgement(scores, float(np.mean(scores.argmax(axis=1) == classes)))
 
 
