@@ -14,7 +14,7 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import sources
 from edgerec.data.dataset import AUTO_SIZE_PX, Dataset, names_of
-from edgerec.data.likeness import near_pairs, thumbnails
+from edgerec.data.likeness import confirmed, near_pairs, thumbnails
 from edgerec.data.scan import Scan, scan
 from edgerec.data.split import split_dataset
 from edgerec.data.wrong_labels import judge
@@ -240,7 +240,8 @@ def _near(looked: Looked) -> Iterator[Finding]:
     if len(looked.positions) < 2:
         return
     digests = [looked.scan.digests[position] for position in looked.positions]
-    pairs = near_pairs(thumbnails(looked.small), [looked.splits, looked.dataset.classes])
+    near = near_pairs(thumbnails(looked.small), [looked.splits, looked.dataset.classes])
+    pairs = confirmed(near, looked.small)
     for one, other, apart in zip(pairs.one, pairs.other, pairs.apart, strict=True):
         if digests[one] != digests[other]:
             yield _pair(looked, int(other), int(one), float(apart))
