@@ -19,8 +19,8 @@ BLOCK = 2048
 # Pictures no farther apart than this are near duplicates. Measured in grey levels on digits, hand signs and
 # CIFAR-10: the same picture again as JPEG, with noise or brighter 0.5 to 4, two different pictures 9 and more.
 NEAR_LEVELS = 4.0
-# Thin strokes in few places, as handwritten ones, come nearer than that. Seen in 16×16 cells they are farther apart than
-# this (nine of ten such pairs in MNIST), and the same picture as JPEG, enlarged or brighter is not (median 1.5 to 5.5).
+# Thin strokes in few places, as handwritten ones, come nearer than that. In 16×16 cells nine of ten such pairs of MNIST
+# are farther apart than this; the same picture as JPEG, enlarged or brighter is not (median 1.5 to 5.5).
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
