@@ -24,6 +24,7 @@ _PUBLIC = {
     "architecture": "edgerec.export.architectures",
     "architectures": "edgerec.export.architectures",
     "benchmark": "edgerec.runtime.benchmark",
+    "check_data": "edgerec.data.check",
     "compare": "edgerec.compress.compare",
     "distill": "edgerec.train.distill",
     "doctor": "edgerec.runtime.doctor",
@@ -39,6 +40,7 @@ _PUBLIC = {
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
     "report": "edgerec.export.page",
+    "show_data": "edgerec.data.show",
     "verify": "edgerec.runtime",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "architecture",
     "architectures",
     "benchmark",
+    "check_data",
     "compare",
     "distill",
     "doctor",
@@ -70,6 +73,7 @@ __all__ = [
     "quantize",
     "read_image",
     "report",
+    "show_data",
     "verify",
 ]
 
@@ -83,6 +87,8 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.contract.target import Target
+    from edgerec.data.check import check_data
+    from edgerec.data.show import show_data
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.architectures import architecture, architectures

@@ -17,6 +17,7 @@ _NEEDED_BY = {
     "tensorboard": ("TensorBoard", "tensorboard"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
+    "threadpoolctl": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),
     "jinja2": ("Jinja2", "train"),
     "markupsafe": ("MarkupSafe", "train"),

@@ -17,10 +17,10 @@ from edgerec.compress import calibration
 from edgerec.compress.calibration import sets as calibration_set
 from edgerec.compress.calibration.check import check, examine
 from edgerec.compress.calibration.given import Offered, open_offered
-from edgerec.compress.calibration.likeness import thumbnails, to_nearest_other
 from edgerec.compress.calibration.picking import METHODS
 from edgerec.contract.shipped import shipped, shipped_names
 from edgerec.data import load, split_dataset
+from edgerec.data.likeness import thumbnails, to_nearest_other
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, RecipeError
 
 

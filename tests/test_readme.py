@@ -65,7 +65,7 @@ def test_every_option_that_it_names_exists(edgerec):
         for command in (
             *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
             *("camera", "benchmark", "ensemble", "targets", "inspect", "doctor"),
-            *("calibration make", "calibration check", "calibration show"),
+            *("calibration make", "calibration check", "calibration show", "data show", "data check"),
         )
     }
     install = (REPOSITORY / "targets" / "service" / "install.sh").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from edgerec.cli import (
     benchmark,
     calibration,
     camera,
+    data,
     distill,
     doctor,
     ensemble,
@@ -108,6 +109,7 @@ for command in (
     app.command(command.__name__.rstrip("_"))(command)
 app.command("camera", cls=CameraCommand)(camera.camera)
 app.add_typer(calibration.app, name="calibration")
+app.add_typer(data.app, name="data")
 
 
 def _version(wanted: bool) -> None:

@@ -135,7 +135,9 @@ class Bench:
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
         """How this recipe fine-tunes; the state of its stages is kept in the folder ``checkpoints``."""
-        recipe, dataset, split = self.recipe, self.dataset, self.split
+        dataset, split = self.dataset, self.split
+        # One label a picture: a few epochs with a small rate are to settle the model on what it will see.
+        recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
 
         def feed(epoch: int) -> Feed:

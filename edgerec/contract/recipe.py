@@ -97,9 +97,40 @@ class AugmentSection:
     zoom: float = _number(0.1, "enlarge or shrink by up to this part", 0, 0.9)
     brightness: float = _number(0.1, "lighten or darken by up to this part of the range", 0, 1)
     contrast: float = _number(0.1, "raise or lower the contrast by up to this part", 0, 1)
+    crop: float = _number(0.0, "cut out a part and enlarge it, losing up to this part of the area", 0, 0.95)
+    saturation: float = _number(0.0, "more or less colourful by up to this part; not for grey pictures", 0, 1)
+    hue_deg: float = _number(0.0, "turn all colours by up to this angle; not for grey pictures", 0, 180)
+    motion_blur: float = _number(0.0, "smear along a line of up to this part of the side", 0, 0.3)
+    exposure_stops: float = _number(0.0, "expose by up to this many stops more or less", 0, 4)
+    gamma: float = _number(0.0, "bend the tones by an exponent of up to 1 plus this, or one over it", 0, 3)
+    noise: float = _number(0.0, "sensor noise with a deviation of up to this part of the range", 0, 0.5)
+    jpeg: int = _number(0, "store as JPEG with a quality from this to 100", 0, 100)
+    cutout: float = _number(0.0, "cover a square with this part of the side", 0, 0.9)
+    mixup: float = _number(0.0, "blend pairs of pictures and their labels; Beta's alpha, 0.2 is usual", 0, 10)
+    cutmix: float = _number(0.0, "paste a part of one picture into another; Beta's alpha, 1 is usual", 0, 10)
+    randaugment: int = _number(0, "so many more changes per picture, drawn from RandAugment's fourteen", 0, 8)
+    randaugment_strength: float = _number(0.3, "of randaugment's changes; 1 is the strongest that it knows", 0, 1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed, so that labels become shares of classes."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def unmixed(self) -> AugmentSection:
+        """The same without mixing: each picture has one label."""
+        return replace(self, mixup=0.0, cutmix=0.0)
+
+    @property
+    def active(self) -> dict[str, Any]:
+        """The keys that change something, with their values."""
+        chosen = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not self.randaugment:
+            del chosen["randaugment_strength"]
+        return {name: value for name, value in chosen.items() if value}
 
 
-NOT_AUGMENTED = AugmentSection(False, 0, 0, 0, 0, 0)
+NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(AugmentSection()).items()})
 
 
 @dataclass(frozen=True)

@@ -1,74 +1,61 @@
-"""Random changes of the training pictures, a batch at a time, inside TensorFlow's graph."""
+"""Random changes of the training pictures, a batch at a time, inside TensorFlow's graph.
+
+What is drawn follows from the seed alone, and a picture's from its place in the batch, never from its neighbours;
+only mixup and cutmix look at another picture.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from edgerec.contract.recipe import AugmentSection
-from edgerec.optional import require
+from edgerec.data.augmentation import camera, colour, geometry, mixing, randaugment
 
 
 def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
     """A function ``(pixels, seed) -> pixels``, or None when everything is turned off.
 
     Pixels are float32 ``(batch, H, W, C)`` in 0…255 in and out; the seed is an int ``(2,)`` tensor: the same
-    seed gives the same changes.
+    seed gives the same changes. Grey pictures have no colours to change.
     """
-    moves = section.flip or section.shift or section.rotate_deg or section.zoom
-    lights = section.brightness or section.contrast
-    if not (moves or lights):
+    # In the order in which light meets them: the scene moves, is lit, blurs on the sensor, is exposed and stored.
+    steps: list[Callable[[Any, Any, AugmentSection], Any]] = []
+    if section.flip or section.shift or section.rotate_deg or section.zoom or section.crop or section.randaugment:
+        steps.append(geometry.move)
+    if section.randaugment:
+        steps.append(randaugment.repaint)
+    if section.brightness or section.contrast:
+        steps.append(colour.light)
+    if section.saturation or section.hue_deg:
+        steps.append(colour.tint)
+    if section.motion_blur:
+        steps.append(camera.motion_blur)
+    if section.exposure_stops or section.gamma:
+        steps.append(camera.expose)
+    if section.noise:
+        steps.append(camera.noise)
+    if section.jpeg:
+        steps.append(camera.jpeg)
+    if section.cutout:
+        steps.append(mixing.cutout)
+    if not steps:
         return None
 
     def augment(pixels: Any, seed: Any) -> Any:
-        if moves:
-            pixels = _move(pixels, seed, section)
-        return _light(pixels, seed, section) if lights else pixels
+        for step in steps:
+            pixels = step(pixels, seed, section)
+        return pixels
 
     return augment
 
 
-def _uniform(count: Any, seed: Any, salt: int, low: float, high: float) -> Any:
-    tf = require("tensorflow")
-    return tf.random.stateless_uniform([count], [seed[0] * 64 + salt, seed[1]], low, high)
+def mixer(section: AugmentSection) -> Callable[[Any, Any, Any], tuple[Any, Any]] | None:
+    """A function ``(pixels, shares, seed) -> (pixels, shares)``, or None when nothing is mixed.
 
-
-def _move(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """Flip, rotation, zoom and shift as one projective transform, so that pixels are interpolated once.
-
-    The transform maps output to input coordinates about the picture's centre (ImageProjectiveTransformV3).
+    Pixels are as for :func:`augmenter`; shares float32 ``(batch, classes)``, how much of each class a picture shows:
+    one-hot in, and summing to 1 out.
     """
-    tf = require("tensorflow")
-    count, height, width = (tf.shape(pixels)[i] for i in range(3))
-    rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    angle = math.radians(section.rotate_deg)
-    turn = _uniform(count, seed, 0, -angle, angle)
-    zoom = 1 / _uniform(count, seed, 1, 1 - section.zoom, 1 + section.zoom)
-    # Whole pixels: a part of one would blur every picture that is only moved, which no test picture is.
-    right = tf.round(_uniform(count, seed, 2, -section.shift, section.shift) * columns)
-    down = tf.round(_uniform(count, seed, 3, -section.shift, section.shift) * rows)
-    mirror = tf.sign(_uniform(count, seed, 4, -1.0, 1.0)) if section.flip else tf.ones([count])
-    a, b = mirror * zoom * tf.cos(turn), -zoom * tf.sin(turn)
-    d, e = mirror * zoom * tf.sin(turn), zoom * tf.cos(turn)
-    x, y = (columns - 1) / 2, (rows - 1) / 2
-    c = x - a * (x + right) - b * (y + down)
-    f = y - d * (x + right) - e * (y + down)
-    zero = tf.zeros([count])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels,
-        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
-        output_shape=tf.stack([height, width]),
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
-    )
-
-
-def _light(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    tf = require("tensorflow")
-    count = tf.shape(pixels)[0]
-    factor = _uniform(count, seed, 5, 1 - section.contrast, 1 + section.contrast)[:, None, None, None]
-    offset = _uniform(count, seed, 6, -section.brightness, section.brightness)[:, None, None, None]
-    mean = tf.reduce_mean(pixels, axis=[1, 2, 3], keepdims=True)
-    return tf.clip_by_value((pixels - mean) * factor + mean + 255 * offset, 0.0, 255.0)
+    if not section.mixes:
+        return None
+    return lambda pixels, shares, seed: mixing.mix(pixels, shares, seed, section)

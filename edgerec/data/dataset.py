@@ -96,7 +96,7 @@ def load(
     found = sources.find(section.source, flat=flat)
     section = _resolve(section, found, least_size_px)
     stored = pixels(found, section.preprocess, listener)
-    names = _names(found, section.source)
+    names = names_of(found, section.source)
     skipped = tuple(names[i] for i in np.flatnonzero(~stored.valid))
     _report_skipped(skipped, section)
     positions = np.flatnonzero(stored.valid)
@@ -138,7 +138,8 @@ def _typical_side(files: Files) -> int:
     return int(np.median(sides)) if sides else 0
 
 
-def _names(found: Arrays | Files, source: str) -> list[str]:
+def names_of(found: Arrays | Files, source: str) -> list[str]:
+    """What each picture is called: its path relative to the data, or its place in an array."""
     if isinstance(found, Files):
         return [path.relative_to(found.root).as_posix() for path in found.paths]
     return [f"{source}[{i}]" for i in range(len(found.classes))]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
-from edgerec.data.augment import augmenter
+from edgerec.data.augment import augmenter, mixer
 from edgerec.optional import require
 
 EVALUATION_BATCH = 256
@@ -21,7 +21,8 @@ EVALUATION_BATCH = 256
 class Feed:
     """Training batches of a data set's part.
 
-    ``batches`` yields float32 ``(batch_size, H, W, C)`` and int64 ``(batch_size,)``, ``steps`` of them an epoch.
+    ``batches`` yields float32 ``(batch_size, H, W, C)`` and int64 ``(batch_size,)``, ``steps`` of them an epoch;
+    where the recipe mixes pictures, float32 ``(batch_size, classes)`` in the place of the classes.
     """
 
     batches: Any
@@ -39,7 +40,7 @@ def training_feed(dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe,
     tf = require("tensorflow")
     size = recipe.train.batch_size
     steps = len(part) // size
-    change = augmenter(recipe.augment)
+    change, mix = augmenter(recipe.augment), mixer(recipe.augment)
     normalise = recipe.normalise
 
     def positions(epoch: Any) -> Any:
@@ -50,9 +51,13 @@ def training_feed(dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe,
     def gather(batch: Any, number: Any) -> tuple[Any, Any]:
         pixels = tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)
         pixels = tf.cast(tf.ensure_shape(pixels, [size, *dataset.images.shape[1:]]), tf.float32)
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
         if change is not None:
-            pixels = change(pixels, tf.stack([tf.constant(recipe.seed, tf.int64), number]))
-        return normalise.apply(pixels), tf.gather(tf.constant(dataset.classes), batch)
+            pixels = change(pixels, seed)
+        classes = tf.gather(tf.constant(dataset.classes), batch)
+        if mix is not None:
+            pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
+        return normalise.apply(pixels), classes
 
     batches = (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -63,13 +68,19 @@ def training_feed(dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe,
     return Feed(batches, steps)
 
 
-def evaluation_feed(dataset: Dataset, part: npt.NDArray[np.int64], normalise: Normalise) -> Any:
-    """The part in its order, once: the same shapes and types as :class:`Feed`, the last batch smaller."""
+def evaluation_feed(
+    dataset: Dataset, part: npt.NDArray[np.int64], normalise: Normalise, *, shares: bool = False
+) -> Any:
+    """The part in its order, once: the same shapes and types as :class:`Feed`, the last batch smaller.
+
+    ``shares`` gives classes as :class:`Feed` does where pictures are mixed.
+    """
     tf = require("tensorflow")
 
     def gather(batch: Any) -> tuple[Any, Any]:
         pixels = tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)
         pixels = tf.cast(tf.ensure_shape(pixels, [None, *dataset.images.shape[1:]]), tf.float32)
-        return normalise.apply(pixels), tf.gather(tf.constant(dataset.classes), batch)
+        classes = tf.gather(tf.constant(dataset.classes), batch)
+        return normalise.apply(pixels), tf.one_hot(classes, len(dataset.labels)) if shares else classes
 
     return tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)

@@ -143,16 +143,20 @@ class _Training:
             min(STEPS_PER_CALL, feed.steps),
             xla=train.xla,
             parts=train.accumulate,
+            shares=recipe.augment.mixes,
             teacher=self.teacher,
             teacher_weight=recipe.distill.weight,
         )
+        validation = evaluation_feed(self.dataset, self.parts.val, recipe.normalise, shares=recipe.augment.mixes)
         record = recorder(self.run, recipe, feed.steps, self.listener, self.on_epoch)
         model.fit(
             feed.batches,
             steps_per_epoch=feed.steps,
             initial_epoch=first,
             epochs=stage.last,
-            validation_data=evaluation_feed(self.dataset, self.parts.val, recipe.normalise),
+            validation_data=evaluation_feed(
+                self.dataset, self.parts.val, recipe.normalise, shares=recipe.augment.mixes
+            ),
             class_weight=_class_weights(recipe, self.dataset, self.parts),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,

@@ -90,6 +90,7 @@ def compile_classifier(
     *,
     xla: bool = False,
     parts: int = 1,
+    shares: bool = False,
     teacher: Callable[[Any, Any], Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
@@ -101,6 +102,7 @@ def compile_classifier(
         steps_per_call: steps between two calls of callbacks.
         xla: compile each step by XLA.
         parts: of a batch, whose gradients are computed one after the other and averaged: less memory.
+        shares: it learns from how much of each class a picture shows, ``(batch, classes)``, instead of from classes.
         teacher: a loss of ``(pixels, scores)`` that has the part ``teacher_weight`` beside that of the labels.
 
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
@@ -108,7 +110,7 @@ def compile_classifier(
     """
     model.compile(
         optimizer,
-        loss="sparse_categorical_crossentropy",
+        loss="categorical_crossentropy" if shares else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=steps_per_call,
         jit_compile=xla,
@@ -124,7 +126,8 @@ def compile_classifier(
             return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores)
 
         model.train_step = partial(_step_in_parts, model, parts, loss)
-    scores, classes = tf.zeros((1, model.output_shape[-1])), tf.zeros((1, 1), tf.int64)
+    scores = tf.zeros((1, model.output_shape[-1]))
+    classes = scores if shares else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)

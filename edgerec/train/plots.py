@@ -9,26 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing
 from edgerec.data import Dataset
-from edgerec.optional import require
+from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from edgerec.train.evaluate import Figures
 
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "confusion_matrix",
+    "learning_curves",
+    "new_figure",
+    "save_figure",
+    "worst_mistakes",
+]
+
 # Of more epochs the curve alone is seen.
 MOST_DOTS = 40
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure; the sides are inches."""
-    # Figure itself, not pyplot: nothing global, no screen.
-    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:

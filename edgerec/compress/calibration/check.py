@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from edgerec.compress.calibration.channel_order import judge_order
 from edgerec.compress.calibration.given import Finding, Offered, listed, open_offered
-from edgerec.compress.calibration.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
 from edgerec.compress.calibration.picking import stratified
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, ignore
 from edgerec.data import Dataset, Split
+from edgerec.data.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
 from edgerec.train.run import Run
 
 # Fewer pictures than this leave the ranges to chance; ten did as well as five hundred on two networks.

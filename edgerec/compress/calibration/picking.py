@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgerec.compress.calibration.likeness import farthest_first, thumbnails
 from edgerec.data import Dataset
+from edgerec.data.likeness import farthest_first, thumbnails
 from edgerec.data.split import Indices
 
 # Of each class, so many at most are looked at to find different ones.

@@ -1,0 +1,141 @@
+"""What augmentation costs: against Keras' ImageDataGenerator, of an epoch, and the feed against a training step.
+
+    python benchmarks/augment.py [--rounds 5] [--steps 40]
+
+The settings are the tutorial's: rotation 10°, zoom 0.1, shifts 0.1. Pictures are random: the time does not depend on
+what they show. What is compared takes turns in one run; the figures are medians of the rounds, on this machine as it
+is now, and the ratios are what counts. Where others use the machine too, the processor's time is steadier than the
+clock's; ImageDataGenerator uses one processor, the feed all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from edgerec import Recipe
+from edgerec.models import build
+from edgerec.train.feed import training_feed
+from edgerec.train.keras import compile_classifier, keras
+
+SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+MODELS = {"mnist": "simple_cnn", "cifar10": "resnet8"}
+OFF = dict.fromkeys(("shift", "rotate_deg", "zoom", "brightness", "contrast"), 0.0)
+TUTORIAL = OFF | {"rotate_deg": 10.0, "zoom": 0.1, "shift": 0.1}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": OFF,
+    "tutorial": TUTORIAL,
+    "default": {},
+    "randaugment": OFF | {"flip": True, "randaugment": 2},
+}
+PICTURES, BATCH = 10000, 128
+
+
+def pictures(name: str) -> Any:
+    """What the feed needs of a data set."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (PICTURES, *SHAPES[name]), np.uint8)
+    return SimpleNamespace(images=images, classes=np.arange(PICTURES) % 10, labels=tuple("0123456789"))
+
+
+def recipe(name: str, setting: str) -> Recipe:
+    """The recipe of a data set with one of the settings."""
+    values = {"model.arch": MODELS[name], "train.batch_size": BATCH, "data.input_size": SHAPES[name][0]}
+    values |= {"data.channels": SHAPES[name][2]}
+    return Recipe().override(values | {f"augment.{key}": value for key, value in SETTINGS[setting].items()})
+
+
+def batches(data: Any, name: str, setting: str) -> Any:
+    """The feed's batches."""
+    return training_feed(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0).batches
+
+
+def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each the median of pictures a second, and of the processor's microseconds for a picture. All are run once
+    before, and then one after the other in every round."""
+    for work, _ in works.values():
+        work()
+    speeds: dict[str, list[float]] = {name: [] for name in works}
+    costs: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, (work, count) in works.items():
+            began, used = time.perf_counter(), time.process_time()
+            work()
+            speeds[name].append(count / (time.perf_counter() - began))
+            costs[name].append((time.process_time() - used) * 1e6 / count)
+    return tuple({name: round(median(values), 1) for name, values in seen.items()} for seen in (speeds, costs))
+
+
+def take(made: Any, steps: int) -> Callable[[], None]:
+    """What takes so many batches, from a start of its own: one that was left standing would fill up meanwhile."""
+
+    def work() -> None:
+        iterator = iter(made)
+        for _ in range(steps):
+            next(iterator)
+
+    return work
+
+
+def generator(data: Any) -> Any:
+    """Keras' ImageDataGenerator with the tutorial's settings."""
+    made = keras().preprocessing.image.ImageDataGenerator(
+        rotation_range=10, zoom_range=0.1, width_shift_range=0.1, height_shift_range=0.1, rescale=1 / 255
+    )
+    return made.flow(data.images.astype("float32"), data.classes, batch_size=BATCH)
+
+
+def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[], None]:
+    """What trains for so many steps; without a setting on one batch that is there, as fast as the model can."""
+    one = recipe(name, setting or "none")
+    model = build(keras(), one.model, SHAPES[name], 10, one.normalise)
+    compile_classifier(model, keras().optimizers.Adam(), steps)
+    fed = batches(data, name, setting or "none")
+    if setting is None:
+        fed = fed.take(1).cache().repeat()
+    return lambda: model.fit(fed, steps_per_epoch=steps, epochs=1, verbose=0)
+
+
+def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
+    """All figures of one shape."""
+    data = pictures(name)
+    feeds = {f"feed {key}": (take(batches(data, name, key), steps), steps * BATCH) for key in SETTINGS}
+    few = max(5, steps // 4)
+    feeds |= {"ImageDataGenerator": (take(generator(data), few), few * BATCH)}
+    kinds = {"train": None, "train none": "none", "train tutorial": "tutorial", "train default": "default"}
+    trained = {key: (trainer(data, name, setting, steps), steps * BATCH) for key, setting in kinds.items()}
+    speeds, costs = (a | b for a, b in zip(in_turns(feeds, rounds), in_turns(trained, rounds), strict=True))
+    settings = ("tutorial", "default")
+    return {
+        "pictures_per_second": speeds,
+        "processor_us_per_picture": costs,
+        "feed_tutorial_to_generator": round(speeds["feed tutorial"] / speeds["ImageDataGenerator"], 1),
+        "augmentation_part_of_epoch": {k: round(1 - speeds[f"train {k}"] / speeds["train none"], 3) for k in settings},
+        "augmentation_part_of_processor_time": {
+            k: round(1 - costs["train none"] / costs[f"train {k}"], 3) for k in settings
+        },
+        f"feed_to_{MODELS[name]}_step": {
+            k: round(speeds[f"feed {k}"] / speeds["train"], 1) for k in ("none", *settings)
+        },
+    }
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40, help="batches of 128 in each measurement")
+    arguments = parser.parse_args()
+    keras()
+    print(json.dumps({name: measure(name, arguments.rounds, arguments.steps) for name in SHAPES}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

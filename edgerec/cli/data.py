@@ -1,0 +1,118 @@
+"""``edgerec data show | check``"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edgerec.cli.output import JsonOption, progress, say, show_json
+
+if TYPE_CHECKING:
+    from edgerec.contract.recipe import Recipe
+    from edgerec.data.examine import DataReport
+
+app = typer.Typer(help="Look at a data set and find what is wrong with it.", no_args_is_help=True)
+
+_SUBJECT = typer.Argument(
+    ..., metavar="DATA|RECIPE.toml|RUN", help="A data set as for train, or whose recipe says which."
+)
+_SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a key of the recipe: augment.cutout=0.3.")
+_OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG.")
+
+
+@app.command()
+def show(
+    subject: str = _SUBJECT,
+    augment: bool = typer.Option(False, "--augment", help="Show what augmentation makes of the pictures."),
+    out: Path = typer.Option(Path("sheet.png"), "--out", "-o", help="The PNG."),
+    assignments: list[str] = _SET,
+    overwrite: bool = _OVERWRITE,
+    json: bool = JsonOption,
+) -> None:
+    """Draw a contact sheet: a row per class, as the model sees it."""
+    recipe = _recipe(subject, assignments)
+    with progress() as listener:
+        from edgerec.data.show import show_data
+        from edgerec.models import find
+
+        if augment:
+            from edgerec.train.keras import keras
+
+            keras()  # loads TensorFlow quietly
+
+        least = find(recipe.model.arch).least_size_px
+        sheet = show_data(recipe, out, augment=augment, overwrite=overwrite, least_size_px=least, listener=listener)
+    if json:
+        show_json(sheet.to_dict())
+        return
+    say(f"sheet    {sheet.path}  ({sum(sheet.counts.values()):,} pictures of {len(sheet.counts)} classes)")
+
+
+# Lines of one kind that are printed; --json and --out have all.
+MOST_LINES = 10
+
+
+@app.command()
+def check(
+    subject: str = _SUBJECT,
+    group_by: str | None = typer.Option(
+        None, help="Regular expression, as for train: what matches alike in its file name stays on one side."
+    ),
+    labels: bool = typer.Option(True, help="Look for wrong labels too, which takes longest."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="A PNG of the suspects, or a folder for all findings."),
+    strict: bool = typer.Option(False, "--strict", help="Exit code 1 where something spoils a result."),
+    assignments: list[str] = _SET,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
+    json: bool = JsonOption,
+) -> None:
+    """Find broken files, copies, wrong labels, and what else is wrong with a data set."""
+    recipe = _recipe(subject, assignments)
+    if group_by is not None:
+        recipe = recipe.override({"data.group_by": group_by}, "command line")
+    with progress() as listener:
+        from edgerec.data.check import check_data
+
+        report = check_data(recipe, out, labels=labels, overwrite=overwrite, listener=listener)
+    if json:
+        show_json(report.to_dict())
+    else:
+        _show_report(report, out)
+    if strict and not report.ok:
+        raise typer.Exit(1)
+
+
+def _show_report(report: DataReport, out: Path | None) -> None:
+    kinds = [finding.kind for finding in report.findings]
+    for kind in dict.fromkeys(kinds):
+        found = [finding for finding in report.findings if finding.kind == kind]
+        for finding in found[:MOST_LINES]:
+            say(f"{finding.severity:<8} {kind:<20} {finding}")
+        if len(found) > MOST_LINES:
+            say(f"{'':<8} {kind:<20} … and {len(found) - MOST_LINES:,} more: --json or --out FOLDER has all")
+    severities = Counter(finding.severity for finding in report.findings)
+    found_text = (
+        ", ".join(f"{count:,} {name}{'s' * (count > 1)}" for name, count in severities.items()) or "nothing found"
+    )
+    classes = f" of {len(report.counts)} classes" if len(report.counts) > 1 else ""
+    say(f"{'ok' if report.ok else 'spoilt'}: {report.pictures:,} pictures{classes}: {found_text}")
+    if report.label_accuracy is not None:
+        say(f"labels   judged by a quick classifier that is right on {report.label_accuracy:.0%}")
+    if out is not None:
+        say(f"report   {out}")
+
+
+def _recipe(subject: str, assignments: list[str]) -> Recipe:
+    """The recipe of a file or a run, or the default one with the data that is named."""
+    from edgerec.contract.recipe import Recipe, parse_assignment
+
+    path = Path(subject)
+    if path.suffix == ".toml":
+        recipe = Recipe.from_toml(path)
+    elif (path / "recipe.toml").is_file():
+        recipe = Recipe.from_toml(path / "recipe.toml")
+    else:
+        recipe = Recipe().override({"data.source": subject}, "command line")
+    return recipe.override(dict(map(parse_assignment, assignments)))

@@ -1,0 +1,1 @@
+"""The changes themselves, by what they change."""

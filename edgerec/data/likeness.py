@@ -1,0 +1,133 @@
+"""How alike pictures are, seen from afar: small enough to compare all with all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.optional import require
+
+Thumbnails = npt.NDArray[np.float32]
+
+SIDE_PX = 8
+# So many are compared with so many at once.
+BLOCK = 2048
+# Pictures no farther apart than this are near duplicates. Measured in grey levels on digits, hand signs and
+# CIFAR-10: the same picture again as JPEG, with noise or brighter 0.5 to 4, two different pictures 9 and more.
+NEAR_LEVELS = 4.0
+# Thin strokes in few places, as handwritten ones, come nearer than that. In 16×16 cells nine of ten such pairs of MNIST
+# are farther apart than this; the same picture as JPEG, enlarged or brighter is not (median 1.5 to 5.5).
+FINE_PX, FINE_LEVELS = 16, 5.5
+
+
+def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
+    """Pictures ``(N, H, W, C)`` as float32 ``(N, 64·C)``: the means of 8×8 cells, about the picture's own mean, so
+    that another exposure of a scene stays near it."""
+    cv2 = require("cv2")
+    cells = np.empty((len(images), side_px * side_px * images.shape[3]), np.float32)
+    for row, image in zip(cells, images, strict=True):
+        small = cv2.resize(np.asarray(image), (side_px, side_px), interpolation=cv2.INTER_AREA)
+        row[:] = small.reshape(-1)
+    return cells - cells.mean(axis=1, keepdims=True)
+
+
+def distances(some: Thumbnails, others: Thumbnails) -> npt.NDArray[np.float32]:
+    """Root mean square difference of all pairs in grey levels, ``(len(some), len(others))``."""
+    squares = (some**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None] - 2 * some @ others.T
+    return np.sqrt(np.maximum(squares, 0) / some.shape[1])
+
+
+def to_nearest_other(some: Thumbnails) -> npt.NDArray[np.float32]:
+    """How far each one's nearest neighbour among the others is, ``(N,)``, for two or more."""
+    apart = distances(some, some)
+    np.fill_diagonal(apart, np.inf)
+    return apart.min(axis=1)
+
+
+def farthest_first(some: Thumbnails, count: int) -> npt.NDArray[np.int64]:
+    """The first one, then always the one that is farthest from all chosen (T. F. Gonzalez, 1985)."""
+    chosen = [0]
+    apart = distances(some[:1], some)[0]
+    while len(chosen) < min(count, len(some)):
+        chosen.append(int(apart.argmax()))
+        apart = np.minimum(apart, distances(some[chosen[-1:]], some)[0])
+    return np.array(chosen, np.int64)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures that are alike: ``one[i]`` and ``other[i]``, the later one, are ``apart[i]`` grey levels apart."""
+
+    one: npt.NDArray[np.int64]
+    other: npt.NDArray[np.int64]
+    apart: npt.NDArray[np.float32]
+
+
+def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: float = NEAR_LEVELS) -> Pairs:
+    """For each picture the nearest within ``most_levels``, and the nearest that differs from it in each of ``tags``,
+    as its split or its class.
+
+    Exact, and quicker than all with all: pictures far apart in one direction are far apart, so each is compared only
+    with those near it in the direction in which they differ most.
+    """
+    along = _main_direction(some)
+    order = np.argsort(along, kind="stable")
+    along, sorted_ = along[order], some[order]
+    tags = [tag[order] for tag in tags]
+    reach = most_levels * np.sqrt(some.shape[1])
+    found: dict[tuple[int, int], float] = {}
+    for start in range(0, len(some), BLOCK):
+        end = min(start + BLOCK, len(some))
+        last = int(np.searchsorted(along, along[end - 1] + reach, side="right"))
+        for begin in range(start, last, BLOCK):
+            stop = min(begin + BLOCK, last)
+            apart = distances(sorted_[start:end], sorted_[begin:stop])
+            row, column = np.nonzero(apart <= most_levels)
+            one, other, levels = row + start, column + begin, apart[row, column]
+            later = other > one
+            one, other, levels = one[later], other[later], levels[later]
+            for tag in (None, *tags):
+                chosen = np.ones(len(one), bool) if tag is None else tag[one] != tag[other]
+                _keep_nearest(found, one[chosen], other[chosen], levels[chosen], order)
+    pairs = sorted(found)
+    return Pairs(
+        np.array([one for one, _ in pairs], np.int64),
+        np.array([other for _, other in pairs], np.int64),
+        np.array([found[pair] for pair in pairs], np.float32),
+    )
+
+
+def confirmed(pairs: Pairs, images: npt.NDArray[np.uint8]) -> Pairs:
+    """Those of the pairs that are alike in finer cells too; ``images`` are what they are of."""
+    kept = np.zeros(len(pairs.one), bool)
+    for start in range(0, len(kept), BLOCK):
+        end = start + BLOCK
+        one, other = (thumbnails(images[some[start:end]], FINE_PX) for some in (pairs.one, pairs.other))
+        kept[start:end] = np.sqrt(((one - other) ** 2).mean(axis=1)) <= FINE_LEVELS
+    return Pairs(pairs.one[kept], pairs.other[kept], pairs.apart[kept])
+
+
+def _keep_nearest(
+    found: dict[tuple[int, int], float],
+    one: npt.NDArray[np.int64],
+    other: npt.NDArray[np.int64],
+    levels: npt.NDArray[np.float32],
+    order: npt.NDArray[np.int64],
+) -> None:
+    """Add each picture's nearest partner of a block: of a burst of frames not every pair is worth a line."""
+    for mine in (one, other):
+        by_nearness = np.argsort(levels, kind="stable")
+        _, first = np.unique(mine[by_nearness], return_index=True)
+        for place in by_nearness[first]:
+            pair = sorted((int(order[one[place]]), int(order[other[place]])))
+            found[pair[0], pair[1]] = float(levels[place])
+
+
+def _main_direction(some: Thumbnails) -> npt.NDArray[np.float32]:
+    """Where each lies along the direction in which they differ most, in the unit of their values."""
+    centred = some - some.mean(axis=0)
+    return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]

@@ -1,0 +1,93 @@
+"""One look at every picture as it came: its bytes, its size, and a small copy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.files import sha256
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
+from edgerec.contract.progress import Listener, Progress
+from edgerec.data.sources import Arrays, Files
+
+SMALL_PX = 32
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was seen, in the order of the source.
+
+    Attributes:
+        digests: SHA-256 of each file, or of each picture's pixels.
+        sizes_px: ``(N, 2)``, height and width; 0 where it is no picture.
+        faults: why a file is no whole picture; empty texts for the others.
+        small: uint8 ``(N, 32, 32, C)``, stretched; on disk, so that memory stays what it is.
+    """
+
+    digests: tuple[str, ...]
+    sizes_px: npt.NDArray[np.int64]
+    faults: tuple[str, ...]
+    small: npt.NDArray[np.uint8]
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """``(N,)``, which are pictures, whole or not."""
+        return self.sizes_px[:, 0] > 0
+
+
+def scan(source: Arrays | Files, listener: Listener) -> Scan:
+    """Read everything once."""
+    count = len(source.classes)
+    grey = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
+    spec = PreprocessSpec(SMALL_PX, SMALL_PX, 1 if grey else 3, fit="stretch")
+    with tempfile.TemporaryFile() as file:
+        small = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
+        digests, faults, sizes_px = [], [], np.zeros((count, 2), np.int64)
+        for position, (digest, fault, image) in enumerate(_seen(source, spec, sizes_px)):
+            digests.append(digest)
+            faults.append(fault)
+            if image is not None:
+                small[position] = image
+            if position % CHUNK == CHUNK - 1 or position == count - 1:
+                listener(Progress("reading pictures", position + 1, count))
+        return Scan(tuple(digests), sizes_px, tuple(faults), small)
+
+
+def _seen(
+    source: Arrays | Files, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
+) -> Iterator[tuple[str, str, Image | None]]:
+    def look(position: int) -> tuple[str, str, Image | None]:
+        if isinstance(source, Arrays):
+            image: Image | None = source.images[position]
+            digest, fault = sha256(np.ascontiguousarray(image).tobytes()), ""
+        else:
+            try:
+                content = source.paths[position].read_bytes()
+            except OSError as error:
+                return "", f"cannot be read ({error.strerror})", None
+            digest, image = sha256(content), decode(content)
+            fault = "is no picture" if image is None else cut_off(content)
+        if image is None:
+            return digest, fault, None
+        sizes_px[position] = image.shape[:2]
+        return digest, fault, apply(image, spec)
+
+    count = len(source.classes)
+    with ThreadPoolExecutor() as pool:  # OpenCV lets go of the interpreter while it decodes
+        for start in range(0, count, CHUNK):
+            yield from pool.map(look, range(start, min(start + CHUNK, count)))
+
+
+def cut_off(content: bytes) -> str:
+    """What is missing at the end of a JPEG or PNG file that decodes all the same, or nothing."""
+    if content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        return "is cut off: a part of the picture is missing"
+    if content[:4] == b"\x89PNG" and b"IEND" not in content:
+        return "is cut off: a part of the picture is missing"
+    return ""
