@@ -35,6 +35,7 @@ _PUBLIC = {
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
+    "tune": "edgerec.tuning",
     "verify": "edgerec.runtime",
 }
 
@@ -62,6 +63,7 @@ __all__ = [
     "prove",
     "quantize",
     "read_image",
+    "tune",
     "verify",
 ]
 
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run
+    from edgerec.tuning import tune
 
 
 def __getattr__(name: str) -> Any:

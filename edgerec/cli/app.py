@@ -27,6 +27,7 @@ from edgerec.cli import (
     recipe,
     targets,
     train,
+    tune,
     verify,
 )
 from edgerec.cli.sinks import CameraCommand
@@ -86,6 +87,7 @@ app = typer.Typer(
 for command in (
     recipe.recipe,
     train.train,
+    tune.tune,
     evaluate.evaluate,
     quantize.quantize,
     parity.parity,

@@ -42,6 +42,7 @@ def fit(
     overwrite: bool = False,
     listener: Listener = ignore,
     on_epoch: OnEpoch | None = None,
+    finish: bool = True,
 ) -> Run:
     """Train by a recipe and write a run.
 
@@ -52,6 +53,8 @@ def fit(
         overwrite: replace a run that is there.
         listener: told of the progress.
         on_epoch: called with the number and the Keras model after every epoch.
+        finish: without it the run is left unfinished after its last epoch, and nobody looks at the held-out
+            pictures; ``resume`` finishes it.
 
     Raises:
         EdgerecError: the recipe, the data or the folder do not allow it.
@@ -89,7 +92,8 @@ def fit(
             callbacks=_callbacks(recipe, recorder),
             verbose=0,
         )
-    _finish(run, recipe, dataset, parts)
+    if finish:
+        _finish(run, recipe, dataset, parts)
     return run
 
 
