@@ -32,8 +32,10 @@ THREADS, BUDGET_S = 1, 0.5
 CALIBRATION_IMAGES = 4
 
 
-class TooCostly(EdgerecError):
-    """A model past one of the limits; the message says which."""
+class TooCostlyError(EdgerecError):
+    """A model whose weights alone are past the limit on bytes, by ``excess`` of it at least."""
+
+    excess: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         limits: a model whose weights alone are past ``bytes`` is not converted.
 
     Raises:
-        TooCostly: its weights alone are past ``limits.bytes``.
+        TooCostlyError: its weights alone are past ``limits.bytes``.
         EdgerecError: it cannot be built or converted.
     """
     prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
@@ -111,14 +113,17 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
     model = build(keras(), section, recipe.preprocess.shape, len(labels), recipe.normalise)
     least = sum(int(np.prod(weight.shape)) for weight in model.weights if len(weight.shape) > 1)
     if limits.bytes is not None and least > limits.bytes:
-        raise TooCostly(f"{shown('bytes', least)} of weights alone (limit {limits.bytes:,})")
+        error = TooCostlyError(f"{shown('bytes', least)} of weights alone (limit {limits.bytes:,})")
+        error.excess = least / limits.bytes - 1
+        raise error
     pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))
     content = plain_names(to_int8(adapt(model, "ptq").model, samples))
     content = with_metadata(content, labels, recipe.normalise, recipe.model.arch)
     graph = read_graph(content, "the converted model")
+    ms = pi4_ms(graph) if on == "rpi" else _measured_ms(content, recipe, pixels[0])
     return Cost(
-        ms=pi4_ms(graph) if on == "rpi" else _measured_ms(content, recipe, pixels[0]),
+        ms=float(f"{ms:.4g}"),
         bytes=len(content),
         memory=plan_bytes(graph),
         macs=_macs(graph),

@@ -22,12 +22,15 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
     figure = new_figure(11, 7.5)
     best = best_of(rows, plan.objectives)
     done = sum(row.state == "complete" for row in rows)
-    figure.suptitle(f"{len(rows)} trials, {done} trained to their end", x=0.01, ha="left", fontsize=11)
+    wanted = " and ".join(part for part in (", ".join(plan.objectives[:-1]), plan.objectives[-1]) if part)
+    title = f"{len(rows)} trials for {wanted}, {done} of them trained to their end"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     first, *others = figure.subplots(2, 2).flat
     _over_trials(first, rows, best)
     for axes, name in zip(others, _UNITS, strict=True):
         _against(axes, name, rows, best, plan)
     for axes in figure.axes:
+        axes.margins(0.08)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("validation accuracy, %")

@@ -18,15 +18,9 @@ from edgerec.tuning.space import applied
 TRIALS, BEST, FRONT, TABLE, PICTURE = "trials", "best.toml", "pareto", "trials.csv", "plots/study.png"
 KEEP = ("best", "all", "none")
 # What a trial leaves in the database beside its values.
-ACCURACY, EPOCHS, SECONDS, COST, REASON, REFUSED, SAME = (
-    "accuracy",
-    "epochs",
-    "seconds",
-    "cost",
-    "reason",
-    "refused",
-    "same_as",
-)
+ACCURACY, EPOCHS, SECONDS = "accuracy", "epochs", "seconds"
+COST, NETWORK = "cost", "network"
+REASON, REFUSED = "reason", "refused"
 
 
 @dataclass(frozen=True)

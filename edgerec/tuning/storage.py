@@ -87,9 +87,7 @@ class Storage:
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, exc.SQLAlchemyError) else error
             reason = first_line(getattr(cause, "orig", None) or cause)
-            raise StudyError(
-                f"{self.where} does not answer as a study's database: {reason}; what was finished is in it"
-            ) from None
+            raise StudyError(f"{self.where} cannot be used as the study's database: {reason}") from None
 
 
 def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
@@ -161,7 +159,7 @@ def _quiet(optuna: Any) -> Iterator[None]:
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """SQLAlchemy's URL, and the same for people, without a password."""
+    """SQLAlchemy's URL, and the same for people, with stars for a password."""
     engine = require("sqlalchemy.engine")
     try:
         made = engine.make_url(url)
@@ -173,7 +171,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
         raise StudyError("--storage is no address of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
     require("psycopg")
     made = made.set(drivername="postgresql+psycopg")
-    return made, made.set(drivername="postgresql", password=None).render_as_string()
+    return made, made.set(drivername="postgresql").render_as_string(hide_password=True)
 
 
 def _connected(url: str, **options: Any) -> Any:

@@ -19,9 +19,9 @@ from edgerec.optional import require
 from edgerec.train.fit import fit
 from edgerec.train.keras import keras
 from edgerec.train.run import Run, best_epoch
-from edgerec.tuning.cost import Cost, measure
+from edgerec.tuning.cost import Cost, TooCostlyError, measure
 from edgerec.tuning.plan import Plan
-from edgerec.tuning.results import ACCURACY, COST, EPOCHS, REASON, REFUSED, SAME, SECONDS, run_folder
+from edgerec.tuning.results import ACCURACY, COST, EPOCHS, NETWORK, REASON, REFUSED, SECONDS, run_folder
 from edgerec.tuning.space import applied, suggest
 
 
@@ -30,7 +30,7 @@ class TimeIsUpError(Exception):
 
 
 class Trials:
-    """Runs trials of a plan, one after the other; a cost that was measured once is not measured again."""
+    """Runs trials of a plan, one after the other."""
 
     def __init__(
         self, plan: Plan, folder: Path, labels: tuple[str, ...], ends_s: float, pruning: bool, listener: Listener
@@ -38,10 +38,17 @@ class Trials:
         """``ends_s`` is the monotonic time when no trial may go on; trials lagging behind stop if ``pruning``."""
         self._plan, self._folder, self._labels = plan, folder, labels
         self._ends_s, self._pruning, self._listener = ends_s, pruning, listener
-        self._costs: dict[str, Cost] = {}
 
     def __call__(self, trial: Any) -> tuple[float, ...]:
         """The trial's values; raises Optuna's ``TrialPruned`` where it is refused or stopped."""
+        try:
+            return self._values(trial)
+        except (KeyboardInterrupt, TimeIsUpError) as error:
+            trial.set_user_attr(REASON, "the time was up" if isinstance(error, TimeIsUpError) else "it was stopped")
+            trial.study.enqueue_trial(trial.params)  # the first one when the study is resumed
+            raise
+
+    def _values(self, trial: Any) -> tuple[float, ...]:
         point = suggest(trial, self._plan.space)
         twin = self._twin(trial)
         if twin is not None:
@@ -49,8 +56,11 @@ class Trials:
         try:
             recipe = applied(self._plan.recipe, point)
             cost = self._cost(trial, recipe)
-        except (EdgerecError, MemoryError) as error:
-            raise _refused(trial, str(error) or "out of memory") from None
+        except TooCostlyError as error:
+            trial.set_constraint("bytes", error.excess)
+            raise _refused(trial, str(error)) from None
+        except EdgerecError as error:
+            raise _refused(trial, str(error)) from None
         if broken := self._plan.limits.broken(cost):
             raise _refused(trial, broken)
         accuracy = self._trained(trial, recipe)
@@ -66,7 +76,6 @@ class Trials:
         for name in (ACCURACY, COST, REFUSED):
             if name in twin.user_attrs:
                 trial.set_user_attr(name, twin.user_attrs[name])
-        trial.set_user_attr(SAME, twin.number)
         trial.set_user_attr(REASON, f"the same as trial {twin.number}")
         if twin.state.name == "PRUNED":
             raise require("optuna").TrialPruned
@@ -74,21 +83,31 @@ class Trials:
 
     def _cost(self, trial: Any, recipe: Recipe) -> Cost:
         data, model = recipe.data, replace(recipe.model, weights="none", dropout=0.0)
-        key = repr((model, data.input_size, data.channels, data.normalise))
-        if key not in self._costs:
-            self._listener(Progress("measuring", 0, 1, f"trial {trial.number}  {model.arch}"))
-            if data.input_size < (least := least_size_px(model.arch)):
-                raise EdgerecError(f"{model.arch} needs at least {least} pixels, got {data.input_size}")
-            try:
-                self._costs[key] = measure(recipe, self._labels, self._plan.on, self._plan.limits)
-            finally:
-                _clear()
-                self._listener(Progress("measuring", 1, 1))
-        cost = self._costs[key]
+        network = repr((model, data.input_size, data.channels, data.normalise))
+        cost = self._known(trial, network) or self._measured(trial, recipe)
+        trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())
         for name, part in self._plan.limits.excess(cost).items():
             trial.set_constraint(name, part)
         return cost
+
+    def _known(self, trial: Any, network: str) -> Cost | None:
+        """What a trial of the same network found, so that one network has one time in a study."""
+        others = trial.study.get_trials(deepcopy=False)
+        alike = (other for other in others if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs)
+        found = next(alike, None)
+        return None if found is None else Cost(**found.user_attrs[COST])
+
+    def _measured(self, trial: Any, recipe: Recipe) -> Cost:
+        network = recipe.model.arch
+        if recipe.data.input_size < (least := least_size_px(network)):
+            raise EdgerecError(f"{network} needs at least {least} pixels, got {recipe.data.input_size}")
+        self._listener(Progress("measuring", 0, 1, f"trial {trial.number}  {network}"))
+        try:
+            return measure(recipe, self._labels, self._plan.on, self._plan.limits)
+        finally:
+            _clear()
+            self._listener(Progress("measuring", 1, 1))
 
     def _trained(self, trial: Any, recipe: Recipe) -> float:
         """The best epoch's accuracy on the validation pictures; the test pictures are not looked at."""
@@ -103,7 +122,6 @@ class Trials:
                     trial.set_user_attr(REASON, f"it lagged behind after epoch {number}")
                     raise require("optuna").TrialPruned
             if time.monotonic() > self._ends_s:
-                trial.set_user_attr(REASON, "the time was up")
                 raise TimeIsUpError
 
         try:
@@ -112,9 +130,6 @@ class Trials:
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
             raise require("optuna").TrialPruned from None
-        except KeyboardInterrupt:
-            trial.set_user_attr(REASON, "it was stopped")
-            raise
         except Exception as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
                 raise

@@ -115,7 +115,10 @@ def tune(
         goals = checked_objectives(objectives)
         limits, place = checked_limits(limit_ms, limit_bytes, limit_memory), checked_place(on)
         stops = _checked_pruner(pruner, goals)
-        subject = _Subject.of(recipe or Recipe(), listener)
+        recipe = recipe or Recipe()
+        if search is not None:
+            read_space(search, recipe)  # before any picture is read
+        subject = _Subject.of(recipe, listener)
         own = subject.recipe
         space = default_space(own, subject.train_images) if search is None else read_space(search, own)
         plan = Plan(own, space, goals, limits, place, stops, subject.digest)
