@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 
 from edgerec import Recipe, Run, fit, tune
 from edgerec.cli.app import app
+from edgerec.compress.calibration import pin_range
+from edgerec.compress.convert import plain_names, to_int8
+from edgerec.contract.metadata import with_metadata
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, TrainError
 from edgerec.tuning.cost import Cost, Limits, measure
 from edgerec.tuning.pi import estimated_ms
@@ -253,6 +256,12 @@ def test_the_test_pictures_are_looked_at_once_at_the_end(study, tmp_path):
     finished = fit(Recipe(), tmp_path / "run", resume=True)
     assert finished.metrics["images"] == len(finished.split_record["test"])
     assert finished.metrics["val_accuracy"] == pytest.approx(study.best[0].accuracy)
+    # Untrained it was measured as what it became.
+    dataset, _ = finished.data()
+    recipe = finished.recipe
+    content = to_int8(finished.model(), recipe.normalise.apply(pin_range(dataset.images[:4]).astype(np.float32)))
+    content = with_metadata(plain_names(content), finished.labels, recipe.normalise, recipe.model.arch)
+    assert abs(len(content) - study.best[0].bytes) < 64
 
 
 def test_a_stopped_study_goes_on_to_the_same_end(study, base, tmp_path):
@@ -284,8 +293,8 @@ def unmeasured(monkeypatch):
     monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
 
 
-def test_one_that_lags_behind_is_stopped(base, tmp_path, unmeasured):
-    from edgerec.tuning.trial import Trials
+def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
+    from edgerec.tuning.trial import TimeIsUpError, Trials
 
     class Always(optuna.pruners.BasePruner):
         def prune(self, study, trial):
@@ -302,6 +311,13 @@ def test_one_that_lags_behind_is_stopped(base, tmp_path, unmeasured):
     assert stopped.accuracy == Run(tmp_path / "trials" / "0").history()[0]["val_accuracy"]
     assert (same.state, same.reason) == ("pruned", "the same as trial 0")
     assert not (tmp_path / "trials" / "1").exists()
+    late = Trials(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
+    made = optuna.create_study(direction="maximize")
+    with pytest.raises(TimeIsUpError):
+        made.optimize(late, n_trials=1)
+    ended, again = map(TrialRow.of, made.trials)
+    assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "the time was up")
+    assert again.state == "waiting"
 
 
 def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monkeypatch, unmeasured):
@@ -339,6 +355,16 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
         refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
 
 
+def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
+    shutil.copytree(study.folder, tmp_path / "even")
+    url = f"sqlite:///{tmp_path / 'even' / 'study.db'}"
+    optuna.delete_study(study_name="even", storage=url)
+    made = optuna.create_study(study_name="even", storage=url)
+    made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="was not made by edgerec"):
+        tune(None, tmp_path / "even", resume=True)
+
+
 @pytest.mark.parametrize(("name", "said"), [("study.json", "is damaged"), ("study.db", "file is not a database")])
 def test_a_damaged_study(study, tmp_path, name, said):
     shutil.copytree(study.folder, tmp_path / "study")
@@ -357,6 +383,7 @@ def test_a_damaged_study(study, tmp_path, name, said):
         (["--objective", "accuracy,ms", "--pruner", "median"], "compares one number, and there are 2 objectives"),
         (["--limit-ms", "0"], "--limit-ms is 0, expected more than 0"),
         (["--trials", "0"], "--trials is 0, expected more than 0"),
+        (["--max-time", "-1"], "--max-time is -1, expected more than 0"),
         (["--keep", "some"], "unknown keep 'some'"),
         (["--resume"], "it is no study; tune without --resume"),
         (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),

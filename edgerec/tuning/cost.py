@@ -44,7 +44,7 @@ class Cost:
 
     Attributes:
         ms: of one picture; :data:`PLACES` says where.
-        bytes: of the .tflite file that ``edgerec quantize --method ptq`` will write.
+        bytes: of the .tflite file that ``edgerec quantize --method ptq`` will write, but for a few.
         memory: bytes that its tensors need at their peak, beside the file (see ``export/memory.py``).
         macs: multiply-accumulates of one picture.
         parameters: of the Keras model.
@@ -116,7 +116,10 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         error = TooCostlyError(f"{shown('bytes', least)} of weights alone (limit {limits.bytes:,})")
         error.excess = least / limits.bytes - 1
         raise error
-    pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
+    rng = np.random.default_rng(0)
+    # Biases that are all zero would be one tensor in the file: a trained model's are not.
+    model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
+    pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))
     content = plain_names(to_int8(adapt(model, "ptq").model, samples))
     content = with_metadata(content, labels, recipe.normalise, recipe.model.arch)

@@ -109,7 +109,8 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
     space["model.width"] = Numbers(0.25, 1.0, step=0.25)
     networks: tuple[str, ...] = (recipe.model.arch,)
     if recipe.model.arch in ARCHITECTURES:
-        networks = (*networks, *(n for n in _ARCHITECTURES if n in ARCHITECTURES and n != recipe.model.arch))
+        fitting = (n for n in _ARCHITECTURES if n in ARCHITECTURES and least_size_px(n) <= recipe.data.input_size)
+        networks = (*networks, *(name for name in fitting if name not in networks))
         space["model.arch"] = Choices(networks)
     side, least = recipe.data.input_size, max(map(least_size_px, networks))
     sides = {round(side * part / 8) * 8 for part in (0.5, 0.75)}

@@ -73,6 +73,8 @@ class Storage:
                 storage=self._storage, study_name=name, directions=directions, load_if_exists=True, **parts
             )
             if _FIXED not in study.user_attrs:
+                if study.get_trials(deepcopy=False) or len(study.directions) != len(directions):
+                    raise StudyError(f"study {name!r} in {self.where} was not made by edgerec: choose another --study")
                 study.set_user_attr(_FIXED, dict(fixed))
             # Read back: another process may have made it at the same time.
             refuse_other(study.user_attrs[_FIXED], fixed, f"study {name!r} in {self.where}")

@@ -88,7 +88,8 @@ class Trials:
         trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())
         for name, part in self._plan.limits.excess(cost).items():
-            trial.set_constraint(name, part)
+            if name not in trial.constraints:  # one that is tried again has them
+                trial.set_constraint(name, part)
         return cost
 
     def _known(self, trial: Any, network: str) -> Cost | None:

@@ -106,16 +106,19 @@ def tune(
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = _End.of(trials, max_time_s)
-    kept = Kept.read(folder) if resume else None
+    # A machine that joins a shared study may be new, or come back to what it left.
+    new = not (folder / ABOUT).exists() and storage and recipe is not None
+    kept = Kept.read(folder) if resume and not new else None
     _refuse(folder, kept, storage)
-    if recipe is None and kept is not None:
+    if recipe is None:
+        if kept is None:
+            raise RecipeError("there is no recipe: only with resume a study brings its own")
         subject = _Subject.of(kept.plan.recipe, listener)
         plan = replace(kept.plan, data_digest=subject.digest)
     else:
         goals = checked_objectives(objectives)
         limits, place = checked_limits(limit_ms, limit_bytes, limit_memory), checked_place(on)
         stops = _checked_pruner(pruner, goals)
-        recipe = recipe or Recipe()
         if search is not None:
             read_space(search, recipe)  # before any picture is read
         subject = _Subject.of(recipe, listener)
