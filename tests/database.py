@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.servers import free_port
@@ -28,9 +30,22 @@ def missing() -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Server:
+    """An empty database: its address, and the process that serves it."""
+
+    address: str
+    process: subprocess.Popen
+
+    def kill(self) -> None:
+        """As a machine that loses its power."""
+        self.process.send_signal(signal.SIGQUIT)  # SIGKILL would leave its children
+        self.process.wait(10)
+
+
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """The address of an empty database, while the block runs."""
+def postgresql() -> Iterator[Server]:
+    """A server, while the block runs."""
     programs, port = _programs(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="edgerec-postgresql-"))
     identity = {}
@@ -48,15 +63,11 @@ def postgresql() -> Iterator[str]:
         with open(folder / "log", "wb") as told:
             server = subprocess.Popen(command, stdout=told, stderr=told, **options)
         _wait(server, [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)], folder / "log")
-        yield f"postgresql://tuner:{PASSWORD}@127.0.0.1:{port}/postgres"
+        yield Server(f"postgresql://tuner:{PASSWORD}@127.0.0.1:{port}/postgres", server)
     finally:
         if server is not None:
-            server.terminate()
-            try:
-                server.wait(5)
-            except subprocess.TimeoutExpired:  # somebody is still connected
-                server.kill()
-                server.wait(10)
+            server.send_signal(signal.SIGINT)  # ends connections too
+            server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import shutil
@@ -331,6 +332,23 @@ def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monke
     assert (report.best, report.picture) == ((), "")
 
 
+def test_a_trial_that_was_given_up_is_lost_alone(base, tmp_path, monkeypatch, unmeasured, caplog):
+    """As after a sleep, while another process waited in vain for a sign of life."""
+    url = f"sqlite:///{tmp_path / 'sleepy' / 'study.db'}"
+
+    def asleep(*_, **__):
+        made = optuna.load_study(study_name="sleepy", storage=url)
+        if len(made.trials) == 1:
+            made.tell(0, state=optuna.trial.TrialState.FAIL)
+        raise TrainError("the loss became nan in epoch 1: lower train.learning_rate")
+
+    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", asleep)
+    monkeypatch.setattr(logging.getLogger("edgerec"), "propagate", True)
+    report = tune(base, tmp_path / "sleepy", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
+    assert report.counts == {"failed": 1, "pruned": 1}
+    assert "another process gave it up" in caplog.text
+
+
 def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MOST_REFUSED", 3)
     with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
@@ -427,8 +445,8 @@ def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
     """One is killed while both train: its trial is found to be silent, marked, and tried again by the other."""
     if reason := database.missing():
         pytest.skip(reason)
-    with database.postgresql() as address:
-        options = {"storage": address, "heartbeat_s": 1}
+    with database.postgresql() as server:
+        options = {"storage": server.address, "heartbeat_s": 1}
         shared = {"study": "shared", "search": {"train.learning_rate": SEARCH["train.learning_rate"]}, **options}
         other = _other_process(base, tmp_path, shared)
         killed = threading.Event()
@@ -445,6 +463,8 @@ def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
             report = tune(None, tmp_path / "ours", trials=4, resume=True, **options)
             with pytest.raises(StudyError, match=r"train\.epochs is 1 there, 2 here"):
                 tune(base.override({"train.epochs": 2}), tmp_path / "third", **shared)
+            with pytest.raises(StudyError, match=r"cannot be used as the study's database: .*connection"):
+                tune(None, tmp_path / "ours", trials=5, resume=True, listener=lambda _: server.kill(), **options)
         finally:
             other.kill()
             told = other.communicate(timeout=30)[1]

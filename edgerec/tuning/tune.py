@@ -138,8 +138,9 @@ def tune(
         if kept is None:
             plan.write(folder, name, database.where if storage else "")
         run = Trials(plan, folder, subject.labels, end.at_s, plan.pruner != "none", listener)
-        _Search(shared, plan, folder, keep).until(end, run)
-        return _report(shared, plan, folder, database.where)
+        with database.explained():
+            _Search(shared, plan, folder, keep).until(end, run)
+            return _report(shared, plan, folder, database.where)
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,21 @@ class _Search:
             log.info("trials are not pruned: a pruner compares one number, and there are several objectives")
         try:
             while not end.reached(rows):
-                self._study.optimize(run, n_trials=1, callbacks=[self._after])
+                self._one(run)
                 fail_stale(self._study)
                 rows = rows_of(self._study)
         except TimeIsUpError:
             log.info("the time is up")
         finally:
             write_results(self._folder, self._plan, rows_of(self._study), self._keep)
+
+    def _one(self, run: Trials) -> None:
+        try:
+            self._study.optimize(run, n_trials=1, callbacks=[self._after])
+        except ValueError as error:
+            if not str(error).startswith("Cannot tell"):  # what Optuna says of a trial that has ended
+                raise
+            log.warning("a trial is lost: it gave no sign of life for too long, and another process gave it up")
 
     def _after(self, study: Any, trial: Any) -> None:
         rows, row = rows_of(study), TrialRow.of(trial)
