@@ -373,6 +373,14 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
         refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
 
 
+def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(OutputExistsError, match="holds something else: choose another name"):
+            tune(base, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
     shutil.copytree(study.folder, tmp_path / "even")
     url = f"sqlite:///{tmp_path / 'even' / 'study.db'}"

@@ -14,6 +14,7 @@ from edgerec.errors import RecipeError, StudyError, unknown
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.tuning.cost import PLACES, Limits
 from edgerec.tuning.space import Space, read_space, to_toml, to_values
+from edgerec.tuning.storage import PRUNERS
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
 ABOUT = "study.json"
@@ -91,7 +92,7 @@ class Kept:
                 recipe,
                 read_space(about["search"], recipe),
                 checked_objectives(about["objectives"]),
-                Limits(**about["limits"]),
+                checked_limits(**{name: about["limits"].get(name) for name in ("ms", "bytes", "memory")}),
                 checked_place(about["on"]),
                 str(about["pruner"]),
                 str(about["data_digest"]),
@@ -122,12 +123,23 @@ def checked_place(name: str) -> str:
     return name
 
 
-def checked_limits(ms: float | None, size: int | None, memory: int | None) -> Limits:
+def checked_limits(ms: float | None, bytes: int | None, memory: int | None) -> Limits:
     """The limits; raises :class:`RecipeError` for one that nothing can keep."""
-    for name, value in {"ms": ms, "bytes": size, "memory": memory}.items():
+    for name, value in {"ms": ms, "bytes": bytes, "memory": memory}.items():
         if value is not None and not 0 < value < float("inf"):
             raise RecipeError(f"--limit-{name} is {value:g}, expected more than 0")
-    return Limits(ms, size, memory)
+    return Limits(ms, bytes, memory)
+
+
+def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
+    """What stops trials; None takes what suits the objectives. Raises :class:`RecipeError` for what does not."""
+    if name is None:
+        return "median" if len(objectives) == 1 else "none"
+    if name not in PRUNERS:
+        raise RecipeError(unknown("pruner", name, PRUNERS))
+    if name != "none" and len(objectives) > 1:
+        raise RecipeError(f"--pruner {name} compares one number, and there are {len(objectives)} objectives: use none")
+    return name
 
 
 def _dotted(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

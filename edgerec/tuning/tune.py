@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import load, split_dataset
@@ -20,8 +19,8 @@ from edgerec.models import find
 from edgerec.train.feed import batch_size
 from edgerec.train.fit import placed
 from edgerec.train.keras import prepare
-from edgerec.tuning.cost import PLACES, shown
-from edgerec.tuning.plan import ABOUT, Kept, Plan, checked_limits, checked_objectives, checked_place
+from edgerec.tuning.cost import PLACES, Limits, shown
+from edgerec.tuning.plan import ABOUT, Kept, Plan, checked_limits, checked_objectives, checked_place, checked_pruner
 from edgerec.tuning.plots import draw_study
 from edgerec.tuning.results import (
     KEEP,
@@ -37,7 +36,6 @@ from edgerec.tuning.space import default_space, own_point, read_space
 from edgerec.tuning.storage import (
     DATABASE,
     HEARTBEAT_S,
-    PRUNERS,
     Storage,
     fail_stale,
     make_pruner,
@@ -110,21 +108,9 @@ def tune(
     new = not (folder / ABOUT).exists() and storage and recipe is not None
     kept = Kept.read(folder) if resume and not new else None
     _refuse(folder, kept, storage)
-    if recipe is None:
-        if kept is None:
-            raise RecipeError("there is no recipe: only with resume a study brings its own")
-        subject = _Subject.of(kept.plan.recipe, listener)
-        plan = replace(kept.plan, data_digest=subject.digest)
-    else:
-        goals = checked_objectives(objectives)
-        limits, place = checked_limits(limit_ms, limit_bytes, limit_memory), checked_place(on)
-        stops = _checked_pruner(pruner, goals)
-        if search is not None:
-            read_space(search, recipe)  # before any picture is read
-        subject = _Subject.of(recipe, listener)
-        own = subject.recipe
-        space = default_space(own, subject.train_images) if search is None else read_space(search, own)
-        plan = Plan(own, space, goals, limits, place, stops, subject.digest)
+    limits = checked_limits(limit_ms, limit_bytes, limit_memory)
+    goal = _Goal(checked_objectives(objectives), limits, checked_place(on), pruner)
+    subject, plan = _planned(recipe, goal, search, kept, listener)
     name = study or (kept.study if kept else folder.resolve().name)
     if kept is not None:
         refuse_other(kept.plan.fixed(), plan.fixed(), f"study {name!r} in {folder}")
@@ -141,6 +127,28 @@ def tune(
         with database.explained():
             _Search(shared, plan, folder, keep).until(end, run)
             return _report(shared, plan, folder, database.where)
+
+
+def _planned(
+    recipe: Recipe | None,
+    goal: _Goal,
+    search: str | Path | Mapping[str, Any] | None,
+    kept: Kept | None,
+    listener: Listener,
+) -> tuple[_Subject, Plan]:
+    """The plan: of what is given, or without a recipe that of the folder, for the pictures as they are now."""
+    if recipe is None:
+        if kept is None:
+            raise RecipeError("there is no recipe: only with resume a study brings its own")
+        subject = _Subject.of(kept.plan.recipe, listener)
+        return subject, replace(kept.plan, data_digest=subject.digest)
+    pruner = checked_pruner(goal.pruner, goal.objectives)
+    if search is not None:
+        read_space(search, recipe)  # before any picture is read
+    subject = _Subject.of(recipe, listener)
+    own = subject.recipe
+    space = default_space(own, subject.train_images) if search is None else read_space(search, own)
+    return subject, Plan(own, space, goal.objectives, goal.limits, goal.on, pruner, subject.digest)
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,16 @@ class _End:
     def reached(self, rows: Sequence[TrialRow]) -> bool:
         trained = sum(row.state in ("complete", "pruned", "running") for row in rows)
         return trained >= self.trials or time.monotonic() > self.at_s
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What trials are judged by, as it was asked for; ``pruner`` None: what suits the objectives."""
+
+    objectives: tuple[str, ...]
+    limits: Limits
+    on: str
+    pruner: str | None
 
 
 @dataclass(frozen=True)
@@ -254,18 +272,8 @@ def _refuse(folder: Path, kept: Kept | None, storage: str) -> None:
             raise StudyError(f"{folder} has its study in {kept.storage}: give it again with --storage")
     elif (folder / ABOUT).is_file():
         raise OutputExistsError(f"{folder} holds a study: add --resume to go on, or choose another name")
-    else:
-        refuse_existing(folder, False)
-
-
-def _checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
-    if name is None:
-        return "median" if len(objectives) == 1 else "none"
-    if name not in PRUNERS:
-        raise RecipeError(unknown("pruner", name, PRUNERS))
-    if name != "none" and len(objectives) > 1:
-        raise RecipeError(f"--pruner {name} compares one number, and there are {len(objectives)} objectives: use none")
-    return name
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder} holds something else: choose another name")
 
 
 def _report(study: Any, plan: Plan, folder: Path, where: str) -> TuneReport:
