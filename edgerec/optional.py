@@ -14,6 +14,7 @@ _NEEDED_BY = {
     "tf_keras": ("tf_keras", "train"),
     "keras": ("Keras 3", "train"),
     "h5py": ("h5py", "train"),
+    "tensorboard": ("TensorBoard", "tensorboard"),
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),

@@ -166,7 +166,7 @@ def wait_for(path, process, seconds=120):
 
 @pytest.mark.slow
 def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec):
-    out, epochs = tmp_path / "run", ["--epochs", "4"]
+    out, epochs = tmp_path / "run", ["--epochs", "4", "--set", "model.dropout=0.3"]
     process = start(out, *epochs)
     wait_for(out / "checkpoints" / "epoch-00001.keras", process)
     process.send_signal(signal.SIGKILL)
@@ -183,7 +183,8 @@ def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec):
     unbroken = edgerec("train", *epochs, "--out", tmp_path / "unbroken")
     assert unbroken.returncode == 0
     for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "unbroken").history(), strict=True):
-        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
     assert edgerec("train", "--resume", "--out", out).returncode == 0  # finished already
 
 
@@ -238,7 +239,7 @@ def test_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     model = run.model()
     model.set_weights([weight * np.nan for weight in model.get_weights()])
     model.save(tmp_path / "nan.keras")
-    with pytest.raises(TrainError, match=r"the loss became nan in epoch 1: lower train\.learning_rate"):
+    with pytest.raises(TrainError, match=r"the loss became nan in epoch 1, by step \d+ of \d+: lower train"):
         fit(quick(**{"model.weights": str(tmp_path / "nan.keras")}), tmp_path / "run")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ def train(
     learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
     device: str | None = typer.Option(None, help="auto, cpu or gpu."),
     mixed_precision: bool | None = typer.Option(None, help="Compute in float16 where it is safe."),
+    max_time: str | None = typer.Option(
+        None, metavar="TIME", help="Finish with the best epoch before that is over, as 90m, 8h or 2d."
+    ),
+    tensorboard: bool | None = typer.Option(None, "--tensorboard", help="Write a log for TensorBoard into the run."),
     seed: int | None = typer.Option(None, help="Of split, weights, order and augmentation."),
     strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
@@ -51,6 +56,8 @@ def train(
         "train.learning_rate": learning_rate,
         "train.device": device,
         "train.mixed_precision": mixed_precision,
+        "train.max_hours": None if max_time is None else _hours(max_time),
+        "train.tensorboard": tensorboard,
         "seed": seed,
         "data.strict": strict,
     }
@@ -71,6 +78,16 @@ def train(
             typer.echo(f"stopped; {word}", err=True)
             raise typer.Exit(130) from None
     _show(run, json)
+
+
+def _hours(text: str) -> float:
+    units = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None or not float(found[1]):
+        raise typer.BadParameter(
+            f"{text} is no time: expected a number with s, m, h or d, as 90m", param_hint="--max-time"
+        )
+    return float(found[1]) * units[found[2]]
 
 
 def _show(run: Run, json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.classifier import check_classifier, expects_pixels, with_scores
+from edgerec.compress.classifier import check_classifier, with_scores
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.labels import read_labels
 from edgerec.contract.progress import Listener, ignore
@@ -24,7 +24,7 @@ from edgerec.models import OWN
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size
 from edgerec.train.fit import placed
-from edgerec.train.foreign import SUFFIXES, read_foreign
+from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
 from edgerec.train.keras3 import write_keras3
 from edgerec.train.run import AGREEMENT, ANSWERS, KERAS3, Run, split_record

@@ -151,6 +151,7 @@ class Bench:
             learning_rate=compress.learning_rate or train.learning_rate * FINER[train.optimizer],
             retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
             optimizer=train.optimizer,
+            seed=recipe.seed,
             listener=self.listener,
             checkpoints=checkpoints,
             settings={key: value for key, value in recipe.to_dict().items() if key != "data"},

@@ -10,18 +10,9 @@ import numpy as np
 
 from edgerec.errors import ModelError
 from edgerec.train.keras import keras
-from edgerec.train.layers import AUGMENTATION
 from edgerec.train.saved_model import SavedModel, gives_scores
 
 log = logging.getLogger(__name__)
-
-# Layers before which pixels are still what they were, but for where they are.
-_PASSING = AUGMENTATION | {
-    *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
-    *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
-}
-# What the model's own scaling leaves of 0…255 at most: a network learns from small numbers.
-SMALL = 10
 
 
 def check_classifier(model: Any, where: str) -> None:
@@ -73,25 +64,6 @@ def with_scores(model: Any, where: str) -> Any:
     log.info("%s gives logits: a softmax is added", where)
     scores = keras().layers.Activation("softmax", name=_free(model, "scores"))(model.output)
     return keras().Model(model.inputs, scores, name=model.name)
-
-
-def expects_pixels(model: Any) -> bool:
-    """Whether the model begins with a layer that makes small numbers of 0…255; False where that is not known."""
-    if isinstance(model, SavedModel):
-        return False
-    for layer in model._flatten_layers(include_self=False, recursive=True):
-        kind = type(layer).__name__
-        if kind in _PASSING:
-            continue
-        scale: Any = np.inf
-        if kind == "Rescaling":
-            scale = layer.scale
-        elif kind == "Normalization" and not layer.invert:
-            scale = 1 / np.sqrt(np.asarray(layer.variance))
-        elif kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
-            scale = layer.get_weights()[0]
-        return bool(255 * np.abs(np.asarray(scale)).max() <= SMALL)
-    return False
 
 
 def _last(model: Any) -> Any:

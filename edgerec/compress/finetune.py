@@ -15,8 +15,9 @@ import numpy as np
 from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
 from edgerec.train.feed import Feed
-from edgerec.train.fit import STEPS_PER_CALL, cosine, optimizer
-from edgerec.train.keras import compile_classifier, keras
+from edgerec.train.fit import STEPS_PER_CALL
+from edgerec.train.keras import compile_classifier, keras, reseed
+from edgerec.train.optimizer import cosine, optimizer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class FineTune:
         learning_rate: the highest; it falls to zero as a half cosine.
         retraining_rate: the same where weights were taken away and the others must find new places.
         optimizer: as the recipe's ``train.optimizer``.
+        seed: of what is random inside of the model.
         listener: told of the progress.
         checkpoints: folder where each stage keeps its state, an ``.npz`` each.
         settings: what the state depends on; a state of other settings is not gone on with.
@@ -50,6 +52,7 @@ class FineTune:
     learning_rate: float
     retraining_rate: float
     optimizer: str
+    seed: int
     listener: Listener
     checkpoints: Path
     settings: dict[str, Any]
@@ -157,6 +160,7 @@ def _recorder(state: _State) -> Any:
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.epoch = epoch
+            reseed(self.model, tune.seed, epoch)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             done = self.epoch * tune.steps + batch + 1

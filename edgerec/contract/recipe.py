@@ -133,6 +133,23 @@ class TrainSection:
     early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
     device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
     mixed_precision: bool = _flag(False, "compute in float16 where it is safe (GPU)")
+    xla: bool = _flag(False, "compile the step by XLA: slower to start, often faster on a GPU")
+    accumulate: int = _number(1, "compute a batch's gradients in so many parts, for less memory", 1, 4096)
+    max_hours: float = _number(0.0, "finish with the best epoch before so many hours are over; 0 = no limit", 0, 1e6)
+    price_per_hour: float = _number(0.0, "of this machine, to tell the cost so far and to come", 0, 1e6)
+    tensorboard: bool = _flag(False, "write a log for TensorBoard into the run")
+
+
+@dataclass(frozen=True)
+class TransferSection:
+    """How a training begins that has weights to start from (model.weights)."""
+
+    frozen: float = _number(0.25, "part of the epochs in which the classes' layer learns alone", 0, 1)
+    unfreeze: float = _number(
+        0.25, "part of the epochs over which the layers before join it, the last ones first", 0, 1
+    )
+    rate: float = _number(0.1, "learning rate from then on, as part of train.learning_rate", 1e-6, 1)
+    freeze_bn: bool = _flag(True, "batch normalisation keeps the statistics that came with the weights")
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,7 @@ class Recipe:
     augment: AugmentSection = field(default_factory=AugmentSection)
     model: ModelSection = field(default_factory=ModelSection)
     train: TrainSection = field(default_factory=TrainSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
     compress: CompressSection = field(default_factory=CompressSection)
 
     def __post_init__(self) -> None:

@@ -45,11 +45,13 @@ ARCHITECTURES = {
 
 # The name in a recipe of a network that is none of these: its run was made of a model that was brought along.
 OWN = "own"
+# The same of a network that is taken from the file that model.weights names.
+BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
     """The smallest input side of that network, pixels."""
-    return 1 if name == OWN else find(name).least_size_px
+    return 1 if name in (OWN, BACKBONE) else find(name).least_size_px
 
 
 def find(name: str) -> Architecture:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +10,36 @@ from typing import Any
 import numpy as np
 
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
-from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.sources import NAMED, user_path
-from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RunError, TrainError
-from edgerec.models import build, find
+from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
+from edgerec.models import BACKBONE, build, least_size_px
+from edgerec.optional import require
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.feed import Feed, batch_size, evaluation_feed, training_feed
+from edgerec.train.feed import batch_size, evaluation_feed, training_feed
 from edgerec.train.keras import UNREADABLE, compile_classifier, keras, load_model, load_weights, prepare, versions
 from edgerec.train.keras3 import write_keras3
+from edgerec.train.optimizer import optimizer
+from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
+from edgerec.train.transfer import (
+    Stage,
+    checked_source,
+    hold,
+    input_size_px,
+    release,
+    stage_rate,
+    stages,
+    with_new_classes,
+)
 
 log = logging.getLogger(__name__)
 
 # A Python call between steps costs more than a step of a small model: so many steps run in one.
 STEPS_PER_CALL = 20
-
-OnEpoch = Callable[[int, Any], None]
 
 
 def fit(
@@ -68,33 +76,64 @@ def fit(
             return run
     else:
         _refuse(run, overwrite)
-    architecture = find(recipe.model.arch)
     prepare(recipe.train, recipe.seed)
-    dataset, section = load(recipe.data, least_size_px=architecture.least_size_px, listener=listener)
-    parts = split_dataset(dataset, section, recipe.seed)
-    size = batch_size(recipe.train.batch_size, len(parts.train))
-    recipe = replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size))
+    recipe, dataset, parts = resolved(recipe, listener)
+    plan = stages(recipe)
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
-    feed = training_feed(dataset, parts.train, recipe, first_epoch=first_epoch)
     if model is None:
-        model = _compiled(recipe, len(dataset.labels), feed.steps)
+        model = _begun(recipe, len(dataset.labels))
     if not resume:
         _start(run, recipe, dataset, parts, overwrite)
-    recorder = _recorder(run, recipe, feed, listener, on_epoch)
-    if not recorder.enough(first_epoch):
-        model.fit(
-            feed.batches,
-            steps_per_epoch=feed.steps,
-            initial_epoch=first_epoch,
-            epochs=recipe.train.epochs,
-            validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
-            class_weight=_class_weights(recipe, dataset, parts),
-            callbacks=_callbacks(recipe, recorder),
-            verbose=0,
-        )
+    for stage in plan:
+        if first_epoch < stage.last and not enough(recipe, run.history()):
+            _learn(run, recipe, (dataset, parts), model, stage, first_epoch, (listener, on_epoch))
     if finish:
         _finish(run, recipe, dataset, parts)
     return run
+
+
+def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
+    """The recipe with nothing left to be chosen, and its data."""
+    dataset, section = load(_sized(recipe), least_size_px=least_size_px(recipe.model.arch), listener=listener)
+    parts = split_dataset(dataset, section, recipe.seed)
+    size, accumulate = batch_size(recipe.train.batch_size, len(parts.train)), recipe.train.accumulate
+    if size < recipe.train.batch_size:
+        log.warning("train.batch_size is %d: taking %d, all there are to train", recipe.train.batch_size, size)
+    if size % accumulate:
+        raise RecipeError(
+            f"train.accumulate is {accumulate}, expected a divisor of the batch of {size}: with {len(parts.train)} "
+            f"pictures to train, set train.batch_size to a multiple of {accumulate} that is no more than that"
+        )
+    return replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size)), dataset, parts
+
+
+def _learn(
+    run: Run,
+    recipe: Recipe,
+    data: tuple[Dataset, Split],
+    model: Any,
+    stage: Stage,
+    done: int,
+    told: tuple[Listener, OnEpoch | None],
+) -> None:
+    """Train ``model`` through a stage, of whose epochs, as of all, the first ``done`` are done."""
+    (dataset, parts), train, first = data, recipe.train, max(done, stage.first)
+    feed = training_feed(dataset, parts.train, recipe, first_epoch=first)
+    if first == stage.first:
+        hold(model, recipe, stage)
+        model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, feed.steps))
+    steps_per_call = min(STEPS_PER_CALL, feed.steps)
+    compile_classifier(model, model.optimizer, steps_per_call, xla=train.xla, parts=train.accumulate)
+    model.fit(
+        feed.batches,
+        steps_per_epoch=feed.steps,
+        initial_epoch=first,
+        epochs=stage.last,
+        validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
+        class_weight=_class_weights(recipe, dataset, parts),
+        callbacks=[*_tensorboard(run, recipe), recorder(run, recipe, feed.steps, *told)],
+        verbose=0,
+    )
 
 
 def placed(section: DataSection) -> DataSection:
@@ -102,6 +141,16 @@ def placed(section: DataSection) -> DataSection:
     if section.source in NAMED:
         return section
     return replace(section, source=str(user_path(section.source).resolve()))
+
+
+def _sized(recipe: Recipe) -> DataSection:
+    """The data's section with the input size of the file whose network is taken."""
+    if recipe.model.arch != BACKBONE:
+        return recipe.data
+    size = input_size_px(checked_source(recipe))
+    if recipe.data.input_size not in (0, size):
+        raise RecipeError(f"data.input_size is {recipe.data.input_size}, {recipe.model.weights} takes {size} pixels")
+    return replace(recipe.data, input_size=size)
 
 
 def _refuse(run: Run, overwrite: bool) -> None:
@@ -138,7 +187,7 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: 
 def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
     if dataset.digest != run.split_record["digest"]:
         raise DataError(f"the pictures changed since {run.path} was begun: train again with --overwrite")
-    for path in sorted(_checkpoints(run).values(), reverse=True):
+    for path in sorted(checkpoints(run).values(), reverse=True):
         try:
             model = keras().models.load_model(path, safe_mode=True)
         except UNREADABLE as error:
@@ -154,23 +203,27 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
     return 0, None
 
 
-def _checkpoints(run: Run) -> dict[int, Path]:
-    found = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
-    return {int(path.stem.partition("-")[2]): path for path in found}
-
-
-def _compiled(recipe: Recipe, classes: int, steps: int) -> Any:
+def _begun(recipe: Recipe, classes: int) -> Any:
+    """The model before its first epoch."""
     model = _built(recipe, classes)
-    if recipe.model.weights not in ("none", "imagenet"):
+    if recipe.model.weights not in ("none", "imagenet") and recipe.model.arch != BACKBONE:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
-    rate = _learning_rate(recipe, steps)
-    compile_classifier(model, optimizer(recipe.train.optimizer, rate), min(STEPS_PER_CALL, steps))
     return model
 
 
+def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
+    if not recipe.train.tensorboard:
+        return []
+    require("tensorboard")
+    return [keras().callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False)]
+
+
 def _built(recipe: Recipe, classes: int) -> Any:
-    model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    if recipe.model.arch == BACKBONE:
+        model = with_new_classes(checked_source(recipe), classes, recipe)
+    else:
+        model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
     return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
 
 
@@ -185,30 +238,6 @@ def _decaying(model: Any, rate: float) -> Any:
     return decaying
 
 
-def _learning_rate(recipe: Recipe, steps: int) -> Any:
-    train = recipe.train
-    if train.schedule != "cosine":
-        return train.learning_rate
-    total = steps * train.epochs
-    warmup = min(round(steps * train.warmup_epochs), total // 2)
-    return cosine(train.learning_rate, total, warmup)
-
-
-def optimizer(name: str, rate: Any) -> Any:
-    """Keras' optimizer for a recipe's ``train.optimizer``; ``rate`` is a number or a schedule."""
-    if name == "sgd":
-        return keras().optimizers.SGD(rate, momentum=0.9, nesterov=True)
-    return keras().optimizers.Adam(rate)
-
-
-def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
-    """Up to ``peak`` over ``warmup`` steps, then half a cosine down to zero (arXiv:1608.03983)."""
-    decay = keras().optimizers.schedules.CosineDecay
-    if warmup:
-        return decay(0.0, max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup)
-    return decay(peak, max(1, steps))
-
-
 def _class_weights(recipe: Recipe, dataset: Dataset, parts: Split) -> dict[int, float] | None:
     if recipe.train.class_weights != "balanced":
         return None
@@ -216,65 +245,11 @@ def _class_weights(recipe: Recipe, dataset: Dataset, parts: Split) -> dict[int, 
     return {i: float(counts.sum() / (len(counts) * count)) for i, count in enumerate(counts)}
 
 
-def _callbacks(recipe: Recipe, recorder: Any) -> list[Any]:
-    if recipe.train.schedule == "plateau":
-        return [keras().callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=3), recorder]
-    return [recorder]
-
-
-def _recorder(run: Run, recipe: Recipe, feed: Feed, listener: Listener, on_epoch: OnEpoch | None) -> Any:
-    """The callback that reports, records and checkpoints. Its class needs Keras, so it is made here."""
-
-    class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.epoch, self.began_s = epoch, time.monotonic()
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise TrainError(
-                    f"the loss became {loss} in epoch {self.epoch + 1}: lower train.learning_rate "
-                    f"(now {recipe.train.learning_rate:g}); the checkpoints before stay in {run.path}"
-                )
-            text = f"epoch {self.epoch + 1}/{recipe.train.epochs}  loss {loss:.4f}  accuracy {logs['accuracy']:.4f}"
-            done = self.epoch * feed.steps + batch + 1
-            listener(Progress("training", done, recipe.train.epochs * feed.steps, text))
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
-            rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
-            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": time.monotonic() - self.began_s}
-            # The row first: what it says of an epoch without a checkpoint is cut off when the run is resumed.
-            run.write_history([*run.history(), row])
-            run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
-            kept = {epoch + 1, best_epoch(run.history())}
-            for number, path in _checkpoints(run).items():
-                if number not in kept:
-                    path.unlink()
-            log.info(
-                "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
-                epoch + 1,
-                recipe.train.epochs,
-                *(row[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy", "seconds")),
-            )
-            if on_epoch is not None:
-                on_epoch(epoch + 1, self.model)
-            self.model.stop_training = self.enough(epoch + 1)
-
-        def enough(self, epoch: int) -> bool:
-            """Whether the run has all its epochs, or no better one for too long."""
-            patience, history = recipe.train.early_stopping, run.history() if epoch else []
-            stalled = bool(patience and history and epoch - best_epoch(history) >= patience)
-            return stalled or epoch >= recipe.train.epochs
-
-    return Recorder()
-
-
 def _best(run: Run) -> tuple[int, Any]:
     """The best epoch whose checkpoint can be read, and its model."""
-    while rows := [row for row in run.history() if row["epoch"] in _checkpoints(run)]:
+    while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
-        path = _checkpoints(run)[best]
+        path = checkpoints(run)[best]
         try:
             return best, load_model(path)
         except ModelError as error:
@@ -292,6 +267,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         weights = model.get_weights()
         model = _built(recipe, len(dataset.labels))
         model.set_weights(weights)
+    release(model)
     run.save_model(model, "model.keras")
     write_keras3(model, run.path / KERAS3)
     scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)

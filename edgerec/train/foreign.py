@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import UNREADABLE, keras
@@ -31,6 +33,14 @@ _REASONS = {
     "TFSMLayer": "it loads another program's graph",
     "QuantizedDTypePolicy": "the model is quantized already; give the float one",
 }
+
+# Layers before which pixels are still what they were, but for where they are.
+_PASSING = AUGMENTATION | {
+    *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
+    *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
+}
+# What the model's own scaling leaves of 0…255 at most: a network learns from small numbers.
+SMALL = 10
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,23 @@ def read_foreign(path: str | Path) -> Any:
         raise
     except (*UNREADABLE, AttributeError, IndexError, NotImplementedError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as a Keras model: {cause(error)}") from None
+
+
+def expects_pixels(model: Any) -> bool:
+    """Whether the model begins with a layer that makes small numbers of 0…255; False where that is not known."""
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        kind = type(layer).__name__
+        if kind in _PASSING:
+            continue
+        scale: Any = np.inf
+        if kind == "Rescaling":
+            scale = layer.scale
+        elif kind == "Normalization" and not layer.invert:
+            scale = 1 / np.sqrt(np.asarray(layer.variance))
+        elif kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
+            scale = layer.get_weights()[0]
+        return bool(255 * np.abs(np.asarray(scale)).max() <= SMALL)
+    return False
 
 
 def _read_source(path: Path) -> _Source:

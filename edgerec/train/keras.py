@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from edgerec.contract.recipe import TrainSection
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import EdgerecError, ModelError
 from edgerec.optional import require
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
@@ -63,11 +69,28 @@ def prepare(section: TrainSection, seed: int) -> None:
         # TensorFlow fixes its devices at the first computation of the process.
         logging.getLogger(__name__).debug("the devices were chosen earlier in this process")
     keras().mixed_precision.set_global_policy("mixed_float16" if section.mixed_precision else "float32")
+    keras().backend.experimental.enable_tf_random_generator()  # dropout then has a state that reseed() can set
     keras().utils.set_random_seed(seed)
+    keras().backend.reset_uids()  # layers are called the same in every training, as weights in a file are found by name
 
 
-def compile_classifier(model: Any, optimizer: Any, steps_per_call: int) -> None:
+def reseed(model: Any, seed: int, epoch: int) -> None:
+    """Let what is random inside of a model, as dropout, follow from seed and epoch alone."""
+    layers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
+    generators = [found for random in layers if (found := getattr(random, "_generator", None)) is not None]
+    for number, generator in enumerate(generators):  # not by name: Keras counts the dropouts of a process
+        generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
+
+
+def compile_classifier(model: Any, optimizer: Any, steps_per_call: int, *, xla: bool = False, parts: int = 1) -> None:
     """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
+
+    Args:
+        model: softmax scores at its end.
+        optimizer: Keras'.
+        steps_per_call: steps between two calls of callbacks.
+        xla: compile each step by XLA.
+        parts: of a batch, whose gradients are computed one after the other and averaged: less memory.
 
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
     twice: of a large model that is most of the time to the first epoch.
@@ -77,12 +100,36 @@ def compile_classifier(model: Any, optimizer: Any, steps_per_call: int) -> None:
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=steps_per_call,
+        jit_compile=xla,
     )
+    if parts > 1:
+        model.train_step = partial(_step_in_parts, model, parts)
     tf = require("tensorflow")
     scores, classes = tf.zeros((1, model.output_shape[-1])), tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
+
+
+def _step_in_parts(model: Any, parts: int, data: Any) -> Any:
+    """A training step of a batch that is a multiple of ``parts``."""
+    tf = require("tensorflow")
+    x, y, weights = keras().utils.unpack_x_y_sample_weight(data)
+    optimizer, variables = model.optimizer, model.trainable_variables
+    scaled = isinstance(optimizer, keras().mixed_precision.LossScaleOptimizer)
+    sums, scores = [tf.zeros_like(variable) for variable in variables], []
+    pieces = [[None] * parts if value is None else tf.split(value, parts) for value in (x, y, weights)]
+    for pixels, classes, weight in zip(*pieces, strict=True):
+        # One part at a time: side by side they would take the memory of the whole.
+        with tf.control_dependencies(sums), tf.GradientTape() as tape:
+            scores.append(model(tf.identity(pixels), training=True))
+            loss = model.compute_loss(pixels, classes, scores[-1], weight)
+            loss = optimizer.get_scaled_loss(loss) if scaled else loss
+        gradients = tape.gradient(loss, variables)
+        gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
+        sums = [total + gradient / parts for total, gradient in zip(sums, gradients, strict=True)]
+    optimizer.apply_gradients(zip(sums, variables, strict=True))
+    return model.compute_metrics(x, y, tf.concat(scores, 0), weights)
 
 
 # What Keras raises on a file that is damaged, or none of its own.
@@ -118,15 +165,57 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
     before = model.get_weights()
     how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _said() as said:
             model.load_weights(str(path), **how)
     except UNREADABLE as error:
         raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
     taken = sum(bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True))
+    others = list(dict.fromkeys(found for warning in said if (found := _mismatch(warning))))
     if not taken:
-        raise ModelError(f"none of the weights in {path} fit {model.name}: same architecture, width and channels?")
+        seen = f" ({'; '.join(others[:3])})" if others else ""
+        raise ModelError(
+            f"none of the weights in {path} fit {model.name}{seen}: same architecture, width and channels? "
+            "Its own network with new classes: --arch backbone"
+        )
+    if others:
+        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
     return taken, len(before)
+
+
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """What Keras warns of while the block runs: by Python's warnings, or of .h5 files in TensorFlow's log."""
+    said: list[str] = []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    theirs, heard = logging.getLogger("tensorflow"), Heard()
+    level, others = theirs.level, theirs.handlers[:]
+    theirs.handlers[:] = [heard]
+    theirs.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            yield said
+        said += [str(warning.message) for warning in warned]
+    finally:
+        theirs.handlers[:] = others
+        theirs.setLevel(level)
+
+
+# How Keras names a variable and its two shapes where it leaves out weights of a .keras file, and of an .h5 file.
+_OTHER_SHAPES = (
+    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+)
+
+
+def _mismatch(warning: str) -> str:
+    """The layer and the shapes in a warning of Keras' about weights that it left out; empty for another warning."""
+    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
+    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""
 
 
 def versions() -> dict[str, str]:

@@ -87,6 +87,8 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     adapted = {}
     for key, option in config.items():
         key = renamed.get(key, key)
+        if key == "rng_type":  # where dropout keeps its random state, which has no part in answers
+            continue
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
         if key in taken or not (option in _NOTHING or (key, option) == ("groups", 1) or key.endswith("_initializer")):

@@ -18,8 +18,8 @@ from edgerec.tuning.storage import PRUNERS
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
 ABOUT = "study.json"
-# They change where and how fast a trial runs, not what comes out of it.
-_FREE = ("data.source", "train.device")
+# They change where a trial runs and what is told of it, not what comes out of it.
+_FREE = ("data.source", "train.device", "train.price_per_hour", "train.tensorboard")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Trials:
         return tuple(twin.values)
 
     def _cost(self, trial: Any, recipe: Recipe) -> Cost:
-        data, model = recipe.data, replace(recipe.model, weights="none", dropout=0.0)
+        data, model = recipe.data, replace(recipe.model, dropout=0.0)
         network = repr((model, data.input_size, data.channels, data.normalise))
         cost = self._known(trial, network) or self._measured(trial, recipe)
         trial.set_user_attr(NETWORK, network)
@@ -143,6 +143,8 @@ class Trials:
             trial.set_user_attr(EPOCHS, len(history))
             if history:
                 trial.set_user_attr(ACCURACY, _accuracy(history))
+        if not history:
+            raise _refused(trial, "it had no time for an epoch")
         return _accuracy(history)
 
     def _listen(self, trial: Any) -> Listener:

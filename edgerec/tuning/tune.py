@@ -13,11 +13,8 @@ from typing import Any
 
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
-from edgerec.data import load, split_dataset
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
-from edgerec.models import find
-from edgerec.train.feed import batch_size
-from edgerec.train.fit import placed
+from edgerec.train.fit import resolved
 from edgerec.train.keras import prepare
 from edgerec.tuning.cost import PLACES, Limits, shown
 from edgerec.tuning.plan import ABOUT, Kept, Plan, checked_limits, checked_objectives, checked_place, checked_pruner
@@ -193,13 +190,9 @@ class _Subject:
 
     @classmethod
     def of(cls, recipe: Recipe, listener: Listener) -> _Subject:
-        least = find(recipe.model.arch).least_size_px
         prepare(recipe.train, recipe.seed)
-        dataset, section = load(recipe.data, least_size_px=least, listener=listener)
-        count = len(split_dataset(dataset, section, recipe.seed).train)
-        size = batch_size(recipe.train.batch_size, count)
-        recipe = replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size))
-        return cls(recipe, dataset.labels, count, dataset.digest)
+        recipe, dataset, parts = resolved(recipe, listener)
+        return cls(recipe, dataset.labels, len(parts.train), dataset.digest)
 
 
 class _Search:

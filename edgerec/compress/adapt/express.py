@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress.adapt.rebuild import Affine, Node, Rebuild
 from edgerec.train.keras import keras
+from edgerec.train.rebuild import Affine, Node, Rebuild
 
 # Activations that may stay inside a convolution or dense layer: tfmot rounds around them where TFLite will.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.adapt.express import express
-from edgerec.compress.adapt.rebuild import Node, Rebuild, calls
 from edgerec.compress.adapt.refuse import Purpose, check_finite, layers_of, refuse, refuse_code
 from edgerec.errors import ModelError
 from edgerec.train.keras import keras
+from edgerec.train.rebuild import Node, Rebuild, calls, flatten
 
 log = logging.getLogger(__name__)
 
@@ -120,24 +120,6 @@ def _is_nested(model: Any, purpose: Purpose) -> bool:
     return any(isinstance(node.layer, keras().Model) or "training" in node.call_kwargs for node in calls(model))
 
 
-def _flatten(rebuild: Rebuild, node: Node) -> Any:
-    """A model inside a model becomes its layers; ``training=False``, said at a call, becomes the layers' own."""
-    said = node.kwargs.pop("training", None)
-    training = node.training if said is None else said
-    if isinstance(node.layer, keras().Model):
-        rebuild.tell(node, f"a model inside the model → its {len(node.layer.layers)} layers")
-        return rebuild.inline(node, training)
-    if training is None:
-        return None
-    if training:
-        raise ModelError(f"layer {node.layer.name!r} is called with training=True: it answers differently each time")
-    if said is not None:
-        rebuild.tell(node, "called with training=False → a layer that is so of itself")
-    if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # says the same in Keras 2: statistics as they are
-    return node.args[0] if "Dropout" in node.kind else None
-
-
 def _has_inactive(model: Any, purpose: Purpose) -> bool:
     return any(type(layer).__name__ in (*INACTIVE, *SIZING) for layer in model.layers)
 
@@ -179,7 +161,7 @@ def _unroll(rebuild: Rebuild, node: Node) -> Any:
 
 
 _STEPS = (
-    (_is_nested, _flatten, "tensorflow-model-optimization takes flat models only"),
+    (_is_nested, flatten, "tensorflow-model-optimization takes flat models only"),
     (_has_inactive, _leave_out, "it does nothing at inference"),
     (lambda model, purpose: True, express, "int8 training does not take it as it stands"),
     (_has_loops, _unroll, "the converter makes no int8 loops"),

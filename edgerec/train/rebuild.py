@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import keras
 
@@ -170,6 +171,24 @@ class Rebuild:
         kernel, bias = (np.broadcast_to(v, channels).astype(np.float32) for v in (affine.scale, affine.offset))
         self._weights.append((layer, [kernel.reshape(1, 1, channels, 1), bias][: len(layer.weights)]))
         return made
+
+
+def flatten(rebuild: Rebuild, node: Node) -> Any:
+    """The rule by which a model inside a model becomes its layers; ``training=False``, said at a call, their own."""
+    said = node.kwargs.pop("training", None)
+    training = node.training if said is None else said
+    if isinstance(node.layer, keras().Model):
+        rebuild.tell(node, f"a model inside the model → its {len(node.layer.layers)} layers")
+        return rebuild.inline(node, training)
+    if training is None:
+        return None
+    if training:
+        raise ModelError(f"layer {node.layer.name!r} is called with training=True: it answers differently each time")
+    if said is not None:
+        rebuild.tell(node, "called with training=False → a layer that is so of itself")
+    if node.kind == "BatchNormalization":
+        return rebuild.copy(node, trainable=False)  # says the same in Keras 2: statistics as they are
+    return node.args[0] if "Dropout" in node.kind else None
 
 
 def calls(model: Any) -> Iterator[Any]:

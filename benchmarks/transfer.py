@@ -1,0 +1,79 @@
+"""What a network that knows other pictures is worth where there are few: five hands for each sign.
+
+    python benchmarks/transfer.py --work FOLDER
+
+MLPerf Tiny's "is there a person" network (vww_96.h5) learns sign digits from 5 pictures of each class, and the same
+architecture learns them from nothing. Persons of training, validation and test are different ones; the best epoch is
+chosen by validation (2 pictures of each class), the test is looked at once. Three choices of persons, one seed each.
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import data_folder, signs_by_person
+
+from edgerec import Recipe, fit
+
+TRAIN, VALIDATE = 5, 2
+COMMON: dict[str, Any] = {"data.input_size": 96, "train.batch_size": 10, "train.epochs": 60}
+WAYS: dict[str, dict[str, Any]] = {
+    "from vww_96.h5": {"model.arch": "backbone", "train.learning_rate": 0.003},
+    "from scratch": {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.learning_rate": 0.003},
+}
+
+
+def few(work: Path, number: int) -> Path:
+    """A choice of persons: train/, val/ and test/ of sign digits; half of the persons are for the test."""
+    folder = work / f"few-signs-{number}"
+    if folder.is_dir():
+        return folder
+    signs = signs_by_person(work)
+    people = np.random.default_rng(number).permutation(sorted({path.name[:10] for path in signs.glob("*/*")}))
+    half, quarter = len(people) // 2, 3 * len(people) // 4
+    partial = work / f".few-signs-{number}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for part, whose, most in (
+        ("test", people[:half], 10**9),
+        ("train", people[half:quarter], TRAIN),
+        ("val", people[quarter:], VALIDATE),
+    ):
+        for sign in sorted(path.name for path in signs.iterdir()):
+            own = [path for person in whose for path in sorted((signs / sign).glob(f"{person}_*"))][:most]
+            (partial / part / sign).mkdir(parents=True)
+            for path in own:
+                shutil.copyfile(path, partial / part / sign / path.name)
+    partial.rename(folder)
+    return folder
+
+
+def main() -> None:
+    """Print top-1 of both ways for each choice, and their mean."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    work = parser.parse_args().work
+    work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(3):
+        for way, changes in WAYS.items():
+            weights = {"model.weights": str(data_folder() / "vww_96.h5")} if "vww" in way else {}
+            recipe = Recipe().override(
+                {"data.source": str(few(work, number)), "seed": number} | COMMON | changes | weights
+            )
+            run = fit(recipe, work / "runs" / f"few-{number}-{changes['model.arch']}", overwrite=True)
+            found[way].append(run.metrics["accuracy"])
+            row = {"choice": number, "way": way, "val": run.metrics["val_accuracy"], "test": run.metrics["accuracy"]}
+            print(json.dumps(row), flush=True)
+    means = {way: round(100 * statistics.mean(values), 2) for way, values in found.items()}
+    print(json.dumps({"mean_top1": means, "points": round(means["from vww_96.h5"] - means["from scratch"], 2)}))
+
+
+if __name__ == "__main__":
+    main()
