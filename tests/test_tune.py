@@ -25,13 +25,13 @@ from edgerec.cli.app import app
 from edgerec.compress.calibration import pin_range
 from edgerec.compress.convert import plain_names, to_int8
 from edgerec.contract.metadata import with_metadata
-from edgerec.errors import OutputExistsError, RecipeError, StudyError, TrainError
+from edgerec.errors import ModelError, OutputExistsError, RecipeError, StudyError, TrainError
 from edgerec.tuning.cost import Cost, Limits, measure
 from edgerec.tuning.pi import estimated_ms
-from edgerec.tuning.plan import Plan
+from edgerec.tuning.plan import Plan, refuse_other
 from edgerec.tuning.results import TrialRow, best_of
 from edgerec.tuning.space import Choices, Numbers, applied, default_space, own_point, read_space, to_toml
-from edgerec.tuning.storage import make_sampler, refuse_other
+from edgerec.tuning.storage import make_sampler
 from tests import database
 from tests.conftest import one_line
 
@@ -322,13 +322,15 @@ def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
 
 
 def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monkeypatch, unmeasured):
+    problems = [ModelError("its weights do not fit"), TrainError("the loss became nan in epoch 1: lower it")]
+
     def broken(*_, **__):
-        raise TrainError("the loss became nan in epoch 1: lower train.learning_rate")
+        raise problems.pop(0)
 
     monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", broken)
-    report = tune(base, tmp_path / "nan", trials=2, search={"train.learning_rate": {"low": 0.001, "high": 1}})
-    assert [one.reason for one in report.trials] == ["the loss became nan in epoch 1"] * 2
-    assert report.counts == {"pruned": 2}
+    report = tune(base, tmp_path / "nan", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
+    assert [one.reason for one in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
+    assert [one.state for one in report.trials] == ["refused", "pruned"]
     assert (report.best, report.picture) == ((), "")
 
 
@@ -371,6 +373,7 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
         tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
     with pytest.raises(StudyError, match=r"was made for milliseconds on A \(x\), and this is B"):
         refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
+    refuse_other({}, {"train.epochs": 10}, "one of before there was that key")
 
 
 def test_somebody_else_s_folder_is_left_alone(base, tmp_path):

@@ -14,9 +14,9 @@ from edgerec.errors import RecipeError, StudyError, unknown
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.tuning.cost import PLACES, Limits
 from edgerec.tuning.space import Space, read_space, to_toml, to_values
-from edgerec.tuning.storage import PRUNERS
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
+PRUNERS = ("median", "hyperband", "none")
 ABOUT = "study.json"
 # They change where a trial runs and what is told of it, not what comes out of it.
 _FREE = ("data.source", "train.device", "train.price_per_hour", "train.tensorboard")
@@ -140,6 +140,22 @@ def checked_pruner(name: str | None, objectives: Sequence[str]) -> str:
     if name != "none" and len(objectives) > 1:
         raise RecipeError(f"--pruner {name} compares one number, and there are {len(objectives)} objectives: use none")
     return name
+
+
+def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    """Raise :class:`StudyError` with the first key that differs."""
+    # An older edgerec's study lacks recipe keys that there were not yet: it had what they are by default.
+    theirs = {key: value for key, value in _dotted(Recipe().to_dict()).items() if key in ours} | dict(theirs)
+    for key in sorted(set(ours) | set(theirs)):
+        if theirs.get(key) == ours.get(key):
+            continue
+        if key == "data":
+            what = "other pictures (their digest differs)"
+        elif key == "machine":
+            what = f"milliseconds on {theirs.get(key)}, and this is {ours.get(key)}"
+        else:
+            what = f"another recipe or search: {key} is {theirs.get(key)!r} there, {ours.get(key)!r} here"
+        raise StudyError(f"{where} was made for {what}: choose another --study and --out")
 
 
 def _dotted(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import Any
 from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
 from edgerec.optional import require
 from edgerec.train.keras import first_line
+from edgerec.tuning.plan import PRUNERS, refuse_other
 
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
 # A trial whose process has been silent for so many heartbeats was killed; it is tried again, once.
 HEARTBEAT_S, SILENT = 10, 6
-PRUNERS = ("median", "hyperband", "none")
 _FIXED = "edgerec"
 
 
@@ -90,20 +90,6 @@ class Storage:
             cause = error.__cause__ if isinstance(error.__cause__, exc.SQLAlchemyError) else error
             reason = first_line(getattr(cause, "orig", None) or cause)
             raise StudyError(f"{self.where} cannot be used as the study's database: {reason}") from None
-
-
-def refuse_other(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
-    """Raise :class:`StudyError` with the first key that differs."""
-    for key in sorted(set(theirs) | set(ours)):
-        if theirs.get(key) == ours.get(key):
-            continue
-        if key == "data":
-            what = "other pictures (their digest differs)"
-        elif key == "machine":
-            what = f"milliseconds on {theirs.get(key)}, and this is {ours.get(key)}"
-        else:
-            what = f"another recipe or search: {key} is {theirs.get(key)!r} there, {ours.get(key)!r} here"
-        raise StudyError(f"{where} was made for {what}: choose another --study and --out")
 
 
 def fail_stale(study: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgerec.contract.progress import Listener, Progress
 from edgerec.contract.recipe import Recipe
-from edgerec.errors import EdgerecError, TrainError
+from edgerec.errors import EdgerecError, ModelError, RecipeError, TrainError
 from edgerec.models import least_size_px
 from edgerec.optional import require
 from edgerec.train.fit import fit
@@ -122,12 +122,14 @@ class Trials:
                 if number < recipe.train.epochs and trial.should_prune():
                     trial.set_user_attr(REASON, f"it lagged behind after epoch {number}")
                     raise require("optuna").TrialPruned
-            if time.monotonic() > self._ends_s:
+            if number < recipe.train.epochs and time.monotonic() > self._ends_s:
                 raise TimeIsUpError
 
         try:
             with _quiet():
                 fit(recipe, run.path, overwrite=True, finish=False, listener=self._listen(trial), on_epoch=on_epoch)
+        except (RecipeError, ModelError) as error:  # values that do not go together
+            raise _refused(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
             raise require("optuna").TrialPruned from None

@@ -17,7 +17,16 @@ from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
 from edgerec.train.fit import resolved
 from edgerec.train.keras import prepare
 from edgerec.tuning.cost import PLACES, Limits, shown
-from edgerec.tuning.plan import ABOUT, Kept, Plan, checked_limits, checked_objectives, checked_place, checked_pruner
+from edgerec.tuning.plan import (
+    ABOUT,
+    Kept,
+    Plan,
+    checked_limits,
+    checked_objectives,
+    checked_place,
+    checked_pruner,
+    refuse_other,
+)
 from edgerec.tuning.plots import draw_study
 from edgerec.tuning.results import (
     KEEP,
@@ -37,7 +46,6 @@ from edgerec.tuning.storage import (
     fail_stale,
     make_pruner,
     make_sampler,
-    refuse_other,
 )
 from edgerec.tuning.trial import TimeIsUpError, Trials
 
@@ -45,7 +53,7 @@ log = logging.getLogger(__name__)
 
 TRIALS = 30
 # So many trials in a row that could not be trained end a study: it would go on for ever.
-MOST_REFUSED = 50
+MOST_REFUSED = 30
 
 
 def tune(
@@ -235,7 +243,7 @@ class _Search:
         if self._refused >= MOST_REFUSED:
             raise StudyError(
                 f"{MOST_REFUSED} trials in a row were refused, the last because of {row.reason}: "
-                "raise the limits, or let --search reach smaller models"
+                "raise the limits, or change the recipe or --search"
             )
 
 
