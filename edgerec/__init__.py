@@ -23,6 +23,7 @@ _PUBLIC = {
     "adopt": "edgerec.compress.adopt",
     "benchmark": "edgerec.runtime.benchmark",
     "compare": "edgerec.compress.compare",
+    "distill": "edgerec.train.distill",
     "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
     "evaluate": "edgerec.train.evaluate",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
+    "report": "edgerec.export.page",
     "tune": "edgerec.tuning",
     "verify": "edgerec.runtime",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "adopt",
     "benchmark",
     "compare",
+    "distill",
     "doctor",
     "ensemble",
     "evaluate",
@@ -63,6 +66,7 @@ __all__ = [
     "prove",
     "quantize",
     "read_image",
+    "report",
     "tune",
     "verify",
 ]
@@ -80,11 +84,13 @@ if TYPE_CHECKING:
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite
     from edgerec.export.inspection import inspect
+    from edgerec.export.page import report
     from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
     from edgerec.runtime.doctor import doctor
+    from edgerec.train.distill import distill
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run

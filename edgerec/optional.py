@@ -18,6 +18,8 @@ _NEEDED_BY = {
     "tensorflow_model_optimization": ("tensorflow-model-optimization", "train"),
     "sklearn": ("scikit-learn", "train"),
     "matplotlib": ("matplotlib", "plots"),
+    "jinja2": ("Jinja2", "train"),
+    "markupsafe": ("MarkupSafe", "train"),
     "starlette": ("Starlette", "web"),
     "uvicorn": ("uvicorn", "web"),
     "paho": ("paho-mqtt", "mqtt"),

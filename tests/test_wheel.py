@@ -83,6 +83,7 @@ def test_wheel_ships_targets_and_calibration(wheel):
     assert "edgerec/_shipped/calibration/stratified.toml" in names
     assert "edgerec/_shipped/calibration/digits/calibration.json" in names
     assert "edgerec/py.typed" in names
+    assert {f"edgerec/export/page/template/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
@@ -116,6 +117,7 @@ def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
         ["quantize", "{run}", "--method", "prune", "--sparsity", "0.9", "--overwrite"],
         ["export", "{run}", "--out", "x"],
         ["evaluate", "{bundle}", "--data", "digits"],
+        ["report", "{run}"],
     ],
 )
 def test_device_says_what_training_needs(device, bundle, run, command):

@@ -10,10 +10,10 @@ from edgerec.cli.output import JsonOption, chatter, say, show_json
 
 
 def ensemble(
-    bundles: list[Path] = typer.Argument(..., help="Two bundles or more, folders or .zip, of the same labels."),
+    bundles: list[Path] = typer.Argument(..., help="Two bundles or runs, or more, of the same labels."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the new bundle, or a .zip."),
     combine: str = typer.Option("mean", help="Scores are their mean; or vote, the part of the models that say so."),
-    target: str | None = typer.Option(None, "--target", "-t", help="[default: what the bundles are for]"),
+    target: str | None = typer.Option(None, "--target", "-t", help="[default: the bundles'; of runs, desktop]"),
     threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +72,21 @@ def train(
 
         wanted = Recipe.from_toml(recipe) if recipe else Recipe()
         wanted = wanted.override(given, "command line").override(dict(map(parse_assignment, assignments)))
-        try:
+        with stopped(out):
             run = fit(wanted, out, resume=resume, overwrite=overwrite, listener=listener)
-        except KeyboardInterrupt:
-            begun = (out / "recipe.toml").is_file()
-            word = f"go on with: edgerec train --resume --out {out}" if begun else "nothing was written"
-            typer.echo(f"stopped; {word}", err=True)
-            raise typer.Exit(130) from None
-    _show(run, json)
+    show(run, json)
+
+
+@contextmanager
+def stopped(out: Path) -> Iterator[None]:
+    """Says how a training goes on that Ctrl-C stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = (out / "recipe.toml").is_file()
+        word = f"go on with: edgerec train --resume --out {out}" if begun else "nothing was written"
+        typer.echo(f"stopped; {word}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _hours(text: str) -> float:
@@ -90,7 +99,8 @@ def _hours(text: str) -> float:
     return float(found[1]) * units[found[2]]
 
 
-def _show(run: Run, json: bool) -> None:
+def show(run: Run, json: bool) -> None:
+    """What a training made."""
     metrics: dict[str, Any] = run.metrics
     if json:
         show_json({"run": str(run.path)} | metrics)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.train.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
-if TYPE_CHECKING:
-    from edgerec.compress.compare import Row
+
+class Sized(Protocol):
+    """What of a variant's row is drawn."""
+
+    @property
+    def variant(self) -> str: ...
+    @property
+    def top1(self) -> float: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def gzip_bytes(self) -> int: ...
 
 
-def accuracy_against_size(float_top1: float, rows: Sequence[Row], path: Path) -> None:
-    """Top-1 over the size of the file (a dot) and of the file compressed by gzip (a ring), for each variant."""
-    figure = new_figure(9, 5)
+def accuracy_against_size(float_top1: float, rows: Sequence[Sized], path: Path) -> None:
+    """:func:`size_figure` as a PNG."""
+    save_figure(size_figure(float_top1, rows, 9, 5), path)
+
+
+def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: float) -> Any:
+    """Top-1 over the size of the file (a dot) and of the file compressed by gzip (a ring), for each variant; the sides
+    are inches."""
+    figure = new_figure(width, height)
     axes = figure.subplots()
     axes.axhline(100 * float_top1, color=GREY, linewidth=1, linestyle="--", label="float Keras")
     for number, row in enumerate(rows):
@@ -33,7 +49,7 @@ def accuracy_against_size(float_top1: float, rows: Sequence[Row], path: Path) ->
     for row in sorted(rows, key=lambda row: (-row.top1, -row.size_bytes)):
         place = min(place - (high - low) / 20, 100 * row.top1)
         axes.annotate(
-            row.variant,
+            row.variant.replace("$", r"\$"),
             (row.size_bytes / 1024, 100 * row.top1),
             xytext=(1.03, place),
             textcoords=axes.get_yaxis_transform(),
@@ -45,8 +61,8 @@ def accuracy_against_size(float_top1: float, rows: Sequence[Row], path: Path) ->
         which(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "1235" else "")
     axes.set(xlabel="KiB", ylabel="top-1 on held-out pictures, %", title="Accuracy against size")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower left")
-    save_figure(figure, path)
+    axes.legend(frameon=False)
+    return figure
 
 
 def layer_bars(

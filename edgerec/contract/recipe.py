@@ -153,6 +153,15 @@ class TransferSection:
 
 
 @dataclass(frozen=True)
+class DistillSection:
+    """Learning from what other runs answer (edgerec distill)."""
+
+    teachers: str = _text("", "runs whose mean answer the model learns, separated by commas; none: labels alone")
+    weight: float = _number(0.7, "part of the loss that is the distance to that answer; the rest is the labels'", 0, 1)
+    temperature: float = _number(4.0, "softens the answers: how alike classes look counts for more", 0.1, 100)
+
+
+@dataclass(frozen=True)
 class CompressSection:
     """Pruning, clustering and quantization."""
 
@@ -186,6 +195,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     train: TrainSection = field(default_factory=TrainSection)
     transfer: TransferSection = field(default_factory=TransferSection)
+    distill: DistillSection = field(default_factory=DistillSection)
     compress: CompressSection = field(default_factory=CompressSection)
 
     def __post_init__(self) -> None:

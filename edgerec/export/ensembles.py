@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, zip_longest
@@ -15,9 +16,11 @@ from edgerec.contract.files import refuse_existing, sha256
 from edgerec.contract.manifest import Manifest, ModelSpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
+from edgerec.export.exporter import export_bundle
 from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.golden import golden_pictures
+from edgerec.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,15 @@ def ensemble(
     threshold: float = 0.0,
     overwrite: bool = False,
 ) -> EnsembleReport:
-    """Write one bundle of the models of several, and verify it where it stands.
+    """Write one bundle of the models of several bundles or runs, and verify it where it stands.
 
     Each model keeps its own preprocessing, so they may have inputs of different sizes, and be imported ones.
 
     Args:
-        bundles: folders or .zip files, of the same labels and for the same target.
+        bundles: folders or .zip files, of the same labels and for the same target; or runs, which are exported for it.
         out: the new bundle's folder, or a .zip.
         combine: ``mean`` of the scores; or ``vote``, the part of the models that answer with a label.
-        target: a name in ``targets/``, or a .toml file; None is what the bundles are for.
+        target: a name in ``targets/``, or a .toml file; None is what the bundles are for, and desktop for runs.
         threshold: below this score the bundle answers ``unknown``, in [0, 1].
         overwrite: replace a bundle that is there.
 
@@ -71,8 +74,9 @@ def ensemble(
     """
     if combine not in COMBINATIONS:
         raise BundleError(unknown("combination", combine, COMBINATIONS))
-    path, opened = Path(out), [Bundle.open(bundle) for bundle in bundles]
+    path = Path(out)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
+    opened = _opened([Path(bundle) for bundle in bundles], target)
     _check_alike(opened)
     first = opened[0].manifest
     aim = Target.load(target or first.target)
@@ -109,6 +113,18 @@ def ensemble(
         files=files,
         golden=golden,
     )
+
+
+def _opened(paths: Sequence[Path], target: str | None) -> list[Bundle]:
+    """The bundles, and those of the runs among them, which are read whole and not kept."""
+    found = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
+    aim = target or next((bundle.manifest.target for bundle in found.values()), "desktop")
+    with tempfile.TemporaryDirectory(prefix="edgerec-ensemble-") as folder:
+        for number, path in enumerate(path for path in paths if path not in found):
+            name = Run.open(path).path.name
+            made = export_bundle(path, aim, out=Path(folder) / str(number) / name).bundle
+            found[path] = replace(Bundle.open(made), path=path)
+    return [found[path] for path in paths]
 
 
 def _check_alike(bundles: Sequence[Bundle]) -> None:

@@ -28,7 +28,7 @@ from edgerec.export.fit import require_fit
 from edgerec.export.fitted import fitted_decision
 from edgerec.export.writer import write_verified
 from edgerec.runtime.model import ImageModel
-from edgerec.train.run import Run
+from edgerec.train.run import Run, best_int8
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +184,9 @@ def _choose(run: Run, target: Target, wanted: str | None, data: str | None, list
     variants = run.variants()
     make_int8 = f"make an int8 one with: edgerec quantize {run.path} --method qat"
     if wanted is None:
-        int8 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
-        if int8 and "int8" in target.types:
-            return max(int8, key=lambda name: int8[name])
+        best = best_int8(variants)
+        if best is not None and "int8" in target.types:
+            return best
         if "float32" not in target.types:
             raise TargetError(f"target {target.name} runs int8 only and {run.path} has no int8 variant: {make_int8}")
         log.warning("%s has no int8 variant, float32 it is; %s", run.path, make_int8)

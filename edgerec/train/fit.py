@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from edgerec.train.keras3 import write_keras3
 from edgerec.train.optimizer import optimizer
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
+from edgerec.train.teacher import Teacher, find_teacher
 from edgerec.train.transfer import (
     Stage,
     checked_source,
@@ -82,11 +83,13 @@ def fit(
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
     if model is None:
         model = _begun(recipe, len(dataset.labels))
+    teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
     if not resume:
         _start(run, recipe, dataset, parts, overwrite)
+    training = _Training(run, recipe, dataset, parts, teacher, listener, on_epoch)
     for stage in plan:
         if first_epoch < stage.last and not enough(recipe, run.history()):
-            _learn(run, recipe, (dataset, parts), model, stage, first_epoch, (listener, on_epoch))
+            training.learn(model, stage, first_epoch)
     if finish:
         _finish(run, recipe, dataset, parts)
     return run
@@ -107,33 +110,45 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
     return replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size)), dataset, parts
 
 
-def _learn(
-    run: Run,
-    recipe: Recipe,
-    data: tuple[Dataset, Split],
-    model: Any,
-    stage: Stage,
-    done: int,
-    told: tuple[Listener, OnEpoch | None],
-) -> None:
-    """Train ``model`` through a stage, of whose epochs, as of all, the first ``done`` are done."""
-    (dataset, parts), train, first = data, recipe.train, max(done, stage.first)
-    feed = training_feed(dataset, parts.train, recipe, first_epoch=first)
-    if first == stage.first:
-        hold(model, recipe, stage)
-        model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, feed.steps))
-    steps_per_call = min(STEPS_PER_CALL, feed.steps)
-    compile_classifier(model, model.optimizer, steps_per_call, xla=train.xla, parts=train.accumulate)
-    model.fit(
-        feed.batches,
-        steps_per_epoch=feed.steps,
-        initial_epoch=first,
-        epochs=stage.last,
-        validation_data=evaluation_feed(dataset, parts.val, recipe.normalise),
-        class_weight=_class_weights(recipe, dataset, parts),
-        callbacks=[*_tensorboard(run, recipe), recorder(run, recipe, feed.steps, *told)],
-        verbose=0,
-    )
+@dataclass(frozen=True)
+class _Training:
+    """All that the stages of a training share."""
+
+    run: Run
+    recipe: Recipe
+    dataset: Dataset
+    parts: Split
+    teacher: Teacher | None
+    listener: Listener
+    on_epoch: OnEpoch | None
+
+    def learn(self, model: Any, stage: Stage, done: int) -> None:
+        """Train ``model`` through a stage; of all epochs ``done`` are done."""
+        recipe, train, first = self.recipe, self.recipe.train, max(done, stage.first)
+        feed = training_feed(self.dataset, self.parts.train, recipe, first_epoch=first)
+        if first == stage.first:
+            hold(model, recipe, stage)
+            model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, feed.steps))
+        compile_classifier(
+            model,
+            model.optimizer,
+            min(STEPS_PER_CALL, feed.steps),
+            xla=train.xla,
+            parts=train.accumulate,
+            teacher=self.teacher,
+            teacher_weight=recipe.distill.weight,
+        )
+        record = recorder(self.run, recipe, feed.steps, self.listener, self.on_epoch)
+        model.fit(
+            feed.batches,
+            steps_per_epoch=feed.steps,
+            initial_epoch=first,
+            epochs=stage.last,
+            validation_data=evaluation_feed(self.dataset, self.parts.val, recipe.normalise),
+            class_weight=_class_weights(recipe, self.dataset, self.parts),
+            callbacks=[*_tensorboard(self.run, recipe), record],
+            verbose=0,
+        )
 
 
 def placed(section: DataSection) -> DataSection:

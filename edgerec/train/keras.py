@@ -13,7 +13,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,16 @@ def reseed(model: Any, seed: int, epoch: int) -> None:
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
 
-def compile_classifier(model: Any, optimizer: Any, steps_per_call: int, *, xla: bool = False, parts: int = 1) -> None:
+def compile_classifier(
+    model: Any,
+    optimizer: Any,
+    steps_per_call: int,
+    *,
+    xla: bool = False,
+    parts: int = 1,
+    teacher: Callable[[Any, Any], Any] | None = None,
+    teacher_weight: float = 0.0,
+) -> None:
     """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
 
     Args:
@@ -91,6 +100,7 @@ def compile_classifier(model: Any, optimizer: Any, steps_per_call: int, *, xla: 
         steps_per_call: steps between two calls of callbacks.
         xla: compile each step by XLA.
         parts: of a batch, whose gradients are computed one after the other and averaged: less memory.
+        teacher: a loss of ``(pixels, scores)`` that has the part ``teacher_weight`` beside that of the labels.
 
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
     twice: of a large model that is most of the time to the first epoch.
@@ -102,17 +112,25 @@ def compile_classifier(model: Any, optimizer: Any, steps_per_call: int, *, xla: 
         steps_per_execution=steps_per_call,
         jit_compile=xla,
     )
-    if parts > 1:
-        model.train_step = partial(_step_in_parts, model, parts)
     tf = require("tensorflow")
+    if parts > 1 or teacher is not None:
+
+        def loss(pixels: Any, classes: Any, scores: Any, weight: Any) -> Any:
+            labels = model.compute_loss(pixels, classes, scores, weight)
+            if teacher is None:
+                return labels
+            kept = tf.add_n(model.losses) if model.losses else 0.0  # weight decay stays whole
+            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores)
+
+        model.train_step = partial(_step_in_parts, model, parts, loss)
     scores, classes = tf.zeros((1, model.output_shape[-1])), tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
 
 
-def _step_in_parts(model: Any, parts: int, data: Any) -> Any:
-    """A training step of a batch that is a multiple of ``parts``."""
+def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) -> Any:
+    """A training step of a batch that is a multiple of ``parts``; ``loss`` of pixels, classes, scores and weights."""
     tf = require("tensorflow")
     x, y, weights = keras().utils.unpack_x_y_sample_weight(data)
     optimizer, variables = model.optimizer, model.trainable_variables
@@ -123,9 +141,9 @@ def _step_in_parts(model: Any, parts: int, data: Any) -> Any:
         # One part at a time: side by side they would take the memory of the whole.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
             scores.append(model(tf.identity(pixels), training=True))
-            loss = model.compute_loss(pixels, classes, scores[-1], weight)
-            loss = optimizer.get_scaled_loss(loss) if scaled else loss
-        gradients = tape.gradient(loss, variables)
+            found = loss(pixels, classes, scores[-1], weight)
+            found = optimizer.get_scaled_loss(found) if scaled else found
+        gradients = tape.gradient(found, variables)
         gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
         sums = [total + gradient / parts for total, gradient in zip(sums, gradients, strict=True)]
     optimizer.apply_gradients(zip(sums, variables, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from edgerec.optional import require
 from edgerec.train.evaluate import Figures
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
+# Of more epochs the curve alone is seen.
+MOST_DOTS = 40
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -31,16 +34,23 @@ def save_figure(figure: Any, path: Path) -> None:
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
     """Loss and accuracy of training and validation over the epochs; the chosen epoch is marked."""
     figure = new_figure(9, 3.8)
-    epochs = [row["epoch"] for row in history]
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [row[key] for row in history], ".-", color=GREY, label="training")
-        axes.plot(epochs, [row[f"val_{key}"] for row in history], ".-", color=BLUE, label="validation")
-        axes.axvline(best, color=ORANGE, linewidth=1, label=f"kept: epoch {best}")
-        axes.set(xlabel="epoch", title=key)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        learning_curve(axes, history, best, key)
     save_figure(figure, path)
+
+
+def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int, key: str) -> None:
+    """``loss`` or ``accuracy`` of training and validation; ``best`` is the epoch that was kept, 0 none yet."""
+    epochs = [row["epoch"] for row in history]
+    style = ".-" if len(epochs) <= MOST_DOTS else "-"
+    axes.plot(epochs, [row[key] for row in history], style, color=GREY, label="training")
+    axes.plot(epochs, [row[f"val_{key}"] for row in history], style, color=BLUE, label="validation")
+    if best:
+        axes.axvline(best, color=ORANGE, linewidth=1, label=f"kept: epoch {best}")
+    axes.set(xlabel="epoch", title=key)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
 
 
 def confusion_matrix(figures: Figures, path: Path) -> None:

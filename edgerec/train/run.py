@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,11 @@ class Run:
             if (self.path / name / "model.tflite").is_file()
         }
 
+    def comparison(self) -> dict[str, Any] | None:
+        """What :func:`edgerec.compress.compare.compare` measured last; None where it was not asked."""
+        keys = ("rows", "machine", "threads", "notes")
+        return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
+
     def history(self) -> list[dict[str, float]]:
         """One row an epoch, with the keys of :data:`HISTORY`."""
         if not (self.path / "history.csv").exists():
@@ -221,3 +226,9 @@ def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
 def best_epoch(history: list[dict[str, float]]) -> int:
     """The epoch with the highest validation accuracy; of equal ones that with the lowest loss."""
     return int(max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"])
+
+
+def best_int8(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Of a run's variants the int8 one with the best validation top-1, which goes to a device; None without one."""
+    top1 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
+    return max(top1, key=lambda name: top1[name]) if top1 else None

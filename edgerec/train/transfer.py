@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # Fixed layers, which make of pixels what published weights expect, have names that begin so.
 FIXED = "imagenet_"
 CLASSES = ("logits", "scores")
+# Steps in which the layers join: each is traced anew, which takes seconds.
+MOST_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Stage:
 def stages(recipe: Recipe) -> list[Stage]:
     """The stages of a training: one, or with weights to start from the classes first, then the layers from behind.
 
-    While layers join, one group an epoch, the rate stays; with all of them it falls to zero.
+    While layers join, in up to four groups, the rate stays; with all of them it falls to zero.
     """
     train, transfer = recipe.train, recipe.transfer
     if recipe.model.weights == "none":
@@ -54,8 +56,10 @@ def stages(recipe: Recipe) -> list[Stage]:
     joining = min(train.epochs - alone, round(train.epochs * transfer.unfreeze))
     rate = train.learning_rate * transfer.rate
     found = [Stage(0, alone, 0.0, train.learning_rate, True)] if alone else []
-    for number in range(joining):
-        found.append(Stage(alone + number, alone + number + 1, (number + 1) / (joining + 1), rate, False))
+    groups = min(joining, MOST_GROUPS)
+    for number in range(groups):
+        first, last = (alone + joining * n // groups for n in (number, number + 1))
+        found.append(Stage(first, last, (number + 1) / (groups + 1), rate, False))
     if alone + joining < train.epochs:
         found.append(Stage(alone + joining, train.epochs, 1.0, rate, train.schedule == "cosine"))
     return found

@@ -1,0 +1,182 @@
+"""What a run's report says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgerec.train.reliability import Reliability
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was trained, and how.
+
+    Attributes:
+        model: the architecture, or the file that a run was made of.
+        adopted: whether it was trained elsewhere.
+        input: ``width×height`` and colours, in words.
+        parameters: of the float model; None until it is trained.
+        epochs, best_epoch: trained, and the kept one; 0 where nothing was trained here.
+        seconds: of training.
+        source: where the pictures are; its name alone where none may be told.
+        digest: of the data.
+        recipe: resolved, as TOML.
+        versions: of the packages that trained.
+        truth: what answers are compared with: ``labels``, or ``the model's own answers``.
+    """
+
+    model: str
+    adopted: bool
+    input: str
+    parameters: int | None
+    epochs: int
+    best_epoch: int
+    seconds: float
+    source: str
+    digest: str
+    recipe: str
+    versions: dict[str, str]
+    truth: str
+
+
+@dataclass(frozen=True)
+class Top1:
+    """Part of ``images`` held-out pictures that the float model gets right, 0 to 1, and where the true value is with
+    95 % probability as far as so many pictures can tell (Wilson's interval)."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One class: its pictures in each split, and figures on the held-out ones, of the report's ``figures_of`` and the
+    F1 of the variant to ship; None is unknown."""
+
+    label: str
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    variant_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer. ``name`` is the picture's (empty where none may be told), ``position`` its place in the data;
+    ``variant_answer`` is what the variant to ship answers, empty where it is the same or was not asked."""
+
+    position: int
+    name: str
+    truth: str
+    answer: str
+    score: float
+    variant_answer: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far one form's scores can be believed on held-out pictures, ``before`` and ``after`` the temperature that was
+    fitted on the validation pictures, as export does."""
+
+    form: str
+    temperature: float
+    before: Reliability
+    after: Reliability
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """One variant. ``median_ms`` and ``p95_ms`` of a picture are None where ``compare`` did not measure this file;
+    ``chosen`` marks the one that export takes by default."""
+
+    variant: str
+    method: str
+    precision: str
+    top1: float
+    drop_points: float
+    max_drop: float
+    agreement: float
+    size_bytes: int
+    gzip_bytes: int
+    sparsity: float
+    median_ms: float | None
+    p95_ms: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next: a command, or empty, and why."""
+
+    command: str
+    why: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run as its page shows it.
+
+    Attributes:
+        run, name: its folder, and what that is called.
+        page, page_bytes: what was written.
+        finished: whether training came to its end.
+        made: what was trained.
+        top1: of the float model; None until the training is finished.
+        loss: mean cross-entropy on the held-out pictures, nats; likewise.
+        splits: pictures in ``train``, ``val`` and ``test``.
+        skipped: files among the pictures that are none.
+        classes: a row for each.
+        figures_of: the form whose figures ``classes`` and ``confusion`` are: float Keras, or the variant to ship where
+            float's own answers are what is right; empty where there are none.
+        confusion: ``confusion[true][answer]``, counts on the held-out pictures, in the order of ``classes``.
+        confused: true label, answer and count of what is mistaken most often, ten at most.
+        history: a row for each epoch.
+        mistakes_of: the form whose mistakes are shown; empty where none was asked.
+        mistakes, mistakes_total: the surest wrong answers, and how many there are in all.
+        calibration: of each form whose scores were looked at.
+        variants: float32 first, as they are in the run.
+        timed_on: the machine of the times, in words; empty where none were measured.
+        notes: what compare found.
+        missing: what the page lacks, why, and how to get it.
+        next: what to do.
+    """
+
+    run: str
+    name: str
+    page: str
+    page_bytes: int
+    finished: bool
+    made: Made
+    top1: Top1 | None
+    loss: float | None
+    splits: dict[str, int]
+    skipped: int
+    classes: tuple[ClassFacts, ...]
+    figures_of: str
+    confusion: tuple[tuple[int, ...], ...]
+    confused: tuple[tuple[str, str, int], ...]
+    history: tuple[dict[str, float], ...]
+    mistakes_of: str
+    mistakes: tuple[Mistake, ...]
+    mistakes_total: int
+    calibration: tuple[Calibration, ...]
+    variants: tuple[VariantFacts, ...]
+    timed_on: str
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+    next: tuple[Step, ...]
+
+    @property
+    def chosen(self) -> VariantFacts | None:
+        """The variant that export takes by default."""
+        return next((row for row in self.variants if row.chosen), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)

@@ -1,0 +1,70 @@
+"""Whether scores say how often they are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# As in arXiv:1706.04599.
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pictures whose best score is in (``low``, ``high``]: how many, their mean best score, and the part of them
+    that is right; both None where there are none."""
+
+    low: float
+    high: float
+    images: int
+    score: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How scores and accuracy go together.
+
+    Attributes:
+        ece: expected calibration error, 0 to 1: over the bins, the mean distance between score and accuracy, weighted
+            by pictures (arXiv:1706.04599, equation 3).
+        score: mean best score of all pictures, 0 to 1; above ``accuracy`` the model is surer than it should be.
+        accuracy: part of the pictures whose best class is right, 0 to 1.
+        images: how many.
+        bins: of equal width, from 0 to 1.
+    """
+
+    ece: float
+    score: float
+    accuracy: float
+    images: int
+    bins: tuple[Bin, ...]
+
+
+def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS) -> Reliability:
+    """The reliability of ``scores``, float32 ``(N, classes)`` in [0, 1], against the true ``classes``, ``(N,)``."""
+    best = scores.max(axis=1).astype(np.float64)
+    right = scores.argmax(axis=1) == classes
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.digitize(best, edges[1:-1], right=True)
+    count = np.bincount(place, minlength=bins)
+    total_score = np.bincount(place, weights=best, minlength=bins)
+    total_right = np.bincount(place, weights=right, minlength=bins)
+    return Reliability(
+        ece=float(np.abs(total_right - total_score).sum() / len(best)),
+        score=float(best.mean()),
+        accuracy=float(right.mean()),
+        images=len(best),
+        bins=tuple(
+            Bin(
+                float(edges[i]),
+                float(edges[i + 1]),
+                int(count[i]),
+                float(total_score[i] / count[i]) if count[i] else None,
+                float(total_right[i] / count[i]) if count[i] else None,
+            )
+            for i in range(bins)
+        ),
+    )

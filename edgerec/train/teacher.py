@@ -1,0 +1,61 @@
+"""What a student learns from: the answers of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgerec.contract.recipe import Recipe
+from edgerec.errors import RecipeError
+from edgerec.optional import require
+from edgerec.train.run import Run
+
+# ``(pixels, scores) -> loss``: how far a student's scores are from what its teachers answer to the same pixels.
+Teacher = Callable[[Any, Any], Any]
+
+# What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
+_SAME = (
+    *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
+    *("data.group_by", "data.val_fraction", "data.test_fraction", "seed"),
+)
+
+
+def check_alike(run: Run, recipe: Recipe) -> None:
+    """Refuse a teacher that sees other pixels than ``recipe`` says, or was trained on its test pictures."""
+    for key in _SAME:
+        theirs, ours = _value(run.recipe, key), _value(recipe, key)
+        if theirs != ours:
+            raise RecipeError(f"the teacher {run.path} has {key} = {theirs!r}, expected {ours!r} as the student has it")
+
+
+def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
+    """The mean answer of the runs that ``distill.teachers`` names as a loss; None where it names none.
+
+    It is the Kullback–Leibler divergence of softened scores, times the temperature's square, which keeps its gradient
+    as large as that of the labels (Hinton, Vinyals and Dean, arXiv:1503.02531).
+    """
+    if not recipe.distill.teachers:
+        return None
+    tf, temperature = require("tensorflow"), recipe.distill.temperature
+    runs = [Run.open(path.strip()) for path in recipe.distill.teachers.split(",")]
+    for run in runs:
+        check_alike(run, recipe)
+        if run.labels != tuple(labels):
+            raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
+    models = [run.model() for run in runs]
+
+    def softened(scores: Any) -> Any:
+        return tf.nn.log_softmax(tf.math.log(tf.cast(scores, tf.float32) + 1e-7) / temperature)
+
+    def distance(pixels: Any, scores: Any) -> Any:
+        mean = tf.add_n([tf.cast(model(pixels, training=False), tf.float32) for model in models]) / len(models)
+        wanted, given = softened(mean), softened(scores)
+        divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
+        return temperature**2 * tf.reduce_mean(divergence)
+
+    return distance
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(recipe, section) if section else recipe, name)
