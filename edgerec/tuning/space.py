@@ -18,7 +18,7 @@ from edgerec.models import ARCHITECTURES, find, least_size_px
 STRENGTH = "augment"
 # Of the section data, what does not change which pictures are compared.
 _OF_DATA = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
-_SECTIONS = ("model.", "train.", "transfer.", "augment.")
+_SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
 # Quick ones among the architectures; a file of one's own names others.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
 _EXPECTED = "{ low = 0.1, high = 1.0 } with log = true or step = 0.1, or a list of choices"
