@@ -41,6 +41,7 @@ _PUBLIC = {
     "read_image": "edgerec.runtime.classifier",
     "report": "edgerec.export.page",
     "show_data": "edgerec.data.show",
+    "tune": "edgerec.tuning",
     "verify": "edgerec.runtime",
 }
 
@@ -74,6 +75,7 @@ __all__ = [
     "read_image",
     "report",
     "show_data",
+    "tune",
     "verify",
 ]
 
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run
+    from edgerec.tuning import tune
 
 
 def __getattr__(name: str) -> Any:

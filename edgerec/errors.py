@@ -39,6 +39,10 @@ class RunError(EdgerecError, ValueError):
     """A run's folder that is damaged."""
 
 
+class StudyError(EdgerecError, ValueError):
+    """A study that is damaged, out of reach, or was made for something else."""
+
+
 class TrainError(EdgerecError, RuntimeError):
     """A training that cannot go on."""
 

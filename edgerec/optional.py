@@ -24,6 +24,9 @@ _NEEDED_BY = {
     "starlette": ("Starlette", "web"),
     "uvicorn": ("uvicorn", "web"),
     "paho": ("paho-mqtt", "mqtt"),
+    "optuna": ("Optuna", "tune"),
+    "sqlalchemy": ("SQLAlchemy", "tune"),
+    "psycopg": ("psycopg", "tune"),
     "prometheus_client": ("prometheus-client", "prometheus"),
 }
 

@@ -19,10 +19,11 @@ ALLOWED = {
     "train": {"contract", "data", "models", "runtime"},
     "compress": {"contract", "data", "models", "train", "runtime"},
     "export": {"contract", "data", "models", "train", "compress", "runtime"},
+    "tuning": {"contract", "data", "models", "train", "compress", "export", "runtime"},
     "runtime": {"contract"},
     "camera": {"contract", "runtime"},
 }
-HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib", "scipy")
+HEAVY = ("tensorflow", "tf_keras", "keras", "tensorflow_model_optimization", "sklearn", "matplotlib", "scipy", "optuna")
 
 
 def imported(path: Path) -> set[str]:

@@ -31,6 +31,7 @@ from edgerec.cli import (
     report,
     targets,
     train,
+    tune,
     verify,
 )
 from edgerec.cli.sinks import CameraCommand
@@ -92,6 +93,7 @@ for command in (
     models.models,
     train.train,
     distill.distill,
+    tune.tune,
     evaluate.evaluate,
     quantize.quantize,
     parity.parity,

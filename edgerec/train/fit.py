@@ -61,6 +61,7 @@ def fit(
     overwrite: bool = False,
     listener: Listener = ignore,
     on_epoch: OnEpoch | None = None,
+    finish: bool = True,
 ) -> Run:
     """Train by a recipe and write a run.
 
@@ -71,6 +72,8 @@ def fit(
         overwrite: replace a run that is there.
         listener: told of the progress.
         on_epoch: called with the number and the Keras model after every epoch.
+        finish: without it the run is left unfinished after its last epoch, and nobody looks at the held-out
+            pictures; ``resume`` finishes it.
 
     Raises:
         EdgerecError: the recipe, the data or the folder do not allow it.
@@ -87,7 +90,7 @@ def fit(
     if own.is_own(recipe.model.arch) and not resume:
         own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
     prepare(recipe.train, recipe.seed)
-    recipe, dataset, parts = _resolved(recipe, listener)
+    recipe, dataset, parts = resolved(recipe, listener)
     plan = stages(recipe)
     first_epoch, model = _restore(run, dataset) if resume else (0, None)
     if model is None:
@@ -99,11 +102,12 @@ def fit(
     for stage in plan:
         if first_epoch < stage.last and not enough(recipe, run.history()):
             training.learn(model, stage, first_epoch)
-    _finish(run, recipe, dataset, parts)
+    if finish:
+        _finish(run, recipe, dataset, parts)
     return run
 
 
-def _resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
+def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
     """The recipe with nothing left to be chosen, and its data."""
     dataset, section = load(_sized(recipe), least_size_px=least_size_px(recipe.model.arch), listener=listener)
     parts = split_dataset(dataset, section, recipe.seed)
@@ -154,9 +158,7 @@ class _Training:
             steps_per_epoch=feed.steps,
             initial_epoch=first,
             epochs=stage.last,
-            validation_data=evaluation_feed(
-                self.dataset, self.parts.val, recipe.normalise, shares=recipe.augment.mixes
-            ),
+            validation_data=validation,
             class_weight=_class_weights(recipe, self.dataset, self.parts),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,

@@ -1,0 +1,6 @@
+"""Searching for the best recipe, with Optuna. Needs the extras train and tune."""
+
+from edgerec.tuning.results import TrialRow, TuneReport
+from edgerec.tuning.tune import tune
+
+__all__ = ["TrialRow", "TuneReport", "tune"]
