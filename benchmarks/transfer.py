@@ -25,7 +25,7 @@ from edgerec import Recipe, fit
 TRAIN, VALIDATE = 5, 2
 COMMON: dict[str, Any] = {"data.input_size": 96, "train.batch_size": 10, "train.epochs": 60}
 WAYS: dict[str, dict[str, Any]] = {
-    "from vww_96.h5": {"model.arch": "backbone", "train.learning_rate": 0.003},
+    "from vww_96.h5": {"model.arch": "backbone", "train.learning_rate": 0.01, "transfer.unfreeze": 0.0},
     "from scratch": {"model.arch": "mobilenet_v1", "model.width": 0.25, "train.learning_rate": 0.003},
 }
 

@@ -12,7 +12,8 @@ from edgerec.train.transfer import hold, release, stages, with_new_classes
 
 
 def recipe(**changes):
-    return Recipe().override({"train.epochs": 8, "train.learning_rate": 0.01, **changes})
+    slow = {"transfer.frozen": 0.25, "transfer.unfreeze": 0.25, "transfer.rate": 0.1}
+    return Recipe().override({"train.epochs": 8, "train.learning_rate": 0.01, **slow, **changes})
 
 
 def test_the_classes_first_then_the_layers_from_behind():

@@ -177,11 +177,11 @@ class TrainSection:
 class TransferSection:
     """How a training begins that has weights to start from (model.weights)."""
 
-    frozen: float = _number(0.25, "part of the epochs in which the classes' layer learns alone", 0, 1)
+    frozen: float = _number(0.1, "part of the epochs in which the classes' layer learns alone", 0, 1)
     unfreeze: float = _number(
         0.25, "part of the epochs over which the layers before join it, the last ones first", 0, 1
     )
-    rate: float = _number(0.1, "learning rate from then on, as part of train.learning_rate", 1e-6, 1)
+    rate: float = _number(0.3, "learning rate from then on, as part of train.learning_rate", 1e-6, 1)
     freeze_bn: bool = _flag(True, "batch normalisation keeps the statistics that came with the weights")
 
 
