@@ -23,7 +23,7 @@ from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, without_password
-from edgerec.camera.states import Patience, StateChange
+from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
 
@@ -392,6 +392,16 @@ def test_head_may_have_enough(bundle, video):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert json.loads(done.stdout)["state"] == "connecting"
+
+
+def test_a_reader_that_went_away_closes_the_sink_once():
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as out:
+        sink = JsonLines(out)
+        sink.state(StateChange("made", State.LIVE, time.monotonic()))
+        assert sink.closed
+        out.flush()  # as Python does at its end
 
 
 def test_no_display_says_headless(bundle, video, edgerec):

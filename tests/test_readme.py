@@ -64,7 +64,7 @@ def test_every_option_that_it_names_exists(edgerec):
         command: edgerec(*command.split(), "--help").stdout
         for command in (
             *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
-            *("camera", "benchmark", "ensemble", "targets", "inspect", "doctor"),
+            *("camera", "benchmark", "ensemble", "targets", "inspect", "doctor", "distill", "models", "tune", "report"),
             *("calibration make", "calibration check", "calibration show", "data show", "data check"),
         )
     }

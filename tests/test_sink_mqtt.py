@@ -350,6 +350,7 @@ def test_a_broker_that_takes_and_never_acknowledges(tmp_path, paho):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nonsense_from_a_broker_ends_nothing(tmp_path, paho, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "edgerec")
     monkeypatch.setattr(broker_module, "RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(broker_module, "REFUSED_S", 0.01)
     dice = random.Random(7)

@@ -187,7 +187,7 @@ def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base:
 
 
 def _normalise(model: Any, path: Path, found: _Found) -> _Choice:
-    if expects_pixels(model):
+    if not isinstance(model, SavedModel) and expects_pixels(model):
         log.info("%s scales pixels itself: they stay as they are (pixels)", path)
         return _Choice("pixels")
     if not found.dataset.labels:

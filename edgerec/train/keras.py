@@ -213,7 +213,10 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
             model.load_weights(str(path), **how)
     except UNREADABLE as error:
         raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
-    taken = sum(bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True))
+    # Biases of as many classes fit any network.
+    names = [variable.name.partition("/")[0] for variable in model.weights]
+    changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
+    taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
     others = list(dict.fromkeys(found for warning in said if (found := _mismatch(warning))))
     if not taken:
         seen = f" ({'; '.join(others[:3])})" if others else ""

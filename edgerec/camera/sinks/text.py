@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TextIO
 
 from edgerec.camera.frame import Result
@@ -21,6 +22,10 @@ class _Lines:
             print(text, file=self._out, flush=True)
         except BrokenPipeError:  # as with: edgerec camera … | head
             self.closed = True
+            # What its buffer still holds is written when Python ends, and would fail again: it goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._out.fileno())
+            os.close(nowhere)
 
     def close(self) -> None:
         """The stream belongs to who gave it."""
