@@ -122,5 +122,5 @@ def test_weights_of_other_shapes_are_named(run, tmp_path, caplog):
     with pytest.raises(ModelError, match=r"conv2d/kernel is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):
         fit(recipe(**{"model.weights": weights, "model.width": 0.5}), tmp_path / "a")
     keras().models.load_model(weights, compile=False).save(tmp_path / "w.h5")
-    with pytest.raises(ModelError, match=r"conv2d is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):
+    with pytest.raises(ModelError, match=r"conv2d is \(3, 3, 1, 16\) here"):
         fit(recipe(**{"model.weights": str(tmp_path / "w.h5"), "model.width": 0.5}), tmp_path / "a")
