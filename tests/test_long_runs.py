@@ -6,8 +6,10 @@ import logging
 
 import numpy as np
 import pytest
+import typer
 
 from edgerec import Recipe, Run, fit
+from edgerec.cli.output import seconds
 from edgerec.contract.recipe import TrainSection
 from edgerec.errors import RecipeError
 from edgerec.train.keras import compile_classifier, keras, prepare
@@ -36,6 +38,17 @@ def test_time_and_cost_so_far_and_to_come():
     assert str(told) == "2:10 so far, 1:00 to go; cost 1.30 so far, 0.60 to come"
     assert "cost" not in str(bill([row(1)], Recipe()))
     assert [duration(n) for n in (0, 59.6, 3599, 3600, 90061)] == ["0:00", "1:00", "59:59", "1:00:00", "25:01:01"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
+def test_times_as_people_type_them(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "90", "0h", "-1h", "2x", "1h30m", "nan h"])
+def test_what_is_no_time(text):
+    with pytest.raises(typer.BadParameter, match="is no time"):
+        seconds(text)
 
 
 def test_when_it_is_enough(caplog):

@@ -412,7 +412,6 @@ def test_a_damaged_study(study, tmp_path, name, said):
         (["--objective", "accuracy,ms", "--pruner", "median"], "compares one number, and there are 2 objectives"),
         (["--limit-ms", "0"], "--limit-ms is 0, expected more than 0"),
         (["--trials", "0"], "--trials is 0, expected more than 0"),
-        (["--max-time", "-1"], "--max-time is -1, expected more than 0"),
         (["--keep", "some"], "unknown keep 'some'"),
         (["--resume"], "it is no study; tune without --resume"),
         (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,14 @@ def show_json(value: Any) -> None:
 def say(text: str) -> None:
     """A line for people, to stdout."""
     typer.echo(text)
+
+
+def seconds(text: str) -> float:
+    """Of a time as people type it: ``90s``, ``90m``, ``8h`` or ``2d``; wrong usage for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None or not float(found[1]):
+        raise typer.BadParameter(f"{text} is no time: expected a number with s, m, h or d, as 90m")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.output import JsonOption, progress, say, seconds, show_json
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run
@@ -61,7 +60,7 @@ def train(
         "train.learning_rate": learning_rate,
         "train.device": device,
         "train.mixed_precision": mixed_precision,
-        "train.max_hours": None if max_time is None else _hours(max_time),
+        "train.max_hours": None if max_time is None else seconds(max_time) / 3600,
         "train.tensorboard": tensorboard,
         "seed": seed,
         "data.strict": strict,
@@ -90,16 +89,6 @@ def stopped(out: Path) -> Iterator[None]:
         word = f"go on with: edgerec train --resume --out {out}" if begun else "nothing was written"
         typer.echo(f"stopped; {word}", err=True)
         raise typer.Exit(130) from None
-
-
-def _hours(text: str) -> float:
-    units = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None or not float(found[1]):
-        raise typer.BadParameter(
-            f"{text} is no time: expected a number with s, m, h or d, as 90m", param_hint="--max-time"
-        )
-    return float(found[1]) * units[found[2]]
 
 
 def show(run: Run, json: bool) -> None:

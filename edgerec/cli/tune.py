@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json, table
+from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
@@ -20,7 +20,9 @@ def tune(
     epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
     trials: int | None = typer.Option(None, help="End with so many in the study that were trained. [default: 30]"),
-    max_time: float | None = typer.Option(None, help="End after so many seconds; the running trial is lost."),
+    max_time: str | None = typer.Option(
+        None, metavar="TIME", help="End after that, as 90m, 8h or 2d; the running trial is lost."
+    ),
     objective: str | None = typer.Option(
         None, help="accuracy, or several: accuracy,ms,bytes,memory (of the int8 model). [default: accuracy]"
     ),
@@ -67,7 +69,7 @@ def tune(
                 None if own else wanted,
                 out,
                 trials=trials,
-                max_time_s=max_time,
+                max_time_s=None if max_time is None else seconds(max_time),
                 storage=storage,
                 study=study,
                 keep=keep,
