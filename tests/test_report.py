@@ -266,6 +266,8 @@ def test_without_pictures_nothing_of_them_leaves_the_house(copied, tmp_path):
     raw = np.stack([dataset.original(i) for i in range(len(dataset.names))])
     np.savez(home / "digits.npz", x_train=raw, y_train=dataset.classes, labels=np.array(dataset.labels))
     moved(copied, str(home / "digits.npz"))
+    taught = copied.recipe.override({"distill.teachers": f"{home / 'large'},{home / 'larger'}"})
+    (copied.path / "recipe.toml").write_text(taught.to_toml())
     edited(copied, "split.json", digest=load(copied.recipe.data)[0].digest)
     made = report(copied, tmp_path / "page.html", pictures=False)
     page = Page(tmp_path / "page.html").check()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.train.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
 
 class Sized(Protocol):

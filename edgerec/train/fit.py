@@ -15,7 +15,7 @@ from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
-from edgerec.models import BACKBONE, build, least_size_px, own
+from edgerec.models import BACKBONE, least_size_px, own
 from edgerec.optional import require
 from edgerec.train import plots
 from edgerec.train.evaluate import figures, keras_scorer
@@ -41,10 +41,10 @@ from edgerec.train.transfer import (
     checked_source,
     hold,
     input_size_px,
+    network,
     release,
     stage_rate,
     stages,
-    with_new_classes,
 )
 
 log = logging.getLogger(__name__)
@@ -256,10 +256,7 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 
 
 def _built(recipe: Recipe, classes: int) -> Any:
-    if recipe.model.arch == BACKBONE:
-        model = with_new_classes(checked_source(recipe), classes, recipe)
-    else:
-        model = build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
+    model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
     return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
@@ -303,7 +300,8 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         # Built again in float32, whatever the training computed in: that is what is converted.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
-    release(model)
+    if recipe.model.weights != "none":
+        release(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)
     scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)

@@ -13,17 +13,6 @@ from edgerec.data import Dataset
 from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from edgerec.train.evaluate import Figures
 
-__all__ = [
-    "BLUE",
-    "GREY",
-    "ORANGE",
-    "confusion_matrix",
-    "learning_curves",
-    "new_figure",
-    "save_figure",
-    "worst_mistakes",
-]
-
 # Of more epochs the curve alone is seen.
 MOST_DOTS = 40
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import ModelError, RecipeError
-from edgerec.models import BACKBONE
+from edgerec.models import BACKBONE, build
+from edgerec.models.imagenet import RANGE
 from edgerec.train.foreign import expects_pixels, read_foreign
 from edgerec.train.keras import keras
 from edgerec.train.optimizer import cosine, learning_rate
@@ -17,8 +18,6 @@ from edgerec.train.rebuild import Rebuild, flatten
 
 log = logging.getLogger(__name__)
 
-# Fixed layers, which make of pixels what published weights expect, have names that begin so.
-FIXED = "imagenet_"
 CLASSES = ("logits", "scores")
 # Steps in which the layers join: each is traced anew, which takes seconds.
 MOST_GROUPS = 4
@@ -85,14 +84,21 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
     learning = round(len(body) * stage.part)
     for number, layer in enumerate(body):
         still = recipe.transfer.freeze_bn and type(layer).__name__ == "BatchNormalization"
-        layer.trainable = number >= len(body) - learning and not still and not layer.name.startswith(FIXED)
+        layer.trainable = number >= len(body) - learning and not still and layer.name != RANGE
     log.info("epoch %d: %d of %d layers before the classes learn", stage.first + 1, learning, len(body))
 
 
 def release(model: Any) -> None:
     """Let every layer learn again that is not fixed, as fine-tuning expects."""
     for layer in model.layers:
-        layer.trainable = not layer.name.startswith(FIXED)
+        layer.trainable = layer.name != RANGE
+
+
+def network(recipe: Recipe, classes: int) -> Any:
+    """The untrained model of a complete recipe: its architecture, or a file's network with new classes."""
+    if recipe.model.arch == BACKBONE:
+        return with_new_classes(checked_source(recipe), classes, recipe)
+    return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
 def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:

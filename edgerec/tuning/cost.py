@@ -16,11 +16,10 @@ from edgerec.contract.recipe import Recipe
 from edgerec.errors import EdgerecError
 from edgerec.export.cost import macs
 from edgerec.export.memory import plan_bytes
-from edgerec.models import BACKBONE, build
 from edgerec.runtime.model import ImageModel
 from edgerec.runtime.timing import time_models
-from edgerec.train.keras import keras, prepare
-from edgerec.train.transfer import checked_source, with_new_classes
+from edgerec.train.keras import prepare
+from edgerec.train.transfer import network
 from edgerec.tuning.pi import pi4_ms
 
 # Where milliseconds are of, and how they are known.
@@ -110,7 +109,7 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         EdgerecError: it cannot be built or converted.
     """
     prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-    model = _built(recipe, len(labels))
+    model = network(recipe, len(labels))
     least = sum(int(np.prod(weight.shape)) for weight in model.weights if len(weight.shape) > 1)
     if limits.bytes is not None and least > limits.bytes:
         error = TooCostlyError(f"{shown('bytes', least)} of weights alone (limit {limits.bytes:,})")
@@ -132,15 +131,6 @@ def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) ->
         macs=_macs(graph),
         parameters=int(model.count_params()),
     )
-
-
-def _built(recipe: Recipe, classes: int) -> Any:
-    if recipe.model.arch == BACKBONE:
-        return with_new_classes(checked_source(recipe), classes, recipe)
-    # A file's weights fit what is built without them; for ImageNet's there is a layer more.
-    kept = recipe.model.weights if recipe.model.weights == "imagenet" else "none"
-    section = replace(recipe.model, weights=kept)
-    return build(keras(), section, recipe.preprocess.shape, classes, recipe.normalise)
 
 
 def _measured_ms(content: bytes, recipe: Recipe, pixels: Any) -> float:

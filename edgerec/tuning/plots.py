@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.train.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from edgerec.tuning.plan import Plan
 from edgerec.tuning.results import TrialRow, best_of
 

@@ -8,9 +8,10 @@ import re
 from typing import Any
 
 from edgerec.compress.plots import size_figure
+from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure
 from edgerec.export.page.facts import Calibration, RunReport
 from edgerec.optional import require
-from edgerec.train.plots import BLUE, GREY, ORANGE, learning_curve, new_figure
+from edgerec.train.plots import learning_curve
 from edgerec.train.reliability import Reliability
 
 # The colours that edgerec draws in, as the page's style sheet calls them.

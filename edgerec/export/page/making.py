@@ -157,7 +157,7 @@ def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
     told = recipe if pictures else _without_places(recipe)
     width = "" if recipe.model.width == 1 else f", width {recipe.model.width:g}"
     return Made(
-        model=adopted["file"] if adopted else f"{recipe.model.arch}{width}",
+        model=adopted["file"] if adopted else f"{told.model.arch}{width}",
         adopted=bool(adopted),
         input=f"{side}×{side} {colours}",
         parameters=_whole(metrics.get("parameters")),
@@ -174,10 +174,12 @@ def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
 
 def _without_places(recipe: Recipe) -> Recipe:
     """The recipe with the names of its files alone, not where they lie."""
+    teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
     return replace(
         recipe,
         data=replace(recipe.data, source=Path(recipe.data.source).name),
-        model=replace(recipe.model, weights=Path(recipe.model.weights).name),
+        model=replace(recipe.model, arch=Path(recipe.model.arch).name, weights=Path(recipe.model.weights).name),
+        distill=replace(recipe.distill, teachers=teachers),
         compress=replace(recipe.compress, calibration=Path(recipe.compress.calibration).name),
     )
 
