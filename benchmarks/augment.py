@@ -54,7 +54,7 @@ def recipe(name: str, setting: str) -> Recipe:
 
 def batches(data: Any, name: str, setting: str) -> Any:
     """The feed's batches."""
-    return training_feed(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0).batches
+    return training_feed(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0)
 
 
 def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:

@@ -70,8 +70,8 @@ def bench(arguments: argparse.Namespace) -> Bench:
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
     if arguments.learning_rate:
         changes["compress.learning_rate"] = arguments.learning_rate
-    opened = RunBench.open(run, recipe.override(changes), arguments.data, ignore)
-    return Bench(run, dataset, split, opened.fine_tune(Path(tempfile.mkdtemp())))
+    with RunBench.open(run, recipe.override(changes), arguments.data, ignore) as opened:
+        return Bench(run, dataset, split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
 def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:

@@ -191,6 +191,7 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     from edgerec.compress.bench import Bench
     from edgerec.contract.progress import ignore
     from edgerec.data import sources
+    from edgerec.train.feed import WHOLE
 
     digits = sources.find("digits")
     np.savez(tmp_path / "some.npz", x_train=digits.images[:600], y_train=digits.classes[:600])
@@ -219,9 +220,10 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     assert made.history()[:2] == stopped
     assert made.metrics["accuracy"] > 0.5
     assert made.history()[-1]["accuracy"] < made.history()[-1]["val_accuracy"]
-    tune = Bench.open(made, made.recipe, None, ignore).fine_tune(tmp_path)
-    for feed in (tune.feed(0), tune.plain):
-        _, classes = next(iter(feed.batches))
+    with Bench.open(made, made.recipe, None, ignore) as bench:
+        tune = bench.fine_tune(tmp_path)
+    for feed in (tune.feed(0, WHOLE), tune.plain):
+        _, classes = next(iter(feed))
         assert classes.dtype == np.int64
         assert classes.shape.rank == 1
 

@@ -233,7 +233,8 @@ def test_fine_tuning_brings_the_accuracy_back(run, tmp_path):
     recipe, (dataset, split) = run.recipe, run.data()
     model = run.model()
     quick = recipe.override({"compress.epochs": 2, "compress.learning_rate": 1e-3})
-    tune = Bench.open(run, quick, None, ignore).fine_tune(tmp_path)
+    with Bench.open(run, quick, None, ignore) as bench:
+        tune = bench.fine_tune(tmp_path)
 
     def top1(model):
         scores = keras_scorer(model, recipe.normalise)(dataset.images[split.val], ignore)

@@ -380,19 +380,24 @@ def test_augmentation_is_seeded_and_does_what_it_says():
 
 def test_batches_are_those_of_the_seed_and_epoch():
     from edgerec import Recipe
-    from edgerec.train.feed import training_feed
+    from edgerec.train.feed import Places, steps_per_epoch, training_feed
 
     dataset, resolved = load(section("digits"))
     recipe = Recipe(data=resolved).override({"train.batch_size": 16})
     part = np.arange(100)
     feed = training_feed(dataset, part, recipe, first_epoch=0)
     later = training_feed(dataset, part, recipe, first_epoch=1)
-    assert feed.steps == 6
-    batches = list(feed.batches.take(12))
-    resumed = list(later.batches.take(6))
+    assert steps_per_epoch(part, recipe) == 6
+    batches = list(feed.take(12))
+    resumed = list(later.take(6))
     for (x, y), (x_resumed, y_resumed) in zip(batches[6:], resumed, strict=True):
         assert np.array_equal(x, x_resumed)
         assert np.array_equal(y, y_resumed)
     assert not np.array_equal(batches[0][1], batches[6][1])
     assert batches[0][0].dtype == np.float32
     assert 0 <= np.min(batches[0][0]) <= np.max(batches[0][0]) <= 1
+    # Two processes, the second with two devices of three: together they see the same batches.
+    one = iter(training_feed(dataset, part, recipe.override({"train.batch_size": 15}), Places(0, 1, 3), first_epoch=0))
+    two = iter(training_feed(dataset, part, recipe.override({"train.batch_size": 15}), Places(1, 2, 3), first_epoch=0))
+    for _, whole in training_feed(dataset, part, recipe.override({"train.batch_size": 15}), first_epoch=0).take(12):
+        assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), whole)

@@ -107,7 +107,8 @@ def test_layers_that_are_skipped_stay_dense(run):
 
 def test_constant_sparsity_is_there_from_the_first_step(run):
     recipe = run.recipe.override({"compress.schedule": "constant", "compress.method": "prune"})
-    assert make(Bench.open(run, recipe, None, ignore), overwrite=True).sparsity > 0.48
+    with Bench.open(run, recipe, None, ignore) as bench:
+        assert make(bench, overwrite=True).sparsity > 0.48
 
 
 def test_auto_takes_the_cheapest_inside_the_budget(run, edgerec):

@@ -201,9 +201,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 def test_resume_of_nothing(tmp_path, edgerec):
     assert "nothing to resume" in one_line(edgerec("train", "--resume", "--out", tmp_path / "x"))
-    done = edgerec("train", "--resume", "--epochs", "3", "--out", tmp_path / "x")
+    done = edgerec("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
-    assert "--out alone" in done.stderr
+    assert "--overwrite would start again" in done.stderr
 
 
 @pytest.mark.parametrize(

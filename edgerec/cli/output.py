@@ -28,6 +28,20 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
+def helped(json: bool) -> bool:
+    """Whether this process helped another one that wrote the result; then it is said here."""
+    from edgerec.train.rendezvous import Cluster
+
+    cluster = Cluster.from_environment()
+    if cluster is None or cluster.chief:
+        return False
+    if json:
+        show_json({"worker": cluster.index, "chief": cluster.addresses[0]})
+    else:
+        say(f"done     {cluster.name(0)} has the result")
+    return True
+
+
 def seconds(text: str) -> float:
     """Of a time as people type it: ``90s``, ``90m``, ``8h`` or ``2d``; wrong usage for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, parity_table, progress, say, show_json, table
+from edgerec.cli.output import JsonOption, helped, parity_table, progress, say, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.compress import QuantizeReport
@@ -80,7 +80,8 @@ def quantize(
 
             chosen = method.split(",") if method else None
             shown = compare_all(run, chosen, data=data, overwrite=overwrite, listener=listener, **options)
-            _show_comparison(shown, json)
+            if not helped(json):
+                _show_comparison(shown, json)
             return
         from edgerec.compress import quantize as compress
 
@@ -90,6 +91,8 @@ def quantize(
             if error.report is not None:
                 _show(error.report, json)
             raise
+    if helped(json):
+        return
     _show(report, json)
     if not json:
         say(f"next     edgerec export {run} --target rpi")

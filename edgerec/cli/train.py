@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, seconds, show_json
+from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run
@@ -43,7 +43,11 @@ def train(
     seed: int | None = typer.Option(None, help="Of split, weights, order and augmentation."),
     strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
-    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help="Go on from the last checkpoint in --out; with a recipe or options, begin if none is.",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
 ) -> None:
@@ -66,17 +70,20 @@ def train(
         "data.strict": strict,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    if resume and (recipe or given or assignments or overwrite):
-        raise typer.BadParameter("it goes on with the run's own recipe: give --out alone", param_hint="--resume")
+    if resume and overwrite:
+        raise typer.BadParameter("--overwrite would start again what it goes on with", param_hint="--resume")
     with progress() as listener:
         from edgerec.contract.recipe import Recipe, parse_assignment
-        from edgerec.train.fit import fit
+        from edgerec.train.fit import fit, was_begun
 
         wanted = Recipe.from_toml(recipe) if recipe else Recipe()
         wanted = wanted.override(given, "command line").override(dict(map(parse_assignment, assignments)))
+        if resume and (recipe or given or assignments):
+            resume = was_begun(wanted, out)
         with stopped(out):
             run = fit(wanted, out, resume=resume, overwrite=overwrite, listener=listener)
-    show(run, json)
+    if not helped(json):
+        show(run, json)
 
 
 @contextmanager

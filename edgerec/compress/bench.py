@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,9 @@ from edgerec.contract.recipe import NOT_AUGMENTED, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
+from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
-from edgerec.train.feed import Feed, evaluation_feed, training_feed
+from edgerec.train.feed import Places, evaluation_feed, evaluation_steps, steps_per_epoch, training_feed
 from edgerec.train.keras import prepare, versions
 from edgerec.train.run import Run
 
@@ -42,6 +46,7 @@ class Bench:
         recipe: the run's, with what this compression changes.
         reference: float32 ``(test pictures, classes)``.
         val_top1: of float Keras on the validation pictures, 0 to 1.
+        team: what fine-tunes.
     """
 
     run: Run
@@ -50,17 +55,23 @@ class Bench:
     split: Split
     reference: npt.NDArray[np.float32]
     val_top1: float
+    team: Team
     listener: Listener
 
     @classmethod
-    def open(cls, run: Run, recipe: Recipe, data: str | None, listener: Listener) -> Bench:
-        """Load the pictures and score them by the float model."""
+    @contextmanager
+    def open(cls, run: Run, recipe: Recipe, data: str | None, listener: Listener) -> Iterator[Bench]:
+        """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-        dataset, split = run.data(data, listener)
-        score = keras_scorer(run.model(), recipe.normalise)
-        val_scores = score(dataset.images[split.val], ignore)
-        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
-        return cls(run, recipe, dataset, split, score(dataset.images[split.test], listener), val_top1, listener)
+        with together(recipe.train) as team, written_by_the_chief(run, team) as own:
+            dataset, split = own.data(data, listener)
+            team.check_batch(recipe.train.batch_size)
+            team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
+            score = keras_scorer(own.model(), recipe.normalise)
+            val_scores = score(dataset.images[split.val], ignore)
+            val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+            reference = score(dataset.images[split.test], listener)
+            yield cls(own, recipe, dataset, split, reference, val_top1, team, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -140,15 +151,17 @@ class Bench:
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
 
-        def feed(epoch: int) -> Feed:
+        def feed(epoch: int, places: Places) -> Any:
             # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
-            return training_feed(dataset, split.train, recipe, first_epoch=train.epochs + epoch)
+            return training_feed(dataset, split.train, recipe, places, first_epoch=train.epochs + epoch)
 
         return FineTune(
             feed=feed,
             plain=training_feed(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
-            steps=feed(0).steps,
-            validation=evaluation_feed(dataset, split.val, recipe.normalise),
+            steps=steps_per_epoch(split.train, recipe),
+            validation=partial(evaluation_feed, dataset, split.val, recipe.normalise),
+            validation_steps=evaluation_steps(split.val, self.team.places),
+            team=self.team,
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate * FINER[train.optimizer],
             retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],

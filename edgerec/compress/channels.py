@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.compress.wiring import JOINTS, Channels, Wire, Wiring, trace
 from edgerec.errors import ModelError
 from edgerec.optional import require
-from edgerec.train.keras import keras
+from edgerec.train.feed import WHOLE
+from edgerec.train.keras import copied, keras
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +56,9 @@ def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 8)
         "channels removed: %.1f of %.1f million multiply-accumulates and about %.0f%% of the time are left",
         *(macs(smaller) / 1e6, before / 1e6, 100 * cost(smaller) / whole),
     )
-    if tune is not None and tune.epochs:
-        fine_tune(smaller, tune, "channel pruning", retraining=True)
-    return smaller
+    if tune is None or not tune.epochs:
+        return smaller
+    return fine_tune(partial(copied, smaller), tune, "channel pruning", retraining=True)
 
 
 def macs(model: Any) -> int:
@@ -149,7 +151,7 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
 
     scores = np.zeros(len(wiring.fixed))
     for pixels, classes in (
-        tune.feed(0).batches.unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
+        tune.feed(0, WHOLE).unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
     ):
         change = np.zeros(len(scores))
         for (_, wire, _), values in zip(kernels, changes(pixels, classes), strict=True):
@@ -289,8 +291,7 @@ def _others(axes: str, letter: str) -> tuple[int, ...]:
 
 def masked(model: Any, wiring: Wiring, keep: Mask) -> Any:
     """A copy of the model that does not look at the channels that are not kept."""
-    copy = keras().models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = copied(model)
     for name, wire in wiring.wires.items():
         if wire.makes:
             layer = copy.get_layer(name)

@@ -28,6 +28,8 @@ def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sp
         "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
         "preserve_sparsity": preserve_sparsity,
     }
-    wrapped = wrap(model, lambda layer: experimental.cluster_weights(layer, **options), section.skip)
-    fine_tune(wrapped, tune, "clustering")
-    return clustering.strip_clustering(wrapped)
+
+    def wrapped() -> Any:
+        return wrap(model, lambda layer: experimental.cluster_weights(layer, **options), section.skip)
+
+    return clustering.strip_clustering(fine_tune(wrapped, tune, "clustering"))

@@ -113,7 +113,15 @@ def compare(
             raise RecipeError(unknown("method", name, METHODS))
     recipe = with_options(run.recipe, options)
     check_used(methods, recipe.compress, options)
-    bench = Bench.open(run, recipe, data, listener)
+    with Bench.open(run, recipe, data, listener) as bench:
+        comparison = _compared(bench, methods, overwrite)
+        plots.accuracy_against_size(comparison.float_top1, comparison.rows, Path(comparison.plot))
+        bench.run.write_json("compare.json", comparison.to_dict())
+    return comparison
+
+
+def _compared(bench: Bench, methods: Sequence[str], overwrite: bool) -> Comparison:
+    run = bench.run
     reports, notes = {"none": bench.float32()}, []
     for name in methods:
         log.info("%s: %s", name, METHODS[name].variant)
@@ -123,7 +131,7 @@ def compare(
             notes.append(f"{name} is left out: {error}")
     times = _times(bench, reports)
     rows = tuple(_row(name, report, times[name]) for name, report in reports.items())
-    comparison = Comparison(
+    return Comparison(
         run=str(run.path),
         float_top1=reports["none"].forms[0].top1,
         images=reports["none"].images,
@@ -133,9 +141,6 @@ def compare(
         notes=(*notes, *_speed_notes(rows)),
         plot=str(run.path / "plots" / "compare.png"),
     )
-    plots.accuracy_against_size(comparison.float_top1, rows, Path(comparison.plot))
-    run.write_json("compare.json", comparison.to_dict())
-    return comparison
 
 
 def _times(bench: Bench, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:

@@ -7,6 +7,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
-from edgerec.train.feed import Feed
+from edgerec.train.distribute import Team
+from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
 from edgerec.train.keras import compile_classifier, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
@@ -30,10 +32,11 @@ class FineTune:
     """Data and schedule.
 
     Attributes:
-        feed: training batches from an epoch of the fine-tuning on.
+        feed: training batches from an epoch of the fine-tuning on, of some places of each.
         plain: training batches that are not augmented.
         steps: of an epoch.
-        validation: a finite set.
+        validation: a finite set, likewise; ``validation_steps`` of them.
+        team: what trains.
         epochs: how many.
         learning_rate: the highest; it falls to zero as a half cosine.
         retraining_rate: the same where weights were taken away and the others must find new places.
@@ -44,10 +47,12 @@ class FineTune:
         settings: what the state depends on; a state of other settings is not gone on with.
     """
 
-    feed: Callable[[int], Feed]
-    plain: Feed
+    feed: Callable[[int, Places], Any]
+    plain: Any
     steps: int
-    validation: Any
+    validation: Callable[[Places], Any]
+    validation_steps: int
+    team: Team
     epochs: int
     learning_rate: float
     retraining_rate: float
@@ -59,50 +64,76 @@ class FineTune:
 
 
 def fine_tune(
-    model: Any,
+    build: Callable[[], Any],
     tune: FineTune,
     stage: str,
     *,
     callbacks: Sequence[Any] = (),
     keep_from: int = 0,
     retraining: bool = False,
-    freeze: Callable[[Any, bool], None] | None = None,
-) -> None:
-    """Train ``model`` in place; it ends with its best epoch's weights by validation.
+    settler: Callable[[Any], Callable[[], None]] | None = None,
+    freeze: Callable[[Any], None] | None = None,
+) -> Any:
+    """The model that ``build`` makes, trained, with its best epoch's weights by validation.
 
     A stage that was stopped goes on after its last whole epoch.
 
     Args:
-        model: what to train.
+        build: makes what to train; the same at each call.
         tune: how.
         stage: its name, for people and for the state's file.
         callbacks: Keras' own, which must see every step.
         keep_from: epochs before this one, counted from 0, cannot be the best.
         retraining: at ``tune.retraining_rate``.
-        freeze: called before the last third with the model, and whether none of that third is done yet.
+        settler: makes of the model what is called before the first step and before the last third.
+        freeze: called with what trains before the last third.
     """
+    model = build()
+    settle = settler(model) if settler else None
+    if settle:
+        settle()
+    # What several devices train are other variables than those of a model that one reads and converts.
+    trained = model
+    if tune.team.strategy is not None:
+        with tune.team.scope():
+            trained = build()
+        trained.set_weights(model.get_weights())
     state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
     rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
     steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
-    compile_classifier(model, optimizer(tune.optimizer, rate), steps_per_call)
-    done = state.restore(model)
+    with tune.team.scope():
+        compile_classifier(trained, optimizer(tune.optimizer, rate), steps_per_call)
+    done = state.restore(trained)
+    tune.team.agree({f"{stage}: epoch": done})
     frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from < last:
-            freeze(model, done <= frozen_from)
-            # Keras looks at what is frozen when it compiles.
-            compile_classifier(model, model.optimizer, steps_per_call)
+            if settle and done <= frozen_from:
+                _copy(trained, model)
+                settle()
+                _copy(model, trained)
+            freeze(trained)
+            with tune.team.scope():
+                # Keras looks at what is frozen when it compiles.
+                compile_classifier(trained, trained.optimizer, steps_per_call)
         if max(first, done) < last:
-            model.fit(
-                tune.feed(max(first, done)).batches,
+            trained.fit(
+                tune.team.spread(partial(tune.feed, max(first, done))),
                 steps_per_epoch=tune.steps,
                 initial_epoch=max(first, done),
                 epochs=last,
-                validation_data=tune.validation,
+                validation_data=tune.team.spread(tune.validation),
+                validation_steps=tune.validation_steps,
                 callbacks=[*callbacks, _recorder(state)],
                 verbose=0,
             )
     model.set_weights(state.best)
+    return model
+
+
+def _copy(source: Any, to: Any) -> None:
+    if source is not to:
+        to.set_weights(source.get_weights())
 
 
 class _State:
@@ -142,7 +173,7 @@ class _State:
             self.best_accuracy = accuracy if epoch > self.keep_from else -1.0
         kinds = {
             "weights": weights,
-            "optimizer": [np.asarray(variable) for variable in model.optimizer.variables],
+            "optimizer": keras().backend.batch_get_value(model.optimizer.variables),
             "best": self.best,
         }
         about: dict[str, Any] = {kind: len(arrays) for kind, arrays in kinds.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,13 @@ def quantization_aware(
     Raises:
         ModelError: a layer that cannot be quantized, by its name.
     """
-    aware = rounded(model, normalise, pruned=pruned, clustered=clustered)
-    settle = _settler(aware, tune)
-    settle()
-
-    def freeze(aware: Any, fresh: bool) -> None:
-        if fresh:
-            settle()  # augmented pictures have other ranges than those that will run
-        _freeze(aware)
-
-    fine_tune(aware, tune, "quantization-aware training", freeze=freeze)
-    return aware
+    return fine_tune(
+        partial(rounded, model, normalise, pruned=pruned, clustered=clustered),
+        tune,
+        "quantization-aware training",
+        settler=partial(_settler, tune=tune),  # twice, as augmented pictures have other ranges than those that will run
+        freeze=_freeze,
+    )
 
 
 def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False) -> Any:
@@ -102,7 +99,7 @@ def _settler(aware: Any, tune: FineTune) -> Callable[[], None]:
     def settle() -> None:
         for _ in range(SETTLING_ROUNDS):
             start = _values(ranges)
-            for pixels, _ in tune.plain.batches.take(SETTLING_STEPS):
+            for pixels, _ in tune.plain.take(SETTLING_STEPS):
                 see(pixels)
             settled = (_values(ranges) - left * start) / (1 - left)
             # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.

@@ -107,12 +107,12 @@ def quantize(
     }
     recipe = with_options(run.recipe, wanted)
     check_used([recipe.compress.method], recipe.compress, wanted)
-    if recipe.compress.method == "auto":
-        report = _auto(Bench.open(run, recipe, data, listener), overwrite)
-    else:
+    auto = recipe.compress.method == "auto"
+    if not auto:
         # Both before any work is done.
         refuse_existing(run.variant(METHODS[recipe.compress.method].variant), overwrite)
-        report = make(Bench.open(run, recipe, data, listener), resume=resume, overwrite=overwrite)
+    with Bench.open(run, recipe, data, listener) as bench:
+        report = _auto(bench, overwrite) if auto else make(bench, resume=resume, overwrite=overwrite)
     try:
         check_drop(report.variant, report.forms[0].top1, report.forms[-1].top1, recipe.compress.max_drop)
     except GateError as error:
@@ -128,7 +128,8 @@ def with_options(recipe: Recipe, wanted: dict[str, Any]) -> Recipe:
 
 def make_float32(run: Run, data: str | None = None, listener: Listener = ignore) -> None:
     """Make the float32 TFLite variant of a run, if it is not there."""
-    Bench.open(run, run.recipe, data, listener).float32()
+    with Bench.open(run, run.recipe, data, listener) as bench:
+        bench.float32()
 
 
 def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:

@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgerec.errors import ModelError, unknown
-from edgerec.train.keras import first_line, keras
+from edgerec.train.keras import copied, first_line, keras
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
     """``model`` with ``wrapper`` around every layer that has weights, but for those that ``skip`` names.
 
-    The layers are shared: training the one trains the other.
+    The layers are copies.
 
     Args:
         model: flat, functional or Sequential.
@@ -36,7 +36,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
                 f"leave it alone with --skip {layer.name}"
             ) from None
 
-    return keras().models.clone_model(model, clone_function=wrapped)
+    return keras().models.clone_model(copied(model), clone_function=wrapped)
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:

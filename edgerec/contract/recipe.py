@@ -170,6 +170,7 @@ class TrainSection:
     accumulate: int = _number(1, "compute a batch's gradients in so many parts, for less memory", 1, 4096)
     max_hours: float = _number(0.0, "finish with the best epoch before so many hours are over; 0 = no limit", 0, 1e6)
     price_per_hour: float = _number(0.0, "of this machine, to tell the cost so far and to come", 0, 1e6)
+    workers_wait_s: float = _number(600.0, "how long workers of TF_CONFIG wait for each other at the start", 1, 86400)
     tensorboard: bool = _flag(False, "write a log for TensorBoard into the run")
 
 
@@ -282,6 +283,11 @@ class Recipe:
     def preprocess(self) -> PreprocessSpec:
         """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
         return self.data.preprocess
+
+    @property
+    def wherever(self) -> Recipe:
+        """The same without its data's place, which each machine may have elsewhere."""
+        return replace(self, data=replace(self.data, source=""))
 
     @property
     def normalise(self) -> Normalise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsErro
 from edgerec.models import BACKBONE, least_size_px, own
 from edgerec.optional import require
 from edgerec.train import plots
+from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.feed import batch_size, evaluation_feed, training_feed
+from edgerec.train.feed import batch_size, evaluation_feed, evaluation_steps, steps_per_epoch, training_feed
 from edgerec.train.foreign import check_opens, in_float32
 from edgerec.train.keras import (
     UNREADABLE,
@@ -90,21 +92,48 @@ def fit(
     if own.is_own(recipe.model.arch) and not resume:
         own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
     prepare(recipe.train, recipe.seed)
-    recipe, dataset, parts = resolved(recipe, listener)
-    plan = stages(recipe)
-    first_epoch, model = _restore(run, dataset) if resume else (0, None)
-    if model is None:
-        model = _begun(recipe, len(dataset.labels))
-    teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
-    if not resume:
-        _start(run, recipe, dataset, parts, overwrite)
-    training = _Training(run, recipe, dataset, parts, teacher, listener, on_epoch)
-    for stage in plan:
-        if first_epoch < stage.last and not enough(recipe, run.history()):
-            training.learn(model, stage, first_epoch)
-    if finish:
-        _finish(run, recipe, dataset, parts)
+    with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
+        recipe, dataset, parts = resolved(recipe, listener)
+        team.check_batch(recipe.train.batch_size)
+        plan = stages(recipe)
+        with team.scope():
+            first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
+            if model is None:
+                model = _begun(recipe, len(dataset.labels))
+        team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
+        teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
+        if not resume:
+            _start(own_run, recipe, dataset, parts, overwrite)
+        training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
+        for stage in plan:
+            if first_epoch < stage.last and not enough(recipe, own_run.history()):
+                training.learn(model, stage, first_epoch)
+        if finish and team.chief:
+            _finish(run, recipe, dataset, parts)
     return run
+
+
+def was_begun(recipe: Recipe, out: str | Path) -> bool:
+    """Whether a training by this recipe was begun in ``out``: one command then begins it and goes on with it.
+
+    Raises:
+        RecipeError: one was begun there by another recipe.
+    """
+    run = Run.at(out)
+    if not run.begun:
+        return False
+    begun, wanted = run.recipe, replace(recipe, data=placed(recipe.data))
+    for section, keys in wanted.to_dict().items():
+        for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
+            name = f"{section}.{key}" if key else section
+            found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
+            chosen_here = name in ("data.input_size", "data.channels", "train.batch_size") and not value
+            if value != found and not chosen_here:
+                raise RecipeError(
+                    f"{run.path} was begun with {name} {found!r}, now it is {value!r}: go on with --resume and --out "
+                    "alone, or train into another folder"
+                )
+    return True
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
@@ -131,34 +160,39 @@ class _Training:
     dataset: Dataset
     parts: Split
     teacher: Teacher | None
+    team: Team
     listener: Listener
     on_epoch: OnEpoch | None
 
     def learn(self, model: Any, stage: Stage, done: int) -> None:
         """Train ``model`` through a stage; of all epochs ``done`` are done."""
         recipe, train, first = self.recipe, self.recipe.train, max(done, stage.first)
-        feed = training_feed(self.dataset, self.parts.train, recipe, first_epoch=first)
-        if first == stage.first:
-            hold(model, recipe, stage)
-            model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, feed.steps))
-        compile_classifier(
-            model,
-            model.optimizer,
-            min(STEPS_PER_CALL, feed.steps),
-            xla=train.xla,
-            parts=train.accumulate,
-            shares=recipe.augment.mixes,
-            teacher=self.teacher,
-            teacher_weight=recipe.distill.weight,
-        )
-        validation = evaluation_feed(self.dataset, self.parts.val, recipe.normalise, shares=recipe.augment.mixes)
-        record = recorder(self.run, recipe, feed.steps, self.listener, self.on_epoch)
+        dataset, parts, shares = self.dataset, self.parts, recipe.augment.mixes
+        steps = steps_per_epoch(parts.train, recipe)
+        with self.team.scope():
+            if first == stage.first:
+                hold(model, recipe, stage)
+                model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps))
+            compile_classifier(
+                model,
+                model.optimizer,
+                min(STEPS_PER_CALL, steps),
+                xla=train.xla,
+                parts=train.accumulate,
+                shares=shares,
+                teacher=self.teacher,
+                teacher_weight=recipe.distill.weight,
+            )
+        record = recorder(self.run, recipe, steps, self.team, self.listener, self.on_epoch)
         model.fit(
-            feed.batches,
-            steps_per_epoch=feed.steps,
+            self.team.spread(partial(training_feed, dataset, parts.train, recipe, first_epoch=first)),
+            steps_per_epoch=steps,
             initial_epoch=first,
             epochs=stage.last,
-            validation_data=validation,
+            validation_data=self.team.spread(
+                partial(evaluation_feed, dataset, parts.val, recipe.normalise, shares=shares)
+            ),
+            validation_steps=evaluation_steps(parts.val, self.team.places),
             class_weight=_class_weights(recipe, self.dataset, self.parts),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,

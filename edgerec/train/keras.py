@@ -122,8 +122,9 @@ def compile_classifier(
             labels = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
                 return labels
-            kept = tf.add_n(model.losses) if model.losses else 0.0  # weight decay stays whole
-            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores)
+            devices = tf.distribute.get_strategy().num_replicas_in_sync  # gradients are summed over them
+            kept = tf.add_n(model.losses) / devices if model.losses else 0.0  # weight decay stays whole
+            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores) / devices
 
         model.train_step = partial(_step_in_parts, model, parts, loss)
     scores = tf.zeros((1, model.output_shape[-1]))
@@ -152,6 +153,13 @@ def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) 
         sums = [total + gradient / parts for total, gradient in zip(sums, gradients, strict=True)]
     optimizer.apply_gradients(zip(sums, variables, strict=True))
     return model.compute_metrics(x, y, tf.concat(scores, 0), weights)
+
+
+def copied(model: Any) -> Any:
+    """A model of the same layers and weights that shares none of them."""
+    twin = keras().models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    return twin
 
 
 # What Keras raises on a file that is damaged, or none of its own.

@@ -13,6 +13,7 @@ from typing import Any
 from edgerec.contract.progress import Listener, Progress
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import TrainError
+from edgerec.train.distribute import Team
 from edgerec.train.keras import keras, reseed
 from edgerec.train.optimizer import plateau_rate
 from edgerec.train.run import Run, best_epoch
@@ -74,13 +75,14 @@ def enough(recipe: Recipe, history: list[dict[str, float]]) -> bool:
     return bool(train.early_stopping and done - best_epoch(history) >= train.early_stopping)
 
 
-def recorder(run: Run, recipe: Recipe, steps: int, listener: Listener, on_epoch: OnEpoch | None) -> Any:
+def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listener, on_epoch: OnEpoch | None) -> Any:
     """The Keras callback that reports, records and checkpoints. Its class needs Keras, so it is made here.
 
     Args:
         run: where to.
         recipe: resolved.
         steps: of an epoch.
+        team: what all of it must agree on, as when there has been enough.
         listener: told of every few steps.
         on_epoch: called with the number and the model after every epoch.
     """
@@ -108,7 +110,7 @@ def recorder(run: Run, recipe: Recipe, steps: int, listener: Listener, on_epoch:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
-            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": time.monotonic() - self.began_s}
+            row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": team.mean(time.monotonic() - self.began_s)}
             # The row first: what it says of an epoch without a checkpoint is cut off when the run is resumed.
             run.write_history([*run.history(), row])
             history = run.history()

@@ -1,0 +1,195 @@
+"""Training on all GPUs of a machine, and on several machines (tf.distribute).
+
+Every worker runs the same program on its part of each batch, and gradients are averaged at each step, so that all have
+the same weights. TensorFlow saves a model only if all workers do: those that are not the chief write into a folder that
+is removed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.recipe import TrainSection
+from edgerec.contract.stderr import captured_stderr
+from edgerec.errors import RecipeError, TrainError
+from edgerec.optional import require
+from edgerec.train.feed import WHOLE, Places
+from edgerec.train.keras import versions
+from edgerec.train.rendezvous import Cluster, meet
+from edgerec.train.run import Run
+
+log = logging.getLogger(__name__)
+
+# How TensorFlow says that a worker does not answer.
+_LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", "DeadlineExceededError")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The devices and processes that train one model; in most trainings one.
+
+    Attributes:
+        strategy: TensorFlow's; None where one device trains.
+        cluster: where other processes take part.
+        places: what of each batch this process computes.
+    """
+
+    strategy: Any = None
+    cluster: Cluster | None = None
+    places: Places = WHOLE
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes what is made."""
+        return self.cluster is None or self.cluster.chief
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the variables of a model are made that the team trains."""
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+
+    def spread(self, feed: Callable[[Places], Any]) -> Any:
+        """The batches for Keras, of a function that gives those of some places, one place's after the other."""
+        if self.strategy is None:
+            return feed(WHOLE)
+        return self.strategy.distribute_datasets_from_function(lambda _: feed(self.places))
+
+    def mean(self, value: float) -> float:
+        """The mean of all workers' values: the same number for all of them."""
+        if self.cluster is None:
+            return value
+        tf = require("tensorflow")
+        return float(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.constant(value, tf.float64), axis=None))
+
+    def wait(self) -> None:
+        """Return when all workers are here."""
+        self.mean(0.0)
+
+    def agree(self, facts: dict[str, Any]) -> None:
+        """Refuse to train where a worker has other facts than the chief.
+
+        Args:
+            facts: JSON values, nested dictionaries or not; each should be the same for all.
+
+        Raises:
+            TrainError: the first that is not, and whose it is; in all workers.
+        """
+        if self.cluster is None:
+            return
+        tf = require("tensorflow")
+        mine = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        sizes, everything = (
+            self.strategy.gather(tf.constant(values, tf.int32), axis=0).numpy() for values in ([len(mine)], mine)
+        )
+        chief: dict[str, Any] = {}
+        for index, end in enumerate(sizes.cumsum()):
+            found = _flat(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
+            chief = chief or found
+            if other := [key for key in chief if found.get(key) != chief[key]]:
+                raise TrainError(
+                    f"{self.cluster.name(index)} has {other[0]} {found.get(other[0])!r}, the chief "
+                    f"{chief[other[0]]!r}: give all workers the same recipe, data and run folder"
+                )
+
+    def check_batch(self, size: int) -> None:
+        """Refuse a batch that cannot be divided; raises :class:`RecipeError`."""
+        if size % self.places.total:
+            raise RecipeError(
+                f"train.batch_size is {size}, expected a multiple of {self.places.total}: so many devices share it"
+            )
+
+
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def together(section: TrainSection) -> Iterator[Team]:
+    """The team that trains: all workers of ``TF_CONFIG``, with all GPUs of each.
+
+    It must be asked before TensorFlow computes anything. Where there are other workers, the block is left by all of
+    them at the same time.
+
+    Raises:
+        TrainError: a worker does not come, or is gone during the training.
+    """
+    cluster = Cluster.from_environment()
+    tf = require("tensorflow")
+    gpus = [f"GPU:{number}" for number in range(len(tf.config.get_visible_devices("GPU")))]
+    if cluster is None:
+        yield _one_machine(gpus)
+        return
+    strategy = _connected(cluster, section.workers_wait_s)
+    total = strategy.num_replicas_in_sync
+    own = total // len(cluster.addresses)
+    team = Team(strategy, cluster, Places(cluster.index * own, own, total))
+    log.info("%s of %d workers, %d devices in all", cluster.name(cluster.index), len(cluster.addresses), total)
+    try:
+        yield team
+        team.wait()  # TensorFlow takes one who leaves for one who was lost
+    except tuple(getattr(tf.errors, name) for name in _LOST) as error:
+        raise TrainError(_lost(cluster, str(error))) from None
+
+
+def _one_machine(gpus: list[str]) -> Team:
+    if len(gpus) < 2:
+        return ALONE
+    log.info("training on %d GPUs", len(gpus))
+    strategy = require("tensorflow").distribute.MirroredStrategy(gpus)
+    return Team(strategy, None, Places(0, len(gpus), len(gpus)))
+
+
+@functools.cache  # TensorFlow connects a process once
+def _connected(cluster: Cluster, wait_s: float) -> Any:
+    log.info("waiting for %d workers", len(cluster.addresses))
+    meet(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
+    try:
+        with captured_stderr():
+            return require("tensorflow").distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise TrainError(
+            f"TensorFlow was used before the workers of TF_CONFIG met ({error}): begin with fit or quantize of a run"
+        ) from None
+
+
+def _lost(cluster: Cluster, said: str) -> str:
+    """What to do when TensorFlow says that a worker does not answer."""
+    tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", said)
+    gone = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
+    who = cluster.name(min(gone)) if gone and max(gone) < len(cluster.addresses) else "another worker"
+    return f"{who} is gone: start all workers again with --resume; they go on after the last checkpoint"
+
+
+@contextlib.contextmanager
+def written_by_the_chief(run: Run, team: Team) -> Iterator[Run]:
+    """The run, or for a worker that is not the chief a copy of it, which is gone after the block."""
+    if team.chief:
+        team.wait()
+        yield run
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="edgerec-worker-"))
+    try:
+        own = scratch / run.path.name
+        if run.begun:
+            shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
+        team.wait()  # the chief changes nothing before
+        yield Run(own)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _flat(facts: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        found |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
