@@ -34,6 +34,7 @@ _PUBLIC = {
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
     "inspect": "edgerec.export.inspection",
+    "pack_data": "edgerec.data.pack",
     "parity": "edgerec.compress.layers.diagnose",
     "predict": "edgerec.camera.predict",
     "prove": "edgerec.export.userland",
@@ -68,6 +69,7 @@ __all__ = [
     "fit",
     "import_tflite",
     "inspect",
+    "pack_data",
     "parity",
     "predict",
     "prove",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
     from edgerec.contract.target import Target
     from edgerec.data.check import check_data
+    from edgerec.data.pack import pack_data
     from edgerec.data.show import show_data
     from edgerec.errors import EdgerecError
     from edgerec.export import ensemble, export_bundle, import_tflite

@@ -1,4 +1,4 @@
-"""``edgerec data show | check``"""
+"""``edgerec data show | check | pack``"""
 
 from __future__ import annotations
 
@@ -74,7 +74,16 @@ def check(
         recipe = recipe.override({"data.group_by": group_by}, "command line")
     with progress() as listener:
         from edgerec.data.check import check_data
+        from edgerec.data.packed import Packed, is_pack
 
+        if is_pack(recipe.data.source):
+            made = Packed.open(recipe.data.source)
+            made.verify(listener)
+            if json:
+                show_json(made.to_dict() | {"ok": True})
+            else:
+                say(f"ok: {sum(made.counts.values()):,} packed pictures are what was packed")
+            return
         report = check_data(recipe, out, labels=labels, overwrite=overwrite, listener=listener)
     if json:
         show_json(report.to_dict())
@@ -82,6 +91,44 @@ def check(
         _show_report(report, out)
     if strict and not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    subject: str = _SUBJECT,
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the shards."),
+    input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
+    group_by: str | None = typer.Option(
+        None, help="Regular expression, as for train: what matches alike in its file name stays on one side."
+    ),
+    strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
+    assignments: list[str] = _SET,
+    resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped pack left."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the pack in --out."),
+    json: bool = JsonOption,
+) -> None:
+    """Write data that is larger than memory, or that several machines read, as TFRecord shards to train on."""
+    options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
+    given = {key: value for key, value in options.items() if value is not None}
+    recipe = _recipe(subject, assignments).override(given, "command line")
+    with progress() as listener:
+        from edgerec.data.pack import pack_data
+        from edgerec.models import find
+        from edgerec.train.keras import keras
+
+        keras()  # loads TensorFlow quietly
+        least = find(recipe.model.arch).least_size_px
+        try:
+            made = pack_data(recipe, out, least_size_px=least, resume=resume, overwrite=overwrite, listener=listener)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command with --resume goes on", err=True)
+            raise typer.Exit(130) from None
+    if json:
+        show_json(made.to_dict())
+        return
+    counts = ", ".join(f"{pictures:,} to {split}" for split, pictures in made.counts.items())
+    say(f"packed   {made.place}  ({counts}; {len(made.shards)} shards, {made.size_bytes / 1e6:,.1f} MB)")
+    say(f"next     edgerec train --data {made.place} --out runs/packed")
 
 
 def _show_report(report: DataReport, out: Path | None) -> None:

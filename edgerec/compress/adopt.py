@@ -214,7 +214,7 @@ def _normalise(model: Any, path: Path, found: _Found) -> _Choice:
 def _answers(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
 ) -> npt.NDArray[np.int64]:
-    return keras_scorer(model, normalise)(dataset.images[part], listener).argmax(axis=1)
+    return keras_scorer(model, normalise)(dataset.pictures(part), listener).argmax(axis=1)
 
 
 def _write(
@@ -238,8 +238,8 @@ def _write(
             dataset = dataset.relabelled(labels, answers)
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)
-        result = figures(score(dataset.images[parts.test], listener), dataset.classes[parts.test], labels, "test")
-        right = score(dataset.images[parts.val], ignore).argmax(axis=1) == dataset.classes[parts.val]
+        result = figures(score(dataset.pictures(parts.test), listener), dataset.classes[parts.test], labels, "test")
+        right = score(dataset.pictures(parts.val), ignore).argmax(axis=1) == dataset.classes[parts.val]
         about = {
             "val_accuracy": float(np.mean(right)),
             "best_epoch": 0,

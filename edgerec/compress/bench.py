@@ -28,7 +28,14 @@ from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
-from edgerec.train.feed import Places, evaluation_feed, evaluation_steps, steps_per_epoch, training_feed
+from edgerec.train.feed import (
+    Places,
+    evaluation_feed,
+    evaluation_steps,
+    naming_broken_records,
+    steps_per_epoch,
+    training_feed,
+)
 from edgerec.train.keras import prepare, versions
 from edgerec.train.run import Run
 
@@ -68,10 +75,11 @@ class Bench:
             team.check_batch(recipe.train.batch_size)
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
             score = keras_scorer(own.model(), recipe.normalise)
-            val_scores = score(dataset.images[split.val], ignore)
+            val_scores = score(dataset.pictures(split.val), ignore)
             val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
-            reference = score(dataset.images[split.test], listener)
-            yield cls(own, recipe, dataset, split, reference, val_top1, team, listener)
+            reference = score(dataset.pictures(split.test), listener)
+            with naming_broken_records(dataset):
+                yield cls(own, recipe, dataset, split, reference, val_top1, team, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -114,11 +122,11 @@ class Bench:
     ) -> QuantizeReport:
         dataset, split, name = self.dataset, self.split, method.variant
         score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
-        scores = score(dataset.images[split.test], self.listener)
+        scores = score(dataset.pictures(split.test), self.listener)
         classes = dataset.classes[split.test]
         keras_row = form("keras float32", self.reference, self.reference, classes)
         row = form(name, scores, self.reference, classes, content)
-        val_scores = score(dataset.images[split.val], ignore)
+        val_scores = score(dataset.pictures(split.val), ignore)
         val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
         return QuantizeReport(
             run=str(self.run.path),

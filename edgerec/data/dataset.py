@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
-from edgerec.data.cache import pixels
+from edgerec.data.cache import Pixels, pixels
+from edgerec.data.packed import Packed, PackedImages, is_pack
 from edgerec.data.sources import Arrays, Files
 from edgerec.errors import DataError, RecipeError
 
@@ -21,6 +23,26 @@ log = logging.getLogger(__name__)
 
 # The input size that is chosen for a person lies between these, in pixels.
 AUTO_SIZE_PX = (28, 96)
+# Pictures that are read at once where they are looked at one by one.
+_TOGETHER = 256
+
+
+class Pictures:
+    """Some pictures of a data set, in an order: of an array ``(N, height, width, channels)`` what scoring needs."""
+
+    def __init__(self, images: npt.NDArray[np.uint8] | PackedImages, positions: npt.NDArray[np.int64]) -> None:
+        self._images, self._positions = images, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, which: slice) -> npt.NDArray[np.uint8]:
+        """The pictures of a slice."""
+        return self._images[self._positions[which]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for start in range(0, len(self), _TOGETHER):
+            yield from self[start : start + _TOGETHER]
 
 
 @dataclass(frozen=True)
@@ -37,19 +59,50 @@ class Dataset:
         skipped: files among the pictures that are none.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8] | PackedImages
     classes: npt.NDArray[np.int64]
     splits: npt.NDArray[np.str_]
     labels: tuple[str, ...]
-    names: tuple[str, ...]
+    names: Sequence[str]
     digest: str
     skipped: tuple[str, ...]
-    _originals: Arrays | Files
+    _originals: Arrays | Files | Packed
     _positions: npt.NDArray[np.int64]
 
+    @classmethod
+    def of(cls, found: Arrays | Files, section: DataSection, stored: Pixels | None = None) -> Dataset:
+        """The data set of what was found; without its stored pixels, one that has all but the images."""
+        names = names_of(found, section.source)
+        if stored is None:
+            nothing = np.empty((0, *section.preprocess.shape), np.uint8)
+            stored = Pixels(nothing, np.ones(len(found.classes), bool), "")
+        positions = np.flatnonzero(stored.valid)
+        return cls(
+            stored.images,
+            found.classes[positions],
+            found.splits[positions],
+            found.labels,
+            tuple(names[i] for i in positions),
+            stored.digest,
+            tuple(names[i] for i in np.flatnonzero(~stored.valid)),
+            found,
+            positions,
+        )
+
+    @property
+    def packed(self) -> Packed | None:
+        """The shards that it is read from, if it is packed."""
+        return self._originals if isinstance(self._originals, Packed) else None
+
+    def pictures(self, positions: npt.NDArray[np.int64]) -> Pictures:
+        """Those at ``positions``, read as they are asked for: a test split may be larger than memory."""
+        return Pictures(self.images, positions)
+
     def original(self, index: int) -> Image:
-        """The picture as it came, before preprocessing: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
+        """The picture as it came, before preprocessing, or as it was packed: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
         position = self._positions[index]
+        if isinstance(self._originals, Packed):
+            return self.images[index]
         if isinstance(self._originals, Arrays):
             return self._originals.images[position]
         image = decode(self._originals.paths[position].read_bytes())
@@ -93,27 +146,48 @@ def load(
     Raises:
         DataError: nothing there, one class only, files that are no pictures under ``strict``.
     """
-    found = sources.find(section.source, flat=flat)
-    section = _resolve(section, found, least_size_px)
-    stored = pixels(found, section.preprocess, listener)
-    names = names_of(found, section.source)
-    skipped = tuple(names[i] for i in np.flatnonzero(~stored.valid))
-    _report_skipped(skipped, section)
-    positions = np.flatnonzero(stored.valid)
-    classes = found.classes[positions]
-    dataset = Dataset(
-        stored.images,
-        classes,
-        found.splits[positions],
-        found.labels,
-        tuple(names[i] for i in positions),
-        stored.digest,
-        skipped,
-        found,
-        positions,
-    )
+    if is_pack(section.source):
+        return _unpacked(Packed.open(section.source), section, least_size_px)
+    found, section = found_pictures(section, least_size_px=least_size_px, flat=flat)
+    dataset = Dataset.of(found, section, pixels(found, section.preprocess, listener))
+    _report_skipped(dataset.skipped, section)
     _check_classes(dataset, section.source)
     return dataset, section
+
+
+def found_pictures(
+    section: DataSection, *, least_size_px: int = 8, flat: bool = False
+) -> tuple[Arrays | Files, DataSection]:
+    """What is at a section's source, not read yet, and the section with nothing left to be chosen."""
+    found = sources.find(section.source, flat=flat)
+    return found, _resolve(section, found, least_size_px)
+
+
+def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
+    spec = pack.preprocess
+    packed: dict[str, Any] = {
+        "input_size": spec.width,
+        "channels": spec.channels,
+        "fit": spec.fit,
+        "interpolation": spec.interpolation,
+        "group_by": pack.group_by,
+    }
+    default = DataSection()
+    for key, value in packed.items():
+        wanted = getattr(section, key)
+        if wanted not in (getattr(default, key), value):
+            raise RecipeError(f"data.{key} is {wanted!r}, {pack.place} was packed with {value!r}: pack again with that")
+    if spec.width < least_size_px:
+        raise RecipeError(
+            f"{pack.place} has pictures of {spec.width} pixels, this architecture needs at least {least_size_px}: "
+            f"pack again with data.input_size={least_size_px}"
+        )
+    positions = np.arange(len(pack.index))
+    classes = pack.index["class"].astype(np.int64)
+    dataset = Dataset(
+        pack.images, classes, pack.splits, pack.labels, pack.names, pack.digest, pack.skipped, pack, positions
+    )
+    return dataset, replace(section, **packed)
 
 
 def _resolve(section: DataSection, found: Arrays | Files, least_size_px: int) -> DataSection:

@@ -15,6 +15,7 @@ from edgerec.contract.recipe import Recipe
 from edgerec.data import sources
 from edgerec.data.dataset import AUTO_SIZE_PX, Dataset, names_of
 from edgerec.data.likeness import confirmed, near_pairs, thumbnails
+from edgerec.data.packed import SPLITS
 from edgerec.data.scan import Scan, scan
 from edgerec.data.split import split_dataset
 from edgerec.data.wrong_labels import judge
@@ -126,7 +127,7 @@ class Looked:
     @property
     def small(self) -> npt.NDArray[np.uint8]:
         """uint8 ``(N, 32, 32, C)``."""
-        return self.dataset.images
+        return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:
         """Where the source's picture stands among those that can be decoded."""
@@ -201,7 +202,7 @@ def _look(source: sources.Arrays | sources.Files, seen: Scan, recipe: Recipe) ->
     splits, findings = source.splits[positions].astype("<U5"), []
     try:
         parts = split_dataset(dataset, recipe.data, recipe.seed)
-        for name in sources.SPLITS:
+        for name in SPLITS:
             splits[parts.part(name)] = name
     except DataError as error:
         findings.append(Finding("error", "split", (), str(error), "training would stop with this"))
@@ -333,5 +334,5 @@ def _labels(looked: Looked, findings: list[Finding], listener: Listener) -> floa
 def _counts(looked: Looked) -> dict[str, dict[str, int]]:
     labels = looked.dataset.labels or ("",)
     counted = Counter(zip(looked.dataset.classes.tolist(), looked.splits.tolist(), strict=True))
-    names = [name for name in (*sources.SPLITS, "") if name in looked.splits]
+    names = [name for name in (*SPLITS, "") if name in looked.splits]
     return {label: {name: counted[index, name] for name in names} for index, label in enumerate(labels)}

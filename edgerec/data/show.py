@@ -16,8 +16,8 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import AugmentSection, DataSection, Recipe
 from edgerec.data.augment import augmenter, mixer
 from edgerec.data.dataset import Dataset, load
+from edgerec.data.packed import SPLITS
 from edgerec.data.plots import Row, picture_table
-from edgerec.data.sources import SPLITS
 from edgerec.errors import DataError, RecipeError
 from edgerec.optional import require
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.data.packed import SPLITS, is_pack
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ def find(source: str, *, flat: bool = False) -> Arrays | Files:
     if source in NAMED:
         return NAMED[source]()
     path = user_path(source)
+    if is_pack(source):
+        raise DataError(f"{source} is packed: this needs the pictures that it was packed from")
     if path.is_dir():
         return unlabelled(path) if flat and not _folders(path) else folder(path)
     if path.suffix == ".npz" and path.is_file():

@@ -18,7 +18,7 @@ from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.contract.tensors import Normalise
-from edgerec.data import Dataset, load, split_dataset
+from edgerec.data import Dataset, Pictures, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
 from edgerec.runtime.classifier import Classifier
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
 # pixels uint8 (N, H, W, C) -> scores float32 (N, classes)
-Scorer = Callable[[npt.NDArray[np.uint8], Listener], Reals]
+Scorer = Callable[[npt.NDArray[np.uint8] | Pictures, Listener], Reals]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class _Subject:
 def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
     """Scores of a Keras model."""
 
-    def score(pixels: npt.NDArray[np.uint8], listener: Listener) -> npt.NDArray[np.float32]:
+    def score(pixels: npt.NDArray[np.uint8] | Pictures, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = pixels[start : start + EVALUATION_BATCH].astype(np.float32)
@@ -207,7 +207,7 @@ def _open_run(run: Run) -> _Subject:
     recipe, labels = run.recipe, run.labels
     scorer = keras_scorer(run.model(), recipe.normalise)
     return _Subject(
-        lambda dataset, part, listener: scorer(dataset.images[part], listener),
+        lambda dataset, part, listener: scorer(dataset.pictures(part), listener),
         labels,
         recipe.data,
         len(labels),
@@ -248,7 +248,7 @@ def _open_tflite(path: Path, wanted: str | None) -> _Subject:
     section = _data_section(PreprocessSpec(height, width, channels), DataSection(), finished.where)
     scorer = tflite_scorer(model)
     return _Subject(
-        lambda dataset, part, listener: scorer(dataset.images[part], listener), labels, section, model.classes
+        lambda dataset, part, listener: scorer(dataset.pictures(part), listener), labels, section, model.classes
     )
 
 

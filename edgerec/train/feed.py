@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,15 @@ from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
 from edgerec.data.augment import augmenter, mixer
+from edgerec.data.packed import Packed
 from edgerec.optional import require
 
 Indices = npt.NDArray[np.int64]
 
 EVALUATION_BATCH = 256
+# Of packed data: shards that are open at a time, what is read at once of each, and how much is shuffled.
+OPEN_SHARDS, READ_BYTES = 8, 1 << 20
+BUFFER_BYTES, BUFFER_PICTURES = 64 << 20, 16384
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
     steps = steps_per_epoch(part, recipe)
     size = recipe.train.batch_size // places.total
     finish = _finisher(dataset, recipe)
+    if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
+        return _streamed(dataset.packed, recipe, places, steps, finish, first_epoch)
 
     def positions(epoch: Any) -> Any:
         order = tf.random.experimental.stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])
@@ -80,6 +87,83 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
         .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def _streamed(
+    pack: Packed, recipe: Recipe, places: Places, steps: int, finish: Callable[..., Any], first_epoch: int
+) -> Any:
+    """The same of packed data, whose shards are read from one end to the other.
+
+    In each epoch they come in another order, which is cut among the processes; several are open at a time, and what
+    comes out of them is shuffled, some thousand pictures at a time.
+    """
+    tf = require("tensorflow")
+    shards = pack.of("train")
+    size = recipe.train.batch_size // places.total
+    own = steps * size * places.count  # pictures of an epoch
+    paths = tf.constant([pack.path(shard) for shard in shards])
+    counts = tf.constant([shard.pictures for shard in shards], tf.int64)
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    picture_bytes = int(np.prod(pack.preprocess.shape))
+    window = size * int(max(4, min(BUFFER_BYTES // picture_bytes, BUFFER_PICTURES) // size))
+
+    def epoch_of(epoch: Any) -> Any:
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), seed=seed)
+        sizes = tf.gather(counts, order)
+        starts = tf.cumsum(sizes, exclusive=True)
+        first = tf.constant(steps * size * places.first, tf.int64)
+        skipped = tf.clip_by_value(first - starts, 0, sizes)
+        taken = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
+        return (
+            tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, taken))
+            .filter(lambda path, skip, take: take > 0)
+            .interleave(
+                lambda path, skip, take: tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skip).take(take),
+                cycle_length=OPEN_SHARDS,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .batch(window)
+            .enumerate(epoch * -(-own // window))
+            .map(shuffled)
+            .unbatch()
+            .enumerate(epoch * steps * places.count)
+        )
+
+    def shuffled(number: Any, records: Any) -> Any:
+        # Not tf.data's own shuffle: TensorFlow takes no seed for it that follows from the epoch.
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(tf.shape(records)[0]), seed=tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        )
+        return tf.reshape(tf.gather(records, order), [-1, size])
+
+    def read(number: Any, records: Any) -> tuple[Any, Any]:
+        found = tf.io.parse_example(records, features)
+        pixels = tf.reshape(tf.io.decode_raw(found["image"], tf.uint8), [size, *pack.preprocess.shape])
+        number = number // places.count * places.total + places.first + number % places.count
+        return finish(pixels, found["label"], number)
+
+    return (
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(epoch_of)
+        .map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+@contextmanager
+def naming_broken_records(dataset: Dataset) -> Iterator[None]:
+    """Say which record of which shard it is where TensorFlow finds one broken; raises :class:`DataError`."""
+    try:
+        yield
+    except require("tensorflow").errors.OpError:
+        if dataset.packed is not None:
+            dataset.packed.verify()
+        raise
 
 
 def _finisher(dataset: Dataset, recipe: Recipe) -> Callable[[Any, Any, Any], tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.data.packed import is_remote
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
 from edgerec.models import BACKBONE, least_size_px, own
@@ -21,7 +22,14 @@ from edgerec.optional import require
 from edgerec.train import plots
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.feed import batch_size, evaluation_feed, evaluation_steps, steps_per_epoch, training_feed
+from edgerec.train.feed import (
+    batch_size,
+    evaluation_feed,
+    evaluation_steps,
+    naming_broken_records,
+    steps_per_epoch,
+    training_feed,
+)
 from edgerec.train.foreign import check_opens, in_float32
 from edgerec.train.keras import (
     UNREADABLE,
@@ -105,9 +113,10 @@ def fit(
         if not resume:
             _start(own_run, recipe, dataset, parts, overwrite)
         training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
-        for stage in plan:
-            if first_epoch < stage.last and not enough(recipe, own_run.history()):
-                training.learn(model, stage, first_epoch)
+        with naming_broken_records(dataset):
+            for stage in plan:
+                if first_epoch < stage.last and not enough(recipe, own_run.history()):
+                    training.learn(model, stage, first_epoch)
         if finish and team.chief:
             _finish(run, recipe, dataset, parts)
     return run
@@ -201,7 +210,7 @@ class _Training:
 
 def placed(section: DataSection) -> DataSection:
     """The section with its data's absolute path, so that a run finds its pictures from wherever it is used."""
-    if section.source in NAMED:
+    if section.source in NAMED or is_remote(section.source):
         return section
     return replace(section, source=str(user_path(section.source).resolve()))
 
@@ -338,7 +347,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         release(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)
-    scores = keras_scorer(model, recipe.normalise)(dataset.images[parts.test], ignore)
+    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), ignore)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
     plots.confusion_matrix(result, run.path / "plots" / "confusion_matrix.png")

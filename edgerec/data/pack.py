@@ -1,0 +1,205 @@
+"""Writing data that does not fit into memory as TFRecord shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.files import refuse_existing, replacing, replacing_folder, write_file
+from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.recipe import Recipe
+from edgerec.data.dataset import Dataset, found_pictures
+from edgerec.data.packed import ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
+from edgerec.data.sources import Arrays, Files
+from edgerec.data.split import split_dataset
+from edgerec.errors import DataError
+from edgerec.optional import require
+
+log = logging.getLogger(__name__)
+
+# Shards of about this size are read from an object store at its speed; but at least so many, so that an epoch can
+# begin anywhere in them, as long as each has some pictures.
+SHARD_BYTES = 64 << 20
+SHARDS, LEAST_PICTURES = 16, 64
+_CHUNK = 256
+
+
+def pack_data(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    least_size_px: int = 8,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> Packed:
+    """Write the pictures of a recipe, as its model sees them and split as it splits them, into shards.
+
+    A shard is a TFRecord file of ``tf.train.Example``: ``image``, the pixels as they are; ``label``, the class's
+    index; ``name``, where the picture comes from. The pictures of a split are shuffled once.
+
+    Args:
+        recipe: its ``data`` section and ``seed``.
+        out: the folder; data.source of a recipe that trains on it.
+        least_size_px: that the network takes.
+        resume: take the shards that a stopped pack of this data left.
+        overwrite: replace a pack that is there.
+        listener: told of the progress.
+
+    Raises:
+        EdgerecError: the data does not allow it, or ``out`` is something else.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
+    source, section = found_pictures(recipe.data, least_size_px=least_size_px)
+    if not source.labels:
+        raise DataError(f"{section.source} has no class folders: nothing to learn from")
+    light = Dataset.of(source, section)
+    parts = split_dataset(light, section, recipe.seed)
+    picture_bytes = int(np.prod(section.preprocess.shape))
+    plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
+    unfinished = out.with_name(f".{out.name}.packing")
+    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}
+    _begin(unfinished, settings, resume)
+    writer = _Writer(source, light, section.preprocess, unfinished)
+    done, count = 0, len(light.names)
+    for name, positions in plan:
+        for _ in writer.shard(name, positions, section.strict):
+            done += 1
+            if done % _CHUNK == 0 or done == count:
+                listener(Progress("packing", done, count))
+    return _finished(writer, plan, section, out, overwrite)
+
+
+def _planned(split: str, positions: Indices, picture_bytes: int, seed: int) -> list[tuple[str, Indices]]:
+    """The shards of a split, each a name and the pictures in it."""
+    shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
+    large = -(-len(positions) * picture_bytes // SHARD_BYTES)
+    count = max(large, min(SHARDS, len(positions) // LEAST_PICTURES), 1)
+    names = (f"{split}-{number:05d}-of-{count:05d}.tfrecord" for number in range(count))
+    return list(zip(names, np.array_split(shuffled, count), strict=True))
+
+
+def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
+    plan = unfinished / "plan.json"
+    text = json.dumps(settings)
+    if unfinished.exists():
+        same = plan.is_file() and plan.read_text(encoding="utf-8") == text
+        if resume and same:
+            log.info("going on with what a stopped pack left")
+            return
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    write_file(plan, text)
+
+
+class _Writer:
+    """Writes shards, whole or not at all, each with a file that tells what is in it."""
+
+    def __init__(self, source: Arrays | Files, light: Dataset, spec: Any, folder: Path) -> None:
+        self.source, self.light, self.spec, self.folder = source, light, spec, folder
+
+    def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
+        """Write one, if it is not there; yields for each picture."""
+        about = self.folder / f"{name}.json"
+        if about.is_file() and (self.folder / name).is_file():
+            yield from (None for _ in positions)
+            return
+        tf = require("tensorflow")
+        entries, skipped, end = [], [], 0
+        with replacing(self.folder / name) as partial:
+            with tf.io.TFRecordWriter(str(partial)) as file:
+                for position, image in zip(positions, self._images(positions), strict=True):
+                    yield
+                    if image is None:
+                        skipped.append(self.light.names[position])
+                        if strict:
+                            raise DataError(f"{skipped[0]} is no picture: remove it, or pack without --strict")
+                        continue
+                    pixels = image.tobytes()
+                    label = int(self.source.classes[position])
+                    record = _example(tf, pixels, label, self.light.names[position])
+                    file.write(record)
+                    # A record is its length (8 bytes) and that one's checksum (4), itself, and its checksum (4).
+                    entries.append((end + 12 + record.index(pixels), label, zlib.crc32(pixels)))
+                    end += 16 + len(record)
+            with partial.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+        index = np.array(entries, ENTRY)
+        with replacing(self.folder / f"{name}.npy") as partial, partial.open("wb") as file:
+            np.lib.format.write_array(file, index, allow_pickle=False)
+        write_file(about, json.dumps({"size_bytes": end, "sha256": digest, "skipped": skipped}))
+
+    def _images(self, positions: Indices) -> Iterator[Image | None]:
+        def fit(position: int) -> Image | None:
+            if isinstance(self.source, Arrays):
+                return apply(self.source.images[position], self.spec)
+            image = decode(self.source.paths[position].read_bytes())
+            return None if image is None else apply(image, self.spec)
+
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(positions), _CHUNK):
+                yield from pool.map(fit, positions[start : start + _CHUNK])
+
+
+def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
+    feature, text = tf.train.Feature, name.encode(errors="surrogateescape")
+    features = {
+        "image": feature(bytes_list=tf.train.BytesList(value=[pixels])),
+        "label": feature(int64_list=tf.train.Int64List(value=[label])),
+        "name": feature(bytes_list=tf.train.BytesList(value=[text])),
+    }
+    record: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    return record
+
+
+def _finished(writer: _Writer, plan: list[tuple[str, Indices]], section: Any, out: Path, overwrite: bool) -> Packed:
+    shards, indices, skipped = [], [], []
+    for name, _ in plan:
+        about = json.loads((writer.folder / f"{name}.json").read_text(encoding="utf-8"))
+        index: npt.NDArray[Any] = np.load(writer.folder / f"{name}.npy", allow_pickle=False)
+        skipped += about["skipped"]
+        shards.append(Shard(name, name.partition("-")[0], len(index), about["size_bytes"], about["sha256"]))
+        indices.append(index)
+    index = np.concatenate(indices)
+    train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
+    if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
+        raise DataError(f"class {writer.light.labels[min(empty)]!r} has no picture left to train on")
+    if skipped:
+        log.warning("skipped %d files that are no pictures: %s", len(skipped), ", ".join(skipped[:5]))
+    about = {
+        "schema": SCHEMA,
+        "labels": list(writer.light.labels),
+        "preprocess": asdict(section.preprocess),
+        "group_by": section.group_by,
+        "shards": [asdict(shard) for shard in shards],
+        "skipped": skipped,
+    }
+    about["digest"] = _digest([json.dumps(about, sort_keys=True)])
+    with replacing_folder(out, overwrite=overwrite) as partial:
+        for shard in shards:
+            (writer.folder / shard.file).rename(partial / shard.file)
+        with (partial / INDEX).open("wb") as file:
+            np.lib.format.write_array(file, index, allow_pickle=False)
+        (partial / MANIFEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(writer.folder)
+    return Packed.open(str(out))
+
+
+def _digest(texts: Any) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,290 @@
+"""Reading data that ``edgerec data pack`` wrote: TFRecord shards, from a disk or an object store.
+
+Training streams the shards; everything else, as calibration or the test, reads single pictures at the places that the
+index knows. Neither holds more than a few shards' worth of pictures in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.errors import DataError
+from edgerec.optional import require
+
+Indices = npt.NDArray[np.int64]
+
+SPLITS = ("train", "val", "test")
+SCHEMA = 1
+MANIFEST, INDEX = "pack.json", "index.npy"
+# Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
+ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of records.
+
+    Attributes:
+        file: its name in the pack's folder.
+        split: ``train``, ``val`` or ``test``.
+        pictures: how many.
+        size_bytes: of the file.
+        sha256: of the file.
+    """
+
+    file: str
+    split: str
+    pictures: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A pack's folder: its manifest and its index.
+
+    Attributes:
+        place: the folder, or its address in an object store.
+        labels: one per class.
+        preprocess: how the pictures were made to what the model sees.
+        shards: those of train first, then val, then test.
+        skipped: files that were no pictures.
+        group_by: what kept pictures on one side of the split.
+        digest: SHA-256 over all of it.
+    """
+
+    place: str
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    shards: tuple[Shard, ...]
+    skipped: tuple[str, ...]
+    group_by: str
+    digest: str
+
+    @classmethod
+    def open(cls, place: str) -> Packed:
+        """Read the manifest; raises :class:`DataError` where it is none, or a shard is missing or cut off."""
+        try:
+            about = json.loads(read_file(place, MANIFEST))
+            if about["schema"] != SCHEMA:
+                raise DataError(
+                    f"{place} was packed in form {about['schema']}; this edgerec reads {SCHEMA}: pack again"
+                )
+            found = cls(
+                place,
+                tuple(about["labels"]),
+                PreprocessSpec(**about["preprocess"]),
+                tuple(Shard(**shard) for shard in about["shards"]),
+                tuple(about["skipped"]),
+                about["group_by"],
+                about["digest"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{place}: {MANIFEST} is damaged ({error}): pack again with edgerec data pack") from None
+        for shard in found.shards:
+            if Path(shard.file).name != shard.file:
+                raise DataError(f"{place}: {MANIFEST} names {shard.file!r}, which is not in its folder")
+            size = file_size(place, shard.file)
+            if size != shard.size_bytes:
+                what = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
+                raise DataError(f"{place}: {shard.file} {what}: copy it again, or pack again with edgerec data pack")
+        return found
+
+    def path(self, shard: Shard) -> str:
+        """Where a shard lies, for TensorFlow."""
+        return joined(self.place, shard.file)
+
+    def of(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    @cached_property
+    def index(self) -> npt.NDArray[Any]:
+        """``(N,)`` of :data:`ENTRY`, in the order of the shards."""
+        try:
+            index = np.lib.format.read_array(io.BytesIO(read_file(self.place, INDEX)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{self.place}: {INDEX} is damaged ({error}): pack again") from None
+        if index.dtype != ENTRY or index.shape != (sum(shard.pictures for shard in self.shards),):
+            raise DataError(f"{self.place}: {INDEX} is not that of its shards: copy it again, or pack again")
+        return index
+
+    @property
+    def splits(self) -> npt.NDArray[np.str_]:
+        """``(N,)`` of ``train``, ``val`` and ``test``."""
+        return np.repeat([shard.split for shard in self.shards], [shard.pictures for shard in self.shards])
+
+    @property
+    def images(self) -> PackedImages:
+        """The pictures, read as they are asked for."""
+        return PackedImages(self)
+
+    @property
+    def names(self) -> PackedNames:
+        """The pictures' names."""
+        return PackedNames(self)
+
+    @cached_property
+    def ends(self) -> Indices:
+        """``(shards,)``, how many pictures there are up to each shard's end."""
+        return np.cumsum([shard.pictures for shard in self.shards])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures of each split."""
+        return {split: sum(shard.pictures for shard in self.of(split)) for split in SPLITS}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a script wants to know of it."""
+        return {
+            "pack": self.place,
+            "pictures": self.counts,
+            "labels": list(self.labels),
+            "preprocess": asdict(self.preprocess),
+            "shards": len(self.shards),
+            "size_bytes": self.size_bytes,
+            "skipped": list(self.skipped),
+            "digest": self.digest,
+        }
+
+    def verify(self, listener: Listener = ignore) -> None:
+        """Read every picture; raises :class:`DataError` that names the first record that is not what was packed."""
+        for start in range(0, len(self.index), 1024):
+            self.images[np.arange(start, min(start + 1024, len(self.index)))]
+            listener(Progress("reading shards", min(start + 1024, len(self.index)), len(self.index)))
+
+
+class PackedImages:
+    """What of an array ``(N, height, width, channels)`` of uint8 is used of a data set's pictures."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, pack: Packed) -> None:
+        self._pack = pack
+        self.shape = (len(pack.index), *pack.preprocess.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
+        """The pictures at a position, a slice, or positions."""
+        positions = np.arange(len(self))[which]
+        images = np.empty((positions.size, *self.shape[1:]), np.uint8)
+        shards = np.searchsorted(self._pack.ends, positions.reshape(-1), side="right")
+        for number in np.unique(shards):
+            places = np.flatnonzero(shards == number)
+            self._read(self._pack.shards[number], positions.reshape(-1)[places], images, places)
+        return images.reshape(*positions.shape, *self.shape[1:])
+
+    def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], places: Indices) -> None:
+        size = images[0].size
+        with opened(self._pack.place, shard.file) as file:
+            for position, place in zip(positions, places, strict=True):
+                entry = self._pack.index[position]
+                file.seek(int(entry["pixels"]))
+                content = file.read(size)
+                if len(content) != size or zlib.crc32(content) != entry["crc"]:
+                    first = self._pack.ends[self._pack.shards.index(shard)] - shard.pictures
+                    raise DataError(
+                        f"{self._pack.path(shard)}: record {position - first} of {shard.pictures} is not what was "
+                        "packed: copy the shard again, or pack again"
+                    )
+                images[place] = np.frombuffer(content, np.uint8).reshape(images.shape[1:])
+
+
+class PackedNames(Sequence[str]):
+    """``SHARD#RECORD`` for each picture, made as they are asked for."""
+
+    def __init__(self, pack: Packed) -> None:
+        self._pack = pack
+
+    def __len__(self) -> int:
+        return len(self._pack.index)
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> Sequence[str]: ...
+    def __getitem__(self, which: int | slice) -> str | Sequence[str]:
+        """A picture's name."""
+        if isinstance(which, slice):
+            return [self[i] for i in range(len(self))[which]]
+        position = range(len(self))[which]
+        number = int(np.searchsorted(self._pack.ends, position, side="right"))
+        shard = self._pack.shards[number]
+        return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.pictures)}"
+
+
+def is_remote(place: str) -> bool:
+    """Whether it is an address that TensorFlow's file systems read, as ``gs://bucket/folder``."""
+    return "://" in place
+
+
+def is_pack(place: str) -> bool:
+    """Whether packed data is meant: everything in an object store is."""
+    return is_remote(place) or (Path(place) / MANIFEST).is_file()
+
+
+def joined(place: str, name: str) -> str:
+    """A file in a folder or in an object store."""
+    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
+
+
+def opened(place: str, name: str) -> BinaryIO:
+    """A file for reading; raises :class:`DataError`."""
+    path = joined(place, name)
+    if is_remote(place):
+        return require("tensorflow").io.gfile.GFile(path, "rb")  # type: ignore[no-any-return]
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_file(place: str, name: str) -> bytes:
+    """All of a file; raises :class:`DataError`."""
+    if not is_remote(place):
+        with opened(place, name) as file:
+            return file.read()
+    tf = require("tensorflow")
+    try:
+        with opened(place, name) as file:
+            return file.read()
+    except tf.errors.UnimplementedError:
+        raise DataError(
+            f"{place}: TensorFlow has no file system for {place.partition('://')[0]}://; import one that has "
+            "(pip install tensorflow-io), or mount the bucket as a folder"
+        ) from None
+    except tf.errors.OpError as error:
+        raise DataError(f"{joined(place, name)} cannot be read: {error.message}") from None
+
+
+def file_size(place: str, name: str) -> int | None:
+    """Of a file, bytes; None where it is missing."""
+    if is_remote(place):
+        tf = require("tensorflow")
+        try:
+            return int(tf.io.gfile.stat(joined(place, name)).length)
+        except tf.errors.NotFoundError:
+            return None
+    try:
+        return (Path(place) / name).stat().st_size
+    except OSError:
+        return None
