@@ -14,12 +14,15 @@ from edgerec.train.fit import was_begun
 
 
 def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
-    recipe, weights, seen = Recipe().override(settings), [], []
+    recipe, weights, seen = Recipe().override(settings), [], {}
 
     def after_epoch(epoch, model):
         content = b"".join(value.tobytes() for value in model.get_weights())
         weights.append(hashlib.sha256(content).hexdigest())
         Path(f"{out}.seen").touch()
+
+    def note(number, rows):
+        seen[int(number)] = [zlib.crc32(row.tobytes()) for row in rows]
 
     finisher = feed._finisher
 
@@ -30,15 +33,14 @@ def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
 
         def told(pixels, classes, number):
             batch, _ = finish(pixels, classes, number)
-            note = lambda rows: seen.extend(zlib.crc32(row.tobytes()) for row in rows)  # noqa: E731
-            with tf.control_dependencies([tf.py_function(note, [tf.cast(pixels, tf.uint8)], [])]):
+            with tf.control_dependencies([tf.numpy_function(note, [number, pixels], [])]):
                 return tf.identity(batch), classes
 
         return told
 
     feed._finisher = watched
     run = fit(recipe, out, resume=was_begun(recipe, out), on_epoch=after_epoch)
-    first = seen[:]
+    first = dict(seen)
     models = {method: quantize(run, method).model_sha256 for method in methods}
     print(json.dumps({"weights": weights, "seen": first, "models": models}))
 
