@@ -42,7 +42,7 @@ def pictures(name: str) -> Any:
     """What the feed needs of a data set."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (PICTURES, *SHAPES[name]), np.uint8)
-    return SimpleNamespace(images=images, classes=np.arange(PICTURES) % 10, labels=tuple("0123456789"))
+    return SimpleNamespace(images=images, classes=np.arange(PICTURES) % 10, labels=tuple("0123456789"), packed=None)
 
 
 def recipe(name: str, setting: str) -> Recipe:

@@ -55,11 +55,9 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
         # Of the whole, so that both fractions mean the same.
         fraction = section.val_fraction / (1 - section.test_fraction) if held_out else section.val_fraction
         train, val = _take(dataset, train, min(fraction, 0.5), seed + 1, groups, "validation")
-    for index in range(len(dataset.labels)):
-        if index not in dataset.classes[train]:
-            raise DataError(
-                f"class {dataset.labels[index]!r} has no picture to train on, only to test: is its name right?"
-            )
+    counts = np.bincount(dataset.classes[train], minlength=len(dataset.labels))
+    if missing := [label for label, count in zip(dataset.labels, counts, strict=False) if not count]:
+        raise DataError(f"class {missing[0]!r} has no picture to train on, only to test: is its name right?")
     if groups is not None:
         _refuse_shared(dataset, groups, {"train": train, "validation": val, "test": test})
     return Split(train, val, test, held_out)

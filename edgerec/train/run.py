@@ -212,14 +212,17 @@ def _parse_history(text: str) -> list[dict[str, float]]:
 
 
 def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
-    """What ``split.json`` holds: the data's digest and which pictures are held out."""
+    """What ``split.json`` holds: the data's digest and which pictures are held out; of packed data their shards say."""
+    listed = dataset.packed is None
     return {
         "digest": dataset.digest,
         "train_images": len(parts.train),
+        "val_images": len(parts.val),
+        "test_images": len(parts.test),
         "held_out_here": parts.held_out,
         "skipped": list(dataset.skipped),
-        "val": [dataset.names[i] for i in parts.val],
-        "test": [dataset.names[i] for i in parts.test],
+        "val": [dataset.names[i] for i in parts.val] if listed else [],
+        "test": [dataset.names[i] for i in parts.test] if listed else [],
     }
 
 

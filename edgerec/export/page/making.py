@@ -196,7 +196,8 @@ def _top1(metrics: Mapping[str, Any]) -> Top1 | None:
 
 def _splits(run: Run) -> dict[str, int]:
     record = run.split_record
-    return {"train": int(record["train_images"]), "val": len(record["val"]), "test": len(record["test"])}
+    held = {part: int(record.get(f"{part}_images", len(record[part]))) for part in ("val", "test")}
+    return {"train": int(record["train_images"])} | held
 
 
 def _figures(

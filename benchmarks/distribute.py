@@ -1,0 +1,127 @@
+"""How training scales over processes: one, two and four of one thread each, on this machine.
+
+    python benchmarks/distribute.py [--rounds 3] [--workers 1 2 4]
+
+Each process trains its part of the same batch of 256 random pictures (ResNet8, 32×32). A step takes
+``compute / n + exchange(n)``: what one process needs for the whole batch, divided, and the exchange of the gradients,
+which is measured by itself. Processes that have no core of their own wait for each other: the table says how many cores
+there are. The figures are medians of the rounds; the ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any
+
+BATCH, STEPS, SHAPE = 256, 10, (32, 32, 3)
+
+
+def addresses(count: int) -> list[str]:
+    """Free ports of this machine."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def workers(count: int) -> dict[str, float]:
+    """What the chief of so many processes measured."""
+    places = addresses(count)
+    processes = []
+    for index in range(count):
+        config = {"cluster": {"worker": places}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(config), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, __file__, "--worker"]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def worker() -> None:
+    """Train, and print the seconds of a step and of an exchange."""
+    import numpy as np
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    from edgerec import Recipe
+    from edgerec.models import build
+    from edgerec.train.distribute import together
+    from edgerec.train.feed import Places
+    from edgerec.train.keras import compile_classifier, keras, prepare
+
+    recipe = Recipe().override({"model.arch": "resnet8", "data.input_size": SHAPE[0], "data.channels": SHAPE[2]})
+    prepare(recipe.train, 0)
+    with together(recipe.train) as team:
+        rng = np.random.default_rng(0)
+
+        def feed(places: Places) -> Any:
+            size = BATCH // places.total
+            pixels = rng.random((size, *SHAPE), np.float32)
+            return tf.data.Dataset.from_tensors((pixels, np.arange(size) % 10)).cache().repeat()
+
+        with team.scope():
+            model = build(keras(), recipe.model, SHAPE, 10, recipe.normalise)
+            compile_classifier(model, keras().optimizers.SGD(0.01), STEPS)
+        model.fit(team.spread(feed), steps_per_epoch=STEPS, verbose=0)
+        steps = []
+        for _ in range(3):
+            began = time.monotonic()
+            model.fit(team.spread(feed), steps_per_epoch=STEPS, verbose=0)
+            steps.append((time.monotonic() - began) / STEPS)
+        gradients = [tf.zeros_like(variable) for variable in model.trainable_variables]
+        exchanges = [exchange(team, gradients) for _ in range(4)][1:] if team.cluster is not None else [0.0]
+        print(json.dumps({"step_s": min(steps), "exchange_s": min(exchanges), "parameters": model.count_params()}))
+
+
+def exchange(team: Any, gradients: list[Any]) -> float:
+    """Seconds to sum what is of the gradients' shapes over all processes, as a step does."""
+    import tensorflow as tf
+
+    @tf.function
+    def summed() -> Any:
+        def replica() -> Any:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+        for _ in tf.range(STEPS):
+            team.strategy.run(replica)
+        return 0
+
+    began = time.monotonic()
+    summed()
+    return (time.monotonic() - began) / STEPS
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker()
+        return
+    rounds = [{count: workers(count) for count in arguments.workers} for _ in range(arguments.rounds)]
+    alone = median(found[arguments.workers[0]]["step_s"] for found in rounds)
+    table = {}
+    for count in arguments.workers:
+        step, shared = (median(found[count][key] for found in rounds) for key in ("step_s", "exchange_s"))
+        table[str(count)] = {
+            "step_ms": round(step * 1e3, 1),
+            "exchange_ms": round(shared * 1e3, 2),
+            "speedup": round(alone / step, 2),
+            "model": round(alone / (alone / min(count, os.cpu_count() or 1) + shared), 2),
+        }
+    print(json.dumps({"cores": os.cpu_count(), "parameters": rounds[0][1]["parameters"], "workers": table}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

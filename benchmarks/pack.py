@@ -1,0 +1,141 @@
+"""Packed data: a million pictures in constant memory, and the feed against a training step.
+
+    python benchmarks/pack.py million --work FOLDER [--pictures 1000000] [--steps 2000]
+    python benchmarks/pack.py feed --work FOLDER
+
+``million`` makes pictures by shifting those of MNIST, packs them, and trains for a part of an epoch in a process of its
+own: how long from its start to the first step, and how much memory it has over time, beside a tenth of the pictures.
+``feed`` compares, in one run and by turns, what the feed gives and what a step of ResNet8 takes on CIFAR-10 pictures,
+from memory and from shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from augment import in_turns, take
+from common import data_folder, unpacked
+
+from edgerec import Recipe, pack_data
+from edgerec.data import load, split_dataset
+from edgerec.models import build
+from edgerec.train.feed import training_feed
+from edgerec.train.keras import compile_classifier, keras
+
+BATCH, STEPS = 128, 40
+PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
+SETTINGS: dict[str, dict[str, Any]] = {"none": PLAIN, "default": {}}
+
+
+def shifted(count: int, path: Path) -> None:
+    """Write so many pictures: MNIST's, each shifted otherwise every time that it comes."""
+    with np.load(data_folder() / "mnist.npz") as file:
+        images, classes = file["x_train"], file["y_train"]
+    rng = np.random.default_rng(0)
+    which = rng.permutation(np.arange(count) % len(images))
+    made = images[which]
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            chosen = np.flatnonzero(rng.integers(0, 25, count) == 0)
+            made[chosen] = np.roll(made[chosen], (dy, dx), axis=(1, 2))
+    np.savez(path, x_train=made, y_train=classes[which])
+
+
+def million(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both sizes' figures."""
+    found = {}
+    for count in (arguments.pictures // 10, arguments.pictures):
+        pack, source = arguments.work / f"pack-{count}", arguments.work / f"pictures-{count}.npz"
+        if not pack.is_dir():
+            shifted(count, source)
+            start = time.monotonic()
+            pack_data(Recipe().override({"data.source": str(source)}), pack)
+            print(f"packed {count:,} in {time.monotonic() - start:.0f} s", file=sys.stderr)
+            source.unlink()
+        steps = ["--steps", str(arguments.steps), "--began", str(time.time())]
+        command = [sys.executable, __file__, "train", "--work", str(pack), *steps]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        found[f"{count:,}"] = json.loads(done.stdout)
+    return found
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train on a pack for so many steps; what was seen on the way."""
+    recipe = Recipe().override({"data.source": str(arguments.work), "train.batch_size": BATCH})
+    keras()
+    dataset, section = load(recipe.data)
+    recipe = Recipe(data=section).override({"train.batch_size": BATCH})
+    parts = split_dataset(dataset, section, 0)
+    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
+    compile_classifier(model, keras().optimizers.Adam(), 20)
+    feed = training_feed(dataset, parts.train, recipe, first_epoch=0)
+    memory, first = [], []
+
+    class Watch(keras().callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            first.append(time.time() - arguments.began)
+            resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+            memory.append(resident_pages * 4096 / 1e6)
+
+    model.fit(feed, steps_per_epoch=arguments.steps, epochs=1, verbose=0, callbacks=[Watch()])
+    tenth = max(1, len(memory) // 10)
+    return {
+        "pictures_to_train": len(parts.train),
+        "part_of_epoch": round(arguments.steps * BATCH / len(parts.train), 3),
+        "seconds_to_step_20": round(first[0], 1),
+        "rss_mb": [round(value) for value in memory[::tenth]],
+        "rss_end_to_a_tenth": round(memory[-1] / memory[tenth], 3),
+    }
+
+
+def feed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The feed's speed, from memory and from shards, against ResNet8's step."""
+    base = Recipe().override({"data.source": str(unpacked("cifar10", arguments.work)), "data.input_size": 32})
+    place = arguments.work / "pack-cifar10"
+    if not place.is_dir():
+        pack_data(base, place)
+    works = {}
+    for name, source in (("memory", base.data.source), ("shards", str(place))):
+        dataset, section = load(base.override({"data.source": source}).data)
+        part = split_dataset(dataset, section, 0).train
+        for key, setting in SETTINGS.items():
+            recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | setting)
+            works[f"{name}, augmentation {key}"] = (
+                take(training_feed(dataset, part, recipe, first_epoch=0), STEPS),
+                STEPS * BATCH,
+            )
+    recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
+    model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
+    compile_classifier(model, keras().optimizers.Adam(), STEPS)
+    one = training_feed(dataset, part, recipe, first_epoch=0).take(1).cache().repeat()
+    works["step"] = (lambda: model.fit(one, steps_per_epoch=STEPS, epochs=1, verbose=0), STEPS * BATCH)
+    speeds, _ = in_turns(works, arguments.rounds)
+    return {
+        "pictures_per_second": speeds,
+        "to_step": {name: round(speed / speeds["step"], 1) for name, speed in speeds.items() if name != "step"},
+    }
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("million", "feed", "train"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    work = {"million": million, "feed": feed, "train": train}[arguments.part]
+    print(json.dumps(work(arguments), indent=1))
+
+
+if __name__ == "__main__":
+    main()
