@@ -22,10 +22,10 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import NOT_AUGMENTED, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.model import ImageModel
-from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
+from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.feed import Feed, evaluation_feed, training_feed
 from edgerec.train.keras import prepare, versions
+from edgerec.train.measure import Measure, measure_of
 from edgerec.train.run import Run
 
 # Of the training's rate, what fine-tunes a model that has settled, and what trains one again of which a part was taken
@@ -40,7 +40,8 @@ class Bench:
 
     Attributes:
         recipe: the run's, with what this compression changes.
-        reference: float32 ``(test pictures, classes)``.
+        measure: what judges outputs.
+        reference: float Keras' outputs, float32 ``(test pictures, classes)``.
         val_top1: of float Keras on the validation pictures, 0 to 1.
     """
 
@@ -48,6 +49,7 @@ class Bench:
     recipe: Recipe
     dataset: Dataset
     split: Split
+    measure: Measure
     reference: npt.NDArray[np.float32]
     val_top1: float
     listener: Listener
@@ -57,10 +59,10 @@ class Bench:
         """Load the pictures and score them by the float model."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         dataset, split = run.data(data, listener)
-        score = keras_scorer(run.model(), recipe.normalise)
-        val_scores = score(dataset.images[split.val], ignore)
-        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
-        return cls(run, recipe, dataset, split, score(dataset.images[split.test], listener), val_top1, listener)
+        score, measure = keras_scorer(run.model(), recipe.normalise), measure_of(run)
+        val_top1 = measure.top1(score(dataset.images[split.val], ignore), dataset.classes[split.val])
+        reference = score(dataset.images[split.test], listener)
+        return cls(run, recipe, dataset, split, measure, reference, val_top1, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -84,9 +86,9 @@ class Bench:
             between: the parity table's rows between float Keras and it.
             overwrite: replace a variant that is there.
         """
-        content = with_metadata(
-            plain_names(content), self.dataset.labels, self.recipe.normalise, self.recipe.model.arch
-        )
+        content, labels = plain_names(content), self.measure.labels
+        if labels:
+            content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
         report = self._measure(method, content, how, between)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
@@ -101,14 +103,13 @@ class Bench:
     def _measure(
         self, method: Method, content: bytes, how: dict[str, Any], between: tuple[Form, ...]
     ) -> QuantizeReport:
-        dataset, split, name = self.dataset, self.split, method.variant
-        score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
-        scores = score(dataset.images[split.test], self.listener)
+        dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
+        score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
+        outputs = score(dataset.images[split.test], self.listener)
         classes = dataset.classes[split.test]
-        keras_row = form("keras float32", self.reference, self.reference, classes)
-        row = form(name, scores, self.reference, classes, content)
-        val_scores = score(dataset.images[split.val], ignore)
-        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+        keras_row = form("keras float32", self.reference, self.reference, classes, measure)
+        row = form(name, outputs, self.reference, classes, measure, content)
+        val_top1 = measure.top1(score(dataset.images[split.val], ignore), dataset.classes[split.val])
         return QuantizeReport(
             run=str(self.run.path),
             variant=name,
@@ -122,7 +123,7 @@ class Bench:
             max_drop=self.recipe.compress.max_drop,
             sparsity=weight_sparsity(read_graph(content)),
             model_sha256=sha256(content),
-            figures=figures(scores, classes, dataset.labels, "test"),
+            figures=measure.figures(outputs, classes, dataset.labels),
             **how,
         )
 

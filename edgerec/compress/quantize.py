@@ -108,13 +108,16 @@ def quantize(
     recipe = with_options(run.recipe, wanted)
     check_used([recipe.compress.method], recipe.compress, wanted)
     if recipe.compress.method == "auto":
-        report = _auto(Bench.open(run, recipe, data, listener), overwrite)
+        bench = Bench.open(run, recipe, data, listener)
+        report = _auto(bench, overwrite)
     else:
         # Both before any work is done.
         refuse_existing(run.variant(METHODS[recipe.compress.method].variant), overwrite)
-        report = make(Bench.open(run, recipe, data, listener), resume=resume, overwrite=overwrite)
+        bench = Bench.open(run, recipe, data, listener)
+        report = make(bench, resume=resume, overwrite=overwrite)
+    before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.gained
     try:
-        check_drop(report.variant, report.forms[0].top1, report.forms[-1].top1, recipe.compress.max_drop)
+        check_drop(report.variant, before, after, recipe.compress.max_drop, gained)
     except GateError as error:
         error.report = report
         raise
