@@ -31,8 +31,8 @@ def accuracy_against_size(float_top1: float, rows: Sequence[Sized], path: Path, 
 
 
 def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: float, gained: str = "top-1") -> Any:
-    """Top-1, or what else is ``gained``, over the size of the file (a dot) and of the file compressed by gzip (a ring), for each variant; the sides
-    are inches."""
+    """Top-1, or what else is ``gained``, over the size of the file (a dot) and of the file compressed by gzip (a ring),
+    for each variant; the sides are inches."""
     figure = new_figure(width, height)
     axes = figure.subplots()
     axes.axhline(100 * float_top1, color=GREY, linewidth=1, linestyle="--", label="float Keras")

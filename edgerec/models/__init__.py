@@ -121,6 +121,18 @@ def find(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
+def find_classifier(name: str) -> Architecture:
+    """As :func:`find`, of a network that answers labels.
+
+    Raises:
+        RecipeError: there is none, or it is an autoencoder.
+    """
+    found = find(name)
+    if found.reconstructs:
+        raise RecipeError(f"{name!r} is an autoencoder, which answers no labels, expected a classifier")
+    return found
+
+
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
     """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
 
