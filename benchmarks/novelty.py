@@ -23,6 +23,7 @@ from common import data_folder, unpacked
 
 from edgerec import Classifier, Novelty, Recipe, Run, export_bundle, fit, quantize, read_image
 from edgerec.contract.preprocess import Image
+from edgerec.contract.recipe import NOT_AUGMENTED
 from edgerec.optional import require
 
 KNOWN, LEARNED, SHOWN, SEED = 0.99, 10_000, 2000, 0
@@ -32,8 +33,9 @@ AUTOENCODER: dict[str, Any] = {
     "model.arch": "autoencoder",
     "train.epochs": 8,
     "train.batch_size": 128,
-    "train.learning_rate": 0.003,
+    "train.learning_rate": 0.01,
 }
+PLAIN = {f"augment.{key}": value for key, value in vars(NOT_AUGMENTED).items()}
 COLUMNS = (
     *("learned", "shown", "AUROC", "unknown, rightly", "unknown, wrongly"),
     *("by best score: AUROC", "rightly", "wrongly", "by both: rightly"),
@@ -41,10 +43,42 @@ COLUMNS = (
 HEADER = """# Novelty
 
 A classifier knows its labels and nothing else: shown something new, it answers one of them, often with a high score. An
-autoencoder learns to make the known pictures again from a narrow code, and fails on what it never saw. `edgerec train
-photos/ --arch autoencoder`, `edgerec quantize`, and `edgerec export RUN --novelty AUTOENCODER_RUN` put it into the
-classifier's bundle; a picture with a reconstruction error above the threshold is answered `unknown`.
+autoencoder learns to make the known pictures again from a narrow code, and fails on what it never saw. Both go into one
+bundle, and a picture that is made again badly is answered `unknown`:
 
+```sh
+edgerec train photos/ --out runs/photos
+edgerec quantize runs/photos
+edgerec train photos/ --arch autoencoder --out runs/again    # labels are not used: a flat folder will do
+edgerec quantize runs/again
+edgerec export runs/photos --novelty runs/again --target rpi # --known 0.99, --novelty-variant int8
+```
+
+- The error is the mean squared difference between a picture and its reconstruction, in normalised pixels. The threshold
+  leaves the part `--known` of the autoencoder's validation pictures known, measured with the model that is shipped.
+- A result's `novelty` is the error as a multiple of that threshold: above 1 the answer is `unknown`, index −1, whatever
+  the scores. `--decision novelty=1.5` lets more through, `novelty=0` everything. In a stream it is smoothed as scores are.
+- `edgerec quantize` judges variants by the part of the held-out pictures that stay known by the float model's threshold
+  (`--max-drop`, in points), and tells the mean error and how far the order of errors is the float model's (rank
+  correlation). All methods take it.
+- `plots/reconstructions.png` and `plots/errors.png` of the run show what it makes of pictures, and the threshold.
+- The two models may see pictures of different sizes.
+
+## How much it finds
+
+`python benchmarks/novelty.py --write docs/novelty.md`: 10,000 pictures of MNIST train a `simple_cnn` (4 epochs) and an
+autoencoder (8 epochs, not augmented), both int8 by `ptq`, in one bundle. *Rightly* is the part of 2,000 pictures of
+other things that is answered `unknown`, *wrongly* that of 2,000 pictures of the test split. *By best score* is the usual
+way, a threshold on the highest score (`--threshold`), chosen so that 99 % of the validation pictures keep theirs;
+*by both* is `unknown` by either. AUROC is how often a new picture looks newer than a known one.
+
+"""
+FOOTER = """
+- Pictures of another kind are found nearly all, where scores find few: a classifier can be sure of anything.
+- What differs only as one class differs from another is hardly found: an autoencoder that makes 0 to 4 again makes 7
+  again too, and the classifier's doubt tells more. A new class wants pictures of it; use `--threshold` beside `--novelty`.
+- Augmentation makes more pictures known: with the default one the same training found 83 % of CIFAR-10's pictures, and
+  1 % of the digits that were left out. Augment by what will really vary, and no more.
 """
 
 
@@ -119,7 +153,7 @@ def rows(work: Path, name: str) -> list[str]:
     """Of one set of digits, a line of the table for each kind of other pictures."""
     data = {"data.source": str(prepared(work, name, DIGITS[name]))}
     classifier_run = trained(work, f"{name}-classifier", data | CLASSIFIER, "ptq")
-    autoencoder = trained(work, f"{name}-autoencoder", data | AUTOENCODER, "ptq")
+    autoencoder = trained(work, f"{name}-autoencoder", data | AUTOENCODER | PLAIN, "ptq")
     made = export_bundle(
         classifier_run,
         "rpi",
@@ -173,7 +207,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:
-        arguments.write.write_text(HEADER + text)
+        arguments.write.write_text(HEADER + text + FOOTER)
 
 
 if __name__ == "__main__":

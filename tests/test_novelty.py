@@ -77,6 +77,7 @@ def test_training_tells_errors_and_no_accuracy(autoencoder):
     assert set(metrics["per_class"]) == set(map(str, range(10)))
     plots = {path.name for path in (autoencoder.path / "plots").iterdir()}
     assert plots == {"learning_curves.png", "reconstructions.png", "errors.png"}
+    assert (autoencoder.path / "model_keras3.keras").is_file()
 
 
 def test_threshold_is_the_quantile_of_validation(autoencoder):
