@@ -57,7 +57,7 @@ edgerec export runs/photos --novelty runs/again --target rpi # --known 0.99, --n
 - The error is the mean squared difference between a picture and its reconstruction, in normalised pixels. The threshold
   leaves the part `--known` of the autoencoder's validation pictures known, measured with the model that is shipped.
 - A result's `novelty` is the error as a multiple of that threshold: above 1 the answer is `unknown`, index −1, whatever
-  the scores. `--decision novelty=1.5` lets more through, `novelty=0` everything. In a stream it is smoothed as scores are.
+  the scores. `--decision novelty=1.5` lets more through, `novelty=0` everything. A stream smooths it as it does scores.
 - `edgerec quantize` judges variants by the part of the held-out pictures that stay known by the float model's threshold
   (`--max-drop`, in points), and tells the mean error and how far the order of errors is the float model's (rank
   correlation). All methods take it.
@@ -68,17 +68,18 @@ edgerec export runs/photos --novelty runs/again --target rpi # --known 0.99, --n
 
 `python benchmarks/novelty.py --write docs/novelty.md`: 10,000 pictures of MNIST train a `simple_cnn` (4 epochs) and an
 autoencoder (8 epochs, not augmented), both int8 by `ptq`, in one bundle. *Rightly* is the part of 2,000 pictures of
-other things that is answered `unknown`, *wrongly* that of 2,000 pictures of the test split. *By best score* is the usual
-way, a threshold on the highest score (`--threshold`), chosen so that 99 % of the validation pictures keep theirs;
+other things that is answered `unknown`, *wrongly* that of 2,000 pictures of the test split. *By best score* is the
+usual way, a threshold on the highest score (`--threshold`), chosen so that 99 % of the validation pictures stay known;
 *by both* is `unknown` by either. AUROC is how often a new picture looks newer than a known one.
 
 """
 FOOTER = """
 - Pictures of another kind are found nearly all, where scores find few: a classifier can be sure of anything.
 - What differs only as one class differs from another is hardly found: an autoencoder that makes 0 to 4 again makes 7
-  again too, and the classifier's doubt tells more. A new class wants pictures of it; use `--threshold` beside `--novelty`.
-- Augmentation makes more pictures known: with the default one the same training found 83 % of CIFAR-10's pictures, and
-  1 % of the digits that were left out. Augment by what will really vary, and no more.
+  again too, and the classifier's doubt tells more. A new class wants pictures of it, and `--threshold` goes together
+  with `--novelty`.
+- Augmentation makes more pictures known: an autoencoder with the default one (at a rate of 0.003) found 83 % of
+  CIFAR-10's pictures, and 1 % of the digits that were left out. Augment by what will really vary, and no more.
 """
 
 

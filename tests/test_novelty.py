@@ -339,6 +339,8 @@ def test_the_rest_of_the_command_line_knows_it(guarded, autoencoder, run, tmp_pa
     done = CliRunner().invoke(app, [*arguments, "--novelty-variant", "int8-qat", "--known", "0.9", "--json"])
     about = json.loads(done.stdout)["novelty"]
     assert (about["variant"], about["known"]) == ("int8-qat", 0.9)
+    coral = export_bundle(run, "coral", novelty=autoencoder.path, out=tmp_path / "coral")  # every operator is checked
+    assert "novelty.tflite" in coral.files
     assert CliRunner().invoke(app, ["train", "--resume", "--out", str(autoencoder.path)]).stdout.startswith("error ")
 
 
