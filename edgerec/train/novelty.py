@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +104,15 @@ def reconstructions(
     save_figure(figure, path)
 
 
-def error_histogram(errors: Errors, threshold: float, path: Path, others: Mapping[str, Errors] | None = None) -> None:
-    """How often each error is among known pictures, and among ``others`` by what they are; and the threshold."""
-    shown: dict[str, Sequence[float] | Errors] = {"held-out pictures": errors, **(others or {})}
-    everything = np.concatenate([np.asarray(values) for values in shown.values()])
-    low = max(float(everything.min()), 1e-9)
-    bins = np.geomspace(low, max(float(everything.max()), threshold, 1.01 * low), 60)
+def error_histogram(errors: Errors, threshold: float, path: Path) -> None:
+    """How often each error is, and the threshold."""
+    low = max(float(errors.min()), 1e-9)
+    bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    for number, (name, values) in enumerate(shown.items()):
-        weights = np.full(len(values), 1 / len(values))
-        colour = BLUE if number == 0 else None
-        axes.hist(np.maximum(values, low), bins=bins, weights=weights, label=name, color=colour, alpha=0.6)
+    axes.hist(np.maximum(errors, low), bins=bins, color=BLUE, alpha=0.7, label="held-out pictures")
     axes.axvline(threshold, color=ORANGE, label=f"threshold {threshold:.3g}")
-    axes.set(xscale="log", xlabel="reconstruction error", ylabel="part of the pictures")
+    axes.set(xscale="log", xlabel="reconstruction error", ylabel="pictures")
     axes.grid(alpha=0.25, color=GREY)
     axes.legend(frameon=False)
     save_figure(figure, path)
