@@ -17,6 +17,7 @@ _PUBLIC = {
     "Camera": "edgerec.camera",
     "Classifier": "edgerec.runtime",
     "EdgerecError": "edgerec.errors",
+    "Novelty": "edgerec.export",
     "Recipe": "edgerec.contract.recipe",
     "Run": "edgerec.train.run",
     "Target": "edgerec.contract.target",
@@ -51,6 +52,7 @@ __all__ = [
     "Camera",
     "Classifier",
     "EdgerecError",
+    "Novelty",
     "Recipe",
     "Run",
     "Target",
@@ -95,7 +97,7 @@ if TYPE_CHECKING:
     from edgerec.data.pack import pack_data
     from edgerec.data.show import show_data
     from edgerec.errors import EdgerecError
-    from edgerec.export import ensemble, export_bundle, import_tflite
+    from edgerec.export import Novelty, ensemble, export_bundle, import_tflite
     from edgerec.export.architectures import architecture, architectures
     from edgerec.export.inspection import inspect
     from edgerec.export.page import report

@@ -71,6 +71,7 @@ class Result:
             "index": answer.index,
             "score": answer.score,
             "categories": [asdict(category) for category in answer.categories],
+            **({} if answer.novelty is None else {"novelty": round(answer.novelty, 4)}),
             **said,
         }
 

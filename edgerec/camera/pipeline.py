@@ -180,7 +180,7 @@ class Camera:
                 frame, answer = event
                 self._answered += 1
                 answered_s = time.monotonic()
-                decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s)
+                decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s, answer.novelty)
                 yield Result(frame, answer, answered_s, decision)
         for error in self._feeds.errors:
             raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,6 +19,13 @@ def export(
     precision: float | None = typer.Option(
         None, min=0, max=1, help="A threshold for each label: so many of its answers are right, on validation."
     ),
+    novelty: Path | None = typer.Option(
+        None, help="An autoencoder's run: pictures that it makes again badly are answered unknown."
+    ),
+    novelty_variant: str | None = typer.Option(None, help="Of it, as int8-qat. [default: the best int8 one]"),
+    known: float | None = typer.Option(
+        None, min=0, max=1, help="Part of its validation pictures that stay known. [default: 0.99]"
+    ),
     max_drop: float | None = typer.Option(
         None, help="Points of top-1 that the variant may have lost. [default: as quantize]"
     ),
@@ -26,9 +34,12 @@ def export(
     json: bool = JsonOption,
 ) -> None:
     """Write the bundle that a device runs."""
+    if novelty is None and (novelty_variant or known is not None):
+        raise typer.BadParameter("--novelty-variant and --known are for --novelty AUTOENCODER_RUN")
     with progress() as listener:
-        from edgerec.export import export_bundle
+        from edgerec.export import Novelty, export_bundle
 
+        chosen: dict[str, Any] = {"variant": novelty_variant} | ({} if known is None else {"known": known})
         report = export_bundle(
             run,
             target,
@@ -36,6 +47,7 @@ def export(
             out=out,
             threshold=threshold,
             precision=precision,
+            novelty=Novelty(novelty, **chosen) if novelty else None,
             max_drop=max_drop,
             data=data,
             overwrite=overwrite,
@@ -45,6 +57,11 @@ def export(
         show_json(report.to_dict())
         return
     say(f"bundle   {report.bundle}  ({report.variant}, {report.size_bytes:,} bytes, top-1 {report.top1:.2%})")
+    if found := report.novelty:
+        say(
+            f"novelty  {found['variant']}, {found['size_bytes']:,} bytes: unknown above an error of "
+            f"{found['threshold']:.5f}; {found['known_held_out']:.2%} of {found['images']} held-out pictures are known"
+        )
     say(f"verified {report.golden} golden pictures")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"

@@ -72,6 +72,9 @@ def _show(report: InspectReport) -> None:
     )
     say(f"compute  {report.macs:,} multiply-adds a picture, in {len(report.operators)} operators")
     say(f"memory   {report.arena_bytes:,} bytes for tensors; on a microcontroller {report.microcontroller_bytes:,}")
+    if found := report.novelty:
+        size, error = found["size_bytes"], found["threshold"]
+        say(f"novelty  {found['model']}, {size:,} bytes: unknown above an error of {error:g}")
     for finding in report.findings:
         say(f"refused  {finding}")
     _show_edgetpu(report)

@@ -60,12 +60,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
-    """The parity table: top-1, agreement, bytes, gzip bytes."""
+    """The parity table: top-1 (of an autoencoder: error, part known), agreement, bytes, gzip bytes."""
+    again = "error" in forms[0]
     table(
-        ("form", "top-1", "agreement", "bytes", "gzip bytes"),
+        ("form", *(("error", "known") if again else ("top-1",)), "agreement", "bytes", "gzip bytes"),
         [
             (
                 row["name"],
+                *((f"{row['error']:.5f}",) if again else ()),
                 f"{row['top1']:.2%}",
                 f"{row['agreement']:.2%}",
                 f"{row['size_bytes']:,}" if row["size_bytes"] else "–",

@@ -26,8 +26,7 @@ def predict(
         if json:
             lines.write(result)
             continue
-        best = result.classification.categories[:3]
-        say(
-            f"{result.frame.source}  {result.classification.label}   "
-            f"({', '.join(f'{c.label} {c.score:.2f}' for c in best)})"
-        )
+        answer = result.classification
+        best = ", ".join(f"{c.label} {c.score:.2f}" for c in answer.categories[:3])
+        novelty = "" if answer.novelty is None else f"; novelty {answer.novelty:.2f}"
+        say(f"{result.frame.source}  {answer.label}   ({best}{novelty})")

@@ -95,7 +95,8 @@ def quantize(
         return
     _show(report, json)
     if not json:
-        say(f"next     edgerec export {run} --target rpi")
+        again = report.forms[-1].error is not None
+        say(f"next     edgerec export {f'CLASSIFIER_RUN --novelty {run}' if again else run} --target rpi")
 
 
 def _show(report: QuantizeReport, json: bool) -> None:
@@ -103,9 +104,9 @@ def _show(report: QuantizeReport, json: bool) -> None:
         show_json(report.to_dict())
         return
     parity_table([row.to_dict() for row in report.forms])
-    change = (
-        f"{round(-report.drop_points, 2) + 0:+.2f} points of top-1 against float on {report.images} held-out images"
-    )
+    gained = "top-1" if report.forms[-1].error is None else "known pictures"
+    points = f"{round(-report.drop_points, 2) + 0:+.2f} points of {gained}"
+    change = f"{points} against float on {report.images} held-out images"
     say(f"variant  {report.path}  ({change})")
     if report.why:
         say(f"why      {report.why}")
@@ -117,12 +118,25 @@ def _show_comparison(comparison: Comparison, json: bool) -> None:
     if json:
         show_json(comparison.to_dict())
         return
+    again = comparison.rows[0].error is not None
     table(
-        ("variant", "method", "top-1", "drop", "agreement", "bytes", "gzip bytes", "zeros", "ms", "p95 ms"),
+        (
+            "variant",
+            "method",
+            *(("error", "known") if again else ("top-1",)),
+            "drop",
+            "agreement",
+            "bytes",
+            "gzip bytes",
+            "zeros",
+            "ms",
+            "p95 ms",
+        ),
         [
             (
                 row.variant,
                 row.method,
+                *((f"{row.error:.5f}",) if again else ()),
                 f"{row.top1:.2%}",
                 f"{row.drop_points:+.2f}",
                 f"{row.agreement:.2%}",

@@ -107,7 +107,11 @@ def show(run: Run, json: bool) -> None:
         show_json({"run": str(run.path)} | metrics)
         return
     images, parameters = metrics["images"], metrics["parameters"]
-    say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
+    if run.reconstructs:
+        say(f"error    {metrics['error']:.5f} on {images} held-out images, {parameters:,} parameters")
+        say(f"known    {metrics['known']:.2%} of them, by the threshold {metrics['threshold']:.5f} from validation")
+    else:
+        say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
     say(f"run      {run.path}  (plots/, metrics.json, split.json)")
     known = ARCHITECTURES.get(run.recipe.model.arch)
     say(f"next     edgerec quantize {run.path}{' --method ptq' if known and known.recurrent else ''}")

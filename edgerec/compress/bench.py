@@ -25,9 +25,8 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import NOT_AUGMENTED, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.runtime.model import ImageModel
 from edgerec.train.distribute import Team, together, written_by_the_chief
-from edgerec.train.evaluate import figures, keras_scorer, tflite_scorer
+from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.feed import (
     Places,
     evaluation_feed,
@@ -37,6 +36,7 @@ from edgerec.train.feed import (
     training_feed,
 )
 from edgerec.train.keras import prepare, versions
+from edgerec.train.measure import Measure, measure_of
 from edgerec.train.run import Run
 
 # Of the training's rate, what fine-tunes a model that has settled, and what trains one again of which a part was taken
@@ -51,7 +51,8 @@ class Bench:
 
     Attributes:
         recipe: the run's, with what this compression changes.
-        reference: float32 ``(test pictures, classes)``.
+        measure: what judges outputs.
+        reference: float Keras' outputs, float32 ``(test pictures, classes)``.
         val_top1: of float Keras on the validation pictures, 0 to 1.
         team: what fine-tunes.
     """
@@ -60,6 +61,7 @@ class Bench:
     recipe: Recipe
     dataset: Dataset
     split: Split
+    measure: Measure
     reference: npt.NDArray[np.float32]
     val_top1: float
     team: Team
@@ -74,12 +76,11 @@ class Bench:
             dataset, split = own.data(data, listener)
             team.check_batch(recipe.train.batch_size)
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
-            score = keras_scorer(own.model(), recipe.normalise)
-            val_scores = score(dataset.pictures(split.val), ignore)
-            val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+            score, measure = keras_scorer(own.model(), recipe.normalise), measure_of(own)
+            val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
             reference = score(dataset.pictures(split.test), listener)
             with naming_broken_records(dataset):
-                yield cls(own, recipe, dataset, split, reference, val_top1, team, listener)
+                yield cls(own, recipe, dataset, split, measure, reference, val_top1, team, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -103,9 +104,9 @@ class Bench:
             between: the parity table's rows between float Keras and it.
             overwrite: replace a variant that is there.
         """
-        content = with_metadata(
-            plain_names(content), self.dataset.labels, self.recipe.normalise, self.recipe.model.arch
-        )
+        content, labels = plain_names(content), self.measure.labels
+        if labels:
+            content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
         report = self._measure(method, content, how, between)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
@@ -120,14 +121,13 @@ class Bench:
     def _measure(
         self, method: Method, content: bytes, how: dict[str, Any], between: tuple[Form, ...]
     ) -> QuantizeReport:
-        dataset, split, name = self.dataset, self.split, method.variant
-        score = tflite_scorer(ImageModel(content, self.recipe.normalise, where=name))
-        scores = score(dataset.pictures(split.test), self.listener)
+        dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
+        score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
+        outputs = score(dataset.pictures(split.test), self.listener)
         classes = dataset.classes[split.test]
-        keras_row = form("keras float32", self.reference, self.reference, classes)
-        row = form(name, scores, self.reference, classes, content)
-        val_scores = score(dataset.pictures(split.val), ignore)
-        val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
+        keras_row = form("keras float32", self.reference, self.reference, classes, measure)
+        row = form(name, outputs, self.reference, classes, measure, content)
+        val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
         return QuantizeReport(
             run=str(self.run.path),
             variant=name,
@@ -141,7 +141,7 @@ class Bench:
             max_drop=self.recipe.compress.max_drop,
             sparsity=weight_sparsity(read_graph(content)),
             model_sha256=sha256(content),
-            figures=figures(scores, classes, dataset.labels, "test"),
+            figures=measure.figures(outputs, classes, dataset.labels),
             **how,
         )
 

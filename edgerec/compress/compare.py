@@ -16,7 +16,6 @@ from edgerec.compress.quantize import check_used, make_or_take, with_options
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.progress import Listener, ignore
 from edgerec.errors import ModelError, RecipeError, unknown
-from edgerec.runtime.model import ImageModel
 from edgerec.runtime.timing import Timing, time_models
 from edgerec.train.run import Run
 
@@ -37,6 +36,7 @@ class Row:
         size_bytes, gzip_bytes: of the file.
         sparsity: part of zeros among the int8 weights.
         median_ms, p95_ms: of one picture on this machine.
+        error: of an autoencoder, the mean reconstruction error.
     """
 
     method: str
@@ -49,6 +49,7 @@ class Row:
     sparsity: float
     median_ms: float
     p95_ms: float
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def compare(
     check_used(methods, recipe.compress, options)
     with Bench.open(run, recipe, data, listener) as bench:
         comparison = _compared(bench, methods, overwrite)
-        plots.accuracy_against_size(comparison.float_top1, comparison.rows, Path(comparison.plot))
+        plots.accuracy_against_size(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.gained)
         bench.run.write_json("compare.json", comparison.to_dict())
     return comparison
 
@@ -146,7 +147,7 @@ def _compared(bench: Bench, methods: Sequence[str], overwrite: bool) -> Comparis
 def _times(bench: Bench, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:
     pixels = bench.dataset.images[bench.split.val[0]]
     models = {
-        name: (ImageModel(Path(report.path).read_bytes(), bench.recipe.normalise, threads=THREADS), pixels)
+        name: (bench.measure.model(Path(report.path).read_bytes(), bench.recipe.normalise, threads=THREADS), pixels)
         for name, report in reports.items()
     }
     return time_models(models)
@@ -165,6 +166,7 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
         sparsity=report.sparsity,
         median_ms=timing.median_ms,
         p95_ms=timing.p95_ms,
+        error=form.error,
     )
 
 

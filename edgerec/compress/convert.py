@@ -17,7 +17,7 @@ from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError
 from edgerec.optional import require
-from edgerec.runtime.model import ImageModel
+from edgerec.runtime.interpreter import input_spec, open_interpreter
 
 # Parts of the names of tensors: a bias or a normalisation that a kernel took in, and tfmot's rounded weights.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
@@ -140,11 +140,11 @@ def check_int8(content: bytes, normalise: Normalise) -> None:
     if floats := float_tensors(graph):
         names = ", ".join(tensor.name[-60:] for tensor in floats[:3])
         raise ModelError(f"the converted model has {len(floats)} float tensors ({names}): it is not full int8")
-    model = ImageModel(content, normalise, where="the converted model")
-    if model.input.dtype != "uint8" or pixel_table(normalise, model.input) is not None:
+    given = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
+    if given.dtype != "uint8" or pixel_table(normalise, given) is not None:
         raise ModelError(
-            f"pixels do not pass through the converted model: its input is {model.input.dtype} "
-            f"with scale {model.input.scale:.8f} and zero point {model.input.zero_point}"
+            f"pixels do not pass through the converted model: its input is {given.dtype} "
+            f"with scale {given.scale:.8f} and zero point {given.zero_point}"
         )
 
 

@@ -20,6 +20,7 @@ from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
 from edgerec.train.keras import compile_classifier, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
+from edgerec.train.run import learned
 
 log = logging.getLogger(__name__)
 
@@ -195,17 +196,12 @@ def _recorder(state: _State) -> Any:
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             done = self.epoch * tune.steps + batch + 1
-            text = f"epoch {self.epoch + 1}/{tune.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+            text = f"epoch {self.epoch + 1}/{tune.epochs}  {learned(logs)}"
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            state.record(self.model, epoch + 1, logs["val_accuracy"])
-            log.info(
-                "%s: epoch %d/%d  loss %.4f  accuracy %.4f  val_accuracy %.4f",
-                stage,
-                epoch + 1,
-                tune.epochs,
-                *(logs[key] for key in ("loss", "accuracy", "val_accuracy")),
-            )
+            # An autoencoder has no accuracy: the lower its loss, the better.
+            state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
+            log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, learned(logs))
 
     return Recorder()

@@ -25,14 +25,14 @@ class Sized(Protocol):
     def gzip_bytes(self) -> int: ...
 
 
-def accuracy_against_size(float_top1: float, rows: Sequence[Sized], path: Path) -> None:
+def accuracy_against_size(float_top1: float, rows: Sequence[Sized], path: Path, gained: str = "top-1") -> None:
     """:func:`size_figure` as a PNG."""
-    save_figure(size_figure(float_top1, rows, 9, 5), path)
+    save_figure(size_figure(float_top1, rows, 9, 5, gained), path)
 
 
-def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: float) -> Any:
-    """Top-1 over the size of the file (a dot) and of the file compressed by gzip (a ring), for each variant; the sides
-    are inches."""
+def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: float, gained: str = "top-1") -> Any:
+    """Top-1, or what else is ``gained``, over the size of the file (a dot) and of the file compressed by gzip (a ring),
+    for each variant; the sides are inches."""
     figure = new_figure(width, height)
     axes = figure.subplots()
     axes.axhline(100 * float_top1, color=GREY, linewidth=1, linestyle="--", label="float Keras")
@@ -59,7 +59,8 @@ def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: 
         )
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "1235" else "")
-    axes.set(xlabel="KiB", ylabel="top-1 on held-out pictures, %", title="Accuracy against size")
+    title = "Accuracy against size" if gained == "top-1" else "What is left against size"
+    axes.set(xlabel="KiB", ylabel=f"{gained} on held-out pictures, %", title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure

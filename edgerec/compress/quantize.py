@@ -113,8 +113,9 @@ def quantize(
         refuse_existing(run.variant(METHODS[recipe.compress.method].variant), overwrite)
     with Bench.open(run, recipe, data, listener) as bench:
         report = _auto(bench, overwrite) if auto else make(bench, resume=resume, overwrite=overwrite)
+    before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.gained
     try:
-        check_drop(report.variant, report.forms[0].top1, report.forms[-1].top1, recipe.compress.max_drop)
+        check_drop(report.variant, before, after, recipe.compress.max_drop, gained)
     except GateError as error:
         error.report = report
         raise

@@ -15,6 +15,8 @@ Smoothing = Literal["none", "mean", "vote"]
 # A stored score of zero is less than half of an int8 unit, not nothing.
 _LEAST = 1 / 512
 _TIE = 1e-3
+# Of a picture's newness: above it, it is unknown.
+_NEW = 0.5
 
 Scores = npt.NDArray[np.float32]
 
@@ -35,6 +37,8 @@ class DecisionSpec:
         votes: frames of ``memory``.
         hysteresis: how much better than the present answer another must be, 0 to 1 in score.
         least_s: how long an answer stays at least, seconds.
+        novelty: where the bundle has an autoencoder, how many times its threshold a picture's reconstruction error may
+            be; above it the answer is ``unknown``, whatever the scores; 0 lets every picture through.
     """
 
     threshold: float = 0.0
@@ -46,6 +50,7 @@ class DecisionSpec:
     votes: int = 3
     hysteresis: float = 0.0
     least_s: float = 0.0
+    novelty: float = 1.0
 
     def __post_init__(self) -> None:
         _within("threshold", self.threshold, 0, 1)
@@ -63,6 +68,7 @@ class DecisionSpec:
             raise ValueError(f"decision.votes is {self.votes} of a memory of {self.memory} frames")
         _within("hysteresis", self.hysteresis, 0, 1)
         _within("least_s", self.least_s, 0, 86400)
+        _within("novelty", self.novelty, 0, 1000)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -81,6 +87,14 @@ class DecisionSpec:
         """The label's own threshold, or the common one."""
         return self.thresholds.get(label, self.threshold)
 
+    def newness(self, novelty: float | None) -> float:
+        """How new a picture is, from 0 to 1, where it has twice the ``novelty`` that is let through; above a half it
+        is unknown."""
+        if novelty is None or not self.novelty:
+            return 0.0
+        share = novelty / (2 * self.novelty)
+        return share if share <= 1 else 1.0  # also of NaN
+
 
 @dataclass(frozen=True)
 class Category:
@@ -96,9 +110,12 @@ class Classification:
     """The answer for one image.
 
     Attributes:
-        label, index, score: the best class, or ``unknown``, −1 and the best score below its threshold.
+        label, index, score: the best class, or ``unknown``, −1 and the best score: below its threshold, or of a
+            picture that is new.
         categories: the ``top_k`` classes, best first.
         scores: float32 ``(classes,)``, all of them, in [0, 1], as the model gave them.
+        novelty: the picture's reconstruction error as a multiple of the threshold that was found on validation
+            pictures; None where the bundle has no autoencoder.
     """
 
     label: str
@@ -106,6 +123,7 @@ class Classification:
     score: float
     categories: tuple[Category, ...]
     scores: Scores
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,14 +213,15 @@ def fit_thresholds(
     return found
 
 
-def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec) -> Classification:
-    """Answer for ``scores``, float32 ``(classes,)``; of equal scores the lower index comes first."""
+def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
+    """Answer for ``scores``, float32 ``(classes,)``, and ``novelty``; of equal scores the lower index comes first."""
     order = np.argsort(-scores, kind="stable")[: spec.top_k]
     categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)
     best = categories[0]
-    if float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label):
-        return Classification(UNKNOWN, -1, best.score, categories, scores)
-    return Classification(best.label, best.index, best.score, categories, scores)
+    unsure = float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label)
+    if unsure or spec.newness(novelty) > _NEW:
+        return Classification(UNKNOWN, -1, best.score, categories, scores, novelty)
+    return Classification(best.label, best.index, best.score, categories, scores, novelty)
 
 
 class Decider:
@@ -211,17 +230,27 @@ class Decider:
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
         self._mean: Scores | None = None
+        self._newness = 0.0
         self._recent: deque[int] = deque(maxlen=spec.memory)
         self._now: Decision | None = None
 
-    def update(self, scores: Scores, at_s: float) -> Decision:
-        """Take one frame's scores, float32 ``(classes,)`` as the model gave them, grabbed at ``at_s``, monotonic."""
+    def update(self, scores: Scores, at_s: float, novelty: float | None = None) -> Decision:
+        """Take one frame's answer.
+
+        Args:
+            scores: float32 ``(classes,)`` as the model gave them.
+            at_s: when it was grabbed, monotonic.
+            novelty: as in its :class:`Classification`.
+        """
         spec, seen = self._spec, calibrated(scores, self._spec.temperature)
+        newness = spec.newness(novelty)
         if spec.smoothing == "mean" and self._mean is not None:
-            self._mean = self._mean + np.float32(2 / (spec.memory + 1)) * (seen - self._mean)
+            weight = 2 / (spec.memory + 1)
+            self._mean = self._mean + np.float32(weight) * (seen - self._mean)
+            self._newness += weight * (newness - self._newness)
         else:
-            self._mean = seen
-        index = self._steady(self._mean)
+            self._mean, self._newness = seen, newness
+        index = self._steady(self._mean, self._newness > _NEW)
         now = self._now
         changed = now is None or (index != now.index and at_s - now.since_s >= spec.least_s)
         if now is not None and not changed:
@@ -233,19 +262,20 @@ class Decider:
         self._now = Decision(label, index, score, since_s, changed)
         return self._now
 
-    def _steady(self, scores: Scores) -> int:
+    def _steady(self, scores: Scores, new: bool) -> int:
         """The class to answer with, −1 for unknown, after votes and hysteresis."""
         spec, present = self._spec, self._now.index if self._now is not None else -1
         best = int(scores.argmax())
-        index = best if scores[best] >= spec.threshold_of(self._labels[best]) else -1
+        index = best if not new and scores[best] >= spec.threshold_of(self._labels[best]) else -1
         if spec.smoothing == "vote":
             self._recent.append(index)
             if self._now is not None and self._recent.count(index) < spec.votes:
                 index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), present)
         if present < 0 or index == present:
             return index
-        if index < 0:  # unknown, but only when the present answer is clearly too weak
-            return -1 if scores[present] < spec.threshold_of(self._labels[present]) - spec.hysteresis else present
+        if index < 0:  # unknown, but only when the picture is new, or the present answer clearly too weak
+            weak = scores[present] < spec.threshold_of(self._labels[present]) - spec.hysteresis
+            return -1 if new or weak else present
         return index if scores[index] >= scores[present] + spec.hysteresis else present
 
 

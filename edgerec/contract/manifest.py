@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.preprocess import PreprocessSpec
@@ -40,22 +40,15 @@ class ModelSpec:
     delegate_model: str = ""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict`` of its parts; raises TypeError, ValueError or KeyError on anything else."""
         read = {key: _READERS[key](value) if key in _READERS else value for key, value in values.items()}
         return cls(**read)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
         """Raise :class:`BundleError` when the parts do not fit each other, or the bundle."""
-        for key in ("model", "activation", "delegate_model"):
-            if not isinstance(getattr(self, key), str):
-                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected text")
-        if self.activation not in ACTIVATIONS:
-            raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
-        if self.output.size != (1 if self.activation == "binary" else len(labels)):
-            raise BundleError(f"{where} has {len(labels)} labels for an output of shape {list(self.output.shape)}")
-        if self.activation == "binary" and len(labels) != 2:
-            raise BundleError(f"{where} has {len(labels)} labels for a binary classifier")
+        self._check_texts(where)
+        self._check_output(where, labels)
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
                 f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
@@ -65,6 +58,38 @@ class ModelSpec:
         for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
                 raise BundleError(f"{where} names {name!r} but lists no digest for it")
+
+    def _check_texts(self, where: str) -> None:
+        for key in ("model", "activation", "delegate_model"):
+            if not isinstance(getattr(self, key), str):
+                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected text")
+        if self.activation not in ACTIVATIONS:
+            raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
+
+    def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
+        if self.output.size != (1 if self.activation == "binary" else len(labels)):
+            raise BundleError(f"{where} has {len(labels)} labels for an output of shape {list(self.output.shape)}")
+        if self.activation == "binary" and len(labels) != 2:
+            raise BundleError(f"{where} has {len(labels)} labels for a binary classifier")
+
+
+@dataclass(frozen=True)
+class NoveltySpec(ModelSpec):
+    """The autoencoder of a bundle: from a picture to the error with which it makes it again.
+
+    Attributes:
+        threshold: the error above which a picture is of something new: the mean squared difference to the normalised
+            pixels.
+    """
+
+    threshold: float = 0.0
+
+    def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
+        if self.output.shape != self.input.shape:
+            raise BundleError(f"{where} gives {list(self.output.shape)}, expected {list(self.input.shape)} as it takes")
+        threshold: Any = self.threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
+            raise BundleError(f"{where}: threshold is {threshold!r}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,7 @@ class Manifest:
         target, variant: for what it was made, and which form of the model it is.
         members: of an ensemble, the models after the first; each sees the same picture.
         combine: what their scores become, a name in ``COMBINATIONS``.
+        novelty: the autoencoder that says which pictures are unknown, whatever their scores; None without one.
         threads: interpreter threads; 0 lets the runtime choose.
         delegate: shared library of the delegate that runs the files compiled for it, or empty.
         files: SHA-256 of every other file, by its name relative to the bundle.
@@ -104,14 +130,20 @@ class Manifest:
     delegate_model: str = ""
     members: tuple[ModelSpec, ...] = ()
     combine: str = "mean"
+    novelty: NoveltySpec | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """All models: one, or those of an ensemble."""
+        """All models that answer: one, or those of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
+
+    @property
+    def networks(self) -> tuple[ModelSpec, ...]:
+        """All that see a picture: :attr:`models`, and the autoencoder behind them where there is one."""
+        return self.models if self.novelty is None else (*self.models, self.novelty)
 
     def to_json(self) -> str:
         """The manifest as indented JSON, its schema version first."""
@@ -169,6 +201,8 @@ class Manifest:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
         for number, model in enumerate(self.models):
             model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
+        if self.novelty is not None:
+            self.novelty.check(f"{where}: novelty", self.labels, self.files)
 
 
 def origins(manifest: Manifest) -> list[Mapping[str, Any]]:
@@ -205,6 +239,10 @@ def _members(value: Any) -> tuple[ModelSpec, ...]:
     return tuple(ModelSpec.from_dict(dict(member)) for member in value)
 
 
+def _novelty(value: Any) -> NoveltySpec | None:
+    return None if value is None else NoveltySpec.from_dict(dict(value))
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
@@ -215,6 +253,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "files": _files,
     "threads": _threads,
     "members": _members,
+    "novelty": _novelty,
 }
 
 

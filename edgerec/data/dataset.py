@@ -130,7 +130,12 @@ class Dataset:
 
 
 def load(
-    section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
+    section: DataSection,
+    *,
+    least_size_px: int = 8,
+    flat: bool = False,
+    least_classes: int = 2,
+    listener: Listener = ignore,
 ) -> tuple[Dataset, DataSection]:
     """Read a data set, through the pixel store.
 
@@ -138,20 +143,21 @@ def load(
         section: which data, and how pictures become pixels.
         least_size_px: the architecture's smallest input.
         flat: whether a folder of pictures without labels will do.
+        least_classes: how many labels there must be at least, where there are any.
         listener: told of the reading.
 
     Returns:
         The data set, and the section with ``input_size`` and ``channels`` filled in.
 
     Raises:
-        DataError: nothing there, one class only, files that are no pictures under ``strict``.
+        DataError: nothing there, too few classes, files that are no pictures under ``strict``.
     """
     if is_pack(section.source):
         return _unpacked(Packed.open(section.source), section, least_size_px)
     found, section = found_pictures(section, least_size_px=least_size_px, flat=flat)
     dataset = Dataset.of(found, section, pixels(found, section.preprocess, listener))
     _report_skipped(dataset.skipped, section)
-    _check_classes(dataset, section.source)
+    _check_classes(dataset, section.source, least_classes)
     return dataset, section
 
 
@@ -230,7 +236,7 @@ def _report_skipped(skipped: tuple[str, ...], section: DataSection) -> None:
     log.warning("%s: skipped %d files that are no pictures: %s", section.source, len(skipped), few)
 
 
-def _check_classes(dataset: Dataset, source: str) -> None:
+def _check_classes(dataset: Dataset, source: str, least: int) -> None:
     if not dataset.labels:
         if len(dataset.classes) < 3:
             raise DataError(f"{source} has {len(dataset.classes)} pictures; needed are 3 (train, validation, test)")
@@ -238,5 +244,5 @@ def _check_classes(dataset: Dataset, source: str) -> None:
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:
         raise DataError(f"{source}: class {empty[0]!r} has no picture: add some, or remove its folder")
-    if len(dataset.labels) < 2:
+    if len(dataset.labels) < least:
         raise DataError(f"{source} has one class only ({dataset.labels[0]!r}): a classifier needs two or more")

@@ -6,6 +6,7 @@ import importlib.metadata
 from typing import Any
 
 from edgerec.contract.manifest import Manifest
+from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export import apps, sources
@@ -31,7 +32,7 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, c
         card = _card(manifest, figures)
     else:
         card = _ensemble_card(manifest) if manifest.members else _imported_card(manifest)
-    return "\n".join([*_beginning(manifest, target, content), *card, ""])
+    return "\n".join([*_beginning(manifest, target, content), *card, *_novelty(manifest), ""])
 
 
 def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
@@ -113,7 +114,7 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
         lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
     limits = (
         "It knows these labels and nothing else: any other picture gets one of them too, "
-        "unless the bundle was exported with a threshold. "
+        "unless the bundle was exported with a threshold or an autoencoder (--novelty). "
         "Its figures hold for pictures like those that it was measured on."
     )
     return [*lines, "", limits]
@@ -158,10 +159,40 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
     ]
 
 
+def _novelty(manifest: Manifest) -> list[str]:
+    """What of the pictures is answered unknown by the autoencoder, where there is one."""
+    spec = manifest.novelty
+    if spec is None:
+        return []
+    lines = [
+        "",
+        "## Novelty",
+        "",
+        f"An autoencoder ({spec.model}, {_seen(spec.preprocess)}) makes each picture again. Where its mean squared",
+        f"error is above {spec.threshold:.6g}, the picture is unlike those that it was trained on, and the answer is",
+        "`unknown`, whatever the scores. A result's `novelty` is the error as a multiple of that;",
+        "`edgerec camera . --decision novelty=1.5` lets more through, `novelty=0` everything.",
+    ]
+    about = manifest.metrics.get("novelty")
+    if not about:
+        return lines
+    left = f"{about['known']:.4g} of {about['validation_images']} validation pictures"
+    held_out = f"{about['known_held_out']:.2%} of {about['images']} held-out ones"
+    return [
+        *lines,
+        "",
+        f"The threshold leaves {left} known, and {held_out}. How many pictures of other things it finds",
+        "depends on what they are: try some with `edgerec predict . PICTURES --json`.",
+    ]
+
+
+def _seen(spec: PreprocessSpec) -> str:
+    return f"{spec.width}×{spec.height} {'RGB' if spec.channels == 3 else 'grey'}"
+
+
 def _input(manifest: Manifest) -> str:
     spec = manifest.preprocess
-    colour = "RGB" if spec.channels == 3 else "grey"
-    return f"- Input: {spec.width}×{spec.height} {colour}, {spec.fit} and {spec.interpolation} from any picture"
+    return f"- Input: {_seen(spec)}, {spec.fit} and {spec.interpolation} from any picture"
 
 
 def _filled(line: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS
 from edgerec.contract.files import refuse_existing, sha256
-from edgerec.contract.manifest import Manifest, ModelSpec, origins
+from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
 from edgerec.export.exporter import export_bundle
@@ -21,6 +21,8 @@ from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.golden import golden_pictures
 from edgerec.train.run import Run
+
+Spec = TypeVar("Spec", bound=ModelSpec)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def ensemble(
     specs = [_taken(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
     for spec in specs:
         require_fit(models[spec.model], aim, spec.model)
+    novelty = _novelty(opened, models)
     members = [origin for bundle in opened for origin in origins(bundle.manifest)]
     manifest = replace(
         first,
@@ -96,6 +99,7 @@ def ensemble(
         threads=aim.threads,
         members=tuple(specs[1:]),
         combine=combine,
+        novelty=novelty,
         delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
         # What was fitted to one model's scores says nothing of all together.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
@@ -153,7 +157,7 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
             )
 
 
-def _taken(bundle: Bundle, spec: ModelSpec, files: dict[str, bytes]) -> ModelSpec:
+def _taken(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
     """The model with its files under names of their own, which are added to ``files``."""
 
     def take(name: str) -> str:
@@ -166,6 +170,21 @@ def _taken(bundle: Bundle, spec: ModelSpec, files: dict[str, bytes]) -> ModelSpe
     return replace(
         spec, model=take(spec.model), delegate_model=take(spec.delegate_model) if spec.delegate_model else ""
     )
+
+
+def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec | None:
+    """The autoencoder of the bundles that have one, with its files; raises where they have different ones."""
+    having = [(bundle, bundle.manifest.novelty) for bundle in bundles if bundle.manifest.novelty is not None]
+    if not having:
+        return None
+    (first, spec), *others = having
+    same = (first.files[spec.model], spec.threshold)
+    if other := next((bundle for bundle, its in others if (bundle.files[its.model], its.threshold) != same), None):
+        raise BundleError(
+            f"{first.path} and {other.path} have different autoencoders, an ensemble has one: "
+            "export all but one without --novelty"
+        )
+    return _taken(first, spec, files)
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

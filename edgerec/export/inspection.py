@@ -86,6 +86,7 @@ class InspectReport:
         target: the one that was asked for, or empty; ``findings``: all that it has against the model.
         edgetpu: how the Edge TPU's compiler will divide it, where the target has one.
         compiler: what that compiler did, where it is installed; or ``compiler_error``, why it did not.
+        novelty: of a bundle with an autoencoder, its ``model``, ``size_bytes`` and ``threshold``.
     """
 
     file: str
@@ -109,6 +110,7 @@ class InspectReport:
     edgetpu: Diagnosis | None = None
     compiler: EdgeTpuReport | None = None
     compiler_error: str = ""
+    novelty: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -144,7 +146,7 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
         TargetError: the target is unknown or wrong.
     """
     where, aim = Path(path), Target.load(target) if target else None
-    name, content = _content(where)
+    name, content, novelty = _content(where)
     graph = read_graph(content, str(where))
     found = tuple(findings(graph, content, aim)) if aim else ()
     diagnosis = diagnose(graph, aim) if aim and aim.rules == "edgetpu" else None
@@ -175,6 +177,7 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
         edgetpu=diagnosis,
         compiler=made,
         compiler_error=error,
+        novelty=novelty,
     )
 
 
@@ -197,12 +200,17 @@ def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str
         return None, str(error)
 
 
-def _content(path: Path) -> tuple[str, bytes]:
+def _content(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
+    """The model's name and bytes, and of a bundle what :class:`InspectReport` says of its autoencoder."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
-        return bundle.manifest.model, bundle.model
+        spec, novelty = bundle.manifest.novelty, None
+        if spec is not None:
+            size = len(bundle.files[spec.model])
+            novelty = {"model": spec.model, "size_bytes": size, "threshold": spec.threshold}
+        return bundle.manifest.model, bundle.model, novelty
     try:
-        return path.name, path.read_bytes()
+        return path.name, path.read_bytes(), None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
 

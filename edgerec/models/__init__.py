@@ -13,6 +13,7 @@ from edgerec.contract.recipe import ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import imagenet, own
+from edgerec.models.autoencoder import autoencoder
 from edgerec.models.densenet import densenet121
 from edgerec.models.ds_cnn import ds_cnn
 from edgerec.models.efficientnet import efficientnet_b0, efficientnet_v2_b0
@@ -37,16 +38,19 @@ class Architecture:
     """A network, and what one must know before pictures are read.
 
     Attributes:
-        features: ``(keras, input tensor, section) -> tensor (batch, n)``: all layers before the classes.
+        features: ``(keras, input tensor, section) -> tensor (batch, n)``: all layers before the classes. Where it
+            ``reconstructs``, all layers: the tensor has the input's shape.
         least_size_px: smallest input side; smaller pictures are enlarged to it.
         imagenet: the ImageNet weights that Keras has for it.
         recurrent: it reads a sequence, which quantization-aware training cannot round: ``--method ptq``.
+        reconstructs: it is an autoencoder: it makes its input again, and knows no classes.
     """
 
     features: Builder
     least_size_px: int
     imagenet: ImageNet | None = None
     recurrent: bool = False
+    reconstructs: bool = False
 
     @property
     def about(self) -> str:
@@ -80,6 +84,7 @@ ARCHITECTURES = {
     "ds_cnn": Architecture(ds_cnn, 16),
     "lstm": Architecture(lstm, 8, recurrent=True),
     "gru": Architecture(gru, 8, recurrent=True),
+    "autoencoder": Architecture(autoencoder, 8, reconstructs=True),
 }
 
 
@@ -92,6 +97,11 @@ BACKBONE = "backbone"
 def least_size_px(name: str) -> int:
     """The smallest input side of that network, pixels."""
     return 1 if name in (OWN, BACKBONE) else find(name).least_size_px
+
+
+def reconstructs(name: str) -> bool:
+    """Whether that network is an autoencoder."""
+    return name in ARCHITECTURES and ARCHITECTURES[name].reconstructs
 
 
 def find(name: str) -> Architecture:
@@ -111,9 +121,22 @@ def find(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
+def find_classifier(name: str) -> Architecture:
+    """As :func:`find`, of a network that answers labels.
+
+    Raises:
+        RecipeError: there is none, or it is an autoencoder.
+    """
+    found = find(name)
+    if found.reconstructs:
+        raise RecipeError(f"{name!r} is an autoencoder, which answers no labels, expected a classifier")
+    return found
+
+
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
     """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
 
+    An autoencoder gives the pictures again, normalised float32 ``(batch, *shape)``.
     Code of a person's own that ``section.arch`` names is run.
     """
     architecture, pretrained = find(section.arch), None
@@ -123,6 +146,8 @@ def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classe
     inputs = keras.Input(shape, name="pixels")
     x = imagenet.as_expected(keras, inputs, normalise, pretrained.pixels) if pretrained else inputs
     x = architecture.features(keras, x, section)
+    if architecture.reconstructs:
+        return keras.Model(inputs, x, name=section.arch)
     # Scores stay float32 under mixed precision.
     x = keras.layers.Dense(classes, name="logits", dtype="float32")(x)
     scores = keras.layers.Activation("softmax", name="scores", dtype="float32")(x)

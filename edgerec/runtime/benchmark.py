@@ -143,7 +143,7 @@ def benchmark(
     after = look()
     listener(Progress("measuring the operators", 2, 3))
     manifest, used = bundle.manifest, threads or bundle.manifest.threads
-    contents = [bundle.files[spec.model] for spec in manifest.models]
+    contents = [bundle.files[spec.model] for spec in manifest.networks]
     timed = profile_operators(contents, threads=used, budget_s=seconds) if operators else ()
     listener(Progress("measuring the operators", 3, 3))
     return BenchmarkReport(
@@ -194,10 +194,10 @@ def _stages(classifier: Classifier, frames: Iterator[Grabbed], seconds: float) -
         times = [time.perf_counter_ns()]
         pixels = classifier.pixels(frame.grabbed)
         times.append(time.perf_counter_ns())
-        scores = classifier.scores(pixels)
+        scores, novelty = classifier.scores(pixels), classifier.novelty(pixels)
         times.append(time.perf_counter_ns())
-        decide(scores, manifest.labels, manifest.decision)
-        decider.update(scores, frame.grabbed_s)
+        decide(scores, manifest.labels, manifest.decision, novelty)
+        decider.update(scores, frame.grabbed_s, novelty)
         times.append(time.perf_counter_ns())
         since_grab_ms = (time.monotonic() - frame.grabbed_s) * 1000
         spans_ms = [span / 1e6 for span in (*np.diff(times), times[-1] - times[0])]

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
-from edgerec.contract.manifest import Manifest, ModelSpec
+from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply, decode
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
+from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.runtime.model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Classifier:
     Attributes:
         manifest: the bundle's, with what the arguments change.
         models: each from its own pixels to scores; one, or those of an ensemble.
+        autoencoder: says which pictures are unknown, whatever their scores; None where the bundle has none.
 
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'
@@ -34,6 +36,7 @@ class Classifier:
 
     manifest: Manifest
     models: tuple[ImageModel, ...]
+    autoencoder: Autoencoder | None
 
     def __init__(
         self,
@@ -70,16 +73,18 @@ class Classifier:
         def opened(delegate: str) -> tuple[ImageModel, ...]:
             return tuple(
                 _opened(bundle, spec, threads=threads, delegate=delegate, delegate_options=delegate_options)
-                for spec in manifest.models
+                for spec in manifest.networks
             )
 
         try:
-            self.models = opened(delegate)
+            found = opened(delegate)
         except DelegateError as error:
             if not fallback:
                 raise
             log.warning("%s; running on the processor, slower", error)
-            self.models = opened("")
+            found = opened("")
+        self.models = found[: len(manifest.models)]
+        self.autoencoder = found[-1] if isinstance(found[-1], Autoencoder) else None
         if delegate_options and not delegate:
             raise DelegateError("there are options for a delegate, and no delegate: name its library with --delegate")
         changes = dict(decision or {})
@@ -92,7 +97,7 @@ class Classifier:
         except (TypeError, ValueError) as error:
             raise RecipeError(str(error).removeprefix("DecisionSpec.__init__() ")) from None
         self.manifest = replace(manifest, decision=changed)
-        self._specs = manifest.models
+        self._specs, self._novelty = manifest.networks, manifest.novelty
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
@@ -101,29 +106,46 @@ class Classifier:
 
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
-        return decide(self.scores(self.pixels(image)), self.manifest.labels, self.manifest.decision)
+        pixels = self.pixels(image)
+        return decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
-        """What each model sees of an image: uint8 ``(height, width, channels)``."""
+        """What each model, and last the autoencoder, sees of an image: uint8 ``(height, width, channels)``."""
         made = {spec: apply(image, spec) for spec in {spec.preprocess for spec in self._specs}}
         return tuple(made[spec.preprocess] for spec in self._specs)
 
     def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
         """float32 ``(classes,)`` in [0, 1] of all models together, for what :meth:`pixels` gave."""
-        found = [model.scores(seen) for model, seen in zip(self.models, pixels, strict=True)]
+        found = [model.scores(seen) for model, seen in zip(self.models, pixels, strict=False)]
         return found[0] if len(found) == 1 else COMBINATIONS[self.manifest.combine](np.stack(found))
+
+    def novelty(self, pixels: Sequence[Image]) -> float | None:
+        """How new the picture is for what :meth:`pixels` gave, as in :class:`Classification`; None where the bundle
+        has no autoencoder, or its decision lets every picture through."""
+        if self._novelty is None or not self.manifest.decision.novelty:
+            return None
+        return self.error(pixels) / self._novelty.threshold
+
+    def error(self, pixels: Sequence[Image]) -> float:
+        """The autoencoder's reconstruction error for what :meth:`pixels` gave."""
+        if self.autoencoder is None:
+            raise BundleError(
+                "the bundle has no autoencoder: edgerec export RUN --novelty AUTOENCODER_RUN gives it one"
+            )
+        return self.autoencoder.error(pixels[-1])
 
     def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
         """The output as each model stores it, in the output's dtype; behind an activation, the scores."""
         return tuple(
             model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
-            for spec, model, pixels in zip(self._specs, self.models, self.pixels(image), strict=True)
+            for spec, model, pixels in zip(self._specs, self.models, self.pixels(image), strict=False)
         )
 
 
 def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **options: Any) -> ImageModel:
     name = spec.delegate_model if delegate and spec.delegate_model else spec.model
-    model = ImageModel(
+    kind = Autoencoder if isinstance(spec, NoveltySpec) else ImageModel
+    model = kind(
         bundle.files[name],
         spec.normalise,
         activation=spec.activation,

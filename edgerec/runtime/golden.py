@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.files import sha256
-from edgerec.contract.manifest import ModelSpec
+from edgerec.contract.manifest import ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, decode, encode_png
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
@@ -25,6 +27,8 @@ GOLDEN = "golden/golden.json"
 # itself on another processor by up to 35.
 UNITS_OTHER_MACHINE = 2
 UNITS_OTHER_RUNTIME = 50
+# A mean is summed in another order by another NumPy.
+SUMMED = 1e-9
 # Of float scores, which are rounded differently by every processor's vector unit.
 FLOAT_OTHER_MACHINE = 1e-3
 
@@ -34,7 +38,8 @@ class GoldenResult:
     """One golden picture, recomputed here by one model.
 
     ``difference`` is the largest over the classes, ``tolerance`` the most that it may be: units of the quantized
-    output; score for float32, or behind an activation.
+    output; score for float32, or behind an activation. Of an autoencoder it is that of the reconstruction error, and
+    the labels are ``known`` and ``unknown``.
     """
 
     image: str
@@ -79,8 +84,9 @@ class VerifyReport:
 
 
 def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
-    """The golden files of a bundle: for each named image a PNG, its pixels' digest, and its scores."""
-    files, vectors = {}, []
+    """The golden files of a bundle: for each named image a PNG, its pixels' digest, its scores, and its reconstruction
+    error where the bundle has an autoencoder."""
+    files, vectors = {}, list[dict[str, Any]]()
     for number, (origin, image) in enumerate(images):
         name = f"golden/{number:03d}.png"
         files[name] = encode_png(image)
@@ -92,6 +98,8 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
                 "scores": [scores.tolist() for scores in classifier.stored_scores(image)],
             }
         )
+        if classifier.autoencoder is not None:
+            vectors[-1]["error"] = classifier.error(classifier.pixels(image))
     content = {"made_on": fingerprint().to_dict(), "vectors": vectors}
     files[GOLDEN] = (json.dumps(content, indent=1) + "\n").encode()
     return files
@@ -120,7 +128,14 @@ def verify(path: str | Path) -> VerifyReport:
     made_on, vectors = read_golden(bundle)
     here = fingerprint()
     tolerances = [tolerance(made_on, here, spec) for spec in bundle.manifest.models]
-    results = tuple(result for vector in vectors for result in _recompute(bundle, classifier, vector, tolerances))
+    results = tuple(
+        result
+        for vector in vectors
+        for result in (
+            *_recompute(bundle, classifier, vector, tolerances),
+            *_recomputed_error(bundle, classifier, vector, made_on, here),
+        )
+    )
     for result in results:
         if not result.difference <= result.tolerance:  # also NaN
             raise BundleError(
@@ -168,6 +183,8 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
                 raise ValueError(f"{vector['image']!r} is not in the bundle")
             if "pixels_sha256" not in vector:
                 raise ValueError(f"{vector['image']} has no digest of its pixels")
+            if bundle.manifest.novelty is not None and not 0 <= float(vector["error"]) < math.inf:
+                raise ValueError(f"{vector['image']} has a reconstruction error of {vector['error']}")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{bundle.path}/{GOLDEN} is damaged ({error}): export the bundle again") from None
     return made_on, vectors
@@ -199,6 +216,34 @@ def _recompute(
             difference=float(np.abs(scores.astype(np.float64) - golden).max()),
             tolerance=allowed,
         )
+
+
+def _recomputed_error(
+    bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any], made_on: Fingerprint, here: Fingerprint
+) -> Iterator[GoldenResult]:
+    """The same of the autoencoder, where the bundle has one; its picture was looked at by :func:`_recompute`."""
+    spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
+    if spec is None or image is None:
+        return
+    found, golden = classifier.error(classifier.pixels(image)), float(vector["error"])
+    yield GoldenResult(
+        image=vector["image"],
+        model=spec.model,
+        label="known" if found <= spec.threshold else UNKNOWN,
+        golden_label="known" if golden <= spec.threshold else UNKNOWN,
+        difference=abs(found - golden),
+        tolerance=error_tolerance(made_on, here, spec, golden),
+    )
+
+
+def error_tolerance(made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float) -> float:
+    """How far a reconstruction error may be off between two machines, of a picture whose error is ``error``.
+
+    Where every output is off by d at most, the mean of (e + d)² is off by 2·d·mean|e| + d² at most, and mean|e| is no
+    more than the root of the error.
+    """
+    off = tolerance(made_on, here, spec) * (spec.output.scale or 1.0)
+    return 2 * off * math.sqrt(error) + off**2 + SUMMED * (1 + error)
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec) -> float:

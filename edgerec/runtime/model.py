@@ -49,14 +49,17 @@ class ImageModel:
         self.output = output_spec(self._interpreter, where)
         if len(self.input.shape) != 4 or self.input.shape[0] != 1 or self.input.shape[3] not in (1, 3):
             raise ModelError(f"{where} takes {list(self.input.shape)}, expected [1, height, width, 1 or 3]")
-        if len(self.output.shape) < 2 or self.output.shape[0] != 1 or max(self.output.shape) != self.output.size:
-            raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
+        self._check_output(where)
         self.classes = 2 if activation == "binary" else self.output.size
         self._where = where
         self._activate = ACTIVATIONS[activation]
         self._table = pixel_table(normalise, self.input)
         self._input_index = self._interpreter.get_input_details()[0]["index"]
         self._output_index = self._interpreter.get_output_details()[0]["index"]
+
+    def _check_output(self, where: str) -> None:
+        if len(self.output.shape) < 2 or self.output.shape[0] != 1 or max(self.output.shape) != self.output.size:
+            raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
 
     def invoke(self, pixels: Image) -> npt.NDArray[Any]:
         """Stored output ``(outputs,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""

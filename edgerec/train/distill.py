@@ -50,7 +50,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     """
     if not teachers:
         raise RecipeError("a student needs a teacher: name one run or more")
-    runs = [Run.open(path) for path in teachers]
+    runs = [Run.classifying(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:
         check_alike(run, first)

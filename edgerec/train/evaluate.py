@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
-# pixels uint8 (N, H, W, C) -> scores float32 (N, classes)
+# pixels uint8 (N, H, W, C) -> scores float32 (N, classes); of an autoencoder, reconstruction errors (N, 1)
 Scorer = Callable[[npt.NDArray[np.uint8] | Pictures, Listener], Reals]
 
 
@@ -40,8 +40,8 @@ class Figures:
     """How good a model is on labelled pictures.
 
     Attributes:
-        accuracy: part of the pictures whose best class is right, 0 to 1.
-        loss: mean cross-entropy, nats.
+        accuracy: part of the pictures whose best class is right, 0 to 1; of an autoencoder, that it knows.
+        loss: mean cross-entropy, nats; of an autoencoder, its mean reconstruction error.
         per_class: label to precision, recall, f1 and support.
         confusion: ``confusion[true][predicted]``, counts.
         labels: the order of ``confusion``.
@@ -164,17 +164,23 @@ class _Subject:
 
 
 def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
-    """Scores of a Keras model."""
+    """Scores of a Keras model; of an autoencoder, the mean squared error of each picture."""
 
     def score(pixels: npt.NDArray[np.uint8] | Pictures, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
         for start in range(0, len(pixels), EVALUATION_BATCH):
-            batch = pixels[start : start + EVALUATION_BATCH].astype(np.float32)
-            parts.append(np.asarray(model(normalise.apply(batch), training=False)))
+            batch = normalise.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
+            given = np.asarray(model(batch, training=False))
+            parts.append(_errors(given, batch) if given.shape == batch.shape else given)
             listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
         return np.concatenate(parts)
 
     return score
+
+
+def _errors(given: Reals, wanted: Reals) -> Reals:
+    squares = np.square(given - wanted, dtype=np.float64)
+    return squares.reshape(len(given), -1).mean(axis=1, keepdims=True).astype(np.float32)
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
@@ -197,7 +203,7 @@ def _open(path: Path, normalise: str | None) -> _Subject:
     if path.is_file() and path.suffix == ".tflite":
         return _open_tflite(path, normalise)
     if Run(path).begun:
-        return _open_run(Run.open(path))
+        return _open_run(Run.classifying(path))
     if path.is_file() or (path / "manifest.json").is_file():
         return _open_bundle(Bundle.open(path))
     raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file")

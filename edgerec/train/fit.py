@@ -17,9 +17,9 @@ from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.packed import is_remote
 from edgerec.data.sources import NAMED, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
-from edgerec.models import BACKBONE, least_size_px, own
+from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.optional import require
-from edgerec.train import plots
+from edgerec.train import novelty, plots
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import (
@@ -99,6 +99,8 @@ def fit(
         _refuse(run, overwrite)
     if own.is_own(recipe.model.arch) and not resume:
         own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
+    if reconstructs(recipe.model.arch):
+        novelty.check_autoencoder(recipe)
     prepare(recipe.train, recipe.seed)
     with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
         recipe, dataset, parts = resolved(recipe, listener)
@@ -147,7 +149,14 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
     """The recipe with nothing left to be chosen, and its data."""
-    dataset, section = load(_sized(recipe), least_size_px=least_size_px(recipe.model.arch), listener=listener)
+    unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
+    dataset, section = load(
+        _sized(recipe),
+        least_size_px=least_size_px(recipe.model.arch),
+        flat=unlabelled,
+        least_classes=1 if unlabelled else 2,
+        listener=listener,
+    )
     parts = split_dataset(dataset, section, recipe.seed)
     size, accumulate = batch_size(recipe.train.batch_size, len(parts.train)), recipe.train.accumulate
     if size < recipe.train.batch_size:
@@ -245,8 +254,8 @@ def _start(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: 
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
         Run(partial).write_json("split.json", split_record(dataset, parts))
     log.info(
-        "%d classes, %d images to train, %d to validate, %d %s",
-        len(dataset.labels),
+        "%s, %d images to train, %d to validate, %d %s",
+        f"{len(dataset.labels)} classes" if not run.reconstructs else "labels are not used",
         len(parts.train),
         len(parts.val),
         len(parts.test),
@@ -347,14 +356,13 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         release(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)
-    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), ignore)
-    result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
-    plots.confusion_matrix(result, run.path / "plots" / "confusion_matrix.png")
-    plots.worst_mistakes(dataset, parts.test, scores, run.path / "plots" / "worst_mistakes.png")
     row = next(row for row in history if row["epoch"] == best)
+    if run.reconstructs:
+        found = novelty.measured(model, recipe, dataset, parts, run.path / "plots") | {"val_loss": row["val_loss"]}
+    else:
+        found = _measured(model, recipe, dataset, parts, run.path / "plots") | {"val_accuracy": row["val_accuracy"]}
     about = {
-        "val_accuracy": row["val_accuracy"],
         "best_epoch": best,
         "epochs": len(history),
         "seconds": round(sum(row["seconds"] for row in history), 1),
@@ -364,4 +372,13 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         "data_digest": dataset.digest,
         "versions": versions(),
     }
-    run.write_json("metrics.json", result.to_dict() | about)
+    run.write_json("metrics.json", found | about)
+
+
+def _measured(model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path) -> dict[str, Any]:
+    """The figures of a trained classifier on the held-out pictures; its plots go into ``folder``."""
+    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), ignore)
+    result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
+    plots.confusion_matrix(result, folder / "confusion_matrix.png")
+    plots.worst_mistakes(dataset, parts.test, scores, folder / "worst_mistakes.png")
+    return result.to_dict()

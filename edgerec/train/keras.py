@@ -96,8 +96,11 @@ def compile_classifier(
 ) -> None:
     """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
 
+    An autoencoder, which gives what has its input's shape, learns its input, whatever its batches' second part is:
+    its loss is the mean squared error in normalised pixels.
+
     Args:
-        model: softmax scores at its end.
+        model: softmax scores at its end, or pictures.
         optimizer: Keras'.
         steps_per_call: steps between two calls of callbacks.
         xla: compile each step by XLA.
@@ -108,10 +111,12 @@ def compile_classifier(
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
     twice: of a large model that is most of the time to the first epoch.
     """
+    again = reconstructs(model)
+    loss_by_name = "categorical_crossentropy" if shares else "sparse_categorical_crossentropy"
     model.compile(
         optimizer,
-        loss="categorical_crossentropy" if shares else "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        loss="mean_squared_error" if again else loss_by_name,
+        metrics=[] if again else ["accuracy"],
         steps_per_execution=steps_per_call,
         jit_compile=xla,
     )
@@ -127,11 +132,24 @@ def compile_classifier(
             return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores) / devices
 
         model.train_step = partial(_step_in_parts, model, parts, loss)
-    scores = tf.zeros((1, model.output_shape[-1]))
-    classes = scores if shares else tf.zeros((1, 1), tf.int64)
+    if again:
+        model.train_step, model.test_step = (partial(_of_itself, step) for step in (model.train_step, model.test_step))
+    scores = tf.zeros((1, *model.output_shape[1:]))
+    classes = scores if shares or again else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
+
+
+def reconstructs(model: Any) -> bool:
+    """Whether a model is an autoencoder: what it gives has its input's shape."""
+    return len(model.output_shape) == 4 and model.output_shape == model.input_shape
+
+
+def _of_itself(step: Callable[..., Any], data: Any) -> Any:
+    """A step of Keras' in which the pictures are what is to be learned."""
+    pixels = keras().utils.unpack_x_y_sample_weight(data)[0]
+    return step((pixels, pixels))
 
 
 def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) -> Any:

@@ -18,9 +18,10 @@ MOST_DOTS = 40
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
-    """Loss and accuracy of training and validation over the epochs; the chosen epoch is marked."""
-    figure = new_figure(9, 3.8)
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    """Loss and, where there is one, accuracy of training and validation over the epochs; the chosen one is marked."""
+    keys = [key for key in ("loss", "accuracy") if key in history[0]]
+    figure = new_figure(4.5 * len(keys), 3.8)
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         learning_curve(axes, history, best, key)
     save_figure(figure, path)
 

@@ -16,7 +16,7 @@ from edgerec.errors import TrainError
 from edgerec.train.distribute import Team
 from edgerec.train.keras import keras, reseed
 from edgerec.train.optimizer import plateau_rate
-from edgerec.train.run import Run, best_epoch
+from edgerec.train.run import Run, best_epoch, learned
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +103,12 @@ def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listene
                     f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
                     f"the checkpoints before stay in {run.path}"
                 )
-            text = f"epoch {self.epoch + 1}/{recipe.train.epochs}  loss {loss:.4f}  accuracy {logs['accuracy']:.4f}"
+            text = f"epoch {self.epoch + 1}/{recipe.train.epochs}  {learned(logs)}"
             done = self.epoch * steps + batch + 1
             listener(Progress("training", done, recipe.train.epochs * steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
+            row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": team.mean(time.monotonic() - self.began_s)}
             # The row first: what it says of an epoch without a checkpoint is cut off when the run is resumed.
@@ -120,10 +120,11 @@ def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listene
                 if number not in kept:
                     path.unlink()
             log.info(
-                "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s  (%s)",
+                "epoch %d/%d  %s  %.1f s  (%s)",
                 epoch + 1,
                 recipe.train.epochs,
-                *(row[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy", "seconds")),
+                learned(row),
+                row["seconds"],
                 bill(history, recipe),
             )
             if on_epoch is not None:

@@ -16,7 +16,7 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError, RunError
-from edgerec.models import least_size_px
+from edgerec.models import least_size_px, reconstructs
 from edgerec.train import saved_model
 from edgerec.train.keras import load_model
 
@@ -74,6 +74,17 @@ class Run:
             raise EdgerecError(f"{path} is unfinished: go on with edgerec train --resume --out {path}")
         return run
 
+    @classmethod
+    def classifying(cls, path: str | Path) -> Run:
+        """A finished run of a classifier; raises :class:`RunError` for an autoencoder's, which knows no labels."""
+        run = cls.open(path)
+        if run.reconstructs:
+            raise RunError(
+                f"{path} is an autoencoder, which answers no labels, expected a classifier's run; "
+                f"it finds novelty for one: edgerec export CLASSIFIER_RUN --novelty {path}"
+            )
+        return run
+
     @property
     def begun(self) -> bool:
         """Whether a training was begun here."""
@@ -100,7 +111,13 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """What training measured."""
-        return self._read("metrics.json", _object("accuracy", "images", "parameters", "val_accuracy"))
+        own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
+        return self._read("metrics.json", _object("images", "parameters", *own))
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether its model is an autoencoder."""
+        return reconstructs(self.recipe.model.arch)
 
     @property
     def split_record(self) -> dict[str, Any]:
@@ -126,7 +143,9 @@ class Run:
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         answers = self.answers()
         least = least_size_px(recipe.model.arch)
-        dataset, _ = load(recipe.data, least_size_px=least, flat=answers is not None, listener=listener)
+        flat = answers is not None or self.reconstructs
+        classes = 1 if self.reconstructs else 2
+        dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
         if dataset.digest != self.split_record["digest"]:
             raise DataError(
                 f"{recipe.data.source} is not what {self.path} was trained on (its digest changed): "
@@ -135,7 +154,7 @@ class Run:
         if answers is not None:
             log.warning(AGREEMENT)
         split = split_dataset(dataset, recipe.data, recipe.seed)
-        return dataset.relabelled(self.labels, answers), split
+        return dataset if self.reconstructs else dataset.relabelled(self.labels, answers), split
 
     def answers(self) -> dict[str, str] | None:
         """The adopted model's answer to each picture by its name; None where the pictures have labels."""
@@ -160,17 +179,17 @@ class Run:
         return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
 
     def history(self) -> list[dict[str, float]]:
-        """One row an epoch, with the keys of :data:`HISTORY`."""
+        """One row an epoch, with the keys of :data:`HISTORY`; of an autoencoder, without accuracies."""
         if not (self.path / "history.csv").exists():
             return []
         return self._read("history.csv", _parse_history)
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace ``history.csv``."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, HISTORY, lineterminator="\n")
+        out, keys = io.StringIO(), [key for key in HISTORY if not rows or key in rows[0]]
+        writer = csv.DictWriter(out, keys, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{row[key]:.6g}" for key in HISTORY} for row in rows)
+        writer.writerows({key: f"{row[key]:.6g}" for key in keys} for row in rows)
         write_file(self.path / "history.csv", out.getvalue())
 
     def write_json(self, name: str, value: Any) -> None:
@@ -208,7 +227,9 @@ def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
 
 
 def _parse_history(text: str) -> list[dict[str, float]]:
-    return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(io.StringIO(text))]
+    rows = list(csv.DictReader(io.StringIO(text)))
+    missing = [] if not rows or "val_accuracy" in rows[0] else ["accuracy", "val_accuracy"]
+    return [{key: float(row[key]) for key in HISTORY if key not in missing} for row in rows]
 
 
 def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
@@ -227,8 +248,15 @@ def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
-    """The epoch with the highest validation accuracy; of equal ones that with the lowest loss."""
-    return int(max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"])
+    """The epoch with the highest validation accuracy; of equal ones, and of an autoencoder's, that with the lowest
+    loss."""
+    return int(max(history, key=lambda row: (row.get("val_accuracy", 0.0), -row["val_loss"]))["epoch"])
+
+
+def learned(row: Mapping[str, float]) -> str:
+    """What an epoch's or a step's figures say, for people: an autoencoder has no accuracy."""
+    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return "  ".join(f"{key} {row[key]:.4f}" for key in keys if key in row)
 
 
 def best_int8(variants: Mapping[str, Mapping[str, Any]]) -> str | None:

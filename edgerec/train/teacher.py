@@ -37,7 +37,7 @@ def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
     if not recipe.distill.teachers:
         return None
     tf, temperature = require("tensorflow"), recipe.distill.temperature
-    runs = [Run.open(path.strip()) for path in recipe.distill.teachers.split(",")]
+    runs = [Run.classifying(path.strip()) for path in recipe.distill.teachers.split(",")]
     for run in runs:
         check_alike(run, recipe)
         if run.labels != tuple(labels):

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError, unknown
-from edgerec.models import ARCHITECTURES, find, least_size_px
+from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 
 # A key that is a whole section: a factor on all numbers of the recipe's augmentation.
 STRENGTH = "augment"
@@ -261,7 +261,7 @@ def _tried(where: str, key: str, value: Any, recipe: Recipe) -> Any:
     try:
         taken = recipe.override({key: value}, where)
         if key == "model.arch":
-            find(value)
+            find_classifier(value)
     except RecipeError as error:
         text = str(error)
         raise RecipeError(text if text.startswith(where) else f"{where}: {key}: {text}") from None

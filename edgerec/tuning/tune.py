@@ -14,6 +14,7 @@ from typing import Any
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
+from edgerec.models import reconstructs
 from edgerec.train.fit import resolved
 from edgerec.train.keras import prepare
 from edgerec.tuning.cost import PLACES, Limits, shown
@@ -148,6 +149,8 @@ def _planned(
         subject = _Subject.of(kept.plan.recipe, listener)
         return subject, replace(kept.plan, data_digest=subject.digest)
     pruner = checked_pruner(goal.pruner, goal.objectives)
+    if reconstructs(recipe.model.arch):
+        raise RecipeError(f"model.arch is {recipe.model.arch!r}, which has no accuracy to search for")
     if search is not None:
         read_space(search, recipe)  # before any picture is read
     subject = _Subject.of(recipe, listener)

@@ -35,7 +35,7 @@ def decision_event(result: Result) -> dict[str, Any]:
     whole = result.to_dict()
     said = {key: value for key, value in whole["decision"].items() if key != "changed"}
     return {"event": "decision", "source": source_of(result), **said} | {
-        key: whole[key] for key in ("frame", "captured_s", "age_ms")
+        key: whole[key] for key in ("frame", "captured_s", "age_ms", "novelty") if key in whole
     }
 
 

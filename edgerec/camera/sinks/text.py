@@ -54,7 +54,9 @@ class TextLines(_Lines):
     def write(self, result: Result) -> None:
         """Write one line."""
         answer, where = result.classification, f"{result.frame.feed}  " if self._named else ""
-        self._line(f"{where}frame {result.frame.index}  {answer.label}  {answer.score:.2f}  {result.age_ms:.1f} ms")
+        novelty = "" if answer.novelty is None else f"  novelty {answer.novelty:.2f}"
+        said = f"{answer.label}  {answer.score:.2f}{novelty}"
+        self._line(f"{where}frame {result.frame.index}  {said}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
         """States are no results: :class:`StateLines` writes them."""

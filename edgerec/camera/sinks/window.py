@@ -102,6 +102,8 @@ def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
     answer = result.decision or result.classification
     text = f"{answer.label}  {answer.score:.0%}"
     cv2.putText(bar, text, (10, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
-    small = f"{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
+    novelty = result.classification.novelty
+    new = "" if novelty is None else f"novelty {novelty:.1f}   "
+    small = f"{new}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
     cv2.putText(bar, small, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
     return np.vstack([image, bar])

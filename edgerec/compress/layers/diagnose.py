@@ -76,7 +76,7 @@ def parity(
     Raises:
         EdgerecError: the run has no such variant, or its pictures or models cannot be read.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.classifying(run.path if isinstance(run, Run) else run)
     name = _choose(run, variant)
     if images < 1:
         raise DataError(f"parity needs at least 1 picture, got images={images}")

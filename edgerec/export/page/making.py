@@ -64,6 +64,11 @@ def report(
     run = run if isinstance(run, Run) else Run.at(run)
     if not run.begun:
         raise EdgerecError(f"{run.path} is no run: make one with edgerec train --out {run.path}")
+    if run.reconstructs:
+        raise RunError(
+            f"{run.path} is an autoencoder, which a page of answers and mistakes says nothing of: "
+            f"look at {run.path / 'plots'} and metrics.json"
+        )
     page = run.path / PAGE if out is None else Path(out)
     if page.is_dir():
         raise OutputExistsError(f"{page} is a folder: give a file's name, as {page / PAGE}")

@@ -218,12 +218,15 @@ def _fields(channel: Channel) -> Iterator[tuple[str, Any]]:
 
 
 def _answer(result: Result) -> dict[str, Any]:
-    """The answer that is shown; with ``unknown``, the best class of the frame and its score as ``best``."""
+    """The answer that is shown; with ``unknown``, the best class of the frame and its score as ``best``, and its
+    ``novelty`` where there is one."""
     answer = result.decision or result.classification
     said = {"label": answer.label, "index": answer.index, "score": round(answer.score, 4)}
     if answer.index < 0 and result.classification.categories:
         best = result.classification.categories[0]
         said["best"] = [best.label, round(best.score, 4)]
+        if result.classification.novelty is not None:
+            said["novelty"] = round(result.classification.novelty, 2)
     return said
 
 

@@ -29,7 +29,8 @@ const colour = (index) => index < 0 ? (dark.matches ? "#7b8794" : "#77828f")
 const percent = (score) => `${(100 * score).toFixed(score >= 0.0005 && score < 0.0995 ? 1 : 0)} %`;
 // "unknown 66 %" would read as 66 % sure of it: the score is the best class's.
 const score = (answer) => answer.index < 0 ? "" : percent(answer.score);
-const best = (answer) => answer.best ? `best: ${answer.best[0]} (${percent(answer.best[1])})` : "";
+const best = (answer) => parts(answer.best && `best: ${answer.best[0]} (${percent(answer.best[1])})`,
+  answer.novelty && `novelty ${answer.novelty.toFixed(1)}`);
 const seconds = (s) => s < 1 ? "<1 s" : s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
 const hour = (s) => new Date(1000 * s).toLocaleTimeString([], { hour12: false });
 const now = () => Date.now() / 1000 + clock;
