@@ -13,6 +13,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
 from edgerec.data.augment import augmenter, mixer
 from edgerec.optional import require
+from edgerec.train.keras import as_written
 
 EVALUATION_BATCH = 256
 
@@ -61,8 +62,8 @@ def training_feed(dataset: Dataset, part: npt.NDArray[np.int64], recipe: Recipe,
 
     batches = (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(positions)
-        .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        .flat_map(as_written(positions))
+        .map(as_written(gather), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
     return Feed(batches, steps)
@@ -83,4 +84,5 @@ def evaluation_feed(
         classes = tf.gather(tf.constant(dataset.classes), batch)
         return normalise.apply(pixels), tf.one_hot(classes, len(dataset.labels)) if shares else classes
 
-    return tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH).map(gather).prefetch(2)
+    batches = tf.data.Dataset.from_tensor_slices(tf.constant(part)).batch(EVALUATION_BATCH)
+    return batches.map(as_written(gather)).prefetch(2)
