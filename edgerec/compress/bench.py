@@ -40,6 +40,7 @@ class Bench:
 
     Attributes:
         recipe: the run's, with what this compression changes.
+        model: the float Keras model; nobody changes it.
         reference: float32 ``(test pictures, classes)``.
         val_top1: of float Keras on the validation pictures, 0 to 1.
     """
@@ -48,6 +49,7 @@ class Bench:
     recipe: Recipe
     dataset: Dataset
     split: Split
+    model: Any
     reference: npt.NDArray[np.float32]
     val_top1: float
     listener: Listener
@@ -57,10 +59,12 @@ class Bench:
         """Load the pictures and score them by the float model."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         dataset, split = run.data(data, listener)
-        score = keras_scorer(run.model(), recipe.normalise)
+        model = run.model()
+        score = keras_scorer(model, recipe.normalise)
         val_scores = score(dataset.images[split.val], ignore)
         val_top1 = float(np.mean(val_scores.argmax(axis=1) == dataset.classes[split.val]))
-        return cls(run, recipe, dataset, split, score(dataset.images[split.test], listener), val_top1, listener)
+        reference = score(dataset.images[split.test], listener)
+        return cls(run, recipe, dataset, split, model, reference, val_top1, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -131,7 +135,7 @@ class Bench:
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
-        return self.keep(Method(FLOAT32, "float32"), to_float32(self.run.model()), {}, overwrite=True)
+        return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
         """How this recipe fine-tunes; the state of its stages is kept in the folder ``checkpoints``."""

@@ -13,7 +13,7 @@ from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.data.sources import NAMED, user_path
+from edgerec.data.sources import NAMED, refuse_missing, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
 from edgerec.models import BACKBONE, least_size_px, own
 from edgerec.optional import require
@@ -87,6 +87,9 @@ def fit(
             return run
     else:
         _refuse(run, overwrite)
+        # Slips in names show before TensorFlow is loaded.
+        least_size_px(recipe.model.arch)
+        refuse_missing(recipe.data.source)
     if own.is_own(recipe.model.arch) and not resume:
         own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
     prepare(recipe.train, recipe.seed)
