@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +39,29 @@ def recipe():
     return Recipe.from_dict({"train": {"epochs": 4}, "compress": {"epochs": 1, "max_drop": 3.0}})
 
 
+@contextmanager
+def shared_folder(tmp_path_factory) -> Iterator[Path]:
+    """A folder that all of pytest-xdist's workers share, while no other works in it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield base
+        return
+    from filelock import FileLock
+
+    with FileLock(base.parent / "shared.lock"):
+        yield base.parent
+
+
 @pytest.fixture(scope="session")
 def first_run(recipe, tmp_path_factory):
-    """A finished run on the embedded digits, with the variant int8-qat; nobody changes it."""
-    from edgerec import fit, quantize
+    """A finished run on the embedded digits, with the variant int8-qat; made once, and nobody changes it."""
+    from edgerec import Run, fit, quantize
 
-    made = fit(recipe, tmp_path_factory.mktemp("first") / "digits")
-    quantize(made)
-    return made
+    with shared_folder(tmp_path_factory) as folder:
+        path = folder / "first" / "digits"
+        if not (path / "int8-qat").is_dir():
+            quantize(fit(recipe, path, overwrite=path.exists()))
+    return Run.open(path)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +75,15 @@ def run(first_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bundle(first_run) -> Path:
-    """That run's bundle for the Raspberry Pi."""
+def bundle(first_run, tmp_path_factory) -> Path:
+    """That run's bundle for the Raspberry Pi; nobody changes it either."""
     from edgerec import export_bundle
 
-    return Path(export_bundle(first_run, "rpi").bundle)
+    path = first_run.path.with_name("digits-rpi")
+    with shared_folder(tmp_path_factory):
+        if not path.exists():
+            export_bundle(first_run, "rpi")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +135,27 @@ def edgerec():
     def call(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+    return call
+
+
+@pytest.fixture
+def here():
+    """The same in this process, where TensorFlow is loaded already; what it does to the log is undone."""
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    def call(*arguments) -> subprocess.CompletedProcess:
+        log = logging.getLogger("edgerec")
+        before = log.handlers[:], log.level, log.propagate
+        try:
+            done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        finally:
+            log.handlers[:], log.level, log.propagate = before
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     return call
 

@@ -28,9 +28,9 @@ def test_the_loss_is_the_distance_of_softened_answers(run):
     assert find_teacher(run.recipe, run.labels) is None
 
 
-def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, edgerec):
+def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, here):
     options = ["--student", "simple_cnn", "--width", "0.25", "--epochs", "3", "--out", tmp_path / "student"]
-    done = edgerec("distill", "--teacher", run.path, *options)
+    done = here("distill", "--teacher", run.path, *options)
     assert done.returncode == 0, done.stderr
     student = Run.open(tmp_path / "student")
     assert student.recipe.model.width == 0.25

@@ -102,14 +102,14 @@ def test_a_batch_that_its_parts_do_not_divide(tmp_path):
 
 
 @pytest.mark.slow
-def test_limits_and_logs_of_a_run(tmp_path, edgerec):
+def test_limits_and_logs_of_a_run(tmp_path, here):
     pytest.importorskip("tensorboard")
     options = ["--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
-    done = edgerec("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
+    done = here("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
     assert done.returncode == 0, done.stderr
     made = Run.open(tmp_path / "run")
     assert 1 <= len(made.history()) < 50
     assert "leaves no time for epoch" in done.stderr
     assert "to come)" in done.stderr
     assert list((made.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
-    assert "2x is no time" in edgerec("train", "--out", tmp_path / "b", "--max-time", "2x").stderr
+    assert "2x is no time" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr

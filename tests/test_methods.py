@@ -74,12 +74,12 @@ def test_layers_can_stay_float(run):
         quantize(run, "mixed", overwrite=True)
 
 
-def test_float_variants_do_not_go_where_int8_is_wanted(run, edgerec, tmp_path):
+def test_float_variants_do_not_go_where_int8_is_wanted(run, here, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")
-    done = edgerec("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
+    done = here("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
     assert "target coral runs int8, not float16" in one_line(done)
-    assert edgerec("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
+    assert here("export", run.path, "--variant", "float16", "--out", tmp_path / "b").returncode == 0
 
 
 def test_clustering_and_pruning_survive_quantization(run):
@@ -111,7 +111,7 @@ def test_constant_sparsity_is_there_from_the_first_step(run):
         assert make(bench, overwrite=True).sparsity > 0.48
 
 
-def test_auto_takes_the_cheapest_inside_the_budget(run, edgerec):
+def test_auto_takes_the_cheapest_inside_the_budget(run, here):
     report = quantize(run, "auto", max_drop=100, overwrite=True)
     assert (report.method, report.variant) == ("ptq", "int8")
     assert report.why.startswith("ptq loses ")
@@ -119,7 +119,7 @@ def test_auto_takes_the_cheapest_inside_the_budget(run, edgerec):
     for name, lost in (("int8", 3.0), ("int8-qat", 2.0)):
         path = run.variant(name) / "report.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": lost}))
-    done = edgerec("quantize", run.path, "--method", "auto", "--max-drop", "1", "--json")
+    done = here("quantize", run.path, "--method", "auto", "--max-drop", "1", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["variant"] == "float16"
@@ -241,10 +241,8 @@ def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
         assert np.array_equal(*(model.invoke(image) for model in models))
 
 
-def test_comparison_of_methods(run, edgerec, caplog):
-    done = edgerec(
-        "quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json"
-    )
+def test_comparison_of_methods(run, here, caplog):
+    done = here("quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert [row["variant"] for row in value["rows"]] == ["float32", "int8", "int8-qat", "int8-pqat", "float16"]

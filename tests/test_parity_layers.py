@@ -314,7 +314,7 @@ def test_what_cannot_be_compared_is_refused(run, ptq, floating, pictures, with_v
         parity(tmp_path / "copy")
 
 
-def test_command(run, tmp_path, edgerec):
+def test_command(run, tmp_path, here):
     import cv2
     from typer.testing import CliRunner
 
@@ -331,5 +331,5 @@ def test_command(run, tmp_path, edgerec):
     report = json.loads(done.stdout)
     assert report["images"] == 8
     assert report["layers"][0] | {"name": "input", "sqnr_db": 120.0} == report["layers"][0]
-    refused = edgerec("parity", run.path, "--out", picture)
+    refused = here("parity", run.path, "--out", picture)
     assert "already exists" in one_line(refused)

@@ -92,14 +92,14 @@ def test_gate_shows_its_table_all_the_same(run, monkeypatch):
     assert "int8 loses 50.00 points" in done.stderr
 
 
-def test_export_refuses_what_the_gate_refused(run, tmp_path, edgerec):
+def test_export_refuses_what_the_gate_refused(run, tmp_path, here):
     report = run.variant("int8-qat") / "report.json"
     before = report.read_text()
     values = json.loads(before)
     values["forms"][-1]["top1"] = 0.1
     try:
         report.write_text(json.dumps(values))
-        done = edgerec("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
+        done = here("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
         assert "int8-qat loses" in one_line(done)
         assert not (tmp_path / "b").exists()
     finally:
@@ -191,24 +191,24 @@ def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
     assert quantize(made, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
 
 
-def test_a_run_without_an_end_is_refused(tmp_path, edgerec):
-    assert "is no run" in one_line(edgerec("quantize", tmp_path))
+def test_a_run_without_an_end_is_refused(tmp_path, here):
+    assert "is no run" in one_line(here("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
     (tmp_path / "split.json").write_text("{}")
-    assert "is unfinished: go on with edgerec train --resume" in one_line(edgerec("quantize", tmp_path))
+    assert "is unfinished: go on with edgerec train --resume" in one_line(here("quantize", tmp_path))
 
 
-def test_wrong_options_are_refused(run, edgerec):
-    assert "compress.method is 'qta', expected qat, ptq" in one_line(edgerec("quantize", run.path, "--method", "qta"))
+def test_wrong_options_are_refused(run, here):
+    assert "compress.method is 'qta', expected qat, ptq" in one_line(here("quantize", run.path, "--method", "qta"))
     prune = ("quantize", run.path, "--method", "prune")
-    assert "compress.sparsity is 2.0" in one_line(edgerec(*prune, "--sparsity", "2"))
-    assert "--sparsity is for prune, " in one_line(edgerec("quantize", run.path, "--sparsity", "0.5"))
-    assert "--clusters is for cluster, " in one_line(edgerec(*prune, "--clusters", "8"))
-    assert "unknown layer 'conv'" in one_line(edgerec(*prune, "--skip", "conv"))
+    assert "compress.sparsity is 2.0" in one_line(here(*prune, "--sparsity", "2"))
+    assert "--sparsity is for prune, " in one_line(here("quantize", run.path, "--sparsity", "0.5"))
+    assert "--clusters is for cluster, " in one_line(here(*prune, "--clusters", "8"))
+    assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
 
 
-def test_quantize_speaks_json(run, edgerec):
-    done = edgerec("quantize", run.path, "--overwrite", "--json")
+def test_quantize_speaks_json(run, here):
+    done = here("quantize", run.path, "--overwrite", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["variant"] == "int8-qat"

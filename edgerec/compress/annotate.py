@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.optional import require
-from edgerec.train.keras import keras
+from edgerec.train.keras import as_written, keras
 
 # Layers without weights whose output is rounded, and that is all.
 ANNOTATED = ("Maximum", "Minimum", "Multiply", "Subtract")
@@ -25,7 +25,7 @@ def annotate(model: Any) -> Any:
         own = configs.Default8BitOutputQuantizeConfig() if type(layer).__name__ in ANNOTATED else None
         return tfmot.quantization.keras.quantize_annotate_layer(layer, own)
 
-    return keras().models.clone_model(model, clone_function=mark)
+    return as_written(keras().models.clone_model)(model, clone_function=mark)
 
 
 def trainable_in_int8(layer: Any) -> bool:

@@ -51,6 +51,7 @@ class Bench:
 
     Attributes:
         recipe: the run's, with what this compression changes.
+        model: the float Keras model; nobody changes it.
         measure: what judges outputs.
         reference: float Keras' outputs, float32 ``(test pictures, classes)``.
         val_top1: of float Keras on the validation pictures, 0 to 1.
@@ -61,6 +62,7 @@ class Bench:
     recipe: Recipe
     dataset: Dataset
     split: Split
+    model: Any
     measure: Measure
     reference: npt.NDArray[np.float32]
     val_top1: float
@@ -76,11 +78,12 @@ class Bench:
             dataset, split = own.data(data, listener)
             team.check_batch(recipe.train.batch_size)
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
-            score, measure = keras_scorer(own.model(), recipe.normalise), measure_of(own)
+            model, measure = own.model(), measure_of(own)
+            score = keras_scorer(model, recipe.normalise)
             val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
             reference = score(dataset.pictures(split.test), listener)
             with naming_broken_records(dataset):
-                yield cls(own, recipe, dataset, split, measure, reference, val_top1, team, listener)
+                yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
 
     def with_method(self, method: str) -> Bench:
         """The same for another method."""
@@ -150,7 +153,7 @@ class Bench:
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
-        return self.keep(Method(FLOAT32, "float32"), to_float32(self.run.model()), {}, overwrite=True)
+        return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
         """How this recipe fine-tunes; the state of its stages is kept in the folder ``checkpoints``."""

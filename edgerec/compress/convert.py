@@ -155,7 +155,7 @@ def _converter(model: Any) -> Any:
     # minute for MobileNetV2; of a module with the one function and its variables it does not.
     module = tf.Module()
     module.weights = list(model.variables)
-    module.scores = tf.function(lambda pixels: model(pixels, training=False), input_signature=[signature])
+    module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
     return tf.lite.TFLiteConverter.from_concrete_functions([module.scores.get_concrete_function()], module)
 
 

@@ -14,7 +14,7 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.optional import require
-from edgerec.train.keras import first_line, keras
+from edgerec.train.keras import as_written, first_line, keras
 
 SETTLING_ROUNDS = 4
 SETTLING_STEPS = 25
@@ -60,7 +60,7 @@ def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered
         scheme = (combine.Default8BitPrunePreserveQuantizeScheme(),)
     try:
         with quantization.quantize_scope():
-            aware = quantization.quantize_apply(annotate(model), *scheme)
+            aware = as_written(quantization.quantize_apply)(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
@@ -93,7 +93,7 @@ def _settler(aware: Any, tune: FineTune) -> Callable[[], None]:
     """
     tf = require("tensorflow")
     ranges = list(_activation_ranges(aware))
-    see = tf.function(lambda pixels: aware(pixels, training=True))
+    see = tf.function(lambda pixels: aware(pixels, training=True), autograph=False)
     left = EMA_DECAY**SETTLING_STEPS
 
     def settle() -> None:

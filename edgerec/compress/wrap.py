@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgerec.errors import ModelError, unknown
-from edgerec.train.keras import copied, first_line, keras
+from edgerec.train.keras import as_written, copied, first_line, keras
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
@@ -36,7 +36,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
                 f"leave it alone with --skip {layer.name}"
             ) from None
 
-    return keras().models.clone_model(copied(model), clone_function=wrapped)
+    return as_written(keras().models.clone_model)(copied(model), clone_function=wrapped)
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.data.packed import SPLITS, is_pack
+from edgerec.data.packed import SPLITS, is_pack, is_remote
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
 
@@ -50,6 +50,7 @@ def find(source: str, *, flat: bool = False) -> Arrays | Files:
 
     With ``flat`` a folder of pictures without class folders will do, which has no labels then.
     """
+    refuse_missing(source)
     if source in NAMED:
         return NAMED[source]()
     path = user_path(source)
@@ -59,9 +60,13 @@ def find(source: str, *, flat: bool = False) -> Arrays | Files:
         return unlabelled(path) if flat and not _folders(path) else folder(path)
     if path.suffix == ".npz" and path.is_file():
         return npz(path)
-    if path.exists():
-        raise DataError(f"{path} is neither an image folder nor an .npz file")
-    raise DataError(f"{unknown('data set', source, NAMED)}; as a path it does not exist either")
+    raise DataError(f"{path} is neither an image folder nor an .npz file")
+
+
+def refuse_missing(source: str) -> None:
+    """Raise :class:`DataError` where there is no data of that name or path; nothing is read."""
+    if source not in NAMED and not is_remote(source) and not user_path(source).exists():
+        raise DataError(f"{unknown('data set', source, NAMED)}; as a path it does not exist either")
 
 
 def user_path(text: str) -> Path:

@@ -16,6 +16,7 @@ from edgerec.data import Dataset
 from edgerec.data.augment import augmenter, mixer
 from edgerec.data.packed import Packed
 from edgerec.optional import require
+from edgerec.train.keras import as_written
 
 Indices = npt.NDArray[np.int64]
 
@@ -83,8 +84,8 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
 
     return (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(positions)
-        .map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        .flat_map(as_written(positions))
+        .map(as_written(gather), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -120,19 +121,22 @@ def _streamed(
         taken = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
         return (
             tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, taken))
-            .filter(lambda path, skip, take: take > 0)
+            .filter(as_written(lambda path, skip, take: take > 0))
             .interleave(
-                lambda path, skip, take: tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skip).take(take),
+                as_written(opened),
                 cycle_length=OPEN_SHARDS,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
             .batch(window)
             .enumerate(epoch * -(-own // window))
-            .map(shuffled)
+            .map(as_written(shuffled))
             .unbatch()
             .enumerate(epoch * steps * places.count)
         )
+
+    def opened(path: Any, skipped: Any, taken: Any) -> Any:
+        return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skipped).take(taken)
 
     def shuffled(number: Any, records: Any) -> Any:
         # Not tf.data's own shuffle: TensorFlow takes no seed for it that follows from the epoch.
@@ -149,8 +153,8 @@ def _streamed(
 
     return (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(epoch_of)
-        .map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        .flat_map(as_written(epoch_of))
+        .map(as_written(read), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -208,7 +212,7 @@ def evaluation_feed(
         )
 
     rows = tf.RaggedTensor.from_row_lengths(np.concatenate(batches), [len(batch) for batch in batches])
-    return tf.data.Dataset.from_tensor_slices(rows).map(gather).prefetch(2)
+    return tf.data.Dataset.from_tensor_slices(rows).map(as_written(gather)).prefetch(2)
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:

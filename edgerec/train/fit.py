@@ -15,7 +15,7 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.data.packed import is_remote
-from edgerec.data.sources import NAMED, user_path
+from edgerec.data.sources import NAMED, refuse_missing, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.optional import require
@@ -97,8 +97,7 @@ def fit(
             return run
     else:
         _refuse(run, overwrite)
-    if own.is_own(recipe.model.arch) and not resume:
-        own.find_function(recipe.model.arch)  # a slip in its name shows before pictures are read
+        _check_names(recipe)
     if reconstructs(recipe.model.arch):
         novelty.check_autoencoder(recipe)
     prepare(recipe.train, recipe.seed)
@@ -240,6 +239,14 @@ def _refuse(run: Run, overwrite: bool) -> None:
             f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"
         )
     refuse_existing(run.path, overwrite, ours=run.begun)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Let slips in names show before TensorFlow is loaded and pictures are read."""
+    least_size_px(recipe.model.arch)
+    refuse_missing(recipe.data.source)
+    if own.is_own(recipe.model.arch):
+        own.find_function(recipe.model.arch)
 
 
 def _resumable(run: Run) -> Recipe:

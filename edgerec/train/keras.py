@@ -47,6 +47,16 @@ def keras() -> Any:
     return module
 
 
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, and what it calls, for TensorFlow to trace as they stand.
+
+    Otherwise AutoGraph first rewrites each of them, in case an ``if`` or ``for`` depends on a tensor. None does here,
+    and a third of the time to a first step went into that.
+    """
+    written: Callable[..., Any] = require("tensorflow").autograph.experimental.do_not_convert(function)
+    return written
+
+
 def prepare(section: TrainSection, seed: int) -> None:
     """Choose the device, the precision and the random state for what is built from now on.
 
@@ -134,6 +144,7 @@ def compile_classifier(
         model.train_step = partial(_step_in_parts, model, parts, loss)
     if again:
         model.train_step, model.test_step = (partial(_of_itself, step) for step in (model.train_step, model.test_step))
+    model.train_step, model.test_step = as_written(model.train_step), as_written(model.test_step)
     scores = tf.zeros((1, *model.output_shape[1:]))
     classes = scores if shares or again else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
@@ -175,7 +186,7 @@ def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) 
 
 def copied(model: Any) -> Any:
     """A model of the same layers and weights that shares none of them."""
-    twin = keras().models.clone_model(model)
+    twin = as_written(keras().models.clone_model)(model)
     twin.set_weights(model.get_weights())
     return twin
 

@@ -1,0 +1,122 @@
+"""The commands of examples/README.md, as they stand there, on a few pictures."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import Recipe, Run
+from edgerec.contract.tensors import Normalise
+from edgerec.models import build
+from edgerec.train.keras import keras
+from tests.conftest import REPOSITORY, one_line
+
+EXAMPLES = REPOSITORY / "examples"
+ROWS = re.findall(r"^\| [^|]* \| `edgerec ([^`]*)` \|", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.M)
+# Put behind a command, where it has its work made small: few pictures and epochs, narrow networks.
+SMALL = {
+    "mnist": "--data mnist.npz --epochs 1 --width 0.25",
+    "dropout": "--data mnist.npz --epochs 1 --width 0.25",
+    "augmentation": "--data mnist.npz --epochs 1 --width 0.25",
+    "cifar10": "--data signs --epochs 1 --width 0.25 --input-size 16 --batch-size 16",
+    "deeper": "--data signs --epochs 1 --width 0.125 --input-size 16",
+    "rows": "--data mnist.npz --epochs 1 --width 0.125",
+    "vgg16": "--weights vgg16.keras --epochs 1 --width 0.0625 --input-size 32 --set transfer.frozen=1",
+    "resnet50": "--weights resnet50.keras --epochs 1 --width 0.0625 --input-size 32 --set transfer.frozen=1",
+    "few": "--epochs 1 --set transfer.frozen=1",
+    "signs": "--epochs 1 --input-size 32",
+    "studies/mnist": "--data mnist.npz --epochs 1 --trials 1 --set model.width=0.25",
+    "small": "--epochs 1",
+    "sheet.png": "--set data.source=mnist.npz",
+    "both": "--target desktop",
+}
+OTHERS = {"evaluate runs/both --data mnist": "--data mnist.npz", "quantize runs/mnist": "--epochs 1"}
+
+
+def small(command: str) -> list[str]:
+    """The command and what makes its work small, by the run that it makes."""
+    made = re.search(r"--out (?:runs/)?(\S+)$", command)
+    return f"{command} {SMALL[made[1]] if made else OTHERS.get(command, '')}".split()
+
+
+@pytest.fixture(scope="module")
+def place(real_data, tmp_path_factory):
+    """A folder with the examples and a few of the real pictures, where the commands are typed."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "examples").symlink_to(EXAMPLES)
+    with np.load(real_data / "mnist.npz") as whole:
+        few = {key: whole[key][:: 300 if "train" in key else 200] for key in whole.files}
+    np.savez(folder / "mnist.npz", **few)
+    # Ten consecutive numbers are one person, who shows 0 to 9.
+    with tarfile.open(real_data / "sign-digits.tar") as archive:
+        files = {path.name: (path.parent.name, member) for member in archive if (path := Path(member.name)).suffix}
+        for number in range(1118, 1118 + 100):
+            sign, member = files[f"IMG_{number}.JPG"]
+            (folder / "signs" / sign).mkdir(parents=True, exist_ok=True)
+            name = f"person_{(number - 1118) // 10:03d}_{number}.jpg"
+            (folder / "signs" / sign / name).write_bytes(archive.extractfile(member).read())
+    (folder / "pictures").symlink_to(folder / "signs")
+    (folder / "vww_96.h5").symlink_to(real_data / "vww_96.h5")
+    for arch in ("vgg16", "resnet50"):
+        # In the place of what is downloaded: a narrow network's random weights.
+        section = Recipe().override({"model.arch": arch, "model.width": 0.0625}).model
+        build(keras(), section, (32, 32, 3), 10, Normalise.named("unit")).save(folder / f"{arch}.keras")
+    return folder
+
+
+@pytest.mark.slow
+def test_every_row_runs(place, monkeypatch, here):
+    monkeypatch.chdir(place)
+    said = {}
+    for command in ROWS:
+        done = here(*small(command))
+        assert done.returncode == 0, (command, done.stderr)
+        said[command] = done.stdout + done.stderr
+    assert "int8-qat" in said["quantize runs/mnist"]
+    assert "precision" in said["evaluate runs/mnist"]
+    assert cv2.imread("sheet.png") is not None
+    assert Path("runs/mnist/report.html").is_file()
+    assert Path("studies/mnist/best.toml").is_file()
+    runs = {path.name: Run.open(path) for path in Path("runs").iterdir() if path.name != "both"}
+    assert {name: run.recipe.model.arch for name, run in runs.items() if run.recipe.model.arch != "simple_cnn"} == {
+        "cifar10": "resnet8",
+        "deeper": "vgg_small",
+        "rows": "lstm",
+        "vgg16": "vgg16",
+        "resnet50": "resnet50",
+        "few": "backbone",
+        "signs": "mobilenet_v1",
+    }
+    assert runs["rows"].variants()["int8"]["precision"] == "int8"
+    for run in ("vgg16", "resnet50", "few"):
+        assert "epoch 1: 0 of " in next(text for command, text in said.items() if command.endswith(f"runs/{run}"))
+    record = runs["signs"].split_record
+    held_out = {name[:10] for name in (path.rpartition("/")[2] for path in record["test"])}
+    assert held_out
+    assert not held_out & {path.rpartition("/")[2][:10] for path in record["val"]}
+
+
+def test_each_recipe_has_a_row_and_nothing_unknown():
+    typed = " ".join(ROWS)
+    for path in EXAMPLES.glob("*.toml"):
+        assert f"examples/{path.name}" in typed
+        if path.name != "search.toml":
+            Recipe.from_toml(path)
+
+
+def test_without_a_network_the_weights_say_what_to_do(place, monkeypatch, here):
+    def offline(**options):
+        raise OSError("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(keras().applications, "VGG16", offline)
+    command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
+    said = one_line(here(*command.split()))
+    assert "could not be downloaded" in said
+    assert "connect once, or use --weights none" in said
+    assert not Path("runs/none").exists()
