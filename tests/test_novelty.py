@@ -164,6 +164,18 @@ def test_the_gate_speaks_of_known_pictures(autoencoder, run, monkeypatch):
         choose(autoencoder, Target.load("rpi"), "int8", max_drop=None, data=None, listener=lambda _: None)
 
 
+def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
+    from edgerec.compress.bench import Bench
+    from edgerec.compress.channels import taylor
+    from edgerec.compress.wiring import trace
+
+    tune = Bench.open(autoencoder, autoencoder.recipe, None, lambda _: None).fine_tune(tmp_path)
+    model = autoencoder.model()
+    scores = taylor(model, trace(model), tune)
+    assert np.isfinite(scores).all()
+    assert np.count_nonzero(scores) > 8
+
+
 def test_a_classifier_is_no_autoencoder(run, autoencoder):
     with pytest.raises(ModelError, match="no autoencoder"):
         Autoencoder((run.path / "int8-qat" / "model.tflite").read_bytes(), UNIT)

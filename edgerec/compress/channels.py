@@ -16,7 +16,7 @@ from edgerec.compress.wiring import JOINTS, Channels, Wire, Wiring, trace
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.feed import WHOLE
-from edgerec.train.keras import copied, keras
+from edgerec.train.keras import copied, keras, reconstructs
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +141,11 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
     def changes(pixels: Any, classes: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([kernel for kernel, _, _ in kernels])
-            losses = keras().losses.sparse_categorical_crossentropy(classes, model(pixels, training=False))
-            loss = tf.reduce_sum(losses)
+            outputs, losses = model(pixels, training=False), keras().losses
+            if reconstructs(model):
+                loss = tf.reduce_sum(losses.mean_squared_error(pixels, outputs))
+            else:
+                loss = tf.reduce_sum(losses.sparse_categorical_crossentropy(classes, outputs))
         gradients = tape.gradient(loss, [kernel for kernel, _, _ in kernels])
         return [
             tf.reduce_sum(kernel * gradient, _others(axes, "i"))
