@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from edgerec import Recipe, Run
 from edgerec.contract.tensors import Normalise
 from edgerec.models import build
+from edgerec.train import plots
 from edgerec.train.keras import keras
 from tests.conftest import REPOSITORY, one_line
 
@@ -72,6 +74,10 @@ def place(real_data, tmp_path_factory):
 @pytest.mark.slow
 def test_every_row_runs(place, monkeypatch, here):
     monkeypatch.chdir(place)
+    # What every training ends with is tested elsewhere, and takes half of such a short one.
+    for drawing in ("learning_curves", "confusion_matrix", "worst_mistakes"):
+        monkeypatch.setattr(plots, drawing, lambda *_: None)
+    monkeypatch.setattr(sys.modules["edgerec.train.fit"], "offer_keras3", lambda *_: None)
     said = {}
     for command in ROWS:
         done = here(*small(command))
