@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import cv2
 import numpy as np
@@ -153,7 +154,9 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
 
 def start(out, *arguments) -> subprocess.Popen:
     command = [sys.executable, "-m", "edgerec", "train", "--out", str(out), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and what they start inherits that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def wait_for(path, process, seconds=120):
