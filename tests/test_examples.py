@@ -28,6 +28,7 @@ SMALL = {
     "cifar10": "--data signs --epochs 1 --width 0.25 --input-size 16 --batch-size 16",
     "deeper": "--data signs --epochs 1 --width 0.125 --input-size 16",
     "rows": "--data mnist.npz --epochs 1 --width 0.125",
+    "again": "--data mnist.npz --epochs 1 --width 0.5",
     "vgg16": "--weights vgg16.keras --epochs 1 --width 0.0625 --input-size 32 --set transfer.frozen=1",
     "resnet50": "--weights resnet50.keras --epochs 1 --width 0.0625 --input-size 32 --set transfer.frozen=1",
     "few": "--epochs 1 --set transfer.frozen=1",
@@ -37,7 +38,11 @@ SMALL = {
     "sheet.png": "--set data.source=mnist.npz",
     "both": "--target desktop",
 }
-OTHERS = {"evaluate runs/both --data mnist": "--data mnist.npz", "quantize runs/mnist": "--epochs 1"}
+OTHERS = {
+    "evaluate runs/both --data mnist": "--data mnist.npz",
+    "quantize runs/mnist": "--epochs 1",
+    "export runs/mnist --novelty runs/again --target desktop": "--novelty-variant float32",
+}
 
 
 def small(command: str) -> list[str]:
@@ -88,11 +93,12 @@ def test_every_row_runs(place, monkeypatch, here):
     assert cv2.imread("sheet.png") is not None
     assert Path("runs/mnist/report.html").is_file()
     assert Path("studies/mnist/best.toml").is_file()
-    runs = {path.name: Run.open(path) for path in Path("runs").iterdir() if path.name != "both"}
+    runs = {path.name: Run.open(path) for path in Path("runs").iterdir() if (path / "recipe.toml").is_file()}
     assert {name: run.recipe.model.arch for name, run in runs.items() if run.recipe.model.arch != "simple_cnn"} == {
         "cifar10": "resnet8",
         "deeper": "vgg_small",
         "rows": "lstm",
+        "again": "autoencoder",
         "vgg16": "vgg16",
         "resnet50": "resnet50",
         "few": "backbone",
