@@ -47,6 +47,10 @@ def workers(count: int) -> dict[str, float]:
 def worker() -> None:
     """Train, and print the seconds of a step and of an exchange."""
     import numpy as np
+
+    from edgerec.train.keras import compile_classifier, keras, prepare
+
+    keras()  # before TensorFlow is loaded, which it sets up
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -55,7 +59,6 @@ def worker() -> None:
     from edgerec.models import build
     from edgerec.train.distribute import together
     from edgerec.train.feed import Places
-    from edgerec.train.keras import compile_classifier, keras, prepare
 
     recipe = Recipe().override({"model.arch": "resnet8", "data.input_size": SHAPE[0], "data.channels": SHAPE[2]})
     prepare(recipe.train, 0)

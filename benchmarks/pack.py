@@ -97,6 +97,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def feed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The feed's speed, from memory and from shards, against ResNet8's step."""
+    keras()  # before TensorFlow is loaded, which it sets up
     base = Recipe().override({"data.source": str(unpacked("cifar10", arguments.work)), "data.input_size": 32})
     place = arguments.work / "pack-cifar10"
     if not place.is_dir():

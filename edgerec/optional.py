@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from edgerec.errors import MissingExtraError
@@ -34,6 +35,10 @@ _NEEDED_BY = {
 def require(module: str) -> Any:
     """Import ``module``, or raise :class:`MissingExtraError` with the command that installs it."""
     package = module.partition(".")[0]
+    if package in ("tensorflow", "tf_keras"):
+        # TensorFlow leaves oneDNN's kernels off where the processor lacks VNNI; they train 1.2 to 4 times as fast.
+        # It looks at this once, when it is loaded.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

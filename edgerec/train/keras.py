@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import sys
 import warnings
@@ -34,8 +33,6 @@ def keras() -> Any:
     """The Keras module. On first use TensorFlow is loaded, its chatter kept away unless the log is at DEBUG."""
     if "tf_keras" in sys.modules:
         return sys.modules["tf_keras"]
-    # TensorFlow leaves oneDNN's kernels off where the processor lacks VNNI; they train 1.2 to 4 times as fast there.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if logging.getLogger("edgerec").isEnabledFor(logging.DEBUG):
         return require("tf_keras")
     with captured_stderr():
