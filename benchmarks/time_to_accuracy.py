@@ -3,10 +3,10 @@
     python benchmarks/time_to_accuracy.py [--threshold 0.9845] [--max-epochs 12]
 
 The tutorial: a Sequential CNN (32/64/64), model.fit on arrays, batch 32, 5 epochs, no tf.data. edgerec: its default
-recipe with the augmentation turned off, as the tutorial has none, and with the schedule made for few epochs. Each
-runs in a process of its own; its clock starts when the libraries are imported, so it counts reading the data,
-building, tracing, training and validating. Test images are looked at after every epoch with the clock stopped.
-Times are from this machine as it is now; the ratio is what counts.
+recipe with the augmentation turned off, as the tutorial has none, and a schedule for one epoch, whose rate was chosen
+on validation pictures (0.003: 98.17 %, 0.005: 98.47 %). Each runs in a process of its own; its clock starts when the
+libraries are imported, so it counts reading the data, building, tracing, training and validating. Test images are
+looked at after every epoch with the clock stopped. Times are from this machine as it is now; the ratio is what counts.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
         {
             "data": {"source": str(data_folder() / "mnist.npz"), "val_fraction": 0.02},
             "augment": off,
-            "train": {"epochs": 3, "learning_rate": 0.002},
+            "train": {"epochs": 1, "learning_rate": 0.005, "warmup_epochs": 0.1},
         }
     )
     clock, rows = Clock(), []
