@@ -20,7 +20,7 @@ from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.train.run import Run
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "mnist": {"model.arch": "simple_cnn", "train.epochs": 10},
+    "mnist": {},  # the default recipe
     "signs": {
         "data.group_by": "person_([0-9]+)",
         "model.arch": "mobilenet_v1",

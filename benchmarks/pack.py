@@ -5,8 +5,8 @@
 
 ``million`` makes pictures by shifting those of MNIST, packs them, and trains for a part of an epoch in a process of its
 own: how long from its start to the first step, and how much memory it has over time, beside a tenth of the pictures.
-``feed`` compares, in one run and by turns, what the feed gives and what a step of ResNet8 takes on CIFAR-10 pictures,
-from memory and from shards.
+``feed`` compares, in one run and by turns, an epoch of the feed alone and what steps of ResNet8 take on CIFAR-10
+pictures, from memory and from shards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common import data_folder, unpacked
 from edgerec import Recipe, pack_data
 from edgerec.data import load, split_dataset
 from edgerec.models import build
-from edgerec.train.feed import training_feed
+from edgerec.train.feed import steps_per_epoch, training_feed
 from edgerec.train.keras import compile_classifier, keras
 
 BATCH, STEPS = 128, 40
@@ -108,10 +108,9 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
         part = split_dataset(dataset, section, 0).train
         for key, setting in SETTINGS.items():
             recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | setting)
-            works[f"{name}, augmentation {key}"] = (
-                take(training_feed(dataset, part, recipe, first_epoch=0), STEPS),
-                STEPS * BATCH,
-            )
+            epoch = steps_per_epoch(part, recipe)
+            fed = training_feed(dataset, part, recipe, first_epoch=0)
+            works[f"{name}, augmentation {key}"] = (take(fed, epoch), epoch * BATCH)
     recipe = Recipe(data=section).override({"train.batch_size": BATCH, "model.arch": "resnet8"} | PLAIN)
     model = build(keras(), recipe.model, recipe.preprocess.shape, 10, recipe.normalise)
     compile_classifier(model, keras().optimizers.Adam(), STEPS)

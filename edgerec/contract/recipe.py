@@ -149,10 +149,10 @@ class ModelSection:
 class TrainSection:
     """The fitting."""
 
-    epochs: int = _number(10, "passes over the training pictures", 1, 100000)
+    epochs: int = _number(15, "passes over the training pictures", 1, 100000)
     batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
     optimizer: str = _choice("adam", "sgd has Nesterov momentum 0.9 and wants a rate of 0.05 to 0.2", ("adam", "sgd"))
-    learning_rate: float = _number(0.001, "the highest learning rate", 1e-8, 10)
+    learning_rate: float = _number(0.002, "the highest learning rate", 1e-8, 10)
     weight_decay: float = _number(0.0, "how fast kernels shrink, times the learning rate; 0.0005 suits sgd", 0, 1)
     schedule: str = _choice(
         "cosine",
