@@ -2,10 +2,10 @@
 
     python benchmarks/distribute.py [--rounds 3] [--workers 1 2 4]
 
-Each process trains its part of the same batch of 256 random pictures (ResNet8, 32×32). A step takes
-``compute / n + exchange(n)``: what one process needs for the whole batch, divided, and the exchange of the gradients,
-which is measured by itself. Processes that have no core of their own wait for each other: the table says how many cores
-there are. The figures are medians of the rounds; the ratios are what counts.
+Each process trains its part of the same batch of 256 random pictures (ResNet8, 32×32). A step should take
+``apart(n) + exchange(n)``: what n processes that know nothing of each other need for their parts at the same time, which
+is a machine's own limit, and the exchange of the gradients; both are measured by themselves. The figures are medians of
+the rounds; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ def addresses(count: int) -> list[str]:
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
-def workers(count: int) -> dict[str, float]:
-    """What the chief of so many processes measured."""
+def workers(count: int, together: bool = True) -> dict[str, float]:
+    """What the first of so many processes measured; if not ``together``, each trains a model of its own."""
     places = addresses(count)
     processes = []
     for index in range(count):
         config = {"cluster": {"worker": places}, "task": {"type": "worker", "index": index}}
-        environment = os.environ | {"TF_CONFIG": json.dumps(config), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, __file__, "--worker"]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment |= {"TF_CONFIG": json.dumps(config)} if together else {}
+        command = [sys.executable, __file__, "--worker", "--batch", str(BATCH if together else BATCH // count)]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     return json.loads(outputs[0].splitlines()[-1])
 
 
-def worker() -> None:
+def worker(batch: int) -> None:
     """Train, and print the seconds of a step and of an exchange."""
     import numpy as np
 
@@ -66,7 +67,7 @@ def worker() -> None:
         rng = np.random.default_rng(0)
 
         def feed(places: Places) -> Any:
-            size = BATCH // places.total
+            size = batch // places.total
             pixels = rng.random((size, *SHAPE), np.float32)
             return tf.data.Dataset.from_tensors((pixels, np.arange(size) % 10)).cache().repeat()
 
@@ -107,23 +108,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker()
+        worker(arguments.batch)
         return
-    rounds = [{count: workers(count) for count in arguments.workers} for _ in range(arguments.rounds)]
-    alone = median(found[arguments.workers[0]]["step_s"] for found in rounds)
+    rounds = [
+        {count: (workers(count), workers(count, False)) for count in arguments.workers} for _ in range(arguments.rounds)
+    ]
+    first = arguments.workers[0]
+    alone = median(found[first][0]["step_s"] for found in rounds)
     table = {}
     for count in arguments.workers:
-        step, shared = (median(found[count][key] for found in rounds) for key in ("step_s", "exchange_s"))
+        step, shared = (median(found[count][0][key] for found in rounds) for key in ("step_s", "exchange_s"))
+        apart = median(found[count][1]["step_s"] for found in rounds)
         table[str(count)] = {
             "step_ms": round(step * 1e3, 1),
+            "apart_ms": round(apart * 1e3, 1),
             "exchange_ms": round(shared * 1e3, 2),
             "speedup": round(alone / step, 2),
-            "model": round(alone / (alone / min(count, os.cpu_count() or 1) + shared), 2),
+            "speedup_apart": round(alone / apart, 2),
+            "speedup_by_model": round(alone / (apart + shared), 2),
         }
-    print(json.dumps({"cores": os.cpu_count(), "parameters": rounds[0][1]["parameters"], "workers": table}, indent=1))
+    parameters = rounds[0][first][0]["parameters"]
+    print(json.dumps({"cores": os.cpu_count(), "parameters": parameters, "workers": table}, indent=1))
 
 
 if __name__ == "__main__":
