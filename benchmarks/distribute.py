@@ -3,9 +3,9 @@
     python benchmarks/distribute.py [--rounds 3] [--workers 1 2 4]
 
 Each process trains its part of the same batch of 256 random pictures (ResNet8, 32×32). A step should take
-``apart(n) + exchange(n)``: what n processes that know nothing of each other need for their parts at the same time, which
-is a machine's own limit, and the exchange of the gradients; both are measured by themselves. The figures are medians of
-the rounds; the ratios are what counts.
+``apart(n) + exchange(n)``: what n processes that know nothing of each other need for their parts at the same time,
+which is a machine's own limit, and the exchange of the gradients; both are measured by themselves. The figures are
+medians of the rounds; the ratios are what counts.
 """
 
 from __future__ import annotations
