@@ -183,7 +183,7 @@ def test_what_was_packed_otherwise_is_refused(packed):
         load(on(packed).data, least_size_px=32)
 
 
-def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplog):
+def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplog, monkeypatch):
     (image_folder / "red" / "notes.txt").write_text("no picture")
     recipe = Recipe().override({"data.source": str(image_folder), "data.group_by": "person[0-9]"})
     with caplog.at_level(logging.WARNING, "edgerec"):
@@ -195,6 +195,9 @@ def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplo
     assert sum(made.counts.values()) == 40
     with pytest.raises(OutputExistsError, match="already exists"):
         pack_data(recipe, tmp_path / "pack")
+    monkeypatch.chdir(image_folder)
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        pack_data(recipe, ".", overwrite=True)
     with pytest.raises(DataError, match=r"notes.txt is no picture"):
         pack_data(recipe.override({"data.group_by": "", "data.strict": True}), tmp_path / "strict")
     assert not (tmp_path / "strict").exists()

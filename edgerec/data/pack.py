@@ -61,7 +61,7 @@ def pack_data(
     Raises:
         EdgerecError: the data does not allow it, or ``out`` is something else.
     """
-    out = Path(out)
+    out = Path(out).resolve() if str(out) in (".", "..") else Path(out)
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     source, section = found_pictures(recipe.data, least_size_px=least_size_px)
     if not source.labels:
