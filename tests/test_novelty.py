@@ -169,7 +169,8 @@ def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
     from edgerec.compress.channels import taylor
     from edgerec.compress.wiring import trace
 
-    tune = Bench.open(autoencoder, autoencoder.recipe, None, lambda _: None).fine_tune(tmp_path)
+    with Bench.open(autoencoder, autoencoder.recipe, None, lambda _: None) as bench:
+        tune = bench.fine_tune(tmp_path)
     model = autoencoder.model()
     scores = taylor(model, trace(model), tune)
     assert np.isfinite(scores).all()

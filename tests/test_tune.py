@@ -141,7 +141,7 @@ def test_the_default_search_holds_the_recipe_itself():
     recipe = Recipe().override({"data.input_size": 96, "data.channels": 3, "train.batch_size": 48})
     space = default_space(recipe, 1000)
     assert own_point(recipe, space) == {
-        "train.learning_rate": 0.001,
+        "train.learning_rate": 0.002,
         "train.batch_size": 48,
         "augment": 1.0,
         "model.width": 1.0,
@@ -373,7 +373,7 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
         tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
     with pytest.raises(StudyError, match=r"was made for milliseconds on A \(x\), and this is B"):
         refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
-    refuse_other({}, {"train.epochs": 10}, "one of before there was that key")
+    refuse_other({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
 
 
 def test_somebody_else_s_folder_is_left_alone(base, tmp_path):

@@ -244,9 +244,9 @@ def _refuse(run: Run, overwrite: bool) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Let slips in names show before TensorFlow is loaded and pictures are read."""
     least_size_px(recipe.model.arch)
-    refuse_missing(recipe.data.source)
     if own.is_own(recipe.model.arch):
         own.find_function(recipe.model.arch)
+    refuse_missing(recipe.data.source)
 
 
 def _resumable(run: Run) -> Recipe:
