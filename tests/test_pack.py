@@ -143,6 +143,12 @@ def test_a_broken_record_is_named_with_its_shard(copy, tmp_path):
     said = rf"{shard.file}: record 7 of {shard.pictures} is not what was packed"
     with pytest.raises(DataError, match=said):
         fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)  # whole again
+    seen = copy.of("val")[0]
+    spoil(Path(copy.place) / seen.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
+    with pytest.raises(DataError, match=rf"{seen.file}: record {seen.pictures - 1} of"):  # found by the validation
+        fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
+    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
     done = CliRunner().invoke(app, ["data", "check", copy.place])
     assert done.exit_code == 1
     assert re.search(said, done.stderr.replace("\n", " "))

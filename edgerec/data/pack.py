@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import refuse_existing, replacing, replacing_folder, write_file
-from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data.dataset import Dataset, found_pictures
 from edgerec.data.packed import ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
 from edgerec.data.sources import Arrays, Files
@@ -108,7 +108,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 class _Writer:
     """Writes shards, whole or not at all, each with a file that tells what is in it."""
 
-    def __init__(self, source: Arrays | Files, light: Dataset, spec: Any, folder: Path) -> None:
+    def __init__(self, source: Arrays | Files, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
         self.source, self.light, self.spec, self.folder = source, light, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
@@ -165,7 +165,9 @@ def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
     return record
 
 
-def _finished(writer: _Writer, plan: list[tuple[str, Indices]], section: Any, out: Path, overwrite: bool) -> Packed:
+def _finished(
+    writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
+) -> Packed:
     shards, indices, skipped = [], [], []
     for name, _ in plan:
         about = json.loads((writer.folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -198,7 +200,7 @@ def _finished(writer: _Writer, plan: list[tuple[str, Indices]], section: Any, ou
     return Packed.open(str(out))
 
 
-def _digest(texts: Any) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode(errors="surrogateescape") + b"\0")

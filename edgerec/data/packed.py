@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,7 +186,10 @@ class PackedImages:
 
     def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
         """The pictures at a position, a slice, or positions."""
-        positions = np.arange(len(self))[which]
+        if isinstance(which, slice):
+            which = np.arange(*which.indices(len(self)))
+        positions = np.asarray(which, np.int64)
+        positions = np.where(positions < 0, positions + len(self), positions)
         images = np.empty((positions.size, *self.shape[1:]), np.uint8)
         shards = np.searchsorted(self._pack.ends, positions.reshape(-1), side="right")
         for number in np.unique(shards):
@@ -247,33 +251,40 @@ def joined(place: str, name: str) -> str:
     return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
 
 
-def opened(place: str, name: str) -> BinaryIO:
-    """A file for reading; raises :class:`DataError`."""
+@contextmanager
+def opened(place: str, name: str) -> Iterator[BinaryIO]:
+    """A file for reading; raises :class:`DataError`, in the block too."""
     path = joined(place, name)
     if is_remote(place):
-        return require("tensorflow").io.gfile.GFile(path, "rb")  # type: ignore[no-any-return]
+        with _remote(path) as file:
+            yield file
+        return
     try:
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _remote(path: str) -> Iterator[BinaryIO]:
+    tf = require("tensorflow")
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            yield file
+    except tf.errors.UnimplementedError:
+        raise DataError(
+            f"{path}: TensorFlow has no file system for {path.partition('://')[0]}://; import one that has "
+            "(pip install tensorflow-io), or mount the bucket as a folder"
+        ) from None
+    except tf.errors.OpError as error:
+        raise DataError(f"{path} cannot be read: {error.message}") from None
 
 
 def read_file(place: str, name: str) -> bytes:
     """All of a file; raises :class:`DataError`."""
-    if not is_remote(place):
-        with opened(place, name) as file:
-            return file.read()
-    tf = require("tensorflow")
-    try:
-        with opened(place, name) as file:
-            return file.read()
-    except tf.errors.UnimplementedError:
-        raise DataError(
-            f"{place}: TensorFlow has no file system for {place.partition('://')[0]}://; import one that has "
-            "(pip install tensorflow-io), or mount the bucket as a folder"
-        ) from None
-    except tf.errors.OpError as error:
-        raise DataError(f"{joined(place, name)} cannot be read: {error.message}") from None
+    with opened(place, name) as file:
+        return file.read()
 
 
 def file_size(place: str, name: str) -> int | None:
@@ -282,7 +293,7 @@ def file_size(place: str, name: str) -> int | None:
         tf = require("tensorflow")
         try:
             return int(tf.io.gfile.stat(joined(place, name)).length)
-        except tf.errors.NotFoundError:
+        except tf.errors.OpError:
             return None
     try:
         return (Path(place) / name).stat().st_size

@@ -163,9 +163,13 @@ def _streamed(
 @contextmanager
 def naming_broken_records(dataset: Dataset) -> Iterator[None]:
     """Say which record of which shard it is where TensorFlow finds one broken; raises :class:`DataError`."""
+    errors = require("tensorflow").errors
     try:
         yield
-    except require("tensorflow").errors.OpError:
+    except (
+        errors.DataLossError,
+        errors.InvalidArgumentError,
+    ):  # of a shard that is streamed; of a picture that is read
         if dataset.packed is not None:
             dataset.packed.verify()
         raise

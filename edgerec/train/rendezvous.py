@@ -98,44 +98,45 @@ def meet(cluster: Cluster, about: dict[str, Any], wait_s: float) -> None:
 
 def _call(cluster: Cluster, about: dict[str, Any], deadline: float, wait_s: float) -> None:
     with contextlib.ExitStack() as stack:
-        lines = []
-        for index in range(1, len(cluster.addresses)):
-            connection = _connected(cluster, index, deadline, wait_s)
-            lines.append(stack.enter_context(_lines(connection, deadline)))
-        wrong = ""
-        for index, line in enumerate(lines, start=1):
-            _say(line, {"cluster": cluster.addresses, "for": index})
-            wrong = wrong or _difference(cluster, index, about, _heard(line))
-        for line in lines:
+        found = [_called(cluster, index, stack, deadline, wait_s) for index in range(1, len(cluster.addresses))]
+        differences = (_difference(cluster, index, about, answer) for index, (_, answer) in enumerate(found, start=1))
+        wrong = next(filter(None, differences), "")
+        for line, _ in found:
             with contextlib.suppress(OSError):
                 _say(line, {"error": wrong})
     if wrong:
         raise TrainError(wrong)
 
 
-def _connected(cluster: Cluster, index: int, deadline: float, wait_s: float) -> socket.socket:
+def _called(
+    cluster: Cluster, index: int, stack: contextlib.ExitStack, deadline: float, wait_s: float
+) -> tuple[IO[str], dict[str, Any]]:
+    """A worker's line and what it says of itself, as soon as it is there; others may be long in coming."""
+    error: object = "it does not answer as a worker of edgerec"
     while True:
         try:
-            left = max(0.1, min(_HELLO_S, deadline - time.monotonic()))
-            return socket.create_connection(_host_and_port(cluster.addresses[index]), timeout=left)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TrainError(
-                    f"{cluster.name(index)} did not come within {wait_s:g} s ({error}): was it started with the same "
-                    "TF_CONFIG? train.workers_wait_s says how long to wait"
-                ) from None
-            time.sleep(_AGAIN_S)
+            connection = socket.create_connection(_host_and_port(cluster.addresses[index]), timeout=_HELLO_S)
+            line = stack.enter_context(_lines(connection, time.monotonic() + _HELLO_S))
+            _say(line, {"cluster": cluster.addresses})
+            if (answer := _heard(line)) is not None:
+                return line, answer
+        except OSError as refused:
+            error = refused
+        if time.monotonic() > deadline:
+            raise TrainError(
+                f"{cluster.name(index)} did not come within {wait_s:g} s ({error}): was it started with the same "
+                "TF_CONFIG? train.workers_wait_s says how long to wait"
+            )
+        time.sleep(_AGAIN_S)
 
 
-def _difference(cluster: Cluster, index: int, about: dict[str, Any], answer: dict[str, Any] | None) -> str:
-    if answer is None:
-        return f"{cluster.name(index)} is no worker of edgerec, or it was stopped"
+def _difference(cluster: Cluster, index: int, about: dict[str, Any], answer: dict[str, Any]) -> str:
     if answer.get("index") != index:
         return f"{cluster.name(index)} says that it is worker {answer.get('index')}: give all the same cluster"
     theirs = answer.get("about")
     for key, value in about.items():
-        if not isinstance(theirs, dict) or theirs.get(key) != value:
-            found = theirs.get(key) if isinstance(theirs, dict) else None
+        found = theirs.get(key) if isinstance(theirs, dict) else None
+        if found != value:
             return f"{cluster.name(index)} has {key} {found}, the chief {value}: install the same on all"
     return ""
 
@@ -155,7 +156,10 @@ def _answer(cluster: Cluster, about: dict[str, Any], deadline: float, wait_s: fl
                 hello = _heard(line)
                 if hello is None or hello.get("cluster") != list(cluster.addresses):
                     continue
-                _say(line, {"index": cluster.index, "about": about})
+                try:
+                    _say(line, {"index": cluster.index, "about": about})
+                except OSError:
+                    continue
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
                 verdict = _heard(line)
             if verdict is None:
