@@ -216,6 +216,32 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     assert ends(made[0]) == late_again
 
 
+def test_quantization_aware_training_learns_the_float_models_answers(residual, monkeypatch):
+    made = []
+    module = sys.modules["edgerec.compress.quantize"]
+    monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
+    feed = sys.modules["edgerec.compress.bench"].training_feed
+
+    def wrongly_labelled(*arguments, **options):
+        return feed(*arguments, **options).map(lambda pixels, classes: (pixels, 0 * classes))
+
+    quantize(residual, "qat", epochs=1, overwrite=True)
+    monkeypatch.setattr("edgerec.compress.bench.training_feed", wrongly_labelled)
+    quantize(residual, "qat", epochs=1, overwrite=True)
+    quantize(residual, "qat", epochs=1, teacher_weight=0.5, overwrite=True)
+    right, wrong, half = (model.get_weights() for model in made)
+    apart = [
+        max(np.abs(one - other).max() for one, other in zip(*pair, strict=True))
+        for pair in ((right, wrong), (wrong, half))
+    ]
+    assert 10 * apart[0] < apart[1]  # no label was looked at; what is left are sums in another order
+    # The statistics are the float model's, to the bit.
+    trained = {v.name: v.numpy() for v in residual.model().variables if "/moving_" in v.name}
+    kept = {v.name: v.numpy() for v in made[0].variables}
+    assert trained
+    assert [name for name, value in trained.items() if not np.array_equal(kept[name], value)] == []
+
+
 def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
     from edgerec.compress.qat import rounded
 

@@ -35,7 +35,10 @@ def quantize(
     learning_rate: float | None = typer.Option(
         None,
         help="The highest of each fine-tuning. "
-        "[default: a tenth of the training's, with sgd a thousandth; after pruning all of it]",
+        "[default: a tenth of the training's, with sgd a hundredth; after pruning all of it]",
+    ),
+    teacher_weight: float | None = typer.Option(
+        None, help="Part of what fine-tuning learns that is the float model's answers; the rest: labels. [default: 1]"
     ),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
     data: str | None = typer.Option(
@@ -64,6 +67,7 @@ def quantize(
         "calibration": calibration,
         "epochs": epochs,
         "learning_rate": learning_rate,
+        "teacher_weight": teacher_weight,
         "max_drop": max_drop,
     }
     with progress() as listener:
@@ -88,7 +92,7 @@ def quantize(
         try:
             report = compress(run, method, data=data, resume=resume, overwrite=overwrite, listener=listener, **options)
         except GateError as error:
-            if error.report is not None:
+            if error.report is not None and not helped(json):
                 _show(error.report, json)
             raise
     if helped(json):

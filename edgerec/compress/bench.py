@@ -38,10 +38,11 @@ from edgerec.train.feed import (
 from edgerec.train.keras import prepare, versions
 from edgerec.train.measure import Measure, measure_of
 from edgerec.train.run import Run
+from edgerec.train.teacher import distance
 
 # Of the training's rate, what fine-tunes a model that has settled, and what trains one again of which a part was taken
 # away: chosen by validation, see docs/results.md.
-FINER = {"adam": 0.1, "sgd": 0.001}
+FINER = {"adam": 0.1, "sgd": 0.01}
 AGAIN = {"adam": 1.0, "sgd": 0.3}
 
 
@@ -161,6 +162,8 @@ class Bench:
         # One label a picture: a few epochs with a small rate are to settle the model on what it will see.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
+        # An autoencoder's answer is its picture.
+        teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
 
         def feed(epoch: int, places: Places) -> Any:
             # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
@@ -177,6 +180,8 @@ class Bench:
             learning_rate=compress.learning_rate or train.learning_rate * FINER[train.optimizer],
             retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
             optimizer=train.optimizer,
+            teacher=teacher,
+            teacher_weight=compress.teacher_weight,
             seed=recipe.seed,
             listener=self.listener,
             checkpoints=checkpoints,

@@ -21,6 +21,7 @@ from edgerec.train.fit import STEPS_PER_CALL
 from edgerec.train.keras import compile_classifier, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import learned
+from edgerec.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class FineTune:
         learning_rate: the highest; it falls to zero as a half cosine.
         retraining_rate: the same where weights were taken away and the others must find new places.
         optimizer: as the recipe's ``train.optimizer``.
+        teacher: the distance to the float model's answers, which has the part ``teacher_weight`` of the loss beside the
+            labels; None for labels alone.
         seed: of what is random inside of the model.
         listener: told of the progress.
         checkpoints: folder where each stage keeps its state, an ``.npz`` each.
@@ -58,6 +61,8 @@ class FineTune:
     learning_rate: float
     retraining_rate: float
     optimizer: str
+    teacher: Teacher | None
+    teacher_weight: float
     seed: int
     listener: Listener
     checkpoints: Path
@@ -102,8 +107,15 @@ def fine_tune(
     state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
     rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
     steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
+    compiled = partial(
+        compile_classifier,
+        trained,
+        steps_per_call=steps_per_call,
+        teacher=tune.teacher,
+        teacher_weight=tune.teacher_weight,
+    )
     with tune.team.scope():
-        compile_classifier(trained, optimizer(tune.optimizer, rate), steps_per_call)
+        compiled(optimizer(tune.optimizer, rate))
     done = state.restore(trained)
     tune.team.agree({f"{stage}: epoch": done})
     frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
@@ -116,7 +128,7 @@ def fine_tune(
             freeze(trained)
             with tune.team.scope():
                 # Keras looks at what is frozen when it compiles.
-                compile_classifier(trained, trained.optimizer, steps_per_call)
+                compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
                 tune.team.spread(partial(tune.feed, max(first, done))),

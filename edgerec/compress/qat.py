@@ -27,8 +27,9 @@ def quantization_aware(
 ) -> Any:
     """The model with int8 rounding simulated in every layer, fine-tuned.
 
-    Activation ranges and batch normalisation's statistics are settled on training pictures as they are, not
-    augmented, before the first step and before the last third, where they stay so (arXiv:1806.08342, section 4).
+    Activation ranges are settled on training pictures as they are, not augmented, before the first step and before the
+    last third, where they stay so (arXiv:1806.08342, section 4). Batch normalisation's statistics stay those of the
+    float training: with others it would be another model before anything is rounded.
 
     Args:
         model: a float model that :func:`~edgerec.compress.adapt.adapt` let through, pruned, clustered or neither.
@@ -66,6 +67,10 @@ def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
+    for wrapper in aware.layers:
+        layer = getattr(wrapper, "layer", wrapper)
+        if isinstance(layer, keras().layers.BatchNormalization):
+            layer.trainable = False  # keeps its statistics; tfmot's wrapper trains scale and offset all the same
     return aware
 
 
@@ -117,15 +122,12 @@ def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
 
 
 def _freeze(aware: Any) -> None:
-    """Keep activation ranges and batch normalisation's statistics from now on; weights go on learning."""
+    """Keep activation ranges from now on; weights go on learning."""
     for wrapper in aware.layers:
         if getattr(wrapper, "_output_quantizers", ()):
             wrapper._output_quantizers = [_Still(wrapper._output_quantizers[0])]
         for activation in getattr(wrapper, "_quantize_activations", ()):
             activation.quantizer = _Still(activation.quantizer)
-        layer = getattr(wrapper, "layer", wrapper)
-        if isinstance(layer, keras().layers.BatchNormalization):
-            layer.trainable = False
 
 
 class _Still:

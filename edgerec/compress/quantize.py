@@ -44,6 +44,7 @@ USES = {
     "skip": [name for name, method in METHODS.items() if {"prune", "cluster"} & set(method.stages)],
     "epochs": ["auto", *(name for name, method in METHODS.items() if method.stages)],
     "learning_rate": ["auto", *(name for name, method in METHODS.items() if method.stages)],
+    "teacher_weight": ["auto", *(name for name, method in METHODS.items() if method.stages)],
     "float_layers": ["mixed"],
     "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
 }
@@ -58,6 +59,7 @@ def quantize(
     clusters: int | None = None,
     epochs: int | None = None,
     learning_rate: float | None = None,
+    teacher_weight: float | None = None,
     max_drop: float | None = None,
     skip: str | None = None,
     float_layers: str | None = None,
@@ -79,6 +81,7 @@ def quantize(
         clusters: different values that ``cluster`` leaves in each layer.
         epochs: of each fine-tuning.
         learning_rate: the highest of each fine-tuning.
+        teacher_weight: part of its loss that is the distance to the float model's answers; the rest is the labels'.
         max_drop: points of top-1 that the variant may lose.
         skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
         float_layers: layers that ``mixed`` leaves float, likewise.
@@ -100,6 +103,7 @@ def quantize(
         "clusters": clusters,
         "epochs": epochs,
         "learning_rate": learning_rate,
+        "teacher_weight": teacher_weight,
         "max_drop": max_drop,
         "skip": skip,
         "float_layers": float_layers,

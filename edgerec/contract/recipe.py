@@ -211,9 +211,12 @@ class CompressSection:
     epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
     learning_rate: float = _number(
         0.0,
-        "of the fine-tuning; 0 = a tenth of train.learning_rate (sgd: a thousandth), all of it after pruning",
+        "of the fine-tuning; 0 = a tenth of train.learning_rate (sgd: a hundredth), all of it after pruning",
         0,
         10,
+    )
+    teacher_weight: float = _number(
+        1.0, "part of the fine-tuning's loss that is the distance to the float model's answers; the rest: labels", 0, 1
     )
     calibration: str = _text("stratified", "what ptq sees: a recipe in calibration/, a .toml file, or a set's folder")
     max_drop: float = _number(1.0, "points of test top-1 that a variant may lose before it is refused", 0, 100)

@@ -1,4 +1,4 @@
-"""What a student learns from: the answers of finished runs."""
+"""What a student learns from: the answers of finished models."""
 
 from __future__ import annotations
 
@@ -29,31 +29,39 @@ def check_alike(run: Run, recipe: Recipe) -> None:
 
 
 def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
-    """The mean answer of the runs that ``distill.teachers`` names as a loss; None where it names none.
-
-    It is the Kullback–Leibler divergence of softened scores, times the temperature's square, which keeps its gradient
-    as large as that of the labels (Hinton, Vinyals and Dean, arXiv:1503.02531).
-    """
+    """The mean answer of the runs that ``distill.teachers`` names as a loss; None where it names none."""
     if not recipe.distill.teachers:
         return None
-    tf, temperature = require("tensorflow"), recipe.distill.temperature
     runs = [Run.classifying(path.strip()) for path in recipe.distill.teachers.split(",")]
     for run in runs:
         check_alike(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
-    models = [run.model() for run in runs]
+    return distance([run.model() for run in runs], recipe.distill.temperature)
+
+
+def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:
+    """How far scores are from the mean answer of ``models``, as a loss.
+
+    It is the Kullback–Leibler divergence of softened scores, times the temperature's square, which keeps its gradient
+    as large as that of the labels (Hinton, Vinyals and Dean, arXiv:1503.02531).
+
+    Args:
+        models: classifiers that take the same pixels and give softmax scores ``(batch, classes)``; not trained.
+        temperature: softens the answers; 1 takes them as they are.
+    """
+    tf = require("tensorflow")
 
     def softened(scores: Any) -> Any:
         return tf.nn.log_softmax(tf.math.log(tf.cast(scores, tf.float32) + 1e-7) / temperature)
 
-    def distance(pixels: Any, scores: Any) -> Any:
+    def loss(pixels: Any, scores: Any) -> Any:
         mean = tf.add_n([tf.cast(model(pixels, training=False), tf.float32) for model in models]) / len(models)
         wanted, given = softened(mean), softened(scores)
         divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
         return temperature**2 * tf.reduce_mean(divergence)
 
-    return distance
+    return loss
 
 
 def _value(recipe: Recipe, key: str) -> Any:
