@@ -176,9 +176,14 @@ def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) 
             found = optimizer.get_scaled_loss(found) if scaled else found
         gradients = tape.gradient(found, variables)
         gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
-        sums = [total + gradient / parts for total, gradient in zip(sums, gradients, strict=True)]
+        sums = [total + _dense(gradient) / parts for total, gradient in zip(sums, gradients, strict=True)]
     optimizer.apply_gradients(zip(sums, variables, strict=True))
     return model.compute_metrics(x, y, tf.concat(scores, 0), weights)
+
+
+def _dense(gradient: Any) -> Any:
+    """A gradient that can be summed: of weights that are looked up it comes in slices, of unused ones it is None."""
+    return 0.0 if gradient is None else require("tensorflow").convert_to_tensor(gradient)
 
 
 def copied(model: Any) -> Any:
