@@ -170,6 +170,9 @@ def test_what_is_missing_or_cut_off_is_found_at_the_start(copy):
     manifest.write_text(json.dumps(about))
     with pytest.raises(DataError, match=r"names '\.\./\.\./secret', which is not in its folder"):
         load(on(copy).data)
+    manifest.write_text(json.dumps(about | {"schema": 99}))
+    with pytest.raises(DataError, match=r"^\S+ was packed in form 99; this edgerec reads \d+: pack again$"):
+        load(on(copy).data)
     manifest.write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
         load(on(copy).data)

@@ -92,6 +92,8 @@ class Packed:
                 about["group_by"],
                 about["digest"],
             )
+        except DataError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place}: {MANIFEST} is damaged ({error}): pack again with edgerec data pack") from None
         for shard in found.shards:
@@ -114,8 +116,9 @@ class Packed:
     @cached_property
     def index(self) -> npt.NDArray[Any]:
         """``(N,)`` of :data:`ENTRY`, in the order of the shards."""
+        content = read_file(self.place, INDEX)
         try:
-            index = np.lib.format.read_array(io.BytesIO(read_file(self.place, INDEX)), allow_pickle=False)
+            index = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise DataError(f"{self.place}: {INDEX} is damaged ({error}): pack again") from None
         if index.dtype != ENTRY or index.shape != (sum(shard.pictures for shard in self.shards),):
