@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from edgerec import Recipe, fit, quantize
 from edgerec.compress.bench import Bench
 from edgerec.compress.compare import compare
 from edgerec.compress.convert import plain_names, to_int8
+from edgerec.compress.finetune import fine_tune
 from edgerec.compress.quantize import make
 from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.progress import ignore
 from edgerec.errors import GateError, RecipeError
 from edgerec.runtime.model import ImageModel
+from edgerec.train.keras import copied
 from tests.conftest import one_line, red_and_blue
 
 
@@ -214,32 +217,44 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     # Training moved them before, and in the last third nothing does.
     assert not np.allclose(again, late, rtol=0.02, atol=0.02)
     assert ends(made[0]) == late_again
-
-
-def test_quantization_aware_training_learns_the_float_models_answers(residual, monkeypatch):
-    made = []
-    module = sys.modules["edgerec.compress.quantize"]
-    monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
-    feed = sys.modules["edgerec.compress.bench"].training_feed
-
-    def wrongly_labelled(*arguments, **options):
-        return feed(*arguments, **options).map(lambda pixels, classes: (pixels, 0 * classes))
-
-    quantize(residual, "qat", epochs=1, overwrite=True)
-    monkeypatch.setattr("edgerec.compress.bench.training_feed", wrongly_labelled)
-    quantize(residual, "qat", epochs=1, overwrite=True)
-    quantize(residual, "qat", epochs=1, teacher_weight=0.5, overwrite=True)
-    right, wrong, half = (model.get_weights() for model in made)
-    apart = [
-        max(np.abs(one - other).max() for one, other in zip(*pair, strict=True))
-        for pair in ((right, wrong), (wrong, half))
-    ]
-    assert 10 * apart[0] < apart[1]  # no label was looked at; what is left are sums in another order
-    # The statistics are the float model's, to the bit.
+    # Batch normalisation's statistics are the float model's, to the bit.
     trained = {v.name: v.numpy() for v in residual.model().variables if "/moving_" in v.name}
     kept = {v.name: v.numpy() for v in made[0].variables}
     assert trained
     assert [name for name, value in trained.items() if not np.array_equal(kept[name], value)] == []
+
+
+def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
+    def smaller():
+        model = copied(run.model())
+        model.set_weights([0.8 * array for array in model.get_weights()])
+        return model
+
+    ends = []
+    with Bench.open(run, run.recipe, None, ignore) as bench:
+        given = replace(bench.fine_tune(tmp_path), epochs=1)
+        feed = given.feed
+
+        def wrong(epoch, places):
+            return feed(epoch, places).map(lambda pixels, classes: (pixels, 0 * classes))
+
+        for number, (labelled, weight) in enumerate([(feed, 1.0), (wrong, 1.0), (wrong, 0.0)]):
+            tune = replace(given, feed=labelled, teacher_weight=weight, checkpoints=tmp_path / str(number))
+            ends.append(fine_tune(smaller, tune, "fine-tuning").get_weights())
+
+        def apart(ours, theirs):
+            return max(np.abs(one - other).max() for one, other in zip(ours, theirs, strict=True))
+
+        right, unlabelled, labelled = ends
+        # No label is looked at (what is left are sums in another order), and something is learned.
+        assert 20 * apart(right, unlabelled) < min(apart(right, labelled), apart(right, smaller().get_weights()))
+        # What it learns is the float model.
+        model, start = smaller(), smaller()
+        model.set_weights(right)
+        pixels, _ = next(iter(given.plain))
+        distances = [float(given.teacher(pixels, scored(pixels))) for scored in (start, model, bench.model)]
+        assert distances[2] == pytest.approx(0, abs=1e-5)
+        assert distances[1] < 0.5 * distances[0]
 
 
 def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
