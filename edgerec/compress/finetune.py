@@ -127,7 +127,7 @@ def fine_tune(
                 _copy(model, trained)
             freeze(trained)
             with tune.team.scope():
-                # Keras looks at what is frozen when it compiles.
+                # The step is traced anew, with what is frozen now.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(

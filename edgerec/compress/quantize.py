@@ -36,15 +36,16 @@ log = logging.getLogger(__name__)
 
 # What auto tries, the cheapest to make first. float16 nearly always fits, but not on a target that wants int8.
 AUTO = ("ptq", "qat", "float16")
+FINE_TUNED = ["auto", *(name for name, method in METHODS.items() if method.stages)]
 # The recipe's keys that only some methods use.
 USES = {
     "channels": [name for name, method in METHODS.items() if "channels" in method.stages],
     "sparsity": [name for name, method in METHODS.items() if "prune" in method.stages],
     "clusters": [name for name, method in METHODS.items() if "cluster" in method.stages],
     "skip": [name for name, method in METHODS.items() if {"prune", "cluster"} & set(method.stages)],
-    "epochs": ["auto", *(name for name, method in METHODS.items() if method.stages)],
-    "learning_rate": ["auto", *(name for name, method in METHODS.items() if method.stages)],
-    "teacher_weight": ["auto", *(name for name, method in METHODS.items() if method.stages)],
+    "epochs": FINE_TUNED,
+    "learning_rate": FINE_TUNED,
+    "teacher_weight": FINE_TUNED,
     "float_layers": ["mixed"],
     "calibration": ["auto", *(name for name, method in METHODS.items() if method.calibrates)],
 }

@@ -166,10 +166,8 @@ def naming_broken_records(dataset: Dataset) -> Iterator[None]:
     errors = require("tensorflow").errors
     try:
         yield
-    except (
-        errors.DataLossError,
-        errors.InvalidArgumentError,
-    ):  # of a shard that is streamed; of a picture that is read
+    except (errors.DataLossError, errors.InvalidArgumentError):
+        # The first comes of a shard that is streamed, the second of a picture that is read.
         if dataset.packed is not None:
             dataset.packed.verify()
         raise
