@@ -26,7 +26,7 @@ from edgerec.models.mobilenet_v3 import (
     mobilenet_v3_small_minimalistic,
 )
 from edgerec.models.recurrent import gru, lstm
-from edgerec.models.resnet import resnet8, resnet14, resnet20, resnet50
+from edgerec.models.resnet import resnet8, resnet14, resnet14_wide, resnet20, resnet50
 from edgerec.models.simple import simple_cnn
 from edgerec.models.vgg import vgg16, vgg_small
 
@@ -66,6 +66,7 @@ ARCHITECTURES = {
     "vgg16": Architecture(vgg16, 32, ImageNet("VGG16", "caffe")),
     "resnet8": Architecture(resnet8, 16),
     "resnet14": Architecture(resnet14, 16),
+    "resnet14_wide": Architecture(resnet14_wide, 16),
     "resnet20": Architecture(resnet20, 16),
     "resnet50": Architecture(resnet50, 32, ImageNet("ResNet50", "caffe")),
     "mobilenet_v1": Architecture(mobilenet_v1, 32, ImageNet("MobileNet", "tf", (0.25, 0.5, 0.75, 1.0))),

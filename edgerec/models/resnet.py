@@ -21,6 +21,11 @@ def resnet14(keras: Any, x: Any, section: ModelSection) -> Any:
     return _resnet(keras, x, section, blocks=2)
 
 
+def resnet14_wide(keras: Any, x: Any, section: ModelSection) -> Any:
+    """resnet14 of 32, 64 and 96 channels: more where pictures are large; half a megabyte as int8."""
+    return _resnet(keras, x, section, blocks=2, channels=(32, 64, 96))
+
+
 def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
     """resnet8 with three blocks a stage: the paper's smallest for CIFAR-10."""
     return _resnet(keras, x, section, blocks=3)
@@ -51,10 +56,10 @@ def _normed(keras: Any, x: Any, channels: int, kernel: int, name: str, stride: i
     return norm(keras, x, f"{name}_bn", epsilon=EPSILON)
 
 
-def _resnet(keras: Any, x: Any, section: ModelSection, blocks: int) -> Any:
-    channels = [eights(n * section.width) for n in (16, 32, 64)]
-    x = _conv(keras, x, channels[0], relu=True)
-    for stage, count in enumerate(channels):
+def _resnet(keras: Any, x: Any, section: ModelSection, blocks: int, channels: tuple[int, ...] = (16, 32, 64)) -> Any:
+    counts = [eights(n * section.width) for n in channels]
+    x = _conv(keras, x, counts[0], relu=True)
+    for stage, count in enumerate(counts):
         for block in range(blocks):
             x = _block(keras, x, count, stride=2 if stage and not block else 1)
     return pooled(keras, x, section)

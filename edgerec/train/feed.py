@@ -82,12 +82,19 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
         pixels = tf.ensure_shape(_pixels(dataset, batch), [size, *dataset.images.shape[1:]])
         return finish(pixels, tf.gather(tf.constant(dataset.classes), batch), number)
 
-    return (
+    return _untuned(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(as_written(positions))
         .map(as_written(gather), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def _untuned(feed: Any) -> Any:
+    """A feed without the thread that tunes it, which Keras' fit waits for at its end: up to a minute."""
+    options = require("tensorflow").data.Options()
+    options.autotune.enabled = False
+    return feed.with_options(options)
 
 
 def _streamed(
@@ -152,7 +159,7 @@ def _streamed(
         number = number // places.count * places.total + places.first + number % places.count
         return finish(pixels, found["label"], number)
 
-    return (
+    return _untuned(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(as_written(epoch_of))
         .map(as_written(read), num_parallel_calls=tf.data.AUTOTUNE)
@@ -215,7 +222,7 @@ def evaluation_feed(
         )
 
     rows = tf.RaggedTensor.from_row_lengths(np.concatenate(batches), [len(batch) for batch in batches])
-    return tf.data.Dataset.from_tensor_slices(rows).map(as_written(gather)).prefetch(2)
+    return _untuned(tf.data.Dataset.from_tensor_slices(rows).map(as_written(gather)).prefetch(2))
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:

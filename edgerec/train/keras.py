@@ -76,10 +76,30 @@ def prepare(section: TrainSection, seed: int) -> None:
     except RuntimeError:
         # TensorFlow fixes its devices at the first computation of the process.
         logging.getLogger(__name__).debug("the devices were chosen earlier in this process")
-    keras().mixed_precision.set_global_policy("mixed_float16" if section.mixed_precision else "float32")
+    keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
     keras().backend.experimental.enable_tf_random_generator()  # dropout then has a state that reseed() can set
     keras().utils.set_random_seed(seed)
     keras().backend.reset_uids()  # layers are called the same in every training, as weights in a file are found by name
+
+
+def _precision(section: TrainSection, gpu: bool) -> str:
+    """Keras' name of what is computed in: halves of float32 where the device has units for them."""
+    if not section.mixed_precision:
+        return "float32"
+    if gpu and section.device != "cpu":
+        return "mixed_float16"
+    if has_bfloat16_units():
+        return "mixed_bfloat16"
+    log.warning("train.mixed_precision brings nothing here, without a GPU or a CPU with AMX: computing in float32")
+    return "float32"
+
+
+def has_bfloat16_units() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 (AMX). AVX-512's bfloat16 is no faster than its float32."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
