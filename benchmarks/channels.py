@@ -29,7 +29,6 @@ from edgerec.contract.progress import ignore
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
-from edgerec.train.keras import prepare
 from edgerec.train.run import Run
 
 
@@ -64,14 +63,11 @@ class Bench:
 def bench(arguments: argparse.Namespace) -> Bench:
     """The run and its data, opened."""
     run = Run.open(arguments.run)
-    recipe = run.recipe
-    prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-    dataset, split = run.data(arguments.data)
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
     if arguments.learning_rate:
         changes["compress.learning_rate"] = arguments.learning_rate
-    with RunBench.open(run, recipe.override(changes), arguments.data, ignore) as opened:
-        return Bench(run, dataset, split, opened.fine_tune(Path(tempfile.mkdtemp())))
+    with RunBench.open(run, run.recipe.override(changes), arguments.data, ignore) as opened:
+        return Bench(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 
 def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:

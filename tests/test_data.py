@@ -388,6 +388,7 @@ def test_batches_are_those_of_the_seed_and_epoch():
     feed = training_feed(dataset, part, recipe, first_epoch=0)
     later = training_feed(dataset, part, recipe, first_epoch=1)
     assert steps_per_epoch(part, recipe) == 6
+    assert not feed.options().autotune.enabled  # fit would wait for it at its end
     batches = list(feed.take(12))
     resumed = list(later.take(6))
     for (x, y), (x_resumed, y_resumed) in zip(batches[6:], resumed, strict=True):

@@ -74,7 +74,8 @@ def tiny():
 
 
 def stepped(pixels, classes, **how):
-    prepare(TrainSection(mixed_precision=how.pop("mixed", False)), 0)
+    prepare(TrainSection(), 0)
+    keras().mixed_precision.set_global_policy(how.pop("policy", "float32"))
     model, *_ = tiny()
     compile_classifier(model, optimizer("sgd", 0.1), 1, **how)
     weight = how.get("weight")
@@ -88,10 +89,10 @@ def test_a_batch_in_parts_and_by_xla_gives_the_same_weights():
     assert np.abs(stepped(pixels, classes, parts=4) - whole).max() < 1e-6
     assert np.abs(stepped(pixels, classes, xla=True) - whole).max() < 1e-6
     try:
-        mixed = stepped(pixels, classes, parts=4, mixed=True)
+        mixed = [stepped(pixels, classes, parts=4, policy=f"mixed_{name}") for name in ("float16", "bfloat16")]
     finally:
         keras().mixed_precision.set_global_policy("float32")
-    assert 0 < np.abs(mixed - whole).max() < 1e-2
+    assert all(0 < np.abs(each - whole).max() < 1e-2 for each in mixed)
 
 
 def test_a_batch_that_its_parts_do_not_divide(tmp_path):

@@ -194,6 +194,7 @@ def test_commands_for_classifiers_refuse_it(autoencoder, tmp_path):
     refused = (
         lambda: evaluate(autoencoder.path),
         lambda: parity(autoencoder),
+        lambda: quantize(autoencoder, "qat", teacher_weight=0.5),
         lambda: export_bundle(autoencoder, "rpi", out=tmp_path / "out"),
         lambda: distill([autoencoder.path], "simple_cnn", tmp_path / "out"),
         lambda: ensemble([autoencoder.path, autoencoder.path], tmp_path / "out"),

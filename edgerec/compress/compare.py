@@ -114,7 +114,7 @@ def compare(
         if name not in METHODS:
             raise RecipeError(unknown("method", name, METHODS))
     recipe = with_options(run.recipe, options)
-    check_used(methods, recipe.compress, options)
+    check_used(methods, recipe, options)
     with Bench.open(run, recipe, data, listener) as bench:
         comparison = _compared(bench, methods, overwrite)
         plots.accuracy_against_size(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.gained)

@@ -26,8 +26,9 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import CompressSection, Recipe
+from edgerec.contract.recipe import Recipe
 from edgerec.errors import GateError, ModelError, RecipeError
+from edgerec.models import reconstructs
 from edgerec.train.keras import keras
 from edgerec.train.run import Run
 from edgerec.train.saved_model import refuse_untrainable
@@ -111,7 +112,7 @@ def quantize(
         "calibration": calibration,
     }
     recipe = with_options(run.recipe, wanted)
-    check_used([recipe.compress.method], recipe.compress, wanted)
+    check_used([recipe.compress.method], recipe, wanted)
     auto = recipe.compress.method == "auto"
     if not auto:
         # Both before any work is done.
@@ -169,13 +170,15 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
     return QuantizeReport.from_dict(report)
 
 
-def check_used(methods: Sequence[str], section: CompressSection, wanted: dict[str, Any]) -> None:
-    """Refuse an option that none of the methods uses, and ``mixed`` without its layers."""
+def check_used(methods: Sequence[str], recipe: Recipe, wanted: dict[str, Any]) -> None:
+    """Refuse an option that none of the methods uses, or the run's network, and ``mixed`` without its layers."""
     for option, users in USES.items():
         if wanted.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")
             raise RecipeError(f"{flag} is for {', '.join(users)}; --method {','.join(methods)} would ignore it")
-    if "mixed" in methods and not section.float_layers.strip():
+    if wanted.get("teacher_weight") is not None and reconstructs(recipe.model.arch):
+        raise RecipeError("--teacher-weight is for classifiers; what an autoencoder learns to answer is its picture")
+    if "mixed" in methods and not recipe.compress.float_layers.strip():
         raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
 
 

@@ -211,7 +211,7 @@ class CompressSection:
     epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
     learning_rate: float = _number(
         0.0,
-        "of the fine-tuning; 0 = a tenth of train.learning_rate (sgd: a hundredth), all of it after pruning",
+        "of the fine-tuning; 0 = a tenth of train.learning_rate (sgd: 0.01), all of it after pruning (sgd: 0.3)",
         0,
         10,
     )

@@ -30,7 +30,7 @@ from edgerec.train.feed import (
     steps_per_epoch,
     training_feed,
 )
-from edgerec.train.foreign import check_opens, in_float32
+from edgerec.train.foreign import check_opens
 from edgerec.train.keras import (
     UNREADABLE,
     compile_classifier,
@@ -43,6 +43,7 @@ from edgerec.train.keras import (
 )
 from edgerec.train.keras3 import offer_keras3
 from edgerec.train.optimizer import optimizer
+from edgerec.train.precision import in_float32, in_suited
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 from edgerec.train.teacher import Teacher, find_teacher
@@ -318,7 +319,7 @@ def _built(recipe: Recipe, classes: int) -> Any:
     model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
-    return _decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model
+    return in_suited(_decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model)
 
 
 def _decaying(model: Any, rate: float) -> Any:

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from edgerec.optional import require
 from edgerec.train.keras import UNREADABLE, keras
 from edgerec.train.keras3 import cause, from_keras3
 from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
+from edgerec.train.precision import in_float32
 
 log = logging.getLogger(__name__)
 
@@ -207,25 +207,3 @@ def _objects() -> set[str]:
     """The classes of initializers, regularizers and constraints of both Keras."""
     modules = [getattr(module, name) for module in (keras(), require("keras")) for name in _OBJECTS]
     return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
-
-
-def in_float32(model: Any) -> Any:
-    """The model as it is, or built again where some layer computes in another precision."""
-    if all(policy == "float32" for policy in _policies(model)):
-        return model
-    config = json.loads(json.dumps(model.get_config()), object_hook=_without_policy)
-    again = type(model).from_config(config)
-    again.set_weights(model.get_weights())
-    log.info("%s computes in %s; it is taken in float32", model.name, " and ".join(sorted(set(_policies(model)))))
-    return again
-
-
-def _policies(model: Any) -> Iterator[str]:
-    for layer in model.layers:
-        yield layer.dtype_policy.name
-        if hasattr(layer, "layers"):
-            yield from _policies(layer)
-
-
-def _without_policy(value: dict[str, Any]) -> dict[str, Any]:
-    return value | {"dtype": "float32"} if "dtype" in value and "name" in value else value

@@ -8,6 +8,7 @@ from typing import Any
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError
 from edgerec.optional import require
+from edgerec.train.precision import in_suited
 from edgerec.train.run import Run
 
 # ``(pixels, scores) -> loss``: how far a student's scores are from what its teachers answer to the same pixels.
@@ -37,7 +38,7 @@ def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
         check_alike(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
-    return distance([run.model() for run in runs], recipe.distill.temperature)
+    return distance([in_suited(run.model()) for run in runs], recipe.distill.temperature)
 
 
 def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:

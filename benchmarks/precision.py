@@ -1,0 +1,71 @@
+"""What mixed precision buys on this machine: how many times as fast a training step is as in float32.
+
+    python benchmarks/precision.py [--arch simple_cnn resnet14:1.5 …] [--input-size 32] [--steps 15]
+
+Steps of 128 random pictures, in both precisions by turns in one process; the ratio of their medians is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgerec import Recipe
+from edgerec.models import build
+from edgerec.optional import require
+from edgerec.train.keras import compile_classifier, keras, prepare
+from edgerec.train.optimizer import optimizer
+from edgerec.train.precision import in_suited
+
+BATCH, CLASSES = 128, 10
+ARCHITECTURES = ("simple_cnn", "resnet8", "resnet14:1.5", "resnet14_wide", "resnet20", "vgg_small", "mobilenet_v1:0.25")
+
+
+def stepper(name: str, mixed: bool, size: int) -> Callable[[], Any]:
+    """A training step of an architecture ``NAME[:WIDTH]``, traced and warm."""
+    tf, (arch, _, width) = require("tensorflow"), name.partition(":")
+    recipe = Recipe().override(
+        {"model.arch": arch, "model.width": float(width or 1), "data.input_size": size, "data.channels": 3}
+        | {"train.mixed_precision": mixed}
+    )
+    prepare(recipe.train, recipe.seed)
+    model = in_suited(build(keras(), recipe.model, recipe.preprocess.shape, CLASSES, recipe.normalise))
+    compile_classifier(model, optimizer("sgd", 0.01), 1)
+    rng = np.random.default_rng(0)
+    pixels = tf.constant(rng.random((BATCH, size, size, 3), np.float32))
+    classes = tf.constant(rng.integers(0, CLASSES, BATCH))
+    step: Callable[[], Any] = tf.function(lambda: model.train_step((pixels, classes)))
+    for _ in range(3):
+        step()
+    return step
+
+
+def main() -> None:
+    """Print a JSON object for each architecture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--input-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=15)
+    arguments = parser.parse_args()
+    for name in arguments.arch:
+        steppers = [stepper(name, mixed, arguments.input_size) for mixed in (False, True)]
+        policy = keras().mixed_precision.global_policy().name
+        taken: list[list[float]] = [[], []]
+        for _ in range(arguments.steps):
+            for step, times in zip(steppers, taken, strict=True):
+                began = time.perf_counter()
+                step()
+                times.append(time.perf_counter() - began)
+        float32, mixed = (1e3 * statistics.median(times) for times in taken)
+        about = {"arch": name, "policy": policy, "float32_ms": round(float32, 1), "mixed_ms": round(mixed, 1)}
+        print(json.dumps(about | {"times_faster": round(float32 / mixed, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
