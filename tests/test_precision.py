@@ -71,6 +71,17 @@ def test_layers_that_bfloat16_makes_slower_stay_float32(monkeypatch, caplog):
     assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} == {"pixels", "logits", "scores"}
 
 
+def test_a_cell_computes_as_its_layer(monkeypatch):
+    with_units(monkeypatch, True)
+    prepare(MIXED, 0)
+    layers = keras().layers
+    rows = layers.Input((8, 8))
+    x = layers.Dense(3, dtype="float32")(layers.RNN(layers.LSTMCell(8))(rows))
+    model = in_suited(keras().Model(rows, layers.Activation("softmax", dtype="float32")(x)))
+    assert model.layers[1].cell.compute_dtype == model.layers[1].compute_dtype == "bfloat16"
+    assert model(np.zeros((2, 8, 8), np.float32)).dtype == tf.float32
+
+
 def test_a_network_answers_alike_in_both(monkeypatch):
     with_units(monkeypatch, True)
     prepare(MIXED, 0)

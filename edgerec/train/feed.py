@@ -91,7 +91,7 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
 
 
 def _untuned(feed: Any) -> Any:
-    """A feed without the thread that tunes it, which Keras' fit waits for at its end: up to a minute."""
+    """A feed without the thread that tunes it, which Keras' fit waits for at its end."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return feed.with_options(options)

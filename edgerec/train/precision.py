@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from edgerec.train.keras import keras
 
 log = logging.getLogger(__name__)
 
-# oneDNN's bfloat16 batch normalisation is fast for multiples of so many channels alone: of 24 it takes tenfold.
+# oneDNN's bfloat16 batch normalisation is fast for multiples of so many channels alone: 24 take over ten times as long.
 CHANNELS_TOGETHER = 16
 
 
@@ -21,7 +21,7 @@ def in_float32(model: Any) -> Any:
     if policies == {"float32"}:
         return model
     log.info("%s computes in %s; it is taken in float32", model.name, " and ".join(sorted(policies)))
-    return _again(model, lambda layer: "float32")
+    return _again(model, "float32")
 
 
 def in_suited(model: Any) -> Any:
@@ -36,16 +36,15 @@ def in_suited(model: Any) -> Any:
     on_cpu = policy == "mixed_bfloat16"
     if on_cpu and any(isinstance(layer, layers.DepthwiseConv2D) for layer in _layers(model)):
         log.info("%s has depthwise convolutions, slower in bfloat16 on a CPU: computing in float32", model.name)
-        return _again(model, lambda layer: "float32")
+        return _again(model, "float32")
 
-    def suited(layer: Any) -> str:
+    def stays(layer: Any) -> bool:
         if layer in model.layers[-2:] or isinstance(layer, layers.InputLayer):
-            return "float32"
-        if on_cpu and isinstance(layer, layers.BatchNormalization) and layer.output_shape[-1] % CHANNELS_TOGETHER:
-            return "float32"
-        return str(policy)
+            return True
+        normalises = isinstance(layer, layers.BatchNormalization)
+        return bool(on_cpu and normalises and layer.output_shape[-1] % CHANNELS_TOGETHER)
 
-    return _again(model, suited)
+    return _again(model, policy, {layer.name for layer in _layers(model) if stays(layer)})
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -56,12 +55,13 @@ def _layers(model: Any) -> Iterator[Any]:
             yield from _layers(layer)
 
 
-def _again(model: Any, policy: Callable[[Any], str]) -> Any:
-    """The model built again, each layer by the policy that the function names."""
-    policies = {layer.name: policy(layer) for layer in _layers(model)}
+def _again(model: Any, policy: str, kept: Collection[str] = ()) -> Any:
+    """The model built again by the policy, cells inside of layers too; the layers named in ``kept`` in float32."""
 
     def changed(value: dict[str, Any]) -> dict[str, Any]:
-        return value | {"dtype": policies.get(value["name"], "float32")} if {"dtype", "name"} <= set(value) else value
+        if not {"dtype", "name"} <= set(value):
+            return value
+        return value | {"dtype": "float32" if value["name"] in kept else policy}
 
     config = json.loads(json.dumps(model.get_config()), object_hook=changed)
     again = type(model).from_config(config)
