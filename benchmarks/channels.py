@@ -1,19 +1,20 @@
 """What removing channels buys and costs: a run's int8 with and without them, by time, size and accuracy.
 
-    python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1]
+    python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1] [--pythons …]
 
 Accuracy is of the int8 files on the validation part, where the choice is made: the fastest that loses no more than
 --max-drop points. The test part is looked at once, for the whole model and the chosen one. Times are of all files in
-turn, picture by picture, in one process with one thread; the ratio of their medians is what counts.
+turn, picture by picture, in one process with one thread; the ratio of their medians is what counts. They are told for
+each of --pythons, which are the interpreters of environments with a TFLite runtime and NumPy; the first's choose.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from edgerec.compress.channels import cost, macs, shrink
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
 from edgerec.contract.progress import ignore
-from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.run import Run
@@ -84,16 +84,37 @@ def row(given: Bench, part: float, model: Any, content: bytes, before: float) ->
     }
 
 
-def times_ms(models: list[ImageModel], pictures: Any, rounds: int) -> list[float]:
-    """Median milliseconds of each, measured in turn."""
-    taken: list[list[float]] = [[] for _ in models]
-    for number in range(rounds):
-        picture = pictures[number % len(pictures)]
-        for model, times in zip(models, taken, strict=True):
-            began = time.perf_counter()
-            model.invoke(picture)
-            times.append(time.perf_counter() - began)
-    return [1e3 * statistics.median(times) for times in taken]
+TIMES = """
+import json, statistics, sys, time
+import numpy as np
+from edgerec.contract.tensors import Normalise
+from edgerec.runtime.interpreter import fingerprint
+from edgerec.runtime.model import ImageModel
+normalise, rounds, pictures, *paths = sys.argv[1:]
+pictures = np.load(pictures)
+models = [ImageModel(open(path, "rb").read(), Normalise(*json.loads(normalise)), threads=1) for path in paths]
+taken = [[] for _ in models]
+for number in range(int(rounds)):
+    for model, times in zip(models, taken):
+        began = time.perf_counter()
+        model.invoke(pictures[number % len(pictures)])
+        times.append(time.perf_counter() - began)
+print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": [1e3 * statistics.median(times) for times in taken]}))
+"""
+
+
+def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
+    """Median milliseconds of each file, measured in turn by the runtime that ``python`` has."""
+    normalise = given.run.recipe.normalise
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, paths = Path(folder) / "pictures.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
+        np.save(pictures, given.dataset.images[given.split.val[:256]])
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        command = [python, "-c", TIMES, json.dumps([normalise.mean, normalise.std]), str(rounds), pictures, *paths]
+        root = Path(__file__).resolve().parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,25 +130,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         contents.append(given.int8(smaller))
         rows.append(row(given, part, smaller, contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
         print(json.dumps(rows[-1]), flush=True)
-    models = [given.opened(content) for content in contents]
-    for line, ms in zip(rows, times_ms(models, given.dataset.images[given.split.val], arguments.times), strict=True):
-        line |= {"ms": round(ms, 4), "times_faster": round(rows[0].get("ms", ms) / ms, 3)}
-    allowed = [line for line in rows if line["val_int8"] >= rows[0]["val_int8"] - arguments.max_drop / 100]
-    chosen = rows.index(max(allowed, key=lambda line: line["times_faster"]))
-    before, after = (given.top1(tflite_scorer(models[index]), "test") for index in (0, chosen))
+    times = [timed(python, given, contents, arguments.times) for python in arguments.pythons]
+    for each in times:
+        each["times_faster"] = [round(each["ms"][0] / ms, 3) for ms in each["ms"]]
+        each["ms"] = [round(ms, 4) for ms in each["ms"]]
+    faster = times[0]["times_faster"]
+    least = rows[0]["val_int8"] - arguments.max_drop / 100
+    chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= least), key=lambda i: faster[i])
+    before, after = (given.top1(tflite_scorer(given.opened(contents[index])), "test") for index in (0, chosen))
     return {
         "run": given.run.path.name,
         "arch": given.run.recipe.model.arch,
         "width": given.run.recipe.model.width,
         "epochs": arguments.epochs,
         "multiple": arguments.multiple,
-        "measured_on": fingerprint().to_dict(),
         "rows": rows,
+        "times": times,
         "chosen_part": rows[chosen]["part"],
         "test_int8_whole": before,
         "test_int8_chosen": after,
         "test_drop_points": round(100 * (before - after), 2),
-        "times_faster": rows[chosen]["times_faster"],
+        "times_faster": [each["times_faster"][chosen] for each in times],
     }
 
 
@@ -137,11 +160,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--multiple", type=int, default=8)
+    parser.add_argument("--multiple", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=0.0)
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--times", type=int, default=2000)
     parser.add_argument("--data")
+    parser.add_argument("--pythons", nargs="+", default=[sys.executable], metavar="PYTHON")
     print(json.dumps(measure(parser.parse_args()), indent=1), flush=True)
 
 

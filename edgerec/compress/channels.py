@@ -31,9 +31,11 @@ LEAST = 0.125
 # 4 times that for one of a depthwise convolution, 20 times for each number that a layer writes.
 # What it leaves out makes it hopeful: a fixed time for each layer, and kernels that compute 16 channels at once.
 DEPTHWISE, WRITTEN = 4.0, 20.0
+# Int8 kernels compute in blocks of 8 or 16 channels: 12 take the time of 16. A small layer has too few for the larger.
+SMALL, MULTIPLES = 32, (8, 16)
 
 
-def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 8) -> Any:
+def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 0) -> Any:
     """A smaller dense model: channels that matter least are left out, the rest keeps its weights and is fine-tuned.
 
     Args:
@@ -42,8 +44,7 @@ def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 8)
             as fast. Whole blocks of channels go, so somewhat more may.
         tune: data to judge the channels by and to fine-tune with, and the schedule; with no epochs they are only
             judged, and with None by their weights alone.
-        multiple: layers end at multiples of so many channels. Int8 kernels compute in blocks of 8 or 16: 12 channels
-            take the time of 16.
+        multiple: layers end at multiples of so many channels; 0 is 16, and 8 for layers with fewer than 32.
 
     Raises:
         ModelError: there is nothing in it that can be removed.
@@ -78,8 +79,8 @@ def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) ->
         held = ", ".join(f"{name} ({kind})" for name, kind in wiring.unknown.items())
         log.warning("channels stay around layers that channel pruning does not know: %s", held)
     groups = _groups(wiring)
-    if not any(len(group) > multiple for group in groups):
-        raise ModelError(_why_nothing(model, wiring, multiple))
+    if not any(len(group) > _multiple(group, multiple) for group in groups):
+        raise ModelError(_why_nothing(model, wiring, multiple or MULTIPLES[0]))
     scores = weight_norms(wiring) if tune is None else taylor(model, wiring, tune)
     keep = _choose(wiring, groups, scores, target, multiple)
     smaller = _rebuilt(model, wiring, keep)
@@ -212,7 +213,7 @@ def _choose(wiring: Wiring, groups: list[Channels], scores: Numbers, target: flo
     for number, wire in enumerate(wiring.wires.values()):
         np.add.at(counts[0, number], wire.used, 1)
         np.add.at(counts[1, number], wire.made, 1)
-    blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], multiple) for group in groups]
+    blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], _multiple(group, multiple)) for group in groups]
     shares = [[counts[..., block].sum(-1) for block in some] for some in blocks]
     gone = [0] * len(groups)  # how many blocks of each group
 
@@ -237,6 +238,11 @@ def _choose(wiring: Wiring, groups: list[Channels], scores: Numbers, target: flo
     for some, count in zip(blocks, gone, strict=True):
         keep[[channel for block in some[:count] for channel in block]] = False
     return keep
+
+
+def _multiple(group: Channels, asked: int) -> int:
+    """What a group's layers end at multiples of."""
+    return asked or MULTIPLES[len(group) >= SMALL]
 
 
 def _blocks(order: Channels, multiple: int) -> list[Channels]:
