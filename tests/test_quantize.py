@@ -13,6 +13,7 @@ from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress import calibration
 from edgerec.compress.convert import check_int8, to_float32, to_int8
 from edgerec.compress.parity import check_drop
+from edgerec.compress.report import QuantizeReport
 from edgerec.contract.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
@@ -64,6 +65,13 @@ def test_pruning_survives_quantization(run):
     is_full_int8(content)
     assert report.sparsity == pytest.approx(weight_sparsity(read_graph(content)))
     assert 0.48 < report.sparsity < 0.6
+    # What pruning changed, and what int8 changed after it, are told apart.
+    keras_row, _, pruned, row = report.forms
+    assert [form.name for form in report.forms] == ["keras float32", "float32", "keras prune", "int8-pqat"]
+    assert pruned.size_bytes == 0
+    assert keras_row.agreement == 1.0 > pruned.agreement
+    assert report.reduced_agreement > max(0.95, row.agreement - 0.02)
+    assert QuantizeReport.from_dict(run.variants()["int8-pqat"]) == report
     dense = run.variants()["int8-qat"]["forms"][-1]
     assert report.forms[-1].gzip_bytes < 0.8 * dense["gzip_bytes"]
 

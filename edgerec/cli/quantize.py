@@ -114,6 +114,8 @@ def _show(report: QuantizeReport, json: bool) -> None:
     say(f"variant  {report.path}  ({change})")
     if report.why:
         say(f"why      {report.why}")
+    if report.reduced_agreement is not None and report.forms[-1].error is None:
+        say(f"int8     answers as {report.forms[-2].name} does on {report.reduced_agreement:.2%} of them")
     if report.sparsity > 0.05:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
 

@@ -96,7 +96,8 @@ class Bench:
         content: bytes,
         how: dict[str, Any],
         *,
-        between: tuple[Form, ...] = (),
+        float32: Form | None = None,
+        reduced: Any = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
         """Write labels and normalisation into a variant's file, measure it, and keep it, whole or not at all.
@@ -105,13 +106,14 @@ class Bench:
             method: what made it.
             content: its .tflite.
             how: what of the report tells how it was made: ``calibration``, ``adapted``.
-            between: the parity table's rows between float Keras and it.
+            float32: the float32 TFLite's row of the parity table; None of that variant itself.
+            reduced: the float model that became int8, where something was left out of the run's or shared.
             overwrite: replace a variant that is there.
         """
         content, labels = plain_names(content), self.measure.labels
         if labels:
             content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
-        report = self._measure(method, content, how, between)
+        report = self._measure(method, content, how, float32, reduced)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
             "versions": versions(),
@@ -123,7 +125,7 @@ class Bench:
         return report
 
     def _measure(
-        self, method: Method, content: bytes, how: dict[str, Any], between: tuple[Form, ...]
+        self, method: Method, content: bytes, how: dict[str, Any], float32: Form | None, reduced: Any
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
         score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
@@ -132,13 +134,18 @@ class Bench:
         keras_row = form("keras float32", self.reference, self.reference, classes, measure)
         row = form(name, outputs, self.reference, classes, measure, content)
         val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
+        rows, reduced_agreement = [keras_row] + [float32] * (float32 is not None), None
+        if reduced is not None:
+            answers = keras_scorer(reduced, self.recipe.normalise)(dataset.pictures(split.test), ignore)
+            rows.append(form(f"keras {'+'.join(method.reductions)}", answers, self.reference, classes, measure))
+            reduced_agreement = measure.agreement(outputs, answers)
         return QuantizeReport(
             run=str(self.run.path),
             variant=name,
             path=str(self.run.variant(name) / "model.tflite"),
             method=self.recipe.compress.method if name != FLOAT32 else "none",
             precision=method.precision,
-            forms=(keras_row, *between, row),
+            forms=(*rows, row),
             val_top1=val_top1,
             val_drop_points=(self.val_top1 - val_top1) * 100,
             drop_points=(keras_row.top1 - row.top1) * 100,
@@ -146,6 +153,7 @@ class Bench:
             sparsity=weight_sparsity(read_graph(content)),
             model_sha256=sha256(content),
             figures=measure.figures(outputs, classes, dataset.labels),
+            reduced_agreement=reduced_agreement,
             **how,
         )
 

@@ -33,6 +33,11 @@ class Method:
         """Whether pictures set the ranges of its activations."""
         return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
 
+    @property
+    def reductions(self) -> tuple[Stage, ...]:
+        """The stages that leave something out or share it, while the model is float."""
+        return tuple(stage for stage in self.stages if stage != "qat")
+
 
 METHODS = {
     "float16": Method("float16", "float16"),
