@@ -47,10 +47,26 @@ def test_it_is_what_the_device_is_fast_in(monkeypatch, caplog):
     with_units(monkeypatch, False)
     with caplog.at_level(logging.WARNING, "edgerec"):
         assert chosen(MIXED) == "float32"
-    assert "brings nothing here, without a GPU or a CPU with AMX: computing in float32" in caplog.text
+    assert "brings nothing here, without a GPU, a CPU with AMX or AMD's with AVX512_BF16" in caplog.text
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
     assert chosen(MIXED) == "mixed_float16"
+
+
+@pytest.mark.parametrize(
+    ("about", "faster"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile\n", True),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16\n", False),
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16\n", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2\n", False),
+    ],
+)
+def test_which_processors_have_units_for_bfloat16(monkeypatch, tmp_path, about, faster):
+    monkeypatch.setattr(module, "CPU", tmp_path / "cpuinfo")
+    assert not has_bfloat16_units()
+    (tmp_path / "cpuinfo").write_text(about)
+    assert has_bfloat16_units() == faster
 
 
 def test_layers_that_bfloat16_makes_slower_stay_float32(monkeypatch, caplog):

@@ -36,7 +36,7 @@ def train(
     learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
     device: str | None = typer.Option(None, help="auto, cpu or gpu."),
     mixed_precision: bool | None = typer.Option(
-        None, help="Compute in float16 (GPU) or bfloat16 (CPU with AMX) where it is safe."
+        None, help="Compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe."
     ),
     max_time: str | None = typer.Option(
         None, metavar="TIME", help="Finish with the best epoch before that is over, as 90m, 8h or 2d."

@@ -165,7 +165,9 @@ class TrainSection:
     )
     early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
     device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
-    mixed_precision: bool = _flag(False, "compute in float16 (GPU) or bfloat16 (CPU with AMX) where it is safe")
+    mixed_precision: bool = _flag(
+        False, "compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe"
+    )
     xla: bool = _flag(False, "compile the step by XLA: slower to start, often faster on a GPU")
     accumulate: int = _number(1, "compute a batch's gradients in so many parts, for less memory", 1, 4096)
     max_hours: float = _number(0.0, "finish with the best epoch before so many hours are over; 0 = no limit", 0, 1e6)

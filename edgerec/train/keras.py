@@ -26,6 +26,8 @@ from edgerec.optional import require
 
 log = logging.getLogger(__name__)
 
+CPU = Path("/proc/cpuinfo")
+
 PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
 
@@ -90,16 +92,20 @@ def _precision(section: TrainSection, gpu: bool) -> str:
         return "mixed_float16"
     if has_bfloat16_units():
         return "mixed_bfloat16"
-    log.warning("train.mixed_precision brings nothing here, without a GPU or a CPU with AMX: computing in float32")
+    log.warning(
+        "train.mixed_precision brings nothing here, without a GPU, a CPU with AMX or AMD's with AVX512_BF16: "
+        "computing in float32"
+    )
     return "float32"
 
 
 def has_bfloat16_units() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 (AMX). AVX-512's bfloat16 is no faster than its float32."""
+    """Whether the CPU is faster in bfloat16 than in float32: with AMX, or AMD's AVX512_BF16, but not Intel's."""
     try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        about = CPU.read_text(encoding="utf-8")
     except OSError:
         return False
+    return " amx_bf16" in about or ("AuthenticAMD" in about and " avx512_bf16" in about)
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
