@@ -26,7 +26,15 @@ from edgerec.models.mobilenet_v3 import (
     mobilenet_v3_small_minimalistic,
 )
 from edgerec.models.recurrent import gru, lstm
-from edgerec.models.resnet import resnet8, resnet14, resnet14_wide, resnet20, resnet50
+from edgerec.models.resnet import (
+    ds_resnet,
+    resnet8,
+    resnet14,
+    resnet14_wide,
+    resnet20,
+    resnet50,
+    se_resnet16,
+)
 from edgerec.models.simple import simple_cnn
 from edgerec.models.vgg import vgg16, vgg_small
 
@@ -68,6 +76,8 @@ ARCHITECTURES = {
     "resnet14": Architecture(resnet14, 16),
     "resnet14_wide": Architecture(resnet14_wide, 16),
     "resnet20": Architecture(resnet20, 16),
+    "se_resnet16": Architecture(se_resnet16, 16),
+    "ds_resnet": Architecture(ds_resnet, 16),
     "resnet50": Architecture(resnet50, 32, ImageNet("ResNet50", "caffe")),
     "mobilenet_v1": Architecture(mobilenet_v1, 32, ImageNet("MobileNet", "tf", (0.25, 0.5, 0.75, 1.0))),
     "mobilenet_v2": Architecture(mobilenet_v2, 32, ImageNet("MobileNetV2", "tf", (0.35, 0.5, 0.75, 1.0, 1.3, 1.4))),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
+
+Layer = Callable[[Any], Any]
 
 # Keras' 0.99 remembers a hundred steps' statistics, which a small data set takes many epochs to fill.
 BN_MOMENTUM = 0.9
@@ -37,6 +40,14 @@ def depthwise(keras: Any, x: Any, kernel: int, name: str, *, stride: int = 1) ->
 def norm(keras: Any, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
     """Batch normalisation."""
     return keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=epsilon, name=name)(x)
+
+
+def excited(keras: Any, x: Any, squeezed: int, names: tuple[str, str], activation: Layer, gate: Layer) -> Any:
+    """Channels times what all of them together say of each: squeeze and excitation (arXiv:1709.01507)."""
+    y = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = activation(conv(keras, y, squeezed, 1, names[0], bias=True))
+    y = gate(conv(keras, y, x.shape[-1], 1, names[1], bias=True))
+    return keras.layers.Multiply()([x, y])
 
 
 def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:

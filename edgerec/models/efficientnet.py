@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
-from edgerec.models.blocks import conv, depthwise, eights, norm, pooled
+from edgerec.models.blocks import conv, depthwise, eights, excited, norm, pooled
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _separable(keras: Any, x: Any, stage: _Stage, channels: int, stride: int, na
         y = _rectified(keras, conv(keras, y, given * stage.expand, 1, f"{name}expand_conv"), f"{name}expand_bn")
     y = depthwise(keras, y, stage.kernel, name + depthwise_name, stride=stride)
     y = _rectified(keras, y, f"{name}bn")
-    y = _excited(keras, y, max(1, given // 4), name)
+    names, activation = (f"{name}se_reduce", f"{name}se_expand"), keras.layers.Activation
+    y = excited(keras, y, max(1, given // 4), names, activation("swish"), activation("sigmoid"))
     return norm(keras, conv(keras, y, channels, 1, f"{name}project_conv"), f"{name}project_bn")
 
 
@@ -79,15 +80,6 @@ def _fused(keras: Any, x: Any, stage: _Stage, channels: int, stride: int, name: 
     y = conv(keras, x, x.shape[-1] * stage.expand, stage.kernel, f"{name}expand_conv", stride=stride)
     y = conv(keras, _rectified(keras, y, f"{name}expand_bn"), channels, 1, f"{name}project_conv")
     return norm(keras, y, f"{name}project_bn")
-
-
-def _excited(keras: Any, x: Any, squeezed: int, name: str) -> Any:
-    """Channels times what all of them together say of each."""
-    layers = keras.layers
-    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    y = layers.Activation("swish")(conv(keras, y, squeezed, 1, f"{name}se_reduce", bias=True))
-    y = layers.Activation("sigmoid")(conv(keras, y, x.shape[-1], 1, f"{name}se_expand", bias=True))
-    return layers.Multiply()([x, y])
 
 
 def _rectified(keras: Any, x: Any, name: str) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
-from edgerec.models.blocks import conv, depthwise, eights, norm, pooled
+from edgerec.models.blocks import conv, depthwise, eights, excited, norm, pooled
 
 Activation = Callable[[Any, Any], Any]
 
@@ -84,16 +85,9 @@ def _inverted(keras: Any, x: Any, block: _Block, channels: int, name: str, *, ex
     x = depthwise(keras, x, 5 if block.wide and not plain else 3, f"{name}depthwise", stride=block.stride)
     x = activation(keras, norm(keras, x, f"{name}depthwise_BatchNorm"))
     if block.excite and not plain:
-        x = _excited(keras, x, inner, name)
+        names = f"{name}squeeze_excite_Conv", f"{name}squeeze_excite_Conv_1"
+        x = excited(keras, x, eights(inner / 4), names, partial(_relu, keras), partial(_hard_sigmoid, keras))
     return norm(keras, conv(keras, x, channels, 1, f"{name}project"), f"{name}project_BatchNorm")
-
-
-def _excited(keras: Any, x: Any, inner: int, name: str) -> Any:
-    """Channels times what all of them together say of each."""
-    y = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
-    y = _relu(keras, conv(keras, y, eights(inner / 4), 1, f"{name}squeeze_excite_Conv", bias=True))
-    y = conv(keras, y, inner, 1, f"{name}squeeze_excite_Conv_1", bias=True)
-    return keras.layers.Multiply()([x, _hard_sigmoid(keras, y)])
 
 
 def _relu(keras: Any, x: Any) -> Any:

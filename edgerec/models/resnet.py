@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
-from edgerec.models.blocks import BN_MOMENTUM, conv, eights, norm, pooled, stem
+from edgerec.models.blocks import BN_MOMENTUM, conv, depthwise, eights, excited, norm, pooled, stem
 
 # Of Keras' weights.
 EPSILON = 1.001e-5
@@ -29,6 +29,47 @@ def resnet14_wide(keras: Any, x: Any, section: ModelSection) -> Any:
 def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
     """resnet8 with three blocks a stage: the paper's smallest for CIFAR-10."""
     return _resnet(keras, x, section, blocks=3)
+
+
+def se_resnet16(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Residual stages of 32, 64 and 80 channels, squeezed and excited where pictures are smaller; half a megabyte."""
+    width, layers = section.width, keras.layers
+    x = layers.ReLU()(norm(keras, conv(keras, x, eights(32 * width), 3, "conv"), "bn"))
+    for stage, (channels, count) in enumerate(((32, 2), (64, 3), (80, 2)), 1):
+        for block in range(1, count + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            x = _excited_block(keras, x, eights(channels * width), stride, stage > 1, f"stage{stage}_block{block}")
+    return pooled(keras, x, section)
+
+
+def ds_resnet(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Ten residual blocks of depthwise-separable convolutions, 32, 64 and 112 channels; under 100 KB."""
+    width, layers = section.width, keras.layers
+    x = layers.ReLU()(norm(keras, conv(keras, x, eights(32 * width), 3, "conv"), "bn"))
+    for stage, (channels, count) in enumerate(((32, 2), (64, 5), (112, 3)), 1):
+        for block in range(1, count + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            x = _separable_block(keras, x, eights(channels * width), stride, f"stage{stage}_block{block}")
+    return pooled(keras, x, section)
+
+
+def _excited_block(keras: Any, x: Any, channels: int, stride: int, excite: bool, name: str) -> Any:
+    relu = keras.layers.ReLU
+    y = relu()(norm(keras, conv(keras, x, channels, 3, f"{name}_1_conv", stride=stride), f"{name}_1_bn"))
+    y = norm(keras, conv(keras, y, channels, 3, f"{name}_2_conv"), f"{name}_2_bn")
+    if excite:
+        names = f"{name}_squeeze", f"{name}_excite"
+        y = excited(keras, y, channels // 8, names, relu(), keras.layers.Activation("sigmoid"))
+    if stride != 1:
+        x = conv(keras, x, channels, 1, f"{name}_0_conv", stride=stride, bias=True)
+    return relu()(keras.layers.Add()([x, y]))
+
+
+def _separable_block(keras: Any, x: Any, channels: int, stride: int, name: str) -> Any:
+    relu = keras.layers.ReLU
+    y = relu()(norm(keras, depthwise(keras, x, 3, f"{name}_depthwise", stride=stride), f"{name}_depthwise_bn"))
+    y = norm(keras, conv(keras, y, channels, 1, f"{name}_pointwise"), f"{name}_pointwise_bn")
+    return relu()(keras.layers.Add()([x, y]) if stride == 1 else y)
 
 
 def resnet50(keras: Any, x: Any, section: ModelSection) -> Any:
