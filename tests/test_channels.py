@@ -76,6 +76,7 @@ def squeezed(layers, x):
 MODELS = {
     "plain, flattened": lambda: ours("simple_cnn", size=28),
     "residual": lambda: ours("resnet8"),
+    "residual, squeezed and excited": lambda: ours("se_resnet16", 0.5),
     "depthwise-separable": lambda: ours("mobilenet_v1", 0.25, 32),
     "inverted residual": lambda: ours("mobilenet_v2", 0.35, 32),
     "concatenated": lambda: built(concatenated),
