@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edgerec import Recipe, fit, quantize
+from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress.bench import Bench
 from edgerec.compress.compare import compare
 from edgerec.compress.convert import plain_names, to_int8
@@ -96,6 +97,20 @@ def test_clustering_and_pruning_survive_quantization(run):
     assert report.sparsity > 0.55
     dense = run.variants()["int8-qat"]["forms"][-1]
     assert report.forms[-1].gzip_bytes < 0.6 * dense["gzip_bytes"]
+
+
+def test_weights_of_fewer_bits_make_a_smaller_download(run, tmp_path):
+    copied = Run(shutil.copytree(run.path, tmp_path / "run"))
+    before = copied.variants()["int8-qat"]["forms"][-1]
+    report = quantize(copied, "qat", weight_bits=5, max_drop=100, overwrite=True)
+    found = [set(np.unique(kernel)) for kernel in weights((copied.variant("int8-qat") / "model.tflite").read_bytes())]
+    assert len(found) == 4
+    assert len(set.union(*found)) <= 31  # the same ones in all layers
+    assert max(map(max, found)) == 127
+    assert abs(report.forms[-1].size_bytes - before["size_bytes"]) < 500
+    assert report.forms[-1].gzip_bytes < 0.75 * before["gzip_bytes"]
+    with pytest.raises(RecipeError, match="--weight-bits is for qat, channels\\+qat, prune\\+qat"):
+        quantize(run, "cluster+qat", weight_bits=5)
 
 
 def test_layers_that_are_skipped_stay_dense(run):

@@ -28,6 +28,9 @@ def quantize(
     channels: float | None = typer.Option(None, help="Part of the time that channels saves. [default: 0.4]"),
     sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
     clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
+    weight_bits: int | None = typer.Option(
+        None, help="Bits that qat takes of each int8 weight: fewer make a smaller download. [default: 8]"
+    ),
     skip: str | None = typer.Option(None, help="Layers that prune and cluster leave alone: 'logits, conv2d*'."),
     float_layers: str | None = typer.Option(None, help="Layers that mixed leaves float, by names or patterns."),
     calibration: str | None = typer.Option(None, help="What ptq sees: a recipe or a set. [default: stratified]"),
@@ -62,6 +65,7 @@ def quantize(
         "channels": channels,
         "sparsity": sparsity,
         "clusters": clusters,
+        "weight_bits": weight_bits,
         "skip": skip,
         "float_layers": float_layers,
         "calibration": calibration,

@@ -100,8 +100,8 @@ def compare(
         overwrite: make variants anew that are there.
         listener: told of the progress.
         options: as for :func:`~edgerec.compress.quantize.quantize`: ``channels``, ``sparsity``, ``clusters``,
-            ``epochs``, ``learning_rate``, ``teacher_weight``, ``max_drop``, ``skip``, ``float_layers``,
-            ``calibration``.
+            ``weight_bits``, ``epochs``, ``learning_rate``, ``teacher_weight``, ``max_drop``, ``skip``,
+            ``float_layers``, ``calibration``.
 
     Raises:
         EdgerecError: the run or its data do not allow it. A method that the model does not take is left out, and

@@ -23,7 +23,13 @@ EMA_DECAY = 0.999
 
 
 def quantization_aware(
-    model: Any, normalise: Normalise, tune: FineTune, *, pruned: bool = False, clustered: bool = False
+    model: Any,
+    normalise: Normalise,
+    tune: FineTune,
+    *,
+    pruned: bool = False,
+    clustered: bool = False,
+    weight_bits: int = 8,
 ) -> Any:
     """The model with int8 rounding simulated in every layer, fine-tuned.
 
@@ -37,12 +43,13 @@ def quantization_aware(
         tune: data and schedule.
         pruned: keep zero weights at zero.
         clustered: keep the number of different weights.
+        weight_bits: of each weight, 5 to 8, where nothing is clustered; of 4 the converter makes another type.
 
     Raises:
         ModelError: a layer that cannot be quantized, by its name.
     """
     return fine_tune(
-        partial(rounded, model, normalise, pruned=pruned, clustered=clustered),
+        partial(rounded, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
         tune,
         "quantization-aware training",
         settler=partial(_settler, tune=tune),  # twice, as augmented pictures have other ranges than those that will run
@@ -50,7 +57,9 @@ def quantization_aware(
     )
 
 
-def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False) -> Any:
+def rounded(
+    model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False, weight_bits: int = 8
+) -> Any:
     """A copy of the model with int8 rounding simulated in every layer; not trained yet."""
     tfmot = require("tensorflow_model_optimization")
     quantization, combine = tfmot.quantization.keras, tfmot.experimental.combine
@@ -67,11 +76,20 @@ def rounded(model: Any, normalise: Normalise, *, pruned: bool = False, clustered
             f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
+    if not clustered:
+        _take_bits(aware, weight_bits)
     for wrapper in aware.layers:
         layer = getattr(wrapper, "layer", wrapper)
         if isinstance(layer, keras().layers.BatchNormalization):
             layer.trainable = False  # keeps its statistics; tfmot's wrapper trains scale and offset all the same
     return aware
+
+
+def _take_bits(aware: Any, count: int) -> None:
+    """Let each weight be one of ``2**count - 1`` values, evenly apart: the converter takes so many of int8's 255."""
+    for wrapper in aware.layers:
+        for _, quantizer, _ in getattr(wrapper, "_weight_vars", ()):
+            quantizer.num_bits = count
 
 
 def _fix_input_range(aware: Any, normalise: Normalise) -> None:

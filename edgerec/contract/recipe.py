@@ -165,9 +165,7 @@ class TrainSection:
     )
     early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
     device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
-    mixed_precision: bool = _flag(
-        False, "compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe"
-    )
+    mixed_precision: bool = _flag(False, "compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe")
     xla: bool = _flag(False, "compile the step by XLA: slower to start, often faster on a GPU")
     accumulate: int = _number(1, "compute a batch's gradients in so many parts, for less memory", 1, 4096)
     max_hours: float = _number(0.0, "finish with the best epoch before so many hours are over; 0 = no limit", 0, 1e6)
@@ -207,6 +205,7 @@ class CompressSection:
     schedule: str = _choice(
         "polynomial", "the sparsity rises over half of the pruning, or is there at once", ("polynomial", "constant")
     )
+    weight_bits: int = _number(8, "bits that qat takes of each int8 weight: fewer make a smaller download", 5, 8)
     clusters: int = _number(16, "different values that cluster leaves in each layer's weights", 2, 256)
     skip: str = _text("", "layers that prune and cluster leave alone: names or patterns, as 'logits, conv2d*'")
     float_layers: str = _text("", "layers that mixed leaves float: names or patterns, as for skip")
