@@ -171,7 +171,8 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
     if report is None:
         return make(bench, resume=True, overwrite=True)
     used = (key for key, methods in USES.items() if section.method in methods)
-    other = [f"{key} {report['compress'][key]}" for key in used if report["compress"][key] != getattr(section, key)]
+    given = report["compress"]
+    other = [f"{key} {given[key]}" for key in used if key in given and given[key] != getattr(section, key)]
     how = f", made with {', '.join(other)}," if other else ""
     log.info("%s is there already%s and taken as it is (--overwrite makes it anew)", name, how)
     return QuantizeReport.from_dict(report)
