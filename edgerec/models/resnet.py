@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import BN_MOMENTUM, conv, depthwise, eights, excited, norm, pooled, stem
+
+# (keras, tensor, channels, stride, the layers' prefix) -> tensor
+Block = Callable[[Any, Any, int, int, str], Any]
 
 # Of Keras' weights.
 EPSILON = 1.001e-5
@@ -33,36 +37,44 @@ def resnet20(keras: Any, x: Any, section: ModelSection) -> Any:
 
 def se_resnet16(keras: Any, x: Any, section: ModelSection) -> Any:
     """Residual stages of 32, 64 and 80 channels, squeezed and excited where pictures are smaller; half a megabyte."""
-    width, layers = section.width, keras.layers
-    x = layers.ReLU()(norm(keras, conv(keras, x, eights(32 * width), 3, "conv"), "bn"))
-    for stage, (channels, count) in enumerate(((32, 2), (64, 3), (80, 2)), 1):
-        for block in range(1, count + 1):
-            stride = 2 if stage > 1 and block == 1 else 1
-            x = _excited_block(keras, x, eights(channels * width), stride, stage > 1, f"stage{stage}_block{block}")
-    return pooled(keras, x, section)
+    return _staged(keras, x, section, ((32, 2, _plain_block), (64, 3, _excited_block), (80, 2, _excited_block)))
 
 
 def ds_resnet(keras: Any, x: Any, section: ModelSection) -> Any:
     """Ten residual blocks of depthwise-separable convolutions, 32, 64 and 112 channels; under 100 KB."""
-    width, layers = section.width, keras.layers
-    x = layers.ReLU()(norm(keras, conv(keras, x, eights(32 * width), 3, "conv"), "bn"))
-    for stage, (channels, count) in enumerate(((32, 2), (64, 5), (112, 3)), 1):
-        for block in range(1, count + 1):
-            stride = 2 if stage > 1 and block == 1 else 1
-            x = _separable_block(keras, x, eights(channels * width), stride, f"stage{stage}_block{block}")
+    return _staged(keras, x, section, tuple((n, count, _separable_block) for n, count in ((32, 2), (64, 5), (112, 3))))
+
+
+def _staged(keras: Any, x: Any, section: ModelSection, stages: tuple[tuple[int, int, Block], ...]) -> Any:
+    """A convolution, and stages of so many channels and blocks; each but the first begins by halving the size."""
+    x = keras.layers.ReLU()(norm(keras, conv(keras, x, eights(stages[0][0] * section.width), 3, "conv"), "bn"))
+    for stage, (channels, count, block) in enumerate(stages, 1):
+        for number in range(1, count + 1):
+            stride = 2 if stage > 1 and number == 1 else 1
+            x = block(keras, x, eights(channels * section.width), stride, f"stage{stage}_block{number}")
     return pooled(keras, x, section)
 
 
-def _excited_block(keras: Any, x: Any, channels: int, stride: int, excite: bool, name: str) -> Any:
-    relu = keras.layers.ReLU
-    y = relu()(norm(keras, conv(keras, x, channels, 3, f"{name}_1_conv", stride=stride), f"{name}_1_bn"))
-    y = norm(keras, conv(keras, y, channels, 3, f"{name}_2_conv"), f"{name}_2_bn")
-    if excite:
-        names = f"{name}_squeeze", f"{name}_excite"
-        y = excited(keras, y, channels // 8, names, relu(), keras.layers.Activation("sigmoid"))
+def _plain_block(keras: Any, x: Any, channels: int, stride: int, name: str) -> Any:
+    return _joined(keras, x, _two(keras, x, channels, stride, name), stride, name)
+
+
+def _excited_block(keras: Any, x: Any, channels: int, stride: int, name: str) -> Any:
+    relu, sigmoid = keras.layers.ReLU(), keras.layers.Activation("sigmoid")
+    y = _two(keras, x, channels, stride, name)
+    y = excited(keras, y, channels // 8, (f"{name}_squeeze", f"{name}_excite"), relu, sigmoid)
+    return _joined(keras, x, y, stride, name)
+
+
+def _two(keras: Any, x: Any, channels: int, stride: int, name: str) -> Any:
+    x = norm(keras, conv(keras, x, channels, 3, f"{name}_1_conv", stride=stride), f"{name}_1_bn")
+    return norm(keras, conv(keras, keras.layers.ReLU()(x), channels, 3, f"{name}_2_conv"), f"{name}_2_bn")
+
+
+def _joined(keras: Any, x: Any, y: Any, stride: int, name: str) -> Any:
     if stride != 1:
-        x = conv(keras, x, channels, 1, f"{name}_0_conv", stride=stride, bias=True)
-    return relu()(keras.layers.Add()([x, y]))
+        x = conv(keras, x, y.shape[-1], 1, f"{name}_0_conv", stride=stride, bias=True)
+    return keras.layers.ReLU()(keras.layers.Add()([x, y]))
 
 
 def _separable_block(keras: Any, x: Any, channels: int, stride: int, name: str) -> Any:
