@@ -134,7 +134,7 @@ class Bench:
         keras_row = form("keras float32", self.reference, self.reference, classes, measure)
         row = form(name, outputs, self.reference, classes, measure, content)
         val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
-        rows, reduced_agreement = [keras_row] + [float32] * (float32 is not None), None
+        rows, reduced_agreement = [keras_row, *filter(None, [float32])], None
         if reduced is not None:
             answers = keras_scorer(reduced, self.recipe.normalise)(dataset.pictures(split.test), ignore)
             rows.append(form(f"keras {'+'.join(method.reductions)}", answers, self.reference, classes, measure))
