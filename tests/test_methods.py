@@ -239,6 +239,22 @@ def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
     assert [name for name, value in trained.items() if not np.array_equal(kept[name], value)] == []
 
 
+def test_the_rate_goes_by_what_is_changed(run, tmp_path):
+    rate = run.recipe.train.learning_rate
+    with Bench.open(run, run.recipe, None, ignore) as bench:
+        whole, labels, smaller = (
+            changed.fine_tune(tmp_path)
+            for changed in (
+                bench.with_method("qat"),
+                replace(bench, recipe=bench.recipe.override({"compress.teacher_weight": 0.0})),
+                bench.with_method("prune+qat"),
+            )
+        )
+    assert whole.learning_rate == pytest.approx(0.01 * rate)
+    assert labels.learning_rate == smaller.learning_rate == pytest.approx(0.1 * rate)
+    assert whole.retraining_rate == smaller.retraining_rate == rate
+
+
 def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
     def smaller():
         model = copied(run.model())

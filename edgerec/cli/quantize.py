@@ -38,7 +38,7 @@ def quantize(
     learning_rate: float | None = typer.Option(
         None,
         help="The highest of each fine-tuning. "
-        "[default: a tenth of the training's, with sgd a hundredth; after pruning all of it, with sgd 0.3]",
+        "[default: of the training's 0.01 for qat, all of it (sgd: 0.3) after pruning, else 0.1 (sgd: 0.01)]",
     ),
     teacher_weight: float | None = typer.Option(
         None, help="Part of what fine-tuning learns that is the float model's answers; the rest: labels. [default: 1]"

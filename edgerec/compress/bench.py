@@ -40,8 +40,9 @@ from edgerec.train.measure import Measure, measure_of
 from edgerec.train.run import Run
 from edgerec.train.teacher import distance
 
-# Of the training's rate, what fine-tunes a model that has settled, and what trains one again of which a part was taken
-# away: chosen by validation, see docs/results.md.
+# Of the training's rate: what brings a whole model's own answers to int8, what fine-tunes otherwise, and what trains
+# again a model of which a part was taken away. Chosen by validation, see docs/results.md.
+FINEST = 0.01
 FINER = {"adam": 0.1, "sgd": 0.01}
 AGAIN = {"adam": 1.0, "sgd": 0.3}
 
@@ -172,6 +173,7 @@ class Bench:
         train, compress = recipe.train, recipe.compress
         # An autoencoder's answer is its picture.
         teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
+        finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
 
         def feed(epoch: int, places: Places) -> Any:
             # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
@@ -185,7 +187,7 @@ class Bench:
             validation_steps=evaluation_steps(split.val, self.team.places),
             team=self.team,
             epochs=compress.epochs,
-            learning_rate=compress.learning_rate or train.learning_rate * FINER[train.optimizer],
+            learning_rate=compress.learning_rate or train.learning_rate * finer,
             retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
             optimizer=train.optimizer,
             teacher=teacher,

@@ -212,7 +212,7 @@ class CompressSection:
     epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
     learning_rate: float = _number(
         0.0,
-        "of the fine-tuning; 0 = a tenth of train.learning_rate (sgd: 0.01), all of it after pruning (sgd: 0.3)",
+        "of the fine-tuning; 0 = a part of train.learning_rate by the method: 0.01 for qat, all after pruning",
         0,
         10,
     )
