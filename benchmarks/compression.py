@@ -106,7 +106,7 @@ def pruned(work: Path) -> dict[str, Any]:
 def mnist(work: Path) -> dict[str, Any]:
     """simple_cnn: float, QAT, and QAT of the 80 % pruned."""
     run = trained(work / "runs" / "mnist", RECIPES["mnist"] | {"data.source": source("mnist", work)})
-    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=12, learning_rate=0.001)
+    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=24, learning_rate=0.001)
     return {
         "qat": variant(run, "int8-qat", "qat", epochs=4),
         "prune+qat": sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)},
