@@ -57,7 +57,7 @@ def measure(name: str, work: Path) -> dict[str, Any]:
         run, "rpi", out=work / f"{name}-rpi", variant="int8-qat", max_drop=100, overwrite=True
     ).bundle
     graph = read_graph((run.variant("int8-qat") / "model.tflite").read_bytes())
-    keras, float32, int8 = report["forms"]
+    keras, float32, *_, int8 = report["forms"]
     return {
         "data": name,
         "arch": recipe.model.arch,

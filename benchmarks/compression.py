@@ -44,6 +44,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     | {"model.arch": "se_resnet16", "train.epochs": 60, "augment.cutout": 0.375, "train.mixed_precision": True},
     "mnist": {"train.epochs": 30, "train.learning_rate": 0.001, "data.val_fraction": 0.05},
 }
+# A second training begins at the first's weights and at half of its rate; the small one also learns what the wide one
+# answers, in bfloat16 where that is faster, which its own depthwise convolutions are not.
+AGAIN: dict[str, Any] = {
+    "train.learning_rate": 0.05,
+    "transfer.frozen": 0.0,
+    "transfer.unfreeze": 0.0,
+    "transfer.rate": 1.0,
+    "transfer.freeze_bn": False,
+}
+SECOND: dict[str, dict[str, Any]] = {
+    "small": AGAIN | {"distill.weight": 0.9, "augment.cutout": 0.25, "train.mixed_precision": True},
+    "wide": AGAIN,
+}
+# The first convolution has 288 of the 121,760 weights, two a filter if 80 % went: it is left alone, as is usual
+# (arXiv:1902.09574), and of all weights 80 % are zero.
+SPARSE_MNIST: dict[str, Any] = {"sparsity": 0.802, "skip": "conv2d", "epochs": 24, "learning_rate": 0.001}
 # PTQ against QAT: architectures and seeds, at a schedule that two cores get through.
 SEEDS = (0, 1, 2)
 SHORT = CIFAR10 | {"train.epochs": 6, "train.mixed_precision": True}
@@ -80,7 +96,7 @@ def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
         "top1": form["top1"],
         "drop_points": round(report["drop_points"], 2),
         "agreement": form["agreement"],
-        "reduced_agreement": report.get("reduced_agreement"),
+        "agreements": report.get("agreements"),
         "bytes": form["size_bytes"],
         "gzip_bytes": form["gzip_bytes"],
         "float32_bytes": float32_form["size_bytes"],
@@ -90,9 +106,21 @@ def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
     }
 
 
+def first(name: str, work: Path, seed: int = 0) -> Run:
+    """A recipe's run, begun at random weights."""
+    folder = f"mnist-{seed}" if name == "mnist" else f"cifar10-{name}"
+    return trained(work / "runs" / folder, RECIPES[name] | {"data.source": source(name, work), "seed": seed})
+
+
 def cifar10(name: str, work: Path) -> dict[str, Any]:
     """Float and QAT int8 of one of our architectures on CIFAR-10."""
-    run = trained(work / "runs" / f"cifar10-{name}", RECIPES[name] | {"data.source": source(name, work)})
+    run = first(name, work)
+    if name in SECOND:
+        changes = RECIPES[name] | SECOND[name] | {"data.source": source(name, work)}
+        changes["model.weights"] = str(run.path / "model.keras")
+        if name == "small":
+            changes["distill.teachers"] = str(first("wide", work).path)
+        run = trained(work / "runs" / f"cifar10-{name}-second", changes)
     return variant(run, "int8-qat", "qat")
 
 
@@ -105,13 +133,17 @@ def pruned(work: Path) -> dict[str, Any]:
 
 
 def mnist(work: Path) -> dict[str, Any]:
-    """simple_cnn: float, QAT, and QAT of the 80 % pruned."""
-    run = trained(work / "runs" / "mnist", RECIPES["mnist"] | {"data.source": source("mnist", work)})
-    sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.8, epochs=24, learning_rate=0.001)
-    return {
-        "qat": variant(run, "int8-qat", "qat", epochs=4),
-        "prune+qat": sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)},
-    }
+    """simple_cnn with three seeds: float, QAT, and QAT of the 80 % pruned; the means are of the points lost."""
+    rows: dict[str, list[dict[str, Any]]] = {"qat": [], "prune+qat": []}
+    for seed in SEEDS:
+        run = first("mnist", work, seed)
+        rows["qat"].append(variant(run, "int8-qat", "qat", epochs=4))
+        sparse = variant(run, "int8-pqat", "prune+qat", **SPARSE_MNIST)
+        rows["prune+qat"].append(
+            sparse | {"float32_over_gzip": round(sparse["float32_bytes"] / sparse["gzip_bytes"], 2)}
+        )
+        print(json.dumps({method: found[-1] for method, found in rows.items()}), flush=True)
+    return {method: spread([row["drop_points"] for row in found]) for method, found in rows.items()}
 
 
 def spread(values: list[float]) -> list[float]:

@@ -44,7 +44,7 @@ def main() -> None:
         if "int8-qat" not in run.variants():
             quantize(run, "qat", max_drop=100)
         report = run.variants()["int8-qat"]
-        float_form, _, form = report["forms"]
+        float_form, *_, form = report["forms"]
         found |= {"test_pictures": report["images"], "float_top1": float_form["top1"], "int8_top1": form["top1"]}
         found |= {"agreement": form["agreement"], "int8_bytes": form["size_bytes"]}
     print(json.dumps(found))

@@ -37,8 +37,12 @@ def test_qat_is_full_int8_and_small(run):
     report = run.variants()["int8-qat"]
     content = (run.variant("int8-qat") / "model.tflite").read_bytes()
     is_full_int8(content)
-    keras_row, float_row, row = report["forms"]
-    assert [r["name"] for r in report["forms"]] == ["keras float32", "float32", "int8-qat"]
+    keras_row, float_row, trained_row, row = report["forms"]
+    assert [r["name"] for r in report["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
+    # What was trained, with int8 rounding simulated, is what runs.
+    assert trained_row["agreement"] > 0.95
+    assert trained_row["size_bytes"] == 0
+    assert report["agreements"]["keras qat"] >= 0.99
     assert row["size_bytes"] == len(content)
     assert row["gzip_bytes"] == len(gzip.compress(content, mtime=0))
     assert row["size_bytes"] <= 0.27 * float_row["size_bytes"]
@@ -59,18 +63,27 @@ def test_ptq_is_full_int8_and_records_its_calibration(run):
         quantize(run, "ptq")
 
 
-def test_pruning_survives_quantization(run):
+def test_pruning_survives_quantization(run, capsys):
+    from edgerec.cli.quantize import _show
+
     report = quantize(run, "prune+qat", sparsity=0.5, max_drop=5)
     content = (run.variant("int8-pqat") / "model.tflite").read_bytes()
     is_full_int8(content)
     assert report.sparsity == pytest.approx(weight_sparsity(read_graph(content)))
     assert 0.48 < report.sparsity < 0.6
-    # What pruning changed, and what int8 changed after it, are told apart.
-    keras_row, _, pruned, row = report.forms
-    assert [form.name for form in report.forms] == ["keras float32", "float32", "keras prune", "int8-pqat"]
-    assert pruned.size_bytes == 0
+    # What pruning changed, what int8 changed after it, and what the conversion changed are told apart.
+    names = [form.name for form in report.forms]
+    keras_row, _, pruned, trained, row = report.forms
+    assert names == ["keras float32", "float32", "keras prune", "keras qat", "int8-pqat"]
+    assert pruned.size_bytes == trained.size_bytes == 0
     assert keras_row.agreement == 1.0 > pruned.agreement
-    assert report.reduced_agreement > max(0.95, row.agreement - 0.02)
+    assert report.agreements["keras prune"] > max(0.95, row.agreement - 0.02)
+    assert report.agreements["keras qat"] >= 0.99
+    _show(report, json=False)
+    trained_answers = f"as keras qat does on {report.agreements['keras qat']:.2%} of them"
+    assert f"int8     answers as keras prune does on {report.agreements['keras prune']:.2%}, {trained_answers}" in (
+        capsys.readouterr().out
+    )
     assert QuantizeReport.from_dict(run.variants()["int8-pqat"]) == report
     dense = run.variants()["int8-qat"]["forms"][-1]
     assert report.forms[-1].gzip_bytes < 0.8 * dense["gzip_bytes"]
@@ -220,6 +233,6 @@ def test_quantize_speaks_json(run, here):
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["variant"] == "int8-qat"
-    assert [row["name"] for row in value["forms"]] == ["keras float32", "float32", "int8-qat"]
+    assert [row["name"] for row in value["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
     assert {"top1", "agreement", "size_bytes", "gzip_bytes"} <= set(value["forms"][0])
     assert Run.open(run.path).variants()["int8-qat"]["model_sha256"] == value["model_sha256"]

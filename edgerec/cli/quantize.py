@@ -118,8 +118,9 @@ def _show(report: QuantizeReport, json: bool) -> None:
     say(f"variant  {report.path}  ({change})")
     if report.why:
         say(f"why      {report.why}")
-    if report.reduced_agreement is not None and report.forms[-1].error is None:
-        say(f"int8     answers as {report.forms[-2].name} does on {report.reduced_agreement:.2%} of them")
+    if report.agreements and report.forms[-1].error is None:
+        says = (f"{name} does on {agreement:.2%}" for name, agreement in report.agreements.items())
+        say(f"int8     answers as {', as '.join(says)} of them")
     if report.sparsity > 0.05:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
 

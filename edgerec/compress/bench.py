@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,7 +98,7 @@ class Bench:
         how: dict[str, Any],
         *,
         float32: Form | None = None,
-        reduced: Any = None,
+        before: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
         """Write labels and normalisation into a variant's file, measure it, and keep it, whole or not at all.
@@ -108,13 +108,13 @@ class Bench:
             content: its .tflite.
             how: what of the report tells how it was made: ``calibration``, ``adapted``.
             float32: the float32 TFLite's row of the parity table; None of that variant itself.
-            reduced: the float model that became int8, where something was left out of the run's or shared.
+            before: the Keras models that it was on the way from the run's, by what was done last.
             overwrite: replace a variant that is there.
         """
         content, labels = plain_names(content), self.measure.labels
         if labels:
             content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
-        report = self._measure(method, content, how, float32, reduced)
+        report = self._measure(method, content, how, float32, before or {})
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
             "versions": versions(),
@@ -126,20 +126,21 @@ class Bench:
         return report
 
     def _measure(
-        self, method: Method, content: bytes, how: dict[str, Any], float32: Form | None, reduced: Any
+        self, method: Method, content: bytes, how: dict[str, Any], float32: Form | None, before: Mapping[str, Any]
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
         score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
         outputs = score(dataset.pictures(split.test), self.listener)
         classes = dataset.classes[split.test]
-        keras_row = form("keras float32", self.reference, self.reference, classes, measure)
         row = form(name, outputs, self.reference, classes, measure, content)
         val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
-        rows, reduced_agreement = [keras_row, *filter(None, [float32])], None
-        if reduced is not None:
-            answers = keras_scorer(reduced, self.recipe.normalise)(dataset.pictures(split.test), ignore)
-            rows.append(form(f"keras {'+'.join(method.reductions)}", answers, self.reference, classes, measure))
-            reduced_agreement = measure.agreement(outputs, answers)
+        rows, agreements = [form("keras float32", self.reference, self.reference, classes, measure)], {}
+        if float32 is not None:
+            rows.append(float32)
+        for done, model in before.items():
+            answers = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), ignore)
+            rows.append(form(f"keras {done}", answers, self.reference, classes, measure))
+            agreements[rows[-1].name] = measure.agreement(outputs, answers)
         return QuantizeReport(
             run=str(self.run.path),
             variant=name,
@@ -149,12 +150,12 @@ class Bench:
             forms=(*rows, row),
             val_top1=val_top1,
             val_drop_points=(self.val_top1 - val_top1) * 100,
-            drop_points=(keras_row.top1 - row.top1) * 100,
+            drop_points=(rows[0].top1 - row.top1) * 100,
             max_drop=self.recipe.compress.max_drop,
             sparsity=weight_sparsity(read_graph(content)),
             model_sha256=sha256(content),
             figures=measure.figures(outputs, classes, dataset.labels),
-            reduced_agreement=reduced_agreement,
+            agreements=agreements,
             **how,
         )
 

@@ -155,10 +155,10 @@ def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> Quan
     if unfinished.exists() and not resume:
         log.info("%s: starting again (--resume goes on with what was stopped)", method.variant)
         shutil.rmtree(unfinished)
-    content, how, reduced = _compressed(bench, method, unfinished)
+    content, how, before = _compressed(bench, method, unfinished)
     if method.precision == "int8":
         check_int8(content, bench.recipe.normalise)
-    report = bench.keep(method, content, how, float32=float32.forms[-1], reduced=reduced, overwrite=overwrite)
+    report = bench.keep(method, content, how, float32=float32.forms[-1], before=before, overwrite=overwrite)
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
 
@@ -211,10 +211,10 @@ def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
     )
 
 
-def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any], Any]:
-    """The .tflite, what of :class:`QuantizeReport` tells how it was made, and the float model that became int8.
+def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """The .tflite, what of :class:`QuantizeReport` tells how it was made, and the Keras models on the way.
 
-    That is None where nothing was left out or shared: then it is the run's own.
+    Those are, by the stages that led to them, the float one with something left out or shared, and QAT's.
     """
     recipe, model, stages = bench.recipe, bench.run.model(), method.stages
     # Before any training: a set that is refused costs no time.
@@ -230,9 +230,9 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
         model = prune(model, recipe.compress, tune)
     if "cluster" in stages:
         model = cluster(model, recipe.compress, tune, preserve_sparsity="prune" in stages)
-    reduced = model if method.reductions else None
+    before = {"+".join(method.reductions): model} if method.reductions else {}
     if "qat" in stages:
-        model = quantization_aware(
+        before["qat"] = model = quantization_aware(
             model,
             recipe.normalise,
             tune,
@@ -246,7 +246,7 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
     how: dict[str, Any] = {"adapted": [change.to_dict() for change in adapted.changes]}
     if pictures is not None:
         how["calibration"] = {"recipe": pictures.recipe, "images": len(pictures.images), "digest": pictures.digest}
-    return content, how, reduced
+    return content, how, before
 
 
 def _purpose(stages: Sequence[str]) -> Purpose:

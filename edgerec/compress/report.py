@@ -18,8 +18,10 @@ class QuantizeReport:
         run, variant, path: where the .tflite is.
         method: as the recipe's ``compress.method``; ``none`` for float32.
         precision: ``float32``, ``float16``, ``dynamic``, ``int16x8`` or ``int8``.
-        forms: the parity table, on the held-out test pictures: float Keras, float32 TFLite, where something was left
-            out or shared the float model after that, the variant.
+        forms: the parity table, on the held-out test pictures: float Keras, float32 TFLite, the Keras models on the
+            way from one to the other, the variant. They are, where there are such stages, the float model of which
+            something was left out or shared (as ``keras prune``), and the one that learned with int8 rounding
+            simulated (``keras qat``).
         val_top1: of the variant on the validation pictures, which choosing between variants may use.
         val_drop_points: top-1 that it lost there against float Keras, in points.
         drop_points: the same on the test pictures.
@@ -27,8 +29,8 @@ class QuantizeReport:
         model_sha256: digest of the .tflite, by which export knows that these figures are its own.
         figures: accuracy and per-class figures of the variant on the test pictures.
         calibration: recipe, number of pictures and digest, for post-training quantization.
-        reduced_agreement: as the variant's ``agreement``, with that float model; None where there is none. What is
-            missing to it int8 changed, the rest pruning, clustering or the removal of channels.
+        agreements: as the variant's ``agreement``, with each of those on the way. What is missing to ``keras prune``
+            int8 changed, what is missing to ``keras qat`` the conversion alone.
         adapted: the layers that became others first: ``layer what why``, and ``max_difference`` of the outputs.
         why: why ``auto`` took this one.
     """
@@ -49,7 +51,7 @@ class QuantizeReport:
     calibration: dict[str, Any] = field(default_factory=dict)
     adapted: list[dict[str, Any]] = field(default_factory=list)
     why: str = ""
-    reduced_agreement: float | None = None
+    agreements: dict[str, float] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
