@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerec.compress import calibration
 from edgerec.compress.bench import Bench as RunBench
@@ -53,11 +54,18 @@ class Bench:
         """The file in an interpreter with one thread."""
         return ImageModel(content, self.run.recipe.normalise, threads=1)
 
+    def answers(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
+        """The best class of each of the split's pictures."""
+        best: npt.NDArray[np.int64] = scorer(self.dataset.images[self.split.part(part)], ignore).argmax(axis=1)
+        return best
+
+    def right(self, answers: npt.NDArray[np.int64], part: str) -> float:
+        """Part of them that is right."""
+        return float(np.mean(answers == self.dataset.classes[self.split.part(part)]))
+
     def top1(self, scorer: Any, part: str) -> float:
         """Part of the split's pictures that are right."""
-        members = self.split.part(part)
-        scores = scorer(self.dataset.images[members], ignore)
-        return float(np.mean(scores.argmax(axis=1) == self.dataset.classes[members]))
+        return self.right(self.answers(scorer, part), part)
 
 
 def bench(arguments: argparse.Namespace) -> Bench:
@@ -122,13 +130,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     given = bench(arguments)
     whole = given.run.model()
     normalise = given.run.recipe.normalise
-    contents = [given.int8(whole)]
+    models, contents = [whole], [given.int8(whole)]
     rows = [row(given, 0.0, whole, contents[0], given.top1(keras_scorer(whole, normalise), "val"))]
     for part in arguments.parts:
         judged = shrink(whole, part, replace(given.tune, epochs=0), multiple=arguments.multiple)
-        smaller = shrink(whole, part, given.tune, multiple=arguments.multiple)
-        contents.append(given.int8(smaller))
-        rows.append(row(given, part, smaller, contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
+        models.append(shrink(whole, part, given.tune, multiple=arguments.multiple))
+        contents.append(given.int8(models[-1]))
+        rows.append(row(given, part, models[-1], contents[-1], given.top1(keras_scorer(judged, normalise), "val")))
         print(json.dumps(rows[-1]), flush=True)
     times = [timed(python, given, contents, arguments.times) for python in arguments.pythons]
     for each in times:
@@ -137,7 +145,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     faster = times[0]["times_faster"]
     least = rows[0]["val_int8"] - arguments.max_drop / 100
     chosen = max((i for i, line in enumerate(rows) if line["val_int8"] >= least), key=lambda i: faster[i])
-    before, after = (given.top1(tflite_scorer(given.opened(contents[index])), "test") for index in (0, chosen))
+    before = given.top1(tflite_scorer(given.opened(contents[0])), "test")
+    answers = given.answers(tflite_scorer(given.opened(contents[chosen])), "test")
+    after = given.right(answers, "test")
+    floats = [given.answers(keras_scorer(model, normalise), "test") for model in (whole, models[chosen])]
+    agreements = [round(float(np.mean(answers == found)), 4) for found in floats]
     return {
         "run": given.run.path.name,
         "arch": given.run.recipe.model.arch,
@@ -150,6 +162,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "test_int8_whole": before,
         "test_int8_chosen": after,
         "test_drop_points": round(100 * (before - after), 2),
+        "agreement_with_whole_float": agreements[0],
+        "agreement_with_own_float": agreements[1],
         "times_faster": [each["times_faster"][chosen] for each in times],
     }
 
