@@ -119,7 +119,15 @@ def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict
         np.save(pictures, given.dataset.images[given.split.val[:256]])
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
-        command = [python, "-c", TIMES, json.dumps([normalise.mean, normalise.std]), str(rounds), pictures, *paths]
+        command: list[str | Path] = [
+            python,
+            "-c",
+            TIMES,
+            json.dumps([normalise.mean, normalise.std]),
+            str(rounds),
+            pictures,
+            *paths,
+        ]
         root = Path(__file__).resolve().parents[1]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     return dict(json.loads(done.stdout.splitlines()[-1]))
