@@ -380,10 +380,12 @@ def test_ctrl_c_ends_cleanly(bundle, mjpeg):
         stderr=subprocess.PIPE,
         text=True,
     )
-    process.stdout.readline()
+    assert any(json.loads(line)["event"] == "result" for line in process.stdout)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=10)
-    assert (process.returncode, error) == (0, "")
+    assert process.returncode == 0
+    assert error.startswith(f"{mjpeg}: live: 64x64")
+    assert all(line.startswith(f"{mjpeg}: ") for line in error.splitlines())  # states alone, no traceback
     assert all(json.loads(line) for line in out.splitlines())
 
 
