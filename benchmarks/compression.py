@@ -1,6 +1,6 @@
 """What compression costs and buys on MNIST and CIFAR-10.
 
-    python benchmarks/compression.py resnet8 small wide pruned mnist seeds --work FOLDER
+    python benchmarks/compression.py resnet8 small wide pruned mnist seeds brought --work FOLDER
 
 Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Runs and variants that are in FOLDER already are taken as they
 are, and an unfinished training goes on. docs/results.md says which recipes were chosen by validation accuracy and
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from common import data_folder, unpacked
 
-from edgerec import Recipe, fit, quantize
+from edgerec import Classifier, Recipe, adopt, fit, import_tflite, quantize, read_image
 from edgerec.errors import GateError
+from edgerec.train.foreign import read_foreign
 from edgerec.train.run import Run
 
 CIFAR10: dict[str, Any] = {
@@ -176,16 +180,58 @@ def seeds(work: Path) -> dict[str, Any]:
     return table
 
 
+def pictures(work: Path) -> Path:
+    """CIFAR-10's pictures in which MLPerf Tiny's network sees a person, and as many others, without classes."""
+    folder = work / "persons-and-others"
+    if not folder.is_dir():
+        model = read_foreign(data_folder() / "vww_96.h5")
+        seen: dict[bool, list[Path]] = {True: [], False: []}
+        for of_class in sorted(unpacked("cifar10", work).glob("*/*")):
+            paths = sorted(of_class.iterdir())
+            images = np.stack([cv2.resize(read_image(path), (96, 96)) for path in paths])
+            for path, scores in zip(paths, model.predict(images / np.float32(255), verbose=0), strict=True):
+                seen[bool(scores.argmax())].append(path)
+        partial = work / ".persons-and-others.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for path in seen[True] + seen[False][:: len(seen[False]) // len(seen[True])]:
+            shutil.copyfile(path, partial / "-".join(path.parts[-3:]))
+        partial.rename(folder)
+    return folder
+
+
+def brought(work: Path) -> dict[str, Any]:
+    """Other people's models: MLPerf Tiny's "is there a person" by PTQ and QAT, Coral's MobileNet and a cat.
+
+    The first has no labelled pictures here: top-1 is of the answers that it gives itself, which is agreement.
+    """
+    run = Run(work / "runs" / "brought-vww_96")
+    if not run.finished:
+        labels = work / "vww_labels.txt"
+        labels.write_text("no person\nperson\n")
+        model = data_folder() / "vww_96.h5"
+        run = adopt(model, str(pictures(work)), run.path, normalise="unit", labels=labels, overwrite=True)
+    bundle = work / "brought-mobilenet_v1"
+    model = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    import_tflite(model, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)
+    cat = Classifier.open(bundle).classify(read_image(data_folder() / "cat_720p.jpg"))
+    return {
+        "vww_96.h5 ptq": variant(run, "int8", "ptq"),
+        "vww_96.h5 qat": variant(run, "int8-qat", "qat"),
+        "mobilenet_v1_0.25_128_quant.tflite": {"cat_720p.jpg": cat.label, "score": round(cat.score, 3)},
+    }
+
+
 def main() -> None:
     """Print one JSON object for each part asked for."""
-    parts = ("resnet8", "small", "wide", "pruned", "mnist", "seeds")
+    parts = ("resnet8", "small", "wide", "pruned", "mnist", "seeds", "brought")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
-        others = {"pruned": pruned, "mnist": mnist, "seeds": seeds}
+        others = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "brought": brought}
         figures = others[part](arguments.work) if part in others else cifar10(part, arguments.work)
         print(json.dumps({part: figures}, indent=1), flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec.compress.adapt import adapt
+from edgerec.compress.adapt import adapt, passes
 from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import rounded
 from edgerec.contract.flatbuffer import float_tensors, read_graph
@@ -202,3 +202,23 @@ def test_weights_that_are_no_numbers_are_refused():
     model.get_layer("scores").kernel.assign(np.full((192, 5), np.nan))
     with pytest.raises(ModelError, match=r"'scores' .* NaN or infinite"):
         adapt(model)
+
+
+def test_a_network_that_amplifies_rounding_is_taken():
+    """Normalisation as a convolution rounds otherwise, which this one's gain makes more than TOLERANCE."""
+    layers = keras().layers
+    x = np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 3)).astype(np.float32)
+    normalised = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.05, 0.06, 0.07])
+    logits = layers.Dense(3, kernel_initializer=keras().initializers.RandomNormal(stddev=1e7))
+    model = model_of(normalised, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), logits)
+    logits.set_weights([logits.get_weights()[0], -model(x[:1]).numpy()[0]])  # the first picture's scores are alike
+    whole = keras().Model(model.input, layers.Softmax()(model.output))
+    assert adapt(whole, "qat", x).max_difference > passes.TOLERANCE
+
+
+def test_a_change_that_is_wrong_is_refused(monkeypatch, pixels):
+    layers = keras().layers
+    model = model_of(layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3))
+    monkeypatch.setattr(passes, "INACTIVE", ("Rescaling",))  # left out, as if it did nothing
+    with pytest.raises(ModelError, match=r"changed its answers by .* \(beginning with 'rescaling"):
+        adapt(model, "qat", pixels.astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
     with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
         quantize(made)
     assert made.variants()["int8-qat"]["drop_points"] > 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "advice"),
+    [
+        ("int8", "try --method qat, or allow more"),
+        ("int8-qat", "try more --epochs, or allow more"),
+        ("int8-pruned", "try --method prune+qat, less --sparsity, or allow more"),
+        ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or allow more"),
+        ("float16", "allow more"),
+    ],
+)
+def test_gate_advises_what_is_not_done_already(variant, advice):
+    with pytest.raises(GateError, match=f"--max-drop allows 1: {re.escape(advice)}$"):
+        check_drop(variant, 1.0, 0.5, 1.0)
 
 
 def test_gate_shows_its_table_all_the_same(run, monkeypatch):

@@ -38,6 +38,15 @@ class Method:
         """The stages that leave something out or share it, while the model is float."""
         return tuple(stage for stage in self.stages if stage != "qat")
 
+    @property
+    def milder(self) -> tuple[str, ...]:
+        """What may lose less, in the words of the command line."""
+        if self.precision not in ("int8", "mixed"):
+            return ()
+        options = {"channels": "less --channels", "prune": "less --sparsity", "cluster": "more --clusters"}
+        learned = "more --epochs" if "qat" in self.stages else f"--method {'+'.join((*self.stages, 'qat'))}"
+        return (learned, *(options[stage] for stage in self.reductions))
+
 
 METHODS = {
     "float16": Method("float16", "float16"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.compress.methods import METHODS
 from edgerec.errors import GateError
 from edgerec.train.measure import Measure
 
@@ -66,7 +67,8 @@ def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:
+        milder = ", ".join(next((method.milder for method in METHODS.values() if method.variant == variant), ()))
         raise GateError(
             f"{variant} loses {drop:.2f} points of {of} ({float_top1:.2%} to {top1:.2%}), "
-            f"--max-drop allows {max_drop:g}: try --method qat, more --epochs or less --sparsity, or allow more"
+            f"--max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}allow more"
         )
