@@ -27,7 +27,7 @@ from edgerec.train.fit import placed
 from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
 from edgerec.train.keras3 import offer_keras3
-from edgerec.train.run import AGREEMENT, ANSWERS, KERAS3, Run, split_record
+from edgerec.train.run import ANSWERS, KERAS3, Run, split_record
 from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,6 @@ def _write(
         new.write_json("split.json", split_record(dataset, parts))
         new.write_history([])
         if not dataset.labels:
-            log.warning(AGREEMENT)
             everything = np.arange(len(dataset.classes))
             best = _answers(model, recipe.normalise, dataset, everything, listener)
             _warn_of_one_answer(best, labels)
