@@ -209,29 +209,28 @@ def brought(work: Path) -> dict[str, Any]:
     if not run.finished:
         labels = work / "vww_labels.txt"
         labels.write_text("no person\nperson\n")
-        model = data_folder() / "vww_96.h5"
-        run = adopt(model, str(pictures(work)), run.path, normalise="unit", labels=labels, overwrite=True)
+        network = data_folder() / "vww_96.h5"
+        run = adopt(network, str(pictures(work)), run.path, normalise="unit", labels=labels, overwrite=True)
     bundle = work / "brought-mobilenet_v1"
-    model = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
-    import_tflite(model, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)
+    mobilenet = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    import_tflite(mobilenet, bundle, labels=data_folder() / "imagenet_labels.txt", overwrite=True)
     cat = Classifier.open(bundle).classify(read_image(data_folder() / "cat_720p.jpg"))
     return {
         "vww_96.h5 ptq": variant(run, "int8", "ptq"),
         "vww_96.h5 qat": variant(run, "int8-qat", "qat"),
-        "mobilenet_v1_0.25_128_quant.tflite": {"cat_720p.jpg": cat.label, "score": round(cat.score, 3)},
+        mobilenet.name: {"cat_720p.jpg": cat.label, "score": round(cat.score, 3)},
     }
 
 
 def main() -> None:
     """Print one JSON object for each part asked for."""
-    parts = ("resnet8", "small", "wide", "pruned", "mnist", "seeds", "brought")
+    others = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "brought": brought}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("parts", nargs="+", choices=("resnet8", "small", "wide", *others))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts:
-        others = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "brought": brought}
         figures = others[part](arguments.work) if part in others else cifar10(part, arguments.work)
         print(json.dumps({part: figures}, indent=1), flush=True)
 

@@ -373,18 +373,20 @@ def test_http_stream_that_ends_is_connected_again(bundle, mjpeg):
     assert "stopped giving pictures after 40" in lost.reason
 
 
-def test_ctrl_c_ends_cleanly(bundle, mjpeg):
+@pytest.mark.parametrize(("event", "said"), [("state", ""), ("result", "live: 64x64")])
+def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, said):
+    """While it connects, or once it answers."""
     process = subprocess.Popen(
         [sys.executable, "-m", "edgerec", "camera", str(bundle), "--source", mjpeg, "--headless", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert any(json.loads(line)["event"] == "result" for line in process.stdout)
+    assert any(json.loads(line)["event"] == event for line in process.stdout)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert error.startswith(f"{mjpeg}: live: 64x64")
+    assert said in error
     assert all(line.startswith(f"{mjpeg}: ") for line in error.splitlines())  # states alone, no traceback
     assert all(json.loads(line) for line in out.splitlines())
 

@@ -105,7 +105,7 @@ def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
     [
         ("int8", "try --method qat, or allow more"),
         ("int8-qat", "try more --epochs, or allow more"),
-        ("int8-pruned", "try --method prune+qat, less --sparsity, or allow more"),
+        ("int8-pruned", "try --method prune+qat, more --epochs, less --sparsity, or allow more"),
         ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or allow more"),
         ("float16", "allow more"),
     ],

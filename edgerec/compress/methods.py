@@ -43,9 +43,10 @@ class Method:
         """What may lose less, in the words of the command line."""
         if self.precision not in ("int8", "mixed"):
             return ()
+        aware = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
+        learned = ("more --epochs",) if self.stages else ()
         options = {"channels": "less --channels", "prune": "less --sparsity", "cluster": "more --clusters"}
-        learned = "more --epochs" if "qat" in self.stages else f"--method {'+'.join((*self.stages, 'qat'))}"
-        return (learned, *(options[stage] for stage in self.reductions))
+        return (*aware, *learned, *(options[stage] for stage in self.reductions))
 
 
 METHODS = {

@@ -1,6 +1,6 @@
 """Making any Keras model fit for quantization-aware training and pruning, without changing what it answers.
 
-In steps, each of them a pass of :class:`~edgerec.compress.adapt.rebuild.Rebuild`, and each compared with the model that
+In steps, each of them a pass of :class:`~edgerec.train.rebuild.Rebuild`, and each compared with the model that
 was given: nested models are flattened, layers that do nothing at inference are left out, and what
 tensorflow-model-optimization or int8 does not know is expressed in layers that it knows (``express.py``).
 """
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgerec.compress.adapt.express import express
 from edgerec.compress.adapt.refuse import Purpose, check_finite, layers_of, refuse, refuse_code
 from edgerec.errors import ModelError
+from edgerec.optional import require
 from edgerec.train.keras import keras
 from edgerec.train.rebuild import Node, Rebuild, calls, flatten
 
@@ -89,7 +90,7 @@ def adapt(model: Any, purpose: Purpose = "qat", pixels: npt.NDArray[np.float32] 
         if reference is None:
             pixels = _samples(model) if pixels is None else pixels
             reference = _answers(model, pixels)
-        difference = max(float(np.abs(a - b).max()) for a, b in zip(_answers(after, pixels), reference, strict=True))
+        difference = _apart(_answers(after, pixels), reference)
         allowed = TOLERANCE * max(1.0, *(float(np.abs(r).max()) for r in reference))
         if not (difference <= allowed or difference <= 2 * _unsteadiness(model, pixels, reference)):
             raise ModelError(
@@ -181,13 +182,17 @@ def _samples(model: Any) -> Any:
 
 def _unsteadiness(model: Any, inputs: Any, reference: list[npt.NDArray[np.float32]]) -> float:
     """How far the answers move, at most of ``STIRRINGS``, when each input's last bit does."""
-    given = inputs if isinstance(inputs, list) else [inputs]
-    rng, furthest = np.random.default_rng(0), 0.0
-    for _ in range(STIRRINGS):
-        stirred = [np.nextafter(x, np.copysign(np.inf, rng.standard_normal(x.shape, np.float32))) for x in given]
-        moved = zip(_answers(model, stirred if isinstance(inputs, list) else stirred[0]), reference, strict=True)
-        furthest = max(furthest, *(float(np.abs(a - b).max()) for a, b in moved))
-    return furthest
+    rng = np.random.default_rng(0)
+
+    def stirred(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.nextafter(x, np.copysign(np.inf, rng.standard_normal(x.shape, np.float32)))
+
+    nest = require("tensorflow").nest
+    return max(_apart(_answers(model, nest.map_structure(stirred, inputs)), reference) for _ in range(STIRRINGS))
+
+
+def _apart(answers: list[npt.NDArray[np.float32]], others: list[npt.NDArray[np.float32]]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(answers, others, strict=True))
 
 
 def _answers(model: Any, inputs: Any) -> list[npt.NDArray[np.float32]]:
