@@ -257,7 +257,7 @@ def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
 
     def train(index):
         arguments = ("--out", tmp_path / "run", "--epochs", 2, "--learning-rate", (0.1, 0.2)[index])
-        said[index] = edgerec("train", *arguments, env=os.environ | configured(addresses, index))
+        said[index] = edgerec("train", "--data", "digits", *arguments, env=os.environ | configured(addresses, index))
 
     threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
     for thread in threads:
@@ -286,6 +286,6 @@ def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, first_run):
 
 
 def test_one_line_where_tf_config_is_wrong(edgerec, tmp_path):
-    done = edgerec("train", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
+    done = edgerec("train", "--data", "digits", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
     assert "TF_CONFIG cannot be used" in one_line(done)
     assert not (tmp_path / "run").exists()

@@ -105,7 +105,7 @@ def test_a_batch_that_its_parts_do_not_divide(tmp_path):
 @pytest.mark.slow
 def test_limits_and_logs_of_a_run(tmp_path, here):
     pytest.importorskip("tensorboard")
-    options = ["--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
+    options = ["--data", "digits", "--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
     done = here("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
     assert done.returncode == 0, done.stderr
     made = Run.open(tmp_path / "run")

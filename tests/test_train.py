@@ -153,7 +153,7 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
 
 
 def start(out, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "edgerec", "train", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "edgerec", "train", "--data", "digits", "--out", str(out), *arguments]
     # Where the tests run in the background of a shell, Ctrl-C is ignored, and what they start inherits that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -175,7 +175,7 @@ def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec, her
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "metrics.json").exists()
-    assert "add --resume" in one_line(here("train", "--out", out))
+    assert "add --resume" in one_line(here("train", "--data", "digits", "--out", out))
     assert "unfinished" in one_line(here("quantize", out))
     done = edgerec("train", "--resume", "--out", out)
     assert done.returncode == 0, done.stderr
@@ -183,7 +183,7 @@ def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec, her
     resumed = Run.open(out)
     assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
     assert not list(out.rglob("*partial*"))
-    assert here("train", *epochs, "--out", tmp_path / "unbroken").returncode == 0
+    assert here("train", "--data", "digits", *epochs, "--out", tmp_path / "unbroken").returncode == 0
     for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "unbroken").history(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
@@ -215,11 +215,14 @@ def test_resume_of_nothing(tmp_path, here):
     ("arguments", "said"),
     [
         (["--data", "digit"], "did you mean 'digits'"),
-        (["--arch", "mobilnet_v1"], "unknown architecture 'mobilnet_v1'; did you mean 'mobilenet_v1'"),
+        (
+            ["--data", "digits", "--arch", "mobilnet_v1"],
+            "unknown architecture 'mobilnet_v1'; did you mean 'mobilenet_v1'",
+        ),
         (["--set", "train.epoch=3"], "did you mean 'train.epochs'"),
         (["--epochs", "0"], "train.epochs is 0, expected 1 to"),
-        (["--weights", "nothing.h5"], "does not exist"),
-        (["--weights", "imagenet"], "which exists for vgg16, resnet50, mobilenet_v1"),
+        (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
+        (["--data", "digits", "--weights", "imagenet"], "which exists for vgg16, resnet50, mobilenet_v1"),
         (["nothing.toml"], "edgerec recipe > nothing.toml writes a complete one"),
     ],
 )
@@ -233,7 +236,9 @@ def test_gpu_that_is_not_there(tmp_path, here):
 
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("there is one")
-    assert "TensorFlow sees none" in one_line(here("train", "--device", "gpu", "--out", tmp_path / "run"))
+    assert "TensorFlow sees none" in one_line(
+        here("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
+    )
 
 
 def quick(**changes):
@@ -345,11 +350,12 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, here, run, monkeypatc
         message = one_line(here("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
         assert "No space left on device" in message
         assert list(disk.iterdir()) == []
-        done = here("train", "--epochs", "1", "--out", disk / "run")
+        done = here("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
         assert done.returncode == 1
         assert "o space left" in done.stderr.splitlines()[-1]
         monkeypatch.setenv("EDGEREC_CACHE", str(disk / "cache"))
-        assert "No space left on device" in one_line(here("train", "--epochs", "1", "--out", tmp_path / "run"))
+        done = here("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
+        assert "No space left on device" in one_line(done)
     finally:
         subprocess.run(["umount", disk], check=True)
 

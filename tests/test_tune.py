@@ -443,7 +443,7 @@ def test_the_command_line(study, edgerec, tmp_path):
     assert f"{study.best[0].accuracy:.2%}" in shown
     assert f"edgerec train --resume --out {tmp_path / 'even' / 'trials' / str(study.best[0].number)}" in shown
     (tmp_path / "none.toml").write_text("model.width = 3")
-    said = one_line(edgerec("tune", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
+    said = one_line(edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
     assert "none.toml: model.width is 3, expected {" in said
 
 

@@ -113,7 +113,7 @@ def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
 @pytest.mark.parametrize(
     "command",
     [
-        ["train", "--out", "x"],
+        ["train", "--data", "digits", "--out", "x"],
         ["quantize", "{run}", "--method", "prune", "--sparsity", "0.9", "--overwrite"],
         ["export", "{run}", "--out", "x"],
         ["evaluate", "{bundle}", "--data", "digits"],

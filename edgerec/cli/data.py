@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.recipe_options import compose_recipe
 
 if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
@@ -152,14 +153,6 @@ def _show_report(report: DataReport, out: Path | None) -> None:
 
 
 def _recipe(subject: str, assignments: list[str]) -> Recipe:
-    """The recipe of a file or a run, or the default one with the data that is named."""
-    from edgerec.contract.recipe import Recipe, parse_assignment
-
-    path = Path(subject)
-    if path.suffix == ".toml":
-        recipe = Recipe.from_toml(path)
-    elif (path / "recipe.toml").is_file():
-        recipe = Recipe.from_toml(path / "recipe.toml")
-    else:
-        recipe = Recipe().override({"data.source": subject}, "command line")
-    return recipe.override(dict(map(parse_assignment, assignments)))
+    """Return the recipe of a file or a run, or the default recipe with ``subject`` as its data."""
+    run_recipe = Path(subject) / "recipe.toml"
+    return compose_recipe(str(run_recipe) if run_recipe.is_file() else subject, {}, assignments)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json
+from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run
 
 
 def train(
-    recipe: Path | None = typer.Argument(None, help="A recipe (edgerec recipe > my.toml); options go over it."),
+    subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the run."),
     data: str | None = typer.Option(
         None, help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder."
@@ -71,19 +72,17 @@ def train(
         "seed": seed,
         "data.strict": strict,
     }
-    given = {key: value for key, value in options.items() if value is not None}
     if resume and overwrite:
         raise typer.BadParameter("--overwrite would start again what it goes on with", param_hint="--resume")
     with progress() as listener:
-        from edgerec.contract.recipe import Recipe, parse_assignment
         from edgerec.train.fit import fit, was_begun
 
-        wanted = Recipe.from_toml(recipe) if recipe else Recipe()
-        wanted = wanted.override(given, "command line").override(dict(map(parse_assignment, assignments)))
-        if resume and (recipe or given or assignments):
-            resume = was_begun(wanted, out)
+        continues = resume and subject is None and not assignments and all(value is None for value in options.values())
+        recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
+        if resume and not continues:
+            resume = was_begun(recipe, out)
         with stopped(out):
-            run = fit(wanted, out, resume=resume, overwrite=overwrite, listener=listener)
+            run = fit(recipe, out, resume=resume, overwrite=overwrite, listener=listener)
     if not helped(json):
         show(run, json)
 

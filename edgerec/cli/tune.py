@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, table
+from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
 
 
 def tune(
-    recipe: Path | None = typer.Argument(None, help="A recipe (edgerec recipe > my.toml); options go over it."),
+    subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the study."),
     data: str | None = typer.Option(None, help="As for train."),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
@@ -46,7 +47,7 @@ def tune(
     json: bool = JsonOption,
 ) -> None:
     """Search for the best recipe, inside the limits of a device."""
-    given = {key: value for key, value in {"data.source": data, "train.epochs": epochs}.items() if value is not None}
+    options = {"data.source": data, "train.epochs": epochs}
     goals = {
         "objectives": objective.split(",") if objective else None,
         "limit_ms": limit_ms,
@@ -57,16 +58,16 @@ def tune(
         "pruner": pruner,
     }
     goals = {key: value for key, value in goals.items() if value is not None}
-    own = resume and not (recipe or given or assignments or goals)
+    continues = (
+        resume and subject is None and not (assignments or goals) and all(value is None for value in options.values())
+    )
     with progress() as listener:
-        from edgerec.contract.recipe import Recipe, parse_assignment
         from edgerec.tuning import tune as search_best
 
-        wanted = Recipe.from_toml(recipe) if recipe else Recipe()
-        wanted = wanted.override(given, "command line").override(dict(map(parse_assignment, assignments)))
+        recipe = None if continues else compose_recipe(subject, options, assignments)
         try:
             report = search_best(
-                None if own else wanted,
+                recipe,
                 out,
                 trials=trials,
                 max_time_s=None if max_time is None else seconds(max_time),

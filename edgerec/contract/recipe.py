@@ -240,8 +240,8 @@ class Recipe:
         _check(self, "")
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file; keys left out keep their defaults."""
+    def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
+        """Read a recipe file; missing keys keep the values of ``base``, by default those of ``Recipe()``."""
         try:
             with open(path, "rb") as file:
                 values = tomllib.load(file)
@@ -249,7 +249,7 @@ class Recipe:
             raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {error}") from None
-        return cls.from_dict(values, where=str(path))
+        return _merge(base or cls(), values, str(path), "")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -332,7 +332,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
     for name, value in values.items():
         full = f"{path}{name}"
         if name not in known:
-            raise RecipeError(f"{where}: {unknown('recipe key', full, [path + key for key in known])}")
+            raise RecipeError(f"{where}: {_unknown_key(full, [path + key for key in known])}")
         if is_dataclass(known[name]):
             if not isinstance(value, Mapping):
                 raise RecipeError(f"{where}: {full} is {value!r}, expected a section [{full}]")
@@ -347,6 +347,16 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
         return merged
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def _unknown_key(key: str, choices: Iterable[str]) -> str:
+    """Return the message for an unknown key; keys of the same name in other sections are suggested first."""
+    name = key.rpartition(".")[2]
+    sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
+    same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]
+    if same_name:
+        return f"unknown recipe key {key!r}; did you mean {' or '.join(map(repr, same_name))}?"
+    return unknown("recipe key", key, choices)
 
 
 def _check(section: Any, path: str) -> None:

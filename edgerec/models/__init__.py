@@ -128,6 +128,11 @@ def find(name: str) -> Architecture:
     if own.is_own(name):
         return Architecture(own.features, 1)
     if name not in ARCHITECTURES:
+        if name.endswith(".py"):
+            raise RecipeError(
+                f"model.arch is {name!r}, which names a file but no function in it: write {name}:FUNCTION, e.g. "
+                f"{name}:build"
+            )
         raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: edgerec models shows them")
     return ARCHITECTURES[name]
 

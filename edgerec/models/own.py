@@ -50,6 +50,8 @@ def find_function(arch: str) -> Callable[[Any, Any, ModelSection], Any]:
     found = getattr(module, name, None)
     if found is None:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        if not functions:
+            raise RecipeError(f"model.arch is {arch!r}, but {place} defines no function: {SHAPE}")
         raise RecipeError(f"model.arch: {unknown(f'function of {place}', name, functions)}")
     if not callable(found):
         raise RecipeError(f"model.arch: {arch} is a {type(found).__name__}, {SHAPE}")

@@ -1,0 +1,71 @@
+"""Build the recipe of a command from its argument, its options and its ``--set`` assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgerec.contract.recipe import Recipe
+
+SUBJECT_HELP = (
+    "A recipe (.toml) or data: an image folder, an .npz file or a data set's name. Options override a recipe."
+)
+
+
+def compose_recipe(
+    subject: str | None, options: Mapping[str, Any], assignments: Sequence[str], *, needs_data: bool = True
+) -> Recipe:
+    """Return the recipe that a command was asked for.
+
+    Args:
+        subject: a recipe file, or data as ``data.source`` takes it; None if the command was called without either.
+        options: dotted recipe keys and the values of the command's options; None for an option that was not used.
+        assignments: ``KEY=VALUE`` texts, which take precedence over ``options``.
+        needs_data: whether a recipe without ``data.source`` is refused. Nobody wants to find out after the training
+            that it used a default data set.
+
+    Raises:
+        RecipeError: a key or a value is wrong, or no data is named.
+    """
+    from edgerec.contract.recipe import Recipe, parse_assignment
+    from edgerec.errors import RecipeError
+
+    changes = {key: value for key, value in options.items() if value is not None}
+    recipe = Recipe().override({"data.source": ""})
+    if subject is not None and is_recipe(subject):
+        recipe = Recipe.from_toml(subject, base=recipe)
+    elif subject is not None:
+        _refuse_run(Path(subject))
+        if "data.source" in changes:
+            raise typer.BadParameter(
+                f"the data is named twice, as {subject!r} and as {changes['data.source']!r}: keep one of the two",
+                param_hint="--data",
+            )
+        changes["data.source"] = subject
+    recipe = recipe.override(changes, "command line").override(dict(map(parse_assignment, assignments)))
+    if needs_data and not recipe.data.source:
+        raise RecipeError(
+            "no data is named: give an image folder with one folder per class (edgerec train photos/ …), an .npz file, "
+            "or --data digits to try edgerec on handwritten digits"
+        )
+    return recipe
+
+
+def is_recipe(subject: str) -> bool:
+    """Return whether a command's argument is a recipe file, and not data."""
+    path = Path(subject)
+    return path.suffix == ".toml" and not path.is_dir()
+
+
+def _refuse_run(path: Path) -> None:
+    from edgerec.errors import RecipeError
+
+    if (path / "recipe.toml").is_file():
+        raise RecipeError(
+            f"{path} is a run, not data: continue its training with edgerec train --resume --out {path}, or train "
+            f"another run by its recipe with edgerec train {path / 'recipe.toml'} --out NEW_RUN"
+        )

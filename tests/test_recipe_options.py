@@ -1,0 +1,76 @@
+"""Tests of how `train`, `tune` and `data` turn their argument and options into a recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import Recipe
+from edgerec.cli.app import app
+
+
+def edgerec(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def error_of(*arguments: object) -> str:
+    """Run a command that must fail, and return its error line."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code in (1, 2), result.output
+    return " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+@pytest.mark.parametrize("recipe", ["", "[train]\nepochs = 1\n"], ids=["no recipe", "recipe without data"])
+def test_command_without_data_fails_and_says_what_to_provide(command, recipe, tmp_path):
+    arguments = []
+    if recipe:
+        (tmp_path / "my.toml").write_text(recipe)
+        arguments = [tmp_path / "my.toml"]
+    message = error_of(command, *arguments, "--out", tmp_path / "out")
+    assert "no data is named" in message
+    assert "--data digits" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_accepts_an_image_folder_as_its_argument(image_folder, tmp_path):
+    done = edgerec("train", image_folder, "--epochs", "1", "--out", "runs/x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(Recipe.from_toml(tmp_path / "runs/x/recipe.toml").data.source) == image_folder.resolve()
+
+
+def test_train_refuses_data_that_is_named_twice(image_folder, tmp_path):
+    message = error_of("train", image_folder, "--data", "digits", "--out", tmp_path / "out")
+    assert "named twice" in message
+
+
+def test_train_on_a_run_says_how_to_resume_it(tmp_path):
+    (tmp_path / "recipe.toml").write_text(Recipe().to_toml())
+    message = error_of("train", tmp_path, "--out", tmp_path / "out")
+    assert f"{tmp_path} is a run, not data" in message
+    assert f"--resume --out {tmp_path}" in message
+
+
+def test_recipe_key_without_its_section_is_suggested_with_its_section(tmp_path):
+    message = error_of("train", "--data", "digits", "--set", "flip=true", "--out", tmp_path / "out")
+    assert "unknown recipe key 'flip'; did you mean 'augment.flip'?" in message
+    message = error_of("train", "--data", "digits", "--set", "train.schedul=1", "--out", tmp_path / "out")
+    assert "did you mean 'train.schedule'?" in message
+
+
+def test_recipe_key_in_the_wrong_section_is_suggested_in_every_section_that_has_it(tmp_path):
+    message = error_of("train", "--data", "digits", "--set", "model.epochs=2", "--out", tmp_path / "out")
+    assert "did you mean 'train.epochs' or 'compress.epochs'?" in message
+
+
+def test_arch_that_names_a_file_without_a_function_says_how_to_name_one(tmp_path):
+    message = error_of("train", "--data", "digits", "--arch", "my_net.py", "--out", tmp_path / "out")
+    assert "my_net.py:FUNCTION" in message
+    (tmp_path / "empty.py").write_text("")
+    message = error_of("train", "--data", "digits", "--arch", f"{tmp_path}/empty.py:build", "--out", tmp_path / "out")
+    assert "defines no function" in message
