@@ -224,7 +224,7 @@ def test_activations_are_sound():
 
 def test_a_float_model_must_say_what_pixels_become(given, models, tmp_path):
     path = given("float_softmax")
-    with pytest.raises(ModelError, match=r"takes float32 and does not say .* --normalise unit .*MEAN,STD"):
+    with pytest.raises(ModelError, match=r"takes float32 and does not state .* --normalise unit .*MEAN,STD"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
     assert not (tmp_path / "b").exists()
     path.write_bytes(with_metadata(models("float_softmax"), LABELS, Normalise(100.0, 50.0), "birds"))
@@ -237,8 +237,8 @@ def test_normalisations_that_people_type():
     assert parse_normalise("127.5, 127.5") == Normalise(127.5, 127.5)
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
-        ("1,x", "two numbers"),
-        ("0,0", "std above 0"),
+        ("1,x", "is not MEAN,STD"),
+        ("0,0", "deviations above 0"),
         ("nan,1", "finite"),
     ):
         with pytest.raises(EdgerecError, match=message):

@@ -14,7 +14,7 @@ from edgerec.contract import metadata as module
 from edgerec.contract.flatbuffer import read_graph
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata, with_metadata
 from edgerec.contract.schema import tflite_schema
-from edgerec.contract.tensors import Normalise, TensorSpec
+from edgerec.contract.tensors import ChannelNormalise, Normalise, TensorSpec
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.runtime.model import ImageModel
 
@@ -105,9 +105,10 @@ def test_what_pixels_become():
     given = TensorSpec("float32", (1, 8, 8, 3))
     grey, coloured = (UNIT,), (UNIT, UNIT, Normalise(1.0, 255.0))
     assert normalise_for(given, Metadata("", "", (), grey)) == UNIT
-    with pytest.raises(ModelError, match="another mean or deviation for each channel"):
-        normalise_for(given, Metadata("", "", (), coloured))
-    with pytest.raises(ModelError, match="takes float32 and does not say"):
+    assert normalise_for(given, Metadata("", "", (), coloured)) == ChannelNormalise((0, 0, 1), (255, 255, 255))
+    with pytest.raises(ModelError, match="2 normalizations for 3 channels: set the right one with --normalise"):
+        normalise_for(given, Metadata("", "", (), coloured[1:]))
+    with pytest.raises(ModelError, match="takes float32 and does not state its normalization"):
         normalise_for(given, Metadata("", "", (), ()))
     # Through integers they pass, whatever somebody wrote.
     quantized = TensorSpec("uint8", (1, 8, 8, 3), 0.5, 3)
@@ -121,7 +122,7 @@ def test_evaluate_reads_a_bare_float_file(run, bare, tmp_path, image_folder):
     with pytest.raises(DataError, match="has a class 'blue' that the model does not know"):
         evaluate(run.variant("float32") / "model.tflite", str(image_folder))
     (tmp_path / "bare.tflite").write_bytes(bare)
-    with pytest.raises(EdgerecError, match="does not say what pixels become: add --normalise"):
+    with pytest.raises(EdgerecError, match="does not state its normalization: add --normalise"):
         evaluate(tmp_path / "bare.tflite", "digits")
     assert evaluate(tmp_path / "bare.tflite", "digits", normalise="unit").accuracy == own.accuracy
 

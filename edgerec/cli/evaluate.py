@@ -16,7 +16,9 @@ def evaluate(
         None, help="train, val, test or all. By default the held-out pictures, or all of unknown data."
     ),
     normalise: str | None = typer.Option(
-        None, help="For a bare float .tflite that does not say it: unit, signed, pixels, or MEAN,STD."
+        None,
+        help="Normalization for a bare float .tflite that does not state it, as for edgerec import: unit, signed, "
+        "pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B.",
     ),
     json: bool = JsonOption,
 ) -> None:

@@ -18,7 +18,9 @@ def import_(
     target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
     normalise: str | None = typer.Option(
         None,
-        help="What pixels become: unit, signed, pixels, or MEAN,STD. Only a float model without metadata needs it.",
+        help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
+        "R,G,B/R,G,B (means/deviations in pixel units); with bgr: before it for a model that takes blue first. "
+        "Required for a float model without metadata.",
     ),
     fit: str = typer.Option(
         "stretch", help="A picture of another shape is cut (crop), squeezed (stretch) or framed (pad)."

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgerec.contract.flatbuffer import pack, parse
 from edgerec.contract.schema import tflite_schema
-from edgerec.contract.tensors import NORMALISE_CHOICES, Normalise, TensorSpec, passing
+from edgerec.contract.tensors import NORMALISE_CHOICES, AnyNormalise, ChannelNormalise, Normalise, TensorSpec, passing
 from edgerec.errors import ModelError
 from edgerec.optional import require
 
@@ -28,7 +28,7 @@ MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
 MAX_BUFFERS = 1_000_000
 
-_ENTRY = "TFLITE_METADATA"
+METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 
 # Fields of the tables that are used, each in its slot; a union takes two.
@@ -74,13 +74,13 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     The same arguments give the same bytes. Raises :class:`ModelError` when there is metadata already.
     """
     schema, model = tflite_schema(), parse(content)
-    if any(entry.name == _ENTRY.encode() for entry in model.metadata or ()):
+    if any(entry.name == METADATA_ENTRY.encode() for entry in model.metadata or ()):
         raise ModelError("the model has TFLite metadata already")
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
     buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(_described(labels, normalise, name, channels), np.uint8)
-    entry.name, entry.buffer = _ENTRY, len(model.buffers)
+    entry.name, entry.buffer = METADATA_ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
     return _with_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
@@ -97,26 +97,29 @@ def read_metadata(content: bytes, where: str = "the model") -> Metadata | None:
         raise ModelError(f"{where} has damaged TFLite metadata ({error}): get the file again") from None
 
 
-def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> Normalise:
-    """What pixels become at the input ``given``, as far as the file tells.
+def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
+    """Return the normalization that the model expects at the input ``given``, as far as the file states it.
 
-    They pass through uint8 and int8, as TFLite's own tools have it; for another dtype the metadata says it.
+    Pixels pass through uint8 and int8 inputs, as in TFLite's own tools. For another type the metadata states it.
 
     Raises:
-        ModelError: nobody says it, or it differs between the channels.
+        ModelError: the file does not state it, or states it for another number of channels.
     """
     if given.dtype in ("uint8", "int8"):
         return passing(given)
     if metadata is None or not metadata.normalise:
         raise ModelError(
-            f"{where} takes {given.dtype} and does not say what pixels become: add --normalise {NORMALISE_CHOICES}"
+            f"{where} takes {given.dtype} and does not state its normalization: add --normalise {NORMALISE_CHOICES}"
         )
-    if len(set(metadata.normalise)) > 1:
+    if len(set(metadata.normalise)) == 1:
+        return metadata.normalise[0]
+    if len(metadata.normalise) != 3 or given.shape[-1] != 3:
         raise ModelError(
-            f"{where} wants another mean or deviation for each channel, which edgerec has inside models only: "
-            "convert it with that as a first layer, or as uint8"
+            f"the metadata of {where} has {len(metadata.normalise)} normalizations for {given.shape[-1]} channels: "
+            "set the right one with --normalise"
         )
-    return metadata.normalise[0]
+    first, second, third = metadata.normalise
+    return ChannelNormalise((first.mean, second.mean, third.mean), (first.std, second.std, third.std))
 
 
 def _described(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
@@ -161,7 +164,7 @@ def _with_file(model: bytes, labels: bytes) -> bytes:
 def _metadata_root(content: bytes) -> _Table | None:
     model = _Table.root(content, _TFLITE)
     for entry in model.tables("metadata", _TFLITE_ENTRY):
-        if entry.text("name") == _ENTRY:
+        if entry.text("name") == METADATA_ENTRY:
             buffers = model.tables("buffers", _TFLITE_BUFFER, MAX_BUFFERS)
             data = buffers[entry.number("buffer")].content("data")
             if data[4:8] != _IDENTIFIER:

@@ -73,6 +73,10 @@ class Normalise:
         """The real numbers of float pixels: an array or a TensorFlow tensor, of any shape."""
         return (pixels - self.mean) / self.std
 
+    def to_text(self) -> str:
+        """The normalization in the form that :func:`parse_normalise` reads."""
+        return f"{self.mean:.9g},{self.std:.9g}"
+
     @classmethod
     def named(cls, name: str) -> Normalise:
         """``unit``, ``signed`` or ``pixels``; raises KeyError for another."""
@@ -80,23 +84,100 @@ class Normalise:
 
 
 NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.0), "pixels": Normalise(0.0, 1.0)}
-NORMALISE_CHOICES = "unit (to [0, 1]), signed (to [-1, 1)), pixels (as they are), or MEAN,STD as 127.5,127.5"
 
 
-def parse_normalise(text: str) -> Normalise:
-    """What a person typed: ``unit``, ``signed``, ``pixels`` or ``MEAN,STD``; raises :class:`EdgerecError`."""
-    mean, comma, std = text.partition(",")
-    if not comma:
-        if text not in NORMALISATIONS:
-            raise EdgerecError(f"{unknown('normalisation', text, NORMALISATIONS)}, or MEAN,STD")
-        return NORMALISATIONS[text]
+@dataclass(frozen=True)
+class ChannelNormalise:
+    """Normalization per channel, optionally with blue first: ``real[c] = (image[c] - mean[c]) / std[c]``.
+
+    No input scale and zero point can express it, so it is never applied to pixels on a device. It becomes a 1x1
+    convolution at the start of the graph instead, and the model's input is the unchanged RGB image.
+
+    Attributes:
+        mean, std: one value per channel in pixel units, in the order in which the original model takes the channels.
+        bgr: whether the original model takes blue, green, red instead of red, green, blue.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+    def convolution(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Weights of the equivalent 1x1 convolution: a kernel ``(RGB channels, outputs)`` and a bias ``(outputs,)``."""
+        scales = np.diag(1 / np.array(self.std, np.float64))
+        kernel = scales[::-1] if self.bgr else scales
+        return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
+
+    def to_text(self) -> str:
+        """The normalization in the form that :func:`parse_normalise` reads."""
+        mean, std = (",".join(f"{value:.9g}" for value in values) for values in (self.mean, self.std))
+        return f"{'bgr:' if self.bgr else ''}{mean}/{std}"
+
+
+AnyNormalise = Normalise | ChannelNormalise
+
+# What keras.applications' imagenet_utils.preprocess_input does in its three modes. "torch" is also the usual
+# preprocessing of torchvision's models.
+PREPROCESS_INPUT: dict[str, AnyNormalise] = {
+    "tf": Normalise(127.5, 127.5),
+    "torch": ChannelNormalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe": ChannelNormalise((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True),
+}
+NORMALISE_CHOICES = (
+    "unit (to [0, 1]), signed (to [-1, 1)), pixels (unchanged), tf, torch or caffe (as Keras' preprocess_input), "
+    "MEAN,STD or R,G,B/R,G,B in pixel units, with bgr: before it if the model takes blue first"
+)
+
+
+def parse_normalise(text: str) -> AnyNormalise:
+    """Read a normalization as typed by a user.
+
+    Accepted are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3``
+    with one mean and one standard deviation per channel (or a single one for all channels). Values are in pixel
+    units and in the order of the model's channels. The prefix ``bgr:`` marks a model that takes blue, green, red.
+
+    Raises:
+        EdgerecError: the text is none of these, or a value is not usable.
+    """
+    order, colon, values = text.strip().rpartition(":")
+    if colon and order not in ("rgb", "bgr"):
+        raise EdgerecError(f"normalisation {text!r}: the channel order is {order!r}; expected rgb or bgr")
+    names = NORMALISATIONS | PREPROCESS_INPUT
+    if values in names:
+        named = names[values]
+        if order != "bgr" or (isinstance(named, ChannelNormalise) and named.bgr):
+            return named
+        mean, std = ((v,) * 3 if isinstance(v, float) else v for v in (named.mean, named.std))
+        return ChannelNormalise(mean[::-1], std[::-1], bgr=True)  # type: ignore[arg-type]
+    return _from_values(text, values, order == "bgr")
+
+
+def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
+    if "," not in values and "/" not in values:
+        choices = NORMALISATIONS | PREPROCESS_INPUT
+        raise EdgerecError(f"{unknown('normalisation', values, choices)}; or give MEAN,STD or R,G,B/R,G,B")
+    first, _, last = values.partition("/" if "/" in values else ",")
     try:
-        normalise = Normalise(float(mean), float(std))
+        mean, std = ([float(value) for value in part.split(",")] for part in (first, last))
     except ValueError:
-        raise EdgerecError(f"normalisation {text!r} is not MEAN,STD: two numbers, as 127.5,127.5") from None
-    if not (math.isfinite(normalise.mean) and 0 < normalise.std < math.inf):
-        raise EdgerecError(f"normalisation {text!r} needs a finite mean and a std above 0")
-    return normalise
+        mean, std = [], []
+    if len(mean) not in (1, 3) or len(std) not in (1, 3) or ("/" not in values and len(std) > 1):
+        raise EdgerecError(
+            f"normalisation {text!r} is not MEAN,STD (as 127.5,127.5) or one mean and one standard deviation per "
+            "channel (as 123.675,116.28,103.53/58.395,57.12,57.375)"
+        )
+    if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
+        raise EdgerecError(f"normalisation {text!r} needs finite means and standard deviations above 0")
+    if max(std) < 1 and max(map(abs, mean)) <= 1:
+        shown = "/".join(",".join(f"{255 * value:g}" for value in part) for part in (mean, std))
+        raise EdgerecError(
+            f"normalisation {text!r} is in units of [0, 1], expected pixel units (0 to 255): "
+            f"use {'bgr:' if bgr else ''}{shown}"
+        )
+    if not bgr and len(set(mean)) == len(set(std)) == 1:
+        return Normalise(mean[0], std[0])
+    (m1, m2, m3), (s1, s2, s3) = (part * (3 // len(part)) for part in (mean, std))
+    return ChannelNormalise((m1, m2, m3), (s1, s2, s3), bgr)
 
 
 def passing(spec: TensorSpec) -> Normalise:

@@ -122,6 +122,7 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
 
 def _imported_card(manifest: Manifest) -> list[str]:
     source, normalise = manifest.provenance["imported"], manifest.normalise
+    layer = source.get("normalise")
     after = {"none": "the model's own", "softmax": "softmax of its output", "binary": "its output for the second label"}
     return [
         "## Model card",
@@ -129,6 +130,7 @@ def _imported_card(manifest: Manifest) -> list[str]:
         f"- Model: {source['file']}, made elsewhere and imported as it is (SHA-256 {source['sha256'][:16]}…)",
         _input(manifest),
         f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
+        *([f"- First layer: normalizes the pixels by {layer}; added by the import"] if layer else []),
         f"- Scores: {after[manifest.activation]}",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",

@@ -86,8 +86,9 @@ def import_tflite(
         out: the bundle's folder, or a .zip.
         labels: a text file, one label a line or ``index label``; None takes those in the model's metadata.
         target: a name in ``targets/``, or a .toml file.
-        normalise: what pixels become, as ``parse_normalise`` reads it. None lets them pass through uint8 and int8,
-            and takes what the metadata says of float32.
+        normalise: the normalization that the model expects, as ``parse_normalise`` reads it. None lets pixels pass
+            through uint8 and int8, and takes what the metadata states for float32. If it differs between channels,
+            or the model takes BGR, a layer at the start of the graph applies it.
         fit: how a picture of another shape becomes the input; ``stretch`` is what other TFLite tools do.
         pictures: picture files for the golden vectors; none takes those that come with edgerec.
         overwrite: replace a bundle that is there.
@@ -99,11 +100,13 @@ def import_tflite(
     """
     source, path, aim = Path(model), Path(out), Target.load(target)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    finished = Finished.open(source)
+    original = Finished.open(source)
+    names = _labels(labels, original)
+    finished, pixels = original.normalised(normalise)
     require_fit(finished.content, aim, finished.where)
     _, height, width, channels = finished.input.shape
-    content, names, pixels = finished.content, _labels(labels, finished), finished.normalise(normalise)
-    if aim.kind == "model" and finished.metadata is None:
+    content = finished.content
+    if finished.metadata is None and (aim.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
     edgetpu = compiled(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
@@ -125,7 +128,8 @@ def import_tflite(
         delegate=aim.delegate if DELEGATE_MODEL in models else "",
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in models else "",
         provenance={
-            "imported": {"file": source.name, "sha256": sha256(finished.content)},
+            "imported": {"file": source.name, "sha256": sha256(original.content)}
+            | ({} if finished is original else {"normalise": original.expected(normalise).to_text()}),
             "edgerec": edgerec.__version__,
         },
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgerec.contract.flatbuffer import Graph, read_graph
+from edgerec.contract.input_layer import with_input_layer
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
-from edgerec.contract.tensors import Normalise, TensorSpec, parse_normalise
+from edgerec.contract.tensors import AnyNormalise, Normalise, TensorSpec, parse_normalise
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
 
@@ -58,9 +59,26 @@ class Finished:
         """How many scores it gives."""
         return 2 if self.activation == "binary" else self.output.size
 
-    def normalise(self, wanted: str | None) -> Normalise:
-        """What pixels become: as wanted; else they pass through a quantized input, or the metadata says it."""
-        return parse_normalise(wanted) if wanted else normalise_for(self.input, self.metadata, self.where)
+    def expected(self, text: str | None) -> AnyNormalise:
+        """Return the normalization in ``text``, or else the one that the file states."""
+        return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
+
+    def normalised(self, text: str | None) -> tuple[Finished, Normalise]:
+        """Return the model to run and what pixels become at its input.
+
+        A normalization that differs between channels, or a model that takes BGR, gets a layer at the start of its
+        graph (:func:`~edgerec.contract.input_layer.with_input_layer`), and pixels then stay as they are.
+
+        Args:
+            text: the normalization as :func:`parse_normalise` reads it; None lets pixels pass through a quantized
+                input, and takes what the metadata states for a float input.
+        """
+        normalise = self.expected(text)
+        if isinstance(normalise, Normalise):
+            return self, normalise
+        content = with_input_layer(self.content, normalise, self.where)
+        spec = input_spec(open_interpreter(content, where=self.where), self.where)
+        return replace(self, content=content, input=spec, metadata=None), Normalise.named("pixels")
 
 
 def _check(graph: Graph, where: str) -> None:

@@ -245,11 +245,10 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
-    finished = Finished.open(path)
-    model = ImageModel(
-        finished.content, finished.normalise(wanted), activation=finished.activation, where=finished.where
-    )
-    metadata, _, height, width, channels = finished.metadata, *finished.input.shape
+    original = Finished.open(path)
+    finished, normalise = original.normalised(wanted)
+    model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
+    metadata, _, height, width, channels = original.metadata, *finished.input.shape
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
     section = _data_section(PreprocessSpec(height, width, channels), DataSection(), finished.where)
     scorer = tflite_scorer(model)
