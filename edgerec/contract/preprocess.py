@@ -1,4 +1,4 @@
-"""From a picture of any size to the pixels that the model sees: the one implementation, used by every stage."""
+"""Preprocess images: the single implementation that training, calibration, evaluation, export and the camera use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
+# Version of the pixels that `apply` computes. Version 1 halves rows and columns together, and therefore only while
+# both are at least twice the target size. Version 2 halves each axis separately.
+PREPROCESS_VERSION = 2
+# Version of manifests, recipes and packs that were written before versions were recorded.
+UNRECORDED_VERSION = 1
+
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """Colour, geometry and interpolation between a picture and the model's input.
+    """Color, geometry and interpolation of the conversion from an image to the model's input.
 
     Attributes:
         height: rows of the model's input, pixels.
         width: columns of the model's input, pixels.
-        channels: 3 for RGB, 1 for grey (ITU-R BT.601 luma, as OpenCV computes it).
-        fit: ``crop`` the centre to the input's aspect, ``stretch`` to it, or ``pad`` with black.
-        interpolation: ``linear`` (exact halvings, then bilinear in fixed point) or ``nearest``. Both give
-            the same bytes on every processor.
+        channels: 3 for RGB, 1 for grayscale (ITU-R BT.601 luma, as OpenCV computes it).
+        fit: ``crop`` the center to the input's aspect ratio, ``stretch`` the image to it, or ``pad`` with black.
+        interpolation: ``linear`` (exact halvings, then bilinear in fixed point) or ``nearest``. Both produce
+            the same bytes on every CPU.
+        version: version of the resulting pixels, 1 to ``PREPROCESS_VERSION``. Old versions are kept so that a model
+            continues to see the pixels that it was trained on.
     """
 
     height: int
@@ -34,6 +42,7 @@ class PreprocessSpec:
     channels: int = 3
     fit: Fit = "crop"
     interpolation: Interpolation = "linear"
+    version: int = PREPROCESS_VERSION
 
     def __post_init__(self) -> None:
         for name, value in (("height", self.height), ("width", self.width)):
@@ -48,6 +57,13 @@ class PreprocessSpec:
                 f"preprocess.interpolation is {self.interpolation!r}; "
                 f"expected one of {', '.join(get_args(Interpolation))}"
             )
+        if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
+            raise ValueError(f"preprocess.version is {self.version!r}; expected 1 to {PREPROCESS_VERSION}")
+        if self.version > PREPROCESS_VERSION:
+            raise ValueError(
+                f"preprocess.version is {self.version}, but this edgerec supports only versions up to "
+                f"{PREPROCESS_VERSION}: upgrade it with pip install -U edgerec"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,22 +71,26 @@ class PreprocessSpec:
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
-        return cls(**fields)
+        """Build a spec from the result of :meth:`to_dict`; without a version, it gets ``UNRECORDED_VERSION``.
+
+        Raises:
+            TypeError, ValueError: an unknown field, or a value outside its range.
+        """
+        return cls(**{"version": UNRECORDED_VERSION, **fields})
 
 
 def apply(image: Image, spec: PreprocessSpec) -> Image:
-    """Fit ``image`` to ``spec``.
+    """Convert ``image`` to the model's input as ``spec`` describes it.
 
     Args:
-        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grey, any size from 1×1. A view of BGR as RGB,
-            ``bgr[:, :, ::-1]``, is resized as it lies in memory: the small picture is turned, not the large one.
-        spec: what the model sees.
+        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size from 1×1. For a view of BGR
+            as RGB, ``bgr[:, :, ::-1]``, the channels are reordered after resizing, when there are fewer pixels.
+        spec: size, color and geometry of the model's input.
 
     Returns:
         uint8 ``(spec.height, spec.width, spec.channels)``, C-contiguous.
@@ -88,7 +108,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
         image = _crop_to_aspect(image, spec.height, spec.width)
     height, width = _fitted_size(image, spec)
     turned = image.strides[2] < 0
-    image = _resize(image[:, :, ::-1] if turned else image, height, width, spec.interpolation)
+    image = _resize(image[:, :, ::-1] if turned else image, height, width, spec)
     if turned:
         image = np.ascontiguousarray(image[:, :, ::-1])
     image = _channels(image, spec.channels)
@@ -146,20 +166,29 @@ def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
     return max(1, rows * spec.width // columns), spec.width
 
 
-def _resize(image: Image, height: int, width: int, interpolation: Interpolation) -> Image:
+def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Image:
     if image.shape[:2] == (height, width):
         return image
     cv2 = require("cv2")
-    if interpolation == "nearest":
+    if spec.interpolation == "nearest":
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
     else:
-        # Bilinear alone skips pixels when it shrinks by more than two. INTER_AREA does not, but its general
-        # case is not the same on every processor; halving is integer arithmetic.
-        while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-            even = image[: image.shape[0] & ~1, : image.shape[1] & ~1]
-            image = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        # Bilinear interpolation skips pixels when an axis shrinks to less than half. INTER_AREA does not, but its
+        # general case gives different bytes on different CPUs. Halving uses integer arithmetic only.
+        while (factors := _halving(image, height, width, spec.version)) != (1, 1):
+            rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
+            whole = image[: rows * factors[0], : columns * factors[1]]
+            image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
+
+
+def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, int]:
+    """Return the factors, 1 or 2, by which rows and columns shrink in the next step of :func:`_resize`."""
+    halve_rows, halve_columns = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width
+    if version == 1:
+        halve_rows = halve_columns = halve_rows and halve_columns
+    return 1 + halve_rows, 1 + halve_columns
 
 
 def _channels(image: Image, channels: int) -> Image:

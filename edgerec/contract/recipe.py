@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
-from edgerec.contract.preprocess import Fit, Interpolation, PreprocessSpec
+from edgerec.contract.preprocess import PREPROCESS_VERSION, UNRECORDED_VERSION, Fit, Interpolation, PreprocessSpec
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.errors import RecipeError, unknown
 
@@ -72,6 +72,12 @@ class DataSection:
         "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
     )
     interpolation: str = _choice("linear", "how pictures are resized", get_args(Interpolation))
+    preprocess_version: int = _key(
+        0,
+        "version of the resizing: 2 = each axis shrinks without aliasing, 1 = that of older runs, 0 = the newest",
+        f"0 to {PREPROCESS_VERSION}",
+        lambda value: 0 <= value <= PREPROCESS_VERSION,
+    )
     normalise: str = _choice(
         "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
     )
@@ -82,9 +88,10 @@ class DataSection:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
+        """Preprocessing of the model's input; ``input_size`` and ``channels`` must be known (not 0)."""
         size, fit, interpolation = self.input_size, cast(Fit, self.fit), cast(Interpolation, self.interpolation)
-        return PreprocessSpec(size, size, self.channels, fit, interpolation)
+        version = self.preprocess_version or PREPROCESS_VERSION
+        return PreprocessSpec(size, size, self.channels, fit, interpolation, version)
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,10 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
-        """Read a recipe file; missing keys keep the values of ``base``, by default those of ``Recipe()``."""
+        """Read a recipe file; missing keys keep the values of ``base``, by default those of ``Recipe()``.
+
+        The recipe in a run's folder that records no preprocessing version has that of older runs (:attr:`unversioned`).
+        """
         try:
             with open(path, "rb") as file:
                 values = tomllib.load(file)
@@ -249,12 +259,23 @@ class Recipe:
             raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {error}") from None
-        return _merge(base or cls(), values, str(path), "")
+        of_run = Path(path).with_name("split.json").is_file()
+        base = base or cls()
+        return cls.from_dict(values, str(path), base=base.unversioned if of_run else base)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
-        """Build from nested dictionaries; raises :class:`RecipeError` with the key's path."""
-        return _merge(cls(), values, where, "")
+    def from_dict(cls, values: Mapping[str, Any], where: str = "recipe", *, base: Recipe | None = None) -> Recipe:
+        """Build a recipe from nested dictionaries; missing keys keep the values of ``base``.
+
+        Raises:
+            RecipeError: an unknown key or a wrong value; the message names ``where`` and the path of the key.
+        """
+        return _merge(base or cls(), values, where, "")
+
+    @property
+    def unversioned(self) -> Recipe:
+        """The same recipe with the preprocessing version of runs and bundles that do not record one."""
+        return replace(self, data=replace(self.data, preprocess_version=UNRECORDED_VERSION))
 
     def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
         """A copy with dotted keys replaced: ``{"train.epochs": 3}``."""

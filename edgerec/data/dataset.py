@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.preprocess import Image, decode
+from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, decode
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
@@ -176,6 +176,7 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
         "channels": spec.channels,
         "fit": spec.fit,
         "interpolation": spec.interpolation,
+        "preprocess_version": spec.version,
         "group_by": pack.group_by,
     }
     default = DataSection()
@@ -207,7 +208,8 @@ def _resolve(section: DataSection, found: Arrays | Files, least_size_px: int) ->
         own_size, own_channels = (size or _typical_side(found)), 3
     low, high = AUTO_SIZE_PX
     size = size or int(np.clip(own_size, max(low, least_size_px), high))
-    return replace(section, input_size=size, channels=channels or own_channels)
+    version = section.preprocess_version or PREPROCESS_VERSION
+    return replace(section, input_size=size, channels=channels or own_channels, preprocess_version=version)
 
 
 def _typical_side(files: Files) -> int:

@@ -86,7 +86,7 @@ class Packed:
             found = cls(
                 place,
                 tuple(about["labels"]),
-                PreprocessSpec(**about["preprocess"]),
+                PreprocessSpec.from_dict(about["preprocess"]),
                 tuple(Shard(**shard) for shard in about["shards"]),
                 tuple(about["skipped"]),
                 about["group_by"],

@@ -238,7 +238,8 @@ def _open_bundle(bundle: Bundle) -> _Subject:
     # The split of a bundle's own data can be made again: its recipe travels with it.
     trained = []
     for origin in origins(manifest):
-        recipe = Recipe.from_dict(origin.get("recipe", {}), where=f"{bundle.path}: provenance.recipe")
+        where = f"{bundle.path}: provenance.recipe"
+        recipe = Recipe.from_dict(origin.get("recipe", {}), where, base=Recipe().unversioned)
         trained.append(_Trained(str(origin.get("data_digest", "")), recipe.data, recipe.seed))
     section = _data_section(manifest.preprocess, trained[0].data, str(bundle.path))
     return _Subject(score, manifest.labels, section, len(manifest.labels), trained=tuple(trained))
@@ -260,7 +261,14 @@ def _open_tflite(path: Path, wanted: str | None) -> _Subject:
 def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:
     if spec.height != spec.width:
         raise ModelError(f"{where} takes {spec.width}×{spec.height}; it is evaluated with a square input only")
-    return replace(base, input_size=spec.height, channels=spec.channels, fit=spec.fit, interpolation=spec.interpolation)
+    return replace(
+        base,
+        input_size=spec.height,
+        channels=spec.channels,
+        fit=spec.fit,
+        interpolation=spec.interpolation,
+        preprocess_version=spec.version,
+    )
 
 
 def _part(dataset: Dataset, source: str, wanted: str | None, seen: Sequence[_Trained]) -> tuple[Indices, str]:

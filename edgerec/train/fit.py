@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 
 # A Python call between steps costs more than a step of a small model: so many steps run in one.
 STEPS_PER_CALL = 20
+# Recipe keys that training sets if the user leaves them at 0.
+_CHOSEN_BY_FIT = ("data.input_size", "data.channels", "data.preprocess_version", "train.batch_size")
 
 
 def fit(
@@ -138,7 +140,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
             found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
-            chosen_here = name in ("data.input_size", "data.channels", "train.batch_size") and not value
+            chosen_here = name in _CHOSEN_BY_FIT and not value
             if value != found and not chosen_here:
                 raise RecipeError(
                     f"{run.path} was begun with {name} {found!r}, now it is {value!r}: go on with --resume and --out "

@@ -17,6 +17,7 @@ Teacher = Callable[[Any, Any], Any]
 # What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
+    "data.preprocess_version",
     *("data.group_by", "data.val_fraction", "data.test_fraction", "seed"),
 )
 

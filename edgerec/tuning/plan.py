@@ -87,7 +87,7 @@ class Kept:
         """Raises :class:`StudyError` where there is no study, or a damaged one."""
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            recipe = Recipe.from_dict(about["recipe"], str(folder / ABOUT))
+            recipe = Recipe.from_dict(about["recipe"], str(folder / ABOUT), base=Recipe().unversioned)
             plan = Plan(
                 recipe,
                 read_space(about["search"], recipe),
