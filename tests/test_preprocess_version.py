@@ -58,7 +58,7 @@ def test_quality_is_close_to_area_interpolation(fit, size):
 
 
 def area(image: np.ndarray, fit: str, side: int = 96) -> np.ndarray:
-    """Return ``image`` resized by OpenCV's area interpolation, one axis at a time, because it skips pixels otherwise."""
+    """Return ``image`` resized by OpenCV's area interpolation, which needs one call per axis."""
     rows, columns = image.shape[:2]
     if fit == "crop":
         least = min(rows, columns)
