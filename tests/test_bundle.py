@@ -246,7 +246,7 @@ def test_damaged_zip_is_refused(bundle, tmp_path):
         with suppress(BundleError):
             assert Bundle.open(tmp_path / "damaged.zip").files == opened.files
     (tmp_path / "damaged.zip").write_bytes(content[: len(content) // 2])
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="not a bundle"):
         Bundle.open(tmp_path / "damaged.zip")
 
 
@@ -272,7 +272,7 @@ def test_no_bundle_at_all(tmp_path, edgerec):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
     assert "does not exist" in one_line(edgerec("verify", tmp_path / "nothing"))
-    assert "no bundle" in one_line(edgerec("verify", tmp_path / "text"))
+    assert "not a bundle" in one_line(edgerec("verify", tmp_path / "text"))
     assert "no manifest.json" in one_line(edgerec("verify", tmp_path / "empty"))
 
 

@@ -301,7 +301,7 @@ def test_what_is_no_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="did you mean 'mnist'"):
         load(section("mnits"))
     (tmp_path / "a.npz").write_bytes(b"hello")
-    with pytest.raises(DataError, match=r"no \.npz"):
+    with pytest.raises(DataError, match=r"not an \.npz"):
         load(section(tmp_path / "a.npz"))
     (tmp_path / "a.csv").write_bytes(b"hello")
     with pytest.raises(DataError, match="neither"):

@@ -257,7 +257,7 @@ def test_label_files_as_people_have_them(tmp_path):
         path.write_bytes(text.encode())
         assert read_labels(path) == expected
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no UTF-8 text"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         read_labels(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_labels(tmp_path / "none.txt")

@@ -113,9 +113,9 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path, edgerec, mobilenet):
     assert "half.tflite is a damaged TFLite model" in one_line(edgerec("inspect", tmp_path / "half.tflite"))
     (tmp_path / "text.tflite").write_text("no model at all")
     for path, target, said in (
-        (tmp_path / "text.tflite", None, "is no TFLite model"),
+        (tmp_path / "text.tflite", None, "is not a TFLite model"),
         (tmp_path / "none.tflite", None, "cannot be read: No such file"),
-        (tmp_path, None, "is no bundle"),
+        (tmp_path, None, "is not a bundle"),
         (mobilenet, "corel", "did you mean 'coral'"),
     ):
         with pytest.raises(EdgerecError, match=said):

@@ -305,7 +305,7 @@ def test_forms_with_float_activations(branched):
 def test_what_cannot_be_compared_is_refused(run, ptq, floating, pictures, with_variant, tmp_path):
     with pytest.raises(ModelError, match=r"takes \[1, 28, 28, 1\], the pictures are \[48, 9"):
         layer_parity(floating, ptq, pictures[:, :9], UNIT)
-    with pytest.raises(ModelError, match="no TFLite model"):
+    with pytest.raises(ModelError, match="not a TFLite model"):
         layer_parity(floating, b"not a model", pictures, UNIT)
     with pytest.raises(RunError, match=r"unknown variant 'int9'; did you mean 'int8'\?"):
         parity(with_variant(ptq), "int9")

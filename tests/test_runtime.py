@@ -66,7 +66,7 @@ def test_predict_json_is_the_documented_object(bundle, pictures, edgerec):
 
 def test_predict_refuses_what_is_no_picture(bundle, tmp_path, edgerec):
     (tmp_path / "note.txt").write_text("hello")
-    assert "note.txt is no picture" in one_line(edgerec("predict", bundle, tmp_path / "note.txt"))
+    assert "note.txt is not a readable image" in one_line(edgerec("predict", bundle, tmp_path / "note.txt"))
     assert "No such file" in one_line(edgerec("predict", bundle, tmp_path / "nothing.jpg"))
     with pytest.raises(DataError):
         read_image(tmp_path)

@@ -13,7 +13,8 @@ def import_(
     model: Path = typer.Argument(..., help="A finished .tflite image classifier."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the bundle, or a .zip."),
     labels: Path | None = typer.Option(
-        None, help="Text file, one label a line or 'index label'. [default: those in the file's metadata]"
+        None,
+        help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the model's metadata]",
     ),
     target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
     normalise: str | None = typer.Option(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
+from edgerec.contract.content import describe_file
 from edgerec.contract.files import refuse_existing, replacing, replacing_folder, sha256
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
@@ -44,7 +45,9 @@ class Bundle:
         read = _zip_reader(path) if path.is_file() else _folder_reader(path)
         content = read(MANIFEST)
         if content is None:
-            raise BundleError(f"{path} is no bundle: it has no {MANIFEST}; make one with edgerec export")
+            kind = describe_file(path)
+            also = f" (it {kind})" if kind and kind != "is a folder" else ""
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}{also}; make one with edgerec export")
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
         files = {}
         for name, digest in manifest.files.items():
@@ -132,7 +135,8 @@ def _zip_reader(path: Path) -> Reader:
     try:
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        raise BundleError(f"{path} is no bundle: neither a folder nor a .zip (edgerec export makes one)") from None
+        kind = describe_file(path) or "is neither a folder nor a .zip"
+        raise BundleError(f"{path} is not a bundle: it {kind}. edgerec export writes bundles") from None
     # A zip of the folder's content, or of the folder itself.
     manifests = [n for n in archive.namelist() if PurePosixPath(n).name == MANIFEST and n.count("/") <= 1]
     prefix = manifests[0].removesuffix(MANIFEST) if manifests else ""

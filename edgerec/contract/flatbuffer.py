@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.content import describe
 from edgerec.contract.schema import tflite_schema
 from edgerec.errors import ModelError
 from edgerec.optional import require
@@ -69,11 +70,17 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
 
 
+def require_tflite(model: bytes, where: str = "the model") -> None:
+    """Raise :class:`ModelError` if the bytes do not start as a .tflite file does; the message says what they are."""
+    if model[4:8] != b"TFL3":
+        kind = describe(model) or "does not have the TFL3 identifier"
+        raise ModelError(f"{where} is not a TFLite model: it {kind}")
+
+
 def parse(model: bytes, where: str = "the model") -> Any:
     """A .tflite file's bytes as the TFLite schema's ``ModelT``, which may be changed and packed again."""
     schema = tflite_schema()
-    if model[4:8] != b"TFL3":
-        raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    require_tflite(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
     except Exception as error:  # a damaged flatbuffer fails anywhere: struct, index, type …

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
+from edgerec.contract.content import reason
 from edgerec.contract.preprocess import PREPROCESS_VERSION, UNRECORDED_VERSION, Fit, Interpolation, PreprocessSpec
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.errors import RecipeError, unknown
@@ -258,7 +259,7 @@ class Recipe:
         except FileNotFoundError:
             raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not TOML: {error}") from None
+            raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
         of_run = Path(path).with_name("split.json").is_file()
         base = base or cls()
         return cls.from_dict(values, str(path), base=base.unversioned if of_run else base)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from edgerec.contract.content import reason
 from edgerec.contract.shipped import find_shipped, shipped_names
 from edgerec.errors import TargetError, unknown
 
@@ -114,7 +115,7 @@ def _read(name: str, behind: tuple[str, ...]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TargetError(f"{path} is not TOML: {error}") from None
+        raise TargetError(f"{path} is not TOML: {reason(path, error)}") from None
     except OSError as error:
         raise TargetError(f"{path} cannot be read: {error.strerror}") from None
     like = values.pop("like", None)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.content import describe_file, reason
 from edgerec.data.packed import SPLITS, is_pack, is_remote
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
@@ -60,7 +61,8 @@ def find(source: str, *, flat: bool = False) -> Arrays | Files:
         return unlabelled(path) if flat and not _folders(path) else folder(path)
     if path.suffix == ".npz" and path.is_file():
         return npz(path)
-    raise DataError(f"{path} is neither an image folder nor an .npz file")
+    kind = describe_file(path)
+    raise DataError(f"{path} is neither an image folder nor an .npz file{f': it {kind}' if kind else ''}")
 
 
 def refuse_missing(source: str) -> None:
@@ -119,7 +121,7 @@ def _folders(path: Path) -> list[Path]:
 def npz(path: Path) -> Arrays:
     """``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]``; never unpickles."""
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no .npz file: numpy.savez writes one")
+        raise DataError(f"{path} is not an .npz file: {reason(path, 'it has another format')}. numpy.savez writes them")
     values = read_arrays(path)
     for name in ("x_train", "y_train"):
         if name not in values:
@@ -132,7 +134,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         values = _load(path)
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no {path.suffix} file: {error}") from None
+        raise DataError(f"{path} is not an {path.suffix} file: {reason(path, error)}") from None
     except MemoryError:
         raise DataError(f"{path} says that it holds more than the memory does: give fewer pictures") from None
     except ValueError as error:
@@ -141,7 +143,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
                 f"{path} holds pickled objects, which can run code when read, and is refused: "
                 "save plain uint8 and integer arrays with numpy.savez"
             ) from None
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {reason(path, error)}") from None
     if odd := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
         raise DataError(f"{path}: {odd[0]} is no NumPy array")
     return values

@@ -84,7 +84,8 @@ def import_tflite(
     Args:
         model: float32, uint8 or int8 ``(1, height, width, 1 or 3)`` in, as many numbers as labels out.
         out: the bundle's folder, or a .zip.
-        labels: a text file, one label a line or ``index label``; None takes those in the model's metadata.
+        labels: a label file, as :func:`~edgerec.contract.labels.read_labels` reads it; None uses the labels in the
+            model's metadata.
         target: a name in ``targets/``, or a .toml file.
         normalise: the normalization that the model expects, as ``parse_normalise`` reads it. None lets pixels pass
             through uint8 and int8, and takes what the metadata states for float32. If it differs between channels,
@@ -154,13 +155,14 @@ def import_tflite(
 def _labels(path: str | Path | None, finished: Finished) -> tuple[str, ...]:
     where, classes = finished.where, finished.classes
     if path is not None:
-        labels, origin = read_labels(Path(path)), str(path)
-    else:
-        labels, origin = in_order(finished.metadata.labels if finished.metadata else ()), f"the metadata of {where}"
-        if not labels:
-            raise DataError(f"{where} has no labels in it: add --labels labels.txt, with {classes} lines")
+        return distinct(read_labels(Path(path), classes, where), str(path))
+    labels, origin = in_order(finished.metadata.labels if finished.metadata else ()), f"the metadata of {where}"
+    if not labels:
+        raise DataError(f"{where} has no labels in it: add --labels labels.txt, with {classes} lines")
     if len(labels) != classes:
-        raise DataError(f"{origin} has {len(labels)} labels, {where} gives {classes} scores: they must be as many")
+        raise DataError(
+            f"{origin} has {len(labels)} labels, but {where} gives {classes} scores: add --labels labels.txt"
+        )
     return distinct(labels, origin)
 
 

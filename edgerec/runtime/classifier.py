@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.content import describe
 from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply, decode
@@ -171,5 +172,7 @@ def read_image(path: str | Path) -> Image:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     image = decode(content)
     if image is None:
-        raise DataError(f"{path} is no picture that OpenCV can read (JPEG, PNG, BMP, TIFF, WebP …)")
+        kind = describe(content)
+        reason = f"it {kind}" if kind and not kind.endswith("image") else "OpenCV cannot decode it"
+        raise DataError(f"{path} is not a readable image: {reason}; expected JPEG, PNG, BMP, TIFF or WebP")
     return image

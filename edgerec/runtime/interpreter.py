@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.bounds import check_bounds
+from edgerec.contract.flatbuffer import require_tflite
 from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
@@ -80,8 +81,7 @@ def open_interpreter(
         ModelError: not a TFLite model, or one that this runtime cannot prepare.
         DelegateError: the delegate does not load.
     """
-    if model[4:8] != b"TFL3":
-        raise ModelError(f"{where} is no TFLite model (it lacks the TFL3 mark)")
+    require_tflite(model, where)
     if delegate == GPU:
         return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
     check_bounds(model, where)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.content import describe_file
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import UNREADABLE, keras
@@ -100,11 +101,20 @@ def _read_source(path: Path) -> _Source:
     if head == HDF5:
         return _read_h5(path)
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} is neither a .keras nor an .h5 file, or a damaged one: save the model again")
+        kind = describe_file(path)
+        advice = " (edgerec import takes it)" if "TFLite" in kind else ""
+        raise ModelError(
+            f"{path} is not a Keras model (.keras or .h5): it {kind or 'has another format, or is damaged'}{advice}"
+        )
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if missing := {"config.json", "metadata.json", "model.weights.h5"} - set(names):
-            raise ModelError(f"{path} is no whole Keras model: it lacks {min(missing)}; save it with model.save()")
+            kind = describe_file(path)
+            if kind and "Keras" not in kind:
+                raise ModelError(f"{path} is not a Keras model (.keras or .h5): it {kind}")
+            raise ModelError(
+                f"{path} is not a complete Keras model: it lacks {min(missing)}; save it with model.save()"
+            )
         with archive.open("model.weights.h5") as weights:
             _refuse_links(weights, path)
         version = json.loads(archive.read("metadata.json"))["keras_version"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.content import reason
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
@@ -165,7 +166,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RecipeError(f"{path} does not exist; it would have lines as train.learning_rate = {_EXPECTED}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from None
+        raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
 
 
 def _flat(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from edgerec.compress.calibration.given import of_set, open_offered
 from edgerec.compress.calibration.picking import METHODS
 from edgerec.compress.calibration.sets import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.plots import contact_sheet
+from edgerec.contract.content import reason
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
@@ -150,7 +151,7 @@ def read_recipe(name: str) -> CalibrationRecipe:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from None
+        raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
     for key, value in values.items():
         if key not in ("method", "images", "seed"):
             raise RecipeError(f"{path}: {unknown('calibration key', key, ('method', 'images', 'seed'))}")

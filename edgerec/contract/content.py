@@ -1,0 +1,117 @@
+"""Recognize the content of a file that was given where another kind of file is expected."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from pathlib import Path
+
+# Enough for every signature below; web pages may start with comments.
+HEAD_BYTES = 4096
+
+_SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
+    (b"TFL3", 4, "is a TFLite model"),
+    (b"\x89HDF\r\n\x1a\n", 0, "is an HDF5 file, such as a Keras model (.h5)"),
+    (b"\x89PNG", 0, "is a PNG image"),
+    (b"\xff\xd8\xff", 0, "is a JPEG image"),
+    (b"GIF8", 0, "is a GIF image"),
+    (b"%PDF", 0, "is a PDF document"),
+    (b"\x7fELF", 0, "is a program or shared library"),
+    (b"\x1f\x8b", 0, "is compressed with gzip: unpack it first"),
+    (b"BZh", 0, "is compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", 0, "is compressed with xz: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", 0, "is a 7-Zip archive: unpack it first"),
+    (b"Rar!", 0, "is a RAR archive: unpack it first"),
+    (b"ustar", 257, "is a tar archive: unpack it first"),
+    (b"\x93NUMPY", 0, "is a NumPy array (.npy)"),
+    (b"SQLite format 3", 0, "is an SQLite database"),
+    (b"PAR1", 0, "is a Parquet file"),
+    (b"\x80\x02", 0, "is a pickle, such as an old PyTorch model: edgerec never unpickles files"),
+    (b"\x80\x03", 0, "is a pickle: edgerec never unpickles files"),
+    (b"\x80\x04", 0, "is a pickle: edgerec never unpickles files"),
+    (b"\x80\x05", 0, "is a pickle: edgerec never unpickles files"),
+    (b"RIFF", 0, "is a RIFF file (WebP, AVI or WAV)"),
+)
+_HTML = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+)
+# The first field of ONNX' ModelProto is ir_version (a small number), the second the producer's name.
+_ONNX = re.compile(
+    rb"\x08[\x01-\x20](?:\x12.(?:pytorch|tf2onnx|onnx|keras|skl2onnx|paddle|matlab|coreml|.{0,40}onnx)|:)", re.DOTALL
+)
+_SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
+
+
+def describe(content: bytes) -> str:
+    """Return what the content is, as the end of a sentence: ``is a Git LFS pointer …``; empty if it is not known.
+
+    Args:
+        content: the file's bytes; :data:`HEAD_BYTES` of them are enough unless the file is an archive.
+    """
+    head = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
+    if not content:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer instead of the file itself: run git lfs install and git lfs pull in its repository"
+    if re.match(rb"(\.\./|/annex/|\.git/annex)?[^\n]{0,200}annex/objects/", head) and len(content) < 1024:
+        return "is a git-annex pointer instead of the file itself: run git annex get in its repository"
+    if _HTML.match(head):
+        return "is a web page: the download needs a login or another link (on GitHub: the 'raw' link)"
+    if head.startswith(b"PK\x03\x04"):
+        return _archive(content)
+    for signature, at, text in _SIGNATURES:
+        if head[at : at + len(signature)] == signature:
+            return text
+    if _ONNX.match(head):
+        return "is an ONNX model: convert it to .tflite first, for example with onnx2tf"
+    if _SAVED_MODEL.match(head) and b"saved_model" in content[:65536] + content[-65536:]:
+        return "is the saved_model.pb of a TensorFlow SavedModel: give the folder that contains it to edgerec quantize"
+    if _SAVED_MODEL.match(head) and b"serve" in content[: 1 << 20]:
+        return "is the saved_model.pb of a TensorFlow SavedModel: give the folder that contains it to edgerec quantize"
+    if re.match(rb"\n.{0,3}\n.{1,200}\x12.{1,40}(Const|Placeholder)", head, re.DOTALL):
+        return "is a frozen TensorFlow graph (.pb): convert it with the TFLite converter of TensorFlow"
+    return ""
+
+
+def describe_file(path: Path) -> str:
+    """Return what a file is, as :func:`describe` does; ``is a folder …`` for a folder; empty if it cannot be read."""
+    try:
+        if path.is_dir():
+            return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            return describe(head + file.read() if head.startswith(b"PK\x03\x04") else head)
+    except OSError:
+        return ""
+
+
+def _archive(content: bytes) -> str:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()[:10_000]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError):
+        return "is a damaged or cut off zip archive: get it again"
+    tails = {name.rpartition("/")[2] for name in names}
+    if "config.json" in tails and any(name.endswith("weights.h5") for name in tails):
+        return "is a Keras model (.keras): edgerec quantize converts it"
+    if "saved_model.pb" in tails:
+        return "is a zip archive with a SavedModel: unpack it, and give its folder to edgerec quantize"
+    if "data.pkl" in tails:
+        return "is a PyTorch model: export it to ONNX or TFLite first (PyTorch: ai-edge-torch)"
+    if "manifest.json" in tails and any(name.endswith(".tflite") for name in tails):
+        return "is a zip archive with an edgerec bundle or an app's model"
+    if any(name.endswith(".tflite") for name in tails):
+        inner = next(name for name in names if name.endswith(".tflite"))
+        return f"is a zip archive: unpack it, and use {inner}"
+    if tails and all(name.endswith(".npy") for name in tails):
+        return "is a NumPy archive (.npz)"
+    if any(name.endswith(".mlmodel") for name in tails):
+        return "is a Core ML package"
+    return "is a zip archive: unpack it first"
+
+
+def reason(path: str | Path, error: object) -> str:
+    """Return why a file cannot be parsed: what it is instead, if that is known, or else the parser's error."""
+    kind = describe_file(Path(path))
+    return f"it {kind}" if kind else str(error)
