@@ -160,7 +160,7 @@ def test_wrong_manifest_is_refused(copy, values, said):
 
 def test_a_name_that_the_system_refuses(copy):
     files = json.loads((copy / "manifest.json").read_text())["files"]
-    change(copy, files=files | {"a" * 5000: "0" * 64})
+    change(copy, files=files | {"golden/" + "a" * 5000: "0" * 64})
     with pytest.raises(BundleError, match="cannot be read") as caught:
         Bundle.open(copy)
     assert len(str(caught.value)) <= 1010
@@ -238,13 +238,15 @@ def test_damaged_zip_is_refused(bundle, tmp_path):
             damaged[position] ^= int(rng.integers(1, 256))
         (tmp_path / "damaged.zip").write_bytes(damaged)
         with suppress(BundleError):
-            assert Bundle.open(tmp_path / "damaged.zip").files == opened.files
+            files = Bundle.open(tmp_path / "damaged.zip").files
+            assert all(files[name] == opened.files[name] for name in opened.manifest.runtime_files)
     for position in range(content.index(b"PK\x01\x02"), len(content)):  # the directory at its end, every byte
         damaged = content.copy()
         damaged[position] ^= 0xFF
         (tmp_path / "damaged.zip").write_bytes(damaged)
         with suppress(BundleError):
-            assert Bundle.open(tmp_path / "damaged.zip").files == opened.files
+            files = Bundle.open(tmp_path / "damaged.zip").files
+            assert all(files[name] == opened.files[name] for name in opened.manifest.runtime_files)
     (tmp_path / "damaged.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(BundleError, match="not a bundle"):
         Bundle.open(tmp_path / "damaged.zip")

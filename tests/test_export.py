@@ -27,13 +27,13 @@ def test_rpi_bundle_says_what_to_type(bundle):
     block = readme.split("```sh\n")[1].split("```")[0]
     assert block.strip().splitlines() == [
         "python3 -m venv .venv && . .venv/bin/activate",
-        "pip install -r requirements.txt",
+        "pip install --find-links wheels -r requirements.txt",
         "edgerec camera . --source 0 --headless",
     ]
     assert "## Model card" in readme
     assert "| int8-qat |" in readme
     requirements = (bundle / "requirements.txt").read_text()
-    assert "edgerec[headless]==" in requirements
+    assert "edgerec[headless,web]==" in requirements
     assert "ai-edge-litert==" in requirements
 
 

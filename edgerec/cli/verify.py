@@ -47,6 +47,8 @@ def _verify(bundle: Path, json: bool) -> None:
     if json:
         show_json(report.to_dict())
         return
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
     say(f"ok: {report.files} files whole, {report.pictures} golden pictures equal {how}")
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")

@@ -1,4 +1,4 @@
-"""A bundle: the folder (or a .zip of it) in which a model travels. Data only; nothing in it is executed."""
+"""A bundle: the folder (or a .zip of it) that contains a model and its contract. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -28,46 +28,72 @@ Reader = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its manifest and the content of its files, whose digests were checked."""
+    """An opened bundle.
+
+    Attributes:
+        path: its folder or .zip.
+        manifest: its contract.
+        files: contents of the files that the manifest lists. The digests of ``manifest.runtime_files`` were checked.
+        warnings: other listed files that are missing, unreadable or do not have their digest, one sentence each. They
+            do not change predictions, so they do not prevent the bundle from being used.
+    """
 
     path: Path
     manifest: Manifest
     files: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Read a bundle's folder or .zip.
 
         Raises:
-            BundleError: no bundle there, a file missing, changed or outside of it, a newer schema.
+            BundleError: there is no bundle, its schema is newer, or a file that the runtime uses is missing, changed
+                or outside of the bundle.
         """
         path = Path(path)
-        read = _zip_reader(path) if path.is_file() else _folder_reader(path)
+        read = _reader(path)
         content = read(MANIFEST)
         if content is None:
             kind = describe_file(path)
             also = f" (it {kind})" if kind and kind != "is a folder" else ""
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}{also}; make one with edgerec export")
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
-        files = {}
+        files: dict[str, bytes] = {}
+        warnings = []
         for name, digest in manifest.files.items():
             _refuse_climbing(path, name)
-            found = read(name)
-            if found is None:
-                raise BundleError(f"{path}: {name} is missing: copy or export the bundle again")
-            if sha256(found) != digest:
-                raise BundleError(
-                    f"{path}: {name} was changed or damaged (its SHA-256 is not the manifest's): "
-                    "copy or export the bundle again"
-                )
-            files[name] = found
-        return cls(path, manifest, files)
+            try:
+                problem = _read_listed(read, path, name, digest, files)
+            except BundleError as error:
+                problem = str(error)
+            if problem and name in manifest.runtime_files:
+                raise BundleError(problem)
+            if problem:
+                warnings.append(problem)
+        return cls(path, manifest, files, tuple(warnings))
+
+    def added(self) -> list[str]:
+        """Return the names of files and folders that are in the bundle but not in its manifest, sorted.
+
+        Names that begin with a dot are left out, e.g. the virtual environment that the README creates.
+        """
+        return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
+
+    def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the manifest and the files that it lists, as they are here, to another folder or .zip."""
+        path = Path(path)
+        refuse_existing(path, overwrite)
+        content = _reader(self.path)(MANIFEST)
+        if content is None:
+            raise BundleError(f"{self.path} is not a bundle any more: its {MANIFEST} was removed while it was copied")
+        _write(path, {MANIFEST: content, **self.files}, overwrite)
 
     @staticmethod
     def stands_at(path: Path) -> bool:
         """Whether there is a bundle, whole or damaged: something that --overwrite may replace."""
         try:
-            content = (_zip_reader(path) if path.is_file() else _folder_reader(path))(MANIFEST)
+            content = _reader(path)(MANIFEST)
             values = json.loads(content or b"")
         except (BundleError, ValueError, RecursionError):
             return False
@@ -90,22 +116,69 @@ class Bundle:
         manifest = replace(manifest, files={name: sha256(files[name]) for name in sorted(files)})
         refuse_existing(path, overwrite)
         manifest.check(str(path))
-        content = {MANIFEST: manifest.to_json().encode(), **files}
-        if path.suffix == ".zip":
-            with replacing(path) as partial:
-                partial.write_bytes(_zip(content))
-        else:
-            with replacing_folder(path, overwrite=overwrite) as partial:
-                for name, data in content.items():
-                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / name).write_bytes(data)
+        _write(path, {MANIFEST: manifest.to_json().encode(), **files}, overwrite)
         return Bundle(path, manifest, dict(files))
+
+
+def _write(path: Path, content: Mapping[str, bytes], overwrite: bool) -> None:
+    if path.suffix == ".zip":
+        with replacing(path) as partial:
+            partial.write_bytes(_zip(content))
+        return
+    with replacing_folder(path, overwrite=overwrite) as partial:
+        for name, data in content.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(data)
+
+
+def _read_listed(read: Reader, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
+    """Read a file into ``files``; return what is wrong with it, or an empty string."""
+    content = read(name)
+    if content is None:
+        return f"{path}: {name} is missing: copy or export the bundle again"
+    files[name] = content
+    if sha256(content) != digest:
+        return (
+            f"{path}: {name} was changed or damaged (its SHA-256 differs from the manifest): "
+            "copy or export the bundle again"
+        )
+    return ""
+
+
+def _added(path: Path, listed: set[str]) -> set[str]:
+    """Return the unlisted files of a bundle; of a folder without any listed file, only the folder's name."""
+    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        prefix = _zip_prefix(names)
+        present = [name.removeprefix(prefix) for name in names if name.startswith(prefix) and not name.endswith("/")]
+        present += [name for name in names if not name.startswith(prefix)]
+    else:
+        present = [
+            (PurePosixPath(folder) / entry.name).as_posix() + ("/" if entry.is_dir() else "")
+            for folder in folders
+            if (path / folder).is_dir()
+            for entry in (path / folder).iterdir()
+        ]
+    added = set()
+    for name in present:
+        file = PurePosixPath(name)
+        parents = [str(parent) for parent in file.parents][-2::-1]  # outermost first, without "."
+        outermost = next((f"{parent}/" for parent in parents if parent not in folders), name)
+        if name.rstrip("/") not in listed | folders and not PurePosixPath(outermost).name.startswith("."):
+            added.add(outermost)
+    return added
 
 
 def _refuse_climbing(path: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or _NOWHERE.search(name):
         raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not trust it")
+
+
+def _reader(path: Path) -> Reader:
+    return _zip_reader(path) if path.is_file() else _folder_reader(path)
 
 
 def _folder_reader(path: Path) -> Reader:
@@ -137,9 +210,7 @@ def _zip_reader(path: Path) -> Reader:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         kind = describe_file(path) or "is neither a folder nor a .zip"
         raise BundleError(f"{path} is not a bundle: it {kind}. edgerec export writes bundles") from None
-    # A zip of the folder's content, or of the folder itself.
-    manifests = [n for n in archive.namelist() if PurePosixPath(n).name == MANIFEST and n.count("/") <= 1]
-    prefix = manifests[0].removesuffix(MANIFEST) if manifests else ""
+    prefix = _zip_prefix(archive.namelist())
 
     def read(name: str) -> bytes | None:
         try:
@@ -156,6 +227,12 @@ def _zip_reader(path: Path) -> Reader:
             raise BundleError(f"{path}: {name} cannot be unpacked ({error}): copy the bundle again") from None
 
     return read
+
+
+def _zip_prefix(names: Sequence[str]) -> str:
+    """Return the path of the bundle in a .zip of its content (empty) or of its folder."""
+    manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
+    return manifests[0].removesuffix(MANIFEST) if manifests else ""
 
 
 def _zip(content: Mapping[str, bytes]) -> bytes:

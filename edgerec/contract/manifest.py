@@ -145,6 +145,14 @@ class Manifest:
         """All that see a picture: :attr:`models`, and the autoencoder behind them where there is one."""
         return self.models if self.novelty is None else (*self.models, self.novelty)
 
+    @property
+    def runtime_files(self) -> frozenset[str]:
+        """Names of the files that inference or verification uses: models, labels and golden vectors."""
+        models = {name for spec in self.networks for name in (spec.model, spec.delegate_model)}
+        return frozenset(
+            name for name in self.files if name in models or name == "labels.txt" or name.startswith("golden/")
+        )
+
     def to_json(self) -> str:
         """The manifest as indented JSON, its schema version first."""
         values = {"schema": SCHEMA_VERSION} | _plain(self)

@@ -1,4 +1,4 @@
-"""The words in a bundle: its model card and what to type."""
+"""The texts in a bundle: model card and commands."""
 
 from __future__ import annotations
 
@@ -61,29 +61,47 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         lines += _service("Dockerfile" in service_files(target))
     return [
         *lines,
-        "`edgerec verify .` checks there that the model answers as it did where it was made;",
-        "`edgerec predict . picture.jpg` classifies a picture.",
-        '`edgerec camera` with `--web`, `--mqtt` or `--metrics` needs `pip install "edgerec[web,mqtt,prometheus]"`.',
-        "A wheel of edgerec that is in no package index: add `--find-links FOLDER` to `pip install`.",
+        "`edgerec verify .` checks that the model gives the same scores there as where it was exported;",
+        "`edgerec predict . image.jpg` classifies an image.",
+        "`edgerec camera` with `--web`, `--mqtt` or `--metrics` needs",
+        '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
+        "The folder `wheels` contains the edgerec that exported this bundle; pip downloads all other packages.",
         "",
     ]
 
 
 def _service(container: bool) -> list[str]:
-    """How it is installed by its install.sh; ``container``: whether there is a Dockerfile too."""
+    """Return the lines about install.sh and its service; ``container``: the bundle has a Dockerfile."""
     lines = [
-        "Or let it be done, into `/opt/edgerec`; system packages are named before they are installed:",
+        "Or let the script install everything into `/opt/edgerec`. It lists system packages before it installs them:",
         "",
         "```sh",
-        "sudo sh install.sh              # --dry-run says what it would do, --undo takes it away again",
-        "sudo sh install.sh --service    # and the camera starts with the machine: journalctl -u edgerec",
+        "sudo sh install.sh              # --dry-run shows the steps, --undo removes everything again",
+        "sudo sh install.sh --service    # also starts the camera with the machine",
         "```",
         "",
-        "Without a network: put the wheels in a folder `wheels` here. `sh install.sh --prefix DIR` needs no root where",
-        "the system packages are there.",
+        "To install without a network, add the wheels of the other packages to the folder `wheels`.",
+        "`sh install.sh --prefix DIR` needs no root if the system packages are installed.",
+        "",
+        "## Where the predictions are",
+        "",
+        "The service shows them on a web page. `install.sh` prints its address, which includes the page's token.",
+        "The page is served only to the device itself. From another computer, type",
+        "`ssh -L 8000:127.0.0.1:8000 USER@DEVICE` there and open that address.",
+        "`/etc/default/edgerec` (readable by root) has the token and the options of `edgerec camera`. Change the",
+        "options there, then type `sudo systemctl restart edgerec`:",
+        "",
+        "- `--web 0.0.0.0:8000` serves the page to the network; it asks for the token.",
+        "- `--csv /var/lib/edgerec/predictions.csv --csv-append` writes one row per frame.",
+        "- `--save changes --save-dir /var/lib/edgerec/images` saves an image whenever the prediction changes.",
+        "- `--mqtt` and `--webhook` send each new decision to another machine (`edgerec camera --help`).",
+        "",
+        "`journalctl -u edgerec` shows errors and the states of the camera, but no predictions.",
         "",
     ]
-    return [*lines, "The same in a container: the first lines of `Dockerfile` say how.", ""] if container else lines
+    if container:
+        lines += ["The first lines of `Dockerfile` describe how to run the bundle in a container.", ""]
+    return lines
 
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:

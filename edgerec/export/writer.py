@@ -1,4 +1,4 @@
-"""What every bundle has besides its models, and the proof that it was written whole."""
+"""Write the files that every bundle has besides its models, and verify the bundle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgerec.contract.target import Target
 from edgerec.export.card import readme, requirements
 from edgerec.export.service import service_files
 from edgerec.export.sources import sources
+from edgerec.export.wheel import bundled_wheel
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import make_golden, verify
 
@@ -27,19 +28,19 @@ def write_verified(
     *,
     overwrite: bool,
 ) -> tuple[tuple[str, ...], int]:
-    """Write a bundle, and verify it where it stands.
+    """Write a bundle, and verify it on this machine.
 
     Args:
-        path: its folder, or a .zip.
-        manifest: its digests are made here.
-        models: the files that it names.
-        target: where it goes.
-        pictures: for the golden vectors, with where they come from.
+        path: the bundle's folder, or a .zip.
+        manifest: the manifest; its digests are computed here.
+        models: the model files that the manifest names.
+        target: the bundle's target.
+        pictures: images for the golden vectors, with their names.
         figures: as for :func:`~edgerec.export.card.readme`.
-        overwrite: replace a bundle that is there.
+        overwrite: replace an existing bundle.
 
     Returns:
-        The names of its files, sorted, and how many golden pictures were verified.
+        The names of the bundle's files, sorted, and the number of golden images that were verified.
     """
     files = {**models, "labels.txt": "".join(f"{label}\n" for label in manifest.labels).encode()}
     files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), pictures)
@@ -47,6 +48,7 @@ def write_verified(
         files["requirements.txt"] = requirements(target).encode()
     if target.service:
         files |= service_files(target)
+    files |= bundled_wheel(target)
     if target.kind == "c":
         files |= sources(models[manifest.model], manifest)
     files["README.md"] = readme(manifest, target, figures, models[manifest.model]).encode()

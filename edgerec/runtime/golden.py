@@ -55,7 +55,8 @@ class VerifyReport:
     """What :func:`verify` found.
 
     Attributes:
-        files: how many were whole.
+        files: number of files in the manifest whose digest is right.
+        warnings: files that the runtime does not use and that were changed, removed or added, one sentence each.
         made_on, here: what decides whether two computations give the same bits.
         exact: every score is the golden one bit for bit.
         max_difference, tolerance: of ``golden``, the largest, in their units.
@@ -72,6 +73,7 @@ class VerifyReport:
     exact: bool
     max_difference: float
     golden: tuple[GoldenResult, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -117,6 +119,8 @@ def golden_pictures(bundle: Bundle) -> dict[str, Image]:
 def verify(path: str | Path) -> VerifyReport:
     """Check a bundle on this machine: digests, tensors against the manifest, golden vectors.
 
+    Files that the runtime does not use, e.g. README.md, only cause warnings if they were changed, removed or added.
+
     On the machine that made it (same runtime, version and processor) every score must be equal bit for bit;
     elsewhere within the tolerance that was measured for such a difference.
 
@@ -147,7 +151,7 @@ def verify(path: str | Path) -> VerifyReport:
     largest = max(result.difference for result in results)
     return VerifyReport(
         bundle=str(path),
-        files=len(bundle.files),
+        files=len(bundle.manifest.files) - len(bundle.warnings),
         target=bundle.manifest.target,
         variant=bundle.manifest.variant,
         made_on=made_on,
@@ -156,6 +160,7 @@ def verify(path: str | Path) -> VerifyReport:
         exact=largest == 0,
         max_difference=largest,
         golden=results,
+        warnings=(*bundle.warnings, *(f"{path}: {name} is not part of the bundle" for name in bundle.added())),
     )
 
 

@@ -19,7 +19,7 @@ Installs this bundle and what it needs into a virtual environment, and verifies 
 Once more does no harm; what is new in this folder is taken over.
 
   --prefix DIR      where to [/opt/edgerec]
-  --find-links DIR  a folder of wheels, which then need no network [wheels, beside this file, where it is there]
+  --find-links DIR  a folder with more wheels, besides the folder wheels of this bundle; both need no network
   --service         also make it a service that starts with the machine: $UNIT, $OPTIONS
   --yes             install system packages, or remove them, without asking
   --dry-run         say what would be done, and do nothing
@@ -181,10 +181,11 @@ pip_install() {
     >"$prefix/pip.log" 2>&1
 }
 
-# With what was given, from the folder of wheels alone, else from the index too.
+# Installs from the folders of wheels alone if they have everything, otherwise from the index too.
 install_from() {
-  if [ -n "$links" ] && pip_install --no-index --find-links "$links" "$@"; then return 0; fi
-  pip_install ${links:+--find-links "$links"} "$@" && return 0
+  set -- --find-links "$here/wheels" ${links:+--find-links "$links"} "$@"
+  if pip_install --no-index "$@"; then return 0; fi
+  pip_install "$@" && return 0
   reason=$(sed -n 's/^ERROR: //p' "$prefix/pip.log" | head -n 1)
   fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
 }
@@ -195,22 +196,34 @@ install_wheels() {
   if [ "$(bits)" = 32 ] && [ "$(uname -m)" = aarch64 ]; then
     # pip takes such a system for a 64-bit one where it asks what a package needs. NumPy and OpenCV are the system's.
     install_from --no-deps -r "$here/requirements.txt"
-    install_from 'typer>=0.15'
+    install_from 'typer>=0.15' 'starlette>=1.0' 'uvicorn>=0.40'
   else
     install_from -r "$here/requirements.txt"
   fi
+  renew_edgerec
+}
+
+# pip keeps an installed edgerec of the same version, although the one in this bundle may be newer.
+renew_edgerec() {
+  for wheel in "$here"/wheels/edgerec-*.whl; do
+    [ -f "$wheel" ] || continue
+    sum=$(cksum <"$wheel")
+    if [ "$(cat "$prefix/.edgerec-wheel" 2>/dev/null)" != "$sum" ]; then
+      pip_install --no-deps --no-index --force-reinstall "$wheel" || fail "pip: $wheel cannot be installed"
+      say "$sum" >"$prefix/.edgerec-wheel"
+    fi
+  done
 }
 
 copy_bundle() {
   [ "$here" != "$prefix/bundle" ] || return 0
   say "Copying the bundle to $prefix/bundle."
   [ -z "$dry" ] || return 0
-  # Its files and no others, with their digests checked; written beside, then renamed.
+  # Only the files that the manifest lists. They are written beside the destination and then renamed.
   "$prefix/venv/bin/python" -c '
 import sys
 from edgerec.contract.bundle import Bundle
-bundle = Bundle.open(sys.argv[1])
-Bundle.write(sys.argv[2], bundle.manifest, bundle.files, overwrite=True)
+Bundle.open(sys.argv[1]).copy(sys.argv[2], overwrite=True)
 ' "$here" "$prefix/bundle" || fail "$here was not copied to $prefix/bundle: copy the whole bundle here again"
 }
 
@@ -233,12 +246,19 @@ install_service() {
     mv "$UNIT.new" "$UNIT"
   fi
   if [ ! -e "$OPTIONS" ] && [ -z "$dry" ]; then
-    cat >"$OPTIONS" <<'END'
-# Options of edgerec camera, which the service is started with; systemctl restart edgerec takes them over.
-# A Raspberry Pi's own camera: --source picamera2:0
-# Keep unsure pictures: --save low-confidence --save-dir /var/lib/edgerec/pictures
-OPTIONS="--source 0 --headless"
+    token=$(head -c 18 /dev/urandom | base64 | tr '+/' '-_')
+    (
+      umask 077
+      cat >"$OPTIONS" <<END
+# Options of edgerec camera for the service. After a change: systemctl restart edgerec
+# The camera module of a Raspberry Pi: --source picamera2:0
+# Save images with uncertain predictions: --save low-confidence --save-dir /var/lib/edgerec/images
+# Serve the web page to the network: --web 0.0.0.0:8000
+OPTIONS="--source 0 --headless --web 127.0.0.1:8000"
+# The web page asks for this token.
+EDGEREC_WEB_TOKEN=$token
 END
+    )
     remember "options $OPTIONS $(cksum <"$OPTIONS")"
   fi
   say "The service is $UNIT, its options are in $OPTIONS."
@@ -256,6 +276,10 @@ tell() {
   say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (says what is missing for that)"
   if [ -n "$service" ]; then
     say '  systemctl status edgerec'
+    token=$(sed -n 's/^EDGEREC_WEB_TOKEN=//p' "$OPTIONS" 2>/dev/null || true)
+    say
+    say "Predictions are at http://127.0.0.1:8000/${token:+?token=$token}"
+    say 'From another computer, first type there: ssh -L 8000:127.0.0.1:8000 USER@THIS_DEVICE'
   else
     say '  sudo sh install.sh --service     (to start it with the machine)'
   fi
@@ -324,7 +348,7 @@ undo() {
   [ -w "$prefix" ] || [ -n "$dry" ] || fail "$prefix cannot be written: sudo sh install.sh --undo"
   remove_service
   remove_packages
-  run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log"
+  run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log" "$prefix/.edgerec-wheel"
   run rm -f "$record"
   [ -n "$dry" ] || rmdir "$prefix" 2>/dev/null || say "$prefix stays: there is something else in it."
   say "Undone."
@@ -354,9 +378,7 @@ case $prefix in
 esac
 prefix=${prefix%/}
 record=$prefix/.edgerec-brought
-if [ -z "$links" ]; then
-  [ ! -d "$here/wheels" ] || links=$here/wheels
-else
+if [ -n "$links" ]; then
   links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "--find-links: there is no such folder"
 fi
 cd / # or Python would take modules from where the person stands

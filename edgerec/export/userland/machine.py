@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgerec.contract.files import cache_folder
@@ -106,6 +107,7 @@ def userlands(
     releases: Sequence[str] = (),
     processors: Sequence[str] = (),
     find_links: str = "",
+    wheels: Mapping[str, bytes] = MappingProxyType({}),
     listener: Listener,
 ) -> Iterator[tuple[Userland, str]]:
     """Each Debian release of a target with each processor; built where the cache has none.
@@ -116,6 +118,7 @@ def userlands(
         releases: of Debian; none: all that the target has.
         processors: as qemu names them; none: those of the boards.
         find_links: as pip's option; or empty.
+        wheels: contents of the bundle's own wheels by name.
         listener: told of the progress.
 
     Raises:
@@ -128,7 +131,7 @@ def userlands(
     listener(Progress("userland", 0, 1, "emulator"))
     qemu = find_qemu(architecture, cache)
     cores = (NATIVE,) if qemu is None else tuple(processors) or PROCESSORS[architecture]
-    wheel = own_wheel(requirements, cache)
+    wheel = own_wheel(requirements, cache, wheels)
     done, total = 0, len(wanted) * (2 + len(cores))
     for release in wanted:
         listener(Progress("userland", done, total, f"Debian {release}"))

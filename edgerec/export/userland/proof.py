@@ -19,6 +19,7 @@ from edgerec.export.userland.compare import Comparison, compare
 from edgerec.export.userland.machine import Place, Userland, userlands
 from edgerec.export.userland.pictures import some_pictures
 from edgerec.export.userland.wheels import check_requirements
+from edgerec.export.wheel import FOLDER
 from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import read_golden, tolerance
@@ -140,6 +141,7 @@ def prove(
         releases=releases,
         processors=processors,
         find_links=find_links,
+        wheels={name: content for name, content in opened.files.items() if name.startswith(f"{FOLDER}/")},
         listener=listener,
     )
     proofs = tuple(_prove(case, userland, processor) for userland, processor in ready)
@@ -181,7 +183,7 @@ def _prove(case: _Case, userland: Userland, processor: str) -> Proof:
     begun, root = time.monotonic(), userland.root
     proof = Proof(root.release, root.python, userland.machine, processor, site_bytes=userland.site_bytes)
     with userland.place(processor) as place:
-        Bundle.write(place.folder / "bundle.zip", case.bundle.manifest, case.bundle.files)
+        case.bundle.copy(place.folder / "bundle.zip")
         (place.folder / "pictures").mkdir()
         for name, content in case.pictures.items():
             (place.folder / "pictures" / name).write_bytes(content)

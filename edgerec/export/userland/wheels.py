@@ -10,20 +10,19 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import edgerec
 from edgerec.contract.files import replacing_folder, sha256
-from edgerec.contract.shipped import shipped
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.programs import Done, call
 from edgerec.export.userland.root import GLIBC, Root
 from edgerec.export.userland.tools import locked
+from edgerec.export.wheel import edgerec_wheel
 
 log = logging.getLogger(__name__)
 
-BUILD_TIMEOUT_S = 300
 INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
 # As platform.machine and the wheels name Debian's architectures.
@@ -71,41 +70,27 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
 
 
-def own_wheel(requirements: str, cache: Path) -> Path | None:
-    """The wheel of the edgerec that runs here, where it runs from a checkout and is the version in question.
+def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> Path | None:
+    """Return the path of the edgerec wheel to install, or None if pip has to find that version elsewhere.
 
-    None: pip finds that version in an index or under ``--find-links``.
-
-    Raises:
-        TargetError: it cannot be built.
+    Args:
+        requirements: text of a requirements.txt.
+        cache: folder in which the wheel is stored.
+        bundled: wheels of the bundle; empty for a bundle without any, for which the running edgerec is packed if it
+            has the required version.
     """
-    checkout = shipped("targets").parent
-    if not (checkout / "pyproject.toml").is_file() or f"=={edgerec.__version__}" not in requirements.replace(" ", ""):
+    if f"=={edgerec.__version__}" in requirements.replace(" ", ""):
+        bundled = dict([edgerec_wheel()]) | dict(bundled)
+    own = {Path(name).name: content for name, content in bundled.items() if Path(name).name.startswith("edgerec-")}
+    if not own:
         return None
-    folder = cache / "edgerec" / _digest(checkout)
+    name, content = sorted(own.items())[-1]
+    folder = cache / "edgerec" / sha256(content)[:16]
     with locked(folder):
         if not folder.is_dir():
             with replacing_folder(folder) as partial:
-                _build(checkout, partial)
-    return next(folder.glob("*.whl"))
-
-
-def _digest(checkout: Path) -> str:
-    """Of all that the wheel is made of."""
-    files = [checkout / "pyproject.toml", checkout / "README.md"]
-    for part in ("edgerec", "targets", "calibration"):
-        files += sorted(path for path in (checkout / part).rglob("*") if path.is_file() and path.suffix != ".pyc")
-    parts = (f"{path.relative_to(checkout)}:{sha256(path.read_bytes())}" for path in files if path.is_file())
-    return sha256("\n".join(parts).encode())[:16]
-
-
-def _build(checkout: Path, out: Path) -> None:
-    # Its build tool out of the environment where it is there: no index is asked.
-    alone = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
-    command = [*_pip(), "wheel", "--no-deps", *alone, "--wheel-dir", str(out), str(checkout)]
-    done = call(command, timeout_s=BUILD_TIMEOUT_S)
-    if done.code or not list(out.glob("*.whl")):
-        raise TargetError(f"edgerec's wheel cannot be built from {checkout}: {done.last_line}")
+                (partial / name).write_bytes(content)
+    return folder / name
 
 
 def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str) -> Path:

@@ -1,0 +1,98 @@
+"""The wheel of the running edgerec, which bundles carry so that a device needs no package index for it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import io
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import edgerec
+from edgerec.contract.shipped import shipped
+from edgerec.contract.target import Target
+from edgerec.errors import TargetError
+
+FOLDER = "wheels"
+# Data folders at the top level of a checkout; in an installed edgerec they are part of the package.
+_SHIPPED = ("targets", "calibration")
+_LEFT_OUT = frozenset({".pyc", ".pyo", ".orig", ".rej"})
+_WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def bundled_wheel(target: Target) -> dict[str, bytes]:
+    """Return the wheel by its name in a bundle, or nothing if the target does not install edgerec."""
+    if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
+        return {}
+    name, content = edgerec_wheel()
+    return {f"{FOLDER}/{name}": content}
+
+
+@cache
+def edgerec_wheel() -> tuple[str, bytes]:
+    """Return file name and content of a wheel of the edgerec that is running.
+
+    It is packed from the imported package and the metadata of its installation, so that it works without a source tree
+    and without build tools. The same package gives the same bytes: names are sorted and times are fixed.
+
+    Raises:
+        TargetError: edgerec is not installed, or its installed metadata is of another version.
+    """
+    try:
+        distribution = importlib.metadata.distribution("edgerec")
+    except importlib.metadata.PackageNotFoundError:
+        raise TargetError("edgerec runs without being installed: run pip install . in its folder") from None
+    metadata = distribution.read_text("METADATA") or ""
+    if distribution.version != edgerec.__version__ or not metadata:
+        raise TargetError(
+            f"edgerec {edgerec.__version__} is running, but the installed metadata is of {distribution.version}: "
+            "install it again with pip install"
+        )
+    stem = f"edgerec-{distribution.version}"
+    info = f"{stem}.dist-info"
+    files = _package() | {
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": _WHEEL.encode(),
+        f"{info}/entry_points.txt": (distribution.read_text("entry_points.txt") or "").encode(),
+    }
+    for file in distribution.files or ():
+        if "licenses" in file.parts:
+            files[f"{info}/licenses/{file.name}"] = file.read_binary()
+    return f"{stem}-py3-none-any.whl", _packed(files, info)
+
+
+def _package() -> dict[str, bytes]:
+    files = _tree(Path(edgerec.__file__).parent, "edgerec")
+    for name in _SHIPPED:
+        files |= _tree(shipped(name), f"edgerec/_shipped/{name}")
+    return files
+
+
+def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
+    """Return the files below ``folder`` by their names in the wheel, without caches and hidden files."""
+    files = {}
+    for path in folder.rglob("*"):
+        relative = PurePosixPath(path.relative_to(folder).as_posix())
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+        if path.is_file() and not hidden and path.suffix not in _LEFT_OUT:
+            files[f"{prefix}/{relative}"] = path.read_bytes()
+    return files
+
+
+def _packed(files: Mapping[str, bytes], info: str) -> bytes:
+    record = "".join(f"{name},sha256={_digest(files[name])},{len(files[name])}\n" for name in sorted(files))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in [*sorted(files.items()), (f"{info}/RECORD", f"{record}{info}/RECORD,,\n".encode())]:
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _digest(content: bytes) -> str:
+    """Return the SHA-256 as RECORD has it: URL-safe base64 without padding."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
