@@ -130,7 +130,8 @@ def test_page_and_metrics_of_a_running_camera(bundle):
 
 def test_page_takes_the_window_s_place_where_there_is_no_screen(bundle, video, edgerec):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
-    done = edgerec("camera", bundle, "--source", video, "--web", "127.0.0.1:0", env=environment)
+    command = ("camera", bundle, "--source", video, "--web", "127.0.0.1:0", "--max-frames", "2")
+    done = edgerec(*command, env=environment)
     assert done.returncode == 0, done.stderr
     assert "http://127.0.0.1:" in done.stderr
 

@@ -192,7 +192,8 @@ class _Feed:
         """Wait until a connection is over, by itself or for its silence; why, if it is a failure."""
         patience, name = self._patience, self.address.name
         while not (connection.ended or self.stopped):
-            silent_s = time.monotonic() - connection.last_s
+            # A source that is slow by design is not silent before its next image is due.
+            silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = None
             elif not connection.count:
@@ -242,6 +243,11 @@ class _Connection:
         """What a live source gives, and what it was asked for where that is something else."""
         address = self._feed.address
         return _formats(self._source.format, address.wanted) if self._source and address.live else ""
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two images of a source that delivers them at a slow regular rate, otherwise 0."""
+        return float(getattr(self._source, "period_s", 0.0))
 
     def passed(self) -> int:
         """How many pictures the source itself has left out for newer ones, since the last call."""

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # Interpreters for files where nobody says how many threads: one reader does not feed more.
 MOST_AT_ONCE = 4
+# While the sinks are kept open after the last frame, their state is checked this often.
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Camera:
         wanted: CaptureFormat | None = None,
         view: View | None = None,
         patience: Patience | None = None,
+        loop: bool = False,
         **options: Any,
     ) -> Camera:
         """A camera over the bundle (folder or .zip) and its sources, which open on entering it.
@@ -122,6 +125,7 @@ class Camera:
             wanted: size, rate and format that cameras are asked for.
             view: which frames are looked at, and what of them.
             patience: how long a live source may be silent.
+            loop: whether video files and folders start again when they end.
             options: as for :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
@@ -129,7 +133,7 @@ class Camera:
             BundleError: no such bundle.
         """
         sources = [source] if isinstance(source, str) else list(source)
-        addresses = [find_source(uri, wanted) for uri in sources]
+        addresses = [find_source(uri, wanted, loop=loop) for uri in sources]
         opened = Bundle.open(bundle)
         manifest = opened.manifest
         threads, at_once = threads or manifest.threads, 1
@@ -193,7 +197,14 @@ class Camera:
             if seen is not None:
                 yield seen
 
-    def run(self, sinks: Iterable[Sink], max_frames: int | None = None, *, service: Service | None = None) -> RunReport:
+    def run(
+        self,
+        sinks: Iterable[Sink],
+        max_frames: int | None = None,
+        *,
+        service: Service | None = None,
+        keep_open: bool = False,
+    ) -> RunReport:
         """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
 
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
@@ -201,6 +212,9 @@ class Camera:
 
         ``service`` is told when this begins and ends, and that it is alive: with each frame that is looked at, and
         each step of connecting a source again. A model, a window or all connections that hang let its watchdog bark.
+
+        With ``keep_open`` the sinks stay open after the last frame, so that a web page can still be read. The call
+        then returns when a sink closes, and otherwise waits for a ``KeyboardInterrupt``.
         """
         sinks, service = list(sinks), service or Service()
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
@@ -216,6 +230,12 @@ class Camera:
                 enough = isinstance(event, Result) and self._answered == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
+            while keep_open and not any(sink.closed for sink in sinks):
+                service.alive()
+                for sink in inline:
+                    if poll := getattr(sink, "poll", None):
+                        poll()
+                time.sleep(_POLL_S)
         finally:
             service.stopping()
             for worker in workers:

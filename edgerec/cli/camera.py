@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgerec.optional import require
 if TYPE_CHECKING:
     from edgerec.camera.view import View
 
+log = logging.getLogger(__name__)
+
 
 def camera(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
@@ -23,7 +26,7 @@ def camera(
         ["0"],
         "--source",
         "-s",
-        help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG), a video file, a folder, or "
+        help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
         "synthetic:640x480@30. Several may be given; they take turns.",
     ),
     headless: bool = typer.Option(False, "--headless", help="No window: one line per frame, with its own label."),
@@ -69,7 +72,11 @@ def camera(
     ),
     fallback: bool = typer.Option(False, "--fallback", help="Run on the processor where the delegate does not load."),
     size: str | None = typer.Option(None, help="What a camera is asked for, as 1280x720."),
-    rate: float = typer.Option(0.0, min=0, help="Frames per second that a camera is asked for."),
+    rate: float = typer.Option(
+        0.0,
+        min=0,
+        help="Frames per second to request from a camera or a snapshot address. [default: the camera's own; 2]",
+    ),
     pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
     roi: str | None = typer.Option(
         None, help="Part of the picture: x,y,width,height in pixels; with no number above 1, as parts of the whole."
@@ -87,6 +94,7 @@ def camera(
         help="Other than the bundle decides, as smoothing=vote, memory=9, votes=5, hysteresis=0.1, least_s=1, "
         "temperature=1.5. May be given several times.",
     ),
+    loop: bool = typer.Option(False, "--loop", help="Start video files and folders again when they end."),
     give_up_after: float | None = typer.Option(
         None, min=0, help="End with an error when a live source gave nothing for so many seconds. [default: never]"
     ),
@@ -110,6 +118,7 @@ def camera(
         wanted=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
         patience=Patience(give_up_s=give_up_after),
+        loop=loop,
     )
     wanted = Wanted(
         headless=headless,
@@ -138,7 +147,11 @@ def camera(
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks = open_sinks(wanted, live, stack)
         stack.enter_context(live)
-        live.run(sinks, max_frames, service=Service.from_environment())
+        # The page of a video would vanish with its last frame.
+        keep_open = bool(web) and not live.live and max_frames is None
+        if keep_open and not loop:
+            log.info("the page stays open after the last frame, until Ctrl-C; --max-frames ends earlier")
+        live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
 
 
 def _pairs(texts: list[str], example: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 # Options that may stand without a value, and what they mean then.
 OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-_ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}")
+# A host name without a port cannot be told from a bundle's name, except for localhost and IPv4 addresses.
+_ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
 
 
 class CameraCommand(TyperCommand):

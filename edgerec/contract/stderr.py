@@ -1,4 +1,4 @@
-"""C++ libraries write straight to the process's standard streams; here they can be kept from the person."""
+"""Capture what C++ libraries write directly to the standard streams of the process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO
+
+# A file descriptor belongs to the whole process. If two threads redirected it at the same time, the second thread would
+# restore the temporary file of the first one, and stderr would be lost.
+_LOCK = threading.RLock()
 
 
 def _scratch() -> IO[bytes]:
@@ -19,31 +24,37 @@ def _scratch() -> IO[bytes]:
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
-    """Send what the block writes to the standard error stream, C++ included, into the file that is given."""
-    with _scratch() as said, _into(said, sys.stderr):
-        yield said
+    """Redirect the standard error stream, including output of C++ code, into the yielded file.
+
+    The redirection applies to the whole process: output of other threads is captured as well. Threads that enter the
+    block at the same time wait for each other.
+    """
+    with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2):
+        yield captured
 
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[IO[bytes]]:
-    """The same for both standard streams: for libraries that chat where a script reads answers."""
-    with _scratch() as said, _into(said, sys.stderr), _into(said, sys.stdout):
-        yield said
+    """Redirect both standard streams, for libraries that print to stdout, where scripts expect only results."""
+    with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2), _into(captured, sys.stdout, 1):
+        yield captured
 
 
 @contextlib.contextmanager
-def _into(said: IO[bytes], stream: IO[str]) -> Iterator[None]:
-    try:
-        number = stream.fileno()
-    except (OSError, ValueError, AttributeError):  # somebody replaced it, as a notebook does
-        yield
-        return
-    stream.flush()
-    kept = os.dup(number)
-    os.dup2(said.fileno(), number)
-    try:
-        yield
-    finally:
+def _into(captured: IO[bytes], stream: IO[str], number: int) -> Iterator[None]:
+    """Redirect the descriptor ``number``, to which C++ writes, and Python's ``stream``, which may have another one."""
+    numbers = {number}
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's stream has no descriptor
+        numbers.add(stream.fileno())
+    with contextlib.ExitStack() as stack:
         stream.flush()
-        os.dup2(kept, number)
-        os.close(kept)
+        for each in numbers:
+            try:
+                kept = os.dup(each)
+            except OSError:  # a service may run without standard streams
+                continue
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, each)
+            os.dup2(captured.fileno(), each)
+        stack.callback(stream.flush)
+        yield

@@ -62,6 +62,11 @@ class Window:
         """Show one frame and look for a key."""
         cv2 = require("cv2")
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
+        self.poll()
+
+    def poll(self) -> None:
+        """Let the window process its events; without this it does not respond to keys or its close button."""
+        cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
 

@@ -39,7 +39,8 @@ class Source(Protocol):
     """An opened source. ``format`` is what it really gives, as far as it tells; complete with the first picture.
 
     One that can be woken from another thread while it waits has a method ``interrupt()`` as well, which makes
-    ``images`` end. One that leaves out pictures for newer ones counts them in an attribute ``overtaken``.
+    ``images`` end. One that leaves out pictures for newer ones counts them in an attribute ``overtaken``. One that
+    delivers images at a slow regular rate states the seconds between two of them in an attribute ``period_s``.
     """
 
     @property
@@ -80,13 +81,37 @@ _EXAMPLE = "synthetic:640x480@30"
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
 
 
-def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
+class LoopingSource:
+    """A video file or a folder of images that starts again whenever it ends."""
+
+    def __init__(self, open_file: Callable[[], Source]) -> None:
+        self._open = open_file
+        self._source = open_file()
+
+    @property
+    def format(self) -> CaptureFormat:
+        return self._source.format
+
+    def images(self) -> Iterator[tuple[Image, str]]:
+        """Yield the images again and again; raises :class:`SourceError` if there are none."""
+        while True:
+            yield from self._source.images()
+            self._source.close()
+            self._source = self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+
+def find_source(uri: str, wanted: CaptureFormat | None = None, *, loop: bool = False) -> Address:
     """What ``uri`` names: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG), a video file, a
     folder of pictures, or ``synthetic:640x480@30``.
 
     Args:
         uri: as the user typed it.
         wanted: what a camera is asked for.
+        loop: whether a video file or a folder starts again when it ends.
 
     Raises:
         SourceError: nothing understands it, or the file does not exist.
@@ -110,17 +135,17 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
     if scheme in ("http", "https") and rest.startswith("//"):
-        return Address(without_password(uri), True, True, lambda: _web(uri))
+        return Address(without_password(uri), True, True, lambda: _web(uri, wanted.fps))
     if scheme in ("rtsp", "rtsps") and rest.startswith("//"):
         return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
     # Not as Path asks: a name that is too long, or none at all, is just not there.
     path, there = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
-        return Address(uri, False, False, lambda: FolderSource(path), stream=False)
+        return Address(uri, False, False, _looping(lambda: FolderSource(path), loop), stream=False)
     if path.is_char_device() if there else uri.startswith("/dev/video"):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, wanted), wanted)
     if os.path.isfile(uri):
-        return Address(uri, False, False, lambda: OpenCVSource.video(path))
+        return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
     raise SourceError(
         f"the source {without_password(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
@@ -129,16 +154,20 @@ def find_source(uri: str, wanted: CaptureFormat | None = None) -> Address:
     )
 
 
+def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source]:
+    return (lambda: LoopingSource(open_file)) if loop else open_file
+
+
 def without_password(url: str) -> str:
     """The address as it may be shown and logged."""
     # Also where a slash was forgotten, and all of it is taken for a file's name.
     return re.sub(r"://[^/?#]*@", "://", url) if "://" in url else re.sub(r"[^/?#]*@", "", url)
 
 
-def _web(url: str) -> Source:
+def _web(url: str, fps: float = 0.0) -> Source:
     from edgerec.camera.sources.mjpeg import open_web
 
-    return open_web(url)
+    return open_web(url, fps)
 
 
 def open_source(uri: str) -> Source:

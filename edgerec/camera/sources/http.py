@@ -29,6 +29,7 @@ class HttpStream:
 
     Attributes:
         content_type: of the answer, in small letters, without parameters.
+        length: number of bytes in the body as stated by the server; None if it states none.
         boundary: of a multipart answer, without the dashes in front; empty where none is told.
         deadline_s: monotonic time by which the next bytes must be there; :meth:`read` raises TimeoutError after it.
     """
@@ -60,6 +61,7 @@ class HttpStream:
             ) from None
         head = self._response.headers
         self.content_type = head.get_content_type() if "Content-Type" in head else ""
+        self.length = self._response.length
         boundary = head.get_param("boundary", "")
         self.boundary = (boundary if isinstance(boundary, str) else "").lstrip("-")
 

@@ -1,17 +1,23 @@
-"""Motion JPEG over HTTP, read by ourselves: FFmpeg shows half a picture as grey and waits for a silent peer."""
+"""Images over HTTP: motion JPEG streams, and addresses that return one image per request.
+
+edgerec reads them itself because FFmpeg fills incomplete images with gray and waits too long for a silent peer.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from edgerec.camera.sources import CaptureFormat, Source, without_password
 from edgerec.camera.sources.http import HttpStream
-from edgerec.contract.preprocess import Image
+from edgerec.contract.preprocess import Image, decode
+from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
 from edgerec.optional import require
 
@@ -32,21 +38,106 @@ _SCAN, _END = 0xDA, 0xD9
 _SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
 # What libjpeg gives for data that are not there, and any data that give something else.
 _FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
+_LIBJPEG_WARNING = b"Corrupt JPEG data"
 
 
-def open_web(url: str) -> Source:
-    """The stream at an HTTP address: motion JPEG by ourselves, anything else by FFmpeg.
+# How often a snapshot address is requested unless the user asks for another rate.
+SNAPSHOT_FPS = 2.0
+
+
+def open_web(url: str, fps: float = 0.0) -> Source:
+    """Open an HTTP address: a motion JPEG stream, an address that returns single images, or a stream for FFmpeg.
+
+    Args:
+        url: the address, perhaps with a user name and a password.
+        fps: requests per second for an address that returns single images; 0 means :data:`SNAPSHOT_FPS`.
 
     Raises:
-        SourceError: it does not open.
+        SourceError: the address does not open, or returns a web page.
     """
-    stream = HttpStream(url)
-    if stream.content_type.startswith(_MOTION_JPEG):
-        return MjpegSource(stream, without_password(url))
+    stream, name = HttpStream(url), without_password(url)
+    kind = stream.content_type
+    if kind.startswith("multipart/"):
+        return MjpegSource(stream, name)
+    # Some cameras send a motion JPEG stream as image/jpeg, but then without a length.
+    if stream.length is not None and (kind.startswith("image/") or kind in ("", "application/octet-stream")):
+        return SnapshotSource(stream, url, fps)
+    if kind.startswith(_MOTION_JPEG):
+        return MjpegSource(stream, name, snapshots=lambda: SnapshotSource(None, url, fps))
     stream.close()
+    if kind.startswith("image/"):
+        return SnapshotSource(None, url, fps)
+    if kind == "text/html":
+        raise SourceError(
+            f"{name} is a web page, not an image or a stream: use the address of the camera's image or stream itself, "
+            "which often ends in .jpg, .mjpg or /stream"
+        )
     from edgerec.camera.sources.opencv import OpenCVSource
 
     return OpenCVSource.stream(url)
+
+
+class SnapshotSource:
+    """An address that returns one image per request; it is requested again at regular intervals.
+
+    Attributes:
+        period_s: seconds between two requests.
+    """
+
+    def __init__(self, stream: HttpStream | None, url: str, fps: float = 0.0) -> None:
+        """``stream`` is the response to the first request, if there is one already."""
+        self.name, self.format = without_password(url), CaptureFormat()
+        self.period_s = 1 / (fps or SNAPSHOT_FPS)
+        self._url, self._stream = url, stream
+        self._stopped = threading.Event()
+
+    def images(self) -> Iterator[tuple[Image, str]]:
+        """Yield the image of each request; raises :class:`SourceError` when a request fails."""
+        due_s = time.monotonic()
+        while not self._stopped.is_set():
+            if self._stream is None:
+                self._stream = HttpStream(self._url)
+            image = self._decoded(self._body(self._stream))
+            self.close()
+            self.format = CaptureFormat(image.shape[1], image.shape[0])
+            yield image, self.name
+            # After a slow request the next one follows at once, but missed requests are not made up for.
+            due_s = max(due_s + self.period_s, time.monotonic())
+            self._stopped.wait(due_s - time.monotonic())
+
+    def interrupt(self) -> None:
+        """Stop waiting for the next request or for a response; may be called from another thread."""
+        self._stopped.set()
+        if (stream := self._stream) is not None:
+            stream.interrupt()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _body(self, stream: HttpStream) -> bytes:
+        stream.deadline_s = time.monotonic() + PICTURE_S
+        content = bytearray()
+        try:
+            while chunk := stream.read():
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    raise SourceError(f"{self.name} sends more than {MOST_BYTES >> 20} MB for one image")
+        except TimeoutError:
+            raise SourceError(f"{self.name} did not send a complete image within {PICTURE_S:g} s") from None
+        except OSError as error:
+            raise SourceError(f"{self.name} closed the connection within an image: {error}") from None
+        if stream.length not in (None, len(content)):
+            raise SourceError(f"{self.name} sent {len(content)} of {stream.length} bytes of an image")
+        return bytes(content)
+
+    def _decoded(self, content: bytes) -> Image:
+        image = decoded(require("cv2"), content) if content.startswith(_START) else decode(content)
+        if image is None:
+            raise SourceError(f"{self.name} sent {len(content):,} bytes that are not a complete image")
+        return image
 
 
 class MjpegSource:
@@ -56,8 +147,12 @@ class MjpegSource:
         overtaken: how many whole pictures were not decoded, because newer ones had come already.
     """
 
-    def __init__(self, stream: HttpStream, name: str) -> None:
+    def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
+        """Read from ``stream``. If it ends after its first image, ``snapshots`` opens a source for the next ones."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
+        self._open_snapshots = snapshots
+        self._snapshots: SnapshotSource | None = None
+        self._interrupted = False
         self.overtaken = 0
         self._came = 0
         self._stream = stream
@@ -69,21 +164,37 @@ class MjpegSource:
         """Each whole picture, the newest when several have come; raises :class:`SourceError` when no more come."""
         cv2 = require("cv2")
         while True:
-            image = decoded(cv2, self._newest())
+            newest = self._newest()
+            if newest is None and self._open_snapshots is not None:
+                self._snapshots = self._open_snapshots()
+                yield from self._snapshots.images() if not self._interrupted else ()
+                return
+            image = decoded(cv2, newest or b"")
             if image is None:  # of no kind that OpenCV knows, or damaged inside
                 continue
             self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
             yield image, self.name
 
     def interrupt(self) -> None:
-        """From another thread: end what waits."""
+        """Stop waiting for data; may be called from another thread."""
+        self._interrupted = True
         self._stream.interrupt()
+        if self._snapshots is not None:
+            self._snapshots.interrupt()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._stream.close()
+        if self._snapshots is not None:
+            self._snapshots.close()
 
-    def _newest(self) -> bytes:
+    @property
+    def period_s(self) -> float:
+        """Seconds between two images if the address returns one image per request, otherwise 0."""
+        return self._snapshots.period_s if self._snapshots is not None else 0.0
+
+    def _newest(self) -> bytes | None:
+        """Return the newest complete JPEG file, or None if the stream ended after one image and may be asked again."""
         before, stream, newest, until_s = self._came, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + PICTURE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
@@ -98,6 +209,8 @@ class MjpegSource:
             if not chunk:
                 if newest is not None:
                     break
+                if self._came == 1 and self._open_snapshots is not None:
+                    return None
                 raise SourceError(f"{self.name} stopped giving pictures after {self._came}: is it still connected?")
             found = self._splitter.feed(chunk)
             if self._splitter.waiting > MOST_BYTES:
@@ -203,7 +316,7 @@ def decoded(cv2: Any, jpeg: bytes) -> Image | None:
     # Where the data end too early, libjpeg fills up with grey. Whether a grey corner is that, or was seen, shows when
     # there are more data: only what was filled up changes.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
-        longer = _decoded(cv2, jpeg[:-2] + _MORE + jpeg[-2:])
+        longer = _decoded_quietly(cv2, jpeg[:-2] + _MORE + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
             return None
     return image[:, :, ::-1]
@@ -219,6 +332,18 @@ def _in_order(jpeg: bytes) -> bool:
     kinds = kinds[scans[-1] :] if len(scans) else kinds
     restarts = kinds[kinds & 0xF8 == 0xD0]
     return not len(restarts) or np.array_equal(restarts, 0xD0 + np.arange(len(restarts)) % 8)
+
+
+def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
+    """Decode a file with extra bytes without libjpeg's warning about these bytes."""
+    with captured_stderr() as captured:
+        image = _decoded(cv2, jpeg)
+        captured.seek(0)
+        output = captured.read()
+    # Other threads may have written a log line in the meantime.
+    if others := b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING)):
+        sys.stderr.write(others.decode(errors="backslashreplace"))
+    return image
 
 
 def _decoded(cv2: Any, jpeg: bytes) -> Image | None:

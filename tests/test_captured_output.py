@@ -1,0 +1,44 @@
+"""Tests of the redirection of the standard error stream."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+OVERLAPPING = """
+import os, sys, threading
+from edgerec.contract.stderr import captured_stderr
+
+inside, leave = threading.Event(), threading.Event()
+
+def first():
+    with captured_stderr():
+        inside.set()
+        leave.wait(0.5)
+
+def second():
+    inside.wait()
+    with captured_stderr():
+        leave.set()
+
+threads = [threading.Thread(target=run) for run in (first, second)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+os.write(2, b"still here")
+"""
+
+
+def test_overlapping_captures_leave_stderr_working():
+    done = subprocess.run([sys.executable, "-c", OVERLAPPING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "still here"
+
+
+def test_output_of_c_code_is_captured():
+    from edgerec.contract.stderr import captured_stderr
+
+    with captured_stderr() as captured:
+        os.write(sys.stderr.fileno(), b"from C")
+        captured.seek(0)
+        assert captured.read() == b"from C"
