@@ -37,6 +37,7 @@ _PUBLIC = {
     "inspect": "edgerec.export.inspection",
     "pack_data": "edgerec.data.pack",
     "parity": "edgerec.compress.layers.diagnose",
+    "pixel_cache": "edgerec.data.cache_limit",
     "predict": "edgerec.camera.predict",
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
@@ -73,6 +74,7 @@ __all__ = [
     "inspect",
     "pack_data",
     "parity",
+    "pixel_cache",
     "predict",
     "prove",
     "quantize",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from edgerec.contract.bundle import Bundle
     from edgerec.contract.recipe import Recipe
     from edgerec.contract.target import Target
+    from edgerec.data.cache_limit import pixel_cache
     from edgerec.data.check import check_data
     from edgerec.data.pack import pack_data
     from edgerec.data.show import show_data

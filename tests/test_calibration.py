@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -269,6 +270,8 @@ def test_data_that_has_a_picture_on_both_sides_is_not_the_sets_fault(tmp_path):
     np.savez(tmp_path / "twice.npz", x_train=images, y_train=classes, x_test=images[:9], y_test=classes[:9])
     dataset, section = load(Recipe().override({"data.source": str(tmp_path / "twice.npz")}).data)
     split = split_dataset(dataset, section, 0)
+    # Older versions trained on images whose copies were held out.
+    split = replace(split, train=np.sort(np.concatenate([split.train, split.excluded])))
     found = examine(Offered("x", images, ("x",) * 40, None, None, ""), dataset, split)
     assert ("note", "leak") in [(finding.severity, finding.kind) for finding in found]
 

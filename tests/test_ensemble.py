@@ -12,9 +12,10 @@ import pytest
 from edgerec import Bundle, Camera, Classifier, benchmark, ensemble, evaluate, export_bundle, read_image, verify
 from edgerec.contract.decision import COMBINATIONS
 from edgerec.contract.manifest import Manifest
+from edgerec.data import split_dataset
 from edgerec.errors import BundleError, DataError, OutputExistsError
 from edgerec.runtime.golden import make_golden
-from edgerec.train.evaluate import _part, _Trained
+from edgerec.train.origin import chosen_images
 from tests.conftest import one_line
 from tests.test_bundle import change, rewrite
 
@@ -112,14 +113,21 @@ def test_held_out_is_what_no_model_has_seen(three, bundle, first_run):
     assert (together.split, together.images) == ("test", alone.images)
     assert together.accuracy > alone.accuracy - 0.03
     dataset, split = first_run.data()
-    recipe = first_run.recipe
-    mine = _Trained(dataset.digest, recipe.data, recipe.seed)
-    part, _ = _part(dataset, "digits", None, [mine, replace(mine, seed=recipe.seed + 1)])
+    section = first_run.recipe.data
+
+    def sides(seed):
+        """The side of each image in a training with another seed."""
+        parts, result = split_dataset(dataset, section, seed), np.full(len(dataset.classes), "train")
+        for name in ("val", "test"):
+            result[parts.part(name)] = name
+        return result
+
+    part, name = chosen_images(dataset, "digits", None, [sides(0), sides(1)])
+    assert name == "test"
     assert set(part) < set(split.test)
     assert 0 < len(part) < len(split.test) / 2
-    everywhere = [replace(mine, seed=seed) for seed in range(12)]
-    with pytest.raises(DataError, match="no picture is in the test split of every one"):
-        _part(dataset, "digits", None, everywhere)
+    with pytest.raises(DataError, match="no image is in the test split of every one"):
+        chosen_images(dataset, "digits", None, [sides(seed) for seed in range(12)])
 
 
 def test_an_ensemble_may_have_ensembles_in_it(bundle, other, float32, tmp_path):

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from edgerec import Recipe, fit, pack_data, quantize
 from edgerec.cli.app import app
+from edgerec.compress import calibration
+from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
-from edgerec.data.packed import MANIFEST, Packed
+from edgerec.data.packed import MANIFEST, Packed, PackedImages
 from edgerec.errors import DataError, OutputExistsError, RecipeError
 from edgerec.train.feed import Places, steps_per_epoch, training_feed
 
@@ -219,7 +221,8 @@ def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
         pass
 
     def listener(progress):
-        raise Stop
+        if progress.stage == "packing":
+            raise Stop
 
     whole = pack_data(recipe, tmp_path / "whole")
     with pytest.raises(Stop):
@@ -244,3 +247,37 @@ def test_the_command(tmp_path):
     assert "ok: 1,797 packed pictures are what was packed" in checked.stdout
     refused = run.invoke(app, ["data", "check", str(tmp_path / "pack" / "nothing")])
     assert refused.exit_code == 1
+
+
+def test_calibration_check_reads_only_a_sample_of_the_pack(packed, tmp_path, monkeypatch):
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    calibration.make(run, tmp_path / "set", images=20)
+    read = []
+    original = PackedImages.__getitem__
+
+    def counted(images, which):
+        result = original(images, which)
+        read.append(len(result) if result.ndim == 4 else 1)
+        return result
+
+    monkeypatch.setattr(PackedImages, "__getitem__", counted)
+    report = check(tmp_path / "set", run)
+    assert report.ok
+    assert not {"foreign", "test-overlap", "val-overlap"} & {finding.kind for finding in report.findings}
+    assert 0 < sum(read) < len(packed.images)
+
+
+def test_calibration_check_finds_test_images_in_a_pack(packed, tmp_path):
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    dataset, parts = run.data()
+    images = np.concatenate([dataset.images[parts.test[:3]], dataset.images[parts.train[:17]]])
+    np.savez(tmp_path / "set.npz", x=images, y=np.zeros(20, int))
+    findings = check(tmp_path / "set.npz", run).findings
+    assert [finding.what.split()[0] for finding in findings if finding.kind == "test-overlap"] == ["3"]
+
+
+def test_content_digests_are_those_of_the_images(packed, tmp_path):
+    """A run of packed images recognizes the same images outside the pack."""
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="was trained on"):
+        fit(Recipe().override({"seed": 1, "model.width": 0.25, "model.weights": str(run.path)}), tmp_path / "other")

@@ -425,7 +425,7 @@ def test_advice_names_what_is_weak(made):
     for text in ("rare: clearly weaker", "rare: fewer than 20", "class_weights", "9.0 points", "--compare", "export"):
         assert text in words
     steps = advice(replace(made, top1=replace(made.top1, value=0.15)))
-    assert steps[0].why.startswith("it hardly does better than guessing")
+    assert steps[0].why.startswith("the accuracy is hardly better than guessing")
     variant = replace(made.variants[1], drop_points=4.0, max_drop=1.0)
     steps = advice(replace(made, variants=(made.variants[0], variant)))
     assert f"edgerec parity {made.run} --variant int8-qat" in [step.command for step in steps]

@@ -68,7 +68,7 @@ def test_the_resolved_recipe_repeats_the_run(run, recipe):
 
 def test_held_out_pictures_are_listed(run):
     record = run.split_record
-    assert len(record["test"]) == 269
+    assert len(record["test"]) == 250
     assert not set(record["test"]) & set(record["val"])
     assert record["held_out_here"] is True
     assert record["digest"] == run.metrics["data_digest"]
@@ -104,7 +104,7 @@ def test_every_form_gives_the_same_figures(run, bundle):
     assert float32.images == 1797
     of_bundle = evaluate(bundle, "digits")
     assert of_bundle.split == "test"  # it knows what it was trained on
-    assert of_bundle.images == 269
+    assert of_bundle.images == 250
     assert abs(of_bundle.accuracy - own.accuracy) <= 0.03
     assert of_bundle.accuracy == run.variants()["int8-qat"]["forms"][-1]["top1"]
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from edgerec.cli import (
     benchmark,
+    cache,
     calibration,
     camera,
     data,
@@ -107,6 +108,7 @@ for command in (
     predict.predict,
     benchmark.benchmark,
     doctor.doctor,
+    cache.cache,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.command("camera", cls=CameraCommand)(camera.camera)

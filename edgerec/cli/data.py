@@ -60,7 +60,8 @@ MOST_LINES = 10
 def check(
     subject: str = _SUBJECT,
     group_by: str | None = typer.Option(
-        None, help="Regular expression, as for train: what matches alike in its file name stays on one side."
+        None,
+        help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
     ),
     labels: bool = typer.Option(True, help="Look for wrong labels too, which takes longest."),
     out: Path | None = typer.Option(None, "--out", "-o", help="A PNG of the suspects, or a folder for all findings."),
@@ -100,7 +101,8 @@ def pack(
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the shards."),
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
     group_by: str | None = typer.Option(
-        None, help="Regular expression, as for train: what matches alike in its file name stays on one side."
+        None,
+        help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
     ),
     strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
     assignments: list[str] = _SET,

@@ -13,7 +13,9 @@ def evaluate(
     model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
     data: str | None = typer.Option(None, help="As for train; a run knows its own."),
     split: str | None = typer.Option(
-        None, help="train, val, test or all. By default the held-out pictures, or all of unknown data."
+        None,
+        help="Images to measure: train, val, test or all. "
+        "[default: images that the model was not trained on; all, if that is not known]",
     ),
     normalise: str | None = typer.Option(
         None,
@@ -39,4 +41,4 @@ def evaluate(
             for label, row in figures.per_class.items()
         ],
     )
-    say(f"accuracy {figures.accuracy:.2%}, loss {figures.loss:.4f} on {figures.images} images ({figures.split})")
+    say(f"accuracy {figures.accuracy:.2%}, loss {figures.loss:.4f} {figures.measured}")

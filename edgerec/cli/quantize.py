@@ -103,6 +103,12 @@ def quantize(
         return
     _show(report, json)
     if not json:
+        from edgerec.train import baseline
+
+        if report.forms[-1].error is None and (problem := baseline.warning(report.figures.to_dict())):
+            say(f"warning  {problem}")
+            say(f"next     {baseline.ADVICE}")
+            return
         again = report.forms[-1].error is not None
         say(f"next     edgerec export {f'CLASSIFIER_RUN --novelty {run}' if again else run} --target rpi")
 

@@ -28,11 +28,13 @@ def train(
     ),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
     group_by: str | None = typer.Option(
-        None, help="Regular expression: pictures with the same match in their file name stay on one side of the split."
+        None,
+        help="Regular expression: images with the same match in their path below the class folder stay on one side "
+        "of the split.",
     ),
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
     width: float | None = typer.Option(None, help="Factor on the number of channels."),
-    weights: str | None = typer.Option(None, help="none, imagenet, or a .keras or .h5 file to start from."),
+    weights: str | None = typer.Option(None, help="Start from none, imagenet, a run, or a .keras or .h5 file."),
     batch_size: int | None = typer.Option(None, help="Pictures per step."),
     learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
     device: str | None = typer.Option(None, help="auto, cpu or gpu."),
@@ -102,10 +104,11 @@ def stopped(out: Path) -> Iterator[None]:
 def show(run: Run, json: bool) -> None:
     """What a training made."""
     from edgerec.models import ARCHITECTURES
+    from edgerec.train import baseline
 
     metrics: dict[str, Any] = run.metrics
     if json:
-        show_json({"run": str(run.path)} | metrics)
+        show_json({"run": str(run.path)} | metrics | {"warning": baseline.warning(metrics)})
         return
     images, parameters = metrics["images"], metrics["parameters"]
     if run.reconstructs:
@@ -114,5 +117,8 @@ def show(run: Run, json: bool) -> None:
     else:
         say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
     say(f"run      {run.path}  (plots/, metrics.json, split.json)")
+    if not run.reconstructs and baseline.warning(metrics):
+        say(f"next     {baseline.ADVICE}")
+        return
     known = ARCHITECTURES.get(run.recipe.model.arch)
     say(f"next     edgerec quantize {run.path}{' --method ptq' if known and known.recurrent else ''}")

@@ -27,6 +27,7 @@ from edgerec.train.fit import placed
 from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
 from edgerec.train.keras3 import offer_keras3
+from edgerec.train.leakage import Exposure, refuse_exposed
 from edgerec.train.run import ANSWERS, KERAS3, Run, split_record
 from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
 
@@ -176,6 +177,8 @@ def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base:
             "give the model's labels with --labels FILE, one a line, in the order of its outputs"
         )
     parts = split_dataset(dataset, section, base.seed)
+    if Exposure.of_file(path, dataset) is not None:
+        refuse_exposed(path, str(path), dataset, parts)
     size = batch_size(base.train.batch_size, len(parts.train))
     recipe = replace(
         base,
@@ -227,6 +230,7 @@ def _write(
         write_file(folder / "recipe.toml", recipe.to_toml())
         write_file(folder / "labels.txt", "".join(f"{label}\n" for label in labels))
         new.write_json("split.json", split_record(dataset, parts))
+        parts.report()
         new.write_history([])
         if not dataset.labels:
             everything = np.arange(len(dataset.classes))

@@ -82,9 +82,13 @@ class DataSection:
     normalise: str = _choice(
         "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
     )
-    group_by: str = _text("", "regular expression: images with the same match in their file name stay together")
-    val_fraction: float = _number(0.1, "part of the data for validation", 0.01, 0.5)
-    test_fraction: float = _number(0.15, "part held out for the test, where the data has no test split", 0.01, 0.5)
+    group_by: str = _text(
+        "", "regular expression: images with the same match in their path below the class folder stay together"
+    )
+    val_fraction: float = _number(0.1, "fraction of the images for validation", 0.01, 0.5)
+    test_fraction: float = _number(
+        0.15, "fraction of the images held out for the test, if the data has no test split", 0.01, 0.5
+    )
     strict: bool = _flag(False, "refuse files that are no pictures instead of skipping them")
 
     @property
@@ -150,7 +154,9 @@ class ModelSection:
     )
     width: float = _number(1.0, "factor on the number of channels", 0.05, 4)
     dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
-    weights: str = _text("none", "start from none (random), imagenet (downloaded by Keras), or a .keras or .h5 file")
+    weights: str = _text(
+        "none", "start from none (random), imagenet (downloaded by Keras), a run, or a .keras or .h5 file"
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ class CompressSection:
 class Recipe:
     """All sections, complete and checked when built; :func:`dataclasses.replace` makes another."""
 
-    seed: int = _number(0, "of the split, the weights, the order and the augmentation", 0, 2**31 - 1)
+    seed: int = _number(0, "random seed of the split, the weights, the order and the augmentation", 0, 2**31 - 1)
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     model: ModelSection = field(default_factory=ModelSection)

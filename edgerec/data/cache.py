@@ -1,4 +1,4 @@
-"""Pixels are read, resized and stored once; epochs, calibration and evaluation read the store."""
+"""The pixel cache: images are read, resized and stored once, and all later steps read the stored pixels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,58 +18,88 @@ import numpy.typing as npt
 from edgerec.contract.files import cache_folder, replacing, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress
+from edgerec.data import cache_limit
 from edgerec.data.sources import Arrays, Files
 from edgerec.errors import DataError
 
-# Part of every key: a change of preprocess.apply, or of what is stored, makes old stores useless.
-FORMAT = 1
+# Part of every key. Increase it when preprocess.apply or the stored format changes, so that old entries are not read.
+FORMAT = 2
 CHUNK = 256
+# Another process may clear the cache after an entry was written and before it is opened.
+ATTEMPTS = 2
+# An image's content is identified by the first 32 hexadecimal digits of the SHA-256 of its file, or of its pixels if it
+# comes from an array.
+DIGEST_CHARS = 32
+
+Digests = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the model sees of a source.
+    """The model input of all images of a source.
 
     Attributes:
         images: uint8 ``(valid, height, width, channels)``, mapped from disk.
-        valid: ``(N,)``, which of the source's entries are pictures.
+        valid: ``(N,)``, whether each of the source's files could be decoded as an image.
         digest: SHA-256 over all names and contents.
+        contents: ``(valid,)``, the digest of each image's content, :data:`DIGEST_CHARS` hexadecimal digits.
     """
 
     images: npt.NDArray[np.uint8]
     valid: npt.NDArray[np.bool_]
     digest: str
+    contents: Digests
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """The source's pictures as the model sees them, from the store, which is filled on first use."""
+    """Return the model input of a source's images from the cache, which is filled on first use."""
     digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and _shape(source.images) == spec.shape:
-        return Pixels(source.images.reshape(-1, *spec.shape), np.ones(len(source.images), bool), digest)
+        valid = np.ones(len(source.images), bool)
+        return Pixels(source.images.reshape(-1, *spec.shape), valid, digest, content_digests(source.images))
     store = cache_folder() / f"{_key(source, digest, spec)}.raw"
+    stored = _stored(store, spec)
+    for _ in range(ATTEMPTS):
+        if stored is None:
+            expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
+            cache_limit.make_room(expected_bytes, keep=store)
+            _fill(store, source, digest, spec, listener)
+            stored = _stored(store, spec)
+    if stored is None:
+        raise DataError(f"{store} is damaged although it was just written: check the disk, or set EDGEREC_CACHE")
+    return stored
+
+
+def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
+    """Return the digest of each image of an array, ``(N,)``."""
+    digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:DIGEST_CHARS] for image in images]
+    return np.array(digests, f"S{DIGEST_CHARS}")
+
+
+def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
+    """Return a stored entry and mark it as used; None if there is none, or if it is incomplete."""
     about = store.with_suffix(".json")
-    found = _stored(store, about, spec)
-    if found is None:
-        _fill(store, about, source, digest, spec, listener)
-        found = _stored(store, about, spec)
-    if found is None:
-        raise DataError(f"{store} is damaged as soon as it is written: look at the disk, or set EDGEREC_CACHE")
-    return found
-
-
-def _stored(store: Path, about: Path, spec: PreprocessSpec) -> Pixels | None:
-    """What is stored there, or None when that is nothing, or not whole."""
+    lock = cache_limit.lock_shared(store)
+    if lock is None:
+        return None
     try:
         values = json.loads(about.read_text(encoding="utf-8"))
         valid = np.ones(values["count"], bool)
         valid[values["skipped"]] = False
         shape = (int(valid.sum()), *spec.shape)
-        if store.stat().st_size != math.prod(shape):
-            return None
-        images = np.memmap(store, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
-        return Pixels(images, valid, str(values["digest"]))
+        if store.stat().st_size != math.prod(shape) + shape[0] * DIGEST_CHARS:
+            raise ValueError("incomplete")
+        if not shape[0]:
+            os.close(lock)
+            return Pixels(np.empty(shape, np.uint8), valid, str(values["digest"]), np.empty(0, f"S{DIGEST_CHARS}"))
+        images = np.memmap(store, np.uint8, "r", shape=shape)
+        contents = np.fromfile(store, f"S{DIGEST_CHARS}", offset=math.prod(shape))
+        cache_limit.mark_used(about)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
+        os.close(lock)
         return None
+    cache_limit.unlock_with(images, lock)
+    return Pixels(images, valid, str(values["digest"]), contents)
 
 
 def _shape(images: npt.NDArray[np.uint8]) -> tuple[int, ...]:
@@ -93,38 +124,47 @@ def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     return key.hexdigest()[:32]
 
 
-def _fill(
-    store: Path, about: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec, listener: Listener
-) -> None:
+def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec, listener: Listener) -> None:
     count = len(source.classes)
     skipped: list[int] = []
-    content = hashlib.sha256()
+    contents: list[str] = []
+    over_all = hashlib.sha256()
     with replacing(store) as partial, partial.open("wb") as file:
-        for position, (name, image) in enumerate(_fitted(source, spec)):
-            content.update(name)
+        for position, (name, content, image) in enumerate(_fitted(source, spec)):
+            over_all.update(name + b"\0" + content)
             if image is None:
                 skipped.append(position)
             else:
                 file.write(image.tobytes())
+                contents.append(content.hex()[:DIGEST_CHARS])
             if position % CHUNK == CHUNK - 1 or position == count - 1:
-                listener(Progress("reading pictures", position + 1, count))
-    values = {"count": count, "skipped": skipped, "digest": digest or content.hexdigest()}
-    write_file(about, json.dumps(values))
+                listener(Progress("reading images", position + 1, count))
+        file.write("".join(contents).encode())
+    values = {
+        "count": count,
+        "skipped": skipped,
+        "digest": digest or over_all.hexdigest(),
+        "source": str(source.root) if isinstance(source, Files) else "arrays",
+        "input": list(spec.shape),
+        "created": time.time(),
+    }
+    write_file(store.with_suffix(".json"), json.dumps(values))
 
 
-def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, Image | None]]:
-    """Every entry's name with its content's digest, and its pixels, or None where it is no picture."""
+def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
+    """Yield every entry's name, the SHA-256 of its content, and its pixels, which are None if it is not an image."""
 
-    def fit(position: int) -> tuple[bytes, Image | None]:
+    def fit(position: int) -> tuple[bytes, bytes, Image | None]:
         if isinstance(source, Arrays):
-            return b"", apply(source.images[position], spec)
+            image = source.images[position]
+            return b"", hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest(), apply(image, spec)
         path = source.paths[position]
         content = path.read_bytes()
-        image = decode(content)
-        name = os.fsencode(path.relative_to(source.root).as_posix()) + b"\0" + hashlib.sha256(content).digest()
-        return name, None if image is None else apply(image, spec)
+        decoded = decode(content)
+        name = os.fsencode(path.relative_to(source.root).as_posix())
+        return name, hashlib.sha256(content).digest(), None if decoded is None else apply(decoded, spec)
 
     count = len(source.classes)
-    with ThreadPoolExecutor() as pool:  # OpenCV lets go of the interpreter while it decodes
+    with ThreadPoolExecutor() as pool:  # OpenCV releases the interpreter lock while it decodes
         for start in range(0, count, CHUNK):
             yield from pool.map(fit, range(start, min(start + CHUNK, count)))

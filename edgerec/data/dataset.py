@@ -14,7 +14,7 @@ from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, decode
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
-from edgerec.data.cache import Pixels, pixels
+from edgerec.data.cache import DIGEST_CHARS, Digests, Pixels, pixels
 from edgerec.data.packed import Packed, PackedImages, is_pack
 from edgerec.data.sources import Arrays, Files
 from edgerec.errors import DataError, RecipeError
@@ -57,6 +57,8 @@ class Dataset:
         digest: SHA-256 over names and contents.
         labels: one per class; none for pictures without.
         skipped: files among the pictures that are none.
+        contents: ``(N,)``, a digest of each image's content (its file's bytes, or its pixels in an array), which
+            identifies the image wherever it is stored; None if it is not known, as in packs of older versions.
     """
 
     images: npt.NDArray[np.uint8] | PackedImages
@@ -68,6 +70,7 @@ class Dataset:
     skipped: tuple[str, ...]
     _originals: Arrays | Files | Packed
     _positions: npt.NDArray[np.int64]
+    contents: Digests | None = None
 
     @classmethod
     def of(cls, found: Arrays | Files, section: DataSection, stored: Pixels | None = None) -> Dataset:
@@ -75,7 +78,8 @@ class Dataset:
         names = names_of(found, section.source)
         if stored is None:
             nothing = np.empty((0, *section.preprocess.shape), np.uint8)
-            stored = Pixels(nothing, np.ones(len(found.classes), bool), "")
+            unknown = np.empty(0, f"S{DIGEST_CHARS}")
+            stored = Pixels(nothing, np.ones(len(found.classes), bool), "", unknown)
         positions = np.flatnonzero(stored.valid)
         return cls(
             stored.images,
@@ -87,7 +91,27 @@ class Dataset:
             tuple(names[i] for i in np.flatnonzero(~stored.valid)),
             found,
             positions,
+            stored.contents if len(stored.contents) == len(positions) else None,
         )
+
+    def below_class_folder(self, index: int) -> str:
+        """Return an image's path below its class folder, such as ``anna/monday/1.jpg``; in an array, its name."""
+        name = self.names[index]
+        parts = name.split("/")
+        if not isinstance(self._originals, Files) or not self.labels:
+            return name
+        first = 1 if self.splits[index] else 0
+        label = self.labels[self.classes[index]]
+        if label not in parts[first:-1]:  # relabeled
+            return parts[-1]
+        return "/".join(parts[parts.index(label, first) + 1 :])
+
+    @property
+    def contents_of(self) -> str:
+        """What ``contents`` identifies: ``files`` by their bytes, or rows of ``arrays`` by their pixels."""
+        if isinstance(self._originals, Packed):
+            return self._originals.contents_of
+        return "arrays" if isinstance(self._originals, Arrays) else "files"
 
     @property
     def packed(self) -> Packed | None:
@@ -192,7 +216,16 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
     positions = np.arange(len(pack.index))
     classes = pack.index["class"].astype(np.int64)
     dataset = Dataset(
-        pack.images, classes, pack.splits, pack.labels, pack.names, pack.digest, pack.skipped, pack, positions
+        pack.images,
+        classes,
+        pack.splits,
+        pack.labels,
+        pack.names,
+        pack.digest,
+        pack.skipped,
+        pack,
+        positions,
+        pack.contents,
     )
     return dataset, replace(section, **packed)
 

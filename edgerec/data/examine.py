@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import sources
+from edgerec.data.cache import DIGEST_CHARS
 from edgerec.data.dataset import AUTO_SIZE_PX, Dataset, names_of
 from edgerec.data.likeness import confirmed, near_pairs, thumbnails
 from edgerec.data.packed import SPLITS
@@ -198,6 +199,7 @@ def _look(source: sources.Arrays | sources.Files, seen: Scan, recipe: Recipe) ->
         (),
         source,
         positions,
+        contents=np.array([seen.digests[i][:DIGEST_CHARS] for i in positions], f"S{DIGEST_CHARS}"),
     )
     splits, findings = source.splits[positions].astype("<U5"), []
     try:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgerec.optional import require
 
 Thumbnails = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
 # So many are compared with so many at once.
@@ -68,18 +69,20 @@ class Pairs:
 
 
 def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: float = NEAR_LEVELS) -> Pairs:
-    """For each picture the nearest within ``most_levels``, and the nearest that differs from it in each of ``tags``,
-    as its split or its class.
+    """Return each image's nearest other image within ``most_levels`` gray levels.
 
-    Exact, and quicker than all with all: pictures far apart in one direction are far apart, so each is compared only
-    with those near it in the direction in which they differ most.
+    For each of ``tags``, such as the splits or the classes of the images, the nearest image with a different tag is
+    returned too. Therefore there are at most ``len(some) * (1 + len(tags))`` pairs, however many images are alike.
+
+    The result is exact. It is faster than comparing all pairs, because images are compared only if they are close in
+    the direction in which the data varies most: images far apart in one direction are far apart.
     """
     along = _main_direction(some)
     order = np.argsort(along, kind="stable")
     along, sorted_ = along[order], some[order]
     tags = [tag[order] for tag in tags]
     reach = most_levels * np.sqrt(some.shape[1])
-    found: dict[tuple[int, int], float] = {}
+    nearest = [_Nearest(len(some)) for _ in (None, *tags)]
     for start in range(0, len(some), BLOCK):
         end = min(start + BLOCK, len(some))
         last = int(np.searchsorted(along, along[end - 1] + reach, side="right"))
@@ -90,15 +93,36 @@ def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: 
             one, other, levels = row + start, column + begin, apart[row, column]
             later = other > one
             one, other, levels = one[later], other[later], levels[later]
-            for tag in (None, *tags):
+            for tag, best in zip((None, *tags), nearest, strict=True):
                 chosen = np.ones(len(one), bool) if tag is None else tag[one] != tag[other]
-                _keep_nearest(found, one[chosen], other[chosen], levels[chosen], order)
-    pairs = sorted(found)
-    return Pairs(
-        np.array([one for one, _ in pairs], np.int64),
-        np.array([other for _, other in pairs], np.int64),
-        np.array([found[pair] for pair in pairs], np.float32),
-    )
+                best.update(one[chosen], other[chosen], levels[chosen])
+                best.update(other[chosen], one[chosen], levels[chosen])
+    pairs, levels = (np.concatenate(parts) for parts in zip(*(best.pairs(order) for best in nearest), strict=True))
+    pairs, first = np.unique(pairs, axis=0, return_index=True)
+    return Pairs(pairs[:, 0], pairs[:, 1], levels[first])
+
+
+class _Nearest:
+    """The nearest partner of each image among the pairs of all blocks so far."""
+
+    def __init__(self, count: int) -> None:
+        self._partner = np.full(count, -1, np.int64)
+        self._levels = np.full(count, np.inf, np.float32)
+
+    def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
+        """Take over partners that are nearer than the known ones."""
+        by_distance = np.argsort(levels, kind="stable")
+        candidates, first = np.unique(images[by_distance], return_index=True)
+        rows = by_distance[first]
+        nearer = levels[rows] < self._levels[candidates]
+        self._partner[candidates[nearer]] = partners[rows[nearer]]
+        self._levels[candidates[nearer]] = levels[rows[nearer]]
+
+    def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """Return the pairs ``(M, 2)``, smaller original position first, and their distances ``(M,)``."""
+        images = np.flatnonzero(self._partner >= 0)
+        pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
+        return np.sort(pairs, axis=1), self._levels[images]
 
 
 def confirmed(pairs: Pairs, images: npt.NDArray[np.uint8]) -> Pairs:
@@ -109,22 +133,6 @@ def confirmed(pairs: Pairs, images: npt.NDArray[np.uint8]) -> Pairs:
         one, other = (thumbnails(images[some[start:end]], FINE_PX) for some in (pairs.one, pairs.other))
         kept[start:end] = np.sqrt(((one - other) ** 2).mean(axis=1)) <= FINE_LEVELS
     return Pairs(pairs.one[kept], pairs.other[kept], pairs.apart[kept])
-
-
-def _keep_nearest(
-    found: dict[tuple[int, int], float],
-    one: npt.NDArray[np.int64],
-    other: npt.NDArray[np.int64],
-    levels: npt.NDArray[np.float32],
-    order: npt.NDArray[np.int64],
-) -> None:
-    """Add each picture's nearest partner of a block: of a burst of frames not every pair is worth a line."""
-    for mine in (one, other):
-        by_nearness = np.argsort(levels, kind="stable")
-        _, first = np.unique(mine[by_nearness], return_index=True)
-        for place in by_nearness[first]:
-            pair = sorted((int(order[one[place]]), int(order[other[place]])))
-            found[pair[0], pair[1]] = float(levels[place])
 
 
 def _main_direction(some: Thumbnails) -> npt.NDArray[np.float32]:

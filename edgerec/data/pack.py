@@ -9,7 +9,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from edgerec.contract.files import refuse_existing, replacing, replacing_folder,
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
 from edgerec.data.dataset import Dataset, found_pictures
-from edgerec.data.packed import ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
+from edgerec.data.packed import CONTENTS, ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
 from edgerec.data.sources import Arrays, Files
 from edgerec.data.split import split_dataset
 from edgerec.errors import DataError
@@ -67,12 +68,14 @@ def pack_data(
     if not source.labels:
         raise DataError(f"{section.source} has no class folders: nothing to learn from")
     light = Dataset.of(source, section)
-    parts = split_dataset(light, section, recipe.seed)
-    picture_bytes = int(np.prod(section.preprocess.shape))
-    plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
     unfinished = out.with_name(f".{out.name}.packing")
     settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}
     _begin(unfinished, settings, resume)
+    light = replace(light, contents=_contents(source, unfinished / CONTENTS, listener))
+    parts = split_dataset(light, section, recipe.seed)
+    parts.report()
+    picture_bytes = int(np.prod(section.preprocess.shape))
+    plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
     writer = _Writer(source, light, section.preprocess, unfinished)
     done, count = 0, len(light.names)
     for name, positions in plan:
@@ -81,6 +84,30 @@ def pack_data(
             if done % _CHUNK == 0 or done == count:
                 listener(Progress("packing", done, count))
     return _finished(writer, plan, section, out, overwrite)
+
+
+def _contents(source: Arrays | Files, path: Path, listener: Listener) -> Digests:
+    """Return the digest of each file or array row, from ``path`` if a stopped pack left it there."""
+    if path.is_file():
+        kept: Digests = np.load(path, allow_pickle=False)
+        return kept
+    if isinstance(source, Arrays):
+        contents = content_digests(source.images)
+    else:
+        digests = []
+        for done, file in enumerate(source.paths, 1):
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
+            if done % _CHUNK == 0 or done == len(source.paths):
+                listener(Progress("identifying images", done, len(source.paths)))
+        contents = np.array(digests, f"S{DIGEST_CHARS}")
+    _write_array(path, contents)
+    return contents
+
+
+def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _planned(split: str, positions: Indices, picture_bytes: int, seed: int) -> list[tuple[str, Indices]]:
@@ -114,11 +141,11 @@ class _Writer:
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
         """Write one, if it is not there; yields for each picture."""
         about = self.folder / f"{name}.json"
-        if about.is_file() and (self.folder / name).is_file():
+        if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)
             return
         tf = require("tensorflow")
-        entries, skipped, end = [], [], 0
+        entries, contents, skipped, end = [], [], [], 0
         with replacing(self.folder / name) as partial:
             with tf.io.TFRecordWriter(str(partial)) as file:
                 for position, image in zip(positions, self._images(positions), strict=True):
@@ -134,12 +161,12 @@ class _Writer:
                     file.write(record)
                     # A record is its length (8 bytes) and that one's checksum (4), itself, and its checksum (4).
                     entries.append((end + 12 + record.index(pixels), label, zlib.crc32(pixels)))
+                    contents.append(b"" if self.light.contents is None else self.light.contents[position])
                     end += 16 + len(record)
             with partial.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
-        index = np.array(entries, ENTRY)
-        with replacing(self.folder / f"{name}.npy") as partial, partial.open("wb") as file:
-            np.lib.format.write_array(file, index, allow_pickle=False)
+        _write_array(self.folder / f"{name}.npy", np.array(entries, ENTRY))
+        _write_array(self.folder / f"{name}.{CONTENTS}", np.array(contents, f"S{DIGEST_CHARS}"))
         write_file(about, json.dumps({"size_bytes": end, "sha256": digest, "skipped": skipped}))
 
     def _images(self, positions: Indices) -> Iterator[Image | None]:
@@ -168,13 +195,14 @@ def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
 def _finished(
     writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
 ) -> Packed:
-    shards, indices, skipped = [], [], []
+    shards, indices, contents, skipped = [], [], [], []
     for name, _ in plan:
         about = json.loads((writer.folder / f"{name}.json").read_text(encoding="utf-8"))
         index: npt.NDArray[Any] = np.load(writer.folder / f"{name}.npy", allow_pickle=False)
         skipped += about["skipped"]
         shards.append(Shard(name, name.partition("-")[0], len(index), about["size_bytes"], about["sha256"]))
         indices.append(index)
+        contents.append(np.load(writer.folder / f"{name}.{CONTENTS}", allow_pickle=False))
     index = np.concatenate(indices)
     train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
     if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
@@ -188,6 +216,7 @@ def _finished(
         "group_by": section.group_by,
         "shards": [asdict(shard) for shard in shards],
         "skipped": skipped,
+        "contents_of": writer.light.contents_of,
     }
     about["digest"] = _digest([json.dumps(about, sort_keys=True)])
     with replacing_folder(out, overwrite=overwrite) as partial:
@@ -195,6 +224,8 @@ def _finished(
             (writer.folder / shard.file).rename(partial / shard.file)
         with (partial / INDEX).open("wb") as file:
             np.lib.format.write_array(file, index, allow_pickle=False)
+        with (partial / CONTENTS).open("wb") as file:
+            np.lib.format.write_array(file, np.concatenate(contents), allow_pickle=False)
         (partial / MANIFEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(writer.folder)
     return Packed.open(str(out))

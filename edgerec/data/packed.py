@@ -29,6 +29,8 @@ Indices = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
+# The digest of each image's content, which older packs do not have.
+CONTENTS = "contents.npy"
 # Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
@@ -64,6 +66,7 @@ class Packed:
         skipped: files that were no pictures.
         group_by: what kept pictures on one side of the split.
         digest: SHA-256 over all of it.
+        contents_of: what its content digests identify, ``files`` or ``arrays``; empty if it has none.
     """
 
     place: str
@@ -73,6 +76,7 @@ class Packed:
     skipped: tuple[str, ...]
     group_by: str
     digest: str
+    contents_of: str = ""
 
     @classmethod
     def open(cls, place: str) -> Packed:
@@ -91,6 +95,7 @@ class Packed:
                 tuple(about["skipped"]),
                 about["group_by"],
                 about["digest"],
+                str(about.get("contents_of", "")),
             )
         except DataError:
             raise
@@ -116,14 +121,22 @@ class Packed:
     @cached_property
     def index(self) -> npt.NDArray[Any]:
         """``(N,)`` of :data:`ENTRY`, in the order of the shards."""
-        content = read_file(self.place, INDEX)
+        return self._array(INDEX, ENTRY)
+
+    @cached_property
+    def contents(self) -> npt.NDArray[np.bytes_] | None:
+        """``(N,)``, the digest of each original image; None in packs of older versions."""
+        return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
+
+    def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        content = read_file(self.place, name)
         try:
-            index = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            array: npt.NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise DataError(f"{self.place}: {INDEX} is damaged ({error}): pack again") from None
-        if index.dtype != ENTRY or index.shape != (sum(shard.pictures for shard in self.shards),):
-            raise DataError(f"{self.place}: {INDEX} is not that of its shards: copy it again, or pack again")
-        return index
+            raise DataError(f"{self.place}: {name} is damaged ({error}): pack again") from None
+        if array.dtype != dtype or array.shape != (sum(shard.pictures for shard in self.shards),):
+            raise DataError(f"{self.place}: {name} is not that of its shards: copy it again, or pack again")
+        return array
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:

@@ -23,7 +23,7 @@ from edgerec.export.novelty import Novelty, novelty_guard, refuse_kind
 from edgerec.export.variants import choose, without_folders
 from edgerec.export.writer import write_verified
 from edgerec.runtime.model import ImageModel
-from edgerec.train.run import Run
+from edgerec.train.run import Run, split_summary
 
 # Golden pictures: one of each class, so many classes at most; larger ones are shrunk to this side.
 GOLDEN_PICTURES = 10
@@ -115,6 +115,8 @@ def export_bundle(
         models[DELEGATE_MODEL] = edgetpu.content
     bundle_name = path.stem if path.suffix == ".zip" else path.name
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
+    if summary := split_summary(run.split_record):
+        provenance["split"] = summary
     if "adopted" in run.metrics:
         provenance["adopted"] = run.metrics["adopted"]
     manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)

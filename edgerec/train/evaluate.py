@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.contract.tensors import Normalise
-from edgerec.data import Dataset, Pictures, load, split_dataset
+from edgerec.data import Dataset, Pictures, load
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.finished import Finished
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
+from edgerec.train.origin import Origin, Sides, chosen_images, origin_of_bundle, origin_of_run
 from edgerec.train.run import AGREEMENT, Run
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,12 @@ class Figures:
         per_class: label to precision, recall, f1 and support.
         confusion: ``confusion[true][predicted]``, counts.
         labels: the order of ``confusion``.
-        images: how many pictures.
-        split: which part of the data.
+        images: number of images.
+        split: part of the data: ``train``, ``val``, ``test``, ``all``, or ``held-out`` for test images and images that
+            the model's training did not have.
+        training_images: number of these images that the model was trained on, in which case the accuracy on new images
+            is lower; None if it is not known.
+        data: what was measured, such as a folder; empty for a run's own data.
     """
 
     accuracy: float
@@ -56,6 +60,8 @@ class Figures:
     labels: tuple[str, ...]
     images: int
     split: str
+    training_images: int | None = 0
+    data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -67,7 +73,20 @@ class Figures:
             "labels": list(self.labels),
             "images": self.images,
             "split": self.split,
+            "training_images": self.training_images,
+            "data": self.data,
         }
+
+    @property
+    def measured(self) -> str:
+        """Say which images were measured, such as ``on 280 images (test; none of them was used for training)``."""
+        if self.training_images is None:
+            origin = "it is not known whether the model was trained on them"
+        elif self.training_images:
+            origin = f"{self.training_images} of them were used for training"
+        else:
+            origin = "none of them was used for training"
+        return f"on {self.images} images ({self.split}; {origin})"
 
 
 def figures(
@@ -112,8 +131,9 @@ def evaluate(
     Args:
         model: a run's folder, a bundle's folder or .zip, or a .tflite file.
         data: a data set as for training; None takes the run's own.
-        split: ``train``, ``val``, ``test`` or ``all``. None takes the held-out pictures where the data is what
-            the model was trained on, else the data's own test split, else all.
+        split: ``train``, ``val``, ``test`` or ``all``. None measures the images that the model was not trained on if
+            the data overlaps with its training data, wherever the images are now; otherwise the data's own test split,
+            or all images if it has none.
         normalise: for a bare .tflite: what its pixels become, as :func:`parse_normalise` reads it. None takes what
             the file's metadata says; through a quantized input pixels pass.
         listener: told of the progress.
@@ -127,27 +147,37 @@ def evaluate(
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
     section = subject.data if data is None else replace(subject.data, source=data)
     dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
-    seen = [trained for trained in subject.trained if trained.digest == dataset.digest]
-    if data is None and not seen:
+    known = [origin for origin in subject.origins if origin.digest == dataset.digest]
+    if data is None and not known:
         raise DataError(f"{section.source} is not what {path} was trained on (its digest changed)")
-    part, name = _part(dataset, section.source, split, seen)
+    sides = _sides(subject, dataset)
+    part, name = chosen_images(dataset, section.source, split, sides)
     if not dataset.labels:
-        if not seen:
+        if not known:
             raise DataError(f"{section.source} has no class folders, and so nothing to measure {path} against")
         log.warning(AGREEMENT)
         dataset = dataset.relabelled(subject.labels, subject.answers)
+    trained = None
+    if sides is not None and not any(origin.adopted for origin in subject.origins):
+        trained = int(np.any([some[part] == "train" for some in sides], axis=0).sum())
     classes = _class_map(dataset, subject)[dataset.classes[part]]
     scores = subject.score(dataset, part, listener)
-    return figures(scores, classes, subject.labels or dataset.labels, name)
+    result = figures(scores, classes, subject.labels or dataset.labels, name)
+    result = replace(result, training_images=trained, data=section.source)
+    if trained != 0:
+        log.warning(
+            "%s was measured %s; %s",
+            path,
+            result.measured,
+            "the accuracy on new images is lower" if trained else "if it was, the accuracy on new images is lower",
+        )
+    return result
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """On what a model was trained: the digest of the data, and what splits it again as it was."""
-
-    digest: str
-    data: DataSection
-    seed: int
+def _sides(subject: _Subject, dataset: Dataset) -> list[Sides] | None:
+    """Return the side of each image in the training of each model, or None if it is not known for all of them."""
+    sides = [some for origin in subject.origins if (some := origin.sides(dataset)) is not None]
+    return sides if sides and len(sides) == len(subject.origins) else None
 
 
 @dataclass(frozen=True)
@@ -158,7 +188,7 @@ class _Subject:
     labels: tuple[str, ...]
     data: DataSection
     classes: int
-    trained: tuple[_Trained, ...] = ()  # one for each model, where it is known
+    origins: tuple[Origin, ...] = ()  # one for each model
     own_data: bool = False
     answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
 
@@ -217,7 +247,7 @@ def _open_run(run: Run) -> _Subject:
         labels,
         recipe.data,
         len(labels),
-        trained=(_Trained(run.split_record["digest"], recipe.data, recipe.seed),),
+        origins=(origin_of_run(run),),
         own_data=True,
         answers=run.answers(),
     )
@@ -235,14 +265,13 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
         return _one_by_one((classifier.scores(seen(int(index))) for index in part), len(part), listener)
 
-    # The split of a bundle's own data can be made again: its recipe travels with it.
-    trained = []
-    for origin in origins(manifest):
+    known = []
+    for provenance in origins(manifest):
         where = f"{bundle.path}: provenance.recipe"
-        recipe = Recipe.from_dict(origin.get("recipe", {}), where, base=Recipe().unversioned)
-        trained.append(_Trained(str(origin.get("data_digest", "")), recipe.data, recipe.seed))
-    section = _data_section(manifest.preprocess, trained[0].data, str(bundle.path))
-    return _Subject(score, manifest.labels, section, len(manifest.labels), trained=tuple(trained))
+        recipe = Recipe.from_dict(provenance.get("recipe", {}), where, base=Recipe().unversioned)
+        known.append((origin_of_bundle(provenance, recipe), recipe.data))
+    section = _data_section(manifest.preprocess, known[0][1], str(bundle.path))
+    return _Subject(score, manifest.labels, section, len(manifest.labels), origins=tuple(origin for origin, _ in known))
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
@@ -269,27 +298,6 @@ def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSe
         interpolation=spec.interpolation,
         preprocess_version=spec.version,
     )
-
-
-def _part(dataset: Dataset, source: str, wanted: str | None, seen: Sequence[_Trained]) -> tuple[Indices, str]:
-    """Which pictures, and what that part is called; ``seen`` tells of each model that was trained on this data."""
-    everything = np.arange(len(dataset.classes))
-    tagged = dataset.splits[0] != ""
-    if wanted == "all" or (wanted is None and not seen and not (tagged and "test" in dataset.splits)):
-        return everything, "all"
-    name = wanted or "test"
-    if seen:
-        parts = [split_dataset(dataset, trained.data, trained.seed).part(name) for trained in seen]
-        shared: Indices = reduce(np.intersect1d, parts)
-        if not len(shared):
-            raise DataError(f"{source}: no picture is in the {name} split of every one of the models: use other data")
-        if len(seen) > 1 and len(shared) < len(parts[0]):
-            log.warning("%d pictures are in the %s split of every one of the models", len(shared), name)
-        return shared, name
-    part = everything[dataset.splits == name]
-    if not len(part):
-        raise DataError(f"{source} has no {name} split, and is not what the model was trained on: use --split all")
-    return part, name
 
 
 def _class_map(dataset: Dataset, subject: _Subject) -> npt.NDArray[np.int64]:

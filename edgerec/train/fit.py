@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
-from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
 from edgerec.data.packed import is_remote
+from edgerec.data.quick_checks import quick_warnings
 from edgerec.data.sources import NAMED, refuse_missing, user_path
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.optional import require
-from edgerec.train import novelty, plots
+from edgerec.train import baseline, novelty, plots
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import (
@@ -42,6 +44,7 @@ from edgerec.train.keras import (
     versions,
 )
 from edgerec.train.keras3 import offer_keras3
+from edgerec.train.leakage import check_exposure, with_weights_file
 from edgerec.train.optimizer import optimizer
 from edgerec.train.precision import in_float32, in_suited
 from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
@@ -112,10 +115,15 @@ def fit(
             first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
             if model is None:
                 model = _begun(recipe, len(dataset.labels))
+        if resume:  # the rule that splits images may have changed since the run was begun
+            parts = recorded_split(dataset, own_run.split_record)
         team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
         teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
         if not resume:
-            _start(own_run, recipe, dataset, parts, overwrite)
+            _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
+            if finish and team.chief:
+                for problem in quick_warnings(dataset, parts):
+                    log.warning(problem)
         training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
         with naming_broken_records(dataset):
             for stage in plan:
@@ -135,7 +143,8 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
     run = Run.at(out)
     if not run.begun:
         return False
-    begun, wanted = run.recipe, replace(recipe, data=placed(recipe.data))
+    begun = run.recipe
+    wanted = replace(recipe, data=placed(recipe.data), model=with_weights_file(recipe.model))
     for section, keys in wanted.to_dict().items():
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
@@ -151,6 +160,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
     """The recipe with nothing left to be chosen, and its data."""
+    recipe = replace(recipe, model=with_weights_file(recipe.model))
     unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
     dataset, section = load(
         _sized(recipe),
@@ -258,11 +268,14 @@ def _resumable(run: Run) -> Recipe:
     return run.recipe
 
 
-def _start(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool) -> None:
+def _start(
+    run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
+) -> None:
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
-        Run(partial).write_json("split.json", split_record(dataset, parts))
+        Run(partial).write_json("split.json", split_record(dataset, parts, inherited))
+    parts.report()
     log.info(
         "%s, %d images to train, %d to validate, %d %s",
         f"{len(dataset.labels)} classes" if not run.reconstructs else "labels are not used",
@@ -372,6 +385,9 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         found = novelty.measured(model, recipe, dataset, parts, run.path / "plots") | {"val_loss": row["val_loss"]}
     else:
         found = _measured(model, recipe, dataset, parts, run.path / "plots") | {"val_accuracy": row["val_accuracy"]}
+        found["majority_level"] = baseline.majority_level(found)
+        if problem := baseline.warning(found):
+            log.warning("%s; %s", problem, baseline.ADVICE)
     about = {
         "best_epoch": best,
         "epochs": len(history),

@@ -6,17 +6,22 @@ import csv
 import io
 import json
 import logging
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edgerec.contract.files import replacing, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
-from edgerec.data import Dataset, Split, load, split_dataset
+from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
-from edgerec.models import least_size_px, reconstructs
+from edgerec.models import OWN, least_size_px, reconstructs
 from edgerec.train import saved_model
 from edgerec.train.keras import load_model
 
@@ -41,6 +46,8 @@ REPORT = [
     "versions",
 ]
 
+# Entry of model.keras that lists the images it was trained on, so that a copy of the file can be checked too.
+TRAINED_IMAGES = "edgerec_trained_images.json"
 # The same model for Keras 3.
 KERAS3 = "model_keras3.keras"
 # The answers of an adopted model to pictures without labels.
@@ -153,7 +160,7 @@ class Run:
             )
         if answers is not None:
             log.warning(AGREEMENT)
-        split = split_dataset(dataset, recipe.data, recipe.seed)
+        split = recorded_split(dataset, self.split_record)
         return dataset if self.reconstructs else dataset.relabelled(self.labels, answers), split
 
     def answers(self) -> dict[str, str] | None:
@@ -206,10 +213,17 @@ class Run:
             raise RunError(f"{self.path}: {name} is damaged ({error}): train again with --overwrite") from None
 
     def save_model(self, model: Any, name: str) -> None:
-        """Write a Keras model whole or not at all."""
+        """Write a Keras model, complete or not at all, with a record of the images that it was trained on."""
         with replacing(self.path / name) as partial:
             partial.unlink()  # Keras asks before it replaces a file
             model.save(partial, save_format="keras")
+            contents = self.split_record.get("contents")
+            if contents and self.recipe.model.arch != OWN:
+                data, seed = self.recipe.data, self.recipe.seed
+                hint = {name: getattr(data, name) for name in ("test_fraction", "val_fraction", "group_by")}
+                trained = {name: contents[name] for name in ("of", "train", "val", "inherited")}
+                with zipfile.ZipFile(partial, "a", zipfile.ZIP_DEFLATED) as archive:
+                    archive.writestr(TRAINED_IMAGES, json.dumps({"contents": trained, "data": hint, "seed": seed}))
 
 
 def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
@@ -232,19 +246,77 @@ def _parse_history(text: str) -> list[dict[str, float]]:
     return [{key: float(row[key]) for key in HISTORY if key not in missing} for row in rows]
 
 
-def split_record(dataset: Dataset, parts: Split) -> dict[str, Any]:
-    """What ``split.json`` holds: the data's digest and which pictures are held out; of packed data their shards say."""
+def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
+    """Return the content of ``split.json``: the data's digest and the split.
+
+    Names are listed for people, and for the images of packed data their shards say the split. Digests of contents
+    identify images that were moved or renamed; see :func:`joined_digests`.
+
+    Args:
+        dataset: the images.
+        parts: their split.
+        inherited: digests of other images that the weights at the start of the training had been trained on.
+    """
     listed = dataset.packed is None
+
+    def names(positions: npt.NDArray[np.int64]) -> list[str]:
+        return [dataset.names[i] for i in positions] if listed else []
+
+    contents = None
+    if dataset.contents is not None:
+        contents = {name: joined_digests(dataset.contents[parts.part(name)]) for name in ("train", "val", "test")}
+        contents["of"] = dataset.contents_of
+        contents["moved"] = joined_digests(dataset.contents[parts.moved])
+        contents["inherited"] = "" if inherited is None else joined_digests(inherited)
     return {
         "digest": dataset.digest,
         "train_images": len(parts.train),
         "val_images": len(parts.val),
         "test_images": len(parts.test),
         "held_out_here": parts.held_out,
+        "split_by": "content" if parts.held_out and listed else "data",
         "skipped": list(dataset.skipped),
-        "val": [dataset.names[i] for i in parts.val] if listed else [],
-        "test": [dataset.names[i] for i in parts.test] if listed else [],
+        "val": names(parts.val),
+        "test": names(parts.test),
+        "moved": names(parts.moved),
+        "excluded": names(parts.excluded),
+        "contents": contents,
     }
+
+
+# A bundle lists this many digests of training images, by which data is recognized that overlaps with them.
+SKETCH = 512
+
+
+def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the part of ``split.json`` that travels with a bundle; None if an older version wrote the record.
+
+    It has the smallest digests of the training images (a bottom-k sketch), so that a bundle recognizes data that it
+    was trained on, and the digests of images whose side is not that of their hash.
+    """
+    contents = record.get("contents")
+    if not contents:
+        return None
+    trained = np.unique(np.concatenate([separated_digests(contents[name]) for name in ("train", "val", "inherited")]))
+    return {
+        "by": record["split_by"],
+        "of": contents["of"],
+        "moved": contents["moved"],
+        "trained": len(trained),
+        "sketch": joined_digests(trained[:SKETCH]),
+    }
+
+
+def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
+    """Return digests as one string with the first 16 hexadecimal digits of each."""
+    return b"".join(contents.astype("S16").tolist()).decode()
+
+
+def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
+    """Return the digests of :func:`joined_digests`, ``(N,)`` of 16 hexadecimal digits."""
+    if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
+        raise ValueError("digests are damaged")
+    return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:

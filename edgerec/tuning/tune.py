@@ -17,6 +17,7 @@ from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
 from edgerec.models import reconstructs
 from edgerec.train.fit import resolved
 from edgerec.train.keras import prepare
+from edgerec.train.leakage import check_exposure
 from edgerec.tuning.cost import PLACES, Limits, shown
 from edgerec.tuning.plan import (
     ABOUT,
@@ -203,6 +204,7 @@ class _Subject:
     def of(cls, recipe: Recipe, listener: Listener) -> _Subject:
         prepare(recipe.train, recipe.seed)
         recipe, dataset, parts = resolved(recipe, listener)
+        check_exposure(recipe, dataset, parts)
         return cls(recipe, dataset.labels, len(parts.train), dataset.digest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -218,16 +219,33 @@ def _channel_order(offered: Offered, dataset: Dataset, split: Split, trained: Wh
 
 
 def _found(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Which:
-    """Which pictures are in that part, pixel for pixel. Looked up by their middle row, then compared."""
+    """Return which images are in that part of the data, pixel for pixel.
+
+    Candidates are looked up by the checksum that a pack's index has of each image, or by their middle row, so that only
+    candidates are read as a whole.
+    """
+    if dataset.packed is not None:
+        return _found_packed(images, dataset, part)
     row = images.shape[1] // 2
     by_row: dict[bytes, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         by_row[image[row].tobytes()].append(i)
-    found = np.zeros(len(images), bool)
-    stored = np.asarray(dataset.images)
+    found, stored = np.zeros(len(images), bool), dataset.images
     for position in part:
         for i in by_row.get(stored[position, row].tobytes(), ()):
             found[i] = found[i] or np.array_equal(images[i], stored[position])
+    return found
+
+
+def _found_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Which:
+    assert dataset.packed is not None
+    stored_crc = dataset.packed.index["crc"][part]
+    crc = np.array([zlib.crc32(np.ascontiguousarray(image).tobytes()) for image in images], stored_crc.dtype)
+    found = np.zeros(len(images), bool)
+    for position in part[np.isin(stored_crc, crc)]:
+        stored = dataset.images[int(position)]
+        candidates = np.flatnonzero(crc == dataset.packed.index["crc"][position])
+        found[candidates] |= [np.array_equal(images[i], stored) for i in candidates]
     return found
 
 

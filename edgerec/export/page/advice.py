@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from edgerec.export.page.facts import RunReport, Step
+from edgerec.train.baseline import is_near
 
 # Points between training and validation from which on a model knows its pictures by heart.
 OVERFIT_POINTS = 5.0
@@ -27,13 +28,26 @@ def advice(report: RunReport) -> tuple[Step, ...]:
     run = shlex.quote(report.run)
     if not report.finished:
         return (Step(f"edgerec train --resume --out {run}", "the training is unfinished: it goes on where it stopped"),)
+    if _is_near_majority(report):
+        return tuple(_better(report))
     return (*_better(report), *_smaller(report, run), *_out(report, run))
+
+
+def _is_near_majority(report: RunReport) -> bool:
+    counts = [row.test or 0 for row in report.classes]
+    if report.top1 is None or not sum(counts):
+        return False
+    return is_near(report.top1.value, max(counts) / sum(counts), report.top1.images)
 
 
 def _better(report: RunReport) -> Iterator[Step]:
     """What would make the model itself better, or the figures more certain."""
-    if report.top1 and report.top1.value < GUESSING / len(report.classes):
-        yield Step("", "it hardly does better than guessing: more train.epochs, or another train.learning_rate")
+    if _is_near_majority(report) or (report.top1 and report.top1.value < GUESSING / len(report.classes)):
+        yield Step(
+            f"edgerec data check {shlex.quote(report.made.source)}",
+            "the accuracy is hardly better than guessing or always predicting the most frequent class: check images "
+            "and labels, then train with more images, more train.epochs or another train.learning_rate",
+        )
     elif report.made.truth == "labels":
         yield from _weak(report)
     best = next((row for row in report.history if row["epoch"] == report.made.best_epoch), None)

@@ -1,0 +1,269 @@
+"""The size limit of the pixel cache: entries are listed, locked while they are in use, and evicted.
+
+An entry consists of ``KEY.raw`` (the pixels) and ``KEY.json`` (its description). A process that has mapped an entry
+holds a shared lock on ``KEY.raw``; an entry is deleted only under an exclusive lock, so that no process loses pixels
+that it is using. The modification time of ``KEY.json`` is the time of the last use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.files import cache_folder
+from edgerec.errors import EdgerecError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which refuses to delete a file that is mapped
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "EDGEREC_CACHE_LIMIT"
+DEFAULT_LIMIT_BYTES = 20_000_000_000
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+# A temporary file that was not written to for this long was left by a process that was killed.
+ABANDONED_S = 3600.0
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """The stored pixels of one data set at one input size.
+
+    Attributes:
+        key: name of the entry's files without the suffix.
+        source: the folder that the images came from, or ``arrays``; empty if the description cannot be read.
+        images: number of files or array rows, including files that are not images.
+        input: height, width and channels of the model's input.
+        size_bytes: size on disk.
+        last_used: seconds since the epoch.
+        in_use: whether a process is using the entry now.
+    """
+
+    key: str
+    source: str
+    images: int
+    input: tuple[int, ...]
+    size_bytes: int
+    last_used: float
+    in_use: bool
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """The content of the pixel cache.
+
+    Attributes:
+        folder: where the entries are.
+        limit_bytes: size limit; None if there is none.
+        entries: all entries, the most recently used first.
+        removed: entries that this call deleted.
+    """
+
+    folder: str
+    limit_bytes: int | None
+    entries: tuple[CacheEntry, ...]
+    removed: tuple[CacheEntry, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of the entries."""
+        return sum(entry.size_bytes for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "folder": self.folder,
+            "limit_bytes": self.limit_bytes,
+            "size_bytes": self.size_bytes,
+            "entries": [asdict(entry) for entry in self.entries],
+            "removed": [asdict(entry) for entry in self.removed],
+        }
+
+
+def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> CacheReport:
+    """List the pixel cache, and optionally make it smaller.
+
+    Args:
+        clear: delete all entries that are not in use.
+        limit_bytes: delete the least recently used entries until the cache is at most this large.
+
+    Raises:
+        EdgerecError: the environment variable EDGEREC_CACHE_LIMIT is not a size.
+    """
+    removed: list[CacheEntry] = []
+    if clear or limit_bytes is not None:
+        removed = _evict(0 if clear else limit_bytes or 0)
+    folder = cache_folder()
+    entries = sorted(_entries(folder), key=lambda entry: -entry.last_used)
+    return CacheReport(str(folder), limit(), tuple(entries), tuple(removed))
+
+
+def limit() -> int | None:
+    """Return the size limit in bytes from EDGEREC_CACHE_LIMIT, 20 GB by default; None if it is ``none``."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return DEFAULT_LIMIT_BYTES
+    if text.lower() == "none":
+        return None
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise EdgerecError(f"{VARIABLE} is {text!r}: {error}, or none for no limit") from None
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes of a size such as ``500M``, ``20GB`` or ``1.5 T``; raises ValueError."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError("expected a size such as 500M or 20G")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def make_room(size_bytes: int, *, keep: Path) -> None:
+    """Delete the least recently used entries so that ``size_bytes`` more fit into the limit; ``keep`` stays."""
+    limit_bytes = limit()
+    if limit_bytes is None:
+        return
+    for entry in _evict(max(0, limit_bytes - size_bytes), keep=keep.stem):
+        log.info(
+            "pixel cache: deleted %.1f MB of %s, which was least recently used", entry.size_bytes / 1e6, entry.source
+        )
+
+
+def lock_shared(store: Path) -> int | None:
+    """Return a file descriptor that protects a stored entry from eviction until it is closed; None if there is none."""
+    while True:
+        try:
+            descriptor = os.open(store, os.O_RDONLY)
+        except OSError:
+            return None
+        if fcntl is None:
+            return descriptor
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            # The file may have been deleted or replaced before the lock was granted.
+            if os.path.samestat(os.fstat(descriptor), store.stat()):
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)
+
+
+def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
+    """Close a descriptor of :func:`lock_shared` when the mapped file is not used any more."""
+    mapping = getattr(images, "_mmap", None)
+    weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
+
+
+def mark_used(about: Path) -> None:
+    """Record that an entry is used now."""
+    with suppress(OSError):  # a cache that cannot be written can still be read
+        os.utime(about)
+
+
+def _evict(limit_bytes: int, keep: str = "") -> list[CacheEntry]:
+    folder = cache_folder()
+    _delete_abandoned(folder)
+    entries = sorted(_entries(folder), key=lambda entry: entry.last_used)
+    total, removed = sum(entry.size_bytes for entry in entries), []
+    for entry in entries:
+        if total <= limit_bytes:
+            break
+        if entry.key != keep and _delete(folder / f"{entry.key}.raw"):
+            total -= entry.size_bytes
+            removed.append(entry)
+    return removed
+
+
+def _entries(folder: Path) -> Iterator[CacheEntry]:
+    keys = {path.stem for suffix in ("raw", "json") for path in folder.glob(f"*.{suffix}") if _KEY.fullmatch(path.stem)}
+    for key in keys:
+        store, about = folder / f"{key}.raw", folder / f"{key}.json"
+        try:
+            files = [path.stat() for path in (store, about) if path.exists()]
+        except OSError:  # another process has just deleted it
+            continue
+        source, images, shape = _description(about)
+        yield CacheEntry(
+            key,
+            source,
+            images,
+            shape,
+            sum(file.st_size for file in files),
+            max((file.st_mtime for file in files), default=0.0),
+            _in_use(store),
+        )
+
+
+def _description(about: Path) -> tuple[str, int, tuple[int, ...]]:
+    """Return source, number of images and input shape; empty values if the description is missing or damaged."""
+    try:
+        values = json.loads(about.read_text(encoding="utf-8"))
+        return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", 0, ()
+
+
+def _in_use(store: Path) -> bool:
+    with _exclusively(store) as locked:
+        return not locked
+
+
+def _delete(store: Path) -> bool:
+    """Delete an entry and return True, or return False if a process is using it."""
+    with _exclusively(store) as locked:
+        if locked:
+            try:
+                # The pixels go last, because the lock is on them.
+                store.with_suffix(".json").unlink(missing_ok=True)
+                store.unlink(missing_ok=True)
+            except OSError:
+                return False
+        return locked
+
+
+@contextmanager
+def _exclusively(store: Path) -> Iterator[bool]:
+    """Give True if no process is using an entry; no process starts to use it in the block."""
+    try:
+        descriptor = os.open(store, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True  # only its description is there
+        return
+    except OSError:
+        yield False
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError:
+        locked = False
+    try:
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _delete_abandoned(folder: Path) -> None:
+    for path in folder.glob(".*.partial.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()

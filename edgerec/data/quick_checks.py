@@ -1,0 +1,84 @@
+"""Checks of a data set that take a second, for the start of a training; ``edgerec data check`` is thorough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.data.dataset import Dataset
+from edgerec.data.examine import FEW, UNBALANCED
+from edgerec.data.likeness import NEAR_LEVELS, Pairs, confirmed, distances, thumbnails
+from edgerec.data.split import Split
+
+Indices = npt.NDArray[np.int64]
+
+# At most this many held-out images are compared with at most this many training images, of at most this many bytes.
+HELD_OUT, TRAINING, SAMPLE_BYTES = 500, 20_000, 1 << 28
+CHUNK = 2048
+# Two different images can look alike by chance, so that a few near-duplicates are not worth a warning.
+DUPLICATES = 0.02
+NAMED = 3
+
+
+def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
+    """Yield a warning for each problem: few images, imbalance, and likely duplicates across splits.
+
+    Args:
+        dataset: the images.
+        split: their split.
+    """
+    if dataset.labels:
+        yield from _class_sizes(dataset)
+    if dataset.packed is None:  # reading a pack in another order than that of its shards takes long
+        yield from _duplicates(dataset, split)
+
+
+def _class_sizes(dataset: Dataset) -> Iterator[str]:
+    counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
+    if (few := np.flatnonzero(counts < FEW)).size:
+        named = ", ".join(f"{dataset.labels[i]} {counts[i]}" for i in few[:NAMED])
+        more = f" and {len(few) - NAMED} more classes" if len(few) > NAMED else ""
+        yield f"too few images: {named}{more}, expected at least {FEW} per class, better 100: add images"
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[least] * UNBALANCED < counts[most]:
+        yield (
+            f"imbalance: class {dataset.labels[least]!r} has {counts[least]:,} images, {dataset.labels[most]!r} has "
+            f"{counts[most]:,}: add images, or set train.class_weights=balanced"
+        )
+
+
+def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
+    """Compare a sample of the held-out images with the training images."""
+    rng = np.random.default_rng(0)
+    image_bytes = int(np.prod(dataset.images.shape[1:]))
+    count = min(TRAINING, max(HELD_OUT, SAMPLE_BYTES // image_bytes))
+    train = np.sort(rng.permutation(split.train)[:count])
+    held_out = np.sort(rng.permutation(np.concatenate([split.val, split.test]))[:HELD_OUT])
+    if not len(train) or not len(held_out):
+        return
+    pairs = _near(dataset, held_out, train)
+    share = len(pairs.one) / len(held_out)
+    if share >= DUPLICATES:
+        one, other = dataset.names[pairs.one[0]], dataset.names[pairs.other[0]]
+        yield (
+            f"likely duplicates across splits: {len(pairs.one)} of {len(held_out)} validation and test images "
+            f"({share:.0%}) are nearly the same as a training image, such as {one} and {other}, so that the accuracy "
+            "is too high: keep related images together with --group-by, or see edgerec data check"
+        )
+
+
+def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
+    """Return the nearest training image of each held-out image that is a near-duplicate."""
+    ours = thumbnails(np.asarray(dataset.images[held_out]))
+    best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
+    for start in range(0, len(train), CHUNK):
+        some = train[start : start + CHUNK]
+        apart = distances(ours, thumbnails(np.asarray(dataset.images[some])))
+        nearest = apart.argmin(axis=1)
+        levels = apart[np.arange(len(ours)), nearest]
+        nearer = levels < best
+        best[nearer], partner[nearer] = levels[nearer], some[nearest[nearer]]
+    near = best <= NEAR_LEVELS
+    return confirmed(Pairs(held_out[near], partner[near], best[near]), np.asarray(dataset.images))

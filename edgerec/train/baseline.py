@@ -1,0 +1,42 @@
+"""Compare an accuracy with what a model reaches that always predicts the most frequent class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# An accuracy must be this many standard deviations above the majority-class level to show that anything was learned.
+DEVIATIONS = 2.0
+
+
+def majority_level(figures: Mapping[str, Any]) -> float:
+    """Return the fraction of the images that are of the most frequent class, 0 to 1; 0 if there are no classes."""
+    counts = [float(row["support"]) for row in figures.get("per_class", {}).values()]
+    return max(counts) / sum(counts) if sum(counts) else 0.0
+
+
+def is_near(accuracy: float, level: float, images: int) -> bool:
+    """Return whether an accuracy on this many images is no better than ``level``, as far as chance lets one tell."""
+    if not images or not level:
+        return False
+    margin = DEVIATIONS * math.sqrt(level * (1 - level) / images)
+    return accuracy < 1.0 and accuracy <= level + margin
+
+
+def warning(figures: Mapping[str, Any]) -> str:
+    """Return a warning if figures are near the majority-class level, otherwise an empty string.
+
+    Args:
+        figures: ``accuracy``, ``images`` and ``per_class`` as in ``metrics.json`` and a variant's report.
+    """
+    level = majority_level(figures)
+    if not is_near(figures["accuracy"], level, figures["images"]):
+        return ""
+    return (
+        f"the accuracy of {figures['accuracy']:.1%} on {figures['images']} images is not clearly better than always "
+        f"predicting the most frequent class ({level:.1%}): the model has hardly learned to tell the classes apart"
+    )
+
+
+ADVICE = "check images and labels with edgerec data check, then add images, or train with more epochs or another arch"

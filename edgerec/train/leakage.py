@@ -1,0 +1,163 @@
+"""Refuse weights and teachers that were trained on images that are held out now."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.recipe import ModelSection, Recipe
+from edgerec.data import Dataset, Split, recorded_split
+from edgerec.errors import RecipeError
+from edgerec.models import OWN
+from edgerec.train.run import TRAINED_IMAGES, Run, separated_digests
+
+log = logging.getLogger(__name__)
+
+Digests = npt.NDArray[np.bytes_]
+
+RANDOM_OR_IMAGENET = ("none", "imagenet")
+# A model file is at most this many folders below its run: RUN/checkpoints/x.keras, RUN/VARIANT/model.keras.
+DEPTH = 3
+# The record in a model file is not read if it is larger than this.
+MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Images that a model has been trained on, directly or through the weights that it started from.
+
+    Attributes:
+        train: digests of training images.
+        val: digests of validation images, by which its best epoch was chosen.
+        advice: how a training can avoid to hold out these images.
+    """
+
+    train: Digests
+    val: Digests
+    advice: str
+
+    @classmethod
+    def of_file(cls, path: str | Path, dataset: Dataset) -> Exposure | None:
+        """Return what the model in a file or run has been trained on; None if it is not known."""
+        if (run := run_of(path)) is not None:
+            return cls._of_run(run, dataset)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.getinfo(TRAINED_IMAGES).file_size > MOST_BYTES:
+                    return None
+                record = json.loads(archive.read(TRAINED_IMAGES))
+            return cls._recorded(record["contents"], dataset, record["seed"], record["data"])
+        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
+    def _recorded(
+        cls, contents: Mapping[str, str], dataset: Dataset, seed: int, data: Mapping[str, Any]
+    ) -> Exposure | None:
+        if contents["of"] != dataset.contents_of:
+            return None
+        train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
+        keys = ", ".join(f"data.{key}={data[key]!r}" for key in ("test_fraction", "val_fraction", "group_by"))
+        return cls(np.concatenate([train, inherited]), val, f"split as its training did (seed={seed!r}, {keys})")
+
+    @classmethod
+    def _of_run(cls, run: Run, dataset: Dataset) -> Exposure | None:
+        if run.recipe.model.arch == OWN:  # another tool trained it
+            return None
+        record = run.split_record
+        if contents := record.get("contents"):
+            return cls._recorded(contents, dataset, run.recipe.seed, vars(run.recipe.data))
+        if dataset.contents is not None and dataset.digest == record["digest"]:
+            parts, known = recorded_split(dataset, record), shortened(dataset.contents)
+            advice = "train it again, because an older edgerec split its images by another rule"
+            return cls(known[parts.train], known[parts.val], advice)
+        return None
+
+
+def shortened(contents: Digests) -> Digests:
+    """Return digests as runs record them: the first 16 hexadecimal digits."""
+    return contents.astype("S16")
+
+
+def with_weights_file(section: ModelSection) -> ModelSection:
+    """Return the section with the model file of the run that ``model.weights`` names, if it names a run.
+
+    Raises:
+        EdgerecError: the run is not finished.
+    """
+    if section.weights in RANDOM_OR_IMAGENET or not Path(section.weights).is_dir():
+        return section
+    return replace(section, weights=str(Run.open(section.weights).path / "model.keras"))
+
+
+def run_of(path: str | Path) -> Run | None:
+    """Return the run that a model file or a run's folder belongs to; None for a file from elsewhere."""
+    for place in dict.fromkeys((Path(path).absolute(), Path(path).resolve())):
+        for folder in (place, *place.parents[:DEPTH]):
+            if Run(folder).begun:
+                return Run(folder)
+    return None
+
+
+def check_exposure(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
+    """Refuse starting weights and teachers that were trained on test or validation images of this split.
+
+    Args:
+        recipe: ``model.weights`` and ``distill.teachers`` say what the training starts from.
+        dataset: the images.
+        parts: their split.
+
+    Returns:
+        Digests of all other images that the weights and teachers were trained on.
+
+    Raises:
+        RecipeError: accuracy on the held-out images would be too high.
+    """
+    sources = [("distill.teachers", path.strip()) for path in recipe.distill.teachers.split(",") if path.strip()]
+    if recipe.model.weights not in RANDOM_OR_IMAGENET:
+        sources.append(("model.weights", recipe.model.weights))
+    inherited: list[Digests] = []
+    for key, path in sources:
+        exposure = refuse_exposed(path, f"{key} {path}", dataset, parts)
+        if exposure is not None:
+            inherited += [exposure.train, exposure.val]
+    own = np.empty(0, "S16") if dataset.contents is None else shortened(dataset.contents[parts.train])
+    return np.setdiff1d(np.concatenate([np.empty(0, "S16"), *inherited]), own)
+
+
+def refuse_exposed(path: str | Path, what: str, dataset: Dataset, parts: Split) -> Exposure | None:
+    """Raise :class:`RecipeError` if the run of a model file was trained on held-out images of ``parts``.
+
+    Returns:
+        What the model has been trained on; None, with a warning in the log, if it is not known.
+    """
+    exposure = Exposure.of_file(path, dataset)
+    if exposure is None or dataset.contents is None:
+        log.warning(
+            "%s: it is not known which images it was trained on; if test images are among them, the accuracy measured "
+            "here is too high",
+            what,
+        )
+        return None
+    known = shortened(dataset.contents)
+    for name, positions, trained in (
+        ("test", parts.test, np.concatenate([exposure.train, exposure.val])),
+        ("validation", parts.val, exposure.train),
+    ):
+        common = positions[np.isin(known[positions], trained)]
+        if len(common):
+            raise RecipeError(
+                f"{what} was trained on {len(common)} of the {len(positions)} {name} images (such as "
+                f"{dataset.names[common[0]]}), so that the accuracy on them would be too high: {exposure.advice}, or "
+                "start from other weights"
+            )
+    return exposure
