@@ -29,6 +29,7 @@ _NEEDED_BY = {
     "sqlalchemy": ("SQLAlchemy", "tune"),
     "psycopg": ("psycopg", "tune"),
     "prometheus_client": ("prometheus-client", "prometheus"),
+    "pillow_heif": ("pillow-heif", "heic"),
 }
 
 

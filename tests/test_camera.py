@@ -273,7 +273,7 @@ def test_folder_of_pictures_is_a_source(bundle, pictures, tmp_path, edgerec):
     done = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
     objects = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
     assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in pictures]
-    assert "note.txt is no picture: skipped" in done.stderr
+    assert "note.txt was skipped: OpenCV cannot decode it" in done.stderr
 
 
 def test_frames_match_predict(bundle, pictures, tmp_path):
@@ -328,7 +328,7 @@ def test_source_that_is_no_video(bundle, tmp_path):
     with pytest.raises(SourceError, match="no video"):
         open_source(str(tmp_path / "no.mp4"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="no pictures"):
+    with pytest.raises(SourceError, match="no images"):
         open_source(str(tmp_path / "empty"))
     assert without_password("rtsp://a:b@c/d") == "rtsp://c/d"
     assert without_password("rtsp://a:b@b@c/d@e") == "rtsp://c/d@e"

@@ -153,7 +153,7 @@ def test_arrays_few_pictures_and_pictures_without_labels(tmp_path, sound):
     np.savez(tmp_path / "some.npz", x_train=x, y_train=y)
     report = check_data(of(tmp_path / "some.npz"))
     (copy,) = (finding for finding in report.findings if finding.kind.startswith("copy"))
-    assert copy.names == (f"{tmp_path / 'some.npz'}[7]", f"{tmp_path / 'some.npz'}[3]")
+    assert copy.names == ("some.npz[7]", "some.npz[3]")
     assert [finding.kind for finding in report.findings].count("few") == 3
     assert report.label_accuracy is None  # noise teaches nothing
     flat = shutil.copytree(sound / "train" / "d0", tmp_path / "flat")
@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(sound, tmp_path):
         check_data(of(sound), tmp_path / "mine", overwrite=True)
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")
-    with pytest.raises(DataError, match="none of its 1 files is a picture"):
+    with pytest.raises(DataError, match="none of its 1 files is an image"):
         check_data(of(tmp_path / "texts"))
     for arguments, words in (
         (("show", "nothing"), "unknown data set"),

@@ -202,14 +202,14 @@ def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplo
             pack_data(recipe, tmp_path / "pack")
         made = pack_data(recipe.override({"data.group_by": ""}), tmp_path / "pack")
     assert made.skipped == ("red/notes.txt",)
-    assert "skipped 1 files that are no pictures: red/notes.txt" in caplog.text
+    assert "skipped 1 files that are not readable images: red/notes.txt" in caplog.text
     assert sum(made.counts.values()) == 40
     with pytest.raises(OutputExistsError, match="already exists"):
         pack_data(recipe, tmp_path / "pack")
     monkeypatch.chdir(image_folder)
     with pytest.raises(OutputExistsError, match="holds something else"):
         pack_data(recipe, ".", overwrite=True)
-    with pytest.raises(DataError, match=r"notes.txt is no picture"):
+    with pytest.raises(DataError, match=r"notes.txt is not a readable image"):
         pack_data(recipe.override({"data.group_by": "", "data.strict": True}), tmp_path / "strict")
     assert not (tmp_path / "strict").exists()
 

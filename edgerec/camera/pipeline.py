@@ -133,8 +133,8 @@ class Camera:
             BundleError: no such bundle.
         """
         sources = [source] if isinstance(source, str) else list(source)
-        addresses = [find_source(uri, wanted, loop=loop) for uri in sources]
         opened = Bundle.open(bundle)
+        addresses = [find_source(uri, wanted, opened.manifest.levels, loop=loop) for uri in sources]
         manifest = opened.manifest
         threads, at_once = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):

@@ -26,5 +26,5 @@ def predict(
     classifier = bundle if isinstance(bundle, Classifier) else Classifier.open(bundle, threshold=threshold)
     for index, path in enumerate(images):
         grabbed_s = time.monotonic()
-        frame = Frame(read_image(path), index, grabbed_s, str(path))
+        frame = Frame(read_image(path, classifier.levels), index, grabbed_s, str(path))
         yield Result(frame, classifier.classify(frame.image), time.monotonic())

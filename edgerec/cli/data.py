@@ -78,7 +78,7 @@ def check(
         from edgerec.data.check import check_data
         from edgerec.data.packed import Packed, is_pack
 
-        if is_pack(recipe.data.source):
+        if isinstance(recipe.data.source, str) and is_pack(recipe.data.source):
             made = Packed.open(recipe.data.source)
             made.verify(listener)
             if json:

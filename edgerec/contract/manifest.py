@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
+from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
@@ -153,6 +154,20 @@ class Manifest:
             name for name in self.files if name in models or name == "labels.txt" or name.startswith("golden/")
         )
 
+    @property
+    def levels(self) -> Levels:
+        """The values that become black and white in image files with 16 bits per sample."""
+        return self.preprocess.levels
+
+    def _check_levels(self, where: str) -> None:
+        for number, spec in enumerate(self.networks[1:], start=2):
+            if spec.preprocess.levels != self.levels:
+                raise BundleError(
+                    f"{where}: model {number} was trained with other black and white levels of 16-bit images "
+                    f"({spec.preprocess.levels.black} and {spec.preprocess.levels.white}) than the first one "
+                    f"({self.levels.black} and {self.levels.white}): train them with the same data.white_level"
+                )
+
     def to_json(self) -> str:
         """The manifest as indented JSON, its schema version first."""
         values = {"schema": SCHEMA_VERSION} | _plain(self)
@@ -211,6 +226,7 @@ class Manifest:
             model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
         if self.novelty is not None:
             self.novelty.check(f"{where}: novelty", self.labels, self.files)
+        self._check_levels(where)
 
 
 def origins(manifest: Manifest) -> list[Mapping[str, Any]]:

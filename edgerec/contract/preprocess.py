@@ -9,7 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.image_files import Levels, decode
 from edgerec.optional import require
+
+__all__ = ["Fit", "Image", "Interpolation", "PreprocessSpec", "apply", "contiguous", "decode", "encode_png"]
 
 Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
@@ -35,6 +38,8 @@ class PreprocessSpec:
             the same bytes on every CPU.
         version: version of the resulting pixels, 1 to ``PREPROCESS_VERSION``. Old versions are kept so that a model
             continues to see the pixels that it was trained on.
+        black_level: value that becomes black in image files with 16 bits per sample.
+        white_level: value that becomes white there, e.g. 4095 for images of 12 bits.
     """
 
     height: int
@@ -43,6 +48,8 @@ class PreprocessSpec:
     fit: Fit = "crop"
     interpolation: Interpolation = "linear"
     version: int = PREPROCESS_VERSION
+    black_level: int = 0
+    white_level: int = 65535
 
     def __post_init__(self) -> None:
         for name, value in (("height", self.height), ("width", self.width)):
@@ -65,14 +72,29 @@ class PreprocessSpec:
                 f"{PREPROCESS_VERSION}: upgrade it with pip install -U edgerec"
             )
 
+        levels = (self.black_level, self.white_level)
+        if not all(type(level) is int for level in levels) or not -32768 <= levels[0] < levels[1] <= 65535:
+            raise ValueError(
+                f"preprocess.black_level and white_level are {levels[0]!r} and {levels[1]!r}; "
+                "expected two integers from -32768 to 65535, the first one smaller"
+            )
+
+    @property
+    def levels(self) -> Levels:
+        """The values that become black and white in image files with 16 bits per sample."""
+        return Levels(self.black_level, self.white_level)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(height, width, channels)``."""
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON values; the levels only if they differ from 0 and 65535."""
+        fields = asdict(self)
+        if self.levels == Levels():
+            del fields["black_level"], fields["white_level"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
@@ -123,21 +145,6 @@ def contiguous(image: Image) -> Image:
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)
     return np.ascontiguousarray(image)
-
-
-def decode(content: bytes) -> Image | None:
-    """Decode a picture file's bytes to uint8 ``(H, W, 3)`` RGB, or None when they are no picture.
-
-    EXIF orientation is applied, 16 bits become 8, grey becomes RGB, transparency is dropped.
-    """
-    cv2 = require("cv2")
-    if not content:
-        return None
-    try:
-        image: Image | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
-    return None if image is None else np.ascontiguousarray(image[:, :, ::-1])
 
 
 def encode_png(image: Image) -> bytes:

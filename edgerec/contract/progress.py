@@ -16,6 +16,19 @@ class Progress:
     text: str = ""
 
 
+# The most reports of a loop over images.
+MOST_REPORTS = 200
+
+
+def steps(count: int) -> range:
+    """Return the positions in a loop over ``count`` items at which it reports: the first one, and evenly many more.
+
+    The last position is always one of them.
+    """
+    every = max(1, count // MOST_REPORTS)
+    return range((count - 1) % every, count, every) if count else range(0)
+
+
 Listener = Callable[[Progress], None]
 
 

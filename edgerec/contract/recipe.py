@@ -7,9 +7,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from edgerec.contract.content import reason
+from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PREPROCESS_VERSION, UNRECORDED_VERSION, Fit, Interpolation, PreprocessSpec
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.errors import RecipeError, unknown
@@ -57,11 +58,24 @@ def _text(default: str, about: str) -> Any:
     return _key(default, about, "text", lambda value: True)
 
 
+def _texts(default: str, about: str, expected: str) -> Any:
+    """A recipe key that takes a string, or a list of strings."""
+
+    def check(value: str | tuple[Any, ...]) -> bool:
+        return isinstance(value, str) or (len(value) > 1 and all(isinstance(one, str) and one for one in value))
+
+    return _key(default, about, expected, check)
+
+
 @dataclass(frozen=True)
 class DataSection:
-    """The pictures, how they become pixels, and how they are split."""
+    """The images, how they become pixels, and how they are split."""
 
-    source: str = _text("digits", "digits, mnist, fashion_mnist, cifar10, cifar100, a .npz file or an image folder")
+    source: str | tuple[str, ...] = _texts(
+        "digits",
+        "digits, mnist, fashion_mnist, cifar10, cifar100, a .npz file or an image folder; or a list of several",
+        "text or a list of different texts",
+    )
     input_size: int = _key(
         0,
         "side of the model's square input in pixels; 0 = the pictures' own size, at most 96",
@@ -82,6 +96,13 @@ class DataSection:
     normalise: str = _choice(
         "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
     )
+    black_level: int = _number(0, "value that becomes black in files with 16 bits per sample", -32768, 65534)
+    white_level: int = _number(
+        0,
+        "value that becomes white there, e.g. 4095 for 12 bits; 0 = both levels are determined from the data",
+        0,
+        65535,
+    )
     group_by: str = _text(
         "", "regular expression: images with the same match in their path below the class folder stay together"
     )
@@ -91,12 +112,40 @@ class DataSection:
     )
     strict: bool = _flag(False, "refuse files that are no pictures instead of skipping them")
 
+    def __post_init__(self) -> None:
+        integers = type(self.black_level) is int and type(self.white_level) is int
+        if integers and self.white_level and self.black_level >= self.white_level:
+            raise RecipeError(
+                f"data.black_level is {self.black_level}, expected a value below data.white_level ({self.white_level})"
+            )
+
     @property
     def preprocess(self) -> PreprocessSpec:
         """Preprocessing of the model's input; ``input_size`` and ``channels`` must be known (not 0)."""
         size, fit, interpolation = self.input_size, cast(Fit, self.fit), cast(Interpolation, self.interpolation)
         version = self.preprocess_version or PREPROCESS_VERSION
-        return PreprocessSpec(size, size, self.channels, fit, interpolation, version)
+        white_level = self.white_level or Levels().white
+        return PreprocessSpec(size, size, self.channels, fit, interpolation, version, self.black_level, white_level)
+
+    @property
+    def levels(self) -> Levels | None:
+        """The values that become black and white in files with 16 bits per sample; None if the data determines them."""
+        return Levels(self.black_level, self.white_level) if self.white_level else None
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The data sets that are merged; usually one."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def title(self) -> str:
+        """The names or paths of the data sets, for messages."""
+        return " + ".join(self.places)
+
+    @property
+    def without_folders(self) -> DataSection:
+        """A copy in which the data sets have names, but no paths, so that others may see it."""
+        return replace(self, source=one_or_tuple(Path(place).name for place in self.places))
 
 
 @dataclass(frozen=True)
@@ -140,6 +189,12 @@ class AugmentSection:
         if not self.randaugment:
             del chosen["randaugment_strength"]
         return {name: value for name, value in chosen.items() if value}
+
+
+def one_or_tuple(places: Iterable[str]) -> str | tuple[str, ...]:
+    """Return data sets as :attr:`DataSection.source` has them: a string if it is one, otherwise a tuple."""
+    every = tuple(places)
+    return every[0] if len(every) == 1 else every
 
 
 NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(AugmentSection()).items()})
@@ -281,8 +336,9 @@ class Recipe:
 
     @property
     def unversioned(self) -> Recipe:
-        """The same recipe with the preprocessing version of runs and bundles that do not record one."""
-        return replace(self, data=replace(self.data, preprocess_version=UNRECORDED_VERSION))
+        """The same recipe with the preprocessing version and white level of runs that do not record them."""
+        data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
+        return replace(self, data=data)
 
     def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
         """A copy with dotted keys replaced: ``{"train.epochs": 3}``."""
@@ -367,6 +423,8 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
             value = float(min(value, 10**300))
+        elif isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) and value:
+            value = one_or_tuple(value)
         changes[name] = value
     try:
         merged = replace(section, **changes)
@@ -395,6 +453,7 @@ def _check(section: Any, path: str) -> None:
             _check(value, f"{item.name}.")
             continue
         kind, expected = hints[item.name], item.metadata["expected"]
-        right_type = type(value) is kind or (kind is float and type(value) is int)
+        kinds = [get_origin(one) or one for one in get_args(kind)] or [kind]
+        right_type = type(value) in kinds or (kind is float and type(value) is int)
         if not right_type or not item.metadata["check"](value):
             raise RecipeError(f"{path}{item.name} is {value!r}, expected {expected}")

@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import cache_folder, replacing, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
-from edgerec.contract.progress import Listener, Progress
+from edgerec.contract.progress import Listener, Progress, steps
 from edgerec.data import cache_limit
 from edgerec.data.sources import Arrays, Files
 from edgerec.errors import DataError
 
 # Part of every key. Increase it when preprocess.apply or the stored format changes, so that old entries are not read.
-FORMAT = 2
+FORMAT = 3
 CHUNK = 256
 # Another process may clear the cache after an entry was written and before it is opened.
 ATTEMPTS = 2
@@ -45,7 +46,7 @@ class Pixels:
         contents: ``(valid,)``, the digest of each image's content, :data:`DIGEST_CHARS` hexadecimal digits.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Any
     valid: npt.NDArray[np.bool_]
     digest: str
     contents: Digests
@@ -126,6 +127,7 @@ def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
 
 def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec, listener: Listener) -> None:
     count = len(source.classes)
+    reported = steps(count)
     skipped: list[int] = []
     contents: list[str] = []
     over_all = hashlib.sha256()
@@ -137,7 +139,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
             else:
                 file.write(image.tobytes())
                 contents.append(content.hex()[:DIGEST_CHARS])
-            if position % CHUNK == CHUNK - 1 or position == count - 1:
+            if position in reported:
                 listener(Progress("reading images", position + 1, count))
         file.write("".join(contents).encode())
     values = {
@@ -160,7 +162,7 @@ def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[byte
             return b"", hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest(), apply(image, spec)
         path = source.paths[position]
         content = path.read_bytes()
-        decoded = decode(content)
+        decoded = decode(content, spec.levels)
         name = os.fsencode(path.relative_to(source.root).as_posix())
         return name, hashlib.sha256(content).digest(), None if decoded is None else apply(decoded, spec)
 

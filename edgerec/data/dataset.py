@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, decode
+from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.preprocess import PREPROCESS_VERSION, Image
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
+from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS, Digests, Pixels, pixels
+from edgerec.data.merged import MergedImages, merged_pixels
 from edgerec.data.packed import Packed, PackedImages, is_pack
-from edgerec.data.sources import Arrays, Files
+from edgerec.data.sources import Arrays, Files, Merged, Source
 from edgerec.errors import DataError, RecipeError
 
 log = logging.getLogger(__name__)
@@ -27,10 +30,13 @@ AUTO_SIZE_PX = (28, 96)
 _TOGETHER = 256
 
 
+Images = npt.NDArray[np.uint8] | PackedImages | MergedImages
+
+
 class Pictures:
     """Some pictures of a data set, in an order: of an array ``(N, height, width, channels)`` what scoring needs."""
 
-    def __init__(self, images: npt.NDArray[np.uint8] | PackedImages, positions: npt.NDArray[np.int64]) -> None:
+    def __init__(self, images: Images, positions: npt.NDArray[np.int64]) -> None:
         self._images, self._positions = images, positions
 
     def __len__(self) -> int:
@@ -61,21 +67,22 @@ class Dataset:
             identifies the image wherever it is stored; None if it is not known, as in packs of older versions.
     """
 
-    images: npt.NDArray[np.uint8] | PackedImages
+    images: Images
     classes: npt.NDArray[np.int64]
     splits: npt.NDArray[np.str_]
     labels: tuple[str, ...]
     names: Sequence[str]
     digest: str
     skipped: tuple[str, ...]
-    _originals: Arrays | Files | Packed
+    _originals: Source | Packed
     _positions: npt.NDArray[np.int64]
     contents: Digests | None = None
+    _levels: Levels | None = None
 
     @classmethod
-    def of(cls, found: Arrays | Files, section: DataSection, stored: Pixels | None = None) -> Dataset:
+    def of(cls, found: Source, section: DataSection, stored: Pixels | None = None) -> Dataset:
         """The data set of what was found; without its stored pixels, one that has all but the images."""
-        names = names_of(found, section.source)
+        names = found.names
         if stored is None:
             nothing = np.empty((0, *section.preprocess.shape), np.uint8)
             unknown = np.empty(0, f"S{DIGEST_CHARS}")
@@ -92,13 +99,14 @@ class Dataset:
             found,
             positions,
             stored.contents if len(stored.contents) == len(positions) else None,
+            section.levels,
         )
 
     def below_class_folder(self, index: int) -> str:
         """Return an image's path below its class folder, such as ``anna/monday/1.jpg``; in an array, its name."""
         name = self.names[index]
         parts = name.split("/")
-        if not isinstance(self._originals, Files) or not self.labels:
+        if not isinstance(self._originals, Files | Merged) or not self.labels:
             return name
         first = 1 if self.splits[index] else 0
         label = self.labels[self.classes[index]]
@@ -111,7 +119,8 @@ class Dataset:
         """What ``contents`` identifies: ``files`` by their bytes, or rows of ``arrays`` by their pixels."""
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
-        return "arrays" if isinstance(self._originals, Arrays) else "files"
+        parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
+        return "arrays" if all(isinstance(part, Arrays) for part in parts) else "files"
 
     @property
     def packed(self) -> Packed | None:
@@ -127,11 +136,9 @@ class Dataset:
         position = self._positions[index]
         if isinstance(self._originals, Packed):
             return self.images[index]
-        if isinstance(self._originals, Arrays):
-            return self._originals.images[position]
-        image = decode(self._originals.paths[position].read_bytes())
+        image = read_original(self._originals, int(position), self._levels)
         if image is None:
-            raise DataError(f"{self._originals.paths[position]} was a picture and is none any more")
+            raise DataError(f"{self.names[index]} could be read before, but it is not a readable image any more")
         return image
 
     def relabelled(self, labels: Sequence[str], answers: Mapping[str, str] | None = None) -> Dataset:
@@ -176,21 +183,41 @@ def load(
     Raises:
         DataError: nothing there, too few classes, files that are no pictures under ``strict``.
     """
-    if is_pack(section.source):
+    if isinstance(section.source, str) and is_pack(section.source):
         return _unpacked(Packed.open(section.source), section, least_size_px)
-    found, section = found_pictures(section, least_size_px=least_size_px, flat=flat)
-    dataset = Dataset.of(found, section, pixels(found, section.preprocess, listener))
-    _report_skipped(dataset.skipped, section)
-    _check_classes(dataset, section.source, least_classes)
+    found, section = found_pictures(section, least_size_px=least_size_px, flat=flat, listener=listener)
+    spec = section.preprocess
+    stored = merged_pixels(found, spec, listener) if isinstance(found, Merged) else pixels(found, spec, listener)
+    dataset = Dataset.of(found, section, stored)
+    reason = _why_skipped(found, dataset)
+    _report_skipped(dataset.skipped, section, reason)
+    _check_classes(dataset, section.title, least_classes, reason)
     return dataset, section
 
 
 def found_pictures(
-    section: DataSection, *, least_size_px: int = 8, flat: bool = False
-) -> tuple[Arrays | Files, DataSection]:
-    """What is at a section's source, not read yet, and the section with nothing left to be chosen."""
-    found = sources.find(section.source, flat=flat)
+    section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
+) -> tuple[Source, DataSection]:
+    """List the images at a section's source, and return the section with all values determined.
+
+    The log says what is unusual about an image folder.
+    """
+    found = sources.find(section.source, flat=flat, levels=section.levels)
+    if not isinstance(found, Arrays):
+        for text in found.warnings:
+            log.warning("%s", text)
+    if section.levels is None:
+        levels = determine_levels(found, section.title, listener)
+        section = replace(section, black_level=levels.black, white_level=levels.white)
     return found, _resolve(section, found, least_size_px)
+
+
+def read_original(source: Source, position: int, levels: Levels | None) -> Image | None:
+    """Return an image as it came: uint8 ``(H, W, 3)`` RGB, or as in its array; None if the file is not an image."""
+    part, place = source.locate(position)
+    if isinstance(part, Arrays):
+        return part.images[place]
+    return decode(part.paths[place].read_bytes(), levels)
 
 
 def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
@@ -201,6 +228,8 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
         "fit": spec.fit,
         "interpolation": spec.interpolation,
         "preprocess_version": spec.version,
+        "black_level": spec.black_level,
+        "white_level": spec.white_level,
         "group_by": pack.group_by,
     }
     default = DataSection()
@@ -230,7 +259,11 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
     return dataset, replace(section, **packed)
 
 
-def _resolve(section: DataSection, found: Arrays | Files, least_size_px: int) -> DataSection:
+def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSection:
+    if isinstance(found, Merged):
+        parts = [_resolve(section, part, least_size_px) for part in found.parts]
+        size, channels = (max(getattr(part, key) for part in parts) for key in ("input_size", "channels"))
+        return replace(section, input_size=size, channels=channels)
     size, channels = section.input_size, section.channels
     if size and size < least_size_px:
         raise RecipeError(f"data.input_size is {size}, this architecture needs at least {least_size_px} pixels")
@@ -253,31 +286,36 @@ def _typical_side(files: Files) -> int:
     return int(np.median(sides)) if sides else 0
 
 
-def names_of(found: Arrays | Files, source: str) -> list[str]:
-    """What each picture is called: its path relative to the data, or its place in an array."""
-    if isinstance(found, Files):
-        return [path.relative_to(found.root).as_posix() for path in found.paths]
-    return [f"{source}[{i}]" for i in range(len(found.classes))]
+def _why_skipped(found: Source, dataset: Dataset) -> str:
+    """Return why the first skipped file is not a readable image; empty if no file was skipped."""
+    if not dataset.skipped:
+        return ""
+    position = found.names.index(dataset.skipped[0])
+    part, place = found.locate(position)
+    try:
+        return why_unreadable(part.paths[place].read_bytes()) if isinstance(part, Files) else ""
+    except OSError as error:
+        return str(error.strerror)
 
 
-def _report_skipped(skipped: tuple[str, ...], section: DataSection) -> None:
+def _report_skipped(skipped: tuple[str, ...], section: DataSection, reason: str) -> None:
     if not skipped:
         return
     few = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
+    text = f"{len(skipped)} files that are not readable images: {few} ({skipped[0]}: {reason})"
     if section.strict:
-        raise DataError(
-            f"{section.source}: {len(skipped)} files are no pictures ({few}): remove them, or train without --strict"
-        )
-    log.warning("%s: skipped %d files that are no pictures: %s", section.source, len(skipped), few)
+        raise DataError(f"{section.title} has {text}. Remove them, or train without --strict")
+    log.warning("%s: skipped %s", section.title, text)
 
 
-def _check_classes(dataset: Dataset, source: str, least: int) -> None:
+def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> None:
     if not dataset.labels:
         if len(dataset.classes) < 3:
             raise DataError(f"{source} has {len(dataset.classes)} pictures; needed are 3 (train, validation, test)")
         return
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:
-        raise DataError(f"{source}: class {empty[0]!r} has no picture: add some, or remove its folder")
+        because = f" ({reason})" if reason else ""
+        raise DataError(f"{source}: class {empty[0]!r} has no readable image{because}: add some, or remove its folder")
     if len(dataset.labels) < least:
         raise DataError(f"{source} has one class only ({dataset.labels[0]!r}): a classifier needs two or more")

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.image_files import Levels
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import sources
+from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS
-from edgerec.data.dataset import AUTO_SIZE_PX, Dataset, names_of
+from edgerec.data.dataset import AUTO_SIZE_PX, Dataset
 from edgerec.data.likeness import confirmed, near_pairs, thumbnails
 from edgerec.data.packed import SPLITS
 from edgerec.data.scan import Scan, scan
@@ -29,6 +31,7 @@ Indices = npt.NDArray[np.int64]
 KINDS = (
     "broken",
     "cut-off",
+    "layout",
     "split",
     "copy-across-splits",
     "copy-across-classes",
@@ -119,7 +122,7 @@ class DataReport:
 class Looked:
     """The pictures of a data set that can be decoded, and where each stands in the source."""
 
-    source: sources.Arrays | sources.Files
+    source: sources.Source
     dataset: Dataset
     splits: npt.NDArray[np.str_]
     positions: Indices
@@ -164,12 +167,15 @@ def examine(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore)
     Raises:
         DataError: nothing there, or nothing that is a picture.
     """
-    source = sources.find(recipe.data.source, flat=True)
-    seen = scan(source, listener)
+    source = sources.find(recipe.data.source, flat=True, levels=recipe.data.levels)
+    levels = recipe.data.levels or determine_levels(source, recipe.data.title, listener)
+    seen = scan(source, levels, listener)
     if not seen.valid.any():
-        raise DataError(f"{recipe.data.source}: none of its {len(seen.faults)} files is a picture")
-    looked, findings = _look(source, seen, recipe)
-    findings += _faults(source, seen, recipe.data.source)
+        first = f"; {seen.faults[0]}" if seen.faults else ""
+        raise DataError(f"{recipe.data.title}: none of its {len(seen.faults)} files is an image{first}")
+    looked, findings = _look(source, seen, recipe, levels)
+    findings += _layout(source)
+    findings += _faults(source, seen)
     findings += _copies(looked)
     findings += _near(looked)
     findings += _sizes(looked, recipe)
@@ -181,13 +187,13 @@ def examine(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore)
             accuracy = _labels(looked, findings, listener)
     rank = {kind: place for place, kind in enumerate(KINDS)}
     findings.sort(key=lambda one: (rank[one.kind], -one.weight, one.names))
-    report = DataReport(recipe.data.source, len(looked.positions), _counts(looked), tuple(findings), accuracy)
+    report = DataReport(recipe.data.title, len(looked.positions), _counts(looked), tuple(findings), accuracy)
     return report, looked
 
 
-def _look(source: sources.Arrays | sources.Files, seen: Scan, recipe: Recipe) -> tuple[Looked, list[Finding]]:
+def _look(source: sources.Source, seen: Scan, recipe: Recipe, levels: Levels) -> tuple[Looked, list[Finding]]:
     positions = np.flatnonzero(seen.valid)
-    names = names_of(source, recipe.data.source)
+    names = source.names
     small = seen.small if len(positions) == len(seen.small) else seen.small[positions]
     dataset = Dataset(
         small,
@@ -199,6 +205,7 @@ def _look(source: sources.Arrays | sources.Files, seen: Scan, recipe: Recipe) ->
         (),
         source,
         positions,
+        _levels=levels,
         contents=np.array([seen.digests[i][:DIGEST_CHARS] for i in positions], f"S{DIGEST_CHARS}"),
     )
     splits, findings = source.splits[positions].astype("<U5"), []
@@ -211,8 +218,14 @@ def _look(source: sources.Arrays | sources.Files, seen: Scan, recipe: Recipe) ->
     return Looked(source, dataset, splits, positions, seen), findings
 
 
-def _faults(source: sources.Arrays | sources.Files, seen: Scan, where: str) -> Iterator[Finding]:
-    names = names_of(source, where)
+def _layout(source: sources.Source) -> Iterator[Finding]:
+    if not isinstance(source, sources.Arrays):
+        for text in source.warnings:
+            yield Finding("warning", "layout", (), text, "training uses the folders as they are")
+
+
+def _faults(source: sources.Source, seen: Scan) -> Iterator[Finding]:
+    names = source.names
     for position, fault in enumerate(seen.faults):
         if fault:
             kind = "cut-off" if seen.valid[position] else "broken"
@@ -258,7 +271,7 @@ def _pair(looked: Looked, i: int, j: int, apart: float) -> Finding:
     what, weight = f"{how} {dataset.names[j]}", -apart
     if splits[i] != splits[j]:
         what += f", one in {splits[i] or 'no split'}, one in {splits[j] or 'no split'}"
-        tagged = dataset.splits[0] != ""
+        tagged = bool(np.any(dataset.splits != ""))
         advice = "keep one" if tagged else "keep one, or keep them together with --group-by"
         return looked.finding("error" if exact else "warning", f"{kind}-across-splits", (i, j), what, advice, weight)
     if dataset.classes[i] != dataset.classes[j]:

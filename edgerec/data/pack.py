@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import refuse_existing, replacing, replacing_folder, write_file
-from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
-from edgerec.data.dataset import Dataset, found_pictures
+from edgerec.data.dataset import Dataset, found_pictures, read_original
 from edgerec.data.packed import CONTENTS, ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
-from edgerec.data.sources import Arrays, Files
+from edgerec.data.sources import Arrays, Files, Merged, Source
 from edgerec.data.split import split_dataset
 from edgerec.errors import DataError
 from edgerec.optional import require
@@ -64,9 +64,9 @@ def pack_data(
     """
     out = Path(out).resolve() if str(out) in (".", "..") else Path(out)
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
-    source, section = found_pictures(recipe.data, least_size_px=least_size_px)
+    source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
-        raise DataError(f"{section.source} has no class folders: nothing to learn from")
+        raise DataError(f"{section.title} has no class folders: nothing to learn from")
     light = Dataset.of(source, section)
     unfinished = out.with_name(f".{out.name}.packing")
     settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}
@@ -86,23 +86,27 @@ def pack_data(
     return _finished(writer, plan, section, out, overwrite)
 
 
-def _contents(source: Arrays | Files, path: Path, listener: Listener) -> Digests:
+def _contents(source: Source, path: Path, listener: Listener) -> Digests:
     """Return the digest of each file or array row, from ``path`` if a stopped pack left it there."""
     if path.is_file():
         kept: Digests = np.load(path, allow_pickle=False)
         return kept
-    if isinstance(source, Arrays):
-        contents = content_digests(source.images)
-    else:
-        digests = []
-        for done, file in enumerate(source.paths, 1):
-            with file.open("rb") as opened:
-                digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
-            if done % _CHUNK == 0 or done == len(source.paths):
-                listener(Progress("identifying images", done, len(source.paths)))
-        contents = np.array(digests, f"S{DIGEST_CHARS}")
+    parts = source.parts if isinstance(source, Merged) else (source,)
+    contents = np.concatenate([_part_contents(part, listener) for part in parts])
     _write_array(path, contents)
     return contents
+
+
+def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
+    if isinstance(source, Arrays):
+        return content_digests(source.images)
+    digests = []
+    for done, file in enumerate(source.paths, 1):
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
+        if done % _CHUNK == 0 or done == len(source.paths):
+            listener(Progress("identifying images", done, len(source.paths)))
+    return np.array(digests, f"S{DIGEST_CHARS}")
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
@@ -135,7 +139,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 class _Writer:
     """Writes shards, whole or not at all, each with a file that tells what is in it."""
 
-    def __init__(self, source: Arrays | Files, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
+    def __init__(self, source: Source, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
         self.source, self.light, self.spec, self.folder = source, light, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
@@ -153,7 +157,9 @@ class _Writer:
                     if image is None:
                         skipped.append(self.light.names[position])
                         if strict:
-                            raise DataError(f"{skipped[0]} is no picture: remove it, or pack without --strict")
+                            raise DataError(
+                                f"{skipped[0]} is not a readable image: remove it, or pack without --strict"
+                            )
                         continue
                     pixels = image.tobytes()
                     label = int(self.source.classes[position])
@@ -171,9 +177,7 @@ class _Writer:
 
     def _images(self, positions: Indices) -> Iterator[Image | None]:
         def fit(position: int) -> Image | None:
-            if isinstance(self.source, Arrays):
-                return apply(self.source.images[position], self.spec)
-            image = decode(self.source.paths[position].read_bytes())
+            image = read_original(self.source, int(position), self.spec.levels)
             return None if image is None else apply(image, self.spec)
 
         with ThreadPoolExecutor() as pool:
@@ -208,7 +212,7 @@ def _finished(
     if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
         raise DataError(f"class {writer.light.labels[min(empty)]!r} has no picture left to train on")
     if skipped:
-        log.warning("skipped %d files that are no pictures: %s", len(skipped), ", ".join(skipped[:5]))
+        log.warning("skipped %d files that are not readable images: %s", len(skipped), ", ".join(skipped[:5]))
     about = {
         "schema": SCHEMA,
         "labels": list(writer.light.labels),

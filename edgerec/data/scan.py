@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import sha256
-from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
-from edgerec.contract.progress import Listener, Progress
-from edgerec.data.sources import Arrays, Files
+from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.preprocess import Image, PreprocessSpec, apply
+from edgerec.contract.progress import Listener, Progress, steps
+from edgerec.data.sources import Arrays, Source
 
 SMALL_PX = 32
 CHUNK = 256
@@ -41,11 +42,14 @@ class Scan:
         return self.sizes_px[:, 0] > 0
 
 
-def scan(source: Arrays | Files, listener: Listener) -> Scan:
-    """Read everything once."""
+def scan(source: Source, levels: Levels, listener: Listener) -> Scan:
+    """Read every image of a source once; ``levels`` become black and white in 16-bit files."""
     count = len(source.classes)
-    grey = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
-    spec = PreprocessSpec(SMALL_PX, SMALL_PX, 1 if grey else 3, fit="stretch")
+    gray = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
+    spec = PreprocessSpec(
+        SMALL_PX, SMALL_PX, 1 if gray else 3, "stretch", black_level=levels.black, white_level=levels.white
+    )
+    reported = steps(count)
     with tempfile.TemporaryFile() as file:
         small = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
         digests, faults, sizes_px = [], [], np.zeros((count, 2), np.int64)
@@ -54,25 +58,26 @@ def scan(source: Arrays | Files, listener: Listener) -> Scan:
             faults.append(fault)
             if image is not None:
                 small[position] = image
-            if position % CHUNK == CHUNK - 1 or position == count - 1:
-                listener(Progress("reading pictures", position + 1, count))
+            if position in reported:
+                listener(Progress("reading images", position + 1, count))
         return Scan(tuple(digests), sizes_px, tuple(faults), small)
 
 
 def _seen(
-    source: Arrays | Files, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
+    source: Source, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, str, Image | None]]:
     def look(position: int) -> tuple[str, str, Image | None]:
-        if isinstance(source, Arrays):
-            image: Image | None = source.images[position]
+        part, place = source.locate(position)
+        if isinstance(part, Arrays):
+            image: Image | None = part.images[place]
             digest, fault = sha256(np.ascontiguousarray(image).tobytes()), ""
         else:
             try:
-                content = source.paths[position].read_bytes()
+                content = part.paths[place].read_bytes()
             except OSError as error:
                 return "", f"cannot be read ({error.strerror})", None
-            digest, image = sha256(content), decode(content)
-            fault = "is no picture" if image is None else cut_off(content)
+            digest, image = sha256(content), decode(content, spec.levels)
+            fault = why_unreadable(content) if image is None else cut_off(content)
         if image is None:
             return digest, fault, None
         sizes_px[position] = image.shape[:2]

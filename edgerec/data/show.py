@@ -80,7 +80,7 @@ def show_data(
     require("matplotlib")
     dataset, section = load(recipe.data, least_size_px=least_size_px, listener=listener)
     classes = range(min(len(dataset.labels), MOST_ROWS))
-    heading = f"{section.source}: {len(dataset.classes):,} pictures of {len(dataset.labels)} classes"
+    heading = f"{section.title}: {len(dataset.classes):,} pictures of {len(dataset.labels)} classes"
     if len(classes) < len(dataset.labels):
         heading += f", {len(classes)} of them shown"
     if augment:
@@ -115,7 +115,7 @@ def _seen(section: DataSection) -> str:
 def _counts(dataset: Dataset, index: int) -> str:
     """How many, and where the data has its own splits, how many in each."""
     mine = dataset.splits[dataset.classes == index]
-    if not dataset.splits[0]:
+    if not np.any(dataset.splits != ""):
         return f"{len(mine):,} pictures"
     return "\n".join(f"{np.sum(mine == split):,} {split}" for split in SPLITS if split in dataset.splits)
 

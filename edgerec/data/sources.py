@@ -1,12 +1,15 @@
-"""Where pictures and labels come from: a name, an .npz file, or a folder."""
+"""Where images and labels come from: a name, an .npz file, an image folder, or several of these."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.content import describe_file, reason
+from edgerec.contract.folders import visible_files
+from edgerec.contract.image_files import Levels, SampleRange
+from edgerec.data.layout import find_layout
 from edgerec.data.packed import SPLITS, is_pack, is_remote
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
@@ -21,54 +27,208 @@ from edgerec.optional import require
 
 @dataclass(frozen=True)
 class Arrays:
-    """Pictures already in memory.
+    """Images in memory.
 
     Attributes:
-        images: uint8 ``(N, H, W)`` grey, ``(N, H, W, 1)`` or ``(N, H, W, 3)`` RGB.
+        images: uint8 ``(N, H, W)`` gray, ``(N, H, W, 1)`` or ``(N, H, W, 3)`` RGB.
         classes: ``(N,)`` indices into ``labels``.
-        splits: ``(N,)`` of ``train``, ``val``, ``test``, as the data came.
+        splits: ``(N,)`` of ``train``, ``val``, ``test``, as the data came; empty strings if it has no splits.
+        labels: one per class.
+        name: of the data, for error messages and the names of the images.
+        levels: the values that became black and white, if the arrays had more than 8 bits.
     """
 
     images: npt.NDArray[np.uint8]
     classes: npt.NDArray[np.int64]
     splits: npt.NDArray[np.str_]
     labels: tuple[str, ...]
+    name: str = "array"
+    levels: Levels | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each image, such as ``digits[7]``."""
+        return [f"{self.name}[{i}]" for i in range(len(self.classes))]
+
+    def locate(self, position: int) -> tuple[Arrays | Files, int]:
+        """Return the data set that has the image at a position, and its position there."""
+        return self, position
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files that should be pictures; the attributes are those of :class:`Arrays`."""
+    """Files that should be images; the attributes are those of :class:`Arrays`.
+
+    Attributes:
+        root: the image folder.
+        paths: of the files.
+        warnings: what is unusual about the folder, as sentences for the user.
+    """
 
     root: Path
     paths: tuple[Path, ...]
     classes: npt.NDArray[np.int64]
     splits: npt.NDArray[np.str_]
     labels: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.root.resolve().name
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each file relative to the folder."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]
+
+    def locate(self, position: int) -> tuple[Arrays | Files, int]:
+        """Return the data set that has the image at a position, and its position there."""
+        return self, position
 
 
-def find(source: str, *, flat: bool = False) -> Arrays | Files:
-    """Read or list ``source``; raises :class:`DataError` with what it could have been.
+@dataclass(frozen=True)
+class Merged:
+    """Several data sets as one, in the order of their names; the attributes are those of :class:`Arrays`.
 
-    With ``flat`` a folder of pictures without class folders will do, which has no labels then.
+    Attributes:
+        parts: the data sets, whose classes are indices into the labels of all of them.
+        part_names: a different name for each part, which begins the names of its files.
     """
-    refuse_missing(source)
+
+    parts: tuple[Arrays | Files, ...]
+    part_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Arrays | Files]) -> Merged:
+        """Merge data sets: the classes are the union of their labels, and each part keeps its own splits.
+
+        Raises:
+            DataError: one has labels and another has none.
+        """
+        unlabeled = [part.name for part in parts if not part.labels]
+        if unlabeled and len(unlabeled) < len(parts):
+            raise DataError(
+                f"{unlabeled[0]} has no class folders, but other data has: move its images into class folders"
+            )
+        labels = tuple(sorted({label for part in parts for label in part.labels}))
+        place = {label: index for index, label in enumerate(labels)}
+        parts = sorted(parts, key=lambda part: (part.name, _identity(part)))
+        counts = Counter(part.name for part in parts)
+        merged: list[Arrays | Files] = []
+        part_names: list[str] = []
+        for part in parts:
+            indices = np.array([place[label] for label in part.labels] or [0], np.int64)
+            merged.append(replace(part, classes=indices[part.classes], labels=labels))
+            number = sum(name.rpartition("#")[0] == part.name for name in part_names) + 1
+            part_names.append(f"{part.name}#{number}" if counts[part.name] > 1 else part.name)
+        return cls(tuple(merged), tuple(part_names))
+
+    @property
+    def name(self) -> str:
+        """The names of all parts."""
+        return " + ".join(self.part_names)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One per class."""
+        return self.parts[0].labels
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """``(N,)`` indices into ``labels``."""
+        return np.concatenate([part.classes for part in self.parts])
+
+    @property
+    def splits(self) -> npt.NDArray[np.str_]:
+        """``(N,)`` of ``train``, ``val``, ``test``; empty strings in parts that have no splits."""
+        return np.concatenate([part.splits for part in self.parts])
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each image: the part's name, then the path relative to the part's folder."""
+        return [
+            name if isinstance(part, Arrays) else f"{own}/{name}"
+            for part, own in zip(self.parts, self.part_names, strict=True)
+            for name in part.names
+        ]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is unusual about the parts, as sentences for the user."""
+        return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
+
+    def locate(self, position: int) -> tuple[Arrays | Files, int]:
+        """Return the data set that has the image at a position, and its position there."""
+        for part in self.parts:
+            if position < len(part.classes):
+                return part, position
+            position -= len(part.classes)
+        raise IndexError(position)
+
+
+def _identity(part: Arrays | Files) -> bytes:
+    """What distinguishes parts of the same name, wherever they are stored."""
+    if isinstance(part, Arrays):
+        return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
+    return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()
+
+
+Source = Arrays | Files | Merged
+
+
+def find(source: str | Sequence[str], *, flat: bool = False, levels: Levels | None = None) -> Source:
+    """Read or list the data at ``source``.
+
+    Args:
+        source: a data set's name, an .npz file or an image folder, or several of them to merge.
+        flat: accept images without class folders; they have no labels.
+        levels: the values that become black and white in arrays with more than 8 bits; None determines them from the
+            data.
+
+    Raises:
+        DataError: there is no such data, or it cannot be used.
+    """
+    places = [source] if isinstance(source, str) else list(source)
+    refuse_missing(places)
+    if len(places) == 1:
+        return _find_one(places[0], flat=flat, levels=levels)
+    distinct = {place if place in NAMED else str(user_path(place).resolve()): place for place in places}
+    if len(distinct) < len(places):
+        raise DataError(f"The same data is given twice ({', '.join(places)}): name each data set once")
+    return Merged.of([_find_one(place, flat=flat, levels=levels) for place in places])
+
+
+def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Files:
     if source in NAMED:
         return NAMED[source]()
     path = user_path(source)
     if is_pack(source):
-        raise DataError(f"{source} is packed: this needs the pictures that it was packed from")
+        raise DataError(f"{source} is packed data, but this needs the images that it was packed from")
     if path.is_dir():
-        return unlabelled(path) if flat and not _folders(path) else folder(path)
+        return folder(path, flat=flat)
     if path.suffix == ".npz" and path.is_file():
-        return npz(path)
+        return npz(path, levels)
     kind = describe_file(path)
     raise DataError(f"{path} is neither an image folder nor an .npz file{f': it {kind}' if kind else ''}")
 
 
-def refuse_missing(source: str) -> None:
-    """Raise :class:`DataError` where there is no data of that name or path; nothing is read."""
-    if source not in NAMED and not is_remote(source) and not user_path(source).exists():
-        raise DataError(f"{unknown('data set', source, NAMED)}; as a path it does not exist either")
+def refuse_missing(source: str | Sequence[str]) -> None:
+    """Raise :class:`DataError` if there is no data of that name or path; nothing is read."""
+    for place in [source] if isinstance(source, str) else source:
+        if place in NAMED or is_remote(place):
+            continue
+        path = user_path(place)
+        if path.exists():
+            continue
+        if path.name == place:
+            raise DataError(f"{unknown('data set', place, NAMED)}; there is no file or folder of this name either")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        missing = path.absolute().relative_to(parent).parts[0]
+        raise DataError(
+            f"There are no images at {place}, because {parent} has no {missing!r}. "
+            "If they were moved, say where they are with --data"
+        )
 
 
 def user_path(text: str) -> Path:
@@ -79,54 +239,49 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
-def folder(root: Path) -> Files:
-    """``<class>/…`` or ``train|val|test/<class>/…``; a class is a folder's name, classes are sorted."""
-    split_folders = [root / split for split in SPLITS if (root / split).is_dir()]
-    if root / "train" in split_folders:
-        strays = [p.name for p in _folders(root) if p.name not in SPLITS]
-        if strays:
-            raise DataError(f"{root} has train/ and also {strays[0]}/: expected only train/, val/ and test/")
-        parts = [(path, path.name) for path in split_folders]
-    else:
-        parts = [(root, "train")]
-    labels = sorted({path.name for part, _ in parts for path in _folders(part)})
-    if odd := [label for label in labels if not label.isprintable()]:
-        raise DataError(f"{root} has a class folder {odd[0]!r} with a control character in its name: rename it")
-    if not labels:
-        raise DataError(f"{root} has no class folders: expected {root}/<class>/*.jpg")
-    paths, classes, splits = [], [], []
-    for part, split in parts:
-        for index, label in enumerate(labels):
-            found = sorted(p for p in (part / label).rglob("*") if p.is_file() and p.name[0] != ".")
-            paths += found
-            classes += [index] * len(found)
-            splits += [split] * len(found)
-    if not paths:
-        raise DataError(f"{root} has no pictures in its {len(labels)} class folders ({', '.join(labels[:5])} …)")
-    own_splits = len(parts) > 1 or parts[0][0] != root
-    tags = np.array(splits if own_splits else [""] * len(paths))
-    return Files(root, tuple(paths), np.array(classes, np.int64), tags, tuple(labels))
+def folder(root: Path, *, flat: bool = False) -> Files:
+    """List the files of an image folder; :func:`edgerec.data.layout.find_layout` says which layouts are recognized.
+
+    Raises:
+        DataError: there are no class folders, it is not clear what they are, or there are no files in them.
+    """
+    layout = find_layout(root, flat=flat)
+    labels = tuple(sorted({folder.label for folder in layout.folders if folder.label}))
+    for label in labels:
+        if not label.isprintable():
+            reason = (
+                "is not valid UTF-8" if any("\udc80" <= c <= "\udcff" for c in label) else "has a control character"
+            )
+            raise DataError(f"{root} has a class folder {label!r}, whose name {reason}: rename it")
+    order = {split: number for number, split in enumerate(("", *SPLITS))}
+    paths: list[Path] = []
+    classes: list[int] = []
+    splits: list[str] = []
+    for one in sorted(layout.folders, key=lambda folder: (order[folder.split], folder.label)):
+        files = visible_files(one.path, below=bool(one.label))
+        paths += files
+        classes += [labels.index(one.label) if one.label else 0] * len(files)
+        splits += [one.split] * len(files)
+    if not paths and labels:
+        raise DataError(f"{root} has no images in its {len(labels)} class folders ({', '.join(labels[:5])} …)")
+    return Files(root, tuple(paths), np.array(classes, np.int64), np.array(splits, str), labels, layout.warnings)
 
 
-def unlabelled(root: Path) -> Files:
-    """Pictures that lie in a folder without class folders: no labels, and all of class 0."""
-    paths = tuple(sorted(p for p in root.iterdir() if p.is_file() and p.name[0] != "."))
-    return Files(root, paths, np.zeros(len(paths), np.int64), np.array([""] * len(paths)), ())
+def npz(path: Path, levels: Levels | None = None) -> Arrays:
+    """Read ``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]`` from an .npz file, without unpickling.
 
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
-
-
-def npz(path: Path) -> Arrays:
-    """``x_train, y_train[, x_val, y_val][, x_test, y_test][, labels]``; never unpickles."""
+    Args:
+        path: the file.
+        levels: the values that become black and white if the arrays have more than 8 bits; None determines them from
+            all images of the file.
+    """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an .npz file: {reason(path, 'it has another format')}. numpy.savez writes them")
     values = read_arrays(path)
     for name in ("x_train", "y_train"):
         if name not in values:
             raise DataError(f"{path} has {', '.join(sorted(values)) or 'no arrays'}; {name} is missing")
-    return _from_arrays(values, str(path))
+    return replace(_from_arrays(values, str(path), levels), name=path.name)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -157,7 +312,9 @@ def _load(path: Path) -> dict[str, Any]:
         return {"array": np.lib.format.read_array(lone, allow_pickle=False)}
 
 
-def _from_arrays(values: dict[str, Any], where: str) -> Arrays:
+def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None) -> Arrays:
+    deep = [values[key] for name in SPLITS if is_deep(values.get(key := f"x_{name}"))]
+    levels = (levels or levels_of(deep)) if deep else None
     images: list[npt.NDArray[np.uint8]] = []
     targets: list[npt.NDArray[Any]] = []
     splits: list[str] = []
@@ -166,7 +323,7 @@ def _from_arrays(values: dict[str, Any], where: str) -> Arrays:
             continue
         if f"y_{split}" not in values:
             raise DataError(f"{where} has x_{split} but no y_{split}")
-        x, y = _pixels(values[f"x_{split}"], f"{where}: x_{split}"), values[f"y_{split}"]
+        x, y = _pixels(values[f"x_{split}"], f"{where}: x_{split}", levels), values[f"y_{split}"]
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or len(y) != len(x):
@@ -189,14 +346,32 @@ def _from_arrays(values: dict[str, Any], where: str) -> Arrays:
             raise DataError(f"{where}: labels has a text twice, or one with a control character")
     own_splits = len(images) > 1
     tags = np.array(splits if own_splits else [""] * len(splits))
-    return Arrays(np.concatenate(images), classes.astype(np.int64), tags, labels)
+    return Arrays(np.concatenate(images), classes.astype(np.int64), tags, labels, where, levels)
 
 
-def _pixels(x: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
+def is_deep(x: Any) -> bool:
+    """Return whether an array has integers beyond 8 bits, as those of X-ray and thermal cameras."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or x.dtype.itemsize < 2 or not x.size:
+        return False
+    low, high = int(x.min()), int(x.max())
+    return low >= -32768 and 255 < high <= 65535
+
+
+def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
+    """Return the values that become black and white for arrays for which :func:`is_deep` is true."""
+    total = SampleRange.of_samples(arrays[0])
+    for array in arrays[1:]:
+        total += SampleRange.of_samples(array)
+    return total.levels
+
+
+def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArray[np.uint8]:
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape:
         raise DataError(f"{where} is {x.shape}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
     if x.dtype == np.uint8:
         return x
+    if levels is not None and x.dtype.kind in "iu":
+        return levels.apply(x)
     if x.dtype.kind not in "iuf":
         raise DataError(f"{where} is {x.dtype}, expected uint8 pixels")
     low, high = float(x.min()), float(x.max())

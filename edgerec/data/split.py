@@ -90,8 +90,9 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     """
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
-    own = dataset.splits[0] != ""
-    train, val, test = (tagged["train"] if own else everything), tagged["val"], tagged["test"]
+    # Data without splits that is merged with data that has a test split is used for training.
+    own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
+    train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
     if section.group_by and own and dataset.packed is None:
         groups = _groups(dataset, section.group_by)
         _refuse_shared(dataset, groups, {"train": train, "validation": val, "test": test})

@@ -14,6 +14,7 @@ from edgerec.data.plots import Row, picture_table
 COLUMNS, MOST_ROWS = 8, 3
 TITLES = {
     "cut-off": "cut off",
+    "layout": "folders",
     "copy-across-splits": "copies across splits",
     "copy-across-classes": "one picture, two labels",
     "near-across-splits": "near copies\nacross splits",

@@ -61,7 +61,7 @@ def choose(
 
 def without_folders(recipe: Recipe) -> Recipe:
     """The recipe as others may see it: the names of its data, weights and calibration set, not where they lay."""
-    data = replace(recipe.data, source=Path(recipe.data.source).name)
+    data = recipe.data.without_folders
     compress = replace(recipe.compress, calibration=Path(recipe.compress.calibration).name)
     return replace(
         recipe, data=data, model=replace(recipe.model, weights=Path(recipe.model.weights).name), compress=compress

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.content import describe
 from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
+from edgerec.contract.image_files import Levels, decode, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
-from edgerec.contract.preprocess import Image, apply, decode
+from edgerec.contract.preprocess import Image, apply
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
 from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.runtime.model import ImageModel
@@ -105,6 +105,11 @@ class Classifier:
         """Open the bundle (folder or .zip) at ``path``; options as for the constructor."""
         return cls(Bundle.open(path), **options)
 
+    @property
+    def levels(self) -> Levels:
+        """The values that become black and white in image files with 16 bits per sample, for :func:`read_image`."""
+        return self.manifest.levels
+
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
         pixels = self.pixels(image)
@@ -163,16 +168,24 @@ def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **o
     return model
 
 
-def read_image(path: str | Path) -> Image:
-    """Read a picture file as uint8 ``(H, W, 3)`` RGB; raises :class:`DataError` when it is none."""
+def read_image(path: str | Path, levels: Levels | None = None) -> Image:
+    """Read an image file as uint8 ``(H, W, 3)`` RGB, upright as its file states.
+
+    Args:
+        path: the file.
+        levels: the values that become black and white in a file with more than 8 bits per sample, as
+            :attr:`Classifier.levels` has them. None takes the bit depth that the file states, or else the fewest bits
+            that hold its largest value.
+
+    Raises:
+        DataError: the file cannot be read, or is not an image.
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    image = decode(content)
+    image = decode(content, levels)
     if image is None:
-        kind = describe(content)
-        reason = f"it {kind}" if kind and not kind.endswith("image") else "OpenCV cannot decode it"
-        raise DataError(f"{path} is not a readable image: {reason}; expected JPEG, PNG, BMP, TIFF or WebP")
+        raise DataError(f"{path} is not a readable image: {why_unreadable(content)}")
     return image

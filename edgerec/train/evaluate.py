@@ -149,12 +149,12 @@ def evaluate(
     dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
     known = [origin for origin in subject.origins if origin.digest == dataset.digest]
     if data is None and not known:
-        raise DataError(f"{section.source} is not what {path} was trained on (its digest changed)")
+        raise DataError(f"{section.title} is not what {path} was trained on (its digest changed)")
     sides = _sides(subject, dataset)
-    part, name = chosen_images(dataset, section.source, split, sides)
+    part, name = chosen_images(dataset, section.title, split, sides)
     if not dataset.labels:
         if not known:
-            raise DataError(f"{section.source} has no class folders, and so nothing to measure {path} against")
+            raise DataError(f"{section.title} has no class folders, and so nothing to measure {path} against")
         log.warning(AGREEMENT)
         dataset = dataset.relabelled(subject.labels, subject.answers)
     trained = None
@@ -163,7 +163,7 @@ def evaluate(
     classes = _class_map(dataset, subject)[dataset.classes[part]]
     scores = subject.score(dataset, part, listener)
     result = figures(scores, classes, subject.labels or dataset.labels, name)
-    result = replace(result, training_images=trained, data=section.source)
+    result = replace(result, training_images=trained, data=section.title)
     if trained != 0:
         log.warning(
             "%s was measured %s; %s",
@@ -297,6 +297,8 @@ def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSe
         fit=spec.fit,
         interpolation=spec.interpolation,
         preprocess_version=spec.version,
+        black_level=spec.black_level,
+        white_level=spec.white_level,
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.contract.recipe import DataSection, Recipe, one_or_tuple
 from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
 from edgerec.data.packed import is_remote
 from edgerec.data.quick_checks import quick_warnings
@@ -66,7 +66,10 @@ log = logging.getLogger(__name__)
 # A Python call between steps costs more than a step of a small model: so many steps run in one.
 STEPS_PER_CALL = 20
 # Recipe keys that training sets if the user leaves them at 0.
-_CHOSEN_BY_FIT = ("data.input_size", "data.channels", "data.preprocess_version", "train.batch_size")
+_CHOSEN_BY_FIT = (
+    *("data.input_size", "data.channels", "data.preprocess_version", "data.black_level", "data.white_level"),
+    "train.batch_size",
+)
 
 
 def fit(
@@ -231,9 +234,10 @@ class _Training:
 
 def placed(section: DataSection) -> DataSection:
     """The section with its data's absolute path, so that a run finds its pictures from wherever it is used."""
-    if section.source in NAMED or is_remote(section.source):
-        return section
-    return replace(section, source=str(user_path(section.source).resolve()))
+    places = (
+        place if place in NAMED or is_remote(place) else str(user_path(place).resolve()) for place in section.places
+    )
+    return replace(section, source=one_or_tuple(places))
 
 
 def _sized(recipe: Recipe) -> DataSection:
@@ -259,7 +263,7 @@ def _check_names(recipe: Recipe) -> None:
     least_size_px(recipe.model.arch)
     if own.is_own(recipe.model.arch):
         own.find_function(recipe.model.arch)
-    refuse_missing(recipe.data.source)
+    refuse_missing(recipe.data.places)
 
 
 def _resumable(run: Run) -> Recipe:

@@ -155,7 +155,7 @@ class Run:
         dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
         if dataset.digest != self.split_record["digest"]:
             raise DataError(
-                f"{recipe.data.source} is not what {self.path} was trained on (its digest changed): "
+                f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): "
                 "bring the old pictures back, give their new place with --data, or train again"
             )
         if answers is not None:

@@ -18,6 +18,7 @@ Teacher = Callable[[Any, Any], Any]
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
     "data.preprocess_version",
+    *("data.black_level", "data.white_level"),
     *("data.group_by", "data.val_fraction", "data.test_fraction", "seed"),
 )
 

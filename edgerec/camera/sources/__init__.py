@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
@@ -104,13 +105,16 @@ class LoopingSource:
         self._source.close()
 
 
-def find_source(uri: str, wanted: CaptureFormat | None = None, *, loop: bool = False) -> Address:
+def find_source(
+    uri: str, wanted: CaptureFormat | None = None, levels: Levels | None = None, *, loop: bool = False
+) -> Address:
     """What ``uri`` names: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG), a video file, a
     folder of pictures, or ``synthetic:640x480@30``.
 
     Args:
         uri: as the user typed it.
         wanted: what a camera is asked for.
+        levels: the values that become black and white in 16-bit files of a folder; None takes the depth of each file.
         loop: whether a video file or a folder starts again when it ends.
 
     Raises:
@@ -141,7 +145,7 @@ def find_source(uri: str, wanted: CaptureFormat | None = None, *, loop: bool = F
     # Not as Path asks: a name that is too long, or none at all, is just not there.
     path, there = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
-        return Address(uri, False, False, _looping(lambda: FolderSource(path), loop), stream=False)
+        return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)
     if path.is_char_device() if there else uri.startswith("/dev/video"):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, wanted), wanted)
     if os.path.isfile(uri):

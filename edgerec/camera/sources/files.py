@@ -1,4 +1,4 @@
-"""A folder of pictures as a source."""
+"""A folder of images as a source."""
 
 from __future__ import annotations
 
@@ -7,35 +7,48 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgerec.camera.sources import CaptureFormat
-from edgerec.contract.preprocess import Image, decode
-from edgerec.errors import SourceError
+from edgerec.contract.folders import visible_files, visible_folders
+from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.preprocess import Image
+from edgerec.errors import DataError, SourceError
 
 log = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """The pictures of a folder in the order of their names; other files are skipped with a word."""
+    """The images of a folder in the order of their names. Other files are skipped with a warning.
+
+    Args:
+        folder: where the images are.
+        levels: the values that become black and white in files with 16 bits per sample.
+    """
 
     format = CaptureFormat()
 
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        self._files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-        if not self._files:
-            raise SourceError(f"the folder {folder} has no pictures in it")
+    def __init__(self, folder: Path, levels: Levels | None = None) -> None:
+        self.name, self._levels = str(folder), levels
+        try:
+            self._files = visible_files(folder)
+            if not self._files:
+                inner = [path for path in visible_folders(folder) if visible_files(path)]
+                hint = f". Did you mean {inner[0]}?" if inner else ""
+                raise SourceError(f"the folder {folder} has no images directly in it{hint}")
+        except DataError as error:
+            raise SourceError(str(error)) from None
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each picture with its path; raises :class:`SourceError` when no file is one."""
+        """Yield each image with its path; raises :class:`SourceError` if no file is an image."""
         shown = 0
         for path in self._files:
-            image = decode(path.read_bytes())
+            content = path.read_bytes()
+            image = decode(content, self._levels)
             if image is None:
-                log.warning("%s is no picture: skipped", path)
+                log.warning("%s was skipped: %s", path, why_unreadable(content))
                 continue
             shown += 1
             yield image, str(path)
         if not shown:
-            raise SourceError(f"none of the {len(self._files)} files in {self.name} is a picture")
+            raise SourceError(f"none of the {len(self._files)} files in {self.name} is an image")
 
     def close(self) -> None:
         """Nothing is held open."""

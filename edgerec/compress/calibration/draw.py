@@ -81,10 +81,7 @@ def make(
     wanted = replace(wanted, images=images or wanted.images, seed=wanted.seed if seed is None else seed)
     dataset, split, section = _open(subject, data, listener)
     drawn = _drawn(wanted, dataset, split)
-    source = Path(section.source).name
-    # A name is for people and travels; the folder in which a file of arrays lay does not.
-    names = tuple(name.replace(f"{section.source}[", f"{source}[", 1) for name in drawn.names)
-    made = replace(drawn, names=names, source=source, preprocess=section.preprocess)
+    made = replace(drawn, source=section.without_folders.title, preprocess=section.preprocess)
     calibration_set.write(made, out, overwrite=overwrite)
     return made
 

@@ -114,7 +114,7 @@ def _set(path: Path) -> Offered:
 
 def _folder(path: Path, spec: PreprocessSpec) -> Offered:
     files = sources.folder(path)
-    decoded = [decode(file.read_bytes()) for file in files.paths]
+    decoded = [decode(file.read_bytes(), spec.levels) for file in files.paths]
     valid = [(i, apply(image, spec)) for i, image in enumerate(decoded) if image is not None]
     names = [file.relative_to(path).as_posix() for file in files.paths]
     skipped = [names[i] for i, image in enumerate(decoded) if image is None]

@@ -84,10 +84,10 @@ def report(
 
 def _data(run: Run, data: str | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
     """The run's pictures, or why there are none."""
-    source = run.recipe.data.source
+    missing = [place for place in run.recipe.data.places if place not in NAMED and not Path(place).exists()]
     lost = "no pictures, no counts by class, no mistakes and no calibration"
-    if data is None and source not in NAMED and not Path(source).exists():
-        return None, [f"{lost}: {source} is not there any more; give its new place with --data"]
+    if data is None and missing:
+        return None, [f"{lost}: {missing[0]} does not exist any more; if the images were moved, add --data"]
     try:
         return run.data(data, listener), []
     except EdgerecError as error:
@@ -135,7 +135,7 @@ def _gather(
     if pictures:
         return replace(facts, next=advice(facts)), take(run, found, facts)
     # Nor does the page say where anything lies here.
-    places = {run.recipe.data.source: Path(run.recipe.data.source).name, facts.run: facts.name}
+    places = {place: Path(place).name for place in run.recipe.data.places} | {facts.run: facts.name}
     told = tuple(_renamed(text, places) for text in facts.missing)
     return replace(facts, missing=told, next=advice(replace(facts, run=facts.name))), Pictures()
 
@@ -169,7 +169,7 @@ def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
         epochs=int(metrics.get("epochs", len(run.history()))),
         best_epoch=int(metrics.get("best_epoch", 0)),
         seconds=float(metrics.get("seconds", sum(row["seconds"] for row in run.history()))),
-        source=told.data.source,
+        source=told.data.title,
         digest=str(run.split_record["digest"]),
         recipe=told.to_toml(),
         versions=dict(metrics.get("versions", {})),
@@ -182,7 +182,7 @@ def _without_places(recipe: Recipe) -> Recipe:
     teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
     return replace(
         recipe,
-        data=replace(recipe.data, source=Path(recipe.data.source).name),
+        data=recipe.data.without_folders,
         model=replace(recipe.model, arch=Path(recipe.model.arch).name, weights=Path(recipe.model.weights).name),
         distill=replace(recipe.distill, teachers=teachers),
         compress=replace(recipe.compress, calibration=Path(recipe.compress.calibration).name),

@@ -16,14 +16,16 @@ def some_pictures(source: str, most: int) -> dict[str, bytes]:
         DataError: there are none.
     """
     found = find(source, flat=True)
-    count = len(found.paths) if isinstance(found, Files) else len(found.images)
+    count = len(found.classes)
     if not count or most < 1:
         raise DataError(f"{source} has no pictures to compare answers on")
     chosen = [number * count // min(most, count) for number in range(min(most, count))]
-    if isinstance(found, Files):
-        return {f"picture-{n:05d}{found.paths[n].suffix.lower()}": found.paths[n].read_bytes() for n in chosen}
-    images = (found.images[n] for n in chosen)
-    return {
-        f"picture-{n:05d}.png": encode_png(image if image.ndim == 3 else image[:, :, None])
-        for n, image in zip(chosen, images, strict=True)
-    }
+    images = {}
+    for number in chosen:
+        part, place = found.locate(number)
+        if isinstance(part, Files):
+            images[f"picture-{number:05d}{part.paths[place].suffix.lower()}"] = part.paths[place].read_bytes()
+        else:
+            image = part.images[place]
+            images[f"picture-{number:05d}.png"] = encode_png(image if image.ndim == 3 else image[:, :, None])
+    return images

@@ -17,7 +17,8 @@ def answer(classifier: Any, content: bytes) -> dict[str, Any] | None:
     """The digest of the pixels that the models see of a picture file, and each model's scores; None: no picture."""
     from edgerec.contract.preprocess import decode
 
-    image = decode(content)
+    # Older versions of edgerec do not know levels.
+    image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None
     pixels = b"".join(seen.tobytes() for seen in classifier.pixels(image))

@@ -1,0 +1,67 @@
+"""Listing the folders of other people: hidden files and the folders that systems and programs create are left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgerec.errors import DataError
+
+# Files and folders that operating systems, network drives and programs create beside images, in lower case. Names that
+# begin with a dot are hidden everywhere, e.g. .ipynb_checkpoints, .AppleDouble, .thumbnails, .Trash-1000 and ._a.jpg.
+SYSTEM_NAMES = frozenset(
+    (
+        *("__macosx", "__pycache__", "icon\r", "network trash folder", "temporary items"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "lost.dir", "found.000"),
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "@tmp", "@sharebin"),
+        *("lost+found", "__thumbs", "_thumbnails"),
+    )
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or belongs to a system or a program."""
+    return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """Return the folders directly in ``folder``, sorted by name, without hidden and system folders.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
+    """Return the files in ``folder``, sorted by path, without hidden files and the contents of hidden folders.
+
+    Args:
+        folder: where to look.
+        below: include the files of all folders below. Links to folders are not followed.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return sorted(_walk(folder)) if below else [path for path in _entries(folder) if path.is_file()]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in _entries(folder):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DataError(
+            f"The folder {folder} cannot be read ({error.strerror}): "
+            "check its permissions with ls -ld, or remove it from the data"
+        ) from None
+    return [folder / name for name in sorted(names) if not is_hidden(name)]

@@ -1,0 +1,89 @@
+"""Which values of 16-bit image files become black and white, determined over a whole data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from edgerec.contract.image_files import Levels, SampleRange, bits_per_sample, decode_samples
+from edgerec.contract.progress import Listener, Progress, steps
+from edgerec.data.sources import Arrays, Files, Source
+from edgerec.errors import DataError
+
+log = logging.getLogger(__name__)
+
+# Formats that have 8 bits per sample, so that their files need not be opened.
+EIGHT_BIT_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".heic"))
+# A PNG or PNM file states its bit depth in its first bytes, a TIFF file anywhere.
+_START_BYTES = 1024
+_CHUNK = 64
+
+
+def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
+    """Return the values that become black (0) and white (255) in the files with more than 8 bits per sample.
+
+    Args:
+        source: the data set.
+        title: its name, for the log.
+        listener: told of the progress.
+
+    Raises:
+        DataError: merged data sets need different levels.
+    """
+    parts = (source,) if isinstance(source, Arrays | Files) else source.parts
+    fixed = {part.levels for part in parts if isinstance(part, Arrays) and part.levels is not None}
+    deep = [path for part in parts if isinstance(part, Files) for path in _deep(part.paths)]
+    total: SampleRange | None = None
+    for done, found in enumerate(_ranges(deep)):
+        if found is not None:
+            total = found if total is None else total + found
+        if done in steps(len(deep)):
+            listener(Progress("reading 16-bit values", done + 1, len(deep)))
+    if total is not None:
+        fixed.add(total.levels)
+    if len(fixed) > 1:
+        raise DataError(
+            f"{title}: the data sets have different ranges of 16-bit values "
+            f"({', '.join(f'{one.black} to {one.white}' for one in sorted(fixed, key=lambda one: one.white))}): "
+            "set data.black_level and data.white_level"
+        )
+    levels = fixed.pop() if fixed else Levels()
+    if levels != Levels():
+        what = f"{len(deep):,} files have" if total is not None else "the arrays have"
+        log.info(
+            "%s: %s more than 8 bits per sample: the value %d becomes black and %d white "
+            "(change it with data.black_level and data.white_level)",
+            *(title, what, levels.black, levels.white),
+        )
+    return levels
+
+
+def _deep(paths: tuple[Path, ...]) -> list[Path]:
+    """The files with more than 8 bits per sample."""
+
+    def check(path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                start = file.read(_START_BYTES)
+                if start[:2] in (b"II", b"MM"):
+                    start += file.read()
+        except OSError:
+            return False
+        return bits_per_sample(start) > 8
+
+    some = [path for path in paths if path.suffix.lower() not in EIGHT_BIT_SUFFIXES]
+    with ThreadPoolExecutor() as pool:
+        return [path for path, deep in zip(some, pool.map(check, some), strict=True) if deep]
+
+
+def _ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
+    def measure(path: Path) -> SampleRange | None:
+        content = path.read_bytes()
+        samples = decode_samples(content)
+        return None if samples is None else SampleRange.of(content, samples)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), _CHUNK):
+            yield from pool.map(measure, paths[start : start + _CHUNK])

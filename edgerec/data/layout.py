@@ -1,0 +1,279 @@
+"""How an image folder is organized: which folders are classes, and which are the data's own splits."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.contract.folders import visible_files, visible_folders
+from edgerec.errors import DataError
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".jp2"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
+    )
+)
+# What the words in a folder's name say about the split; "" is data without labels.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+    **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
+}
+_GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
+# Folders that only contain another folder are opened down to this depth.
+DEEPEST = 4
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """A folder with images of one class.
+
+    Attributes:
+        path: the folder.
+        label: the class; empty if the images have no labels.
+        split: ``train``, ``val`` or ``test``; empty if the data has no splits of its own.
+    """
+
+    path: Path
+    label: str
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The class folders of an image folder, and what is unusual about them, as sentences for the user."""
+
+    folders: tuple[ClassFolder, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the split that a folder's name states and the other words in it, or None if it states none.
+
+    >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
+    (('train', ()), ('test', ('seg',)), None)
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [word for word in re.split(r"[\W\d_]+", spaced.casefold()) if word]
+    words = [re.sub(r"(?<=.)(set|data|images|imgs)$", "", word) for word in words]
+    stated = [word for word in words if word in SPLIT_WORDS]
+    if len(stated) != 1:
+        return None
+    others = tuple(word for word in words if word not in SPLIT_WORDS and word not in _GENERIC_WORDS)
+    return SPLIT_WORDS[stated[0]], others
+
+
+def find_layout(root: Path, *, flat: bool = False) -> Layout:
+    """Find the class folders of an image folder.
+
+    These layouts are recognized: ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``, where the split
+    folders have any usual name, e.g. Training and Testing; all of it may be inside further folders.
+
+    Args:
+        root: the image folder.
+        flat: accept images without class folders, also in split folders.
+
+    Raises:
+        DataError: there are no class folders, or it is not clear what they are.
+    """
+    place, children = root, visible_folders(root)
+    for _ in range(DEEPEST):
+        if splits := _splits(place, children, flat=flat):
+            if place != root:
+                log.info("%s: using the split folders in %s", root, place)
+            return splits
+        if len(children) != 1 or _has_images(place):
+            break
+        place, children = children[0], visible_folders(children[0])
+    children = visible_folders(root)
+    if flat and not children:
+        return Layout((ClassFolder(root, ""),))
+    if inner := _splits_in_classes(children):
+        return inner
+    if not flat or len(children) > 1:
+        _refuse_wrong_level(root, children)
+    return Layout(tuple(ClassFolder(child, child.name) for child in children), tuple(_warnings(root, children)))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(folder))
+
+
+def _has_images_below(folder: Path) -> bool:
+    return _has_images(folder) or any(_has_images_below(child) for child in visible_folders(folder))
+
+
+def _only_folders(folder: Path) -> bool:
+    return bool(visible_folders(folder)) and not _has_images(folder)
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Split folders
+
+
+def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | None:
+    named = {child: stated for child in children if (stated := split_of(child.name)) is not None}
+    usual = Counter(others for _, others in named.values()).most_common(1)
+    named = {child: stated for child, stated in named.items() if stated[1] == usual[0][0]}
+    labeled = {child: split for child, (split, _) in named.items() if split}
+    if not labeled:
+        return None
+    strays = [child for child in children if child not in named and _has_images_below(child)]
+    with_classes = [child for child in labeled if visible_folders(child)]
+    if strays and ("train" not in labeled.values() or not with_classes):
+        return None  # classes with these names, e.g. train, bus and car
+    _refuse_unclear(root, labeled, strays)
+    if not with_classes:
+        return _unlabeled_splits(root, labeled, flat=flat)
+    folders, warnings = [], []
+    for child, split in labeled.items():
+        inner = _same_again(child)
+        classes = visible_folders(inner)
+        _refuse_copy(inner, classes)
+        folders += [ClassFolder(path, path.name, split) for path in classes]
+        if not classes or _has_images(inner):
+            warnings.append(f"{inner}: the images directly in this folder are not used, because they have no label")
+    for child, (role, _) in named.items():
+        if not role:
+            log.info("%s: the images in %s are not used, because they have no labels", root, child.name)
+    return Layout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
+
+
+def _refuse_unclear(root: Path, labeled: dict[Path, str], strays: Sequence[Path]) -> None:
+    if strays:
+        raise DataError(
+            f"{root} has the split folders {_listed([path.name for path in labeled])} and also {strays[0].name}: "
+            "it is not clear whether that is a class. Move it elsewhere, or move all classes into one folder"
+        )
+    for split in ("train", "val", "test"):
+        same = [path.name for path in labeled if labeled[path] == split]
+        if len(same) > 1:
+            raise DataError(
+                f"{root} has {len(same)} folders for the split {split!r} ({_listed(same)}): keep one, or rename it"
+            )
+
+
+def _same_again(split: Path) -> Path:
+    """The folder in a split folder that repeats its name, as in ``seg_train/seg_train``, or the split folder."""
+    for _ in range(DEEPEST):
+        inner = visible_folders(split)
+        if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
+            break
+        if split_of(inner[0].name) != split_of(split.name) and inner[0].name.casefold() != split.name.casefold():
+            break
+        split = inner[0]
+    return split
+
+
+def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> Layout | None:
+    if not any(_has_images(child) for child in labeled):
+        return None
+    if flat:
+        return Layout(tuple(ClassFolder(child, "", split) for child, split in labeled.items()))
+    first = next(iter(labeled))
+    raise DataError(
+        f"{root} has the split folders {_listed([path.name for path in labeled])}, but no class folders in them: "
+        f"expected {first}/<class>/*.jpg"
+    )
+
+
+def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
+    """The layout ``<class>/<split>/…``, if each class folder contains nothing but splits, one of them for training."""
+    folders = []
+    for child in children:
+        inner = visible_folders(child)
+        splits: list[str] = [
+            stated[0] for path in inner if (stated := split_of(path.name)) is not None and not stated[1]
+        ]
+        distinct = len(set(splits)) == len(splits) == len(inner)
+        if not distinct or "train" not in splits or len(splits) < 2 or _has_images(child):
+            return None
+        folders += [ClassFolder(path, child.name, split) for path, split in zip(inner, splits, strict=True) if split]
+    return Layout(tuple(folders)) if folders else None
+
+
+# Class folders
+
+
+def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
+    """Refuse a folder whose class folders are one or more levels deeper, or which contains a copy of itself."""
+    if not children:
+        where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
+        raise DataError(f"{root} {where}: expected {root}/<class>/*.jpg")
+    deeper = root
+    for _ in range(DEEPEST):
+        inner = visible_folders(deeper)
+        if len(inner) != 1 or not _only_folders(inner[0]):
+            break
+        deeper = inner[0]
+    if deeper != root:
+        classes = [path.name for path in visible_folders(deeper)]
+        raise DataError(
+            f"{root} contains only the folder {children[0].name}, and no images of a second class. "
+            f"Did you mean {deeper} (with {_listed(classes)})?"
+        )
+    _refuse_copy(root, children)
+
+
+def _refuse_copy(root: Path, children: Sequence[Path]) -> None:
+    names = {child.name.casefold() for child in children}
+    for child in children:
+        inside = {path.name.casefold() for path in visible_folders(child)}
+        if len(inside & names) >= 2 and 2 * len(inside & names) >= len(names) - 1:
+            raise DataError(
+                f"{root} contains its own classes again in {child.name} ({_listed(sorted(inside & names))}), so that "
+                f"the same images would be in several classes: remove that folder, or did you mean {child}?"
+            )
+
+
+def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
+    names = [child.name for child in children]
+    splits = [name for name in names if (stated := split_of(name)) is not None and not stated[1]]
+    if len(splits) > 1:
+        yield (
+            f"{root}: the classes {_listed(splits)} look like splits of a data set. If they are, each of them must "
+            "contain the class folders"
+        )
+    yield from _repeated(root, names)
+    if _has_images(root):
+        yield f"{root}: the images directly in this folder are not used, because they belong to no class"
+    inner = {child.name: [path.name for path in visible_folders(child)] for child in children if _only_folders(child)}
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name, folders in inner.items():
+        for folder in folders:
+            holders[folder.casefold()].append(name)
+    shared = sorted(folder for folder, classes in holders.items() if len(classes) > 1)
+    if len(shared) > 1:
+        yield (
+            f"{root}: the folders {_listed(list(inner))} contain the same folders ({_listed(shared)}). "
+            f"{_listed(list(inner))} are used as the classes; if the inner folders are the classes, merge them"
+        )
+    elif inner and len(inner) < len(children):
+        name = next(iter(inner))
+        yield (
+            f"{root}: the class folder {name} contains only folders ({_listed(inner[name])}), while others contain "
+            f"images. All images below it belong to the class {name!r}"
+        )
+
+
+def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
+    """Labels that differ only in case, spaces or Unicode form, which are probably one class."""
+    same: dict[str, set[str]] = defaultdict(set)
+    for label in labels:
+        same[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)
+    for spellings in same.values():
+        if len(spellings) > 1:
+            names = _listed(sorted(map(repr, spellings)))
+            yield f"{root}: the classes {names} differ only in spelling: rename one of them"

@@ -1,0 +1,59 @@
+"""The model input of several data sets as one, each from its own entry in the pixel cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.progress import Listener
+from edgerec.data.cache import Pixels, pixels
+from edgerec.data.sources import Merged
+
+
+class MergedImages:
+    """Arrays ``(N, height, width, channels)`` of uint8 as one, without copying them into memory."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, parts: Sequence[npt.NDArray[np.uint8]]) -> None:
+        self._parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
+        """Return the image at a position, or the images of a slice, of positions or of a mask."""
+        if isinstance(which, slice):
+            which = np.arange(*which.indices(len(self)))
+        positions = np.asarray(which)
+        if positions.dtype == bool:
+            positions = np.flatnonzero(positions)
+        flat = positions.reshape(-1)
+        images = np.empty((len(flat), *self.shape[1:]), np.uint8)
+        for number, part in enumerate(self._parts):
+            inside = np.flatnonzero(np.searchsorted(self._ends, flat, side="right") == number)
+            images[inside] = part[flat[inside] - (self._ends[number] - len(part))]
+        return images.reshape(*positions.shape, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All images in memory."""
+        return np.concatenate(self._parts).astype(dtype or np.uint8, copy=False)
+
+
+def merged_pixels(source: Merged, spec: PreprocessSpec, listener: Listener) -> Pixels:
+    """Return the model input of all parts; the digest does not depend on the order in which the parts were given."""
+    parts = [pixels(part, spec, listener) for part in source.parts]
+    digest = hashlib.sha256()
+    for name, part in zip(source.part_names, parts, strict=True):
+        digest.update(f"{name}\0{part.digest}\n".encode(errors="surrogateescape"))
+    digest.update("\0".join(source.labels).encode(errors="surrogateescape"))
+    images = MergedImages([part.images for part in parts])
+    valid, contents = (np.concatenate([getattr(part, key) for part in parts]) for key in ("valid", "contents"))
+    return Pixels(images, valid, digest.hexdigest(), contents)
