@@ -56,6 +56,12 @@ def uniform(count: Any, seed: Any, name: int, low: float, high: float) -> Any:
     return tf.random.stateless_uniform([count], key(seed, name), low, high)
 
 
+def sign(count: Any, seed: Any, name: int) -> Any:
+    """Return -1 or 1 with equal probability, float32 ``(count,)``; never the 0 of ``tf.sign``."""
+    tf = require("tensorflow")
+    return tf.where(uniform(count, seed, name, -1.0, 1.0) < 0, -1.0, 1.0)
+
+
 def per_picture(values: Any) -> Any:
     """``(batch,)`` as ``(batch, 1, 1, 1)``, one for all of a picture's pixels."""
     return values[:, None, None, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation import randaugment
-from edgerec.data.augmentation.draw import Name, uniform
+from edgerec.data.augmentation.draw import Name, sign, uniform
 from edgerec.optional import require
 
 # Width to height of what is cut out, as in arXiv:1409.4842.
@@ -46,7 +46,7 @@ def _placed(count: Any, rows: Any, columns: Any, seed: Any, section: AugmentSect
     # Whole pixels: a part of one would blur every picture that is only moved, which no test picture is.
     right = tf.round(uniform(count, seed, Name.RIGHT, -section.shift, section.shift) * columns)
     down = tf.round(uniform(count, seed, Name.DOWN, -section.shift, section.shift) * rows)
-    mirror = tf.sign(uniform(count, seed, Name.MIRROR, -1.0, 1.0)) if section.flip else tf.ones([count])
+    mirror = sign(count, seed, Name.MIRROR) if section.flip else tf.ones([count])
     a, b = mirror * zoom * tf.cos(turn), -zoom * tf.sin(turn)
     d, e = mirror * zoom * tf.sin(turn), zoom * tf.cos(turn)
     x, y = (columns - 1) / 2, (rows - 1) / 2

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation import colour
-from edgerec.data.augmentation.draw import Name, per_picture, uniform
+from edgerec.data.augmentation.draw import Name, per_picture, sign, uniform
 from edgerec.optional import require
 
 SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
@@ -25,7 +25,7 @@ class _Drawn:
         tf = require("tensorflow")
         drawn = uniform(count, seed, Name.RANDAUGMENT_KIND + number, 0, len(KINDS))
         self._kind = tf.minimum(tf.cast(drawn, tf.int32), len(KINDS) - 1)
-        self.sign = tf.sign(uniform(count, seed, Name.RANDAUGMENT_SIGN + number, -1, 1))
+        self.sign = sign(count, seed, Name.RANDAUGMENT_SIGN + number)
 
     def chose(self, kind: str) -> Any:
         """bool ``(batch,)``."""
