@@ -30,7 +30,7 @@ CIFAR10: dict[str, Any] = {
     "train.learning_rate": 0.1,
     "train.batch_size": 128,
     "train.warmup_epochs": 1.0,
-    "train.weight_decay": 0.0005,
+    "train.weight_decay": 0.005,
     "data.val_fraction": 0.05,
     "augment.flip": True,
     "augment.shift": 0.125,

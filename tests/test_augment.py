@@ -223,7 +223,7 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     with Bench.open(made, made.recipe, None, ignore) as bench:
         tune = bench.fine_tune(tmp_path)
     for feed in (tune.feed(0, WHOLE), tune.plain):
-        _, classes = next(iter(feed))
+        _, classes, _ = next(iter(feed))
         assert classes.dtype == np.int64
         assert classes.shape.rank == 1
 

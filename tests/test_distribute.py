@@ -168,30 +168,91 @@ def test_places_share_every_batch_and_every_validation_picture():
     assert evaluation_steps(np.arange(1000), Places(1, 1, 4)) == 1
 
 
-def test_two_devices_of_one_machine(tmp_path):
-    """As with two GPUs: what TensorFlow takes for devices here are halves of the processor."""
+# Recipes that together set every key of the sections train, augment and transfer to another value than its default.
+ON_TWO_DEVICES = [
+    {
+        "train.class_weights": "balanced",
+        "train.accumulate": 2,
+        "train.optimizer": "sgd",
+        "train.weight_decay": 0.01,
+        "train.early_stopping": 1,
+        "train.max_hours": 1.0,
+        "train.price_per_hour": 1.0,
+        "augment.mixup": 0.2,
+        "augment.cutmix": 1.0,
+        "augment.flip": True,
+        "augment.crop": 0.2,
+        "augment.cutout": 0.3,
+    },
+    {
+        "train.class_weights": "balanced",
+        "train.schedule": "plateau",
+        "train.mixed_precision": True,
+        "train.xla": True,
+        "model.dropout": 0.3,
+        "augment.motion_blur": 0.1,
+        "augment.exposure_stops": 0.5,
+        "augment.gamma": 0.3,
+        "augment.noise": 0.05,
+        "augment.jpeg": 60,
+        "augment.randaugment": 1,
+        "augment.randaugment_strength": 0.2,
+    },
+    {
+        "train.accumulate": 4,
+        "train.schedule": "constant",
+        "train.warmup_epochs": 0.2,
+        "train.device": "cpu",
+        "train.class_weights": "balanced",
+        "model.weights": "FIRST/model.keras",
+        "transfer.frozen": 0.34,
+        "transfer.unfreeze": 0.34,
+        "transfer.rate": 0.5,
+        "transfer.freeze_bn": False,
+    },
+    {
+        "distill.teachers": "FIRST",
+        "distill.weight": 0.5,
+        "distill.temperature": 2.0,
+        "train.accumulate": 2,
+        "train.class_weights": "balanced",
+        "train.weight_decay": 0.01,
+    },
+    {"model.arch": "autoencoder", "train.accumulate": 2},
+]
+
+
+def test_every_training_key_works_on_two_devices(tmp_path):
+    """TensorFlow divides the CPU into two logical devices, which train like two GPUs."""
     program = f"""
+import json, sys
 import tensorflow as tf
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from edgerec import Recipe, fit
-from edgerec.train import distribute
-distribute._one_machine = lambda gpus, real=distribute._one_machine: real(["CPU:0", "CPU:1"])
-recipe = Recipe().override({{"train.epochs": 3, "train.batch_size": 32, "model.width": 0.5}})
-run = fit(recipe, {str(tmp_path / "run")!r})
-print(run.metrics["accuracy"])
+devices, text = [], json.dumps({ON_TWO_DEVICES!r}).replace("FIRST", {str(tmp_path / "0")!r})
+small = {{"train.epochs": 3, "train.batch_size": 32, "model.width": 0.5, "data.test_fraction": 0.4}}
+for number, changes in enumerate(json.loads(text)):
+    def on_epoch(_, model):
+        devices.append(len(model.weights[0].values))
+    fit(Recipe().override(small | changes), {str(tmp_path)!r} + f"/{{number}}", on_epoch=on_epoch)
+print(json.dumps(devices))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout.split()[-1]) > 0.5
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {2}  # each weight has a copy on each device
+    for number in range(len(ON_TWO_DEVICES)):
+        run = Run.open(tmp_path / str(number))
+        assert run.history()[-1]["loss"] < run.history()[0]["loss"]
 
 
 def test_a_batch_that_cannot_be_shared():
     from edgerec.train.distribute import Team
 
-    with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: so many devices share"):
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
         Team(places=Places(0, 1, 4)).check_batch(50)
+    with pytest.raises(RecipeError, match=r"is 48, expected a multiple of 32: 4 devices share a batch, each of which"):
+        Team(places=Places(0, 1, 4)).check_batch(48, accumulate=8)
 
 
 # --- two processes, in earnest

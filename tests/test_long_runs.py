@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import typer
@@ -12,9 +10,10 @@ from edgerec import Recipe, Run, fit
 from edgerec.cli.output import seconds
 from edgerec.contract.recipe import TrainSection
 from edgerec.errors import RecipeError
+from edgerec.train import optimizer as optimizer_module
 from edgerec.train.keras import compile_classifier, keras, prepare
-from edgerec.train.optimizer import optimizer, plateau_rate
-from edgerec.train.recorder import bill, duration, enough
+from edgerec.train.optimizer import optimizer
+from edgerec.train.recorder import bill, duration, next_stage
 
 
 def row(epoch, seconds=1.0, accuracy=0.5):
@@ -22,13 +21,15 @@ def row(epoch, seconds=1.0, accuracy=0.5):
 
 
 def test_the_rate_halves_after_three_epochs_that_are_no_better():
-    train = TrainSection(schedule="plateau", learning_rate=0.8)
-    assert plateau_rate(train, []) == 0.8
-    assert plateau_rate(train, [3, 2, 2, 2]) == 0.8
-    assert plateau_rate(train, [3, 2, 2, 2, 2]) == 0.4
-    assert plateau_rate(train, [3, 2, 2, 2, 1, 1, 1]) == 0.8
-    assert plateau_rate(train, [2, 2, 1.99995, 2, 2, 2, 2]) == 0.2
-    assert plateau_rate(train, [2, float("nan"), float("nan"), float("nan")]) == 0.4
+    def plateau_rate(losses):
+        return optimizer_module.plateau_rate(0.8, 0.0, losses)
+
+    assert plateau_rate([]) == 0.8
+    assert plateau_rate([3, 2, 2, 2]) == 0.8
+    assert plateau_rate([3, 2, 2, 2, 2]) == 0.4
+    assert plateau_rate([3, 2, 2, 2, 1, 1, 1]) == 0.8
+    assert plateau_rate([2, 2, 1.99995, 2, 2, 2, 2]) == 0.2
+    assert plateau_rate([2, float("nan"), float("nan"), float("nan")]) == 0.4
 
 
 def test_time_and_cost_so_far_and_to_come():
@@ -51,18 +52,16 @@ def test_what_is_no_time(text):
         seconds(text)
 
 
-def test_when_it_is_enough(caplog):
+def test_when_a_training_is_complete():
     recipe = Recipe().override({"train.epochs": 5})
-    assert not enough(recipe, [])
-    assert enough(recipe, [row(n) for n in range(5)])
+    assert next_stage(recipe, [])
+    assert not next_stage(recipe, [row(n) for n in range(1, 6)])
     hurried = recipe.override({"train.max_hours": 25 / 3600})
-    assert not enough(hurried, [row(1, 10.0)])
-    with caplog.at_level(logging.WARNING, "edgerec"):
-        assert enough(hurried, [row(1, 10.0), row(2, 10.0)])
-    assert "leaves no time for epoch 3 of 5" in caplog.text
+    assert next_stage(hurried, [row(1, 10.0)])
+    assert not next_stage(hurried, [row(1, 10.0), row(2, 10.0)])
     stalled = recipe.override({"train.early_stopping": 2})
-    assert enough(stalled, [row(1, accuracy=0.9), row(2), row(3)])
-    assert not enough(stalled, [row(1), row(2, accuracy=0.9), row(3)])
+    assert not next_stage(stalled, [row(1, accuracy=0.9), row(2), row(3)])
+    assert next_stage(stalled, [row(1), row(2, accuracy=0.9), row(3)])
 
 
 def tiny():

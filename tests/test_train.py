@@ -40,7 +40,16 @@ def test_a_run_holds_what_is_documented(run):
     with open(run.path / "history.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
-    assert set(rows[0]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"}
+    assert set(rows[0]) == {
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+        "seconds",
+        "stage",
+    }
 
 
 def test_metrics_are_scikit_learn_s(run):
@@ -272,22 +281,6 @@ def test_options_of_training_work_together(image_folder, tmp_path):
     assert {weight.dtype for weight in made.model().get_weights()} == {np.dtype("float32")}
     assert {layer.compute_dtype for layer in made.model().layers} == {"float32"}
     assert evaluate(made.path).accuracy == made.metrics["accuracy"]
-
-
-def test_weight_decay_pulls_at_kernels_alone():
-    import tensorflow as tf
-
-    from edgerec.train.fit import _built
-
-    changes = {"model.arch": "mobilenet_v1", "data.input_size": 32, "data.channels": 3, "train.weight_decay": 0.01}
-    model = _built(Recipe().override(changes), 10)
-    with tf.GradientTape() as tape:
-        loss = tf.add_n(model.losses)
-    for variable, pull in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True):
-        if "/kernel" in variable.name:
-            assert np.allclose(pull, 0.01 * variable.numpy(), atol=1e-8)
-        else:  # depthwise kernels are few, and the accuracy hangs on them
-            assert pull is None
 
 
 def test_early_stopping_stops(image_folder, tmp_path):

@@ -20,14 +20,17 @@ def test_the_classes_first_then_the_layers_from_behind():
     (whole,) = stages(recipe())
     assert (whole.first, whole.last, whole.part) == (0, 8, 1.0)
     plan = stages(recipe(**{"model.weights": "x.keras"}))
-    assert [(s.first, s.last, s.falls) for s in plan] == [(0, 2, True), (2, 3, False), (3, 4, False), (4, 8, True)]
+    schedules = ["cosine", "constant", "constant", "cosine"]
+    assert [(s.first, s.last, s.schedule) for s in plan] == list(
+        zip((0, 2, 3, 4), (2, 3, 4, 8), schedules, strict=True)
+    )
     assert [s.part for s in plan] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert [s.rate for s in plan] == pytest.approx([0.01, 0.001, 0.001, 0.001])
     at_once = {"model.weights": "x.keras", "transfer.frozen": 0.0, "transfer.unfreeze": 0.0, "transfer.rate": 1.0}
     assert [(s.first, s.last, s.part, s.rate) for s in stages(recipe(**at_once))] == [(0, 8, 1.0, 0.01)]
     assert [s.part for s in stages(recipe(**{"model.weights": "x.keras", "transfer.frozen": 1.0}))] == [0.0]
-    with pytest.raises(RecipeError, match="expected cosine or constant"):
-        stages(recipe(**{"model.weights": "x.keras", "train.schedule": "plateau"}))
+    plateau = stages(recipe(**{"model.weights": "x.keras", "train.schedule": "plateau"}))
+    assert [s.schedule for s in plateau] == ["cosine", "constant", "constant", "plateau"]
 
 
 def network(size=32, classes=2, scaling=False):

@@ -26,15 +26,15 @@ def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
 
     finisher = feed._finisher
 
-    def watched(dataset, recipe):
+    def watched(*arguments):
         import tensorflow as tf
 
-        finish = finisher(dataset, recipe)
+        finish = finisher(*arguments)
 
         def told(pixels, classes, number):
-            batch, _ = finish(pixels, classes, number)
+            batch, *others = finish(pixels, classes, number)
             with tf.control_dependencies([tf.numpy_function(note, [number, pixels], [])]):
-                return tf.identity(batch), classes
+                return tf.identity(batch), *others
 
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,11 @@ def train(
         None,
         help="The network: edgerec models lists them; or a function of yours, as my_net.py:build, whose code is run.",
     ),
-    epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
+    epochs: str | None = typer.Option(
+        None,
+        metavar="[+]N",
+        help="Number of training epochs; with --resume, +N adds N epochs to a finished run.",
+    ),
     group_by: str | None = typer.Option(
         None,
         help="Regular expression: images with the same match in their path below the class folder stay on one side "
@@ -56,11 +61,12 @@ def train(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Train a model on a folder of pictures."""
+    """Train a model on a folder of images."""
+    count, more_epochs = _epochs(epochs, resume)
     options = {
         "data.source": data,
         "model.arch": arch,
-        "train.epochs": epochs,
+        "train.epochs": None if more_epochs else count,
         "data.group_by": group_by,
         "data.input_size": input_size,
         "model.width": width,
@@ -81,12 +87,32 @@ def train(
 
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
+        if more_epochs and not continues:
+            raise typer.BadParameter(
+                "+N continues with the run's own recipe: leave out the other options", param_hint="--epochs"
+            )
         if resume and not continues:
             resume = was_begun(recipe, out)
         with stopped(out):
-            run = fit(recipe, out, resume=resume, overwrite=overwrite, listener=listener)
+            run = fit(recipe, out, resume=resume, overwrite=overwrite, listener=listener, more_epochs=more_epochs)
     if not helped(json):
         show(run, json)
+
+
+def _epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
+    """Return the number of epochs and the number of epochs to add."""
+    if text is None:
+        return None, 0
+    if not re.fullmatch(r"\+?-?\d{1,9}", text):
+        raise typer.BadParameter(f"{text!r} is not a number of epochs: 20, or +20 with --resume", param_hint="--epochs")
+    if not text.startswith("+"):
+        return int(text), 0
+    if not resume or int(text) < 1:
+        raise typer.BadParameter(
+            f"{text!r} adds epochs to a finished run: use --resume --epochs +N with N of at least 1",
+            param_hint="--epochs",
+        )
+    return None, int(text)
 
 
 @contextmanager

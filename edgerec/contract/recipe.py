@@ -222,17 +222,26 @@ class TrainSection:
     batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
     optimizer: str = _choice("adam", "sgd has Nesterov momentum 0.9 and wants a rate of 0.05 to 0.2", ("adam", "sgd"))
     learning_rate: float = _number(0.002, "the highest learning rate", 1e-8, 10)
-    weight_decay: float = _number(0.0, "how fast kernels shrink, times the learning rate; 0.0005 suits sgd", 0, 1)
+    weight_decay: float = _number(
+        0.0, "decoupled weight decay of kernels, times the learning rate; 0.005 suits sgd, 0.01 to 0.1 adam", 0, 1
+    )
     schedule: str = _choice(
         "cosine",
         "learning rate over the run; plateau halves it when validation stalls",
         ("cosine", "constant", "plateau"),
     )
-    warmup_epochs: float = _number(0.5, "epochs over which the learning rate rises from zero", 0, 1000)
+    warmup_epochs: float = _number(
+        0.5, "epochs over which the learning rate rises from zero, at the start of each stage", 0, 1000
+    )
+    restarts: str = _text(
+        "", "epochs before which the schedule starts again, as 10, 20; train --resume --epochs +N adds one"
+    )
     class_weights: str = _choice(
         "none", "balanced gives rare classes the weight of frequent ones", ("none", "balanced")
     )
-    early_stopping: int = _number(0, "stop after so many epochs without a better validation; 0 = never", 0, 100000)
+    early_stopping: int = _number(
+        0, "end a stage after this many epochs without a better validation; 0 = never", 0, 100000
+    )
     device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
     mixed_precision: bool = _flag(False, "compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe")
     xla: bool = _flag(False, "compile the step by XLA: slower to start, often faster on a GPU")

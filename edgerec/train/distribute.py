@@ -102,11 +102,18 @@ class Team:
                     f"{chief[other[0]]!r}: give all workers the same recipe, data and run folder"
                 )
 
-    def check_batch(self, size: int) -> None:
-        """Refuse a batch that cannot be divided; raises :class:`RecipeError`."""
-        if size % self.places.total:
+    def check_batch(self, size: int, accumulate: int = 1) -> None:
+        """Refuse a batch that cannot be divided among the devices, and again for gradient accumulation.
+
+        Raises:
+            RecipeError: the batch size is not a multiple of the number of devices times ``accumulate``.
+        """
+        devices = self.places.total
+        if size % (devices * accumulate):
+            each = f", each of which computes its share in {accumulate} steps (train.accumulate)" * (accumulate > 1)
             raise RecipeError(
-                f"train.batch_size is {size}, expected a multiple of {self.places.total}: so many devices share it"
+                f"train.batch_size is {size}, expected a multiple of {devices * accumulate}: {devices} devices share "
+                f"a batch{each}"
             )
 
 
@@ -125,9 +132,8 @@ def together(section: TrainSection) -> Iterator[Team]:
     """
     cluster = Cluster.from_environment()
     tf = require("tensorflow")
-    gpus = [f"GPU:{number}" for number in range(len(tf.config.get_visible_devices("GPU")))]
     if cluster is None:
-        yield _one_machine(gpus)
+        yield _one_machine()
         return
     strategy = _connected(cluster, section.workers_wait_s)
     total = strategy.num_replicas_in_sync
@@ -141,12 +147,24 @@ def together(section: TrainSection) -> Iterator[Team]:
         raise TrainError(_lost(cluster, str(error))) from None
 
 
-def _one_machine(gpus: list[str]) -> Team:
-    if len(gpus) < 2:
+def _one_machine() -> Team:
+    """Return the team of all GPUs, or of all logical CPUs if the process has several and no GPU.
+
+    TensorFlow has one logical CPU unless the program configures more (``tf.config.set_logical_device_configuration``),
+    which is a way to test training on several devices without GPUs.
+    """
+    tf = require("tensorflow")
+    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    devices = [f"{kind}:{number}" for number in range(len(tf.config.list_logical_devices(kind)))]
+    if len(devices) < 2:
         return ALONE
-    log.info("training on %d GPUs", len(gpus))
-    strategy = require("tensorflow").distribute.MirroredStrategy(gpus)
-    return Team(strategy, None, Places(0, len(gpus), len(gpus)))
+    log.info("training on %d %ss", len(devices), kind)
+    return Team(_mirrored(tuple(devices)), None, Places(0, len(devices), len(devices)))
+
+
+@functools.cache  # a second strategy would use the first one's collective keys again, for tensors of other shapes
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
 @functools.cache  # TensorFlow connects a process once

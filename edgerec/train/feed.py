@@ -15,6 +15,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset
 from edgerec.data.augment import augmenter, mixer
 from edgerec.data.packed import Packed
+from edgerec.models import reconstructs
 from edgerec.optional import require
 from edgerec.train.keras import as_written
 
@@ -60,13 +61,15 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
     would, and several processes together see what one would.
 
     Returns:
-        float32 ``(batch_size / places.total, H, W, C)`` and int64 ``(batch_size / places.total,)``, the parts of a
-        batch one after the other; where the recipe mixes pictures, float32 ``(…, classes)`` in the place of classes.
+        Batches ``(pixels, classes)``: float32 ``(batch_size / places.total, H, W, C)`` and int64
+        ``(batch_size / places.total,)``, one place's batch after the other. With mixup or cutmix, ``classes`` is
+        float32 ``(…, classes)``, each image's shares of the classes. With ``train.class_weights = "balanced"`` a third
+        element has each image's weight, float32 ``(…,)``; see :func:`class_weights`.
     """
     tf = require("tensorflow")
     steps = steps_per_epoch(part, recipe)
     size = recipe.train.batch_size // places.total
-    finish = _finisher(dataset, recipe)
+    finish = _finisher(dataset, recipe, class_weights(dataset, part, recipe))
     if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
         return _streamed(dataset.packed, recipe, places, steps, finish, first_epoch)
 
@@ -78,7 +81,7 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
         numbers = first[:, tf.newaxis] + tf.constant([*places.numbers], tf.int64)
         return tf.data.Dataset.from_tensor_slices((tf.reshape(own, [-1, size]), tf.reshape(numbers, [-1])))
 
-    def gather(batch: Any, number: Any) -> tuple[Any, Any]:
+    def gather(batch: Any, number: Any) -> tuple[Any, ...]:
         pixels = tf.ensure_shape(_pixels(dataset, batch), [size, *dataset.images.shape[1:]])
         return finish(pixels, tf.gather(tf.constant(dataset.classes), batch), number)
 
@@ -153,7 +156,7 @@ def _streamed(
         )
         return tf.reshape(tf.gather(records, order), [-1, size])
 
-    def read(number: Any, records: Any) -> tuple[Any, Any]:
+    def read(number: Any, records: Any) -> tuple[Any, ...]:
         found = tf.io.parse_example(records, features)
         pixels = tf.reshape(tf.io.decode_raw(found["image"], tf.uint8), [size, *pack.preprocess.shape])
         number = number // places.count * places.total + places.first + number % places.count
@@ -180,19 +183,37 @@ def naming_broken_records(dataset: Dataset) -> Iterator[None]:
         raise
 
 
-def _finisher(dataset: Dataset, recipe: Recipe) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """What makes pixels and classes of a batch, with its number, to what the model takes."""
+def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArray[np.float32] | None:
+    """Return the weight of each class in the loss, ``(classes,)``; None if all have the same weight.
+
+    With ``train.class_weights = "balanced"``, a class weighs ``images / (classes · images of the class)``, so that all
+    classes together contribute equally to an epoch's loss and the mean weight of an image is 1.
+    """
+    if recipe.train.class_weights != "balanced" or reconstructs(recipe.model.arch):
+        return None
+    counts = np.bincount(dataset.classes[part], minlength=len(dataset.labels))
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _finisher(
+    dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
+) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
+    """Return the function that turns the pixels, classes and number of a batch into what the model trains on."""
     tf = require("tensorflow")
     change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
 
-    def finish(pixels: Any, classes: Any, number: Any) -> tuple[Any, Any]:
+    def finish(pixels: Any, classes: Any, number: Any) -> tuple[Any, ...]:
         pixels = tf.cast(pixels, tf.float32)
         seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
         if change is not None:
             pixels = change(pixels, seed)
         if mix is not None:
             pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
-        return normalise.apply(pixels), classes
+        if weights is None:
+            return normalise.apply(pixels), classes
+        # A mixed image weighs the mean of its classes' weights, by its shares of them.
+        weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
+        return normalise.apply(pixels), classes, weight
 
     return finish
 

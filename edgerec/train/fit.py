@@ -24,6 +24,7 @@ from edgerec.optional import require
 from edgerec.train import baseline, novelty, plots
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
+from edgerec.train.extend import extend
 from edgerec.train.feed import (
     batch_size,
     evaluation_feed,
@@ -33,6 +34,7 @@ from edgerec.train.feed import (
     training_feed,
 )
 from edgerec.train.foreign import check_opens
+from edgerec.train.ignored import warn_ignored
 from edgerec.train.keras import (
     UNREADABLE,
     compile_classifier,
@@ -45,9 +47,9 @@ from edgerec.train.keras import (
 )
 from edgerec.train.keras3 import offer_keras3
 from edgerec.train.leakage import check_exposure, with_weights_file
-from edgerec.train.optimizer import optimizer
+from edgerec.train.optimizer import optimizer, restored_optimizer
 from edgerec.train.precision import in_float32, in_suited
-from edgerec.train.recorder import OnEpoch, checkpoints, enough, recorder
+from edgerec.train.recorder import OnEpoch, checkpoints, next_stage, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 from edgerec.train.teacher import Teacher, find_teacher
 from edgerec.train.transfer import (
@@ -81,8 +83,9 @@ def fit(
     listener: Listener = ignore,
     on_epoch: OnEpoch | None = None,
     finish: bool = True,
+    more_epochs: int = 0,
 ) -> Run:
-    """Train by a recipe and write a run.
+    """Train as a recipe describes, and write a run.
 
     Args:
         recipe: what to do; with ``resume`` the run's own recipe is used instead.
@@ -93,12 +96,17 @@ def fit(
         on_epoch: called with the number and the Keras model after every epoch.
         finish: without it the run is left unfinished after its last epoch, and nobody looks at the held-out
             pictures; ``resume`` finishes it.
+        more_epochs: with ``resume``, add this many epochs to a finished run, see :func:`edgerec.train.extend.extend`.
 
     Raises:
         EdgerecError: the recipe, the data or the folder do not allow it.
         TrainError: the loss became NaN; the checkpoints before stay.
     """
     run = Run.at(out)
+    if more_epochs:
+        if not resume or more_epochs < 0:
+            raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume")
+        extend(run, more_epochs)
     if resume:
         recipe = _resumable(run)
         if run.finished:
@@ -112,8 +120,8 @@ def fit(
     prepare(recipe.train, recipe.seed)
     with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
         recipe, dataset, parts = resolved(recipe, listener)
-        team.check_batch(recipe.train.batch_size)
-        plan = stages(recipe)
+        team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+        stages(recipe)  # raises an error before anything is written
         with team.scope():
             first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
             if model is None:
@@ -127,11 +135,11 @@ def fit(
             if finish and team.chief:
                 for problem in quick_warnings(dataset, parts):
                     log.warning(problem)
+            warn_ignored(recipe)
         training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
         with naming_broken_records(dataset):
-            for stage in plan:
-                if first_epoch < stage.last and not enough(recipe, own_run.history()):
-                    training.learn(model, stage, first_epoch)
+            while stage := next_stage(recipe, own_run.history()):
+                training.learn(model, stage, len(own_run.history()))
         if finish and team.chief:
             _finish(run, recipe, dataset, parts)
     return run
@@ -153,10 +161,11 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
             name = f"{section}.{key}" if key else section
             found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
             chosen_here = name in _CHOSEN_BY_FIT and not value
+            more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != found and not chosen_here:
                 raise RecipeError(
                     f"{run.path} was begun with {name} {found!r}, now it is {value!r}: go on with --resume and --out "
-                    "alone, or train into another folder"
+                    f"alone, or train into another folder{more}"
                 )
     return True
 
@@ -198,14 +207,14 @@ class _Training:
     on_epoch: OnEpoch | None
 
     def learn(self, model: Any, stage: Stage, done: int) -> None:
-        """Train ``model`` through a stage; of all epochs ``done`` are done."""
-        recipe, train, first = self.recipe, self.recipe.train, max(done, stage.first)
+        """Train ``model`` in the epochs of a stage that are not done yet; ``done`` counts from the first stage."""
+        recipe, train, first = self.recipe, self.recipe.train, done
         dataset, parts, shares = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
         with self.team.scope():
             if first == stage.first:
                 hold(model, recipe, stage)
-                model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps))
+                model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps), train.weight_decay)
             compile_classifier(
                 model,
                 model.optimizer,
@@ -216,7 +225,7 @@ class _Training:
                 teacher=self.teacher,
                 teacher_weight=recipe.distill.weight,
             )
-        record = recorder(self.run, recipe, steps, self.team, self.listener, self.on_epoch)
+        record = recorder(self.run, recipe, stage, steps, self.team, self.listener, self.on_epoch)
         model.fit(
             self.team.spread(partial(training_feed, dataset, parts.train, recipe, first_epoch=first)),
             steps_per_epoch=steps,
@@ -226,7 +235,6 @@ class _Training:
                 partial(evaluation_feed, dataset, parts.val, recipe.normalise, shares=shares)
             ),
             validation_steps=evaluation_steps(parts.val, self.team.places),
-            class_weight=_class_weights(recipe, self.dataset, self.parts),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,
         )
@@ -305,6 +313,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
             continue
         epoch = int(path.stem.partition("-")[2])
         run.write_history([row for row in run.history() if row["epoch"] <= epoch])
+        model.optimizer = restored_optimizer(model.optimizer, model.trainable_variables)
         log.info("resuming after epoch %d", epoch)
         return epoch, model
     if own.is_own(run.recipe.model.arch):
@@ -338,25 +347,7 @@ def _built(recipe: Recipe, classes: int) -> Any:
     model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
-    return in_suited(_decaying(model, recipe.train.weight_decay) if recipe.train.weight_decay else model)
-
-
-def _decaying(model: Any, rate: float) -> Any:
-    """The model with ``rate / 2`` of each kernel's sum of squares in its loss, whose gradient is ``rate`` times it."""
-    for layer in model.layers:
-        if getattr(layer, "kernel", None) is not None and not hasattr(layer, "depthwise_kernel"):
-            layer.kernel_regularizer = keras().regularizers.L2(rate / 2)
-    # A layer takes up its regularizer when it is built.
-    decaying = keras().Model.from_config(model.get_config())
-    decaying.set_weights(model.get_weights())
-    return decaying
-
-
-def _class_weights(recipe: Recipe, dataset: Dataset, parts: Split) -> dict[int, float] | None:
-    if recipe.train.class_weights != "balanced":
-        return None
-    counts = np.bincount(dataset.classes[parts.train], minlength=len(dataset.labels))
-    return {i: float(counts.sum() / (len(counts) * count)) for i, count in enumerate(counts)}
+    return in_suited(model)
 
 
 def _best(run: Run) -> tuple[int, Any]:

@@ -136,7 +136,7 @@ def compile_classifier(
         model: softmax scores at its end, or pictures.
         optimizer: Keras'.
         steps_per_call: steps between two calls of callbacks.
-        xla: compile each step by XLA.
+        xla: compile each step with XLA, except on several CPU devices, where TensorFlow cannot.
         parts: of a batch, whose gradients are computed one after the other and averaged: less memory.
         shares: it learns from how much of each class a picture shows, ``(batch, classes)``, instead of from classes.
         teacher: a loss of ``(pixels, scores)`` that has the part ``teacher_weight`` beside that of the labels.
@@ -144,7 +144,11 @@ def compile_classifier(
     Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
     twice: of a large model that is most of the time to the first epoch.
     """
-    again = reconstructs(model)
+    tf = require("tensorflow")
+    again, strategy = reconstructs(model), tf.distribute.get_strategy()
+    if xla and strategy.num_replicas_in_sync > 1 and "CPU" in strategy.extended.worker_devices[0]:
+        log.warning("train.xla has no effect on several CPU devices, whose variables XLA cannot reach: not compiling")
+        xla = False
     loss_by_name = "categorical_crossentropy" if shares else "sparse_categorical_crossentropy"
     model.compile(
         optimizer,
@@ -153,15 +157,15 @@ def compile_classifier(
         steps_per_execution=steps_per_call,
         jit_compile=xla,
     )
-    tf = require("tensorflow")
     if parts > 1 or teacher is not None:
 
         def loss(pixels: Any, classes: Any, scores: Any, weight: Any) -> Any:
             labels = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
                 return labels
-            devices = tf.distribute.get_strategy().num_replicas_in_sync  # gradients are summed over them
-            kept = tf.add_n(model.losses) / devices if model.losses else 0.0  # weight decay stays whole
+            devices = strategy.num_replicas_in_sync  # gradients are summed over them
+            # The model's own regularization losses are not scaled by the teacher's weight.
+            kept = tf.add_n(model.losses) / devices if model.losses else 0.0
             return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores) / devices
 
         model.train_step = partial(_step_in_parts, model, parts, loss)

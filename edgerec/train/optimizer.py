@@ -1,22 +1,55 @@
-"""How weights move: the optimizer, and its rate over a training."""
+"""The optimizer and its learning-rate schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from edgerec.contract.recipe import TrainSection
 from edgerec.train.keras import keras
 
-# Of the schedule plateau: a validation loss is better by so much, or it counts as none.
+# Schedule plateau: smallest improvement of the validation loss, epochs to wait for one, and factor on the rate.
 LEAST_GAIN, PATIENCE, FACTOR = 1e-4, 3, 0.5
 
 
-def optimizer(name: str, rate: Any) -> Any:
-    """Keras' optimizer for a recipe's ``train.optimizer``; ``rate`` is a number or a schedule."""
-    if name == "sgd":
-        return keras().optimizers.SGD(rate, momentum=0.9, nesterov=True)
-    return keras().optimizers.Adam(rate)
+# Regular expression that matches the names of all variables without weight decay: everything but the kernels of dense,
+# convolutional and recurrent layers. Depthwise kernels have few weights, on which the accuracy depends strongly.
+# Several devices have a copy of each variable each, whose name ends in /replica_1 and so on.
+NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
+
+
+def optimizer(name: str, rate: Any, weight_decay: float = 0.0) -> Any:
+    """Return the Keras optimizer for a recipe's ``train.optimizer``.
+
+    Weight decay is decoupled from the gradient (arXiv:1711.05101): at each step every kernel shrinks by the fraction
+    ``learning rate · weight_decay``, whatever the optimizer does with the gradient.
+
+    Args:
+        name: ``adam`` or ``sgd`` (Nesterov momentum 0.9).
+        rate: learning rate, a number or a schedule.
+        weight_decay: 0 for none. Biases, batch normalization and depthwise kernels do not decay.
+    """
+    options = {"learning_rate": rate, "weight_decay": weight_decay or None}
+    optimizers = keras().optimizers
+    made = optimizers.SGD(momentum=0.9, nesterov=True, **options) if name == "sgd" else optimizers.Adam(**options)
+    made.exclude_from_weight_decay(var_names=[NOT_DECAYED])
+    return made
+
+
+def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:
+    """Return a copy of an optimizer that was loaded from a file, with its state.
+
+    Keras does not save which variables have no weight decay, and refuses to exclude any once an optimizer has state.
+
+    Args:
+        saved: the optimizer, built for ``variables``.
+        variables: trainable variables of the model.
+    """
+    copy = type(saved).from_config(saved.get_config())
+    getattr(copy, "inner_optimizer", copy).exclude_from_weight_decay(var_names=[NOT_DECAYED])
+    copy.build(variables)
+    for variable, value in zip(copy.variables, saved.variables, strict=True):
+        variable.assign(value)
+    return copy
 
 
 def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
@@ -27,25 +60,43 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
     return decay(peak, max(1, steps))
 
 
-def learning_rate(train: TrainSection, steps: int) -> Any:
-    """The rate of a training of ``steps`` an epoch: a schedule over all of them, or the number that it begins with."""
-    if train.schedule != "cosine":
-        return train.learning_rate
-    total = steps * train.epochs
-    warmup = min(round(steps * train.warmup_epochs), total // 2)
-    return cosine(train.learning_rate, total, warmup)
+def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
+    """Return the learning rate of ``steps`` steps: a schedule, or a number if it is the same for all of an epoch.
 
-
-def plateau_rate(train: TrainSection, val_losses: Sequence[float]) -> float:
-    """The rate of the next epoch by the schedule plateau: halved after each three epochs without a better loss.
-
-    It follows from the losses alone, so that a resumed training has the rate of an unbroken one.
+    Args:
+        peak: highest learning rate.
+        schedule: as ``train.schedule``. With ``plateau`` the rate is set before each epoch, see :func:`plateau_rate`.
+        steps: number of steps.
+        warmup: number of steps over which the rate rises from zero, at most half of all.
     """
-    rate, best, waited = train.learning_rate, float("inf"), 0
+    warmup = min(warmup, steps // 2)
+    if schedule == "cosine":
+        return cosine(peak, steps, warmup)
+    if schedule == "constant" and warmup:
+        return keras().optimizers.schedules.PolynomialDecay(0.0, warmup, end_learning_rate=peak)
+    return peak
+
+
+def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float]) -> float:
+    """Return the next epoch's rate under the schedule ``plateau``: halved after three epochs without a better loss.
+
+    The rate follows from the losses alone, so that a resumed training has the rate of an uninterrupted one. In an epoch
+    with warm-up it is the mean of the rising rate.
+
+    Args:
+        peak: highest learning rate.
+        warmup_epochs: epochs over which the rate rises from zero.
+        val_losses: validation losses of the stage's epochs so far.
+    """
+    rate, best, waited = peak, float("inf"), 0
     for loss in val_losses:
         waited += 1
         if loss < best - LEAST_GAIN:
             best, waited = loss, 0
         elif waited >= PATIENCE:
             rate, waited = rate * FACTOR, 0
-    return rate
+    done = len(val_losses)
+    if done >= warmup_epochs:
+        return rate
+    rising = min(1.0, warmup_epochs - done)  # fraction of the epoch in which the rate rises
+    return rate * ((2 * done + rising) / (2 * warmup_epochs) * rising + 1 - rising)

@@ -1,4 +1,4 @@
-"""What is kept and told of a training after every epoch, and when it has had enough."""
+"""What is recorded and reported after every epoch of a training, and when its stages end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edgerec.train.distribute import Team
 from edgerec.train.keras import keras, reseed
 from edgerec.train.optimizer import plateau_rate
 from edgerec.train.run import Run, best_epoch, learned
+from edgerec.train.transfer import Stage, stages
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ class Bill:
 
 
 def bill(history: list[dict[str, float]], recipe: Recipe) -> Bill:
-    """What a training has taken by its history, and will take if it has all its epochs."""
+    """Return the time and cost of a training so far, and of the rest if no stage ends early."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
-    left = (recipe.train.epochs - len(history)) * sum(recent) / max(1, len(recent))
+    left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
     return Bill(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
 
 
@@ -62,38 +63,80 @@ def checkpoints(run: Run) -> dict[int, Path]:
     return {int(path.stem.partition("-")[2]): path for path in found}
 
 
-def enough(recipe: Recipe, history: list[dict[str, float]]) -> bool:
-    """Whether a training has all its epochs, no better one for too long, or no time for another."""
-    train, done = recipe.train, len(history)
-    if done >= train.epochs:
-        return True
-    if not done:
-        return False
-    if train.max_hours and bill(history, recipe).seconds + history[-1]["seconds"] > train.max_hours * 3600:
-        log.warning("train.max_hours %g leaves no time for epoch %d of %d", train.max_hours, done + 1, train.epochs)
-        return True
-    return bool(train.early_stopping and done - best_epoch(history) >= train.early_stopping)
+def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
+    """Return the stage that the next epoch belongs to, or None if the training is complete.
+
+    The stage starts where the one before ended, which is earlier than planned if that one ended early. An interrupted
+    stage starts at its own first epoch.
+    """
+    number = _stage_number(recipe, history[-1]) if history else 0
+    for stage in stages(recipe)[number:]:
+        moved = stage.starting_at(len(history) - len(_rows(recipe, stage, history)))
+        if len(history) < moved.last and not early_end(recipe, moved, history):
+            return moved
+    return None
 
 
-def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listener, on_epoch: OnEpoch | None) -> Any:
-    """The Keras callback that reports, records and checkpoints. Its class needs Keras, so it is made here.
+def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
+    """Return the number of epochs that a training has in all, if no further stage ends early."""
+    number = _stage_number(recipe, history[-1]) if history else 0
+    current, *later = stages(recipe)[number:]
+    before = len(history) - len(_rows(recipe, current, history))
+    return before + sum(stage.last - stage.first for stage in (current, *later))
+
+
+def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> str:
+    """Return the reason why a stage ends before its last epoch, empty if it does not.
+
+    Each stage has its own patience (``train.early_stopping``). ``train.max_hours`` is shared among the stages as the
+    epochs are, so that a stage does not use up the time of the next one.
+    """
+    train, rows = recipe.train, _rows(recipe, stage, history)
+    if train.max_hours and history:
+        left_s = train.max_hours * stage.share * 3600 - sum(row["seconds"] for row in history)
+        if history[-1]["seconds"] > left_s:
+            limit = f" ({stage.share:.0%} of it for {stage.about} and what comes before)" * (stage.share < 1)
+            return f"train.max_hours {train.max_hours:g}{limit} leaves no time for epoch {len(history) + 1}"
+    if train.early_stopping and rows and len(history) - best_epoch(rows) >= train.early_stopping:
+        return f"no better validation result for {train.early_stopping} epochs (train.early_stopping)"
+    return ""
+
+
+def _rows(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [row for row in history if _stage_number(recipe, row) == stage.number]
+
+
+def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
+    """The stage of an epoch; older runs did not record it, and none of their stages ended early."""
+    plan = stages(recipe)
+    number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
+    return min(int(number), len(plan) - 1)
+
+
+def recorder(
+    run: Run, recipe: Recipe, stage: Stage, steps: int, team: Team, listener: Listener, on_epoch: OnEpoch | None
+) -> Any:
+    """Return the Keras callback that reports, records and saves checkpoints. Its class needs Keras, so it is made here.
 
     Args:
-        run: where to.
-        recipe: resolved.
-        steps: of an epoch.
-        team: what all of it must agree on, as when there has been enough.
-        listener: told of every few steps.
+        run: the run to write to.
+        recipe: the resolved recipe.
+        stage: the stage that trains.
+        steps: number of steps per epoch.
+        team: the workers; all record the same times, so that they end a stage after the same epoch.
+        listener: receives the progress every few steps.
         on_epoch: called with the number and the model after every epoch.
     """
+    epochs = stage.last + sum(later.last - later.first for later in stages(recipe)[stage.number + 1 :])
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.epoch, self.began_s = epoch, time.monotonic()
             reseed(self.model, recipe.seed, epoch)
-            if recipe.train.schedule == "plateau":
-                losses = [row["val_loss"] for row in run.history()]
-                self.model.optimizer.learning_rate.assign(plateau_rate(recipe.train, losses))
+            if stage.schedule == "plateau":
+                losses = [row["val_loss"] for row in run.history()[stage.first :]]
+                rate = plateau_rate(stage.rate, recipe.train.warmup_epochs, losses)
+                self.model.optimizer.learning_rate.assign(rate)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             loss = float(logs["loss"])
@@ -103,15 +146,16 @@ def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listene
                     f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
                     f"the checkpoints before stay in {run.path}"
                 )
-            text = f"epoch {self.epoch + 1}/{recipe.train.epochs}  {learned(logs)}"
+            text = f"epoch {self.epoch + 1}/{epochs}  {learned(logs)}"
             done = self.epoch * steps + batch + 1
-            listener(Progress("training", done, recipe.train.epochs * steps, text))
+            listener(Progress("training", done, epochs * steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": team.mean(time.monotonic() - self.began_s)}
-            # The row first: what it says of an epoch without a checkpoint is cut off when the run is resumed.
+            row["stage"] = stage.number
+            # The row is written first, because a resume removes rows whose epoch has no checkpoint.
             run.write_history([*run.history(), row])
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
@@ -122,13 +166,23 @@ def recorder(run: Run, recipe: Recipe, steps: int, team: Team, listener: Listene
             log.info(
                 "epoch %d/%d  %s  %.1f s  (%s)",
                 epoch + 1,
-                recipe.train.epochs,
+                epochs,
                 learned(row),
                 row["seconds"],
                 bill(history, recipe),
             )
             if on_epoch is not None:
                 on_epoch(epoch + 1, self.model)
-            self.model.stop_training = enough(recipe, history)
+            if epoch + 1 < stage.last and (reason := early_end(recipe, stage, history)):
+                following = next_stage(recipe, history)
+                log.warning(
+                    "%s: ending after epoch %d/%d: %s; next: %s",
+                    f"training {stage.about}" if len(stages(recipe)) > 1 else "training",
+                    epoch + 1,
+                    epochs,
+                    reason,
+                    f"training {following.about}" if following else "measuring the best epoch",
+                )
+                self.model.stop_training = True
 
     return Recorder()

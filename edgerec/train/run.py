@@ -27,7 +27,7 @@ from edgerec.train.keras import load_model
 
 log = logging.getLogger(__name__)
 
-HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
 # What a variant's report.json has at least.
 REPORT = [
     "variant",
@@ -186,7 +186,7 @@ class Run:
         return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
 
     def history(self) -> list[dict[str, float]]:
-        """One row an epoch, with the keys of :data:`HISTORY`; of an autoencoder, without accuracies."""
+        """Return a row for each epoch, with the keys of :data:`HISTORY`; an autoencoder's rows have no accuracies."""
         if not (self.path / "history.csv").exists():
             return []
         return self._read("history.csv", _parse_history)
@@ -242,7 +242,9 @@ def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
 
 def _parse_history(text: str) -> list[dict[str, float]]:
     rows = list(csv.DictReader(io.StringIO(text)))
-    missing = [] if not rows or "val_accuracy" in rows[0] else ["accuracy", "val_accuracy"]
+    # An autoencoder has no accuracy, and older runs did not record the stage.
+    optional = ("accuracy", "val_accuracy", "stage")
+    missing = [key for key in optional if rows and key not in rows[0]]
     return [{key: float(row[key]) for key in HISTORY if key not in missing} for row in rows]
 
 

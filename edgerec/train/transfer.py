@@ -1,9 +1,10 @@
-"""Transfer learning: which layers learn when, and other people's networks with new classes."""
+"""Transfer learning: the stages of a training, and other people's networks with a new head."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgerec.models import BACKBONE, build
 from edgerec.models.imagenet import RANGE
 from edgerec.train.foreign import expects_pixels, read_foreign
 from edgerec.train.keras import keras
-from edgerec.train.optimizer import cosine, learning_rate
+from edgerec.train.optimizer import learning_rate
 from edgerec.train.rebuild import Rebuild, flatten
 
 log = logging.getLogger(__name__)
@@ -25,50 +26,92 @@ MOST_GROUPS = 4
 
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs of a training, with an optimizer of their own.
+    """Consecutive epochs of a training that share an optimizer and a learning-rate schedule.
 
     Attributes:
-        first, last: epochs, counted from 0; without ``last``.
-        part: of the layers before the classes that learn, the last ones.
-        rate: the highest learning rate.
-        falls: whether it falls to zero.
+        number: position in the list of stages, as recorded in ``history.csv``.
+        first, last: epochs, counted from 0, without ``last``. A stage moves forward if an earlier one ended early.
+        part: fraction of the layers before the head that learn, the last ones.
+        rate: peak learning rate.
+        schedule: as ``train.schedule``.
+        share: fraction of ``train.max_hours`` that is used up when the stage should end.
     """
 
+    number: int
     first: int
     last: int
     part: float
     rate: float
-    falls: bool
+    schedule: str
+    share: float = 1.0
+
+    @property
+    def about(self) -> str:
+        """Description for messages."""
+        return "the head alone" if not self.part else "all layers" if self.part == 1 else "the head and the last layers"
+
+    def starting_at(self, first: int) -> Stage:
+        """Return the same stage, starting at another epoch."""
+        return replace(self, first=first, last=first + self.last - self.first)
 
 
 def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a training: one, or with weights to start from the classes first, then the layers from behind.
+    """Return the stages of a training.
 
-    While layers join, in up to four groups, the rate stays; with all of them it falls to zero.
+    From random weights there is one. From trained weights the head learns first, then more and more of the layers
+    before it, the last ones first and in up to four groups, and finally all layers. ``train.restarts`` adds a stage of
+    all layers for each restart.
     """
+    train = recipe.train
+    ends = [*restarts(recipe), train.epochs]
+    found = _first_stages(recipe, ends[0])
+    found += [replace(found[-1], first=first, last=last, part=1.0) for first, last in itertools.pairwise(ends)]
+    return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(found)]
+
+
+def restarts(recipe: Recipe) -> list[int]:
+    """Return the epochs before which the learning-rate schedule starts again.
+
+    Raises:
+        RecipeError: ``train.restarts`` is not a list of increasing epochs below ``train.epochs``.
+    """
+    text, epochs = recipe.train.restarts, recipe.train.epochs
+    try:
+        found = [int(number) for number in text.split(",")] if text.strip() else []
+    except ValueError:
+        found = [0]
+    if any(first >= second for first, second in itertools.pairwise([0, *found, epochs])):
+        raise RecipeError(
+            f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}): 10, 20"
+        )
+    return found
+
+
+def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
+    """The stages before the first restart; their numbers and shares are set later."""
     train, transfer = recipe.train, recipe.transfer
     if recipe.model.weights == "none":
-        return [Stage(0, train.epochs, 1.0, train.learning_rate, train.schedule == "cosine")]
-    if train.schedule == "plateau":
-        raise RecipeError("train.schedule is 'plateau', expected cosine or constant where model.weights are given")
-    alone = min(train.epochs, round(train.epochs * transfer.frozen))
-    joining = min(train.epochs - alone, round(train.epochs * transfer.unfreeze))
+        return [Stage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
+    alone = min(epochs, round(epochs * transfer.frozen))
+    joining = min(epochs - alone, round(epochs * transfer.unfreeze))
     rate = train.learning_rate * transfer.rate
-    found = [Stage(0, alone, 0.0, train.learning_rate, True)] if alone else []
+    found = []
+    if alone:
+        found.append(Stage(0, 0, alone, 0.0, train.learning_rate, "cosine" if alone < epochs else train.schedule))
     groups = min(joining, MOST_GROUPS)
     for number in range(groups):
         first, last = (alone + joining * n // groups for n in (number, number + 1))
-        found.append(Stage(first, last, (number + 1) / (groups + 1), rate, False))
-    if alone + joining < train.epochs:
-        found.append(Stage(alone + joining, train.epochs, 1.0, rate, train.schedule == "cosine"))
+        found.append(Stage(0, first, last, (number + 1) / (groups + 1), rate, "constant"))
+    if alone + joining < epochs:
+        found.append(Stage(0, alone + joining, epochs, 1.0, rate, train.schedule))
     return found
 
 
 def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
-    """The learning rate of a stage of ``steps`` an epoch: a number or a schedule."""
-    if recipe.model.weights == "none":
-        return learning_rate(recipe.train, steps)
-    return cosine(stage.rate, steps * (stage.last - stage.first)) if stage.falls else stage.rate
+    """Return the learning rate of a stage of ``steps`` per epoch: a number or a schedule."""
+    return learning_rate(
+        stage.rate, stage.schedule, steps * (stage.last - stage.first), round(steps * recipe.train.warmup_epochs)
+    )
 
 
 def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
@@ -85,7 +128,7 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
     for number, layer in enumerate(body):
         still = recipe.transfer.freeze_bn and type(layer).__name__ == "BatchNormalization"
         layer.trainable = number >= len(body) - learning and not still and layer.name != RANGE
-    log.info("epoch %d: %d of %d layers before the classes learn", stage.first + 1, learning, len(body))
+    log.info("epoch %d: %d of %d layers before the head learn", stage.first + 1, learning, len(body))
 
 
 def release(model: Any) -> None:
@@ -102,7 +145,7 @@ def network(recipe: Recipe, classes: int) -> Any:
 
 
 def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
-    """A Keras file's network, without its last dense layer, before ``classes`` new ones.
+    """Return a Keras file's network with a new head of ``classes`` scores instead of its last weighted layer.
 
     Raises:
         ModelError: it is no network of one picture in and one row of numbers out, or takes other pictures.
@@ -119,9 +162,9 @@ def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
     if expects_pixels(model) and recipe.data.normalise != "pixels":
         raise ModelError(f"{path} scales pixels 0 to 255 itself: give it those with --set data.normalise=pixels")
     layers, model = keras().layers, Rebuild(flatten).run(model)
-    x = _features(model)
+    x = features(model)
     if len(x.shape) == 4:
-        x = layers.GlobalAveragePooling2D(name="features")(x)
+        x = layers.GlobalAveragePooling2D(name="features")(x)  # of size 1×1 it is a reshape
     x = layers.Dropout(dropout)(x) if dropout else x
     x = layers.Dense(classes, name=CLASSES[0], dtype="float32")(x)
     scores = layers.Activation("softmax", name=CLASSES[1], dtype="float32")(x)
@@ -149,13 +192,52 @@ def checked_source(recipe: Recipe) -> Path:
     return Path(recipe.model.weights)
 
 
-def _features(model: Any) -> Any:
-    """What the last dense layer of a classifier takes; the output where there is none."""
-    tensor = model.outputs[0]
+def features(model: Any) -> Any:
+    """Return the tensor that a classifier's last weighted layer takes: its features, rank 2 or 4.
+
+    The last weighted layer is a dense layer, or a convolution that computes the scores, which are then reshaped or
+    averaged (MobileNet V1 and V3, SqueezeNet). Without such a layer the model's output is the features, as with
+    ``include_top=False``.
+
+    Raises:
+        ModelError: there is a softmax or sigmoid at the end, but no such layer before it.
+    """
+    tensor, scores = model.outputs[0], False
     while True:
-        layer = tensor._keras_history.layer
-        if type(layer).__name__ == "Dense":
-            return layer.input
-        if type(layer).__name__ not in ("Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity"):
-            return model.outputs[0]
-        tensor = layer.input
+        layer, number, _ = tensor._keras_history
+        kind = type(layer).__name__
+        scores = scores or _gives_scores(layer)
+        if kind == "Dense" or (kind == "Conv2D" and _is_head(layer, tensor, model, scores)):
+            return layer.get_input_at(number)
+        taken = layer.get_input_at(number)
+        if kind not in (_BEHIND_HEAD | _BEFORE_SCORES if scores else _BEHIND_HEAD) or isinstance(taken, (list, dict)):
+            break
+        tensor = taken
+    if scores:
+        raise ModelError(
+            f"cannot find the layer that computes the scores of {model.name}: there is a {kind} ({layer.name}) before "
+            "the softmax or sigmoid, expected a Dense or Conv2D layer; save the model without its head"
+        )
+    return model.outputs[0]
+
+
+# Layers that may follow the head, and others that may stand between the head and a softmax or sigmoid.
+_BEHIND_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
+    f"Global{kind}Pooling2D" for kind in ("Average", "Max")
+}
+_BEFORE_SCORES = {"BatchNormalization", "ReLU", "Rescaling", "AveragePooling2D", "MaxPooling2D"}
+
+
+def _gives_scores(layer: Any) -> bool:
+    """Whether the layer ends in a softmax or sigmoid."""
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    name = f"{type(layer).__name__} {activation} {getattr(layer, 'symbol', '')}".lower()
+    return "softmax" in name or "sigmoid" in name
+
+
+def _is_head(layer: Any, tensor: Any, model: Any, scores: bool) -> bool:
+    """Whether a convolution computes a classifier's scores, and not features."""
+    output = model.outputs[0].shape
+    if len(output) != 2 or output[1] != tensor.shape[-1]:
+        return False
+    return scores or tuple(tensor.shape[1:3]) == (1, 1)

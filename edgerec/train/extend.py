@@ -1,0 +1,92 @@
+"""More epochs for a finished run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from edgerec.contract.files import write_file
+from edgerec.errors import EdgerecError, OutputExistsError, RunError
+from edgerec.train.recorder import checkpoints
+from edgerec.train.rendezvous import Cluster
+from edgerec.train.run import Run
+from edgerec.train.transfer import stages
+
+log = logging.getLogger(__name__)
+
+_COPIED = ("recipe.toml", "labels.txt", "split.json", "history.csv")
+
+
+def extend(run: Run, epochs: int) -> None:
+    """Turn a finished run into an unfinished one with more epochs, which :func:`edgerec.fit` resumes.
+
+    The added epochs are a stage of their own, in which all layers learn: its optimizer and its learning-rate schedule
+    start again, early stopping counts from its first epoch, and ``train.max_hours`` applies to it alone. Data, split
+    and seed stay as they are, so that no test image is ever trained on. The best epoch of all becomes the model.
+
+    The finished model and everything that was made from it, such as variants, move to ``after-N-epochs/`` in the run's
+    folder, which is a finished run itself.
+
+    Raises:
+        EdgerecError: the run is not finished, or has no checkpoint of its last epoch.
+    """
+    finished = Run.open(run.path)
+    recipe, history = finished.recipe, finished.history()
+    if Cluster.from_environment() is not None:
+        raise EdgerecError("a run cannot be extended by several workers: unset TF_CONFIG, or train a new run")
+    last = int(history[-1]["epoch"]) if history else 0
+    if not last or last not in checkpoints(run):
+        raise RunError(
+            f"{run.path} has no checkpoint of its last epoch, from which to continue: train a new run that starts from "
+            f"its weights, with --weights {run.path / 'model.keras'}"
+        )
+    planned, train = recipe.train.epochs, recipe.train
+    before = f"{train.restarts}, " if train.restarts.strip() else ""
+    spent_hours = sum(row["seconds"] for row in history) / 3600
+    longer = replace(
+        recipe,
+        train=replace(
+            train,
+            epochs=planned + epochs,
+            restarts=f"{before}{planned}",
+            max_hours=train.max_hours and spent_hours + train.max_hours,
+        ),
+    )
+    archive = run.path / f"after-{last}-epochs"
+    if archive.exists():
+        raise OutputExistsError(f"{archive} exists already: rename it, and extend the run again")
+    _archive(run, archive)
+    write_file(run.path / "recipe.toml", longer.to_toml())
+    log.info(
+        "adding %d epochs to the %d of %s: the learning rate starts again at %g (schedule %s); split and seed stay as "
+        "they are; the model so far and its variants are in %s",
+        epochs,
+        last,
+        run.path,
+        stages(longer)[-1].rate,
+        train.schedule,
+        archive,
+    )
+
+
+def _archive(run: Run, archive: Path) -> None:
+    """Move what was made from the finished model; an interruption leaves a run that --resume finishes again."""
+    archive.mkdir()
+    for name in _COPIED:
+        shutil.copy2(run.path / name, archive / name)
+    for path in _results(run):
+        os.replace(path, archive / path.name)
+
+
+def _results(run: Run) -> Iterator[Path]:
+    """What a finished run has beyond an unfinished one; ``metrics.json`` first, without which it is unfinished."""
+    yield run.path / "metrics.json"
+    yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
+    yield from run.path.glob("*.keras")
+    yield from run.path.glob("*.html")
+    yield from (path for path in (run.path / "plots",) if path.is_dir())
+    yield from (report.parent for report in sorted(run.path.glob("[!.]*/report.json")))

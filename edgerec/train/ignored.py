@@ -1,0 +1,50 @@
+"""Recipe keys that have no effect on a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from edgerec.contract.recipe import Recipe
+from edgerec.models import BACKBONE, reconstructs
+
+log = logging.getLogger(__name__)
+
+
+def ignored_keys(recipe: Recipe) -> dict[str, str]:
+    """Return the keys that differ from their default but have no effect, and why; the recipe is resolved."""
+    default, values = Recipe().to_dict(), recipe.to_dict()
+    found = {}
+    for key, reason in _without_effect(recipe):
+        section, _, name = key.partition(".")
+        if values[section][name] != default[section][name]:
+            found[key] = reason
+    return found
+
+
+def warn_ignored(recipe: Recipe) -> None:
+    """Log a warning for each key of :func:`ignored_keys`."""
+    for key, reason in ignored_keys(recipe).items():
+        log.warning("%s has no effect: %s", key, reason)
+
+
+def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The keys without effect in such a recipe, whatever their value."""
+    arch = recipe.model.arch
+    if reconstructs(arch):
+        reason = f"{arch} is an autoencoder, which learns from images alone"
+        yield "train.class_weights", reason
+        yield "compress.teacher_weight", reason
+    if arch == BACKBONE:
+        yield "model.width", "the network is the file's"
+    if recipe.model.weights == "none":
+        for name in vars(recipe.transfer):
+            yield f"transfer.{name}", "model.weights is 'none', so there are no trained weights to start from"
+    if not recipe.distill.teachers:
+        for name in ("weight", "temperature"):
+            yield f"distill.{name}", "distill.teachers names no teacher"
+    if not recipe.augment.randaugment:
+        yield "augment.randaugment_strength", "augment.randaugment is 0"
+    if recipe.data.channels == 1:
+        for name in ("saturation", "hue_deg"):
+            yield f"augment.{name}", "the images are grayscale"
