@@ -86,11 +86,11 @@ def train(
         from edgerec.train.fit import fit, was_begun
 
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
-        recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
         if more_epochs and not continues:
             raise typer.BadParameter(
                 "+N continues with the run's own recipe: leave out the other options", param_hint="--epochs"
             )
+        recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
         if resume and not continues:
             resume = was_begun(recipe, out)
         with stopped(out):
@@ -103,7 +103,7 @@ def _epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
     """Return the number of epochs and the number of epochs to add."""
     if text is None:
         return None, 0
-    if not re.fullmatch(r"\+?-?\d{1,9}", text):
+    if not re.fullmatch(r"[+-]?\d{1,9}", text):
         raise typer.BadParameter(f"{text!r} is not a number of epochs: 20, or +20 with --resume", param_hint="--epochs")
     if not text.startswith("+"):
         return int(text), 0
