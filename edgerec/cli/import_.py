@@ -23,8 +23,15 @@ def import_(
         "R,G,B/R,G,B (means/deviations in pixel units); with bgr: before it for a model that takes blue first. "
         "Required for a float model without metadata.",
     ),
-    fit: str = typer.Option(
-        "stretch", help="A picture of another shape is cut (crop), squeezed (stretch) or framed (pad)."
+    activation: str | None = typer.Option(
+        None,
+        help="What turns the model's output into scores: none, softmax or sigmoid. "
+        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+    ),
+    fit: str | None = typer.Option(
+        None,
+        help="How an image with another aspect ratio becomes the input: crop the center, stretch, or pad with black. "
+        "[default: as the apps of the tool that made the model, if it is recognized; otherwise stretch]",
     ),
     pictures: list[Path] = typer.Option([], "--picture", help="A picture for the golden vectors; may be repeated."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
@@ -35,9 +42,12 @@ def import_(
 
     from edgerec.contract.preprocess import Fit
     from edgerec.export import import_tflite
+    from edgerec.runtime.finished import CHOICES
 
-    if fit not in get_args(Fit):
+    if fit is not None and fit not in get_args(Fit):
         raise typer.BadParameter(f"{fit!r} is none of {', '.join(get_args(Fit))}", param_hint="--fit")
+    if activation is not None and activation not in CHOICES:
+        raise typer.BadParameter(f"{activation!r} is not one of {', '.join(CHOICES)}", param_hint="--activation")
     chatter()
     report = import_tflite(
         model,
@@ -45,7 +55,8 @@ def import_(
         labels=labels,
         target=target,
         normalise=normalise,
-        fit=cast(Fit, fit),
+        activation=activation,
+        fit=cast(Fit | None, fit),
         pictures=pictures,
         overwrite=overwrite,
     )
@@ -55,7 +66,15 @@ def import_(
     mean, std = report.normalise
     say(f"bundle   {report.bundle}  ({report.labels} labels, {report.size_bytes:,} bytes)")
     say(f"input    {report.input.dtype} {list(report.input.shape)}, (pixel - {mean:g}) / {std:g}")
-    say(f"scores   {report.output.dtype}, activation {report.activation} after {report.last_operator}")
+    if report.layout:
+        say(f"         the file's own input has {report.layout}; an operator at the start of the graph converts images")
+    if report.family:
+        say(f"family   {report.family}")
+    say(f"fit      {report.fit}: {report.fit_reason}")
+    say(f"labels   {report.labels}, from {report.label_source}")
+    say(f"scores   {report.output.dtype}, activation {report.activation}: {report.activation_reason}")
+    if not report.sums_to_one:
+        say("         the scores of an image need not add up to 1: several labels may apply to it, or none")
     say(f"verified {report.golden} golden pictures")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"

@@ -75,6 +75,8 @@ def _show(report: InspectReport) -> None:
     if found := report.novelty:
         size, error = found["size_bytes"], found["threshold"]
         say(f"novelty  {found['model']}, {size:,} bytes: unknown above an error of {error:g}")
+    for fault in report.metadata_faults:
+        say(f"metadata cannot be used: {fault}")
     for finding in report.findings:
         say(f"refused  {finding}")
     _show_edgetpu(report)

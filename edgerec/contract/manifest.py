@@ -12,7 +12,7 @@ from typing import Any, Self
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec
+from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
 
 SCHEMA_VERSION = 1
@@ -28,7 +28,7 @@ class ModelSpec:
         input, output: the tensors as the .tflite declares them.
         preprocess: from a picture to pixels.
         normalise: from pixels to the input's real numbers.
-        activation: what makes scores of the output: ``none``, ``softmax``, or ``binary`` for two labels of one output.
+        activation: what turns the output into scores, a name in ``ACTIVATIONS``.
         delegate_model: the file compiled for the bundle's delegate, or empty.
     """
 
@@ -68,9 +68,9 @@ class ModelSpec:
             raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
 
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
-        if self.output.size != (1 if self.activation == "binary" else len(labels)):
+        if self.output.size != (1 if self.activation in BINARY else len(labels)):
             raise BundleError(f"{where} has {len(labels)} labels for an output of shape {list(self.output.shape)}")
-        if self.activation == "binary" and len(labels) != 2:
+        if self.activation in BINARY and len(labels) != 2:
             raise BundleError(f"{where} has {len(labels)} labels for a binary classifier")
 
 

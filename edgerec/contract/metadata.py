@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import re
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,10 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
+# Labels that only identify a class: of Google's Knowledge Graph, WordNet and Wikidata.
+_IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
+# The options that replace a part of the metadata.
+_OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
 # Fields of the tables that are used, each in its slot; a union takes two.
 _Fields = tuple[str, ...]
@@ -43,7 +49,7 @@ _CONTENT = ("content_properties_type", "content_properties")
 _IMAGE = ("color_space",)
 _PROCESS_UNIT = ("options_type", "options")
 _NORMALIZATION = ("mean", "std")
-_FILE = ("name", "description", "type")
+_FILE = ("name", "description", "type", "locale", "version")
 _BYTES = {"content_properties_type", "color_space", "options_type", "type"}
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
 # The same of TFLite's own schema.fbs.
@@ -60,12 +66,16 @@ class Metadata:
         name, description: for people.
         labels: one per output, or none.
         normalise: from pixels to the input's real numbers: one for all channels, one per channel, or none.
+        label_file: name of the file inside the model that has the labels, with its locale if it has one.
+        faults: what cannot be used, ``labels`` or ``normalise``, with the reason.
     """
 
     name: str
     description: str
     labels: tuple[str, ...]
     normalise: tuple[Normalise, ...]
+    label_file: str = ""
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
@@ -74,7 +84,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     The same arguments give the same bytes. Raises :class:`ModelError` when there is metadata already.
     """
     schema, model = tflite_schema(), parse(content)
-    if any(entry.name == METADATA_ENTRY.encode() for entry in model.metadata or ()):
+    if has_metadata(content):
         raise ModelError("the model has TFLite metadata already")
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
@@ -86,15 +96,37 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     return _with_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
 
 
-def read_metadata(content: bytes, where: str = "the model") -> Metadata | None:
-    """The metadata in a .tflite file's bytes, or None; raises :class:`ModelError` when it is damaged."""
+def has_metadata(content: bytes) -> bool:
+    """Return whether a .tflite file has TFLite metadata, even if it is damaged."""
+    return any(entry.name == METADATA_ENTRY.encode() for entry in parse(content).metadata or ())
+
+
+def read_metadata(
+    content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalise")
+) -> Metadata | None:
+    """Return the metadata in a .tflite file's bytes, or None without any.
+
+    Args:
+        content: the file's bytes.
+        where: the file, for messages.
+        needs: the parts that the caller uses, ``labels`` and ``normalise``. Faults in other parts are only recorded
+            in :attr:`Metadata.faults`.
+
+    Raises:
+        ModelError: a part that is needed is damaged, or has values that cannot be used.
+    """
     try:
         root = _metadata_root(content)
-        return None if root is None else _metadata(root, content)
-    except ModelError:
-        raise
+        metadata = None if root is None else _metadata(root, content)
     except Exception as error:  # a damaged flatbuffer or zip fails anywhere: struct, index, type, decoding …
-        raise ModelError(f"{where} has damaged TFLite metadata ({error}): get the file again") from None
+        metadata = Metadata("", "", (), (), faults=dict.fromkeys(_OPTIONS, str(error)))
+    for part in needs:
+        if metadata is not None and part in metadata.faults:
+            raise ModelError(
+                f"{where} has damaged TFLite metadata ({metadata.faults[part]}): get the file again, or set "
+                f"{_OPTIONS[part]} to use other {'labels' if part == 'labels' else 'values'}"
+            )
+    return metadata
 
 
 def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
@@ -177,14 +209,64 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
     subgraphs = root.tables("subgraph_metadata", _SUBGRAPH)
     given = subgraphs[0].tables("input_tensor_metadata", _TENSOR) if subgraphs else []
     scores = subgraphs[0].tables("output_tensor_metadata", _TENSOR) if subgraphs else []
-    files = scores[0].tables("associated_files", _FILE) if scores else []
-    names = [file.text("name") for file in files if file.byte("type") == _TENSOR_AXIS_LABELS]
+    faults: dict[str, str] = {}
+
+    def usable(part: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Exception as error:  # as in read_metadata
+            faults[part] = str(error)
+            return ()
+
+    def labels() -> tuple[tuple[str, ...], str] | tuple[()]:
+        files = scores[0].tables("associated_files", _FILE) if scores else []
+        candidates = {
+            file.text("name"): file.text("locale") for file in files if file.byte("type") == _TENSOR_AXIS_LABELS
+        }
+        return _preferred(content, candidates) if candidates else ()
+
+    chosen = usable("labels", labels)
     return Metadata(
         name=root.text("name"),
         description=root.text("description"),
-        labels=_labels(content, names[0]) if names else (),
-        normalise=_normalise(given[0]) if given else (),
+        labels=chosen[0] if chosen else (),
+        normalise=usable("normalise", lambda: _normalise(given[0]) if given else ()),
+        label_file=chosen[1] if chosen else "",
+        faults=faults,
     )
+
+
+def _preferred(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+    """Return the labels in the user's language; otherwise in English, or names without a locale, or any other file.
+
+    Args:
+        content: the .tflite file's bytes.
+        files: names of the label files inside, with their locale such as ``en`` or ``de-DE``, or an empty string.
+
+    Returns:
+        The labels, and the name of their file with its locale.
+    """
+    languages = [*_user_languages(), "en"]
+
+    def rank(item: tuple[str, str]) -> int:
+        name, locale = item
+        language = re.split(r"[-_]", locale.lower())[0]
+        if language in languages:
+            return languages.index(language)
+        identifiers = not locale and all(map(_IDENTIFIERS.fullmatch, _labels(content, name)))
+        return len(languages) + (2 if identifiers else 1 if locale else 0)
+
+    name, locale = min(files.items(), key=rank)
+    return _labels(content, name), f"{name} ({locale})" if locale else name
+
+
+def _user_languages() -> list[str]:
+    """Return the language codes of the user's locale, as gettext reads them from the environment."""
+    for variable in ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(variable):
+            codes = [re.split(r"[-_.@]", part.lower())[0] for part in value.split(":")]
+            return [code for code in codes if code not in ("", "c", "posix")]
+    return []
 
 
 def _normalise(given: _Table) -> tuple[Normalise, ...]:

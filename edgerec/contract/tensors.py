@@ -223,10 +223,21 @@ def _softmax(real: Reals) -> Reals:
     return (powers / powers.sum()).astype(np.float32)
 
 
+def _sigmoid(real: Reals) -> Reals:
+    return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)  # does not overflow
+
+
 def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# What makes scores in [0, 1] of a model's real outputs, ``(outputs,)``, where the model does not do so itself.
-# "binary" is one output, the second class's score, for two classes.
-ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {"none": lambda real: real, "softmax": _softmax, "binary": _binary}
+# Functions from a model's real outputs, ``(outputs,)``, to scores in [0, 1]. "none" is for models that compute scores
+# themselves. The binary ones have one output, the score or the logit of the second of two classes.
+ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
+    "none": lambda real: real,
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "binary": _binary,
+    "binary_sigmoid": lambda real: _binary(_sigmoid(real)),
+}
+BINARY = ("binary", "binary_sigmoid")

@@ -140,8 +140,14 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
 
 def _imported_card(manifest: Manifest) -> list[str]:
     source, normalise = manifest.provenance["imported"], manifest.normalise
-    layer = source.get("normalise")
-    after = {"none": "the model's own", "softmax": "softmax of its output", "binary": "its output for the second label"}
+    layer, layout = source.get("normalise"), source.get("layout")
+    after = {
+        "none": "the model's own",
+        "softmax": "softmax of its output",
+        "sigmoid": "sigmoid of each output",
+        "binary": "its output for the second label",
+        "binary_sigmoid": "sigmoid of its output for the second label",
+    }
     return [
         "## Model card",
         "",
@@ -149,6 +155,7 @@ def _imported_card(manifest: Manifest) -> list[str]:
         _input(manifest),
         f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
         *([f"- First layer: normalizes the pixels by {layer}; added by the import"] if layer else []),
+        *([f"- First operator: converts images, because the file's input has {layout}"] if layout else []),
         f"- Scores: {after[manifest.activation]}",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",

@@ -10,10 +10,10 @@ from typing import Any
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
-from edgerec.contract.files import refuse_existing, sha256
+from edgerec.contract.files import refuse_existing
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
-from edgerec.contract.metadata import with_metadata
+from edgerec.contract.metadata import has_metadata, with_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
@@ -38,8 +38,15 @@ class ImportReport:
         labels: how many.
         input, output: the tensors as the file declares them.
         normalise: mean and std, in pixels, of what pixels become.
-        activation: what makes scores of the output; ``none`` where the model does so itself.
-        last_operator: from which that follows.
+        activation: what turns the output into scores; ``none`` if the model does so itself.
+        activation_reason: how the activation was determined.
+        last_operator: operator that computes the output.
+        sums_to_one: whether the scores of an image add up to 1; if not, several labels can apply to an image.
+        fit: how an image with another aspect ratio becomes the input.
+        fit_reason: why this fit was chosen.
+        family: the tool that made the model, such as ``Teachable Machine``; empty if it was not recognized.
+        label_source: the file that the labels come from.
+        layout: how the file's own input differs from ``(1, height, width, channels)``; empty if it does not.
         golden: pictures that were verified.
         edgetpu: for Coral: whether the model was compiled, and what to do if not.
     """
@@ -51,7 +58,14 @@ class ImportReport:
     output: TensorSpec
     normalise: tuple[float, float]
     activation: str
+    activation_reason: str
     last_operator: str
+    sums_to_one: bool
+    fit: Fit
+    fit_reason: str
+    family: str
+    label_source: str
+    layout: str
     size_bytes: int
     files: tuple[str, ...]
     golden: int
@@ -75,14 +89,16 @@ def import_tflite(
     labels: str | Path | None = None,
     target: str = "desktop",
     normalise: str | None = None,
-    fit: Fit = "stretch",
+    activation: str | None = None,
+    fit: Fit | None = None,
     pictures: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> ImportReport:
     """Write the bundle of a finished .tflite image classifier, and verify it where it stands.
 
     Args:
-        model: float32, uint8 or int8 ``(1, height, width, 1 or 3)`` in, as many numbers as labels out.
+        model: a file with one input, float32, uint8 or int8 ``(1, height, width, 1 or 3)``, ``(1, height, width)``,
+            ``(height, width)`` or ``(1, 1 or 3, height, width)``, and one score per label as its output.
         out: the bundle's folder, or a .zip.
         labels: a label file, as :func:`~edgerec.contract.labels.read_labels` reads it; None uses the labels in the
             model's metadata.
@@ -90,7 +106,10 @@ def import_tflite(
         normalise: the normalization that the model expects, as ``parse_normalise`` reads it. None lets pixels pass
             through uint8 and int8, and takes what the metadata states for float32. If it differs between channels,
             or the model takes BGR, a layer at the start of the graph applies it.
-        fit: how a picture of another shape becomes the input; ``stretch`` is what other TFLite tools do.
+        activation: what turns the output into scores: ``none``, ``softmax`` or ``sigmoid``. None measures on test
+            inputs whether the outputs are probabilities already.
+        fit: how an image with another aspect ratio becomes the input. None uses what the apps of the tool do that
+            made the model if the tool is recognized, otherwise ``stretch``.
         pictures: picture files for the golden vectors; none takes those that come with edgerec.
         overwrite: replace a bundle that is there.
 
@@ -101,13 +120,17 @@ def import_tflite(
     """
     source, path, aim = Path(model), Path(out), Target.load(target)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    original = Finished.open(source)
-    names = _labels(labels, original)
+    original = Finished.open(
+        source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
+    )
+    names, label_source = _labels(labels, original)
+    fit_reason = "chosen with --fit" if fit else original.family.reason
+    fit = fit or original.family.fit
     finished, pixels = original.normalised(normalise)
     require_fit(finished.content, aim, finished.where)
     _, height, width, channels = finished.input.shape
     content = finished.content
-    if finished.metadata is None and (aim.kind == "model" or finished is not original):
+    if not has_metadata(content) and (aim.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
     edgetpu = compiled(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
@@ -129,7 +152,8 @@ def import_tflite(
         delegate=aim.delegate if DELEGATE_MODEL in models else "",
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in models else "",
         provenance={
-            "imported": {"file": source.name, "sha256": sha256(original.content)}
+            "imported": {"file": source.name, "sha256": original.sha256}
+            | ({"layout": original.layout.description} if original.layout else {})
             | ({} if finished is original else {"normalise": original.expected(normalise).to_text()}),
             "edgerec": edgerec.__version__,
         },
@@ -144,7 +168,14 @@ def import_tflite(
         output=finished.output,
         normalise=(manifest.normalise.mean, manifest.normalise.std),
         activation=finished.activation,
+        activation_reason=finished.activation_reason,
         last_operator=finished.last_operator,
+        sums_to_one=finished.sums_to_one,
+        fit=fit,
+        fit_reason=fit_reason,
+        family=finished.family.name,
+        label_source=label_source,
+        layout=finished.layout.description if finished.layout else "",
         size_bytes=len(content),
         files=files,
         golden=golden,
@@ -152,18 +183,19 @@ def import_tflite(
     )
 
 
-def _labels(path: str | Path | None, finished: Finished) -> tuple[str, ...]:
-    where, classes = finished.where, finished.classes
+def _labels(path: str | Path | None, finished: Finished) -> tuple[tuple[str, ...], str]:
+    """Return the labels, and the file that they come from."""
+    where, classes, metadata = finished.where, finished.classes, finished.metadata
     if path is not None:
-        return distinct(read_labels(Path(path), classes, where), str(path))
-    labels, origin = in_order(finished.metadata.labels if finished.metadata else ()), f"the metadata of {where}"
+        return distinct(read_labels(Path(path), classes, where), str(path)), str(path)
+    labels, origin = in_order(metadata.labels if metadata else ()), f"the metadata of {where}"
     if not labels:
         raise DataError(f"{where} has no labels in it: add --labels labels.txt, with {classes} lines")
     if len(labels) != classes:
         raise DataError(
             f"{origin} has {len(labels)} labels, but {where} gives {classes} scores: add --labels labels.txt"
         )
-    return distinct(labels, origin)
+    return distinct(labels, origin), metadata.label_file if metadata else ""
 
 
 def _golden_pictures(pictures: Sequence[str | Path]) -> list[tuple[str, Image]]:

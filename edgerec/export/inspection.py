@@ -19,6 +19,7 @@ from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
 from edgerec.export.finding import Finding
 from edgerec.export.fit import findings
 from edgerec.export.memory import microcontroller_bytes, parameter_bytes, plan_bytes
+from edgerec.runtime.probing import probe_model
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class InspectReport:
         target: the one that was asked for, or empty; ``findings``: all that it has against the model.
         edgetpu: how the Edge TPU's compiler will divide it, where the target has one.
         compiler: what that compiler did, where it is installed; or ``compiler_error``, why it did not.
+        interpreter_error: why the interpreter of this machine cannot load or run the model; empty if it can.
+        metadata_faults: parts of the TFLite metadata that cannot be used, and why.
         novelty: of a bundle with an autoencoder, its ``model``, ``size_bytes`` and ``threshold``.
     """
 
@@ -111,6 +114,8 @@ class InspectReport:
     compiler: EdgeTpuReport | None = None
     compiler_error: str = ""
     novelty: dict[str, Any] | None = None
+    interpreter_error: str = ""
+    metadata_faults: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -126,6 +131,7 @@ class InspectReport:
             }
         return plain | {
             "labels": list(self.labels),
+            "metadata_faults": list(self.metadata_faults),
             "normalise": [list(n) for n in self.normalise],
             "edgetpu": edgetpu,
             "compiler": self.compiler and self.compiler.to_dict(),
@@ -133,7 +139,7 @@ class InspectReport:
 
 
 def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
-    """Read a .tflite file, or the model of a bundle, without running it.
+    """Read a .tflite file, or the model of a bundle, and load it in a child process.
 
     Args:
         path: the file, or a bundle's folder or .zip; of an ensemble the first model.
@@ -148,13 +154,14 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
     where, aim = Path(path), Target.load(target) if target else None
     name, content, novelty = _content(where)
     graph = read_graph(content, str(where))
-    found = tuple(findings(graph, content, aim)) if aim else ()
+    error = _interpreter_error(graph, content)
+    found = tuple(_all_findings(graph, content, aim, error)) if aim else ()
     diagnosis = diagnose(graph, aim) if aim and aim.rules == "edgetpu" else None
     operators = tuple(_operator(operator) for operator in graph.operators)
     if aim is not None:
         operators = _placed(operators, found, diagnosis)
-    made, error = _compiled(content, aim) if aim and compiler else (None, "")
-    metadata = read_metadata(content, str(where)) or Metadata("", "", (), ())
+    made, refusal = _compiled(content, aim) if aim and compiler else (None, "")
+    metadata = read_metadata(content, str(where), needs=()) or Metadata("", "", (), ())
     return InspectReport(
         file=str(where),
         model=name,
@@ -171,23 +178,42 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
         operators=operators,
         labels=metadata.labels,
         normalise=tuple((each.mean, each.std) for each in metadata.normalise),
-        targets=what_targets_say(graph, content),
+        targets=what_targets_say(graph, content, error),
+        interpreter_error=error,
+        metadata_faults=tuple(f"{part}: {fault}" for part, fault in metadata.faults.items()),
         target=aim.name if aim else "",
         findings=found,
         edgetpu=diagnosis,
         compiler=made,
-        compiler_error=error,
+        compiler_error=refusal,
         novelty=novelty,
     )
 
 
-def what_targets_say(graph: Graph, content: bytes) -> dict[str, str]:
-    """Every target of ``targets/``, with the first reason why it cannot run the model; empty where it can."""
+def what_targets_say(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
+    """Return every target of ``targets/`` with the first reason why it cannot run the model; empty if it can.
+
+    ``error`` is why the interpreter cannot load the model, if it cannot.
+    """
     said = {}
     for name in target_names():
-        found = findings(graph, content, Target.load(name))
+        found = _all_findings(graph, content, Target.load(name), error)
         said[name] = str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
     return said
+
+
+def _interpreter_error(graph: Graph, content: bytes) -> str:
+    """Return why the interpreter cannot load the model, except that operators for another chip are missing."""
+    if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
+        return ""  # the target's own findings say which ones it has
+    return probe_model(content).error
+
+
+def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Finding]:
+    found = findings(graph, content, target)
+    if error and target.kind != "c":  # TensorFlow Lite Micro has another interpreter
+        found.append(Finding(-1, "interpreter", "", error, "convert the model again, with a current TensorFlow"))
+    return found
 
 
 def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:

@@ -11,15 +11,17 @@ from typing import Any
 
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import DelegateError
+from edgerec.runtime.messages import first_sentence
 
 PROBE_S = 20.0
 _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
+from edgerec.runtime.messages import first_sentence
 try:
     find_runtime()[1].load_delegate(sys.argv[1], json.loads(sys.argv[2]))
 except (ValueError, OSError) as error:
-    print(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    print(first_sentence(error))
     sys.stdout.flush()
     import os
     os._exit(3)  # a delegate that failed to load also fails to be deleted
@@ -48,7 +50,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
         try:
             return module.load_delegate(library, wanted)
         except (ValueError, OSError) as error:
-            reason = str(error)
+            reason = first_sentence(error)
     raise _refused(library, reason)
 
 

@@ -1,20 +1,37 @@
-"""What a .tflite file that others made says of itself."""
+"""A .tflite file made by other tools, as an image classifier."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgerec.contract.flatbuffer import Graph, read_graph
+from edgerec.contract.flatbuffer import Graph, Operator, read_graph
 from edgerec.contract.input_layer import with_input_layer
+from edgerec.contract.layout import Layout, layout_of, with_image_input
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
-from edgerec.contract.tensors import AnyNormalise, Normalise, TensorSpec, parse_normalise
-from edgerec.errors import ModelError
+from edgerec.contract.tensors import BINARY, AnyNormalise, Normalise, TensorSpec, parse_normalise
+from edgerec.errors import ModelError, unknown
+from edgerec.runtime.families import Family, recognize
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
+from edgerec.runtime.probing import Probe, probe_model
 
+log = logging.getLogger(__name__)
+
+# What a user can choose, and the activation that it stands for with several outputs and with one output.
+CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
+
+_NONE = Metadata("", "", (), ())
 _DTYPES = ("FLOAT32", "UINT8", "INT8")
-# Operators that change how the output is stored, not what it says.
-_AFTER = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE")
+# Operators that move, store, select or average the values of their first input, but do not scale them.
+_PASSING = {
+    *("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SLICE", "STRIDED_SLICE"),
+    *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
+    *("AVERAGE_POOL_2D", "REDUCE_MAX"),
+}
+# Operators whose outputs can have any value, so that outputs within [0, 1] are a coincidence.
+_LINEAR = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB"}
 
 
 @dataclass(frozen=True)
@@ -23,44 +40,102 @@ class Finished:
 
     Attributes:
         where: its path, for messages.
-        content: its bytes.
-        input, output: its tensors as it declares them.
-        last_operator: what computes the output, past operators that only store it otherwise.
-        activation: what makes scores of the output; ``none`` where the model does so itself.
-        metadata: what is written in the file, if anything is.
+        sha256: of the file.
+        content: the model's bytes; the file's own unless an operator was added for ``layout``.
+        input, output: its tensors.
+        last_operator: operator that computes the output, before operators that only move, store or average values.
+        activation: what turns the output into scores; ``none`` if the model does so itself.
+        activation_reason: how the activation was determined.
+        sums_to_one: whether the scores of an image add up to 1; they do not if several labels can apply to an image.
+        metadata: TFLite metadata in the file, or None.
+        family: the tool that made it, which defines how images are fitted.
+        layout: set if the file takes images without channels, or with channels first.
     """
 
     where: str
+    sha256: str
     content: bytes
     input: TensorSpec
     output: TensorSpec
     last_operator: str
     activation: str
+    activation_reason: str
+    sums_to_one: bool
     metadata: Metadata | None
+    family: Family
+    layout: Layout | None
 
     @classmethod
-    def open(cls, path: Path) -> Finished:
-        """Read the file; raises :class:`ModelError` when it is no image classifier."""
+    def open(
+        cls,
+        path: Path,
+        *,
+        activation: str | None = None,
+        own_labels: bool = False,
+        own_normalise: bool = False,
+    ) -> Finished:
+        """Read the file, and run it on test inputs in a child process.
+
+        Args:
+            path: the .tflite file.
+            activation: ``none``, ``softmax`` or ``sigmoid`` to override what is determined.
+            own_labels, own_normalise: whether the caller has its own, so that faults in the metadata do not matter.
+
+        Raises:
+            ModelError: the file is not an image classifier, or the interpreter cannot run it.
+        """
         where = str(path)
+        if activation is not None and activation not in CHOICES:
+            raise ModelError(unknown("activation", activation, CHOICES))
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{where} cannot be read: {error.strerror}") from None
+        digest = hashlib.sha256(content).hexdigest()
         graph = read_graph(content, where)
         _check(graph, where)
-        metadata = read_metadata(content, where)
+        needs = [] if own_labels else ["labels"]
+        if not own_normalise and graph.inputs[0].dtype == "FLOAT32":
+            needs.append("normalise")
+        metadata = read_metadata(content, where, needs=needs)
+        family = recognize(graph, metadata)
+        layout = layout_of(graph.inputs[0].shape)
+        if layout is not None:
+            content = with_image_input(content, layout, where)
+            shape = list(graph.inputs[0].shape)
+            log.info("%s takes %s (%s): a %s was added at its start", where, shape, layout.description, layout.operator)
+        probe = probe_model(content)
+        if probe.error:
+            raise ModelError(f"{where} cannot be run: {probe.error}")
         interpreter = open_interpreter(content, where=where)
-        answer, last = output_spec(interpreter, where), _last_operator(graph)
-        activation = _activation(last, answer, where)
-        return cls(where, content, input_spec(interpreter, where), answer, last, activation, metadata)
+        output, last = output_spec(interpreter, where), _last_operator(graph)
+        chosen, reason = _activation(last, output, probe, activation, where)
+        sums = chosen in (*BINARY, "softmax") or (chosen == "none" and _sum_to_one(last, output, probe))
+        return cls(
+            where,
+            digest,
+            content,
+            input_spec(interpreter, where),
+            output,
+            last.name if last else "",
+            chosen,
+            reason,
+            sums,
+            metadata,
+            family,
+            layout,
+        )
 
     @property
     def classes(self) -> int:
-        """How many scores it gives."""
-        return 2 if self.activation == "binary" else self.output.size
+        """Number of scores for an image."""
+        return 2 if self.activation in BINARY else self.output.size
 
     def expected(self, text: str | None) -> AnyNormalise:
         """Return the normalization in ``text``, or else the one that the file states."""
+        if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
+            text = self.family.normalise
+            log.info("%s: normalization %s, as %s models have it", self.where, text, self.family.name)
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
     def normalised(self, text: str | None) -> tuple[Finished, Normalise]:
@@ -82,11 +157,13 @@ class Finished:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Refuse what no bundle can hold, before an interpreter sees it."""
+    """Refuse what a bundle cannot hold, before the interpreter loads the file."""
     if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
+        before = where.replace("_edgetpu.tflite", ".tflite")
+        file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
         raise ModelError(
-            f"{where} was compiled for the Edge TPU and runs nowhere else, so that nothing could verify it: "
-            "import the file from before the compiler; --target coral compiles it where edgetpu_compiler is installed"
+            f"{where} was compiled for the Edge TPU: its operators run only on that chip, so the CPU cannot "
+            f"verify it. Instead, {file} with --target coral, which compiles it again if edgetpu_compiler is installed"
         )
     for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         if len(tensors) != 1:
@@ -100,31 +177,66 @@ def _check(graph: Graph, where: str) -> None:
             )
     shape = graph.inputs[0].shape
     sized = len(shape) == 4 and all(1 <= n <= 4096 for n in shape[1:3])
-    if not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3):
-        raise ModelError(f"{where} takes {list(shape)}, expected [1, height, width, 1 or 3], 4096 pixels at most")
+    if layout_of(shape) is None and (not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3)):
+        raise ModelError(
+            f"{where} takes {list(shape)}; expected [1, height, width, 1 or 3], [1, 1 or 3, height, width] or "
+            "[1, height, width] with at most 4096 pixels per side"
+        )
     shape = graph.outputs[0].shape
-    if len(shape) < 2 or shape[0] not in (1, -1) or sum(n > 1 for n in shape) > 1:
-        raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is no image classifier")
+    if not shape or (len(shape) > 1 and shape[0] not in (1, -1)) or sum(n > 1 for n in shape) > 1:
+        raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is not an image classifier")
 
 
-def _last_operator(graph: Graph) -> str:
-    """The operator that computes the output, past those that only store it otherwise; empty without one."""
-    makers = {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
-    operator = makers.get(id(graph.outputs[0]))
-    while operator is not None and operator.name in _AFTER:
-        earlier = makers.get(id(operator.inputs[0]))
-        if earlier is None:
+def _last_operator(graph: Graph) -> Operator | None:
+    """Return the operator that computes the output, before those in ``_PASSING``."""
+    sources = {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
+    operator = sources.get(id(graph.outputs[0]))
+    while operator is not None and operator.name in _PASSING:
+        # The first input of SPLIT is the axis.
+        tensor = next((t for t in operator.inputs if t is not None and id(t) in sources), None)
+        if tensor is None:
             break
-        operator = earlier
-    return operator.name if operator is not None else ""
+        operator = sources[id(tensor)]
+    return operator
 
 
-def _activation(last: str, answer: TensorSpec, where: str) -> str:
-    if answer.size == 1:
-        if last != "LOGISTIC":
-            raise ModelError(
-                f"{where} gives one number that no sigmoid made (its last operator is {last}): it is no classifier; "
-                "end a classifier of two classes in a sigmoid, or in two outputs"
-            )
-        return "binary"
-    return "none" if last in ("SOFTMAX", "LOGISTIC") else "softmax"
+def _activation(
+    last: Operator | None, output: TensorSpec, probe: Probe, choice: str | None, where: str
+) -> tuple[str, str]:
+    """Return the activation, and how it was determined."""
+    several, single = CHOICES[choice or "none"]
+    if choice is not None:
+        if output.size == 1 and not single:
+            raise ModelError(f"{where} gives one number; --activation {choice} needs one output per label")
+        return (single if output.size == 1 else several), "chosen with --activation"
+    name = last.name if last is not None else "nothing"
+    bounded = probe.within_unit and name not in _LINEAR
+    if output.size == 1:
+        if name == "LOGISTIC":
+            return "binary", "computed by LOGISTIC"
+        if bounded:
+            return "binary", f"all outputs of {probe.runs} test inputs were in [0, 1]"
+        raise ModelError(
+            f"{where} gives one number that no sigmoid computed (it comes from {name}), so it is not a classifier. If "
+            "it is the logit of the second of two classes, add --activation sigmoid"
+        )
+    if name in ("SOFTMAX", "LOGISTIC"):
+        return "none", f"computed by {name}"
+    if _sum_to_one(last, output, probe):
+        return "none", f"the outputs of {probe.runs} test inputs were probabilities that add up to 1"
+    if bounded:
+        return "none", f"all outputs of {probe.runs} test inputs were in [0, 1]"
+    total = probe.highest_sum
+    if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and name not in _LINEAR:
+        raise ModelError(
+            f"{where} gives scores that add up to {total:g}, expected 1: convert it without the scaling at its end, or "
+            "choose with --activation none, softmax or sigmoid"
+        )
+    return "softmax", f"the outputs of {name} were not probabilities"
+
+
+def _sum_to_one(last: Operator | None, output: TensorSpec, probe: Probe) -> bool:
+    rounding = output.scale * output.size / 2 if output.quantized else 0.0
+    exact = probe.within_unit and probe.sums_to(1.0, 0.01 + min(rounding, 0.1))
+    # Small scores of many classes round to 0.
+    return exact or (last is not None and last.name == "SOFTMAX" and probe.sums_to(1.0, 0.5) and output.quantized)

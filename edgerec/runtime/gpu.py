@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edgerec.contract.stderr import captured_output
 from edgerec.errors import DelegateError
 from edgerec.runtime.delegate import probe
+from edgerec.runtime.messages import first_sentence
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class GpuInterpreter:
             except RuntimeError as error:
                 said.seek(0)
                 reasons = re.findall(r"INTERNAL: (.+)", said.read().decode(errors="replace"))
-                raise DelegateError((reasons or str(error).strip().splitlines())[0]) from None
+                raise DelegateError(reasons[0] if reasons else first_sentence(error)) from None
         self._held: list[Any] = [compiled, inputs, outputs]
         self.whole = bool(compiled.is_fully_accelerated())
         weakref.finalize(self, _release, self._held)

@@ -19,6 +19,7 @@ from edgerec.errors import MissingExtraError, ModelError
 from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.delegate import load_delegate
 from edgerec.runtime.gpu import GPU, open_gpu
+from edgerec.runtime.messages import first_sentence
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ def open_interpreter(
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{package} cannot prepare {where}: {reason}") from None
+        raise ModelError(f"{package} cannot prepare {where}: {first_sentence(error)}") from None
     except MemoryError:  # a damaged one may name a tensor of any size
         raise ModelError(f"{package} cannot prepare {where}: it wants more memory than there is") from None
     return interpreter

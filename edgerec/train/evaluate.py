@@ -275,12 +275,13 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
 
 def _open_tflite(path: Path, wanted: str | None) -> _Subject:
-    original = Finished.open(path)
+    original = Finished.open(path, own_labels=True, own_normalise=wanted is not None)
     finished, normalise = original.normalised(wanted)
     model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
     metadata, _, height, width, channels = original.metadata, *finished.input.shape
+    log.info("%s: images are fitted with %s: %s", path, original.family.fit, original.family.reason)
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
-    section = _data_section(PreprocessSpec(height, width, channels), DataSection(), finished.where)
+    section = _data_section(PreprocessSpec(height, width, channels, original.family.fit), DataSection(), finished.where)
     scorer = tflite_scorer(model)
     return _Subject(
         lambda dataset, part, listener: scorer(dataset.pictures(part), listener), labels, section, model.classes

@@ -1,0 +1,43 @@
+"""Recognize the tool that made a .tflite file, because its apps define how images are fitted and normalized."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edgerec.contract.flatbuffer import Graph
+from edgerec.contract.metadata import Metadata
+from edgerec.contract.preprocess import Fit
+
+_TEACHABLE_INPUT = re.compile(r"(serving_default_)?sequential_\d+_input(:0)?")
+_TFJS_DENSE = re.compile(r"(.*/)?dense_Dense\d+(/.*)?")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the apps of one tool do with an image.
+
+    Attributes:
+        name: the tool, or empty if it was not recognized.
+        reason: how the tool was recognized, or why ``fit`` is assumed.
+        fit: how an image with another aspect ratio becomes the input.
+        normalise: normalization of float models, as :func:`~edgerec.contract.tensors.parse_normalise` reads it; empty
+            if the tool does not define it.
+    """
+
+    name: str
+    reason: str
+    fit: Fit
+    normalise: str = ""
+
+
+def recognize(graph: Graph, metadata: Metadata | None) -> Family:
+    """Return the family of a model, from the names of its tensors and its metadata."""
+    names = [tensor.name for tensor in graph.tensors]
+    if _TEACHABLE_INPUT.fullmatch(graph.inputs[0].name) and any(map(_TFJS_DENSE.fullmatch, names)):
+        # Teachable Machine's image library crops the center to a square, and maps pixels to [-1, 1].
+        reason = f"its tensors are named as in Teachable Machine's exports ({graph.inputs[0].name})"
+        return Family("Teachable Machine", reason, "crop", "127.5,127.5")
+    if metadata is not None:
+        return Family("", "TFLite's task library and ML Kit stretch images for models with metadata", "stretch")
+    return Family("", "the file does not state it, and most TFLite apps stretch images", "stretch")
