@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,9 @@ def probe_model(content: bytes, *, timeout_s: float = TIMEOUT_S) -> Probe:
         content: the .tflite file's bytes.
         timeout_s: the child process is stopped after this time.
     """
-    command = [sys.executable, "-P", "-c", _CHILD, json.dumps([path for path in sys.path if path])]
+    # The same packages as here, but nothing out of the current directory.
+    folders = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
+    command = [sys.executable, "-P", "-c", _CHILD, json.dumps(folders)]
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
