@@ -289,7 +289,7 @@ def test_labels_must_be_as_many_as_scores(given, tmp_path):
         ("two_outputs", "has 2 outputs"),
         ("any_size", "dynamic shape"),
         ("one_number", "no sigmoid"),
-        ("picture_out", "is no image classifier"),
+        ("picture_out", "is not an image classifier"),
     ],
 )
 def test_what_is_no_image_classifier_is_refused(given, tmp_path, name, message):
@@ -412,7 +412,7 @@ def test_the_command_line(given, tmp_path, picture, edgerec):
     assert value["input"]["shape"] == [1, *SHAPE]
     assert "already exists" in one_line(edgerec(*command))
     done = edgerec(*command, "--overwrite")
-    assert "activation softmax after FULLY_CONNECTED" in done.stdout
+    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
     assert "verified 1 golden pictures" in done.stdout
 
 
