@@ -22,6 +22,11 @@ def evaluate(
         help="Normalization for a bare float .tflite that does not state it, as for edgerec import: unit, signed, "
         "pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B.",
     ),
+    labels: Path | None = typer.Option(
+        None,
+        help="Labels of a bare .tflite in the order of its outputs: a file, or 'folders' for the order of the data's "
+        "classes. [default: those in the file's metadata]",
+    ),
     json: bool = JsonOption,
 ) -> None:
     """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
@@ -30,7 +35,7 @@ def evaluate(
     with progress() as listener:
         from edgerec.train.evaluate import evaluate as measure
 
-        figures = measure(model, data, split=split, normalise=normalise, listener=listener)
+        figures = measure(model, data, split=split, normalise=normalise, labels=labels, listener=listener)
     if json:
         show_json(figures.to_dict())
         return

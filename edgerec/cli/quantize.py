@@ -51,9 +51,15 @@ def quantize(
         None, "--out", "-o", help="Folder for the run that is made of a model. [default: beside it]"
     ),
     normalise: str | None = typer.Option(
-        None, help="What a model expects of pixels: unit, signed or pixels. [default: found out]"
+        None,
+        help="Normalization that a model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
+        "MEAN,STD or R,G,B/R,G,B. [default: measured on the images]",
     ),
-    labels: Path | None = typer.Option(None, help="A model's labels, one a line. [default: the class folders]"),
+    labels: Path | None = typer.Option(
+        None,
+        help="A model's labels in the order of its outputs: a file, or 'folders' for the sorted class folders. "
+        "[default: the class folders, if the predictions do not contradict them]",
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped quantize left."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
     json: bool = JsonOption,

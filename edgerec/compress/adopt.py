@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.classifier import check_classifier, with_scores
+from edgerec.compress.classifier import check_classifier, with_input_normalise, with_scores
 from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.labels import read_labels
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
-from edgerec.contract.tensors import NORMALISATIONS, Normalise
+from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNormalise, parse_normalise
 from edgerec.data import Dataset, Split, load, split_dataset
-from edgerec.errors import DataError, EdgerecError, unknown
+from edgerec.errors import DataError, EdgerecError
 from edgerec.models import OWN
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.feed import batch_size
@@ -27,6 +27,7 @@ from edgerec.train.fit import placed
 from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
 from edgerec.train.keras3 import offer_keras3
+from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_files_beside, label_order
 from edgerec.train.leakage import Exposure, refuse_exposed
 from edgerec.train.run import ANSWERS, KERAS3, Run, split_record
 from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 # Pictures on which the normalisation is found out, and how much better, in points, the best must be than the next.
 TRIED_PICTURES = 500
 CLEAR_POINTS = 2.0
+# Normalizations per channel that are tried too.
+PER_CHANNEL = ("torch", "caffe")
+# Images per class on which the order of the labels is checked, and their largest number.
+IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 # Part of the pictures that may get the same answer before agreement is worth nothing.
 ONE_ANSWER = 0.9
 
@@ -69,9 +74,11 @@ def adopt(
         data: a data set as for training, its classes in the order of the model's outputs. A folder of pictures
             without class folders will do: their labels are then the model's own answers.
         out: the run's folder.
-        normalise: what the model expects of pixels: ``unit``, ``signed`` or ``pixels``. None takes ``pixels`` where it
-            scales them itself, else the one with which it gets most of the training pictures right.
-        labels: text file with the model's labels, one a line, in the order of its outputs; None takes the data's.
+        normalise: the normalization that the model expects, as :func:`edgerec.contract.tensors.parse_normalise` reads
+            it. None takes ``pixels`` if the model scales them itself, otherwise the one with which most training images
+            are classified correctly. If a recipe has no name for it, it becomes a layer of the model.
+        labels: file with the model's labels in the order of its outputs, or ``folders`` for the order of the data's
+            classes. None takes that order too, unless the predictions or a label file beside the model contradict it.
         recipe: for its other keys: the split, and the augmentation and learning rate of fine-tuning.
         overwrite: replace a run that is there.
         listener: told of the progress.
@@ -82,13 +89,15 @@ def adopt(
     """
     path, run = Path(model_path), Run.at(out)
     refuse_existing(run.path, overwrite, ours=run.begun)
-    if normalise is not None and normalise not in NORMALISATIONS:
-        raise EdgerecError(unknown("normalisation", normalise, NORMALISATIONS))
+    if normalise is not None:
+        parse_normalise(normalise)  # refused before TensorFlow is loaded
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
     found = _look_at(model, path, data, labels, base, listener)
-    choice = _normalise(model, path, found) if normalise is None else _Choice(normalise)
+    choice = _check_and_choose(model, path, found, normalise, listener, explicit=labels is not None)
+    if choice.layer:
+        model = with_input_normalise(model, parse_normalise(choice.layer))
     _write(run, path, model, found, choice, overwrite, listener)
     return run
 
@@ -118,11 +127,14 @@ def adopted(
     if not (run.finished and path.exists() and run.metrics.get("adopted", {}).get("sha256") == _digest(path)):
         log.info("%s becomes the run %s", path, run.path)
         return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
-    for name, wanted, there in (
-        ("normalise", normalise, run.recipe.data.normalise),
-        ("labels", labels and _read_labels(labels), run.labels),
+    before = run.metrics["adopted"]["normalise"]
+    same_normalise = normalise is None or parse_normalise(normalise) == parse_normalise(before)
+    own_labels = labels is not None and str(labels) != FOLDERS
+    for name, same in (
+        ("normalise", same_normalise),
+        ("labels", not own_labels or _read_labels(str(labels)) == run.labels),
     ):
-        if wanted and wanted != there:
+        if not same:
             raise EdgerecError(f"{run.path} was made of {path} with other {name}: choose another --out")
     return run
 
@@ -139,10 +151,21 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A normalisation, and what each that was tried got right of the training pictures, 0 to 1."""
+    """A normalization, and the fraction of training images that each one that was tried classified correctly."""
 
-    name: str
+    text: str
     tried: dict[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in a recipe; ``pixels`` if the normalization becomes a layer of the model."""
+        normalise = parse_normalise(self.text)
+        return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
+
+    @property
+    def layer(self) -> str:
+        """The normalization that becomes a layer, or empty."""
+        return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
 
 
 def _read(path: Path) -> Any:
@@ -164,13 +187,17 @@ def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base:
     section = placed(replace(base.data, source=data, input_size=height, channels=channels))
     dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
     count = model.output_shape[1]
-    if labels is not None:
+    if labels is not None and str(labels) != FOLDERS:
         known, where = _read_labels(labels), str(labels)
     elif dataset.labels:
         known, where = dataset.labels, data
+        if labels is None and len(known) == count:
+            check_files_beside(path, known)
     else:
         known, where = tuple(map(str, range(count))), ""
         log.info("%s has no labels: its classes are numbered; give their names with --labels", path)
+        for beside in label_files_beside(path, count):
+            log.warning("%s lies beside the model: name its classes with --labels %s", beside, beside)
     if len(known) != count:
         raise DataError(
             f"{path} has {count} classes, {where} has {len(known)} ({', '.join(known[:5])}): "
@@ -189,33 +216,66 @@ def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base:
     return _Found(known, dataset.relabelled(known) if dataset.labels else dataset, parts, recipe)
 
 
-def _normalise(model: Any, path: Path, found: _Found) -> _Choice:
-    if not isinstance(model, SavedModel) and expects_pixels(model):
-        log.info("%s scales pixels itself: they stay as they are (pixels)", path)
-        return _Choice("pixels")
+def _check_and_choose(
+    model: Any, path: Path, found: _Found, normalise: str | None, listener: Listener, *, explicit: bool
+) -> _Choice:
+    """Choose the normalization, and check the order of the labels, on the same predictions.
+
+    Raises:
+        DataError: the normalization is not known and the images have no labels, or the order of the labels does not
+            fit the outputs and is not ``explicit``.
+    """
+    if normalise is not None:
+        texts = [normalise]
+    elif not isinstance(model, SavedModel) and expects_pixels(model):
+        log.info("%s scales pixels itself: they stay 0 to 255 (pixels)", path)
+        texts = ["pixels"]
+    else:
+        texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
     if not found.dataset.labels:
-        raise DataError(
-            f"what {path} expects of pixels cannot be tried on pictures without labels: "
-            "add --normalise unit, signed or pixels"
-        )
+        if len(texts) > 1:
+            raise DataError(
+                f"the normalization that {path} expects cannot be measured on images without labels: "
+                f"add --normalise {NORMALISE_CHOICES}"
+            )
+        return _Choice(texts[0])
     rng = np.random.default_rng(found.recipe.seed)
-    some = np.sort(rng.permutation(found.parts.train)[:TRIED_PICTURES])
-    right = {
-        name: float(np.mean(_answers(model, normalise, found.dataset, some) == found.dataset.classes[some]))
-        for name, normalise in NORMALISATIONS.items()
-    }
-    (best, most), (other, next_most), *_ = sorted(right.items(), key=lambda item: -item[1])
-    figures = ", ".join(f"{name} {part:.1%}" for name, part in right.items())
-    log.info("%s: pixels as %r; right on %d training pictures: %s", path, best, len(some), figures)
-    if most < 1.5 / len(found.labels):
-        log.warning("%s hardly does better than guessing: are its labels in the order of its outputs (--labels)?", path)
-    elif (most - next_most) * 100 < CLEAR_POINTS:
-        log.warning("%s: %r and %r do about as well: say which it was trained with (--normalise)", path, best, other)
+    count = min(max(TRIED_PICTURES, IMAGES_PER_CLASS * len(found.labels)), MOST_IMAGES)
+    some = np.sort(rng.permutation(len(found.dataset.classes))[:count])
+    classes = found.dataset.classes[some]
+    predicted = {text: _answers(model, parse_normalise(text), found.dataset, some, listener) for text in texts}
+    check_order(label_order(predicted, classes, found.labels), path, explicit=explicit)
+    if len(texts) == 1:
+        return _Choice(texts[0])
+    train = np.isin(some, found.parts.train)
+    right = {text: float(np.mean(outputs[train] == classes[train])) for text, outputs in predicted.items()}
+    return _best(right, path, int(train.sum()), len(found.labels))
+
+
+def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Choice:
+    """The normalization with which most images are right; one per channel only if it is clearly better."""
+    simple = max(NORMALISATIONS, key=right.__getitem__)
+    best = max(right, key=right.__getitem__)
+    if (right[best] - right[simple]) * 100 < CLEAR_POINTS:
+        best = simple
+    other = max((text for text in right if text != best), key=right.__getitem__)
+    figures = ", ".join(f"{text} {fraction:.1%}" for text, fraction in right.items())
+    log.info("%s: normalization %r; correct on %d training images: %s", path, best, images, figures)
+    if right[best] < 1.5 / classes:
+        log.warning(
+            "%s is hardly better than guessing with any of the normalizations %s: set the right one with --normalise",
+            path,
+            ", ".join(right),
+        )
+    elif (right[best] - right[other]) * 100 < CLEAR_POINTS:
+        log.warning(
+            "%s: %r and %r do about as well: set the one that it was trained with (--normalise)", path, best, other
+        )
     return _Choice(best, right)
 
 
 def _answers(
-    model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
+    model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
 ) -> npt.NDArray[np.int64]:
     return keras_scorer(model, normalise)(dataset.pictures(part), listener).argmax(axis=1)
 
@@ -257,7 +317,8 @@ def _write(
                 "file": path.name,
                 "sha256": _digest(path),
                 "truth": "labels" if found.dataset.labels else "the model's own answers",
-                "normalise": choice.name,
+                "normalise": choice.text,
+                "input_layer": choice.layer,
                 "tried": choice.tried,
             },
         }

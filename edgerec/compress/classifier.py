@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.train.keras import keras
+from edgerec.train.rebuild import Rebuild, calls, flatten
 from edgerec.train.saved_model import SavedModel, gives_scores
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,11 @@ def check_classifier(model: Any, where: str) -> None:
     for what, value in (("inputs", shape), ("outputs", answer)):
         if isinstance(value, list | dict):
             raise ModelError(f"{where} has {len(value)} {what}, expected one: a picture in, a row of scores out")
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
+        raise ModelError(
+            f"{where} takes {shape}, channels first: export it with Permute((3, 1, 2)) as its first layer, so that it "
+            "takes (batch, height, width, channels), or give the Keras model itself as .keras"
+        )
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
         raise ModelError(f"{where} takes {shape}, expected pictures (batch, height, width, 1 or 3)")
     if None in shape[1:]:
@@ -44,26 +51,56 @@ def check_classifier(model: Any, where: str) -> None:
 
 
 def with_scores(model: Any, where: str) -> Any:
-    """A tf_keras classifier whose outputs are scores in [0, 1], one for each class.
+    """Return a tf_keras classifier whose outputs are scores in [0, 1], one for each class.
 
-    One output of a dense layer, the second of two classes' score (with or without sigmoid), becomes two: the softmax
-    of (0, z) is (1 − sigmoid(z), sigmoid(z)). Logits get a softmax.
+    A single output, the score of the second of two classes (with or without sigmoid), becomes two: the softmax
+    of (0, z) is (1 - sigmoid(z), sigmoid(z)). Logits get a softmax.
 
     Raises:
-        ModelError: a single output in another place.
+        ModelError: a single output with another activation.
     """
-    layer = _last(model)
     if model.output_shape[1] == 1:
-        log.info("%s has one output: it becomes the scores of two classes, the second of which it meant", where)
-        return _two_classes(model, layer, where)
+        model = _two_classes(model, where)
+        log.info("%s has one output, the score of the second of two classes: it becomes the scores of both", where)
+        return model
     if gives_scores(model):
         return model
-    if _activation(layer) == "sigmoid":
+    if _activation(_last(model)) == "sigmoid":
         log.warning("%s scores its classes independently (sigmoid): the one with the highest score is taken", where)
         return model
     log.info("%s gives logits: a softmax is added", where)
     scores = keras().layers.Activation("softmax", name=_free(model, "scores"))(model.output)
     return keras().Model(model.inputs, scores, name=model.name)
+
+
+def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
+    """Return the model with its normalization as a first layer, so that it takes RGB pixels 0 to 255.
+
+    The layer is a fixed 1x1 convolution; a depthwise one if the channels keep their order.
+
+    Args:
+        model: a tf_keras model or a :class:`SavedModel`.
+        normalise: the normalization that the model expects.
+
+    Raises:
+        ModelError: a normalization per channel for a grayscale model.
+    """
+    if isinstance(model, SavedModel):
+        model.normalise(normalise)
+        return model
+    channels, layers = model.input_shape[-1], keras().layers
+    kernel, bias = input_convolution(normalise, channels)
+    rebuild = Rebuild(flatten)
+    inputs = keras().Input(model.input_shape[1:], name=rebuild.name("rgb_pixels"))
+    name = rebuild.name("normalization")
+    if np.count_nonzero(kernel - np.diag(np.diag(kernel))):
+        layer, weights = layers.Conv2D(channels, 1, trainable=False, name=name), kernel[None, None]
+    else:
+        layer = layers.DepthwiseConv2D(1, trainable=False, name=name)
+        weights = np.diag(kernel).reshape(1, 1, channels, 1)
+    built = rebuild.run(model, [inputs], [layer(inputs)])
+    layer.set_weights([weights, bias])
+    return built
 
 
 def _last(model: Any) -> Any:
@@ -76,16 +113,41 @@ def _activation(layer: Any) -> str:
     return str(getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower()))
 
 
-def _two_classes(model: Any, layer: Any, where: str) -> Any:
+# Layers that only pass the numbers of a row on.
+_PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape")
+
+
+def _two_classes(model: Any, where: str) -> Any:
+    """The model with two outputs in the place of one; nested models are flattened, as the head may be in one."""
+    if any(isinstance(node.layer, keras().Model) for node in calls(model)):
+        model = Rebuild(flatten).run(model)
+    layer = _last(model)
+    while type(layer).__name__ in _PASSING or (type(layer).__name__ == "Activation" and _activation(layer) == "linear"):
+        layer = layer.input._keras_history.layer
     activation = _activation(layer)
     if type(layer).__name__ == "Activation" and activation == "sigmoid":
-        layer = layer.input._keras_history.layer
-    if type(layer).__name__ != "Dense" or activation not in ("sigmoid", "linear") or layer not in model.layers:
-        raise ModelError(f"{where} has one output, from {layer.name!r}: end it in Dense(2) and a softmax")
-    kernel, *bias = layer.get_weights()
-    scores = keras().layers.Dense(2, "softmax", use_bias=bool(bias), name=_free(model, "scores"))
-    built = keras().Model(model.inputs, scores(layer.input), name=model.name)
-    scores.set_weights([np.concatenate([0 * weights, weights], axis=-1) for weights in (kernel, *bias)])
+        before = layer.input._keras_history.layer
+        layer = before if type(before).__name__ == "Dense" and _activation(before) == "linear" else layer
+    known = hasattr(layer, "activation")
+    if (known and activation not in ("sigmoid", "linear")) or type(layer).__name__ in ("ReLU", "Softmax", "LeakyReLU"):
+        raise ModelError(
+            f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a classifier of two "
+            "classes ends in Dense(1, 'sigmoid'), or in Dense(2) and a softmax"
+        )
+    layers, name = keras().layers, _free(model, "scores")
+    if type(layer).__name__ == "Dense" and len(layer.input.shape) == 2:
+        kernel, *bias = layer.get_weights()
+        scores = layers.Dense(2, "softmax", use_bias=bool(bias), name=name)
+        built = keras().Model(model.inputs, scores(layer.input), name=model.name)
+        scores.set_weights([np.concatenate([0 * weights, weights], axis=-1) for weights in (kernel, *bias)])
+    elif activation == "sigmoid":
+        scores = layers.Dense(2, name=name)
+        built = keras().Model(model.inputs, scores(model.output), name=model.name)
+        scores.set_weights([np.array([[-1.0, 1.0]]), np.array([1.0, 0.0])])
+    else:
+        scores = layers.Dense(2, "softmax", use_bias=False, name=name)
+        built = keras().Model(model.inputs, scores(model.output), name=model.name)
+        scores.set_weights([np.array([[0.0, 1.0]])])
     return built
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgerec.errors import ModelError, unknown
+from edgerec.train.indexing import selects_channels
 from edgerec.train.keras import as_written, copied, first_line, keras
 
 
@@ -26,7 +27,8 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
     left_alone = named_layers(model, skip, "compress.skip")
 
     def wrapped(layer: Any) -> Any:
-        if not layer.weights or layer.name in left_alone or isinstance(layer, keras().layers.BatchNormalization):
+        unweighted = not layer.weights or isinstance(layer, keras().layers.BatchNormalization)
+        if unweighted or layer.name in left_alone or selects_channels(layer):
             return layer
         try:
             return wrapper(layer)

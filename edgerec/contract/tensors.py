@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.errors import EdgerecError, unknown
+from edgerec.errors import EdgerecError, ModelError, unknown
 
 _DTYPES = ("uint8", "int8", "int16", "float32")
 
@@ -102,6 +102,11 @@ class ChannelNormalise:
     std: tuple[float, float, float]
     bgr: bool = False
 
+    def apply(self, pixels: Any) -> Any:
+        """The real numbers of float RGB pixels ``(…, 3)``, in the order in which the model takes the channels."""
+        kernel, bias = self.convolution()
+        return pixels @ kernel + bias
+
     def convolution(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Weights of the equivalent 1x1 convolution: a kernel ``(RGB channels, outputs)`` and a bias ``(outputs,)``."""
         scales = np.diag(1 / np.array(self.std, np.float64))
@@ -115,6 +120,23 @@ class ChannelNormalise:
 
 
 AnyNormalise = Normalise | ChannelNormalise
+
+
+def input_convolution(
+    normalise: AnyNormalise, channels: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weights of the 1x1 convolution that normalizes ``channels`` channels, as :meth:`ChannelNormalise.convolution`.
+
+    Raises:
+        ModelError: a normalization per channel for a grayscale image.
+    """
+    if isinstance(normalise, Normalise):
+        factor = np.eye(channels, dtype=np.float32) / np.float32(normalise.std)
+        return factor, np.full(channels, -normalise.mean / normalise.std, np.float32)
+    if channels != 3:
+        raise ModelError(f"{normalise.to_text()} is for RGB, and the model takes {channels} channel: use MEAN,STD")
+    return normalise.convolution()
+
 
 # What keras.applications' imagenet_utils.preprocess_input does in its three modes. "torch" is also the usual
 # preprocessing of torchvision's models.

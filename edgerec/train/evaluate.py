@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.labels import read_labels
 from edgerec.contract.manifest import origins
 from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
-from edgerec.contract.tensors import Normalise
+from edgerec.contract.tensors import AnyNormalise
 from edgerec.data import Dataset, Pictures, load
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.optional import require
@@ -24,6 +25,7 @@ from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.finished import Finished
 from edgerec.runtime.model import ImageModel
 from edgerec.train.feed import EVALUATION_BATCH
+from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_order
 from edgerec.train.origin import Origin, Sides, chosen_images, origin_of_bundle, origin_of_run
 from edgerec.train.run import AGREEMENT, Run
 
@@ -124,6 +126,7 @@ def evaluate(
     *,
     split: str | None = None,
     normalise: str | None = None,
+    labels: str | Path | None = None,
     listener: Listener = ignore,
 ) -> Figures:
     """Measure a run, a bundle or a .tflite file on labelled pictures.
@@ -136,6 +139,9 @@ def evaluate(
             or all images if it has none.
         normalise: for a bare .tflite: what its pixels become, as :func:`parse_normalise` reads it. None takes what
             the file's metadata says; through a quantized input pixels pass.
+        labels: for a bare .tflite: a file with its labels in the order of its outputs, or ``folders`` to accept the
+            order of the data's classes. None takes the labels in the file's metadata; without any, the order of the
+            data's classes, unless the predictions or a label file beside the model contradict it.
         listener: told of the progress.
 
     Raises:
@@ -143,6 +149,8 @@ def evaluate(
     """
     path = Path(model)
     subject = _open(path, normalise)
+    if labels is not None:
+        subject = _with_labels(subject, path, labels)
     if data is None and not subject.own_data:
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
     section = subject.data if data is None else replace(subject.data, source=data)
@@ -161,8 +169,13 @@ def evaluate(
     if sides is not None and not any(origin.adopted for origin in subject.origins):
         trained = int(np.any([some[part] == "train" for some in sides], axis=0).sum())
     classes = _class_map(dataset, subject)[dataset.classes[part]]
+    names = subject.labels or dataset.labels
+    if assumed := not subject.labels and labels is None:
+        check_files_beside(path, names)
     scores = subject.score(dataset, part, listener)
-    result = figures(scores, classes, subject.labels or dataset.labels, name)
+    if not any(origin.digest for origin in subject.origins):  # not trained by edgerec
+        check_order(label_order({"": scores.argmax(axis=1)}, classes, names), path, explicit=not assumed)
+    result = figures(scores, classes, names, name)
     result = replace(result, training_images=trained, data=section.title)
     if trained != 0:
         log.warning(
@@ -193,7 +206,7 @@ class _Subject:
     answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
 
 
-def keras_scorer(model: Any, normalise: Normalise) -> Scorer:
+def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
     """Scores of a Keras model; of an autoencoder, the mean squared error of each picture."""
 
     def score(pixels: npt.NDArray[np.uint8] | Pictures, listener: Listener) -> npt.NDArray[np.float32]:
@@ -286,6 +299,17 @@ def _open_tflite(path: Path, wanted: str | None) -> _Subject:
     return _Subject(
         lambda dataset, part, listener: scorer(dataset.pictures(part), listener), labels, section, model.classes
     )
+
+
+def _with_labels(subject: _Subject, path: Path, labels: str | Path) -> _Subject:
+    if path.suffix != ".tflite":
+        raise EdgerecError(f"--labels is for a bare .tflite file: {path} has its own labels")
+    names = () if str(labels) == FOLDERS else read_labels(Path(labels))
+    if names and len(names) != subject.classes:
+        raise DataError(
+            f"{labels} has {len(names)} labels, {path} gives {subject.classes} scores: they must be as many"
+        )
+    return replace(subject, labels=names)
 
 
 def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:

@@ -16,6 +16,8 @@ import numpy as np
 from edgerec.contract.content import describe_file
 from edgerec.errors import ModelError
 from edgerec.optional import require
+from edgerec.train.image_input import with_image_input
+from edgerec.train.indexing import selects_channels, with_indexing_layers
 from edgerec.train.keras import UNREADABLE, keras
 from edgerec.train.keras3 import cause, from_keras3
 from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
@@ -28,7 +30,8 @@ SUFFIXES = (".keras", ".h5", ".hdf5")
 OTHERWISE = "build it without, or convert it to .tflite yourself and take edgerec import"
 
 _OBJECTS = ("initializers", "regularizers", "constraints")
-_PLAIN = {"Policy", "DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__ellipsis__"}
+_PLAIN = {"Policy", "DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__ellipsis__", "__slice__"}
+_PLAIN |= {"__tensor__", "__numpy__"}
 _REASONS = {
     "Lambda": "its code lies in the file and would be run",
     "TFSMLayer": "it loads another program's graph",
@@ -53,7 +56,10 @@ class _Source:
 
 
 def read_foreign(path: str | Path) -> Any:
-    """A whole ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model, float32, not compiled.
+    """Read a whole ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model, float32, not compiled.
+
+    A model that takes its images in another layout is rebuilt to take ``(batch, height, width, channels)``
+    (:func:`edgerec.train.image_input.with_image_input`).
 
     Every class that the file names is looked up in a list before Keras sees the file: Keras' own layers,
     initializers, regularizers and constraints, the common arithmetic, and edgerec's own layers. Anything else is
@@ -70,8 +76,11 @@ def read_foreign(path: str | Path) -> Any:
         source = _read_source(path)
         check_config(source.config, path, "the model")
         if source.major >= 3:
-            return from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
-        return in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
+            model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
+        else:
+            model = in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
+            model = with_indexing_layers(model, str(path))
+        return with_image_input(model, str(path))
     except ModelError:
         raise
     except (*UNREADABLE, AttributeError, IndexError, NotImplementedError, RecursionError) as error:
@@ -79,20 +88,28 @@ def read_foreign(path: str | Path) -> Any:
 
 
 def expects_pixels(model: Any) -> bool:
-    """Whether the model begins with a layer that makes small numbers of 0…255; False where that is not known."""
+    """Return whether the model itself scales pixels 0 to 255, or subtracts their mean; False where that is unknown."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
-        if kind in _PASSING:
+        if kind in _PASSING or selects_channels(layer):
             continue
-        scale: Any = np.inf
-        if kind == "Rescaling":
-            scale = layer.scale
-        elif kind == "Normalization" and not layer.invert:
-            scale = 1 / np.sqrt(np.asarray(layer.variance))
-        elif kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
-            scale = layer.get_weights()[0]
-        return bool(255 * np.abs(np.asarray(scale)).max() <= SMALL)
+        scale, offset = _first_scaling(layer, kind)
+        return bool(255 * np.abs(scale).max() <= SMALL or np.abs(offset).max() > SMALL)
     return False
+
+
+def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
+    """The factor and the offset of a layer that scales; an infinite factor for another."""
+    if kind == "Rescaling":
+        return np.asarray(layer.scale), np.asarray(layer.offset)
+    if kind == "Normalization" and not layer.invert:
+        scale = 1 / np.sqrt(np.asarray(layer.variance))
+        return scale, -np.asarray(layer.mean) * scale
+    if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
+        kernel, *bias = layer.get_weights()
+        # A bias that was learned says nothing about the input's range.
+        return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
+    return np.array(np.inf), np.zeros(1)
 
 
 def _read_source(path: Path) -> _Source:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 from edgerec.contract.files import replacing
 from edgerec.errors import ModelError
 from edgerec.optional import require
+from edgerec.train.indexing import indexed, selected, stacked
 from edgerec.train.keras import UNREADABLE, keras
-from edgerec.train.layers import ACTIVATIONS, ARITHMETIC, AUGMENTATION, FUNCTIONS, LAYERS, MODELS
+from edgerec.train.layers import ACTIVATIONS, ARITHMETIC, AUGMENTATION, FUNCTIONS, INDEXING, LAYERS, MODELS
+from edgerec.train.precision import in_float32
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +39,26 @@ def write_keras3(model: Any, path: Path) -> None:
     Raises:
         ModelError: a layer that Keras 3 does not have, or that answers otherwise there.
     """
-    keras3 = require("keras")
+    keras3, model = require("keras"), in_float32(model)
     try:
         config = json.loads(json.dumps(model.get_config()), object_hook=_for_keras3)
         kind = keras3.Sequential if isinstance(model, keras().Sequential) else keras3.Model
         twin = kind.from_config(config)
-        for layer in model.layers:
-            twin.get_layer(layer.name).set_weights(layer.get_weights())
+        _copy_weights(model, twin)
     except UNREADABLE as error:
         raise ModelError(f"{model.name} cannot be written for Keras 3: {cause(error)}") from None
     _compare(model, twin, model.name)
     with replacing(path) as partial:
         twin.save(partial)
+
+
+def _copy_weights(model: Any, twin: Any) -> None:
+    """Copy the weights layer by layer, because the two Keras may order those of a nested model differently."""
+    for layer in model.layers:
+        if isinstance(layer, keras().Model):
+            _copy_weights(layer, twin.get_layer(layer.name))
+        else:
+            twin.get_layer(layer.name).set_weights(layer.get_weights())
 
 
 def offer_keras3(model: Any, path: Path) -> None:
@@ -70,9 +82,29 @@ def from_keras3(model: Any, where: str) -> Any:
     loaded: list[tuple[Any, Any]] = []
     built = _rebuild(model, where, loaded)
     for layer, original in loaded:
-        layer.set_weights(original.get_weights())
-    _compare(model, built, where)
+        layer.set_weights([np.asarray(weight, np.float32) for weight in original.get_weights()])
+    _compare(_in_float32(model), built, where)
     return built
+
+
+def _in_float32(model: Any) -> Any:
+    """Return the same Keras 3 model in float32, so that the rounding of float16 and bfloat16 is not compared."""
+    keras3 = require("keras")
+    config = json.dumps(keras3.saving.serialize_keras_object(model))
+    changed = json.loads(config, object_hook=_float32_policy)
+    if changed == json.loads(config):
+        return model
+    twin = keras3.saving.deserialize_keras_object(changed, safe_mode=True)
+    twin.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
+    return twin
+
+
+def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
+    if str(value.get("class_name")).endswith("DTypePolicy"):
+        return value | {"class_name": "DTypePolicy", "config": {"name": "float32"}}
+    if isinstance(dtype := value.get("dtype"), str) and re.fullmatch(r"(mixed_)?b?float\d+", dtype):
+        return value | {"dtype": "float32"}
+    return value
 
 
 def cause(error: BaseException) -> str:
@@ -84,8 +116,10 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     """A part of a tf_keras config, as Keras 3 wants it."""
     kind, config = value.get("class_name"), value.get("config")
     if kind in MODELS:
-        return value | {"module": "keras", "registered_name": None}
+        module = "keras.src.models.functional" if kind == "Functional" else "keras"
+        return value | {"module": module, "registered_name": None}
     if "input_layers" in value:  # one of them as itself, not as a list of one
+        value = _with_keras3_calls(value)
         ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
         return value | ends
     if kind not in LAYERS or not isinstance(config, dict):
@@ -95,13 +129,33 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     adapted = {}
     for key, option in config.items():
         key = renamed.get(key, key)
-        if key == "rng_type":  # where dropout keeps its random state, which has no part in answers
-            continue
+        if key == "rng_type" or (key == "batch_shape" and kind != "InputLayer"):
+            continue  # where dropout keeps its random state; the input shape that the model's InputLayer has too
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
         if key in taken or not (option in _NOTHING or (key, option) == ("groups", 1) or key.endswith("_initializer")):
             adapted[key] = option
     return value | {"config": adapted}
+
+
+def _with_keras3_calls(functional: dict[str, Any]) -> dict[str, Any]:
+    """Count the calls of nested models as Keras 3 does.
+
+    Keras 2 counts from 1, because the first call is the model's own construction. Keras 3 counts from 0, but from 1
+    where the output of a functional model is an output of the whole.
+    """
+    nested = {layer["name"]: layer["class_name"] for layer in functional["layers"] if layer["class_name"] in MODELS}
+
+    def counted(value: Any, names: Collection[str]) -> Any:
+        if not isinstance(value, list):
+            return value
+        if len(value) >= 3 and isinstance(value[0], str) and value[0] in names and isinstance(value[1], int):
+            return [value[0], max(0, value[1] - 1), *value[2:]]
+        return [counted(item, names) for item in value]
+
+    layers = [layer | {"inbound_nodes": counted(layer["inbound_nodes"], nested)} for layer in functional["layers"]]
+    chains = [name for name, kind in nested.items() if kind == "Sequential"]
+    return functional | {"layers": layers, "output_layers": counted(functional["output_layers"], chains)}
 
 
 def _compare(model: Any, twin: Any, where: str) -> None:
@@ -144,6 +198,10 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
             for k, result in enumerate(results if isinstance(results, list | tuple) else [results]):
                 tensors[name, i, k] = result
         waiting = [call for call in waiting if call not in ready]
+    for name, entry in layers.items():  # as outputs, calls of functional models are counted from 1
+        if entry["class_name"] in MODELS and entry["class_name"] != "Sequential":
+            own = {key: tensor for key, tensor in tensors.items() if key[0] == name}
+            tensors |= {(name, i + 1, k): tensor for (_, i, k), tensor in own.items()}
     inputs, outputs = (_ends(config[key], tensors) for key in ("input_layers", "output_layers"))
     return keras().Model(inputs, outputs, name=original.name)
 
@@ -164,6 +222,8 @@ def _translated(entry: dict[str, Any], original: Any, where: str, loaded: list[t
     """What does the same as the layer or operator of a config's entry: a function of tensors."""
     kind, config = entry["class_name"], entry["config"]
     if _is_operator(entry):
+        if kind in INDEXING:
+            return _indexing(kind, config, where)
         return _arithmetic(kind, config, where) if kind in ARITHMETIC else _function(kind, config, where)
     if kind in MODELS:
         return _rebuild(original, where, loaded)
@@ -208,8 +268,6 @@ def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
             adapted[key] = value
         elif key not in _UNUSED and value not in _NOTHING:
             raise ModelError(f"{where}: layer {config['name']!r} has {key} = {value!r}, which tf_keras does not know")
-    if adapted.get("data_format") == "channels_first":
-        raise ModelError(f"{where}: layer {config['name']!r} wants channels first; TFLite runs channels_last only")
     return adapted
 
 
@@ -239,17 +297,17 @@ def _function(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
-    """``x + y``, ``x * 2``, ``1 - x`` … of tensors or of one and a number, as a layer."""
+    """Return ``x + y``, ``x * 2``, ``1 - x`` … of two tensors, or of a tensor and a constant, as a layer."""
     layers, name = keras().layers, config["name"]
 
     def apply(x1: Any, x2: Any) -> Any:
-        constants = [_is_number(x) for x in (x1, x2)]
+        constants = [_is_constant(x) for x in (x1, x2)]
         if not any(constants) and "Divide" not in kind:
             return getattr(layers, kind)(name=name)([x1, x2])
-        if all(constants) or not any(constants) or ("Divide" in kind and constants[0]):
-            raise ModelError(f"{where}: the operator {name!r} ({kind}) has no layer: write it with Keras' layers")
         x, number = (x2, x1) if constants[0] else (x1, x2)
-        c = np.asarray(number, np.float64)
+        c = None if all(constants) or not any(constants) else _by_channel(number, x)
+        if c is None or ("Divide" in kind and constants[0]):
+            raise ModelError(f"{where}: the operator {name!r} ({kind}) has no layer: write it with Keras' layers")
         scale, offset = {
             "Add": (1.0, c),
             "Subtract": (-1.0, c) if constants[0] else (1.0, -c),
@@ -260,10 +318,45 @@ def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
     return apply
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (
-        isinstance(value, list) and all(isinstance(v, int | float) for v in value)
-    )
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_constant(item) for item in value)
+    return isinstance(value, int | float | np.ndarray)
+
+
+def _by_channel(value: Any, x: Any) -> Any:
+    """A constant as one number or one per channel of ``x``; None if it has another shape."""
+    constant = np.asarray(value, np.float64)
+    if constant.size == 1:
+        return constant.reshape(())
+    return constant.reshape(-1) if constant.shape[-1:] == (constant.size,) == (x.shape[-1],) else None
+
+
+def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
+    """Return ``x[…]``, ``stack`` and ``flip`` as layers."""
+    count = itertools.count(1)
+    name = config["name"]
+
+    def free() -> str:
+        number = next(count)
+        return str(name if number == 1 else f"{name}_{number}")
+
+    def apply(x: Any, items: Any = None) -> Any:
+        if kind == "Stack":
+            result = stacked(x, config.get("axis", 0), free)
+        elif kind == "GetItem":
+            result = indexed(x, items, free)
+        else:
+            last = config.get("axis") in (-1, len(x.shape) - 1)
+            result = selected(x, list(range(x.shape[-1]))[::-1], free) if last else None
+        if result is None:
+            raise ModelError(
+                f"{where}: the operator {name!r} ({kind}) is not a selection of channels or a crop, and has no layer: "
+                "write it with Keras' layers"
+            )
+        return result
+
+    return apply
 
 
 def _name_of(activation: Any) -> str:
@@ -287,9 +380,15 @@ def _histories(value: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _resolved(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
+    """The value of a node's argument: tensors by their history, and constants as arrays or numbers."""
     if isinstance(value, list | tuple):
         return [_resolved(item, tensors) for item in value]
-    return tensors[next(_histories(value))] if isinstance(value, dict) else value
+    kind = value.get("class_name") if isinstance(value, dict) else None
+    if kind in ("__tensor__", "__numpy__"):
+        return np.asarray(value["config"]["value"], np.float64)
+    if kind == "__tuple__":
+        return _resolved(value["config"].get("value", []), tensors)
+    return tensors[next(_histories(value))] if kind == "__keras_tensor__" else value
 
 
 def _options(node: dict[str, Any], name: str, where: str, tensors: dict[tuple[str, int, int], Any]) -> dict[str, Any]:

@@ -51,12 +51,14 @@ FUNCTIONS = {
     "Tanh": "tanh",
     "Softmax": "softmax",
 }
-OPERATORS = ARITHMETIC | FUNCTIONS.keys()
+# Operators that select, reorder or crop, as in Keras' ``preprocess_input``.
+INDEXING = frozenset({"Flip", "GetItem", "Stack"})
+OPERATORS = ARITHMETIC | FUNCTIONS.keys() | INDEXING
 
 # The same in a Keras 2 model.
 TF_OPERATORS = _names(
     """
-    __operators__.add __operators__.sub math.add math.subtract math.multiply math.truediv math.divide math.sigmoid
-    math.tanh nn.relu nn.relu6 nn.sigmoid nn.silu nn.softmax nn.tanh
+    __operators__.add __operators__.getitem __operators__.sub math.add math.subtract math.multiply math.truediv
+    math.divide math.sigmoid math.tanh nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.silu nn.softmax nn.tanh reverse
     """
 )

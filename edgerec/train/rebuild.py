@@ -73,6 +73,13 @@ class Affine:
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
+@dataclass(frozen=True)
+class ChannelsFirst:
+    """A tensor ``(batch, height, width, channels)`` in the place of one that has its channels first."""
+
+    tensor: Any
+
+
 @dataclass
 class Rebuild:
     """One pass over a model. Layers are copied through their config and their weights; none is shared with it.
@@ -88,12 +95,19 @@ class Rebuild:
     _weights: list[tuple[Any, list[npt.NDArray[Any]]]] = field(default_factory=list)
     _names: Counter[str] = field(default_factory=Counter)
 
-    def run(self, model: Any) -> Any:
-        """The new functional model, with the old one's inputs."""
-        inputs = [
-            keras().Input(batch_shape=t.shape, dtype=t.dtype, name=self.name(_maker(t).name)) for t in model.inputs
-        ]
-        outputs = [self.settle(value) for value in self.walk(model, inputs)]
+    def run(self, model: Any, inputs: list[Any] | None = None, values: list[Any] | None = None) -> Any:
+        """Return the new functional model.
+
+        Args:
+            model: the model to read.
+            inputs: the new model's inputs; None makes copies of the old ones.
+            values: what takes the place of the old inputs, computed from ``inputs``; None is ``inputs`` themselves.
+        """
+        if inputs is None:
+            inputs = [
+                keras().Input(batch_shape=t.shape, dtype=t.dtype, name=self.name(_maker(t).name)) for t in model.inputs
+            ]
+        outputs = [self.settle(value) for value in self.walk(model, inputs if values is None else values)]
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
@@ -150,7 +164,9 @@ class Rebuild:
             self.done.append((node.layer.name, what))
 
     def settle(self, value: Any) -> Any:
-        """The tensor of an :class:`Affine`; any other value as it is."""
+        """The tensor of an :class:`Affine` or of :class:`ChannelsFirst`; any other value unchanged."""
+        if isinstance(value, ChannelsFirst):
+            return keras().layers.Permute((3, 1, 2), name=self.name("channels_first"))(value.tensor)
         if not isinstance(value, Affine):
             return value
         if value.settled is None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgerec.contract.files import replacing, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
+from edgerec.contract.tensors import parse_normalise
 from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.models import OWN, least_size_px, reconstructs
@@ -134,7 +135,10 @@ class Run:
     def model(self) -> Any:
         """The float32 Keras model, not compiled; of an adopted SavedModel its :class:`saved_model.SavedModel`."""
         if (self.path / saved_model.FOLDER).is_dir():
-            return saved_model.load_saved_model(self.path / saved_model.FOLDER)
+            model = saved_model.load_saved_model(self.path / saved_model.FOLDER)
+            if layer := self.metrics.get("adopted", {}).get("input_layer"):
+                model.normalise(parse_normalise(layer))
+            return model
         return load_model(self.path / "model.keras")
 
     def data(self, source: str | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:

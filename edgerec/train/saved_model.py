@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import UNREADABLE, first_line, keras
@@ -48,17 +49,19 @@ class SavedModel:
         (self._output, answer), *more_outputs = self._function.structured_outputs.items()
         if more_inputs or more_outputs:
             raise ModelError(f"{folder}: an image classifier has one input and one output, {SIGNATURE} has more")
-        if given.dtype.name != "float32" or given.shape.rank != 4 or answer.shape.rank != 2:
+        if given.dtype.name != "float32" or given.shape.rank not in (3, 4) or answer.shape.rank != 2:
             raise ModelError(
                 f"{folder}: {SIGNATURE} takes {given.dtype.name} {given.shape} and gives {answer.shape}; "
                 "an image classifier takes float32 (batch, height, width, channels) and gives (batch, classes)"
             )
         _refuse_training(folder, self._function.graph.as_graph_def())
         self._batch = given.shape[0]
-        self.input_shape = (None, *given.shape[1:])
+        self._has_channels = given.shape.rank == 4
+        self.input_shape = (None, *given.shape[1:]) if self._has_channels else (None, *given.shape[1:], 1)
         self.output_shape = (None, answer.shape[1])
         self.variables = tuple(self._function.variables)
         self._softmax = False
+        self._normalise: AnyNormalise | None = None
 
     def __call__(self, pixels: Any, training: bool = False) -> Any:
         """Scores float32 ``(batch, classes)`` of normalised pixels float32 ``(batch, H, W, C)``."""
@@ -66,6 +69,10 @@ class SavedModel:
             raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
         pixels = tf.convert_to_tensor(pixels, tf.float32)
+        if self._normalise is not None:
+            kernel, bias = input_convolution(self._normalise, self.input_shape[-1])
+            pixels = tf.nn.bias_add(tf.nn.conv2d(pixels, kernel[None, None], 1, "VALID"), bias)
+        pixels = pixels if self._has_channels else pixels[..., 0]
         if self._batch is None or self._batch == pixels.shape[0]:
             scores = self._function(**{self._input: pixels})[self._output]
         else:
@@ -80,6 +87,10 @@ class SavedModel:
     def get_weights(self) -> list[Any]:
         """The variables' values."""
         return [variable.numpy() for variable in self.variables]
+
+    def normalise(self, normalise: AnyNormalise) -> None:
+        """Normalize the pixels first, so that the model takes RGB pixels 0 to 255."""
+        self._normalise = normalise
 
     def add_softmax(self) -> None:
         """Make scores of what are logits."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.train.indexing import Channel, indexed, selected
 from edgerec.train.keras import keras
 from edgerec.train.rebuild import Affine, Node, Rebuild
 
@@ -165,6 +166,25 @@ def _negative(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
     return _affine(rebuild, node, given["x"], -1.0, 0.0)
 
 
+def _getitem(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
+    """``x[..., ::-1]`` and the like: a selection of channels, or a crop."""
+    result = indexed(rebuild.settle(given["tensor"]), given["slice_spec"], lambda: rebuild.name(node.layer.name))
+    return None if isinstance(result, Channel) else result
+
+
+def _reverse(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
+    x = rebuild.settle(given["tensor"])
+    if [int(axis) % len(x.shape) for axis in np.ravel(given["axis"])] != [len(x.shape) - 1]:
+        return None
+    return selected(x, list(range(x.shape[-1]))[::-1], lambda: rebuild.name(node.layer.name))
+
+
+def _bias_add(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
+    if str(given.get("data_format") or "NHWC").startswith("NC") or _is_tensor(given["bias"]):
+        return None
+    return _affine(rebuild, node, given["value"], 1.0, np.asarray(given["bias"], np.float64))
+
+
 def _clip_by_value(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
     rebuild.tell(node, "clip_by_value → ReLU6 between scalings")
     return _clip(rebuild, node, given["t"], float(given["clip_value_min"]), float(given["clip_value_max"]))
@@ -285,8 +305,10 @@ _OPERATORS: dict[str, Callable[[Rebuild, Node, dict[str, Any]], Any]] = {
     **dict.fromkeys(("add", "subtract", "multiply", "truediv", "divide"), _binary),
     "clip_by_value": _clip_by_value,
     "concat": _concat,
+    "getitem": _getitem,
     "maximum": _maximum,
     "negative": _negative,
+    "nn.bias_add": _bias_add,
     "nn.relu": _as_activation("relu"),
     "nn.relu6": _as_activation("relu6"),
     "nn.silu": _as_activation("swish"),
@@ -296,6 +318,7 @@ _OPERATORS: dict[str, Callable[[Rebuild, Node, dict[str, Any]], Any]] = {
     "pad": _pad,
     "reduce_mean": _mean,
     "reshape": _reshape,
+    "reverse": _reverse,
     "sigmoid": _as_activation("sigmoid"),
     "tanh": _as_activation("tanh"),
 }
