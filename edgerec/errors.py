@@ -73,6 +73,14 @@ class OutputExistsError(EdgerecError, FileExistsError):
     """Something already stands where the result would go."""
 
 
+class OutputIsInputError(EdgerecError, ValueError):
+    """An output path that is also an input, which writing would destroy."""
+
+
+class OutputNameError(EdgerecError, ValueError):
+    """An output path whose suffix does not fit the format."""
+
+
 class MissingExtraError(EdgerecError, ImportError):
     """An optional package that this step needs is not installed."""
 

@@ -21,6 +21,7 @@ from edgerec.camera.states import Patience, StateChange
 from edgerec.camera.view import Choice, View
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
+from edgerec.contract.files import checked_output, user_path
 from edgerec.errors import SourceError
 from edgerec.runtime.available import processors
 from edgerec.runtime.classifier import Classifier
@@ -64,6 +65,7 @@ class Camera:
         manifest: the bundle's, with what was changed for this camera.
         live: whether one of the sources is.
         sources: their names, without passwords.
+        inputs: paths and names of everything that is read; no sink may write there.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -93,6 +95,7 @@ class Camera:
         self.manifest = self._classifiers[0].manifest
         self.live = any(address.live for address in addresses)
         self.sources = tuple(address.name for address in addresses)
+        self.inputs = self.sources
         self._answered, self._workers = 0, list[SinkWorker]()
         self._feeds = Feeds(addresses, patience)
         labels, spec = self.manifest.labels, self.manifest.decision
@@ -133,7 +136,7 @@ class Camera:
             BundleError: no such bundle.
         """
         sources = [source] if isinstance(source, str) else list(source)
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(user_path(bundle))
         addresses = [find_source(uri, wanted, opened.manifest.levels, loop=loop) for uri in sources]
         manifest = opened.manifest
         threads, at_once = threads or manifest.threads, 1
@@ -143,7 +146,9 @@ class Camera:
             elif not threads:
                 threads = best_threads(opened.model, manifest.normalise)
         classifiers = [Classifier(opened, threads=threads, **options) for _ in range(at_once)]
-        return cls(classifiers, addresses, view=view, patience=patience)
+        camera = cls(classifiers, addresses, view=view, patience=patience)
+        camera.inputs = (*camera.inputs, str(bundle))
+        return camera
 
     @property
     def report(self) -> RunReport:
@@ -210,6 +215,8 @@ class Camera:
         A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
         one has a thread of its own.
 
+        Raises :class:`OutputIsInputError` if a sink's attribute ``outputs`` has the path of a source.
+
         ``service`` is told when this begins and ends, and that it is alive: with each frame that is looked at, and
         each step of connecting a source again. A model, a window or all connections that hang let its watchdog bark.
 
@@ -221,6 +228,8 @@ class Camera:
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
         workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]
         try:
+            for path in (path for sink in sinks for path in getattr(sink, "outputs", ())):
+                checked_output(path, self.inputs)
             service.ready()
             for event in self._events(service):
                 for worker in workers:

@@ -36,11 +36,16 @@ from edgerec.cli import (
     verify,
 )
 from edgerec.cli.sinks import CameraCommand
+from edgerec.cli.user_paths import expand_user_paths
 from edgerec.errors import EdgerecError
 
 
 class Commands(TyperGroup):
-    """Says what a person can cause in one line, exit code 1; what they cannot keeps its traceback."""
+    """The root command. Prints errors that a user can cause in one line and exits with code 1."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        expand_user_paths(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:

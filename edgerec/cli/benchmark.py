@@ -30,13 +30,17 @@ def benchmark(
     delegate: str | None = typer.Option(None, help="Shared library of a delegate; gpu; none: the processor."),
     operators: bool = typer.Option(True, "--operators/--no-operators", help="Time each operator too."),
     plot: Path | None = typer.Option(None, help="Draw the figures into this PNG."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,
 ) -> None:
     """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
     from edgerec.camera.sources import find_source
+    from edgerec.contract.files import checked_output, refuse_existing
     from edgerec.runtime.benchmark import benchmark as measure
 
     address = find_source(source) if source else None
+    if plot is not None:
+        refuse_existing(checked_output(plot, [bundle, source], suffixes=(".png",)), overwrite)
     with progress() as listener, ExitStack() as stack:
         report = measure(
             bundle,

@@ -26,12 +26,12 @@ def inspect(
     json: bool = JsonOption,
 ) -> None:
     """Show a model's operators, arithmetic and memory, and what each target says to it."""
-    from edgerec.contract.files import refuse_existing
+    from edgerec.contract.files import checked_output, refuse_existing
     from edgerec.export.inspection import inspect as look
 
     chatter()
     if plot is not None:
-        refuse_existing(plot, overwrite)
+        refuse_existing(checked_output(plot, [model], suffixes=(".png",)), overwrite)
     report = look(model, target, compiler=compiler)
     if plot is not None:
         from edgerec.export.drawing import graph_plot

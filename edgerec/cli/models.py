@@ -48,10 +48,10 @@ def models(
 
 
 def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:
-    from edgerec.contract.files import refuse_existing
+    from edgerec.contract.files import checked_output, refuse_existing
     from edgerec.export.architectures_plot import architectures_plot
 
-    refuse_existing(path, overwrite)
+    refuse_existing(checked_output(path, suffixes=(".png",)), overwrite)
     architectures_plot(reports, path)
 
 

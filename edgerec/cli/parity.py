@@ -23,10 +23,10 @@ def parity(
     json: bool = JsonOption,
 ) -> None:
     """Show where a compressed model leaves the float one, layer by layer, and what is wrong."""
-    from edgerec.contract.files import refuse_existing
+    from edgerec.contract.files import checked_output, refuse_existing
 
     if out is not None:
-        refuse_existing(out, overwrite)
+        refuse_existing(checked_output(out, [data], suffixes=(".png",)), overwrite)
     with progress() as listener:
         from edgerec.compress.layers.diagnose import draw_layers
         from edgerec.compress.layers.diagnose import parity as compare

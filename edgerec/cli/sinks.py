@@ -78,8 +78,11 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     """
     from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
     from edgerec.camera.sinks.window import Window, has_screen
+    from edgerec.contract.files import checked_output
 
     _check_partners(wanted)
+    for path in filter(None, (wanted.csv, wanted.video, wanted.save_dir, wanted.queue_dir, wanted.web_save)):
+        checked_output(path, camera.inputs)
     sinks: list[Sink] = [StateLines(sys.stderr)]
     if wanted.json:
         sinks.append(JsonLines(sys.stdout))

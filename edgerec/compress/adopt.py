@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.classifier import check_classifier, with_input_normalise, with_scores
-from edgerec.contract.files import refuse_existing, replacing_folder, write_file
+from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.labels import read_labels
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
@@ -87,7 +87,8 @@ def adopt(
         ModelError: a file that cannot be read, a layer that is not taken, or no image classifier.
         DataError: labels that are not the model's, by number or by name.
     """
-    path, run = Path(model_path), Run.at(out)
+    path, run = user_path(model_path), Run.at(out)
+    checked_output(run.path, [path, data, labels], folder=True)
     refuse_existing(run.path, overwrite, ours=run.begun)
     if normalise is not None:
         parse_normalise(normalise)  # refused before TensorFlow is loaded
@@ -120,7 +121,7 @@ def adopted(
     Raises:
         EdgerecError: no pictures are given, or the run in ``out`` was made with another normalisation or labels.
     """
-    path = Path(model_path)
+    path = user_path(model_path)
     if data is None:
         raise EdgerecError(f"{path} is no run, and its pictures are not known: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))

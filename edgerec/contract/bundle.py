@@ -14,7 +14,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from edgerec.contract.content import describe_file
-from edgerec.contract.files import refuse_existing, replacing, replacing_folder, sha256
+from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, sha256, user_path
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 
@@ -51,7 +51,7 @@ class Bundle:
             BundleError: there is no bundle, its schema is newer, or a file that the runtime uses is missing, changed
                 or outside of the bundle.
         """
-        path = Path(path)
+        path = user_path(path)
         read = _reader(path)
         content = read(MANIFEST)
         if content is None:
@@ -82,7 +82,7 @@ class Bundle:
 
     def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the manifest and the files that it lists, as they are here, to another folder or .zip."""
-        path = Path(path)
+        path = checked_output(path, [self.path], suffixes=(".zip",), folder=True)
         refuse_existing(path, overwrite)
         content = _reader(self.path)(MANIFEST)
         if content is None:
@@ -110,7 +110,7 @@ class Bundle:
 
         ``manifest.files`` is made here, from ``files``.
         """
-        path = Path(path)
+        path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:
             _refuse_climbing(path, name)
         manifest = replace(manifest, files={name: sha256(files[name]) for name in sorted(files)})
@@ -121,7 +121,7 @@ class Bundle:
 
 
 def _write(path: Path, content: Mapping[str, bytes], overwrite: bool) -> None:
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         with replacing(path) as partial:
             partial.write_bytes(_zip(content))
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from edgerec.contract.content import reason
+from edgerec.contract.files import user_path
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PREPROCESS_VERSION, UNRECORDED_VERSION, Fit, Interpolation, PreprocessSpec
 from edgerec.contract.tensors import NORMALISATIONS, Normalise
@@ -324,13 +325,13 @@ class Recipe:
         The recipe in a run's folder that records no preprocessing version has that of older runs (:attr:`unversioned`).
         """
         try:
-            with open(path, "rb") as file:
+            with open(user_path(path), "rb") as file:
                 values = tomllib.load(file)
         except FileNotFoundError:
             raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
-        of_run = Path(path).with_name("split.json").is_file()
+        of_run = user_path(path).with_name("split.json").is_file()
         base = base or cls()
         return cls.from_dict(values, str(path), base=base.unversioned if of_run else base)
 
@@ -419,6 +420,15 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
     return lines
 
 
+# Keys whose value can be a path, or paths separated by commas.
+_PATHS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
+
+
+def _expanded(value: str) -> str:
+    """Expand ``~`` in a path, or in paths separated by commas."""
+    return ",".join(str(user_path(part)) if part.startswith("~") else part for part in value.split(","))
+
+
 def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> Any:
     known = {item.name: getattr(section, item.name) for item in fields(section)}
     changes: dict[str, Any] = {}
@@ -432,8 +442,10 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
             value = float(min(value, 10**300))
+        elif isinstance(value, str) and full in _PATHS:
+            value = _expanded(value)
         elif isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) and value:
-            value = one_or_tuple(value)
+            value = one_or_tuple([_expanded(one) for one in value] if full in _PATHS else value)
         changes[name] = value
     try:
         merged = replace(section, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgerec.contract.files import checked_output
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data.examine import DataReport, examine
@@ -32,7 +33,8 @@ def check_data(
         EdgerecError: nothing there, nothing that is a picture, or ``out`` exists.
     """
     if out is not None:
-        refuse_output(Path(out), overwrite)
+        out = checked_output(out, [recipe.data.source], suffixes=(".png",), folder=True)
+        refuse_output(out, overwrite)
         require("matplotlib")
     report, looked = examine(recipe, labels=labels, listener=listener)
     if out is not None:

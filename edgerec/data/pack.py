@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import refuse_existing, replacing, replacing_folder, write_file
+from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSection, Recipe
@@ -62,7 +62,8 @@ def pack_data(
     Raises:
         EdgerecError: the data does not allow it, or ``out`` is something else.
     """
-    out = Path(out).resolve() if str(out) in (".", "..") else Path(out)
+    out = checked_output(out, [recipe.data.source], folder=True)
+    out = out.resolve() if str(out) in (".", "..") else out
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:

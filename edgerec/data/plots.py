@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing
+from edgerec.contract.files import checked_output, replacing
 from edgerec.contract.preprocess import Image
 from edgerec.optional import require
 
@@ -32,7 +32,7 @@ def new_figure(width: float, height: float) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with replacing(path) as partial:
+    with replacing(checked_output(path, suffixes=(".png",))) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import refuse_existing
+from edgerec.contract.files import checked_output, refuse_existing
 from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import AugmentSection, DataSection, Recipe
@@ -18,7 +18,7 @@ from edgerec.data.augment import augmenter, mixer
 from edgerec.data.dataset import Dataset, load
 from edgerec.data.packed import SPLITS
 from edgerec.data.plots import Row, picture_table
-from edgerec.errors import DataError, RecipeError
+from edgerec.errors import RecipeError
 from edgerec.optional import require
 
 COLUMNS = 8
@@ -69,9 +69,7 @@ def show_data(
     Raises:
         EdgerecError: no such data, nothing to augment with, or ``out`` exists.
     """
-    path = Path(out)
-    if path.suffix != ".png":
-        raise DataError(f"the sheet is a picture, and {path} does not end in .png")
+    path = checked_output(out, [recipe.data.source], suffixes=(".png",))
     refuse_existing(path, overwrite, ours=not path.is_dir())
     if augment and not recipe.augment.active:
         raise RecipeError(

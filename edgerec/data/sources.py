@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.content import describe_file, reason
+from edgerec.contract.files import user_path
 from edgerec.contract.folders import visible_files
 from edgerec.contract.image_files import Levels, SampleRange
 from edgerec.data.layout import find_layout
@@ -229,14 +230,6 @@ def refuse_missing(source: str | Sequence[str]) -> None:
             f"There are no images at {place}, because {parent} has no {missing!r}. "
             "If they were moved, say where they are with --data"
         )
-
-
-def user_path(text: str) -> Path:
-    """The path that a person wrote, with ``~`` for the home folder where there is one."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
 
 
 def folder(root: Path, *, flat: bool = False) -> Files:

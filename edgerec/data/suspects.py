@@ -30,7 +30,7 @@ TITLES = {
 
 def write_report(report: DataReport, looked: Looked, path: Path, *, overwrite: bool) -> None:
     """Write the picture of the suspects where ``path`` ends in .png, else a folder with it and all findings."""
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         draw(report, looked, path)
         return
     with replacing_folder(path, overwrite=overwrite) as partial:
@@ -42,7 +42,7 @@ def write_report(report: DataReport, looked: Looked, path: Path, *, overwrite: b
 
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Raise :class:`OutputExistsError` where a report may not be written, before any work is done."""
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         refuse_existing(path, overwrite, ours=not path.is_dir())
     else:
         refuse_existing(path, overwrite, ours=(path / "report.json").is_file())

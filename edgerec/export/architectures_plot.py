@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerec.contract.files import replacing
+from edgerec.contract.files import checked_output, replacing
 from edgerec.optional import require
 from edgerec.runtime.plots import BLUE, GREY, ORANGE
 
@@ -50,7 +50,7 @@ def architectures_plot(reports: Sequence[ArchitectureReport], path: Path) -> Non
     axes.legend(frameon=False, loc="lower right")
     size = f"{first.input_size}×{first.input_size} RGB pictures, {first.classes} classes, width {first.width:g}"
     axes.set_title(f"Architectures for {size}", loc="left", fontsize=11)
-    with replacing(path) as partial:
+    with replacing(checked_output(path, suffixes=(".png",))) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerec.contract.files import replacing
+from edgerec.contract.files import checked_output, replacing
 from edgerec.optional import require
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
     for operator in report.operators:
         _draw_box(axes, operator, places[operator.index], _colours(operator, report))
     _draw_head(figure, report, width, height + head)
-    with replacing(path) as partial:
+    with replacing(checked_output(path, suffixes=(".png",))) as partial:
         figure.savefig(partial, format="png", dpi=_dpi(width, height))
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS
-from edgerec.contract.files import refuse_existing, sha256
+from edgerec.contract.files import checked_output, refuse_existing, sha256, user_path
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
@@ -76,9 +76,9 @@ def ensemble(
     """
     if combine not in COMBINATIONS:
         raise BundleError(unknown("combination", combine, COMBINATIONS))
-    path = Path(out)
+    path = checked_output(out, bundles, suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    opened = _opened([Path(bundle) for bundle in bundles], target)
+    opened = _opened([user_path(bundle) for bundle in bundles], target)
     _check_alike(opened)
     first = opened[0].manifest
     aim = Target.load(target or first.target)
@@ -93,7 +93,7 @@ def ensemble(
     manifest = replace(
         first,
         **vars(specs[0]),
-        name=path.stem if path.suffix == ".zip" else path.name,
+        name=path.stem if path.suffix.lower() == ".zip" else path.name,
         variant="+".join(dict.fromkeys(bundle.manifest.variant for bundle in opened)),
         target=aim.name,
         threads=aim.threads,

@@ -11,7 +11,7 @@ import numpy as np
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
-from edgerec.contract.files import refuse_existing
+from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, ignore
@@ -100,7 +100,9 @@ def export_bundle(
     aim = Target.load(target)
     if novelty is not None:
         refuse_kind(aim)
-    path = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
+    path = user_path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
+    guard_run = novelty.run if isinstance(novelty, Novelty) else novelty
+    checked_output(path, [run.path, guard_run, data or run.recipe.data.source], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
     dataset, split = run.data(data, listener)
     chosen = choose(run, aim, variant, max_drop=max_drop, data=data, listener=listener)
@@ -113,7 +115,7 @@ def export_bundle(
     models = {"model.tflite": content}
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content
-    bundle_name = path.stem if path.suffix == ".zip" else path.name
+    bundle_name = path.stem if path.suffix.lower() == ".zip" else path.name
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
     if summary := split_summary(run.split_record):
         provenance["split"] = summary

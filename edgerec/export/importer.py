@@ -10,7 +10,7 @@ from typing import Any
 import edgerec
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
-from edgerec.contract.files import refuse_existing
+from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.metadata import has_metadata, with_metadata
@@ -118,7 +118,8 @@ def import_tflite(
         DataError: the labels are not as many as the scores.
         TargetError: the target cannot run it.
     """
-    source, path, aim = Path(model), Path(out), Target.load(target)
+    source, aim = user_path(model), Target.load(target)
+    path = checked_output(out, [source, labels, *pictures], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
     original = Finished.open(
         source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
@@ -137,7 +138,7 @@ def import_tflite(
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content
     manifest = Manifest(
-        name=path.stem if path.suffix == ".zip" else path.name,
+        name=path.stem if path.suffix.lower() == ".zip" else path.name,
         labels=names,
         input=finished.input,
         output=finished.output,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerec.contract.files import replacing
+from edgerec.contract.files import checked_output, replacing
 from edgerec.optional import require
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MARGIN = 0.36
 def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
     """Draw stages and the longest operators into a PNG."""
     figure = benchmark_figure(report)
-    with replacing(path) as partial:
+    with replacing(checked_output(path, suffixes=(".png",))) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import refuse_existing, replacing_folder, write_file
+from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe, one_or_tuple
 from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
 from edgerec.data.packed import is_remote
 from edgerec.data.quick_checks import quick_warnings
-from edgerec.data.sources import NAMED, refuse_missing, user_path
+from edgerec.data.sources import NAMED, refuse_missing
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.optional import require
@@ -113,7 +113,7 @@ def fit(
             log.info("%s is finished already", run.path)
             return run
     else:
-        _refuse(run, overwrite)
+        _refuse(run, recipe, overwrite)
         _check_names(recipe)
     if reconstructs(recipe.model.arch):
         novelty.check_autoencoder(recipe)
@@ -258,7 +258,9 @@ def _sized(recipe: Recipe) -> DataSection:
     return replace(recipe.data, input_size=size)
 
 
-def _refuse(run: Run, overwrite: bool) -> None:
+def _refuse(run: Run, recipe: Recipe, overwrite: bool) -> None:
+    inputs = [recipe.data.source, recipe.model.weights, *recipe.distill.teachers.split(",")]
+    checked_output(run.path, inputs, folder=True)
     if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
             f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"

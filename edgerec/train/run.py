@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing, write_file
+from edgerec.contract.files import replacing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import parse_normalise
@@ -70,7 +70,7 @@ class Run:
     @classmethod
     def at(cls, path: str | Path) -> Run:
         """The run in that folder, begun or not; the working directory gets its name, which its bundle will need."""
-        return cls(Path(path).resolve() if str(path) in (".", "..") else Path(path))
+        return cls(Path(path).resolve() if str(path) in (".", "..") else user_path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.files import checked_output
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
@@ -107,7 +108,8 @@ def tune(
         StudyError: the study was made for something else, its database does not answer, or nothing keeps the limits.
         EdgerecError: the recipe, the search or the data do not allow it.
     """
-    folder = Path(out).resolve() if str(out) in (".", "..") else Path(out)
+    folder = checked_output(out, [recipe.data.source if recipe else None], folder=True)
+    folder = folder.resolve() if str(out) in (".", "..") else folder
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = _End.of(trials, max_time_s)

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
 from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.files import checked_output
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
@@ -88,7 +89,8 @@ class SavedPictures:
     def __init__(self, folder: str | Path, spec: SaveSpec | None = None) -> None:
         """Make the folder, and find what earlier runs have left in it; raises :class:`EdgerecError`."""
         self.saved = self.removed = 0
-        self._folder, self._spec = Path(folder), spec or SaveSpec()
+        self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
+        self.outputs = (self._folder,)
         self._last: dict[str, tuple[float, str]] = {}
         self._ring: deque[tuple[Path, int]] = deque()
         try:

@@ -1,4 +1,4 @@
-"""Results as a table in a CSV file."""
+"""Predictions as rows of a CSV file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
+from edgerec.contract.files import checked_output
 from edgerec.errors import EdgerecError, OutputExistsError
 
 COLUMNS = (
@@ -27,6 +28,7 @@ COLUMNS = (
     "changed",
 )
 Existing = Literal["refuse", "overwrite", "append"]
+SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
 
 
 class Table:
@@ -42,17 +44,20 @@ class Table:
         """Create the file and write the header.
 
         Args:
-            path: where.
-            existing: what to do with a file that is there: refuse, overwrite it, or append to a table of the same
-                columns, as a service that is started again wants.
+            path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
+            existing: what to do if the file exists: refuse, overwrite a table that this class wrote, or append to a
+                table with the same columns, which a restarted service needs.
 
         Raises:
-            OutputExistsError: a file is there, and ``existing`` refuses.
-            EdgerecError: it cannot be written, or is another table than the one to append to.
+            OutputExistsError: the file exists, and ``existing`` refuses or the file is not a table.
+            EdgerecError: the file cannot be written, has another suffix, or has other columns.
         """
         if existing not in get_args(Existing):
             raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
-        self._path = Path(path)
+        self._path = checked_output(path, suffixes=SUFFIXES)
+        self.outputs = (self._path,)
+        if existing == "overwrite":
+            _refuse_other_file(self._path)
         how = {"refuse": os.O_EXCL, "overwrite": os.O_TRUNC, "append": 0}[existing]
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | how
         try:
@@ -122,6 +127,18 @@ class Table:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
             raise EdgerecError(f"{self._path}: no space left for another row; its rows so far are whole")
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise :class:`OutputExistsError` if ``path`` is a file that is neither empty nor a table of this class."""
+    try:
+        start = b"" if not path.is_file() else path.open("rb").read(len(COLUMNS[0]) + 1)
+    except OSError as error:
+        raise EdgerecError(f"{path} cannot be read ({error.strerror}): choose another name") from None
+    if start not in (b"", f"{COLUMNS[0]},".encode()):
+        raise OutputExistsError(
+            f"{path} is not a table of edgerec camera, so it is not overwritten: choose another name"
+        )
 
 
 def _line(values: Sequence[Any]) -> bytes:

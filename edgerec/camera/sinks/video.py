@@ -13,6 +13,7 @@ from edgerec.camera.frame import Result
 from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.sources.opencv import prepare
 from edgerec.camera.states import StateChange
+from edgerec.contract.files import checked_output
 from edgerec.contract.preprocess import Image
 from edgerec.errors import EdgerecError, OutputExistsError
 from edgerec.optional import require
@@ -49,12 +50,11 @@ class VideoFile:
             OutputExistsError: a file is there.
             EdgerecError: an unknown ending, a codec that does not open, or a folder that cannot be written.
         """
-        self._path = Path(path)
+        self._path = checked_output(path, suffixes=tuple(CODECS))
+        self.outputs = (self._path,)
         self._fps, self._live, self._overwrite = fps, live, overwrite
         if not 0 < fps <= 240:
             raise EdgerecError(f"a video of {fps:g} frames per second: expected more than 0, up to 240")
-        if self._path.suffix.lower() not in CODECS:
-            raise EdgerecError(f"{path} is no {' and no '.join(CODECS)}: these are what a video is written as")
         self._recordings: dict[str, _Recording] = {}
         self._refuse(self._path)
         try:

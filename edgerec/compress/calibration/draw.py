@@ -17,7 +17,7 @@ from edgerec.compress.calibration.picking import METHODS
 from edgerec.compress.calibration.sets import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.plots import contact_sheet
 from edgerec.contract.content import reason
-from edgerec.contract.files import refuse_existing
+from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.contract.shipped import find_shipped, shipped, shipped_names
@@ -76,7 +76,8 @@ def make(
     Raises:
         EdgerecError: no such run, recipe or data, or something else stands at ``out``.
     """
-    refuse_existing(Path(out), overwrite, ours=is_set(Path(out)))
+    out = checked_output(out, [None if isinstance(subject, Run) else subject, data], folder=True)
+    refuse_existing(out, overwrite, ours=is_set(out))
     wanted = read_recipe(recipe)
     wanted = replace(wanted, images=images or wanted.images, seed=wanted.seed if seed is None else seed)
     dataset, split, section = _open(subject, data, listener)
@@ -108,7 +109,8 @@ def show(
     Returns:
         How many pictures the set has.
     """
-    path, out = Path(path), Path(out)
+    path = user_path(path)
+    out = checked_output(out, [path, data], suffixes=(".png",))
     refuse_existing(out, overwrite)
     reference = None
     if run is None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgerec.compress.methods import FLOAT32, METHODS
-from edgerec.contract.files import refuse_existing, write_file
+from edgerec.contract.files import checked_output, refuse_existing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, Split
@@ -69,9 +69,10 @@ def report(
             f"{run.path} is an autoencoder, which a page of answers and mistakes says nothing of: "
             f"look at {run.path / 'plots'} and metrics.json"
         )
-    page = run.path / PAGE if out is None else Path(out)
+    page = run.path / PAGE if out is None else user_path(out)
     if page.is_dir():
         raise OutputExistsError(f"{page} is a folder: give a file's name, as {page / PAGE}")
+    checked_output(page, [data or run.recipe.data.source], suffixes=(".html", ".htm"))
     refuse_existing(page, overwrite)
     require("jinja2")  # before anything is computed
     require("matplotlib")

@@ -14,6 +14,7 @@ from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, list
 from edgerec.camera.sinks.web.album import Album
 from edgerec.camera.sinks.web.board import Board
 from edgerec.camera.states import StateChange
+from edgerec.contract.files import checked_output
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
 
@@ -58,7 +59,9 @@ class WebSink:
         if token is not None and len(token) < LEAST_TOKEN:
             raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
         local = is_loopback(host)
-        album = Album(Path(save_dir), labels) if save_dir is not None else None
+        folder = None if save_dir is None else checked_output(save_dir, folder=True)
+        album = None if folder is None else Album(folder, labels)
+        self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
         listener = listen(host, port)

@@ -1,0 +1,36 @@
+"""Expand ``~`` in every option and argument, because shells leave it alone in ``--out=~/x`` and in quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Texts that are not paths: patterns, names and secrets.
+_NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token", "mqtt_discovery", "roi", "decision"})
+
+
+def expand_user_paths(command: Any) -> None:
+    """Make a Click command and all of its subcommands expand ``~`` in the values of their parameters."""
+    for subcommand in getattr(command, "commands", {}).values():
+        expand_user_paths(subcommand)
+    for parameter in command.params:
+        if parameter.name not in _NOT_PATHS:
+            parameter.callback = partial(_expanded, parameter.callback)
+
+
+def _expanded(callback: Callable[..., Any] | None, ctx: Any, parameter: Any, value: Any) -> Any:
+    value = [_expand(item) for item in value] if isinstance(value, list | tuple) else _expand(value)
+    return value if callback is None else callback(ctx, parameter, value)
+
+
+def _expand(value: Any) -> Any:
+    from edgerec.contract.files import user_path
+
+    if isinstance(value, Path):
+        return user_path(value)
+    if not isinstance(value, str) or "~" not in value:
+        return value
+    key, equals, text = value.rpartition("=")  # also --set data.source=~/photos
+    return f"{key}{equals}{user_path(text)}" if text.startswith("~") else value
