@@ -17,7 +17,7 @@ from edgerec.contract.recipe import NOT_AUGMENTED
 from edgerec.data import sources
 from edgerec.data.examine import KINDS
 from edgerec.data.likeness import near_pairs
-from edgerec.errors import DataError, OutputExistsError, RecipeError
+from edgerec.errors import DataError, OutputExistsError, OutputNameError, RecipeError
 
 
 def call(*arguments, code=0):
@@ -205,7 +205,7 @@ def test_a_sheet_of_a_recipe_and_of_a_run(sound, tmp_path):
 def test_bad_input_is_one_line(sound, tmp_path):
     with pytest.raises(RecipeError, match="nothing to show"):
         show_data(replace(of(sound), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
-    with pytest.raises(DataError, match=r"does not end in \.png"):
+    with pytest.raises(OutputNameError, match=r"does not end in \.png"):
         show_data(of(sound), tmp_path / "x.jpg")
     (tmp_path / "there.png").write_bytes(b"mine")
     (tmp_path / "mine").mkdir()

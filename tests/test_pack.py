@@ -17,7 +17,7 @@ from edgerec.compress import calibration
 from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
 from edgerec.data.packed import MANIFEST, Packed, PackedImages
-from edgerec.errors import DataError, OutputExistsError, RecipeError
+from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
 from edgerec.train.feed import Places, steps_per_epoch, training_feed
 
 PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
@@ -207,7 +207,7 @@ def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplo
     with pytest.raises(OutputExistsError, match="already exists"):
         pack_data(recipe, tmp_path / "pack")
     monkeypatch.chdir(image_folder)
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputIsInputError, match="would overwrite the input"):
         pack_data(recipe, ".", overwrite=True)
     with pytest.raises(DataError, match=r"notes.txt is not a readable image"):
         pack_data(recipe.override({"data.group_by": "", "data.strict": True}), tmp_path / "strict")
