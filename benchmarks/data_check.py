@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from common import data_folder, signs_by_person, unpacked
 
+from edgerec.contract.image_files import Levels
 from edgerec.contract.progress import ignore
 from edgerec.data import sources
 from edgerec.data.scan import scan
@@ -40,7 +41,7 @@ def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], 
     else:
         part = sources.Arrays(found.images[some], found.classes[some], found.splits[some], found.labels)
     began = time.perf_counter()
-    small = scan(part, ignore).small
+    small = scan(part, Levels(), ignore).small
     return small, part.classes, len(some) / (time.perf_counter() - began)
 
 

@@ -1,6 +1,6 @@
 """Number of near-duplicate pairs that edgerec data check considers, per image, against the number of images.
 
-    python benchmarks/near_pairs.py --work FOLDER [--images 2000 10000 50000]
+    python benchmarks/near_pairs.py --work FOLDER [--images 2000 10000 50000] [--levels 4]
 
 Images of MNIST, CIFAR-10 and the sign digits are compared as `edgerec data check` compares them, with their classes as
 the only tag. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
@@ -17,36 +17,32 @@ from typing import Any
 import numpy as np
 from common import data_folder, signs_by_person, unpacked
 
-from edgerec.contract.progress import ignore
-from edgerec.data import sources
-from edgerec.data.likeness import confirmed, near_pairs, thumbnails
-from edgerec.data.scan import scan
+from edgerec.contract.recipe import DataSection
+from edgerec.data import load
+from edgerec.data.likeness import NEAR_LEVELS, confirmed, near_pairs, thumbnails
 
 
 def images_of(name: str, work: Path, count: int) -> tuple[Any, Any]:
-    """Return small images, uint8 ``(N, 32, 32, C)``, and their classes."""
+    """Return images, uint8 ``(N, 32, 32, C)``, and their classes."""
     if name == "mnist":
-        source: Any = sources.find(str(data_folder() / "mnist.npz"))
+        source = data_folder() / "mnist.npz"
     else:
-        source = sources.find(str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work)))
-    some = np.sort(np.random.default_rng(0).permutation(len(source.classes))[:count])
-    if isinstance(source, sources.Files):
-        paths = tuple(source.paths[i] for i in some)
-        part: Any = sources.Files(source.root, paths, source.classes[some], source.splits[some], source.labels)
-    else:
-        part = sources.Arrays(source.images[some], source.classes[some], source.splits[some], source.labels)
-    return np.asarray(scan(part, ignore).small), part.classes
+        source = signs_by_person(work) if name == "signs" else unpacked("cifar10", work)
+    dataset, _ = load(DataSection(source=str(source), input_size=32, fit="stretch"))
+    some = np.sort(np.random.default_rng(0).permutation(len(dataset.classes))[:count])
+    return np.asarray(dataset.images[some]), dataset.classes[some]
 
 
-def measure(name: str, work: Path, count: int) -> dict[str, Any]:
+def measure(name: str, work: Path, count: int, levels: float) -> dict[str, Any]:
     """Return the figures of one data set."""
     small, classes = images_of(name, work, count)
     began = time.perf_counter()
-    pairs = near_pairs(thumbnails(small), [classes])
+    pairs = near_pairs(thumbnails(small), [classes], levels)
     seconds = time.perf_counter() - began
     return {
         "data": name,
         "images": len(classes),
+        "levels": levels,
         "pairs_per_image": round(len(pairs.one) / len(classes), 3),
         "confirmed_pairs": len(confirmed(pairs, small).one),
         "seconds": round(seconds, 2),
@@ -59,11 +55,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--data", nargs="+", default=["mnist", "signs", "cifar10"])
     parser.add_argument("--images", type=int, nargs="+", default=[2000, 10000, 50000])
+    parser.add_argument("--levels", type=float, default=NEAR_LEVELS, help="distance up to which images are near")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.data:
         for count in arguments.images:
-            print(json.dumps(measure(name, arguments.work, count)), flush=True)
+            print(json.dumps(measure(name, arguments.work, count, arguments.levels)), flush=True)
 
 
 if __name__ == "__main__":
