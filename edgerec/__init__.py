@@ -25,8 +25,10 @@ _PUBLIC = {
     "architecture": "edgerec.export.architectures",
     "architectures": "edgerec.export.architectures",
     "benchmark": "edgerec.runtime.benchmark",
+    "build": "edgerec.workflow",
     "check_data": "edgerec.data.check",
     "compare": "edgerec.compress.compare",
+    "diff_runs": "edgerec.train.run_overview",
     "distill": "edgerec.train.distill",
     "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
@@ -35,6 +37,7 @@ _PUBLIC = {
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
     "inspect": "edgerec.export.inspection",
+    "list_runs": "edgerec.train.run_overview",
     "pack_data": "edgerec.data.pack",
     "parity": "edgerec.compress.layers.diagnose",
     "pixel_cache": "edgerec.data.cache_limit",
@@ -62,8 +65,10 @@ __all__ = [
     "architecture",
     "architectures",
     "benchmark",
+    "build",
     "check_data",
     "compare",
+    "diff_runs",
     "distill",
     "doctor",
     "ensemble",
@@ -72,6 +77,7 @@ __all__ = [
     "fit",
     "import_tflite",
     "inspect",
+    "list_runs",
     "pack_data",
     "parity",
     "pixel_cache",
@@ -113,7 +119,9 @@ if TYPE_CHECKING:
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit
     from edgerec.train.run import Run
+    from edgerec.train.run_overview import diff_runs, list_runs
     from edgerec.tuning import tune
+    from edgerec.workflow import build
 
 
 def __getattr__(name: str) -> Any:

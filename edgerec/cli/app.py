@@ -13,10 +13,12 @@ from typer.core import TyperGroup
 
 from edgerec.cli import (
     benchmark,
+    build,
     cache,
     calibration,
     camera,
     data,
+    diff,
     distill,
     doctor,
     ensemble,
@@ -30,6 +32,7 @@ from edgerec.cli import (
     quantize,
     recipe,
     report,
+    runs,
     targets,
     train,
     tune,
@@ -95,6 +98,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    build.build,
     recipe.recipe,
     models.models,
     train.train,
@@ -103,6 +107,8 @@ for command in (
     evaluate.evaluate,
     quantize.quantize,
     parity.parity,
+    runs.runs,
+    diff.diff,
     report.report,
     export.export,
     import_.import_,

@@ -1,0 +1,71 @@
+"""``edgerec build``"""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe, is_recipe
+
+
+def build(
+    subject: str = typer.Argument(..., metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
+    target: str = typer.Option(
+        "rpi", "--target", "-t", help="The device: a name from edgerec targets, or a .toml file."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="Folder for the run; the bundle is written beside it. [default: runs/NAME]"
+    ),
+    arch: str | None = typer.Option(None, help="Architecture; edgerec models lists them."),
+    epochs: int | None = typer.Option(None, help="Number of training epochs."),
+    method: str | None = typer.Option(None, help="Compression method, as for edgerec quantize."),
+    max_drop: float | None = typer.Option(
+        None, help="Largest loss of accuracy by compression that is accepted, in percentage points. [default: 1]"
+    ),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Set any other recipe key."),
+    open_page: bool | None = typer.Option(
+        None, "--open/--no-open", help="Open the report in a browser. [default: if run in a terminal with a display]"
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start again and replace the run and the bundle."),
+    json: bool = JsonOption,
+) -> None:
+    """Train, quantize, export, verify and report in one command, which continues if it is interrupted."""
+    folder = out or default_run(subject)
+    with progress() as listener:
+        options = {"model.arch": arch, "train.epochs": epochs, "compress.max_drop": max_drop}
+        recipe = compose_recipe(subject, options, assignments)
+        from edgerec.workflow import build as build_bundle
+
+        try:
+            made = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command continues", err=True)
+            raise typer.Exit(130) from None
+    if json:
+        show_json(made.to_dict())
+        return
+    for step in made.reused:
+        say(f"reused   the result of {step}, which was complete (--overwrite starts again)")
+    say(f"run      {made.run}  (float {made.accuracy:.2%} on the test images)")
+    say(f"variant  {made.variant}  ({made.top1:.2%}, {made.size_bytes:,} bytes)")
+    say(f"bundle   {made.bundle}  (verified with {made.golden} golden images)")
+    say(f"report   {made.page}")
+    say(f"next     copy {made.bundle} to the device and follow its README.md")
+    if open_page or (open_page is None and _has_browser()):
+        webbrowser.open(Path(made.page).resolve().as_uri())
+
+
+def default_run(subject: str) -> Path:
+    """Return ``runs/NAME``, where NAME is that of the data or the recipe."""
+    name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else Path(subject).resolve().name
+    return Path("runs") / name
+
+
+def _has_browser() -> bool:
+    from edgerec.camera.sinks.window import has_screen
+
+    return sys.stdout.isatty() and has_screen()

@@ -1,0 +1,58 @@
+"""``edgerec diff``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edgerec.cli.output import JsonOption, say, show_json, table
+
+# Classes that are printed; --json has all of them.
+MOST_CLASSES = 5
+
+
+def diff(
+    first: Path = typer.Argument(..., help="A finished run."),
+    second: Path = typer.Argument(..., help="Another one."),
+    json: bool = JsonOption,
+) -> None:
+    """Compare the settings and the results of two runs."""
+    from edgerec.train.run_overview import diff_runs
+
+    difference = diff_runs(first, second)
+    if json:
+        show_json(difference.to_dict())
+        return
+    if difference.settings:
+        table(("setting", "first", "second"), [(s.key, str(s.first), str(s.second)) for s in difference.settings])
+    else:
+        say("the settings are the same")
+    say("")
+    table(
+        ("result", "first", "second"),
+        [(row.name, _value(row.name, row.first), _value(row.name, row.second)) for row in difference.figures],
+    )
+    changed = [row for row in difference.classes if row.first != row.second][:MOST_CLASSES]
+    if changed:
+        say("")
+        table(
+            ("recall of class", "first", "second"),
+            [(row.name, _value("recall", row.first), _value("recall", row.second)) for row in changed],
+        )
+    say("")
+    if not difference.same_test:
+        say("warning  the runs were measured on different test images, so their accuracies cannot be compared")
+    elif difference.accuracy_change is not None and difference.noise_points is not None:
+        change, noise = difference.accuracy_change, difference.noise_points
+        verdict = "may be chance" if abs(change) < noise else "is larger than chance explains"
+        say(f"accuracy {change:+.2f} points; with so many test images a change of up to {noise:.2f} may be chance")
+        say(f"         so this change {verdict}" if change else "         both are equal")
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name.endswith(("accuracy", "top-1", "recall")):
+        return f"{value:.2%}"
+    return f"{value:,.5g}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,222 @@
+"""List runs, and compare two of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.recipe import Recipe
+from edgerec.errors import EdgerecError, RunError
+from edgerec.train.run import Run, best_int8
+
+# A folder of runs may hold studies, which hold trials; deeper folders are not searched.
+DEPTH = 3
+# The standard normal distribution has 95 % of its mass within this many standard deviations.
+DEVIATIONS = 1.96
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line about a run.
+
+    Attributes:
+        run: path of the folder.
+        state: ``finished``, ``epoch 3 of 12`` for an unfinished training, or ``damaged: REASON``.
+        architecture: name of the architecture; empty if the run is damaged.
+        data: where the images come from.
+        accuracy: top-1 of the float model on the test images, 0 to 1; None before the training is finished, and for
+            autoencoders.
+        images: number of test images.
+        variant: the int8 variant with the best validation accuracy; None if there is none.
+        variant_top1: its top-1 on the test images, 0 to 1.
+        variant_bytes: size of its .tflite file.
+        modified_s: when the run changed last, Unix time in seconds.
+    """
+
+    run: str
+    state: str
+    architecture: str = ""
+    data: str = ""
+    accuracy: float | None = None
+    images: int | None = None
+    variant: str | None = None
+    variant_top1: float | None = None
+    variant_bytes: int | None = None
+    modified_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
+    """Summarize the runs in ``folder`` and up to three levels below it, sorted by path.
+
+    Raises:
+        EdgerecError: there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise EdgerecError(f"{root} is not a folder: name the folder that holds your runs, as edgerec runs FOLDER")
+    return [summarize(run) for run in _runs(root, DEPTH)]
+
+
+def summarize(run: Run) -> RunSummary:
+    """Summarize one run. A damaged run is described by its state instead of raising an error."""
+    path, modified_s = str(run.path), run.path.stat().st_mtime
+    try:
+        recipe, best = run.recipe, None
+        state, accuracy, images = f"epoch {len(run.history())} of {recipe.train.epochs}", None, None
+        if run.finished:
+            metrics, variants = run.metrics, run.variants()
+            state, accuracy, images = "finished", metrics.get("accuracy"), metrics["images"]
+            name = best_int8(variants)
+            best = (name, variants[name]["forms"][-1]) if name else None
+        return RunSummary(
+            path,
+            state,
+            recipe.model.arch,
+            _text(recipe.data.source),
+            accuracy,
+            images,
+            best[0] if best else None,
+            best[1]["top1"] if best else None,
+            best[1]["size_bytes"] if best else None,
+            modified_s,
+        )
+    except (EdgerecError, KeyError, TypeError) as error:
+        return RunSummary(path, f"damaged: {error}", modified_s=modified_s)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe key that has different values in two runs."""
+
+    key: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value of two runs; None where a run does not have it."""
+
+    name: str
+    first: float | None
+    second: float | None
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """What :func:`diff_runs` reports.
+
+    Attributes:
+        first, second: paths of the runs.
+        same_data: whether both were trained on the same images.
+        same_test: whether both were measured on the same test images; only then can their accuracies be compared.
+        settings: recipe keys with different values.
+        figures: accuracy (0 to 1), parameters, training time in seconds, and top-1 and bytes of each variant.
+        classes: recall on the test images of each class, 0 to 1; the largest change first.
+        accuracy_change: accuracy of the second run minus that of the first, in points; None if one has none.
+        noise_points: half-width of the 95 % confidence interval of that change, in points, computed as for two
+            independent binomial samples; a smaller change may be chance.
+    """
+
+    first: str
+    second: str
+    same_data: bool
+    same_test: bool
+    settings: tuple[Setting, ...]
+    figures: tuple[Figure, ...]
+    classes: tuple[Figure, ...]
+    accuracy_change: float | None
+    noise_points: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
+    """Compare the settings and results of two finished runs.
+
+    Raises:
+        EdgerecError: one of them is not a finished run, or is damaged.
+    """
+    runs = Run.open(first), Run.open(second)
+    metrics, records = [run.metrics for run in runs], [run.split_record for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        if "test" not in record:
+            raise RunError(f"{run.path}: split.json does not list the test images: train again with --overwrite")
+    same_data = records[0]["digest"] == records[1]["digest"]
+    # Data with its own test split, and packed data, list no names.
+    same_test = records[0]["test"] == records[1]["test"] and (same_data or bool(records[0]["test"]))
+    accuracies = [values["accuracy"] for values in metrics if "accuracy" in values]
+    change = noise = None
+    if len(accuracies) == 2:
+        change = (accuracies[1] - accuracies[0]) * 100
+        variances = [p * (1 - p) / values["images"] for p, values in zip(accuracies, metrics, strict=True)]
+        noise = DEVIATIONS * math.sqrt(sum(variances)) * 100
+    return RunDifference(
+        first=str(runs[0].path),
+        second=str(runs[1].path),
+        same_data=same_data,
+        same_test=same_test,
+        settings=tuple(_settings(runs[0].recipe, runs[1].recipe)),
+        figures=tuple(_figures(runs, metrics)),
+        classes=tuple(_classes(metrics)),
+        accuracy_change=change,
+        noise_points=noise,
+    )
+
+
+def _runs(folder: Path, depth: int) -> Iterator[Run]:
+    run = Run(folder)
+    if run.begun:
+        yield run
+        return
+    if depth:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        for name in names:
+            if not name.startswith("."):
+                yield from _runs(folder / name, depth - 1)
+
+
+def _settings(first: Recipe, second: Recipe) -> Iterator[Setting]:
+    for item in fields(first):
+        one, other = getattr(first, item.name), getattr(second, item.name)
+        if not is_dataclass(one):
+            if one != other:
+                yield Setting(item.name, one, other)
+            continue
+        for key in fields(one):
+            values = getattr(one, key.name), getattr(other, key.name)
+            if values[0] != values[1]:
+                yield Setting(f"{item.name}.{key.name}", *values)
+
+
+def _figures(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[Figure]:
+    for name in ("accuracy", "val_accuracy", "error", "parameters", "best_epoch", "seconds"):
+        if any(name in values for values in metrics):
+            yield Figure(name, *(values.get(name) for values in metrics))
+    variants = [run.variants() for run in runs]
+    for name in sorted(variants[0].keys() | variants[1].keys()):
+        forms = [each[name]["forms"][-1] if name in each else {} for each in variants]
+        yield Figure(f"{name} top-1", *(form.get("top1") for form in forms))
+        yield Figure(f"{name} bytes", *(form.get("size_bytes") for form in forms))
+
+
+def _classes(metrics: list[dict[str, Any]]) -> list[Figure]:
+    tables = [values.get("per_class", {}) for values in metrics]
+    shared = [label for label in tables[0] if label in tables[1]]
+    recalls = [Figure(label, *(table[label]["recall"] for table in tables)) for label in shared]
+    return sorted(recalls, key=lambda row: -abs((row.second or 0) - (row.first or 0)))
+
+
+def _text(source: object) -> str:
+    return source if isinstance(source, str) else ", ".join(map(str, source))  # type: ignore[call-overload]

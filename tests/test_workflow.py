@@ -1,0 +1,129 @@
+"""Tests of `edgerec build`, `edgerec runs` and `edgerec diff`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgerec import Recipe, Run, build, diff_runs, list_runs, verify
+from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
+
+RECIPE = Recipe.from_dict(
+    {"data": {"source": "digits"}, "train": {"epochs": 3}, "compress": {"method": "ptq", "max_drop": 20.0}}
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    return build(RECIPE, folder / "digits", "rpi")
+
+
+@pytest.mark.slow
+def test_build_makes_a_verified_bundle_and_a_report(built):
+    assert verify(built.bundle).exact
+    assert built.variant == "int8"
+    assert "<html" in Path(built.page).read_text(encoding="utf-8")[:500]
+    assert built.reused == ()
+    assert built.top1 > 0.5
+
+
+@pytest.mark.slow
+def test_build_reuses_what_is_complete(built):
+    history = Run.open(built.run).history()
+    again = build(RECIPE, built.run, "rpi")
+    assert again.reused == ("train", "export")
+    assert Run.open(built.run).history() == history
+
+
+@pytest.mark.slow
+def test_build_continues_an_interrupted_training(built, tmp_path):
+    run = tmp_path / "digits"
+    shutil.copytree(built.run, run)
+    for name in ("metrics.json", "model.keras"):
+        (run / name).unlink()
+    shutil.rmtree(run / "int8")
+    again = build(RECIPE, run, "desktop")
+    assert again.reused == ()
+    assert again.bundle == str(tmp_path / "digits-desktop")
+    assert [row["epoch"] for row in Run.open(run).history()] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_build_refuses_a_run_of_another_recipe_and_a_bundle_of_another_model(built, tmp_path):
+    other = RECIPE.override({"train.epochs": 4})
+    with pytest.raises(RecipeError, match=r"train\.epochs"):
+        build(other, built.run, "rpi")
+    run = tmp_path / "digits"
+    shutil.copytree(built.run, run)
+    shutil.copytree(built.bundle, tmp_path / "digits-rpi")
+    with pytest.raises(OutputExistsError, match="bundle of another model"):
+        build(RECIPE, run, "rpi", method="float16")
+
+
+def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_path):
+    with pytest.raises(EdgerecError, match="rpl"):
+        build(RECIPE, tmp_path / "x", "rpl")
+    with pytest.raises(RecipeError, match="does not classify"):
+        build(RECIPE.override({"model.arch": "autoencoder"}), tmp_path / "x", "rpi")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_build_command_names_the_run_after_the_data(edgerec, tmp_path):
+    options = ("--epochs", "1", "--method", "ptq", "--max-drop", "50", "--json")
+    done = edgerec("build", "digits", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["run"] == "runs/digits"
+    assert (tmp_path / "runs" / "digits-rpi" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, here):
+    shutil.copytree(built.run, tmp_path / "a" / "finished")
+    shutil.copytree(built.run, tmp_path / "b")
+    (tmp_path / "b" / "metrics.json").unlink()
+    shutil.copytree(built.run, tmp_path / "c")
+    (tmp_path / "c" / "metrics.json").write_text("{")
+    shutil.copytree(built.run, tmp_path / ".hidden")
+    rows = list_runs(tmp_path)
+    assert [row.run for row in rows] == [str(tmp_path / name) for name in ("a/finished", "b", "c")]
+    assert [row.state.partition(":")[0] for row in rows] == ["finished", "epoch 3 of 3", "damaged"]
+    assert rows[0].variant == "int8"
+    assert rows[0].variant_top1 == built.top1
+    done = here("runs", tmp_path, "--json")
+    assert json.loads(done.stdout) == [row.to_dict() for row in rows]
+    assert "damaged" in here("runs", tmp_path).stdout
+    assert "holds no runs" in here("runs", tmp_path / "a" / "finished" / "plots").stdout
+
+
+@pytest.mark.slow
+def test_diff_reports_settings_results_and_whether_the_change_may_be_chance(built, tmp_path, here):
+    shutil.copytree(built.run, tmp_path / "second")
+    second = tmp_path / "second"
+    text = (second / "recipe.toml").read_text()
+    (second / "recipe.toml").write_text(text.replace("epochs = 3", "epochs = 9", 1))
+    metrics = json.loads((second / "metrics.json").read_text())
+    (second / "metrics.json").write_text(json.dumps(metrics | {"accuracy": metrics["accuracy"] - 0.5}))
+    difference = diff_runs(built.run, second)
+    assert [(item.key, item.first, item.second) for item in difference.settings] == [("train.epochs", 3, 9)]
+    assert difference.same_data
+    assert difference.same_test
+    assert difference.accuracy_change == pytest.approx(-50)
+    assert 0 < difference.noise_points < 10
+    assert "larger than chance" in here("diff", built.run, second).stdout
+    assert "both are equal" in here("diff", built.run, built.run).stdout
+    assert json.loads(here("diff", built.run, second, "--json").stdout) == json.loads(json.dumps(difference.to_dict()))
+
+
+@pytest.mark.slow
+def test_diff_warns_about_different_test_images(built, tmp_path, here):
+    shutil.copytree(built.run, tmp_path / "second")
+    record = json.loads((tmp_path / "second" / "split.json").read_text())
+    (tmp_path / "second" / "split.json").write_text(json.dumps(record | {"test": record["test"][1:]}))
+    assert not diff_runs(built.run, tmp_path / "second").same_test
+    assert "cannot be compared" in here("diff", built.run, tmp_path / "second").stdout
