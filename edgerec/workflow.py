@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerec.compress.methods import METHODS
 from edgerec.compress.quantize import quantize
+from edgerec.compress.report import QuantizeReport
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
@@ -36,7 +38,7 @@ class BuildReport:
         top1: top-1 of the variant on the same images, 0 to 1.
         size_bytes: size of the bundle's model file.
         golden: number of golden vectors that were verified.
-        reused: steps whose results were there already: ``train``, ``export``.
+        reused: steps whose results were there already: ``train``, ``quantize``, ``export``.
     """
 
     run: str
@@ -94,7 +96,11 @@ def build(
         run = Run.at(out)
         reused += ["train"] if run.finished else []
         run = fit(recipe, out, resume=True, listener=listener)
-    quantized = quantize(run, method, resume=True, overwrite=overwrite, listener=listener)
+    quantized = None if overwrite else _existing_variant(run, method)
+    if quantized is None:
+        quantized = quantize(run, method, resume=True, overwrite=overwrite, listener=listener)
+    else:
+        reused.append("quantize")
     place = run.path.with_name(f"{run.path.name}-{aim.name}")
     if not overwrite and Bundle.stands_at(place):
         manifest = Bundle.open(place).manifest
@@ -117,3 +123,12 @@ def build(
         golden=verified.pictures,
         reused=tuple(reused),
     )
+
+
+def _existing_variant(run: Run, method: str | None) -> QuantizeReport | None:
+    """Return the report of the variant that ``method`` makes, if the run has it; ``auto`` decides this itself."""
+    name = method or run.recipe.compress.method
+    if name not in METHODS:
+        return None
+    report = run.variants().get(METHODS[name].variant)
+    return None if report is None else QuantizeReport.from_dict(report)

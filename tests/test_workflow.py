@@ -35,7 +35,7 @@ def test_build_makes_a_verified_bundle_and_a_report(built):
 def test_build_reuses_what_is_complete(built):
     history = Run.open(built.run).history()
     again = build(RECIPE, built.run, "rpi")
-    assert again.reused == ("train", "export")
+    assert again.reused == ("train", "quantize", "export")
     assert Run.open(built.run).history() == history
 
 

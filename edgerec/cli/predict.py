@@ -12,11 +12,11 @@ from edgerec.cli.output import chatter, say
 
 def predict(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    images: list[Path] = typer.Argument(..., help="Picture files."),
+    images: list[Path] = typer.Argument(..., help="Image files, or folders of images."),
     threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON object per picture."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
-    """Classify picture files."""
+    """Classify image files."""
     from edgerec.camera.predict import predict as classify
     from edgerec.camera.sinks.text import JsonLines
 
