@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from edgerec import predict
@@ -27,7 +28,8 @@ def test_folder_is_classified_file_by_file(bundle, folder, here):
     single = list(predict(bundle, [folder / "a.png", folder / "deeper" / "b.png"]))
     results = list(predict(bundle, [folder]))
     assert [result.frame.source for result in results] == [result.frame.source for result in single]
-    assert [result.classification.scores for result in results] == [r.classification.scores for r in single]
+    for result, alone in zip(results, single, strict=True):
+        assert np.array_equal(result.classification.scores, alone.classification.scores)
     done = here("predict", bundle, folder, "--json")
     assert done.returncode == 0
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]
