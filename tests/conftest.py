@@ -196,7 +196,7 @@ def one_line(done: subprocess.CompletedProcess, code: int = 1) -> str:
     """The only line of an error, as the person sees it."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and line != "starting TensorFlow …"]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0]

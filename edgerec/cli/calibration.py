@@ -19,7 +19,7 @@ _DATA = typer.Option(None, help="Where the run's pictures are now, if they were 
 def make(
     subject: str | None = typer.Argument(None, metavar="RUN|RECIPE.toml", help="Whose training pictures."),
     out: Path = typer.Option(..., help="The set's folder."),
-    data: str | None = typer.Option(None, help="The pictures, as for train, or where they are now."),
+    data: list[str] | None = typer.Option(None, help="The pictures, as for train, or where they are now."),
     recipe: str = typer.Option("stratified", help="stratified, random, diverse, or a .toml."),
     images: int | None = typer.Option(None, min=1, help="How many pictures. [default: 200]"),
     seed: int | None = typer.Option(None, min=0, help="Which ones. [default: 0]"),
@@ -27,13 +27,20 @@ def make(
     json: bool = JsonOption,
 ) -> None:
     """Draw a calibration set from the training pictures."""
-    if subject is None and data is None:
+    if subject is None and not data:
         raise typer.BadParameter("expected a run, a recipe's .toml, or --data FOLDER")
     with progress() as listener:
         from edgerec.compress import calibration
 
         made = calibration.make(
-            subject, out, recipe=recipe, images=images, seed=seed, data=data, overwrite=overwrite, listener=listener
+            subject,
+            out,
+            recipe=recipe,
+            images=images,
+            seed=seed,
+            data=data or None,
+            overwrite=overwrite,
+            listener=listener,
         )
     if json:
         show_json(made.to_dict())
@@ -47,14 +54,14 @@ def make(
 def check(
     pictures: Path = typer.Argument(..., metavar="SET|FOLDER|NPZ", help="A set, an image folder, a .npz or .npy."),
     run: Path = typer.Option(..., help="The run that they are for."),
-    data: str | None = _DATA,
+    data: list[str] | None = _DATA,
     json: bool = JsonOption,
 ) -> None:
     """Find what is wrong with a calibration set; exit code 1 when it is unfit."""
     with progress() as listener:
         from edgerec.compress.calibration.check import check as examine
 
-        report = examine(pictures, run, data=data, listener=listener)
+        report = examine(pictures, run, data=data or None, listener=listener)
     if json:
         show_json(report.to_dict())
     else:
@@ -72,12 +79,12 @@ def show(
     pictures: Path = typer.Argument(..., metavar="SET", help="A set; with --run, whatever check takes."),
     out: Path = typer.Option(..., help="The PNG."),
     run: Path | None = typer.Option(None, help="Draw the histogram of its training pictures too."),
-    data: str | None = _DATA,
+    data: list[str] | None = _DATA,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
 ) -> None:
     """Draw a contact sheet with labels, and the histogram of pixel values."""
     with progress() as listener:
         from edgerec.compress import calibration
 
-        count = calibration.show(pictures, out, run=run, data=data, overwrite=overwrite, listener=listener)
+        count = calibration.show(pictures, out, run=run, data=data or None, overwrite=overwrite, listener=listener)
     say(f"sheet    {out}  ({count} pictures)")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at a data set and find what is wrong with it.", no_args_is_help=True)
 
 _SUBJECT = typer.Argument(
-    ..., metavar="DATA|RECIPE.toml|RUN", help="A data set as for train, or whose recipe says which."
+    ...,
+    metavar="DATA...|RECIPE.toml|RUN",
+    help="One or more data sets as for train --data, which are merged; or a recipe or run that names them.",
 )
 _SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a key of the recipe: augment.cutout=0.3.")
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG.")
@@ -26,7 +28,7 @@ _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG.")
 
 @app.command()
 def show(
-    subject: str = _SUBJECT,
+    subjects: list[str] = _SUBJECT,
     augment: bool = typer.Option(False, "--augment", help="Show what augmentation makes of the pictures."),
     out: Path = typer.Option(Path("sheet.png"), "--out", "-o", help="The PNG."),
     assignments: list[str] = _SET,
@@ -34,7 +36,7 @@ def show(
     json: bool = JsonOption,
 ) -> None:
     """Draw a contact sheet: a row per class, as the model sees it."""
-    recipe = _recipe(subject, assignments)
+    recipe = _recipe(subjects, assignments)
     with progress() as listener:
         from edgerec.data.show import show_data
         from edgerec.models import find
@@ -58,7 +60,7 @@ MOST_LINES = 10
 
 @app.command()
 def check(
-    subject: str = _SUBJECT,
+    subjects: list[str] = _SUBJECT,
     group_by: str | None = typer.Option(
         None,
         help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
@@ -71,7 +73,7 @@ def check(
     json: bool = JsonOption,
 ) -> None:
     """Find broken files, copies, wrong labels, and what else is wrong with a data set."""
-    recipe = _recipe(subject, assignments)
+    recipe = _recipe(subjects, assignments)
     if group_by is not None:
         recipe = recipe.override({"data.group_by": group_by}, "command line")
     with progress() as listener:
@@ -97,7 +99,7 @@ def check(
 
 @app.command()
 def pack(
-    subject: str = _SUBJECT,
+    subjects: list[str] = _SUBJECT,
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the shards."),
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
     group_by: str | None = typer.Option(
@@ -113,7 +115,7 @@ def pack(
     """Write data that is larger than memory, or that several machines read, as TFRecord shards to train on."""
     options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
     given = {key: value for key, value in options.items() if value is not None}
-    recipe = _recipe(subject, assignments).override(given, "command line")
+    recipe = _recipe(subjects, assignments).override(given, "command line")
     with progress() as listener:
         from edgerec.data.pack import pack_data
         from edgerec.models import find
@@ -154,7 +156,10 @@ def _show_report(report: DataReport, out: Path | None) -> None:
         say(f"report   {out}")
 
 
-def _recipe(subject: str, assignments: list[str]) -> Recipe:
-    """Return the recipe of a file or a run, or the default recipe with ``subject`` as its data."""
+def _recipe(subjects: list[str], assignments: list[str]) -> Recipe:
+    """Return the recipe of a file or a run, or the default recipe with ``subjects`` as its data."""
+    if len(subjects) > 1:
+        return compose_recipe(None, {"data.source": subjects}, assignments)
+    subject = subjects[0]
     run_recipe = Path(subject) / "recipe.toml"
     return compose_recipe(str(run_recipe) if run_recipe.is_file() else subject, {}, assignments)

@@ -11,7 +11,7 @@ from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 def evaluate(
     model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
-    data: str | None = typer.Option(None, help="As for train; a run knows its own."),
+    data: list[str] | None = typer.Option(None, help="As for train; a run knows its own."),
     split: str | None = typer.Option(
         None,
         help="Images to measure: train, val, test or all. "
@@ -35,7 +35,7 @@ def evaluate(
     with progress() as listener:
         from edgerec.train.evaluate import evaluate as measure
 
-        figures = measure(model, data, split=split, normalise=normalise, labels=labels, listener=listener)
+        figures = measure(model, data or None, split=split, normalise=normalise, labels=labels, listener=listener)
     if json:
         show_json(figures.to_dict())
         return

@@ -17,7 +17,7 @@ def parity(
     run: Path = typer.Argument(..., help="A finished run with a variant that edgerec quantize made."),
     variant: str | None = typer.Option(None, help="By default the int8 one with the best validation top-1."),
     images: int = typer.Option(64, min=1, help="How many validation pictures go through the layers."),
-    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: list[str] | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     out: Path | None = typer.Option(None, help="Draw the layers into this PNG."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,
@@ -31,7 +31,7 @@ def parity(
         from edgerec.compress.layers.diagnose import draw_layers
         from edgerec.compress.layers.diagnose import parity as compare
 
-        report = compare(run, variant, images=images, data=data, listener=listener)
+        report = compare(run, variant, images=images, data=data or None, listener=listener)
         if out is not None:
             draw_layers(report, out)
     if json:

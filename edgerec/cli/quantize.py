@@ -44,7 +44,7 @@ def quantize(
         None, help="Part of what fine-tuning learns that is the float model's answers; the rest: labels. [default: 1]"
     ),
     max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
-    data: str | None = typer.Option(
+    data: list[str] | None = typer.Option(
         None, help="A model's pictures, as for train, with or without class folders; a run's, if they were moved."
     ),
     out: Path | None = typer.Option(
@@ -85,7 +85,7 @@ def quantize(
 
         if is_model(run):
             run = adopted(
-                run, data, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
+                run, data or None, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
             ).path
         elif out or normalise or labels:
             raise typer.BadParameter(f"{run} is no model file, which --out, --normalise and --labels are for")
@@ -93,14 +93,16 @@ def quantize(
             from edgerec.compress.compare import compare as compare_all
 
             chosen = method.split(",") if method else None
-            shown = compare_all(run, chosen, data=data, overwrite=overwrite, listener=listener, **options)
+            shown = compare_all(run, chosen, data=data or None, overwrite=overwrite, listener=listener, **options)
             if not helped(json):
                 _show_comparison(shown, json)
             return
         from edgerec.compress import quantize as compress
 
         try:
-            report = compress(run, method, data=data, resume=resume, overwrite=overwrite, listener=listener, **options)
+            report = compress(
+                run, method, data=data or None, resume=resume, overwrite=overwrite, listener=listener, **options
+            )
         except GateError as error:
             if error.report is not None and not helped(json):
                 _show(error.report, json)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def report(
     run: Path = typer.Argument(..., help="A run, finished or not."),
     out: Path | None = typer.Option(None, "--out", "-o", help="The page. [default: RUN/report.html]"),
-    data: str | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: list[str] | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
     pictures: bool = typer.Option(
         True, "--pictures/--no-pictures", help="Without: no picture, none of their names, no folder."
     ),
@@ -27,7 +27,7 @@ def report(
     with progress() as listener:
         from edgerec.export.page import report as write
 
-        made = write(run, out, data=data, pictures=pictures, overwrite=overwrite, listener=listener)
+        made = write(run, out, data=data or None, pictures=pictures, overwrite=overwrite, listener=listener)
     if json:
         show_json(made.to_dict())
     else:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def train(
     subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the run."),
-    data: str | None = typer.Option(
-        None, help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder."
+    data: list[str] | None = typer.Option(
+        None,
+        help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder; several are merged.",
     ),
     arch: str | None = typer.Option(
         None,
@@ -64,7 +65,7 @@ def train(
     """Train a model on a folder of images."""
     count, more_epochs = _epochs(epochs, resume)
     options = {
-        "data.source": data,
+        "data.source": data or None,
         "model.arch": arch,
         "train.epochs": None if more_epochs else count,
         "data.group_by": group_by,

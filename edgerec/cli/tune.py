@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def tune(
     subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the study."),
-    data: str | None = typer.Option(None, help="As for train."),
+    data: list[str] | None = typer.Option(None, help="As for train."),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
     trials: int | None = typer.Option(None, help="End with so many in the study that were trained. [default: 30]"),
@@ -47,7 +47,7 @@ def tune(
     json: bool = JsonOption,
 ) -> None:
     """Search for the best recipe, inside the limits of a device."""
-    options = {"data.source": data, "train.epochs": epochs}
+    options = {"data.source": data or None, "train.epochs": epochs}
     goals = {
         "objectives": objective.split(",") if objective else None,
         "limit_ms": limit_ms,

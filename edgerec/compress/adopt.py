@@ -16,7 +16,7 @@ from edgerec.compress.classifier import check_classifier, with_input_normalise, 
 from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.labels import read_labels
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSource, Recipe, one_or_tuple
 from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNormalise, parse_normalise
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError
@@ -52,7 +52,7 @@ def is_model(path: str | Path) -> bool:
 
 def adopt(
     model_path: str | Path,
-    data: str,
+    data: DataSource,
     out: str | Path,
     *,
     normalise: str | None = None,
@@ -105,7 +105,7 @@ def adopt(
 
 def adopted(
     model_path: str | Path,
-    data: str | None,
+    data: DataSource | None,
     out: str | Path | None = None,
     *,
     normalise: str | None = None,
@@ -182,16 +182,18 @@ def _read_labels(path: str | Path) -> tuple[str, ...]:
     return labels
 
 
-def _look_at(model: Any, path: Path, data: str, labels: str | Path | None, base: Recipe, listener: Listener) -> _Found:
+def _look_at(
+    model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
+) -> _Found:
     """Read the pictures as the model takes them, and find its labels."""
     _, height, _, channels = model.input_shape
-    section = placed(replace(base.data, source=data, input_size=height, channels=channels))
+    section = placed(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
     dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
     count = model.output_shape[1]
     if labels is not None and str(labels) != FOLDERS:
         known, where = _read_labels(labels), str(labels)
     elif dataset.labels:
-        known, where = dataset.labels, data
+        known, where = dataset.labels, section.title
         if labels is None and len(known) == count:
             check_files_beside(path, known)
     else:

@@ -22,7 +22,7 @@ from edgerec.contract.files import replacing_folder, sha256
 from edgerec.contract.flatbuffer import read_graph, weight_sparsity
 from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import NOT_AUGMENTED, Recipe
+from edgerec.contract.recipe import NOT_AUGMENTED, DataSource, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.train.distribute import Team, together, written_by_the_chief
@@ -73,7 +73,7 @@ class Bench:
 
     @classmethod
     @contextmanager
-    def open(cls, run: Run, recipe: Recipe, data: str | None, listener: Listener) -> Iterator[Bench]:
+    def open(cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener) -> Iterator[Bench]:
         """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with together(recipe.train) as team, written_by_the_chief(run, team) as own:

@@ -15,6 +15,7 @@ from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.compress.quantize import check_used, make_or_take, with_options
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSource
 from edgerec.errors import ModelError, RecipeError, unknown
 from edgerec.runtime.timing import Timing, time_models
 from edgerec.train.run import Run
@@ -84,7 +85,7 @@ def compare(
     run: Run | str | Path,
     methods: Sequence[str] | None = None,
     *,
-    data: str | None = None,
+    data: DataSource | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
     **options: Any,

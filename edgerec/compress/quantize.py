@@ -26,7 +26,7 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.errors import GateError, ModelError, RecipeError
 from edgerec.models import reconstructs
 from edgerec.train.keras import keras
@@ -70,7 +70,7 @@ def quantize(
     skip: str | None = None,
     float_layers: str | None = None,
     calibration: str | None = None,
-    data: str | None = None,
+    data: DataSource | None = None,
     resume: bool = False,
     overwrite: bool = False,
     listener: Listener = ignore,
@@ -140,7 +140,7 @@ def with_options(recipe: Recipe, wanted: dict[str, Any]) -> Recipe:
     return recipe.override({f"compress.{key}": value for key, value in wanted.items() if value is not None}, "quantize")
 
 
-def make_float32(run: Run, data: str | None = None, listener: Listener = ignore) -> None:
+def make_float32(run: Run, data: DataSource | None = None, listener: Listener = ignore) -> None:
     """Make the float32 TFLite variant of a run, if it is not there."""
     with Bench.open(run, run.recipe, data, listener) as bench:
         bench.float32()

@@ -84,7 +84,8 @@ def _inside(path: Path, folder: Path) -> bool:
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` in one step that a reader sees whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
+    # Bytes of file names that are not UTF-8 become escapes such as \udce9, which JSON reads back as they were.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
 

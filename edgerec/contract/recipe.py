@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -17,6 +17,8 @@ from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.errors import RecipeError, unknown
 
 Check = Callable[[Any], bool]
+# A data set's name, .npz file or folder, or several of them, which are merged.
+DataSource = str | Sequence[str]
 
 # How a run can be compressed; compress/methods.py says what each does.
 METHODS = (
@@ -194,7 +196,7 @@ class AugmentSection:
 
 def one_or_tuple(places: Iterable[str]) -> str | tuple[str, ...]:
     """Return data sets as :attr:`DataSection.source` has them: a string if it is one, otherwise a tuple."""
-    every = tuple(places)
+    every = (places,) if isinstance(places, str) else tuple(places)
     return every[0] if len(every) == 1 else every
 
 

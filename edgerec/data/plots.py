@@ -39,6 +39,7 @@ def save_figure(figure: Any, path: Path) -> None:
 def plain(text: str, longest: int = 1000) -> str:
     """Text that matplotlib shows as it is, its middle left out where it is longer."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
+    short = short.encode("utf-8", "backslashreplace").decode()  # bytes of file names that are not UTF-8
     return short.replace("$", r"\$")  # a dollar begins a formula
 
 

@@ -15,6 +15,7 @@ from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSource
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
 from edgerec.export.edgetpu import EdgeTpuReport, compiled
@@ -71,7 +72,7 @@ def export_bundle(
     threshold: float = 0.0,
     precision: float | None = None,
     novelty: Novelty | str | Path | None = None,
-    data: str | None = None,
+    data: DataSource | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerec.contract.manifest import Manifest, NoveltySpec
 from edgerec.contract.progress import Listener
+from edgerec.contract.recipe import DataSource
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.edgetpu import compiled
@@ -84,7 +85,9 @@ def refuse_kind(target: Target) -> None:
         )
 
 
-def novelty_guard(wanted: Novelty, classifier: Run, target: Target, data: str | None, listener: Listener) -> Guard:
+def novelty_guard(
+    wanted: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
+) -> Guard:
     """Choose the autoencoder's variant, and fit its threshold as it runs on the device.
 
     Args:

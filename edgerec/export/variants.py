@@ -12,7 +12,7 @@ from edgerec.compress.parity import check_drop
 from edgerec.compress.quantize import make_float32
 from edgerec.contract.files import sha256
 from edgerec.contract.progress import Listener
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError, unknown
 from edgerec.export.fit import require_fit
@@ -32,7 +32,7 @@ class Chosen:
 
 
 def choose(
-    run: Run, target: Target, wanted: str | None, *, max_drop: float | None, data: str | None, listener: Listener
+    run: Run, target: Target, wanted: str | None, *, max_drop: float | None, data: DataSource | None, listener: Listener
 ) -> Chosen:
     """The variant to export.
 
@@ -68,7 +68,7 @@ def without_folders(recipe: Recipe) -> Recipe:
     )
 
 
-def _choose(run: Run, target: Target, wanted: str | None, data: str | None, listener: Listener) -> str:
+def _choose(run: Run, target: Target, wanted: str | None, data: DataSource | None, listener: Listener) -> str:
     """The name of the variant; float32 is made where it is what is wanted and not there yet."""
     variants = run.variants()
     make_int8 = f"make an int8 one with: edgerec quantize {run.path} --method qat"

@@ -16,7 +16,7 @@ from edgerec.contract.labels import read_labels
 from edgerec.contract.manifest import origins
 from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.contract.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.contract.tensors import AnyNormalise
 from edgerec.data import Dataset, Pictures, load
 from edgerec.errors import DataError, EdgerecError, ModelError
@@ -122,7 +122,7 @@ def figures(
 
 def evaluate(
     model: str | Path,
-    data: str | None = None,
+    data: DataSource | None = None,
     *,
     split: str | None = None,
     normalise: str | None = None,
@@ -153,7 +153,7 @@ def evaluate(
         subject = _with_labels(subject, path, labels)
     if data is None and not subject.own_data:
         raise EdgerecError(f"{path} does not say where pictures are: add --data")
-    section = subject.data if data is None else replace(subject.data, source=data)
+    section = subject.data if data is None else replace(subject.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
     known = [origin for origin in subject.origins if origin.digest == dataset.digest]
     if data is None and not known:

@@ -245,7 +245,10 @@ def placed(section: DataSection) -> DataSection:
     places = (
         place if place in NAMED or is_remote(place) else str(user_path(place).resolve()) for place in section.places
     )
-    return replace(section, source=one_or_tuple(places))
+    placed_data = replace(section, source=one_or_tuple(places))
+    if any("\udc80" <= character <= "\udcff" for place in placed_data.places for character in place):
+        raise DataError(f"The path {placed_data.title} is not valid UTF-8, so that no recipe can name it: rename it")
+    return placed_data
 
 
 def _sized(recipe: Recipe) -> DataSection:

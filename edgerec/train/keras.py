@@ -37,6 +37,8 @@ def keras() -> Any:
         return sys.modules["tf_keras"]
     if logging.getLogger("edgerec").isEnabledFor(logging.DEBUG):
         return require("tf_keras")
+    if "tensorflow" not in sys.modules:
+        log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
         tensorflow.config.list_physical_devices("GPU")  # what it has to say about drivers, it says here

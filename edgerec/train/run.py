@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgerec.contract.files import replacing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.contract.tensors import parse_normalise
 from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
@@ -141,7 +141,7 @@ class Run:
             return model
         return load_model(self.path / "model.keras")
 
-    def data(self, source: str | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
+    def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
         """The data set that the run was trained on, and its split.
 
         Args:

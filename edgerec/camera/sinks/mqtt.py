@@ -229,4 +229,4 @@ class Mqtt:
 
 
 def _bytes(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace")

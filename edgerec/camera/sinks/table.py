@@ -144,4 +144,4 @@ def _refuse_other_file(path: Path) -> None:
 def _line(values: Sequence[Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "replace")
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -133,7 +133,7 @@ class Webhook:
             if len(self._waiting) >= WAITING:
                 self._waiting.popleft()
                 self._failed("takes less than there is")
-            self._waiting.append(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
+            self._waiting.append(json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace"))
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:

@@ -17,6 +17,7 @@ from edgerec.compress.calibration.given import Finding, Offered, listed, open_of
 from edgerec.compress.calibration.picking import stratified
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSource
 from edgerec.data import Dataset, Split
 from edgerec.data.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
 from edgerec.train.run import Run
@@ -53,7 +54,7 @@ class CheckReport:
 
 
 def check(
-    path: str | Path, run: Run | str | Path, *, data: str | None = None, listener: Listener = ignore
+    path: str | Path, run: Run | str | Path, *, data: DataSource | None = None, listener: Listener = ignore
 ) -> CheckReport:
     """Compare a calibration set with the run that it is for.
 

@@ -19,7 +19,7 @@ from edgerec.compress.plots import contact_sheet
 from edgerec.contract.content import reason
 from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSection, Recipe
+from edgerec.contract.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.contract.shipped import find_shipped, shipped, shipped_names
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, RecipeError, unknown
@@ -57,7 +57,7 @@ def make(
     recipe: str = "stratified",
     images: int | None = None,
     seed: int | None = None,
-    data: str | None = None,
+    data: DataSource | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> CalibrationSet:
@@ -92,7 +92,7 @@ def show(
     out: str | Path,
     *,
     run: Run | str | Path | None = None,
-    data: str | None = None,
+    data: DataSource | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> int:
@@ -199,12 +199,14 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
     return found
 
 
-def _open(subject: Run | str | Path | None, data: str | None, listener: Listener) -> tuple[Dataset, Split, DataSection]:
+def _open(
+    subject: Run | str | Path | None, data: DataSource | None, listener: Listener
+) -> tuple[Dataset, Split, DataSection]:
     """The data that ``subject`` trains on, its split, and how pictures become pixels."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data
-        return *run.data(data, listener), section if data is None else replace(section, source=data)
+        return *run.data(data, listener), section if data is None else replace(section, source=one_or_tuple(data))
     recipe = Recipe() if subject is None else Recipe.from_toml(str(subject))
     if data is not None:
         recipe = recipe.override({"data.source": data}, "--data")

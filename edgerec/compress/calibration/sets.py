@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import refuse_existing, replacing_folder, sha256
+from edgerec.contract.files import refuse_existing, replacing_folder, sha256, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
 from edgerec.errors import DataError
 
@@ -100,7 +100,7 @@ def write(chosen: CalibrationSet, path: str | Path, *, overwrite: bool = False) 
             file = partial / entry["file"]
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encode_png(image))
-        (partial / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(partial / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:

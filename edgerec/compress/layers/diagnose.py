@@ -15,6 +15,7 @@ from edgerec.compress.methods import FLOAT32
 from edgerec.compress.plots import layer_bars
 from edgerec.compress.quantize import make_float32
 from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.recipe import DataSource
 from edgerec.data import Dataset
 from edgerec.errors import DataError, RunError, unknown
 from edgerec.runtime.model import ImageModel
@@ -61,7 +62,7 @@ def parity(
     variant: str | None = None,
     *,
     images: int = 64,
-    data: str | None = None,
+    data: DataSource | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
     """Compare a variant of a run with the float model, down to the layer.

@@ -14,7 +14,7 @@ import numpy as np
 from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.contract.files import checked_output, refuse_existing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
+from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.data.sources import NAMED
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
@@ -40,7 +40,7 @@ def report(
     run: Run | str | Path,
     out: str | Path | None = None,
     *,
-    data: str | None = None,
+    data: DataSource | None = None,
     pictures: bool = True,
     overwrite: bool = False,
     listener: Listener = ignore,
@@ -80,10 +80,10 @@ def report(
     facts, shown = _gather(run, found, missing, pictures, listener)
     text = render(replace(facts, page=str(page)), shown)
     write_file(page, text)
-    return replace(facts, page=str(page), page_bytes=len(text.encode()))
+    return replace(facts, page=str(page), page_bytes=page.stat().st_size)
 
 
-def _data(run: Run, data: str | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
+def _data(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
     """The run's pictures, or why there are none."""
     missing = [place for place in run.recipe.data.places if place not in NAMED and not Path(place).exists()]
     lost = "no pictures, no counts by class, no mistakes and no calibration"

@@ -214,7 +214,7 @@ def _jpeg(shown: Shown) -> Response:
 
 
 def _event(kind: str, fields: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(fields, ensure_ascii=False)}\n\n"
+    return f"event: {kind}\ndata: {json.dumps(fields)}\n\n"
 
 
 def page_file(name: str) -> str:
