@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import checked_output, replacing
+from edgerec.contract.files import replacing
 from edgerec.contract.preprocess import Image
 from edgerec.optional import require
+
+log = logging.getLogger(__name__)
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
@@ -31,9 +35,20 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with replacing(checked_output(path, suffixes=(".png",))) as partial:
+    """Write a figure as PNG, whole or not at all; the log names the fonts to install if characters have none."""
+    with replacing(path) as partial, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(partial, format="png", dpi=DPI)
+    glyphs = {str(one.message) for one in caught if str(one.message).startswith("Glyph ")}
+    for one in caught:
+        if str(one.message) not in glyphs:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if glyphs:
+        log.warning(
+            "%s: no installed font has %d of the characters in the labels, which are drawn as boxes: install fonts "
+            "for their script, e.g. with apt install fonts-noto",
+            *(path, len(glyphs)),
+        )
 
 
 def plain(text: str, longest: int = 1000) -> str:
