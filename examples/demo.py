@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgerec import Run
+from edgerec.command_line import command
 
 FRAMES_PER_PICTURE = 3
 
@@ -27,9 +28,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def edgerec(*arguments: object) -> str:
     """Run one command as a person would type it; gives what it printed."""
-    print(f"\n$ edgerec {' '.join(map(str, arguments))}", flush=True)
-    command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(f"\n$ {command(*arguments)}", flush=True)
+    program = [sys.executable, "-m", "edgerec", *map(str, arguments)]
+    return subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def make_video(run: Path, path: Path, pictures: int = 40) -> list[str]:
@@ -64,7 +65,8 @@ def main() -> None:
     run, bundle, video = out / "digits", out / "digits-rpi", out / "digits.avi"
     began = time.monotonic()
     print(edgerec("train", "--data", "digits", "--epochs", arguments.epochs, "--out", run))
-    report: dict[str, Any] = json.loads(edgerec("quantize", run, "--method", "qat", "--json"))
+    report: dict[str, Any] = json.loads(edgerec("quantize", run, "--json"))
+    print(f"{report['variant']} chosen because {report['why']}")
     print(edgerec("export", run, "--target", "rpi"))
     print(edgerec("verify", bundle))
     truth = make_video(run, video)

@@ -92,7 +92,7 @@ def first_run(recipe, tmp_path_factory):
     with shared_folder(tmp_path_factory) as folder:
         path = folder / "first" / "digits"
         if not (path / "int8-qat").is_dir():
-            quantize(fit(recipe, path, overwrite=path.exists()))
+            quantize(fit(recipe, path, overwrite=path.exists()), "qat")
     return Run.open(path)
 
 

@@ -425,7 +425,7 @@ def test_the_command_line(run, data, good, tmp_path):
     done = call("make", "--out", tmp_path / "none")
     assert done.exit_code == 2
     done = call("make", tmp_path, "--out", tmp_path / "none")
-    assert (done.exit_code, "is no run" in done.stderr) == (1, True)
+    assert (done.exit_code, "is not a run" in done.stderr) == (1, True)
 
 
 def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):

@@ -19,7 +19,7 @@ from edgerec.compress.finetune import fine_tune
 from edgerec.compress.quantize import make
 from edgerec.contract.flatbuffer import float_tensors, read_graph
 from edgerec.contract.progress import ignore
-from edgerec.errors import GateError, RecipeError
+from edgerec.errors import RecipeError
 from edgerec.runtime.model import ImageModel
 from edgerec.train.keras import copied
 from tests.conftest import one_line, red_and_blue
@@ -109,7 +109,10 @@ def test_weights_of_fewer_bits_make_a_smaller_download(run, tmp_path):
     assert max(map(max, found)) == 127
     assert abs(report.forms[-1].size_bytes - before["size_bytes"]) < 500
     assert report.forms[-1].gzip_bytes < 0.75 * before["gzip_bytes"]
-    with pytest.raises(RecipeError, match="--weight-bits is for qat, channels\\+qat, prune\\+qat"):
+    with pytest.raises(
+        RecipeError,
+        match=r"--weight-bits has no effect with --method cluster\+qat: .* --method qat \(or channels",
+    ):
         quantize(run, "cluster+qat", weight_bits=5)
 
 
@@ -127,29 +130,6 @@ def test_constant_sparsity_is_there_from_the_first_step(run):
     recipe = run.recipe.override({"compress.schedule": "constant", "compress.method": "prune"})
     with Bench.open(run, recipe, None, ignore) as bench:
         assert make(bench, overwrite=True).sparsity > 0.48
-
-
-def test_auto_takes_the_cheapest_inside_the_budget(run, here):
-    report = quantize(run, "auto", max_drop=100, overwrite=True)
-    assert (report.method, report.variant) == ("ptq", "int8")
-    assert report.why.startswith("ptq loses ")
-    # What ptq and qat lost is written higher than the budget, in variants that are taken as they are.
-    for name, lost in (("int8", 3.0), ("int8-qat", 2.0)):
-        path = run.variant(name) / "report.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": lost}))
-    done = here("quantize", run.path, "--method", "auto", "--max-drop", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    value = json.loads(done.stdout)
-    assert value["variant"] == "float16"
-    assert value["why"].startswith("ptq loses 3.00, qat loses 2.00, float16 loses 0.00 points")
-    assert "int8 is there already and taken as it is" in done.stderr
-
-
-def test_auto_says_when_nothing_fits(run):
-    path = run.variant("float16") / "report.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": 2.0}))
-    with pytest.raises(GateError, match=r"nothing stays inside --max-drop 1 on .* ptq loses 3.00, qat loses 2.00"):
-        quantize(run, "auto", max_drop=1)
 
 
 def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
@@ -189,8 +169,8 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_end(image_folder, tmp_path, c
     with caplog.at_level(logging.INFO, "edgerec"):
         again = quantize(made, "prune+qat", **settings, overwrite=True, resume=True)
     said = " ".join(caplog.messages)
-    assert "pruning: going on after epoch 3/3" in said
-    assert "quantization-aware training: going on after epoch 2/3" in said
+    assert "pruning: resuming after epoch 3/3" in said
+    assert "quantization-aware training: resuming after epoch 2/3" in said
     assert again.sparsity == pytest.approx(whole.sparsity)
     first, second = (weights(c) for c in (content, (made.variant("int8-pqat") / "model.tflite").read_bytes()))
     apart = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)])
@@ -198,35 +178,35 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_end(image_folder, tmp_path, c
     assert not (made.path / "checkpoints" / "int8-pqat").exists()
 
 
-def test_ranges_settle_before_and_stay_near_the_end(residual, monkeypatch):
+def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monkeypatch):
     from edgerec.compress import qat
 
-    seen = []
+    calibrated = []
 
     def ends(aware):
-        return [float(end) for pair in qat._activation_ranges(aware) for end in pair]
+        return [float(end) for pair in qat.activation_ranges(aware) for end in pair]
 
     def twice(aware, tune):
-        settle = settler(aware, tune)
+        calibrate = range_calibrator(aware, tune)
 
-        def settle_twice():
+        def calibrate_twice():
             for _ in range(2):
-                settle()
-                seen.append(ends(aware))
+                calibrate()
+                calibrated.append(ends(aware))
 
-        return settle_twice
+        return calibrate_twice
 
-    settler = qat._settler
-    monkeypatch.setattr(qat, "_settler", twice)
+    range_calibrator = qat.range_calibrator
+    monkeypatch.setattr(qat, "range_calibrator", twice)
     made = []
     module = sys.modules["edgerec.compress.quantize"]
     monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
-    before, again, late, late_again = seen
+    before, again, late, late_again = calibrated
     # The start of ±6 is gone: a range begins or ends at zero behind each ReLU.
     assert not any(abs(abs(value) - 6) < 1e-3 for value in before)
     assert 0.0 in before
-    # They are right, whatever they were: settling once more moves nothing.
+    # A second calibration changes nothing, so the ranges do not depend on where they start.
     assert np.allclose(before, again, rtol=0.02, atol=0.02)
     assert np.allclose(late, late_again, rtol=0.02, atol=0.02)
     # Training moved them before, and in the last third nothing does.
@@ -327,7 +307,7 @@ def test_comparison_of_methods(run, here, caplog):
     assert json.loads((run.path / "compare.json").read_text()) == value
     with pytest.raises(RecipeError, match="did you mean 'ptq'"):
         compare(run, ["ptqq"])
-    with pytest.raises(RecipeError, match=r"--sparsity is for prune, .*; --method ptq,qat would ignore it"):
+    with pytest.raises(RecipeError, match=r"--sparsity has no effect with --method ptq,qat: choose .* --method prune"):
         compare(run, ["ptq", "qat"], sparsity=0.5)
     # Options reach the methods; a variant that was made with others is taken, and that is said.
     with caplog.at_level(logging.INFO, "edgerec"):

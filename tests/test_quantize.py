@@ -96,7 +96,7 @@ def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
     broken = made.recipe.override({"compress.learning_rate": 5.0, "compress.max_drop": 1.0})
     (made.path / "recipe.toml").write_text(broken.to_toml())
     with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
-        quantize(made)
+        quantize(made, "qat")
     assert made.variants()["int8-qat"]["drop_points"] > 1
 
 
@@ -229,23 +229,26 @@ def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
 
 
 def test_a_run_without_an_end_is_refused(tmp_path, here):
-    assert "is no run" in one_line(here("quantize", tmp_path))
+    assert "is not a run" in one_line(here("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
     (tmp_path / "split.json").write_text("{}")
-    assert "is unfinished: go on with edgerec train --resume" in one_line(here("quantize", tmp_path))
+    assert "is unfinished: resume it with edgerec train --resume" in one_line(here("quantize", tmp_path))
 
 
 def test_wrong_options_are_refused(run, here):
     assert "compress.method is 'qta', expected qat, ptq" in one_line(here("quantize", run.path, "--method", "qta"))
     prune = ("quantize", run.path, "--method", "prune")
     assert "compress.sparsity is 2.0" in one_line(here(*prune, "--sparsity", "2"))
-    assert "--sparsity is for prune, " in one_line(here("quantize", run.path, "--sparsity", "0.5"))
-    assert "--clusters is for cluster, " in one_line(here(*prune, "--clusters", "8"))
+    assert (
+        "--sparsity has no effect with --method qat: choose a method that uses it, such as --method prune"
+        in one_line(here("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
+    )
+    assert "--clusters has no effect with --method prune: choose" in one_line(here(*prune, "--clusters", "8"))
     assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
 
 
 def test_quantize_speaks_json(run, here):
-    done = here("quantize", run.path, "--overwrite", "--json")
+    done = here("quantize", run.path, "--method", "qat", "--overwrite", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["variant"] == "int8-qat"

@@ -444,7 +444,7 @@ def test_what_is_there_stays(copied, tmp_path):
     assert sorted(path.name for path in copied.path.glob(".*")) == []
     with pytest.raises(OutputExistsError, match="is a folder: give a file's name"):
         report(copied, tmp_path)
-    with pytest.raises(EdgerecError, match="is no run: make one with edgerec train"):
+    with pytest.raises(EdgerecError, match="is not a run: make one with edgerec train DATA"):
         report(tmp_path / "nothing")
 
 

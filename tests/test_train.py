@@ -354,7 +354,7 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, here, run, monkeypatc
 
 
 def test_unfinished_folder_is_no_run(tmp_path):
-    with pytest.raises(EdgerecError, match="is no run"):
+    with pytest.raises(EdgerecError, match="is not a run"):
         Run.open(tmp_path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.output import JsonOption, progress, say, show_json, suggest
 
 app = typer.Typer(
     help="Make, check and show the pictures that post-training quantization calibrates with.", no_args_is_help=True
@@ -47,7 +47,7 @@ def make(
         return
     say(f"set      {out}  ({len(made.images)} pictures of {len(set(made.labels))} classes)")
     say(f"digest   {made.digest}")
-    say(f"next     edgerec calibration show {out} --out sheet.png")
+    suggest("calibration", "show", out, "--out", "sheet.png")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.output import JsonOption, progress, repeated, say, show_json, suggest
 from edgerec.cli.recipe_options import compose_recipe
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def check(
 
 @app.command()
 def pack(
+    context: typer.Context,
     subjects: list[str] = _SUBJECT,
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the shards."),
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
@@ -126,14 +127,14 @@ def pack(
         try:
             made = pack_data(recipe, out, least_size_px=least, resume=resume, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command with --resume goes on", err=True)
+            typer.echo(f"interrupted; resume with: {repeated(context, '--resume')}", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(made.to_dict())
         return
     counts = ", ".join(f"{pictures:,} to {split}" for split, pictures in made.counts.items())
     say(f"packed   {made.place}  ({counts}; {len(made.shards)} shards, {made.size_bytes / 1e6:,.1f} MB)")
-    say(f"next     edgerec train --data {made.place} --out runs/packed")
+    suggest("train", "--data", made.place, "--out", "runs/packed")
 
 
 def _show_report(report: DataReport, out: Path | None) -> None:

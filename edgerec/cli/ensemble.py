@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json
+from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
 
 
 def ensemble(
@@ -28,4 +28,4 @@ def ensemble(
         return
     say(f"bundle   {report.bundle}  ({report.models} models, {report.combine}, {report.size_bytes:,} bytes)")
     say(f"verified {report.golden} golden pictures")
-    say(f"next     edgerec evaluate {report.bundle} --data FOLDER")
+    suggest("evaluate", report.bundle, "--data", "FOLDER")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json
+from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
 
 
 def import_(
@@ -81,4 +81,4 @@ def import_(
         say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
         if report.edgetpu.differences:
             say(f"         the compiler left {len(report.edgetpu.differences)} of them on the processor")
-    say(f"next     edgerec predict {report.bundle} PICTURE")
+    suggest("predict", report.bundle, "IMAGE")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgerec.command_line import command
+
 if TYPE_CHECKING:
     from edgerec.contract.progress import Listener
 
@@ -26,6 +28,31 @@ def show_json(value: Any) -> None:
 def say(text: str) -> None:
     """A line for people, to stdout."""
     typer.echo(text)
+
+
+def suggest(*words: object, note: str = "") -> None:
+    """Print the next command for a person, ready to be pasted into a shell; ``note`` becomes a shell comment."""
+    say(f"next     {command(*words)}{f'  # {note}' if note else ''}")
+
+
+def repeated(context: typer.Context, *more: str) -> str:
+    """Return the command line that is running, with more options at its end."""
+    arguments: list[object] = []
+    options: list[object] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source, flag = context.get_parameter_source(name), max(parameter.opts, key=len)
+        if source is None or source.name != "COMMANDLINE" or flag in more:
+            continue
+        value = context.params[name]
+        values = value if isinstance(value, list | tuple) else [value]
+        if parameter.param_type_name == "argument":
+            arguments += values
+        elif isinstance(value, bool):
+            options.append(flag if value else max(parameter.secondary_opts, key=len))
+        else:
+            options += [word for item in values for word in (flag, item)]
+    return command(*context.command_path.split()[1:], *arguments, *options, *more)
 
 
 def helped(json: bool) -> bool:

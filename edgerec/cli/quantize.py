@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, helped, parity_table, progress, say, show_json, table
+from edgerec.cli.output import JsonOption, helped, parity_table, progress, repeated, say, show_json, suggest, table
+from edgerec.command_line import data_options
 
 if TYPE_CHECKING:
     from edgerec.compress import QuantizeReport
     from edgerec.compress.compare import Comparison
+    from edgerec.contract.recipe import DataSource
 
 
 def quantize(
+    context: typer.Context,
     run: Path = typer.Argument(..., help="A finished run, or a model: .keras, .h5, or a SavedModel's folder."),
     method: str | None = typer.Option(
         None,
-        help="qat trains with int8 in mind, ptq only calibrates; float16, dynamic, int16x8, mixed; channels, prune, "
-        "cluster, and with qat: channels+qat, prune+qat, cluster+qat, prune+cluster+qat; auto: the cheapest inside "
-        "--max-drop. [default: qat]",
+        help="auto, ptq, qat, float16, dynamic, int16x8, mixed, channels, prune, cluster, channels+qat, prune+qat, "
+        "cluster+qat or prune+cluster+qat. auto calibrates (ptq), and trains with fake quantization (qat) if ptq loses "
+        "more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
         False, "--compare", help="Make and compare all methods' variants, or those of --method ptq,qat."
@@ -60,8 +65,10 @@ def quantize(
         help="A model's labels in the order of its outputs: a file, or 'folders' for the sorted class folders. "
         "[default: the class folders, if the predictions do not contradict them]",
     ),
-    resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped quantize left."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the variant."),
+    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted quantize with the same options."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace the variant; without --resume, discard an interrupted quantize too."
+    ),
     json: bool = JsonOption,
 ) -> None:
     """Compress a run, or another Keras model, to full int8 by default, and compare it with the float model."""
@@ -80,15 +87,16 @@ def quantize(
         "teacher_weight": teacher_weight,
         "max_drop": max_drop,
     }
-    with progress() as listener:
+    with progress() as listener, _interruptible(context):
         from edgerec.compress.adopt import adopted, is_model
 
-        if is_model(run):
+        model = is_model(run)
+        if model:
             run = adopted(
                 run, data or None, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
             ).path
         elif out or normalise or labels:
-            raise typer.BadParameter(f"{run} is no model file, which --out, --normalise and --labels are for")
+            raise typer.BadParameter(f"{run} is not a model file, and --out, --normalise and --labels are for those")
         if compare:
             from edgerec.compress.compare import compare as compare_all
 
@@ -117,8 +125,30 @@ def quantize(
             say(f"warning  {problem}")
             say(f"next     {baseline.ADVICE}")
             return
-        again = report.forms[-1].error is not None
-        say(f"next     edgerec export {f'CLASSIFIER_RUN --novelty {run}' if again else run} --target rpi")
+        # The run of a model knows where its data is; a run's data may have been moved.
+        _suggest_export(run, report, None if model else data)
+
+
+@contextmanager
+def _interruptible(context: typer.Context) -> Iterator[None]:
+    """Say how to resume after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = repeated(context, "--resume")
+        typer.echo(f"interrupted; complete epochs of fine-tuning are saved; resume with: {again}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _suggest_export(run: Path, report: QuantizeReport, data: DataSource | None) -> None:
+    from edgerec.train.run import Run, best_int8
+
+    if report.forms[-1].error is not None:
+        suggest("export", "CLASSIFIER_RUN", "--novelty", run, "--target", "rpi")
+        return
+    # export takes the best int8 variant unless it is told otherwise.
+    chosen = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
+    suggest("export", run, "--target", "rpi", *chosen, *data_options(data))
 
 
 def _show(report: QuantizeReport, json: bool) -> None:

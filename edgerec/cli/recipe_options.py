@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgerec.command_line import command
+
 if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
 
@@ -66,6 +68,6 @@ def _refuse_run(path: Path) -> None:
 
     if (path / "recipe.toml").is_file():
         raise RecipeError(
-            f"{path} is a run, not data: continue its training with edgerec train --resume --out {path}, or train "
-            f"another run by its recipe with edgerec train {path / 'recipe.toml'} --out NEW_RUN"
+            f"{path} is a run, not data: continue its training with {command('train', '--resume', '--out', path)} or "
+            f"train another run by its recipe with {command('train', path / 'recipe.toml', '--out', 'NEW_RUN')}"
         )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json
+from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json, suggest
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
+from edgerec.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run
@@ -118,19 +119,18 @@ def _epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
 
 @contextmanager
 def stopped(out: Path) -> Iterator[None]:
-    """Says how a training goes on that Ctrl-C stopped."""
+    """Say how to resume a training after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         begun = (out / "recipe.toml").is_file()
-        word = f"go on with: edgerec train --resume --out {out}" if begun else "nothing was written"
-        typer.echo(f"stopped; {word}", err=True)
+        what_next = f"resume with: {command('train', '--resume', '--out', out)}" if begun else "nothing was written"
+        typer.echo(f"interrupted; {what_next}", err=True)
         raise typer.Exit(130) from None
 
 
 def show(run: Run, json: bool) -> None:
     """What a training made."""
-    from edgerec.models import ARCHITECTURES
     from edgerec.train import baseline
 
     metrics: dict[str, Any] = run.metrics
@@ -147,5 +147,4 @@ def show(run: Run, json: bool) -> None:
     if not run.reconstructs and baseline.warning(metrics):
         say(f"next     {baseline.ADVICE}")
         return
-    known = ARCHITECTURES.get(run.recipe.model.arch)
-    say(f"next     edgerec quantize {run.path}{' --method ptq' if known and known.recurrent else ''}")
+    suggest("quantize", run.path)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, table
+from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, suggest, table
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
+from edgerec.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
@@ -80,8 +81,8 @@ def tune(
             )
         except KeyboardInterrupt:
             begun = (out / "study.json").is_file()
-            word = f"its trial is lost, the study is whole; go on with: edgerec tune --resume --out {out}"
-            typer.echo(f"stopped; {word if begun else 'nothing was written'}", err=True)
+            resume_with = f"the running trial is lost; resume with: {command('tune', '--resume', '--out', out)}"
+            typer.echo(f"interrupted; {resume_with if begun else 'nothing was written'}", err=True)
             raise typer.Exit(130) from None
     _show(report, json)
 
@@ -114,6 +115,6 @@ def _show(report: TuneReport, json: bool) -> None:
     say(f"recipe   {report.folder}/best.toml{several}")
     say(f"picture  {report.picture}")
     if report.kept:
-        say(f"next     edgerec train --resume --out {report.kept[0]}  (measures it on the held-out pictures)")
+        suggest("train", "--resume", "--out", report.kept[0], note="measures it on the held-out test images")
     else:
-        say(f"next     edgerec train {report.folder}/best.toml --out RUN")
+        suggest("train", Path(report.folder) / "best.toml", "--out", "RUN")

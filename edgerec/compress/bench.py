@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.convert import plain_names, to_float32
-from edgerec.compress.finetune import FineTune
+from edgerec.compress.finetune import FineTune, resumable_settings
 from edgerec.compress.methods import FLOAT32, Method
 from edgerec.compress.parity import Form, form
 from edgerec.compress.report import QuantizeReport
@@ -24,6 +24,7 @@ from edgerec.contract.metadata import with_metadata
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import NOT_AUGMENTED, DataSource, Recipe
 from edgerec.data import Dataset, Split
+from edgerec.models import OWN
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
@@ -99,22 +100,26 @@ class Bench:
         *,
         float32: Form | None = None,
         before: Mapping[str, Any] | None = None,
+        val_top1: float | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
-        """Write labels and normalisation into a variant's file, measure it, and keep it, whole or not at all.
+        """Write labels and normalization into a variant's file, measure it, and save it completely or not at all.
 
         Args:
             method: what made it.
             content: its .tflite.
             how: what of the report tells how it was made: ``calibration``, ``adapted``.
             float32: the float32 TFLite's row of the parity table; None of that variant itself.
-            before: the Keras models that it was on the way from the run's, by what was done last.
+            before: the Keras models between the run's model and this one, by the stage that made each.
+            val_top1: its top-1 on the validation images; None measures it.
             overwrite: replace a variant that is there.
         """
         content, labels = plain_names(content), self.measure.labels
         if labels:
             content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
-        report = self._measure(method, content, how, float32, before or {})
+        if val_top1 is None:
+            val_top1 = self.validate(content, method.variant)
+        report = self._measure(method, content, how, float32, before or {}, val_top1)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
             "versions": versions(),
@@ -125,15 +130,26 @@ class Bench:
             (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         return report
 
+    def validate(self, content: bytes, name: str) -> float:
+        """Top-1 of a .tflite on the validation images."""
+        score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
+        part = self.split.val
+        return self.measure.top1(score(self.dataset.pictures(part), ignore), self.dataset.classes[part])
+
     def _measure(
-        self, method: Method, content: bytes, how: dict[str, Any], float32: Form | None, before: Mapping[str, Any]
+        self,
+        method: Method,
+        content: bytes,
+        how: dict[str, Any],
+        float32: Form | None,
+        before: Mapping[str, Any],
+        val_top1: float,
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
         score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
         outputs = score(dataset.pictures(split.test), self.listener)
         classes = dataset.classes[split.test]
         row = form(name, outputs, self.reference, classes, measure, content)
-        val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
         rows, agreements = [form("keras float32", self.reference, self.reference, classes, measure)], {}
         if float32 is not None:
             rows.append(float32)
@@ -167,17 +183,17 @@ class Bench:
         return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
-        """How this recipe fine-tunes; the state of its stages is kept in the folder ``checkpoints``."""
+        """Return the fine-tuning that the recipe describes; its stages save their state in ``checkpoints``."""
         dataset, split = self.dataset, self.split
-        # One label a picture: a few epochs with a small rate are to settle the model on what it will see.
+        # Without mixup and cutmix, so that the few epochs see images like those that will run.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
-        # An autoencoder's answer is its picture.
+        # An autoencoder already learns its input, so it needs no teacher.
         teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
         finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
 
         def feed(epoch: int, places: Places) -> Any:
-            # Fine-tuning goes on where training ended: other orders and augmentations than it saw.
+            # Epochs continue after those of the training, so that order and augmentation are new.
             return training_feed(dataset, split.train, recipe, places, first_epoch=train.epochs + epoch)
 
         return FineTune(
@@ -190,11 +206,20 @@ class Bench:
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate * finer,
             retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
-            optimizer=train.optimizer,
+            train=train,
+            freeze_bn=recipe.transfer.freeze_bn and _has_foreign_weights(recipe),
             teacher=teacher,
             teacher_weight=compress.teacher_weight,
             seed=recipe.seed,
             listener=self.listener,
             checkpoints=checkpoints,
-            settings={key: value for key, value in recipe.to_dict().items() if key != "data"},
+            settings=resumable_settings(recipe),
         )
+
+
+def _has_foreign_weights(recipe: Recipe) -> bool:
+    """Whether the training began with weights from elsewhere, or the model itself comes from elsewhere.
+
+    The statistics of its batch normalization then come from more images than the run has.
+    """
+    return recipe.model.weights != "none" or recipe.model.arch == OWN

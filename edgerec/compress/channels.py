@@ -154,7 +154,7 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
         ]
 
     scores = np.zeros(len(wiring.fixed))
-    for pixels, classes in (
+    for pixels, classes, *_ in (
         tune.feed(0, WHOLE).unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
     ):
         change = np.zeros(len(scores))

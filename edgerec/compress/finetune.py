@@ -1,12 +1,13 @@
-"""The few epochs after pruning, clustering or before int8."""
+"""Fine-tuning: the few epochs of training that pruning, clustering, channel removal and QAT need."""
 
 from __future__ import annotations
 
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,40 +16,45 @@ import numpy as np
 
 from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
+from edgerec.contract.recipe import Recipe, TrainSection
 from edgerec.train.distribute import Team
 from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
-from edgerec.train.keras import compile_classifier, keras, reseed
+from edgerec.train.keras import compile_classifier, first_line, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import learned
 from edgerec.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-# With their activation ranges fixed, the weights settle on what will run: the last third of the epochs.
-FROZEN_PART = 1 / 3
+# Fraction of the epochs, the last ones, in which activation ranges are frozen and only weights learn.
+FROZEN_FRACTION = 1 / 3
+# Recipe keys that do not change the result of fine-tuning: an interrupted stage can be resumed with other values.
+_IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """Data and schedule.
+    """Data, schedule and settings of a fine-tuning.
 
     Attributes:
-        feed: training batches from an epoch of the fine-tuning on, of some places of each.
-        plain: training batches that are not augmented.
-        steps: of an epoch.
-        validation: a finite set, likewise; ``validation_steps`` of them.
-        team: what trains.
-        epochs: how many.
-        learning_rate: the highest; it falls to zero as a half cosine.
-        retraining_rate: the same where weights were taken away and the others must find new places.
-        optimizer: as the recipe's ``train.optimizer``.
-        teacher: the distance to the float model's answers, which has the part ``teacher_weight`` of the loss beside the
-            labels; None for labels alone.
-        seed: of what is random inside of the model.
-        listener: told of the progress.
-        checkpoints: folder where each stage keeps its state, an ``.npz`` each.
-        settings: what the state depends on; a state of other settings is not gone on with.
+        feed: function ``(epoch, places)`` that returns augmented training batches from that epoch on.
+        plain: training batches without augmentation.
+        steps: number of steps per epoch.
+        validation: function ``(places)`` that returns the validation batches, ``validation_steps`` of them.
+        team: devices that train.
+        epochs: number of epochs of each stage.
+        learning_rate: peak learning rate; it falls to zero as a half cosine.
+        retraining_rate: peak learning rate of a stage that removes weights, so that the others have to adapt.
+        train: the run's training settings. Fine-tuning uses ``optimizer``, ``weight_decay``, ``accumulate`` and
+            ``xla``; the batches already follow ``batch_size`` and ``class_weights``.
+        freeze_bn: whether batch normalization keeps its statistics, scale and offset.
+        teacher: loss between the outputs and the float model's outputs, with weight ``teacher_weight`` against the loss
+            of the labels; None for the labels alone.
+        seed: seed of random layers such as dropout.
+        listener: receives the progress.
+        checkpoints: folder in which each stage saves its state as an ``.npz`` file.
+        settings: the settings that the state depends on; a state with other settings is not resumed.
     """
 
     feed: Callable[[int, Places], Any]
@@ -60,7 +66,8 @@ class FineTune:
     epochs: int
     learning_rate: float
     retraining_rate: float
-    optimizer: str
+    train: TrainSection
+    freeze_bn: bool
     teacher: Teacher | None
     teacher_weight: float
     seed: int
@@ -77,57 +84,64 @@ def fine_tune(
     callbacks: Sequence[Any] = (),
     keep_from: int = 0,
     retraining: bool = False,
-    settler: Callable[[Any], Callable[[], None]] | None = None,
+    calibrator: Callable[[Any], Callable[[], None]] | None = None,
     freeze: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The model that ``build`` makes, trained, with its best epoch's weights by validation.
+    """Train the model that ``build`` returns, and return it with the weights of its best validation epoch.
 
-    A stage that was stopped goes on after its last whole epoch.
+    An interrupted stage is resumed after its last complete epoch.
 
     Args:
-        build: makes what to train; the same at each call.
-        tune: how.
-        stage: its name, for people and for the state's file.
-        callbacks: Keras' own, which must see every step.
+        build: returns the model to train; each call returns an equal model.
+        tune: data, schedule and settings.
+        stage: name of the stage, for messages and for the file of its state.
+        callbacks: Keras callbacks that must run at every step.
         keep_from: epochs before this one, counted from 0, cannot be the best.
-        retraining: at ``tune.retraining_rate``.
-        settler: makes of the model what is called before the first step and before the last third.
-        freeze: called with what trains before the last third.
+        retraining: use ``tune.retraining_rate``.
+        calibrator: takes the model and returns a function that sets the model's activation ranges. It is called before
+            the first step, and again before the ranges are frozen.
+        freeze: freezes the activation ranges of the trained model. It is called before the last third of the epochs, or
+            before the only one. Epochs before that cannot be the best, because their ranges follow augmented images
+            and dropout.
     """
     model = build()
-    settle = settler(model) if settler else None
-    if settle:
-        settle()
-    # What several devices train are other variables than those of a model that one reads and converts.
+    calibrate = calibrator(model) if calibrator else None
+    if calibrate:
+        calibrate()
+    # With several devices, the trained variables differ from those of a model that can be read and converted.
     trained = model
     if tune.team.strategy is not None:
         with tune.team.scope():
             trained = build()
         trained.set_weights(model.get_weights())
-    state = _State(tune.checkpoints / f"{stage.replace(' ', '-')}.npz", stage, tune, keep_from)
+    frozen_bn = freeze_batch_normalization(trained) if tune.freeze_bn else []
+    frozen_from = _frozen_from(tune.epochs) if freeze else tune.epochs
+    keep_from = max(keep_from, frozen_from) if freeze else keep_from
+    state = _State(state_path(tune.checkpoints, stage), stage, tune, keep_from)
     rate = cosine(tune.retraining_rate if retraining else tune.learning_rate, tune.steps * tune.epochs)
     steps_per_call = 1 if callbacks else min(STEPS_PER_CALL, tune.steps)
     compiled = partial(
         compile_classifier,
         trained,
         steps_per_call=steps_per_call,
+        xla=tune.train.xla,
+        parts=tune.train.accumulate,
         teacher=tune.teacher,
         teacher_weight=tune.teacher_weight,
     )
     with tune.team.scope():
-        compiled(optimizer(tune.optimizer, rate))
+        compiled(optimizer(tune.train.optimizer, rate, tune.train.weight_decay))
     done = state.restore(trained)
     tune.team.agree({f"{stage}: epoch": done})
-    frozen_from = tune.epochs - round(tune.epochs * FROZEN_PART) if freeze else tune.epochs
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from < last:
-            if settle and done <= frozen_from:
+            if calibrate and frozen_from > 0 and done <= frozen_from:
                 _copy(trained, model)
-                settle()
+                calibrate()
                 _copy(model, trained)
             freeze(trained)
             with tune.team.scope():
-                # The step is traced anew, with what is frozen now.
+                # Trace the step again, because the frozen ranges change it.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
@@ -140,8 +154,24 @@ def fine_tune(
                 callbacks=[*callbacks, _recorder(state)],
                 verbose=0,
             )
+    for layer in frozen_bn:
+        layer.trainable = True  # the next stage, and what is saved, are as before this one
     model.set_weights(state.best)
     return model
+
+
+def freeze_batch_normalization(model: Any) -> list[Any]:
+    """Freeze every batch normalization of a model, in nested models and wrappers too; returns those that were not."""
+    kind = keras().layers.BatchNormalization
+    trainable = [layer for layer in model.submodules if isinstance(layer, kind) and layer.trainable]
+    for layer in trainable:
+        layer.trainable = False
+    return trainable
+
+
+def _frozen_from(epochs: int) -> int:
+    """First epoch with frozen activation ranges, counted from 0: the last third, but at least one epoch."""
+    return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
 def _copy(source: Any, to: Any) -> None:
@@ -149,8 +179,55 @@ def _copy(source: Any, to: Any) -> None:
         to.set_weights(source.get_weights())
 
 
+def state_path(checkpoints: Path, stage: str) -> Path:
+    """The file in which a stage saves its state."""
+    return checkpoints / f"{stage.replace(' ', '-')}.npz"
+
+
+def resumable_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that an interrupted fine-tuning depends on: not the place of the data, nor the accuracy gate."""
+    recipe = replace(recipe, augment=recipe.augment.unmixed)
+    values = {key: value for key, value in recipe.to_dict().items() if key != "data"}
+    for section, keys in _IRRELEVANT.items():
+        values[section] = {key: value for key, value in values[section].items() if key not in keys}
+    return values
+
+
+def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
+    """The first setting in which the states in a folder differ from ``settings``, in words; empty if none does.
+
+    Files that cannot be read are ignored, because their stage starts again.
+    """
+    for path in sorted(checkpoints.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                saved = _about(file["about"])["settings"]
+        except UNREADABLE_STATE:
+            continue
+        for section, values in settings.items():
+            pairs = values if isinstance(values, dict) else {"": values}
+            old = saved.get(section, {}) if isinstance(values, dict) else {"": saved.get(section)}
+            for key, value in pairs.items():
+                if isinstance(old, dict) and old.get(key) != value:
+                    name = f"{section}.{key}" if key else section
+                    return f"{name} {old.get(key)!r} instead of {value!r}"
+    return ""
+
+
+# What NumPy and JSON raise on a file that is not a state, or a damaged one.
+UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _about(array: Any) -> dict[str, Any]:
+    """The JSON object in a state; raises :class:`ValueError` for anything else."""
+    value = json.loads(str(array))
+    if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
+        raise ValueError("its description is not an object with settings")
+    return value
+
+
 class _State:
-    """How far a stage is: weights, optimizer, and the best epoch's weights."""
+    """Progress of a stage: weights, optimizer, and the weights of the best epoch."""
 
     def __init__(self, path: Path, stage: str, tune: FineTune, keep_from: int) -> None:
         self.path, self.stage, self.tune, self.keep_from = path, stage, tune, keep_from
@@ -158,28 +235,38 @@ class _State:
         self.best_accuracy = -1.0
 
     def restore(self, model: Any) -> int:
-        """Take up what a stopped stage left; returns how many epochs it has done."""
+        """Restore the state of an interrupted stage completely, or leave the model as it is.
+
+        Returns:
+            The number of epochs that are complete.
+        """
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                kept = dict(file)
-            about = json.loads(str(kept.pop("about")))
+                arrays = dict(file)
+            about = _about(arrays.pop("about"))
             if about["settings"] != self.tune.settings:
                 return 0
-            of = {kind: [kept[f"{kind}{i}"] for i in range(about[kind])] for kind in ("weights", "optimizer", "best")}
-            model.set_weights(of["weights"])
-            for variable, value in zip(model.optimizer.variables, of["optimizer"], strict=True):
-                variable.assign(value)
+            epoch, accuracy = int(about["epoch"]), float(about["accuracy"])
+            if not 0 < epoch <= self.tune.epochs:
+                raise ValueError(f"it is of epoch {epoch} of {self.tune.epochs}")
+            weights = _fitting(arrays, "weights", model.weights)
+            optimizer_state = _fitting(arrays, "optimizer", model.optimizer.variables)
+            best = _fitting(arrays, "best", model.weights)
         except FileNotFoundError:
             return 0
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be gone on with (%s): %s starts again", self.path, error, self.stage)
+        except UNREADABLE_STATE as error:
+            log.warning("%s cannot be resumed (%s): %s starts again", self.path, first_line(error), self.stage)
             return 0
-        self.best, self.best_accuracy = of["best"], about["accuracy"]
-        log.info("%s: going on after epoch %d/%d", self.stage, about["epoch"], self.tune.epochs)
-        return int(about["epoch"])
+        # Nothing below can fail: everything was read and compared with the model above.
+        model.set_weights(weights)
+        for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
+            variable.assign(value)
+        self.best, self.best_accuracy = best, accuracy
+        log.info("%s: resuming after epoch %d/%d", self.stage, epoch, self.tune.epochs)
+        return epoch
 
     def record(self, model: Any, epoch: int, accuracy: float) -> None:
-        """Keep the state after ``epoch``, counted from 1."""
+        """Save the state after ``epoch``, counted from 1."""
         weights = model.get_weights()
         if not self.best or (epoch > self.keep_from and accuracy >= self.best_accuracy):
             self.best = weights
@@ -197,8 +284,24 @@ class _State:
             np.savez(file, about=json.dumps(about), **arrays)
 
 
+def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
+    """The arrays of one kind, in the order of ``variables``; raises :class:`ValueError` if they do not fit them."""
+    values = [arrays[f"{kind}{i}"] for i in range(len(variables))]
+    if f"{kind}{len(variables)}" in arrays:
+        raise ValueError(f"it has more {kind} than the model")
+    for variable, value in zip(variables, values, strict=True):
+        dtype = np.dtype(variable.dtype.as_numpy_dtype)
+        if tuple(variable.shape) != value.shape or value.dtype != dtype:
+            raise ValueError(
+                f"{variable.name} is {value.dtype} {value.shape} there, expected {dtype} {tuple(variable.shape)}"
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{variable.name} has values that are not finite")
+    return values
+
+
 def _recorder(state: _State) -> Any:
-    """The callback that reports and keeps. Its class needs Keras, so it is made here."""
+    """Return the Keras callback that reports and saves. Its class needs Keras, so it is defined here."""
     tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
@@ -212,7 +315,7 @@ def _recorder(state: _State) -> Any:
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            # An autoencoder has no accuracy: the lower its loss, the better.
+            # An autoencoder has no accuracy, so a lower loss counts as better.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
             log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, learned(logs))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,9 +18,9 @@ from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.keras import as_written, first_line, keras
 
-SETTLING_ROUNDS = 4
-SETTLING_STEPS = 25
-# What tensorflow-model-optimization's MovingAverageQuantizer keeps of a range at each step.
+CALIBRATION_ROUNDS = 4
+CALIBRATION_STEPS = 25
+# Decay of the moving averages in tensorflow-model-optimization's MovingAverageQuantizer.
 EMA_DECAY = 0.999
 
 
@@ -31,11 +33,11 @@ def quantization_aware(
     clustered: bool = False,
     weight_bits: int = 8,
 ) -> Any:
-    """The model with int8 rounding simulated in every layer, fine-tuned.
+    """Fine-tune the model with int8 fake quantization in every layer.
 
-    Activation ranges are settled on training pictures as they are, not augmented, before the first step and before the
-    last third, where they stay so (arXiv:1806.08342, section 4). Batch normalisation's statistics stay those of the
-    float training: with others it would be another model before anything is rounded.
+    Activation ranges are calibrated on training images without augmentation or dropout, before the first step and
+    before the last third of the epochs, in which they are frozen (arXiv:1806.08342, section 4). A single epoch has
+    frozen ranges throughout. Batch normalization keeps the statistics of the float training.
 
     Args:
         model: a float model that :func:`~edgerec.compress.adapt.adapt` let through, pruned, clustered or neither.
@@ -52,8 +54,8 @@ def quantization_aware(
         partial(rounded, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
         tune,
         "quantization-aware training",
-        settler=partial(_settler, tune=tune),  # twice, as augmented pictures have other ranges than those that will run
-        freeze=_freeze,
+        calibrator=partial(range_calibrator, tune=tune),
+        freeze=freeze_ranges,
     )
 
 
@@ -106,50 +108,78 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
             layer.quantizer = FixedQuantizer(num_bits=8, init_min=low, init_max=high, narrow_range=False)
 
 
-def _settler(aware: Any, tune: FineTune) -> Callable[[], None]:
-    """What runs training pictures through without learning, until the ranges are theirs.
+def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
+    """Return a function that sets the activation ranges of a quantization-aware model from training images.
 
-    The ranges are moving averages that start at ±6, or what was, and forget a thousandth of it a step. What is left
-    of the start after n steps is known, and taken out: ``(average − decay**n · start) / (1 − decay**n)``
-    (arXiv:1412.6980, section 3). They cannot start at zero, where every layer would cut off what the next one sees;
-    as one that starts too small does so too, it is done in rounds.
+    Nothing is learned, and random layers such as dropout do nothing, as on a device.
+
+    The ranges are moving averages that start at ±6 or at their previous values. After n steps, the weight of the start
+    is ``decay**n``, so that it can be removed: ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980,
+    section 3). A range that starts too small clips what the next layers see, which is why this is repeated in rounds.
     """
     tf = require("tensorflow")
-    ranges = list(_activation_ranges(aware))
-    see = tf.function(lambda pixels: aware(pixels, training=True), autograph=False)
-    left = EMA_DECAY**SETTLING_STEPS
+    ranges = list(activation_ranges(aware))
+    start_weight = EMA_DECAY**CALIBRATION_STEPS
 
-    def settle() -> None:
-        for _ in range(SETTLING_ROUNDS):
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def update(pixels: Any) -> None:
+        # This body runs only while TensorFlow traces it.
+        with _inference_inside_wrappers(aware):
+            aware(pixels, training=True)
+
+    def calibrate() -> None:
+        for _ in range(CALIBRATION_ROUNDS):
             start = _values(ranges)
-            for pixels, _ in tune.plain.take(SETTLING_STEPS):
-                see(pixels)
-            settled = (_values(ranges) - left * start) / (1 - left)
-            # An end that is zero, as behind each ReLU, comes out as what float32 rounded on the way.
-            settled[np.abs(settled) < 1e-3 * np.abs(settled).max(axis=1, keepdims=True)] = 0.0
-            for pair, ends in zip(ranges, settled, strict=True):
-                for variable, end in zip(pair, ends, strict=True):
-                    variable.assign(end)
+            for pixels, *_ in tune.plain.take(CALIBRATION_STEPS):
+                update(pixels)
+            ends = (_values(ranges) - start_weight * start) / (1 - start_weight)
+            # An end that should be 0, as after a ReLU, is a rounding error of float32 instead.
+            ends[np.abs(ends) < 1e-3 * np.abs(ends).max(axis=1, keepdims=True)] = 0.0
+            for variables, values in zip(ranges, ends, strict=True):
+                for variable, value in zip(variables, values, strict=True):
+                    variable.assign(value)
 
-    return settle
+    return calibrate
+
+
+@contextmanager
+def _inference_inside_wrappers(aware: Any) -> Iterator[None]:
+    """Run the layers inside of tensorflow-model-optimization's wrappers in inference mode while the block runs.
+
+    The wrappers themselves update their ranges only in training mode, and pass that mode on to every layer whose
+    ``call`` has the argument ``training``. A layer without it is called without a mode.
+    """
+    inner = [wrapper.layer for wrapper in aware.layers if hasattr(wrapper, "layer")]
+    replaced = [layer for layer in inner if "training" in inspect.signature(layer.call).parameters]
+    for layer in replaced:
+        layer.call = partial(_call_in_inference, layer.call)
+    try:
+        yield
+    finally:
+        for layer in replaced:
+            del layer.call
+
+
+def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
+    return call(inputs, training=False)
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """The ends of the ranges: ``(ranges, 2)``."""
+    """The lower and upper ends of the ranges: ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 
-def _freeze(aware: Any) -> None:
-    """Keep activation ranges from now on; weights go on learning."""
+def freeze_ranges(aware: Any) -> None:
+    """Freeze the activation ranges of a quantization-aware model; its weights still learn."""
     for wrapper in aware.layers:
         if getattr(wrapper, "_output_quantizers", ()):
-            wrapper._output_quantizers = [_Still(wrapper._output_quantizers[0])]
+            wrapper._output_quantizers = [_Frozen(wrapper._output_quantizers[0])]
         for activation in getattr(wrapper, "_quantize_activations", ()):
-            activation.quantizer = _Still(activation.quantizer)
+            activation.quantizer = _Frozen(activation.quantizer)
 
 
-class _Still:
-    """A quantizer with a range that no longer follows its input."""
+class _Frozen:
+    """A quantizer whose range does not follow its input."""
 
     def __init__(self, quantizer: Any) -> None:
         self.quantizer = quantizer
@@ -158,8 +188,8 @@ class _Still:
         return self.quantizer(inputs, False, weights, **options)
 
 
-def _activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """The two variables with the ends of each activation's range."""
+def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
+    """The variables with the lower and upper end of each activation's range."""
     for wrapper in aware.layers:
         places = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

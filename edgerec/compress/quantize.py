@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
+from edgerec.compress.finetune import other_setting, resumable_settings
 from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
@@ -27,7 +28,7 @@ from edgerec.compress.wrap import named_layers
 from edgerec.contract.files import refuse_existing
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.recipe import DataSource, Recipe
-from edgerec.errors import GateError, ModelError, RecipeError
+from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
 from edgerec.models import reconstructs
 from edgerec.train.keras import keras
 from edgerec.train.run import Run
@@ -35,8 +36,11 @@ from edgerec.train.saved_model import refuse_untrainable
 
 log = logging.getLogger(__name__)
 
-# What auto tries, the cheapest to make first. float16 nearly always fits, but not on a target that wants int8.
+# Methods that auto may choose. PTQ takes seconds, QAT has to train, and float16 is not int8.
 AUTO = ("ptq", "qat", "float16")
+# auto tries QAT if PTQ loses more than this fraction of max_drop on the validation images. The margin also keeps most
+# variants inside max_drop on the test images.
+WORTH_QAT = 0.5
 FINE_TUNED = ["auto", *(name for name, method in METHODS.items() if method.stages)]
 # The recipe's keys that only some methods use.
 USES = {
@@ -75,13 +79,13 @@ def quantize(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Make a compressed variant of a run, and compare it with the float model on the held-out pictures.
+    """Make a compressed variant of a run, and compare it with the float model on the held-out test images.
 
     Args:
         run: a finished run, or its path.
-        method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: the first of ptq, qat and float16
-            that loses no more than ``max_drop`` on the validation pictures. None takes the recipe's, as for the
-            following.
+        method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: ptq, or qat if ptq loses more than
+            half of ``max_drop`` on the validation images and qat loses less, or float16 if both lose more than
+            ``max_drop``. None uses the recipe's value, as for the following arguments.
         channels: part of the int8 model's time that ``channels`` saves by leaving out channels, as estimated.
         sparsity: part of the weights that ``prune`` sets to zero.
         clusters: different values that ``cluster`` leaves in each layer.
@@ -95,16 +99,18 @@ def quantize(
         float_layers: layers that ``mixed`` leaves float, likewise.
         calibration: what calibrates: a recipe, a .toml, or a calibration set's folder.
         data: where the run's pictures are now, if they were moved.
-        resume: go on with the fine-tuning that a stopped quantize with these settings left.
-        overwrite: replace a variant that is there.
-        listener: told of the progress.
+        resume: resume the fine-tuning that an interrupted call with the same settings left.
+        overwrite: replace an existing variant, and without ``resume`` discard an interrupted fine-tuning.
+        listener: receives the progress.
 
     Raises:
-        GateError: the drop is past ``max_drop``. The variant is kept, with its report, for looking at.
+        GateError: the drop is greater than ``max_drop``. The variant is kept with its report for examination.
+        OutputExistsError: the variant or an interrupted fine-tuning exists, and neither ``resume`` nor ``overwrite``
+            says what to do with it.
         EdgerecError: the run, its data or its model do not allow it.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    wanted = {
+    options = {
         "method": method,
         "channels": channels,
         "sparsity": sparsity,
@@ -118,14 +124,16 @@ def quantize(
         "float_layers": float_layers,
         "calibration": calibration,
     }
-    recipe = with_options(run.recipe, wanted)
-    check_used([recipe.compress.method], recipe, wanted)
+    recipe = with_options(run.recipe, options)
+    check_used([recipe.compress.method], recipe, options)
     auto = recipe.compress.method == "auto"
-    if not auto:
-        # Both before any work is done.
-        refuse_existing(run.variant(METHODS[recipe.compress.method].variant), overwrite)
+    # Refuse before any work is done.
+    for name in AUTO if auto else [recipe.compress.method]:
+        if not auto:
+            refuse_existing(run.variant(METHODS[name].variant), overwrite)
+        refuse_interrupted(run, with_method(recipe, name), resume, overwrite)
     with Bench.open(run, recipe, data, listener) as bench:
-        report = _auto(bench, overwrite) if auto else make(bench, resume=resume, overwrite=overwrite)
+        report = (_auto if auto else make)(bench, resume=resume, overwrite=overwrite)
     before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.gained
     try:
         check_drop(report.variant, before, after, recipe.compress.max_drop, gained)
@@ -135,80 +143,228 @@ def quantize(
     return report
 
 
-def with_options(recipe: Recipe, wanted: dict[str, Any]) -> Recipe:
-    """The recipe with keys of its compress section changed; None changes none."""
-    return recipe.override({f"compress.{key}": value for key, value in wanted.items() if value is not None}, "quantize")
+def with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    """Return the recipe with keys of its compress section changed; None changes nothing."""
+    return recipe.override(
+        {f"compress.{key}": value for key, value in options.items() if value is not None}, "quantize"
+    )
+
+
+def with_method(recipe: Recipe, method: str) -> Recipe:
+    """Return the recipe with another method."""
+    return recipe.override({"compress.method": method})
 
 
 def make_float32(run: Run, data: DataSource | None = None, listener: Listener = ignore) -> None:
-    """Make the float32 TFLite variant of a run, if it is not there."""
+    """Make the float32 TFLite variant of a run, if it does not exist."""
     with Bench.open(run, run.recipe, data, listener) as bench:
         bench.float32()
 
 
+def interrupted_folder(run: Run, method: str) -> Path:
+    """Folder in which the fine-tuning of a method saves its state until the variant is complete."""
+    return run.path / "checkpoints" / METHODS[method].variant
+
+
+def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Refuse to discard an interrupted fine-tuning, or to resume it with other settings.
+
+    Raises:
+        OutputExistsError: there is one, and the arguments do not say what to do with it.
+    """
+    method = recipe.compress.method
+    folder = interrupted_folder(run, method)
+    if not any(folder.glob("*.npz")):
+        return
+    difference = other_setting(folder, resumable_settings(recipe))
+    if resume and difference:
+        raise OutputExistsError(
+            f"{folder} has an interrupted {method} with {difference}: give the same options to resume it, "
+            "or --overwrite without --resume to start again"
+        )
+    if not resume and not overwrite:
+        how = "" if not difference else f" with {difference}"
+        raise OutputExistsError(
+            f"{folder} has an interrupted {method}{how}: add --resume to resume it, or --overwrite to start again"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A converted variant that was measured on the validation images, but not on the test images.
+
+    Attributes:
+        bench: the run, with the candidate's method.
+        content: the .tflite.
+        provenance: what its report says about how it was made.
+        stages: the Keras models between the float model and the .tflite, by their stage.
+        val_top1: top-1 on the validation images.
+    """
+
+    bench: Bench
+    content: bytes
+    provenance: dict[str, Any]
+    stages: dict[str, Any]
+    val_top1: float
+
+    @property
+    def val_drop_points(self) -> float:
+        """Points of top-1 lost against float Keras on the validation images."""
+        return (self.bench.val_top1 - self.val_top1) * 100
+
+    def keep(self, overwrite: bool) -> QuantizeReport:
+        """Measure it on the test images, and write it as a variant of the run."""
+        bench, method = self.bench, METHODS[self.bench.recipe.compress.method]
+        report = bench.keep(
+            method,
+            self.content,
+            self.provenance,
+            float32=bench.float32().forms[-1],
+            before=self.stages,
+            val_top1=self.val_top1,
+            overwrite=overwrite,
+        )
+        shutil.rmtree(interrupted_folder(bench.run, bench.recipe.compress.method), ignore_errors=True)
+        return report
+
+
 def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
-    """Make and measure the variant of the bench's method; its drop is not judged."""
-    method = METHODS[bench.recipe.compress.method]
-    refuse_existing(bench.run.variant(method.variant), overwrite)
-    float32 = bench.float32()  # first: it needs no training, so a fault shows at once
-    unfinished = bench.run.path / "checkpoints" / method.variant
-    if unfinished.exists() and not resume:
-        log.info("%s: starting again (--resume goes on with what was stopped)", method.variant)
-        shutil.rmtree(unfinished)
-    content, how, before = _compressed(bench, method, unfinished)
+    """Make and measure the variant of the bench's method; the accuracy gate is not applied."""
+    refuse_existing(bench.run.variant(METHODS[bench.recipe.compress.method].variant), overwrite)
+    return make_candidate(bench, resume=resume, overwrite=overwrite).keep(overwrite)
+
+
+def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
+    """Compress and convert the run's model by the bench's method, and measure it on the validation images."""
+    name = bench.recipe.compress.method
+    method, folder = METHODS[name], interrupted_folder(bench.run, name)
+    refuse_interrupted(bench.run, bench.recipe, resume, overwrite)
+    bench.float32()  # first, because it needs no training and shows a fault at once
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    content, provenance, stages = _compressed(bench, method, folder)
     if method.precision == "int8":
         check_int8(content, bench.recipe.normalise)
-    report = bench.keep(method, content, how, float32=float32.forms[-1], before=before, overwrite=overwrite)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return report
+    return Candidate(bench, content, provenance, stages, bench.validate(content, method.variant))
 
 
 def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
-    """The variant of the bench's method as it is, if it is there and may not be replaced."""
-    section = bench.recipe.compress
-    name = METHODS[section.method].variant
-    report = None if overwrite else bench.run.variants().get(name)
+    """The existing variant of the bench's method, or a new one if there is none or ``overwrite`` is set."""
+    report = None if overwrite else existing(bench)
     if report is None:
-        return make(bench, resume=True, overwrite=True)
-    used = (key for key, methods in USES.items() if section.method in methods)
-    given = report["compress"]
-    other = [f"{key} {given[key]}" for key in used if key in given and given[key] != getattr(section, key)]
-    how = f", made with {', '.join(other)}," if other else ""
+        return make(bench, resume=not _is_interrupted_differently(bench) or not overwrite, overwrite=overwrite)
+    name, other = report.variant, used_differently(bench)
+    how = f", made with {other}," if other else ""
     log.info("%s is there already%s and taken as it is (--overwrite makes it anew)", name, how)
-    return QuantizeReport.from_dict(report)
+    return report
 
 
-def check_used(methods: Sequence[str], recipe: Recipe, wanted: dict[str, Any]) -> None:
-    """Refuse an option that none of the methods uses, or the run's network, and ``mixed`` without its layers."""
+def existing(bench: Bench) -> QuantizeReport | None:
+    """The report of the existing variant of the bench's method; None if there is none."""
+    values = bench.run.variants().get(METHODS[bench.recipe.compress.method].variant)
+    return None if values is None else QuantizeReport.from_dict(values)
+
+
+def used_differently(bench: Bench) -> str:
+    """The settings with which the existing variant was made, as far as they differ from the bench's; or empty."""
+    section = bench.recipe.compress
+    saved = bench.run.variants()[METHODS[section.method].variant]["compress"]
+    used = (key for key, methods in USES.items() if section.method in methods)
+    return ", ".join(f"{key} {saved[key]}" for key in used if key in saved and saved[key] != getattr(section, key))
+
+
+def _is_interrupted_differently(bench: Bench) -> bool:
+    folder = interrupted_folder(bench.run, bench.recipe.compress.method)
+    return bool(other_setting(folder, resumable_settings(bench.recipe)))
+
+
+def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
+    """Refuse an option that none of the methods or the run's network uses, and ``mixed`` without its layers."""
     for option, users in USES.items():
-        if wanted.get(option) is not None and not set(users).intersection(methods):
+        if options.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")
-            raise RecipeError(f"{flag} is for {', '.join(users)}; --method {','.join(methods)} would ignore it")
-    if wanted.get("teacher_weight") is not None and reconstructs(recipe.model.arch):
-        raise RecipeError("--teacher-weight is for classifiers; what an autoencoder learns to answer is its picture")
+            first, *others = [user for user in users if user != "auto"]
+            also = f" (or {', '.join(others)})" if others else ""
+            raise RecipeError(
+                f"{flag} has no effect with --method {','.join(methods)}: choose a method that uses it, "
+                f"such as --method {first}{also}"
+            )
+    if options.get("teacher_weight") is not None and reconstructs(recipe.model.arch):
+        raise RecipeError(
+            "--teacher-weight is for classifiers: an autoencoder learns to reproduce its input; leave it out"
+        )
     if "mixed" in methods and not recipe.compress.float_layers.strip():
         raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
 
 
-def _auto(bench: Bench, overwrite: bool) -> QuantizeReport:
-    """The first method whose drop on the validation pictures is inside the budget."""
+def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
+    """Choose between PTQ, QAT and float16 by what they lose on the validation images.
+
+    Only the variant that is chosen is measured on the test images and kept. Existing variants are reused.
+    """
     budget, count = bench.recipe.compress.max_drop, len(bench.split.val)
-    tried: list[str] = []
-    for name in AUTO:
+    sources: dict[str, Candidate | QuantizeReport] = {}
+    remarks: list[str] = []
+
+    def loss(name: str) -> float:
+        return sources[name].val_drop_points
+
+    def fits(name: str, allowed: float) -> bool:
+        return name in sources and loss(name) <= allowed + 1e-9
+
+    def attempt(name: str) -> None:
         try:
-            report = make_or_take(bench.with_method(name), overwrite)
+            sources[name] = _reused_or_made(bench.with_method(name), resume, overwrite)
         except ModelError as error:
-            tried.append(f"{name} cannot be used")
-            log.info("auto: %s: %s", tried[-1], error)
-            continue
-        tried.append(f"{name} loses {report.val_drop_points:.2f}")
-        log.info("auto: %s points of %d validation images", tried[-1], count)
-        if report.val_drop_points <= budget + 1e-9:
-            return replace(report, why=f"{', '.join(tried)} points on {count} validation images; {budget:g} allowed")
-    raise GateError(
-        f"nothing stays inside --max-drop {budget:g} on {count} validation images: {', '.join(tried)} points; "
-        "try --method qat with more --epochs, or allow more"
+            remarks.append(f"{name} cannot be used")
+            log.info("auto: %s: %s", remarks[-1], error)
+        else:
+            remarks.append(f"{name} loses {loss(name):.2f} points")
+            log.info("auto: %s on %d validation images", remarks[-1], count)
+
+    def explained(reason: str) -> str:
+        return f"{reason}; on {count:,} validation images {', '.join(remarks)}; {budget:g} allowed"
+
+    attempt("ptq")
+    if fits("ptq", budget * WORTH_QAT):
+        reason = f"ptq loses so little that qat is not worth its time (it is tried above {budget * WORTH_QAT:g} points)"
+        return _chosen(sources["ptq"], explained(reason), overwrite)
+    log.info("auto: trying qat, which trains for %d epochs", bench.recipe.compress.epochs)
+    attempt("qat")
+    int8 = sorted((name for name in AUTO if name in sources), key=loss)  # stable: ptq if both lose the same
+    if int8 and fits(int8[0], budget):
+        reason = f"{int8[0]} loses least" if len(int8) > 1 else f"{int8[0]} is the only int8 method for this model"
+        return _chosen(sources[int8[0]], explained(reason), overwrite)
+    attempt("float16")
+    if fits("float16", budget):
+        log.warning(
+            "auto chose float16, which is not int8 and does not run on targets that need int8; "
+            "for int8, try --method qat with more --epochs, or a higher --max-drop"
+        )
+        return _chosen(sources["float16"], explained("no int8 method stays inside --max-drop"), overwrite)
+    error = GateError(
+        f"no method stays inside --max-drop {budget:g} on {count:,} validation images ({', '.join(remarks)}): "
+        "try --method qat with more --epochs, or a higher --max-drop"
     )
+    if sources:
+        error.report = _chosen(sources[min(sources, key=loss)], explained("it loses least"), overwrite)
+    raise error
+
+
+def _reused_or_made(bench: Bench, resume: bool, overwrite: bool) -> Candidate | QuantizeReport:
+    report = None if overwrite else existing(bench)
+    if report is None:
+        return make_candidate(bench, resume=resume, overwrite=overwrite)
+    if other := used_differently(bench):
+        raise OutputExistsError(
+            f"{report.variant} exists and was made with {other}: add --overwrite to replace it, or choose a --method"
+        )
+    log.info("auto: using the existing %s (--overwrite makes a new one)", report.variant)
+    return report
+
+
+def _chosen(source: Candidate | QuantizeReport, why: str, overwrite: bool) -> QuantizeReport:
+    return replace(source.keep(overwrite) if isinstance(source, Candidate) else source, why=why)
 
 
 def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+from edgerec.command_line import command
 from edgerec.contract.content import reason
 from edgerec.contract.files import user_path
 from edgerec.contract.image_files import Levels
@@ -280,7 +282,7 @@ class DistillSection:
 class CompressSection:
     """Pruning, clustering and quantization."""
 
-    method: str = _choice("qat", "how to compress; auto takes the cheapest that stays inside max_drop", METHODS)
+    method: str = _choice("auto", "how to compress; auto takes ptq, or qat where ptq loses too much", METHODS)
     channels: float = _number(0.4, "part of the int8 time, as estimated, that channels saves by removing some", 0, 0.9)
     sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0, 0.98)
     schedule: str = _choice(
@@ -330,7 +332,8 @@ class Recipe:
             with open(user_path(path), "rb") as file:
                 values = tomllib.load(file)
         except FileNotFoundError:
-            raise RecipeError(f"{path} does not exist; edgerec recipe > {path} writes a complete one") from None
+            write = f"{command('recipe')} > {shlex.quote(str(path))}"
+            raise RecipeError(f"{path} does not exist: write a complete one with {write}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
         of_run = user_path(path).with_name("split.json").is_file()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from edgerec.command_line import command
 from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
@@ -11,7 +13,7 @@ from edgerec.export.edgetpu.doctor import check
 from edgerec.export.finding import Finding
 from edgerec.export.memory import microcontroller_bytes, plan_bytes
 
-_QUANTIZE = "quantize it: edgerec quantize RUN --method qat, or edgerec quantize MODEL --data FOLDER"
+_QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
 _INTEGERS = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
 # Those that TFLite itself registers.
 _CUSTOM = {"CUSTOM TFLite_Detection_PostProcess", "CUSTOM Mfcc", "CUSTOM AudioSpectrogram", "CUSTOM NumericVerify"}
@@ -27,7 +29,9 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     """
     graph = read_graph(content, where)
     if found := findings(graph, content, target):
-        more = f" (and {len(found) - 1} more: edgerec inspect {where} --target {target.name})" if len(found) > 1 else ""
+        # What is inside a bundle or a .zip has no path of its own.
+        show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
+        more = f" (and {len(found) - 1} more{show})" if len(found) > 1 else ""
         raise TargetError(f"target {target.name} cannot run {where}: {found[0]}{more}")
     return graph
 

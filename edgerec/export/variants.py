@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgerec.command_line import command, data_options
 from edgerec.compress.methods import FLOAT32
 from edgerec.compress.parity import check_drop
 from edgerec.compress.quantize import make_float32
@@ -71,7 +72,7 @@ def without_folders(recipe: Recipe) -> Recipe:
 def _choose(run: Run, target: Target, wanted: str | None, data: DataSource | None, listener: Listener) -> str:
     """The name of the variant; float32 is made where it is what is wanted and not there yet."""
     variants = run.variants()
-    make_int8 = f"make an int8 one with: edgerec quantize {run.path} --method qat"
+    make_int8 = f"make an int8 one with: {command('quantize', run.path, *data_options(data))}"
     if wanted is None:
         best = best_int8(variants)
         if best is not None and "int8" in target.types:

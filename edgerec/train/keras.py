@@ -126,7 +126,7 @@ def compile_classifier(
     xla: bool = False,
     parts: int = 1,
     shares: bool = False,
-    teacher: Callable[[Any, Any], Any] | None = None,
+    teacher: Callable[..., Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
     """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
@@ -168,7 +168,8 @@ def compile_classifier(
             devices = strategy.num_replicas_in_sync  # gradients are summed over them
             # The model's own regularization losses are not scaled by the teacher's weight.
             kept = tf.add_n(model.losses) / devices if model.losses else 0.0
-            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * teacher(pixels, scores) / devices
+            distance = teacher(pixels, scores, weight) / devices
+            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * distance
 
         model.train_step = partial(_step_in_parts, model, parts, loss)
     if again:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.command_line import command
 from edgerec.contract.files import replacing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSource, Recipe
@@ -77,9 +78,9 @@ class Run:
         """A finished run; raises :class:`EdgerecError` when there is none."""
         run = cls.at(path)
         if not run.begun:
-            raise EdgerecError(f"{path} is no run: make one with edgerec train --out {path}")
+            raise EdgerecError(f"{path} is not a run: make one with {command('train', 'DATA', '--out', path)}")
         if not run.finished:
-            raise EdgerecError(f"{path} is unfinished: go on with edgerec train --resume --out {path}")
+            raise EdgerecError(f"{path} is unfinished: resume it with {command('train', '--resume', '--out', path)}")
         return run
 
     @classmethod
@@ -89,7 +90,7 @@ class Run:
         if run.reconstructs:
             raise RunError(
                 f"{path} is an autoencoder, which answers no labels, expected a classifier's run; "
-                f"it finds novelty for one: edgerec export CLASSIFIER_RUN --novelty {path}"
+                f"it finds novelty for one: {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
             )
         return run
 

@@ -11,8 +11,9 @@ from edgerec.optional import require
 from edgerec.train.precision import in_suited
 from edgerec.train.run import Run
 
-# ``(pixels, scores) -> loss``: how far a student's scores are from what its teachers answer to the same pixels.
-Teacher = Callable[[Any, Any], Any]
+# ``(pixels, scores, weights) -> loss``: distance between the scores of a student and those of its teachers.
+# ``weights`` has the weight of each image, or is None.
+Teacher = Callable[..., Any]
 
 # What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
 _SAME = (
@@ -58,10 +59,12 @@ def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:
     def softened(scores: Any) -> Any:
         return tf.nn.log_softmax(tf.math.log(tf.cast(scores, tf.float32) + 1e-7) / temperature)
 
-    def loss(pixels: Any, scores: Any) -> Any:
+    def loss(pixels: Any, scores: Any, weights: Any = None) -> Any:
         mean = tf.add_n([tf.cast(model(pixels, training=False), tf.float32) for model in models]) / len(models)
         wanted, given = softened(mean), softened(scores)
         divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
+        if weights is not None:
+            divergence *= tf.cast(weights, divergence.dtype)
         return temperature**2 * tf.reduce_mean(divergence)
 
     return loss

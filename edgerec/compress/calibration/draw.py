@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.command_line import command
 from edgerec.compress.calibration import sets as calibration_set
 from edgerec.compress.calibration.check import examine, first_error, sample_of
 from edgerec.compress.calibration.given import of_set, open_offered
@@ -191,7 +192,7 @@ def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
     findings = list(examine(of_set(found, str(folder)), dataset, split))
     if error := first_error(findings):
         more = sum(finding.severity == "error" for finding in findings) - 1
-        others = f" ({more} more: edgerec calibration check {folder} --run RUN)" if more else ""
+        others = f" ({more} more: {command('calibration', 'check', folder, '--run', 'RUN')})" if more else ""
         raise DataError(f"calibration set {folder} is refused: {error}{others}")
     for finding in findings:
         if finding.severity == "warning":

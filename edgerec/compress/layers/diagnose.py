@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.command_line import command
 from edgerec.compress.layers.findings import LOW_DB, Finding, costliest, find_answers, find_input, find_layers
 from edgerec.compress.layers.measure import EXACT_DB, Layer, layer_parity
 from edgerec.compress.methods import FLOAT32
@@ -96,7 +97,7 @@ def parity(
     findings = (
         *find_input(models[1].input, normalise),
         *find_answers(scores[0], scores[1], dataset.labels),
-        *find_layers(layers, str(run.path)),
+        *find_layers(layers, str(run.path), data),
     )
     return ParityReport(
         run=str(run.path),
@@ -130,7 +131,9 @@ def draw_layers(report: ParityReport, path: Path) -> None:
 def _choose(run: Run, wanted: str | None) -> str:
     compressed = {name: report["val_top1"] for name, report in run.variants().items() if name != FLOAT32}
     if not compressed:
-        raise RunError(f"{run.path} has no variant to compare with float: make one with edgerec quantize {run.path}")
+        raise RunError(
+            f"{run.path} has no variant to compare with float: make one with {command('quantize', run.path)}"
+        )
     if wanted is None:
         # Forms with float activations agree in any case.
         int8 = [name for name in compressed if name.startswith("int8")] or compressed

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.command_line import command, data_options
 from edgerec.compress.layers.measure import FLOAT_MODEL, Layer, LayerParity
+from edgerec.contract.recipe import DataSource
 from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_table
 
 # A noise of a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB; with
@@ -92,8 +94,8 @@ def find_answers(
         )
 
 
-def find_layers(parity: LayerParity, run: str) -> Iterator[Finding]:
-    """What layers tell; ``run`` is its path, for the commands that help."""
+def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -> Iterator[Finding]:
+    """Yield findings about layers; the commands that they suggest are for the path ``run`` and its ``data``."""
     layers = parity.layers
     for layer in layers:
         if not layer.finite:
@@ -106,7 +108,7 @@ def find_layers(parity: LayerParity, run: str) -> Iterator[Finding]:
             "layer",
             worst.name,
             f"{worst.name} costs most: alone in the float model it leaves {worst.alone_db:.1f} dB at the logits "
-            f"({cause(worst)}): {_way_out(worst, parity.reference, run)}",
+            f"({cause(worst)}): {_way_out(worst, parity.reference, run, data)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
         innocent = first.own_db is not None and first.own_db >= LOW_DB
@@ -123,16 +125,15 @@ def find_layers(parity: LayerParity, run: str) -> Iterator[Finding]:
             "dead",
             dead[0].name,
             f"{names}: one value for all pictures, not so in float, since its range is far too wide or too narrow: "
-            f"{_way_out(dead[0], parity.reference, run)}",
+            f"{_way_out(dead[0], parity.reference, run, data)}",
         )
 
 
-def _way_out(layer: Layer, reference: str, run: str) -> str:
+def _way_out(layer: Layer, reference: str, run: str, data: DataSource | None) -> str:
     trained = "train it for int8 (--method qat)" if reference == FLOAT_MODEL else "let its range settle (more --epochs)"
     names = ",".join(dict.fromkeys((layer.name, *layer.readers)))
-    return (
-        f"{trained}, or leave it float with what reads it: edgerec quantize {run} --method mixed --float-layers {names}"
-    )
+    mixed = command("quantize", run, "--method", "mixed", "--float-layers", names, *data_options(data))
+    return f"{trained}, or leave it float with what reads it: {mixed}"
 
 
 def _low(ratio_db: float | None) -> bool:

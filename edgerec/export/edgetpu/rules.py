@@ -17,7 +17,7 @@ from edgerec.contract.flatbuffer import Operator, Tensor
 # A rule gives the reason why an operator is refused, or None.
 Rule = Callable[[Operator], str | None]
 
-QUANTIZE = "quantize it: edgerec quantize RUN --method qat"
+QUANTIZE = "quantize it: edgerec quantize RUN"
 ONE_PICTURE = "convert it for one picture at a time: keras.Input(shape, batch_size=1)"
 
 # Parameters may be 32-bit integers, and an LSTM keeps its cell state in 16 bits.

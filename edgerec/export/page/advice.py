@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from edgerec.command_line import command, data_options
+from edgerec.contract.recipe import DataSource
 from edgerec.export.page.facts import RunReport, Step
 from edgerec.train.baseline import is_near
 
@@ -23,14 +24,15 @@ UNCALIBRATED = 0.05
 NAMED = 3
 
 
-def advice(report: RunReport) -> tuple[Step, ...]:
-    """The next steps, the most urgent first."""
-    run = shlex.quote(report.run)
+def advice(report: RunReport, data: DataSource | None = None) -> tuple[Step, ...]:
+    """Return the next steps, the most urgent first; their commands read the images at ``data`` if they were moved."""
+    run, moved = report.run, data_options(data)
     if not report.finished:
-        return (Step(f"edgerec train --resume --out {run}", "the training is unfinished: it goes on where it stopped"),)
+        resume = command("train", "--resume", "--out", run)
+        return (Step(resume, "the training is unfinished: this resumes it after its last complete epoch"),)
     if _is_near_majority(report):
         return tuple(_better(report))
-    return (*_better(report), *_smaller(report, run), *_out(report, run))
+    return (*_better(report), *_smaller(report, run, moved), *_out(report, run, moved))
 
 
 def _is_near_majority(report: RunReport) -> bool:
@@ -44,7 +46,7 @@ def _better(report: RunReport) -> Iterator[Step]:
     """What would make the model itself better, or the figures more certain."""
     if _is_near_majority(report) or (report.top1 and report.top1.value < GUESSING / len(report.classes)):
         yield Step(
-            f"edgerec data check {shlex.quote(report.made.source)}",
+            command("data", "check", report.made.source),
             "the accuracy is hardly better than guessing or always predicting the most frequent class: check images "
             "and labels, then train with more images, more train.epochs or another train.learning_rate",
         )
@@ -80,25 +82,29 @@ def _weak(report: RunReport) -> Iterator[Step]:
         )
 
 
-def _smaller(report: RunReport, run: str) -> Iterator[Step]:
+def _smaller(report: RunReport, run: str, moved: Sequence[str]) -> Iterator[Step]:
     """What quantization asks for."""
     compressed = [row for row in report.variants if row.variant != "float32"]
     if not compressed:
-        yield Step(f"edgerec quantize {run}", "no variant yet: int8 is smaller, faster, and what most devices run")
+        yield Step(
+            command("quantize", run, *moved), "no variant yet: int8 is smaller, faster, and what most devices run"
+        )
         return
     over = [row for row in compressed if row.drop_points > row.max_drop]
     if over:
         worst = max(over, key=lambda row: row.drop_points)
         others = f", as do {len(over) - 1} more" if len(over) > 1 else ""
         yield Step(
-            f"edgerec parity {run} --variant {shlex.quote(worst.variant)}",
+            command("parity", run, "--variant", worst.variant, *moved),
             f"{worst.variant} loses {worst.drop_points:.2f} points, more than allowed{others}: which layer costs them",
         )
     if not report.timed_on:
-        yield Step(f"edgerec quantize {run} --compare", "all the ways to compress it, with times on this machine")
+        yield Step(
+            command("quantize", run, "--compare", *moved), "all the ways to compress it, with times on this machine"
+        )
 
 
-def _out(report: RunReport, run: str) -> Iterator[Step]:
+def _out(report: RunReport, run: str, moved: Sequence[str]) -> Iterator[Step]:
     """What brings it to a device."""
     if report.chosen is None:
         return
@@ -106,12 +112,15 @@ def _out(report: RunReport, run: str) -> Iterator[Step]:
     fitted = f"; it takes the temperature {shown.temperature:g} along" if shown else ""
     if shown and shown.after.ece > UNCALIBRATED:
         yield Step(
-            f"edgerec export {run} --target rpi --precision 0.95",
+            command("export", run, "--target", "rpi", "--precision", "0.95", *moved),
             f"its scores are {100 * shown.after.ece:.0f} points off even with a temperature: thresholds for each "
             "label answer unknown instead",
         )
         return
-    yield Step(f"edgerec export {run} --target rpi", f"the bundle for a device, of {report.chosen.variant}{fitted}")
+    yield Step(
+        command("export", run, "--target", "rpi", *moved),
+        f"the bundle for a device, of {report.chosen.variant}{fitted}",
+    )
 
 
 def _list(labels: list[str]) -> str:

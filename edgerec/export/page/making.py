@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgerec.command_line import command
 from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.contract.files import checked_output, refuse_existing, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
@@ -63,7 +64,7 @@ def report(
     """
     run = run if isinstance(run, Run) else Run.at(run)
     if not run.begun:
-        raise EdgerecError(f"{run.path} is no run: make one with edgerec train --out {run.path}")
+        raise EdgerecError(f"{run.path} is not a run: make one with {command('train', 'DATA', '--out', run.path)}")
     if run.reconstructs:
         raise RunError(
             f"{run.path} is an autoencoder, which a page of answers and mistakes says nothing of: "
@@ -77,7 +78,7 @@ def report(
     require("jinja2")  # before anything is computed
     require("matplotlib")
     found, missing = _data(run, data, listener)
-    facts, shown = _gather(run, found, missing, pictures, listener)
+    facts, shown = _gather(run, found, missing, data, pictures, listener)
     text = render(replace(facts, page=str(page)), shown)
     write_file(page, text)
     return replace(facts, page=str(page), page_bytes=page.stat().st_size)
@@ -98,7 +99,12 @@ def _data(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[
 
 
 def _gather(
-    run: Run, found: tuple[Dataset, Split] | None, missing: list[str], pictures: bool, listener: Listener
+    run: Run,
+    found: tuple[Dataset, Split] | None,
+    missing: list[str],
+    data: DataSource | None,
+    pictures: bool,
+    listener: Listener,
 ) -> tuple[RunReport, Pictures]:
     metrics = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
@@ -134,7 +140,7 @@ def _gather(
         next=(),
     )
     if pictures:
-        return replace(facts, next=advice(facts)), take(run, found, facts)
+        return replace(facts, next=advice(facts, data)), take(run, found, facts)
     # Nor does the page say where anything lies here.
     places = {place: Path(place).name for place in run.recipe.data.places} | {facts.run: facts.name}
     told = tuple(_renamed(text, places) for text in facts.missing)

@@ -1,0 +1,196 @@
+"""``quantize`` without a method: PTQ first, QAT where it is worth it, and nothing interrupted is discarded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+
+import pytest
+
+from edgerec import Recipe, Run, fit, quantize
+from edgerec.errors import GateError, OutputExistsError, RecipeError
+from tests.conftest import one_line, red_and_blue
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run on 40 images of two colors, in a folder whose name has a space and a quote."""
+    folder = tmp_path_factory.mktemp("user's files")
+    data = {"source": str(red_and_blue(folder / "my images")), "input_size": 28}
+    recipe = Recipe.from_dict(
+        {
+            "data": data,
+            "model": {"width": 0.25},
+            "train": {"epochs": 2, "batch_size": 8},
+            "compress": {"epochs": 1, "max_drop": 100.0},
+        }
+    )
+    return fit(recipe, folder / "my run")
+
+
+def record_validation_drop(run: Run, variant: str, points: float) -> None:
+    """Write another loss on the validation images into the report of an existing variant."""
+    path = run.variant(variant) / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": points}))
+
+
+def test_the_default_is_auto_which_keeps_ptq_where_it_loses_little(small_run, here):
+    done = here("quantize", small_run.path)
+    assert done.returncode == 0, done.stderr
+    assert list(small_run.variants()) == ["float32", "int8"]
+    assert "why      ptq loses so little that qat is not worth its time" in done.stdout
+    assert "validation images ptq loses" in done.stdout
+    # A second call reuses the variant instead of refusing it.
+    done = here("quantize", small_run.path, "--json")
+    assert json.loads(done.stdout)["variant"] == "int8"
+    assert "auto: using the existing int8" in done.stderr
+
+
+def test_auto_trains_where_ptq_loses_too_much_and_takes_what_loses_less(small_run):
+    record_validation_drop(small_run, "int8", 51.0)  # more than half of what is allowed, but inside
+    report = quantize(small_run)
+    assert (report.variant, report.method) == ("int8-qat", "qat")
+    assert report.why.startswith("qat loses least; on 4 validation images ptq loses 51.00 points, qat loses ")
+    record_validation_drop(small_run, "int8-qat", 52.0)
+    assert quantize(small_run).variant == "int8"
+    # If both lose the same, the one that needs no training is chosen.
+    record_validation_drop(small_run, "int8-qat", 51.0)
+    assert quantize(small_run).variant == "int8"
+
+
+def test_auto_falls_back_to_float16_and_says_that_it_is_not_int8(small_run, here):
+    record_validation_drop(small_run, "int8", 3.0)
+    record_validation_drop(small_run, "int8-qat", 2.0)
+    done = here("quantize", small_run.path, "--max-drop", "1")
+    assert done.returncode == 0, done.stderr
+    assert "auto chose float16, which is not int8" in done.stderr
+    assert (
+        "why      no int8 method stays inside --max-drop; on 4 validation images ptq loses 3.00 points" in done.stdout
+    )
+    # The suggested command exports this variant, although export itself prefers int8.
+    (suggested,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
+    assert shlex.split(suggested)[1:] == [
+        *("edgerec", "export", str(small_run.path), "--target", "rpi", "--variant", "float16"),
+    ]
+
+
+def test_auto_fails_where_nothing_fits_and_keeps_the_best(small_run):
+    record_validation_drop(small_run, "float16", 2.5)
+    with pytest.raises(GateError, match=r"no method stays inside --max-drop 1 on 4 validation images") as caught:
+        quantize(small_run, max_drop=1)
+    assert caught.value.report.variant == "int8-qat"
+
+
+def test_auto_does_not_reuse_a_variant_that_was_made_with_other_settings(small_run, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text("images = 7\n")
+    with pytest.raises(
+        OutputExistsError, match=r"int8 exists and was made with calibration stratified: add --overwrite"
+    ):
+        quantize(small_run, calibration=str(other))
+
+
+def test_only_the_chosen_variant_is_measured_on_the_test_images(small_run, tmp_path, caplog):
+    # A calibration set of one image, which int8 without training does not survive, on a budget of nothing.
+    fresh = fit(small_run.recipe, tmp_path / "run")
+    one = tmp_path / "one.toml"
+    one.write_text("images = 1\n")
+    with caplog.at_level(logging.INFO, "edgerec"):
+        report = quantize(fresh, max_drop=100, calibration=str(one))
+    assert list(fresh.variants()) == ["float32", report.variant]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "method"),
+    [("sparsity", 0.5, "prune"), ("clusters", 8, "cluster"), ("channels", 0.3, "channels")],
+)
+def test_an_option_without_its_method_is_refused(small_run, here, option, value, method):
+    with pytest.raises(RecipeError, match=rf"--{option} has no effect with --method auto: .* --method {method} "):
+        quantize(small_run, **{option: value})
+    assert f"such as --method {method} " in one_line(here("quantize", small_run.path, f"--{option}", value))
+
+
+def other_network(small_run, folder, arch):
+    values = small_run.recipe.to_dict()
+    values["model"] |= {"arch": arch}
+    values["train"] |= {"epochs": 1}
+    return fit(Recipe.from_dict(values), folder)
+
+
+def test_auto_skips_qat_for_a_recurrent_network(small_run, tmp_path):
+    run = other_network(small_run, tmp_path / "run", "lstm")
+    assert quantize(run).variant == "int8"
+    record_validation_drop(run, "int8", 60.0)
+    report = quantize(run)  # the only int8 method, inside max_drop
+    assert report.variant == "int8"
+    assert report.why.startswith("ptq is the only int8 method for this model; on 4 validation images ptq loses 60.00")
+    assert "qat cannot be used" in report.why
+
+
+def test_auto_quantizes_an_autoencoder(small_run, tmp_path, here):
+    run = other_network(small_run, tmp_path / "my run", "autoencoder")
+    done = here("quantize", run.path)
+    assert done.returncode == 0, done.stderr
+    assert "why      ptq loses so little" in done.stdout
+    (suggested,) = (line for line in done.stdout.splitlines() if line.startswith("next"))
+    assert shlex.split(suggested)[1:] == [
+        *("edgerec", "export", "CLASSIFIER_RUN", "--novelty", str(run.path), "--target", "rpi"),
+    ]
+
+
+class Stopped(Exception):
+    """Stands for Ctrl-C, which pytest takes for its own."""
+
+
+@pytest.fixture
+def interrupted(small_run):
+    """The run with an interrupted QAT of two epochs, one of which is complete."""
+
+    def stop(progress):
+        if progress.text.startswith("epoch 2"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quantize(small_run, "qat", epochs=2, overwrite=True, listener=stop)
+    return small_run
+
+
+def test_interrupted_work_is_not_discarded_unasked(interrupted, here, caplog):
+    states = list((interrupted.path / "checkpoints" / "int8-qat").iterdir())
+    assert len(states) == 1
+    command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
+    shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
+    message = one_line(here(*command))
+    assert "has an interrupted qat: add --resume to resume it, or --overwrite to start again" in message
+    # auto would train too.
+    assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
+    assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states
+    # Other settings would silently start again.
+    with pytest.raises(OutputExistsError, match=r"interrupted qat with compress.epochs 2 instead of 3: give the same"):
+        quantize(interrupted, "qat", epochs=3, resume=True)
+    with caplog.at_level(logging.INFO, "edgerec"):
+        quantize(interrupted, "qat", epochs=2, max_drop=99, resume=True)  # the gate may differ
+    assert "quantization-aware training: resuming after epoch 1/2" in caplog.text
+    assert not states[0].exists()
+
+
+def test_overwrite_starts_again(interrupted, caplog):
+    with caplog.at_level(logging.INFO, "edgerec"):
+        quantize(interrupted, "qat", epochs=2, overwrite=True)
+    assert "resuming" not in caplog.text
+
+
+def test_ctrl_c_says_how_to_resume(small_run, here, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["edgerec.compress.quantize"], "quantization_aware", interrupt)
+    done = here("quantize", small_run.path, "--method", "qat", "--epochs", 2, "--overwrite")
+    assert done.returncode == 130
+    last = done.stderr.splitlines()[-1]
+    assert shlex.split(last.partition("resume with: ")[2]) == [
+        *("edgerec", "quantize", str(small_run.path), "--method", "qat", "--epochs", "2", "--overwrite", "--resume"),
+    ]
