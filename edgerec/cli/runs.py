@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
+from edgerec.command_line import command
 
 
 def runs(
@@ -22,7 +23,7 @@ def runs(
         show_json([row.to_dict() for row in rows])
         return
     if not rows:
-        say(f"{folder} holds no runs; edgerec train DATA --out {folder}/NAME creates one")
+        say(f"{folder} holds no runs; create one with {command('train', 'DATA', '--out', folder / 'NAME')}")
         return
     table(
         ("run", "state", "architecture", "float", "int8", "bytes", "changed"),
