@@ -111,7 +111,8 @@ def test_no_right_image_is_refused(tmp_path):
     """The images of a class have all colors but its own, so that no order of the labels is right."""
     classes = np.arange(24) % 4
     shown = (classes + 1 + np.arange(24) // 4 % 3) % 4
-    pixels = np.zeros((24, 12, 12, 3), np.uint8) + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
+    noise = np.random.default_rng(2).integers(0, 20, (24, 12, 12, 3)).astype(np.uint8)  # no two images are equal
+    pixels = noise + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
     np.savez(tmp_path / "d.npz", x_train=pixels, y_train=classes)
     color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
     with pytest.raises(DataError, match=r"0 of 24 images have the right label.*--labels folders"):
@@ -139,7 +140,8 @@ def test_a_weak_model_in_the_right_order_is_accepted(tmp_path):
     rng = np.random.default_rng(1)
     classes = np.arange(96) % 4
     shown = np.where(rng.random(96) < 0.6, rng.integers(0, 4, 96), classes)
-    pixels = np.zeros((96, 12, 12, 3), np.uint8) + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
+    noise = np.random.default_rng(2).integers(0, 20, (96, 12, 12, 3)).astype(np.uint8)  # no two images are equal
+    pixels = noise + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
     np.savez(tmp_path / "d.npz", x_train=pixels, y_train=classes)
     color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
     run = adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
