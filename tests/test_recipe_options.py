@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from edgerec import Recipe
 from edgerec.cli.app import app
+from edgerec.cli.recipe_options import compose_recipe
 
 
 def edgerec(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -44,9 +45,12 @@ def test_train_accepts_an_image_folder_as_its_argument(image_folder, tmp_path):
     assert Path(Recipe.from_toml(tmp_path / "runs/x/recipe.toml").data.source) == image_folder.resolve()
 
 
-def test_train_refuses_data_that_is_named_twice(image_folder, tmp_path):
-    message = error_of("train", image_folder, "--data", "digits", "--out", tmp_path / "out")
-    assert "named twice" in message
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_argument_and_data_option_are_merged(command, tmp_path):
+    message = error_of(command, tmp_path / "first", "--data", tmp_path / "second", "--out", tmp_path / "out")
+    assert f"{tmp_path / 'first'}" in message  # the first data set that is missing is named
+    recipe = compose_recipe("first", {"data.source": ["second", "third"]}, [])
+    assert recipe.data.source == ("first", "second", "third")
 
 
 def test_train_on_a_run_says_how_to_resume_it(tmp_path):

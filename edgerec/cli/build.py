@@ -20,6 +20,7 @@ def build(
     out: Path | None = typer.Option(
         None, "--out", "-o", help="Folder for the run; the bundle is written beside it. [default: runs/NAME]"
     ),
+    data: list[str] | None = typer.Option(None, help="Another data set to merge with the first; may be repeated."),
     arch: str | None = typer.Option(None, help="Architecture; edgerec models lists them."),
     epochs: int | None = typer.Option(None, help="Number of training epochs."),
     method: str | None = typer.Option(None, help="Compression method, as for edgerec quantize."),
@@ -36,7 +37,12 @@ def build(
     """Train, quantize, export, verify and report in one command, which continues if it is interrupted."""
     folder = out or default_run(subject)
     with progress() as listener:
-        options = {"model.arch": arch, "train.epochs": epochs, "compress.max_drop": max_drop}
+        options = {
+            "data.source": data or None,
+            "model.arch": arch,
+            "train.epochs": epochs,
+            "compress.max_drop": max_drop,
+        }
         recipe = compose_recipe(subject, options, assignments)
         from edgerec.workflow import build as build_bundle
 

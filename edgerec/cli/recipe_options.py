@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from edgerec.command_line import command
 
 if TYPE_CHECKING:
@@ -24,7 +22,8 @@ def compose_recipe(
     """Return the recipe that a command was asked for.
 
     Args:
-        subject: a recipe file, or data as ``data.source`` takes it; None if the command was called without either.
+        subject: a recipe file, or a data set that is merged with those of ``data.source``; None if the command was
+            called without either.
         options: dotted recipe keys and the values of the command's options; None for an option that was not used.
         assignments: ``KEY=VALUE`` texts, which take precedence over ``options``.
         needs_data: whether a recipe without ``data.source`` is refused. Nobody wants to find out after the training
@@ -42,12 +41,7 @@ def compose_recipe(
         recipe = Recipe.from_toml(subject, base=recipe)
     elif subject is not None:
         _refuse_run(Path(subject))
-        if "data.source" in changes:
-            raise typer.BadParameter(
-                f"the data is named twice, as {subject!r} and as {changes['data.source']!r}: keep one of the two",
-                param_hint="--data",
-            )
-        changes["data.source"] = subject
+        changes["data.source"] = [subject, *changes.get("data.source", [])]
     recipe = recipe.override(changes, "command line").override(dict(map(parse_assignment, assignments)))
     if needs_data and not recipe.data.source:
         raise RecipeError(
