@@ -1,8 +1,10 @@
 """The figures that ``edgerec models`` shows: every architecture built with random weights and converted to int8.
 
-    python benchmarks/models.py [--only NAME …] [--write docs/models.md]
+    python benchmarks/models.py [--only NAME …] [--recommended] [--write docs/models.md]
 
 Writes edgerec/models/figures.json. What is there is measured again only when it is named: all take half an hour.
+``--recommended`` writes edgerec/models/recommended.json instead: the networks that ``--arch auto`` chooses, at the
+width and input size that it chooses.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgerec.contract.target import Target, target_names
 from edgerec.export.architectures import FIGURES, ArchitectureReport, architectures, measured
+from edgerec.export.recommendations import FIGURES as RECOMMENDED
+from edgerec.export.recommendations import default_input_px, key
 from edgerec.models import ARCHITECTURES
+from edgerec.models.auto import rules_for
 from edgerec.train.keras import keras
 
-KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets")
+KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
 HEADER = """# Architectures
 
 What `edgerec train --arch NAME` takes. `edgerec models` shows the same list, `edgerec models NAME --input-size 64
@@ -30,6 +36,36 @@ FOOTER = """
 - **not on**: targets that cannot run it at this size; `edgerec models NAME` says why. A smaller one may fit.
 - VGG16 without batch normalisation hardly learns from random weights in a short schedule.
 - EfficientNet is without its random dropping of whole blocks; `model.dropout` is the only one.
+
+## Choosing an architecture
+
+`edgerec train` without `--arch` (`--arch auto`) chooses the architecture, its width, the input size and the initial
+weights, and its log gives the choice and the reason. The run's `recipe.toml` names what was chosen. The first row that
+matches decides (`edgerec/models/auto.py`):
+
+| images | chosen |
+|---|---|
+| up to 40 px, grayscale | `simple_cnn` |
+| up to 40 px, at least 5,000 images | `resnet8`; with 50 classes or more `resnet14` |
+| up to 40 px, fewer images | `simple_cnn` |
+| larger, color, `--target` with more memory than a microcontroller | `mobilenet_v2` 1, 160 px, ImageNet weights |
+| larger, color | `mobilenet_v2` 0.35, 96 px, ImageNet weights |
+| larger, at least 10,000 images or 50 classes | `mobilenet_v1` 0.5, 96 px, random weights |
+| larger | `mobilenet_v2` 0.35, 96 px, random weights |
+
+- Keras downloads the ImageNet weights once. If the download fails, a warning gives the
+  reason and the last two rows decide.
+- An option that you set is kept: `--input-size` decides whether images count as small, `--width` replaces the width,
+  `--weights none` rules out ImageNet weights, and `--weights FILE` uses the network in the file (`--arch backbone`).
+- The number of training epochs, if it is not set, is that of about 6,000 updates of the weights, but at least 15 and at
+  most 60. This holds for every architecture.
+- Augmentation is not chosen. In particular, `augment.flip` is off, because mirrored digits, letters and signs mean
+  something else; set it if a mirrored image has the same label.
+
+`edgerec models --target rpi` shows these networks for a target, and what they and all others cost there. The time for
+one image is an estimate for a Raspberry Pi 4 that is computed from the operators, not a measurement; other targets have
+none. `--input-size 64` builds and converts the recommended networks at another size. [results.md](results.md) compares
+`auto` with the former defaults.
 
 ## ImageNet's weights
 
@@ -83,12 +119,28 @@ def table(reports: Sequence[ArchitectureReport]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_recommended() -> None:
+    """Measure every network that ``--arch auto`` chooses for one of the targets."""
+    rules = {rule for name in target_names() for rule in rules_for(Target.load(name))}
+    networks = {(rule.arch, rule.width, default_input_px(rule)) for rule in rules}
+    figures = {}
+    for arch, width, size in sorted(networks):
+        keras().backend.clear_session()
+        figures[key(arch, width, size)] = measured(arch, input_size=size, width=width).to_dict()
+        print(key(arch, width, size), flush=True)
+    RECOMMENDED.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     """Measure, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), help="measure these, there or not")
+    parser.add_argument("--recommended", action="store_true", help="measure the networks that auto chooses")
     parser.add_argument("--write", type=Path, help="a Markdown file for the table")
     arguments = parser.parse_args()
+    if arguments.recommended:
+        write_recommended()
+        return
     figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     for name in arguments.only or [name for name in ARCHITECTURES if name not in figures]:
         keras().backend.clear_session()

@@ -45,6 +45,7 @@ _PUBLIC = {
     "prove": "edgerec.export.userland",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
+    "recommendations": "edgerec.export.recommendations",
     "report": "edgerec.export.page",
     "show_data": "edgerec.data.show",
     "tune": "edgerec.tuning",
@@ -85,6 +86,7 @@ __all__ = [
     "prove",
     "quantize",
     "read_image",
+    "recommendations",
     "report",
     "show_data",
     "tune",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from edgerec.export.architectures import architecture, architectures
     from edgerec.export.inspection import inspect
     from edgerec.export.page import report
+    from edgerec.export.recommendations import recommendations
     from edgerec.export.userland import prove
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark

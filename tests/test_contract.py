@@ -70,7 +70,7 @@ def test_every_recipe_key_has_a_comment():
     [
         ("train.epoch", 3, "did you mean 'train.epochs'"),
         ("trian.epochs", 3, "did you mean 'train'"),
-        ("train.epochs", 0, "train.epochs is 0, expected 1 to"),
+        ("train.epochs", -1, "train.epochs is -1, expected 0 to"),
         ("train.epochs", "many", "train.epochs is 'many'"),
         ("train.epochs", True, "train.epochs is True"),
         ("data.fit", "zoom", "expected crop, stretch, pad"),

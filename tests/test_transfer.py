@@ -122,8 +122,9 @@ def test_networks_that_cannot_be_taken(file, image_folder, tmp_path):
 
 def test_weights_of_other_shapes_are_named(run, tmp_path, caplog):
     weights = str(run.path / "model.keras")
+    half = {"model.arch": "simple_cnn", "model.width": 0.5}
     with pytest.raises(ModelError, match=r"conv2d/kernel is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):
-        fit(recipe(**{"model.weights": weights, "model.width": 0.5}), tmp_path / "a")
+        fit(recipe(**{"model.weights": weights} | half), tmp_path / "a")
     keras().models.load_model(weights, compile=False).save(tmp_path / "w.h5")
     with pytest.raises(ModelError, match=r"conv2d is \(3, 3, 1, 16\) here"):
-        fit(recipe(**{"model.weights": str(tmp_path / "w.h5"), "model.width": 0.5}), tmp_path / "a")
+        fit(recipe(**{"model.weights": str(tmp_path / "w.h5")} | half), tmp_path / "a")

@@ -26,8 +26,8 @@ from edgerec.compress.calibration import pin_range
 from edgerec.compress.convert import plain_names, to_int8
 from edgerec.contract.metadata import with_metadata
 from edgerec.errors import ModelError, OutputExistsError, RecipeError, StudyError, TrainError
+from edgerec.export.pi_latency import estimated_ms
 from edgerec.tuning.cost import Cost, Limits, measure
-from edgerec.tuning.pi import estimated_ms
 from edgerec.tuning.plan import Plan, refuse_other
 from edgerec.tuning.results import TrialRow, best_of
 from edgerec.tuning.space import Choices, Numbers, applied, default_space, own_point, read_space, to_toml
@@ -138,7 +138,9 @@ def test_a_search_file_is_read_and_written_the_same(tmp_path):
 
 
 def test_the_default_search_holds_the_recipe_itself():
-    recipe = Recipe().override({"data.input_size": 96, "data.channels": 3, "train.batch_size": 48})
+    resolved = {"model.arch": "simple_cnn", "model.width": 1.0, "model.weights": "none"}
+    resolved |= {"data.input_size": 96, "data.channels": 3, "train.batch_size": 48}
+    recipe = Recipe().override(resolved)
     space = default_space(recipe, 1000)
     assert own_point(recipe, space) == {
         "train.learning_rate": 0.002,
@@ -190,7 +192,7 @@ def test_the_estimate_gives_the_published_times():
 
 
 def test_a_cost_is_that_of_the_int8_file(base):
-    complete = base.override({"data.input_size": 28, "data.channels": 1})
+    complete = base.override({"data.input_size": 28, "data.channels": 1, "model.arch": "simple_cnn"})
     cost = measure(complete, ("even", "odd"), "rpi", Limits())
     convolution, dense = 26 * 26 * 8 * 9 + 11 * 11 * 16 * 9 * 8, 5 * 5 * 16 * 16 + 16 * 2
     read = 26 * 26 * 8 + 11 * 11 * 16 + 28 * 28 + 2 + 2  # two poolings, the pixels' rounding, softmax and the scores'

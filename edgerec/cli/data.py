@@ -39,14 +39,14 @@ def show(
     recipe = _recipe(subjects, assignments)
     with progress() as listener:
         from edgerec.data.show import show_data
-        from edgerec.models import find
+        from edgerec.models import least_size_px
 
         if augment:
             from edgerec.train.keras import keras
 
             keras()  # loads TensorFlow quietly
 
-        least = find(recipe.model.arch).least_size_px
+        least = least_size_px(recipe.model.arch)
         sheet = show_data(recipe, out, augment=augment, overwrite=overwrite, least_size_px=least, listener=listener)
     if json:
         show_json(sheet.to_dict())
@@ -119,11 +119,11 @@ def pack(
     recipe = _recipe(subjects, assignments).override(given, "command line")
     with progress() as listener:
         from edgerec.data.pack import pack_data
-        from edgerec.models import find
+        from edgerec.models import least_size_px
         from edgerec.train.keras import keras
 
         keras()  # loads TensorFlow quietly
-        least = find(recipe.model.arch).least_size_px
+        least = least_size_px(recipe.model.arch)
         try:
             made = pack_data(recipe, out, least_size_px=least, resume=resume, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.export.architectures import ArchitectureReport
+    from edgerec.export.recommendations import Recommendation
 
 
 def models(
@@ -21,6 +22,9 @@ def models(
     input_size: int | None = typer.Option(None, help="Side of its input, pixels. [default: 96]"),
     width: float | None = typer.Option(None, help="Factor on its number of channels. [default: 1]"),
     classes: int | None = typer.Option(None, help="How many classes it tells apart. [default: 10]"),
+    target: str | None = typer.Option(
+        None, help="Recommend architectures for this target (edgerec targets), with the estimated time for one image."
+    ),
     plot: Path | None = typer.Option(None, help="Draw the list into this PNG."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,
@@ -28,6 +32,15 @@ def models(
     """Show the architectures that --arch takes, what they cost as int8, and what takes and runs them."""
     given: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
     changed = {key: value for key, value in given.items() if value is not None}
+    if target is not None:
+        if name or plot or width or classes:
+            raise typer.BadParameter("can be combined with --input-size and --json only", param_hint="--target")
+        with progress() as listener:
+            from edgerec.export.recommendations import recommendations
+
+            rows = recommendations(target, input_size=input_size, listener=listener)
+        show_json([row.to_dict() for row in rows]) if json else _recommend(rows, target)
+        return
     if not name:
         if changed:
             raise typer.BadParameter("the list has one size; for another, name one architecture", param_hint="NAME")
@@ -45,6 +58,53 @@ def models(
 
         report = architecture(name, **changed, listener=listener)
     show_json(report.to_dict()) if json else _describe(report)
+
+
+def _recommend(rows: Sequence[Recommendation], target: str) -> None:
+    from edgerec.export.recommendations import ESTIMATES
+
+    chosen = [row for row in rows if row.data]
+    others = [row for row in rows if not row.data]
+    conditions = ESTIMATES.get(target)
+    say(f"edgerec train --target {target} chooses for")
+    for row in chosen:
+        for data in row.data:
+            say(f"  {data}: {_network(row)}")
+    say("")
+    _costs(chosen, conditions is not None)
+    if others:
+        say(f"\nothers that {target} runs, at {others[0].report.input_size} px")
+        _costs(others, conditions is not None)
+    if conditions:
+        say(f"\nms: time for one image, {conditions}")
+        say("    This is not a measurement; edgerec benchmark measures on the device.")
+    else:
+        say(f"\nThere is no estimate of the time on {target}; compare the multiply-adds.")
+
+
+def _network(row: Recommendation) -> str:
+    report = row.report
+    return f"{report.name}, width {report.width:g}, {report.input_size} px"
+
+
+def _costs(rows: Sequence[Recommendation], estimated: bool) -> None:
+    table(
+        ("architecture", "width", "px", *(["ms"] if estimated else []), "multiply-adds", "int8 bytes"),
+        [
+            (
+                row.report.name,
+                f"{row.report.width:g}",
+                str(row.report.input_size),
+                *([f"{row.estimated_ms:.3g}"] if row.estimated_ms is not None else []),
+                f"{row.report.macs:,}",
+                f"{row.report.int8_bytes:,}",
+            )
+            for row in rows
+        ],
+    )
+    for row in rows:
+        if row.refusal:
+            say(f"{_network(row)} does not run there: {row.refusal}")
 
 
 def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:

@@ -27,12 +27,17 @@ def train(
     ),
     arch: str | None = typer.Option(
         None,
-        help="The network: edgerec models lists them; or a function of yours, as my_net.py:build, whose code is run.",
+        help="Architecture: auto (chosen by the images and --target), a name from edgerec models, or a function of "
+        "yours, such as my_net.py:build, whose code is run. [default: auto]",
+    ),
+    target: str | None = typer.Option(
+        None, help="Target that --arch auto chooses a network for (edgerec targets). [default: any]"
     ),
     epochs: str | None = typer.Option(
         None,
         metavar="[+]N",
-        help="Number of training epochs; with --resume, +N adds N epochs to a finished run.",
+        help="Number of training epochs; with --resume, +N adds N epochs to a finished run. "
+        "[default: 15 to 60 by the number of training images]",
     ),
     group_by: str | None = typer.Option(
         None,
@@ -40,8 +45,14 @@ def train(
         "of the split.",
     ),
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
-    width: float | None = typer.Option(None, help="Factor on the number of channels."),
-    weights: str | None = typer.Option(None, help="Start from none, imagenet, a run, or a .keras or .h5 file."),
+    width: float | None = typer.Option(
+        None, help="Factor on the number of channels. [default: chosen by --arch auto, otherwise 1]"
+    ),
+    weights: str | None = typer.Option(
+        None,
+        help="Initial weights: none (random), imagenet, a run, or a .keras or .h5 file. "
+        "[default: imagenet if --arch auto chooses a network that has them, otherwise none]",
+    ),
     batch_size: int | None = typer.Option(None, help="Pictures per step."),
     learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
     device: str | None = typer.Option(None, help="auto, cpu or gpu."),
@@ -68,6 +79,7 @@ def train(
     options = {
         "data.source": data or None,
         "model.arch": arch,
+        "model.target": target,
         "train.epochs": None if more_epochs else count,
         "data.group_by": group_by,
         "data.input_size": input_size,

@@ -21,8 +21,8 @@ from edgerec.contract.tensors import NORMALISATIONS, NORMALISE_CHOICES, AnyNorma
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, EdgerecError
 from edgerec.models import OWN
+from edgerec.train.auto import with_epochs
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.feed import batch_size
 from edgerec.train.fit import placed
 from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
@@ -209,12 +209,11 @@ def _look_at(
     parts = split_dataset(dataset, section, base.seed)
     if Exposure.of_file(path, dataset) is not None:
         refuse_exposed(path, str(path), dataset, parts)
-    size = batch_size(base.train.batch_size, len(parts.train))
     recipe = replace(
         base,
         data=section,
-        model=replace(base.model, arch=OWN, weights="none"),
-        train=replace(base.train, batch_size=size, mixed_precision=False),
+        model=replace(base.model, arch=OWN, width=base.model.width or 1.0, weights="none"),
+        train=replace(with_epochs(base.train, len(parts.train)), mixed_precision=False),
     )
     return _Found(known, dataset.relabelled(known) if dataset.labels else dataset, parts, recipe)
 

@@ -22,6 +22,20 @@ Check = Callable[[Any], bool]
 # A data set's name, .npz file or folder, or several of them, which are merged.
 DataSource = str | Sequence[str]
 
+# Value of model.arch and model.weights that stands for a choice by the images and the target.
+AUTO = "auto"
+# Keys that training resolves, with the value that asks it to. A run's recipe.toml has none of these values.
+UNRESOLVED: Mapping[str, Any] = {
+    "data.input_size": 0,
+    "data.channels": 0,
+    "data.preprocess_version": 0,
+    "model.arch": AUTO,
+    "model.width": 0.0,
+    "model.weights": AUTO,
+    "train.epochs": 0,
+    "train.batch_size": 0,
+}
+
 # How a run can be compressed; compress/methods.py says what each does.
 METHODS = (
     "qat",
@@ -210,20 +224,35 @@ class ModelSection:
     """The network."""
 
     arch: str = _text(
-        "simple_cnn", "as edgerec models shows; a function of yours: my_net.py:build; backbone: what weights has"
+        AUTO,
+        "auto: chosen by the images and the target; or a name from edgerec models, a function of yours "
+        "(my_net.py:build), or backbone (the network in the weights file)",
     )
-    width: float = _number(1.0, "factor on the number of channels", 0.05, 4)
+    width: float = _key(
+        0.0,
+        "factor on the number of channels; 0 = chosen by arch auto, otherwise 1",
+        "0 or 0.05 to 4",
+        lambda value: value == 0 or 0.05 <= value <= 4,
+    )
     dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
     weights: str = _text(
-        "none", "start from none (random), imagenet (downloaded by Keras), a run, or a .keras or .h5 file"
+        AUTO,
+        "initial weights: none (random), imagenet (downloaded by Keras), a run, a .keras or .h5 file, or auto: "
+        "imagenet if arch auto chooses a network that has them and they can be downloaded, otherwise none",
     )
+    target: str = _text("", "target that arch auto chooses a network for (edgerec targets); empty: any")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from weights of ImageNet or of a file."""
+        return self.weights not in ("none", AUTO)
 
 
 @dataclass(frozen=True)
 class TrainSection:
     """The fitting."""
 
-    epochs: int = _number(15, "passes over the training pictures", 1, 100000)
+    epochs: int = _number(0, "training epochs; 0 = 15 to 60 by the number of training images", 0, 100000)
     batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
     optimizer: str = _choice("adam", "sgd has Nesterov momentum 0.9 and wants a rate of 0.05 to 0.2", ("adam", "sgd"))
     learning_rate: float = _number(0.002, "the highest learning rate", 1e-8, 10)
@@ -364,6 +393,12 @@ class Recipe:
             recipe = _merge(recipe, nested, where, "")
         return recipe
 
+    @property
+    def unresolved(self) -> list[str]:
+        """Dotted keys that training has yet to choose."""
+        values = self.to_dict()
+        return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
+
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, the inverse of :meth:`from_dict`."""
         return {
@@ -407,6 +442,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return path.strip(), value.strip()
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return values[section][name]
 
 
 def _toml_lines(section: Any, comments: bool) -> list[str]:

@@ -271,14 +271,14 @@ def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSec
         own_size = min(found.images.shape[1:3])
         own_channels = found.images.shape[3] if found.images.ndim == 4 else 1
     else:
-        own_size, own_channels = (size or _typical_side(found)), 3
+        own_size, own_channels = (size or typical_side_px(found)), 3
     low, high = AUTO_SIZE_PX
     size = size or int(np.clip(own_size, max(low, least_size_px), high))
     version = section.preprocess_version or PREPROCESS_VERSION
     return replace(section, input_size=size, channels=channels or own_channels, preprocess_version=version)
 
 
-def _typical_side(files: Files) -> int:
+def typical_side_px(files: Files) -> int:
     """The median of the shorter sides of some pictures, pixels."""
     some = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
     images = [decode(files.paths[i].read_bytes()) for i in some]

@@ -13,6 +13,7 @@ from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
 from edgerec.export.cost import macs
 from edgerec.export.inspection import what_targets_say
+from edgerec.export.pi_latency import pi4_ms
 from edgerec.models import ARCHITECTURES, build, find, own
 
 # What the shipped figures are for: RGB pictures of this side, pixels.
@@ -36,7 +37,8 @@ class ArchitectureReport:
         least_size_px: smallest side of the input.
         imagenet_widths: the widths that Keras has ImageNet weights for.
         methods: of ``ptq``, ``qat`` and ``prune+qat``, those that take it.
-        targets: each with why it cannot run it, empty where it can.
+        targets: each target with the reason why it cannot run the model, empty if it can.
+        pi4_ms: estimated milliseconds on a Raspberry Pi 4 (``export/pi_latency.py``).
     """
 
     name: str
@@ -51,6 +53,7 @@ class ArchitectureReport:
     imagenet_widths: tuple[float, ...]
     methods: tuple[str, ...]
     targets: dict[str, str]
+    pi4_ms: float
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -87,6 +90,8 @@ def architecture(
     least = find(name).least_size_px
     if input_size < least:
         raise RecipeError(f"--input-size is {input_size}, expected {least} or more for {name}")
+    if not width:
+        raise RecipeError(f"--width is {width:g}, expected 0.05 to 4")
     if not 2 <= classes <= 100_000:
         raise RecipeError(f"--classes is {classes}, expected 2 to 100000")
     shipped = {report.name: report for report in architectures()}
@@ -128,6 +133,7 @@ def measured(
         "int8_bytes": len(content),
         "methods": methods,
         "targets": what_targets_say(graph, content),
+        "pi4_ms": float(f"{pi4_ms(graph):.4g}"),
     }
     listener(Progress("converting", 2, 2))
     return _report(name, input_size, width, classes, figures)
@@ -166,4 +172,5 @@ def _report(name: str, input_size: int, width: float, classes: int, figures: dic
         imagenet_widths=known.imagenet.widths or (1.0,) if known.imagenet else (),
         methods=tuple(figures["methods"]),
         targets=dict(figures["targets"]),
+        pi4_ms=figures["pi4_ms"],
     )

@@ -6,10 +6,10 @@ A builder takes the Keras to build with (``train/keras.py`` picks it), so that n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
+from edgerec.contract.recipe import AUTO, ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import imagenet, own
@@ -107,7 +107,7 @@ BACKBONE = "backbone"
 
 def least_size_px(name: str) -> int:
     """The smallest input side of that network, pixels."""
-    return 1 if name in (OWN, BACKBONE) else find(name).least_size_px
+    return 1 if name in (OWN, BACKBONE, AUTO) else find(name).least_size_px
 
 
 def reconstructs(name: str) -> bool:
@@ -124,6 +124,11 @@ def find(name: str) -> Architecture:
     if name == OWN:
         raise RecipeError(
             "model.arch 'own' stands for a model that was brought along and is trained already: choose another"
+        )
+    if name == AUTO:
+        raise RecipeError(
+            "model.arch 'auto' is not an architecture: edgerec train chooses one by the images. Name one here: "
+            "edgerec models lists them"
         )
     if own.is_own(name):
         return Architecture(own.features, 1)
@@ -156,6 +161,7 @@ def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classe
     Code of a person's own that ``section.arch`` names is run.
     """
     architecture, pretrained = find(section.arch), None
+    section = replace(section, width=section.width or 1.0)
     if section.weights == "imagenet":
         having = [name for name, each in ARCHITECTURES.items() if each.imagenet]
         pretrained = imagenet.checked(section, architecture.imagenet, shape[2], having)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +14,9 @@ import numpy as np
 from edgerec.contract.recipe import ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
+
+# A download fails if the server sends nothing for this long.
+DOWNLOAD_TIMEOUT_S = 30.0
 
 # What stands between the recipe's pixels and weights that expect others.
 RANGE = "imagenet_range"
@@ -71,6 +77,23 @@ def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
     return x
 
 
+def obtain(keras: Any, section: ModelSection, shape: tuple[int, int, int], imagenet: ImageNet | None) -> None:
+    """Make sure that Keras has the weights of ``section``, downloading them if necessary.
+
+    Args:
+        keras: the Keras module.
+        section: names the architecture and its width.
+        shape: of the input: height, width, channels.
+        imagenet: the weights of the architecture.
+
+    Raises:
+        ModelError: the download failed, or the downloaded file is damaged.
+    """
+    if imagenet is None:
+        raise ModelError(f"Keras has no ImageNet weights for {section.arch}")
+    _application(keras, shape, section, imagenet)
+
+
 def take(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> None:
     """Put the weights into ``model``, by the names of its layers; Keras downloads them once.
 
@@ -79,7 +102,7 @@ def take(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> N
     """
     theirs = {
         layer.name.replace("/", "_"): layer  # Keras 3 knows no "/" in a name
-        for layer in _application(keras, model, section, imagenet).layers
+        for layer in _application(keras, model.input_shape[1:], section, imagenet).layers
         if layer.weights and not isinstance(layer, keras.layers.Normalization)
     }
     ours = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in (RANGE, "logits")}
@@ -96,16 +119,33 @@ def take(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> N
         first.set_weights([kernel[:, :, ::-1], *others])
 
 
-def _application(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> Any:
+def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imagenet: ImageNet) -> Any:
     build = getattr(keras.applications, imagenet.application)
     options = dict(imagenet.options) | ({"alpha": section.width} if imagenet.widths else {})
     try:
-        return build(input_shape=model.input_shape[1:], include_top=False, weights="imagenet", **options)
-    except Exception as error:  # Keras raises a bare Exception around every failed download
-        if "fetch failure" not in str(error):
-            raise
+        with _bounded_wait(), contextlib.redirect_stdout(sys.stderr):  # Keras reports a download on stdout
+            return build(input_shape=shape, include_top=False, weights="imagenet", **options)
+    except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
+        if "unable to" in reason.lower() or "corrupted" in reason:  # as h5py and Keras put it
+            raise ModelError(
+                f"the ImageNet weights of {section.arch} cannot be read: remove the damaged file in "
+                "~/.keras/models so that Keras downloads it again"
+            ) from None
+        if "fetch failure" not in str(error) and not isinstance(error, OSError):
+            raise
         raise ModelError(
             f"the ImageNet weights of {section.arch} could not be downloaded ({reason}): "
             "connect once, or use --weights none or a file"
         ) from None
+
+
+@contextlib.contextmanager
+def _bounded_wait() -> Iterator[None]:
+    """Let a download fail if the server does not respond; Keras sets no timeout of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

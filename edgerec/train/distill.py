@@ -57,5 +57,5 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     paths = [str(run.path.resolve()) for run in runs]
     if strange := next((path for path in paths if "," in path), None):
         raise RecipeError(f"the run {strange} has a comma in its path, which separates teachers: rename it")
-    model = replace(first.model, arch=arch, width=1.0, dropout=0.0, weights="none")
+    model = replace(first.model, arch=arch, width=0.0, dropout=0.0, weights="none")
     return replace(first, model=model, distill=replace(first.distill, teachers=",".join(paths)))

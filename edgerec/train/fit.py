@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSection, Recipe, one_or_tuple
+from edgerec.contract.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
 from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
 from edgerec.data.packed import is_remote
 from edgerec.data.quick_checks import quick_warnings
@@ -22,11 +22,11 @@ from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsErro
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.optional import require
 from edgerec.train import baseline, novelty, plots
+from edgerec.train.auto import with_architecture, with_epochs
 from edgerec.train.distribute import Team, together, written_by_the_chief
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.extend import extend
 from edgerec.train.feed import (
-    batch_size,
     evaluation_feed,
     evaluation_steps,
     naming_broken_records,
@@ -67,11 +67,6 @@ log = logging.getLogger(__name__)
 
 # A Python call between steps costs more than a step of a small model: so many steps run in one.
 STEPS_PER_CALL = 20
-# Recipe keys that training sets if the user leaves them at 0.
-_CHOSEN_BY_FIT = (
-    *("data.input_size", "data.channels", "data.preprocess_version", "data.black_level", "data.white_level"),
-    "train.batch_size",
-)
 
 
 def fit(
@@ -160,9 +155,9 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
             found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
-            chosen_here = name in _CHOSEN_BY_FIT and not value
+            chosen_by_training = name in UNRESOLVED and value == UNRESOLVED[name]
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
-            if value != found and not chosen_here:
+            if value != found and not chosen_by_training:
                 raise RecipeError(
                     f"{run.path} was begun with {name} {found!r}, now it is {value!r}: go on with --resume and --out "
                     f"alone, or train into another folder{more}"
@@ -172,7 +167,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
     """The recipe with nothing left to be chosen, and its data."""
-    recipe = replace(recipe, model=with_weights_file(recipe.model))
+    recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
     dataset, section = load(
         _sized(recipe),
@@ -182,7 +177,8 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
         listener=listener,
     )
     parts = split_dataset(dataset, section, recipe.seed)
-    size, accumulate = batch_size(recipe.train.batch_size, len(parts.train)), recipe.train.accumulate
+    train = with_epochs(recipe.train, len(parts.train))
+    size, accumulate = train.batch_size, train.accumulate
     if size < recipe.train.batch_size:
         log.warning("train.batch_size is %d: taking %d, all there are to train", recipe.train.batch_size, size)
     if size % accumulate:
@@ -190,7 +186,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
             f"train.accumulate is {accumulate}, expected a divisor of the batch of {size}: with {len(parts.train)} "
             f"pictures to train, set train.batch_size to a multiple of {accumulate} that is no more than that"
         )
-    return replace(recipe, data=placed(section), train=replace(recipe.train, batch_size=size)), dataset, parts
+    return replace(recipe, data=placed(section), train=train), dataset, parts
 
 
 @dataclass(frozen=True)
@@ -335,7 +331,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
 def _begun(recipe: Recipe, classes: int) -> Any:
     """The model before its first epoch."""
     model = _built(recipe, classes)
-    if recipe.model.weights not in ("none", "imagenet") and recipe.model.arch != BACKBONE:
+    if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
         taken, total = load_weights(model, Path(recipe.model.weights))
         log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
     return model
@@ -375,7 +371,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
         # Built again in float32, whatever the training computed in: that is what is converted.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
-    if recipe.model.weights != "none":
+    if recipe.model.pretrained:
         release(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)

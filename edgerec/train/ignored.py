@@ -35,9 +35,9 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
         reason = f"{arch} is an autoencoder, which learns from images alone"
         yield "train.class_weights", reason
         yield "compress.teacher_weight", reason
-    if arch == BACKBONE:
+    if arch == BACKBONE and recipe.model.width != 1:
         yield "model.width", "the network is the file's"
-    if recipe.model.weights == "none":
+    if not recipe.model.pretrained:
         for name in vars(recipe.transfer):
             yield f"transfer.{name}", "model.weights is 'none', so there are no trained weights to start from"
     if not recipe.distill.teachers:

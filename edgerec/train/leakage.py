@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.recipe import ModelSection, Recipe
+from edgerec.contract.recipe import AUTO, ModelSection, Recipe
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.errors import RecipeError
 from edgerec.models import OWN
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.bytes_]
 
-RANDOM_OR_IMAGENET = ("none", "imagenet")
+RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
 # A model file is at most this many folders below its run: RUN/checkpoints/x.keras, RUN/VARIANT/model.keras.
 DEPTH = 3
 # The record in a model file is not read if it is larger than this.

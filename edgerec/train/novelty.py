@@ -31,7 +31,7 @@ def check_autoencoder(recipe: Recipe) -> None:
     what = f"model.arch is {recipe.model.arch!r}, an autoencoder"
     if recipe.data.normalise == "pixels":
         raise RecipeError(f"{what}: data.normalise is 'pixels', expected unit or signed, in which errors are measured")
-    if recipe.model.weights != "none":
+    if recipe.model.pretrained:
         raise RecipeError(
             f"{what}: model.weights is {recipe.model.weights!r}, expected none: it starts from random ones"
         )

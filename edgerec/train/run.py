@@ -108,8 +108,11 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe: no key is left to be chosen."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
-        if not (recipe.data.input_size and recipe.data.channels and recipe.train.batch_size):
-            raise RunError(f"{self.path}: recipe.toml is not what training wrote there: train again with --overwrite")
+        if keys := recipe.unresolved:
+            raise RunError(
+                f"{self.path}: recipe.toml is not what training wrote there ({keys[0]} is missing): "
+                "train again with --overwrite"
+            )
         return recipe
 
     @property

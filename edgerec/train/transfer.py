@@ -90,7 +90,7 @@ def restarts(recipe: Recipe) -> list[int]:
 def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
     """The stages before the first restart; their numbers and shares are set later."""
     train, transfer = recipe.train, recipe.transfer
-    if recipe.model.weights == "none":
+    if not recipe.model.pretrained:
         return [Stage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
     alone = min(epochs, round(epochs * transfer.frozen))
     joining = min(epochs - alone, round(epochs * transfer.unfreeze))
@@ -120,7 +120,7 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
     Batch normalisation before the classes keeps its statistics and answers as on a device, unless
     ``transfer.freeze_bn`` is off: a few pictures' statistics are worse than those of the weights' own data.
     """
-    if recipe.model.weights == "none":
+    if not recipe.model.pretrained:
         return
     release(model)
     body = [layer for layer in model.layers if layer.weights and layer.name not in CLASSES]
@@ -184,7 +184,7 @@ def input_size_px(path: Path) -> int:
 
 def checked_source(recipe: Recipe) -> Path:
     """The file of a recipe whose network is a file's; raises :class:`RecipeError` where it names none."""
-    if recipe.model.weights in ("none", "imagenet"):
+    if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r} and model.weights {recipe.model.weights!r}: expected a whole .keras or .h5 "
             "model to take the network from, as --weights vww_96.h5"

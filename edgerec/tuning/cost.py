@@ -16,16 +16,16 @@ from edgerec.contract.recipe import Recipe
 from edgerec.errors import EdgerecError
 from edgerec.export.cost import macs
 from edgerec.export.memory import plan_bytes
+from edgerec.export.pi_latency import CONDITIONS, pi4_ms
 from edgerec.runtime.model import ImageModel
 from edgerec.runtime.timing import time_models
 from edgerec.train.keras import prepare
 from edgerec.train.transfer import network
-from edgerec.tuning.pi import pi4_ms
 
 # Where milliseconds are of, and how they are known.
 PLACES = {
     "this": "measured on this machine, 1 thread",
-    "rpi": "estimated for a Raspberry Pi 4, all its cores",
+    "rpi": CONDITIONS,
 }
 THREADS, BUDGET_S = 1, 0.5
 # Random pictures set the ranges: which ones changes neither size nor time.

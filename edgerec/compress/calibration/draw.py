@@ -24,7 +24,7 @@ from edgerec.contract.recipe import DataSection, DataSource, Recipe, one_or_tupl
 from edgerec.contract.shipped import find_shipped, shipped, shipped_names
 from edgerec.data import Dataset, Split, load, split_dataset
 from edgerec.errors import DataError, RecipeError, unknown
-from edgerec.models import find
+from edgerec.models import least_size_px
 from edgerec.train.run import Run
 
 __all__ = ["CalibrationRecipe", "CalibrationSet", "draw", "make", "pin_range", "read_recipe", "show"]
@@ -211,5 +211,5 @@ def _open(
     recipe = Recipe() if subject is None else Recipe.from_toml(str(subject))
     if data is not None:
         recipe = recipe.override({"data.source": data}, "--data")
-    dataset, section = load(recipe.data, least_size_px=find(recipe.model.arch).least_size_px, listener=listener)
+    dataset, section = load(recipe.data, least_size_px=least_size_px(recipe.model.arch), listener=listener)
     return dataset, split_dataset(dataset, section, recipe.seed), section

@@ -1,0 +1,163 @@
+"""Compare the default settings with the former ones: int8 accuracy on the test images, file size, and time.
+
+    python benchmarks/defaults.py --work FOLDER [--data signs signs60 cifar10 mnist] [--settings former auto]
+
+Each data set is trained and quantized twice in the same process: with the former defaults (``simple_cnn``, 15 epochs,
+method ``qat``) and with ``arch = "auto"`` and method ``auto``. Both trainings use the same split. A measurement that
+exists in FOLDER is not repeated; remove its .json file to repeat it. Data is read from $EDGEREC_TEST_DATA, or
+../shared/data. Rules of ``auto`` must be chosen with ``--validate``, which reports the validation accuracy and leaves
+the test images alone; ``--set`` changes a key of the recipe and ``--name`` the name of the measurement.
+
+- ``signs``: sign digits, split by person (15 % of the images for the test);
+- ``signs60``: 60 images of each sign (60 persons) to train and validate, all other persons for the test;
+- ``cifar10``: CIFAR-10 as JPEG files; ``mnist``: MNIST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import data_folder, signs_by_person, unpacked
+
+from edgerec import Recipe, Run, fit, quantize
+from edgerec.contract.recipe import parse_assignment
+from edgerec.train.run import best_epoch
+
+PERSON = "person_([0-9]+)"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "former": {
+        "model.arch": "simple_cnn",
+        "model.width": 1.0,
+        "model.weights": "none",
+        "train.epochs": 15,
+        "compress.method": "qat",
+    },
+    "auto": {"model.arch": "auto", "compress.method": "auto"},
+}
+COLUMNS = ("data", "settings", "model", "epochs", "float top-1", "int8 top-1", "bytes", "train, s", "quantize, s")
+
+
+def sixty_each(work: Path, count: int = 60) -> Path:
+    """Sign digits of ``count`` persons in train/, and of all other persons in test/."""
+    folder = work / f"sign-digits-{count}"
+    if folder.is_dir():
+        return folder
+    images = sorted(signs_by_person(work).glob("*/*"))
+    persons = np.random.default_rng(0).permutation(sorted({path.name[:10] for path in images}))
+    partial = work / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    taken = set(persons[:count])
+    for path in images:
+        destination = partial / ("train" if path.name[:10] in taken else "test") / path.parent.name
+        destination.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, destination / path.name)
+    partial.rename(folder)
+    return folder
+
+
+def data_keys(name: str, work: Path) -> dict[str, Any]:
+    """Recipe keys that name a data set."""
+    match name:
+        case "signs":
+            return {"data.source": str(signs_by_person(work)), "data.group_by": PERSON}
+        case "signs60":
+            return {"data.source": str(sixty_each(work)), "data.group_by": PERSON}
+        case "cifar10":
+            return {"data.source": str(unpacked("cifar10", work))}
+    return {"data.source": str(data_folder() / "mnist.npz")}
+
+
+def trained(name: str, settings: str, changes: dict[str, Any], path: Path, work: Path, finish: bool) -> Run:
+    """Train, or resume or take the run in ``path``."""
+    run = Run(path)
+    if run.finished:
+        return run
+    recipe = Recipe().override(data_keys(name, work) | SETTINGS[settings] | changes)
+    return fit(recipe, path, resume=run.begun, finish=finish)
+
+
+def measure(name: str, settings: str, run: Run) -> dict[str, Any]:
+    """Quantize a trained run, and give its figures."""
+    started = time.monotonic()
+    report = quantize(run, max_drop=100 if settings == "former" else None).to_dict()
+    quantize_s = time.monotonic() - started
+    float_form, *_, form = report["forms"]
+    model = run.recipe.model
+    width = "" if model.width == 1 else f" {model.width:g}"
+    return {
+        "data": name,
+        "settings": settings,
+        "model": f"{model.arch}{width}, {run.recipe.data.input_size} px",
+        "epochs": run.metrics["epochs"],
+        "test_images": report["images"],
+        "val_top1": run.metrics["val_accuracy"],
+        "float_top1": float_form["top1"],
+        "int8_top1": form["top1"],
+        "variant": report["variant"],
+        "bytes": form["size_bytes"],
+        "train_s": run.metrics["seconds"],
+        "quantize_s": round(quantize_s, 1),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the measurements as a Markdown table."""
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for row in rows:
+        cells = (
+            f"{row['data']} ({row['test_images']:,} test images)",
+            f"{row['settings']}, {row['variant']}",
+            row["model"],
+            row["epochs"],
+            f"{row['float_top1']:.2%}",
+            f"{row['int8_top1']:.2%}",
+            f"{row['bytes']:,}",
+            f"{row['train_s']:,.0f}",
+            f"{row['quantize_s']:,.0f}",
+        )
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def main() -> None:
+    """Measure what is missing, and print the table; with ``--validate`` one JSON object for each training."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    names = ("signs", "signs60", "cifar10", "mnist")
+    parser.add_argument("--data", nargs="+", default=names, choices=names)
+    parser.add_argument("--settings", nargs="+", default=tuple(SETTINGS), choices=tuple(SETTINGS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
+    parser.add_argument("--name", default="", help="added to the name of the run")
+    parser.add_argument("--validate", action="store_true", help="report the validation accuracy only")
+    arguments = parser.parse_args()
+    folder = arguments.work / "defaults"
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = dict(map(parse_assignment, arguments.set))
+    rows = []
+    for name in arguments.data:
+        for settings in arguments.settings:
+            path = folder / f"{name}-{settings}{arguments.name}"
+            result = path.with_name(f"{path.name}.json")
+            if arguments.validate:
+                run = trained(name, settings, changes, path, arguments.work, finish=False)
+                history = run.history()
+                best = next(row for row in history if row["epoch"] == best_epoch(history))
+                seconds = round(sum(row["seconds"] for row in history), 1)
+                summary = {"run": path.name, "epochs": len(history), "best_epoch": best["epoch"], "seconds": seconds}
+                print(json.dumps(summary | {"val_accuracy": best["val_accuracy"]}), flush=True)
+                continue
+            if not result.exists():
+                run = trained(name, settings, changes, path, arguments.work, finish=True)
+                result.write_text(json.dumps(measure(name, settings, run), indent=1))
+            rows.append(json.loads(result.read_text()))
+    if rows:
+        show(rows)
+
+
+if __name__ == "__main__":
+    main()

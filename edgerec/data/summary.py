@@ -1,0 +1,49 @@
+"""The facts about a data set that decide which architecture suits it, without reading all images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgerec.contract.recipe import DataSection
+from edgerec.data import sources
+from edgerec.data.dataset import typical_side_px
+from edgerec.data.packed import Packed, is_pack
+from edgerec.data.sources import Arrays, Files, Merged
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """A data set in numbers.
+
+    Attributes:
+        images: number of images, without those of a test split of the data's own.
+        classes: number of classes.
+        side_px: shorter side of a typical image, as it is stored.
+        channels: 1 for grayscale arrays, otherwise 3.
+        packed: whether the images are stored at the size of the model's input.
+    """
+
+    images: int
+    classes: int
+    side_px: int
+    channels: int
+    packed: bool = False
+
+
+def summarize(section: DataSection) -> DataSummary:
+    """Count images and classes, and look at the size of some images; raises :class:`DataError` if there are none."""
+    if isinstance(section.source, str) and is_pack(section.source):
+        pack = Packed.open(section.source)
+        images = sum(shard.pictures for shard in pack.shards if shard.split != "test")
+        return DataSummary(images, len(pack.labels), pack.preprocess.width, pack.preprocess.channels, packed=True)
+    data = sources.find(section.source, levels=section.levels)
+    parts = data.parts if isinstance(data, Merged) else (data,)
+    sides, channels = zip(*map(_shape, parts), strict=True)
+    return DataSummary(int((data.splits != "test").sum()), len(data.labels), max(sides), max(channels))
+
+
+def _shape(data: Arrays | Files) -> tuple[int, int]:
+    """The shorter side of a typical image, and its channels."""
+    if isinstance(data, Files):
+        return typical_side_px(data), 3
+    return min(data.images.shape[1:3]), data.images.shape[3] if data.images.ndim == 4 else 1

@@ -1,0 +1,51 @@
+"""Estimate the time of an int8 model on a Raspberry Pi 4 from its operators.
+
+The estimate is fitted to two published measurements (XNNPACK's README, February 2022; Raspberry Pi 4 with a 64-bit
+system, several threads): int8 MobileNetV1 1.0 at 224 px takes 24 ms, and int8 MobileNetV2 1.0 at 224 px takes 17 ms.
+It assumes two kinds of work. Convolutions do many multiply-accumulates for each number that they read. All other
+operators are limited by memory: depthwise convolutions, dense layers (which read every weight once), additions and
+poolings. The counts of the two models,
+
+    V1: 550.3 million in convolutions, 18.46 million in other operators    24 ms
+    V2: 278.8 million in convolutions, 22.65 million in other operators    17 ms
+
+give one rate for each kind. The estimate ignores caches, clock rates, other boards and delegates, and two models
+cannot show how large its error is. Use it as a guide; ``edgerec benchmark`` on the Pi measures the time.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from edgerec.contract.flatbuffer import Graph, Operator
+from edgerec.export.cost import macs
+
+CONVOLUTION_PER_MS = 31.85e6
+OTHER_PER_MS = 2.746e6
+# The conditions that the estimate is for.
+CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
+# These operators only change the shape of a tensor.
+_FREE = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+
+
+def pi4_ms(graph: Graph) -> float:
+    """Estimated milliseconds for one image on a Raspberry Pi 4, using all its cores, with nothing else running."""
+    return estimated_ms(*work(graph))
+
+
+def estimated_ms(convolution: float, other: float) -> float:
+    """Estimated milliseconds for the two amounts that :func:`work` returns."""
+    return convolution / CONVOLUTION_PER_MS + other / OTHER_PER_MS
+
+
+def work(graph: Graph) -> tuple[int, int]:
+    """Multiply-accumulates of all convolutions; and those of other operators, or the numbers that they read."""
+    convolution = sum(macs(operator) for operator in graph.operators if operator.name == "CONV_2D")
+    return convolution, sum(_other(operator) for operator in graph.operators)
+
+
+def _other(operator: Operator) -> int:
+    if operator.name == "CONV_2D" or operator.name in _FREE:
+        return 0
+    read = sum(prod(abs(n) for n in tensor.shape) for tensor in operator.inputs if tensor and not tensor.constant)
+    return macs(operator) or read

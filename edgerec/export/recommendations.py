@@ -1,0 +1,98 @@
+"""Recommend architectures for a target: those that ``--arch auto`` chooses there, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.target import Target
+from edgerec.errors import RecipeError
+from edgerec.export.architectures import ArchitectureReport, architectures, measured
+from edgerec.export.pi_latency import CONDITIONS
+from edgerec.models import least_size_px, reconstructs
+from edgerec.models.auto import Rule, rules_for
+
+# Figures of the networks that the rules choose; written by benchmarks/models.py --recommended.
+FIGURES = Path(__file__).resolve().parent.parent / "models" / "recommended.json"
+# Input side that stands for small images, in pixels.
+SMALL_INPUT_PX = 32
+# Targets whose time per image can be estimated, and the conditions of the estimate.
+ESTIMATES = {"rpi": CONDITIONS}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An architecture for a target.
+
+    Attributes:
+        data: the data sets that ``--arch auto`` chooses it for; empty if it chooses another.
+        report: its cost, with random weights, as full int8.
+        estimated_ms: estimated milliseconds for one image on the target (see :data:`ESTIMATES`); None if there is no
+            estimate for the target.
+        refusal: why the target cannot run it; empty if it can.
+    """
+
+    data: tuple[str, ...]
+    report: ArchitectureReport
+    estimated_ms: float | None
+    refusal: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self) | {"data": list(self.data), "report": self.report.to_dict()}
+
+
+def recommendations(
+    target: str, *, input_size: int | None = None, listener: Listener = ignore
+) -> tuple[Recommendation, ...]:
+    """Architectures for a target: first those that ``--arch auto`` chooses there, then all others that run there.
+
+    Args:
+        target: a target's name or file.
+        input_size: side of the model's input, in pixels. The architectures that auto chooses at this size are built
+            and converted here, and no others are listed. None uses the figures that come with edgerec.
+        listener: receives the progress.
+
+    Raises:
+        TargetError: no such target.
+        RecipeError: no architecture takes such a small input.
+    """
+    place = Target.load(target)
+    chosen: dict[tuple[str, float, int], list[str]] = {}
+    if input_size is not None and not 8 <= input_size <= 1024:
+        raise RecipeError(f"--input-size is {input_size}, expected 8 to 1024")
+    for rule in rules_for(place, input_size or 0):
+        chosen.setdefault((rule.arch, rule.width, input_size or default_input_px(rule)), []).append(rule.data)
+    rows = [_recommendation(tuple(data), _report(*network, listener), place) for network, data in chosen.items()]
+    if input_size is None:
+        classifiers = [report for report in architectures() if not reconstructs(report.name)]
+        others = [report for report in classifiers if not report.targets.get(place.name, "unknown")]
+        rows += [_recommendation((), report, place) for report in sorted(others, key=lambda report: report.pi4_ms)]
+    return tuple(rows)
+
+
+def default_input_px(rule: Rule) -> int:
+    """Side of the input that stands for a rule's data sets."""
+    return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
+
+
+def key(arch: str, width: float, input_size: int) -> str:
+    """Name of a network in :data:`FIGURES`."""
+    return f"{arch} {width:g} {input_size}"
+
+
+def _report(arch: str, width: float, input_size: int, listener: Listener) -> ArchitectureReport:
+    shipped = json.loads(FIGURES.read_text(encoding="utf-8"))
+    values = shipped.get(key(arch, width, input_size))
+    if values is None:
+        return measured(arch, input_size=input_size, width=width, listener=listener)
+    values = values | {"imagenet_widths": tuple(values["imagenet_widths"]), "methods": tuple(values["methods"])}
+    return ArchitectureReport(**values)
+
+
+def _recommendation(data: tuple[str, ...], report: ArchitectureReport, target: Target) -> Recommendation:
+    refusal = report.targets.get(target.name, "")
+    return Recommendation(data, report, report.pi4_ms if target.name in ESTIMATES else None, refusal)

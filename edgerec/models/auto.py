@@ -1,0 +1,159 @@
+"""The rules of ``model.arch = "auto"``: an architecture for the images, their number and the target.
+
+The first row of :data:`RULES` that matches a data set decides. The rows were chosen by validation accuracy
+(docs/models.md has the measurements, ``benchmarks/defaults.py`` repeats them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgerec.contract.target import Target
+from edgerec.models import least_size_px
+
+# Images up to this side are small, such as MNIST (28) and CIFAR-10 (32).
+SMALL_PX = 40
+# A target with less working memory than this is a microcontroller. "Any target" includes it.
+SMALL_MEMORY_BYTES = 16 << 20
+# Training ends after about this many updates of the weights, within these numbers of epochs.
+UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The facts that decide.
+
+    Attributes:
+        side_px: shorter side of a typical image.
+        channels: 1 for grayscale, 3 for RGB.
+        images: number of images, without a test split of the data's own.
+        classes: number of classes.
+        target: where the model will run; None for any target.
+        input_px: side of the model's input if it is set; 0 leaves it to the rules.
+    """
+
+    side_px: int
+    channels: int
+    images: int
+    classes: int
+    target: Target | None = None
+    input_px: int = 0
+
+    @property
+    def small(self) -> bool:
+        """Whether the model sees small images."""
+        return (self.input_px or self.side_px) <= SMALL_PX
+
+    @property
+    def large_target(self) -> bool:
+        """Whether a target is named that has more memory than a microcontroller."""
+        return self.target is not None and not 0 < self.target.memory_bytes < SMALL_MEMORY_BYTES
+
+    def __str__(self) -> str:
+        color = "grayscale" if self.channels == 1 else "RGB"
+        where = f"target {self.target.name}" if self.target else "any target"
+        return f"{self.images:,} {color} images of about {self.side_px} px, {self.classes} classes, {where}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An architecture, the data sets that it is for, and the reason.
+
+    Attributes:
+        arch, width: as in the recipe.
+        reason: completes "chosen because …".
+        imagenet: whether training starts from ImageNet weights.
+        small: whether the images are small (up to :data:`SMALL_PX`); None for both.
+        channels: 1 or 3; 0 for both.
+        min_images, min_classes: lowest numbers of images and of classes.
+        large_target: whether a target with more memory than a microcontroller must be named.
+        max_input_px: larger images are scaled down to this side.
+    """
+
+    arch: str
+    width: float
+    reason: str
+    imagenet: bool = False
+    small: bool | None = None
+    channels: int = 0
+    min_images: int = 0
+    min_classes: int = 0
+    large_target: bool = False
+    max_input_px: int = 96
+
+    @property
+    def data(self) -> str:
+        """The data sets that the rule is for, in a few words."""
+        size = "small " if self.small else "larger "
+        color = {0: "", 1: "grayscale ", 3: "color "}[self.channels]
+        text = f"{size}{color}images"
+        text += f", at least {self.min_images:,}" if self.min_images else ""
+        text += f", at least {self.min_classes} classes" if self.min_classes else ""
+        return text + (", ImageNet weights" if self.imagenet else "")
+
+    def matches(self, situation: Situation) -> bool:
+        """Whether the rule is for such a data set."""
+        return (
+            self.small in (None, situation.small)
+            and (not situation.input_px or situation.input_px >= least_size_px(self.arch))
+            and self.channels in (0, situation.channels)
+            and situation.images >= self.min_images
+            and situation.classes >= self.min_classes
+            and (situation.large_target or not self.large_target)
+        )
+
+
+PRETRAINED = "ImageNet features need few images"
+RULES = (
+    Rule("simple_cnn", 1.0, "small grayscale images need no deeper network", small=True, channels=1),
+    Rule("resnet14", 1.0, "many classes need a deeper residual network", small=True, min_images=5000, min_classes=50),
+    Rule("resnet8", 1.0, "many small color images are enough for a residual network", small=True, min_images=5000),
+    Rule("simple_cnn", 1.0, "few small images are not enough for a deeper network", small=True),
+    Rule("resnet8", 1.0, "simple_cnn needs a larger input", small=True),
+    Rule("vgg_small", 0.5, "all other networks need a larger input", small=True),
+    Rule("mobilenet_v2", 1.0, PRETRAINED, imagenet=True, channels=3, large_target=True, max_input_px=160),
+    Rule("mobilenet_v2", 0.35, PRETRAINED, imagenet=True, channels=3),
+    Rule("mobilenet_v1", 0.5, "many classes need more channels", min_classes=50),
+    Rule("mobilenet_v1", 0.5, "many images are enough for more channels", min_images=10_000),
+    Rule("mobilenet_v2", 0.35, "a small network with batch normalization learns from few images"),
+)
+
+
+def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
+    """The first rule that matches.
+
+    Args:
+        situation: the images and the target.
+        imagenet: whether to start from ImageNet weights; None leaves the choice to the rules.
+    """
+    allowed = [rule for rule in RULES if imagenet in (None, rule.imagenet)]
+    for rule in allowed:
+        if rule.matches(situation):
+            return rule
+    return allowed[-1]
+
+
+def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
+    """The rules that can decide for a target, in the order of :data:`RULES`.
+
+    Args:
+        target: where the model will run.
+        input_px: side of the model's input; 0 for the side that each rule chooses.
+    """
+    sides = (input_px,) if input_px else (SMALL_PX, SMALL_PX + 1)
+    counts = {1, *(rule.min_images for rule in RULES)}
+    classes = {2, *(rule.min_classes for rule in RULES)}
+    deciding = {
+        choose(Situation(side, channels, images, count, target, input_px), imagenet=imagenet)
+        for side in sides
+        for channels in (1, 3)
+        for images in counts
+        for count in classes
+        for imagenet in (None, False)
+    }
+    return [rule for rule in RULES if rule in deciding]
+
+
+def suitable_epochs(updates_per_epoch: int) -> int:
+    """Number of training epochs for this many updates of the weights in each."""
+    return min(max(round(UPDATES / max(1, updates_per_epoch)), FEWEST_EPOCHS), MOST_EPOCHS)

@@ -1,0 +1,59 @@
+"""``edgerec models --target``: recommended architectures and the estimated time there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgerec import recommendations
+from edgerec.contract.target import target_names
+from edgerec.errors import RecipeError, TargetError
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_every_target_runs_what_is_recommended_for_it(target):
+    rows = recommendations(target)
+    chosen = [row for row in rows if row.data]
+    assert {row.report.name for row in chosen} >= {"simple_cnn", "resnet8", "mobilenet_v2"}
+    assert not [row.refusal for row in rows if row.refusal]
+    assert all((row.estimated_ms is not None) == (target == "rpi") for row in rows)
+
+
+def test_the_target_decides_the_size_of_the_network():
+    def networks(target):
+        return {
+            (row.report.name, row.report.width, row.report.input_size) for row in recommendations(target) if row.data
+        }
+
+    assert ("mobilenet_v2", 1.0, 160) in networks("rpi")
+    assert ("mobilenet_v2", 1.0, 160) not in networks("microcontroller")
+    assert ("mobilenet_v2", 0.35, 96) in networks("microcontroller")
+
+
+def test_the_command_says_what_is_estimated_and_for_what(here):
+    done = here("models", "--target", "rpi")
+    assert done.returncode == 0
+    assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in done.stdout
+    assert "ms: time for one image, estimated for a Raspberry Pi 4, all its cores" in done.stdout
+    assert "This is not a measurement" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    done = here("models", "--target", "microcontroller")
+    assert "There is no estimate of the time on microcontroller" in done.stdout
+    assert " ms " not in done.stdout
+
+
+def test_another_input_size_is_measured(here):
+    done = here("models", "--target", "rpi", "--input-size", 8, "--json")
+    (row,) = json.loads(done.stdout)
+    assert (row["report"]["name"], row["report"]["input_size"]) == ("vgg_small", 8)
+    assert 0 < row["estimated_ms"] < 1
+
+
+def test_what_it_refuses(here):
+    with pytest.raises(TargetError, match="unknown target 'rpy'; did you mean 'rpi'"):
+        recommendations("rpy")
+    with pytest.raises(RecipeError, match="--input-size is 4, expected 8 to 1024"):
+        recommendations("rpi", input_size=4)
+    done = here("models", "resnet8", "--target", "rpi")
+    assert (done.returncode, "can be combined with --input-size and --json only" in done.stderr) == (2, True)
