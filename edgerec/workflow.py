@@ -91,7 +91,8 @@ def build(
         )
     reused = []
     if overwrite or not was_begun(recipe, out):
-        run = fit(recipe, out, overwrite=overwrite, listener=listener)
+        for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
+        run = fit(for_target, out, overwrite=overwrite, listener=listener)
     else:
         run = Run.at(out)
         reused += ["train"] if run.finished else []
