@@ -229,7 +229,7 @@ def test_resume_of_nothing(tmp_path, here):
             "unknown architecture 'mobilnet_v1'; did you mean 'mobilenet_v1'",
         ),
         (["--set", "train.epoch=3"], "did you mean 'train.epochs'"),
-        (["--epochs", "0"], "train.epochs is 0, expected 1 to"),
+        (["--epochs", "-1"], "train.epochs is -1, expected 0 to"),
         (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
         (["--data", "digits", "--weights", "imagenet"], "which exists for vgg16, resnet50, mobilenet_v1"),
         (["nothing.toml"], "edgerec recipe > nothing.toml writes a complete one"),

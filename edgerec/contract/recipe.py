@@ -25,10 +25,11 @@ DataSource = str | Sequence[str]
 # Value of model.arch and model.weights that stands for a choice by the images and the target.
 AUTO = "auto"
 # Keys that training resolves, with the value that asks it to. A run's recipe.toml has none of these values.
-UNRESOLVED: Mapping[str, Any] = {
+UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
     "data.preprocess_version": 0,
+    "data.white_level": 0,
     "model.arch": AUTO,
     "model.width": 0.0,
     "model.weights": AUTO,

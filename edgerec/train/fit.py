@@ -155,8 +155,9 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
             found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
+            unset = UNRESOLVED | {"data.black_level": 0}
             # The target only matters while the architecture is chosen.
-            chosen_by_training = name == "model.target" or (name in UNRESOLVED and value == UNRESOLVED[name])
+            chosen_by_training = name == "model.target" or (name in unset and value == unset[name])
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != found and not chosen_by_training:
                 raise RecipeError(
