@@ -56,7 +56,8 @@ matches decides (`edgerec/models/auto.py`):
 - Keras downloads the ImageNet weights once. If the download fails, a warning gives the
   reason and the last two rows decide.
 - An option that you set is kept: `--input-size` decides whether images count as small, `--width` replaces the width,
-  `--weights none` rules out ImageNet weights, and `--weights FILE` uses the network in the file (`--arch backbone`).
+  `--weights none` rules out ImageNet weights, and
+  `--weights RUN` uses the architecture of the run, `--weights FILE` the network in the file (`--arch backbone`).
 - The number of training epochs, if it is not set, is that of about 6,000 updates of the weights, but at least 15 and at
   most 60. This holds for every architecture.
 - Augmentation is not chosen. In particular, `augment.flip` is off, because mirrored digits, letters and signs mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import cv2
 import numpy as np
@@ -130,11 +131,15 @@ def test_damaged_imagenet_weights_are_reported_and_not_used(home, photos, caplog
     assert "remove the damaged file in ~/.keras/models" in caplog.text
 
 
-def test_auto_with_a_weights_file_uses_its_network(run):
+def test_auto_with_a_weights_file_uses_its_network(run, tmp_path):
     recipe = chosen("digits", **{"model.weights": str(run.path / "model.keras")})
+    assert (recipe.model.arch, recipe.data.input_size) == ("simple_cnn", 28)  # as in the run
+    file = tmp_path / "model.keras"
+    shutil.copyfile(run.path / "model.keras", file)
+    recipe = chosen("digits", **{"model.weights": str(file)})
     assert (recipe.model.arch, recipe.data.input_size) == ("backbone", 28)
     with pytest.raises(RecipeError, match=r"model\.width 0\.5 with the network in .*, whose width is fixed"):
-        chosen("digits", **{"model.weights": str(run.path / "model.keras"), "model.width": 0.5})
+        chosen("digits", **{"model.weights": str(file), "model.width": 0.5})
 
 
 def test_several_data_sets_are_one(photos, tmp_path):

@@ -222,4 +222,4 @@ def _has_foreign_weights(recipe: Recipe) -> bool:
 
     The statistics of its batch normalization then come from more images than the run has.
     """
-    return recipe.model.weights != "none" or recipe.model.arch == OWN
+    return recipe.model.pretrained or recipe.model.arch == OWN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from edgerec.contract.progress import Listener, Progress
@@ -17,16 +18,20 @@ from edgerec.models import ARCHITECTURES, BACKBONE, imagenet, least_size_px
 from edgerec.models.auto import Rule, Situation, choose, suitable_epochs
 from edgerec.train.feed import batch_size
 from edgerec.train.keras import keras
+from edgerec.train.leakage import run_of
 
 log = logging.getLogger(__name__)
+
+WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
 def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
     """Resolve ``model.arch``, ``model.width``, ``model.weights`` and, for arch auto, ``data.input_size``.
 
-    Arch auto with a weights file uses the network in the file. Otherwise the rules in ``models/auto.py`` decide, and
-    one or two lines in the log give the choice and its reason. ImageNet weights are used if a rule asks for them and
-    Keras has or can download them; if not, the rules decide again without them.
+    Arch auto with the weights of a run uses the run's architecture, and with another file the network in the file.
+    Otherwise the rules in ``models/auto.py`` decide, and one or two lines in the log give the choice and its reason.
+    ImageNet weights are used if a rule asks for them and Keras has or can download them; if not, the rules decide
+    again without them.
 
     Raises:
         EdgerecError: no such target, or the data cannot be read.
@@ -37,6 +42,13 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
         weights = "none" if model.weights == AUTO else model.weights
         return replace(recipe, model=replace(model, width=model.width or 1.0, weights=weights))
     if model.pretrained and model.weights != "imagenet":
+        if not Path(model.weights).exists():
+            raise RecipeError(f"model.weights is {model.weights!r}, which does not exist; expected {WEIGHTS}")
+        run = run_of(model.weights)
+        if run is not None and run.recipe.model.arch in ARCHITECTURES:
+            own = run.recipe.model
+            log.info("arch auto: %s, width %g, as in the run %s", own.arch, model.width or own.width, run.path)
+            return replace(recipe, model=replace(model, arch=own.arch, width=model.width or own.width))
         if model.width:
             raise RecipeError(
                 f"Cannot use model.width {model.width:g} with the network in {model.weights}, whose width is fixed: "
@@ -49,6 +61,9 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
     if rule.imagenet and model.weights == AUTO:
         rule = _without_missing_weights(recipe, rule, situation, listener)
     chosen = _applied(recipe, rule, situation)
+    if rule.imagenet:
+        having = [name for name, known in ARCHITECTURES.items() if known.imagenet]
+        imagenet.checked(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, having)
     weights = "ImageNet weights" if rule.imagenet else "random weights"
     network, size = f"{rule.arch}, width {chosen.model.width:g}, {weights}", chosen.data.input_size
     log.info("arch auto: %s, %d px input, because %s (%s)", network, size, rule.reason, situation)
