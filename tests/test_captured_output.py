@@ -42,3 +42,11 @@ def test_output_of_c_code_is_captured():
         os.write(sys.stderr.fileno(), b"from C")
         captured.seek(0)
         assert captured.read() == b"from C"
+
+
+def test_capture_works_in_a_process_without_stderr(tmp_path):
+    code = "import pathlib, sys; from edgerec.contract.stderr import captured_output\nwith captured_output(): pass\n"
+    code += "pathlib.Path(sys.argv[1]).write_text('done')"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", code, str(tmp_path / "result")]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "result").read_text() == "done"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
 from edgerec import Bundle, Recipe, import_tflite, inspect, read_image
+from edgerec.contract.content import describe_file
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
 
@@ -95,3 +98,21 @@ def test_images_and_archives_of_the_expected_kind_are_not_called_another(tmp_pat
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(EdgerecError, match="OpenCV cannot decode it"):
         read_image(tmp_path / "cut.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert describe_file(tmp_path / "pipe") == "is not a regular file"
+
+
+def test_archive_is_recognized_without_reading_all_of_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "big.zip", "w") as file:
+        file.writestr("m/saved_model.pb", b"")
+        with file.open("m/variables.bin", "w") as weights:
+            for _ in range(64):
+                weights.write(bytes(1 << 20))
+    tracemalloc.start()
+    assert "SavedModel" in describe_file(tmp_path / "big.zip")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
 
-from edgerec import Classifier, evaluate, import_tflite, inspect, verify
+from edgerec import Bundle, Classifier, evaluate, import_tflite, inspect, verify
+from edgerec.contract.metadata import read_metadata
+from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import open_interpreter
 from tests import tflite_models
@@ -265,3 +269,37 @@ def test_edge_tpu_files_are_explained(write, tmp_path, edgerec):
     message = one_line(edgerec("import", path, "--out", tmp_path / "b"))
     assert "compiled for the Edge TPU" in message
     assert "birds.tflite with --target coral" in message
+
+
+def test_probabilities_that_overflow_outside_the_input_range_get_no_second_softmax(write):
+    report = imported(write(expanded_softmax(logits(scale=5.0)).done()), normalise="unit")
+    assert report.activation == "none"
+    assert report.sums_to_one
+
+
+@pytest.mark.parametrize("damage", ["compressed data", "size"])
+def test_damaged_files_behind_a_model_are_dropped(write, damage):
+    files = io.BytesIO(tflite_models.channels_first())
+    with zipfile.ZipFile(files, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.txt", "label\n" * 1000 if damage == "compressed data" else bytes(40 << 20))
+    content = bytearray(files.getvalue())
+    if damage == "compressed data":
+        start = content.rindex(b"PK\x03\x04") + 30 + len("labels.txt")
+        content[start : start + 4] = b"\xff\xff\xff\xff"
+    report = imported(write(bytes(content)))
+    assert report.layout == "channels first"
+    assert report.size_bytes < 10_000
+
+
+@pytest.mark.parametrize("target", ["android", "web"])
+def test_app_reads_the_chosen_labels_and_normalization_from_the_model(write, target):
+    content = tflite_models.with_label_files(softmax().done(), {"old.txt": ("a\nb\nc\n", "")}, std=2.0)
+    path = write(content)
+    report = imported(path, normalise="unit", target=target)
+    bundle = Bundle.open(report.bundle)
+    metadata = read_metadata(bundle.files[bundle.manifest.model])
+    assert metadata.labels == COLORS
+    assert metadata.normalise == (Normalise.named("unit"),)
+    kept = imported(path, labels=None, normalise=None, target=target)
+    bundle = Bundle.open(kept.bundle)
+    assert bundle.files[bundle.manifest.model] == content

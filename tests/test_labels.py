@@ -178,3 +178,39 @@ def test_count_of_outputs_decides_and_is_checked(tmp_path):
     path.write_text("a\nb\nc\n")
     with pytest.raises(DataError, match=r"has 3 labels, but m\.tflite gives 4 scores"):
         read_labels(path, 4, "m.tflite")
+
+
+# Files that are damaged or made to keep a reader busy. A quadratic reader takes hours for these sizes.
+
+_MANY = 100_000
+
+HOSTILE = {
+    "repeated_key.json": json.dumps({f"k{n}": n for n in range(_MANY)})[:-1] + ', "k9": 5}',
+    "repeated_key.yaml": "".join(f"k{n}: a\n" for n in range(_MANY)) + "k9: x\n",
+    "empty_containers.yaml": "names:\n" * 100_000,
+    "keys_of_spaces.yaml": f"a{' ' * 990}b: x\n" * 4000,
+    "arrays.txt": "categories" * 400_000,
+    "blank_start_of_arrays.txt": ("categories[" + " " * 100) * 35_000,
+    "spaces.txt": f"a{' ' * 990}b\n" * 4000,
+    "tabs.txt": "a" + "\t" * 990 + "b\n" + ("a" + "\t" * 990 + "b\n") * 4000,
+    "comments.html": "<!---->" * 500 + "x" * 2000,
+    "long_line.txt": "a" * 200_000,
+    "two_long_fields.txt": "a" * 200_000 + ";b",
+    "superscript.csv": "index,name\n²,a\n1,b\n",
+    "superscript_first.csv": "²,a\n1,b\n",
+    "superscript.pbtxt": "item { id: ² name: 'a' }",
+    "long_number.pbtxt": f"item {{ id: {'9' * 5000} name: 'a' }}",
+    "blank.csv": " \n\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_refused_in_bounded_time(tmp_path, name):
+    (tmp_path / name).write_text(HOSTILE[name], encoding="utf-8")
+    with pytest.raises(DataError, match=r"^.*$"):
+        read_labels(tmp_path / name)
+
+
+def test_many_blank_lines_are_skipped(tmp_path):
+    (tmp_path / "labels.txt").write_text("a" + "\n" * 500_000 + "b")
+    assert read_labels(tmp_path / "labels.txt") == ("a", "b")

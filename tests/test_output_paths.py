@@ -268,3 +268,10 @@ def test_python_interface_expands_the_home_folder(home, run, bundle):
 def test_tilde_that_is_not_a_home_folder_is_a_name(home, tmp_path):
     assert checked_output("~no-such-user/x") == Path("~no-such-user/x")
     assert checked_output(tmp_path / "a~b") == tmp_path / "a~b"
+
+
+def test_link_to_itself_is_refused_in_one_line(tmp_path, clip):
+    (tmp_path / "loop").symlink_to("loop")
+    assert checked_output(tmp_path / "loop", [clip]) == tmp_path / "loop"
+    for out in (tmp_path / "loop", tmp_path / "loop" / "run"):
+        assert "broken link" in error_of("train", "digits", "--out", out, "--epochs", 1)

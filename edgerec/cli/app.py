@@ -86,6 +86,8 @@ _USER_CAUSED = {
     errno.ENOTDIR: "a part of the path is a file; choose another place",
     errno.EISDIR: "a file is expected there",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file or a broken link has this name; choose another place",
+    errno.ELOOP: "it is a link to itself; remove it, or choose another place",
 }
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 from pathlib import Path
+from typing import IO
 
 # Enough for every signature below; web pages may start with comments.
 HEAD_BYTES = 4096
@@ -34,7 +35,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
     (b"RIFF", 0, "is a RIFF file (WebP, AVI or WAV)"),
 )
 _HTML = re.compile(
-    rb"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+    rb"\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).)*-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
 # The first field of ONNX' ModelProto is ir_version (a small number), the second the producer's name.
 _ONNX = re.compile(
@@ -59,7 +60,7 @@ def describe(content: bytes) -> str:
     if _HTML.match(head):
         return "is a web page: the download needs a login or another link (on GitHub: the 'raw' link)"
     if head.startswith(b"PK\x03\x04"):
-        return _archive(content)
+        return _archive(io.BytesIO(content))
     for signature, at, text in _SIGNATURES:
         if head[at : at + len(signature)] == signature:
             return text
@@ -79,16 +80,18 @@ def describe_file(path: Path) -> str:
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
+        if not path.is_file():  # opening a named pipe would wait for a writer
+            return "is not a regular file" if path.exists() else ""
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-            return describe(head + file.read() if head.startswith(b"PK\x03\x04") else head)
+            return _archive(file) if head.startswith(b"PK\x03\x04") else describe(head)
     except OSError:
         return ""
 
 
-def _archive(content: bytes) -> str:
+def _archive(file: IO[bytes]) -> str:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()[:10_000]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError):
         return "is a damaged or cut off zip archive: get it again"

@@ -75,11 +75,13 @@ def checked_output(
 
 def _same(path: Path, other: Path) -> bool:
     """Return whether two paths are the same file or folder, also through symbolic and hard links."""
-    return path.resolve() == other.resolve() or (os.path.exists(path) and os.path.samefile(path, other))
+    same = os.path.realpath(path) == os.path.realpath(other)
+    return same or (os.path.exists(path) and os.path.samefile(path, other))
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+    # Path.resolve raises RuntimeError for a link to itself.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_file(path: Path, content: bytes | str) -> None:

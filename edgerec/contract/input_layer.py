@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.flatbuffer import pack, parse
-from edgerec.contract.metadata import METADATA_ENTRY
+from edgerec.contract.metadata import without_metadata
 from edgerec.contract.schema import tflite_schema
 from edgerec.contract.tensors import ChannelNormalise
 from edgerec.errors import ModelError
@@ -52,8 +52,7 @@ def with_input_layer(content: bytes, normalise: ChannelNormalise, where: str = "
         for entry in signature.inputs or ():
             entry.tensorIndex = image if entry.tensorIndex == graph.inputs[0] else entry.tensorIndex
     graph.inputs = np.array([image], np.int32)
-    model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
-    return pack(model)
+    return without_metadata(pack(model))
 
 
 class _Edit:

@@ -67,12 +67,13 @@ _SOURCE_CODE = {".py", ".ipynb", ".js", ".ts", ".java", ".kt", ".swift", ".dart"
 _FILE_NAME = re.compile(r"[^\s/\\][^/\\]*\.(txt|json|csv|pbtxt|ya?ml)", re.IGNORECASE)
 
 # "3 label", "3: label", "3,label", "[3] label", "3. label", "3) label"
-_NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|\t]\s*|\s+-\s+|\s+)|[.)]\s+)(\S.*)")
+_NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[.)]\s+)(\S.*)")
 # "label,3", "label: 3", "label 3"
-_NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|\t]\s*|\s+)(\d{1,7})")
+_NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
-_C_ARRAY = re.compile(r"categories\w*\s*\[\s*\w*\s*\]\s*=\s*(\{[^{}]*\})")
+# The repetitions are bounded, because the whole file is searched and the time would grow with the square of its size.
+_C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s{0,40}=\s{0,40}(\{[^{}]*\})")
 
 
 def read_labels(path: Path, count: int | None = None, model: str = "the model") -> tuple[str, ...]:
@@ -201,7 +202,7 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
             return _labels_of_value(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
             raise _NotLabels(f"it is not valid TOML ({error})") from None
-    if re.search(r"^\s*item\s*\{", text, re.MULTILINE):
+    if re.search(r"^[ \t]*item\s*\{", text, re.MULTILINE):
         return _labels_of_pbtxt(text)
     if body[:1] == "<" and ">" in body:
         raise _NotLabels("it is XML or HTML")
@@ -228,6 +229,8 @@ def _refuse_long(lines: Iterable[str]) -> None:
 
 
 def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequence[str]:
+    if not lines:
+        raise _NotLabels("it has no labels")
     if len(lines) == 1 and count != 1 and (parts := _parts_of_line(lines[0], count)):
         return parts
     _refuse_long(lines)
@@ -252,14 +255,17 @@ def _without_comments(lines: list[str], count: int | None) -> list[str]:
     remaining = [line for line in lines if not re.match(r"(#|//)\s*\S", line)]
     if remaining and len(remaining) != len(lines) and not (len(lines) == count != len(remaining)):
         lines = remaining
-    shorter = [re.sub(r"\s+#\s.*", "", line) for line in lines]
+    shorter = [re.sub(r"(?<!\s)\s+#\s.*", "", line) for line in lines]
     return shorter if len(set(shorter)) == len(set(lines)) else lines
 
 
 def _parts_of_line(line: str, count: int | None) -> list[str] | None:
     """Return the labels of a file with all labels in one line, as NVIDIA DeepStream has it."""
     for separator in (";", ",", "\t", "|"):
-        parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+        try:
+            parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+        except csv.Error:  # e.g. a field that is too long for a label
+            continue
         parts = parts[:-1] if parts and not parts[-1] else parts
         if len(parts) > 1 and ((count is None and separator == ";") or len(parts) == count):
             return parts
@@ -315,13 +321,13 @@ def _labels_of_csv(lines: list[str], count: int | None) -> Sequence[str]:
     if names and indices:
         name, index = columns.index(names[0]), columns.index(indices[0])
         rows = rows[1:]
-    elif len(rows[0]) == 2 and rows[0][0].isdigit() != rows[0][1].isdigit():
-        index, name = (0, 1) if rows[0][0].isdigit() else (1, 0)
+    elif len(rows[0]) == 2 and _is_index(rows[0][0]) != _is_index(rows[0][1]):
+        index, name = (0, 1) if _is_index(rows[0][0]) else (1, 0)
     elif len(rows[0]) == 2 and (numbered := _numbered(lines)) is not None:
         return numbered
     else:
         raise _NotLabels(f"its first line has {len(columns)} columns, expected an index column and a name column")
-    if wrong := next((row for row in rows if len(row) <= max(name, index) or not row[index].isdigit()), None):
+    if wrong := next((row for row in rows if len(row) <= max(name, index) or not _is_index(row[index])), None):
         raise _NotLabels(f"the line {','.join(wrong)[:60]!r} has no index")
     return _by_index((int(row[index]), row[name]) for row in rows)
 
@@ -429,10 +435,11 @@ def _structured(text: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise _NotLabels(f"the key {repeated!r} occurs twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _NotLabels(f"the key {key!r} occurs twice")
+        result[key] = value
     return result
 
 
@@ -507,7 +514,7 @@ def _yaml_container(lines: list[str]) -> Any:
             continue
         first = _yaml_text(match[2] or "")
         rest = []
-        for following in lines[number + 1 :]:
+        for following in (lines[i] for i in range(number + 1, len(lines))):
             if following.strip() and not re.match(r"[\s\-#\]}]", following):
                 break
             rest.append(following)
@@ -531,7 +538,7 @@ def _yaml_block(lines: list[str]) -> Any:
         indents.add(len(line) - len(line.lstrip()))
         if text.startswith("- "):
             items.append(_yaml_scalar(text[2:].strip()))
-        elif match := re.fullmatch(r"(\"[^\"]*\"|'[^']*'|[^\s:][^:]*?)\s*:\s+(\S.*)", text):
+        elif match := re.fullmatch(r"(\"[^\"]*\"\s*|'[^']*'\s*|[^\s:][^:]*):\s+(\S.*)", text):
             pairs.append((_unquoted(match[1]), _yaml_scalar(match[2].strip())))
         else:
             raise _NotLabels(f"the line {text[:60]!r} is neither '- label' nor 'index: label'")
@@ -577,7 +584,7 @@ def _labels_of_pbtxt(text: str) -> Sequence[str]:
             depth -= 1
         elif depth == 1 and items and (double is not None or single is not None):
             items[-1].setdefault(key, re.sub(r"\\(.)", r"\1", double if double is not None else single))
-        elif depth == 1 and word is not None and key == "id" and word.isdigit():
+        elif depth == 1 and word is not None and key == "id" and _is_index(word):
             items[-1].setdefault(key, word)
             key = ""
         elif word is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
+from lzma import LZMAError
 
 import numpy as np
 
@@ -13,7 +15,8 @@ from edgerec.contract.flatbuffer import pack, parse
 from edgerec.contract.schema import tflite_schema
 
 MAX_SIDE_PX = 4096
-MAX_FILE_BYTES = 1 << 24
+# Total size of the files that are kept behind a model, such as its labels.
+MAX_FILES_BYTES = 1 << 24
 NAME = "image"
 
 
@@ -106,9 +109,19 @@ def _with_files(model: bytes, original: bytes) -> bytes:
     """Append the files that follow the original model, such as its labels."""
     try:
         with zipfile.ZipFile(io.BytesIO(original)) as source:
-            infos = [info for info in source.infolist() if info.file_size <= MAX_FILE_BYTES]
-            files = {info.filename: source.read(info) for info in infos}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError, EOFError):
+            if sum(info.file_size for info in source.infolist()) > MAX_FILES_BYTES:
+                return model
+            files = {info.filename: source.read(info) for info in source.infolist()}
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        zlib.error,
+        LZMAError,
+    ):
         return model
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:

@@ -96,6 +96,13 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
     return _with_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
 
 
+def without_metadata(content: bytes) -> bytes:
+    """Return a .tflite file's bytes without its TFLite metadata and the files that belong to the metadata."""
+    model = parse(content)
+    model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
+    return pack(model)
+
+
 def has_metadata(content: bytes) -> bool:
     """Return whether a .tflite file has TFLite metadata, even if it is damaged."""
     return any(entry.name == METADATA_ENTRY.encode() for entry in parse(content).metadata or ())

@@ -41,13 +41,14 @@ def captured_output() -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _into(captured: IO[bytes], stream: IO[str], number: int) -> Iterator[None]:
+def _into(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
     """Redirect the descriptor ``number``, to which C++ writes, and Python's ``stream``, which may have another one."""
     numbers = {number}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's stream has no descriptor
-        numbers.add(stream.fileno())
+        numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:
-        stream.flush()
+        if stream:  # Python has None for a standard stream that was closed when it started
+            stream.flush()
         for each in numbers:
             try:
                 kept = os.dup(each)
@@ -56,5 +57,6 @@ def _into(captured: IO[bytes], stream: IO[str], number: int) -> Iterator[None]:
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, each)
             os.dup2(captured.fileno(), each)
-        stack.callback(stream.flush)
+        if stream:
+            stack.callback(stream.flush)
         yield

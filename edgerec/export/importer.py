@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgerec.contract.decision import DecisionSpec
 from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
-from edgerec.contract.metadata import has_metadata, with_metadata
+from edgerec.contract.metadata import Metadata, has_metadata, with_metadata, without_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
@@ -25,6 +26,8 @@ from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
 from edgerec.runtime.finished import Finished
+
+log = logging.getLogger(__name__)
 
 VARIANT = "imported"
 
@@ -131,6 +134,9 @@ def import_tflite(
     require_fit(finished.content, aim, finished.where)
     _, height, width, channels = finished.input.shape
     content = finished.content
+    if aim.kind == "model" and has_metadata(content) and _overridden(original, names if labels else None, normalise):
+        log.info("the metadata of %s is replaced, because it differs from --labels or --normalise", original.where)
+        content = without_metadata(content)
     if not has_metadata(content) and (aim.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
     edgetpu = compiled(content, aim) if aim.compiler else None
@@ -182,6 +188,13 @@ def import_tflite(
         golden=golden,
         edgetpu=edgetpu,
     )
+
+
+def _overridden(finished: Finished, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
+    """Return whether the user chose labels or a normalization that differ from the metadata, which apps read."""
+    metadata = finished.metadata or Metadata("", "", (), ())
+    other_labels = labels is not None and metadata.labels != labels
+    return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})
 
 
 def _labels(path: str | Path | None, finished: Finished) -> tuple[tuple[str, ...], str]:

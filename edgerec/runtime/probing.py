@@ -32,7 +32,7 @@ class Probe:
 
     Attributes:
         error: why the interpreter cannot load or run the model; empty if it can.
-        runs: number of inputs on which the model was run; 0 if it has dynamic shapes or several outputs.
+        runs: number of inputs for which all outputs were finite; 0 if it has dynamic shapes or several outputs.
         lowest, highest: smallest and largest real output over all runs.
         lowest_sum, highest_sum: smallest and largest sum of the outputs of one run.
     """
@@ -122,12 +122,14 @@ def _probe(content: bytes) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             real = _real(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
+            if not np.isfinite(real).all():  # e.g. exp of an input outside the model's range
+                continue
             totals.append((float(real.min()), float(real.max()), float(real.sum())))
     except (RuntimeError, ValueError) as error:
         return Probe(error=f"the interpreter cannot run it: {first_sentence(error)}")
     except MemoryError:
         return Probe(error="the interpreter needs more memory than there is")
-    if not totals or not np.isfinite(totals).all():
+    if not totals:
         return Probe()
     lowest, highest, sums = zip(*totals, strict=True)
     return Probe("", len(totals), min(lowest), max(highest), min(sums), max(sums))

@@ -190,6 +190,29 @@ install_from() {
   fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
 }
 
+# pip runs what is in a wheel, so a wheel of this bundle is installed only if it has the digest in manifest.json.
+# Wheels that were added are accepted, except another edgerec beside the one that manifest.json lists.
+check_wheels() {
+  if [ -n "$dry" ] && ! command -v "$python" >/dev/null; then return 0; fi
+  changed=$("$python" -c '
+import hashlib, json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+has_edgerec = any(name.startswith("wheels/edgerec-") for name in listed)
+for path in sorted(folder.glob("wheels/*")):
+    name = f"wheels/{path.name}"
+    if name not in listed:
+        changed = has_edgerec and path.name.lower().startswith("edgerec-")
+    else:
+        changed = hashlib.sha256(path.read_bytes()).hexdigest() != listed[name]
+    if changed:
+        print(name)
+        break
+' "$here" 2>/dev/null) || fail "$here/manifest.json cannot be read: copy the whole bundle here again"
+  [ -z "$changed" ] ||
+    fail "$here/$changed is not the file that manifest.json lists, so nothing is installed: copy or export the bundle again"
+}
+
 install_wheels() {
   say "Installing what $here/requirements.txt names; on a small machine this takes minutes."
   [ -z "$dry" ] || return 0
@@ -299,6 +322,7 @@ install() {
     [ -n "$dry" ] || fail "there is no Python: sudo apt-get install python3"
     python=python3 version=${PYTHONS%% *} # it would be there by now
   fi
+  check_wheels
   make_environment
   install_wheels
   copy_bundle

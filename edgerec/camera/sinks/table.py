@@ -132,7 +132,10 @@ class Table:
 def _refuse_other_file(path: Path) -> None:
     """Raise :class:`OutputExistsError` if ``path`` is a file that is neither empty nor a table of this class."""
     try:
-        start = b"" if not path.is_file() else path.open("rb").read(len(COLUMNS[0]) + 1)
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(len(COLUMNS[0]) + 1)
     except OSError as error:
         raise EdgerecError(f"{path} cannot be read ({error.strerror}): choose another name") from None
     if start not in (b"", f"{COLUMNS[0]},".encode()):

@@ -97,6 +97,8 @@ class SnapshotSource:
         while not self._stopped.is_set():
             if self._stream is None:
                 self._stream = HttpStream(self._url)
+                if self._stopped.is_set():  # interrupted while it connected
+                    return
             image = self._decoded(self._body(self._stream))
             self.close()
             self.format = CaptureFormat(image.shape[1], image.shape[0])
@@ -341,7 +343,8 @@ def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
         captured.seek(0)
         output = captured.read()
     # Other threads may have written a log line in the meantime.
-    if others := b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING)):
+    others = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
+    if others and sys.stderr:
         sys.stderr.write(others.decode(errors="backslashreplace"))
     return image
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.bundle import Bundle
+from edgerec.contract.files import sha256
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.target import Target
+from edgerec.errors import BundleError
 from edgerec.export.card import requirements as filled
 from edgerec.export.programs import Done
 from edgerec.export.userland import probe
@@ -141,11 +143,22 @@ def prove(
         releases=releases,
         processors=processors,
         find_links=find_links,
-        wheels={name: content for name, content in opened.files.items() if name.startswith(f"{FOLDER}/")},
+        wheels=_wheels(opened),
         listener=listener,
     )
     proofs = tuple(_prove(case, userland, processor) for userland, processor in ready)
     return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, proofs, time.monotonic() - begun)
+
+
+def _wheels(bundle: Bundle) -> dict[str, bytes]:
+    """Return the wheels of a bundle; raises :class:`BundleError` if one was changed, because pip runs it."""
+    wheels = {name: content for name, content in bundle.files.items() if name.startswith(f"{FOLDER}/")}
+    for name, content in wheels.items():
+        if sha256(content) != bundle.manifest.files[name]:
+            raise BundleError(
+                f"{bundle.path}: {name} was changed and is not installed: copy or export the bundle again"
+            )
+    return wheels
 
 
 def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -> _Case:
