@@ -112,16 +112,7 @@ def _with_files(model: bytes, original: bytes) -> bytes:
             if sum(info.file_size for info in source.infolist()) > MAX_FILES_BYTES:
                 return model
             files = {info.filename: source.read(info) for info in source.infolist()}
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        zlib.error,
-        LZMAError,
-    ):
+    except (zipfile.BadZipFile, zlib.error, LZMAError, ValueError, RuntimeError, OSError, EOFError):
         return model
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
