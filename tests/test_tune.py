@@ -25,7 +25,7 @@ from edgerec.cli.app import app
 from edgerec.compress.calibration import pin_range
 from edgerec.compress.convert import plain_names, to_int8
 from edgerec.contract.metadata import with_metadata
-from edgerec.errors import ModelError, OutputExistsError, RecipeError, StudyError, TrainError
+from edgerec.errors import EdgerecError, ModelError, OutputExistsError, RecipeError, StudyError, TrainError
 from edgerec.export.pi_latency import estimated_ms
 from edgerec.tuning.cost import Cost, Limits, measure
 from edgerec.tuning.plan import Plan, refuse_other
@@ -380,9 +380,10 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
 
 def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    for out in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(OutputExistsError, match="holds something else: choose another name"):
-            tune(base, out)
+    with pytest.raises(OutputExistsError, match="holds something else: choose another name"):
+        tune(base, tmp_path)
+    with pytest.raises(EdgerecError, match=r"thesis\.txt has the suffix of a file"):
+        tune(base, tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
