@@ -80,6 +80,42 @@ def test_what_learns_in_a_stage(file):
     assert learning(model) == {"logits", "first", "norm", "second"}
 
 
+def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
+    layers = keras().layers
+    inside = keras().Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.DepthwiseConv2D(1, name="imagenet_range"),
+            layers.Conv2D(4, 3, name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.Conv2D(4, 3, name="second"),
+        ],
+        name="inside",
+    )
+    inputs = keras().Input((8, 8, 3))
+    x = layers.TimeDistributed(layers.BatchNormalization(name="wrapped"))(inside(inputs))
+    x = layers.Dense(2, name="logits")(layers.Flatten()(x))
+    model = keras().Model(inputs, layers.Softmax(name="scores")(x))
+
+    def trained():
+        return {weight.name.split("/")[-2].split(":")[0] for weight in model.trainable_weights}
+
+    transfer = recipe(**{"model.weights": str(file)})
+    learned = []
+    for stage in stages(transfer):
+        hold(model, transfer, stage)
+        learned.append({name for name in trained() if name != "time_distributed"})
+        # What learns by its batch's statistics changes them in training mode.
+        before = [weight.numpy() for weight in model.non_trainable_weights]
+        model(np.random.default_rng(0).random((4, 8, 8, 3), np.float32), training=True)
+        for old, new in zip(before, model.non_trainable_weights, strict=True):
+            assert np.array_equal(old, new)
+    assert learned == [{"logits"}, {"logits", "second"}, {"logits", "second"}, {"logits", "first", "second"}]
+    hold(model, transfer.override({"transfer.freeze_bn": False}), stages(transfer)[-1])
+    assert {"first", "norm", "second", "logits"} <= trained()
+    assert not model.get_layer("inside").get_layer("imagenet_range").trainable
+
+
 def test_a_network_with_new_classes_goes_on_to_int8(file, image_folder, tmp_path):
     changes = {"model.arch": "backbone", "model.weights": str(file), "data.source": str(image_folder)}
     made = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")

@@ -20,7 +20,7 @@ from edgerec.contract.recipe import Recipe, TrainSection
 from edgerec.train.distribute import Team
 from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
-from edgerec.train.keras import compile_classifier, first_line, keras, reseed
+from edgerec.train.keras import compile_classifier, first_line, freeze_batch_normalization, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import learned
 from edgerec.train.teacher import Teacher
@@ -158,15 +158,6 @@ def fine_tune(
         layer.trainable = True  # the next stage, and what is saved, are as before this one
     model.set_weights(state.best)
     return model
-
-
-def freeze_batch_normalization(model: Any) -> list[Any]:
-    """Freeze every batch normalization of a model, in nested models and wrappers too; returns those that were not."""
-    kind = keras().layers.BatchNormalization
-    trainable = [layer for layer in model.submodules if isinstance(layer, kind) and layer.trainable]
-    for layer in trainable:
-        layer.trainable = False
-    return trainable
 
 
 def _frozen_from(epochs: int) -> int:

@@ -219,6 +219,23 @@ def _dense(gradient: Any) -> Any:
     return 0.0 if gradient is None else require("tensorflow").convert_to_tensor(gradient)
 
 
+def every_layer(model: Any) -> Iterator[Any]:
+    """Yield all layers of a model in their order, nested models and their layers too."""
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from every_layer(layer)
+
+
+def freeze_batch_normalization(model: Any) -> list[Any]:
+    """Freeze every batch normalization of a model, in nested models and wrappers too; returns those that were not."""
+    kind = keras().layers.BatchNormalization
+    trainable = [layer for layer in model.submodules if isinstance(layer, kind) and layer.trainable]
+    for layer in trainable:
+        layer.trainable = False
+    return trainable
+
+
 def copied(model: Any) -> Any:
     """A model of the same layers and weights that shares none of them."""
     twin = as_written(keras().models.clone_model)(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
-from edgerec.train.keras import keras
+from edgerec.train.keras import every_layer, keras
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ CHANNELS_TOGETHER = 16
 
 def in_float32(model: Any) -> Any:
     """The model as it is, or built again where some layer computes in another precision."""
-    policies = {layer.dtype_policy.name for layer in _layers(model)}
+    policies = {layer.dtype_policy.name for layer in every_layer(model)}
     if policies == {"float32"}:
         return model
     log.info("%s computes in %s; it is taken in float32", model.name, " and ".join(sorted(policies)))
@@ -34,7 +34,7 @@ def in_suited(model: Any) -> Any:
     if policy == "float32":
         return model
     on_cpu = policy == "mixed_bfloat16"
-    if on_cpu and any(isinstance(layer, layers.DepthwiseConv2D) for layer in _layers(model)):
+    if on_cpu and any(isinstance(layer, layers.DepthwiseConv2D) for layer in every_layer(model)):
         log.info("%s has depthwise convolutions, slower in bfloat16 on a CPU: computing in float32", model.name)
         return _again(model, "float32")
 
@@ -44,15 +44,7 @@ def in_suited(model: Any) -> Any:
         normalises = isinstance(layer, layers.BatchNormalization)
         return bool(on_cpu and normalises and layer.output_shape[-1] % CHANNELS_TOGETHER)
 
-    return _again(model, policy, {layer.name for layer in _layers(model) if stays(layer)})
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """All layers of a model and of the models in it."""
-    for layer in model.layers:
-        yield layer
-        if hasattr(layer, "layers"):
-            yield from _layers(layer)
+    return _again(model, policy, {layer.name for layer in every_layer(model) if stays(layer)})
 
 
 def _again(model: Any, policy: str, kept: Collection[str] = ()) -> Any:

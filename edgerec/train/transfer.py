@@ -13,7 +13,7 @@ from edgerec.errors import ModelError, RecipeError
 from edgerec.models import BACKBONE, build
 from edgerec.models.imagenet import RANGE
 from edgerec.train.foreign import expects_pixels, read_foreign
-from edgerec.train.keras import keras
+from edgerec.train.keras import every_layer, freeze_batch_normalization, keras
 from edgerec.train.optimizer import learning_rate
 from edgerec.train.rebuild import Rebuild, flatten
 
@@ -115,26 +115,34 @@ def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
 
 
 def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
-    """Let the layers of a stage learn, and no others.
+    """Let the layers of a stage learn, and freeze all others; layers of nested models count like all others.
 
-    Batch normalisation before the classes keeps its statistics and answers as on a device, unless
-    ``transfer.freeze_bn`` is off: a few pictures' statistics are worse than those of the weights' own data.
+    Batch normalization before the head keeps its statistics, scale and offset, unless ``transfer.freeze_bn`` is off:
+    the statistics of a few images are worse than those of the data that the weights come from.
     """
     if not recipe.model.pretrained:
         return
     release(model)
-    body = [layer for layer in model.layers if layer.weights and layer.name not in CLASSES]
+    body = [layer for layer in _leaves(model) if layer.weights and layer.name not in CLASSES]
     learning = round(len(body) * stage.part)
     for number, layer in enumerate(body):
-        still = recipe.transfer.freeze_bn and type(layer).__name__ == "BatchNormalization"
-        layer.trainable = number >= len(body) - learning and not still and layer.name != RANGE
+        layer.trainable = number >= len(body) - learning and layer.name != RANGE
+    if recipe.transfer.freeze_bn:
+        freeze_batch_normalization(model)
     log.info("epoch %d: %d of %d layers before the head learn", stage.first + 1, learning, len(body))
 
 
 def release(model: Any) -> None:
-    """Let every layer learn again that is not fixed, as fine-tuning expects."""
+    """Let every layer learn again except the fixed input range, as fine-tuning expects."""
     for layer in model.layers:
+        layer.trainable = True
+    for layer in _leaves(model):
         layer.trainable = layer.name != RANGE
+
+
+def _leaves(model: Any) -> list[Any]:
+    """The layers of a model that are not models themselves."""
+    return [layer for layer in every_layer(model) if not hasattr(layer, "layers")]
 
 
 def network(recipe: Recipe, classes: int) -> Any:

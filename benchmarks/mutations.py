@@ -1,0 +1,603 @@
+"""Break one function at a time, and check that a test fails for each.
+
+The package and its tests are copied to a temporary folder. Each mutation of the table below replaces one text in one
+file there, runs the test that should fail, and restores the file. A mutation is *killed* if its test fails with it and
+passes without it, and *survived* if its test passes in both cases. The exit code is 1 unless all mutations were killed.
+
+    python benchmarks/mutations.py [--only TEXT] [--jobs 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dist", "runs")
+TIMEOUT_S = 900
+PASSED, FAILED = 0, 1  # exit codes of pytest; others mean that no test was run
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change that breaks a function.
+
+    Attributes:
+        function: what is broken.
+        file: path below ``edgerec``.
+        old: text that occurs exactly once in the file.
+        new: its replacement.
+        test: the test that fails then, as ``test_split.py::test_name``.
+    """
+
+    function: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = (
+    # data
+    Mutation(
+        "split: fractions",
+        "data/split.py",
+        "np.cumsum(request.fractions), units.hashes",
+        "np.cumsum(request.fractions[::-1]), units.hashes",
+        "test_split.py::test_requested_fractions_are_used",
+    ),
+    Mutation(
+        "split: seed",
+        "data/split.py",
+        'hashlib.sha256(b"%d\\0%b" % (seed, key))',
+        'hashlib.sha256(b"%d\\0%b" % (0, key))',
+        "test_data.py::test_split_is_stratified_seeded_and_whole",
+    ),
+    Mutation(
+        "split: refusal of wrong fractions",
+        "data/split.py",
+        "> max(TOLERANCE, chance) + 1e-9",
+        "> 1",
+        "test_split.py::test_requested_fractions_of_groups_are_used_or_refused",
+    ),
+    Mutation(
+        "split: exact copies on one side",
+        "data/split.py",
+        "        if contents is not None:\n            return cls(tuple(contents[0].tolist()), contents[1])\n",
+        "",
+        "test_split.py::test_exact_copies_are_on_one_side",
+    ),
+    Mutation(
+        "split: groups linked by a copy",
+        "data/split.py",
+        "while self.copies is not None:",
+        "while False:",
+        "test_split.py::test_exact_copies_are_on_one_side",
+    ),
+    Mutation(
+        "split: every class on each side",
+        "data/split.py",
+        "sides[spare[0]], fixed[spare[0]] = side, True",
+        "fixed[spare[0]] = True",
+        "test_split.py::test_each_class_is_on_each_side",
+    ),
+    Mutation(
+        "split: copies of the data's own test images",
+        "data/split.py",
+        "kept_train = train[~np.isin(contents[train], contents[np.concatenate([test, val])])]",
+        "kept_train = train",
+        "test_split.py::test_copies_of_the_own_test_images_are_not_trained_on",
+    ),
+    Mutation(
+        "split: recorded split of a run",
+        "data/split.py",
+        "used = np.concatenate([val, test, excluded])",
+        "used = np.concatenate([test, excluded])",
+        "test_split.py::test_resumed_training_keeps_the_split_that_it_began_with",
+    ),
+    Mutation(
+        "merged data: position of an image",
+        "data/merged.py",
+        "part[flat[inside] - (self._ends[number] - len(part))]",
+        "part[flat[inside] % len(part)]",
+        "test_merged_data.py::test_labels_are_the_union_and_images_stay_what_they_are",
+    ),
+    Mutation(
+        "merged data: class of an image",
+        "data/sources.py",
+        "classes=indices[part.classes], labels=labels",
+        "labels=labels",
+        "test_merged_data.py::test_labels_are_the_union_and_images_stay_what_they_are",
+    ),
+    Mutation(
+        "bit depth: files with more than 8 bits",
+        "data/bit_depth.py",
+        "return bits_per_sample(start) > 8",
+        "return bits_per_sample(start) > 16",
+        "test_image_files.py::test_range_over_the_data_set",
+    ),
+    Mutation(
+        "bit depth: range over all files",
+        "data/bit_depth.py",
+        "total = found if total is None else total + found",
+        "total = found",
+        "test_bit_depth.py::test_the_range_is_that_of_all_files",
+    ),
+    Mutation(
+        "pixel cache: least recently used",
+        "data/cache_limit.py",
+        "        os.utime(about)\n",
+        "        pass\n",
+        "test_pixel_cache.py::test_least_recently_used_entries_are_deleted",
+    ),
+    Mutation(
+        "pixel cache: a changed image",
+        "data/cache.py",
+        'key.update(f"\\0{status.st_size}\\0{status.st_mtime_ns}\\n".encode())',
+        'key.update(b"\\n")',
+        "test_data.py::test_a_changed_picture_is_read_again",
+    ),
+    Mutation(
+        "mixup and cutmix: shares of the labels",
+        "data/augmentation/mixing.py",
+        "shares = kept * shares + (1 - kept) * tf.roll(shares, 1, axis=0)",
+        "shares = 0.5 * shares + 0.5 * tf.roll(shares, 1, axis=0)",
+        "test_augment.py::test_mixing_mixes_labels_as_it_mixes_pixels",
+    ),
+    Mutation(
+        "layout: names of splits",
+        "data/layout.py",
+        '("val", "valid", "validation", "validate", "dev")',
+        '("val",)',
+        "test_layout.py::test_usual_names_of_splits_are_recognized",
+    ),
+    # train
+    Mutation(
+        "class weights",
+        "train/feed.py",
+        "counts.sum() / (len(counts) * np.maximum(counts, 1))",
+        "np.maximum(counts, 1) * len(counts) / counts.sum()",
+        "test_class_weights.py::test_each_image_has_the_weight_of_its_class",
+    ),
+    Mutation(
+        "class weights of mixed images",
+        "train/feed.py",
+        "tf.linalg.matvec(classes, weights)",
+        "tf.gather(weights, tf.argmax(classes, axis=1))",
+        "test_class_weights.py::test_a_mixed_image_has_the_mean_weight_of_its_classes",
+    ),
+    Mutation(
+        "order of the images in each epoch",
+        "train/feed.py",
+        "stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])",
+        "stateless_shuffle(tf.constant(part), seed=[recipe.seed, 0 * epoch])",
+        "test_data.py::test_batches_are_those_of_the_seed_and_epoch",
+    ),
+    Mutation(
+        "warm-up",
+        "train/optimizer.py",
+        "warmup = min(warmup, steps // 2)",
+        "warmup = 0",
+        "test_stages.py::test_every_stage_warms_up",
+    ),
+    Mutation(
+        "cosine",
+        "train/optimizer.py",
+        "return decay(peak, max(1, steps))",
+        "return decay(peak, max(1, 2 * steps))",
+        "test_training_steps.py::test_the_cosine_falls_to_zero",
+    ),
+    Mutation(
+        "plateau",
+        "train/optimizer.py",
+        "elif waited >= PATIENCE:",
+        "elif waited > PATIENCE:",
+        "test_long_runs.py::test_the_rate_halves_after_three_epochs_that_are_no_better",
+    ),
+    Mutation(
+        "decoupled weight decay",
+        "train/optimizer.py",
+        '"weight_decay": weight_decay or None}',
+        '"weight_decay": None}',
+        "test_weight_decay.py::test_a_kernel_without_gradient_shrinks_by_rate_times_decay",
+    ),
+    Mutation(
+        "weight decay: kernels only",
+        "train/optimizer.py",
+        "    made.exclude_from_weight_decay(var_names=[NOT_DECAYED])\n",
+        "",
+        "test_weight_decay.py::test_only_kernels_decay",
+    ),
+    Mutation(
+        "weight decay after a resume",
+        "train/optimizer.py",
+        '    getattr(copy, "inner_optimizer", copy).exclude_from_weight_decay(var_names=[NOT_DECAYED])\n',
+        "",
+        "test_weight_decay.py::test_only_kernels_decay",
+    ),
+    Mutation(
+        "optimizer state after a resume",
+        "train/optimizer.py",
+        "        variable.assign(value)\n",
+        "        pass\n",
+        "test_train.py::test_killed_run_resumes_and_ends_like_an_unbroken_one",
+    ),
+    Mutation(
+        "gradient accumulation: mean of the parts",
+        "train/keras.py",
+        "total + _dense(gradient) / parts",
+        "total + _dense(gradient)",
+        "test_long_runs.py::test_a_batch_in_parts_and_by_xla_gives_the_same_weights",
+    ),
+    Mutation(
+        "early stopping for each stage",
+        "train/recorder.py",
+        "return [row for row in history if _stage_number(recipe, row) == stage.number]",
+        "return list(history)",
+        "test_stages.py::test_a_stage_without_progress_ends_alone",
+    ),
+    Mutation(
+        "time limit for each stage",
+        "train/recorder.py",
+        "train.max_hours * stage.share * 3600",
+        "train.max_hours * 3600",
+        "test_stages.py::test_each_stage_has_its_share_of_the_time",
+    ),
+    Mutation(
+        "learning rate of transfer stages",
+        "train/transfer.py",
+        "rate = train.learning_rate * transfer.rate",
+        "rate = train.learning_rate",
+        "test_transfer.py::test_the_classes_first_then_the_layers_from_behind",
+    ),
+    Mutation(
+        "frozen batch normalization in transfer",
+        "train/transfer.py",
+        "    if recipe.transfer.freeze_bn:\n",
+        "    if False:\n",
+        "test_transfer.py::test_what_learns_in_a_stage",
+    ),
+    Mutation(
+        "layers of nested models in transfer",
+        "train/transfer.py",
+        "body = [layer for layer in _leaves(model) if",
+        "body = [layer for layer in model.layers if",
+        "test_transfer.py::test_layers_of_nested_models_and_wrappers_learn_like_all_others",
+    ),
+    Mutation(
+        "features of a backbone: the softmax after the head",
+        "train/transfer.py",
+        '{"Activation", "Softmax", "Dropout",',
+        '{"Dropout",',
+        "test_backbone.py::test_a_convolutional_head_is_replaced_and_not_followed",
+    ),
+    Mutation(
+        "leakage: test images among the training images of the weights",
+        "train/leakage.py",
+        '            raise RecipeError(\n                f"{what} was trained on',
+        '            log.warning(\n                f"{what} was trained on',
+        "test_leakage.py::test_weights_of_another_split_are_refused",
+    ),
+    Mutation(
+        "leakage: weights of weights",
+        "train/leakage.py",
+        "return cls(np.concatenate([train, inherited]), val,",
+        "return cls(train, val,",
+        "test_leakage.py::test_images_of_earlier_weights_count_too",
+    ),
+    Mutation(
+        "best epoch",
+        "train/run.py",
+        'key=lambda row: (row.get("val_accuracy", 0.0), -row["val_loss"])',
+        'key=lambda row: row["epoch"]',
+        "test_train.py::test_best_epoch_prefers_accuracy_then_loss",
+    ),
+    Mutation(
+        "distillation: weights of the images",
+        "train/teacher.py",
+        "divergence *= tf.cast(weights, divergence.dtype)",
+        "pass",
+        "test_finetune_weights.py::test_a_teachers_distance_weighs_images",
+    ),
+    Mutation(
+        "mixed precision: layers that stay float32",
+        "train/precision.py",
+        "if layer in model.layers[-2:] or",
+        "if",
+        "test_precision.py::test_layers_that_bfloat16_makes_slower_stay_float32",
+    ),
+    Mutation(
+        "order of the labels",
+        "train/label_order.py",
+        "    if not order.doubtful:\n        return\n",
+        "    return\n",
+        "test_label_order.py::test_two_classes_the_wrong_way_round_are_refused",
+    ),
+    Mutation(
+        "comparison with the majority class",
+        "train/baseline.py",
+        "accuracy <= level + margin",
+        "accuracy <= level",
+        "test_training_checks.py::test_near_means_not_told_apart_from_chance",
+    ),
+    # compress
+    Mutation(
+        "QAT: dropout in range calibration",
+        "compress/qat.py",
+        "    for layer in replaced:\n        layer.call = partial(_call_in_inference, layer.call)\n    try:",
+        "    replaced = []\n    try:",
+        "test_finetune.py::test_dropout_does_not_widen_the_ranges",
+    ),
+    Mutation(
+        "QAT: frozen ranges",
+        "compress/qat.py",
+        "return self.quantizer(inputs, False, weights, **options)",
+        "return self.quantizer(inputs, training, weights, **options)",
+        "test_finetune.py::test_final_ranges_are_those_of_images_without_augmentation",
+    ),
+    Mutation(
+        "QAT: start of the moving averages",
+        "compress/qat.py",
+        "start_weight = EMA_DECAY**CALIBRATION_STEPS",
+        "start_weight = 0.0",
+        "test_methods.py::test_ranges_are_calibrated_twice_and_frozen_in_the_last_third",
+    ),
+    Mutation(
+        "QAT: range of the input",
+        "compress/qat.py",
+        "(255 - normalise.mean) / normalise.std",
+        "(200 - normalise.mean) / normalise.std",
+        "test_methods.py::test_ranges_are_calibrated_twice_and_frozen_in_the_last_third",
+    ),
+    Mutation(
+        "QAT: bits of the weights",
+        "compress/qat.py",
+        "            quantizer.num_bits = count\n",
+        "            pass\n",
+        "test_methods.py::test_weights_of_fewer_bits_make_a_smaller_download",
+    ),
+    Mutation(
+        "fine-tuning: epochs with frozen ranges only",
+        "compress/finetune.py",
+        "keep_from = max(keep_from, frozen_from) if freeze else keep_from",
+        "pass",
+        "test_fine_tuning_epochs.py::test_only_epochs_with_frozen_ranges_can_be_the_best",
+    ),
+    Mutation(
+        "fine-tuning: best epoch",
+        "compress/finetune.py",
+        "model.set_weights(state.best)",
+        "_copy(trained, model)",
+        "test_fine_tuning_epochs.py::test_the_best_epoch_is_kept",
+    ),
+    Mutation(
+        "fine-tuning: frozen batch normalization",
+        "train/keras.py",
+        "        layer.trainable = False\n",
+        "        pass\n",
+        "test_finetune.py::test_retraining_follows_freeze_bn",
+    ),
+    Mutation(
+        "fine-tuning: optimizer state after a resume",
+        "compress/finetune.py",
+        "            variable.assign(value)\n",
+        "            pass\n",
+        "test_finetune.py::test_an_undamaged_state_is_restored_with_its_optimizer",
+    ),
+    Mutation(
+        "fine-tuning: damaged states",
+        "compress/finetune.py",
+        'if value.dtype.kind == "f" and not np.isfinite(value).all():',
+        "if False:",
+        "test_finetune.py::test_a_damaged_state_changes_nothing",
+    ),
+    Mutation(
+        "fine-tuning: gradient accumulation",
+        "compress/finetune.py",
+        "        parts=tune.train.accumulate,\n",
+        "",
+        "test_finetune.py::test_fine_tuning_accumulates_gradients_like_the_training",
+    ),
+    Mutation(
+        "fine-tuning: the float model as teacher",
+        "compress/finetune.py",
+        "        teacher=tune.teacher,\n",
+        "",
+        "test_methods.py::test_fine_tuning_learns_the_float_models_answers",
+    ),
+    Mutation(
+        "pruning: schedule of the masks",
+        "compress/prune.py",
+        "begin_step=0, end_step=end, frequency=frequency)",
+        "begin_step=0, end_step=4 * end, frequency=frequency)",
+        "test_fine_tuning_epochs.py::test_pruning_reaches_its_sparsity_although_an_early_epoch_is_better",
+    ),
+    Mutation(
+        "pruning: epochs with the full sparsity only",
+        "compress/prune.py",
+        "        keep_from=tune.epochs // 2,\n",
+        "",
+        "test_fine_tuning_epochs.py::test_pruning_reaches_its_sparsity_although_an_early_epoch_is_better",
+    ),
+    Mutation(
+        "clustering: zeros stay zero",
+        "compress/cluster.py",
+        '"preserve_sparsity": preserve_sparsity,',
+        '"preserve_sparsity": False,',
+        "test_methods.py::test_clustering_and_pruning_survive_quantization",
+    ),
+    Mutation(
+        "channel pruning: choice of the channels",
+        "compress/channels.py",
+        'np.argsort(scores[group], kind="stable")',
+        'np.argsort(-scores[group], kind="stable")',
+        "test_channels.py::test_dead_channels_go_first_and_change_nothing",
+    ),
+    Mutation(
+        "channel pruning: importance by the loss",
+        "compress/channels.py",
+        "        scores += change**2\n",
+        "        scores += 1\n",
+        "test_channels.py::test_fine_tuning_brings_the_accuracy_back",
+    ),
+    Mutation(
+        "PTQ: range of the input",
+        "compress/calibration/draw.py",
+        "pinned[0].reshape(-1)[:2] = (0, 255)",
+        "pass",
+        "test_quantize.py::test_pinning_the_range_changes_two_values",
+    ),
+    Mutation(
+        "PTQ: calibration images of all classes",
+        "compress/calibration/picking.py",
+        "return _in_turn([rng.permutation(members) for members in _by_class(dataset, part)], count, rng)",
+        "return part[:count]",
+        "test_quantize.py::test_calibration_is_stratified_seeded_and_from_the_training_part",
+    ),
+    Mutation(
+        "accuracy gate",
+        "compress/parity.py",
+        "if drop > max_drop + 1e-9:",
+        "if drop > 100:",
+        "test_quantize.py::test_gate_advises_what_is_not_done_already",
+    ),
+    Mutation(
+        "auto: when QAT is tried",
+        "compress/quantize.py",
+        "WORTH_QAT = 0.5",
+        "WORTH_QAT = 1.0",
+        "test_quantize_auto.py::test_auto_trains_where_ptq_loses_too_much_and_takes_what_loses_less",
+    ),
+    Mutation(
+        "auto: choice of the smaller loss",
+        "compress/quantize.py",
+        "int8 = sorted((name for name in AUTO if name in sources), key=loss)",
+        "int8 = [name for name in AUTO if name in sources]",
+        "test_quantize_auto.py::test_auto_trains_where_ptq_loses_too_much_and_takes_what_loses_less",
+    ),
+)
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copy the package, its tests and its data, without what was built or downloaded."""
+    shutil.copytree(REPOSITORY, folder, ignore=LEFT_OUT)
+    return folder
+
+
+def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Run tests of a copy, and return the exit code and output of pytest."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / ".tmp")]
+    data = os.environ.get("EDGEREC_TEST_DATA") or str(REPOSITORY.parent / "shared" / "data")
+    environment = os.environ | {"PYTHONPATH": str(folder), "EDGEREC_TEST_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S * (1 + len(tests) // 10),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"timed out after {TIMEOUT_S} s"
+    return done.returncode, done.stdout
+
+
+def check_table(mutations: tuple[Mutation, ...]) -> None:
+    """Exit with a message if a text does not occur exactly once in its file, or a test does not exist."""
+    for mutation in mutations:
+        source = REPOSITORY / "edgerec" / mutation.file
+        count = source.read_text(encoding="utf-8").count(mutation.old)
+        if count != 1:
+            sys.exit(
+                f"error: {mutation.function}: {source} contains the text to replace {count} times, expected once: "
+                f"{mutation.old!r}; update the table in {Path(__file__).name}"
+            )
+        name, _, function = mutation.test.partition("::")
+        tests = (REPOSITORY / "tests" / name).read_text(encoding="utf-8")
+        if not re.search(rf"^def {re.escape(function.partition('[')[0])}\(", tests, re.MULTILINE):
+            sys.exit(f"error: {mutation.function}: there is no test {mutation.test}")
+
+
+def check_copy(folder: Path) -> None:
+    """Exit with a message if tests of the copy would import another edgerec."""
+    command = [sys.executable, "-c", "import edgerec; print(edgerec.__file__)"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    if not Path(done.stdout.strip()).is_relative_to(folder):
+        sys.exit(f"error: the copy in {folder} is not used: Python imports {done.stdout.strip()}")
+
+
+def outcome_of(mutation: Mutation, folder: Path) -> tuple[str, str]:
+    """Apply a mutation to a copy and run its test; return the outcome and the reason of the failure."""
+    source = folder / "edgerec" / mutation.file
+    original = source.read_text(encoding="utf-8")
+    source.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        code, output = run_tests(folder, [mutation.test])
+    finally:
+        source.write_text(original, encoding="utf-8")
+    reasons = [line for line in output.splitlines() if line.startswith("E  ")] or output.strip().splitlines()[-1:]
+    reason = reasons[0].removeprefix("E").strip() if reasons else ""
+    if code == PASSED:
+        return "survived", ""
+    return ("killed" if code == FAILED else f"invalid (pytest exit code {code})"), reason
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="Run mutations whose function, file or test contains this text.")
+    parser.add_argument("--jobs", type=int, default=1, help="Number of tests that run at a time. [default: 1]")
+    parser.add_argument("--skip-unmutated", action="store_true", help="Do not run the tests without mutations first.")
+    arguments = parser.parse_args()
+    chosen = tuple(m for m in MUTATIONS if arguments.only in f"{m.function} {m.file} {m.test}")
+    if not chosen:
+        sys.exit(f"error: no mutation contains {arguments.only!r}")
+    check_table(MUTATIONS)
+    with tempfile.TemporaryDirectory(prefix="edgerec-mutations-") as scratch:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(arguments.jobs):
+            copies.put(copy_repository(Path(scratch).resolve() / f"copy{number}"))
+        check_copy(Path(scratch).resolve() / "copy0")
+        if not arguments.skip_unmutated:
+            code, output = run_tests(Path(scratch).resolve() / "copy0", sorted({m.test for m in chosen}))
+            if code != PASSED:
+                sys.exit(f"error: the tests do not pass without mutations:\n{output[-3000:]}")
+        failures, lock = 0, threading.Lock()
+
+        def work(mutation: Mutation) -> None:
+            nonlocal failures
+            folder, began = copies.get(), time.monotonic()
+            try:
+                outcome, reason = outcome_of(mutation, folder)
+            finally:
+                copies.put(folder)
+            with lock:
+                failures += outcome != "killed"
+                print(f"{outcome:8}  {mutation.function}  [{mutation.file}]  {time.monotonic() - began:.0f} s")
+                print(f"          tests/{mutation.test}")
+                if reason:
+                    print(f"          {reason[:140]}", flush=True)
+
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(work, chosen))
+    print(f"{len(chosen) - failures} of {len(chosen)} mutations killed")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
