@@ -564,10 +564,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="Number of tests that run at a time. [default: 1]")
     parser.add_argument("--skip-unmutated", action="store_true", help="Do not run the tests without mutations first.")
     arguments = parser.parse_args()
+    check_table(MUTATIONS)
     chosen = tuple(m for m in MUTATIONS if arguments.only in f"{m.function} {m.file} {m.test}")
     if not chosen:
         sys.exit(f"error: no mutation contains {arguments.only!r}")
-    check_table(MUTATIONS)
     with tempfile.TemporaryDirectory(prefix="edgerec-mutations-") as scratch:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(arguments.jobs):

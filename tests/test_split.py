@@ -191,3 +191,4 @@ def test_resumed_training_keeps_the_split_that_it_began_with(tmp_path):
     begun.write_json("split.json", record)
     finished = fit(recipe, tmp_path / "run", resume=True)
     assert finished.metrics["images"] == 50
+    assert finished.metrics["train_images"] == 1797 - 50 - len(record["val"])

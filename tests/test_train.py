@@ -101,7 +101,8 @@ def test_figures_of_known_scores():
 
 def test_best_epoch_prefers_accuracy_then_loss():
     rows = [
-        {"epoch": i + 1, "val_accuracy": a, "val_loss": b} for i, (a, b) in enumerate([(0.9, 1), (0.95, 2), (0.95, 1)])
+        {"epoch": i + 1, "val_accuracy": a, "val_loss": b}
+        for i, (a, b) in enumerate([(0.9, 1), (0.95, 2), (0.95, 1), (0.9, 0.5)])
     ]
     assert best_epoch(rows) == 3
 
