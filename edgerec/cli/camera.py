@@ -75,7 +75,8 @@ def camera(
     rate: float = typer.Option(
         0.0,
         min=0,
-        help="Frames per second to request from a camera or a snapshot address. [default: the camera's own; 2]",
+        show_default=False,
+        help="Frames per second to request. [default: a camera's own rate; 2 for an address of single images]",
     ),
     pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
     roi: str | None = typer.Option(

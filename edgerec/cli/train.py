@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def train(
-    subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the run."),
+    subject: str | None = typer.Argument(None, metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the run: model, plots and metrics."),
     data: list[str] | None = typer.Option(
         None,
         help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder; several are merged.",
@@ -44,7 +44,10 @@ def train(
         help="Regular expression: images with the same match in their path below the class folder stay on one side "
         "of the split.",
     ),
-    input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
+    input_size: int | None = typer.Option(
+        None,
+        help="Side of the model's square input, in pixels. [default: the images' own size, at most 96, or chosen by --arch auto]",
+    ),
     width: float | None = typer.Option(
         None, help="Factor on the number of channels. [default: chosen by --arch auto, otherwise 1]"
     ),
@@ -53,23 +56,29 @@ def train(
         help="Initial weights: none (random), imagenet, a run, or a .keras or .h5 file. "
         "[default: imagenet if --arch auto chooses a network that has them, otherwise none]",
     ),
-    batch_size: int | None = typer.Option(None, help="Pictures per step."),
-    learning_rate: float | None = typer.Option(None, help="The highest learning rate."),
-    device: str | None = typer.Option(None, help="auto, cpu or gpu."),
+    batch_size: int | None = typer.Option(None, help="Number of images per training step."),
+    learning_rate: float | None = typer.Option(None, help="Highest learning rate of the schedule."),
+    device: str | None = typer.Option(None, help="Device to train on: auto, cpu or gpu."),
     mixed_precision: bool | None = typer.Option(
-        None, help="Compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe."
+        None, help="Compute in float16 (GPU) or bfloat16 (some CPUs), except where float32 is needed."
     ),
     max_time: str | None = typer.Option(
-        None, metavar="TIME", help="Finish with the best epoch before that is over, as 90m, 8h or 2d."
+        None, metavar="TIME", help="Finish with the best epoch before this time is over, such as 90m, 8h or 2d."
     ),
-    tensorboard: bool | None = typer.Option(None, "--tensorboard", help="Write a log for TensorBoard into the run."),
-    seed: int | None = typer.Option(None, help="Of split, weights, order and augmentation."),
-    strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
+    tensorboard: bool | None = typer.Option(None, "--tensorboard", help="Write a TensorBoard log into the run."),
+    seed: int | None = typer.Option(
+        None, help="Seed of the split, the initial weights, the order of the images and the augmentation."
+    ),
+    strict: bool | None = typer.Option(
+        None, "--strict", help="Refuse data with files that are not images instead of skipping them."
+    ),
+    assignments: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Set any other recipe key, such as augment.flip=true; may be repeated."
+    ),
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Go on from the last checkpoint in --out; with a recipe or options, begin if none is.",
+        help="Continue from the last checkpoint in --out; with data, a recipe or options, start if there is none.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,

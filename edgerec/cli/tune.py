@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    subject: str | None = typer.Argument(None, metavar="[RECIPE.toml|DATA]", help=SUBJECT_HELP),
+    subject: str | None = typer.Argument(None, metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the study."),
     data: list[str] | None = typer.Option(None, help="As for train."),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
