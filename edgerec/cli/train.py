@@ -46,7 +46,8 @@ def train(
     ),
     input_size: int | None = typer.Option(
         None,
-        help="Side of the model's square input, in pixels. [default: the images' own size, at most 96, or chosen by --arch auto]",
+        help="Side of the model's square input, in pixels. "
+        "[default: the images' own size, at most 96, or chosen by --arch auto]",
     ),
     width: float | None = typer.Option(
         None, help="Factor on the number of channels. [default: chosen by --arch auto, otherwise 1]"
