@@ -119,6 +119,18 @@ def moved(run: Run, source: str) -> Run:
     return run
 
 
+def renamed_images(run: Run, names: list[str]) -> None:
+    """Adapt the split to the names that the images, which had these ``names``, have now."""
+    dataset, record = load(run.recipe.data)[0], run.split_record
+    new = dict(zip(names, dataset.names, strict=True))
+    edited(
+        run,
+        "split.json",
+        digest=dataset.digest,
+        **{part: [new[name] for name in record[part]] for part in ("val", "test")},
+    )
+
+
 def edited(run: Run, name: str, **changes) -> None:
     path = run.path / name
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -247,7 +259,7 @@ def test_labels_and_file_names_are_harmless(copied, tmp_path):
     (evil.path / "labels.txt").write_text("".join(f"{label}\n" for label in EVIL))
     per_class = dict(zip(EVIL, evil.metrics["per_class"].values(), strict=True))
     edited(evil, "metrics.json", per_class=per_class, labels=list(EVIL))
-    edited(evil, "split.json", digest=load(evil.recipe.data)[0].digest)
+    renamed_images(evil, dataset.names)
     made = report(evil)
     page = Page(Path(made.page)).check()
     assert made.missing == ()
@@ -268,7 +280,7 @@ def test_without_pictures_nothing_of_them_leaves_the_house(copied, tmp_path):
     moved(copied, str(home / "digits.npz"))
     taught = copied.recipe.override({"distill.teachers": f"{home / 'large'},{home / 'larger'}"})
     (copied.path / "recipe.toml").write_text(taught.to_toml())
-    edited(copied, "split.json", digest=load(copied.recipe.data)[0].digest)
+    renamed_images(copied, dataset.names)
     made = report(copied, tmp_path / "page.html", pictures=False)
     page = Page(tmp_path / "page.html").check()
     assert page.of("img") == []
@@ -281,7 +293,7 @@ def test_without_pictures_nothing_of_them_leaves_the_house(copied, tmp_path):
     (home / "digits.npz").unlink()
     report(copied, tmp_path / "page.html", pictures=False, overwrite=True)
     page = Page(tmp_path / "page.html").check()
-    assert "digits.npz is not there any more" in page.text
+    assert "digits.npz does not exist any more" in page.text
     assert "home-of-anna" not in page.raw
     assert str(copied.path) not in page.raw
 
@@ -294,7 +306,7 @@ def test_pictures_that_were_moved(copied, tmp_path):
     moved(copied, str(tmp_path / "gone"))
     made = report(copied)
     page = Page(copied.path / "report.html").check()
-    assert "gone is not there any more; give its new place with --data" in page.text
+    assert "gone does not exist any more; if the images were moved, add --data" in page.text
     assert page.sections == ["data", "training", "classes", "mistakes", "variants", "next", "made"]
     assert f"{metrics['accuracy']:.2%}" in page.text
     assert len(page.of("img")) == 1  # what training drew of its mistakes

@@ -300,6 +300,50 @@ def test_unknown_comes_with_the_best_class(web):
     assert not any("best" in said for said in entries())
 
 
+def test_the_last_decision_has_the_present_score(web):
+    def scored(number, score, index=0):
+        seen = result(number, index)
+        return replace(seen, decision=replace(seen.decision, score=score))
+
+    def scores():
+        with stream(web) as following:
+            following()
+            return [entry["score"] for entry in following()[1]["story"] if "label" in entry]
+
+    first = scores()[0]
+    web.write(scored(8, 0.5, 1))
+    assert scores() == [first, 0.5]
+    web.write(scored(9, 0.875, 1))
+    assert scores() == [first, 0.875]
+    web.state(change("live"))  # no change of the decision
+    web.write(scored(10, 0.75, 1))
+    assert scores() == [first, 0.75]
+    web.write(scored(11, 0.25, 0))
+    web.write(scored(12, 0.375, 0))
+    assert scores() == [first, 0.75, 0.375], "the score of a finished decision stays"
+
+
+@pytest.mark.slow
+def test_the_list_follows_the_present_score(browser):
+    from playwright.sync_api import expect
+
+    def scored(score):
+        seen = result(0)
+        return replace(seen, decision=replace(seen.decision, score=score))
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        sink.state(change("live"))
+        sink.write(scored(0.6))
+        page = browser.new_page()
+        page.goto(sink.url)
+        shown = page.locator("#story li:not(.state) .score")
+        expect(shown).to_have_text(["60 %"])
+        sink.write(scored(0.97))
+        expect(page.locator("#score")).to_have_text("97 %")
+        expect(shown).to_have_text(["97 %"])
+        page.close()
+
+
 # --- saving -----------------------------------------------------------------------------------------
 
 

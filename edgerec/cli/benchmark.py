@@ -82,6 +82,7 @@ def _show(report: BenchmarkReport) -> None:
         table(
             ("operator", "index", "ms", "part", "output"),
             [(o.op, o.name, f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
+            optional=("output",),
         )
         say(f"the {len(longest)} longest of {len(report.operators)} operators (0: lost in a neighbour's time)")
     say("")

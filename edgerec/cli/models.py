@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json, table
+from edgerec.cli.output import JsonOption, pairs, progress, say, show_json, table
 
 if TYPE_CHECKING:
     from edgerec.export.architectures import ArchitectureReport
@@ -132,6 +132,7 @@ def _list(reports: Sequence[ArchitectureReport]) -> None:
             )
             for report in reports
         ],
+        optional=("methods", "least px", "imagenet", "parameters"),
     )
     size = f"{first.input_size}×{first.input_size} RGB pictures, {first.classes} classes, width {first.width:g}"
     say(f"\nfor {size}; for others: edgerec models NAME --input-size 64 --width 0.5")
@@ -150,10 +151,8 @@ def _describe(report: ArchitectureReport) -> None:
         "imagenet": f"weights for width {widths}" if widths else "no weights",
         "methods": ", ".join(report.methods),
     }
-    for what, said in lines.items():
-        say(f"  {what:<12}{said}")
-    for target, reason in report.targets.items():
-        say(f"  {target:<16} {f'no: {reason}' if reason else 'runs it'}")
+    pairs(list(lines.items()), "  ", 12)
+    pairs([(target, f"no: {reason}" if reason else "runs it") for target, reason in report.targets.items()], "  ", 17)
 
 
 def _targets(report: ArchitectureReport) -> str:

@@ -6,7 +6,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -77,17 +80,101 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table to stdout: the first column to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> None:
+    """Print a plain table to stdout: the first column aligned to the left, the others to the right.
+
+    A terminal that is too narrow shows fewer columns, and breaks lines only inside cells. Output to a file or another
+    program always has all columns.
+
+    Args:
+        header: names of the columns.
+        rows: cells.
+        optional: columns that a narrow terminal may leave out, the first one first.
+    """
+    width = _terminal_width()
+    if width is None:
+        _print_table([header, *rows], len)
+        return
+    from rich.cells import cell_len
+
+    lines, omitted = [list(header), *map(list, rows)], []
+    for name in optional:
+        if _table_width(lines) <= width or lines[0].count(name) != 1:
+            continue
+        at = lines[0].index(name)
+        lines = [[*line[:at], *line[at + 1 :]] for line in lines]
+        omitted.append(name)
+    if _table_width(lines) <= width:
+        _print_table(lines, cell_len)
+    else:
+        _print_wrapped(lines, width)
+    if omitted:
+        note = f"(not shown: {', '.join(omitted)}; a wider terminal or --json shows all columns)"
+        say(textwrap.fill(note, max(width, 40)))
+
+
+def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> None:
+    """Print names and their descriptions in two columns; a terminal that is too narrow gets indented lines.
+
+    Args:
+        rows: name and description.
+        indent: start of each line.
+        left: width of the first column with the gap. [default: of the longest name, and two spaces]
+    """
+    left = left or max(len(name) for name, _ in rows) + 2
+    width = _terminal_width()
+    for name, text in rows:
+        start = f"{indent}{name:<{left}}"
+        if width is None or len(start) + len(text) <= width:
+            say(start + text)
+        else:
+            room = max(20, width - len(start))
+            say(textwrap.fill(text, len(start) + room, initial_indent=start, subsequent_indent=" " * len(start)))
+
+
+def _terminal_width() -> int | None:
+    """Return the number of columns of the terminal that stdout is connected to; None if stdout is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def _table_width(lines: Sequence[Sequence[str]]) -> int:
+    from rich.cells import cell_len
+
+    return sum(max(cell_len(cell) for cell in column) + 2 for column in zip(*lines, strict=True)) - 2
+
+
+def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) -> None:
+    widths = [max(measure(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        gaps = [" " * (width - measure(cell)) for cell, width in zip(line, widths, strict=True)]
+        cells = [line[0] + gaps[0], *(gap + cell for cell, gap in zip(line[1:], gaps[1:], strict=True))]
         typer.echo("  ".join(cells).rstrip())
 
 
+def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
+    """Print a table whose text cells take several lines; numbers are not broken."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for number, (name, *cells) in enumerate(zip(*lines, strict=True)):
+        numeric = all(re.fullmatch(r"[^A-Za-z]*|[0-9]+×[0-9×]+", cell) for cell in cells)
+        whole = numeric or (number == 0 and 10 * max(map(len, cells)) <= 3 * width)
+        grid.add_column(name, justify="right" if numeric and number else "left", no_wrap=whole, overflow="fold")
+    for line in lines[1:]:
+        grid.add_row(*map(Text, line))
+    console = Console(width=width, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())
+
+
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
-    """The parity table: top-1 (of an autoencoder: error, part known), agreement, bytes, gzip bytes."""
+    """Print accuracy (of an autoencoder: error and known fraction), agreement and bytes of each form of a model."""
     again = "error" in forms[0]
     table(
         ("form", *(("error", "known") if again else ("top-1",)), "agreement", "bytes", "gzip bytes"),
@@ -134,23 +221,28 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def progress() -> Iterator[Listener]:
-    """A progress bar with time left on stderr while the block runs; nothing where stderr is no terminal."""
+    """Show a progress bar with the remaining time on stderr while the block runs, if stderr is a terminal."""
     chatter()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     from edgerec.contract.progress import Progress as Step
 
     console = Console(stderr=True)
+    # One line in any terminal: the bar gets shorter, and the end of the text is left out. Names of files may contain
+    # brackets, which would be markup.
     columns = (
-        "[progress.description]{task.description}",
-        BarColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=max(8, min(40, console.width // 6))),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn(
+            "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
     bars: dict[str, Any] = {}
     log = logging.getLogger("edgerec")
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as display:
 
         def listen(step: Step) -> None:
             if step.stage not in bars:

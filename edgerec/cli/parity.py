@@ -59,6 +59,7 @@ def _show(report: ParityReport) -> None:
             )
             for layer in report.layers
         ],
+        optional=("range", "0 to 50 dB", "clipped", "weights"),
     )
     say(f"sqnr     of {report.variant} against its {report.reference}, on {report.images} validation pictures")
     say("own      the layer by itself, given float's inputs; alone: that noise at the logits, all others float")

@@ -203,6 +203,7 @@ def _show_comparison(comparison: Comparison, json: bool) -> None:
             )
             for row in comparison.rows
         ],
+        optional=("p95 ms", "zeros", "method", "agreement"),
     )
     say(
         f"float Keras {comparison.float_top1:.2%} on {comparison.images} held-out images; drop in points; ms on this "

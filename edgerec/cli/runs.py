@@ -39,6 +39,7 @@ def runs(
             )
             for row in rows
         ],
+        optional=("changed", "architecture"),
     )
 
 

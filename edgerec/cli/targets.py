@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, say, show_json
+from edgerec.cli.output import JsonOption, pairs, say, show_json
 
 if TYPE_CHECKING:
     from edgerec.contract.target import Target
@@ -27,9 +27,7 @@ def targets(
     if json:
         show_json([target.to_dict() for target in known])
         return
-    width = max(len(target.name) for target in known)
-    for target in known:
-        say(f"{target.name:<{width}}  {target.title}")
+    pairs([(target.name, target.title) for target in known])
 
 
 _KINDS = {"bundle": "a bundle for edgerec", "model": "a model file for an app", "c": "C sources for a firmware"}
@@ -56,9 +54,7 @@ def _describe(target: Target) -> None:
         "packages": ", ".join(target.system_packages),
     }
     say(f"{target.name}: {target.title}")
-    for what, said in lines.items():
-        if said:
-            say(f"  {what:<12}{said}")
+    pairs([(name, value) for name, value in lines.items() if value], "  ", 12)
     for first, line in enumerate(target.commands):
         say(f"  {'' if first else 'type':<12}{line.replace('=={edgerec}', '')}")
 

@@ -108,6 +108,7 @@ def _show(report: TuneReport, json: bool) -> None:
             )
             for row in report.best
         ],
+        optional=("parameters", "memory"),
     )
     say(f"accuracy on the validation pictures; of the int8 model: ms {report.on}; memory beside its file")
     say(f"trials   {counts}  ({report.folder}/trials.csv)")

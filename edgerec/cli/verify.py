@@ -86,7 +86,7 @@ def _show(report: ProofReport) -> None:
         )
         for proof in report.proofs
     ]
-    table((*header, *(("pictures", "top-1", "units off") if others else ()), "seconds"), rows)
+    table((*header, *(("pictures", "top-1", "units off") if others else ()), "seconds"), rows, optional=("seconds",))
     for proof in report.proofs:
         for reason in proof.import_errors:
             say(f"{proof.release}, {proof.processor}: {reason}")

@@ -18,6 +18,7 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSource
 from edgerec.errors import ModelError, RecipeError, unknown
 from edgerec.runtime.timing import Timing, time_models
+from edgerec.train.reliability import wilson_interval
 from edgerec.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Row:
         sparsity: part of zeros among the int8 weights.
         median_ms, p95_ms: of one picture on this machine.
         error: of an autoencoder, the mean reconstruction error.
+        top1_low, top1_high: 95 % confidence interval of ``top1`` for this number of test images (Wilson).
     """
 
     method: str
@@ -51,6 +53,8 @@ class Row:
     median_ms: float
     p95_ms: float
     error: float | None = None
+    top1_low: float = 0.0
+    top1_high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Comparison:
         threads, machine: what the times were taken with.
         rows: a row for each variant that could be made, float32 first.
         notes: what the figures mean, and which methods could not be used and why.
-        plot: the picture of accuracy against size.
+        plot: bars of accuracy, bytes and milliseconds as a PNG.
     """
 
     run: str
@@ -118,7 +122,7 @@ def compare(
     check_used(methods, recipe, options)
     with Bench.open(run, recipe, data, listener) as bench:
         comparison = _compared(bench, methods, overwrite)
-        plots.accuracy_against_size(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.gained)
+        plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.gained)
         bench.run.write_json("compare.json", comparison.to_dict())
     return comparison
 
@@ -157,6 +161,7 @@ def _times(bench: Bench, reports: dict[str, QuantizeReport]) -> dict[str, Timing
 
 def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
     form = report.forms[-1]
+    low, high = wilson_interval(form.top1, report.images)
     return Row(
         method=method,
         variant=report.variant,
@@ -169,6 +174,8 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
         median_ms=timing.median_ms,
         p95_ms=timing.p95_ms,
         error=form.error,
+        top1_low=low,
+        top1_high=high,
     )
 
 

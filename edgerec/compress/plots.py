@@ -1,69 +1,142 @@
-"""Pictures of variants and of calibration sets."""
+"""Plots of variants, layers and calibration sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from edgerec.runtime.figures import BLUE, DARK, GREY, ORANGE, new_figure, plain, save_figure
+
+PALE = "#d5dbe1"
+# Times above this multiple of the median variant's time are cut in the plot.
+OUTLIER = 4.0
 
 
-class Sized(Protocol):
-    """What of a variant's row is drawn."""
+class Measured(Protocol):
+    """Values of a variant that are drawn; see :class:`edgerec.compress.compare.Row`."""
 
     @property
     def variant(self) -> str: ...
     @property
     def top1(self) -> float: ...
     @property
+    def top1_low(self) -> float: ...
+    @property
+    def top1_high(self) -> float: ...
+    @property
     def size_bytes(self) -> int: ...
     @property
     def gzip_bytes(self) -> int: ...
+    @property
+    def median_ms(self) -> float | None: ...
+    @property
+    def p95_ms(self) -> float | None: ...
 
 
-def accuracy_against_size(float_top1: float, rows: Sequence[Sized], path: Path, gained: str = "top-1") -> None:
-    """:func:`size_figure` as a PNG."""
-    save_figure(size_figure(float_top1, rows, 9, 5, gained), path)
+def comparison_plot(float_top1: float, rows: Sequence[Measured], path: Path, accuracy: str = "top-1") -> None:
+    """Write :func:`comparison_figure` as a PNG."""
+    save_figure(comparison_figure(float_top1, rows, accuracy), path)
 
 
-def size_figure(float_top1: float, rows: Sequence[Sized], width: float, height: float, gained: str = "top-1") -> Any:
-    """Top-1, or what else is ``gained``, over the size of the file (a dot) and of the file compressed by gzip (a ring),
-    for each variant; the sides are inches."""
-    figure = new_figure(width, height)
-    axes = figure.subplots()
-    axes.axhline(100 * float_top1, color=GREY, linewidth=1, linestyle="--", label="float Keras")
-    for number, row in enumerate(rows):
-        top1, size, packed = 100 * row.top1, row.size_bytes / 1024, row.gzip_bytes / 1024
-        axes.plot([packed, size], [top1, top1], color=GREY, linewidth=0.8, zorder=1)
-        axes.plot(size, top1, "o", color=BLUE, label=None if number else "file")
-        axes.plot(packed, top1, "o", color=ORANGE, markerfacecolor="white", label=None if number else "gzip")
-    axes.set_xscale("log")
-    axes.margins(0.12)
-    # Names stand in a column at the right, each with a line to its file: points that coincide stay readable.
-    low, high = axes.get_ylim()
-    place = high
-    for row in sorted(rows, key=lambda row: (-row.top1, -row.size_bytes)):
-        place = min(place - (high - low) / 20, 100 * row.top1)
-        axes.annotate(
-            row.variant.replace("$", r"\$"),
-            (row.size_bytes / 1024, 100 * row.top1),
-            xytext=(1.03, place),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5},
-        )
-    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "1235" else "")
-    title = "Accuracy against size" if gained == "top-1" else "What is left against size"
-    axes.set(xlabel="KiB", ylabel=f"{gained} on held-out pictures, %", title=title)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+def comparison_figure(
+    float_top1: float, rows: Sequence[Measured], accuracy: str = "top-1", exported: Collection[str] = ()
+) -> Any:
+    """Draw horizontal bars of the accuracy, bytes and milliseconds of variants, with all values as numbers.
+
+    Args:
+        float_top1: accuracy of the float Keras model, 0 to 1, drawn as a line.
+        rows: variants, from the top down. Milliseconds are left out if no variant has them.
+        accuracy: name of ``top1``.
+        exported: names of the variants that are marked as exported.
+    """
+    timed = any(row.median_ms is not None for row in rows)
+    figure = new_figure(11 if timed else 8.5, 1.5 + 0.34 * len(rows))
+    panels = figure.subplots(1, 3 if timed else 2, sharey=True)
+    _accuracy_bars(panels[0], float_top1, rows, accuracy)
+    _byte_bars(panels[1], rows)
+    if timed:
+        _millisecond_bars(panels[2], rows)
+    names = [f"{plain(row.variant, 40)}{' (exported)' if row.variant in exported else ''}" for row in rows]
+    panels[0].set_yticks(range(len(rows)), names, fontsize=9)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if row.variant in exported else "normal")
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        axes.grid(alpha=0.25, axis="x")
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accuracy: str) -> None:
+    places = range(len(rows))
+    values = np.array([[row.top1, row.top1_low, row.top1_high] for row in rows]) * 100
+    lowest = min(values[:, 1].min(), 100 * float_top1)
+    # Variants differ by a few points, which bars from zero would not show.
+    start = 5 * math.floor(lowest / 5 - 0.2) if lowest > 50 else 0
+    axes.barh(places, values[:, 0] - start, left=start, height=0.66, color=BLUE, label=accuracy)
+    errors = np.abs(values[:, 1:] - values[:, :1]).T
+    axes.errorbar(
+        *(values[:, 0], places, None, errors),
+        fmt="none",
+        ecolor="black",
+        elinewidth=1,
+        capsize=2.5,
+        label="95 % confidence interval",
+    )
+    axes.axvline(100 * float_top1, color=ORANGE, linewidth=1, linestyle="--", label="float Keras")
+    # The numbers stand behind the longest interval, in a column.
+    right = max(100 * float_top1, values[:, 2].max())
+    for place, value in zip(places, values[:, 0], strict=True):
+        _number(axes, right, place, f"{value:.2f}")
+    axes.set_xlim(start, right + 0.22 * (right - start))
+    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= 100.0001])
+    note = f" (axis starts at {start} %)" if start else ""
+    axes.set_xlabel(f"{accuracy} on held-out images, %{note}", fontsize=9)
+    axes.set_title("Accuracy", fontsize=10, loc="left")
+
+
+def _byte_bars(axes: Any, rows: Sequence[Measured]) -> None:
+    sizes, packed = [row.size_bytes / 1024 for row in rows], [row.gzip_bytes / 1024 for row in rows]
+    axes.barh(range(len(rows)), sizes, height=0.66, color=GREY, label="file")
+    axes.barh(range(len(rows)), packed, height=0.3, color=ORANGE, label="file compressed with gzip")
+    for place, row in enumerate(rows):
+        end = max(sizes[place], packed[place])
+        _number(axes, end, place, f"{row.size_bytes:,} ({row.gzip_bytes:,})")
+    axes.set_xlim(0, 1.75 * max(*sizes, *packed))
+    axes.set_xlabel("KiB; numbers are bytes (gzip)", fontsize=9)
+    axes.set_title("Size", fontsize=10, loc="left")
+
+
+def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
+    known = {place: row for place, row in enumerate(rows) if row.median_ms is not None}
+    medians = np.array([row.median_ms for row in known.values()], float)
+    p95 = np.array([row.p95_ms or row.median_ms for row in known.values()], float)
+    # One slow variant would leave the bars of all others without length.
+    end = min(float(p95.max()), OUTLIER * float(np.median(p95)))
+    axes.barh(list(known), np.minimum(p95, end), height=0.66, color=PALE, label="95th percentile of the times")
+    axes.barh(list(known), np.minimum(medians, end), height=0.66, color=DARK, label="median time")
+    for place, median, slow in zip(known, medians, p95, strict=True):
+        cut = " (bar cut)" if slow > end else ""
+        _number(axes, min(slow, end), place, f"{median:.3g} ({slow:.3g}){cut}")
+    axes.set_xlim(0, 1.6 * end or 1)
+    axes.set_xlabel("ms per image; numbers are median (95th percentile)", fontsize=9)
+    axes.set_title("Time", fontsize=10, loc="left")
+
+
+def _number(axes: Any, x: float, y: float, text: str) -> None:
+    # Not with spaces in the text, which SVG ignores.
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
 def layer_bars(
@@ -74,9 +147,16 @@ def layer_bars(
     title: str,
     path: Path,
 ) -> None:
-    """Layers in execution order from above: the bar is the SQNR in the whole model, dots are that of the layer's own
-    noise at its output and at the logits (``ratios``, dB). The ``marked`` are orange; ``limits_db`` are from where on a
-    ratio is good, and from where on it is called exact.
+    """Draw the signal-to-quantization-noise ratio (SQNR) of layers as a PNG.
+
+    Args:
+        names: layers in execution order, drawn from the top down.
+        ratios: for each layer the SQNR in dB in the whole model (a bar), and of the layer's own noise at its output and
+            at the logits (dots); None if unknown.
+        marked: layers that are drawn in orange.
+        limits_db: ratio below which noise matters, and ratio from which the output counts as exact.
+        title: title of the plot.
+        path: the PNG.
     """
     low_db, exact_db = limits_db
     figure = new_figure(8.5, float(np.clip(0.22 * len(names) + 1.5, 2.5, 60)))
@@ -85,11 +165,13 @@ def layer_bars(
     sqnr, own, alone = (
         np.array([np.nan if v is None else v for v in column], float) for column in zip(*ratios, strict=True)
     )
-    colours = [ORANGE if mark else BLUE for mark in marked]
-    axes.barh(rows, np.nan_to_num(sqnr), color=colours, height=0.7, label="in the whole model")
+    costly = np.array(marked, bool)
+    for color, label, some in ((BLUE, "in the whole model", ~costly), (ORANGE, "layers that cost the most", costly)):
+        if some.any():
+            axes.barh(rows[some], np.nan_to_num(sqnr)[some], color=color, height=0.7, label=label)
     axes.plot(own, rows, "o", color=GREY, markersize=4, label="its own noise, at its output")
     axes.plot(alone, rows, "D", color="black", markersize=3.5, label="its own noise, at the logits")
-    axes.axvline(low_db, color=ORANGE, linewidth=1, label=f"{low_db:g} dB: noise of a tenth")
+    axes.axvline(low_db, color="black", linestyle=":", linewidth=1, label=f"{low_db:g} dB: noise of a tenth")
     axes.set_yticks(rows, [name.replace("$", r"\$") for name in names], fontsize=8)
     for tick, mark in zip(axes.get_yticklabels(), marked, strict=True):
         tick.set_color(ORANGE if mark else "black")

@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import textwrap
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import replacing
 from edgerec.contract.preprocess import Image
 from edgerec.optional import require
-
-log = logging.getLogger(__name__)
-
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
-DARK = "#4a5560"
-DPI = 120
+from edgerec.runtime.figures import DARK, new_figure, plain, save_figure
 
 # Of a table's cell, in pixels of the composed sheet; the gap belongs to it.
 CELL_PX, GAP_PX = 128, 6
 CELL_INCHES = 0.95
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure; the sides are inches."""
-    # Figure itself, not pyplot: nothing global, no screen.
-    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all; the log names the fonts to install if characters have none."""
-    with replacing(path) as partial, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        figure.savefig(partial, format="png", dpi=DPI)
-    glyphs = {str(one.message) for one in caught if str(one.message).startswith("Glyph ")}
-    for one in caught:
-        if str(one.message) not in glyphs:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    if glyphs:
-        log.warning(
-            "%s: no installed font has %d of the characters in the labels, which are drawn as boxes: install fonts "
-            "for their script, e.g. with apt install fonts-noto",
-            *(path, len(glyphs)),
-        )
-
-
-def plain(text: str, longest: int = 1000) -> str:
-    """Text that matplotlib shows as it is, its middle left out where it is longer."""
-    short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
-    short = short.encode("utf-8", "backslashreplace").decode()  # bytes of file names that are not UTF-8
-    return short.replace("$", r"\$")  # a dollar begins a formula
 
 
 @dataclass(frozen=True)

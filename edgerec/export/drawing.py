@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerec.contract.files import checked_output, replacing
+from edgerec.contract.files import checked_output
 from edgerec.optional import require
+from edgerec.runtime.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +71,7 @@ def graph_plot(report: InspectReport, path: Path) -> None:
     for operator in report.operators:
         _draw_box(axes, operator, places[operator.index], _colours(operator, report))
     _draw_head(figure, report, width, height + head)
-    with replacing(checked_output(path, suffixes=(".png",))) as partial:
-        figure.savefig(partial, format="png", dpi=_dpi(width, height))
+    save_figure(figure, checked_output(path, suffixes=(".png",)), dpi=_dpi(width, height))
 
 
 def layout(report: InspectReport) -> dict[int, Place]:

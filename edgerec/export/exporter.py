@@ -128,6 +128,7 @@ def export_bundle(
         manifest = guard.added_to(manifest)
     pictures = _golden_pictures(dataset, split)
     files, golden = write_verified(path, manifest, models, aim, pictures, report["figures"], overwrite=overwrite)
+    run.record_export(chosen.name, report["model_sha256"], aim.name, str(path))
     return ExportReport(
         bundle=str(path),
         target=aim.name,

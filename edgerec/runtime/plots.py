@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerec.contract.files import checked_output, replacing
+from edgerec.contract.files import checked_output
 from edgerec.optional import require
+from edgerec.runtime.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +29,8 @@ MARGIN = 0.36
 
 def benchmark_plot(report: BenchmarkReport, path: Path) -> None:
     """Draw stages and the longest operators into a PNG."""
-    figure = benchmark_figure(report)
-    with replacing(checked_output(path, suffixes=(".png",))) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    path = checked_output(path, suffixes=(".png",))
+    save_figure(benchmark_figure(report), path)
 
 
 def benchmark_figure(report: BenchmarkReport) -> Figure:

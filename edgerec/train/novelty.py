@@ -13,8 +13,8 @@ from edgerec.contract.progress import ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset, Split
-from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 from edgerec.errors import RecipeError
+from edgerec.runtime.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
 from edgerec.train.evaluate import keras_scorer
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def reconstructions(
 
 
 def error_histogram(errors: Errors, threshold: float, path: Path) -> None:
-    """How often each error is, and the threshold."""
+    """Draw the histogram of the reconstruction errors, and the threshold."""
     low = max(float(errors.min()), 1e-9)
     bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
     figure = new_figure(7, 3.6)
@@ -113,6 +113,8 @@ def error_histogram(errors: Errors, threshold: float, path: Path) -> None:
     axes.hist(np.maximum(errors, low), bins=bins, color=BLUE, alpha=0.7, label="held-out pictures")
     axes.axvline(threshold, color=ORANGE, label=f"threshold {threshold:.3g}")
     axes.set(xscale="log", xlabel="reconstruction error", ylabel="pictures")
+    axes.margins(x=0.02)
+    label_log_axis(axes.xaxis)
     axes.grid(alpha=0.25, color=GREY)
     axes.legend(frameon=False)
     save_figure(figure, path)

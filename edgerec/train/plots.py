@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.data import Dataset
-from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from edgerec.runtime.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
 from edgerec.train.evaluate import Figures
 
 # Of more epochs the curve alone is seen.
@@ -47,7 +47,7 @@ def confusion_matrix(figures: Figures, path: Path) -> None:
     size = float(np.clip(0.5 * len(counts) + 2, 4, 24))
     figure = new_figure(size, size)
     axes = figure.subplots()
-    names = [label.replace("$", r"\$") for label in figures.labels]  # a dollar begins a formula
+    names = [plain(label, 40) for label in figures.labels]
     axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {figures.accuracy:.2%} on {figures.images} images")
     ticks = range(len(counts))
@@ -63,7 +63,7 @@ def confusion_matrix(figures: Figures, path: Path) -> None:
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """The wrong answers that the model was surest of, as it sees the pictures."""
+    """Draw the wrong predictions of the float model with the highest scores, as the model sees the images."""
     classes, predicted = dataset.classes[part], scores.argmax(axis=1)
     wrong = np.flatnonzero(predicted != classes)
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")][:most]
@@ -71,9 +71,10 @@ def worst_mistakes(
     rows = max(1, -(-len(wrong) // columns))
     figure = new_figure(max(4.0, 1.9 * columns), 2.3 * rows + 0.4)
     total = int((predicted != classes).sum())
-    figure.suptitle(
-        f"worst of {total} mistakes on {len(part)} images" if total else f"no mistake on {len(part)} images"
-    )
+    about = f"{total} {'mistake' if total == 1 else 'mistakes'} of the float model on {len(part)} test images"
+    if total > len(wrong):
+        about += f"; the {len(wrong)} with the highest scores"
+    figure.suptitle(about, fontsize=10 if columns > 3 else 8)
     for cell, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if cell >= len(wrong):
@@ -81,6 +82,6 @@ def worst_mistakes(
         i = wrong[cell]
         image = dataset.images[part[i]]
         axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        answer = f"{dataset.labels[predicted[i]]} {scores[i, predicted[i]]:.0%}"
-        axes.set_title(f"{answer}\nis {dataset.labels[classes[i]]}".replace("$", r"\$"), fontsize=8)
+        prediction = f"predicted {plain(dataset.labels[predicted[i]], 24)} {100 * scores[i, predicted[i]]:.0f} %,"
+        axes.set_title(f"{prediction}\nactually {plain(dataset.labels[classes[i]], 24)}", fontsize=7.5)
     save_figure(figure, path)

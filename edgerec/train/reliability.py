@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,21 @@ import numpy.typing as npt
 
 # As in arXiv:1706.04599.
 BINS = 15
+# 95 % of a normal distribution lie within this number of standard deviations.
+DEVIATIONS = 1.96
+
+
+def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a fraction that was measured on ``count`` images, 0 to 1.
+
+    Wilson's score interval; doi:10.1080/01621459.1927.10502953.
+    """
+    if count < 1:
+        return 0.0, 1.0
+    square = DEVIATIONS**2 / count
+    middle = (fraction + square / 2) / (1 + square)
+    reach = DEVIATIONS * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count)) / (1 + square)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ REPORT = [
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # The same model for Keras 3.
 KERAS3 = "model_keras3.keras"
+# Which variants were exported, for which targets.
+EXPORTS = "exports.json"
 # The answers of an adopted model to pictures without labels.
 ANSWERS = "answers.json"
 AGREEMENT = "the pictures have no labels: figures are agreement with the float model's own answers, not accuracy"
@@ -192,6 +194,39 @@ class Run:
         """What :func:`edgerec.compress.compare.compare` measured last; None where it was not asked."""
         keys = ("rows", "machine", "threads", "notes")
         return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
+
+    def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
+        """Return the exports of variants that have not changed since, the latest last.
+
+        Args:
+            variants: :meth:`variants`, if they are known already.
+
+        Returns:
+            Rows with ``variant``, ``target``, ``bundle`` and ``model_sha256``.
+        """
+        if not (self.path / EXPORTS).is_file():
+            return []
+        rows = self._read(EXPORTS, _object("exports"))["exports"]
+        digests = {name: about["model_sha256"] for name, about in (variants or self.variants()).items()}
+        try:
+            return [row for row in rows if digests.get(str(row["variant"])) == row["model_sha256"] and row["target"]]
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{self.path}: {EXPORTS} is damaged ({error}): delete this file") from None
+
+    def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
+        """Note in the run that a variant was exported; a run that cannot be written is left as it is."""
+        try:
+            rows = [row for row in self.exports() if row["bundle"] != bundle]
+            row = {"variant": variant, "target": target, "bundle": bundle, "model_sha256": model_sha256}
+            self.write_json(EXPORTS, {"exports": [*rows, row]})
+        except (EdgerecError, OSError) as error:
+            log.warning("%s: the export is not recorded in the run: %s", self.path, error)
+
+    def shipped(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
+        """Return the variant that was exported last, or the best int8 variant if none was; None without any."""
+        variants = self.variants() if variants is None else variants
+        exports = self.exports(variants) if variants else []
+        return exports[-1]["variant"] if exports else best_int8(variants)
 
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, with the keys of :data:`HISTORY`; an autoencoder's rows have no accuracies."""

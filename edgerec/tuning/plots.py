@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+from edgerec.runtime.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
 from edgerec.tuning.plan import Plan
 from edgerec.tuning.results import TrialRow, best_of
 
@@ -31,6 +31,8 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
         _against(axes, name, rows, best, plan)
     for axes in figure.axes:
         axes.margins(0.08)
+        if axes.get_xscale() == "log":
+            label_log_axis(axes.xaxis)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("validation accuracy, %")
@@ -59,15 +61,13 @@ def _against(axes: Any, name: str, rows: Sequence[TrialRow], best: Sequence[Tria
     _refused(axes, [getattr(row, name) / scale for row in known if row.state == "refused"])
     if name in plan.objectives and len(plan.objectives) == 2:
         steps = sorted((getattr(row, name) / scale, 100 * (row.accuracy or 0)) for row in best)
-        axes.step(*zip(*steps, strict=True), where="post", color=ORANGE, linewidth=1)
+        axes.step(*zip(*steps, strict=True), where="post", color=ORANGE, linewidth=1, label="Pareto front")
     limit = plan.limits.given().get(name)
     if limit is not None:
         axes.axvline(limit / scale, color="black", linestyle="--", linewidth=1, label="limit")
     values = [getattr(row, name) for row in known]
     if values and max(values) > 8 * min(values) > 0:
         axes.set_xscale("log")
-        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            which(lambda value, _: f"{value:g}" if f"{value:g}".strip("0.")[:1] in ("1", "2", "5") else "")
     axes.set_xlabel(f"{unit}, {_PLACES[plan.on]}" if name == "ms" else unit)
 
 

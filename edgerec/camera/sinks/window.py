@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from edgerec.camera.frame import Result
+from edgerec.camera.sinks.label_text import draw_ascii, draw_label
 from edgerec.camera.states import StateChange
 from edgerec.contract.preprocess import Image
 from edgerec.contract.stderr import captured_stderr
@@ -97,16 +98,16 @@ class FrameRate:
 
 
 def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
-    """The frame's picture, uint8 RGB, with a bar of label, score, frames per second and ``hint`` under it."""
+    """Return the frame's image, uint8 RGB, above a bar with label, score, frames per second and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
     if image.shape[0] < LEAST_HEIGHT_PX:
         factor = -(-LEAST_HEIGHT_PX // image.shape[0])
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     bar = np.zeros((56, image.shape[1], 3), np.uint8)
-    answer = result.decision or result.classification
-    text = f"{answer.label}  {answer.score:.0%}"
-    cv2.putText(bar, text, (10, 26), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
+    prediction = result.decision or result.classification
+    right = draw_label(bar, prediction.label, prediction.index, 10, 26)
+    draw_ascii(bar, f"  {prediction.score:.0%}", right, 26)
     novelty = result.classification.novelty
     new = "" if novelty is None else f"novelty {novelty:.1f}   "
     small = f"{new}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"

@@ -109,6 +109,8 @@ def _out(report: RunReport, run: str, moved: Sequence[str]) -> Iterator[Step]:
     if report.chosen is None:
         return
     shown = next((row for row in report.calibration if row.form == report.chosen.variant), None)
+    if report.chosen.exported:  # which may differ from the default
+        moved = ("--variant", report.chosen.variant, *moved)
     fitted = f"; it takes the temperature {shown.temperature:g} along" if shown else ""
     if shown and shown.after.ece > UNCALIBRATED:
         yield Step(

@@ -7,10 +7,10 @@ import io
 import re
 from typing import Any
 
-from edgerec.compress.plots import size_figure
-from edgerec.data.plots import BLUE, GREY, ORANGE, new_figure
+from edgerec.compress.plots import PALE, comparison_figure
 from edgerec.export.page.facts import Calibration, RunReport
 from edgerec.optional import require
+from edgerec.runtime.figures import BLUE, DARK, GREY, ORANGE, glyph_warnings_logged, new_figure
 from edgerec.train.plots import learning_curve
 from edgerec.train.reliability import Reliability
 
@@ -19,6 +19,8 @@ NAMES = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
     GREY: "var(--grey)",
+    DARK: "var(--grey)",
+    PALE: "var(--line)",
     "#000000": "currentColor",
     "#ffffff": "var(--card)",
     "#b0b0b0": "var(--grey)",
@@ -38,11 +40,11 @@ def curves(report: RunReport) -> list[str]:
     return drawn
 
 
-def sizes(report: RunReport, float_top1: float) -> str:
-    """Accuracy against size of the variants."""
-    figure = size_figure(float_top1, report.variants, 8.2, 0.6 + max(3.2, 0.27 * len(report.variants)))
-    figure.axes[0].set_title("")
-    return svg(figure, "top-1 of each variant against the size of its file")
+def comparison(report: RunReport, float_top1: float) -> str:
+    """Draw accuracy, bytes and milliseconds of the variants."""
+    exported = [row.variant for row in report.variants if row.exported]
+    figure = comparison_figure(float_top1, report.variants, exported=exported)
+    return svg(figure, "accuracy, bytes and milliseconds of each variant")
 
 
 def reliability_diagram(calibration: Calibration) -> str:
@@ -89,7 +91,8 @@ def svg(figure: Any, title: str) -> str:
     # Letters stay letters, and the same figure the same text.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+        with glyph_warnings_logged(""):  # the browser draws the text with its own fonts
+            figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # the same in every figure, and the page has several

@@ -68,15 +68,21 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer. ``name`` is the picture's (empty where none may be told), ``position`` its place in the data;
-    ``variant_answer`` is what the variant to ship answers, empty where it is the same or was not asked."""
+    """A wrong prediction of the model ``mistakes_of``.
+
+    Attributes:
+        position, name: place of the image in the data, and its name; empty if names are left out.
+        truth, answer: true label, and predicted label.
+        score: score of the predicted label, 0 to 1.
+        float_answer: prediction of the float model; empty if it is the same or was not measured.
+    """
 
     position: int
     name: str
     truth: str
     answer: str
     score: float
-    variant_answer: str = ""
+    float_answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """One variant. ``median_ms`` and ``p95_ms`` of a picture are None where ``compare`` did not measure this file;
-    ``chosen`` marks the one that export takes by default."""
+    """A variant of the run.
+
+    Attributes:
+        top1, top1_low, top1_high: accuracy on the held-out images, and its 95 % confidence interval (Wilson).
+        median_ms, p95_ms: time of one image; None if ``compare`` did not measure this file.
+        chosen: whether it is the variant that ships: the one that was exported last, or, before the first export, the
+            one that export takes by default.
+        exported: targets that this file was exported for.
+    """
 
     variant: str
     method: str
@@ -108,6 +121,9 @@ class VariantFacts:
     median_ms: float | None
     p95_ms: float | None
     chosen: bool
+    top1_low: float = 0.0
+    top1_high: float = 1.0
+    exported: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,8 +153,9 @@ class RunReport:
         confusion: ``confusion[true][answer]``, counts on the held-out pictures, in the order of ``classes``.
         confused: true label, answer and count of what is mistaken most often, ten at most.
         history: a row for each epoch.
-        mistakes_of: the form whose mistakes are shown; empty where none was asked.
-        mistakes, mistakes_total: the surest wrong answers, and how many there are in all.
+        mistakes_of: model whose mistakes are shown: the variant that ships, float Keras without one; empty if none was
+            measured.
+        mistakes, mistakes_total: the wrong predictions with the highest scores, and the number of all of them.
         calibration: of each form whose scores were looked at.
         variants: float32 first, as they are in the run.
         timed_on: the machine of the times, in words; empty where none were measured.
@@ -174,7 +191,7 @@ class RunReport:
 
     @property
     def chosen(self) -> VariantFacts | None:
-        """The variant that export takes by default."""
+        """Return the variant that ships, which is the one that was exported last or the default of export."""
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:

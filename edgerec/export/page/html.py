@@ -62,7 +62,9 @@ def _figures(report: RunReport) -> dict[str, Any]:
         "diagrams": [
             (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in wanted
         ],
-        "sizes": markup(drawing.sizes(report, report.top1.value)) if report.top1 and len(report.variants) > 1 else "",
+        "comparison": markup(drawing.comparison(report, report.top1.value))
+        if report.top1 and len(report.variants) > 1
+        else "",
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,13 @@ from edgerec.export.page.html import render
 from edgerec.export.page.pictures import Pictures, take
 from edgerec.export.page.scoring import FLOAT, Looked, look
 from edgerec.optional import require
-from edgerec.train.run import ANSWERS, Run, best_int8
+from edgerec.train.reliability import wilson_interval
+from edgerec.train.run import ANSWERS, Run
 
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
 MOST_CONFUSED = 10
-# Of a normal distribution, what 95 % lie within.
-DEVIATIONS = 1.96
 
 T = TypeVar("T")
 
@@ -108,7 +106,7 @@ def _gather(
 ) -> tuple[RunReport, Pictures]:
     metrics = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
-    chosen = best_int8(variants)
+    chosen = run.shipped(variants)
     looked = look(run, *found, variants, chosen, listener) if found and run.finished else Looked()
     rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
     figures_of, figures = _figures(run, metrics, variants, chosen)
@@ -200,10 +198,7 @@ def _top1(metrics: Mapping[str, Any]) -> Top1 | None:
     if not metrics:
         return None
     value, count = float(metrics["accuracy"]), int(metrics["images"])
-    square = DEVIATIONS**2 / count
-    middle = (value + square / 2) / (1 + square)
-    reach = DEVIATIONS * math.sqrt(value * (1 - value) / count + square / (4 * count)) / (1 + square)
-    return Top1(value, max(0.0, middle - reach), min(1.0, middle + reach), count)
+    return Top1(value, *wilson_interval(value, count), count)
 
 
 def _splits(run: Run) -> dict[str, int]:
@@ -279,10 +274,11 @@ def _variants(
     comparison = run.comparison() or {"rows": []}
     # A variant that was made anew since has other bytes, and no time.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
-    chosen, rows = best_int8(variants), []
+    chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):
         about = variants[name]
         form = about["forms"][-1]
+        low, high = wilson_interval(float(form["top1"]), int(about["images"]))
         timed = times.get((name, form["size_bytes"], form["gzip_bytes"]), {})
         rows.append(
             VariantFacts(
@@ -299,6 +295,9 @@ def _variants(
                 median_ms=_real(timed.get("median_ms")),
                 p95_ms=_real(timed.get("p95_ms")),
                 chosen=name == chosen,
+                top1_low=low,
+                top1_high=high,
+                exported=tuple(dict.fromkeys(export["target"] for export in exports if export["variant"] == name)),
             )
         )
     if not any(row.median_ms is not None for row in rows):

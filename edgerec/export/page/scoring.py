@@ -12,7 +12,7 @@ import numpy as np
 
 from edgerec.contract.decision import calibrated, fit_temperature
 from edgerec.contract.files import sha256
-from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.progress import Listener
 from edgerec.data import Dataset, Split
 from edgerec.errors import EdgerecError, RunError
 from edgerec.export.page.facts import Calibration, Mistake
@@ -32,13 +32,19 @@ BUDGET_S = 60.0
 
 @dataclass(frozen=True)
 class Looked:
-    """What came out: see :class:`~edgerec.export.page.facts.RunReport`; ``float_top1`` is measured now."""
+    """Results of :func:`look`; see :class:`~edgerec.export.page.facts.RunReport`.
+
+    Attributes:
+        float_top1: accuracy of the float model, measured now.
+        float_classes: predicted class of the float model for each test image.
+    """
 
     calibration: tuple[Calibration, ...] = ()
     mistakes_of: str = ""
     mistakes: tuple[Mistake, ...] = ()
     mistakes_total: int = 0
     float_top1: float | None = None
+    float_classes: Indices | None = None
     missing: list[str] = field(default_factory=list)
 
 
@@ -72,39 +78,42 @@ def look(
     dataset: Dataset,
     split: Split,
     variants: Mapping[str, Mapping[str, Any]],
-    chosen: str | None,
+    shipped: str | None,
     listener: Listener,
 ) -> Looked:
-    """Ask the float model and the int8 variants.
+    """Run the float model and the int8 variants on the held-out images.
 
     Args:
-        run, dataset, split: a finished run and its pictures.
-        variants: each one's report.
-        chosen: the variant that goes to a device, which is asked first.
+        run, dataset, split: a finished run and its images.
+        variants: report of each variant.
+        shipped: the variant that goes to a device, which is measured first and whose mistakes are shown; None shows
+            the mistakes of the float model.
         listener: told of the progress.
     """
     test, own_answers = _Test(run, dataset, split, listener), run.answers() is not None
     looked = Looked() if own_answers else _look_at_float(test)
     missing = looked.missing
-    int8 = sorted((name for name in variants if variants[name]["precision"] == "int8"), key=lambda name: name != chosen)
-    found, began_s = [], time.monotonic()
-    for name in int8:
-        if name != chosen and time.monotonic() - began_s > BUDGET_S:
+    names = [name for name in variants if variants[name]["precision"] == "int8" or name == shipped]
+    calibrations, began_s = [], time.monotonic()
+    for name in sorted(names, key=lambda name: name != shipped):
+        if name != shipped and time.monotonic() - began_s > BUDGET_S:
             missing.append(f"no calibration of {name}: those before it took {BUDGET_S:g} s")
             continue
         try:
             scorer = _variant_scorer(run, name, variants[name]["model_sha256"])
-            if name == chosen:
-                looked = _with_chosen(test, looked, name, scorer, own_answers)
+            if own_answers and name != shipped:
+                continue
+            held_out = _some(split.test)
+            scores = test.score(scorer, held_out, name)
+            if name == shipped:
+                looked = _with_mistakes(looked, name, dataset, split.test, held_out, scores)
             if not own_answers:
-                # Export fits the temperature on all of them.
-                val = split.val if name == chosen else _some(split.val)
-                held_out = _some(split.test)
-                scores = test.score(scorer, held_out, name)
-                found.append(test.calibration(name, val, test.score(scorer, val, name), held_out, scores))
+                # Export fits the temperature on all validation images.
+                val = split.val if name == shipped else _some(split.val)
+                calibrations.append(test.calibration(name, val, test.score(scorer, val, name), held_out, scores))
         except EdgerecError as error:
             missing.append(f"nothing about {name}'s scores: {error}")
-    return replace(looked, calibration=(*looked.calibration, *found))
+    return replace(looked, calibration=(*looked.calibration, *calibrations))
 
 
 def _look_at_float(test: _Test) -> Looked:
@@ -115,35 +124,30 @@ def _look_at_float(test: _Test) -> Looked:
         calibration = test.calibration(FLOAT, val, test.score(scorer, val, FLOAT), part, scores)
     except EdgerecError as error:
         return Looked(missing=[f"no mistakes and no calibration of the float model: {error}"])
-    mistakes = list(_mistakes(test.dataset, part, scores))
-    return Looked(
-        (calibration,),
-        FLOAT,
-        tuple(mistakes[:MOST_MISTAKES]),
-        len(mistakes),
-        float_top1=calibration.before.accuracy,
+    looked = Looked(
+        (calibration,), float_top1=calibration.before.accuracy, float_classes=scores.argmax(axis=1).astype(np.int64)
     )
+    return _with_mistakes(looked, FLOAT, test.dataset, part, part, scores)
 
 
-def _with_chosen(test: _Test, looked: Looked, name: str, scorer: Scorer, own_answers: bool) -> Looked:
-    """What the chosen variant answers where float is wrong; where float's answers are the truth, its own mistakes."""
-    if own_answers:
-        part = _some(test.split.test)
-        mistakes = list(_mistakes(test.dataset, part, test.score(scorer, part, name)))
-        return replace(looked, mistakes_of=name, mistakes=tuple(mistakes[:MOST_MISTAKES]), mistakes_total=len(mistakes))
-    if not looked.mistakes:
-        return looked
-    pixels = test.dataset.images[[mistake.position for mistake in looked.mistakes]]
-    labels = [test.dataset.labels[i] for i in scorer(pixels, ignore).argmax(axis=1)]
-    asked = [
-        replace(mistake, variant_answer="" if label == mistake.answer else label)
-        for mistake, label in zip(looked.mistakes, labels, strict=True)
-    ]
-    return replace(looked, mistakes=tuple(asked))
+def _with_mistakes(
+    looked: Looked, form: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
+) -> Looked:
+    """Set the mistakes to those of ``form`` on the ``measured`` images, which belong to the ``test`` images."""
+    mistakes = list(_mistakes(dataset, measured, scores))
+    shown = mistakes[:MOST_MISTAKES]
+    if looked.float_classes is not None and form != FLOAT:
+        float_class = dict(zip(test.tolist(), looked.float_classes.tolist(), strict=True))
+        labels = [dataset.labels[float_class[mistake.position]] for mistake in shown]
+        shown = [
+            replace(mistake, float_answer="" if label == mistake.answer else label)
+            for mistake, label in zip(shown, labels, strict=True)
+        ]
+    return replace(looked, mistakes_of=form, mistakes=tuple(shown), mistakes_total=len(mistakes))
 
 
 def _mistakes(dataset: Dataset, part: Indices, scores: Reals) -> Iterator[Mistake]:
-    """The wrong answers, those first of which the model was surest."""
+    """Yield the wrong predictions, those with the highest score first."""
     classes, answers = dataset.classes[part], scores.argmax(axis=1)
     wrong = np.flatnonzero(answers != classes)
     for i in wrong[np.argsort(-scores[wrong, answers[wrong]], kind="stable")]:

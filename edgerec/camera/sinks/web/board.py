@@ -80,7 +80,7 @@ class Board:
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_EVERY_S, None)
 
     def write(self, result: Result) -> None:
-        """Take a result."""
+        """Take a result; the last decision gets its score if the label is the same."""
         with self._lock:
             channel = self._channel(result.frame.feed or result.frame.source)
             channel.result, channel.fps = result, channel.rate.tick()
@@ -88,6 +88,8 @@ class Board:
             if answer.label != channel.label:
                 channel.label = answer.label
                 self._tell(channel, result.frame.grabbed_s, _answer(result))
+            else:
+                self._update_last(channel, _answer(result))
             self.version += 1
 
     def state(self, change: StateChange) -> None:
@@ -181,6 +183,14 @@ class Board:
     def _tell(self, channel: Channel, at_s: float, said: dict[str, Any]) -> None:
         self._told += 1
         channel.story.append({"number": self._told, "at_s": unix_s(at_s), "source": channel.name, **said})
+
+    def _update_last(self, channel: Channel, answer: dict[str, Any]) -> None:
+        """Give the last decision its present score; the entry is replaced, because a reader may hold the old one."""
+        for at in range(len(channel.story) - 1, -1, -1):
+            entry = channel.story[at]
+            if "state" not in entry:
+                channel.story[at] = {key: entry[key] for key in ("number", "at_s", "source")} | answer
+                return
 
     def _degrees(self) -> float | None:
         at_s, degrees = self._temperature

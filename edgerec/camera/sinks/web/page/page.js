@@ -58,6 +58,7 @@ function listen() {
     sources = news.sources;
     if (chosen >= sources.length) chosen = 0;
     settle();
+    for (const source of sources) update(source);
     for (const entry of news.story) {
       const entries = story[entry.source] || (story[entry.source] = []);
       if (entries.push(entry) > MOST_KEPT) entries.shift();
@@ -69,6 +70,13 @@ function listen() {
     linked = false;
     drawStage();
   };
+}
+
+// The last decision in the list has the present score, not the score of the moment when it became the decision.
+function update(source) {
+  const last = (story[source.name] || []).findLast((entry) => !entry.state), answer = source.answer;
+  if (!last || !answer || last.label !== answer.label || last.index !== answer.index) return;
+  for (const key of ["score", "best", "novelty"]) last[key] = answer[key];
 }
 
 // The camera says something every second. A line that was cut says nothing at all, not even that it was cut, and
@@ -108,6 +116,7 @@ function drawNews(news) {
   at("swatch").style.background = colour(source.answer.index);
   document.title = `${source.answer.label} · edgerec`;
   drawBars(source.categories);
+  drawLast();
 }
 
 // Nothing of one source may stand under the name of another.
@@ -214,10 +223,14 @@ function drawStory() {
   drawBand();
 }
 
-// How long the present answer stands by now.
+// The duration and the score of the present decision.
 function drawLast() {
-  const last = mine().at(-1), long = at("story").querySelector("li:first-child .long");
-  if (last && !last.state && linked && !told && long) long.textContent = seconds(now() - last.at_s);
+  const last = mine().at(-1), row = at("story").querySelector("li:first-child");
+  if (!last || last.state || !linked || told || !row || !row.querySelector(".long")) return;
+  row.querySelector(".long").textContent = seconds(now() - last.at_s);
+  row.querySelector(".score").textContent = score(last);
+  const more = row.querySelector(".more");
+  if (more) more.textContent = best(last);
 }
 
 function drawBand() {

@@ -1,0 +1,140 @@
+"""Draw labels in any script into an image. OpenCV's own fonts have only ASCII."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import Image
+from edgerec.optional import require
+from edgerec.runtime.fonts import Font, ascii_text, installed_fonts, needs_shaping, split_by_font
+
+log = logging.getLogger(__name__)
+
+SIZE_PX = 24
+# OpenCV's scale and thickness for letters of about the same height.
+SCALE, THICKNESS = 0.8, 2
+MOST_CHARACTERS = 200
+# The only size of most bitmap fonts, such as Noto Color Emoji.
+_BITMAP_PX = 109
+
+
+@dataclass(frozen=True)
+class LabelText:
+    """A label as it is drawn.
+
+    Attributes:
+        text: the label, or the ASCII text that replaces it because it cannot be drawn here.
+        pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top; None if OpenCV draws the text.
+    """
+
+    text: str
+    pixels: npt.NDArray[np.uint8] | None = None
+
+
+def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -> int:
+    """Draw a label in white.
+
+    Args:
+        image: uint8 RGB, changed in place.
+        label: text in any script.
+        index: class of the label, which is shown if the label cannot be drawn.
+        left, baseline: position of the text, pixels.
+
+    Returns:
+        The column behind the text.
+    """
+    text = label_text(label, index)
+    if text.pixels is None:
+        return draw_ascii(image, text.text, left, baseline)
+    top = baseline - SIZE_PX
+    part = image[max(0, top) : top + text.pixels.shape[0], left : left + text.pixels.shape[1]]
+    pixels = text.pixels[max(0, -top) :][: part.shape[0], : part.shape[1]].astype(np.uint16)
+    alpha = pixels[:, :, 3:]
+    part[:] = (pixels[:, :, :3] * alpha + part * (255 - alpha)) // 255
+    return left + text.pixels.shape[1]
+
+
+def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
+    """Draw ASCII text in white with OpenCV, and return the column behind it."""
+    cv2 = require("cv2")
+    cv2.putText(image, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, SCALE, (255, 255, 255), THICKNESS, cv2.LINE_AA)
+    width: int = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, SCALE, THICKNESS)[0][0]
+    return left + width
+
+
+@functools.lru_cache(maxsize=256)
+def label_text(label: str, index: int) -> LabelText:
+    """Render a label with Pillow if it is not ASCII; log once what to install if Pillow or a font is missing."""
+    label = label[:MOST_CHARACTERS]
+    if label.isascii():
+        return LabelText(label)
+    try:
+        return LabelText(label, _render(label))
+    except _CannotDraw as error:
+        advise(str(error))
+    text = ascii_text(label)
+    return LabelText(text if "\\" not in text else f"class {index} ({text[:30]})")
+
+
+class _CannotDraw(Exception):
+    """Something that is needed to draw a label is not installed."""
+
+
+@functools.cache
+def advise(advice: str) -> None:
+    """Log once what to install so that labels can be drawn."""
+    log.warning("some labels are shown in ASCII on the video: %s", advice)
+
+
+def _render(label: str) -> npt.NDArray[np.uint8]:
+    try:
+        features = importlib.import_module("PIL.features")
+        image_module = importlib.import_module("PIL.Image")
+        draw_module = importlib.import_module("PIL.ImageDraw")
+        font_module = importlib.import_module("PIL.ImageFont")
+    except ImportError:
+        raise _CannotDraw("install Pillow with pip install pillow") from None
+    shaped = bool(features.check("raqm"))
+    if needs_shaping(label) and not shaped:
+        raise _CannotDraw("install the text layout library of Pillow, e.g. with apt install libraqm0 libfribidi0")
+    fonts = installed_fonts()
+    if not fonts:
+        raise _CannotDraw("install fontconfig and fonts, e.g. with apt install fontconfig fonts-noto")
+    parts = split_by_font(label, fonts)
+    if parts is None:
+        raise _CannotDraw(
+            "no installed font has their characters: install fonts, e.g. with "
+            "apt install fonts-noto fonts-noto-cjk fonts-noto-color-emoji"
+        )
+    layout = font_module.Layout.RAQM if shaped else font_module.Layout.BASIC
+    try:
+        drawn = [_render_part(text, font, layout, (image_module, draw_module, font_module)) for text, font in parts]
+    except (OSError, ValueError) as error:
+        raise _CannotDraw(f"Pillow cannot use the installed fonts ({error}): install fonts-noto") from None
+    return np.concatenate(drawn, axis=1)
+
+
+def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any]) -> npt.NDArray[np.uint8]:
+    image_module, draw_module, font_module = pillow
+    size = SIZE_PX
+    try:
+        loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
+    except OSError:  # the font consists of bitmaps
+        size = _BITMAP_PX
+        loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
+    left, _, right, _ = loaded.getbbox(text, anchor="ls")
+    width = max(1, round(loaded.getlength(text)), right) - min(0, left)
+    sheet = image_module.new("RGBA", (width, 3 * size // 2), (255, 255, 255, 0))
+    draw = draw_module.Draw(sheet)
+    draw.text((-min(0, left), size), text, (255, 255, 255, 255), loaded, anchor="ls", embedded_color=True)
+    if size != SIZE_PX:
+        factor = SIZE_PX / size
+        sheet = sheet.resize((max(1, round(width * factor)), 3 * SIZE_PX // 2), image_module.Resampling.BOX)
+    return np.asarray(sheet)
