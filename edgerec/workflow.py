@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.compress.methods import METHODS
-from edgerec.compress.quantize import quantize
+from edgerec.compress.parity import check_drop
+from edgerec.compress.quantize import existing, quantize, used_differently
 from edgerec.compress.report import QuantizeReport
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.progress import Listener, ignore
@@ -79,7 +79,7 @@ def build(
         listener: called with the progress.
 
     Raises:
-        RecipeError: ``out`` holds a run of another recipe, or the recipe trains an autoencoder.
+        RecipeError: ``out`` holds a run that was trained by another recipe, or the recipe trains an autoencoder.
         GateError: the variant lost more accuracy than ``compress.max_drop`` allows.
         EdgerecError: a step failed.
     """
@@ -90,17 +90,22 @@ def build(
             "add it to a classifier's bundle with edgerec export --novelty"
         )
     reused = []
-    if overwrite or not was_begun(recipe, out):
+    recipe = recipe if method is None else recipe.override({"compress.method": method})
+    run = Run.at(out)
+    # Training does not depend on the settings of the compression, so that they can be changed afterwards.
+    if overwrite or not run.begun or not was_begun(replace(recipe, compress=run.recipe.compress), out):
         for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
     else:
-        run = Run.at(out)
         reused += ["train"] if run.finished else []
         run = fit(recipe, out, resume=True, listener=listener)
-    quantized = None if overwrite else _existing_variant(run, method)
+    settings = vars(recipe.compress)
+    quantized = None if overwrite else _existing_variant(run, replace(run.recipe, compress=recipe.compress))
     if quantized is None:
-        quantized = quantize(run, method, resume=True, overwrite=overwrite, listener=listener)
+        changed = {key: value for key, value in settings.items() if value != getattr(run.recipe.compress, key)}
+        quantized = quantize(run, **changed, resume=True, overwrite=overwrite, listener=listener)
     else:
+        check_drop(quantized.variant, quantized.forms[0].top1, quantized.forms[-1].top1, recipe.compress.max_drop)
         reused.append("quantize")
     place = run.path.with_name(f"{run.path.name}-{aim.name}")
     if not overwrite and Bundle.stands_at(place):
@@ -110,7 +115,15 @@ def build(
         log.info("%s is complete already", place)
         reused.append("export")
     else:
-        export_bundle(run, target, variant=quantized.variant, out=place, overwrite=overwrite, listener=listener)
+        export_bundle(
+            run,
+            target,
+            variant=quantized.variant,
+            out=place,
+            max_drop=recipe.compress.max_drop,
+            overwrite=overwrite,
+            listener=listener,
+        )
     verified = verify(place)
     page = report(run, overwrite=True, listener=listener)
     return BuildReport(
@@ -126,10 +139,18 @@ def build(
     )
 
 
-def _existing_variant(run: Run, method: str | None) -> QuantizeReport | None:
-    """Return the report of the variant that ``method`` makes, if the run has it; ``auto`` decides this itself."""
-    name = method or run.recipe.compress.method
-    if name not in METHODS:
+def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
+    """Return the report of the variant that the recipe's method makes, if the run has it; ``auto`` decides this itself.
+
+    Raises:
+        OutputExistsError: the variant was made with other settings.
+    """
+    if recipe.compress.method == "auto":
         return None
-    report = run.variants().get(METHODS[name].variant)
-    return None if report is None else QuantizeReport.from_dict(report)
+    report = existing(run, recipe)
+    if report is not None and (other := used_differently(run, recipe)):
+        raise OutputExistsError(
+            f"{run.path} has the variant {report.variant} already, which was made with {other}: build into another "
+            "folder with --out, or add --overwrite to start again"
+        )
+    return report

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from edgerec import Bundle, Camera, Classifier, Recipe, predict, read_image
+from edgerec.contract.image_files import decode, why_unreadable
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load
@@ -295,3 +296,10 @@ def test_unreadable_file_says_what_it_is(image_folder, caplog, content, reason):
         read_image(image_folder / "red" / "odd.jpg")
     load(DataSection(source=str(image_folder), input_size=16))
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("value", [1_000_000_000, -1_000_000_000])
+def test_tiff_files_with_32_bit_samples_are_not_readable_images(value):
+    _, encoded = cv2.imencode(".tiff", np.full((8, 8, 3), value, np.int32))
+    assert decode(encoded.tobytes()) is None
+    assert "32-bit samples" in why_unreadable(encoded.tobytes())

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec import Recipe
+from edgerec import Recipe, fit
+from edgerec.compress.calibration.check import check
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load, split_dataset
 from edgerec.data.check import check_data
@@ -56,6 +57,27 @@ def test_order_of_the_folders_does_not_matter(old_and_new):
     assert np.array_equal(one.images[:], other.images[:])
 
 
+def test_positions_of_merged_images_are_those_of_an_array(old_and_new):
+    images = read(*old_and_new).images
+    everything = np.asarray(images)
+    assert images[[]].shape == (0, 12, 12, 3)
+    for which in (-1, np.array([3, -2]), slice(25, None), np.arange(32) % 5 == 0):
+        assert np.array_equal(images[which], everything[which])
+    for outside in (32, -33, (0, 1)):
+        with pytest.raises(IndexError):
+            images[outside]
+    assert sum(1 for _ in images) == 32
+
+
+def test_path_below_the_class_folder_in_merged_data(tmp_path):
+    one = fill(tmp_path / "cat", ("cat", "dog"))  # a data set with the name of a class
+    other = fill(tmp_path / "shared", ("cat/train/anna", "cat/test/anna", "dog/train/bob", "dog/test/bob"), count=2)
+    for dataset in (read(one, other), read(other)):
+        paths = {dataset.names[i]: dataset.below_class_folder(i) for i in range(len(dataset.names))}
+        for name, path in paths.items():
+            assert path == (f"{name.split('/')[-2]}/{name[-5:]}" if "anna" in name or "bob" in name else name[-5:])
+
+
 def test_own_test_split_is_kept_and_other_images_are_trained_on(old_and_new, tmp_path):
     official = tmp_path / "official"
     fill(official / "train", ("cat", "dog", "elk"), seed=3)
@@ -99,6 +121,20 @@ def test_data_check_and_pack_take_several_folders(old_and_new, tmp_path):
     assert any({"old/cat/0.png", "new/elk/copy.png"} == set(finding.names) for finding in report.findings)
     packed = pack_data(recipe, tmp_path / "pack")
     assert sum(packed.counts.values()) + len(packed.skipped) >= 32
+
+
+def test_calibration_check_finds_test_images_of_merged_data(old_and_new, tmp_path):
+    source = [str(place) for place in old_and_new]
+    settings = {"data.source": source, "data.input_size": 28, "model.width": 0.25, "model.arch": "simple_cnn"}
+    run = fit(Recipe().override(settings | {"train.epochs": 1}), tmp_path / "run")
+    dataset, split = run.data()
+    for position in split.test:
+        image = dataset.images[position][:, :, ::-1]
+        folder = tmp_path / "calibration" / dataset.labels[dataset.classes[position]]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{position}.png"), image)
+    findings = check(tmp_path / "calibration", run).findings
+    assert "test-overlap" in {finding.kind for finding in findings}
 
 
 def test_command_line_merges_repeated_data(old_and_new, tmp_path, here):

@@ -75,6 +75,20 @@ def test_folder_that_contains_an_input_is_refused_and_names_are_ignored(tmp_path
     assert checked_output(tmp_path / "new", ["digits", "", None, "gs://bucket/x"], folder=True) == tmp_path / "new"
 
 
+@pytest.mark.parametrize("command", ["train", "tune", "data check", "data pack"])
+def test_folders_inside_the_data_are_refused(tmp_path, monkeypatch, command):
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "photos" / label / "a.png"), np.zeros((30, 30, 3), np.uint8))
+    monkeypatch.chdir(tmp_path / "photos")
+    done = CliRunner().invoke(app, [*command.split(), ".", "--out", "runs/first"])
+    assert done.exit_code == 1, done.output
+    message = done.stderr.strip().splitlines()[-1]
+    assert "runs/first is inside the image folder" in message
+    assert "choose a folder outside of it" in message
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("a.jpg", {"suffixes": (".png",)}), ("a", {"suffixes": (".png",)}), ("a.tflite", {"folder": True})],

@@ -141,6 +141,22 @@ def test_auto_quantizes_an_autoencoder(small_run, tmp_path, here):
     ]
 
 
+def test_qat_that_auto_did_not_choose_is_used_later(small_run, tmp_path, caplog):
+    run = Run(shutil.copytree(small_run.path, tmp_path / "run"))
+    for variant in ("int8", "int8-qat"):
+        shutil.rmtree(run.variant(variant), ignore_errors=True)
+    quantize(run, "ptq")
+    record_validation_drop(run, "int8", 0.6)
+    # A learning rate that destroys the model, so that QAT loses more than PTQ.
+    options = {"learning_rate": 1.0, "epochs": 1}
+    assert quantize(run, max_drop=1, **options).variant == "int8"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "edgerec"):
+        assert quantize(run, "qat", max_drop=100, **options).variant == "int8-qat"
+    assert "resuming after epoch 1/1" in caplog.text
+    assert "epoch 1/1  loss" not in caplog.text
+
+
 class Stopped(Exception):
     """Stands for Ctrl-C, which pytest takes for its own."""
 

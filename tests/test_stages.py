@@ -162,3 +162,13 @@ def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):
 def test_restarts_out_of_order_are_refused(text, tmp_path):
     with pytest.raises(RecipeError, match=r"train\.restarts is .*, expected increasing epochs below train\.epochs"):
         fit(Recipe().override({"train.epochs": 6, "train.restarts": text}), tmp_path / "run")
+
+
+def test_stages_of_new_epochs_are_recorded_in_a_run_without_stages(tmp_path):
+    # Versions before stages were recorded wrote no such column.
+    keys = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+    old = [dict.fromkeys(keys, 1.0) | {"epoch": number} for number in (1.0, 2.0)]
+    run = Run(tmp_path)
+    run.write_history(old)
+    run.write_history([*run.history(), old[0] | {"epoch": 3.0, "stage": 1.0}])
+    assert run.history() == [*old, old[0] | {"epoch": 3.0, "stage": 1.0}]

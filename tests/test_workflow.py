@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgerec import Recipe, Run, build, diff_runs, list_runs, verify
-from edgerec.errors import EdgerecError, OutputExistsError, RecipeError
+from edgerec.errors import EdgerecError, GateError, OutputExistsError, RecipeError
 
 RECIPE = Recipe.from_dict(
     {"data": {"source": "digits"}, "train": {"epochs": 3}, "compress": {"method": "ptq", "max_drop": 20.0}}
@@ -62,6 +62,24 @@ def test_build_refuses_a_run_of_another_recipe_and_a_bundle_of_another_model(bui
     shutil.copytree(built.bundle, tmp_path / "digits-rpi")
     with pytest.raises(OutputExistsError, match="bundle of another model"):
         build(RECIPE, run, "rpi", method="float16")
+
+
+@pytest.mark.slow
+def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_path):
+    run = tmp_path / "digits"
+    shutil.copytree(built.run, run)
+    report = json.loads((run / "int8" / "report.json").read_text())
+    report["forms"][-1]["top1"] = report["forms"][0]["top1"] - 0.1
+    (run / "int8" / "report.json").write_text(json.dumps(report))
+    with pytest.raises(GateError, match=r"loses 10\.00 points"):
+        build(RECIPE.override({"compress.max_drop": 5.0}), run, "rpi")
+    # The next call allows more, as the error suggests.
+    again = build(RECIPE.override({"compress.max_drop": 15.0}), run, "rpi")
+    assert again.reused == ("train", "quantize")
+    calibration = tmp_path / "seven.toml"
+    calibration.write_text("images = 7\n")
+    with pytest.raises(OutputExistsError, match="made with calibration stratified"):
+        build(RECIPE.override({"compress.calibration": str(calibration)}), run, "rpi")
 
 
 def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_path):

@@ -88,7 +88,7 @@ def adopt(
         DataError: labels that are not the model's, by number or by name.
     """
     path, run = user_path(model_path), Run.at(out)
-    checked_output(run.path, [path, data, labels], folder=True)
+    checked_output(run.path, [path, labels], data=data, folder=True)
     refuse_existing(run.path, overwrite, ours=run.begun)
     if normalise is not None:
         parse_normalise(normalise)  # refused before TensorFlow is loaded

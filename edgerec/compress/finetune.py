@@ -191,8 +191,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
     """
     for path in sorted(checkpoints.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as file:
-                saved = _about(file["about"])["settings"]
+            saved = _read_about(path)["settings"]
         except UNREADABLE_STATE:
             continue
         for section, values in settings.items():
@@ -203,6 +202,20 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
                     name = f"{section}.{key}" if key else section
                     return f"{name} {old.get(key)!r} instead of {value!r}"
     return ""
+
+
+def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
+    """Return whether a folder has the states of this many stages, all of them after their last epoch."""
+    try:
+        done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
+    except UNREADABLE_STATE:
+        return False
+    return len(done) == stages and min(done) >= epochs
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return _about(file["about"])
 
 
 # What NumPy and JSON raise on a file that is not a state, or a damaged one.

@@ -18,7 +18,7 @@ from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
-from edgerec.compress.finetune import other_setting, resumable_settings
+from edgerec.compress.finetune import is_complete, other_setting, resumable_settings
 from edgerec.compress.methods import METHODS, Method
 from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
@@ -182,6 +182,8 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
             f"{folder} has an interrupted {method} with {difference}: give the same options to resume it, "
             "or --overwrite without --resume to start again"
         )
+    if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
+        return  # auto trained it, but chose another method: it is used as it is
     if not resume and not overwrite:
         how = "" if not difference else f" with {difference}"
         raise OutputExistsError(
@@ -240,7 +242,7 @@ def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
     method, folder = METHODS[name], interrupted_folder(bench.run, name)
     refuse_interrupted(bench.run, bench.recipe, resume, overwrite)
     bench.float32()  # first, because it needs no training and shows a fault at once
-    if not resume:
+    if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     content, provenance, stages = _compressed(bench, method, folder)
     if method.precision == "int8":
@@ -250,25 +252,25 @@ def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
 
 def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
     """The existing variant of the bench's method, or a new one if there is none or ``overwrite`` is set."""
-    report = None if overwrite else existing(bench)
+    report = None if overwrite else existing(bench.run, bench.recipe)
     if report is None:
         return make(bench, resume=not _is_interrupted_differently(bench) or not overwrite, overwrite=overwrite)
-    name, other = report.variant, used_differently(bench)
+    name, other = report.variant, used_differently(bench.run, bench.recipe)
     how = f", made with {other}," if other else ""
     log.info("%s is there already%s and taken as it is (--overwrite makes it anew)", name, how)
     return report
 
 
-def existing(bench: Bench) -> QuantizeReport | None:
-    """The report of the existing variant of the bench's method; None if there is none."""
-    values = bench.run.variants().get(METHODS[bench.recipe.compress.method].variant)
+def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
+    """Return the report of the run's variant by the recipe's method; None if there is none."""
+    values = run.variants().get(METHODS[recipe.compress.method].variant)
     return None if values is None else QuantizeReport.from_dict(values)
 
 
-def used_differently(bench: Bench) -> str:
-    """The settings with which the existing variant was made, as far as they differ from the bench's; or empty."""
-    section = bench.recipe.compress
-    saved = bench.run.variants()[METHODS[section.method].variant]["compress"]
+def used_differently(run: Run, recipe: Recipe) -> str:
+    """Return the settings of an existing variant that differ from the recipe's, as text; empty if none does."""
+    section = recipe.compress
+    saved = run.variants()[METHODS[section.method].variant]["compress"]
     used = (key for key, methods in USES.items() if section.method in methods)
     return ", ".join(f"{key} {saved[key]}" for key in used if key in saved and saved[key] != getattr(section, key))
 
@@ -352,10 +354,10 @@ def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
 
 
 def _reused_or_made(bench: Bench, resume: bool, overwrite: bool) -> Candidate | QuantizeReport:
-    report = None if overwrite else existing(bench)
+    report = None if overwrite else existing(bench.run, bench.recipe)
     if report is None:
         return make_candidate(bench, resume=resume, overwrite=overwrite)
-    if other := used_differently(bench):
+    if other := used_differently(bench.run, bench.recipe):
         raise OutputExistsError(
             f"{report.variant} exists and was made with {other}: add --overwrite to replace it, or choose a --method"
         )

@@ -40,6 +40,7 @@ def checked_output(
     path: str | Path,
     inputs: Iterable[str | Path | Sequence[str | Path] | None] = (),
     *,
+    data: str | Path | Sequence[str | Path] | None = None,
     suffixes: Sequence[str] = (),
     folder: bool = False,
 ) -> Path:
@@ -49,13 +50,14 @@ def checked_output(
         path: path of the output as the user wrote it.
         inputs: files and folders that the same command reads, or sequences of them. None, empty strings, and names
             of things that do not exist as a path, such as ``digits`` or a URL, are ignored.
+        data: inputs that are image folders. No output may be inside of them, where it would become part of the data.
         suffixes: suffixes that fit the format, e.g. ``(".png",)``; case does not matter. None given: any suffix.
         folder: the output is a folder; its name must not have the suffix of a file, except one of ``suffixes``.
 
     Raises:
         OutputNameError: the suffix does not fit the format.
         OutputIsInputError: the output is one of the inputs, by whatever name or link, or a folder that contains one;
-            or it is an image in one of the input folders.
+            or it is an image in one of the input folders, or a folder in one of the data sets.
     """
     out = user_path(path)
     suffix = out.suffix.lower()
@@ -63,14 +65,24 @@ def checked_output(
         raise OutputNameError(f"{path} has the suffix of a file, but a folder is written there: choose another name")
     if not folder and suffixes and suffix not in suffixes:
         raise OutputNameError(f"{path} does not end in {' or '.join(filter(None, suffixes))}: choose another name")
-    for given in (one for item in inputs for one in ([item] if isinstance(item, str | Path) else item or ())):
+    data_sets = _each(data)
+    for given in (*(one for item in inputs for one in _each(item)), *data_sets):
         if not str(given) or not os.path.exists(source := user_path(given)):
             continue
         if _same(out, source) or (out.is_dir() and _inside(source, out)):
             raise OutputIsInputError(f"{path} would overwrite the input {given}: choose another output")
+        if folder and given in data_sets and source.is_dir() and _inside(out, source):
+            raise OutputIsInputError(
+                f"{path} is inside the image folder {given}, where it would become part of the data: choose a folder "
+                "outside of it"
+            )
         if out.is_file() and suffix in _IMAGE_SUFFIXES and source.is_dir() and _inside(out, source):
             raise OutputIsInputError(f"{path} is an image in the input folder {given}: choose another output")
     return out
+
+
+def _each(paths: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
+    return (paths,) if isinstance(paths, str | Path) else paths or ()
 
 
 def _same(path: Path, other: Path) -> bool:

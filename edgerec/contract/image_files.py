@@ -97,7 +97,7 @@ def _decoded(content: bytes, *, deep: bool) -> npt.NDArray[Any] | None:
         image: npt.NDArray[Any] | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
-    return None if image is None or image.dtype.kind not in "iu" else image
+    return image if image is not None and image.dtype in (np.uint8, np.uint16, np.int16) else None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def check_data(
         EdgerecError: nothing there, nothing that is a picture, or ``out`` exists.
     """
     if out is not None:
-        out = checked_output(out, [recipe.data.source], suffixes=(".png",), folder=True)
+        out = checked_output(out, data=recipe.data.source, suffixes=(".png",), folder=True)
         refuse_output(out, overwrite)
         require("matplotlib")
     report, looked = examine(recipe, labels=labels, listener=listener)

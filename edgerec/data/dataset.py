@@ -108,11 +108,13 @@ class Dataset:
         parts = name.split("/")
         if not isinstance(self._originals, Files | Merged) or not self.labels:
             return name
-        first = 1 if self.splits[index] else 0
-        label = self.labels[self.classes[index]]
-        if label not in parts[first:-1]:  # relabeled
-            return parts[-1]
-        return "/".join(parts[parts.index(label, first) + 1 :])
+        parts = parts[isinstance(self._originals, Merged) :]  # merged data: the name of the part comes first
+        label, split = self.labels[self.classes[index]], int(bool(self.splits[index]))
+        if label in parts[split:-1]:  # CLASS/… or SPLIT/CLASS/…
+            return "/".join(parts[parts.index(label, split) + 1 :])
+        if split and label == parts[0]:  # CLASS/SPLIT/…
+            return "/".join(parts[2:])
+        return parts[-1]  # relabeled
 
     @property
     def contents_of(self) -> str:

@@ -125,8 +125,8 @@ class _Nearest:
         return np.sort(pairs, axis=1), self._levels[images]
 
 
-def confirmed(pairs: Pairs, images: npt.NDArray[np.uint8]) -> Pairs:
-    """Those of the pairs that are alike in finer cells too; ``images`` are what they are of."""
+def confirmed(pairs: Pairs, images: Any) -> Pairs:
+    """Return the pairs that are near-duplicates in finer cells too; ``images[positions]`` gives ``(M, H, W, C)``."""
     kept = np.zeros(len(pairs.one), bool)
     for start in range(0, len(kept), BLOCK):
         end = start + BLOCK

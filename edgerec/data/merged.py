@@ -29,12 +29,17 @@ class MergedImages:
         return self.shape[0]
 
     def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
-        """Return the image at a position, or the images of a slice, of positions or of a mask."""
+        """Return the image at a position, or the images of a slice, of positions or of a mask; one axis at a time."""
+        if isinstance(which, tuple):
+            raise IndexError(f"expected one index, not one for each of {len(which)} axes: images[position][row]")
         if isinstance(which, slice):
             which = np.arange(*which.indices(len(self)))
         positions = np.asarray(which)
         if positions.dtype == bool:
             positions = np.flatnonzero(positions)
+        positions = np.where(positions < 0, positions + len(self), positions).astype(np.int64)
+        if np.any((positions < 0) | (positions >= len(self))):
+            raise IndexError(f"position {which} is out of range for {len(self)} images")
         flat = positions.reshape(-1)
         images = np.empty((len(flat), *self.shape[1:]), np.uint8)
         for number, part in enumerate(self._parts):

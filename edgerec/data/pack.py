@@ -62,7 +62,7 @@ def pack_data(
     Raises:
         EdgerecError: the data does not allow it, or ``out`` is something else.
     """
-    out = checked_output(out, [recipe.data.source], folder=True)
+    out = checked_output(out, data=recipe.data.source, folder=True)
     out = out.resolve() if str(out) in (".", "..") else out
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)

@@ -71,14 +71,14 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
     """Return the nearest training image of each held-out image that is a near-duplicate."""
-    ours = thumbnails(np.asarray(dataset.images[held_out]))
+    ours = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):
         some = train[start : start + CHUNK]
-        apart = distances(ours, thumbnails(np.asarray(dataset.images[some])))
+        apart = distances(ours, thumbnails(dataset.images[some]))
         nearest = apart.argmin(axis=1)
         levels = apart[np.arange(len(ours)), nearest]
         nearer = levels < best
         best[nearer], partner[nearer] = levels[nearer], some[nearest[nearer]]
     near = best <= NEAR_LEVELS
-    return confirmed(Pairs(held_out[near], partner[near], best[near]), np.asarray(dataset.images))
+    return confirmed(Pairs(held_out[near], partner[near], best[near]), dataset.images)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.command_line import command
 from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
@@ -161,8 +162,8 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
             if value != found and not chosen_by_training:
                 raise RecipeError(
-                    f"{run.path} was begun with {name} {found!r}, now it is {value!r}: go on with --resume and --out "
-                    f"alone, or train into another folder{more}"
+                    f"{run.path} was begun with {name} {found!r}, now it is {value!r}: continue it unchanged with "
+                    f"{command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
                 )
     return True
 
@@ -260,8 +261,8 @@ def _sized(recipe: Recipe) -> DataSection:
 
 
 def _refuse(run: Run, recipe: Recipe, overwrite: bool) -> None:
-    inputs = [recipe.data.source, recipe.model.weights, *recipe.distill.teachers.split(",")]
-    checked_output(run.path, inputs, folder=True)
+    inputs = [recipe.model.weights, *recipe.distill.teachers.split(",")]
+    checked_output(run.path, inputs, data=recipe.data.source, folder=True)
     if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
             f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"

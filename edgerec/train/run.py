@@ -236,10 +236,10 @@ class Run:
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace ``history.csv``."""
-        out, keys = io.StringIO(), [key for key in HISTORY if not rows or key in rows[0]]
+        out, keys = io.StringIO(), [key for key in HISTORY if not rows or any(key in row for row in rows)]
         writer = csv.DictWriter(out, keys, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{row[key]:.6g}" for key in keys} for row in rows)
+        writer.writerows({key: f"{row[key]:.6g}" for key in keys if key in row} for row in rows)
         write_file(self.path / "history.csv", out.getvalue())
 
     def write_json(self, name: str, value: Any) -> None:
@@ -285,10 +285,9 @@ def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
 
 def _parse_history(text: str) -> list[dict[str, float]]:
     rows = list(csv.DictReader(io.StringIO(text)))
-    # An autoencoder has no accuracy, and older runs did not record the stage.
+    # An autoencoder has no accuracy, and older versions did not record the stage.
     optional = ("accuracy", "val_accuracy", "stage")
-    missing = [key for key in optional if rows and key not in rows[0]]
-    return [{key: float(row[key]) for key in HISTORY if key not in missing} for row in rows]
+    return [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
 
 
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:

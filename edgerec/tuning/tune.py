@@ -108,7 +108,7 @@ def tune(
         StudyError: the study was made for something else, its database does not answer, or nothing keeps the limits.
         EdgerecError: the recipe, the search or the data do not allow it.
     """
-    folder = checked_output(out, [recipe.data.source if recipe else None], folder=True)
+    folder = checked_output(out, data=recipe.data.source if recipe else None, folder=True)
     folder = folder.resolve() if str(out) in (".", "..") else folder
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))

@@ -233,7 +233,7 @@ def _found(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Whi
         by_row[image[row].tobytes()].append(i)
     found, stored = np.zeros(len(images), bool), dataset.images
     for position in part:
-        for i in by_row.get(stored[position, row].tobytes(), ()):
+        for i in by_row.get(stored[position][row].tobytes(), ()):
             found[i] = found[i] or np.array_equal(images[i], stored[position])
     return found
 

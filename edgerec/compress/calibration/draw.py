@@ -77,7 +77,7 @@ def make(
     Raises:
         EdgerecError: no such run, recipe or data, or something else stands at ``out``.
     """
-    out = checked_output(out, [None if isinstance(subject, Run) else subject, data], folder=True)
+    out = checked_output(out, [None if isinstance(subject, Run) else subject], data=data, folder=True)
     refuse_existing(out, overwrite, ours=is_set(out))
     wanted = read_recipe(recipe)
     wanted = replace(wanted, images=images or wanted.images, seed=wanted.seed if seed is None else seed)
