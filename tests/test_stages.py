@@ -172,3 +172,11 @@ def test_stages_of_new_epochs_are_recorded_in_a_run_without_stages(tmp_path):
     run.write_history(old)
     run.write_history([*run.history(), old[0] | {"epoch": 3.0, "stage": 1.0}])
     assert run.history() == [*old, old[0] | {"epoch": 3.0, "stage": 1.0}]
+
+
+@pytest.mark.parametrize("shares", [{"frozen": 1.0}, {"frozen": 0.5, "unfreeze": 0.5}])
+def test_restart_trains_all_layers_at_the_rate_and_schedule_of_the_recipe(shares):
+    keys = {f"transfer.{name}": value for name, value in shares.items()}
+    settings = {"model.weights": "imagenet", "train.epochs": 12, "train.restarts": "8", "train.schedule": "cosine"}
+    last = stages(Recipe().override(settings | keys | {"train.learning_rate": 0.01, "transfer.rate": 0.5}))[-1]
+    assert (last.first, last.last, last.part, last.rate, last.schedule) == (8, 12, 1.0, 0.005, "cosine")

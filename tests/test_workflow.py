@@ -142,6 +142,8 @@ def test_diff_reports_settings_results_and_whether_the_change_may_be_chance(buil
 def test_diff_warns_about_different_test_images(built, tmp_path, here):
     shutil.copytree(built.run, tmp_path / "second")
     record = json.loads((tmp_path / "second" / "split.json").read_text())
-    (tmp_path / "second" / "split.json").write_text(json.dumps(record | {"test": record["test"][1:]}))
+    # Other images with the same names.
+    contents = record["contents"] | {"test": "0" * 16 + record["contents"]["test"][16:]}
+    (tmp_path / "second" / "split.json").write_text(json.dumps(record | {"contents": contents}))
     assert not diff_runs(built.run, tmp_path / "second").same_test
     assert "cannot be compared" in here("diff", built.run, tmp_path / "second").stdout

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import EdgerecError, RunError
-from edgerec.train.run import Run, best_int8
+from edgerec.train.run import Run, best_int8, separated_digests
+
+log = logging.getLogger(__name__)
 
 # A folder of runs may hold studies, which hold trials; deeper folders are not searched.
 DEPTH = 3
@@ -153,8 +158,6 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
         if "test" not in record:
             raise RunError(f"{run.path}: split.json does not list the test images: train again with --overwrite")
     same_data = records[0]["digest"] == records[1]["digest"]
-    # Data with its own test split, and packed data, list no names.
-    same_test = records[0]["test"] == records[1]["test"] and (same_data or bool(records[0]["test"]))
     accuracies = [values["accuracy"] for values in metrics if "accuracy" in values]
     change = noise = None
     if len(accuracies) == 2:
@@ -165,7 +168,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
         first=str(runs[0].path),
         second=str(runs[1].path),
         same_data=same_data,
-        same_test=same_test,
+        same_test=_same_test(*records),
         settings=tuple(_settings(runs[0].recipe, runs[1].recipe)),
         figures=tuple(_figures(runs, metrics)),
         classes=tuple(_classes(metrics)),
@@ -174,14 +177,28 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
     )
 
 
+def _same_test(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two records of a split have the same test images: by content, or by name in runs of older versions."""
+    contents, others = first.get("contents") or {}, second.get("contents") or {}
+    if contents and others and contents["of"] == others["of"]:
+        one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))
+        return np.array_equal(one, other)
+    # Packed data lists no names.
+    return first["test"] == second["test"] and (first["digest"] == second["digest"] or bool(first["test"]))
+
+
 def _runs(folder: Path, depth: int) -> Iterator[Run]:
     run = Run(folder)
     if run.begun:
         yield run
         return
     if depth:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        try:
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except PermissionError:
+            log.warning("%s cannot be read (permission denied): runs in it are not listed", folder)
+            return
         for name in names:
             if not name.startswith("."):
                 yield from _runs(folder / name, depth - 1)

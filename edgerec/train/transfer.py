@@ -65,7 +65,9 @@ def stages(recipe: Recipe) -> list[Stage]:
     train = recipe.train
     ends = [*restarts(recipe), train.epochs]
     found = _first_stages(recipe, ends[0])
-    found += [replace(found[-1], first=first, last=last, part=1.0) for first, last in itertools.pairwise(ends)]
+    # A recipe can end with the head alone, or with a group of layers at a constant rate; a restart trains all layers.
+    rate = train.learning_rate * (1.0 if recipe.model.weights == "none" else recipe.transfer.rate)
+    found += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
     return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(found)]
 
 
