@@ -17,6 +17,7 @@ from edgerec.data import load, split_dataset
 from edgerec.data.check import check_data
 from edgerec.data.pack import pack_data
 from edgerec.errors import DataError, RecipeError
+from edgerec.train.fit import was_begun
 
 
 def fill(folder, classes, count=10, seed=0):
@@ -121,6 +122,22 @@ def test_data_check_and_pack_take_several_folders(old_and_new, tmp_path):
     assert any({"old/cat/0.png", "new/elk/copy.png"} == set(finding.names) for finding in report.findings)
     packed = pack_data(recipe, tmp_path / "pack")
     assert sum(packed.counts.values()) + len(packed.skipped) >= 32
+
+
+def test_training_is_resumed_whatever_the_order_of_the_folders(old_and_new, tmp_path):
+    recipes = [
+        Recipe().override({"data.source": [str(place) for place in places], "train.epochs": 1, "model.width": 0.25})
+        for places in (old_and_new, reversed(old_and_new))
+    ]
+    fit(recipes[0], tmp_path / "run", finish=False)
+    assert was_begun(recipes[1], tmp_path / "run")
+
+
+def test_every_key_that_training_chooses_is_recorded_for_merged_data(old_and_new):
+    _, section = load(DataSection(source=tuple(map(str, old_and_new))))
+    resolved = Recipe(data=section).unresolved
+    assert [key for key in resolved if key.startswith("data.")] == []
+    assert section.source == tuple(map(str, old_and_new))
 
 
 def test_calibration_check_finds_test_images_of_merged_data(old_and_new, tmp_path):

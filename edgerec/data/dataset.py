@@ -265,7 +265,7 @@ def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSec
     if isinstance(found, Merged):
         parts = [_resolve(section, part, least_size_px) for part in found.parts]
         size, channels = (max(getattr(part, key) for part in parts) for key in ("input_size", "channels"))
-        return replace(section, input_size=size, channels=channels)
+        return replace(parts[0], input_size=size, channels=channels)
     size, channels = section.input_size, section.channels
     if size and size < least_size_px:
         raise RecipeError(f"data.input_size is {size}, this architecture needs at least {least_size_px} pixels")

@@ -240,11 +240,14 @@ class _Training:
 
 
 def placed(section: DataSection) -> DataSection:
-    """The section with its data's absolute path, so that a run finds its pictures from wherever it is used."""
+    """Return the section with absolute paths, so that a run finds its images from any working directory.
+
+    The paths are sorted, because the order of merged data sets has no meaning.
+    """
     places = (
         place if place in NAMED or is_remote(place) else str(user_path(place).resolve()) for place in section.places
     )
-    placed_data = replace(section, source=one_or_tuple(places))
+    placed_data = replace(section, source=one_or_tuple(sorted(places)))
     if any("\udc80" <= character <= "\udcff" for place in placed_data.places for character in place):
         raise DataError(f"The path {placed_data.title} is not valid UTF-8, so that no recipe can name it: rename it")
     return placed_data
