@@ -77,6 +77,13 @@ ALREADY_SCORES = {
 }
 
 
+ALREADY_SCORES["hard sigmoid"] = lambda: (
+    logits()
+    .add("ADD", (1, 3), np.full((1, 3), 3.0), fusedActivationFunction=3)
+    .add("MUL", (1, 3), np.full((1, 3), 1 / 6))
+)
+
+
 @pytest.mark.parametrize("name", ALREADY_SCORES)
 def test_scores_are_not_passed_through_softmax_again(write, name):
     content = ALREADY_SCORES[name]().done()
@@ -87,7 +94,7 @@ def test_scores_are_not_passed_through_softmax_again(write, name):
     report = imported(write(content))
     assert scores(report) == pytest.approx(expected.tolist(), abs=1e-6)
     assert report.activation == "none"
-    assert report.sums_to_one == (name not in ("slice", "expanded sigmoid", "sigmoid"))
+    assert report.sums_to_one == (name not in ("slice", "expanded sigmoid", "sigmoid", "hard sigmoid"))
 
 
 def test_logits_get_a_softmax_and_the_report_says_why(write, tmp_path, edgerec):
@@ -303,3 +310,15 @@ def test_app_reads_the_chosen_labels_and_normalization_from_the_model(write, tar
     kept = imported(path, labels=None, normalise=None, target=target)
     bundle = Bundle.open(kept.bundle)
     assert bundle.files[bundle.manifest.model] == content
+
+
+def small_logits() -> Model:
+    """Logits that are in [0, 1] for all pixels by coincidence."""
+    model = Model().add("MEAN", (1, 3), np.array((1, 2), np.int32))
+    return model.add("FULLY_CONNECTED", (1, 3), np.eye(3) * 0.001, np.full(3, 0.3))
+
+
+@pytest.mark.parametrize("last", ["RELU", "SQUARE", "MUL", "SUB"])
+def test_small_logits_are_not_taken_for_probabilities(write, last):
+    constants = [np.full((1, 3), 0.5)] if last in ("MUL", "SUB") else []
+    assert imported(write(small_logits().add(last, (1, 3), *constants).done())).activation == "softmax"

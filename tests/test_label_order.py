@@ -14,6 +14,7 @@ from edgerec import adopt, evaluate
 from edgerec.cli.app import app
 from edgerec.errors import DataError
 from edgerec.train.keras import keras
+from edgerec.train.label_order import label_order
 
 COLORS = {"apple": (220, 20, 20), "berry": (20, 20, 220), "cress": (20, 220, 20), "date": (220, 220, 220)}
 
@@ -160,3 +161,13 @@ def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
     call = ["evaluate", str(model), "--data", str(images), "--normalise", "pixels", "--json"]
     done = CliRunner().invoke(app, [*call, "--labels", str(tmp_path / "order.txt")])
     assert json.loads(done.stdout)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_model_that_always_gives_one_output_is_not_said_to_have_another_order(output):
+    classes = np.repeat([0, 1], [30, 70])
+    order = label_order({"unit": np.full(100, output)}, classes, ("rare", "frequent"))
+    assert not order.clear
+    swapped = label_order({"unit": 1 - classes}, classes, ("rare", "frequent"))
+    assert swapped.clear
+    assert swapped.labels == ("frequent", "rare")

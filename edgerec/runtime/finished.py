@@ -31,7 +31,13 @@ _PASSING = {
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
 # Operators whose outputs can have any value, so that outputs within [0, 1] are a coincidence.
-_LINEAR = {"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB"}
+_UNBOUNDED = {
+    *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
+    *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
+}
+_ARITHMETIC = {"ADD", "SUB", "MUL", "DIV"}
+# RELU_N1_TO_1, RELU6 and TANH in the TFLite schema's ActivationFunctionType.
+_BOUNDED_ACTIVATIONS = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Finished:
             raise ModelError(f"{where} cannot be run: {probe.error}")
         interpreter = open_interpreter(content, where=where)
         output, last = output_spec(interpreter, where), _last_operator(graph)
-        chosen, reason = _activation(last, output, probe, activation, where)
+        chosen, reason = _activation(graph, output, probe, activation, where)
         sums = chosen in (*BINARY, "softmax") or (chosen == "none" and _sum_to_one(last, output, probe))
         return cls(
             where,
@@ -187,9 +193,14 @@ def _check(graph: Graph, where: str) -> None:
         raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is not an image classifier")
 
 
+def _sources(graph: Graph) -> dict[int, Operator]:
+    """Return the operator that computes each tensor, by the tensor's ``id``."""
+    return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
+
+
 def _last_operator(graph: Graph) -> Operator | None:
     """Return the operator that computes the output, before those in ``_PASSING``."""
-    sources = {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
+    sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
         # The first input of SPLIT is the axis.
@@ -200,17 +211,30 @@ def _last_operator(graph: Graph) -> Operator | None:
     return operator
 
 
-def _activation(
-    last: Operator | None, output: TensorSpec, probe: Probe, choice: str | None, where: str
-) -> tuple[str, str]:
+def _unbounded(graph: Graph, operator: Operator | None) -> bool:
+    """Return whether the outputs can have any value, also if ``operator`` only scales or shifts them by constants."""
+    sources = _sources(graph)
+    while operator is not None:
+        if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
+            return False
+        computed = [t for t in operator.inputs if t is not None and id(t) in sources]
+        if operator.name not in _ARITHMETIC or len(computed) != 1:
+            return operator.name in _UNBOUNDED
+        operator = sources[id(computed[0])]
+    return False
+
+
+def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | None, where: str) -> tuple[str, str]:
     """Return the activation, and how it was determined."""
+    last = _last_operator(graph)
     several, single = CHOICES[choice or "none"]
     if choice is not None:
         if output.size == 1 and not single:
             raise ModelError(f"{where} gives one number; --activation {choice} needs one output per label")
         return (single if output.size == 1 else several), "chosen with --activation"
     name = last.name if last is not None else "nothing"
-    bounded = probe.within_unit and name not in _LINEAR
+    unbounded = _unbounded(graph, last)
+    bounded = probe.within_unit and not unbounded
     if output.size == 1:
         if name == "LOGISTIC":
             return "binary", "computed by LOGISTIC"
@@ -227,7 +251,7 @@ def _activation(
     if bounded:
         return "none", f"all outputs of {probe.runs} test inputs were in [0, 1]"
     total = probe.highest_sum
-    if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and name not in _LINEAR:
+    if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and not unbounded:
         raise ModelError(
             f"{where} gives scores that add up to {total:g}, expected 1: convert it without the scaling at its end, or "
             "choose with --activation none, softmax or sigmoid"
