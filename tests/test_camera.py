@@ -173,18 +173,30 @@ def test_a_camera_that_is_not_there_at_first_is_an_error_at_once():
 
 
 def test_sources_take_turns():
-    fast, slow = Made(300, 0.001), Made(15, 0.02)
+    """A frame of a slow source is the next but one at the latest, however many frames a fast source has."""
+    taken, waiting, frames = [], [], 15
+
+    class Slow(Made):
+        def images(self):
+            for number in range(frames):
+                yield np.full((4, 4, 3), number, np.uint8), "slow"
+                waiting.append(len(taken))  # the frame has been handed over
+                while taken.count("slow") <= number:
+                    time.sleep(0.001)
+
     addresses = [
-        Address(name, True, True, lambda source=source: source) for name, source in (("fast", fast), ("slow", slow))
+        Address("fast", True, True, lambda: Made(10**9)),
+        Address("slow", True, True, lambda: Slow(frames)),
     ]
-    seen = []
-    with Feeds(addresses, Patience(give_up_s=0)) as running:
+    with Feeds(addresses) as running:
         for event in running:
             if isinstance(event, Frame):
-                seen.append(event.feed)
-                time.sleep(0.01)
-    assert seen.count("slow") >= 13
-    assert seen.count("fast") >= 13
+                taken.append(event.feed)
+                if taken.count("slow") == frames:
+                    break
+    positions = [position for position, feed in enumerate(taken) if feed == "slow"]
+    assert all(position <= since + 1 for position, since in zip(positions, waiting, strict=False))
+    assert "fast" in taken
 
 
 def test_leaving_early_ends_the_threads():

@@ -135,6 +135,8 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | Non
     if strays and ("train" not in labeled.values() or not with_classes):
         return None  # classes with these names, e.g. train, bus and car
     _refuse_unclear(root, labeled, strays)
+    if not with_classes and len(labeled) == 1 and usual[0][0]:
+        return None  # one class, whose name contains such a word
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
