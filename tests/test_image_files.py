@@ -143,6 +143,25 @@ def test_bit_depth_of_a_file(tmp_path, content, name):
     assert abs(image[:, :, 0] - RAMP * 255).max() < 1.5, name
 
 
+@pytest.mark.parametrize("kind", [".pgm", ".jp2"])
+@pytest.mark.parametrize("bits", [12, 14])
+def test_depth_is_measured_where_writers_state_16_bits(tmp_path, kind, bits):
+    """OpenCV writes the maximum 65535 or a precision of 16 bits whatever the values are."""
+    ramp = np.tile(np.linspace(0, 2**bits - 1, 64).astype(np.uint16), (64, 1))
+    cv2.imwrite(str(tmp_path / f"image{kind}"), ramp, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    image = read_image(tmp_path / f"image{kind}")
+    assert abs(image[:, :, 0].astype(int) - (ramp >> (bits - 8))).max() <= 1
+
+
+def test_command_line_names_an_undecodable_image_without_messages_of_opencv(tmp_path, edgerec):
+    for label in ("a", "b"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "d" / label / "0.tiff"), np.ones((16, 16), np.float32))
+    done = edgerec("data", "check", tmp_path / "d", "--no-labels")
+    assert "32-bit samples" in done.stdout + done.stderr
+    assert "OpenCV" not in done.stderr
+
+
 def test_stated_depth_counts_for_dark_images(tmp_path):
     dark = RAMP * 1000
     (tmp_path / "a").write_bytes(with_chunk(deep_png(dark), b"sBIT", b"\x0c"))

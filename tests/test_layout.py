@@ -188,3 +188,24 @@ def test_camera_source_and_unlabeled_images_leave_out_system_files(tmp_path):
     assert not dataset.skipped
     with pytest.raises(SourceError, match=r"no images directly in it. Did you mean .*red\?"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("TRAIN", "Test"), ("train", "eval"), ("Training", "EVALUATION")])
+def test_splits_are_found_beside_folders_and_files_without_classes(tmp_path, names, caplog):
+    for name in names:
+        fill(tmp_path / "data" / name)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.csv").write_text("a,b\n")
+    cv2.imwrite(str(tmp_path / "sample.jpg"), np.zeros((8, 8, 3), np.uint8))
+    dataset = read(tmp_path)
+    assert dataset.labels == CLASSES
+    assert Counter(dataset.splits.tolist()) == {"train": 12, "test": 12}
+    assert f"{tmp_path}: the images directly in this folder are not used" in caplog.text
+
+
+def test_classes_one_level_deeper_beside_a_folder_without_images(tmp_path):
+    fill(tmp_path / "photos")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=rf"Did you mean {tmp_path / 'photos'} "):
+        read(tmp_path)

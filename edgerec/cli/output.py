@@ -193,8 +193,9 @@ def parity_table(forms: Sequence[dict[str, Any]]) -> None:
 
 
 def chatter() -> None:
-    """Show the library's log on stderr, and keep TensorFlow's own off it."""
+    """Show the library's log on stderr, without the messages of TensorFlow and OpenCV."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     log = logging.getLogger("edgerec")
     if not log.handlers:
         handler = _Stderr()

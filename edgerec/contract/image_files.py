@@ -157,21 +157,26 @@ _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
 def bits_per_sample(content: bytes) -> int:
-    """Return the bits per sample of a PNG, TIFF or PNM file; 8 for all other formats."""
+    """Return the bits per sample of a PNG, TIFF, JPEG 2000 or PNM file; 8 for all other formats."""
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 24:
         return content[24]
     if content[:4] in _TIFF_MARKS:
         return max(_tiff_tags(content).get(258, [8]))
+    if bits := _jpeg_2000_bits(content):
+        return bits
     return 16 if _pnm_maximum(content) > 255 else 8
 
 
 def stated_white(content: bytes) -> int:
     """Return the largest sample value that a file with more than 8 bits per sample states; 0 if it states none.
 
-    PNG states its significant bits (sBIT), PNM its maximum, and TIFF its bits per sample or MaxSampleValue.
+    PNG states its significant bits (sBIT), PNM its maximum, JPEG 2000 its precision, and TIFF its bits per sample or
+    MaxSampleValue. A maximum of 65535 says nothing: most programs write it whatever the values are.
     """
     if maximum := _pnm_maximum(content):
-        return maximum
+        return maximum if maximum < 65535 else 0
+    if bits := _jpeg_2000_bits(content):
+        return (1 << bits) - 1 if bits < 16 else 0
     if content[:4] in _TIFF_MARKS:
         tags = _tiff_tags(content)
         if max(tags.get(258, [8])) in (10, 12, 14):
@@ -180,6 +185,14 @@ def stated_white(content: bytes) -> int:
         return maximum if 255 < maximum < 65535 and maximum & (maximum + 1) == 0 else 0
     bits = max((max(data) for kind, data in _png_chunks(content) if kind == b"sBIT" and data), default=0)
     return (1 << bits) - 1 if 8 < bits <= 16 else 0
+
+
+def _jpeg_2000_bits(content: bytes) -> int:
+    """Return the precision in the SIZ segment of a JPEG 2000 file, in bits; 0 if the file has another format."""
+    if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
+        return 0
+    start = content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
+    return (content[start + 42] & 0x7F) + 1 if 0 <= start < len(content) - 42 else 0
 
 
 def orientation(content: bytes) -> int:

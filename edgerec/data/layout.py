@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import unicodedata
@@ -25,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "eval", "evaluation"), "test"),
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
@@ -90,10 +91,12 @@ def find_layout(root: Path, *, flat: bool = False) -> Layout:
         if splits := _splits(place, children, flat=flat):
             if place != root:
                 log.info("%s: using the split folders in %s", root, place)
-            return splits
-        if len(children) != 1 or _has_images(place):
+            unused = _unused_images(root) if place != root else ()
+            return Layout(splits.folders, (*unused, *splits.warnings))
+        child = _only_child(children)
+        if child is None or (flat and _has_images(place)):
             break
-        place, children = children[0], visible_folders(children[0])
+        place, children = child, visible_folders(child)
     children = visible_folders(root)
     if flat and not children:
         return Layout((ClassFolder(root, ""),))
@@ -114,6 +117,19 @@ def _has_images_below(folder: Path) -> bool:
 
 def _only_folders(folder: Path) -> bool:
     return bool(visible_folders(folder)) and not _has_images(folder)
+
+
+def _only_child(children: Sequence[Path]) -> Path | None:
+    """The folder that contains images, if it is the only one; others may contain annotations, for example."""
+    with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
+    first = next(with_images, None)
+    return first if first is not None and next(with_images, None) is None else None
+
+
+def _unused_images(folder: Path) -> tuple[str, ...]:
+    if not _has_images(folder):
+        return ()
+    return (f"{folder}: the images directly in this folder are not used, because they belong to no class",)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
@@ -216,14 +232,14 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
         raise DataError(f"{root} {where}: expected {root}/<class>/*.jpg")
     deeper = root
     for _ in range(DEEPEST):
-        inner = visible_folders(deeper)
-        if len(inner) != 1 or not _only_folders(inner[0]):
+        inner = _only_child(visible_folders(deeper))
+        if inner is None or not _only_folders(inner):
             break
-        deeper = inner[0]
+        deeper = inner
     if deeper != root:
         classes = [path.name for path in visible_folders(deeper)]
         raise DataError(
-            f"{root} contains only the folder {children[0].name}, and no images of a second class. "
+            f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and none of a second class. "
             f"Did you mean {deeper} (with {_listed(classes)})?"
         )
     _refuse_copy(root, children)
@@ -249,8 +265,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
             "contain the class folders"
         )
     yield from _repeated(root, names)
-    if _has_images(root):
-        yield f"{root}: the images directly in this folder are not used, because they belong to no class"
+    yield from _unused_images(root)
     inner = {child.name: [path.name for path in visible_folders(child)] for child in children if _only_folders(child)}
     holders: dict[str, list[str]] = defaultdict(list)
     for name, folders in inner.items():
