@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from edgerec import adopt, evaluate
 from edgerec.cli.app import app
+from edgerec.compress.adopt import adopted
 from edgerec.errors import DataError
 from edgerec.train.keras import keras
 from edgerec.train.label_order import label_order
@@ -120,7 +121,9 @@ def test_no_right_image_is_refused(tmp_path):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["labels.txt", "class_indices.json", "m_labels.txt"])
+@pytest.mark.parametrize(
+    "name", ["labels.txt", "class_indices.json", "m_labels.txt", "retrained_labels.txt", "dict.txt", "id2label.json"]
+)
 def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
     """The model guesses, so that only the file can tell."""
     model = color_model((0, 1, 2, 3))
@@ -171,3 +174,25 @@ def test_model_that_always_gives_one_output_is_not_said_to_have_another_order(ou
     swapped = label_order({"unit": 1 - classes}, classes, ("rare", "frequent"))
     assert swapped.clear
     assert swapped.labels == ("frequent", "rare")
+
+
+@pytest.mark.parametrize("name", ["flower_labels.txt", "labels_flowers.txt"])
+def test_labels_that_may_belong_to_another_model_cause_a_warning(tmp_path, images, name, caplog):
+    color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
+    (tmp_path / name).write_text("daisy\nrose\ntulip\nviolet\n")
+    assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run").labels == tuple(COLORS)
+    assert f"{name} beside the model has other labels (daisy, rose, tulip, violet)" in caplog.text
+
+
+def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
+    """All labels in one line, as DeepStream has them, can only be separated if their number is known."""
+    color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
+    (tmp_path / "order.txt").write_text("berry,apple,cress,date\n")
+    run = adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    assert run.labels == ("berry", "apple", "cress", "date")
+    assert run.metrics["accuracy"] == 1.0
+    again = adopted(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    assert again.path == run.path
+    (tmp_path / "short.txt").write_text("berry\napple\ncress\n")
+    with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras gives 4 scores"):
+        adopt(tmp_path / "m.keras", str(images), tmp_path / "other", labels=tmp_path / "short.txt")

@@ -133,7 +133,7 @@ def adopted(
     own_labels = labels is not None and str(labels) != FOLDERS
     for name, same in (
         ("normalise", same_normalise),
-        ("labels", not own_labels or _read_labels(str(labels)) == run.labels),
+        ("labels", not own_labels or _read_labels(str(labels), len(run.labels), str(path)) == run.labels),
     ):
         if not same:
             raise EdgerecError(f"{run.path} was made of {path} with other {name}: choose another --out")
@@ -175,8 +175,8 @@ def _read(path: Path) -> Any:
     return model if isinstance(model, SavedModel) else with_scores(model, str(path))
 
 
-def _read_labels(path: str | Path) -> tuple[str, ...]:
-    labels = read_labels(Path(path))
+def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
+    labels = read_labels(Path(path), count, model)
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise DataError(f"{path} has the label {twice[0]!r} twice: every output needs its own")
     return labels
@@ -191,7 +191,7 @@ def _look_at(
     dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
     count = model.output_shape[1]
     if labels is not None and str(labels) != FOLDERS:
-        known, where = _read_labels(labels), str(labels)
+        known, where = _read_labels(labels, count, str(path)), str(labels)
     elif dataset.labels:
         known, where = dataset.labels, section.title
         if labels is None and len(known) == count:

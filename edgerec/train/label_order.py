@@ -26,8 +26,16 @@ FOLDERS = "folders"
 DEVIATIONS, RATIO = 2.33, 2.0
 # Chance of a model that guesses to get no image right, below which this is taken as a fault.
 CHANCE = 0.2
-_NAME = r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|list|dict))?"
-_SUFFIX = r"\.(txt|json|csv|pbtxt|names|ya?ml)"
+_SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
+# File names that tools give to the labels of any model: labels.txt, class_indices.json, id2label.json, label_map.pbtxt;
+# dict.txt is AutoML's, and metadata.json Teachable Machine's.
+_GENERAL = re.compile(
+    r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
+    r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
+    re.IGNORECASE,
+)
+# Names such as retrained_labels.txt and labels_flowers.txt, which may belong to another model.
+_SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
 # Files in a folder that are looked at.
 MAX_FILES = 10_000
 
@@ -101,34 +109,39 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """The readable label files in a model's folder that have one label per output.
+    """Return the readable label files in a model's folder that have one label per output.
 
     Args:
         model: a file, or the folder of a SavedModel, in and beside which label files are looked for.
         outputs: the number of the model's outputs.
     """
     folders = [model, model / "assets", model.parent] if model.is_dir() else [model.parent]
-    own = re.escape(model.stem)
-    pattern = re.compile(rf"({_NAME}|{own}|{own}[ _.-]?{_NAME}){_SUFFIX}", re.IGNORECASE)
     result: dict[Path, tuple[str, ...]] = {}
     for folder in filter(Path.is_dir, folders):
         for path in sorted(itertools.islice(folder.iterdir(), MAX_FILES)):
-            if not pattern.fullmatch(path.name) or not path.is_file():
+            if path.suffix.casefold() not in _SUFFIXES or not path.is_file():
+                continue
+            if not (_belongs(path, model) or _SIMILAR.fullmatch(path.stem)):
                 continue
             try:
-                labels = read_labels(path)
+                labels = read_labels(path, outputs)
             except DataError as error:
-                log.debug("%s is not a label file: %s", path, error)
+                log.info("%s beside the model is not used: %s", path.name, error)
                 continue
-            if len(labels) == outputs:
-                result[path] = labels
-            else:
-                log.info("%s has %d labels for %d outputs, and is not used", path, len(labels), outputs)
+            result[path] = labels
     return result
+
+
+def _belongs(path: Path, model: Path) -> bool:
+    """Whether a label file's name says that it belongs to the model, not only that it has labels."""
+    own = path.stem.casefold().removeprefix(model.stem.casefold())
+    return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
 
 def check_files_beside(model: Path, labels: Sequence[str]) -> None:
     """Refuse the order of the data's classes if a label file beside the model says otherwise.
+
+    A file with other labels that may belong to another model, e.g. ``flower_labels.txt``, only causes a warning.
 
     Raises:
         DataError: a label file has other labels, or another order.
@@ -137,7 +150,13 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
         if tuple(beside) == tuple(labels):
             log.info("%s has the same labels as the data, in the same order", path)
             continue
-        what = "another order" if sorted(beside) == sorted(labels) else "other labels"
+        same = sorted(beside) == sorted(labels)
+        what = "another order" if same else "other labels"
+        if not same and not _belongs(path, model):
+            log.warning(
+                "%s beside the model has other labels (%s): if they are its own, add --labels", path, _shown(beside)
+            )
+            continue
         raise DataError(
             f"{path} lies beside {model.name} and has {what} ({_shown(beside)}) than the data's classes "
             f"({_shown(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
