@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from edgerec.cli.import_ import check_choices
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 
@@ -22,6 +23,16 @@ def evaluate(
         help="Normalization for a bare float .tflite that does not state it, as for edgerec import: unit, signed, "
         "pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B.",
     ),
+    activation: str | None = typer.Option(
+        None,
+        help="What turns the output of a bare .tflite into scores: none, softmax or sigmoid. "
+        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+    ),
+    fit: str | None = typer.Option(
+        None,
+        help="How an image with another aspect ratio becomes the input of a bare .tflite: crop the center, stretch, "
+        "or pad with black. [default: as for edgerec import]",
+    ),
     labels: Path | None = typer.Option(
         None,
         help="Labels of a bare .tflite in the order of its outputs: a file, or 'folders' for the order of the data's "
@@ -32,10 +43,23 @@ def evaluate(
     """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
     if split not in (None, "train", "val", "test", "all"):
         raise typer.BadParameter(f"{split!r} is none of train, val, test, all", param_hint="--split")
+    check_choices(activation, fit)
     with progress() as listener:
+        from typing import cast
+
+        from edgerec.contract.preprocess import Fit
         from edgerec.train.evaluate import evaluate as measure
 
-        figures = measure(model, data or None, split=split, normalise=normalise, labels=labels, listener=listener)
+        figures = measure(
+            model,
+            data or None,
+            split=split,
+            normalise=normalise,
+            activation=activation,
+            fit=cast(Fit | None, fit),
+            labels=labels,
+            listener=listener,
+        )
     if json:
         show_json(figures.to_dict())
         return

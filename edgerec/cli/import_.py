@@ -9,6 +9,19 @@ import typer
 from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
 
 
+def check_choices(activation: str | None, fit: str | None) -> None:
+    """Raise a usage error unless both are None or one of the choices."""
+    from typing import get_args
+
+    from edgerec.contract.preprocess import Fit
+    from edgerec.runtime.finished import CHOICES
+
+    if fit is not None and fit not in get_args(Fit):
+        raise typer.BadParameter(f"{fit!r} is not one of {', '.join(get_args(Fit))}", param_hint="--fit")
+    if activation is not None and activation not in CHOICES:
+        raise typer.BadParameter(f"{activation!r} is not one of {', '.join(CHOICES)}", param_hint="--activation")
+
+
 def import_(
     model: Path = typer.Argument(..., help="A finished .tflite image classifier."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the bundle, or a .zip."),
@@ -38,16 +51,12 @@ def import_(
     json: bool = JsonOption,
 ) -> None:
     """Write the bundle of a finished .tflite model."""
-    from typing import cast, get_args
+    from typing import cast
 
     from edgerec.contract.preprocess import Fit
     from edgerec.export import import_tflite
-    from edgerec.runtime.finished import CHOICES
 
-    if fit is not None and fit not in get_args(Fit):
-        raise typer.BadParameter(f"{fit!r} is none of {', '.join(get_args(Fit))}", param_hint="--fit")
-    if activation is not None and activation not in CHOICES:
-        raise typer.BadParameter(f"{activation!r} is not one of {', '.join(CHOICES)}", param_hint="--activation")
+    check_choices(activation, fit)
     chatter()
     report = import_tflite(
         model,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
-from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.progress import Listener, Progress, ignore, steps
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
 from edgerec.data.dataset import Dataset, found_pictures, read_original
@@ -79,11 +79,12 @@ def pack_data(
     plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
     writer = _Writer(source, light, section.preprocess, unfinished)
     done, count = 0, len(light.names)
+    reported = steps(count)
     for name, positions in plan:
         for _ in writer.shard(name, positions, section.strict):
+            if done in reported:
+                listener(Progress("packing", done + 1, count))
             done += 1
-            if done % _CHUNK == 0 or done == count:
-                listener(Progress("packing", done, count))
     return _finished(writer, plan, section, out, overwrite)
 
 
@@ -102,11 +103,12 @@ def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
     if isinstance(source, Arrays):
         return content_digests(source.images)
     digests = []
-    for done, file in enumerate(source.paths, 1):
+    reported = steps(len(source.paths))
+    for position, file in enumerate(source.paths):
         with file.open("rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
-        if done % _CHUNK == 0 or done == len(source.paths):
-            listener(Progress("identifying images", done, len(source.paths)))
+        if position in reported:
+            listener(Progress("identifying images", position + 1, len(source.paths)))
     return np.array(digests, f"S{DIGEST_CHARS}")
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import read_labels
 from edgerec.contract.manifest import origins
-from edgerec.contract.preprocess import Image, PreprocessSpec
-from edgerec.contract.progress import Listener, Progress, ignore
+from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
+from edgerec.contract.progress import Listener, Progress, ignore, steps
 from edgerec.contract.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.contract.tensors import AnyNormalise
 from edgerec.data import Dataset, Pictures, load
@@ -126,6 +126,8 @@ def evaluate(
     *,
     split: str | None = None,
     normalise: str | None = None,
+    activation: str | None = None,
+    fit: Fit | None = None,
     labels: str | Path | None = None,
     listener: Listener = ignore,
 ) -> Figures:
@@ -139,6 +141,10 @@ def evaluate(
             or all images if it has none.
         normalise: for a bare .tflite: what its pixels become, as :func:`parse_normalise` reads it. None takes what
             the file's metadata says; through a quantized input pixels pass.
+        activation: for a bare .tflite: what turns its output into scores, ``none``, ``softmax`` or ``sigmoid``. None
+            measures whether the outputs are probabilities already.
+        fit: for a bare .tflite: how an image with another aspect ratio becomes the input. None uses what the apps of
+            the tool do that made the model, otherwise ``stretch``.
         labels: for a bare .tflite: a file with its labels in the order of its outputs, or ``folders`` to accept the
             order of the data's classes. None takes the labels in the file's metadata; without any, the order of the
             data's classes, unless the predictions or a label file beside the model contradict it.
@@ -148,7 +154,8 @@ def evaluate(
         EdgerecError: no such model, or data that does not fit it.
     """
     path = Path(model)
-    subject = _open(path, normalise)
+    _refuse_own(path, normalise=normalise, activation=activation, fit=fit, labels=labels)
+    subject = _open(path, normalise, activation, fit)
     if labels is not None:
         subject = _with_labels(subject, path, labels)
     if data is None and not subject.own_data:
@@ -211,6 +218,7 @@ def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
 
     def score(pixels: npt.NDArray[np.uint8] | Pictures, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
+        listener(Progress("evaluating", 0, len(pixels)))
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = normalise.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
             given = np.asarray(model(batch, training=False))
@@ -234,17 +242,27 @@ def tflite_scorer(model: ImageModel) -> Scorer:
 
 def _one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
     """float32 ``(count, classes)`` of scores that are computed as they are taken."""
-    found: list[Reals] = []
-    for one in scores:
-        found.append(one)
-        if len(found) % EVALUATION_BATCH == 0 or len(found) == count:
-            listener(Progress("evaluating", len(found), count))
-    return np.stack(found)
+    reported = steps(count)
+    computed: list[Reals] = []
+    for position, one in enumerate(scores):
+        computed.append(one)
+        if position in reported:
+            listener(Progress("evaluating", position + 1, count))
+    return np.stack(computed)
 
 
-def _open(path: Path, normalise: str | None) -> _Subject:
+def _refuse_own(path: Path, **options: object) -> None:
+    """Refuse options that only a bare .tflite file needs, because runs and bundles state these values themselves."""
+    if path.suffix == ".tflite":
+        return
+    for name, value in options.items():
+        if value is not None:
+            raise EdgerecError(f"--{name} is for a bare .tflite file, but {path} states its own {name}: omit --{name}")
+
+
+def _open(path: Path, normalise: str | None, activation: str | None, fit: Fit | None) -> _Subject:
     if path.is_file() and path.suffix == ".tflite":
-        return _open_tflite(path, normalise)
+        return _open_tflite(path, normalise, activation, fit)
     if Run(path).begun:
         return _open_run(Run.classifying(path))
     if path.is_file() or (path / "manifest.json").is_file():
@@ -287,14 +305,17 @@ def _open_bundle(bundle: Bundle) -> _Subject:
     return _Subject(score, manifest.labels, section, len(manifest.labels), origins=tuple(origin for origin, _ in known))
 
 
-def _open_tflite(path: Path, wanted: str | None) -> _Subject:
-    original = Finished.open(path, own_labels=True, own_normalise=wanted is not None)
-    finished, normalise = original.normalised(wanted)
+def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit | None) -> _Subject:
+    original = Finished.open(path, activation=activation, own_labels=True, own_normalise=text is not None)
+    finished, normalise = original.normalised(text)
     model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
     metadata, _, height, width, channels = original.metadata, *finished.input.shape
-    log.info("%s: images are fitted with %s: %s", path, original.family.fit, original.family.reason)
+    reason = "chosen with --fit" if fit else original.family.reason
+    fit = fit or original.family.fit
+    log.info("%s: fit %s: %s", path, fit, reason)
+    log.info("%s: activation %s: %s", path, finished.activation, finished.activation_reason)
     labels = metadata.labels if metadata is not None and len(metadata.labels) == model.classes else ()
-    section = _data_section(PreprocessSpec(height, width, channels, original.family.fit), DataSection(), finished.where)
+    section = _data_section(PreprocessSpec(height, width, channels, fit), DataSection(), finished.where)
     scorer = tflite_scorer(model)
     return _Subject(
         lambda dataset, part, listener: scorer(dataset.pictures(part), listener), labels, section, model.classes
@@ -302,13 +323,7 @@ def _open_tflite(path: Path, wanted: str | None) -> _Subject:
 
 
 def _with_labels(subject: _Subject, path: Path, labels: str | Path) -> _Subject:
-    if path.suffix != ".tflite":
-        raise EdgerecError(f"--labels is for a bare .tflite file: {path} has its own labels")
-    names = () if str(labels) == FOLDERS else read_labels(Path(labels))
-    if names and len(names) != subject.classes:
-        raise DataError(
-            f"{labels} has {len(names)} labels, {path} gives {subject.classes} scores: they must be as many"
-        )
+    names = () if str(labels) == FOLDERS else read_labels(Path(labels), subject.classes, str(path))
     return replace(subject, labels=names)
 
 

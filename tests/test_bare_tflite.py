@@ -1,0 +1,76 @@
+"""``edgerec evaluate`` of a bare .tflite file takes the same choices as ``edgerec import``."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import evaluate
+from edgerec.errors import EdgerecError, ModelError
+from tests import tflite_models
+from tests.conftest import one_line
+
+
+@pytest.fixture
+def wide_images(tmp_path):
+    """Wide images whose center has the color of their class, and whose sides have the color of the next class."""
+    for index, label in enumerate(("a", "b", "c")):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for number in range(4):
+            image = np.full((16, 64, 3), number, np.uint8)
+            image[:, :, (index + 1) % 3] = 250
+            image[:, 24:40] = number
+            image[:, 24:40, index] = 250
+            cv2.imwrite(str(tmp_path / "d" / label / f"{number}.png"), image[:, :, ::-1])
+    return tmp_path / "d"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Logits that are proportional to the mean of each color."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(tflite_models.logits().done())
+    return path
+
+
+def test_fit_is_measured_as_chosen(model, wide_images):
+    options = {"normalise": "pixels", "labels": "folders"}
+    assert evaluate(model, str(wide_images), fit="crop", **options).accuracy == 1.0
+    assert evaluate(model, str(wide_images), fit="stretch", **options).accuracy == 0.0
+
+
+def test_activation_is_measured_as_chosen(model, wide_images):
+    options = {"normalise": "pixels", "labels": "folders", "fit": "crop"}
+    losses = {name: evaluate(model, str(wide_images), activation=name, **options).loss for name in ("softmax", "none")}
+    assert losses["none"] == 0.0  # the logits themselves, which are larger than 1
+    assert losses["softmax"] > 0.0
+
+
+def test_command_line_takes_the_same_options(model, wide_images, here, tmp_path):
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    options = ("--normalise", "pixels", "--labels", tmp_path / "labels.txt")
+    done = here(
+        "evaluate", model, "--data", wide_images, *options, "--fit", "crop", "--activation", "softmax", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] == 1.0
+    for option in ("--fit", "--activation"):
+        wrong = here("evaluate", model, "--data", wide_images, *options, option, "squeeze")
+        assert wrong.returncode == 2
+        assert "'squeeze' is not one of" in wrong.stderr
+
+
+def test_bundles_state_their_own_choices(bundle, here):
+    for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalise", "unit"), ("--labels", "x.txt")):
+        error = one_line(here("evaluate", bundle, "--data", "digits", option, value))
+        assert f"{option} is for a bare .tflite file" in error
+    with pytest.raises(EdgerecError, match="states its own fit"):
+        evaluate(bundle, "digits", fit="crop")
+
+
+def test_unknown_activation_is_refused(model, wide_images):
+    with pytest.raises(ModelError, match="sigmoid"):
+        evaluate(model, str(wide_images), normalise="pixels", activation="sigmoidal")
