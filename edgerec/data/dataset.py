@@ -104,17 +104,10 @@ class Dataset:
 
     def below_class_folder(self, index: int) -> str:
         """Return an image's path below its class folder, such as ``anna/monday/1.jpg``; in an array, its name."""
-        name = self.names[index]
-        parts = name.split("/")
-        if not isinstance(self._originals, Files | Merged) or not self.labels:
-            return name
-        parts = parts[isinstance(self._originals, Merged) :]  # merged data: the name of the part comes first
-        label, split = self.labels[self.classes[index]], int(bool(self.splits[index]))
-        if label in parts[split:-1]:  # CLASS/… or SPLIT/CLASS/…
-            return "/".join(parts[parts.index(label, split) + 1 :])
-        if split and label == parts[0]:  # CLASS/SPLIT/…
-            return "/".join(parts[2:])
-        return parts[-1]  # relabeled
+        if isinstance(self._originals, Packed):
+            return self.names[index]
+        part, position = self._originals.locate(int(self._positions[index]))
+        return part.below_class_folder(position) if isinstance(part, Files) else self.names[index]
 
     @property
     def contents_of(self) -> str:

@@ -64,6 +64,7 @@ class Files:
         root: the image folder.
         paths: of the files.
         warnings: what is unusual about the folder, as sentences for the user.
+        class_folders: the folder of each file that contains only its class, and only its split if there are splits.
     """
 
     root: Path
@@ -72,6 +73,7 @@ class Files:
     splits: npt.NDArray[np.str_]
     labels: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    class_folders: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,6 +84,11 @@ class Files:
     def names(self) -> list[str]:
         """The path of each file relative to the folder."""
         return [path.relative_to(self.root).as_posix() for path in self.paths]
+
+    def below_class_folder(self, position: int) -> str:
+        """Return a file's path below its class folder, such as ``anna/monday/1.jpg``."""
+        folder = self.class_folders[position] if self.class_folders else self.paths[position].parent
+        return self.paths[position].relative_to(folder).as_posix()
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
         """Return the data set that has the image at a position, and its position there."""
@@ -250,14 +257,24 @@ def folder(root: Path, *, flat: bool = False) -> Files:
     paths: list[Path] = []
     classes: list[int] = []
     splits: list[str] = []
+    class_folders: list[Path] = []
     for one in sorted(layout.folders, key=lambda folder: (order[folder.split], folder.label)):
         files = visible_files(one.path, below=bool(one.label))
         paths += files
         classes += [labels.index(one.label) if one.label else 0] * len(files)
         splits += [one.split] * len(files)
+        class_folders += [one.path] * len(files)
     if not paths and labels:
         raise DataError(f"{root} has no images in its {len(labels)} class folders ({', '.join(labels[:5])} …)")
-    return Files(root, tuple(paths), np.array(classes, np.int64), np.array(splits, str), labels, layout.warnings)
+    return Files(
+        root,
+        tuple(paths),
+        np.array(classes, np.int64),
+        np.array(splits, str),
+        labels,
+        layout.warnings,
+        tuple(class_folders),
+    )
 
 
 def npz(path: Path, levels: Levels | None = None) -> Arrays:
