@@ -1,11 +1,11 @@
-"""Do recipe keys take effect in combination? Trains a pairwise table of them on digits for a few steps each.
+"""Train and compress a pairwise table of recipe keys, and check that each setting takes effect in each row.
 
-    python benchmarks/combinations.py [--rows 3,7] [--out combinations.json]
-
-Every value of every key meets every value of every other key in at least one row. A row passes if each of its settings
-can be observed in the training or in the variant, e.g. as the batch size that the layers see or as unchanged batch
-normalization. Prints a table and exits with 1 if a row fails. Two devices are two logical CPUs. Takes 10 to 15 minutes
-on two CPU cores.
+The table covers every pair of values of the factors below in about 22 rows. Each row trains for a few epochs on digits
+with classes of different sizes, and compresses the result. A setting counts only if its effect is visible, for example
+in the batches that layers compute, in the losses of single steps, in unchanged batch normalization or in the weights
+of the .tflite file. A row with resume is interrupted while it trains and while it is fine-tuned, and must end with the
+weights of an uninterrupted row. Prints a table and exits with 1 if a row fails. Two devices are two logical CPUs.
+Takes 10 to 15 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,12 +40,13 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "compress": ("none", "ptq", "qat", "prune", "cluster", "channels", "prune+qat"),
     "resume": (False, True),
 }
-BATCH, SIZE = 32, 8
+BATCH = 32
+CLASS_SIZES = (170, 130, 100, 60, 40)
+SPARSITY, CLUSTERS = 0.5, 16
 BASE = {
     "model.arch": "vgg_small",
     "model.width": 0.5,
-    "data.source": "digits",
-    "data.input_size": SIZE,
+    "data.input_size": 8,
     "data.test_fraction": 0.4,
     "train.epochs": 6,
     "train.batch_size": BATCH,
@@ -52,8 +55,8 @@ BASE = {
     "transfer.unfreeze": 0.0,
     "compress.epochs": 2,
     "compress.max_drop": 100.0,
-    "compress.sparsity": 0.5,
-    "compress.clusters": 16,
+    "compress.sparsity": SPARSITY,
+    "compress.clusters": CLUSTERS,
     "compress.channels": 0.3,
 }
 
@@ -82,11 +85,22 @@ def _pairs(row: Row, names: list[str]) -> set[Any]:
     return set(itertools.combinations([(name, row[name]) for name in names if name in row], 2))
 
 
-def recipe_of(row: Row, weights: Path) -> Any:
+def write_data(path: Path) -> None:
+    """Write digits with classes of different sizes as an .npz file."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = np.concatenate([np.flatnonzero(digits.target == n)[:size] for n, size in enumerate(CLASS_SIZES)])
+    images = np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    np.savez(path, x_train=images, y_train=digits.target[chosen])
+
+
+def recipe_of(row: Row, data: Path, weights: Path) -> Any:
     """Return the recipe of a row; ``weights`` are what transfer starts from."""
     from edgerec import Recipe
 
     changes = BASE | {
+        "data.source": str(data),
         "train.class_weights": row["class_weights"],
         "train.accumulate": row["accumulate"],
         "train.mixed_precision": row["mixed_precision"],
@@ -101,174 +115,352 @@ def recipe_of(row: Row, weights: Path) -> Any:
     return Recipe().override(changes)
 
 
-@contextmanager
-def observed() -> Iterator[dict[str, Any]]:
-    """Record what layers and ``Model.fit`` see in the block."""
-    from edgerec.train.keras import keras
+class Observer:
+    """Records what Keras trains while the block runs.
 
-    seen: dict[str, Any] = {"batches": set(), "feeds": []}
-    convolution, model = keras().layers.Conv2D, keras().Model
-    call, fit = convolution.call, model.fit
+    Attributes:
+        batches: batch sizes that convolutions computed in training steps.
+        losses: classes, scores, image weights (or None) and loss of each part of each training step.
+        fits: for each call of ``Model.fit``, the number of copies of each weight, whether quantization was simulated,
+            and the statistics and the scales and offsets of batch normalization before and after.
+    """
 
-    def watched_call(self: Any, inputs: Any) -> Any:
-        seen["batches"].add(inputs.shape[0])
-        return call(self, inputs)
+    def __init__(self) -> None:
+        self.batches: set[int] = set()
+        self.losses: list[tuple[Any, Any, Any, float]] = []
+        self.fits: list[dict[str, Any]] = []
 
-    def watched_fit(self: Any, x: Any, **options: Any) -> Any:
-        seen["feeds"].append(x.element_spec)
-        return fit(self, x, **options)
+    @classmethod
+    @contextmanager
+    def watching(cls) -> Iterator[Observer]:
+        """Patch Keras for the block."""
+        import tensorflow as tf
 
-    convolution.call, model.fit = watched_call, watched_fit
-    try:
-        yield seen
-    finally:
-        convolution.call, model.fit = call, fit
+        from edgerec.train.keras import keras
+
+        observer, validating = cls(), threading.local()
+        convolution, model = keras().layers.Conv2D, keras().Model
+        originals = convolution.call, model.fit, model.compute_loss, model.test_step
+        fitting = 0
+
+        def call(layer: Any, inputs: Any) -> Any:
+            if fitting and inputs.shape[0]:
+                observer.batches.add(inputs.shape[0])
+            return originals[0](layer, inputs)
+
+        def fit(trained: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal fitting
+            before, fitting = _normalization(trained), fitting + 1
+            try:
+                return originals[1](trained, *arguments, **options)
+            finally:
+                fitting -= 1
+                wrapped = any("Quantize" in type(layer).__name__ for layer in trained.layers)
+                values = {"copies": _copies(trained), "qat": wrapped}
+                observer.fits.append(values | {"before": before, "after": _normalization(trained)})
+
+        def note(classes: Any, scores: Any, loss: Any, weights: Any) -> Any:
+            observer.losses.append((classes, scores, weights if weights.size else None, float(loss)))
+            return np.float32(0)
+
+        def compute_loss(
+            trained: Any, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
+        ) -> Any:
+            loss = originals[2](trained, x, y, y_pred, sample_weight)
+            if not fitting or getattr(validating, "now", False):
+                return loss
+            weight = tf.zeros([0]) if sample_weight is None else sample_weight
+            noted = tf.numpy_function(note, [y, tf.cast(y_pred, tf.float32), loss, weight], tf.float32)
+            with tf.control_dependencies([noted]):
+                return tf.identity(loss)
+
+        def test_step(trained: Any, data: Any) -> Any:
+            validating.now = True
+            try:
+                return originals[3](trained, data)
+            finally:
+                validating.now = False
+
+        convolution.call, model.fit, model.compute_loss, model.test_step = call, fit, compute_loss, test_step
+        try:
+            yield observer
+        finally:
+            convolution.call, model.fit, model.compute_loss, model.test_step = originals
 
 
-class Interrupted(Exception):
-    """Raised after the epoch that a row with ``resume`` is interrupted at."""
+def _copies(model: Any) -> int:
+    return len(getattr(model.weights[0], "values", [0]))
 
 
-def check(row: Row, folder: Path, weights: Path) -> list[str]:
-    """Train and compress a row; return what did not take effect."""
-    from edgerec import Run, fit, quantize
-    from edgerec.train.feed import steps_per_epoch
-
-    recipe, out, epochs = recipe_of(row, weights), folder / "run", []
-
-    def on_epoch(number: int, model: Any) -> None:
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        norm = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
-        epochs.append(
-            {
-                "number": number,
-                "copies": len(getattr(model.weights[0], "values", [0])) if row["devices"] > 1 else 1,
-                "learning": sum(bool(layer.trainable_weights) for layer in model.layers),
-                "weighted": sum(bool(layer.weights) for layer in model.layers),
-                "updates": int(optimizer.iterations.numpy()),
-                "dtypes": {layer.compute_dtype for layer in model.layers},
-                "statistics": [value.numpy() for layer in norm for value in (layer.moving_mean, layer.moving_variance)],
-            }
-        )
-        if row["resume"] and number == len(epochs) == 2:
-            raise Interrupted
-
-    with observed() as seen:
-        if row["resume"]:
-            with suppress(Interrupted):
-                fit(recipe, out, on_epoch=on_epoch)
-            before = Run.at(out).history()
-        run = fit(recipe, out, on_epoch=on_epoch, resume=row["resume"])
-    failures, history = [], run.history()
-
-    def expect(what: str, condition: Any) -> None:
-        if not condition:
-            failures.append(what)
-
-    dataset, parts = run.data()
-    steps = steps_per_epoch(parts.train, run.recipe)
-    each = BATCH // row["devices"] // row["accumulate"]
-    expect(f"devices: {epochs[0]['copies']} copies of each weight", epochs[0]["copies"] == row["devices"])
-    expect(f"accumulate: layers see batches of {seen['batches']}, expected {each}", each in seen["batches"])
-    if row["devices"] * row["accumulate"] > 1:
-        expect("accumulate: layers see whole batches", BATCH not in seen["batches"])
-    by_stage: dict[float, int] = {}
-    for line, epoch in zip(history, epochs, strict=True):
-        by_stage[line["stage"]] = by_stage.get(line["stage"], 0) + 1
-        expected = steps * by_stage[line["stage"]]
-        expect(
-            f"updates: {epoch['updates']} in epoch {epoch['number']}, expected {expected}", epoch["updates"] == expected
-        )
-    _pixels, classes, *weight = seen["feeds"][0]
-    expect(
-        "class_weights: batches have weights" if weight else "class_weights: batches have no weights",
-        bool(weight) == (row["class_weights"] == "balanced"),
+def _normalization(model: Any) -> tuple[list[Any], list[Any]]:
+    """Copies of the statistics, and of the scales and offsets, of all batch normalization."""
+    layers = [layer for layer in model.submodules if type(layer).__name__ == "BatchNormalization"]
+    return (
+        [value.numpy() for layer in layers for value in (layer.moving_mean, layer.moving_variance)],
+        [value.numpy() for layer in layers for value in (layer.gamma, layer.beta)],
     )
-    expect(f"mix: classes of rank {_rank(classes)}", (_rank(classes) == 2) == (row["mix"] != "none"))
-    failures += _wrong_weights(run.recipe, dataset, parts)
-    mixed = any(name != "float32" for name in epochs[-1]["dtypes"])
-    expect(f"mixed_precision: layers compute in {epochs[-1]['dtypes']}", mixed == row["mixed_precision"])
-    if row["stages"] == "transfer":
-        norms = len(epochs[0]["statistics"]) // 2
-        every = epochs[-1]["weighted"] - norms * row["freeze_bn"]
-        expect(f"stages: {epochs[0]['learning']} layers learn at first", epochs[0]["learning"] == 1)
-        expect(f"stages: {epochs[-1]['learning']} of {every} layers learn at last", epochs[-1]["learning"] == every)
-        kept = _same(epochs[-1]["statistics"], _statistics(weights))
-        expect(f"freeze_bn: statistics {'kept' if kept else 'changed'}", kept == row["freeze_bn"])
-    failures += _wrong_ends(run)
-    if row["resume"]:
-        expect("resume: the first epochs were trained again", history[: len(before)] == before)
-        expect("resume: epochs are missing", [e["number"] for e in epochs] == [int(r["epoch"]) for r in history])
-    if row["compress"] != "none":
-        report = quantize(run, row["compress"])
-        failures += _wrong_variant(run, report, row["compress"])
-    return failures
-
-
-def _rank(spec: Any) -> int:
-    components = getattr(spec, "_component_specs", None) or [spec]
-    return len(components[0].shape)
-
-
-def _statistics(path: Path) -> list[Any]:
-    from edgerec.train.keras import load_model
-
-    layers = [layer for layer in load_model(path).layers if type(layer).__name__ == "BatchNormalization"]
-    return [value.numpy() for layer in layers for value in (layer.moving_mean, layer.moving_variance)]
 
 
 def _same(ones: list[Any], others: list[Any]) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(ones, others, strict=True))
 
 
-def _wrong_weights(recipe: Any, dataset: Any, parts: Any) -> list[str]:
-    """Compare the weights of two batches with the frequency of the classes."""
-    from edgerec.train.feed import training_feed
-
-    if recipe.train.class_weights == "none":
-        return []
-    counts = np.bincount(dataset.classes[parts.train])
-    by_class = counts.sum() / (len(counts) * counts)
-    for _, classes, weights in training_feed(dataset, parts.train, recipe, first_epoch=0).take(2):
-        expected = classes.numpy() @ by_class if len(classes.shape) == 2 else by_class[classes.numpy()]
-        if not np.allclose(weights, expected, rtol=1e-4):
-            return ["class_weights: images have other weights than their classes"]
-    return []
+class Interrupted(Exception):
+    """Raised where a row with ``resume`` is interrupted."""
 
 
-def _wrong_ends(run: Any) -> list[str]:
-    """Check that each stage ended when its epochs or its patience were over."""
-    from edgerec.train.run import best_epoch
-    from edgerec.train.transfer import stages
+class Check:
+    """The effects of one row: ``failures``, the number of effects ``passed``, and ``facts`` worth printing."""
 
-    found, patience, history = [], run.recipe.train.early_stopping, run.history()
-    for stage in stages(run.recipe):
-        rows = [row for row in history if row["stage"] == stage.number]
-        waited = int(rows[-1]["epoch"]) - best_epoch(rows) if rows else 0
-        stalled = bool(patience) and waited >= patience
-        if (len(rows) != stage.last - stage.first and not stalled) or waited > patience > 0:
-            found.append(f"early_stopping: stage {stage.number} has {len(rows)} epochs, {waited} after the best")
-    return found
+    def __init__(self, row: Row, data: Path, folder: Path, weights: Path) -> None:
+        self.row, self.folder, self.weights = row, folder, weights
+        self.recipe = recipe_of(row, data, weights)
+        self.each = BATCH // row["devices"] // row["accumulate"]
+        self.failures: list[str] = []
+        self.facts: list[str] = []
+        self.passed = 0
+
+    def expect(self, what: str, condition: Any) -> None:
+        """Count an effect that was seen, or report the one that is missing."""
+        if condition:
+            self.passed += 1
+        elif what not in self.failures:
+            self.failures.append(what)
+
+    def run(self) -> None:
+        """Train and compress."""
+        from edgerec import fit
+
+        trained = self.train()
+        unbroken = trained
+        if self.row["resume"]:
+            unbroken = fit(self.recipe, self.folder / "unbroken")
+            pairs = zip(trained.model().get_weights(), unbroken.model().get_weights(), strict=True)
+            differences = [float(np.abs(one - other).max()) for one, other in pairs]
+            self.expect(f"resume: weights differ by {max(differences):.2g} from unbroken ones", not any(differences))
+        if self.row["compress"] != "none":
+            self.compress(trained, unbroken)
+
+    def train(self) -> Any:
+        """Train, and check the settings of training."""
+        from edgerec import Run, fit
+        from edgerec.train.feed import steps_per_epoch
+
+        row, out, epochs = self.row, self.folder / "run", []
+
+        def on_epoch(number: int, model: Any) -> None:
+            optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            epochs.append(
+                {
+                    "number": number,
+                    "learning": sum(bool(layer.trainable_weights) for layer in model.layers),
+                    "weighted": sum(bool(layer.weights) for layer in model.layers),
+                    "updates": int(optimizer.iterations.numpy()),
+                    "dtypes": {layer.compute_dtype for layer in model.layers},
+                    "normalization": _normalization(model),
+                }
+            )
+            if row["resume"] and number == len(epochs) == 2:
+                raise Interrupted
+
+        with Observer.watching() as observer:
+            if row["resume"]:
+                with suppress(Interrupted):
+                    fit(self.recipe, out, on_epoch=on_epoch)
+                before = Run.at(out).history()
+            run = fit(self.recipe, out, on_epoch=on_epoch, resume=row["resume"])
+        history = run.history()
+        dataset, parts = run.data()
+        steps = steps_per_epoch(parts.train, run.recipe)
+        if row["resume"]:
+            self.expect("resume: the first epochs were trained again", history[: len(before)] == before)
+            numbers = [int(line["epoch"]) for line in history]
+            self.expect("resume: epochs are missing", [epoch["number"] for epoch in epochs] == numbers)
+        self.check_steps(observer, steps * len(epochs))
+        self.check_losses(observer, np.bincount(dataset.classes[parts.train]), mixed=row["mix"] != "none")
+        by_stage: dict[float, int] = {}
+        for line, epoch in zip(history, epochs, strict=True):
+            by_stage[line["stage"]] = by_stage.get(line["stage"], 0) + 1
+            expected = steps * by_stage[line["stage"]]
+            self.expect(
+                f"updates: {epoch['updates']} by epoch {epoch['number']}, expected {expected}",
+                epoch["updates"] == expected,
+            )
+        reduced = any(name != "float32" for name in epochs[-1]["dtypes"])
+        self.expect(f"mixed_precision: layers compute in {epochs[-1]['dtypes']}", reduced == row["mixed_precision"])
+        self.facts.append("+".join(str(count) for count in by_stage.values()) + " epochs")
+        self.check_stages(epochs)
+        self.check_ends(run)
+        return run
+
+    def check_steps(self, observer: Observer, steps: int) -> None:
+        """Check devices and accumulation of all ``steps`` of a training or fine-tuning."""
+        row, copies = self.row, {fit["copies"] for fit in observer.fits}
+        self.expect(f"devices: {copies} copies of each weight", copies == {row["devices"]})
+        self.expect(
+            f"accumulate: layers compute batches of {observer.batches}, expected {self.each}",
+            observer.batches == {self.each},
+        )
+        expected = steps * row["devices"] * row["accumulate"]
+        self.expect(f"accumulate: {len(observer.losses)} losses, expected {expected}", len(observer.losses) == expected)
+
+    def check_losses(self, observer: Observer, counts: Any, *, mixed: bool) -> None:
+        """Compare image weights with the sizes of the classes, and each loss with its scores, classes and weights."""
+        balanced = self.row["class_weights"] == "balanced"
+        weight_of_class = counts.sum() / (len(counts) * counts) if balanced else np.ones(len(counts))
+        for classes, scores, weights, loss in observer.losses:
+            self.expect(f"mix: classes of rank {classes.ndim}", (classes.ndim == 2) == mixed)
+            shares = classes if classes.ndim == 2 else np.eye(len(counts))[classes.ravel().astype(int)]
+            expected = shares @ weight_of_class
+            self.expect("class_weights: images have weights", balanced or weights is None)
+            if balanced:
+                right = weights is not None and np.allclose(weights.ravel(), expected, rtol=1e-4)
+                self.expect("class_weights: images do not have the weights of their classes", right)
+            entropy = -(shares * np.log(np.clip(scores, 1e-7, 1))).sum(axis=1)
+            mean = float((entropy * expected).mean()) / self.row["devices"]
+            self.expect(
+                f"class_weights: a loss is {loss:.5f}, expected {mean:.5f}",
+                np.isclose(loss, mean, rtol=1e-3, atol=1e-5),
+            )
+        if mixed:
+            blended = [((shares > 0).sum(axis=1) == 2).any() for shares, *_ in observer.losses]
+            self.expect(f"mix: {np.mean(blended):.0%} of the batches have mixed images", np.mean(blended) > 0.9)
+
+    def check_stages(self, epochs: list[dict[str, Any]]) -> None:
+        """Check which layers learn, and whether batch normalization is frozen."""
+        from edgerec.train.keras import load_model
+
+        first, last = epochs[0], epochs[-1]
+        statistics, affine = last["normalization"]
+        if self.row["stages"] == "one":
+            self.expect(f"stages: {first['learning']} layers learn at first", first["learning"] == first["weighted"])
+            self.expect("freeze_bn: statistics stay at 0 and 1", not _same(statistics[:1], [0 * statistics[0]]))
+            return
+        frozen = self.row["freeze_bn"]
+        learning = last["weighted"] - len(statistics) // 2 * frozen
+        self.expect(f"stages: {first['learning']} layers learn at first", first["learning"] == 1)
+        self.expect(f"stages: {last['learning']} of {learning} layers learn at last", last["learning"] == learning)
+        for what, values, start in zip(
+            ("statistics", "scales"), (statistics, affine), _normalization(load_model(self.weights)), strict=True
+        ):
+            kept = _same(values, start)
+            self.expect(f"freeze_bn: {what} {'kept' if kept else 'changed'} in training", kept == frozen)
+
+    def check_ends(self, run: Any) -> None:
+        """Check that each stage ended when its epochs or its patience were over."""
+        from edgerec.train.transfer import stages
+
+        patience, history = self.row["early_stopping"], run.history()
+        for stage in stages(run.recipe):
+            rows = [line for line in history if line["stage"] == stage.number]
+            ranks = [(-line["val_accuracy"], line["val_loss"]) for line in rows]
+            waited = [n - ranks.index(min(ranks[: n + 1])) for n in range(len(ranks))]
+            stops = [n + 1 for n, epochs in enumerate(waited) if patience and epochs >= patience]
+            expected = min([*stops, stage.last - stage.first])
+            self.expect(
+                f"early_stopping: stage {stage.number} has {len(rows)} epochs, expected {expected}",
+                len(rows) == expected,
+            )
+            if expected < stage.last - stage.first:
+                self.facts.append("ended early")
+
+    def compress(self, run: Any, unbroken: Any) -> None:
+        """Quantize, and check what the method promises and which settings of training are used again."""
+        from edgerec import quantize
+        from edgerec.train.feed import steps_per_epoch
+
+        method = self.row["compress"]
+        dataset, parts = run.data()
+        steps = steps_per_epoch(parts.train, run.recipe)
+
+        def interrupt(progress: Any) -> None:
+            if progress.total == 2 * steps < progress.done + steps:
+                raise Interrupted
+
+        with Observer.watching() as observer:
+            report = quantize(unbroken, method)
+        if method != "ptq":
+            stages = method.split("+")
+            self.check_steps(observer, 2 * steps * len(stages))
+            self.check_losses_of_fine_tuning(observer, np.bincount(dataset.classes[parts.train]))
+            self.check_frozen(observer)
+        self.check_file(unbroken, report)
+        if self.row["resume"]:
+            interrupted = False
+            try:
+                resumed = quantize(run, method, listener=interrupt)
+            except Interrupted:
+                interrupted = True
+                resumed = quantize(run, method, resume=True)
+            self.expect("resume: the fine-tuning was not interrupted", interrupted == (method != "ptq"))
+            self.expect("resume: the .tflite file differs from an unbroken one", _tensors_equal(run, unbroken, report))
+            self.expect("resume: another variant was made", resumed.variant == report.variant)
+
+    def check_losses_of_fine_tuning(self, observer: Observer, counts: Any) -> None:
+        """Fine-tuning uses class weights, but not mixup or cutmix."""
+        self.check_losses(observer, counts, mixed=False)
+
+    def check_frozen(self, observer: Observer) -> None:
+        """Check batch normalization in each fine-tuning."""
+        frozen = self.row["freeze_bn"] and self.row["stages"] == "transfer"
+        for fit in observer.fits:
+            where = "quantization-aware training" if fit["qat"] else "fine-tuning"
+            statistics, affine = (_same(*pair) for pair in zip(fit["before"], fit["after"], strict=True))
+            if fit["before"][0]:
+                self.expect(
+                    f"freeze_bn: statistics {'kept' if statistics else 'changed'} in {where}",
+                    statistics == (frozen or fit["qat"]),
+                )
+                if not fit["qat"]:
+                    self.expect(f"freeze_bn: scales {'kept' if affine else 'changed'} in {where}", affine == frozen)
+
+    def check_file(self, run: Any, report: Any) -> None:
+        """Check the tensors of the .tflite file."""
+        from edgerec.contract.flatbuffer import float_tensors
+
+        method, graph, plain = self.row["compress"], _graph(run, report.variant), _graph(run, "float32")
+        self.expect(f"{method}: the file has float tensors", not float_tensors(graph))
+        kernels, float_kernels = _kernels(graph), _kernels(plain)
+        zeros = [float((kernel == 0).mean()) for kernel in kernels]
+        if "prune" in method:
+            self.facts.append(f"{np.mean(zeros):.0%} zeros")
+            self.expect(f"{method}: {min(zeros):.0%} zeros in a layer", min(zeros) >= SPARSITY - 0.03)
+        else:
+            self.expect(f"{method}: {max(zeros):.0%} zeros in a layer", method == "cluster" or max(zeros) < 0.4)
+        values, float_values = (_most_values(some) for some in (kernels, float_kernels))
+        if method == "cluster":
+            self.facts.append(f"{values} values")
+            self.expect(
+                f"cluster: {values} values in a channel, {float_values} before", values <= CLUSTERS < float_values
+            )
+        left = sum(kernel.size for kernel in kernels) / sum(kernel.size for kernel in float_kernels)
+        if method == "channels":
+            self.facts.append(f"{left:.0%} of weights")
+        self.expect(f"{method}: {left:.0%} of the weights are left", (left < 0.9) == (method == "channels"))
+        self.expect(f"{method}: accuracy {report.forms[-1].top1:.0%}", report.forms[-1].top1 > 0.4)
 
 
-def _wrong_variant(run: Any, report: Any, method: str) -> list[str]:
-    """Check what a compression method promises."""
-    found = []
-    if "prune" in method and report.sparsity < 0.4:
-        found.append(f"{method}: {report.sparsity:.0%} of the weights are zero")
-    if method in ("ptq", "qat", "prune+qat") and report.precision != "int8":
-        found.append(f"{method}: precision {report.precision}")
-    size = (run.path / report.variant / "model.tflite").stat().st_size
-    if method == "channels" and size >= 0.97 * _int8_size(run):
-        found.append("channels: the file is not smaller")
-    return found
+def _graph(run: Any, variant: str) -> Any:
+    from edgerec.contract.flatbuffer import read_graph
+
+    return read_graph((run.path / variant / "model.tflite").read_bytes())
 
 
-def _int8_size(run: Any) -> int:
-    from edgerec import quantize
+def _kernels(graph: Any) -> list[Any]:
+    """The weights of convolutions and dense layers, as they are stored, output channels first."""
+    operators = [operator for operator in graph.operators if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
+    tensors = [operator.inputs[1] for operator in operators]
+    return [tensor.data.view(tensor.dtype.lower()).reshape(tensor.shape) for tensor in tensors]
 
-    report = quantize(run, "ptq")
-    return int((run.path / report.variant / "model.tflite").stat().st_size)
+
+def _most_values(kernels: list[Any]) -> int:
+    """The largest number of different values in an output channel."""
+    return max(len(np.unique(channel)) for kernel in kernels for channel in kernel)
+
+
+def _tensors_equal(run: Any, other: Any, report: Any) -> bool:
+    pairs = zip(*(_kernels(_graph(one, report.variant)) for one in (run, other)), strict=True)
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def work(numbers: list[int], devices: int, scratch: Path) -> None:
@@ -284,15 +476,47 @@ def work(numbers: list[int], devices: int, scratch: Path) -> None:
     # Mixed precision would be refused on a CPU without bfloat16 units.
     backend.CPU = scratch / "cpuinfo"
     backend.CPU.write_text("flags : amx_bf16\n")
-    first = fit(Recipe().override(BASE | {"train.epochs": 2}), scratch / "first")
+    data = scratch / "digits.npz"
+    write_data(data)
+    first = fit(Recipe().override(BASE | {"data.source": str(data), "train.epochs": 2}), scratch / "first")
     for number in numbers:
-        row = pairwise(FACTORS)[number]
+        check = Check(pairwise(FACTORS)[number], data, scratch / str(number), first.path / "model.keras")
         try:
-            failures = check(row, scratch / str(number), first.path / "model.keras")
+            check.run()
         except Exception as error:
+            traceback.print_exc()
             place = traceback.extract_tb(error.__traceback__)[-1]
-            failures = [f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"]
-        print(json.dumps({"number": number, "failures": failures}), flush=True)
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            check.failures.append(f"{type(error).__name__}: {str(error)[:200]} ({where})")
+        result = {"number": number, "failures": check.failures, "passed": check.passed, "facts": check.facts}
+        print(json.dumps(result), flush=True)
+
+
+def results_of(numbers: list[int], rows: list[Row]) -> Iterator[dict[str, Any]]:
+    """Check rows in one process for each number of devices; yield the results as they arrive."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read(devices: int) -> None:
+        own = [number for number in numbers if rows[number]["devices"] == devices]
+        with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "stderr", "w+") as errors:
+            command = [sys.executable, __file__, "--rows", ",".join(map(str, own)), "--work", str(devices), scratch]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            for line in process.stdout or ():
+                lines.put(line)
+            code = process.wait()
+            errors.seek(0)
+            text = errors.read()
+            if code or "Traceback" in text:
+                print(f"{devices} devices, exit code {code}:\n{text[-4000:]}", file=sys.stderr, flush=True)
+        lines.put(None)
+
+    counts = [count for count in FACTORS["devices"] if any(rows[number]["devices"] == count for number in numbers)]
+    threads = [threading.Thread(target=read, args=(count,)) for count in counts]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        while line := lines.get():
+            yield json.loads(line)
 
 
 def main() -> int:
@@ -307,25 +531,29 @@ def main() -> int:
     if options.work:
         work(numbers, int(options.work[0]), Path(options.work[1]))
         return 0
-    print(f"{len(rows)} rows;  " + "  ".join(FACTORS), flush=True)
+    widths = {name: max(len(name), *(len(_cell(value)) for value in values)) for name, values in FACTORS.items()}
+    print("row  " + "  ".join(name.ljust(width) for name, width in widths.items()) + "  result", flush=True)
     results = {}
-    for devices in FACTORS["devices"]:
-        mine = [number for number in numbers if rows[number]["devices"] == devices]
-        with tempfile.TemporaryDirectory() as scratch:
-            command = [sys.executable, __file__, "--rows", ",".join(map(str, mine)), "--work", str(devices), scratch]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if mine else None
-            for line in process.stdout or () if process else ():
-                result = json.loads(line)
-                results[result["number"]] = result["failures"]
-                values = "  ".join(str(value) for value in rows[result["number"]].values())
-                print(f"{result['number']:2}  {values}  {'; '.join(result['failures']) or 'ok'}", flush=True)
-            if process and process.wait():
-                print(f"the process for {devices} devices failed", flush=True)
+    for result in results_of(numbers, rows):
+        number = result["number"]
+        results[number] = result
+        cells = "  ".join(_cell(rows[number][name]).ljust(width) for name, width in widths.items())
+        text = f"FAILED: {'; '.join(result['failures'])}" if result["failures"] else "ok"
+        print(f"{number:3}  {cells}  {', '.join([text, *result['facts']])}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps([rows[n] | {"failures": results.get(n)} for n in numbers], indent=1) + "\n")
-    failed = [number for number in numbers if results.get(number) != []]
+        values = [rows[number] | results.get(number, {"failures": ["not checked"]}) for number in numbers]
+        options.out.write_text(json.dumps(values, indent=1) + "\n")
+    failed = [number for number in numbers if number not in results or results[number]["failures"]]
     print(f"{len(numbers) - len(failed)} of {len(numbers)} rows passed")
+    early = [result for result in results.values() if "ended early" in result["facts"]]
+    if numbers == list(range(len(rows))) and not early:
+        print("early stopping ended no stage, so that it was not checked")
+        return 1
     return 1 if failed else 0
+
+
+def _cell(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

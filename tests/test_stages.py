@@ -34,7 +34,7 @@ def weights(tmp_path_factory):
     return {"model.weights": str(run.path / "model.keras")}
 
 
-def trained(path, changes, stop_after=None, **options):
+def trained(path, changes, stop_after=None, finish=False, **options):
     """Train; return the run and the number of trainable weights in each epoch."""
     learning = []
 
@@ -47,32 +47,28 @@ def trained(path, changes, stop_after=None, **options):
             raise Stop
 
     with contextlib.suppress(Stop):
-        fit(Recipe().override(TRANSFER | changes), path, on_epoch=on_epoch, **options)
+        fit(Recipe().override(TRANSFER | changes), path, on_epoch=on_epoch, finish=finish, **options)
     return Run.at(path), learning
 
 
-def test_a_stage_without_progress_ends_alone(weights, tmp_path, caplog):
-    changes = weights | {"train.epochs": 20, "train.early_stopping": 1, "train.learning_rate": 1e-8}
+def test_a_stage_without_progress_ends_alone_also_after_a_resume(weights, tmp_path, caplog):
+    changes = weights | {"train.epochs": 8, "train.early_stopping": 1, "train.learning_rate": 1e-8}
     with caplog.at_level(logging.WARNING, "edgerec"):
-        run, learning = trained(tmp_path / "run", changes)
+        unbroken, learning = trained(tmp_path / "unbroken", changes)
     assert learning[-1] > learning[0]  # every stage had its turn
-    rows = run.history()
-    assert sorted({row["stage"] for row in rows}) == [stage.number for stage in stages(run.recipe)]
-    assert len(rows) < 20
+    rows = unbroken.history()
+    assert sorted({row["stage"] for row in rows}) == [stage.number for stage in stages(unbroken.recipe)]
+    assert len(rows) < 8
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert "training the head alone: ending after epoch" in caplog.text
     assert "no better validation result for 1 epochs (train.early_stopping); next: training the head and" in caplog.text
     assert "training all layers: ending after" in caplog.text
 
-
-def test_stages_that_ended_early_are_the_same_after_a_resume(weights, tmp_path):
-    changes = weights | {"train.epochs": 8, "train.early_stopping": 1, "train.learning_rate": 1e-8}
-    whole, learning = trained(tmp_path / "whole", changes)
-    stop_after = next(int(row["epoch"]) for row in whole.history() if row["stage"] == 1)  # right after an early end
+    stop_after = next(int(row["epoch"]) for row in rows if row["stage"] == 1)  # right after an early end
     _, before = trained(tmp_path / "cut", changes, stop_after=stop_after)
     resumed, after = trained(tmp_path / "cut", changes, resume=True)
     assert before + after == learning
-    stage_of_epoch = [[(row["epoch"], row["stage"]) for row in run.history()] for run in (whole, resumed)]
+    stage_of_epoch = [[(row["epoch"], row["stage"]) for row in run.history()] for run in (unbroken, resumed)]
     assert stage_of_epoch[0] == stage_of_epoch[1]
 
 
@@ -116,9 +112,9 @@ def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
     assert rates[:3] == pytest.approx([last.rate] * 3)
 
 
-def test_a_finished_run_is_extended(weights, tmp_path, here):
+def test_a_finished_run_is_extended(tmp_path, here):
     out = tmp_path / "run"
-    run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5})
+    run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
     split = run.split_record
     first = run.history()
     done = here("train", "--resume", "--epochs", "+3", "--out", out)
@@ -134,19 +130,14 @@ def test_a_finished_run_is_extended(weights, tmp_path, here):
     assert run.split_record == split
     assert Run.open(out / "after-2-epochs").metrics["epochs"] == 2
     assert run.metrics["epochs"] == 5
-    fit(run.recipe, out, resume=True, more_epochs=1)
-    assert len(Run.open(out).history()) == 6
-    assert Run.open(out).recipe.train.restarts == "2, 5"
 
-
-def test_an_extension_that_was_stopped_is_resumed_without_adding_more(weights, tmp_path, here):
-    out = tmp_path / "run"
-    trained(out, {"train.epochs": 1})
-    trained(out, {}, resume=True, more_epochs=3, stop_after=2)
-    message = one_line(here("train", "--resume", "--epochs", "+3", "--out", out))
+    # An interrupted extension is resumed without adding more epochs.
+    trained(out, {}, resume=True, more_epochs=2, stop_after=6)
+    message = one_line(here("train", "--resume", "--epochs", "+2", "--out", out))
     assert "is unfinished" in message
-    run, _ = trained(out, {}, resume=True)
-    assert len(run.history()) == 4
+    run, _ = trained(out, {}, resume=True, finish=True)
+    assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4, 5, 6, 7]
+    assert run.recipe.train.restarts == "2, 5"
 
 
 def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):

@@ -79,7 +79,6 @@ class Bench:
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with together(recipe.train) as team, written_by_the_chief(run, team) as own:
             dataset, split = own.data(data, listener)
-            team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
             model, measure = own.model(), measure_of(own)
             score = keras_scorer(model, recipe.normalise)

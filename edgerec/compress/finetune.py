@@ -103,7 +103,11 @@ def fine_tune(
         freeze: freezes the activation ranges of the trained model. It is called before the last third of the epochs, or
             before the only one. Epochs before that cannot be the best, because their ranges follow augmented images
             and dropout.
+
+    Raises:
+        RecipeError: the devices cannot share the batches that the run was trained with.
     """
+    tune.team.check_batch(tune.train.batch_size, tune.train.accumulate)
     model = build()
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
