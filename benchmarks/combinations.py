@@ -215,6 +215,9 @@ class Check:
     def __init__(self, row: Row, data: Path, folder: Path, weights: Path) -> None:
         self.row, self.folder, self.weights = row, folder, weights
         self.recipe = recipe_of(row, data, weights)
+        # Two devices that compute at the same time sum in an order that varies, so that even two equal trainings differ
+        # by rounding errors. One device always gives the same weights.
+        self.rounding = 1e-5 if row["devices"] > 1 else 0.0
         self.each = BATCH // row["devices"] // row["accumulate"]
         self.failures: list[str] = []
         self.facts: list[str] = []
@@ -236,8 +239,8 @@ class Check:
         if self.row["resume"]:
             unbroken = fit(self.recipe, self.folder / "unbroken")
             pairs = zip(trained.model().get_weights(), unbroken.model().get_weights(), strict=True)
-            differences = [float(np.abs(one - other).max()) for one, other in pairs]
-            self.expect(f"resume: weights differ by {max(differences):.2g} from unbroken ones", not any(differences))
+            difference = max(float(np.abs(one - other).max()) for one, other in pairs)
+            self.expect(f"resume: weights differ by {difference:.2g} from unbroken ones", difference <= self.rounding)
         if self.row["compress"] != "none":
             self.compress(trained, unbroken)
 
@@ -382,7 +385,7 @@ class Check:
         if method != "ptq":
             stages = method.split("+")
             self.check_steps(observer, 2 * steps * len(stages))
-            self.check_losses_of_fine_tuning(observer, np.bincount(dataset.classes[parts.train]))
+            self.check_losses(observer, np.bincount(dataset.classes[parts.train]), mixed=False)  # mixing is left out
             self.check_frozen(observer)
         self.check_file(unbroken, report)
         if self.row["resume"]:
@@ -393,12 +396,14 @@ class Check:
                 interrupted = True
                 resumed = quantize(run, method, resume=True)
             self.expect("resume: the fine-tuning was not interrupted", interrupted == (method != "ptq"))
-            self.expect("resume: the .tflite file differs from an unbroken one", _tensors_equal(run, unbroken, report))
+            self.expect("resume: the .tflite file differs from an unbroken one", self.same_file(run, unbroken, report))
             self.expect("resume: another variant was made", resumed.variant == report.variant)
 
-    def check_losses_of_fine_tuning(self, observer: Observer, counts: Any) -> None:
-        """Fine-tuning uses class weights, but not mixup or cutmix."""
-        self.check_losses(observer, counts, mixed=False)
+    def same_file(self, run: Any, other: Any, report: Any) -> bool:
+        """Compare the int8 weights of two variants; with rounding errors before, they may differ by one step."""
+        pairs = zip(*(_kernels(_graph(one, report.variant)) for one in (run, other)), strict=True)
+        steps = 1 if self.rounding else 0
+        return all(np.abs(one.astype(int) - another).max() <= steps for one, another in pairs)
 
     def check_frozen(self, observer: Observer) -> None:
         """Check batch normalization in each fine-tuning."""
@@ -456,11 +461,6 @@ def _kernels(graph: Any) -> list[Any]:
 def _most_values(kernels: list[Any]) -> int:
     """The largest number of different values in an output channel."""
     return max(len(np.unique(channel)) for kernel in kernels for channel in kernel)
-
-
-def _tensors_equal(run: Any, other: Any, report: Any) -> bool:
-    pairs = zip(*(_kernels(_graph(one, report.variant)) for one in (run, other)), strict=True)
-    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def work(numbers: list[int], devices: int, scratch: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -10,30 +12,28 @@ from edgerec.errors import ModelError
 from edgerec.train import transfer
 from edgerec.train.keras import keras
 
-# Width of the features before the head of one network of each family in Keras' applications.
+# Networks in Keras' applications, and the width of the features before their head.
 APPLICATIONS = {
     "MobileNet": 1024,
     "MobileNetV2": 1280,
     "MobileNetV3Small": 1024,
     "MobileNetV3Large": 1280,
     "VGG16": 4096,
-    "ResNet50": 2048,
-    "EfficientNetB0": 1280,
 }
-LARGE_APPLICATIONS = {
-    "Xception": 2048,
-    "VGG19": 4096,
-    "ResNet50V2": 2048,
-    "ResNetRS50": 2048,
-    "InceptionV3": 2048,
-    "InceptionResNetV2": 1536,
-    "DenseNet121": 1024,
-    "NASNetMobile": 1056,
-    "EfficientNetV2B0": 1280,
-    "ConvNeXtTiny": 768,
-    "RegNetX002": 368,
-    "RegNetY002": 368,
-}
+LARGE_APPLICATIONS = {"VGG19": 4096, "Xception": 2048, "InceptionV3": 2048, "InceptionResNetV2": 1536}
+# Deep families, each with as few blocks as its module builds: module, function, arguments and width of the features.
+SHALLOW = [
+    ("resnet", "ResNet", {"stack_fn": lambda x: x, "preact": False, "use_bias": True}, 64),
+    ("resnet", "ResNet", {"stack_fn": lambda x: x, "preact": True, "use_bias": True}, 64),
+    ("resnet_rs", "ResNetRS", {"depth": 50, "block_args": [{"input_filters": 8, "num_repeats": 1}] * 4}, 32),
+    ("densenet", "DenseNet", {"blocks": [1, 1, 1, 1]}, 68),
+    ("nasnet", "NASNet", {"penultimate_filters": 96, "num_blocks": 1, "default_size": 32}, 96),
+    ("efficientnet", "EfficientNet", dict.fromkeys(("width_coefficient", "depth_coefficient"), 0.25), 320),
+    ("efficientnet_v2", "EfficientNetV2", dict.fromkeys(("width_coefficient", "depth_coefficient"), 0.25), 320),
+    ("convnext", "ConvNeXt", {"depths": [1, 1, 1, 1], "projection_dims": [8, 16, 24, 32]}, 32),
+    ("regnet", "RegNet", {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32], "group_width": 8, "block_type": "X"}, 32),
+    ("regnet", "RegNet", {"depths": [1, 1, 1, 1], "widths": [8, 16, 24, 32], "group_width": 8, "block_type": "Y"}, 32),
+]
 
 
 def check_features(model, width):
@@ -51,9 +51,20 @@ def check_features(model, width):
     [*APPLICATIONS.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in LARGE_APPLICATIONS.items())],
 )
 def test_features_of_keras_applications(name, width):
-    size = 75 if "nception" in name or name in ("Xception", "ResNetRS50") else 32
+    size = 75 if "nception" in name or name == "Xception" else 32
     build = getattr(keras().applications, name)
     check_features(build(weights=None, input_shape=(size, size, 3), classes=7), width)
+
+
+@pytest.mark.parametrize(("module", "function", "options", "width"), SHALLOW)
+def test_features_of_deep_families(module, function, options, width):
+    keras()
+    build = getattr(importlib.import_module(f"tf_keras.src.applications.{module}"), function)
+    if module in ("efficientnet", "efficientnet_v2", "regnet"):
+        options = options | {"default_size": 32}
+    if module == "efficientnet_v2":
+        options = options | {"model_name": "efficientnetv2-b0"}
+    check_features(build(weights=None, input_shape=(64, 64, 3), classes=7, **options), width)
 
 
 SMALL = ("simple_cnn", "resnet8", "mobilenet_v3_small_minimalistic", "ds_cnn", "lstm")
