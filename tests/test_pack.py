@@ -221,7 +221,7 @@ def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
         pass
 
     def listener(progress):
-        if progress.stage == "packing":
+        if progress.stage == "packing" and progress.done == progress.total:
             raise Stop
 
     whole = pack_data(recipe, tmp_path / "whole")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgerec import Recipe, evaluate
+from edgerec import Recipe, evaluate, fit, quantize
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load
 from edgerec.data.check import check_data
@@ -74,6 +74,20 @@ def test_evaluating_a_bundle_reports_the_first_image(bundle):
     steps = [step for step in reports if step.stage == "evaluating"]
     assert steps[0].done <= 1
     assert steps[-1].done == steps[-1].total
+
+
+def test_training_and_quantizing_report_every_evaluation(tmp_path):
+    reports = []
+    recipe = {"data": {"source": "digits"}, "model": {"arch": "simple_cnn", "width": 0.25}, "train": {"epochs": 1}}
+    run = fit(Recipe.from_dict(recipe), tmp_path / "run", listener=reports.append)
+    counts = run.split_record
+    assert counts["test_images"] in {step.total for step in reports if step.stage == "evaluating"}
+    reports.clear()
+    quantize(run, "ptq", max_drop=100, listener=reports.append)
+    # The float model and the variant, on the validation and the test images.
+    evaluated = [step.total for step in reports if step.stage == "evaluating" and step.done == step.total]
+    for images in (counts["val_images"], counts["test_images"]):
+        assert evaluated.count(images) >= 2
 
 
 def test_loading_tensorflow_is_announced_before_training(tmp_path, edgerec):

@@ -304,7 +304,7 @@ def _write(
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)
         result = figures(score(dataset.pictures(parts.test), listener), dataset.classes[parts.test], labels, "test")
-        right = score(dataset.pictures(parts.val), ignore).argmax(axis=1) == dataset.classes[parts.val]
+        right = score(dataset.pictures(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
         about = {
             "val_accuracy": float(np.mean(right)),
             "best_epoch": 0,

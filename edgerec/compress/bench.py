@@ -21,7 +21,7 @@ from edgerec.compress.report import QuantizeReport
 from edgerec.contract.files import replacing_folder, sha256
 from edgerec.contract.flatbuffer import read_graph, weight_sparsity
 from edgerec.contract.metadata import with_metadata
-from edgerec.contract.progress import Listener, ignore
+from edgerec.contract.progress import Listener
 from edgerec.contract.recipe import NOT_AUGMENTED, DataSource, Recipe
 from edgerec.data import Dataset, Split
 from edgerec.models import OWN
@@ -82,7 +82,7 @@ class Bench:
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
             model, measure = own.model(), measure_of(own)
             score = keras_scorer(model, recipe.normalise)
-            val_top1 = measure.top1(score(dataset.pictures(split.val), ignore), dataset.classes[split.val])
+            val_top1 = measure.top1(score(dataset.pictures(split.val), listener), dataset.classes[split.val])
             reference = score(dataset.pictures(split.test), listener)
             with naming_broken_records(dataset):
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
@@ -133,7 +133,7 @@ class Bench:
         """Top-1 of a .tflite on the validation images."""
         score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
         part = self.split.val
-        return self.measure.top1(score(self.dataset.pictures(part), ignore), self.dataset.classes[part])
+        return self.measure.top1(score(self.dataset.pictures(part), self.listener), self.dataset.classes[part])
 
     def _measure(
         self,
@@ -153,7 +153,7 @@ class Bench:
         if float32 is not None:
             rows.append(float32)
         for done, model in before.items():
-            answers = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), ignore)
+            answers = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), self.listener)
             rows.append(form(f"keras {done}", answers, self.reference, classes, measure))
             agreements[rows[-1].name] = measure.agreement(outputs, answers)
         return QuantizeReport(

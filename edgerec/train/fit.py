@@ -137,7 +137,7 @@ def fit(
             while stage := next_stage(recipe, own_run.history()):
                 training.learn(model, stage, len(own_run.history()))
         if finish and team.chief:
-            _finish(run, recipe, dataset, parts)
+            _finish(run, recipe, dataset, parts, listener)
     return run
 
 
@@ -370,7 +370,7 @@ def _best(run: Run) -> tuple[int, Any]:
     raise RunError(f"{run.path} has no checkpoint that can be read: train again with --overwrite")
 
 
-def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
+def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: Listener) -> None:
     history = run.history()
     best, model = _best(run)
     if recipe.train.mixed_precision:
@@ -384,9 +384,12 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
     row = next(row for row in history if row["epoch"] == best)
     if run.reconstructs:
-        found = novelty.measured(model, recipe, dataset, parts, run.path / "plots") | {"val_loss": row["val_loss"]}
+        found = novelty.measured(model, recipe, dataset, parts, run.path / "plots", listener) | {
+            "val_loss": row["val_loss"]
+        }
     else:
-        found = _measured(model, recipe, dataset, parts, run.path / "plots") | {"val_accuracy": row["val_accuracy"]}
+        found = _measured(model, recipe, dataset, parts, run.path / "plots", listener)
+        found["val_accuracy"] = row["val_accuracy"]
         found["majority_level"] = baseline.majority_level(found)
         if problem := baseline.warning(found):
             log.warning("%s; %s", problem, baseline.ADVICE)
@@ -403,9 +406,11 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split) -> None:
     run.write_json("metrics.json", found | about)
 
 
-def _measured(model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path) -> dict[str, Any]:
-    """The figures of a trained classifier on the held-out pictures; its plots go into ``folder``."""
-    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), ignore)
+def _measured(
+    model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
+) -> dict[str, Any]:
+    """Return the figures of a trained classifier on the test images; its plots go into ``folder``."""
+    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), listener)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")
     plots.worst_mistakes(dataset, parts.test, scores, folder / "worst_mistakes.png")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.progress import ignore
+from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.contract.tensors import Normalise
 from edgerec.data import Dataset, Split
@@ -57,15 +57,17 @@ def fit_threshold(errors: Errors, known: float) -> float:
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
-def measured(model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path) -> dict[str, Any]:
-    """The figures of a trained autoencoder for ``metrics.json``; its pictures go into the folder ``plots``.
+def measured(
+    model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
+) -> dict[str, Any]:
+    """Return the figures of a trained autoencoder for ``metrics.json``; its plots go into the folder ``plots``.
 
     Returns:
         ``error`` (of the held-out pictures: the mean; ``per_class`` by label), ``threshold`` (which ``known`` of the
         validation pictures do not exceed), ``known`` (the part of the held-out pictures that does not), ``images``.
     """
     score = keras_scorer(model, recipe.normalise)
-    errors, val_errors = (score(dataset.pictures(part), ignore)[:, 0] for part in (parts.test, parts.val))
+    errors, val_errors = (score(dataset.pictures(part), listener)[:, 0] for part in (parts.test, parts.val))
     threshold = fit_threshold(val_errors, KNOWN)
     reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
     error_histogram(errors, threshold, plots / "errors.png")
