@@ -108,6 +108,27 @@ def test_layer_bars_name_both_colors(drawn, tmp_path):
     assert named == bars
 
 
+def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
+    from types import SimpleNamespace
+
+    from edgerec.tuning.plots import draw_study
+    from edgerec.tuning.results import TrialRow
+
+    rows = [
+        TrialRow(n, "complete", 0.6 + 0.01 * n, 12 * 1.4**n, 12000 + 16000 * n, 12000 + 15000 * n, 1, 1, 1, 1.0, "", {})
+        for n in range(7)
+    ]
+    plan = SimpleNamespace(objectives=("accuracy", "ms"), limits=SimpleNamespace(given=lambda: {"ms": 60}), on="this")
+    draw_study(rows, plan, tmp_path / "study.png")
+    [figure] = drawn
+    assert [axes.get_xscale() for axes in figure.axes[1:]] == ["log", "log", "log"]
+    assert all(readable(axes.xaxis, figure) for axes in figure.axes[1:])
+    lines = {line.get_color() for axes in figure.axes for line in axes.get_lines() if line.get_linestyle() != "None"}
+    named = {line.get_color() for line in figure.legends[0].get_lines() if line.get_linestyle() != "None"}
+    assert named == lines
+    assert all(line.get_label()[0] != "_" for axes in figure.axes for line in axes.get_lines())
+
+
 def test_comparison_has_intervals_bytes_and_times(drawn, tmp_path):
     from edgerec.compress.compare import Row
     from edgerec.compress.plots import comparison_plot

@@ -166,7 +166,10 @@ def layer_bars(
         np.array([np.nan if v is None else v for v in column], float) for column in zip(*ratios, strict=True)
     )
     costly = np.array(marked, bool)
-    for color, label, some in ((BLUE, "in the whole model", ~costly), (ORANGE, "layers that cost the most", costly)):
+    for color, label, some in (
+        (BLUE, "in the whole model", ~costly),
+        (ORANGE, "costliest layer, layers with findings", costly),
+    ):
         if some.any():
             axes.barh(rows[some], np.nan_to_num(sqnr)[some], color=color, height=0.7, label=label)
     axes.plot(own, rows, "o", color=GREY, markersize=4, label="its own noise, at its output")

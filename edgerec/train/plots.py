@@ -82,6 +82,6 @@ def worst_mistakes(
         i = wrong[cell]
         image = dataset.images[part[i]]
         axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        prediction = f"predicted {plain(dataset.labels[predicted[i]], 24)} {100 * scores[i, predicted[i]]:.0f} %,"
-        axes.set_title(f"{prediction}\nactually {plain(dataset.labels[classes[i]], 24)}", fontsize=7.5)
+        prediction = f"predicted {plain(dataset.labels[predicted[i]], 16)} {100 * scores[i, predicted[i]]:.0f} %,"
+        axes.set_title(f"{prediction}\nactually {plain(dataset.labels[classes[i]], 18)}", fontsize=7.5)
     save_figure(figure, path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.runtime.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
+from edgerec.runtime.figures import BLUE, GREY, ORANGE, label_log_axis, label_points, new_figure, save_figure
 from edgerec.tuning.plan import Plan
 from edgerec.tuning.results import TrialRow, best_of
 
@@ -27,8 +27,10 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     first, *others = figure.subplots(2, 2).flat
     _over_trials(first, rows, best)
+    positions = {first: [float(row.number) for row in best]}
     for axes, name in zip(others, _UNITS, strict=True):
         _against(axes, name, rows, best, plan)
+        positions[axes] = [getattr(row, name) / _UNITS[name][0] for row in best]
     for axes in figure.axes:
         axes.margins(0.08)
         if axes.get_xscale() == "log":
@@ -41,6 +43,11 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
         drawn, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    for axes, places in positions.items():
+        points = [(place, 100 * (row.accuracy or 0)) for place, row in zip(places, best, strict=True)]
+        # White, because a line may run behind the number.
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
+        label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
     save_figure(figure, path)
 
 
@@ -81,7 +88,6 @@ def _dots(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], place: 
     for row in best:
         at = (place(row), 100 * (row.accuracy or 0))
         axes.plot(*at, "o", color=ORANGE, markersize=8, label="best" if len(best) == 1 else "unbeaten")
-        axes.annotate(str(row.number), at, xytext=(5, 5), textcoords="offset points", fontsize=8)
 
 
 def _refused(axes: Any, places: Sequence[float]) -> None:
