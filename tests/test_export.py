@@ -84,7 +84,7 @@ def test_float32_bundle_runs_too(run, tmp_path):
     ("arguments", "said"),
     [
         (["--target", "rp"], "did you mean 'rpi'"),
-        (["--target", "coral", "--variant", "float32"], "edgerec quantize {run} --method qat"),
+        (["--target", "coral", "--variant", "float32"], "edgerec quantize {run}"),
         (["--variant", "int8-qta"], "did you mean 'int8-qat'"),
         (["--target", "mine.toml"], "target file mine.toml does not exist"),
     ],
