@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgerec"
 # What each layer may import of edgerec, besides itself, errors, optional and command_line.
 ALLOWED = {
     "contract": set(),
-    "data": {"contract"},
+    "data": {"contract", "runtime"},
     "models": {"contract"},
     "train": {"contract", "data", "models", "runtime"},
     "compress": {"contract", "data", "models", "train", "runtime"},
