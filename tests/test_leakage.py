@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from edgerec import EdgerecError, Recipe, Run, adopt, distill, evaluate, export_bundle, fit, tune
@@ -61,6 +62,25 @@ def test_weights_of_another_split_are_refused(trained, weights, folder, tmp_path
 def test_weights_of_the_same_split_are_taken(trained, weights, folder, tmp_path):
     again = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run")
     assert again.split_record["test"] == trained.split_record["test"]
+
+
+def test_weights_are_recognized_when_folders_are_merged_with_their_arrays(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = str(tmp_path / "pets.npz")
+    np.savez(
+        arrays,
+        x_train=rng.integers(0, 256, (80, 28, 28, 3), np.uint8),
+        y_train=np.arange(80) % 2,
+        labels=np.array(["cat", "dog"]),
+    )
+    first = fit(recipe(arrays), tmp_path / "first")
+    merged = recipe(folder, seed=1).override({"data.source": [arrays, str(folder)], "model.weights": str(first.path)})
+    with pytest.raises(RecipeError, match=r"was trained on \d+ of the \d+ test images"):
+        fit(merged, tmp_path / "second")
+    # The split of the evaluated data is known for the arrays, and the images in the folder are new.
+    figures = evaluate(first.path, [arrays, str(folder)])
+    assert (figures.split, figures.training_images) == ("held-out", 0)
+    assert figures.images == len(first.split_record["test"]) + 120
 
 
 def test_backbone_of_another_split_is_refused(trained, folder, tmp_path):

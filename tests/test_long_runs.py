@@ -96,7 +96,7 @@ def test_a_batch_in_parts_and_by_xla_gives_the_same_weights():
 
 def test_a_batch_that_its_parts_do_not_divide(tmp_path):
     recipe = Recipe().override({"train.batch_size": 32, "train.accumulate": 5})
-    with pytest.raises(RecipeError, match=r"train\.accumulate is 5, expected a divisor of the batch of 32"):
+    with pytest.raises(RecipeError, match=r"train\.accumulate is 5, expected a divisor of the batch size 32"):
         fit(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -215,7 +215,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 
 def test_resume_of_nothing(tmp_path, here):
-    assert "nothing to resume" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
+    assert "cannot be resumed, because it is not a run" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
     done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
     assert "--overwrite would start again" in done.stderr

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
     from edgerec.data.examine import DataReport
 
-app = typer.Typer(help="Look at a data set and find what is wrong with it.", no_args_is_help=True)
+app = typer.Typer(help="Show, check and pack data sets.", no_args_is_help=True)
 
 _SUBJECT = typer.Argument(
     ...,
@@ -29,7 +29,7 @@ _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG.")
 @app.command()
 def show(
     subjects: list[str] = _SUBJECT,
-    augment: bool = typer.Option(False, "--augment", help="Show what augmentation makes of the pictures."),
+    augment: bool = typer.Option(False, "--augment", help="Show augmented images."),
     out: Path = typer.Option(Path("sheet.png"), "--out", "-o", help="The PNG."),
     assignments: list[str] = _SET,
     overwrite: bool = _OVERWRITE,
@@ -65,14 +65,16 @@ def check(
         None,
         help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
     ),
-    labels: bool = typer.Option(True, help="Look for wrong labels too, which takes longest."),
-    out: Path | None = typer.Option(None, "--out", "-o", help="A PNG of the suspects, or a folder for all findings."),
-    strict: bool = typer.Option(False, "--strict", help="Exit code 1 where something spoils a result."),
+    labels: bool = typer.Option(True, help="Look for wrong labels too, which takes most of the time."),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="PNG with the doubtful images, or folder for all findings."
+    ),
+    strict: bool = typer.Option(False, "--strict", help="Exit with code 1 if there is an error, not only warnings."),
     assignments: list[str] = _SET,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file or folder in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Find broken files, copies, wrong labels, and what else is wrong with a data set."""
+    """Find broken files, copies, wrong labels and other faults of a data set."""
     recipe = _recipe(subjects, assignments)
     if group_by is not None:
         recipe = recipe.override({"data.group_by": group_by}, "command line")
@@ -107,13 +109,15 @@ def pack(
         None,
         help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
     ),
-    strict: bool | None = typer.Option(None, "--strict", help="Refuse files that are no pictures."),
+    strict: bool | None = typer.Option(
+        None, "--strict", help="Refuse data with files that are not images instead of skipping them."
+    ),
     assignments: list[str] = _SET,
-    resume: bool = typer.Option(False, "--resume", help="Go on with what a stopped pack left."),
+    resume: bool = typer.Option(False, "--resume", help="Resume an interrupted pack."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the pack in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Write data that is larger than memory, or that several machines read, as TFRecord shards to train on."""
+    """Write preprocessed images as TFRecord shards, for data larger than memory or read by several machines."""
     options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
     given = {key: value for key, value in options.items() if value is not None}
     recipe = _recipe(subjects, assignments).override(given, "command line")

@@ -12,7 +12,7 @@ from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 def evaluate(
     model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
-    data: list[str] | None = typer.Option(None, help="As for train; a run knows its own."),
+    data: list[str] | None = typer.Option(None, help="Images to measure, as for train. [default: those of the run]"),
     split: str | None = typer.Option(
         None,
         help="Images to measure: train, val, test or all. "
@@ -40,7 +40,7 @@ def evaluate(
     ),
     json: bool = JsonOption,
 ) -> None:
-    """Measure any form of a model: accuracy, loss, per-class figures, confusion."""
+    """Measure the accuracy, loss and per-class figures of a run, a bundle or a .tflite file."""
     if split not in (None, "train", "val", "test", "all"):
         raise typer.BadParameter(f"{split!r} is none of train, val, test, all", param_hint="--split")
     check_choices(activation, fit)

@@ -28,32 +28,39 @@ def quantize(
         "more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Make and compare all methods' variants, or those of --method ptq,qat."
+        False, "--compare", help="Make and compare the variants of all methods, or of those in --method ptq,qat."
     ),
-    channels: float | None = typer.Option(None, help="Part of the time that channels saves. [default: 0.4]"),
-    sparsity: float | None = typer.Option(None, help="Part of the weights that prune sets to zero. [default: 0.5]"),
-    clusters: int | None = typer.Option(None, help="Different weights that cluster leaves a layer. [default: 16]"),
+    channels: float | None = typer.Option(None, help="Fraction of the time that channels saves. [default: 0.4]"),
+    sparsity: float | None = typer.Option(None, help="Fraction of the weights that prune sets to zero. [default: 0.5]"),
+    clusters: int | None = typer.Option(None, help="Number of different weights per layer for cluster. [default: 16]"),
     weight_bits: int | None = typer.Option(
-        None, help="Bits that qat takes of each int8 weight: fewer make a smaller download. [default: 8]"
+        None, help="Bits of each int8 weight that qat uses; with fewer bits the file compresses better. [default: 8]"
     ),
-    skip: str | None = typer.Option(None, help="Layers that prune and cluster leave alone: 'logits, conv2d*'."),
-    float_layers: str | None = typer.Option(None, help="Layers that mixed leaves float, by names or patterns."),
-    calibration: str | None = typer.Option(None, help="What ptq sees: a recipe or a set. [default: stratified]"),
-    epochs: int | None = typer.Option(None, help="Passes of each fine-tuning. [default: 3]"),
+    skip: str | None = typer.Option(
+        None, help="Layers that prune and cluster do not change, such as 'logits, conv2d*'."
+    ),
+    float_layers: str | None = typer.Option(None, help="Layers that mixed keeps in float: names or patterns."),
+    calibration: str | None = typer.Option(
+        None, help="Images that calibrate ptq: a calibration recipe or set. [default: stratified]"
+    ),
+    epochs: int | None = typer.Option(None, help="Number of epochs of each fine-tuning. [default: 3]"),
     learning_rate: float | None = typer.Option(
         None,
-        help="The highest of each fine-tuning. "
-        "[default: of the training's 0.01 for qat, all of it (sgd: 0.3) after pruning, else 0.1 (sgd: 0.01)]",
+        help="Highest learning rate of each fine-tuning. [default: that of the training times 0.01 for qat alone, "
+        "1 (sgd: 0.3) for stages that remove weights, and 0.1 (sgd: 0.01) otherwise]",
     ),
     teacher_weight: float | None = typer.Option(
-        None, help="Part of what fine-tuning learns that is the float model's answers; the rest: labels. [default: 1]"
+        None,
+        help="Weight, 0 to 1, of the float model's outputs in the loss of fine-tuning; the rest is that of the labels. "
+        "[default: 1]",
     ),
-    max_drop: float | None = typer.Option(None, help="Points of top-1 that may be lost. [default: 1]"),
+    max_drop: float | None = typer.Option(None, help="Percentage points of accuracy that may be lost. [default: 1]"),
     data: list[str] | None = typer.Option(
-        None, help="A model's pictures, as for train, with or without class folders; a run's, if they were moved."
+        None,
+        help="Images for a model, as for train, with or without class folders; for a run, where its images are now.",
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="Folder for the run that is made of a model. [default: beside it]"
+        None, "--out", "-o", help="Folder of the run that is created for a model. [default: beside the model]"
     ),
     normalise: str | None = typer.Option(
         None,

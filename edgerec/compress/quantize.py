@@ -86,19 +86,20 @@ def quantize(
         method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: ptq, or qat if ptq loses more than
             half of ``max_drop`` on the validation images and qat loses less, or float16 if both lose more than
             ``max_drop``. None uses the recipe's value, as for the following arguments.
-        channels: part of the int8 model's time that ``channels`` saves by leaving out channels, as estimated.
-        sparsity: part of the weights that ``prune`` sets to zero.
-        clusters: different values that ``cluster`` leaves in each layer.
-        weight_bits: of each int8 weight that ``qat`` takes, where nothing is clustered: with 5 there are 31 different
-            values. The file has its size and its speed, but compresses better.
-        epochs: of each fine-tuning.
-        learning_rate: the highest of each fine-tuning.
-        teacher_weight: part of its loss that is the distance to the float model's answers; the rest is the labels'.
-        max_drop: points of top-1 that the variant may lose.
-        skip: layers that prune and cluster leave alone: names or patterns, separated by commas.
-        float_layers: layers that ``mixed`` leaves float, likewise.
-        calibration: what calibrates: a recipe, a .toml, or a calibration set's folder.
-        data: where the run's pictures are now, if they were moved.
+        channels: fraction of the estimated time of the int8 model that ``channels`` saves by removing channels.
+        sparsity: fraction of the weights that ``prune`` sets to zero.
+        clusters: number of different weights that ``cluster`` leaves in each layer.
+        weight_bits: bits of each int8 weight that ``qat`` uses if nothing is clustered, e.g. 5 for 31 different values.
+            Size and speed of the file stay the same, but it compresses better.
+        epochs: number of epochs of each fine-tuning.
+        learning_rate: highest learning rate of each fine-tuning.
+        teacher_weight: weight, 0 to 1, of the distance to the float model's outputs in the loss of fine-tuning. The
+            rest is the loss of the labels.
+        max_drop: percentage points of top-1 that the variant may lose.
+        skip: layers that prune and cluster do not change: names or patterns, separated by commas.
+        float_layers: layers that ``mixed`` keeps in float, in the same form.
+        calibration: images that calibrate: a recipe's name, a .toml file, or the folder of a calibration set.
+        data: where the run's images are now, if they were moved.
         resume: resume the fine-tuning that an interrupted call with the same settings left.
         overwrite: replace an existing variant, and without ``resume`` discard an interrupted fine-tuning.
         listener: receives the progress.

@@ -89,7 +89,7 @@ def _texts(default: str, about: str, expected: str) -> Any:
 
 @dataclass(frozen=True)
 class DataSection:
-    """The images, how they become pixels, and how they are split."""
+    """The images, their preprocessing and their split."""
 
     source: str | tuple[str, ...] = _texts(
         "digits",
@@ -98,15 +98,15 @@ class DataSection:
     )
     input_size: int = _key(
         0,
-        "side of the model's square input in pixels; 0 = the pictures' own size, at most 96",
+        "side of the model's square input in pixels; 0 = the size of the images, at most 96",
         "0 or 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
     )
-    channels: int = _key(0, "3 = RGB, 1 = grey, 0 = as the data set is", "0, 1 or 3", lambda value: value in (0, 1, 3))
+    channels: int = _key(0, "3 = RGB, 1 = grayscale, 0 = as in the data", "0, 1 or 3", lambda value: value in (0, 1, 3))
     fit: str = _choice(
-        "crop", "a picture of another shape is cut (crop), squeezed (stretch) or framed (pad)", get_args(Fit)
+        "crop", "how an image that is not square fits: crop the center, stretch it, or pad it with black", get_args(Fit)
     )
-    interpolation: str = _choice("linear", "how pictures are resized", get_args(Interpolation))
+    interpolation: str = _choice("linear", "interpolation when images are resized", get_args(Interpolation))
     preprocess_version: int = _key(
         0,
         "version of the resizing: 2 = each axis shrinks without aliasing, 1 = that of older runs, 0 = the newest",
@@ -114,7 +114,7 @@ class DataSection:
         lambda value: 0 <= value <= PREPROCESS_VERSION,
     )
     normalise: str = _choice(
-        "unit", "pixels become [0, 1] (unit) or [-1, 1) (signed), or stay 0 to 255 (pixels)", NORMALISATIONS
+        "unit", "range of the pixels in the model: 0 to 1 (unit), -1 to 1 (signed) or 0 to 255 (pixels)", NORMALISATIONS
     )
     black_level: int = _number(0, "value that becomes black in files with 16 bits per sample", -32768, 65534)
     white_level: int = _number(
@@ -130,7 +130,7 @@ class DataSection:
     test_fraction: float = _number(
         0.15, "fraction of the images held out for the test, if the data has no test split", 0.01, 0.5
     )
-    strict: bool = _flag(False, "refuse files that are no pictures instead of skipping them")
+    strict: bool = _flag(False, "refuse data with files that are not images instead of skipping them")
 
     def __post_init__(self) -> None:
         integers = type(self.black_level) is int and type(self.white_level) is int
@@ -170,41 +170,45 @@ class DataSection:
 
 @dataclass(frozen=True)
 class AugmentSection:
-    """Random changes of the training pictures; 0 or false turns one off."""
+    """Random changes of the training images; 0 or false turns a change off."""
 
-    flip: bool = _flag(False, "mirror left and right")
-    shift: float = _number(0.1, "move by up to this part of the side", 0, 0.5)
-    rotate_deg: float = _number(10.0, "turn by up to this many degrees", 0, 180)
-    zoom: float = _number(0.1, "enlarge or shrink by up to this part", 0, 0.9)
-    brightness: float = _number(0.1, "lighten or darken by up to this part of the range", 0, 1)
-    contrast: float = _number(0.1, "raise or lower the contrast by up to this part", 0, 1)
-    crop: float = _number(0.0, "cut out a part and enlarge it, losing up to this part of the area", 0, 0.95)
-    saturation: float = _number(0.0, "more or less colourful by up to this part; not for grey pictures", 0, 1)
-    hue_deg: float = _number(0.0, "turn all colours by up to this angle; not for grey pictures", 0, 180)
-    motion_blur: float = _number(0.0, "smear along a line of up to this part of the side", 0, 0.3)
-    exposure_stops: float = _number(0.0, "expose by up to this many stops more or less", 0, 4)
-    gamma: float = _number(0.0, "bend the tones by an exponent of up to 1 plus this, or one over it", 0, 3)
-    noise: float = _number(0.0, "sensor noise with a deviation of up to this part of the range", 0, 0.5)
-    jpeg: int = _number(0, "store as JPEG with a quality from this to 100", 0, 100)
-    cutout: float = _number(0.0, "cover a square with this part of the side", 0, 0.9)
-    mixup: float = _number(0.0, "blend pairs of pictures and their labels; Beta's alpha, 0.2 is usual", 0, 10)
-    cutmix: float = _number(0.0, "paste a part of one picture into another; Beta's alpha, 1 is usual", 0, 10)
-    randaugment: int = _number(0, "so many more changes per picture, drawn from RandAugment's fourteen", 0, 8)
-    randaugment_strength: float = _number(0.3, "of randaugment's changes; 1 is the strongest that it knows", 0, 1)
+    flip: bool = _flag(False, "mirror horizontally")
+    shift: float = _number(0.1, "shift by up to this fraction of the side", 0, 0.5)
+    rotate_deg: float = _number(10.0, "rotate by up to this many degrees", 0, 180)
+    zoom: float = _number(0.1, "enlarge or shrink by up to this fraction", 0, 0.9)
+    brightness: float = _number(0.1, "change the brightness by up to this fraction of the range", 0, 1)
+    contrast: float = _number(0.1, "change the contrast by up to this fraction", 0, 1)
+    crop: float = _number(0.0, "crop and enlarge, removing up to this fraction of the area", 0, 0.95)
+    saturation: float = _number(0.0, "change the saturation by up to this fraction; not for grayscale images", 0, 1)
+    hue_deg: float = _number(0.0, "rotate the hue by up to this many degrees; not for grayscale images", 0, 180)
+    motion_blur: float = _number(0.0, "motion blur of a length of up to this fraction of the side", 0, 0.3)
+    exposure_stops: float = _number(0.0, "change the exposure by up to this many stops", 0, 4)
+    gamma: float = _number(0.0, "gamma correction: gamma is drawn from [1/(1+g), 1+g]", 0, 3)
+    noise: float = _number(0.0, "sensor noise with a standard deviation of up to this fraction of the range", 0, 0.5)
+    jpeg: int = _number(0, "compress as JPEG with a quality from this to 100", 0, 100)
+    cutout: float = _number(0.0, "cover a square with this fraction of the side", 0, 0.9)
+    mixup: float = _number(
+        0.0, "blend pairs of images and their labels; alpha of the beta distribution, usually 0.2", 0, 10
+    )
+    cutmix: float = _number(
+        0.0, "paste a part of one image into another; alpha of the beta distribution, usually 1", 0, 10
+    )
+    randaugment: int = _number(0, "number of further changes per image, drawn from the 14 of RandAugment", 0, 8)
+    randaugment_strength: float = _number(0.3, "strength of the changes of randaugment; 1 = the strongest", 0, 1)
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed, so that labels become shares of classes."""
+        """Whether images are mixed, so that a label becomes a share of each class."""
         return bool(self.mixup or self.cutmix)
 
     @property
     def unmixed(self) -> AugmentSection:
-        """The same without mixing: each picture has one label."""
+        """The same section without mixup and cutmix: each image has one label."""
         return replace(self, mixup=0.0, cutmix=0.0)
 
     @property
     def active(self) -> dict[str, Any]:
-        """The keys that change something, with their values."""
+        """The keys of the changes that are turned on, with their values."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self)}
         if not self.randaugment:
             del chosen["randaugment_strength"]
@@ -235,7 +239,7 @@ class ModelSection:
         "0 or 0.05 to 4",
         lambda value: value == 0 or 0.05 <= value <= 4,
     )
-    dropout: float = _number(0.0, "part of the activations dropped before the dense layers", 0, 0.9)
+    dropout: float = _number(0.0, "dropout rate before the dense layers", 0, 0.9)
     weights: str = _text(
         AUTO,
         "initial weights: none (random), imagenet (downloaded by Keras), a run, a .keras or .h5 file, or auto: "
@@ -251,96 +255,127 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    """The fitting."""
+    """The training."""
 
     epochs: int = _number(0, "training epochs; 0 = 15 to 60 by the number of training images", 0, 100000)
-    batch_size: int = _number(0, "pictures per step; 0 = 16 to 128 by the amount of data", 0, 65536)
-    optimizer: str = _choice("adam", "sgd has Nesterov momentum 0.9 and wants a rate of 0.05 to 0.2", ("adam", "sgd"))
-    learning_rate: float = _number(0.002, "the highest learning rate", 1e-8, 10)
+    batch_size: int = _number(0, "number of images per step; 0 = 16 to 128 by the number of training images", 0, 65536)
+    optimizer: str = _choice(
+        "adam", "adam, or sgd with Nesterov momentum 0.9, which needs a learning rate of 0.05 to 0.2", ("adam", "sgd")
+    )
+    learning_rate: float = _number(0.002, "highest learning rate of the schedule", 1e-8, 10)
     weight_decay: float = _number(
         0.0, "decoupled weight decay of kernels, times the learning rate; 0.005 suits sgd, 0.01 to 0.1 adam", 0, 1
     )
     schedule: str = _choice(
         "cosine",
-        "learning rate over the run; plateau halves it when validation stalls",
+        "learning-rate schedule; plateau halves the rate when the validation loss stalls",
         ("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = _number(
         0.5, "epochs over which the learning rate rises from zero, at the start of each stage", 0, 1000
     )
     restarts: str = _text(
-        "", "epochs before which the schedule starts again, as 10, 20; train --resume --epochs +N adds one"
+        "", "epochs before which the schedule starts again, such as 10, 20; train --resume --epochs +N adds one"
     )
-    class_weights: str = _choice(
-        "none", "balanced gives rare classes the weight of frequent ones", ("none", "balanced")
-    )
+    class_weights: str = _choice("none", "balanced = all classes contribute equally to the loss", ("none", "balanced"))
     early_stopping: int = _number(
-        0, "end a stage after this many epochs without a better validation; 0 = never", 0, 100000
+        0, "end a stage after this many epochs without a better validation result; 0 = never", 0, 100000
     )
-    device: str = _choice("auto", "auto takes a GPU when TensorFlow sees one", ("auto", "cpu", "gpu"))
-    mixed_precision: bool = _flag(False, "compute in float16 (GPU) or bfloat16 (some CPUs) where it is safe")
-    xla: bool = _flag(False, "compile the step by XLA: slower to start, often faster on a GPU")
-    accumulate: int = _number(1, "compute a batch's gradients in so many parts, for less memory", 1, 4096)
-    max_hours: float = _number(0.0, "finish with the best epoch before so many hours are over; 0 = no limit", 0, 1e6)
-    price_per_hour: float = _number(0.0, "of this machine, to tell the cost so far and to come", 0, 1e6)
-    workers_wait_s: float = _number(600.0, "how long workers of TF_CONFIG wait for each other at the start", 1, 86400)
-    tensorboard: bool = _flag(False, "write a log for TensorBoard into the run")
+    device: str = _choice("auto", "device to train on; auto = a GPU if TensorFlow finds one", ("auto", "cpu", "gpu"))
+    mixed_precision: bool = _flag(
+        False, "compute in float16 (GPU) or bfloat16 (some CPUs), except where float32 is needed"
+    )
+    xla: bool = _flag(False, "compile the training step with XLA: slower to start, often faster on a GPU")
+    accumulate: int = _number(
+        1,
+        "gradient accumulation: number of parts of a batch that are computed one after the other, to save memory",
+        1,
+        4096,
+    )
+    max_hours: float = _number(0.0, "finish with the best epoch before this many hours are over; 0 = no limit", 0, 1e6)
+    price_per_hour: float = _number(
+        0.0, "price of this machine, to show the cost of the training; 0 = do not show it", 0, 1e6
+    )
+    workers_wait_s: float = _number(
+        600.0, "seconds that the workers of TF_CONFIG wait for each other at the start", 1, 86400
+    )
+    tensorboard: bool = _flag(False, "write a TensorBoard log into the run")
 
 
 @dataclass(frozen=True)
 class TransferSection:
-    """How a training begins that has weights to start from (model.weights)."""
+    """The stages of a training that starts from trained weights (model.weights)."""
 
-    frozen: float = _number(0.1, "part of the epochs in which the classes' layer learns alone", 0, 1)
+    frozen: float = _number(0.1, "fraction of the epochs in which only the head learns", 0, 1)
     unfreeze: float = _number(
-        0.25, "part of the epochs over which the layers before join it, the last ones first", 0, 1
+        0.25, "fraction of the epochs over which the other layers are unfrozen, the last ones first", 0, 1
     )
-    rate: float = _number(0.3, "learning rate from then on, as part of train.learning_rate", 1e-6, 1)
-    freeze_bn: bool = _flag(True, "batch normalisation keeps the statistics that came with the weights")
+    rate: float = _number(0.3, "factor on train.learning_rate once other layers than the head learn", 1e-6, 1)
+    freeze_bn: bool = _flag(True, "batch normalization keeps the statistics of the initial weights")
 
 
 @dataclass(frozen=True)
 class DistillSection:
-    """Learning from what other runs answer (edgerec distill)."""
+    """Learning from the outputs of other runs (edgerec distill)."""
 
-    teachers: str = _text("", "runs whose mean answer the model learns, separated by commas; none: labels alone")
-    weight: float = _number(0.7, "part of the loss that is the distance to that answer; the rest is the labels'", 0, 1)
-    temperature: float = _number(4.0, "softens the answers: how alike classes look counts for more", 0.1, 100)
+    teachers: str = _text(
+        "", "runs whose mean output the model learns, separated by commas; empty = learn from labels only"
+    )
+    weight: float = _number(
+        0.7, "weight in the loss of the distance to that output; the rest is the loss of the labels", 0, 1
+    )
+    temperature: float = _number(
+        4.0,
+        "temperature of the softmax of teachers and student; a higher one gives unlikely classes more weight",
+        0.1,
+        100,
+    )
 
 
 @dataclass(frozen=True)
 class CompressSection:
     """Pruning, clustering and quantization."""
 
-    method: str = _choice("auto", "how to compress; auto takes ptq, or qat where ptq loses too much", METHODS)
-    channels: float = _number(0.4, "part of the int8 time, as estimated, that channels saves by removing some", 0, 0.9)
-    sparsity: float = _number(0.5, "part of the weights that prune sets to zero", 0, 0.98)
-    schedule: str = _choice(
-        "polynomial", "the sparsity rises over half of the pruning, or is there at once", ("polynomial", "constant")
+    method: str = _choice("auto", "compression method; auto = ptq, or qat if ptq loses too much accuracy", METHODS)
+    channels: float = _number(
+        0.4, "fraction of the estimated int8 time that channels saves by removing channels", 0, 0.9
     )
-    weight_bits: int = _number(8, "bits that qat takes of each int8 weight: fewer make a smaller download", 5, 8)
-    clusters: int = _number(16, "different values that cluster leaves in each layer's weights", 2, 256)
-    skip: str = _text("", "layers that prune and cluster leave alone: names or patterns, as 'logits, conv2d*'")
-    float_layers: str = _text("", "layers that mixed leaves float: names or patterns, as for skip")
-    epochs: int = _number(3, "passes of each fine-tuning: prune, cluster and qat", 1, 100000)
+    sparsity: float = _number(0.5, "fraction of the weights that prune sets to zero", 0, 0.98)
+    schedule: str = _choice(
+        "polynomial",
+        "sparsity schedule: it rises over half of the pruning (polynomial), or is the same from the start (constant)",
+        ("polynomial", "constant"),
+    )
+    weight_bits: int = _number(
+        8, "bits of each int8 weight that qat uses; with fewer bits the file compresses better", 5, 8
+    )
+    clusters: int = _number(16, "number of different weights that cluster leaves in each layer", 2, 256)
+    skip: str = _text("", "layers that prune and cluster do not change: names or patterns, such as 'logits, conv2d*'")
+    float_layers: str = _text("", "layers that mixed keeps in float: names or patterns, as for skip")
+    epochs: int = _number(3, "number of epochs of each fine-tuning (channels, prune, cluster and qat)", 1, 100000)
     learning_rate: float = _number(
         0.0,
-        "of the fine-tuning; 0 = a part of train.learning_rate by the method: 0.01 for qat, all after pruning",
+        "highest learning rate of each fine-tuning; 0 = a fraction of train.learning_rate that depends on the method",
         0,
         10,
     )
     teacher_weight: float = _number(
-        1.0, "part of the fine-tuning's loss that is the distance to the float model's answers; the rest: labels", 0, 1
+        1.0, "weight in the loss of the distance to the float model's outputs; the rest is the loss of the labels", 0, 1
     )
-    calibration: str = _text("stratified", "what ptq sees: a recipe in calibration/, a .toml file, or a set's folder")
-    max_drop: float = _number(1.0, "points of test top-1 that a variant may lose before it is refused", 0, 100)
+    calibration: str = _text(
+        "stratified",
+        "images that calibrate ptq: a recipe in calibration/, a .toml file, or the folder of a calibration set",
+    )
+    max_drop: float = _number(1.0, "percentage points of test accuracy that a variant may lose", 0, 100)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All sections, complete and checked when built; :func:`dataclasses.replace` makes another."""
+    """All sections of a recipe, validated when it is built; :func:`dataclasses.replace` creates a variation."""
 
-    seed: int = _number(0, "random seed of the split, the weights, the order and the augmentation", 0, 2**31 - 1)
+    seed: int = _number(
+        0, "seed of the split, the initial weights, the order of the images and the augmentation", 0, 2**31 - 1
+    )
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     model: ModelSection = field(default_factory=ModelSection)

@@ -111,11 +111,15 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """What ``contents`` identifies: ``files`` by their bytes, or rows of ``arrays`` by their pixels."""
+        """What ``contents`` identifies: ``files`` by their bytes, rows of ``arrays`` by their pixels, or both."""
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
         parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
-        return "arrays" if all(isinstance(part, Arrays) for part in parts) else "files"
+        return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
+
+    def identifies(self, contents_of: str) -> bool:
+        """Return whether its digests can be compared with those of another data set, given its ``contents_of``."""
+        return self.contents is not None and not set(contents_of.split("+")).isdisjoint(self.contents_of.split("+"))
 
     @property
     def packed(self) -> Packed | None:

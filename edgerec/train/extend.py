@@ -44,7 +44,9 @@ def extend(run: Run, epochs: int) -> None:
             f"{run.path} has no checkpoint of its last epoch, from which to continue: train a new run that starts from "
             f"its weights, with --weights {run.path / 'model.keras'}"
         )
-    planned, train = recipe.train.epochs, recipe.train
+    train = recipe.train
+    # A training without further stages is complete where it ended, although more epochs were planned.
+    planned = last if len(stages(recipe)) == 1 else train.epochs
     before = f"{train.restarts}, " if train.restarts.strip() else ""
     spent_hours = sum(row["seconds"] for row in history) / 3600
     longer = replace(

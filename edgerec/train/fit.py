@@ -84,19 +84,19 @@ def fit(
     """Train as a recipe describes, and write a run.
 
     Args:
-        recipe: what to do; with ``resume`` the run's own recipe is used instead.
+        recipe: all settings; with ``resume`` the run's own recipe is used instead.
         out: the run's folder.
-        resume: go on from the last checkpoint in ``out``.
-        overwrite: replace a run that is there.
-        listener: told of the progress.
+        resume: continue from the last checkpoint in ``out``.
+        overwrite: replace an existing run.
+        listener: receives the progress.
         on_epoch: called with the number and the Keras model after every epoch.
-        finish: without it the run is left unfinished after its last epoch, and nobody looks at the held-out
-            pictures; ``resume`` finishes it.
+        finish: if False, the run stays unfinished after its last epoch, and the test images are not used; ``resume``
+            finishes it.
         more_epochs: with ``resume``, add this many epochs to a finished run, see :func:`edgerec.train.extend.extend`.
 
     Raises:
-        EdgerecError: the recipe, the data or the folder do not allow it.
-        TrainError: the loss became NaN; the checkpoints before stay.
+        EdgerecError: the recipe, the data or the folder cannot be used.
+        TrainError: the loss became NaN. Earlier checkpoints are kept.
     """
     run = Run.at(out)
     if more_epochs:
@@ -142,10 +142,10 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Whether a training by this recipe was begun in ``out``: one command then begins it and goes on with it.
+    """Return whether a training by this recipe was begun in ``out``, so that the same command can begin and resume it.
 
     Raises:
-        RecipeError: one was begun there by another recipe.
+        RecipeError: a training by another recipe was begun there.
     """
     run = Run.at(out)
     if not run.begun:
@@ -169,7 +169,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """The recipe with nothing left to be chosen, and its data."""
+    """Return the recipe with all values chosen, its data, and the split of the data."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
     dataset, section = load(
@@ -183,11 +183,13 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
     train = with_epochs(recipe.train, len(parts.train))
     size, accumulate = train.batch_size, train.accumulate
     if size < recipe.train.batch_size:
-        log.warning("train.batch_size is %d: taking %d, all there are to train", recipe.train.batch_size, size)
+        log.warning(
+            "train.batch_size is %d: using %d, because there are no more training images", recipe.train.batch_size, size
+        )
     if size % accumulate:
         raise RecipeError(
-            f"train.accumulate is {accumulate}, expected a divisor of the batch of {size}: with {len(parts.train)} "
-            f"pictures to train, set train.batch_size to a multiple of {accumulate} that is no more than that"
+            f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
+            f"multiple of {accumulate} that is not above {len(parts.train)}, the number of training images"
         )
     return replace(recipe, data=placed(section), train=train), dataset, parts
 
@@ -268,7 +270,7 @@ def _refuse(run: Run, recipe: Recipe, overwrite: bool) -> None:
     checked_output(run.path, inputs, data=recipe.data.source, folder=True)
     if run.begun and not run.finished and not overwrite:
         raise OutputExistsError(
-            f"{run.path} holds an unfinished training: add --resume to go on, or --overwrite to start again"
+            f"{run.path} has an unfinished training: add --resume to continue it, or --overwrite to start again"
         )
     refuse_existing(run.path, overwrite, ours=run.begun)
 
@@ -283,7 +285,7 @@ def _check_names(recipe: Recipe) -> None:
 
 def _resumable(run: Run) -> Recipe:
     if not run.begun:
-        raise EdgerecError(f"{run.path} has nothing to resume: it is no run; train without --resume")
+        raise EdgerecError(f"{run.path} cannot be resumed, because it is not a run: train without --resume")
     return run.recipe
 
 
@@ -309,7 +311,7 @@ def _start(
 
 def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
     if dataset.digest != run.split_record["digest"]:
-        raise DataError(f"the pictures changed since {run.path} was begun: train again with --overwrite")
+        raise DataError(f"The images have changed since {run.path} was begun: train again with --overwrite")
     for path in sorted(checkpoints(run).values(), reverse=True):
         try:
             refuse_modules(path)

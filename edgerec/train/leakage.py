@@ -63,7 +63,7 @@ class Exposure:
     def _recorded(
         cls, contents: Mapping[str, str], dataset: Dataset, seed: int, data: Mapping[str, Any]
     ) -> Exposure | None:
-        if contents["of"] != dataset.contents_of:
+        if not dataset.identifies(contents["of"]):
             return None
         train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
         keys = ", ".join(f"data.{key}={data[key]!r}" for key in ("test_fraction", "val_fraction", "group_by"))

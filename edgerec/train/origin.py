@@ -43,7 +43,7 @@ def origin_of_run(run: Run) -> Origin:
         if dataset.digest == record["digest"]:
             return _of_split(dataset, recorded_split(dataset, record))
         contents = record.get("contents")
-        if not contents or dataset.contents is None or contents["of"] != dataset.contents_of:
+        if not contents or dataset.contents is None or not dataset.identifies(contents["of"]):
             return None
         known = shortened(dataset.contents)
         found = np.full(len(known), "", "<U5")
@@ -65,7 +65,7 @@ def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _of_split(dataset, split_dataset(dataset, recipe.data, recipe.seed))
-        if dataset.contents is None or summary.get("of") != dataset.contents_of:
+        if dataset.contents is None or not dataset.identifies(str(summary.get("of"))):
             return None
         try:
             sketch, moved = (separated_digests(summary[key]) for key in ("sketch", "moved"))

@@ -151,11 +151,11 @@ class Run:
         """The data set that the run was trained on, and its split.
 
         Args:
-            source: where the pictures are now, if they were moved.
-            listener: told of the reading.
+            source: where the images are now, if they were moved. Merged folders must keep their names.
+            listener: receives the progress.
 
         Raises:
-            DataError: the pictures are others than they were.
+            DataError: the images have changed.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         answers = self.answers()
@@ -164,9 +164,10 @@ class Run:
         classes = 1 if self.reconstructs else 2
         dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
         if dataset.digest != self.split_record["digest"]:
+            names = "" if len(recipe.data.places) == 1 else ", under the same folder names,"
             raise DataError(
-                f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): "
-                "bring the old pictures back, give their new place with --data, or train again"
+                f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): restore the old "
+                f"images{names}, say where they are with --data, or train again"
             )
         if answers is not None:
             log.warning(AGREEMENT)
