@@ -140,6 +140,14 @@ def test_a_finished_run_is_extended(tmp_path, here):
     assert run.recipe.train.restarts == "2, 5"
 
 
+def test_a_training_that_ended_early_is_extended_from_its_end(tmp_path):
+    out = tmp_path / "run"
+    trained(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
+    run, _ = trained(out, {}, resume=True, more_epochs=2)
+    # The first stage has no epochs left, so that the extension does not continue it.
+    assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
+
+
 def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):
     for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
         assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2

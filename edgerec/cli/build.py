@@ -20,7 +20,9 @@ def build(
     out: Path | None = typer.Option(
         None, "--out", "-o", help="Folder for the run; the bundle is written beside it. [default: runs/NAME]"
     ),
-    data: list[str] | None = typer.Option(None, help="Another data set to merge with the first; may be repeated."),
+    data: list[str] | None = typer.Option(
+        None, help="Data set to merge with DATA, or to use instead of the recipe's data; may be repeated."
+    ),
     arch: str | None = typer.Option(None, help="Architecture; edgerec models lists them."),
     epochs: int | None = typer.Option(None, help="Number of training epochs."),
     method: str | None = typer.Option(None, help="Compression method, as for edgerec quantize."),
@@ -49,7 +51,8 @@ def build(
         try:
             made = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command continues", err=True)
+            without = " without --overwrite" * overwrite
+            typer.echo(f"interrupted; run the same command{without} again to continue", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(made.to_dict())
