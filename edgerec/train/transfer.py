@@ -66,7 +66,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     ends = [*restarts(recipe), train.epochs]
     found = _first_stages(recipe, ends[0])
     # A recipe can end with the head alone, or with a group of layers at a constant rate; a restart trains all layers.
-    rate = train.learning_rate * (1.0 if recipe.model.weights == "none" else recipe.transfer.rate)
+    rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
     found += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
     return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(found)]
 
