@@ -122,7 +122,16 @@ def test_no_right_image_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["labels.txt", "class_indices.json", "m_labels.txt", "retrained_labels.txt", "dict.txt", "id2label.json"]
+    "name",
+    [
+        "labels.txt",
+        "class_indices.json",
+        "m_labels.txt",
+        "retrained_labels.txt",
+        "dict.txt",
+        "id2label.json",
+        "coco.names",
+    ],
 )
 def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
     """The model guesses, so that only the file can tell."""

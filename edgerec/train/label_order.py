@@ -121,7 +121,8 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
         for path in sorted(itertools.islice(folder.iterdir(), MAX_FILES)):
             if path.suffix.casefold() not in _SUFFIXES or not path.is_file():
                 continue
-            if not (_belongs(path, model) or _SIMILAR.fullmatch(path.stem)):
+            similar = path.suffix.casefold() == ".names" or _SIMILAR.fullmatch(path.stem)
+            if not (similar or _belongs(path, model)):
                 continue
             try:
                 labels = read_labels(path, outputs)
