@@ -4,7 +4,7 @@ The package and its tests are copied to a temporary folder. Each mutation of the
 file there, runs the test that should fail, and restores the file. A mutation is *killed* if its test fails with it and
 passes without it, and *survived* if its test passes in both cases. The exit code is 1 unless all mutations were killed.
 
-    python benchmarks/mutations.py [--only TEXT] [--jobs 2]
+    python benchmarks/mutations.py [--only TEXT,TEXT] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -560,12 +560,18 @@ def outcome_of(mutation: Mutation, folder: Path) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="Run mutations whose function, file or test contains this text.")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="Run mutations whose function, file or test contains one of these texts, separated by commas.",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Number of tests that run at a time. [default: 1]")
     parser.add_argument("--skip-unmutated", action="store_true", help="Do not run the tests without mutations first.")
     arguments = parser.parse_args()
     check_table(MUTATIONS)
-    chosen = tuple(m for m in MUTATIONS if arguments.only in f"{m.function} {m.file} {m.test}")
+    chosen = tuple(
+        m for m in MUTATIONS if any(text in f"{m.function} {m.file} {m.test}" for text in arguments.only.split(","))
+    )
     if not chosen:
         sys.exit(f"error: no mutation contains {arguments.only!r}")
     with tempfile.TemporaryDirectory(prefix="edgerec-mutations-") as scratch:
