@@ -92,6 +92,22 @@ def test_link_instead_of_a_text_file_is_not_followed(copy, tmp_path):
     assert "leads out" in opened.warnings[0]
 
 
+@pytest.mark.parametrize("name", ["README.md", "model.tflite"])
+def test_link_to_itself_is_reported_without_traceback(copy, edgerec, name):
+    (copy / name).unlink()
+    (copy / name).symlink_to(name)
+    done = edgerec("verify", copy)
+    assert done.returncode == (1 if name == "model.tflite" else 0)
+    (line,) = done.stderr.splitlines()
+    assert f"{name} is missing" in line
+
+
+def test_bundle_whose_files_are_too_large_together_is_refused(copy, monkeypatch):
+    monkeypatch.setattr("edgerec.contract.bundle.MAX_BYTES", 100_000)
+    with pytest.raises(BundleError, match="do not trust it"):
+        Bundle.open(copy)
+
+
 @pytest.mark.parametrize("prefix", ["", "digits-rpi/"])
 def test_files_added_to_a_zip_cause_warnings(bundle, tmp_path, prefix):
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:

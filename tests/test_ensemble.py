@@ -152,7 +152,7 @@ def test_the_command_line(bundle, other, tmp_path, edgerec):
         path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
     }
     assert Bundle.open(out).manifest.decision.threshold == 0.6
-    assert "2 models answer together" in (out / "README.md").read_text()
+    assert "2 models are combined" in (out / "README.md").read_text()
     assert "already exists" in one_line(edgerec("ensemble", bundle, other, "--out", out))
     assert edgerec("ensemble", bundle, other, "--out", out, "--overwrite").returncode == 0
     assert "unknown combination 'sum'" in one_line(

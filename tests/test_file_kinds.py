@@ -116,3 +116,12 @@ def test_archive_is_recognized_without_reading_all_of_it(tmp_path):
     assert "SavedModel" in describe_file(tmp_path / "big.zip")
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
+
+
+def test_endless_device_is_not_read(monkeypatch):
+    monkeypatch.setattr("edgerec.runtime.classifier.MAX_IMAGE_BYTES", 1 << 20)
+    with pytest.raises(EdgerecError, match="/dev/zero cannot be read: it is larger than 1 MiB"):
+        read_image("/dev/zero")
+    monkeypatch.setattr("edgerec.runtime.finished.MAX_MODEL_BYTES", 1 << 20)
+    with pytest.raises(EdgerecError, match="larger than 1 MiB"):
+        import_tflite("/dev/zero", "out", labels="labels.txt")

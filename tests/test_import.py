@@ -329,7 +329,7 @@ def test_bundles_are_written_as_export_writes_them(given, tmp_path, picture):
     assert opened.manifest.name == "birds"
     assert json.loads(opened.files[GOLDEN])["vectors"][0]["from"] == "noise.png"
     readme = opened.files["README.md"].decode()
-    assert "made elsewhere and imported as it is" in readme
+    assert "made with another tool and imported" in readme
     assert "Scores: softmax of its output" in readme
     with pytest.raises(OutputExistsError):
         import_tflite(path, tmp_path / "birds.zip", **options)
@@ -413,7 +413,7 @@ def test_the_command_line(given, tmp_path, picture, edgerec):
     assert "already exists" in one_line(edgerec(*command))
     done = edgerec(*command, "--overwrite")
     assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
-    assert "verified 1 golden pictures" in done.stdout
+    assert "verified 1 golden images" in done.stdout
 
 
 def test_coral_s_mobilenet_says_what_it_is(real_data, tmp_path, edgerec):

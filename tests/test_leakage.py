@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgerec import EdgerecError, Recipe, Run, adopt, distill, evaluate, export_bundle, fit, tune
 from edgerec.errors import DataError, RecipeError
+from edgerec.train.leakage import Exposure
+from edgerec.train.run import TRAINED_IMAGES
 from tests.test_split import write_images
 
 QUICK = {
@@ -215,3 +219,10 @@ def test_bundle_of_an_older_version_claims_nothing(trained, exported, folder, tm
     bundle = export_bundle(Run.open(old), "desktop", variant="float32").bundle
     figures = evaluate(bundle, str(folder))
     assert (figures.split, figures.training_images) == ("all", None)
+
+
+@pytest.mark.parametrize("record", ["[" * 100_000, "5", '{"contents": {"of": 1}}'])
+def test_damaged_record_in_a_model_file_counts_as_no_record(tmp_path, record):
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr(TRAINED_IMAGES, record)
+    assert Exposure.of_file(tmp_path / "m.keras", SimpleNamespace(contents_of="files")) is None

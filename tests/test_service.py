@@ -426,7 +426,7 @@ def test_install_in_earnest(bundle, tmp_path):
     if "System packages that are missing" in done.stdout:
         pytest.skip(f"needs {done.stdout.splitlines()[0].partition(': ')[2]}")
     assert done.returncode == 0, done.stderr
-    assert "golden pictures equal" in done.stdout
+    assert "golden images equal" in done.stdout
     package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
     shipped = package / "_shipped" / "targets" / "service"
     assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}

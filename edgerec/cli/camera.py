@@ -27,86 +27,111 @@ def camera(
         "--source",
         "-s",
         help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
-        "synthetic:640x480@30. Several may be given; they take turns.",
+        "synthetic:640x480@30. May be repeated; the sources take turns.",
     ),
-    headless: bool = typer.Option(False, "--headless", help="No window: one line per frame, with its own label."),
-    json: bool = typer.Option(False, "--json", help="No window: one JSON object per frame and change of state."),
-    csv: Path | None = typer.Option(None, help="Write a row per frame into this table."),
-    csv_append: bool = typer.Option(False, "--csv-append", help="Go on in a table that is there, as a service does."),
-    video: Path | None = typer.Option(None, help="Write the frames with their answers into this .mp4 or .avi."),
-    save: str = typer.Option("", help="Save pictures: low-confidence, changes or all."),
-    save_dir: Path | None = typer.Option(None, help="Folder for them: FOLDER/LABEL/….jpg, as edgerec train takes it."),
-    save_max: str = typer.Option("500MB", help="Room for them; the oldest go first."),
-    save_below: float = typer.Option(0.6, min=0, max=1, help="A score below this is a low confidence."),
-    save_every: float = typer.Option(0.0, min=0, help="Seconds between two saved pictures of a source."),
+    headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
+    json: bool = typer.Option(
+        False,
+        "--json",
+        help="Print one JSON object per frame and per change of a source's state instead of opening a window.",
+    ),
+    csv: Path | None = typer.Option(None, help="Write one row per frame to this CSV file."),
+    csv_append: bool = typer.Option(False, "--csv-append", help="Append to an existing CSV file."),
+    video: Path | None = typer.Option(None, help="Write the frames with their predictions to this .mp4 or .avi file."),
+    save: str = typer.Option("", help="Save images: low-confidence, changes or all."),
+    save_dir: Path | None = typer.Option(
+        None, help="Folder for saved images, one subfolder per label, as edgerec train reads it."
+    ),
+    save_max: str = typer.Option("500MB", help="Largest total size of saved images; the oldest are deleted first."),
+    save_below: float = typer.Option(0.6, min=0, max=1, help="Scores below this count as low confidence."),
+    save_every: float = typer.Option(
+        0.0, min=0, help="Shortest time between two saved images of a source, in seconds."
+    ),
     mqtt: str = typer.Option(
         "", metavar="URL", help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX; the password from EDGEREC_MQTT_PASSWORD."
     ),
-    mqtt_results: float = typer.Option(0.0, min=0, help="Results per second of each source to publish, too."),
-    mqtt_discovery: str = typer.Option("homeassistant", help="Home Assistant's prefix; empty announces nothing."),
-    queue_dir: Path | None = typer.Option(None, help="Where messages wait while the broker is away."),
+    mqtt_results: float = typer.Option(0.0, min=0, help="Also publish this many results per second and source."),
+    mqtt_discovery: str = typer.Option(
+        "homeassistant", help="Topic prefix for Home Assistant's discovery; empty turns it off."
+    ),
+    queue_dir: Path | None = typer.Option(None, help="Folder for messages while the broker cannot be reached."),
     webhook: str = typer.Option(
         "", metavar="URL", help="POST each new decision as JSON; EDGEREC_WEBHOOK_SECRET signs it."
     ),
     metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9464]"),
     web: str = typer.Option(
-        "", metavar="[HOST:PORT]", help="A web page with the live picture. [default: 127.0.0.1:8000]"
+        "", metavar="[HOST:PORT]", help="Serve a web page with the live image. [default: 127.0.0.1:8000]"
     ),
     web_token: str | None = typer.Option(
-        None, envvar="EDGEREC_WEB_TOKEN", help="The page's token, 8 characters or more. [default: made and printed]"
+        None,
+        envvar="EDGEREC_WEB_TOKEN",
+        help="Token of the web page, at least 8 characters. [default: generated and printed]",
     ),
     web_save: Path | None = typer.Option(
-        None, help="Folder for the pictures that people label on the page: FOLDER/LABEL/….png."
+        None, help="Folder for images that are labeled on the web page, one subfolder per label."
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the table and the video."),
-    max_frames: int | None = typer.Option(None, min=1, help="End after so many answers."),
-    threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the CSV file and the video."),
+    max_frames: int | None = typer.Option(None, min=1, help="Stop after this many predictions."),
+    threshold: float | None = typer.Option(
+        None, min=0, max=1, help="Score below which the label is unknown. [default: the bundle's]"
+    ),
     threads: int = typer.Option(
-        0, min=0, max=256, help="Threads; 0 takes the bundle's number, measures once; for files, all processors."
+        0,
+        min=0,
+        max=256,
+        help="Number of threads; 0 uses the bundle's number or measures the best one; all CPUs for files.",
     ),
     delegate: str | None = typer.Option(
-        None, help="Shared library of a delegate, as libedgetpu.so.1; gpu; none: the processor."
+        None,
+        help="Shared library of a delegate, e.g. libedgetpu.so.1; gpu; or none for the CPU. [default: the bundle's]",
     ),
     delegate_option: list[str] = typer.Option(
-        [], help="KEY=VALUE for the delegate, as device=usb:1 for the second stick. May be given several times."
+        [], help="KEY=VALUE for the delegate, e.g. device=usb:1 for the second USB device. May be repeated."
     ),
-    fallback: bool = typer.Option(False, "--fallback", help="Run on the processor where the delegate does not load."),
-    size: str | None = typer.Option(None, help="What a camera is asked for, as 1280x720."),
+    fallback: bool = typer.Option(False, "--fallback", help="Use the CPU if the delegate cannot be loaded."),
+    size: str | None = typer.Option(None, help="Image size to request from a camera, e.g. 1280x720."),
     rate: float = typer.Option(
         0.0,
         min=0,
         show_default=False,
         help="Frames per second to request. [default: a camera's own rate; 2 for an address of single images]",
     ),
-    pixel_format: str = typer.Option("", "--format", help="Pixel format that a camera is asked for, as MJPG."),
+    pixel_format: str = typer.Option("", "--format", help="Pixel format to request from a camera, e.g. MJPG."),
     roi: str | None = typer.Option(
-        None, help="Part of the picture: x,y,width,height in pixels; with no number above 1, as parts of the whole."
+        None,
+        help="Region to classify: x,y,width,height in pixels, or as fractions of the frame if no number is above 1.",
     ),
-    rotate: int = typer.Option(0, help="Turn the picture clockwise: 90, 180 or 270."),
-    mirror: bool = typer.Option(False, "--mirror", help="Left becomes right."),
-    every: int = typer.Option(1, min=1, help="Look at every n-th frame only."),
-    max_fps: float = typer.Option(0.0, min=0, help="Look at no more frames per second; 0 takes all."),
-    max_age: float = typer.Option(0.0, min=0, help="Leave out frames that waited longer, in seconds; 0 takes all."),
+    rotate: int = typer.Option(0, help="Rotate frames clockwise by 90, 180 or 270 degrees."),
+    mirror: bool = typer.Option(False, "--mirror", help="Mirror frames horizontally."),
+    every: int = typer.Option(1, min=1, help="Classify only every n-th frame."),
+    max_fps: float = typer.Option(
+        0.0, min=0, help="Largest number of frames per second to classify; 0 means no limit."
+    ),
+    max_age: float = typer.Option(
+        0.0, min=0, help="Drop frames that waited longer than this many seconds; 0 drops none."
+    ),
     motion: float = typer.Option(
-        0.0, min=0, max=1, help="Leave out frames of which no more than this part changed; 0 takes all."
+        0.0, min=0, max=1, help="Skip frames of which at most this fraction of the pixels changed; 0 skips none."
     ),
     decision: list[str] = typer.Option(
         [],
-        help="Other than the bundle decides, as smoothing=vote, memory=9, votes=5, hysteresis=0.1, least_s=1, "
-        "temperature=1.5. May be given several times.",
+        help="Override a decision setting of the bundle, e.g. smoothing=vote, memory=9, votes=5, hysteresis=0.1, "
+        "least_s=1, temperature=1.5. May be repeated.",
     ),
     loop: bool = typer.Option(False, "--loop", help="Start video files and folders again when they end."),
     give_up_after: float | None = typer.Option(
-        None, min=0, help="End with an error when a live source gave nothing for so many seconds. [default: never]"
+        None,
+        min=0,
+        help="Stop with an error when a live source has delivered no frame for this many seconds. [default: never]",
     ),
 ) -> None:
-    """Classify cameras, videos or folders in real time; q or Ctrl-C ends. A stream that is lost is connected again."""
+    """Classify frames of cameras, videos or folders until q or Ctrl-C. Lost streams are connected again."""
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.service import Service
     from edgerec.camera.states import Patience
 
     chatter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops the camera as Ctrl-C does
     live = Camera.open(
         bundle,
         source,

@@ -27,5 +27,5 @@ def ensemble(
         show_json(report.to_dict())
         return
     say(f"bundle   {report.bundle}  ({report.models} models, {report.combine}, {report.size_bytes:,} bytes)")
-    say(f"verified {report.golden} golden pictures")
+    say(f"verified {report.golden} golden images")
     suggest("evaluate", report.bundle, "--data", "FOLDER")

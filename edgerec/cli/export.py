@@ -62,7 +62,7 @@ def export(
             f"novelty  {found['variant']}, {found['size_bytes']:,} bytes: unknown above an error of "
             f"{found['threshold']:.5f}; {found['known_held_out']:.2%} of {found['images']} held-out pictures are known"
         )
-    say(f"verified {report.golden} golden pictures")
+    say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
         say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")

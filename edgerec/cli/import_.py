@@ -23,13 +23,15 @@ def check_choices(activation: str | None, fit: str | None) -> None:
 
 
 def import_(
-    model: Path = typer.Argument(..., help="A finished .tflite image classifier."),
+    model: Path = typer.Argument(..., help="A .tflite image classifier, made with any tool."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the bundle, or a .zip."),
     labels: Path | None = typer.Option(
         None,
         help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the model's metadata]",
     ),
-    target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
+    target: str = typer.Option(
+        "desktop", "--target", "-t", help="The device: a name from edgerec targets, or a .toml file."
+    ),
     normalise: str | None = typer.Option(
         None,
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
@@ -46,11 +48,15 @@ def import_(
         help="How an image with another aspect ratio becomes the input: crop the center, stretch, or pad with black. "
         "[default: as the apps of the tool that made the model, if it is recognized; otherwise stretch]",
     ),
-    pictures: list[Path] = typer.Option([], "--picture", help="A picture for the golden vectors; may be repeated."),
+    pictures: list[Path] = typer.Option(
+        [],
+        "--picture",
+        help="An image for the golden vectors; may be repeated. [default: images that edgerec contains]",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
 ) -> None:
-    """Write the bundle of a finished .tflite model."""
+    """Write a bundle from a .tflite model of another tool, and verify it."""
     from typing import cast
 
     from edgerec.contract.preprocess import Fit
@@ -84,10 +90,10 @@ def import_(
     say(f"scores   {report.output.dtype}, activation {report.activation}: {report.activation_reason}")
     if not report.sums_to_one:
         say("         the scores of an image need not add up to 1: several labels may apply to it, or none")
-    say(f"verified {report.golden} golden pictures")
+    say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
         say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
         if report.edgetpu.differences:
-            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the processor")
+            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the CPU")
     suggest("predict", report.bundle, "IMAGE")

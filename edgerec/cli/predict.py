@@ -13,7 +13,9 @@ from edgerec.cli.output import chatter, say
 def predict(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
     images: list[Path] = typer.Argument(..., help="Image files, or folders of images."),
-    threshold: float | None = typer.Option(None, min=0, max=1, help="Below this score: unknown."),
+    threshold: float | None = typer.Option(
+        None, min=0, max=1, help="Score below which the label is unknown. [default: the bundle's]"
+    ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
     """Classify image files."""

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
 def verify(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    on: str = typer.Option("", help="Prove it on this target's userland (rpi, rpi-32bit) under an emulator."),
-    data: str = typer.Option("", help="With --on: pictures whose answers there are compared with those here."),
-    pictures: int = typer.Option(300, min=1, help="With --data: so many of them at most."),
-    find_links: str = typer.Option("", help="With --on: a folder or address with more wheels, as pip's option."),
+    on: str = typer.Option("", help="Verify the bundle in an emulated system of this target: rpi or rpi-32bit."),
+    data: str = typer.Option(
+        "", help="With --on: images whose predictions are compared between that system and this machine."
+    ),
+    pictures: int = typer.Option(300, min=1, help="With --data: largest number of images."),
+    find_links: str = typer.Option("", help="With --on: a folder or URL with more wheels, as for pip --find-links."),
     json: bool = JsonOption,
 ) -> None:
-    """Check that a bundle is whole and answers as it did where it was made: here, or on a target's userland."""
+    """Check that a bundle is complete and gives the same scores here as on the machine that exported it."""
     from edgerec.errors import EdgerecError
 
     try:
         if on:
             _prove(bundle, on, data, pictures, find_links, json)
         elif data or find_links:
-            raise typer.BadParameter("--data and --find-links are for a target's userland: add --on rpi")
+            raise typer.BadParameter("--data and --find-links are for an emulated system: add --on rpi")
         else:
             _verify(bundle, json)
     except EdgerecError as error:
@@ -50,7 +52,7 @@ def _verify(bundle: Path, json: bool) -> None:
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
-    say(f"ok: {report.files} files whole, {report.pictures} golden pictures equal {how}")
+    say(f"ok: {report.files} files unchanged, scores of {report.pictures} golden images equal {how}")
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}")
 

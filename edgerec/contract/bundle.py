@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import stat
 import zipfile
@@ -14,12 +15,21 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from edgerec.contract.content import describe_file
-from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, sha256, user_path
+from edgerec.contract.files import (
+    checked_output,
+    read_at_most,
+    refuse_existing,
+    replacing,
+    replacing_folder,
+    sha256,
+    user_path,
+)
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 
 MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 1 << 30
+MAX_BYTES = 2 << 30  # all files together
 # What leads elsewhere on some system, or is in no file's name on any.
 _NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
 
@@ -67,6 +77,8 @@ class Bundle:
                 problem = _read_listed(read, path, name, digest, files)
             except BundleError as error:
                 problem = str(error)
+            if sum(map(len, files.values())) > MAX_BYTES:
+                raise BundleError(f"{path}: its files have more than {MAX_BYTES >> 20} MiB: do not trust it")
             if problem and name in manifest.runtime_files:
                 raise BundleError(problem)
             if problem:
@@ -184,11 +196,11 @@ def _reader(path: Path) -> Reader:
 def _folder_reader(path: Path) -> Reader:
     if not path.exists():
         raise BundleError(f"{path} does not exist; expected a bundle's folder or .zip (edgerec export)")
-    root = path.resolve()
+    root = os.path.realpath(path)
 
     def read(name: str) -> bytes | None:
         try:
-            file = (path / name).resolve()
+            file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for a link to itself
             if not file.is_relative_to(root):
                 raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
             if not file.is_file():
@@ -206,7 +218,7 @@ def _folder_reader(path: Path) -> Reader:
 
 def _zip_reader(path: Path) -> Reader:
     try:
-        archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+        archive = zipfile.ZipFile(io.BytesIO(read_at_most(path, MAX_BYTES)))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         kind = describe_file(path) or "is neither a folder nor a .zip"
         raise BundleError(f"{path} is not a bundle: it {kind}. edgerec export writes bundles") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,15 @@ _FILE_SUFFIXES = (
 def sha256(content: bytes) -> str:
     """Hex SHA-256 of ``content``."""
     return hashlib.sha256(content).hexdigest()
+
+
+def read_at_most(path: Path, limit_bytes: int) -> bytes:
+    """Return a file's content; raises :class:`OSError` if it is larger, e.g. a device that never ends."""
+    with path.open("rb") as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {limit_bytes >> 20} MiB", str(path))
+    return content
 
 
 def user_path(path: str | Path) -> Path:

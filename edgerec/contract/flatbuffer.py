@@ -14,6 +14,9 @@ from edgerec.contract.schema import tflite_schema
 from edgerec.errors import ModelError
 from edgerec.optional import require
 
+# Offsets in a flatbuffer are signed 32-bit integers.
+MAX_MODEL_BYTES = 1 << 31
+
 
 @dataclass(frozen=True)
 class Tensor:

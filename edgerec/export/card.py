@@ -19,14 +19,14 @@ def requirements(target: Target) -> str:
 
 
 def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, content: bytes = b"") -> str:
-    """The bundle's README.md: what to type, then the model card.
+    """Return the bundle's README.md: the commands, then the model card.
 
     Args:
-        manifest: of the bundle.
-        target: where it goes.
-        figures: of the variant on the held-out pictures, as :class:`edgerec.train.evaluate.Figures` gives them; None
-            for an imported model or an ensemble, of which nobody measured any.
-        content: the first model, of which sources are made.
+        manifest: the bundle's manifest.
+        target: the device.
+        figures: results of the variant on the test images, as :class:`edgerec.train.evaluate.Figures` has them; None
+            for an imported model or an ensemble, which were not measured.
+        content: the first model, from which C++ sources are generated.
     """
     if figures is not None:
         card = _card(manifest, figures)
@@ -36,7 +36,7 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, c
 
 
 def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
-    """What it is, and how the target takes it."""
+    """Return the title, and how the target uses the bundle."""
     if target.kind == "bundle":
         return _commands(manifest, target)
     title = [f"# {manifest.name}", "", f"An image classifier for: {target.title}.", ""]
@@ -48,7 +48,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
-        "Copy this folder there, open a terminal in it, and type:",
+        "Copy this folder to the device, open a terminal in the folder, and type:",
         "",
         "```sh",
         *(_filled(line) for line in target.commands),
@@ -56,16 +56,21 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         "",
     ]
     if target.system_packages:
-        lines += [f"Needed first, once: `sudo apt install {' '.join(target.system_packages)}`.", ""]
+        lines += [
+            f"Before that, install the system packages once: `sudo apt install {' '.join(target.system_packages)}`.",
+            "",
+        ]
     if target.service:
         lines += _service("Dockerfile" in service_files(target))
     return [
         *lines,
-        "`edgerec verify .` checks that the model gives the same scores there as where it was exported;",
-        "`edgerec predict . image.jpg` classifies an image.",
-        "`edgerec camera` with `--web`, `--mqtt` or `--metrics` needs",
+        "`edgerec verify .` checks that the model gives the same scores on this device as on the machine that exported",
+        "the bundle. `edgerec predict . image.jpg` classifies an image.",
+        "",
+        "The options `--web`, `--mqtt` and `--metrics` of `edgerec camera` need more packages:",
         '`pip install --find-links wheels "edgerec[web,mqtt,prometheus]"`.',
-        "The folder `wheels` contains the edgerec that exported this bundle; pip downloads all other packages.",
+        "The folder `wheels` contains the version of edgerec that exported this bundle. pip downloads all other",
+        "packages.",
         "",
     ]
 
@@ -73,7 +78,8 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 def _service(container: bool) -> list[str]:
     """Return the lines about install.sh and its service; ``container``: the bundle has a Dockerfile."""
     lines = [
-        "Or let the script install everything into `/opt/edgerec`. It lists system packages before it installs them:",
+        "Instead of these commands, a script can install everything into `/opt/edgerec`. It asks before it installs",
+        "system packages, and refuses a wheel of this bundle that was changed:",
         "",
         "```sh",
         "sudo sh install.sh              # --dry-run shows the steps, --undo removes everything again",
@@ -86,7 +92,7 @@ def _service(container: bool) -> list[str]:
         "## Where the predictions are",
         "",
         "The service shows them on a web page. `install.sh` prints its address, which includes the page's token.",
-        "The page is served only to the device itself. From another computer, type",
+        "The page can be opened only on the device. From another computer, type",
         "`ssh -L 8000:127.0.0.1:8000 USER@DEVICE` there and open that address.",
         "`/etc/default/edgerec` (readable by root) has the token and the options of `edgerec camera`. Change the",
         "options there, then type `sudo systemctl restart edgerec`:",
@@ -117,7 +123,7 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
         f"- Model: {model}, variant {manifest.variant}",
         _input(manifest),
         f"- {done}: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
-        f"- Measured on: {figures['images']} held-out pictures{against}",
+        f"- Measured on: {figures['images']} held-out test images{against}",
         "",
         "| form | top-1 | agrees with float Keras | bytes | gzip bytes |",
         "|---|---|---|---|---|",
@@ -127,13 +133,13 @@ def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
             f"| {row['name']} | {row['top1']:.2%} | {row['agreement']:.2%} "
             f"| {row['size_bytes'] or '–'} | {row['gzip_bytes'] or '–'} |"
         )
-    lines += ["", "| label | precision | recall | F1 | pictures |", "|---|---|---|---|---|"]
+    lines += ["", "| label | precision | recall | F1 | images |", "|---|---|---|---|---|"]
     for label, row in figures["per_class"].items():
         lines.append(f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |")
     limits = (
-        "It knows these labels and nothing else: any other picture gets one of them too, "
+        "The model knows only these labels: an image of anything else gets one of them too, "
         "unless the bundle was exported with a threshold or an autoencoder (--novelty). "
-        "Its figures hold for pictures like those that it was measured on."
+        "The figures hold for images like those on which they were measured."
     )
     return [*lines, "", limits]
 
@@ -151,7 +157,7 @@ def _imported_card(manifest: Manifest) -> list[str]:
     return [
         "## Model card",
         "",
-        f"- Model: {source['file']}, made elsewhere and imported as it is (SHA-256 {source['sha256'][:16]}…)",
+        f"- Model: {source['file']}, made with another tool and imported (SHA-256 {source['sha256'][:16]}…)",
         _input(manifest),
         f"- Input tensor: {manifest.input.dtype}, (pixel − {normalise.mean:g}) / {normalise.std:g}",
         *([f"- First layer: normalizes the pixels by {layer}; added by the import"] if layer else []),
@@ -159,20 +165,22 @@ def _imported_card(manifest: Manifest) -> list[str]:
         f"- Scores: {after[manifest.activation]}",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "How good it is, is not known here: measure it with `edgerec evaluate . --data FOLDER`, a folder of pictures",
-        "for each label. It knows these labels and nothing else: any other picture gets one of them too.",
+        "The accuracy is not known. To measure it, type `edgerec evaluate . --data FOLDER` with one folder of images",
+        "per label. The model knows only these labels: an image of anything else gets one of them too.",
     ]
 
 
 def _ensemble_card(manifest: Manifest) -> list[str]:
-    how = {"mean": "the mean of their scores", "vote": "the part of them that answers with a label"}[manifest.combine]
+    how = {"mean": "the mean of their scores", "vote": "the fraction of the models that predict the label"}[
+        manifest.combine
+    ]
     lines = [
         "## Model card",
         "",
-        f"- {len(manifest.models)} models answer together; a score is {how}.",
+        f"- {len(manifest.models)} models are combined: each score is {how}.",
         f"- Labels: {len(manifest.labels)}, in labels.txt",
         "",
-        "| of the bundle | variant | its top-1 alone |",
+        "| bundle | variant | top-1 of this model alone |",
         "|---|---|---|",
     ]
     for member in manifest.metrics["members"]:
@@ -182,12 +190,13 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        "How good they are together: `edgerec evaluate . --data FOLDER`, a folder of pictures for each label.",
+        "To measure their combined accuracy, type `edgerec evaluate . --data FOLDER` with one folder of images per",
+        "label.",
     ]
 
 
 def _novelty(manifest: Manifest) -> list[str]:
-    """What of the pictures is answered unknown by the autoencoder, where there is one."""
+    """Return the section about the autoencoder, or nothing without one."""
     spec = manifest.novelty
     if spec is None:
         return []
@@ -195,31 +204,31 @@ def _novelty(manifest: Manifest) -> list[str]:
         "",
         "## Novelty",
         "",
-        f"An autoencoder ({spec.model}, {_seen(spec.preprocess)}) makes each picture again. Where its mean squared",
-        f"error is above {spec.threshold:.6g}, the picture is unlike those that it was trained on, and the answer is",
-        "`unknown`, whatever the scores. A result's `novelty` is the error as a multiple of that;",
-        "`edgerec camera . --decision novelty=1.5` lets more through, `novelty=0` everything.",
+        f"An autoencoder ({spec.model}, {_seen(spec.preprocess)}) reconstructs each image. If its mean squared",
+        f"error is above the threshold {spec.threshold:.6g}, the image is unlike the training images, and the label is",
+        "`unknown`, whatever the scores. `novelty` in a result is the error divided by the threshold.",
+        "`edgerec camera . --decision novelty=1.5` raises the threshold by half, and `novelty=0` switches it off.",
     ]
     about = manifest.metrics.get("novelty")
     if not about:
         return lines
-    left = f"{about['known']:.4g} of {about['validation_images']} validation pictures"
-    held_out = f"{about['known_held_out']:.2%} of {about['images']} held-out ones"
+    left = f"{about['known']:.4g} of {about['validation_images']} validation images"
+    held_out = f"{about['known_held_out']:.2%} of {about['images']} test images"
     return [
         *lines,
         "",
-        f"The threshold leaves {left} known, and {held_out}. How many pictures of other things it finds",
-        "depends on what they are: try some with `edgerec predict . PICTURES --json`.",
+        f"With this threshold, {left} and {held_out} are known. The fraction of other images that become",
+        "`unknown` depends on what they show: try some with `edgerec predict . IMAGES --json`.",
     ]
 
 
 def _seen(spec: PreprocessSpec) -> str:
-    return f"{spec.width}×{spec.height} {'RGB' if spec.channels == 3 else 'grey'}"
+    return f"{spec.width}×{spec.height} {'RGB' if spec.channels == 3 else 'grayscale'}"
 
 
 def _input(manifest: Manifest) -> str:
     spec = manifest.preprocess
-    return f"- Input: {_seen(spec)}, {spec.fit} and {spec.interpolation} from any picture"
+    return f"- Input: {_seen(spec)}, from images of any size (fit {spec.fit}, interpolation {spec.interpolation})"
 
 
 def _filled(line: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.contract.files import read_at_most
+from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph
 from edgerec.contract.metadata import Metadata, read_metadata
 from edgerec.contract.target import Target, target_names
 from edgerec.errors import ModelError, TargetError
@@ -236,7 +237,7 @@ def _content(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
             novelty = {"model": spec.model, "size_bytes": size, "threshold": spec.threshold}
         return bundle.manifest.model, bundle.model, novelty
     try:
-        return path.name, path.read_bytes(), None
+        return path.name, read_at_most(path, MAX_MODEL_BYTES), None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
 

@@ -7,7 +7,8 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgerec.contract.flatbuffer import Graph, Operator, read_graph
+from edgerec.contract.files import read_at_most
+from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph
 from edgerec.contract.input_layer import with_input_layer
 from edgerec.contract.layout import Layout, layout_of, with_image_input
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
@@ -94,7 +95,7 @@ class Finished:
         if activation is not None and activation not in CHOICES:
             raise ModelError(unknown("activation", activation, CHOICES))
         try:
-            content = path.read_bytes()
+            content = read_at_most(path, MAX_MODEL_BYTES)
         except OSError as error:
             raise ModelError(f"{where} cannot be read: {error.strerror}") from None
         digest = hashlib.sha256(content).hexdigest()

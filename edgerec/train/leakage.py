@@ -56,7 +56,7 @@ class Exposure:
                     return None
                 record = json.loads(archive.read(TRAINED_IMAGES))
             return cls._recorded(record["contents"], dataset, record["seed"], record["data"])
-        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, KeyError, TypeError):
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, KeyError, TypeError):
             return None
 
     @classmethod
