@@ -5,7 +5,7 @@ with classes of different sizes, and compresses the result. A setting counts onl
 in the batches that layers compute, in the losses of single steps, in unchanged batch normalization or in the weights
 of the .tflite file. A row with resume is interrupted while it trains and while it is fine-tuned, and must end with the
 weights of an uninterrupted row. Prints a table and exits with 1 if a row fails. Two devices are two logical CPUs.
-Takes 10 to 15 minutes on two CPU cores.
+Needs about 8 minutes of CPU time, in two processes at a time.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ class Check:
     def __init__(self, row: Row, data: Path, folder: Path, weights: Path) -> None:
         self.row, self.folder, self.weights = row, folder, weights
         self.recipe = recipe_of(row, data, weights)
-        # Two devices that compute at the same time sum in an order that varies, so that even two equal trainings differ
-        # by rounding errors. One device always gives the same weights.
+        # Each device has its own statistics of batch normalization. A checkpoint has their mean, from which a resumed
+        # training continues on all devices, so that its statistics are equal only up to rounding errors.
         self.rounding = 1e-5 if row["devices"] > 1 else 0.0
         self.each = BATCH // row["devices"] // row["accumulate"]
         self.failures: list[str] = []
@@ -238,9 +238,11 @@ class Check:
         unbroken = trained
         if self.row["resume"]:
             unbroken = fit(self.recipe, self.folder / "unbroken")
-            pairs = zip(trained.model().get_weights(), unbroken.model().get_weights(), strict=True)
-            difference = max(float(np.abs(one - other).max()) for one, other in pairs)
-            self.expect(f"resume: weights differ by {difference:.2g} from unbroken ones", difference <= self.rounding)
+            weights, others = trained.model().weights, unbroken.model().weights
+            for one, other in zip(weights, others, strict=True):
+                difference = float(np.abs(one.numpy() - other.numpy()).max())
+                allowed = self.rounding if "moving_" in one.name else 0.0
+                self.expect(f"resume: {one.name} differs by {difference:.2g} from unbroken", difference <= allowed)
         if self.row["compress"] != "none":
             self.compress(trained, unbroken)
 

@@ -230,18 +230,30 @@ import json, sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from edgerec import Recipe, fit
+from pathlib import Path
+from edgerec import Recipe, fit, quantize
+from edgerec.errors import RecipeError
 devices, text = [], json.dumps({ON_TWO_DEVICES!r}).replace("FIRST", {str(tmp_path / "0")!r})
 small = {{"train.epochs": 2, "train.batch_size": 32, "model.width": 0.25, "data.test_fraction": 0.5}}
 for number, changes in enumerate(json.loads(text)):
     def on_epoch(_, model):
         devices.append(len(model.weights[0].values))
     fit(Recipe().override(small | changes), {str(tmp_path)!r} + f"/{{number}}", on_epoch=on_epoch)
-print(json.dumps(devices))
+# A run whose batches two devices cannot share: PTQ does not train, QAT does.
+recipe = Path({str(tmp_path / "0" / "recipe.toml")!r})
+recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 33"))
+ptq = quantize(recipe.parent, "ptq", max_drop=100)
+try:
+    quantize(recipe.parent, "qat", max_drop=100)
+except RecipeError as error:
+    print(json.dumps({{"devices": devices, "ptq": ptq.variant, "qat": str(error)}}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert set(json.loads(done.stdout.splitlines()[-1])) == {2}  # each weight has a copy on each device
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["devices"]) == {2}  # each weight has a copy on each device
+    assert result["ptq"] == "int8"
+    assert "train.batch_size is 33, expected a multiple of 4: 2 devices share a batch" in result["qat"]
     for number in range(len(ON_TWO_DEVICES)):
         run = Run.open(tmp_path / str(number))
         assert run.history()[-1]["loss"] < run.history()[0]["loss"]
