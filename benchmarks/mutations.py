@@ -245,7 +245,7 @@ MUTATIONS = (
         "train/recorder.py",
         "return [row for row in history if _stage_number(recipe, row) == stage.number]",
         "return list(history)",
-        "test_stages.py::test_a_stage_without_progress_ends_alone",
+        "test_stages.py::test_a_stage_without_progress_ends_alone_also_after_a_resume",
     ),
     Mutation(
         "time limit for each stage",
