@@ -291,3 +291,10 @@ def test_link_to_itself_is_refused_without_traceback(tmp_path, clip, out, messag
     done = CliRunner().invoke(app, ["train", "digits", "--out", str(tmp_path / out), "--epochs", "1"])
     assert done.exit_code == 1
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_tilde_in_the_query_of_a_url_is_not_a_path(home):
+    address = "http://host/?user=~/me"
+    command = dict(leaves(typer.main.get_command(app)))["camera"]
+    params = command.make_context("camera", [f"--webhook={address}"], resilient_parsing=True).params
+    assert params["webhook"] == address

@@ -33,4 +33,4 @@ def _expand(value: Any) -> Any:
     if not isinstance(value, str) or "~" not in value:
         return value
     key, equals, text = value.rpartition("=")  # also --set data.source=~/photos
-    return f"{key}{equals}{user_path(text)}" if text.startswith("~") else value
+    return f"{key}{equals}{user_path(text)}" if text.startswith("~") and "://" not in key else value
