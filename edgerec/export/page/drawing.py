@@ -19,7 +19,7 @@ NAMES = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
     GREY: "var(--grey)",
-    DARK: "var(--grey)",
+    DARK: "var(--quiet)",
     PALE: "var(--line)",
     "#000000": "currentColor",
     "#ffffff": "var(--card)",
