@@ -6,7 +6,7 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
 
-# How Pillow fits an image to ``size``. Its Hamming filter is the one that is closest to edgerec's "linear".
+# Pillow calls that fit an image to ``size``. Pillow's Hamming filter is the closest to edgerec's "linear".
 _PILLOW_FIT = {
     "crop": "ImageOps.fit(image, size, {filter})",
     "stretch": "image.resize(size, {filter})",

@@ -29,15 +29,15 @@ class ArchitectureReport:
     """An architecture with random weights, as full int8.
 
     Attributes:
-        name, about: as ``--arch`` takes it, and one line.
-        input_size, width, classes: what the figures are for; pictures are RGB.
-        parameters: of the float model.
-        macs: multiply-accumulates for one picture, as the .tflite computes them.
-        int8_bytes: of the .tflite.
-        least_size_px: smallest side of the input.
+        name, about: name for ``--arch``, and a description in one line.
+        input_size, width, classes: configuration that the figures hold for, with RGB images.
+        parameters: number of parameters of the float model.
+        macs: multiply-accumulates of the .tflite file for one image.
+        int8_bytes: size of the int8 .tflite file.
+        least_size_px: smallest supported input size.
         imagenet_widths: the widths that Keras has ImageNet weights for.
-        methods: of ``ptq``, ``qat`` and ``prune+qat``, those that take it.
-        targets: each target with the reason why it cannot run the model, empty if it can.
+        methods: those of ``ptq``, ``qat`` and ``prune+qat`` that support the architecture.
+        targets: reason why each target cannot run the model; empty if the target can.
         pi4_ms: estimated milliseconds on a Raspberry Pi 4 (``export/pi_latency.py``).
     """
 

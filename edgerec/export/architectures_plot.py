@@ -20,7 +20,7 @@ def architectures_plot(reports: Sequence[ArchitectureReport], path: Path) -> Non
 
 
 def architectures_figure(reports: Sequence[ArchitectureReport]) -> Any:
-    """Draw each architecture as a point with its name; those with ImageNet weights are blue."""
+    """Draw each architecture as a labeled point; architectures with ImageNet weights are blue."""
     first = reports[0]
     figure = new_figure(9, 6.5)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The texts in a bundle: model card and commands."""
+"""Generate the README.md of a bundle: commands and model card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def readme(manifest: Manifest, target: Target, figures: dict[str, Any] | None, c
 
 
 def _beginning(manifest: Manifest, target: Target, content: bytes) -> list[str]:
-    """Return the title, and how the target uses the bundle."""
+    """Return the title, and the instructions for using the bundle on the target."""
     if target.kind == "bundle":
         return _commands(manifest, target)
     title = [f"# {manifest.name}", "", f"An image classifier for: {target.title}.", ""]
@@ -76,7 +76,7 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
 
 
 def _service(container: bool) -> list[str]:
-    """Return the lines about install.sh and its service; ``container``: the bundle has a Dockerfile."""
+    """Return the section about install.sh and its service; ``container`` is True if the bundle has a Dockerfile."""
     lines = [
         "Instead of these commands, a script can install everything into `/opt/edgerec`. It asks before it installs",
         "system packages, and refuses a wheel of this bundle that was changed:",
@@ -196,7 +196,7 @@ def _ensemble_card(manifest: Manifest) -> list[str]:
 
 
 def _novelty(manifest: Manifest) -> list[str]:
-    """Return the section about the autoencoder, or nothing without one."""
+    """Return the section about the autoencoder, or an empty list if the bundle has none."""
     spec = manifest.novelty
     if spec is None:
         return []

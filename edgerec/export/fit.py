@@ -29,7 +29,7 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
     """
     graph = read_graph(content, where)
     if found := findings(graph, content, target):
-        # What is inside a bundle or a .zip has no path of its own.
+        # A model inside a bundle's .zip has no path that `edgerec inspect` could read.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
         more = f" (and {len(found) - 1} more{show})" if len(found) > 1 else ""
         raise TargetError(f"target {target.name} cannot run {where}: {found[0]}{more}")

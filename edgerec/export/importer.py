@@ -34,24 +34,24 @@ VARIANT = "imported"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What import wrote.
+    """Result of :func:`import_tflite`.
 
     Attributes:
-        bundle: the folder or .zip.
-        labels: how many.
+        bundle: path of the bundle's folder or .zip.
+        labels: number of labels.
         input, output: the tensors as the file declares them.
-        normalise: mean and std, in pixels, of what pixels become.
+        normalise: mean and standard deviation, in pixel units, with which pixels are normalized.
         activation: what turns the output into scores; ``none`` if the model does so itself.
         activation_reason: how the activation was determined.
         last_operator: operator that computes the output.
         sums_to_one: whether the scores of an image add up to 1; if not, several labels can apply to an image.
-        fit: how an image with another aspect ratio becomes the input.
+        fit: how an image with another aspect ratio is fitted to the input: ``crop``, ``stretch`` or ``pad``.
         fit_reason: why this fit was chosen.
         family: the tool that made the model, such as ``Teachable Machine``; empty if it was not recognized.
         label_source: the file that the labels come from.
-        layout: how the file's own input differs from ``(1, height, width, channels)``; empty if it does not.
-        golden: pictures that were verified.
-        edgetpu: for Coral: whether the model was compiled, and what to do if not.
+        layout: how the original input differs from ``(1, height, width, channels)``; empty if it does not.
+        golden: number of golden images that were verified.
+        edgetpu: result of the Edge TPU compiler for the target Coral; None for other targets.
     """
 
     bundle: str
@@ -97,7 +97,7 @@ def import_tflite(
     pictures: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> ImportReport:
-    """Write the bundle of a finished .tflite image classifier, and verify it where it stands.
+    """Write a bundle from an existing .tflite image classifier, and verify the bundle on this machine.
 
     Args:
         model: a file with one input, float32, uint8 or int8 ``(1, height, width, 1 or 3)``, ``(1, height, width)``,
@@ -106,20 +106,21 @@ def import_tflite(
         labels: a label file, as :func:`~edgerec.contract.labels.read_labels` reads it; None uses the labels in the
             model's metadata.
         target: a name in ``targets/``, or a .toml file.
-        normalise: the normalization that the model expects, as ``parse_normalise`` reads it. None lets pixels pass
-            through uint8 and int8, and takes what the metadata states for float32. If it differs between channels,
-            or the model takes BGR, a layer at the start of the graph applies it.
+        normalise: the normalization that the model expects, as ``parse_normalise`` reads it. With None, pixels are not
+            changed for uint8 and int8 inputs, and the normalization in the metadata is used for float32 inputs. If the
+            normalization differs between channels, or the model takes BGR, a layer at the start of the graph applies
+            it.
         activation: what turns the output into scores: ``none``, ``softmax`` or ``sigmoid``. None measures on test
             inputs whether the outputs are probabilities already.
-        fit: how an image with another aspect ratio becomes the input. None uses what the apps of the tool do that
-            made the model if the tool is recognized, otherwise ``stretch``.
-        pictures: picture files for the golden vectors; none takes those that come with edgerec.
-        overwrite: replace a bundle that is there.
+        fit: how an image with another aspect ratio is fitted to the input. If None and the tool that made the model is
+            recognized, the fit of that tool's apps is used, otherwise ``stretch``.
+        pictures: image files for the golden vectors; if empty, the images that come with edgerec are used.
+        overwrite: replace an existing bundle.
 
     Raises:
-        ModelError: the model is no image classifier, or does not say what its pixels become.
-        DataError: the labels are not as many as the scores.
-        TargetError: the target cannot run it.
+        ModelError: the model is not an image classifier, or its normalization is not known.
+        DataError: the number of labels differs from the number of scores.
+        TargetError: the target cannot run the model.
     """
     source, aim = user_path(model), Target.load(target)
     path = checked_output(out, [source, labels, *pictures], suffixes=(".zip",), folder=True)
@@ -191,7 +192,7 @@ def import_tflite(
 
 
 def _overridden(finished: Finished, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
-    """Return whether the user chose labels or a normalization that differ from the metadata, which apps read."""
+    """Return whether the user chose labels or a normalization that differ from the TFLite metadata."""
     metadata = finished.metadata or Metadata("", "", (), ())
     other_labels = labels is not None and metadata.labels != labels
     return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})

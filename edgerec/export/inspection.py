@@ -73,24 +73,27 @@ class InspectedOperator:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """What :func:`inspect` found.
+    """Result of :func:`inspect`.
 
     Attributes:
-        file: as it was given; ``model`` is the file inside of a bundle.
-        size_bytes: of the file; ``gzip_bytes`` when it is compressed.
-        parameter_bytes: of its constants.
-        macs: multiply-accumulates for one picture.
-        arena_bytes: working memory for its tensors on a computer, by the plan that TFLite makes.
+        file, model: the path that was inspected, and the model file inside of it if the path is a bundle.
+        size_bytes, gzip_bytes: size of the model, and its size after gzip compression.
+        parameter_bytes: size of the constants.
+        macs: multiply-accumulates for one image.
+        arena_bytes: working memory for the tensors on a computer, according to TFLite's memory plan.
         microcontroller_bytes: arena that TensorFlow Lite Micro needs, with a margin.
-        inputs, outputs, tensors, operators: of the first subgraph.
-        labels: in the metadata; ``normalise``: pairs of mean and std there, one for all channels or one for each.
-        targets: each with why it cannot run the model, empty where it can.
-        target: the one that was asked for, or empty; ``findings``: all that it has against the model.
-        edgetpu: how the Edge TPU's compiler will divide it, where the target has one.
-        compiler: what that compiler did, where it is installed; or ``compiler_error``, why it did not.
+        inputs, outputs, tensors, operators: those of the first subgraph.
+        labels: labels in the metadata.
+        normalise: pairs of mean and standard deviation in the metadata: one for all channels, or one per channel.
+        targets: reason why each target cannot run the model; empty if the target can.
+        target: the target that was checked in detail; empty if none was.
+        findings: all reasons why ``target`` cannot run the model.
+        edgetpu: predicted partition of the model by the Edge TPU compiler; None if the target has no Edge TPU.
+        compiler: result of the Edge TPU compiler; None if it was not run.
+        compiler_error: why the compiler failed or was not run; empty otherwise.
         interpreter_error: why the interpreter of this machine cannot load or run the model; empty if it can.
         metadata_faults: parts of the TFLite metadata that cannot be used, and why.
-        novelty: of a bundle with an autoencoder, its ``model``, ``size_bytes`` and ``threshold``.
+        novelty: ``model``, ``size_bytes`` and ``threshold`` of the bundle's autoencoder; None if there is none.
     """
 
     file: str
@@ -143,14 +146,15 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
     """Read a .tflite file, or the model of a bundle, and load it in a child process.
 
     Args:
-        path: the file, or a bundle's folder or .zip; of an ensemble the first model.
-        target: a name in ``targets/`` or a .toml file: where each operator runs there, and all that it refuses.
-        compiler: run the target's compiler where it is installed, and compare.
+        path: the file, or a bundle's folder or .zip; the first model of an ensemble is inspected.
+        target: a name in ``targets/`` or a .toml file. The report then states where each operator runs on this target,
+            and all reasons why the target cannot run the model.
+        compiler: run the target's compiler if it is installed, and compare its result with the prediction.
 
     Raises:
-        ModelError: no .tflite file, or a damaged one.
+        ModelError: the file is not a .tflite file, or is damaged.
         BundleError: the bundle is damaged.
-        TargetError: the target is unknown or wrong.
+        TargetError: the target is unknown or invalid.
     """
     where, aim = Path(path), Target.load(target) if target else None
     name, content, novelty = _content(where)
@@ -192,9 +196,9 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
 
 
 def what_targets_say(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
-    """Return every target of ``targets/`` with the first reason why it cannot run the model; empty if it can.
+    """Return the first reason why each target of ``targets/`` cannot run the model; empty if the target can.
 
-    ``error`` is why the interpreter cannot load the model, if it cannot.
+    ``error`` is the reason why the interpreter of this machine cannot load the model; empty if it can.
     """
     said = {}
     for name in target_names():
@@ -204,15 +208,15 @@ def what_targets_say(graph: Graph, content: bytes, error: str = "") -> dict[str,
 
 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
-    """Return why the interpreter cannot load the model, except that operators for another chip are missing."""
+    """Return why the interpreter cannot load the model, or "" if the model only needs operators of another chip."""
     if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
-        return ""  # the target's own findings say which ones it has
+        return ""  # the findings of each target state whether it has these operators
     return probe_model(content).error
 
 
 def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Finding]:
     found = findings(graph, content, target)
-    if error and target.kind != "c":  # TensorFlow Lite Micro has another interpreter
+    if error and target.kind != "c":  # "c" targets use the interpreter of TensorFlow Lite Micro
         found.append(Finding(-1, "interpreter", "", error, "convert the model again, with a current TensorFlow"))
     return found
 

@@ -22,24 +22,27 @@ from edgerec.export.cost import macs
 
 CONVOLUTION_PER_MS = 31.85e6
 OTHER_PER_MS = 2.746e6
-# The conditions that the estimate is for.
+# Shown with each estimate.
 CONDITIONS = "estimated for a Raspberry Pi 4, all its cores"
 # These operators only change the shape of a tensor.
 _FREE = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
 def pi4_ms(graph: Graph) -> float:
-    """Estimated milliseconds for one image on a Raspberry Pi 4, using all its cores, with nothing else running."""
+    """Estimate the milliseconds for one image on an otherwise idle Raspberry Pi 4 that uses all of its cores."""
     return estimated_ms(*work(graph))
 
 
 def estimated_ms(convolution: float, other: float) -> float:
-    """Estimated milliseconds for the two amounts that :func:`work` returns."""
+    """Estimate the milliseconds for the two counts that :func:`work` returns."""
     return convolution / CONVOLUTION_PER_MS + other / OTHER_PER_MS
 
 
 def work(graph: Graph) -> tuple[int, int]:
-    """Multiply-accumulates of all convolutions; and those of other operators, or the numbers that they read."""
+    """Return the work of all convolutions and of all other operators.
+
+    The work of an operator is its number of multiply-accumulates. If it has none, the values that it reads are counted.
+    """
     convolution = sum(macs(operator) for operator in graph.operators if operator.name == "CONV_2D")
     return convolution, sum(_other(operator) for operator in graph.operators)
 

@@ -1,4 +1,4 @@
-"""Recommend architectures for a target: those that ``--arch auto`` chooses there, and what they cost."""
+"""Recommend architectures for a target: the choices of ``--arch auto`` with their size and estimated time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgerec.export.pi_latency import CONDITIONS
 from edgerec.models import least_size_px, reconstructs
 from edgerec.models.auto import Rule, rules_for
 
-# Figures of the networks that the rules choose; written by benchmarks/models.py --recommended.
+# Figures of the networks that ``--arch auto`` can choose; written by benchmarks/models.py --recommended.
 FIGURES = Path(__file__).resolve().parent.parent / "models" / "recommended.json"
-# Input side that stands for small images, in pixels.
+# Input size at which networks for small images are measured, in pixels.
 SMALL_INPUT_PX = 32
-# Targets whose time per image can be estimated, and the conditions of the estimate.
+# Conditions of the estimate for each target whose time per image can be estimated.
 ESTIMATES = {"rpi": CONDITIONS}
 
 
@@ -28,11 +28,11 @@ class Recommendation:
     """An architecture for a target.
 
     Attributes:
-        data: the data sets that ``--arch auto`` chooses it for; empty if it chooses another.
-        report: its cost, with random weights, as full int8.
+        data: description of the data sets that ``--arch auto`` chooses the architecture for; empty if there are none.
+        report: figures of the full-int8 model with random weights.
         estimated_ms: estimated milliseconds for one image on the target (see :data:`ESTIMATES`); None if there is no
             estimate for the target.
-        refusal: why the target cannot run it; empty if it can.
+        refusal: why the target cannot run the architecture; empty if it can.
     """
 
     data: tuple[str, ...]
@@ -41,24 +41,24 @@ class Recommendation:
     refusal: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"data": list(self.data), "report": self.report.to_dict()}
 
 
 def recommendations(
     target: str, *, input_size: int | None = None, listener: Listener = ignore
 ) -> tuple[Recommendation, ...]:
-    """Architectures for a target: first those that ``--arch auto`` chooses there, then all others that run there.
+    """Return the architectures for a target: first the choices of ``--arch auto``, then all others that run on it.
 
     Args:
         target: a target's name or file.
-        input_size: side of the model's input, in pixels. The architectures that auto chooses at this size are built
-            and converted here, and no others are listed. None uses the figures that come with edgerec.
+        input_size: width and height of the model's input, in pixels. Only the architectures that auto chooses at this
+            size are listed; they are built and converted by this call. None uses the figures that come with edgerec.
         listener: receives the progress.
 
     Raises:
-        TargetError: no such target.
-        RecipeError: no architecture takes such a small input.
+        TargetError: the target does not exist.
+        RecipeError: no architecture supports such a small input.
     """
     place = Target.load(target)
     chosen: dict[tuple[str, float, int], list[str]] = {}
@@ -75,12 +75,12 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Side of the input that stands for a rule's data sets."""
+    """Return the input size in pixels at which the networks of a rule are measured."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 
 def key(arch: str, width: float, input_size: int) -> str:
-    """Name of a network in :data:`FIGURES`."""
+    """Return the key of a network in :data:`FIGURES`."""
     return f"{arch} {width:g} {input_size}"
 
 

@@ -1,4 +1,4 @@
-"""The wheel of the running edgerec, which bundles carry so that a device needs no package index for it."""
+"""Build a wheel of the running edgerec. Bundles contain it, so that a device can install edgerec without an index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py
 
 
 def bundled_wheel(target: Target) -> dict[str, bytes]:
-    """Return the wheel by its name in a bundle, or nothing if the target does not install edgerec."""
+    """Return the wheel by its name in a bundle, or an empty dict if the target does not install edgerec."""
     if not any("{edgerec}" in line for line in (*target.requirements, *target.commands)):
         return {}
     name, content = edgerec_wheel()
@@ -33,13 +33,13 @@ def bundled_wheel(target: Target) -> dict[str, bytes]:
 
 @cache
 def edgerec_wheel() -> tuple[str, bytes]:
-    """Return file name and content of a wheel of the edgerec that is running.
+    """Return file name and content of a wheel of the running edgerec.
 
-    It is packed from the imported package and the metadata of its installation, so that it works without a source tree
-    and without build tools. The same package gives the same bytes: names are sorted and times are fixed.
+    The wheel is built from the imported package and its installed metadata, so neither a source tree nor build tools
+    are needed. The build is reproducible, because names are sorted and times are fixed.
 
     Raises:
-        TargetError: edgerec is not installed, or its installed metadata is of another version.
+        TargetError: edgerec is not installed, or the installed metadata belongs to another version.
     """
     try:
         distribution = importlib.metadata.distribution("edgerec")
@@ -72,7 +72,8 @@ def _package() -> dict[str, bytes]:
 
 
 def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
-    """Return the files below ``folder`` by their names in the wheel, without caches and hidden files."""
+    """Return the contents of the files below ``folder`` by their names in the wheel, without caches and hidden
+    files."""
     files = {}
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())
@@ -94,5 +95,5 @@ def _packed(files: Mapping[str, bytes], info: str) -> bytes:
 
 
 def _digest(content: bytes) -> str:
-    """Return the SHA-256 as RECORD has it: URL-safe base64 without padding."""
+    """Return the SHA-256 in the format of a wheel's RECORD: URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""Write the files that every bundle has besides its models, and verify the bundle."""
+"""Write a bundle with all of its files, and verify it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_verified(
         models: the model files that the manifest names.
         target: the bundle's target.
         pictures: images for the golden vectors, with their names.
-        figures: as for :func:`~edgerec.export.card.readme`.
+        figures: results on the test images, see :func:`~edgerec.export.card.readme`.
         overwrite: replace an existing bundle.
 
     Returns:

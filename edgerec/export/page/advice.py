@@ -25,7 +25,7 @@ NAMED = 3
 
 
 def advice(report: RunReport, data: DataSource | None = None) -> tuple[Step, ...]:
-    """Return the next steps, the most urgent first; their commands read the images at ``data`` if they were moved."""
+    """Return the next steps, the most urgent first; ``data`` is where the images are now, if they were moved."""
     run, moved = report.run, data_options(data)
     if not report.finished:
         resume = command("train", "--resume", "--out", run)

@@ -41,7 +41,7 @@ def curves(report: RunReport) -> list[str]:
 
 
 def comparison(report: RunReport, float_top1: float) -> str:
-    """Draw accuracy, bytes and milliseconds of the variants."""
+    """Draw accuracy, file size and time per image of the variants as SVG."""
     exported = [row.variant for row in report.variants if row.exported]
     figure = comparison_figure(float_top1, report.variants, exported=exported)
     return svg(figure, "accuracy, bytes and milliseconds of each variant")

@@ -71,7 +71,7 @@ class Mistake:
     """A wrong prediction of the model ``mistakes_of``.
 
     Attributes:
-        position, name: place of the image in the data, and its name; empty if names are left out.
+        position, name: position of the image in the data set, and its file name; empty if names are left out.
         truth, answer: true label, and predicted label.
         score: score of the predicted label, 0 to 1.
         float_answer: prediction of the float model; empty if it is the same or was not measured.
@@ -101,11 +101,11 @@ class VariantFacts:
     """A variant of the run.
 
     Attributes:
-        top1, top1_low, top1_high: accuracy on the held-out images, and its 95 % confidence interval (Wilson).
-        median_ms, p95_ms: time of one image; None if ``compare`` did not measure this file.
-        chosen: whether it is the variant that ships: the one that was exported last, or, before the first export, the
-            one that export takes by default.
-        exported: targets that this file was exported for.
+        top1, top1_low, top1_high: accuracy on the test images, and its 95 % confidence interval (Wilson).
+        median_ms, p95_ms: time for one image; None if ``compare`` did not measure this variant.
+        chosen: whether this is the variant to ship: the one that was exported last, or the default of export if none
+            was exported.
+        exported: targets that this variant was exported for.
     """
 
     variant: str
@@ -136,32 +136,32 @@ class Step:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run as its page shows it.
+    """Content of a run's report page.
 
     Attributes:
-        run, name: its folder, and what that is called.
-        page, page_bytes: what was written.
-        finished: whether training came to its end.
-        made: what was trained.
-        top1: of the float model; None until the training is finished.
-        loss: mean cross-entropy on the held-out pictures, nats; likewise.
-        splits: pictures in ``train``, ``val`` and ``test``.
-        skipped: files among the pictures that are none.
-        classes: a row for each.
-        figures_of: the form whose figures ``classes`` and ``confusion`` are: float Keras, or the variant to ship where
-            float's own answers are what is right; empty where there are none.
-        confusion: ``confusion[true][answer]``, counts on the held-out pictures, in the order of ``classes``.
-        confused: true label, answer and count of what is mistaken most often, ten at most.
-        history: a row for each epoch.
-        mistakes_of: model whose mistakes are shown: the variant that ships, float Keras without one; empty if none was
-            measured.
+        run, name: path of the run, and its folder name.
+        page, page_bytes: path and size of the HTML file.
+        finished: whether training is finished.
+        made: description of the trained model.
+        top1: accuracy of the float model on the test images; None until the training is finished.
+        loss: mean cross-entropy on the test images, in nats; None until the training is finished.
+        splits: number of images in ``train``, ``val`` and ``test``.
+        skipped: files in the data that are not images.
+        classes: figures of each class.
+        figures_of: the model that ``classes`` and ``confusion`` were measured on. This is float Keras, or the variant
+            to ship if the predictions of the float model serve as labels; empty if there are no figures.
+        confusion: ``confusion[true][predicted]``, counts on the test images, in the order of ``classes``.
+        confused: true label, predicted label and count of the most frequent mistakes, at most ten.
+        history: metrics of each epoch.
+        mistakes_of: model whose mistakes are shown: the variant to ship, or float Keras if there is no variant; empty
+            if no mistakes were measured.
         mistakes, mistakes_total: the wrong predictions with the highest scores, and the number of all of them.
-        calibration: of each form whose scores were looked at.
-        variants: float32 first, as they are in the run.
-        timed_on: the machine of the times, in words; empty where none were measured.
-        notes: what compare found.
-        missing: what the page lacks, why, and how to get it.
-        next: what to do.
+        calibration: calibration of each model whose scores were measured.
+        variants: the variants in the order of the run, float32 first.
+        timed_on: description of the machine on which times were measured; empty if there are none.
+        notes: notes from ``compare``.
+        missing: what the page lacks, why, and how to add it.
+        next: recommended next steps.
     """
 
     run: str
@@ -191,7 +191,7 @@ class RunReport:
 
     @property
     def chosen(self) -> VariantFacts | None:
-        """Return the variant that ships, which is the one that was exported last or the default of export."""
+        """Return the variant to ship: the one that was exported last, or the default of export if none was."""
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:

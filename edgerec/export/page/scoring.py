@@ -81,14 +81,14 @@ def look(
     shipped: str | None,
     listener: Listener,
 ) -> Looked:
-    """Run the float model and the int8 variants on the held-out images.
+    """Run the float model and the int8 variants on the test images.
 
     Args:
         run, dataset, split: a finished run and its images.
         variants: report of each variant.
-        shipped: the variant that goes to a device, which is measured first and whose mistakes are shown; None shows
-            the mistakes of the float model.
-        listener: told of the progress.
+        shipped: the variant to ship. It is measured first, and its mistakes are shown; None shows the mistakes of the
+            float model.
+        listener: receives the progress.
     """
     test, own_answers = _Test(run, dataset, split, listener), run.answers() is not None
     looked = Looked() if own_answers else _look_at_float(test)
@@ -133,7 +133,7 @@ def _look_at_float(test: _Test) -> Looked:
 def _with_mistakes(
     looked: Looked, form: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
 ) -> Looked:
-    """Set the mistakes to those of ``form`` on the ``measured`` images, which belong to the ``test`` images."""
+    """Set the mistakes to those of ``form`` on the ``measured`` images, a subset of the ``test`` images."""
     mistakes = list(_mistakes(dataset, measured, scores))
     shown = mistakes[:MOST_MISTAKES]
     if looked.float_classes is not None and form != FLOAT:
@@ -147,7 +147,7 @@ def _with_mistakes(
 
 
 def _mistakes(dataset: Dataset, part: Indices, scores: Reals) -> Iterator[Mistake]:
-    """Yield the wrong predictions, those with the highest score first."""
+    """Yield the wrong predictions, sorted by descending score."""
     classes, answers = dataset.classes[part], scores.argmax(axis=1)
     wrong = np.flatnonzero(answers != classes)
     for i in wrong[np.argsort(-scores[wrong, answers[wrong]], kind="stable")]:

@@ -110,19 +110,19 @@ def userlands(
     wheels: Mapping[str, bytes] = MappingProxyType({}),
     listener: Listener,
 ) -> Iterator[tuple[Userland, str]]:
-    """Each Debian release of a target with each processor; built where the cache has none.
+    """Yield a userland for each Debian release of a target and each CPU; build those that the cache lacks.
 
     Args:
-        aim: a target that is Debian on ARM.
-        requirements: text of a requirements.txt, checked.
-        releases: of Debian; none: all that the target has.
-        processors: as qemu names them; none: those of the boards.
-        find_links: as pip's option; or empty.
+        aim: a target that runs Debian on ARM.
+        requirements: content of a requirements.txt, already validated.
+        releases: Debian releases; if empty, all releases of the target.
+        processors: QEMU names of CPUs; if empty, the CPUs of the target's boards.
+        find_links: value of pip's ``--find-links``; or empty.
         wheels: contents of the bundle's own wheels by name.
-        listener: told of the progress.
+        listener: receives the progress.
 
     Raises:
-        TargetError: the target has no such userland, or it cannot be built here; with what to do.
+        TargetError: the target has no such userland, or the userland cannot be built on this machine.
     """
     architecture, wanted = _chosen(aim, releases)
     entering()

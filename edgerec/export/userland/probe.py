@@ -17,7 +17,7 @@ def answer(classifier: Any, content: bytes) -> dict[str, Any] | None:
     """The digest of the pixels that the models see of a picture file, and each model's scores; None: no picture."""
     from edgerec.contract.preprocess import decode
 
-    # Older versions of edgerec do not know levels.
+    # Older versions of edgerec do not have the parameter ``levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None

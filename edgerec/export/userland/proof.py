@@ -151,7 +151,11 @@ def prove(
 
 
 def _wheels(bundle: Bundle) -> dict[str, bytes]:
-    """Return the wheels of a bundle; raises :class:`BundleError` if one was changed, because pip runs it."""
+    """Return the wheels of a bundle.
+
+    Raises:
+        BundleError: a wheel was changed. It must not be installed, because its code would run.
+    """
     wheels = {name: content for name, content in bundle.files.items() if name.startswith(f"{FOLDER}/")}
     for name, content in wheels.items():
         if sha256(content) != bundle.manifest.files[name]:

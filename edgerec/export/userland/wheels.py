@@ -71,13 +71,13 @@ def name_of(requirement: str) -> str:
 
 
 def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> Path | None:
-    """Return the path of the edgerec wheel to install, or None if pip has to find that version elsewhere.
+    """Return the path of the edgerec wheel to install, or None if pip has to find the required version elsewhere.
 
     Args:
         requirements: text of a requirements.txt.
         cache: folder in which the wheel is stored.
-        bundled: wheels of the bundle; empty for a bundle without any, for which the running edgerec is packed if it
-            has the required version.
+        bundled: wheels of the bundle. If empty, and the running edgerec has the required version, a wheel of the
+            running edgerec is built.
     """
     if f"=={edgerec.__version__}" in requirements.replace(" ", ""):
         bundled = dict([edgerec_wheel()]) | dict(bundled)
