@@ -34,19 +34,20 @@ from edgerec.train.saved_model import FOLDER, SavedModel, load_saved_model
 
 log = logging.getLogger(__name__)
 
-# Pictures on which the normalisation is found out, and how much better, in points, the best must be than the next.
+# Number of training images on which the normalizations are compared, and the lead in percentage points that the best
+# normalization needs over the next one.
 TRIED_PICTURES = 500
 CLEAR_POINTS = 2.0
-# Normalizations per channel that are tried too.
+# Normalizations with one scale and offset per channel that are also compared.
 PER_CHANNEL = ("torch", "caffe")
-# Images per class on which the order of the labels is checked, and their largest number.
+# The order of the labels is checked on this many images per class, but on at most this many images in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
-# Part of the pictures that may get the same answer before agreement is worth nothing.
+# If more than this fraction of the images get the same prediction, agreement between models is meaningless.
 ONE_ANSWER = 0.9
 
 
 def is_model(path: str | Path) -> bool:
-    """Whether ``path`` names a model of somebody else's, and no run: .keras, .h5, or a SavedModel's folder."""
+    """Return whether ``path`` names a third-party model (.keras, .h5 or the folder of a SavedModel), not a run."""
     return Path(path).suffix in SUFFIXES or (Path(path) / "saved_model.pb").is_file()
 
 
@@ -61,31 +62,32 @@ def adopt(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Make a run of a Keras 2 or 3 ``.keras`` or ``.h5`` model, or of a SavedModel, and pictures like its own.
+    """Create a run from a third-party model (``.keras``, ``.h5`` or SavedModel) and images like its training images.
 
-    Nothing out of a Keras file is executed (:func:`edgerec.train.foreign.read_foreign`); a SavedModel's graph is run
-    by TensorFlow after it was looked through (:func:`edgerec.train.saved_model.load_saved_model`), and can be
-    quantized after training only. A model without softmax is given one; one with a single output, the second class's
-    score, becomes one with two. Whether it saw the pictures in its own training is not known here, so that its
-    accuracy on the held-out ones may flatter it; what compression takes away from it is measured all the same.
+    No code from a Keras file is executed (:func:`edgerec.train.foreign.read_foreign`). TensorFlow runs the graph of a
+    SavedModel after the graph was checked (:func:`edgerec.train.saved_model.load_saved_model`); a SavedModel supports
+    post-training quantization only. A model that outputs logits gets a softmax. A single output, the score of the
+    second of two classes, becomes two outputs. The training images of the model are not known. The accuracy on the
+    test set may therefore be too high, but the accuracy lost by compression is still measured correctly.
 
     Args:
         model_path: the file or folder.
-        data: a data set as for training, its classes in the order of the model's outputs. A folder of pictures
-            without class folders will do: their labels are then the model's own answers.
+        data: a data set as for training, with its classes in the order of the model's outputs. If the folder has no
+            class folders, the model's own predictions are used as labels.
         out: the run's folder.
         normalise: the normalization that the model expects, as :func:`edgerec.contract.tensors.parse_normalise` reads
             it. None takes ``pixels`` if the model scales them itself, otherwise the one with which most training images
             are classified correctly. If a recipe has no name for it, it becomes a layer of the model.
         labels: file with the model's labels in the order of its outputs, or ``folders`` for the order of the data's
-            classes. None takes that order too, unless the predictions or a label file beside the model contradict it.
-        recipe: for its other keys: the split, and the augmentation and learning rate of fine-tuning.
-        overwrite: replace a run that is there.
-        listener: told of the progress.
+            classes. None also uses the order of the data's classes, but raises an error if the predictions or a label
+            file next to the model contradict this order.
+        recipe: supplies the settings of the split, and the augmentation and learning rate of fine-tuning.
+        overwrite: replace an existing run.
+        listener: receives the progress.
 
     Raises:
-        ModelError: a file that cannot be read, a layer that is not taken, or no image classifier.
-        DataError: labels that are not the model's, by number or by name.
+        ModelError: the file cannot be read, a layer is not supported, or the model is not an image classifier.
+        DataError: the labels do not match the model's outputs in number or order.
     """
     path, run = user_path(model_path), Run.at(out)
     checked_output(run.path, [path, labels], data=data, folder=True)
@@ -152,20 +154,20 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A normalization, and the fraction of training images that each one that was tried classified correctly."""
+    """The chosen normalization, and the accuracy on training images (0 to 1) with each normalization that was tried."""
 
     text: str
     tried: dict[str, float] | None = None
 
     @property
     def name(self) -> str:
-        """The name in a recipe; ``pixels`` if the normalization becomes a layer of the model."""
+        """Name of the normalization in a recipe; ``pixels`` if the normalization becomes a layer of the model."""
         normalise = parse_normalise(self.text)
         return next((name for name, known in NORMALISATIONS.items() if known == normalise), "pixels")
 
     @property
     def layer(self) -> str:
-        """The normalization that becomes a layer, or empty."""
+        """The normalization that becomes a layer of the model; an empty string if none does."""
         return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
 
 
@@ -185,7 +187,7 @@ def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
 def _look_at(
     model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
 ) -> _Found:
-    """Read the pictures as the model takes them, and find its labels."""
+    """Read the images in the size and color mode of the model's input, and determine the model's labels."""
     _, height, _, channels = model.input_shape
     section = placed(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
     dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
@@ -221,11 +223,11 @@ def _look_at(
 def _check_and_choose(
     model: Any, path: Path, found: _Found, normalise: str | None, listener: Listener, *, explicit: bool
 ) -> _Choice:
-    """Choose the normalization, and check the order of the labels, on the same predictions.
+    """Choose the normalization and check the order of the labels; both use the same predictions.
 
     Raises:
-        DataError: the normalization is not known and the images have no labels, or the order of the labels does not
-            fit the outputs and is not ``explicit``.
+        DataError: the normalization is not known and cannot be measured because the images have no labels; or the
+            labels are in another order than the outputs and were not given explicitly.
     """
     if normalise is not None:
         texts = [normalise]
@@ -255,7 +257,7 @@ def _check_and_choose(
 
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Choice:
-    """The normalization with which most images are right; one per channel only if it is clearly better."""
+    """Return the normalization with the highest accuracy; a per-channel one is chosen only if it is clearly better."""
     simple = max(NORMALISATIONS, key=right.__getitem__)
     best = max(right, key=right.__getitem__)
     if (right[best] - right[simple]) * 100 < CLEAR_POINTS:

@@ -105,13 +105,13 @@ class Bench:
         """Write labels and normalization into a variant's file, measure it, and save it completely or not at all.
 
         Args:
-            method: what made it.
-            content: its .tflite.
-            how: what of the report tells how it was made: ``calibration``, ``adapted``.
-            float32: the float32 TFLite's row of the parity table; None of that variant itself.
-            before: the Keras models between the run's model and this one, by the stage that made each.
-            val_top1: its top-1 on the validation images; None measures it.
-            overwrite: replace a variant that is there.
+            method: compression method of the variant.
+            content: the variant's .tflite file.
+            how: the fields ``calibration`` and ``adapted`` of the report.
+            float32: the parity table's row of the float32 .tflite; None if the variant is the float32 .tflite itself.
+            before: the intermediate Keras models between the run's model and this variant, by the name of their stage.
+            val_top1: top-1 accuracy of the variant on the validation images, 0 to 1; None measures the accuracy here.
+            overwrite: replace an existing variant.
         """
         content, labels = plain_names(content), self.measure.labels
         if labels:
@@ -130,7 +130,7 @@ class Bench:
         return report
 
     def validate(self, content: bytes, name: str) -> float:
-        """Top-1 of a .tflite on the validation images."""
+        """Return the top-1 accuracy of a .tflite file on the validation images, 0 to 1."""
         score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
         part = self.split.val
         return self.measure.top1(score(self.dataset.pictures(part), self.listener), self.dataset.classes[part])
@@ -182,17 +182,17 @@ class Bench:
         return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
-        """Return the fine-tuning that the recipe describes; its stages save their state in ``checkpoints``."""
+        """Return the fine-tuning that the recipe describes; its stages save their states in ``checkpoints``."""
         dataset, split = self.dataset, self.split
-        # Without mixup and cutmix, so that the few epochs see images like those that will run.
+        # Leave out mixup and cutmix, so that the few epochs train on images like those on the device.
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
-        # An autoencoder already learns its input, so it needs no teacher.
+        # An autoencoder is trained to reproduce its input, so it needs no teacher.
         teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
         finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
 
         def feed(epoch: int, places: Places) -> Any:
-            # Epochs continue after those of the training, so that order and augmentation are new.
+            # Number the epochs after those of the training, so that image order and augmentation are not repeated.
             return training_feed(dataset, split.train, recipe, places, first_epoch=train.epochs + epoch)
 
         return FineTune(
@@ -217,8 +217,8 @@ class Bench:
 
 
 def _has_foreign_weights(recipe: Recipe) -> bool:
-    """Whether the training began with weights from elsewhere, or the model itself comes from elsewhere.
+    """Return whether the training started from pretrained weights, or the model was trained by another tool.
 
-    The statistics of its batch normalization then come from more images than the run has.
+    If so, the batch-normalization statistics were computed on more images than the run has.
     """
     return recipe.model.pretrained or recipe.model.arch == OWN

@@ -53,11 +53,11 @@ def check_classifier(model: Any, where: str) -> None:
 def with_scores(model: Any, where: str) -> Any:
     """Return a tf_keras classifier whose outputs are scores in [0, 1], one for each class.
 
-    A single output, the score of the second of two classes (with or without sigmoid), becomes two: the softmax
-    of (0, z) is (1 - sigmoid(z), sigmoid(z)). Logits get a softmax.
+    A model that outputs logits gets a softmax. A single output z, the score of the second of two classes with or
+    without a sigmoid, becomes two outputs, because softmax(0, z) = (1 - sigmoid(z), sigmoid(z)).
 
     Raises:
-        ModelError: a single output with another activation.
+        ModelError: the model has a single output with another activation.
     """
     if model.output_shape[1] == 1:
         model = _two_classes(model, where)
@@ -74,16 +74,16 @@ def with_scores(model: Any, where: str) -> Any:
 
 
 def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
-    """Return the model with its normalization as a first layer, so that it takes RGB pixels 0 to 255.
+    """Return the model with its normalization as the first layer, so that its input is RGB pixels 0 to 255.
 
-    The layer is a fixed 1x1 convolution; a depthwise one if the channels keep their order.
+    The layer is a fixed 1x1 convolution. It is depthwise if the channels keep their order.
 
     Args:
         model: a tf_keras model or a :class:`SavedModel`.
         normalise: the normalization that the model expects.
 
     Raises:
-        ModelError: a normalization per channel for a grayscale model.
+        ModelError: the model is grayscale, but the normalization has one scale and offset per channel.
     """
     if isinstance(model, SavedModel):
         model.normalise(normalise)
@@ -113,12 +113,12 @@ def _activation(layer: Any) -> str:
     return str(getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower()))
 
 
-# Layers that only pass the numbers of a row on.
+# Layers that return the values of their input unchanged in inference mode.
 _PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape")
 
 
 def _two_classes(model: Any, where: str) -> Any:
-    """The model with two outputs in the place of one; nested models are flattened, as the head may be in one."""
+    """Return the model with two outputs instead of one, flattening nested models because one may contain the head."""
     if any(isinstance(node.layer, keras().Model) for node in calls(model)):
         model = Rebuild(flatten).run(model)
     layer = _last(model)

@@ -34,11 +34,13 @@ class Row:
 
     Attributes:
         method, variant: how it was made, and its name.
-        top1, drop_points, agreement: on the held-out test pictures, against float Keras.
-        size_bytes, gzip_bytes: of the file.
-        sparsity: part of zeros among the int8 weights.
-        median_ms, p95_ms: of one picture on this machine.
-        error: of an autoencoder, the mean reconstruction error.
+        top1: top-1 accuracy on the test images, 0 to 1.
+        drop_points: top-1 lost against the float Keras model, in percentage points.
+        agreement: fraction of the test images with the same prediction as the float Keras model.
+        size_bytes, gzip_bytes: size of the file, and size after compression with gzip.
+        sparsity: fraction of zeros among the int8 weights.
+        median_ms, p95_ms: median and 95th percentile of the time for one image on this machine, in milliseconds.
+        error: mean reconstruction error of an autoencoder.
         top1_low, top1_high: 95 % confidence interval of ``top1`` for this number of test images (Wilson).
     """
 
@@ -63,12 +65,12 @@ class Comparison:
 
     Attributes:
         run: the run's folder.
-        float_top1: of float Keras, 0 to 1.
-        images: how many held-out pictures.
-        threads, machine: what the times were taken with.
-        rows: a row for each variant that could be made, float32 first.
-        notes: what the figures mean, and which methods could not be used and why.
-        plot: bars of accuracy, bytes and milliseconds as a PNG.
+        float_top1: top-1 accuracy of the float Keras model, 0 to 1.
+        images: number of test images.
+        threads, machine: number of threads and machine with which the times were measured.
+        rows: one row for each variant that could be made, float32 first.
+        notes: remarks on the figures, and the reasons why methods could not be used.
+        plot: path of a PNG with bars of accuracy, bytes and milliseconds.
     """
 
     run: str

@@ -1,4 +1,4 @@
-"""Fine-tuning: the few epochs of training that pruning, clustering, channel removal and QAT need."""
+"""Fine-tune a trained model for a few epochs, as pruning, clustering, channel removal and QAT require."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from edgerec.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-# Fraction of the epochs, the last ones, in which activation ranges are frozen and only weights learn.
+# Fraction of the epochs, at the end, in which activation ranges are frozen and only weights are trained.
 FROZEN_FRACTION = 1 / 3
-# Recipe keys that do not change the result of fine-tuning: an interrupted stage can be resumed with other values.
+# Recipe keys that do not affect the result of fine-tuning. Changing them does not prevent resuming a stage.
 _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 
@@ -38,23 +38,23 @@ class FineTune:
     """Data, schedule and settings of a fine-tuning.
 
     Attributes:
-        feed: function ``(epoch, places)`` that returns augmented training batches from that epoch on.
+        feed: function ``(epoch, places)`` that returns augmented training batches, starting at ``epoch``.
         plain: training batches without augmentation.
         steps: number of steps per epoch.
-        validation: function ``(places)`` that returns the validation batches, ``validation_steps`` of them.
-        team: devices that train.
+        validation: function ``(places)`` that returns ``validation_steps`` validation batches.
+        team: the devices used for training.
         epochs: number of epochs of each stage.
         learning_rate: peak learning rate; it falls to zero as a half cosine.
-        retraining_rate: peak learning rate of a stage that removes weights, so that the others have to adapt.
+        retraining_rate: peak learning rate of a stage that removes weights; the remaining weights have to adapt.
         train: the run's training settings. Fine-tuning uses ``optimizer``, ``weight_decay``, ``accumulate`` and
             ``xla``; the batches already follow ``batch_size`` and ``class_weights``.
         freeze_bn: whether batch normalization keeps its statistics, scale and offset.
-        teacher: loss between the outputs and the float model's outputs, with weight ``teacher_weight`` against the loss
-            of the labels; None for the labels alone.
+        teacher: distillation loss between the outputs and the float model's outputs. Its weight is
+            ``teacher_weight``, and the weight of the label loss is ``1 - teacher_weight``. None uses labels alone.
         seed: seed of random layers such as dropout.
         listener: receives the progress.
         checkpoints: folder in which each stage saves its state as an ``.npz`` file.
-        settings: the settings that the state depends on; a state with other settings is not resumed.
+        settings: the settings that the result depends on; a state saved with other settings is not resumed.
     """
 
     feed: Callable[[int, Places], Any]
@@ -96,23 +96,23 @@ def fine_tune(
         tune: data, schedule and settings.
         stage: name of the stage, for messages and for the file of its state.
         callbacks: Keras callbacks that must run at every step.
-        keep_from: epochs before this one, counted from 0, cannot be the best.
-        retraining: use ``tune.retraining_rate``.
-        calibrator: takes the model and returns a function that sets the model's activation ranges. It is called before
-            the first step, and again before the ranges are frozen.
+        keep_from: first epoch, counted from 0, whose weights may be returned.
+        retraining: use ``tune.retraining_rate`` instead of ``tune.learning_rate``.
+        calibrator: takes the model and returns a function that sets the model's activation ranges. The function is
+            called before the first step, and again before the ranges are frozen.
         freeze: freezes the activation ranges of the trained model. It is called before the last third of the epochs, or
-            before the only one. Epochs before that cannot be the best, because their ranges follow augmented images
-            and dropout.
+            before the only epoch. Weights of earlier epochs are not returned, because their activation ranges were
+            updated on augmented images and with dropout.
 
     Raises:
-        RecipeError: the devices cannot share the batches that the run was trained with.
+        RecipeError: the batch size is not a multiple of the number of devices times ``train.accumulate``.
     """
     tune.team.check_batch(tune.train.batch_size, tune.train.accumulate)
     model = build()
     calibrate = calibrator(model) if calibrator else None
     if calibrate:
         calibrate()
-    # With several devices, the trained variables differ from those of a model that can be read and converted.
+    # Several devices train a second model with mirrored variables, because such a model cannot be saved or converted.
     trained = model
     if tune.team.strategy is not None:
         with tune.team.scope():
@@ -145,7 +145,7 @@ def fine_tune(
                 _copy(model, trained)
             freeze(trained)
             with tune.team.scope():
-                # Trace the step again, because the frozen ranges change it.
+                # Trace the training step again, because freezing the ranges changes its graph.
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
@@ -159,13 +159,13 @@ def fine_tune(
                 verbose=0,
             )
     for layer in frozen_bn:
-        layer.trainable = True  # the next stage, and what is saved, are as before this one
+        layer.trainable = True  # undo the freezing for the next stage and for the saved model
     model.set_weights(state.best)
     return model
 
 
 def _frozen_from(epochs: int) -> int:
-    """First epoch with frozen activation ranges, counted from 0: the last third, but at least one epoch."""
+    """Return the first epoch with frozen activation ranges, counted from 0: the last third, but at least one epoch."""
     return epochs - max(1, round(epochs * FROZEN_FRACTION))
 
 
@@ -175,12 +175,12 @@ def _copy(source: Any, to: Any) -> None:
 
 
 def state_path(checkpoints: Path, stage: str) -> Path:
-    """The file in which a stage saves its state."""
+    """Return the path of the file in which a stage saves its state."""
     return checkpoints / f"{stage.replace(' ', '-')}.npz"
 
 
 def resumable_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that an interrupted fine-tuning depends on: not the place of the data, nor the accuracy gate."""
+    """Return the settings that fine-tuning depends on, without the path of the data and the accuracy gate."""
     recipe = replace(recipe, augment=recipe.augment.unmixed)
     values = {key: value for key, value in recipe.to_dict().items() if key != "data"}
     for section, keys in _IRRELEVANT.items():
@@ -189,9 +189,9 @@ def resumable_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
-    """The first setting in which the states in a folder differ from ``settings``, in words; empty if none does.
+    """Describe the first difference between ``settings`` and the saved states in a folder; empty if there is none.
 
-    Files that cannot be read are ignored, because their stage starts again.
+    Unreadable files are ignored, because their stage starts again.
     """
     for path in sorted(checkpoints.glob("*.npz")):
         try:
@@ -209,7 +209,7 @@ def other_setting(checkpoints: Path, settings: dict[str, Any]) -> str:
 
 
 def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
-    """Return whether a folder has the states of this many stages, all of them after their last epoch."""
+    """Return whether a folder has the saved states of ``stages`` stages, each after its last epoch."""
     try:
         done = [int(_read_about(path)["epoch"]) for path in checkpoints.glob("*.npz")]
     except UNREADABLE_STATE:
@@ -222,12 +222,12 @@ def _read_about(path: Path) -> dict[str, Any]:
         return _about(file["about"])
 
 
-# What NumPy and JSON raise on a file that is not a state, or a damaged one.
+# Exceptions that NumPy and JSON raise if a file is damaged or is not a saved state.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _about(array: Any) -> dict[str, Any]:
-    """The JSON object in a state; raises :class:`ValueError` for anything else."""
+    """Return the JSON object in a saved state; raise :class:`ValueError` if there is none."""
     value = json.loads(str(array))
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         raise ValueError("its description is not an object with settings")
@@ -246,7 +246,7 @@ class _State:
         """Restore the state of an interrupted stage completely, or leave the model as it is.
 
         Returns:
-            The number of epochs that are complete.
+            The number of completed epochs.
         """
         try:
             with np.load(self.path, allow_pickle=False) as file:
@@ -265,7 +265,7 @@ class _State:
         except UNREADABLE_STATE as error:
             log.warning("%s cannot be resumed (%s): %s starts again", self.path, first_line(error), self.stage)
             return 0
-        # Nothing below can fail: everything was read and compared with the model above.
+        # The assignments below cannot fail, because all values were read and compared with the model above.
         model.set_weights(weights)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
@@ -293,7 +293,7 @@ class _State:
 
 
 def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> list[Any]:
-    """The arrays of one kind, in the order of ``variables``; raises :class:`ValueError` if they do not fit them."""
+    """Return the arrays of one kind in the order of ``variables``; raise :class:`ValueError` if their shapes differ."""
     values = [arrays[f"{kind}{i}"] for i in range(len(variables))]
     if f"{kind}{len(variables)}" in arrays:
         raise ValueError(f"it has more {kind} than the model")
@@ -309,7 +309,7 @@ def _fitting(arrays: dict[str, Any], kind: str, variables: Sequence[Any]) -> lis
 
 
 def _recorder(state: _State) -> Any:
-    """Return the Keras callback that reports and saves. Its class needs Keras, so it is defined here."""
+    """Return the Keras callback that reports progress and saves states. Its class is local because it needs Keras."""
     tune, stage = state.tune, state.stage
 
     class Recorder(keras().callbacks.Callback):  # type: ignore[misc]
@@ -323,7 +323,7 @@ def _recorder(state: _State) -> Any:
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            # An autoencoder has no accuracy, so a lower loss counts as better.
+            # An autoencoder has no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
             log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, learned(logs))
 

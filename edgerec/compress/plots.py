@@ -1,4 +1,4 @@
-"""Plots of variants, layers and calibration sets."""
+"""Draw plots of variants, layers and calibration sets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from edgerec.runtime.figures import BLUE, DARK, GREY, ORANGE, new_figure, plain, save_figure
 
 PALE = "#d5dbe1"
-# Times above this multiple of the median variant's time are cut in the plot.
+# Bars of times above this multiple of the median over all variants are cut off in the plot.
 OUTLIER = 4.0
 
 
 class Measured(Protocol):
-    """Values of a variant that are drawn; see :class:`edgerec.compress.compare.Row`."""
+    """The values of a variant that a plot shows; :class:`edgerec.compress.compare.Row` documents them."""
 
     @property
     def variant(self) -> str: ...
@@ -95,7 +95,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
         label="95 % confidence interval",
     )
     axes.axvline(100 * float_top1, color=ORANGE, linewidth=1, linestyle="--", label="float Keras")
-    # The numbers stand behind the longest interval, in a column.
+    # Write the numbers in a column to the right of the longest interval.
     right = max(100 * float_top1, values[:, 2].max())
     for place, value in zip(places, values[:, 0], strict=True):
         _number(axes, right, place, f"{value:.2f}")
@@ -122,7 +122,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
     known = {place: row for place, row in enumerate(rows) if row.median_ms is not None}
     medians = np.array([row.median_ms for row in known.values()], float)
     p95 = np.array([row.p95_ms or row.median_ms for row in known.values()], float)
-    # One slow variant would leave the bars of all others without length.
+    # Without the cut, one slow variant would make all other bars too short to compare.
     end = min(float(p95.max()), OUTLIER * float(np.median(p95)))
     axes.barh(list(known), np.minimum(p95, end), height=0.66, color=PALE, label="95th percentile of the times")
     axes.barh(list(known), np.minimum(medians, end), height=0.66, color=DARK, label="median time")
@@ -135,7 +135,7 @@ def _millisecond_bars(axes: Any, rows: Sequence[Measured]) -> None:
 
 
 def _number(axes: Any, x: float, y: float, text: str) -> None:
-    # Not with spaces in the text, which SVG ignores.
+    # Use an offset instead of leading spaces, because SVG ignores spaces.
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
@@ -151,10 +151,10 @@ def layer_bars(
 
     Args:
         names: layers in execution order, drawn from the top down.
-        ratios: for each layer the SQNR in dB in the whole model (a bar), and of the layer's own noise at its output and
-            at the logits (dots); None if unknown.
+        ratios: three SQNR values in dB for each layer: with the whole model quantized (a bar), and with only this layer
+            quantized, measured at its output and at the logits (dots); None if unknown.
         marked: layers that are drawn in orange.
-        limits_db: ratio below which noise matters, and ratio from which the output counts as exact.
+        limits_db: SQNR below which noise matters, and SQNR from which the output counts as exact.
         title: title of the plot.
         path: the PNG.
     """

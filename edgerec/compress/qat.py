@@ -36,19 +36,20 @@ def quantization_aware(
     """Fine-tune the model with int8 fake quantization in every layer.
 
     Activation ranges are calibrated on training images without augmentation or dropout, before the first step and
-    before the last third of the epochs, in which they are frozen (arXiv:1806.08342, section 4). A single epoch has
-    frozen ranges throughout. Batch normalization keeps the statistics of the float training.
+    before the last third of the epochs, in which the ranges are frozen (arXiv:1806.08342, section 4). With a single
+    epoch, the ranges are frozen from the first step. Batch normalization keeps the statistics of the float training.
 
     Args:
-        model: a float model that :func:`~edgerec.compress.adapt.adapt` let through, pruned, clustered or neither.
-        normalise: fixes the input's range, so that pixels pass through.
+        model: a float model returned by :func:`~edgerec.compress.adapt.adapt`; it may be pruned or clustered.
+        normalise: determines the fixed range of the input, so that the int8 input equals the pixels minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.
-        clustered: keep the number of different weights.
-        weight_bits: of each weight, 5 to 8, where nothing is clustered; of 4 the converter makes another type.
+        clustered: keep the number of different weights in each layer.
+        weight_bits: bits per weight, 5 to 8, if the model is not clustered. The converter would store 4-bit weights
+            in another type than int8.
 
     Raises:
-        ModelError: a layer that cannot be quantized, by its name.
+        ModelError: a layer cannot be quantized; the message names the layer.
     """
     return fine_tune(
         partial(rounded, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
@@ -111,11 +112,12 @@ def _fix_input_range(aware: Any, normalise: Normalise) -> None:
 def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
     """Return a function that sets the activation ranges of a quantization-aware model from training images.
 
-    Nothing is learned, and random layers such as dropout do nothing, as on a device.
+    No weights are trained, and random layers such as dropout are inactive, as in inference.
 
-    The ranges are moving averages that start at ±6 or at their previous values. After n steps, the weight of the start
-    is ``decay**n``, so that it can be removed: ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980,
-    section 3). A range that starts too small clips what the next layers see, which is why this is repeated in rounds.
+    The ranges are moving averages that start at ±6 or at their previous values. After n steps, the start value has the
+    weight ``decay**n``. The corrected average is ``(average − decay**n · start) / (1 − decay**n)`` (arXiv:1412.6980,
+    section 3). The calibration is repeated in rounds, because a range that is still too small clips the inputs of the
+    next layers.
     """
     tf = require("tensorflow")
     ranges = list(activation_ranges(aware))
@@ -123,7 +125,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def update(pixels: Any) -> None:
-        # This body runs only while TensorFlow traces it.
+        # Python runs this body only once, when TensorFlow traces the function.
         with _inference_inside_wrappers(aware):
             aware(pixels, training=True)
 
@@ -133,7 +135,7 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
             for pixels, *_ in tune.plain.take(CALIBRATION_STEPS):
                 update(pixels)
             ends = (_values(ranges) - start_weight * start) / (1 - start_weight)
-            # An end that should be 0, as after a ReLU, is a rounding error of float32 instead.
+            # Float32 rounding errors can turn an exact 0, such as the lower end after a ReLU, into a tiny value.
             ends[np.abs(ends) < 1e-3 * np.abs(ends).max(axis=1, keepdims=True)] = 0.0
             for variables, values in zip(ranges, ends, strict=True):
                 for variable, value in zip(variables, values, strict=True):
@@ -144,10 +146,10 @@ def range_calibrator(aware: Any, tune: FineTune) -> Callable[[], None]:
 
 @contextmanager
 def _inference_inside_wrappers(aware: Any) -> Iterator[None]:
-    """Run the layers inside of tensorflow-model-optimization's wrappers in inference mode while the block runs.
+    """Run the layers inside tensorflow-model-optimization's wrappers in inference mode within the ``with`` block.
 
-    The wrappers themselves update their ranges only in training mode, and pass that mode on to every layer whose
-    ``call`` has the argument ``training``. A layer without it is called without a mode.
+    The wrappers update their ranges only in training mode, and pass ``training=True`` on to each wrapped layer whose
+    ``call`` has the parameter ``training``. Other layers are called without this argument.
     """
     inner = [wrapper.layer for wrapper in aware.layers if hasattr(wrapper, "layer")]
     replaced = [layer for layer in inner if "training" in inspect.signature(layer.call).parameters]
@@ -165,12 +167,12 @@ def _call_in_inference(call: Callable[..., Any], inputs: Any) -> Any:
 
 
 def _values(ranges: Sequence[tuple[Any, Any]]) -> npt.NDArray[np.float64]:
-    """The lower and upper ends of the ranges: ``(ranges, 2)``."""
+    """Return the lower and upper ends of the ranges, float64 ``(ranges, 2)``."""
     return np.array([[float(end.numpy()) for end in pair] for pair in ranges])
 
 
 def freeze_ranges(aware: Any) -> None:
-    """Freeze the activation ranges of a quantization-aware model; its weights still learn."""
+    """Freeze the activation ranges of a quantization-aware model; the weights remain trainable."""
     for wrapper in aware.layers:
         if getattr(wrapper, "_output_quantizers", ()):
             wrapper._output_quantizers = [_Frozen(wrapper._output_quantizers[0])]
@@ -179,7 +181,7 @@ def freeze_ranges(aware: Any) -> None:
 
 
 class _Frozen:
-    """A quantizer whose range does not follow its input."""
+    """A quantizer with a fixed range, which training does not update."""
 
     def __init__(self, quantizer: Any) -> None:
         self.quantizer = quantizer
@@ -189,7 +191,7 @@ class _Frozen:
 
 
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
-    """The variables with the lower and upper end of each activation's range."""
+    """Yield the two variables with the lower and upper end of each activation range."""
     for wrapper in aware.layers:
         places = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):

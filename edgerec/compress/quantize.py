@@ -36,10 +36,11 @@ from edgerec.train.saved_model import refuse_untrainable
 
 log = logging.getLogger(__name__)
 
-# Methods that auto may choose. PTQ takes seconds, QAT has to train, and float16 is not int8.
+# Methods that "auto" may choose, in the order in which it tries them. PTQ takes seconds, QAT needs training, and
+# float16 is not int8.
 AUTO = ("ptq", "qat", "float16")
-# auto tries QAT if PTQ loses more than this fraction of max_drop on the validation images. The margin also keeps most
-# variants inside max_drop on the test images.
+# "auto" tries QAT if PTQ loses more than this fraction of max_drop on the validation images. Because of this margin,
+# most variants also lose less than max_drop on the test images.
 WORTH_QAT = 0.5
 FINE_TUNED = ["auto", *(name for name, method in METHODS.items() if method.stages)]
 # The recipe's keys that only some methods use.
@@ -79,28 +80,28 @@ def quantize(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> QuantizeReport:
-    """Make a compressed variant of a run, and compare it with the float model on the held-out test images.
+    """Make a compressed variant of a run, and compare the variant with the float model on the test images.
 
     Args:
         run: a finished run, or its path.
-        method: a name of :data:`~edgerec.compress.methods.METHODS`, or ``auto``: ptq, or qat if ptq loses more than
-            half of ``max_drop`` on the validation images and qat loses less, or float16 if both lose more than
-            ``max_drop``. None uses the recipe's value, as for the following arguments.
-        channels: fraction of the estimated time of the int8 model that ``channels`` saves by removing channels.
-        sparsity: fraction of the weights that ``prune`` sets to zero.
-        clusters: number of different weights that ``cluster`` leaves in each layer.
-        weight_bits: bits of each int8 weight that ``qat`` uses if nothing is clustered, e.g. 5 for 31 different values.
-            Size and speed of the file stay the same, but it compresses better.
-        epochs: number of epochs of each fine-tuning.
-        learning_rate: highest learning rate of each fine-tuning.
-        teacher_weight: weight, 0 to 1, of the distance to the float model's outputs in the loss of fine-tuning. The
-            rest is the loss of the labels.
-        max_drop: percentage points of top-1 that the variant may lose.
-        skip: layers that prune and cluster do not change: names or patterns, separated by commas.
-        float_layers: layers that ``mixed`` keeps in float, in the same form.
-        calibration: images that calibrate: a recipe's name, a .toml file, or the folder of a calibration set.
-        data: where the run's images are now, if they were moved.
-        resume: resume the fine-tuning that an interrupted call with the same settings left.
+        method: a key of :data:`~edgerec.compress.methods.METHODS`, or ``auto``. ``auto`` chooses ``ptq``, unless it
+            loses more than half of ``max_drop`` on the validation images and ``qat`` loses less. If both lose more
+            than ``max_drop``, it chooses ``float16``. None uses the recipe's value, here and in the arguments below.
+        channels: fraction of the int8 model's estimated inference time that the method ``channels`` saves.
+        sparsity: fraction of the weights that the method ``prune`` sets to zero.
+        clusters: number of different weight values per layer after the method ``cluster``.
+        weight_bits: number of bits per int8 weight in the method ``qat``, if the model is not clustered. For example,
+            5 bits allow 31 different values. The file has the same size and speed, but compresses better with gzip.
+        epochs: number of epochs of each fine-tuning stage.
+        learning_rate: peak learning rate of each fine-tuning stage.
+        teacher_weight: weight, 0 to 1, of the distillation loss (the distance to the float model's outputs) in
+            fine-tuning. The label loss has the weight ``1 - teacher_weight``.
+        max_drop: largest loss of top-1 accuracy that is accepted, in percentage points.
+        skip: layers that pruning and clustering leave unchanged: names or patterns, separated by commas.
+        float_layers: layers that the method ``mixed`` keeps in float: names or patterns, separated by commas.
+        calibration: calibration images: the name of a calibration recipe, a .toml file, or a calibration set's folder.
+        data: current location of the run's images, if they were moved.
+        resume: resume the fine-tuning of an interrupted call with the same settings.
         overwrite: replace an existing variant, and without ``resume`` discard an interrupted fine-tuning.
         listener: receives the progress.
 
@@ -108,7 +109,7 @@ def quantize(
         GateError: the drop is greater than ``max_drop``. The variant is kept with its report for examination.
         OutputExistsError: the variant or an interrupted fine-tuning exists, and neither ``resume`` nor ``overwrite``
             says what to do with it.
-        EdgerecError: the run, its data or its model do not allow it.
+        EdgerecError: the run, its data or its model cannot be used with this method.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     options = {
@@ -145,14 +146,14 @@ def quantize(
 
 
 def with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    """Return the recipe with keys of its compress section changed; None changes nothing."""
+    """Return the recipe with these values in its ``compress`` section; None keeps the recipe's value."""
     return recipe.override(
         {f"compress.{key}": value for key, value in options.items() if value is not None}, "quantize"
     )
 
 
 def with_method(recipe: Recipe, method: str) -> Recipe:
-    """Return the recipe with another method."""
+    """Return the recipe with another compression method."""
     return recipe.override({"compress.method": method})
 
 
@@ -163,15 +164,15 @@ def make_float32(run: Run, data: DataSource | None = None, listener: Listener = 
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
-    """Folder in which the fine-tuning of a method saves its state until the variant is complete."""
+    """Return the folder in which the fine-tuning of a method saves its state until the variant is complete."""
     return run.path / "checkpoints" / METHODS[method].variant
 
 
 def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Refuse to discard an interrupted fine-tuning, or to resume it with other settings.
+    """Raise an error instead of discarding an interrupted fine-tuning, or resuming it with other settings.
 
     Raises:
-        OutputExistsError: there is one, and the arguments do not say what to do with it.
+        OutputExistsError: there is an interrupted fine-tuning that the arguments neither resume nor overwrite.
     """
     method = recipe.compress.method
     folder = interrupted_folder(run, method)
@@ -184,7 +185,7 @@ def refuse_interrupted(run: Run, recipe: Recipe, resume: bool, overwrite: bool) 
             "or --overwrite without --resume to start again"
         )
     if not difference and is_complete(folder, len(METHODS[method].stages), recipe.compress.epochs):
-        return  # auto trained it, but chose another method: it is used as it is
+        return  # the fine-tuning is complete: "auto" ran it, but chose another method
     if not resume and not overwrite:
         how = "" if not difference else f" with {difference}"
         raise OutputExistsError(
@@ -199,9 +200,9 @@ class Candidate:
     Attributes:
         bench: the run, with the candidate's method.
         content: the .tflite.
-        provenance: what its report says about how it was made.
-        stages: the Keras models between the float model and the .tflite, by their stage.
-        val_top1: top-1 on the validation images.
+        provenance: fields of the report about how the variant was made.
+        stages: the intermediate Keras models between the float model and the .tflite, by the name of their stage.
+        val_top1: top-1 accuracy on the validation images, 0 to 1.
     """
 
     bench: Bench
@@ -212,11 +213,11 @@ class Candidate:
 
     @property
     def val_drop_points(self) -> float:
-        """Points of top-1 lost against float Keras on the validation images."""
+        """Top-1 accuracy lost against the float Keras model on the validation images, in percentage points."""
         return (self.bench.val_top1 - self.val_top1) * 100
 
     def keep(self, overwrite: bool) -> QuantizeReport:
-        """Measure it on the test images, and write it as a variant of the run."""
+        """Measure the candidate on the test images, and save the candidate as a variant of the run."""
         bench, method = self.bench, METHODS[self.bench.recipe.compress.method]
         report = bench.keep(
             method,
@@ -232,17 +233,17 @@ class Candidate:
 
 
 def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
-    """Make and measure the variant of the bench's method; the accuracy gate is not applied."""
+    """Make, measure and save the variant of the bench's method, without applying the accuracy gate."""
     refuse_existing(bench.run.variant(METHODS[bench.recipe.compress.method].variant), overwrite)
     return make_candidate(bench, resume=resume, overwrite=overwrite).keep(overwrite)
 
 
 def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
-    """Compress and convert the run's model by the bench's method, and measure it on the validation images."""
+    """Compress and convert the run's model by the bench's method, and measure the result on the validation images."""
     name = bench.recipe.compress.method
     method, folder = METHODS[name], interrupted_folder(bench.run, name)
     refuse_interrupted(bench.run, bench.recipe, resume, overwrite)
-    bench.float32()  # first, because it needs no training and shows a fault at once
+    bench.float32()  # first, because it needs no training and fails early if the model cannot be converted
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     content, provenance, stages = _compressed(bench, method, folder)
@@ -252,7 +253,7 @@ def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
 
 
 def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
-    """The existing variant of the bench's method, or a new one if there is none or ``overwrite`` is set."""
+    """Return the existing variant of the bench's method, or a new one if there is none or ``overwrite`` is set."""
     report = None if overwrite else existing(bench.run, bench.recipe)
     if report is None:
         return make(bench, resume=not _is_interrupted_differently(bench) or not overwrite, overwrite=overwrite)
@@ -263,13 +264,13 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
 
 
 def existing(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of the run's variant by the recipe's method; None if there is none."""
+    """Return the report of the existing variant for the recipe's method; None if there is no such variant."""
     values = run.variants().get(METHODS[recipe.compress.method].variant)
     return None if values is None else QuantizeReport.from_dict(values)
 
 
 def used_differently(run: Run, recipe: Recipe) -> str:
-    """Return the settings of an existing variant that differ from the recipe's, as text; empty if none does."""
+    """Describe the settings in which the existing variant differs from the recipe; empty if there are none."""
     section = recipe.compress
     saved = run.variants()[METHODS[section.method].variant]["compress"]
     used = (key for key, methods in USES.items() if section.method in methods)
@@ -282,7 +283,7 @@ def _is_interrupted_differently(bench: Bench) -> bool:
 
 
 def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
-    """Refuse an option that none of the methods or the run's network uses, and ``mixed`` without its layers."""
+    """Raise :class:`RecipeError` for an option without effect, or for the method ``mixed`` without ``float_layers``."""
     for option, users in USES.items():
         if options.get(option) is not None and not set(users).intersection(methods):
             flag = "--" + option.replace("_", "-")
@@ -301,9 +302,9 @@ def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) 
 
 
 def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
-    """Choose between PTQ, QAT and float16 by what they lose on the validation images.
+    """Choose between PTQ, QAT and float16 by the accuracy that they lose on the validation images.
 
-    Only the variant that is chosen is measured on the test images and kept. Existing variants are reused.
+    Only the chosen variant is measured on the test images and kept. Existing variants are reused.
     """
     budget, count = bench.recipe.compress.max_drop, len(bench.split.val)
     sources: dict[str, Candidate | QuantizeReport] = {}
@@ -334,7 +335,7 @@ def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
         return _chosen(sources["ptq"], explained(reason), overwrite)
     log.info("auto: trying qat, which trains for %d epochs", bench.recipe.compress.epochs)
     attempt("qat")
-    int8 = sorted((name for name in AUTO if name in sources), key=loss)  # stable: ptq if both lose the same
+    int8 = sorted((name for name in AUTO if name in sources), key=loss)  # a stable sort: ptq wins a tie
     if int8 and fits(int8[0], budget):
         reason = f"{int8[0]} loses least" if len(int8) > 1 else f"{int8[0]} is the only int8 method for this model"
         return _chosen(sources[int8[0]], explained(reason), overwrite)

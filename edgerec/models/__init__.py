@@ -106,12 +106,12 @@ BACKBONE = "backbone"
 
 
 def least_size_px(name: str) -> int:
-    """The smallest input side of that network, pixels."""
+    """Return the smallest side of the network's input, in pixels."""
     return 1 if name in (OWN, BACKBONE, AUTO) else find(name).least_size_px
 
 
 def reconstructs(name: str) -> bool:
-    """Whether that network is an autoencoder."""
+    """Return whether the network is an autoencoder."""
     return name in ARCHITECTURES and ARCHITECTURES[name].reconstructs
 
 
@@ -157,8 +157,8 @@ def find_classifier(name: str) -> Architecture:
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
     """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
 
-    An autoencoder gives the pictures again, normalised float32 ``(batch, *shape)``.
-    Code of a person's own that ``section.arch`` names is run.
+    An autoencoder returns reconstructed images, normalized float32 ``(batch, *shape)``.
+    If ``section.arch`` names a function in a user's Python file, that file is executed.
     """
     architecture, pretrained = find(section.arch), None
     section = replace(section, width=section.width or 1.0)

@@ -1,7 +1,7 @@
-"""The rules of ``model.arch = "auto"``: an architecture for the images, their number and the target.
+"""Choose an architecture for ``model.arch = "auto"`` by the images, their number and the target.
 
-The first row of :data:`RULES` that matches a data set decides. The rows were chosen by validation accuracy
-(docs/models.md has the measurements, ``benchmarks/defaults.py`` repeats them).
+The first rule of :data:`RULES` that matches a data set decides. The rules were selected by validation accuracy.
+docs/results.md has the measurements, and ``benchmarks/defaults.py`` repeats them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from edgerec.models import least_size_px
 
 # Images up to this side are small, such as MNIST (28) and CIFAR-10 (32).
 SMALL_PX = 40
-# A target with less working memory than this is a microcontroller. "Any target" includes it.
+# A target with less RAM than this counts as a microcontroller. A model for any target must fit microcontrollers too.
 SMALL_MEMORY_BYTES = 16 << 20
-# Training ends after about this many updates of the weights, within these numbers of epochs.
+# The number of epochs is chosen for about this many training steps, between these two limits.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 6000, 15, 60
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The facts that decide.
+    """Properties of the data set and the target that determine the architecture.
 
     Attributes:
-        side_px: shorter side of a typical image.
+        side_px: shorter side of a typical image, in pixels.
         channels: 1 for grayscale, 3 for RGB.
-        images: number of images, without a test split of the data's own.
+        images: number of images, not counting a test split that the data set defines itself.
         classes: number of classes.
-        target: where the model will run; None for any target.
-        input_px: side of the model's input if it is set; 0 leaves it to the rules.
+        target: the target that will run the model; None for any target.
+        input_px: side of the model's input in pixels, if the user set it; 0 lets the rules choose.
     """
 
     side_px: int
@@ -41,12 +41,12 @@ class Situation:
 
     @property
     def small(self) -> bool:
-        """Whether the model sees small images."""
+        """Whether the model's input is small, i.e. at most :data:`SMALL_PX`."""
         return (self.input_px or self.side_px) <= SMALL_PX
 
     @property
     def large_target(self) -> bool:
-        """Whether a target is named that has more memory than a microcontroller."""
+        """Whether the recipe names a target, and that target has more memory than a microcontroller."""
         return self.target is not None and not 0 < self.target.memory_bytes < SMALL_MEMORY_BYTES
 
     def __str__(self) -> str:
@@ -57,17 +57,17 @@ class Situation:
 
 @dataclass(frozen=True)
 class Rule:
-    """An architecture, the data sets that it is for, and the reason.
+    """An architecture, the conditions under which it is chosen, and the reason for the choice.
 
     Attributes:
-        arch, width: as in the recipe.
-        reason: completes "chosen because …".
+        arch, width: values of ``model.arch`` and ``model.width``.
+        reason: the words that complete "chosen because …".
         imagenet: whether training starts from ImageNet weights.
         small: whether the images are small (up to :data:`SMALL_PX`); None for both.
         channels: 1 or 3; 0 for both.
-        min_images, min_classes: lowest numbers of images and of classes.
-        large_target: whether a target with more memory than a microcontroller must be named.
-        max_input_px: larger images are scaled down to this side.
+        min_images, min_classes: smallest number of images and of classes.
+        large_target: whether the recipe must name a target with more memory than a microcontroller.
+        max_input_px: largest side of the model's input in pixels; larger images are scaled down.
     """
 
     arch: str
@@ -83,7 +83,7 @@ class Rule:
 
     @property
     def data(self) -> str:
-        """The data sets that the rule is for, in a few words."""
+        """A short description of the data sets that the rule applies to."""
         size = "small " if self.small else "larger "
         color = {0: "", 1: "grayscale ", 3: "color "}[self.channels]
         text = f"{size}{color}images"
@@ -92,7 +92,7 @@ class Rule:
         return text + (", ImageNet weights" if self.imagenet else "")
 
     def matches(self, situation: Situation) -> bool:
-        """Whether the rule is for such a data set."""
+        """Return whether the rule applies to a data set and target."""
         return (
             self.small in (None, situation.small)
             and (not situation.input_px or situation.input_px >= least_size_px(self.arch))
@@ -120,7 +120,7 @@ RULES = (
 
 
 def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
-    """The first rule that matches.
+    """Return the first rule that matches.
 
     Args:
         situation: the images and the target.
@@ -134,11 +134,11 @@ def choose(situation: Situation, *, imagenet: bool | None) -> Rule:
 
 
 def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
-    """The rules that can decide for a target, in the order of :data:`RULES`.
+    """Return the rules that can apply to a target, in the order of :data:`RULES`.
 
     Args:
-        target: where the model will run.
-        input_px: side of the model's input; 0 for the side that each rule chooses.
+        target: the target that will run the model.
+        input_px: side of the model's input in pixels; 0 uses the side that each rule chooses.
     """
     sides = (input_px,) if input_px else (SMALL_PX, SMALL_PX + 1)
     counts = {1, *(rule.min_images for rule in RULES)}
@@ -155,5 +155,5 @@ def rules_for(target: Target, input_px: int = 0) -> list[Rule]:
 
 
 def suitable_epochs(updates_per_epoch: int) -> int:
-    """Number of training epochs for this many updates of the weights in each."""
+    """Return a suitable number of epochs for a training with this many steps per epoch."""
     return min(max(round(UPDATES / max(1, updates_per_epoch)), FEWEST_EPOCHS), MOST_EPOCHS)

@@ -78,13 +78,13 @@ def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
 
 
 def obtain(keras: Any, section: ModelSection, shape: tuple[int, int, int], imagenet: ImageNet | None) -> None:
-    """Make sure that Keras has the weights of ``section``, downloading them if necessary.
+    """Download the ImageNet weights of an architecture, unless Keras has downloaded them before.
 
     Args:
         keras: the Keras module.
-        section: names the architecture and its width.
-        shape: of the input: height, width, channels.
-        imagenet: the weights of the architecture.
+        section: the architecture and its width.
+        shape: shape of the model's input, ``(height, width, channels)``.
+        imagenet: description of the architecture's ImageNet weights.
 
     Raises:
         ModelError: the download failed, or the downloaded file is damaged.
@@ -142,7 +142,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
 
 @contextlib.contextmanager
 def _bounded_wait() -> Iterator[None]:
-    """Let a download fail if the server does not respond; Keras sets no timeout of its own."""
+    """Set a network timeout within the ``with`` block, because Keras downloads without a timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

@@ -45,7 +45,7 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     for axes, places in positions.items():
         points = [(place, 100 * (row.accuracy or 0)) for place, row in zip(places, best, strict=True)]
-        # White, because a line may run behind the number.
+        # Draw the numbers on a white background, because a line may cross them.
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
         label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
     save_figure(figure, path)

@@ -105,7 +105,7 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
     }
     if any(getattr(recipe.augment, name) for name in _strengths(recipe)):
         space[STRENGTH] = Numbers(0.0, 2.0 if _takes(recipe, 2.0) else 1.0)
-    if recipe.model.pretrained:  # they fit one network, and often one size
+    if recipe.model.pretrained:  # trained weights fit one architecture, and often one input size
         return space
     space["model.width"] = Numbers(0.25, 1.0, step=0.25)
     networks: tuple[str, ...] = (recipe.model.arch,)

@@ -167,7 +167,7 @@ def _negative(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
 
 
 def _getitem(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    """``x[..., ::-1]`` and the like: a selection of channels, or a crop."""
+    """Replace indexing such as ``x[..., ::-1]`` by layers; return None if it is not a channel selection or a crop."""
     result = indexed(rebuild.settle(given["tensor"]), given["slice_spec"], lambda: rebuild.name(node.layer.name))
     return None if isinstance(result, Channel) else result
 

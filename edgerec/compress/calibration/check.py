@@ -220,10 +220,10 @@ def _channel_order(offered: Offered, dataset: Dataset, split: Split, trained: Wh
 
 
 def _found(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Which:
-    """Return which images are in that part of the data, pixel for pixel.
+    """Return, for each image, whether an identical image is among the positions ``part`` of the data set.
 
-    Candidates are looked up by the checksum that a pack's index has of each image, or by their middle row, so that only
-    candidates are read as a whole.
+    Candidates are found by the checksums in the index of packed data, otherwise by the middle row of the image. Only
+    candidates are read and compared pixel by pixel.
     """
     if dataset.packed is not None:
         return _found_packed(images, dataset, part)

@@ -95,7 +95,7 @@ def find_answers(
 
 
 def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -> Iterator[Finding]:
-    """Yield findings about layers; the commands that they suggest are for the path ``run`` and its ``data``."""
+    """Yield findings about layers; ``run`` and ``data`` are inserted into the commands that the findings suggest."""
     layers = parity.layers
     for layer in layers:
         if not layer.finite:
