@@ -192,7 +192,7 @@ class _Feed:
         """Wait until a connection is over, by itself or for its silence; why, if it is a failure."""
         patience, name = self._patience, self.address.name
         while not (connection.ended or self.stopped):
-            # A source that is slow by design is not silent before its next image is due.
+            # A source with a long period may stay silent until its next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = None
@@ -246,7 +246,7 @@ class _Connection:
 
     @property
     def period_s(self) -> float:
-        """Seconds between two images of a source that delivers them at a slow regular rate, otherwise 0."""
+        """Number of seconds between two images if the source has a slow, regular rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
 
     def passed(self) -> int:

@@ -57,15 +57,15 @@ class RunReport:
 
 
 class Camera:
-    """Classifies the frames of one or several sources as they come.
+    """A pipeline that classifies the frames of one or several sources.
 
-    A live source that is lost is connected again, for ever unless ``patience`` ends; of a file nothing is dropped.
+    A lost live source is reconnected until it is back, or until ``patience`` ends. Frames of files are never dropped.
 
     Attributes:
-        manifest: the bundle's, with what was changed for this camera.
-        live: whether one of the sources is.
-        sources: their names, without passwords.
-        inputs: paths and names of everything that is read; no sink may write there.
+        manifest: the bundle's manifest, with the settings that were overridden for this camera.
+        live: whether at least one source is live.
+        sources: names of the sources, without passwords.
+        inputs: paths and names of all inputs; no sink may write there.
 
     >>> with Camera.open("signs-rpi", "0") as camera:   # doctest: +SKIP
     ...     for result in camera:
@@ -116,24 +116,25 @@ class Camera:
         loop: bool = False,
         **options: Any,
     ) -> Camera:
-        """A camera over the bundle (folder or .zip) and its sources, which open on entering it.
+        """Create a camera from a bundle and sources. The sources are opened when the camera's context is entered.
 
         Args:
-            bundle: what to classify with.
-            source: what :func:`~edgerec.camera.sources.find_source` understands, or several, which take turns.
-            threads: of the interpreter; 0 takes the bundle's number, or else the one that a short measurement found
-                to suit, which is remembered. Where no source is live and there is no delegate, so many interpreters
-                of one thread each, which is quicker for all frames though not for one; 0: one for each processor,
-                at most 4.
-            wanted: size, rate and format that cameras are asked for.
-            view: which frames are looked at, and what of them.
+            bundle: the bundle's folder or .zip.
+            source: one or several sources, as :func:`~edgerec.camera.sources.find_source` reads them. Several sources
+                take turns.
+            threads: number of threads of the interpreter. 0 uses the number in the bundle; if the bundle has none, a
+                short measurement determines the best number and caches it. If no source is live and no delegate is
+                used, this many interpreters with one thread each run in parallel, which increases throughput but not
+                the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
+            wanted: size, rate and format to request from cameras.
+            view: which frames, and which region of each frame, to classify.
             patience: how long a live source may be silent.
             loop: whether video files and folders start again when they end.
-            options: as for :class:`~edgerec.runtime.classifier.Classifier`.
+            options: options of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
-            SourceError: nothing understands a source, or it is named twice.
-            BundleError: no such bundle.
+            SourceError: a source is not recognized, or is named twice.
+            BundleError: the bundle does not exist or cannot be used.
         """
         sources = [source] if isinstance(source, str) else list(source)
         opened = Bundle.open(user_path(bundle))
@@ -210,18 +211,20 @@ class Camera:
         service: Service | None = None,
         keep_open: bool = False,
     ) -> RunReport:
-        """Send everything to every sink until the sources end, a sink closes, or ``max_frames`` are answered.
+        """Send results and state changes to all sinks until the sources end, a sink closes, or a limit is reached.
 
-        A sink with an attribute ``inline`` that is true, as a window must be, is called in this thread; each other
-        one has a thread of its own.
+        Args:
+            sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
+                this thread. Each other sink has its own thread.
+            max_frames: number of predictions after which to stop; None means no limit.
+            service: the service manager. It is notified of the start and the end of the run, of each frame, and of
+                each attempt to reconnect. If the model, a window or all connections hang, the notifications stop, so
+                that the watchdog of the service manager restarts the service.
+            keep_open: keep the sinks open after the last frame, so that a web page can still be read. The call then
+                returns when a sink closes, and otherwise waits for a ``KeyboardInterrupt``.
 
-        Raises :class:`OutputIsInputError` if a sink's attribute ``outputs`` has the path of a source.
-
-        ``service`` is told when this begins and ends, and that it is alive: with each frame that is looked at, and
-        each step of connecting a source again. A model, a window or all connections that hang let its watchdog bark.
-
-        With ``keep_open`` the sinks stay open after the last frame, so that a web page can still be read. The call
-        then returns when a sink closes, and otherwise waits for a ``KeyboardInterrupt``.
+        Raises:
+            OutputIsInputError: the attribute ``outputs`` of a sink contains the path of a source.
         """
         sinks, service = list(sinks), service or Service()
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]

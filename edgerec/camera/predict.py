@@ -24,7 +24,7 @@ def predict(
         bundle: a bundle's folder or .zip, or an open classifier.
         images: paths of image files, or of folders whose files are classified in the order of their paths, including
             those in subfolders. A file in a folder that is not an image is skipped with a warning.
-        threshold: score below which the label is ``unknown``, 0 to 1; None takes the bundle's.
+        threshold: score below which the label is ``unknown``, 0 to 1; None uses the threshold in the bundle.
 
     Raises:
         DataError: a file is not an image, or a folder contains no image.

@@ -89,8 +89,8 @@ class InspectReport:
         target: the target that was checked in detail; empty if none was.
         findings: all reasons why ``target`` cannot run the model.
         edgetpu: predicted partition of the model by the Edge TPU compiler; None if the target has no Edge TPU.
-        compiler: result of the Edge TPU compiler; None if it was not run.
-        compiler_error: why the compiler failed or was not run; empty otherwise.
+        compiler: result of the Edge TPU compiler; None if the compiler failed or was not run.
+        compiler_error: why the compiler failed; empty if it succeeded or was not run.
         interpreter_error: why the interpreter of this machine cannot load or run the model; empty if it can.
         metadata_faults: parts of the TFLite metadata that cannot be used, and why.
         novelty: ``model``, ``size_bytes`` and ``threshold`` of the bundle's autoencoder; None if there is none.

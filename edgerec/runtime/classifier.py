@@ -110,7 +110,7 @@ class Classifier:
 
     @property
     def levels(self) -> Levels:
-        """The values that become black and white in image files with 16 bits per sample, for :func:`read_image`."""
+        """Sample values that become black and white in images with 16 bits per sample. Pass them to read_image."""
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:
@@ -172,13 +172,13 @@ def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **o
 
 
 def read_image(path: str | Path, levels: Levels | None = None) -> Image:
-    """Read an image file as uint8 ``(H, W, 3)`` RGB, upright as its file states.
+    """Read an image file as uint8 ``(H, W, 3)`` RGB, rotated according to its EXIF orientation.
 
     Args:
         path: the file.
-        levels: the values that become black and white in a file with more than 8 bits per sample, as
-            :attr:`Classifier.levels` has them. None takes the bit depth that the file states, or else the fewest bits
-            that hold its largest value.
+        levels: the sample values that become black and white in a file with more than 8 bits per sample, see
+            :attr:`Classifier.levels`. None uses the bit depth that the file states; if the file states none, the
+            smallest bit depth that holds its largest value is used.
 
     Raises:
         DataError: the file cannot be read, or is not an image.

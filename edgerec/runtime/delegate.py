@@ -24,7 +24,7 @@ except (ValueError, OSError) as error:
     print(first_sentence(error))
     sys.stdout.flush()
     import os
-    os._exit(3)  # a delegate that failed to load also fails to be deleted
+    os._exit(3)  # skips the destructor of the delegate, which fails if the delegate failed to load
 print("loaded", flush=True)
 """
 

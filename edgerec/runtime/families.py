@@ -1,4 +1,4 @@
-"""Recognize the tool that made a .tflite file, because its apps define how images are fitted and normalized."""
+"""Recognize the tool that made a .tflite file, because the tool's apps define how images are fitted and normalized."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TFJS_DENSE = re.compile(r"(.*/)?dense_Dense\d+(/.*)?")
 
 @dataclass(frozen=True)
 class Family:
-    """What the apps of one tool do with an image.
+    """Preprocessing in the apps of one tool.
 
     Attributes:
-        name: the tool, or empty if it was not recognized.
+        name: name of the tool; empty if the tool was not recognized.
         reason: how the tool was recognized, or why ``fit`` is assumed.
-        fit: how an image with another aspect ratio becomes the input.
+        fit: how an image with another aspect ratio is fitted to the input: ``crop``, ``stretch`` or ``pad``.
         normalise: normalization of float models, as :func:`~edgerec.contract.tensors.parse_normalise` reads it; empty
             if the tool does not define it.
     """
@@ -32,7 +32,7 @@ class Family:
 
 
 def recognize(graph: Graph, metadata: Metadata | None) -> Family:
-    """Return the family of a model, from the names of its tensors and its metadata."""
+    """Return the family of a model, recognized by the model's tensor names and metadata."""
     names = [tensor.name for tensor in graph.tensors]
     if _TEACHABLE_INPUT.fullmatch(graph.inputs[0].name) and any(map(_TFJS_DENSE.fullmatch, names)):
         # Teachable Machine's image library crops the center to a square, and maps pixels to [-1, 1].

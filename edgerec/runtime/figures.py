@@ -18,26 +18,26 @@ log = logging.getLogger(__name__)
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
 DARK = "#4a5560"
 DPI = 120
-# Tick positions within a decade, few to many, and the number of labels that an axis should have at least.
+# Candidate tick positions within a decade, from few to many, and the minimum number of tick labels on an axis.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
 LEAST_TICKS = 4
 
 
 def new_figure(width: float, height: float) -> Any:
     """Create an empty matplotlib figure; width and height are in inches."""
-    # Figure itself instead of pyplot: no global state, no display.
+    # Figure is used instead of pyplot, because it needs neither global state nor a display.
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
-    """Write a figure as PNG, completely or not at all; log which fonts to install if characters have none."""
+    """Write a figure as PNG atomically. If installed fonts lack characters, log which fonts to install."""
     use_fallback_fonts(figure)
     with replacing(path) as partial, glyph_warnings_logged(str(path)):
         figure.savefig(partial, format="png", dpi=dpi)
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Give texts with characters that matplotlib's default font lacks further installed fonts."""
+    """Set other installed fonts for texts with characters that matplotlib's default font lacks."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():
@@ -55,10 +55,10 @@ def use_fallback_fonts(figure: Any) -> None:
 
 @contextmanager
 def glyph_warnings_logged(name: str) -> Iterator[None]:
-    """Replace matplotlib's warnings about missing characters by one line in the log; pass on other warnings.
+    """Replace matplotlib's warnings about missing characters by one log line; pass on other warnings.
 
     Args:
-        name: what is drawn, for the log; empty logs nothing.
+        name: name of the figure in the log line; if empty, nothing is logged.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -76,14 +76,14 @@ def glyph_warnings_logged(name: str) -> Iterator[None]:
 
 
 def plain(text: str, longest: int = 1000) -> str:
-    """Return a text that matplotlib shows unchanged, with its middle left out if it is too long."""
+    """Escape a text so that matplotlib shows it literally, and shorten it in the middle if it is too long."""
     short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
-    short = short.encode("utf-8", "backslashreplace").decode()  # bytes of file names that are not UTF-8
-    return short.replace("$", r"\$")  # a dollar sign would begin a formula
+    short = short.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not UTF-8
+    return short.replace("$", r"\$")  # matplotlib reads text between dollar signs as a formula
 
 
 def label_log_axis(axis: Any) -> None:
-    """Label a logarithmic axis with at least ``LEAST_TICKS`` numbers, however few decades it covers.
+    """Label a logarithmic axis with at least ``LEAST_TICKS`` numbers, even if it covers less than a decade.
 
     Call this after everything is drawn and the margins are set.
     """
@@ -96,7 +96,7 @@ def label_log_axis(axis: Any) -> None:
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
         if len(ticks) >= LEAST_TICKS:
             break
-    else:  # less than half a decade: evenly spaced values
+    else:  # an axis of less than half a decade gets evenly spaced ticks
         candidates = ticker.MaxNLocator(2 * LEAST_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
     while len(ticks) > 2 * LEAST_TICKS:
@@ -114,19 +114,19 @@ def _limits(axis: Any) -> None:
 def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **style: Any) -> None:
     """Write a label beside each point so that labels overlap neither each other nor points.
 
-    Call this after everything is drawn and the margins are set. Labels of crowded points move further away and get a
-    line to their point.
+    Call this after everything is drawn and the margins are set. A label of a crowded point is placed further away and
+    connected to the point by a line.
 
     Args:
         axes: matplotlib axes.
         points: x and y in data coordinates.
-        labels: one for each point.
-        style: for :meth:`matplotlib.axes.Axes.annotate`, such as ``fontsize``.
+        labels: one label for each point.
+        style: arguments of :meth:`matplotlib.axes.Axes.annotate`, such as ``fontsize``.
     """
     figure = axes.figure
     renderer = require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).get_renderer()
     with glyph_warnings_logged(""):
-        figure.draw_without_rendering()  # the layout must be known
+        figure.draw_without_rendering()  # computes the layout
     pixel = figure.dpi / 72
     inside = axes.get_window_extent(renderer)
     box_of = require("matplotlib.transforms").Bbox.from_extents
@@ -169,7 +169,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
 
 
 def _places() -> Iterator[tuple[float, float, str]]:
-    """Offsets of a label from its point in points, and its alignment, the best first."""
+    """Yield candidate positions of a label, the best first: x and y offset from its point (in pt), and alignment."""
     for dx, side in ((6, "left"), (-6, "right")):
         yield dx, 0, side
     for dy in (11, -11, 22, -22, 33, -33, 44, -44):

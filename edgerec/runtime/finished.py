@@ -1,4 +1,4 @@
-"""A .tflite file made by other tools, as an image classifier."""
+"""Open .tflite image classifiers that were made by other tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgerec.runtime.probing import Probe, probe_model
 
 log = logging.getLogger(__name__)
 
-# What a user can choose, and the activation that it stands for with several outputs and with one output.
+# Values of --activation, each with the activation for several outputs and the activation for a single output.
 CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
 
 _NONE = Metadata("", "", (), ())
@@ -31,7 +31,7 @@ _PASSING = {
     *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
     *("AVERAGE_POOL_2D", "REDUCE_MAX"),
 }
-# Operators whose outputs can have any value, so that outputs within [0, 1] are a coincidence.
+# Operators with an unbounded output range. If their outputs lie within [0, 1], this is a coincidence.
 _UNBOUNDED = {
     *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
     *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
@@ -46,17 +46,17 @@ class Finished:
     """A .tflite file that is an image classifier.
 
     Attributes:
-        where: its path, for messages.
-        sha256: of the file.
-        content: the model's bytes; the file's own unless an operator was added for ``layout``.
-        input, output: its tensors.
+        where: path of the file, for messages.
+        sha256: SHA-256 of the file.
+        content: the model's bytes; they differ from the file if an operator was added for ``layout``.
+        input, output: input and output tensor of the model.
         last_operator: operator that computes the output, before operators that only move, store or average values.
         activation: what turns the output into scores; ``none`` if the model does so itself.
         activation_reason: how the activation was determined.
         sums_to_one: whether the scores of an image add up to 1; they do not if several labels can apply to an image.
         metadata: TFLite metadata in the file, or None.
-        family: the tool that made it, which defines how images are fitted.
-        layout: set if the file takes images without channels, or with channels first.
+        family: the tool that made the file, which defines how images are fitted.
+        layout: input layout of the file if it has no channel axis, or the channel axis first; otherwise None.
     """
 
     where: str
@@ -85,8 +85,10 @@ class Finished:
 
         Args:
             path: the .tflite file.
-            activation: ``none``, ``softmax`` or ``sigmoid`` to override what is determined.
-            own_labels, own_normalise: whether the caller has its own, so that faults in the metadata do not matter.
+            activation: ``none``, ``softmax`` or ``sigmoid``; None determines the activation from the graph and from
+                the outputs for test inputs.
+            own_labels, own_normalise: whether the caller has its own labels or normalization, so that invalid ones in
+                the metadata are not an error.
 
         Raises:
             ModelError: the file is not an image classifier, or the interpreter cannot run it.
@@ -135,25 +137,26 @@ class Finished:
 
     @property
     def classes(self) -> int:
-        """Number of scores for an image."""
+        """Number of classes, which is the number of scores for an image."""
         return 2 if self.activation in BINARY else self.output.size
 
     def expected(self, text: str | None) -> AnyNormalise:
-        """Return the normalization in ``text``, or else the one that the file states."""
+        """Return the normalization in ``text``; if that is None, return the normalization that the file states."""
         if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
             text = self.family.normalise
             log.info("%s: normalization %s, as %s models have it", self.where, text, self.family.name)
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
     def normalised(self, text: str | None) -> tuple[Finished, Normalise]:
-        """Return the model to run and what pixels become at its input.
+        """Return the model to run, and the normalization of its input.
 
-        A normalization that differs between channels, or a model that takes BGR, gets a layer at the start of its
-        graph (:func:`~edgerec.contract.input_layer.with_input_layer`), and pixels then stay as they are.
+        If the normalization differs between channels, or the model takes BGR, a layer is added to the start of the
+        graph (:func:`~edgerec.contract.input_layer.with_input_layer`). The returned model then takes pixels that are
+        not normalized.
 
         Args:
-            text: the normalization as :func:`parse_normalise` reads it; None lets pixels pass through a quantized
-                input, and takes what the metadata states for a float input.
+            text: the normalization as :func:`parse_normalise` reads it. With None, pixels are not changed for a
+                quantized input, and the normalization in the metadata is used for a float input.
         """
         normalise = self.expected(text)
         if isinstance(normalise, Normalise):
@@ -164,7 +167,7 @@ class Finished:
 
 
 def _check(graph: Graph, where: str) -> None:
-    """Refuse what a bundle cannot hold, before the interpreter loads the file."""
+    """Raise :class:`ModelError` if a bundle does not support the model. Run this before the interpreter loads it."""
     if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
         before = where.replace("_edgetpu.tflite", ".tflite")
         file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
@@ -200,7 +203,7 @@ def _sources(graph: Graph) -> dict[int, Operator]:
 
 
 def _last_operator(graph: Graph) -> Operator | None:
-    """Return the operator that computes the output, before those in ``_PASSING``."""
+    """Return the operator that computes the output, skipping the operators in ``_PASSING`` that follow it."""
     sources = _sources(graph)
     operator = sources.get(id(graph.outputs[0]))
     while operator is not None and operator.name in _PASSING:
@@ -213,7 +216,7 @@ def _last_operator(graph: Graph) -> Operator | None:
 
 
 def _unbounded(graph: Graph, operator: Operator | None) -> bool:
-    """Return whether the outputs can have any value, also if ``operator`` only scales or shifts them by constants."""
+    """Return whether the output range is unbounded, even if ``operator`` scales or shifts the outputs by constants."""
     sources = _sources(graph)
     while operator is not None:
         if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
@@ -226,7 +229,7 @@ def _unbounded(graph: Graph, operator: Operator | None) -> bool:
 
 
 def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | None, where: str) -> tuple[str, str]:
-    """Return the activation, and how it was determined."""
+    """Return the activation that turns the output into scores, and a sentence on how it was determined."""
     last = _last_operator(graph)
     several, single = CHOICES[choice or "none"]
     if choice is not None:
@@ -263,5 +266,5 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
 def _sum_to_one(last: Operator | None, output: TensorSpec, probe: Probe) -> bool:
     rounding = output.scale * output.size / 2 if output.quantized else 0.0
     exact = probe.within_unit and probe.sums_to(1.0, 0.01 + min(rounding, 0.1))
-    # Small scores of many classes round to 0.
+    # With many classes, most scores of a quantized output are so small that they round to 0.
     return exact or (last is not None and last.name == "SOFTMAX" and probe.sums_to(1.0, 0.5) and output.quantized)

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Listing a few thousand fonts takes well below a second once fontconfig has its cache.
+# With a warm fontconfig cache, a few thousand fonts are listed in well below a second.
 TIMEOUT_S = 10.0
 MOST_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
-_REGULAR = 80  # fontconfig's weight of regular fonts
-# These join to the character before them: zero-width joiner, variation selectors, skin tones and emoji tags.
+_REGULAR = 80  # weight of regular fonts in fontconfig
+# Characters that modify the previous one: zero-width joiner, variation selectors, skin tones and emoji tags.
 _JOINER = "\u200d"
 _JOINED = ((0xFE00, 0xFE0F), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F))
 
@@ -26,10 +26,10 @@ class Font:
     """An installed font.
 
     Attributes:
-        path, index: its file, and its number in a collection.
-        family: name of the family.
-        scalable: False for fonts with bitmaps of a few sizes only.
-        ranges: first and last code point of each range of characters that the font has.
+        path, index: path of the font file, and index of the font in this file.
+        family: name of the font family.
+        scalable: False for bitmap fonts, which have only a few sizes.
+        ranges: first and last code point of each range of supported characters.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def installed_fonts() -> tuple[Font, ...]:
             try:
                 fonts.append((_rank(fields), _font(fields)))
             except ValueError:
-                continue  # a variable font lists ranges of weights, and its instances separately
+                continue  # a variable font has a range of weights here; its instances are listed separately
     return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
 
 
@@ -82,7 +82,7 @@ def _font(fields: Sequence[str]) -> Font:
 
 
 def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
-    """Split a text into parts that one font can draw; None if no font has one of the characters."""
+    """Split a text into parts with a font for each; return None if a character is in no font."""
     whole = next((font for font in fonts if font.has(text)), None)
     if whole is not None:
         return [(text, whole)]
@@ -99,7 +99,7 @@ def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | 
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Characters with the marks and joined characters that belong to them."""
+    """Yield each character of a text together with its combining marks and joined characters."""
     cluster = ""
     for char in text:
         joined = unicodedata.category(char) in ("Mn", "Mc", "Me") or _invisible(char) or cluster.endswith(_JOINER)
@@ -116,7 +116,7 @@ def _invisible(char: str) -> bool:
 
 
 def needs_shaping(text: str) -> bool:
-    """Return whether a text is only readable with a layout engine: right-to-left scripts, marks, joined emoji."""
+    """Return whether a text needs a layout engine, e.g. right-to-left scripts, combining marks and joined emoji."""
     return any(
         unicodedata.bidirectional(char) in ("R", "AL") or unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf")
         for char in text
@@ -124,7 +124,7 @@ def needs_shaping(text: str) -> bool:
 
 
 def ascii_text(text: str) -> str:
-    """Return a text in ASCII: letters without their accents, other characters as escape sequences."""
+    """Convert a text to ASCII: remove accents from letters, and write other characters as escape sequences."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
-    # Marks of other scripts are vowels or tones, without which a word means something else.
+    # Only Latin accents are removed. Marks of other scripts are vowels or tones that change the meaning of a word.
     return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

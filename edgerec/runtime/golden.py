@@ -52,15 +52,16 @@ class GoldenResult:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What :func:`verify` found.
+    """Result of :func:`verify`.
 
     Attributes:
-        files: number of files in the manifest whose digest is right.
-        warnings: files that the runtime does not use and that were changed, removed or added, one sentence each.
-        made_on, here: what decides whether two computations give the same bits.
-        exact: every score is the golden one bit for bit.
-        max_difference, tolerance: of ``golden``, the largest, in their units.
-        golden: for each picture and each model.
+        files: number of files in the manifest whose digest is correct.
+        warnings: one sentence for each file that was changed, removed or added and that the runtime does not use.
+        made_on, here: fingerprints of the exporting machine and of this machine. Scores are bit-identical only if they
+            are equal.
+        exact: whether every score is bit-identical to the golden score.
+        max_difference, tolerance: largest difference and tolerance in ``golden``, in the same units.
+        golden: results for each image and each model.
     """
 
     bundle: str
@@ -117,15 +118,15 @@ def golden_pictures(bundle: Bundle) -> dict[str, Image]:
 
 
 def verify(path: str | Path) -> VerifyReport:
-    """Check a bundle on this machine: digests, tensors against the manifest, golden vectors.
+    """Check the digests, tensors and golden vectors of a bundle on this machine.
 
     Files that the runtime does not use, e.g. README.md, only cause warnings if they were changed, removed or added.
 
-    On the machine that made it (same runtime, version and processor) every score must be equal bit for bit;
-    elsewhere within the tolerance that was measured for such a difference.
+    With the same runtime, version and CPU as on the exporting machine, every score must be bit-identical. Otherwise,
+    scores must agree within a tolerance that was measured for such differences.
 
     Raises:
-        BundleError: with the first thing that is wrong.
+        BundleError: a check failed; the message describes the first failure.
     """
     bundle = Bundle.open(path)
     classifier = Classifier(bundle, delegate="")

@@ -16,12 +16,12 @@ from edgerec.runtime.messages import first_sentence
 
 
 class ImageModel:
-    """Pixels in, scores out. Not thread-safe: one for each thread.
+    """A .tflite image classifier that turns pixels into scores. Not thread-safe: create one for each thread.
 
     Attributes:
-        input: uint8, int8, int16 or float32 ``(1, height, width, channels)``.
-        output: ``(1, outputs)``, with any number of dimensions of 1.
-        classes: how many scores it gives.
+        input: input tensor, uint8, int8, int16 or float32 ``(1, height, width, channels)``.
+        output: output tensor, ``(1, outputs)`` with any number of additional dimensions of size 1.
+        classes: number of scores.
     """
 
     input: TensorSpec
@@ -67,7 +67,7 @@ class ImageModel:
         """Stored output ``(outputs,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
         stored = pixels if self._table is None else self._table[pixels]
         self._interpreter.set_tensor(self._input_index, stored[np.newaxis])
-        self._reset()  # an LSTM would continue the sequence of the previous image
+        self._reset()  # otherwise the state of an LSTM would carry over from the previous image
         try:
             self._interpreter.invoke()
         except RuntimeError as error:  # what could be prepared may yet lack the data of a tensor

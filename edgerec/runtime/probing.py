@@ -1,4 +1,4 @@
-"""Load and run a .tflite file in a child process, because other people's files can crash, hang or exhaust memory."""
+"""Load and run a .tflite file in a child process, because an untrusted file can crash, hang or exhaust memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgerec.contract.stderr import captured_output
 from edgerec.errors import EdgerecError
 
 TIMEOUT_S = 60.0
-# The child process stops trying inputs after this time.
+# The child process starts no further run after this number of seconds.
 RUNS_S = 5.0
 RUNS = 12
 MEMORY_BYTES = 8 << 30
@@ -32,7 +32,7 @@ class Probe:
 
     Attributes:
         error: why the interpreter cannot load or run the model; empty if it can.
-        runs: number of inputs for which all outputs were finite; 0 if it has dynamic shapes or several outputs.
+        runs: number of inputs for which all outputs were finite; 0 if the model has dynamic shapes or several outputs.
         lowest, highest: smallest and largest real output over all runs.
         lowest_sum, highest_sum: smallest and largest sum of the outputs of one run.
     """
@@ -46,11 +46,11 @@ class Probe:
 
     @property
     def within_unit(self) -> bool:
-        """Whether every output was in [0, 1], up to rounding."""
+        """True if every output was in [0, 1], up to rounding."""
         return self.runs > 2 and self.lowest >= -1e-3 and self.highest <= 1.005
 
     def sums_to(self, total: float, tolerance: float) -> bool:
-        """Whether the outputs of every run added up to ``total``."""
+        """Return whether the sum of the outputs was ``total`` in every run."""
         return self.runs > 2 and total - tolerance <= self.lowest_sum and self.highest_sum <= total + tolerance
 
 
@@ -59,9 +59,9 @@ def probe_model(content: bytes, *, timeout_s: float = TIMEOUT_S) -> Probe:
 
     Args:
         content: the .tflite file's bytes.
-        timeout_s: the child process is stopped after this time.
+        timeout_s: time in seconds after which the child process is stopped.
     """
-    # The same packages as here, but nothing out of the current directory.
+    # The child process imports the same packages as this process, but nothing from the current directory.
     folders = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
     command = [sys.executable, "-P", "-c", _CHILD, json.dumps(folders)]
     try:
@@ -78,13 +78,13 @@ def probe_model(content: bytes, *, timeout_s: float = TIMEOUT_S) -> Probe:
 
 
 def child() -> None:
-    """Run in the child process: read a model from standard input and print a :class:`Probe` as JSON."""
+    """Read a model from standard input and print a :class:`Probe` as JSON. This is the child's main function."""
     _limit_memory()
     content = sys.stdin.buffer.read()
     with captured_output():
         probe = _probe(content)
     print(json.dumps(asdict(probe)), flush=True)
-    os._exit(0)  # the interpreter of a damaged model may crash when it is deleted
+    os._exit(0)  # skips the interpreter's destructor, which can crash for a damaged model
 
 
 def _limit_memory() -> None:
@@ -122,7 +122,7 @@ def _probe(content: bytes) -> Probe:
             interpreter.reset_all_variables()
             interpreter.invoke()
             real = _real(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
-            if not np.isfinite(real).all():  # e.g. exp of an input outside the model's range
+            if not np.isfinite(real).all():  # the input may be outside the model's range, e.g. exp overflows
                 continue
             totals.append((float(real.min()), float(real.max()), float(real.sum())))
     except (RuntimeError, ValueError) as error:
@@ -140,7 +140,7 @@ def _supported(detail: dict[str, Any]) -> bool:
 
 
 def _input(detail: dict[str, Any], run: int) -> Any:
-    """Return input number ``run``: constants, or noise whose range differs from run to run."""
+    """Return the test input for run number ``run``: a constant, or noise in a range that differs between runs."""
     rng = np.random.default_rng(run)
     shape, dtype = detail["shape"], detail["dtype"]
     if dtype is not np.float32:

@@ -1,4 +1,4 @@
-"""Draw labels in any script into an image. OpenCV's own fonts have only ASCII."""
+"""Draw labels in any script into an image. OpenCV's own fonts support only ASCII."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from edgerec.runtime.fonts import Font, ascii_text, installed_fonts, needs_shapi
 log = logging.getLogger(__name__)
 
 SIZE_PX = 24
-# OpenCV's scale and thickness for letters of about the same height.
+# Scale and thickness of OpenCV's font, which give letters about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MOST_CHARACTERS = 200
-# The only size of most bitmap fonts, such as Noto Color Emoji.
+# Size of most bitmap fonts in pixels. They have only this size, e.g. Noto Color Emoji.
 _BITMAP_PX = 109
 
 
 @dataclass(frozen=True)
 class LabelText:
-    """A label as it is drawn.
+    """A label that is ready to be drawn.
 
     Attributes:
         text: the label, or the ASCII text that replaces it because it cannot be drawn here.
@@ -44,11 +44,11 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
     Args:
         image: uint8 RGB, changed in place.
         label: text in any script.
-        index: class of the label, which is shown if the label cannot be drawn.
-        left, baseline: position of the text, pixels.
+        index: index of the class, which is drawn instead of a label that cannot be drawn.
+        left, baseline: position of the text, in pixels.
 
     Returns:
-        The column behind the text.
+        The x coordinate at the right end of the text, in pixels.
     """
     text = label_text(label, index)
     if text.pixels is None:
@@ -62,7 +62,7 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
 
 
 def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
-    """Draw ASCII text in white with OpenCV, and return the column behind it."""
+    """Draw ASCII text in white with OpenCV, and return the x coordinate at its right end."""
     cv2 = require("cv2")
     cv2.putText(image, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, SCALE, (255, 255, 255), THICKNESS, cv2.LINE_AA)
     width: int = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, SCALE, THICKNESS)[0][0]
@@ -71,7 +71,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 
 @functools.lru_cache(maxsize=256)
 def label_text(label: str, index: int) -> LabelText:
-    """Render a label with Pillow if it is not ASCII; log once what to install if Pillow or a font is missing."""
+    """Render a label with Pillow if it is not ASCII. If Pillow or a font is missing, log once what to install."""
     label = label[:MOST_CHARACTERS]
     if label.isascii():
         return LabelText(label)

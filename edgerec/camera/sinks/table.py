@@ -45,11 +45,11 @@ class Table:
 
         Args:
             path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
-            existing: what to do if the file exists: refuse, overwrite a table that this class wrote, or append to a
-                table with the same columns, which a restarted service needs.
+            existing: what to do if the file exists: ``"refuse"``, ``"overwrite"`` a table that this class wrote, or
+                ``"append"`` to a table with the same columns, e.g. after a service was restarted.
 
         Raises:
-            OutputExistsError: the file exists, and ``existing`` refuses or the file is not a table.
+            OutputExistsError: the file exists, and either ``existing`` is ``"refuse"`` or the file is not a table.
             EdgerecError: the file cannot be written, has another suffix, or has other columns.
         """
         if existing not in get_args(Existing):

@@ -66,7 +66,7 @@ class Window:
         self.poll()
 
     def poll(self) -> None:
-        """Let the window process its events; without this it does not respond to keys or its close button."""
+        """Process the window's events. Without this call, the window ignores keys and its close button."""
         cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
@@ -98,7 +98,7 @@ class FrameRate:
 
 
 def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
-    """Return the frame's image, uint8 RGB, above a bar with label, score, frames per second and ``hint``."""
+    """Return the frame's image, uint8 RGB, with a bar below it that shows label, score, frame rate and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
     if image.shape[0] < LEAST_HEIGHT_PX:

@@ -37,11 +37,13 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """An opened source. ``format`` is what it really gives, as far as it tells; complete with the first picture.
+    """Protocol of an open source. ``format`` is the actual format of the images, complete after the first image.
 
-    One that can be woken from another thread while it waits has a method ``interrupt()`` as well, which makes
-    ``images`` end. One that leaves out pictures for newer ones counts them in an attribute ``overtaken``. One that
-    delivers images at a slow regular rate states the seconds between two of them in an attribute ``period_s``.
+    A source can have these optional members:
+
+    - ``interrupt()`` ends ``images`` from another thread, even while it waits for data.
+    - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
+    - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
     """
 
     @property
@@ -83,7 +85,7 @@ _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?
 
 
 class LoopingSource:
-    """A video file or a folder of images that starts again whenever it ends."""
+    """A source that repeats a video file or a folder of images endlessly."""
 
     def __init__(self, open_file: Callable[[], Source]) -> None:
         self._open = open_file
@@ -94,7 +96,7 @@ class LoopingSource:
         return self._source.format
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the images again and again; raises :class:`SourceError` if there are none."""
+        """Yield the images repeatedly; raises :class:`SourceError` if there are none."""
         while True:
             yield from self._source.images()
             self._source.close()
@@ -108,17 +110,18 @@ class LoopingSource:
 def find_source(
     uri: str, wanted: CaptureFormat | None = None, levels: Levels | None = None, *, loop: bool = False
 ) -> Address:
-    """What ``uri`` names: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG), a video file, a
-    folder of pictures, or ``synthetic:640x480@30``.
+    """Return the address that ``uri`` names, without opening it.
 
     Args:
-        uri: as the user typed it.
-        wanted: what a camera is asked for.
-        levels: the values that become black and white in 16-bit files of a folder; None takes the depth of each file.
+        uri: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file,
+            a folder of images, or ``synthetic:640x480@30``.
+        wanted: size, rate and format to request from a camera.
+        levels: the values that become black and white in 16-bit files of a folder; None uses the bit depth of each
+            file.
         loop: whether a video file or a folder starts again when it ends.
 
     Raises:
-        SourceError: nothing understands it, or the file does not exist.
+        SourceError: the URI is not recognized, or the file does not exist.
     """
     from edgerec.camera.sources.files import FolderSource
     from edgerec.camera.sources.opencv import OpenCVSource

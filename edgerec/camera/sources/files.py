@@ -1,4 +1,4 @@
-"""A folder of images as a source."""
+"""Source that reads a folder of images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """The images of a folder in the order of their names. Other files are skipped with a warning.
+    """A source that delivers the images of a folder, sorted by name. Other files are skipped with a warning.
 
     Args:
-        folder: where the images are.
+        folder: the folder with the images.
         levels: the values that become black and white in files with 16 bits per sample.
     """
 

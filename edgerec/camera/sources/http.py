@@ -25,13 +25,13 @@ _CHUNK = 1 << 16
 
 
 class HttpStream:
-    """The body of a GET, as it comes.
+    """The body of a GET response, read as a stream.
 
     Attributes:
-        content_type: of the answer, in small letters, without parameters.
-        length: number of bytes in the body as stated by the server; None if it states none.
-        boundary: of a multipart answer, without the dashes in front; empty where none is told.
-        deadline_s: monotonic time by which the next bytes must be there; :meth:`read` raises TimeoutError after it.
+        content_type: content type of the response in lowercase, without parameters.
+        length: Content-Length of the response, in bytes; None if the server does not send it.
+        boundary: boundary of a multipart response, without the leading dashes; empty if there is none.
+        deadline_s: monotonic time by which the next bytes must arrive; after it, :meth:`read` raises TimeoutError.
     """
 
     def __init__(self, url: str) -> None:

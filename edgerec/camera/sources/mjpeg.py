@@ -1,6 +1,6 @@
-"""Images over HTTP: motion JPEG streams, and addresses that return one image per request.
+"""Sources that read images over HTTP: MJPEG streams, and addresses that return one image per request.
 
-edgerec reads them itself because FFmpeg fills incomplete images with gray and waits too long for a silent peer.
+FFmpeg is not used here, because it fills incomplete images with gray and waits too long for a silent server.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ _FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
 
-# How often a snapshot address is requested unless the user asks for another rate.
+# Default number of requests per second for an address that returns one image per request.
 SNAPSHOT_FPS = 2.0
 
 
 def open_web(url: str, fps: float = 0.0) -> Source:
-    """Open an HTTP address: a motion JPEG stream, an address that returns single images, or a stream for FFmpeg.
+    """Open an HTTP address: an MJPEG stream, an address that returns single images, or a stream that FFmpeg reads.
 
     Args:
-        url: the address, perhaps with a user name and a password.
+        url: the address; may contain a user name and a password.
         fps: requests per second for an address that returns single images; 0 means :data:`SNAPSHOT_FPS`.
 
     Raises:
-        SourceError: the address does not open, or returns a web page.
+        SourceError: the address cannot be opened, or returns a web page.
     """
     stream, name = HttpStream(url), without_password(url)
     kind = stream.content_type
     if kind.startswith("multipart/"):
         return MjpegSource(stream, name)
-    # Some cameras send a motion JPEG stream as image/jpeg, but then without a length.
+    # Some cameras declare an MJPEG stream as image/jpeg. Such a response has no Content-Length.
     if stream.length is not None and (kind.startswith("image/") or kind in ("", "application/octet-stream")):
         return SnapshotSource(stream, url, fps)
     if kind.startswith(_MOTION_JPEG):
@@ -78,14 +78,14 @@ def open_web(url: str, fps: float = 0.0) -> Source:
 
 
 class SnapshotSource:
-    """An address that returns one image per request; it is requested again at regular intervals.
+    """A source that requests one image at a time from an address, at regular intervals.
 
     Attributes:
         period_s: seconds between two requests.
     """
 
     def __init__(self, stream: HttpStream | None, url: str, fps: float = 0.0) -> None:
-        """``stream`` is the response to the first request, if there is one already."""
+        """Create the source; ``stream`` is the response to the first request if it was already sent, otherwise None."""
         self.name, self.format = without_password(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
         self._url, self._stream = url, stream
@@ -97,13 +97,13 @@ class SnapshotSource:
         while not self._stopped.is_set():
             if self._stream is None:
                 self._stream = HttpStream(self._url)
-                if self._stopped.is_set():  # interrupted while it connected
+                if self._stopped.is_set():  # interrupt() was called during the connection
                     return
             image = self._decoded(self._body(self._stream))
             self.close()
             self.format = CaptureFormat(image.shape[1], image.shape[0])
             yield image, self.name
-            # After a slow request the next one follows at once, but missed requests are not made up for.
+            # After a slow request, the next request follows immediately. Requests that were missed are skipped.
             due_s = max(due_s + self.period_s, time.monotonic())
             self._stopped.wait(due_s - time.monotonic())
 
@@ -143,14 +143,14 @@ class SnapshotSource:
 
 
 class MjpegSource:
-    """An MJPEG stream whose head was read. ``format`` has a size from the first picture on.
+    """A source that reads an open MJPEG stream. ``format`` has a size after the first image.
 
     Attributes:
-        overtaken: how many whole pictures were not decoded, because newer ones had come already.
+        overtaken: number of complete images that were not decoded because a newer image had arrived.
     """
 
     def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
-        """Read from ``stream``. If it ends after its first image, ``snapshots`` opens a source for the next ones."""
+        """Read from ``stream``. If it ends after its first image, ``snapshots`` opens a source for further images."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
         self._open_snapshots = snapshots
         self._snapshots: SnapshotSource | None = None
@@ -192,11 +192,11 @@ class MjpegSource:
 
     @property
     def period_s(self) -> float:
-        """Seconds between two images if the address returns one image per request, otherwise 0."""
+        """Number of seconds between two images if the address returns one image per request, otherwise 0."""
         return self._snapshots.period_s if self._snapshots is not None else 0.0
 
     def _newest(self) -> bytes | None:
-        """Return the newest complete JPEG file, or None if the stream ended after one image and may be asked again."""
+        """Return the newest complete JPEG file, or None if the response ended after one image and can be repeated."""
         before, stream, newest, until_s = self._came, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + PICTURE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
@@ -337,12 +337,12 @@ def _in_order(jpeg: bytes) -> bool:
 
 
 def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
-    """Decode a file with extra bytes without libjpeg's warning about these bytes."""
+    """Decode a JPEG file that has extra bytes, and suppress libjpeg's warning about them."""
     with captured_stderr() as captured:
         image = _decoded(cv2, jpeg)
         captured.seek(0)
         output = captured.read()
-    # Other threads may have written a log line in the meantime.
+    # Other threads may have written to stderr while it was captured.
     others = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
     if others and sys.stderr:
         sys.stderr.write(others.decode(errors="backslashreplace"))

@@ -80,7 +80,7 @@ class Board:
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_EVERY_S, None)
 
     def write(self, result: Result) -> None:
-        """Take a result; the last decision gets its score if the label is the same."""
+        """Store a result. If the label is unchanged, update the score of the last decision."""
         with self._lock:
             channel = self._channel(result.frame.feed or result.frame.source)
             channel.result, channel.fps = result, channel.rate.tick()
@@ -185,7 +185,7 @@ class Board:
         channel.story.append({"number": self._told, "at_s": unix_s(at_s), "source": channel.name, **said})
 
     def _update_last(self, channel: Channel, answer: dict[str, Any]) -> None:
-        """Give the last decision its present score; the entry is replaced, because a reader may hold the old one."""
+        """Update the score of the last decision. The entry is replaced, because a reader may still use the old one."""
         for at in range(len(channel.story) - 1, -1, -1):
             entry = channel.story[at]
             if "state" not in entry:

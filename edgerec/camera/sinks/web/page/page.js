@@ -72,7 +72,7 @@ function listen() {
   };
 }
 
-// The last decision in the list has the present score, not the score of the moment when it became the decision.
+// Show the current score of the last decision in the list, not its score when the label changed.
 function update(source) {
   const last = (story[source.name] || []).findLast((entry) => !entry.state), answer = source.answer;
   if (!last || !answer || last.label !== answer.label || last.index !== answer.index) return;
@@ -223,7 +223,7 @@ function drawStory() {
   drawBand();
 }
 
-// The duration and the score of the present decision.
+// Update the duration and the score of the current decision.
 function drawLast() {
   const last = mine().at(-1), row = at("story").querySelector("li:first-child");
   if (!last || last.state || !linked || told || !row || !row.querySelector(".long")) return;
