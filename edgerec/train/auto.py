@@ -1,4 +1,4 @@
-"""Resolve the parts of a recipe that depend on the images: architecture, width, initial weights and epochs."""
+"""Choose the recipe values that depend on the images: architecture, width, initial weights and number of epochs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
 def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
-    """Resolve ``model.arch``, ``model.width``, ``model.weights`` and, for arch auto, ``data.input_size``.
+    """Return the recipe with ``model.arch``, ``model.width``, ``model.weights`` and ``data.input_size`` chosen.
 
-    Arch auto with the weights of a run uses the run's architecture, and with another file the network in the file.
-    Otherwise the rules in ``models/auto.py`` decide, and one or two lines in the log give the choice and its reason.
-    ImageNet weights are used if a rule asks for them and Keras has or can download them; if not, the rules decide
-    again without them.
+    ``data.input_size`` changes only if ``model.arch`` is ``auto``. If ``model.weights`` names a run, ``auto`` uses the
+    architecture of the run. If it names another file, ``auto`` uses the network in the file. Otherwise the rules in
+    ``models/auto.py`` choose the architecture, and the log states the choice and the reason. If the rule that applies
+    uses ImageNet weights, but Keras cannot provide them, a rule without ImageNet weights is used instead.
 
     Raises:
-        EdgerecError: no such target, or the data cannot be read.
+        EdgerecError: the target does not exist, or the data cannot be read.
     """
     model = recipe.model
     target = Target.load(model.target) if model.target else None
@@ -71,7 +71,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
 
 
 def with_epochs(train: TrainSection, images: int) -> TrainSection:
-    """Resolve ``train.batch_size`` and ``train.epochs`` for this many training images."""
+    """Return the section with ``batch_size`` and ``epochs`` chosen for this number of training images."""
     size = batch_size(train.batch_size, images)
     if train.epochs:
         return replace(train, batch_size=size)
@@ -88,7 +88,7 @@ def _situation(section: DataSection, target: Target | None) -> Situation:
 
 
 def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
-    """Whether the recipe asks for ImageNet weights (True), rules them out (False) or leaves the choice open (None)."""
+    """Return True if the recipe requires ImageNet weights, False if they cannot be used, None if auto may choose."""
     model = recipe.model
     if model.weights != AUTO:
         return model.weights == "imagenet"
@@ -99,7 +99,7 @@ def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
 
 
 def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, listener: Listener) -> Rule:
-    """The rule if its ImageNet weights can be obtained, otherwise the best one without them."""
+    """Return the rule if its ImageNet weights are available, otherwise the first matching rule without them."""
     chosen = _applied(recipe, rule, situation)
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
@@ -110,7 +110,7 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # building a network to load the weights used random numbers
+        keras().utils.set_random_seed(recipe.seed)  # building a model for the weights used random numbers
     return rule
 
 

@@ -1,4 +1,4 @@
-"""Compare an accuracy with what a model reaches that always predicts the most frequent class."""
+"""Compare an accuracy with the majority-class baseline, i.e. always predicting the most frequent class."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# An accuracy must be this many standard deviations above the majority-class level to show that anything was learned.
+# An accuracy this many standard deviations or less above the majority-class baseline is not significantly better.
 DEVIATIONS = 2.0
 
 
 def majority_level(figures: Mapping[str, Any]) -> float:
-    """Return the fraction of the images that are of the most frequent class, 0 to 1; 0 if there are no classes."""
+    """Return the fraction of the images that belong to the most frequent class, 0 to 1; 0 if there are no classes."""
     counts = [float(row["support"]) for row in figures.get("per_class", {}).values()]
     return max(counts) / sum(counts) if sum(counts) else 0.0
 
 
 def is_near(accuracy: float, level: float, images: int) -> bool:
-    """Return whether an accuracy on this many images is no better than ``level``, as far as chance lets one tell."""
+    """Return whether ``accuracy`` on this many images is not significantly above ``level``; both are 0 to 1."""
     if not images or not level:
         return False
     margin = DEVIATIONS * math.sqrt(level * (1 - level) / images)
@@ -25,7 +25,7 @@ def is_near(accuracy: float, level: float, images: int) -> bool:
 
 
 def warning(figures: Mapping[str, Any]) -> str:
-    """Return a warning if figures are near the majority-class level, otherwise an empty string.
+    """Return a warning if the accuracy is near the majority-class baseline, otherwise an empty string.
 
     Args:
         figures: ``accuracy``, ``images`` and ``per_class`` as in ``metrics.json`` and a variant's report.

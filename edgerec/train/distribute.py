@@ -103,7 +103,7 @@ class Team:
                 )
 
     def check_batch(self, size: int, accumulate: int = 1) -> None:
-        """Refuse a batch that cannot be divided among the devices, and again for gradient accumulation.
+        """Check that a batch can be divided equally among the devices and their gradient-accumulation steps.
 
         Raises:
             RecipeError: the batch size is not a multiple of the number of devices times ``accumulate``.
@@ -148,10 +148,10 @@ def together(section: TrainSection) -> Iterator[Team]:
 
 
 def _one_machine() -> Team:
-    """Return the team of all GPUs, or of all logical CPUs if the process has several and no GPU.
+    """Return the team of all GPUs, or of all logical CPUs if there is no GPU.
 
-    TensorFlow has one logical CPU unless the program configures more (``tf.config.set_logical_device_configuration``),
-    which is a way to test training on several devices without GPUs.
+    TensorFlow has one logical CPU by default. A program can configure more of them with
+    ``tf.config.set_logical_device_configuration`` to test training on several devices without GPUs.
     """
     tf = require("tensorflow")
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -162,7 +162,7 @@ def _one_machine() -> Team:
     return Team(_mirrored(tuple(devices)), None, Places(0, len(devices), len(devices)))
 
 
-@functools.cache  # a second strategy would use the first one's collective keys again, for tensors of other shapes
+@functools.cache  # a second strategy would reuse the collective keys of the first one for tensors of other shapes
 def _mirrored(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 

@@ -39,20 +39,21 @@ Scorer = Callable[[npt.NDArray[np.uint8] | Pictures, Listener], Reals]
 
 @dataclass(frozen=True)
 class Figures:
-    """How good a model is on labelled pictures.
+    """Accuracy and other metrics of a model on labeled images.
 
     Attributes:
-        accuracy: part of the pictures whose best class is right, 0 to 1; of an autoencoder, that it knows.
-        loss: mean cross-entropy, nats; of an autoencoder, its mean reconstruction error.
-        per_class: label to precision, recall, f1 and support.
-        confusion: ``confusion[true][predicted]``, counts.
-        labels: the order of ``confusion``.
+        accuracy: fraction of the images that are classified correctly, 0 to 1; for an autoencoder, the fraction of the
+            images that it recognizes as known.
+        loss: mean cross-entropy in nats; for an autoencoder, the mean reconstruction error.
+        per_class: precision, recall, f1 and support of each label.
+        confusion: confusion matrix of counts, ``confusion[true][predicted]``.
+        labels: labels in the order of the rows and columns of ``confusion``.
         images: number of images.
-        split: part of the data: ``train``, ``val``, ``test``, ``all``, or ``held-out`` for test images and images that
-            the model's training did not have.
-        training_images: number of these images that the model was trained on, in which case the accuracy on new images
-            is lower; None if it is not known.
-        data: what was measured, such as a folder; empty for a run's own data.
+        split: the measured split: ``train``, ``val``, ``test``, ``all``, or ``held-out``. ``held-out`` means test
+            images, together with images that were not in the data set when the model was trained.
+        training_images: number of the measured images that the model was trained on; None if this is not known. If it
+            is greater than 0, the accuracy on new images is lower.
+        data: source of the measured images, such as a folder; empty for the run's own data.
     """
 
     accuracy: float
@@ -81,7 +82,7 @@ class Figures:
 
     @property
     def measured(self) -> str:
-        """Say which images were measured, such as ``on 280 images (test; none of them was used for training)``."""
+        """A description of the images, such as ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is not known whether the model was trained on them"
         elif self.training_images:
@@ -131,27 +132,28 @@ def evaluate(
     labels: str | Path | None = None,
     listener: Listener = ignore,
 ) -> Figures:
-    """Measure a run, a bundle or a .tflite file on labelled pictures.
+    """Measure the accuracy of a run, a bundle or a .tflite file on labeled images.
 
     Args:
         model: a run's folder, a bundle's folder or .zip, or a .tflite file.
-        data: a data set as for training; None takes the run's own.
-        split: ``train``, ``val``, ``test`` or ``all``. None measures the images that the model was not trained on if
-            the data overlaps with its training data, wherever the images are now; otherwise the data's own test split,
-            or all images if it has none.
-        normalise: for a bare .tflite: what its pixels become, as :func:`parse_normalise` reads it. None takes what
-            the file's metadata says; through a quantized input pixels pass.
-        activation: for a bare .tflite: what turns its output into scores, ``none``, ``softmax`` or ``sigmoid``. None
-            measures whether the outputs are probabilities already.
-        fit: for a bare .tflite: how an image with another aspect ratio becomes the input. None uses what the apps of
-            the tool do that made the model, otherwise ``stretch``.
-        labels: for a bare .tflite: a file with its labels in the order of its outputs, or ``folders`` to accept the
-            order of the data's classes. None takes the labels in the file's metadata; without any, the order of the
-            data's classes, unless the predictions or a label file beside the model contradict it.
-        listener: told of the progress.
+        data: a data set as for training; None uses the run's own data.
+        split: ``train``, ``val``, ``test`` or ``all``. None chooses the split. If the data contains images of the
+            model's training data, even in other folders, the images that the model was not trained on are measured.
+            Otherwise the test split that the data defines is measured, or all images if there is no such split.
+        normalise: normalization of a bare .tflite file's input, as :func:`parse_normalise` reads it. None uses the
+            file's metadata; a quantized input takes pixels as they are.
+        activation: activation that a bare .tflite file's output needs: ``none``, ``softmax`` or ``sigmoid``. None
+            checks on the images whether the outputs are probabilities already.
+        fit: for a bare .tflite file, how images with another aspect ratio than the input are fitted. None uses the
+            method of the tool that made the model, or ``stretch`` if the tool is not known.
+        labels: for a bare .tflite file, a file with the labels in the order of the model's outputs, or ``folders`` to
+            accept the order of the data's classes. None uses the labels in the file's metadata. If there are none, the
+            order of the data's classes is used, unless the predictions or a label file next to the model contradict
+            this order.
+        listener: receives the progress.
 
     Raises:
-        EdgerecError: no such model, or data that does not fit it.
+        EdgerecError: the model does not exist, or the data does not match the model.
     """
     path = Path(model)
     _refuse_own(path, normalise=normalise, activation=activation, fit=fit, labels=labels)
@@ -195,7 +197,7 @@ def evaluate(
 
 
 def _sides(subject: _Subject, dataset: Dataset) -> list[Sides] | None:
-    """Return the side of each image in the training of each model, or None if it is not known for all of them."""
+    """Return, for each model, the split that each image had in the model's training; None if it is not always known."""
     sides = [some for origin in subject.origins if (some := origin.sides(dataset)) is not None]
     return sides if sides and len(sides) == len(subject.origins) else None
 
@@ -208,7 +210,7 @@ class _Subject:
     labels: tuple[str, ...]
     data: DataSection
     classes: int
-    origins: tuple[Origin, ...] = ()  # one for each model
+    origins: tuple[Origin, ...] = ()  # one for each model of an ensemble
     own_data: bool = False
     answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
 
@@ -252,7 +254,7 @@ def _one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Real
 
 
 def _refuse_own(path: Path, **options: object) -> None:
-    """Refuse options that only a bare .tflite file needs, because runs and bundles state these values themselves."""
+    """Raise an error for options that only a bare .tflite file needs, because runs and bundles state these values."""
     if path.suffix == ".tflite":
         return
     for name, value in options.items():

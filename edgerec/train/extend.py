@@ -1,4 +1,4 @@
-"""More epochs for a finished run."""
+"""Add epochs to a finished run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _COPIED = ("recipe.toml", "labels.txt", "split.json", "history.csv")
 
 
 def extend(run: Run, epochs: int) -> None:
-    """Turn a finished run into an unfinished one with more epochs, which :func:`edgerec.fit` resumes.
+    """Add ``epochs`` to a finished run and mark the run as unfinished, so that :func:`edgerec.fit` can resume it.
 
-    The added epochs are a stage of their own, in which all layers learn: its optimizer and its learning-rate schedule
-    start again, early stopping counts from its first epoch, and ``train.max_hours`` applies to it alone. Data, split
-    and seed stay as they are, so that no test image is ever trained on. The best epoch of all becomes the model.
+    The added epochs form a new stage that trains all layers. The optimizer and the learning-rate schedule restart.
+    Early stopping counts from the first added epoch, and ``train.max_hours`` applies to the added epochs alone. The
+    data, split and seed do not change, so that no test image is used for training. The run's model will be that of the
+    best epoch, among the earlier and the added epochs.
 
-    The finished model and everything that was made from it, such as variants, move to ``after-N-epochs/`` in the run's
-    folder, which is a finished run itself.
+    The finished model and everything made from the model, such as variants, are moved to the folder
+    ``after-N-epochs/`` of the run. This folder is itself a finished run.
 
     Raises:
         EdgerecError: the run is not finished, or has no checkpoint of its last epoch.
@@ -45,7 +46,7 @@ def extend(run: Run, epochs: int) -> None:
             f"its weights, with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
-    # A training without further stages is complete where it ended, although more epochs were planned.
+    # A training with a single stage may have ended early. The added epochs then follow its last epoch directly.
     planned = last if len(stages(recipe)) == 1 else train.epochs
     before = f"{train.restarts}, " if train.restarts.strip() else ""
     spent_hours = sum(row["seconds"] for row in history) / 3600
@@ -76,7 +77,7 @@ def extend(run: Run, epochs: int) -> None:
 
 
 def _archive(run: Run, archive: Path) -> None:
-    """Move what was made from the finished model; an interruption leaves a run that --resume finishes again."""
+    """Move the results of the finished run; if this is interrupted, ``--resume`` completes the run again."""
     archive.mkdir()
     for name in _COPIED:
         shutil.copy2(run.path / name, archive / name)
@@ -85,7 +86,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """What a finished run has beyond an unfinished one; ``metrics.json`` first, without which it is unfinished."""
+    """Yield the results that only finished runs have; ``metrics.json`` first, because it marks a run as finished."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

@@ -55,16 +55,16 @@ def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
 
 
 def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Places = WHOLE, *, first_epoch: int) -> Any:
-    """Endless epochs of :func:`steps_per_epoch` batches, from ``first_epoch`` on, as a ``tf.data.Dataset``.
+    """Return a ``tf.data.Dataset`` of endless epochs of :func:`steps_per_epoch` batches, starting at ``first_epoch``.
 
-    Order and augmentation follow from the seed and the epoch alone, so that a resumed run sees what an unbroken one
-    would, and several processes together see what one would.
+    The order of the images and the augmentation depend only on the seed and the epoch. A resumed run therefore gets
+    the same batches as an uninterrupted run, and several processes together get the same images as a single process.
 
     Returns:
         Batches ``(pixels, classes)``: float32 ``(batch_size / places.total, H, W, C)`` and int64
-        ``(batch_size / places.total,)``, one place's batch after the other. With mixup or cutmix, ``classes`` is
-        float32 ``(…, classes)``, each image's shares of the classes. With ``train.class_weights = "balanced"`` a third
-        element has each image's weight, float32 ``(…,)``; see :func:`class_weights`.
+        ``(batch_size / places.total,)``; the batches of the devices follow each other. With mixup or cutmix,
+        ``classes`` contains soft labels, float32 ``(…, classes)``. With ``train.class_weights = "balanced"``, a third
+        element contains the weight of each image, float32 ``(…,)``; see :func:`class_weights`.
     """
     tf = require("tensorflow")
     steps = steps_per_epoch(part, recipe)
@@ -198,7 +198,7 @@ def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArra
 def _finisher(
     dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
-    """Return the function that turns the pixels, classes and number of a batch into what the model trains on."""
+    """Return the function that augments a batch, given its pixels, classes and number, and adds image weights."""
     tf = require("tensorflow")
     change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
 
@@ -211,7 +211,7 @@ def _finisher(
             pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
         if weights is None:
             return normalise.apply(pixels), classes
-        # A mixed image weighs the mean of its classes' weights, by its shares of them.
+        # The weight of a mixed image is the mean of the class weights, weighted by its soft label.
         weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
         return normalise.apply(pixels), classes, weight
 

@@ -84,14 +84,14 @@ def fit(
     """Train as a recipe describes, and write a run.
 
     Args:
-        recipe: all settings; with ``resume`` the run's own recipe is used instead.
+        recipe: all settings of the training; with ``resume``, the recipe in ``out`` is used instead.
         out: the run's folder.
         resume: continue from the last checkpoint in ``out``.
         overwrite: replace an existing run.
         listener: receives the progress.
         on_epoch: called with the number and the Keras model after every epoch.
-        finish: if False, the run stays unfinished after its last epoch, and the test images are not used; ``resume``
-            finishes it.
+        finish: whether to measure the trained model on the test images after the last epoch. If False, the run stays
+            unfinished, and a call with ``resume`` can finish the run.
         more_epochs: with ``resume``, add this many epochs to a finished run, see :func:`edgerec.train.extend.extend`.
 
     Raises:
@@ -117,12 +117,12 @@ def fit(
     with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
         recipe, dataset, parts = resolved(recipe, listener)
         team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-        stages(recipe)  # raises an error before anything is written
+        stages(recipe)  # fails before anything is written if the stages are not valid
         with team.scope():
             first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
             if model is None:
                 model = _begun(recipe, len(dataset.labels))
-        if resume:  # the rule that splits images may have changed since the run was begun
+        if resume:  # a newer version may split images by another rule than the version that began the run
             parts = recorded_split(dataset, own_run.split_record)
         team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
         teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
@@ -142,10 +142,10 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether a training by this recipe was begun in ``out``, so that the same command can begin and resume it.
+    """Return whether ``out`` has a training with the same recipe, so that the same command can begin and resume it.
 
     Raises:
-        RecipeError: a training by another recipe was begun there.
+        RecipeError: ``out`` has a training with another recipe.
     """
     run = Run.at(out)
     if not run.begun:
@@ -169,7 +169,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Return the recipe with all values chosen, its data, and the split of the data."""
+    """Return the recipe with all automatic values chosen, its data set, and the split of the data set."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
     dataset, section = load(
@@ -208,7 +208,7 @@ class _Training:
     on_epoch: OnEpoch | None
 
     def learn(self, model: Any, stage: Stage, done: int) -> None:
-        """Train ``model`` in the epochs of a stage that are not done yet; ``done`` counts from the first stage."""
+        """Train ``model`` for the remaining epochs of a stage; ``done`` is the number of completed epochs in total."""
         recipe, train, first = self.recipe, self.recipe.train, done
         dataset, parts, shares = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
@@ -242,9 +242,9 @@ class _Training:
 
 
 def placed(section: DataSection) -> DataSection:
-    """Return the section with absolute paths, so that a run finds its images from any working directory.
+    """Return the section with absolute paths, so that a run does not depend on the working directory.
 
-    The paths are sorted, because the order of merged data sets has no meaning.
+    The paths of merged data sets are sorted, because their order has no effect.
     """
     places = (
         place if place in NAMED or is_remote(place) else str(user_path(place).resolve()) for place in section.places
@@ -411,7 +411,7 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: 
 def _measured(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
-    """Return the figures of a trained classifier on the test images; its plots go into ``folder``."""
+    """Return the metrics of a trained classifier on the test images, and write plots to ``folder``."""
     scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), listener)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")

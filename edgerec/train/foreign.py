@@ -56,18 +56,18 @@ class _Source:
 
 
 def read_foreign(path: str | Path) -> Any:
-    """Read a whole ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model, float32, not compiled.
+    """Read a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model in float32, not compiled.
 
-    A model that takes its images in another layout is rebuilt to take ``(batch, height, width, channels)``
-    (:func:`edgerec.train.image_input.with_image_input`).
+    If the model's input has another layout than ``(batch, height, width, channels)``, the model is rebuilt for this
+    layout (:func:`edgerec.train.image_input.with_image_input`).
 
-    Every class that the file names is looked up in a list before Keras sees the file: Keras' own layers,
-    initializers, regularizers and constraints, the common arithmetic, and edgerec's own layers. Anything else is
-    refused, so that no code is run out of it. A model of Keras 3 is built again with the layers of tf_keras (see
-    :func:`edgerec.train.keras3.from_keras3`) and must answer as the original does.
+    No code from the file is executed. Before Keras reads the file, every class name in the file is compared with a list
+    of supported names: the layers, initializers, regularizers and constraints of Keras, common arithmetic operators,
+    and edgerec's own layers. A file with any other name is an error. A Keras 3 model is rebuilt with tf_keras layers
+    (:func:`edgerec.train.keras3.from_keras3`), and its outputs are compared with those of the original.
 
     Raises:
-        ModelError: no such file, a damaged one, weights only, or a layer that is not taken, by its name.
+        ModelError: the file does not exist, is damaged or has weights only, or a layer is not supported.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,7 +88,7 @@ def read_foreign(path: str | Path) -> Any:
 
 
 def expects_pixels(model: Any) -> bool:
-    """Return whether the model itself scales pixels 0 to 255, or subtracts their mean; False where that is unknown."""
+    """Return whether the model itself normalizes pixels 0 to 255; False if this is unknown."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
         if kind in _PASSING or selects_channels(layer):
@@ -99,7 +99,7 @@ def expects_pixels(model: Any) -> bool:
 
 
 def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
-    """The factor and the offset of a layer that scales; an infinite factor for another."""
+    """Return the scale and offset of a layer that scales its input; the scale is infinite for any other layer."""
     if kind == "Rescaling":
         return np.asarray(layer.scale), np.asarray(layer.offset)
     if kind == "Normalization" and not layer.invert:
@@ -107,7 +107,7 @@ def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
         return scale, -np.asarray(layer.mean) * scale
     if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
         kernel, *bias = layer.get_weights()
-        # A bias that was learned says nothing about the input's range.
+        # A learned bias does not tell the range of the input.
         return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
     return np.array(np.inf), np.zeros(1)
 

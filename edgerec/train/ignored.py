@@ -1,4 +1,4 @@
-"""Recipe keys that have no effect on a training."""
+"""Find recipe keys that are set but have no effect on the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def ignored_keys(recipe: Recipe) -> dict[str, str]:
-    """Return the keys that differ from their default but have no effect, and why; the recipe is resolved."""
+    """Return each key of a resolved recipe that is not at its default but has no effect, with the reason."""
     default, values = Recipe().to_dict(), recipe.to_dict()
     found = {}
     for key, reason in _without_effect(recipe):
@@ -23,13 +23,13 @@ def ignored_keys(recipe: Recipe) -> dict[str, str]:
 
 
 def warn_ignored(recipe: Recipe) -> None:
-    """Log a warning for each key of :func:`ignored_keys`."""
+    """Log a warning for each key that :func:`ignored_keys` returns."""
     for key, reason in ignored_keys(recipe).items():
         log.warning("%s has no effect: %s", key, reason)
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The keys without effect in such a recipe, whatever their value."""
+    """Yield the keys that have no effect in this recipe, whatever their value is, and the reasons."""
     arch = recipe.model.arch
     if reconstructs(arch):
         reason = f"{arch} is an autoencoder, which learns from images alone"

@@ -1,6 +1,7 @@
-"""Models whose input is an image in another layout, rebuilt to take ``(batch, height, width, channels)``.
+"""Rebuild models whose input has another layout, so that their input is ``(batch, height, width, channels)``.
 
-These are ``(batch, height, width)`` as in TensorFlow's first tutorial, ``(batch, height · width)``, and channels first.
+The supported layouts are ``(batch, height, width)``, as in TensorFlow's first tutorial, ``(batch, height · width)``,
+and channels first, ``(batch, channels, height, width)``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from edgerec.train.rebuild import ChannelsFirst, Node, Rebuild, calls, flatten
 
 log = logging.getLogger(__name__)
 
-# Side of the smallest image that a row of numbers may be.
+# A flat input counts as a flattened image if the side of this image is at least this many pixels.
 LEAST_SIDE = 8
-# Layers that treat every number alike, wherever its channel is.
+# Elementwise layers, whose result does not depend on the layout.
 _ANY_LAYOUT = (
     *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Dropout", "ELU", "GaussianDropout"),
     *(
@@ -37,21 +38,22 @@ _ANY_LAYOUT = (
         "ThresholdedReLU",
     ),
 )
-# Axes of (batch, channels, height, width) in (batch, height, width, channels).
+# Maps axes of (batch, channels, height, width) to axes of (batch, height, width, channels).
 _FROM_FIRST = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
 def with_image_input(model: Any, where: str) -> Any:
-    """Return the model with an input ``(batch, height, width, 1 or 3)``, if its own is an image in another layout.
+    """Return a model with the input ``(batch, height, width, 1 or 3)``, rebuilding models with other image layouts.
 
-    The result is compared with the original on random images. A model with any other input is returned unchanged.
+    The outputs of the rebuilt model are compared with those of the original on random images. Models whose input is not
+    an image in one of the supported layouts are returned unchanged.
 
     Args:
         model: a tf_keras model.
-        where: the file, for messages.
+        where: path of the file, for messages.
 
     Raises:
-        ModelError: the rebuilt model gives other outputs.
+        ModelError: the outputs of the rebuilt model differ from those of the original.
     """
     shape = model.input_shape if isinstance(model.input_shape, tuple) else ()
     if not shape or None in shape[1:]:
@@ -93,7 +95,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """The rule of :class:`Rebuild` that computes a layer with the channels last; None where it must stay as it is."""
+    """Rebuild one layer with channels last; return None if the layer can stay as it is. A rule for :class:`Rebuild`."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):
@@ -118,7 +120,7 @@ def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
 
 
 def _changed(kind: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """What changes in a layer's configuration; None if it cannot be computed with the channels last."""
+    """Return the changes to a layer's configuration for channels last; None if the layer does not support this."""
     if config.get("data_format") == "channels_first":
         return {"data_format": "channels_last"}
     if kind in ("BatchNormalization", "Concatenate", "Softmax"):

@@ -1,4 +1,4 @@
-"""Indexing written into the graph of a Keras model, as ``x[..., ::-1]``, expressed as Keras layers."""
+"""Replace indexing operations in the graph of a Keras model, such as ``x[..., ::-1]``, by Keras layers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from edgerec.train.rebuild import Node, Rebuild, calls, flatten
 
 @dataclass(frozen=True)
 class Channel:
-    """One channel of a tensor, as ``x[..., 0]``: not a layer's output until several are stacked again."""
+    """One channel of a tensor, such as ``x[..., 0]``, before :func:`stacked` combines several channels into a layer."""
 
     tensor: Any
     index: int
 
 
 def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
-    """Return ``x[items]`` as a tensor of Keras layers, a :class:`Channel`, or None if no layers can express it.
+    """Return ``x[items]`` as the output of Keras layers or as a :class:`Channel`; None if it is not supported.
 
-    Channels may be selected, reordered and dropped; rows and columns at the edges of an image may be dropped.
+    An index may select and reorder channels, and crop rows and columns at the edges of the image.
 
     Args:
         x: a Keras tensor ``(batch, …, channels)``.
-        items: slices, integers and ellipses; a slice and an ellipsis may be a dictionary, as Keras saves them.
-        name: gives a layer name that is not used yet.
+        items: slices, integers and ellipses. A slice or an ellipsis may be a dictionary, as in saved Keras models.
+        name: function that returns an unused layer name.
     """
     index = _full_index(items, len(x.shape))
     if index is None or index[0] != slice(None) or any(isinstance(item, int) for item in index[:-1]):
@@ -45,7 +45,7 @@ def indexed(x: Any, items: Any, name: Callable[[], str]) -> Any:
 
 
 def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
-    """Return several :class:`Channel` objects of one tensor, stacked on the last axis; None for anything else."""
+    """Stack several :class:`Channel` objects of one tensor on the last axis; return None for any other arguments."""
     if not channels or not all(isinstance(channel, Channel) for channel in channels):
         return None
     tensor = channels[0].tensor
@@ -55,7 +55,7 @@ def stacked(channels: Sequence[Any], axis: int, name: Callable[[], str]) -> Any:
 
 
 def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
-    """Return the channels of ``x`` with these indices, in this order: a fixed 1x1 convolution, or a dense layer."""
+    """Select channels of ``x`` by their indices, in this order, with a fixed 1x1 convolution or a dense layer."""
     count, layers = x.shape[-1], keras().layers
     if list(channels) == list(range(count)):
         return x
@@ -71,10 +71,12 @@ def selected(x: Any, channels: Sequence[int], name: Callable[[], str]) -> Any:
 
 
 def with_indexing_layers(model: Any, where: str) -> Any:
-    """Return a tf_keras model with its indexing as layers, because Keras 2 cannot save it again; nested ones flattened.
+    """Return a tf_keras model whose indexing operations are replaced by layers, with nested models flattened.
+
+    The replacement is necessary because Keras 2 cannot save a loaded model that has indexing operations.
 
     Raises:
-        ModelError: an index that is not a selection of channels or a crop.
+        ModelError: an index is neither a selection of channels nor a crop.
     """
     kinds = {type(layer).__name__ for layer in model._flatten_layers(include_self=False, recursive=True)}
     if "SlicingOpLambda" not in kinds:
@@ -97,7 +99,7 @@ def with_indexing_layers(model: Any, where: str) -> Any:
 
 
 def selects_channels(layer: Any) -> bool:
-    """Whether a layer only scales and reorders channels: a fixed 1x1 convolution that reads one channel per output."""
+    """Return whether a layer is a fixed 1x1 convolution that only scales and reorders channels."""
     if layer.trainable or type(layer).__name__ != "Conv2D" or tuple(layer.kernel_size) != (1, 1):
         return False
     return bool((np.count_nonzero(layer.get_weights()[0], axis=2) <= 1).all())
@@ -114,7 +116,7 @@ def _cropped(x: Any, spatial: Sequence[Any], name: Callable[[], str]) -> Any:
 
 
 def _full_index(items: Any, rank: int) -> list[Any] | None:
-    """One slice or integer per axis; None if the index has anything else."""
+    """Expand an index to one slice or integer per axis; return None if it has other items."""
     parts = [_part(item) for item in (items if isinstance(items, list | tuple) else [items])]
     if any(not isinstance(part, int | slice) and part is not Ellipsis for part in parts):
         return None

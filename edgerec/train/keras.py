@@ -129,22 +129,23 @@ def compile_classifier(
     teacher: Callable[..., Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
-    """Compile a model that gives ``(batch, classes)`` scores, and make all variables that its training needs.
+    """Compile a classifier or autoencoder, and create all variables that its training needs.
 
-    An autoencoder, which gives what has its input's shape, learns its input, whatever its batches' second part is:
-    its loss is the mean squared error in normalised pixels.
+    A classifier is trained with cross-entropy. A model whose output has the shape of its input is an autoencoder. It is
+    trained with the mean squared error between output and normalized pixels, and the labels are ignored.
+
+    By default, Keras creates the variables of metrics and optimizer in the first step. TensorFlow then traces this step
+    twice, which takes long for a large model. Creating the variables here avoids the second trace.
 
     Args:
-        model: softmax scores at its end, or pictures.
-        optimizer: Keras'.
-        steps_per_call: steps between two calls of callbacks.
-        xla: compile each step with XLA, except on several CPU devices, where TensorFlow cannot.
-        parts: of a batch, whose gradients are computed one after the other and averaged: less memory.
-        shares: it learns from how much of each class a picture shows, ``(batch, classes)``, instead of from classes.
-        teacher: a loss of ``(pixels, scores)`` that has the part ``teacher_weight`` beside that of the labels.
-
-    Keras makes those of metrics and optimizer in the first step, and TensorFlow traces a step that makes variables
-    twice: of a large model that is most of the time to the first epoch.
+        model: a model with softmax scores ``(batch, classes)`` as its output, or an autoencoder.
+        optimizer: a Keras optimizer.
+        steps_per_call: number of steps between two calls of the callbacks.
+        xla: compile each step with XLA. This has no effect on several CPU devices, which TensorFlow does not support.
+        parts: number of micro-batches per batch for gradient accumulation, which reduces memory.
+        shares: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
+        teacher: distillation loss, a function of pixels, scores and image weights.
+        teacher_weight: weight of the distillation loss, 0 to 1; the label loss has the weight ``1 - teacher_weight``.
     """
     tf = require("tensorflow")
     again, strategy = reconstructs(model), tf.distribute.get_strategy()
@@ -165,8 +166,8 @@ def compile_classifier(
             labels = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
                 return labels
-            devices = strategy.num_replicas_in_sync  # gradients are summed over them
-            # The model's own regularization losses are not scaled by the teacher's weight.
+            devices = strategy.num_replicas_in_sync  # the gradients of all devices are summed
+            # Do not scale the regularization losses by ``1 - teacher_weight``.
             kept = tf.add_n(model.losses) / devices if model.losses else 0.0
             distance = teacher(pixels, scores, weight) / devices
             return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * distance
@@ -220,7 +221,7 @@ def _dense(gradient: Any) -> Any:
 
 
 def every_layer(model: Any) -> Iterator[Any]:
-    """Yield all layers of a model in their order, nested models and their layers too."""
+    """Yield all layers of a model in order, including nested models and their layers."""
     for layer in model.layers:
         yield layer
         if hasattr(layer, "layers"):
@@ -228,7 +229,7 @@ def every_layer(model: Any) -> Iterator[Any]:
 
 
 def freeze_batch_normalization(model: Any) -> list[Any]:
-    """Freeze every batch normalization of a model, in nested models and wrappers too; returns those that were not."""
+    """Freeze all batch-normalization layers, also in nested models and wrappers; return those that were trainable."""
     kind = keras().layers.BatchNormalization
     trainable = [layer for layer in model.submodules if isinstance(layer, kind) and layer.trainable]
     for layer in trainable:

@@ -53,7 +53,7 @@ def write_keras3(model: Any, path: Path) -> None:
 
 
 def _copy_weights(model: Any, twin: Any) -> None:
-    """Copy the weights layer by layer, because the two Keras may order those of a nested model differently."""
+    """Copy the weights layer by layer, because Keras 2 and 3 may order the weights of a nested model differently."""
     for layer in model.layers:
         if isinstance(layer, keras().Model):
             _copy_weights(layer, twin.get_layer(layer.name))
@@ -88,7 +88,7 @@ def from_keras3(model: Any, where: str) -> Any:
 
 
 def _in_float32(model: Any) -> Any:
-    """Return the same Keras 3 model in float32, so that the rounding of float16 and bfloat16 is not compared."""
+    """Return a Keras 3 model in float32, so that rounding to float16 or bfloat16 does not affect the comparison."""
     keras3 = require("keras")
     config = json.dumps(keras3.saving.serialize_keras_object(model))
     changed = json.loads(config, object_hook=_float32_policy)
@@ -130,7 +130,7 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
     for key, option in config.items():
         key = renamed.get(key, key)
         if key == "rng_type" or (key == "batch_shape" and kind != "InputLayer"):
-            continue  # where dropout keeps its random state; the input shape that the model's InputLayer has too
+            continue  # rng_type concerns random states, and InputLayer repeats the shape
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
         if key in taken or not (option in _NOTHING or (key, option) == ("groups", 1) or key.endswith("_initializer")):
@@ -139,10 +139,10 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_keras3_calls(functional: dict[str, Any]) -> dict[str, Any]:
-    """Count the calls of nested models as Keras 3 does.
+    """Convert the call numbers of nested models from Keras 2 to Keras 3.
 
-    Keras 2 counts from 1, because the first call is the model's own construction. Keras 3 counts from 0, but from 1
-    where the output of a functional model is an output of the whole.
+    Keras 2 counts the calls of a nested model from 1, because the construction of the nested model is call 0. Keras 3
+    counts from 0, unless the output of a nested functional model is an output of the whole model.
     """
     nested = {layer["name"]: layer["class_name"] for layer in functional["layers"] if layer["class_name"] in MODELS}
 
@@ -198,7 +198,7 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
             for k, result in enumerate(results if isinstance(results, list | tuple) else [results]):
                 tensors[name, i, k] = result
         waiting = [call for call in waiting if call not in ready]
-    for name, entry in layers.items():  # as outputs, calls of functional models are counted from 1
+    for name, entry in layers.items():  # calls of functional models in the outputs are counted from 1
         if entry["class_name"] in MODELS and entry["class_name"] != "Sequential":
             own = {key: tensor for key, tensor in tensors.items() if key[0] == name}
             tensors |= {(name, i + 1, k): tensor for (_, i, k), tensor in own.items()}
@@ -297,7 +297,7 @@ def _function(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _arithmetic(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return ``x + y``, ``x * 2``, ``1 - x`` … of two tensors, or of a tensor and a constant, as a layer."""
+    """Return a layer for arithmetic between two tensors, or a tensor and a constant, e.g. ``x + y`` or ``1 - x``."""
     layers, name = keras().layers, config["name"]
 
     def apply(x1: Any, x2: Any) -> Any:
@@ -325,7 +325,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _by_channel(value: Any, x: Any) -> Any:
-    """A constant as one number or one per channel of ``x``; None if it has another shape."""
+    """Return a constant as one number, or as one number per channel of ``x``; None if it has another shape."""
     constant = np.asarray(value, np.float64)
     if constant.size == 1:
         return constant.reshape(())
@@ -333,7 +333,7 @@ def _by_channel(value: Any, x: Any) -> Any:
 
 
 def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
-    """Return ``x[…]``, ``stack`` and ``flip`` as layers."""
+    """Return a layer for the operations ``x[…]``, ``stack`` and ``flip``."""
     count = itertools.count(1)
     name = config["name"]
 
@@ -380,7 +380,7 @@ def _histories(value: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _resolved(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
-    """The value of a node's argument: tensors by their history, and constants as arrays or numbers."""
+    """Return the value of a node's argument: a tensor that its history identifies, or a constant array or number."""
     if isinstance(value, list | tuple):
         return [_resolved(item, tensors) for item in value]
     kind = value.get("class_name") if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Whether the outputs of other people's models are in the order of the labels that are assumed for them."""
+"""Check whether the outputs of a third-party model are in the assumed order of the labels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 # The value of --labels that accepts the order of the data's classes.
 FOLDERS = "folders"
-# Standard deviations by which another order must be better, and the smallest ratio of the images that it makes right
-# to those that it makes wrong.
+# Another order is clearly better if it exceeds the assumed order by this many standard deviations, and if the ratio of
+# images that only the other order classifies correctly to images that only the assumed order does is at least this.
 DEVIATIONS, RATIO = 2.33, 2.0
-# Chance of a model that guesses to get no image right, below which this is taken as a fault.
+# If a random guess would have no correct prediction with less than this probability, having none counts as an error.
 CHANCE = 0.2
 _SUFFIXES = (".txt", ".json", ".csv", ".pbtxt", ".names", ".yaml", ".yml")
-# File names that tools give to the labels of any model: labels.txt, class_indices.json, id2label.json, label_map.pbtxt;
-# dict.txt is AutoML's, and metadata.json Teachable Machine's.
+# Common names of label files, such as labels.txt, class_indices.json, id2label.json and label_map.pbtxt. AutoML writes
+# dict.txt, and Teachable Machine writes metadata.json.
 _GENERAL = re.compile(
     r"(class(es)?|labels?)([ _-]?(names?|map|indices|index|idx|list|dict))?"
     r"|(id|idx|index|class|label)_?(2|to)_?(id|idx|index|class|label|name)s?|dict|metadata|names|categories",
@@ -36,7 +36,7 @@ _GENERAL = re.compile(
 )
 # Names such as retrained_labels.txt and labels_flowers.txt, which may belong to another model.
 _SIMILAR = re.compile(r"(.*[ _.-])?(class(es)?|labels?|classnames|labelmap)([ _.-].*)?", re.IGNORECASE)
-# Files in a folder that are looked at.
+# Maximum number of files in a folder that are inspected.
 MAX_FILES = 10_000
 
 Classes = npt.NDArray[np.int64]
@@ -44,15 +44,16 @@ Classes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LabelOrder:
-    """How many images are right in the assumed order of the labels, and in the order that fits the outputs best.
+    """Comparison of the assumed order of the labels with the order that matches the predictions best.
 
     Attributes:
-        labels: in the order of the outputs, as it fits best.
-        right, right_reordered: the number of images with the right label in either order; the second is
-            cross-validated.
-        images: the number of images.
-        clear: whether the other order is clearly better.
-        none_right: whether no image is right in the assumed order although guessing would get some.
+        labels: the labels in the order that matches the predictions best.
+        right: number of correctly classified images with the assumed order.
+        right_reordered: number of correctly classified images with the best order, cross-validated.
+        images: number of images.
+        clear: whether the best order is clearly better than the assumed order.
+        none_right: whether no image is classified correctly with the assumed order, although random guessing would
+            probably classify some images correctly.
     """
 
     labels: tuple[str, ...]
@@ -68,7 +69,7 @@ class LabelOrder:
         return self.clear or self.none_right
 
     def describe(self) -> str:
-        """One sentence with the figures and, if it is clear, the order that fits."""
+        """Return a sentence with the counts and, if it is clearly better, the best order."""
         assumed = f"{self.right} of {self.images} images have the right label"
         if not self.clear:
             return assumed
@@ -79,13 +80,14 @@ class LabelOrder:
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
     """Compare the assumed order of the labels with the best other order.
 
-    The best order is the assignment of classes to outputs that makes most images right. It is found on one half of
-    the images and counted on the other, and the reverse, so that a weak model does not appear better by chance.
+    The best order is the assignment of classes to outputs with the highest accuracy. The best order is determined on
+    one half of the images and evaluated on the other half, and vice versa. Without this cross-validation, a model with
+    low accuracy could appear better by chance.
 
     Args:
-        predicted: by the name of each normalization that comes into question, the outputs with the highest score.
-        classes: the index of each image's label in ``labels``.
-        labels: one per output, in the assumed order.
+        predicted: for the name of each possible normalization, the index of the highest output for each image.
+        classes: index of each image's label in ``labels``.
+        labels: one label per output, in the assumed order.
     """
     count, images = len(labels), len(classes)
     right = max((outputs == classes for outputs in predicted.values()), key=np.sum)
@@ -101,7 +103,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
     total, order, clear = best or (0, np.arange(count), False)
-    # A model that always gives the same output is faulty, but not because of its order.
+    # If the model makes the same prediction for all images, the order of the labels is not the cause.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
     none_right = not right.any() and (1 - 1 / count) ** images < CHANCE
@@ -109,11 +111,12 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
-    """Return the readable label files in a model's folder that have one label per output.
+    """Return the label files next to a model that have one label per output, with their labels.
 
     Args:
-        model: a file, or the folder of a SavedModel, in and beside which label files are looked for.
-        outputs: the number of the model's outputs.
+        model: the model file, or the folder of a SavedModel. Label files are searched in the parent folder, and also
+            inside a SavedModel.
+        outputs: number of the model's outputs.
     """
     folders = [model, model / "assets", model.parent] if model.is_dir() else [model.parent]
     result: dict[Path, tuple[str, ...]] = {}
@@ -134,18 +137,18 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
 
 
 def _belongs(path: Path, model: Path) -> bool:
-    """Whether a label file's name says that it belongs to the model, not only that it has labels."""
+    """Return whether the name of a label file shows that it belongs to this model."""
     own = path.stem.casefold().removeprefix(model.stem.casefold())
     return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
 
 def check_files_beside(model: Path, labels: Sequence[str]) -> None:
-    """Refuse the order of the data's classes if a label file beside the model says otherwise.
+    """Raise an error if a label file next to the model contradicts the order of the data's classes.
 
-    A file with other labels that may belong to another model, e.g. ``flower_labels.txt``, only causes a warning.
+    A label file that may belong to another model, such as ``flower_labels.txt``, only causes a warning.
 
     Raises:
-        DataError: a label file has other labels, or another order.
+        DataError: a label file has other labels, or the same labels in another order.
     """
     for path, beside in label_files_beside(model, len(labels)).items():
         if tuple(beside) == tuple(labels):
@@ -165,10 +168,10 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
 
 
 def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None:
-    """Refuse labels that are probably in another order than the outputs, or warn if they were chosen explicitly.
+    """Raise an error if the assumed order of the labels is probably wrong; only warn if the user chose this order.
 
     Raises:
-        DataError: the order is doubtful and was only assumed.
+        DataError: the order is probably wrong and not ``explicit``.
     """
     if not order.doubtful:
         return
@@ -187,7 +190,7 @@ def _shown(labels: Sequence[str]) -> str:
 
 
 def _rank_in_class(classes: Classes) -> Classes:
-    """For each image, how many images of its class come before it."""
+    """Return, for each image, the number of preceding images of the same class."""
     ranks = np.zeros(len(classes), np.int64)
     for value in np.unique(classes):
         ranks[classes == value] = np.arange((classes == value).sum())
@@ -195,7 +198,7 @@ def _rank_in_class(classes: Classes) -> Classes:
 
 
 def _best_order(outputs: Classes, classes: Classes, count: int) -> Classes:
-    """The class of each output with which most images are right; outputs keep their own where others are no better."""
+    """Return the class of each output that gives the highest accuracy; an output keeps its class in case of a tie."""
     confusion = np.zeros((count, count))
     np.add.at(confusion, (outputs, classes), 1.0)
     confusion += 0.5 / count * np.eye(count)

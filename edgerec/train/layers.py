@@ -51,7 +51,7 @@ FUNCTIONS = {
     "Tanh": "tanh",
     "Softmax": "softmax",
 }
-# Operators that select, reorder or crop, as in Keras' ``preprocess_input``.
+# Operators that select or reorder channels, or crop an image, as in ``preprocess_input`` of Keras.
 INDEXING = frozenset({"Flip", "GetItem", "Stack"})
 OPERATORS = ARITHMETIC | FUNCTIONS.keys() | INDEXING
 
