@@ -18,6 +18,7 @@ from tests.test_split import write_images
 
 QUICK = {
     "train.epochs": 1,
+    "model.arch": "simple_cnn",
     "model.width": 0.25,
     "data.input_size": 28,
     "transfer.frozen": 0.0,
