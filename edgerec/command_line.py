@@ -1,4 +1,4 @@
-"""Commands that messages suggest, written so that a shell takes them as they are."""
+"""Format the commands that messages suggest, so that users can paste them into a shell."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import PurePath
 
 
 def command(*words: object) -> str:
-    """Return the edgerec command with these words, quoted for a POSIX shell: ``edgerec export 'my run' --target rpi``.
+    """Return an edgerec command line with the arguments ``words``, quoted for a POSIX shell.
 
-    Placeholders such as ``FOLDER`` stay as they are. A path that begins with a dash gets ``./`` in front, so that it is
-    not taken for an option.
+    For example, ``command("export", "my run", "--target", "rpi")`` returns ``edgerec export 'my run' --target rpi``.
+    Placeholders such as ``FOLDER`` are not changed. A path that begins with a dash is prefixed with ``./``, so that
+    the shell command does not interpret the path as an option.
     """
     return shlex.join(["edgerec", *map(_word, words)])
 
 
 def data_options(data: str | Sequence[str] | None) -> list[str]:
-    """Return the words ``--data SOURCE`` for each source of images that a command needs again; none without data."""
+    """Return the arguments ``--data SOURCE`` for each data source; an empty list if ``data`` is None."""
     sources = [data] if isinstance(data, str) else data or []
     return [word for source in sources for word in ("--data", source)]
 

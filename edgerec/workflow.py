@@ -27,18 +27,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What :func:`build` produced.
+    """Result of :func:`build`.
 
     Attributes:
         run: folder of the training run.
         variant: the compressed variant in the bundle.
         bundle: folder of the bundle.
         page: the HTML report about the run.
-        accuracy: top-1 of the float model on the test images, 0 to 1.
-        top1: top-1 of the variant on the same images, 0 to 1.
-        size_bytes: size of the bundle's model file.
+        accuracy: top-1 accuracy of the float model on the test set, 0 to 1.
+        top1: top-1 accuracy of the compressed variant on the same images, 0 to 1.
+        size_bytes: size of the model file in the bundle, in bytes.
         golden: number of golden vectors that were verified.
-        reused: steps whose results were there already: ``train``, ``quantize``, ``export``.
+        reused: names of the steps that were skipped because their results were complete (``train``, ``quantize``,
+            ``export``).
     """
 
     run: str
@@ -65,25 +66,24 @@ def build(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> BuildReport:
-    """Train by a recipe, compress, export for a target, verify the bundle and write the report.
+    """Train a model, compress it, export it for a target, verify the bundle, and write the report.
 
-    A build that was interrupted continues when it is called again with the same arguments. Results that are complete
-    are reused.
+    To continue an interrupted build, call this function again with the same arguments. Complete results are reused.
 
     Args:
-        recipe: how to train and compress.
-        out: folder of the run. The bundle is written beside it, as ``OUT-TARGET``.
-        target: a name in ``targets/``, or a .toml file.
+        recipe: settings of training and compression.
+        out: folder of the run. The bundle is written to the folder ``OUT-TARGET`` beside ``out``.
+        target: name of a target in ``targets/``, or path of a .toml file.
         method: compression method; None takes the recipe's ``compress.method``.
-        overwrite: start again and replace the run and the bundle.
+        overwrite: start from the beginning, and replace an existing run and bundle.
         listener: called with the progress.
 
     Raises:
-        RecipeError: ``out`` holds a run that was trained by another recipe, or the recipe trains an autoencoder.
-        GateError: the variant lost more accuracy than ``compress.max_drop`` allows.
+        RecipeError: ``out`` contains a run with a different recipe, or the recipe trains an autoencoder.
+        GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    aim = Target.load(target)  # a wrong name must not be noticed after an hour of training
+    aim = Target.load(target)  # report an unknown target before training, not after it
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which does not classify: train it with edgerec train, then "
@@ -92,7 +92,7 @@ def build(
     reused = []
     recipe = recipe if method is None else recipe.override({"compress.method": method})
     run = Run.at(out)
-    # Training does not depend on the settings of the compression, so that they can be changed afterwards.
+    # Compression settings are not compared, because they do not affect training and may change between calls.
     if overwrite or not run.begun or not was_begun(replace(recipe, compress=run.recipe.compress), out):
         for_target = recipe if recipe.model.target else recipe.override({"model.target": target})
         run = fit(for_target, out, overwrite=overwrite, listener=listener)
@@ -140,10 +140,10 @@ def build(
 
 
 def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
-    """Return the report of the variant that the recipe's method makes, if the run has it; ``auto`` decides this itself.
+    """Return the report of an existing variant made with the recipe's method; None for ``auto`` or without a variant.
 
     Raises:
-        OutputExistsError: the variant was made with other settings.
+        OutputExistsError: the variant was made with different settings.
     """
     if recipe.compress.method == "auto":
         return None

@@ -29,7 +29,7 @@ from edgerec.errors import BundleError
 
 MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 1 << 30
-MAX_BYTES = 2 << 30  # all files together
+MAX_BYTES = 2 << 30  # limit of the total size of all files
 # What leads elsewhere on some system, or is in no file's name on any.
 _NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
 
@@ -41,11 +41,11 @@ class Bundle:
     """An opened bundle.
 
     Attributes:
-        path: its folder or .zip.
-        manifest: its contract.
-        files: contents of the files that the manifest lists. The digests of ``manifest.runtime_files`` were checked.
-        warnings: other listed files that are missing, unreadable or do not have their digest, one sentence each. They
-            do not change predictions, so they do not prevent the bundle from being used.
+        path: folder or .zip of the bundle.
+        manifest: parsed manifest of the bundle.
+        files: content of each file that the manifest lists. The digests of ``manifest.runtime_files`` are verified.
+        warnings: one sentence for each other listed file that is missing, unreadable or has a wrong digest. These
+            files do not affect predictions, so the bundle can still be used.
     """
 
     path: Path
@@ -55,11 +55,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read a bundle's folder or .zip.
+        """Read a bundle from its folder or .zip.
 
         Raises:
-            BundleError: there is no bundle, its schema is newer, or a file that the runtime uses is missing, changed
-                or outside of the bundle.
+            BundleError: ``path`` is not a bundle, the manifest has a newer schema, or a file that the runtime uses is
+                missing, changed or outside of the bundle.
         """
         path = user_path(path)
         read = _reader(path)
@@ -93,7 +93,7 @@ class Bundle:
         return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
 
     def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the manifest and the files that it lists, as they are here, to another folder or .zip."""
+        """Write the manifest and all files that the manifest lists to another folder or .zip."""
         path = checked_output(path, [self.path], suffixes=(".zip",), folder=True)
         refuse_existing(path, overwrite)
         content = _reader(self.path)(MANIFEST)
@@ -144,7 +144,7 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool) -> None:
 
 
 def _read_listed(read: Reader, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
-    """Read a file into ``files``; return what is wrong with it, or an empty string."""
+    """Read a listed file into ``files``; return an error message, or an empty string if the digest is correct."""
     content = read(name)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
@@ -158,7 +158,7 @@ def _read_listed(read: Reader, path: Path, name: str, digest: str, files: dict[s
 
 
 def _added(path: Path, listed: set[str]) -> set[str]:
-    """Return the unlisted files of a bundle; of a folder without any listed file, only the folder's name."""
+    """Return the files that the manifest does not list. A folder without any listed file is returned as one entry."""
     folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
@@ -242,7 +242,7 @@ def _zip_reader(path: Path) -> Reader:
 
 
 def _zip_prefix(names: Sequence[str]) -> str:
-    """Return the path of the bundle in a .zip of its content (empty) or of its folder."""
+    """Return the folder inside a .zip that contains the bundle; an empty string if the bundle is at the top level."""
     manifests = [name for name in names if PurePosixPath(name).name == MANIFEST and name.count("/") <= 1]
     return manifests[0].removesuffix(MANIFEST) if manifests else ""
 

@@ -1,4 +1,4 @@
-"""Recognize the content of a file that was given where another kind of file is expected."""
+"""Identify the actual format of a file that cannot be read in the expected format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-# Enough for every signature below; web pages may start with comments.
+# Number of bytes that are sufficient for every signature below. Web pages may start with long comments.
 HEAD_BYTES = 4096
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
@@ -37,7 +37,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
 _HTML = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*|<!--(?:(?!-->).)*-->\s*)*<(?:!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
-# The first field of ONNX' ModelProto is ir_version (a small number), the second the producer's name.
+# The first field of ONNX's ModelProto is ir_version (a small integer), and the second is the name of the producer.
 _ONNX = re.compile(
     rb"\x08[\x01-\x20](?:\x12.(?:pytorch|tf2onnx|onnx|keras|skl2onnx|paddle|matlab|coreml|.{0,40}onnx)|:)", re.DOTALL
 )
@@ -45,7 +45,7 @@ _SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
 
 
 def describe(content: bytes) -> str:
-    """Return what the content is, as the end of a sentence: ``is a Git LFS pointer …``; empty if it is not known.
+    """Describe a file's format as the end of a sentence, such as ``is a PNG image``; return "" for unknown formats.
 
     Args:
         content: the file's bytes; :data:`HEAD_BYTES` of them are enough unless the file is an archive.
@@ -76,7 +76,7 @@ def describe(content: bytes) -> str:
 
 
 def describe_file(path: Path) -> str:
-    """Return what a file is, as :func:`describe` does; ``is a folder …`` for a folder; empty if it cannot be read."""
+    """Describe a file or folder as :func:`describe` does; return an empty string if ``path`` cannot be read."""
     try:
         if path.is_dir():
             return "is the folder of a SavedModel" if (path / "saved_model.pb").is_file() else "is a folder"
@@ -115,6 +115,6 @@ def _archive(file: IO[bytes]) -> str:
 
 
 def reason(path: str | Path, error: object) -> str:
-    """Return why a file cannot be parsed: what it is instead, if that is known, or else the parser's error."""
+    """Return why a file cannot be parsed: its actual format if it is known, otherwise the parser's error."""
     kind = describe_file(Path(path))
     return f"it {kind}" if kind else str(error)

@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all, and never over an input: write beside, then rename."""
+"""Write files and folders atomically (write a temporary file, then rename it), and never overwrite an input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgerec.errors import OutputExistsError, OutputIsInputError, OutputNameError
 
-# Suffixes of files that edgerec or other tools read. A folder with such a name would be mistaken for a file.
+# Suffixes of common file formats. An output folder must not have one of them, because it would be mistaken for a file.
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FILE_SUFFIXES = (
     *_IMAGE_SUFFIXES,
@@ -30,7 +30,7 @@ def sha256(content: bytes) -> str:
 
 
 def read_at_most(path: Path, limit_bytes: int) -> bytes:
-    """Return a file's content; raises :class:`OSError` if it is larger, e.g. a device that never ends."""
+    """Return a file's content; raise :class:`OSError` if it exceeds the limit, e.g. for an endless device file."""
     with path.open("rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
@@ -39,7 +39,7 @@ def read_at_most(path: Path, limit_bytes: int) -> bytes:
 
 
 def user_path(path: str | Path) -> Path:
-    """Return ``path`` with a leading ``~`` replaced by the home folder, if the user has one."""
+    """Return ``path`` with a leading ``~`` replaced by the home folder if the home folder is known."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -54,20 +54,22 @@ def checked_output(
     suffixes: Sequence[str] = (),
     folder: bool = False,
 ) -> Path:
-    """Return the path to write to, with ``~`` expanded, after checking that nothing is destroyed by writing there.
+    """Check that an output path has a valid suffix and does not overwrite an input; return it with ``~`` expanded.
 
     Args:
-        path: path of the output as the user wrote it.
-        inputs: files and folders that the same command reads, or sequences of them. None, empty strings, and names
-            of things that do not exist as a path, such as ``digits`` or a URL, are ignored.
-        data: inputs that are image folders. No output may be inside of them, where it would become part of the data.
-        suffixes: suffixes that fit the format, e.g. ``(".png",)``; case does not matter. None given: any suffix.
-        folder: the output is a folder; its name must not have the suffix of a file, except one of ``suffixes``.
+        path: output path as entered by the user.
+        inputs: files and folders that the command reads, or sequences of these. None, empty strings and names that
+            are not existing paths, such as ``digits`` or a URL, are ignored.
+        data: image folders that the command reads. The output must not be inside of these folders, because it would
+            become part of the data.
+        suffixes: allowed suffixes, e.g. ``(".png",)``, in upper or lower case. If empty, every suffix is allowed.
+        folder: whether the output is a folder. The name of a folder must not have the suffix of a file, except one
+            of ``suffixes``.
 
     Raises:
         OutputNameError: the suffix does not fit the format.
-        OutputIsInputError: the output is one of the inputs, by whatever name or link, or a folder that contains one;
-            or it is an image in one of the input folders, or a folder in one of the data sets.
+        OutputIsInputError: the output is the same file as an input (also through links), is a folder that contains an
+            input, is an image in an input folder, or is inside of a data set.
     """
     out = user_path(path)
     suffix = out.suffix.lower()
@@ -96,7 +98,7 @@ def _each(paths: str | Path | Sequence[str | Path] | None) -> Sequence[str | Pat
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Return whether two paths are the same file or folder, also through symbolic and hard links."""
+    """Return whether two paths refer to the same file or folder, also through symbolic or hard links."""
     same = os.path.realpath(path) == os.path.realpath(other)
     return same or (os.path.exists(path) and os.path.samefile(path, other))
 
@@ -107,8 +109,8 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (text as UTF-8) to ``path`` in one step that a reader sees whole or not at all."""
-    # Bytes of file names that are not UTF-8 become escapes such as \udce9, which JSON reads back as they were.
+    """Write ``content`` (strings as UTF-8) to ``path`` atomically: a reader never sees a partial file."""
+    # Bytes of file names that are not valid UTF-8 are written as escapes such as \udce9. JSON parsers restore them.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
@@ -116,7 +118,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file to; it replaces ``path`` if the block succeeds."""
+    """Yield the path of a temporary file, which replaces ``path`` if the block succeeds."""
     path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
@@ -131,9 +133,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
-    """Raise :class:`OutputExistsError` if ``path`` exists, is not an empty folder, and must not be replaced.
+    """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. Empty folders are accepted.
 
-    ``ours`` says whether the existing content was written by edgerec. Nothing else is ever replaced.
+    Args:
+        path: path of the output.
+        overwrite: whether existing output of edgerec may be replaced.
+        ours: whether the existing content was written by edgerec. Other content is never replaced.
     """
     path = user_path(path)
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
@@ -146,10 +151,11 @@ def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
 
 @contextmanager
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` to fill; it is renamed to ``path`` if the block succeeds.
+    """Yield an empty temporary folder, which is renamed to ``path`` if the block succeeds.
 
-    A kill leaves ``path`` as it was. What is replaced is moved aside first and removed last: a kill between those
-    two renames leaves the old one beside ``path``, as ``.NAME.….replaced``.
+    If the process is killed in the block, ``path`` does not change. An existing folder is first renamed to
+    ``.NAME.….replaced`` in the same parent folder, and is deleted after the new folder is in place. If the process is
+    killed between these two steps, the old folder remains under this name.
     """
     path = user_path(path)
     refuse_existing(path, overwrite)

@@ -14,7 +14,7 @@ from edgerec.contract.schema import tflite_schema
 from edgerec.errors import ModelError
 from edgerec.optional import require
 
-# Offsets in a flatbuffer are signed 32-bit integers.
+# Size limit of a flatbuffer, whose offsets are signed 32-bit integers.
 MAX_MODEL_BYTES = 1 << 31
 
 
@@ -74,7 +74,7 @@ def read_graph(model: bytes, where: str = "the model") -> Graph:
 
 
 def require_tflite(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if the bytes do not start as a .tflite file does; the message says what they are."""
+    """Raise :class:`ModelError` if the bytes are not a .tflite file; the message names their actual format."""
     if model[4:8] != b"TFL3":
         kind = describe(model) or "does not have the TFL3 identifier"
         raise ModelError(f"{where} is not a TFLite model: it {kind}")

@@ -1,4 +1,4 @@
-"""Listing the folders of other people: hidden files and the folders that systems and programs create are left out."""
+"""List folders without hidden files and without files that operating systems and programs create."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from edgerec.errors import DataError
 
-# Files and folders that operating systems, network drives and programs create beside images, in lower case. Names that
-# begin with a dot are hidden everywhere, e.g. .ipynb_checkpoints, .AppleDouble, .thumbnails, .Trash-1000 and ._a.jpg.
+# Names, in lower case, of files and folders that operating systems, network drives and programs create beside images.
+# Names that begin with a dot need not be listed, because they are always hidden, e.g. .ipynb_checkpoints and ._a.jpg.
 SYSTEM_NAMES = frozenset(
     (
         *("__macosx", "__pycache__", "icon\r", "network trash folder", "temporary items"),
@@ -22,7 +22,7 @@ SYSTEM_NAMES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden, or belongs to a system or a program."""
+    """Return whether a file or folder of this name is hidden or was created by an operating system or program."""
     return name.startswith((".", "~$")) or name.casefold() in SYSTEM_NAMES
 
 
@@ -39,8 +39,8 @@ def visible_files(folder: Path, *, below: bool = False) -> list[Path]:
     """Return the files in ``folder``, sorted by path, without hidden files and the contents of hidden folders.
 
     Args:
-        folder: where to look.
-        below: include the files of all folders below. Links to folders are not followed.
+        folder: the folder to list.
+        below: include the files in all subfolders. Symbolic links to folders are not followed.
 
     Raises:
         DataError: a folder cannot be read.

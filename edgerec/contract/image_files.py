@@ -1,7 +1,7 @@
-"""Reading image files: the same bytes give the same pixels with every OpenCV version and on every machine.
+"""Decode image files so that the same file gives the same pixels with every OpenCV version and on every machine.
 
-OpenCV decodes the pixels. What it does differently from version to version, or not at all, is read from the file's
-own headers here: the orientation, and the number of bits that 16-bit samples use.
+OpenCV decodes the pixels. This module reads the orientation and the bit depth from the file headers itself, because
+OpenCV versions differ in these respects or do not support them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgerec.optional import require
 
 log = logging.getLogger(__name__)
 
-# A header is read from at most this many bytes: orientation and bit depth stand before the pixels.
+# Maximum number of bytes that are searched for header fields. Orientation and bit depth are stored before the pixels.
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
@@ -32,15 +32,16 @@ _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 @dataclass(frozen=True)
 class Levels:
-    """The sample values of 16-bit files that become black (0) and white (255)."""
+    """Sample values of 16-bit images that are converted to black (0) and white (255)."""
 
     black: int = 0
     white: int = 65535
 
     def apply(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Convert integer samples of any shape to uint8; values outside the levels become 0 or 255.
+        """Convert integer samples of any shape to uint8. Values outside the levels are clipped to 0 or 255.
 
-        A range of n bits is shifted: 0…65535 gives ``v >> 8``, 0…4095 gives ``v >> 4``.
+        If the levels span the range of an n-bit integer, the conversion is a bit shift: ``v >> 8`` for 0 to 65535,
+        ``v >> 4`` for 0 to 4095.
         """
         if samples.dtype == np.uint16:
             converted: npt.NDArray[np.uint8] = _table(self.black, self.white)[samples]
@@ -62,12 +63,12 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
 def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
     """Decode an image file's bytes to uint8 ``(H, W, 3)`` RGB, or return None if they are not a readable image.
 
-    The orientation that the file states is applied, gray becomes RGB, and transparency is dropped.
+    The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:
-        content: the whole file.
-        levels: the values that become black and white in a file with more than 8 bits per sample. None takes the bit
-            depth that the file states, or else the fewest bits that hold its largest value.
+        content: the bytes of the whole file.
+        levels: the values that become black and white in a file with more than 8 bits per sample. None uses the bit
+            depth in the header, or if the header states none, the smallest bit depth that holds the largest sample.
     """
     if is_heic(content):
         return _decode_heic(content)
@@ -83,7 +84,7 @@ def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8
 
 
 def decode_samples(content: bytes) -> npt.NDArray[Any] | None:
-    """Decode a file with more than 8 bits per sample to its own values ``(H, W, 3)`` BGR, or return None."""
+    """Decode a file with more than 8 bits per sample without scaling, ``(H, W, 3)`` BGR; None for unreadable files."""
     image = _decoded(content, deep=True)
     return None if image is None or image.dtype == np.uint8 else image
 
@@ -102,11 +103,11 @@ def _decoded(content: bytes, *, deep: bool) -> npt.NDArray[Any] | None:
 
 @dataclass(frozen=True)
 class SampleRange:
-    """The values of one or more files with more than 8 bits per sample.
+    """Histogram of one or more images with more than 8 bits per sample.
 
     Attributes:
-        counts: ``(98304,)``, the number of samples of each value from -32768 to 65535.
-        stated: the white level that the files state; 0 if they state none.
+        counts: ``(98304,)``, number of samples of each value from -32768 to 65535.
+        stated: white level in the headers of the files; 0 if the headers do not state it.
     """
 
     counts: npt.NDArray[np.int64]
@@ -114,12 +115,12 @@ class SampleRange:
 
     @classmethod
     def of(cls, content: bytes, samples: npt.NDArray[Any]) -> SampleRange:
-        """The range of one file's samples."""
+        """Return the histogram of one file."""
         return cls.of_samples(samples, stated_white(content))
 
     @classmethod
     def of_samples(cls, samples: npt.NDArray[Any], stated: int = 0) -> SampleRange:
-        """The range of integer samples between -32768 and 65535."""
+        """Return the histogram of integer samples between -32768 and 65535."""
         return cls(np.bincount(samples.reshape(-1).astype(np.int32) + _OFFSET, minlength=_VALUES), stated)
 
     def __add__(self, other: SampleRange) -> SampleRange:
@@ -127,10 +128,10 @@ class SampleRange:
 
     @property
     def levels(self) -> Levels:
-        """The levels that show these values: the stated bit depth, else the fewest bits that hold all values.
+        """Return suitable levels: the stated bit depth, or the smallest bit depth that holds all values.
 
-        Values that occupy only a small part of those bits, as those of thermal cameras, are spread from the smallest
-        to the largest one. Dead pixels (at most 0.01 % of the samples, far from all others) do not count.
+        If the values occupy only a small fraction of this range, as in images of thermal cameras, the levels are the
+        smallest and the largest value. Dead pixels (at most 0.01 % of the samples, far from all others) are ignored.
         """
         values = np.flatnonzero(self.counts)
         if not len(values):
@@ -140,7 +141,7 @@ class SampleRange:
         if self.stated and low >= 0 and high <= self.stated:
             return Levels(0, self.stated)
         if self.stated:
-            return Levels()  # its encoder scaled the values to all 16 bits
+            return Levels()  # the encoder has scaled the values to 16 bits
         usual_low, usual_high = (int(np.searchsorted(shares, part)) - _OFFSET for part in (0.0001, 0.9999))
         span = usual_high - usual_low
         low, high = (usual_low if usual_low - low > span else low), (usual_high if high - usual_high > span else high)
@@ -153,7 +154,7 @@ class SampleRange:
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
-# What the header of a file states
+# File headers
 
 
 def bits_per_sample(content: bytes) -> int:
@@ -168,10 +169,11 @@ def bits_per_sample(content: bytes) -> int:
 
 
 def stated_white(content: bytes) -> int:
-    """Return the largest sample value that a file with more than 8 bits per sample states; 0 if it states none.
+    """Return the largest possible sample value according to the header of a file with more than 8 bits per sample.
 
-    PNG states its significant bits (sBIT), PNM its maximum, JPEG 2000 its precision, and TIFF its bits per sample or
-    MaxSampleValue. A maximum of 65535 says nothing: most programs write it whatever the values are.
+    The value is read from the significant bits (sBIT) of PNG, the maximum of PNM, the precision of JPEG 2000, and the
+    bits per sample or MaxSampleValue of TIFF. Return 0 if the header does not state the value, or states 65535, which
+    most programs write regardless of the actual values.
     """
     if maximum := _pnm_maximum(content):
         return maximum if maximum < 65535 else 0
@@ -188,7 +190,7 @@ def stated_white(content: bytes) -> int:
 
 
 def _jpeg_2000_bits(content: bytes) -> int:
-    """Return the precision in the SIZ segment of a JPEG 2000 file, in bits; 0 if the file has another format."""
+    """Return the precision in the SIZ segment of a JPEG 2000 file, in bits; 0 for other formats."""
     if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
         return 0
     start = content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
@@ -196,10 +198,10 @@ def _jpeg_2000_bits(content: bytes) -> int:
 
 
 def orientation(content: bytes) -> int:
-    """Return the orientation that an image file states, as in EXIF: 1 (upright) to 8.
+    """Return the orientation of an image file as an EXIF value, from 1 (upright) to 8.
 
-    JPEG, PNG and WebP state it in EXIF data; HEIC and AVIF in the properties ``irot`` and ``imir`` of their image,
-    which take the place of EXIF there. XMP is not read, just as browsers do not read it.
+    JPEG, PNG and WebP files store the orientation in EXIF data. HEIC and AVIF files store it in the image properties
+    ``irot`` and ``imir``, and their EXIF data is ignored. XMP data is ignored too, as in web browsers.
     """
     try:
         value = _orientation(content[:HEADER_BYTES] if content[:2] == b"\xff\xd8" else content)
@@ -209,7 +211,7 @@ def orientation(content: bytes) -> int:
 
 
 def _orientation_to_apply(content: bytes) -> int:
-    # OpenCV applies the orientation of TIFF files in its decoder, whatever the flags say.
+    # OpenCV's TIFF decoder always applies the orientation, even with IMREAD_IGNORE_ORIENTATION.
     return 1 if content[:4] in _TIFF_MARKS else orientation(content)
 
 
@@ -228,13 +230,13 @@ def _orientation(content: bytes) -> int:
 
 
 def _exif_orientation(data: bytes) -> int:
-    """The orientation in EXIF data, with or without the mark ``Exif\\0\\0`` before it."""
+    """Return the orientation in EXIF data, which may begin with the identifier ``Exif\\0\\0``."""
     data = data[6:] if data[:4] == b"Exif" else data
     return _tiff_tags(data).get(ORIENTATION, [1])[0]
 
 
 def _tiff_tags(data: bytes) -> dict[int, list[int]]:
-    """The integer tags (BYTE, SHORT and LONG) of the first directory of a TIFF file."""
+    """Return the integer tags (BYTE, SHORT and LONG) of the first directory of a TIFF file."""
     try:
         order = {b"II": "<", b"MM": ">"}[data[:2]]
         if struct.unpack_from(f"{order}H", data, 2)[0] != 42:
@@ -261,7 +263,7 @@ def _jpeg_exif(content: bytes) -> Iterator[bytes]:
         if kind == 0xFF:  # a fill byte
             place += 1
             continue
-        if kind in (0xDA, 0xD9):  # the pixels begin
+        if kind in (0xDA, 0xD9):  # start of the pixels, or end of the image
             return
         data = content[place + 4 : place + 2 + length]
         if kind == 0xE1 and data[:6] == b"Exif\0\0":
@@ -280,7 +282,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
-    """EXIF data of a PNG file: its eXIf chunk, or the text in hexadecimal digits that ImageMagick wrote before that."""
+    """Yield the EXIF data of a PNG file from its eXIf chunk, or from the text chunk of older ImageMagick versions."""
     profile = b""
     for kind, data in _png_chunks(content):
         if kind == b"eXIf":
@@ -304,7 +306,7 @@ def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of an ISO base media file (ISO/IEC 14496-12): kind, and where the content begins and ends."""
+    """Yield the type, content start and content end of each box of an ISO base media file (ISO/IEC 14496-12)."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -318,7 +320,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
-    """The content of the first box of a kind; raises ValueError if there is none."""
+    """Return the content start and end of the first box of type ``kind``; raise ValueError if there is none."""
     for name, begin, stop in _boxes(data, start, end):
         if name == kind:
             return begin, stop
@@ -326,7 +328,7 @@ def _box(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _heif_orientation(data: bytes) -> int:
-    """The orientation that the properties ``irot`` and ``imir`` of the primary image (ISO/IEC 23008-12) amount to."""
+    """Return the EXIF orientation equivalent to ``irot`` and ``imir`` of the primary image (ISO/IEC 23008-12)."""
     start, end = _box(data, b"meta", 0, len(data))
     start += 4
     at, _ = _box(data, b"pitm", start, end)
@@ -351,7 +353,7 @@ def _heif_orientation(data: bytes) -> int:
 
 
 def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
-    """The orientation of properties that are applied in this order."""
+    """Return the EXIF orientation equivalent to the given ``irot`` and ``imir`` properties, applied in this order."""
     marks = np.arange(4).reshape(2, 2)
     image = marks
     for kind, begin, _ in properties:
@@ -363,7 +365,7 @@ def _transformed(data: bytes, properties: list[tuple[bytes, int, int]]) -> int:
 
 
 def _turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
-    """An image turned upright whose EXIF orientation is ``value``."""
+    """Return an image rotated and mirrored to be upright; ``value`` is its EXIF orientation."""
     if value in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if value in (3, 4, 7, 8):
@@ -373,11 +375,11 @@ def _turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
     return image
 
 
-# Files that OpenCV does not read
+# Formats that OpenCV does not support
 
 
 def is_heic(content: bytes) -> bool:
-    """Return whether these are the bytes of a HEIC or HEIF file, as iPhones write."""
+    """Return whether the content is a HEIC or HEIF file, the photo format of iPhones."""
     if content[4:8] != b"ftyp":
         return False
     size = min(int.from_bytes(content[:4], "big"), 256)
@@ -386,7 +388,7 @@ def is_heic(content: bytes) -> bool:
 
 
 def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
-    """Decode by pillow-heif where it is installed; libheif applies the orientation."""
+    """Decode a HEIC file with pillow-heif, which also applies the orientation; return None if this is not possible."""
     try:
         heif = require("pillow_heif")
     except ImportError:
@@ -399,7 +401,7 @@ def _decode_heic(content: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def why_unreadable(content: bytes) -> str:
-    """Return what a file that :func:`decode` refuses is, and what to do, for an error message."""
+    """Explain for an error message why :func:`decode` cannot read a file, and how to fix this."""
     if is_heic(content):
         try:
             require("pillow_heif")
@@ -423,7 +425,7 @@ def why_unreadable(content: bytes) -> str:
 
 
 def _pnm_maximum(content: bytes) -> int:
-    """The largest value that the header of a binary or plain PGM or PPM file states; 0 for other files."""
+    """Return the maximum in the header of a binary or plain PGM or PPM file; 0 for other files."""
     if content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
         return 0
     words = re.sub(rb"#[^\n]*", b"", content[:1024]).split(maxsplit=4)

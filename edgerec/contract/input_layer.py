@@ -1,4 +1,4 @@
-"""A normalization layer at the start of a .tflite graph, so that the model takes unchanged RGB pixels."""
+"""Add a normalization layer to the start of a .tflite graph, so that the model takes unchanged RGB pixels."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ NAME = "rgb_pixels"
 
 
 def with_input_layer(content: bytes, normalise: ChannelNormalise, where: str = "the model") -> bytes:
-    """Return the .tflite bytes of a model that applies ``normalise`` itself.
+    """Return the .tflite bytes of a model with ``normalise`` as its first layer.
 
-    The new input takes RGB pixels 0 to 255: float32 if the model's input is float32, otherwise uint8 with scale 1.
-    A 1x1 convolution computes the old input. TFLite metadata in the file is dropped, because it describes the old
-    input; :func:`~edgerec.contract.metadata.with_metadata` writes it again.
+    The new input takes RGB pixels from 0 to 255. Its dtype is float32 if the model's input is float32, otherwise uint8
+    with scale 1. A 1x1 convolution computes the original input. TFLite metadata is removed, because it describes the
+    original input. Use :func:`~edgerec.contract.metadata.with_metadata` to add new metadata.
 
     Args:
-        content: a model with one input ``(1, height, width, 3)``, float32, uint8 or int8.
-        normalise: what the model expects of RGB pixels.
-        where: the file, for messages.
+        content: .tflite bytes of a model with one input ``(1, height, width, 3)``, float32, uint8 or int8.
+        normalise: normalization of RGB pixels that the model expects.
+        where: name of the model for error messages.
 
     Raises:
-        ModelError: the input is not an RGB image, or has another type.
+        ModelError: the input is not an RGB image, or has another dtype.
     """
     model = parse(content, where)
     schema, graph = tflite_schema(), model.subgraphs[0]
@@ -56,28 +56,28 @@ def with_input_layer(content: bytes, normalise: ChannelNormalise, where: str = "
 
 
 class _Edit:
-    """Adds tensors and operators to the first subgraph of a parsed model."""
+    """Builder that adds tensors and operators to the first subgraph of a parsed model."""
 
     def __init__(self, schema: Any, model: Any, old: Any) -> None:
         self._schema, self._model, self._old = schema, model, old
         self._tensors: list[Any] = model.subgraphs[0].tensors
 
     def image(self, name: str, dtype: int, scale: float = 0.0, zero_point: int = 0) -> int:
-        """Add a tensor with the old input's shape."""
+        """Add a tensor with the shape of the original input, and return its index."""
         tensor = copy.copy(self._old)
         tensor.name, tensor.type, tensor.buffer = name.encode(), dtype, 0
         tensor.quantization = self._quantization([scale], [zero_point]) if scale else None
         return self._added(tensor)
 
     def convolution(self, normalise: ChannelNormalise, source: int, result: int) -> Any:
-        """Return a float32 1x1 convolution from ``source`` to ``result``."""
+        """Return a float32 1x1 convolution from the tensor ``source`` to the tensor ``result``."""
         kernel, bias = normalise.convolution()
         types = self._schema.TensorType
         weights = self._constant("normalization/kernel", types.FLOAT32, kernel.T.reshape(3, 1, 1, 3))
         return self._convolve(source, weights, self._constant("normalization/bias", types.FLOAT32, bias), result, 1)
 
     def quantized(self, normalise: ChannelNormalise, result: int) -> list[Any]:
-        """Return the operators from a uint8 image with scale 1 to a uint8 or int8 ``result``."""
+        """Return the operators that convert a uint8 image with scale 1 to the uint8 or int8 tensor ``result``."""
         types, old = self._schema.TensorType, self._old
         quantization = old.quantization
         if quantization is None or quantization.scale is None or len(quantization.scale) == 0:
@@ -87,7 +87,7 @@ class _Edit:
         signed = self.image("normalization/pixels", types.INT8, 1.0, -128)
         operators = [self._operator("QUANTIZE", 2, [pixels], signed, None)]
         real, bias = normalise.convolution()
-        # Each output reads one channel, with the largest int8 weight: the weights are exact.
+        # Each output channel has only one nonzero weight. It is quantized to the int8 maximum, so that it is exact.
         scales = [float(value) / 127 for value in real.max(axis=0)]
         stored = np.rint(real / np.array(scales)).astype(np.int8).T.reshape(3, 1, 1, 3)
         weights = self._constant("normalization/kernel", types.INT8, stored, scales)

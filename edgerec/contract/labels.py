@@ -23,7 +23,7 @@ MAX_LINE_CHARACTERS = 2 * MAX_LABEL_CHARACTERS
 MAX_DEPTH = 8
 ADVICE = "write one label per line, in the order of the model's outputs"
 
-# Keys that hold the labels: Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO and others.
+# Keys of the label list in files of Ultralytics, Teachable Machine, Edge Impulse, Hugging Face, fastai, COCO, etc.
 _CONTAINERS = (
     *("names", "labels", "classes", "categories", "class_names", "classnames", "label_names", "label_map", "labelmap"),
     *(
@@ -72,7 +72,7 @@ _NUMBERED = re.compile(r"[\[(]?(\d{1,7})(?:[\])]?(?:\s*[:;,=|]\s*|\s+-\s+|\s+)|[
 _NUMBERED_AFTER = re.compile(r"(.*?[^\s:;,=|])(?:\s*[:;,=|]\s*|\s+)(\d{1,7})")
 _SEPARATED = re.compile(r"[:;,=|\t]")
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)\s*[:=]\s+\S.*")
-# The repetitions are bounded, because the whole file is searched and the time would grow with the square of its size.
+# The repetitions are bounded. Otherwise, the search time would grow with the square of the file size.
 _C_ARRAY = re.compile(r"categories\w{0,40}\s{0,40}\[\s{0,40}\w{0,40}\s{0,40}\]\s{0,40}=\s{0,40}(\{[^{}]*\})")
 
 
@@ -82,7 +82,7 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
     Args:
         path: a text file with one label per line, or a CSV, JSON, YAML, TOML or label_map.pbtxt file.
         count: number of outputs of the model; None accepts any number of labels.
-        model: the model's name for the error message.
+        model: name of the model for error messages.
 
     Raises:
         DataError: the file cannot be read, is not a label file, or does not have ``count`` labels.
@@ -96,10 +96,12 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
 
 
 def parse_labels(content: bytes, where: str = "the label file", count: int | None = None) -> tuple[str, ...]:
-    """Return the labels in a label file's bytes; ``count`` only decides between several readings of the same text.
+    """Parse the bytes of a label file and return its labels.
+
+    ``count`` is the expected number of labels. It is only used if the content can be parsed in several ways.
 
     Raises:
-        DataError: the content is not a label file; the message says why.
+        DataError: the content is not a label file; the message states the reason.
     """
     text = _decoded(content, where)
     suffix = Path(where).suffix.lower()
@@ -125,7 +127,7 @@ def in_order(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def distinct(labels: Sequence[str], where: str) -> tuple[str, ...]:
-    """Number repeated labels, as in ``crane``, ``crane (2)``, and log a warning for each."""
+    """Number repeated labels, such as ``crane`` and ``crane (2)``, and log a warning for each of them."""
     known = set(labels)
     used: set[str] = set()
     result: list[str] = []
@@ -141,7 +143,7 @@ def distinct(labels: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 class _NotLabels(ValueError):
-    """The reason why some content is not a list of labels."""
+    """Raised with the reason why the content of a file is not a list of labels."""
 
 
 def _read(path: Path) -> bytes:
@@ -215,11 +217,11 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
 
 
 def _lines(text: str) -> list[str]:
-    return re.split(r"\r\n|\r|\n", text)  # str.splitlines would also split at rare characters inside labels
+    return re.split(r"\r\n|\r|\n", text)  # str.splitlines also splits at rare characters that can occur in labels
 
 
 def _refuse_long(lines: Iterable[str]) -> None:
-    """Refuse lines that cannot be labels, because matching them would take a time that grows with their square."""
+    """Refuse lines that are too long for labels. The matching time grows with the square of the line length."""
     longest = max(map(len, lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
         raise _NotLabels(f"it has a line of {longest:,} characters")
@@ -235,7 +237,7 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
         return parts
     _refuse_long(lines)
     lines = _without_comments(lines, count)
-    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):  # copied out of a program
+    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):  # lines copied from source code
         lines = [line.removesuffix(",").rstrip() for line in lines]
     if all(re.match(r"[-*•]\s", line) for line in lines):
         lines = [line[1:].strip() for line in lines]
@@ -251,7 +253,7 @@ def _labels_of_lines(lines: list[str], suffix: str, count: int | None) -> Sequen
 
 
 def _without_comments(lines: list[str], count: int | None) -> list[str]:
-    # "#" alone, and "#3" between other characters, are labels of models that read characters.
+    # A single "#", and "#3" among other characters, can be labels of character recognition models.
     remaining = [line for line in lines if not re.match(r"(#|//)\s*\S", line)]
     if remaining and len(remaining) != len(lines) and not (len(lines) == count != len(remaining)):
         lines = remaining
@@ -260,7 +262,7 @@ def _without_comments(lines: list[str], count: int | None) -> list[str]:
 
 
 def _parts_of_line(line: str, count: int | None) -> list[str] | None:
-    """Return the labels of a file with all labels in one line, as NVIDIA DeepStream has it."""
+    """Split a single line with all labels, the format of NVIDIA DeepStream; None for other lines."""
     for separator in (";", ",", "\t", "|"):
         try:
             parts = [_unquoted(part) for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
@@ -282,7 +284,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
         indices = [int(match[index]) for match in matches]
         names = [_unquoted(match[name]) for match in matches]
         separated = all(_SEPARATED.search(match[0][: match.start(2)][match.start(1) :]) for match in matches)
-        # "5 euro", "10 euro": numbers that belong to the label leave the same text behind.
+        # If the number is part of the label, as in "5 euro" and "10 euro", the labels are equal without it.
         different = len(set(names)) >= (0.9 * len(names) if pattern is _NUMBERED else len(names))
         if not (separated or different):
             continue
@@ -375,7 +377,7 @@ def _labels_of_list(value: list[Any]) -> Sequence[str]:
 
 
 def _name(value: Any) -> str:
-    """Return the label that one entry of a list or map stands for."""
+    """Return the label in one entry of a list or map, such as a string, or an object with a name."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -403,7 +405,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Sort names by their index; the indices must be 0, 1, 2 … or 1, 2, 3 …, each once."""
+    """Sort names by index. The indices must be consecutive and unique, and start at 0 or 1."""
     names: dict[int, str] = {}
     for index, name in pairs:
         if index in names:
@@ -444,7 +446,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Flow:
-    """Parses lists and maps as Python and YAML write them in one line: ``['a', b]``, ``{0: 'a', 1: b}``."""
+    """Parser of one-line lists and maps in Python and YAML notation, such as ``['a', b]`` and ``{0: 'a', 1: b}``."""
 
     _TOKEN = re.compile(
         r"\s*(?:(?P<mark>[\[\]{},])|\"(?P<double>(?:[^\"\\]|\\.)*)\"|'(?P<single>(?:[^'\\]|\\.|'')*)'"
@@ -456,7 +458,7 @@ class _Flow:
         self._text, self._at, self._depth = text, 0, 0
 
     def value(self) -> Any:
-        """Return the parsed text; raises :class:`_NotLabels` on anything else."""
+        """Parse the text and return the list or map; raise :class:`_NotLabels` for other text."""
         result = self._item(*self._next())
         if self._text[self._at :].strip():
             raise _NotLabels(f"text follows the list: {self._text[self._at :].strip()[:40]!r}")
@@ -507,7 +509,7 @@ class _Flow:
 
 
 def _yaml_container(lines: list[str]) -> Any:
-    """Return the value of the top-level YAML key that holds the labels, such as ``names``; None without one."""
+    """Return the value of the top-level YAML key with the labels, such as ``names``; None if there is no such key."""
     for number, line in enumerate(lines):
         match = re.fullmatch(r"([A-Za-z_]\w*):(\s.*)?", line)
         if match is None or _key(match[1]) not in _CONTAINERS:
@@ -526,7 +528,7 @@ def _yaml_container(lines: list[str]) -> Any:
 
 
 def _yaml_block(lines: list[str]) -> Any:
-    """Parse lines ``- label`` or ``key: label``, all with the same indentation."""
+    """Parse lines of the form ``- label`` or ``key: label`` that all have the same indentation."""
     _refuse_long(lines)
     items: list[str] = []
     pairs: list[tuple[str, Any]] = []
@@ -548,7 +550,7 @@ def _yaml_block(lines: list[str]) -> Any:
 
 
 def _yaml_text(line: str) -> str:
-    """Return a line without its comment."""
+    """Return a line of YAML without its comment."""
     return re.sub(r"(^|\s)#.*$", "", line).strip() if line.count('"') + line.count("'") == 0 else line.strip()
 
 
@@ -566,7 +568,7 @@ def _yaml_scalar(text: str) -> Any:
 
 
 def _labels_of_pbtxt(text: str) -> Sequence[str]:
-    """Return the labels of TensorFlow's label_map.pbtxt: the display name of each item, or else its name."""
+    """Return the labels of TensorFlow's label_map.pbtxt: each item's display name, or its name if it has none."""
     token = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|#[^\n]*|([\w.+-]+)|([{}:;,<>\[\]])|\s+", re.DOTALL)
     items: list[dict[str, str]] = []
     key, at, depth = "", 0, 0
@@ -614,7 +616,7 @@ def _key(text: Any) -> str:
 
 
 def _mentioned(values: Iterable[Any]) -> str:
-    """Return a hint if one of the values names a label file."""
+    """Return a hint for the error message if one of the values is the name of a label file."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
             return f"; it names {match[0]!r}, which may be the label file"

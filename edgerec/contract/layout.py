@@ -1,4 +1,4 @@
-"""An operator at the start of a .tflite graph, so that a model without channels or with channels first takes images."""
+"""Add a RESHAPE or TRANSPOSE to the start of a .tflite graph, so that its input is an image in NHWC layout."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgerec.contract.flatbuffer import pack, parse
 from edgerec.contract.schema import tflite_schema
 
 MAX_SIDE_PX = 4096
-# Total size of the files that are kept behind a model, such as its labels.
+# Limit of the total size of the associated files, such as labels, that are appended to a model.
 MAX_FILES_BYTES = 1 << 24
 NAME = "image"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an input that is not ``(1, height, width, channels)`` is computed from an image.
+    """Conversion of an image ``(1, height, width, channels)`` to an input of another shape.
 
     Attributes:
-        shape: the image, ``(1, height, width, channels)``.
-        operator: ``RESHAPE`` or ``TRANSPOSE``, which has the same values in another order or shape.
-        description: the input's own layout, for people.
+        shape: shape of the image, ``(1, height, width, channels)``.
+        operator: name of the operator that converts the image, ``RESHAPE`` or ``TRANSPOSE``.
+        description: difference between the input's shape and the image, for messages.
     """
 
     shape: tuple[int, int, int, int]
@@ -36,10 +36,10 @@ class Layout:
 
 
 def layout_of(shape: tuple[int, ...]) -> Layout | None:
-    """Return the layout of an input's shape, or None if it already is an image, or cannot be one.
+    """Return the conversion for an input shape; None if the input already is an image or cannot be an image.
 
-    Recognized are ``(1, height, width)`` and ``(height, width)`` for grayscale images, ``(height, width, channels)``
-    without a batch dimension, and ``(1, channels, height, width)``. A batch of -1 is any size, and is used as 1.
+    The supported shapes are ``(1, height, width)`` and ``(height, width)`` for grayscale images,
+    ``(height, width, channels)``, and ``(1, channels, height, width)``. A dynamic batch size (-1) is treated as 1.
     """
     batch = shape[:1] in ((1,), (-1,))
     sides = [n for n in shape if n not in (1, 3, -1)]
@@ -57,14 +57,14 @@ def layout_of(shape: tuple[int, ...]) -> Layout | None:
 
 
 def with_image_input(content: bytes, layout: Layout, where: str = "the model") -> bytes:
-    """Return the .tflite bytes of the model with an image as its input, in the same type and quantization.
+    """Return the .tflite bytes of a model whose input is an image with the original dtype and quantization.
 
-    The operator only moves values, so the model's outputs do not change. Metadata and associated files are kept.
+    The outputs do not change, because the operator only rearranges values. Metadata and associated files are kept.
 
     Args:
-        content: a model with one input.
-        layout: what :func:`layout_of` returned for its input's shape.
-        where: the file, for messages.
+        content: .tflite bytes of a model with one input.
+        layout: result of :func:`layout_of` for the shape of the model's input.
+        where: name of the model for error messages.
     """
     model, schema = parse(content, where), tflite_schema()
     graph = model.subgraphs[0]
@@ -84,7 +84,7 @@ def with_image_input(content: bytes, layout: Layout, where: str = "the model") -
     first, last = len(graph.tensors) - 2, int(graph.inputs[0])
     code, operator = schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, layout.operator)
-    # TRANSPOSE of version 2 has int8.
+    # TRANSPOSE supports int8 from version 2 on.
     code.version = 2 if transpose and own.type == schema.TensorType.INT8 else 1
     model.operatorCodes.append(code)
     operator.opcodeIndex = len(model.operatorCodes) - 1
@@ -106,7 +106,7 @@ def with_image_input(content: bytes, layout: Layout, where: str = "the model") -
 
 
 def _with_files(model: bytes, original: bytes) -> bytes:
-    """Append the files that follow the original model, such as its labels."""
+    """Append the files that are packed behind the original model, such as its labels, to ``model``."""
     try:
         with zipfile.ZipFile(io.BytesIO(original)) as source:
             if sum(info.file_size for info in source.infolist()) > MAX_FILES_BYTES:

@@ -21,15 +21,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model of a bundle: from a picture to scores.
+    """One model of a bundle, with its preprocessing and postprocessing.
 
     Attributes:
-        model: the .tflite file's name.
-        input, output: the tensors as the .tflite declares them.
-        preprocess: from a picture to pixels.
-        normalise: from pixels to the input's real numbers.
-        activation: what turns the output into scores, a name in ``ACTIVATIONS``.
-        delegate_model: the file compiled for the bundle's delegate, or empty.
+        model: name of the .tflite file.
+        input, output: dtype, shape and quantization of the model's input and output tensors.
+        preprocess: conversion of an image to the pixels of the model's input.
+        normalise: conversion of pixels to the real values of the input.
+        activation: function that converts the output to scores, a key of ``ACTIVATIONS``.
+        delegate_model: name of the file that is compiled for the bundle's delegate; empty if there is none.
     """
 
     model: str
@@ -156,7 +156,7 @@ class Manifest:
 
     @property
     def levels(self) -> Levels:
-        """The values that become black and white in image files with 16 bits per sample."""
+        """Values that become black and white in image files with 16 bits per sample."""
         return self.preprocess.levels
 
     def _check_levels(self, where: str) -> None:

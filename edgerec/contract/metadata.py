@@ -32,9 +32,9 @@ MAX_BUFFERS = 1_000_000
 
 METADATA_ENTRY = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-# Labels that only identify a class: of Google's Knowledge Graph, WordNet and Wikidata.
+# Class identifiers of Google's Knowledge Graph, WordNet and Wikidata, which are not readable labels.
 _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNORECASE)
-# The options that replace a part of the metadata.
+# Command-line options that override a part of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
 # Fields of the tables that are used, each in its slot; a union takes two.
@@ -60,14 +60,15 @@ _TFLITE_BUFFER = ("data",)
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says about itself.
+    """TFLite metadata of a model file.
 
     Attributes:
-        name, description: for people.
-        labels: one per output, or none.
-        normalise: from pixels to the input's real numbers: one for all channels, one per channel, or none.
-        label_file: name of the file inside the model that has the labels, with its locale if it has one.
-        faults: what cannot be used, ``labels`` or ``normalise``, with the reason.
+        name, description: human-readable name and description of the model.
+        labels: label of each output; empty if there are none.
+        normalise: conversion of pixels to the real values of the input, with one entry for all channels or one entry
+            per channel; empty if the metadata does not state it.
+        label_file: name of the embedded label file, followed by its locale if it has one.
+        faults: reason why ``labels`` or ``normalise`` cannot be used, by the name of the part.
     """
 
     name: str
@@ -97,7 +98,7 @@ def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, n
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return a .tflite file's bytes without its TFLite metadata and the files that belong to the metadata."""
+    """Return the bytes of a .tflite file without its TFLite metadata and associated files."""
     model = parse(content)
     model.metadata = [entry for entry in model.metadata or () if entry.name != METADATA_ENTRY.encode()]
     return pack(model)
@@ -111,16 +112,16 @@ def has_metadata(content: bytes) -> bool:
 def read_metadata(
     content: bytes, where: str = "the model", *, needs: Collection[str] = ("labels", "normalise")
 ) -> Metadata | None:
-    """Return the metadata in a .tflite file's bytes, or None without any.
+    """Read the TFLite metadata of a .tflite file; return None if the file has none.
 
     Args:
-        content: the file's bytes.
-        where: the file, for messages.
-        needs: the parts that the caller uses, ``labels`` and ``normalise``. Faults in other parts are only recorded
-            in :attr:`Metadata.faults`.
+        content: the bytes of the file.
+        where: name of the file for error messages.
+        needs: the parts that the caller uses (``labels``, ``normalise``). Faults in other parts do not raise an error,
+            but are recorded in :attr:`Metadata.faults`.
 
     Raises:
-        ModelError: a part that is needed is damaged, or has values that cannot be used.
+        ModelError: a part in ``needs`` is damaged, or has values that cannot be used.
     """
     try:
         root = _metadata_root(content)
@@ -137,12 +138,13 @@ def read_metadata(
 
 
 def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
-    """Return the normalization that the model expects at the input ``given``, as far as the file states it.
+    """Return the normalization that the model expects at the input ``given``.
 
-    Pixels pass through uint8 and int8 inputs, as in TFLite's own tools. For another type the metadata states it.
+    For uint8 and int8 inputs, pixels are not normalized, as in TFLite's own tools. For other dtypes, the normalization
+    is read from the metadata.
 
     Raises:
-        ModelError: the file does not state it, or states it for another number of channels.
+        ModelError: the metadata does not state the normalization, or states it for another number of channels.
     """
     if given.dtype in ("uint8", "int8"):
         return passing(given)
@@ -221,7 +223,7 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
     def usable(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # as in read_metadata
+        except Exception as error:  # damaged metadata can cause any error, as in read_metadata
             faults[part] = str(error)
             return ()
 
@@ -244,14 +246,14 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
 
 
 def _preferred(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """Return the labels in the user's language; otherwise in English, or names without a locale, or any other file.
+    """Select the label file in the user's language, otherwise in English, without a locale, or any other one.
 
     Args:
-        content: the .tflite file's bytes.
-        files: names of the label files inside, with their locale such as ``en`` or ``de-DE``, or an empty string.
+        content: the bytes of the .tflite file.
+        files: locale of each embedded label file by file name, such as ``en`` or ``de-DE``; empty if it has none.
 
     Returns:
-        The labels, and the name of their file with its locale.
+        The labels, and the name of the selected file followed by its locale.
     """
     languages = [*_user_languages(), "en"]
 

@@ -18,10 +18,10 @@ Image = npt.NDArray[np.uint8]
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["linear", "nearest"]
 
-# Version of the pixels that `apply` computes. Version 1 halves rows and columns together, and therefore only while
-# both are at least twice the target size. Version 2 halves each axis separately.
+# Version of the resizing algorithm of `apply`. Version 1 halves both axes together, and therefore only while both are
+# at least twice the target size. Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Version of manifests, recipes and packs that were written before versions were recorded.
+# Preprocessing version of manifests, recipes and packs that do not record a version.
 UNRECORDED_VERSION = 1
 
 
@@ -36,10 +36,10 @@ class PreprocessSpec:
         fit: ``crop`` the center to the input's aspect ratio, ``stretch`` the image to it, or ``pad`` with black.
         interpolation: ``linear`` (exact halvings, then bilinear in fixed point) or ``nearest``. Both produce
             the same bytes on every CPU.
-        version: version of the resulting pixels, 1 to ``PREPROCESS_VERSION``. Old versions are kept so that a model
-            continues to see the pixels that it was trained on.
+        version: version of the resizing algorithm, 1 to ``PREPROCESS_VERSION``. Old versions are still supported, so
+            that existing models get the same pixels as in training.
         black_level: value that becomes black in image files with 16 bits per sample.
-        white_level: value that becomes white there, e.g. 4095 for images of 12 bits.
+        white_level: value that becomes white in these files, e.g. 4095 for 12-bit images.
     """
 
     height: int
@@ -81,7 +81,7 @@ class PreprocessSpec:
 
     @property
     def levels(self) -> Levels:
-        """The values that become black and white in image files with 16 bits per sample."""
+        """Values that become black and white in image files with 16 bits per sample."""
         return Levels(self.black_level, self.white_level)
 
     @property
@@ -90,7 +90,7 @@ class PreprocessSpec:
         return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; the levels only if they differ from 0 and 65535."""
+        """Return the fields as JSON values. The levels are omitted if they are 0 and 65535."""
         fields = asdict(self)
         if self.levels == Levels():
             del fields["black_level"], fields["white_level"]
@@ -98,10 +98,10 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PreprocessSpec:
-        """Build a spec from the result of :meth:`to_dict`; without a version, it gets ``UNRECORDED_VERSION``.
+        """Build a spec from the result of :meth:`to_dict`. A missing version is read as ``UNRECORDED_VERSION``.
 
         Raises:
-            TypeError, ValueError: an unknown field, or a value outside its range.
+            TypeError, ValueError: a field is unknown, or a value is outside its range.
         """
         return cls(**{"version": UNRECORDED_VERSION, **fields})
 
@@ -110,15 +110,15 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     """Convert ``image`` to the model's input as ``spec`` describes it.
 
     Args:
-        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size from 1×1. For a view of BGR
-            as RGB, ``bgr[:, :, ::-1]``, the channels are reordered after resizing, when there are fewer pixels.
+        image: uint8 ``(H, W, 3)`` RGB, ``(H, W, 1)`` or ``(H, W)`` grayscale, of any size from 1×1. BGR images can be
+            passed as the view ``bgr[:, :, ::-1]``, whose channels are reordered after resizing for speed.
         spec: size, color and geometry of the model's input.
 
     Returns:
         uint8 ``(spec.height, spec.width, spec.channels)``, C-contiguous.
 
     Raises:
-        ValueError: another dtype or shape.
+        ValueError: ``image`` has another dtype or shape.
     """
     if image.dtype != np.uint8:
         raise ValueError(f"an image is uint8, got {image.dtype}")

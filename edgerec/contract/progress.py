@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` steps of ``stage``; ``text`` is what a person wants to see beside the bar."""
+    """Progress report: ``done`` of ``total`` steps of ``stage`` are complete; ``text`` is shown beside the bar."""
 
     stage: str
     done: int
@@ -16,14 +16,14 @@ class Progress:
     text: str = ""
 
 
-# The most reports of a loop over images.
+# Approximate number of progress reports of a loop over many images.
 MOST_REPORTS = 200
 
 
 def steps(count: int) -> range:
-    """Return the positions in a loop over ``count`` items at which it reports: the first one, and evenly many more.
+    """Return evenly spaced positions in a loop over ``count`` items at which the loop reports its progress.
 
-    The last position is always one of them.
+    The last position is always included.
     """
     every = max(1, count // MOST_REPORTS)
     return range((count - 1) % every, count, every) if count else range(0)

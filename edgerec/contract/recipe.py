@@ -19,12 +19,13 @@ from edgerec.contract.tensors import NORMALISATIONS, Normalise
 from edgerec.errors import RecipeError, unknown
 
 Check = Callable[[Any], bool]
-# A data set's name, .npz file or folder, or several of them, which are merged.
+# Name, .npz file or folder of a data set, or a list of several data sets, which are merged.
 DataSource = str | Sequence[str]
 
-# Value of model.arch and model.weights that stands for a choice by the images and the target.
+# Value of model.arch and model.weights that lets edgerec choose according to the images and the target.
 AUTO = "auto"
-# Keys that training resolves, with the value that asks it to. A run's recipe.toml has none of these values.
+# Keys that training resolves automatically, and the value that requests this. recipe.toml of a run contains the
+# resolved values only.
 UNRESOLVED: dict[str, Any] = {
     "data.input_size": 0,
     "data.channels": 0,
@@ -57,7 +58,7 @@ METHODS = (
 
 
 def _key(default: Any, about: str, expected: str, check: Check) -> Any:
-    """A recipe key: its default, its comment, and the values it takes, in words and as a test."""
+    """Declare a recipe key: default, help text, description of the accepted values, and a function that checks them."""
     return field(default=default, metadata={"about": about, "expected": expected, "check": check})
 
 
@@ -79,7 +80,7 @@ def _text(default: str, about: str) -> Any:
 
 
 def _texts(default: str, about: str, expected: str) -> Any:
-    """A recipe key that takes a string, or a list of strings."""
+    """Declare a recipe key whose value is a string or a list of strings."""
 
     def check(value: str | tuple[Any, ...]) -> bool:
         return isinstance(value, str) or (len(value) > 1 and all(isinstance(one, str) and one for one in value))
@@ -98,39 +99,41 @@ class DataSection:
     )
     input_size: int = _key(
         0,
-        "side of the model's square input in pixels; 0 = the size of the images, at most 96",
+        "height and width of the model's input in pixels; 0 = the size of the images, at most 96",
         "0 or 8 to 1024",
         lambda value: value == 0 or 8 <= value <= 1024,
     )
     channels: int = _key(0, "3 = RGB, 1 = grayscale, 0 = as in the data", "0, 1 or 3", lambda value: value in (0, 1, 3))
     fit: str = _choice(
-        "crop", "how an image that is not square fits: crop the center, stretch it, or pad it with black", get_args(Fit)
+        "crop", "conversion of images that are not square: crop the center, stretch, or pad with black", get_args(Fit)
     )
-    interpolation: str = _choice("linear", "interpolation when images are resized", get_args(Interpolation))
+    interpolation: str = _choice("linear", "interpolation method for resizing images", get_args(Interpolation))
     preprocess_version: int = _key(
         0,
-        "version of the resizing: 2 = each axis shrinks without aliasing, 1 = that of older runs, 0 = the newest",
+        "version of the resizing algorithm: 2 = without aliasing on either axis, 1 = as in older runs, 0 = the latest",
         f"0 to {PREPROCESS_VERSION}",
         lambda value: 0 <= value <= PREPROCESS_VERSION,
     )
     normalise: str = _choice(
-        "unit", "range of the pixels in the model: 0 to 1 (unit), -1 to 1 (signed) or 0 to 255 (pixels)", NORMALISATIONS
+        "unit",
+        "range of the model's input values: 0 to 1 (unit), -1 to 1 (signed) or 0 to 255 (pixels)",
+        NORMALISATIONS,
     )
-    black_level: int = _number(0, "value that becomes black in files with 16 bits per sample", -32768, 65534)
+    black_level: int = _number(0, "value that becomes black in images with 16 bits per sample", -32768, 65534)
     white_level: int = _number(
         0,
-        "value that becomes white there, e.g. 4095 for 12 bits; 0 = both levels are determined from the data",
+        "value that becomes white in images with 16 bits per sample; 0 = determine both levels from the data",
         0,
         65535,
     )
     group_by: str = _text(
-        "", "regular expression: images with the same match in their path below the class folder stay together"
+        "", "regular expression; images with the same match in their path below the class folder are in the same split"
     )
-    val_fraction: float = _number(0.1, "fraction of the images for validation", 0.01, 0.5)
+    val_fraction: float = _number(0.1, "fraction of the images for the validation set, if the data has none", 0.01, 0.5)
     test_fraction: float = _number(
-        0.15, "fraction of the images held out for the test, if the data has no test split", 0.01, 0.5
+        0.15, "fraction of the images for the test set, if the data has no test split", 0.01, 0.5
     )
-    strict: bool = _flag(False, "refuse data with files that are not images instead of skipping them")
+    strict: bool = _flag(False, "fail if files are not readable images, instead of skipping them")
 
     def __post_init__(self) -> None:
         integers = type(self.black_level) is int and type(self.white_level) is int
@@ -149,22 +152,22 @@ class DataSection:
 
     @property
     def levels(self) -> Levels | None:
-        """The values that become black and white in files with 16 bits per sample; None if the data determines them."""
+        """Values that become black and white in files with 16 bits per sample; None to determine them from the data."""
         return Levels(self.black_level, self.white_level) if self.white_level else None
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The data sets that are merged; usually one."""
+        """Data sets of ``source`` as a tuple, usually with one element."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def title(self) -> str:
-        """The names or paths of the data sets, for messages."""
+        """Names or paths of the data sets for messages."""
         return " + ".join(self.places)
 
     @property
     def without_folders(self) -> DataSection:
-        """A copy in which the data sets have names, but no paths, so that others may see it."""
+        """Copy of the section with folder names instead of paths, for files that are shared with others."""
         return replace(self, source=one_or_tuple(Path(place).name for place in self.places))
 
 
@@ -173,42 +176,47 @@ class AugmentSection:
     """Random changes of the training images; 0 or false turns a change off."""
 
     flip: bool = _flag(False, "mirror horizontally")
-    shift: float = _number(0.1, "shift by up to this fraction of the side", 0, 0.5)
+    shift: float = _number(0.1, "shift by up to this fraction of the width and height", 0, 0.5)
     rotate_deg: float = _number(10.0, "rotate by up to this many degrees", 0, 180)
     zoom: float = _number(0.1, "enlarge or shrink by up to this fraction", 0, 0.9)
     brightness: float = _number(0.1, "change the brightness by up to this fraction of the range", 0, 1)
     contrast: float = _number(0.1, "change the contrast by up to this fraction", 0, 1)
     crop: float = _number(0.0, "crop and enlarge, removing up to this fraction of the area", 0, 0.95)
-    saturation: float = _number(0.0, "change the saturation by up to this fraction; not for grayscale images", 0, 1)
-    hue_deg: float = _number(0.0, "rotate the hue by up to this many degrees; not for grayscale images", 0, 180)
-    motion_blur: float = _number(0.0, "motion blur of a length of up to this fraction of the side", 0, 0.3)
+    saturation: float = _number(
+        0.0, "change the saturation by up to this fraction; no effect on grayscale images", 0, 1
+    )
+    hue_deg: float = _number(0.0, "rotate the hue by up to this many degrees; no effect on grayscale images", 0, 180)
+    motion_blur: float = _number(0.0, "motion blur with a length of up to this fraction of the width", 0, 0.3)
     exposure_stops: float = _number(0.0, "change the exposure by up to this many stops", 0, 4)
     gamma: float = _number(0.0, "gamma correction: gamma is drawn from [1/(1+g), 1+g]", 0, 3)
     noise: float = _number(0.0, "sensor noise with a standard deviation of up to this fraction of the range", 0, 0.5)
     jpeg: int = _number(0, "compress as JPEG with a quality from this to 100", 0, 100)
-    cutout: float = _number(0.0, "cover a square with this fraction of the side", 0, 0.9)
+    cutout: float = _number(0.0, "cover a square whose side is this fraction of the width", 0, 0.9)
     mixup: float = _number(
-        0.0, "blend pairs of images and their labels; alpha of the beta distribution, usually 0.2", 0, 10
+        0.0, "blend pairs of images and labels; value of alpha for the beta distribution, usually 0.2; 0 = off", 0, 10
     )
     cutmix: float = _number(
-        0.0, "paste a part of one image into another; alpha of the beta distribution, usually 1", 0, 10
+        0.0,
+        "paste a patch of one image into another; value of alpha for the beta distribution, usually 1; 0 = off",
+        0,
+        10,
     )
-    randaugment: int = _number(0, "number of further changes per image, drawn from the 14 of RandAugment", 0, 8)
-    randaugment_strength: float = _number(0.3, "strength of the changes of randaugment; 1 = the strongest", 0, 1)
+    randaugment: int = _number(0, "number of RandAugment transforms per image; each is drawn from 14 transforms", 0, 8)
+    randaugment_strength: float = _number(0.3, "strength of the RandAugment transforms; 1 = maximum", 0, 1)
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed, so that a label becomes a share of each class."""
+        """Whether mixup or cutmix is on, so that labels are soft (a probability for each class)."""
         return bool(self.mixup or self.cutmix)
 
     @property
     def unmixed(self) -> AugmentSection:
-        """The same section without mixup and cutmix: each image has one label."""
+        """Copy of the section without mixup and cutmix, so that each image has a single label."""
         return replace(self, mixup=0.0, cutmix=0.0)
 
     @property
     def active(self) -> dict[str, Any]:
-        """The keys of the changes that are turned on, with their values."""
+        """Keys and values of the augmentations that are turned on."""
         chosen = {item.name: getattr(self, item.name) for item in fields(self)}
         if not self.randaugment:
             del chosen["randaugment_strength"]
@@ -216,7 +224,7 @@ class AugmentSection:
 
 
 def one_or_tuple(places: Iterable[str]) -> str | tuple[str, ...]:
-    """Return data sets as :attr:`DataSection.source` has them: a string if it is one, otherwise a tuple."""
+    """Return data sets in the form of :attr:`DataSection.source`: a string for one data set, otherwise a tuple."""
     every = (places,) if isinstance(places, str) else tuple(places)
     return every[0] if len(every) == 1 else every
 
@@ -230,26 +238,26 @@ class ModelSection:
 
     arch: str = _text(
         AUTO,
-        "auto: chosen by the images and the target; or a name from edgerec models, a function of yours "
+        "architecture: auto (chosen for the images and the target), a name from edgerec models, your own function "
         "(my_net.py:build), or backbone (the network in the weights file)",
     )
     width: float = _key(
         0.0,
-        "factor on the number of channels; 0 = chosen by arch auto, otherwise 1",
+        "factor for the number of channels; 0 = chosen by arch auto, 1 for other architectures",
         "0 or 0.05 to 4",
         lambda value: value == 0 or 0.05 <= value <= 4,
     )
     dropout: float = _number(0.0, "dropout rate before the dense layers", 0, 0.9)
     weights: str = _text(
         AUTO,
-        "initial weights: none (random), imagenet (downloaded by Keras), a run, a .keras or .h5 file, or auto: "
-        "imagenet if arch auto chooses a network that has them and they can be downloaded, otherwise none",
+        "initial weights: none (random), imagenet (downloaded by Keras), a run, a .keras or .h5 file, or auto "
+        "(imagenet if arch auto chooses a network with ImageNet weights and they can be downloaded, otherwise none)",
     )
-    target: str = _text("", "target that arch auto chooses a network for (edgerec targets); empty: any")
+    target: str = _text("", "target for which arch auto chooses a network, see edgerec targets; empty = any")
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from weights of ImageNet or of a file."""
+        """Whether training starts from ImageNet weights, or from the weights in a file or run."""
         return self.weights not in ("none", AUTO)
 
 
@@ -257,14 +265,21 @@ class ModelSection:
 class TrainSection:
     """The training."""
 
-    epochs: int = _number(0, "training epochs; 0 = 15 to 60 by the number of training images", 0, 100000)
-    batch_size: int = _number(0, "number of images per step; 0 = 16 to 128 by the number of training images", 0, 65536)
+    epochs: int = _number(
+        0, "number of training epochs; 0 = 15 to 60, depending on the number of training images", 0, 100000
+    )
+    batch_size: int = _number(
+        0, "number of images per training step; 0 = 16 to 128, depending on the number of training images", 0, 65536
+    )
     optimizer: str = _choice(
         "adam", "adam, or sgd with Nesterov momentum 0.9, which needs a learning rate of 0.05 to 0.2", ("adam", "sgd")
     )
     learning_rate: float = _number(0.002, "highest learning rate of the schedule", 1e-8, 10)
     weight_decay: float = _number(
-        0.0, "decoupled weight decay of kernels, times the learning rate; 0.005 suits sgd, 0.01 to 0.1 adam", 0, 1
+        0.0,
+        "decoupled weight decay of kernels, multiplied by the learning rate; try 0.005 for sgd, 0.01 to 0.1 for adam",
+        0,
+        1,
     )
     schedule: str = _choice(
         "cosine",
@@ -272,45 +287,50 @@ class TrainSection:
         ("cosine", "constant", "plateau"),
     )
     warmup_epochs: float = _number(
-        0.5, "epochs over which the learning rate rises from zero, at the start of each stage", 0, 1000
+        0.5,
+        "number of warm-up epochs, over which the learning rate rises from zero at the start of each stage",
+        0,
+        1000,
     )
     restarts: str = _text(
-        "", "epochs before which the schedule starts again, such as 10, 20; train --resume --epochs +N adds one"
+        "", "epochs after which the schedule restarts, such as 10, 20; train --resume --epochs +N adds a restart"
     )
     class_weights: str = _choice("none", "balanced = all classes contribute equally to the loss", ("none", "balanced"))
     early_stopping: int = _number(
-        0, "end a stage after this many epochs without a better validation result; 0 = never", 0, 100000
+        0, "early stopping: end a stage after this many epochs without a better validation result; 0 = never", 0, 100000
     )
     device: str = _choice("auto", "device to train on; auto = a GPU if TensorFlow finds one", ("auto", "cpu", "gpu"))
-    mixed_precision: bool = _flag(
-        False, "compute in float16 (GPU) or bfloat16 (some CPUs), except where float32 is needed"
+    mixed_precision: bool = _flag(False, "mixed precision: float16 on GPUs, bfloat16 on CPUs that support it")
+    xla: bool = _flag(
+        False, "compile the training step with XLA, which starts more slowly and is often faster on a GPU"
     )
-    xla: bool = _flag(False, "compile the training step with XLA: slower to start, often faster on a GPU")
     accumulate: int = _number(
         1,
-        "gradient accumulation: number of parts of a batch that are computed one after the other, to save memory",
+        "gradient accumulation: number of micro-batches into which each batch is divided, to save memory",
         1,
         4096,
     )
-    max_hours: float = _number(0.0, "finish with the best epoch before this many hours are over; 0 = no limit", 0, 1e6)
+    max_hours: float = _number(
+        0.0, "time limit in hours; training stops before it and keeps the best epoch; 0 = no limit", 0, 1e6
+    )
     price_per_hour: float = _number(
-        0.0, "price of this machine, to show the cost of the training; 0 = do not show it", 0, 1e6
+        0.0, "price of this machine per hour, used to show the cost of training; 0 = do not show it", 0, 1e6
     )
     workers_wait_s: float = _number(
-        600.0, "seconds that the workers of TF_CONFIG wait for each other at the start", 1, 86400
+        600.0, "seconds that the workers of a TF_CONFIG cluster wait for each other at the start", 1, 86400
     )
     tensorboard: bool = _flag(False, "write a TensorBoard log into the run")
 
 
 @dataclass(frozen=True)
 class TransferSection:
-    """The stages of a training that starts from trained weights (model.weights)."""
+    """The stages of transfer learning, when model.weights are trained weights."""
 
-    frozen: float = _number(0.1, "fraction of the epochs in which only the head learns", 0, 1)
+    frozen: float = _number(0.1, "fraction of the epochs in which only the head is trained", 0, 1)
     unfreeze: float = _number(
         0.25, "fraction of the epochs over which the other layers are unfrozen, the last ones first", 0, 1
     )
-    rate: float = _number(0.3, "factor on train.learning_rate once other layers than the head learn", 1e-6, 1)
+    rate: float = _number(0.3, "factor for train.learning_rate after layers other than the head are unfrozen", 1e-6, 1)
     freeze_bn: bool = _flag(True, "batch normalization keeps the statistics of the initial weights")
 
 
@@ -319,10 +339,10 @@ class DistillSection:
     """Learning from the outputs of other runs (edgerec distill)."""
 
     teachers: str = _text(
-        "", "runs whose mean output the model learns, separated by commas; empty = learn from labels only"
+        "", "teacher runs, separated by commas, whose mean output the model learns; empty = learn from labels only"
     )
     weight: float = _number(
-        0.7, "weight in the loss of the distance to that output; the rest is the loss of the labels", 0, 1
+        0.7, "weight of the distillation loss; the loss of the labels has the remaining weight", 0, 1
     )
     temperature: float = _number(
         4.0,
@@ -338,33 +358,40 @@ class CompressSection:
 
     method: str = _choice("auto", "compression method; auto = ptq, or qat if ptq loses too much accuracy", METHODS)
     channels: float = _number(
-        0.4, "fraction of the estimated int8 time that channels saves by removing channels", 0, 0.9
+        0.4, "fraction of the estimated int8 inference time that method channels saves by removing channels", 0, 0.9
     )
-    sparsity: float = _number(0.5, "fraction of the weights that prune sets to zero", 0, 0.98)
+    sparsity: float = _number(0.5, "fraction of the weights that method prune sets to zero", 0, 0.98)
     schedule: str = _choice(
         "polynomial",
-        "sparsity schedule: it rises over half of the pruning (polynomial), or is the same from the start (constant)",
+        "sparsity schedule: polynomial (rises over the first half of pruning) or constant",
         ("polynomial", "constant"),
     )
     weight_bits: int = _number(
-        8, "bits of each int8 weight that qat uses; with fewer bits the file compresses better", 5, 8
+        8, "number of bits per weight that method qat uses; files with fewer bits compress better", 5, 8
     )
-    clusters: int = _number(16, "number of different weights that cluster leaves in each layer", 2, 256)
-    skip: str = _text("", "layers that prune and cluster do not change: names or patterns, such as 'logits, conv2d*'")
-    float_layers: str = _text("", "layers that mixed keeps in float: names or patterns, as for skip")
-    epochs: int = _number(3, "number of epochs of each fine-tuning (channels, prune, cluster and qat)", 1, 100000)
+    clusters: int = _number(16, "number of distinct weights per layer after method cluster", 2, 256)
+    skip: str = _text(
+        "", "layers that methods prune and cluster do not change: names or patterns, such as 'logits, conv2d*'"
+    )
+    float_layers: str = _text("", "layers that method mixed does not quantize: names or patterns, as for skip")
+    epochs: int = _number(
+        3, "number of fine-tuning epochs of each of the methods channels, prune, cluster and qat", 1, 100000
+    )
     learning_rate: float = _number(
         0.0,
-        "highest learning rate of each fine-tuning; 0 = a fraction of train.learning_rate that depends on the method",
+        "highest learning rate of fine-tuning; 0 = a fraction of train.learning_rate that depends on the method",
         0,
         10,
     )
     teacher_weight: float = _number(
-        1.0, "weight in the loss of the distance to the float model's outputs; the rest is the loss of the labels", 0, 1
+        1.0,
+        "weight of the distillation loss from the float model; the loss of the labels has the remaining weight",
+        0,
+        1,
     )
     calibration: str = _text(
         "stratified",
-        "images that calibrate ptq: a recipe in calibration/, a .toml file, or the folder of a calibration set",
+        "calibration images for ptq: a recipe in calibration/, a .toml file, or the folder of a calibration set",
     )
     max_drop: float = _number(1.0, "percentage points of test accuracy that a variant may lose", 0, 100)
 
@@ -391,7 +418,7 @@ class Recipe:
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
         """Read a recipe file; missing keys keep the values of ``base``, by default those of ``Recipe()``.
 
-        The recipe in a run's folder that records no preprocessing version has that of older runs (:attr:`unversioned`).
+        If the file is the recipe of a run without a recorded preprocessing version, the result is :attr:`unversioned`.
         """
         try:
             with open(user_path(path), "rb") as file:
@@ -410,13 +437,13 @@ class Recipe:
         """Build a recipe from nested dictionaries; missing keys keep the values of ``base``.
 
         Raises:
-            RecipeError: an unknown key or a wrong value; the message names ``where`` and the path of the key.
+            RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
         """
         return _merge(base or cls(), values, where, "")
 
     @property
     def unversioned(self) -> Recipe:
-        """The same recipe with the preprocessing version and white level of runs that do not record them."""
+        """Copy of the recipe with the preprocessing version and white level of runs that do not record them."""
         data = replace(self.data, preprocess_version=UNRECORDED_VERSION, white_level=Levels().white)
         return replace(self, data=data)
 
@@ -431,7 +458,7 @@ class Recipe:
 
     @property
     def unresolved(self) -> list[str]:
-        """Dotted keys that training has yet to choose."""
+        """Dotted keys whose values training chooses automatically."""
         values = self.to_dict()
         return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
 
@@ -501,7 +528,7 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
     return lines
 
 
-# Keys whose value can be a path, or paths separated by commas.
+# Keys whose values can be a path, or several paths separated by commas.
 _PATHS = ("data.source", "model.arch", "model.weights", "distill.teachers", "compress.calibration")
 
 
@@ -538,7 +565,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
 
 
 def _unknown_key(key: str, choices: Iterable[str]) -> str:
-    """Return the message for an unknown key; keys of the same name in other sections are suggested first."""
+    """Return the error message for an unknown key. It suggests keys of the same name in other sections first."""
     name = key.rpartition(".")[2]
     sections = ((item.name, value) for item in fields(Recipe) if is_dataclass(value := getattr(Recipe(), item.name)))
     same_name = [f"{section}.{name}" for section, value in sections if name in {item.name for item in fields(value)}]

@@ -1,4 +1,4 @@
-"""Capture what C++ libraries write directly to the standard streams of the process."""
+"""Capture output that C++ libraries write directly to the standard streams of the process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import IO
 
-# A file descriptor belongs to the whole process. If two threads redirected it at the same time, the second thread would
-# restore the temporary file of the first one, and stderr would be lost.
+# All threads share the file descriptors. If two threads redirected a descriptor at the same time, the second thread
+# would save the first thread's temporary file as the original stream and restore it. stderr would then be lost.
 _LOCK = threading.RLock()
 
 
@@ -24,10 +24,10 @@ def _scratch() -> IO[bytes]:
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[IO[bytes]]:
-    """Redirect the standard error stream, including output of C++ code, into the yielded file.
+    """Redirect stderr, including output of C++ code, into the yielded file.
 
-    The redirection applies to the whole process: output of other threads is captured as well. Threads that enter the
-    block at the same time wait for each other.
+    The redirection applies to the whole process, so that output of other threads is captured as well. Only one thread
+    can be in the block at a time. Other threads wait.
     """
     with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2):
         yield captured
@@ -35,24 +35,24 @@ def captured_stderr() -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[IO[bytes]]:
-    """Redirect both standard streams, for libraries that print to stdout, where scripts expect only results."""
+    """Redirect stdout and stderr into the yielded file, for libraries that print to stdout."""
     with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2), _into(captured, sys.stdout, 1):
         yield captured
 
 
 @contextlib.contextmanager
 def _into(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect the descriptor ``number``, to which C++ writes, and Python's ``stream``, which may have another one."""
+    """Redirect the file descriptor ``number`` and Python's ``stream``, which may use a different descriptor."""
     numbers = {number}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's stream has no descriptor
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # streams of a notebook have no file descriptor
         numbers.add(stream.fileno() if stream else number)
     with contextlib.ExitStack() as stack:
-        if stream:  # Python has None for a standard stream that was closed when it started
+        if stream:  # sys.stdout and sys.stderr are None if they were closed at startup
             stream.flush()
         for each in numbers:
             try:
                 kept = os.dup(each)
-            except OSError:  # a service may run without standard streams
+            except OSError:  # services may run without standard streams
                 continue
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, each)

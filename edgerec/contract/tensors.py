@@ -88,14 +88,14 @@ NORMALISATIONS = {"unit": Normalise(0.0, 255.0), "signed": Normalise(128.0, 128.
 
 @dataclass(frozen=True)
 class ChannelNormalise:
-    """Normalization per channel, optionally with blue first: ``real[c] = (image[c] - mean[c]) / std[c]``.
+    """Normalization per channel, optionally in BGR order: ``real[c] = (image[c] - mean[c]) / std[c]``.
 
-    No input scale and zero point can express it, so it is never applied to pixels on a device. It becomes a 1x1
-    convolution at the start of the graph instead, and the model's input is the unchanged RGB image.
+    A single input scale and zero point cannot express a normalization per channel. Export therefore adds it to the
+    graph as a 1x1 convolution, so that the input of the exported model is the unchanged RGB image.
 
     Attributes:
-        mean, std: one value per channel in pixel units, in the order in which the original model takes the channels.
-        bgr: whether the original model takes blue, green, red instead of red, green, blue.
+        mean, std: one value per channel in pixel units, in the channel order of the original model.
+        bgr: whether the channel order of the original model is BGR instead of RGB.
     """
 
     mean: tuple[float, float, float]
@@ -103,12 +103,12 @@ class ChannelNormalise:
     bgr: bool = False
 
     def apply(self, pixels: Any) -> Any:
-        """The real numbers of float RGB pixels ``(…, 3)``, in the order in which the model takes the channels."""
+        """Normalize float RGB pixels ``(…, 3)`` to real values, in the channel order of the original model."""
         kernel, bias = self.convolution()
         return pixels @ kernel + bias
 
     def convolution(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Weights of the equivalent 1x1 convolution: a kernel ``(RGB channels, outputs)`` and a bias ``(outputs,)``."""
+        """Return the equivalent 1x1 convolution: a kernel ``(RGB channels, outputs)`` and a bias ``(outputs,)``."""
         scales = np.diag(1 / np.array(self.std, np.float64))
         kernel = scales[::-1] if self.bgr else scales
         return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
@@ -125,10 +125,10 @@ AnyNormalise = Normalise | ChannelNormalise
 def input_convolution(
     normalise: AnyNormalise, channels: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Weights of the 1x1 convolution that normalizes ``channels`` channels, as :meth:`ChannelNormalise.convolution`.
+    """Return the kernel and bias of the 1x1 convolution that normalizes an image with ``channels`` channels.
 
     Raises:
-        ModelError: a normalization per channel for a grayscale image.
+        ModelError: the normalization is per channel, and the image is grayscale.
     """
     if isinstance(normalise, Normalise):
         factor = np.eye(channels, dtype=np.float32) / np.float32(normalise.std)
@@ -138,8 +138,8 @@ def input_convolution(
     return normalise.convolution()
 
 
-# What keras.applications' imagenet_utils.preprocess_input does in its three modes. "torch" is also the usual
-# preprocessing of torchvision's models.
+# The three modes of imagenet_utils.preprocess_input in keras.applications. "torch" is also the usual preprocessing of
+# torchvision's models.
 PREPROCESS_INPUT: dict[str, AnyNormalise] = {
     "tf": Normalise(127.5, 127.5),
     "torch": ChannelNormalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -152,14 +152,14 @@ NORMALISE_CHOICES = (
 
 
 def parse_normalise(text: str) -> AnyNormalise:
-    """Read a normalization as typed by a user.
+    """Parse a normalization that a user entered.
 
     Accepted are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3``
     with one mean and one standard deviation per channel (or a single one for all channels). Values are in pixel
     units and in the order of the model's channels. The prefix ``bgr:`` marks a model that takes blue, green, red.
 
     Raises:
-        EdgerecError: the text is none of these, or a value is not usable.
+        EdgerecError: the text has none of these forms, or a value is out of range.
     """
     order, colon, values = text.strip().rpartition(":")
     if colon and order not in ("rgb", "bgr"):
@@ -246,7 +246,7 @@ def _softmax(real: Reals) -> Reals:
 
 
 def _sigmoid(real: Reals) -> Reals:
-    return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)  # does not overflow
+    return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)  # tanh does not overflow
 
 
 def _binary(real: Reals) -> Reals:

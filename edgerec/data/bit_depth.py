@@ -1,4 +1,4 @@
-"""Which values of 16-bit image files become black and white, determined over a whole data set."""
+"""Determine the black and white levels of 16-bit images over a whole data set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgerec.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# Formats that have 8 bits per sample, so that their files need not be opened.
+# Suffixes of formats that always have 8 bits per sample. These files are not opened.
 EIGHT_BIT_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".heic"))
-# A PNG or PNM file states its bit depth in its first bytes, a TIFF file anywhere.
+# PNG and PNM files store their bit depth in the first bytes. TIFF files can store it anywhere.
 _START_BYTES = 1024
 _CHUNK = 64
 
@@ -26,11 +26,11 @@ def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
 
     Args:
         source: the data set.
-        title: its name, for the log.
-        listener: told of the progress.
+        title: name of the data set for log messages.
+        listener: called with the progress.
 
     Raises:
-        DataError: merged data sets need different levels.
+        DataError: the data sets in ``source`` need different levels.
     """
     parts = (source,) if isinstance(source, Arrays | Files) else source.parts
     fixed = {part.levels for part in parts if isinstance(part, Arrays) and part.levels is not None}
@@ -61,7 +61,7 @@ def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
 
 
 def _deep(paths: tuple[Path, ...]) -> list[Path]:
-    """The files with more than 8 bits per sample."""
+    """Return the files with more than 8 bits per sample."""
 
     def check(path: Path) -> bool:
         try:

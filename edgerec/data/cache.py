@@ -1,4 +1,4 @@
-"""The pixel cache: images are read, resized and stored once, and all later steps read the stored pixels."""
+"""Pixel cache: preprocess all images of a data set once, and store the result for later commands."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from edgerec.data import cache_limit
 from edgerec.data.sources import Arrays, Files
 from edgerec.errors import DataError
 
-# Part of every key. Increase it when preprocess.apply or the stored format changes, so that old entries are not read.
+# Format version, part of every cache key. Increase it when preprocess.apply or the file format changes, so that
+# entries of older versions are not used.
 FORMAT = 3
 CHUNK = 256
-# Another process may clear the cache after an entry was written and before it is opened.
+# Number of attempts. Another process can clear the cache between writing an entry and opening it.
 ATTEMPTS = 2
-# An image's content is identified by the first 32 hexadecimal digits of the SHA-256 of its file, or of its pixels if it
-# comes from an array.
+# Length of a content digest in hexadecimal digits. The digest is the start of the SHA-256 of the image's file, or of
+# its pixels if the image comes from an array.
 DIGEST_CHARS = 32
 
 Digests = npt.NDArray[np.bytes_]
@@ -37,13 +38,13 @@ Digests = npt.NDArray[np.bytes_]
 
 @dataclass(frozen=True)
 class Pixels:
-    """The model input of all images of a source.
+    """Preprocessed pixels of all images of a source.
 
     Attributes:
-        images: uint8 ``(valid, height, width, channels)``, mapped from disk.
-        valid: ``(N,)``, whether each of the source's files could be decoded as an image.
-        digest: SHA-256 over all names and contents.
-        contents: ``(valid,)``, the digest of each image's content, :data:`DIGEST_CHARS` hexadecimal digits.
+        images: uint8 ``(V, height, width, channels)`` for the V valid images, memory-mapped.
+        valid: ``(N,)``, whether the file is a readable image.
+        digest: SHA-256 over the names and contents of all images.
+        contents: ``(V,)``, digest of each valid image's content, :data:`DIGEST_CHARS` hexadecimal digits.
     """
 
     images: Any
@@ -53,7 +54,7 @@ class Pixels:
 
 
 def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the model input of a source's images from the cache, which is filled on first use."""
+    """Return the preprocessed pixels of a source from the cache. On first use, compute and store them."""
     digest = _arrays_digest(source) if isinstance(source, Arrays) else ""
     if isinstance(source, Arrays) and _shape(source.images) == spec.shape:
         valid = np.ones(len(source.images), bool)
@@ -78,7 +79,7 @@ def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
 
 
 def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
-    """Return a stored entry and mark it as used; None if there is none, or if it is incomplete."""
+    """Return a cache entry and record that it was used now; None if the entry does not exist or is incomplete."""
     about = store.with_suffix(".json")
     lock = cache_limit.lock_shared(store)
     if lock is None:
@@ -154,7 +155,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
 
 
 def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
-    """Yield every entry's name, the SHA-256 of its content, and its pixels, which are None if it is not an image."""
+    """Yield the name, content SHA-256 and pixels of each file or array row; the pixels of unreadable files are None."""
 
     def fit(position: int) -> tuple[bytes, bytes, Image | None]:
         if isinstance(source, Arrays):

@@ -1,8 +1,8 @@
-"""The size limit of the pixel cache: entries are listed, locked while they are in use, and evicted.
+"""List the entries of the pixel cache, and delete the least recently used ones when the size limit is exceeded.
 
-An entry consists of ``KEY.raw`` (the pixels) and ``KEY.json`` (its description). A process that has mapped an entry
-holds a shared lock on ``KEY.raw``; an entry is deleted only under an exclusive lock, so that no process loses pixels
-that it is using. The modification time of ``KEY.json`` is the time of the last use.
+An entry consists of ``KEY.raw`` (the pixels) and ``KEY.json`` (the description). A process that has mapped an entry
+holds a shared lock on ``KEY.raw``. Deleting an entry requires an exclusive lock, so that no process loses pixels that
+are in use. The modification time of ``KEY.json`` is the time of the last use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgerec.errors import EdgerecError
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to delete a file that is mapped
+except ImportError:  # Windows has no fcntl, but it refuses to delete a mapped file
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 VARIABLE = "EDGEREC_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-# A temporary file that was not written to for this long was left by a process that was killed.
+# Age in seconds after which a temporary file is assumed to be left behind by a killed process.
 ABANDONED_S = 3600.0
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The stored pixels of one data set at one input size.
+    """Description of one cache entry: the pixels of one data set at one input size.
 
     Attributes:
         key: name of the entry's files without the suffix.
-        source: the folder that the images came from, or ``arrays``; empty if the description cannot be read.
+        source: path of the image folder, or ``arrays``; empty if the description cannot be read.
         images: number of files or array rows, including files that are not images.
         input: height, width and channels of the model's input.
         size_bytes: size on disk.
@@ -65,13 +65,13 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The content of the pixel cache.
+    """Content of the pixel cache.
 
     Attributes:
-        folder: where the entries are.
+        folder: path of the cache.
         limit_bytes: size limit; None if there is none.
-        entries: all entries, the most recently used first.
-        removed: entries that this call deleted.
+        entries: all entries, most recently used first.
+        removed: entries that were deleted by the call that returned this report.
     """
 
     folder: str
@@ -96,7 +96,7 @@ class CacheReport:
 
 
 def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> CacheReport:
-    """List the pixel cache, and optionally make it smaller.
+    """Return the content of the pixel cache, optionally after deleting entries.
 
     Args:
         clear: delete all entries that are not in use.
@@ -114,7 +114,7 @@ def pixel_cache(*, clear: bool = False, limit_bytes: int | None = None) -> Cache
 
 
 def limit() -> int | None:
-    """Return the size limit in bytes from EDGEREC_CACHE_LIMIT, 20 GB by default; None if it is ``none``."""
+    """Return the size limit in bytes from EDGEREC_CACHE_LIMIT, by default 20 GB; None if the variable is ``none``."""
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return DEFAULT_LIMIT_BYTES
@@ -127,7 +127,7 @@ def limit() -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """Return the number of bytes of a size such as ``500M``, ``20GB`` or ``1.5 T``; raises ValueError."""
+    """Parse a size such as ``500M``, ``20GB`` or ``1.5 T`` and return it in bytes; raise ValueError for other text."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise ValueError("expected a size such as 500M or 20G")
@@ -135,7 +135,7 @@ def parse_size(text: str) -> int:
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:
-    """Delete the least recently used entries so that ``size_bytes`` more fit into the limit; ``keep`` stays."""
+    """Delete least recently used entries until ``size_bytes`` more fit into the limit; never delete ``keep``."""
     limit_bytes = limit()
     if limit_bytes is None:
         return
@@ -146,7 +146,7 @@ def make_room(size_bytes: int, *, keep: Path) -> None:
 
 
 def lock_shared(store: Path) -> int | None:
-    """Return a file descriptor that protects a stored entry from eviction until it is closed; None if there is none."""
+    """Lock an entry against deletion, and return the descriptor that holds the lock; None if there is no such entry."""
     while True:
         try:
             descriptor = os.open(store, os.O_RDONLY)
@@ -154,7 +154,7 @@ def lock_shared(store: Path) -> int | None:
             return None
         if fcntl is None:
             return descriptor
-        with suppress(OSError):  # some network file systems have no locks
+        with suppress(OSError):  # some network file systems do not support locks
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
             # The file may have been deleted or replaced before the lock was granted.
@@ -167,14 +167,14 @@ def lock_shared(store: Path) -> int | None:
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
-    """Close a descriptor of :func:`lock_shared` when the mapped file is not used any more."""
+    """Close a descriptor of :func:`lock_shared`, and so release its lock, when ``images`` is garbage-collected."""
     mapping = getattr(images, "_mmap", None)
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
 def mark_used(about: Path) -> None:
-    """Record that an entry is used now."""
-    with suppress(OSError):  # a cache that cannot be written can still be read
+    """Record that the entry with the description file ``about`` is used now."""
+    with suppress(OSError):  # a read-only cache can still be used
         os.utime(about)
 
 
@@ -198,7 +198,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
         store, about = folder / f"{key}.raw", folder / f"{key}.json"
         try:
             files = [path.stat() for path in (store, about) if path.exists()]
-        except OSError:  # another process has just deleted it
+        except OSError:  # another process has just deleted the file
             continue
         source, images, shape = _description(about)
         yield CacheEntry(
@@ -213,7 +213,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _description(about: Path) -> tuple[str, int, tuple[int, ...]]:
-    """Return source, number of images and input shape; empty values if the description is missing or damaged."""
+    """Return the source, number of images and input shape; empty values if the description is missing or damaged."""
     try:
         values = json.loads(about.read_text(encoding="utf-8"))
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
@@ -231,7 +231,7 @@ def _delete(store: Path) -> bool:
     with _exclusively(store) as locked:
         if locked:
             try:
-                # The pixels go last, because the lock is on them.
+                # Delete the pixel file last, because it carries the lock.
                 store.with_suffix(".json").unlink(missing_ok=True)
                 store.unlink(missing_ok=True)
             except OSError:
@@ -241,11 +241,11 @@ def _delete(store: Path) -> bool:
 
 @contextmanager
 def _exclusively(store: Path) -> Iterator[bool]:
-    """Give True if no process is using an entry; no process starts to use it in the block."""
+    """Hold an exclusive lock on an entry; yield False if another process is using the entry."""
     try:
         descriptor = os.open(store, os.O_RDONLY)
     except FileNotFoundError:
-        yield True  # only its description is there
+        yield True  # the pixel file is missing, so that there is nothing to lock
         return
     except OSError:
         yield False

@@ -53,18 +53,20 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures and what they show.
+    """Preprocessed images with their classes and splits.
 
     Attributes:
         images: uint8 ``(N, height, width, channels)``, already preprocessed.
-        classes: ``(N,)`` indices into ``labels``; all 0 where there are no labels.
-        splits: ``(N,)``, ``train``, ``val`` or ``test`` as the data came, or empty texts.
-        names: where each picture comes from, relative to the data.
-        digest: SHA-256 over names and contents.
-        labels: one per class; none for pictures without.
-        skipped: files among the pictures that are none.
-        contents: ``(N,)``, a digest of each image's content (its file's bytes, or its pixels in an array), which
-            identifies the image wherever it is stored; None if it is not known, as in packs of older versions.
+        classes: ``(N,)``, index into ``labels``; all 0 if the data has no labels.
+        splits: ``(N,)``, the data's own split of each image (``train``, ``val`` or ``test``); empty strings if it has
+            none.
+        names: name of each image, such as its path relative to the image folder.
+        digest: SHA-256 over the names and contents of all images.
+        labels: name of each class; empty if the data has no labels.
+        skipped: names of the files that are not readable images.
+        contents: ``(N,)``, digest of each image's content, computed from the bytes of its file or from its pixels in
+            an array. The digest identifies the image even if the image is moved or renamed. None for packs of older
+            versions, which have no digests.
     """
 
     images: Images
@@ -103,7 +105,7 @@ class Dataset:
         )
 
     def below_class_folder(self, index: int) -> str:
-        """Return an image's path below its class folder, such as ``anna/monday/1.jpg``; in an array, its name."""
+        """Return an image's path below its class folder, such as ``anna/monday/1.jpg``, or the name of an array row."""
         if isinstance(self._originals, Packed):
             return self.names[index]
         part, position = self._originals.locate(int(self._positions[index]))
@@ -111,14 +113,14 @@ class Dataset:
 
     @property
     def contents_of(self) -> str:
-        """What ``contents`` identifies: ``files`` by their bytes, rows of ``arrays`` by their pixels, or both."""
+        """Kind of the content digests: ``files`` (of file bytes), ``arrays`` (of pixels) or ``arrays+files``."""
         if isinstance(self._originals, Packed):
             return self._originals.contents_of
         parts = self._originals.parts if isinstance(self._originals, Merged) else (self._originals,)
         return "+".join(sorted({"arrays" if isinstance(part, Arrays) else "files" for part in parts}))
 
     def identifies(self, contents_of: str) -> bool:
-        """Return whether its digests can be compared with those of another data set, given its ``contents_of``."""
+        """Return whether the content digests are comparable with those of a data set whose kind is ``contents_of``."""
         return self.contents is not None and not set(contents_of.split("+")).isdisjoint(self.contents_of.split("+"))
 
     @property
@@ -197,9 +199,9 @@ def load(
 def found_pictures(
     section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
 ) -> tuple[Source, DataSection]:
-    """List the images at a section's source, and return the section with all values determined.
+    """List the images of ``section.source``, and return them with the section whose automatic values are resolved.
 
-    The log says what is unusual about an image folder.
+    Warnings about an unusual folder structure are logged.
     """
     found = sources.find(section.source, flat=flat, levels=section.levels)
     if not isinstance(found, Arrays):
@@ -212,7 +214,11 @@ def found_pictures(
 
 
 def read_original(source: Source, position: int, levels: Levels | None) -> Image | None:
-    """Return an image as it came: uint8 ``(H, W, 3)`` RGB, or as in its array; None if the file is not an image."""
+    """Return an image at its original size.
+
+    Returns:
+        uint8 ``(H, W, 3)`` RGB, or the row of the array; None if the file is not a readable image.
+    """
     part, place = source.locate(position)
     if isinstance(part, Arrays):
         return part.images[place]
@@ -286,7 +292,7 @@ def typical_side_px(files: Files) -> int:
 
 
 def _why_skipped(found: Source, dataset: Dataset) -> str:
-    """Return why the first skipped file is not a readable image; empty if no file was skipped."""
+    """Return the reason why the first skipped file is not readable; an empty string if no file was skipped."""
     if not dataset.skipped:
         return ""
     position = found.names.index(dataset.skipped[0])

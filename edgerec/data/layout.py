@@ -1,4 +1,4 @@
-"""How an image folder is organized: which folders are classes, and which are the data's own splits."""
+"""Recognize the structure of an image folder: class folders and split folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
     )
 )
-# What the words in a folder's name say about the split; "" is data without labels.
+# Words in folder names and the split that each word stands for. An empty string stands for images without labels.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
 }
 _GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
-# Folders that only contain another folder are opened down to this depth.
+# Maximum number of nested folders that are opened because each of them contains only one other folder.
 DEEPEST = 4
 
 
@@ -39,9 +39,9 @@ class ClassFolder:
     """A folder with images of one class.
 
     Attributes:
-        path: the folder.
-        label: the class; empty if the images have no labels.
-        split: ``train``, ``val`` or ``test``; empty if the data has no splits of its own.
+        path: path of the folder.
+        label: name of the class; empty if the images have no labels.
+        split: ``train``, ``val`` or ``test``; empty if the image folder has no split folders.
     """
 
     path: Path
@@ -51,14 +51,14 @@ class ClassFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """The class folders of an image folder, and what is unusual about them, as sentences for the user."""
+    """Class folders of an image folder, and warnings about unusual structures as sentences for the user."""
 
     folders: tuple[ClassFolder, ...]
     warnings: tuple[str, ...] = ()
 
 
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the split that a folder's name states and the other words in it, or None if it states none.
+    """Return the split that a folder's name stands for and the remaining words of the name; None for other names.
 
     >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
     (('train', ()), ('test', ('seg',)), None)
@@ -76,15 +76,15 @@ def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
 def find_layout(root: Path, *, flat: bool = False) -> Layout:
     """Find the class folders of an image folder.
 
-    These layouts are recognized: ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``, where the split
-    folders have any usual name, e.g. Training and Testing; all of it may be inside further folders.
+    The supported layouts are ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``. Split folders may have
+    any usual name, such as Training and Testing. The whole layout may be nested in further folders.
 
     Args:
-        root: the image folder.
-        flat: accept images without class folders, also in split folders.
+        root: path of the image folder.
+        flat: accept images without class folders, also inside split folders.
 
     Raises:
-        DataError: there are no class folders, or it is not clear what they are.
+        DataError: there are no class folders, or the layout is ambiguous.
     """
     place, children = root, visible_folders(root)
     for _ in range(DEEPEST):
@@ -120,7 +120,7 @@ def _only_folders(folder: Path) -> bool:
 
 
 def _only_child(children: Sequence[Path]) -> Path | None:
-    """The folder that contains images, if it is the only one; others may contain annotations, for example."""
+    """Return the only folder that contains images; None if there are several. Folders without images are ignored."""
     with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
     first = next(with_images, None)
     return first if first is not None and next(with_images, None) is None else None
@@ -149,10 +149,10 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | Non
     strays = [child for child in children if child not in named and _has_images_below(child)]
     with_classes = [child for child in labeled if visible_folders(child)]
     if strays and ("train" not in labeled.values() or not with_classes):
-        return None  # classes with these names, e.g. train, bus and car
+        return None  # class names that look like splits, e.g. train (the vehicle), bus and car
     _refuse_unclear(root, labeled, strays)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
-        return None  # one class, whose name contains such a word
+        return None  # a single class whose name contains a split word
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
@@ -184,7 +184,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], strays: Sequence[Path]
 
 
 def _same_again(split: Path) -> Path:
-    """The folder in a split folder that repeats its name, as in ``seg_train/seg_train``, or the split folder."""
+    """Return the inner folder of a doubled split folder such as ``seg_train/seg_train``, otherwise ``split``."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
         if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
@@ -208,7 +208,7 @@ def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> La
 
 
 def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
-    """The layout ``<class>/<split>/…``, if each class folder contains nothing but splits, one of them for training."""
+    """Return the layout ``<class>/<split>/…``; None unless each class folder has only splits, including training."""
     folders = []
     for child in children:
         inner = visible_folders(child)
@@ -226,7 +226,7 @@ def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
 
 
 def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
-    """Refuse a folder whose class folders are one or more levels deeper, or which contains a copy of itself."""
+    """Raise :class:`DataError` if the class folders are at a deeper level, or if the data contains a copy of itself."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
         raise DataError(f"{root} {where}: expected {root}/<class>/*.jpg")
@@ -286,7 +286,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
 
 
 def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
-    """Labels that differ only in case, spaces or Unicode form, which are probably one class."""
+    """Yield a warning for labels that differ only in case, spaces or Unicode form and are probably one class."""
     same: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         same[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)

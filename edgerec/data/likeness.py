@@ -69,13 +69,14 @@ class Pairs:
 
 
 def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: float = NEAR_LEVELS) -> Pairs:
-    """Return each image's nearest other image within ``most_levels`` gray levels.
+    """Find the nearest neighbor of each image within a distance of ``most_levels`` gray levels.
 
-    For each of ``tags``, such as the splits or the classes of the images, the nearest image with a different tag is
-    returned too. Therefore there are at most ``len(some) * (1 + len(tags))`` pairs, however many images are alike.
+    Each array in ``tags`` has one tag per image, such as its split or class. For each of these arrays, the nearest
+    neighbor with a different tag is returned as well. The number of pairs is therefore at most
+    ``len(some) * (1 + len(tags))``, even if many images are near-duplicates.
 
-    The result is exact. It is faster than comparing all pairs, because images are compared only if they are close in
-    the direction in which the data varies most: images far apart in one direction are far apart.
+    The search is exact, but compares only images whose projections onto the first principal component are close. This
+    is sufficient, because the distance of two projections is never greater than the distance of the images.
     """
     along = _main_direction(some)
     order = np.argsort(along, kind="stable")
@@ -103,14 +104,14 @@ def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: 
 
 
 class _Nearest:
-    """The nearest partner of each image among the pairs of all blocks so far."""
+    """Nearest neighbor of each image among all pairs that were passed to :meth:`update`."""
 
     def __init__(self, count: int) -> None:
         self._partner = np.full(count, -1, np.int64)
         self._levels = np.full(count, np.inf, np.float32)
 
     def update(self, images: Indices, partners: Indices, levels: npt.NDArray[np.float32]) -> None:
-        """Take over partners that are nearer than the known ones."""
+        """Replace the stored neighbors of ``images`` by ``partners`` where these are nearer."""
         by_distance = np.argsort(levels, kind="stable")
         candidates, first = np.unique(images[by_distance], return_index=True)
         rows = by_distance[first]
@@ -119,14 +120,19 @@ class _Nearest:
         self._levels[candidates[nearer]] = levels[rows[nearer]]
 
     def pairs(self, order: Indices) -> tuple[Indices, npt.NDArray[np.float32]]:
-        """Return the pairs ``(M, 2)``, smaller original position first, and their distances ``(M,)``."""
+        """Return the pairs of original positions ``(M, 2)``, the smaller one first, and the distances ``(M,)``."""
         images = np.flatnonzero(self._partner >= 0)
         pairs = np.stack([order[images], order[self._partner[images]]], axis=1)
         return np.sort(pairs, axis=1), self._levels[images]
 
 
 def confirmed(pairs: Pairs, images: Any) -> Pairs:
-    """Return the pairs that are near-duplicates in finer cells too; ``images[positions]`` gives ``(M, H, W, C)``."""
+    """Return the pairs that are also near-duplicates at a finer resolution.
+
+    Args:
+        pairs: candidate pairs.
+        images: array-like; ``images[positions]`` must return ``(M, H, W, C)``.
+    """
     kept = np.zeros(len(pairs.one), bool)
     for start in range(0, len(kept), BLOCK):
         end = start + BLOCK

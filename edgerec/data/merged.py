@@ -1,4 +1,4 @@
-"""The model input of several data sets as one, each from its own entry in the pixel cache."""
+"""Combine the preprocessed pixels of several data sets, each of which has its own entry in the pixel cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.data.sources import Merged
 
 
 class MergedImages:
-    """Arrays ``(N, height, width, channels)`` of uint8 as one, without copying them into memory."""
+    """Concatenation of uint8 arrays ``(N, height, width, channels)`` that does not copy them into memory."""
 
     dtype = np.dtype(np.uint8)
 
@@ -29,7 +29,7 @@ class MergedImages:
         return self.shape[0]
 
     def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
-        """Return the image at a position, or the images of a slice, of positions or of a mask; one axis at a time."""
+        """Return the image at an integer index, or the images selected by a slice, an index array or a Boolean mask."""
         if isinstance(which, tuple):
             raise IndexError(f"expected one index, not one for each of {len(which)} axes: images[position][row]")
         if isinstance(which, slice):
@@ -48,12 +48,12 @@ class MergedImages:
         return images.reshape(*positions.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """All images in memory."""
+        """Return all images as one array in memory."""
         return np.concatenate(self._parts).astype(dtype or np.uint8, copy=False)
 
 
 def merged_pixels(source: Merged, spec: PreprocessSpec, listener: Listener) -> Pixels:
-    """Return the model input of all parts; the digest does not depend on the order in which the parts were given."""
+    """Return the preprocessed pixels of all data sets. The digest does not depend on the order of the data sets."""
     parts = [pixels(part, spec, listener) for part in source.parts]
     digest = hashlib.sha256()
     for name, part in zip(source.part_names, parts, strict=True):

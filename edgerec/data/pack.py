@@ -89,7 +89,7 @@ def pack_data(
 
 
 def _contents(source: Source, path: Path, listener: Listener) -> Digests:
-    """Return the digest of each file or array row, from ``path`` if a stopped pack left it there."""
+    """Return the content digest of each file or array row; read it from ``path`` if an interrupted pack wrote it."""
     if path.is_file():
         kept: Digests = np.load(path, allow_pickle=False)
         return kept

@@ -29,7 +29,7 @@ Indices = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
-# The digest of each image's content, which older packs do not have.
+# Name of the file with the content digest of each image. Packs of older versions do not have this file.
 CONTENTS = "contents.npy"
 # Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
@@ -56,17 +56,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Packed:
-    """A pack's folder: its manifest and its index.
+    """An opened pack: its manifest and its index.
 
     Attributes:
-        place: the folder, or its address in an object store.
-        labels: one per class.
-        preprocess: how the pictures were made to what the model sees.
-        shards: those of train first, then val, then test.
-        skipped: files that were no pictures.
-        group_by: what kept pictures on one side of the split.
-        digest: SHA-256 over all of it.
-        contents_of: what its content digests identify, ``files`` or ``arrays``; empty if it has none.
+        place: folder of the pack, or its URL in an object store.
+        labels: name of each class.
+        preprocess: preprocessing that was applied to the images.
+        shards: shards of the training set, followed by those of the validation and the test set.
+        skipped: names of the files that were not readable images.
+        group_by: regular expression that kept images of one group in the same split.
+        digest: SHA-256 over the whole pack.
+        contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`; empty if the pack has none.
     """
 
     place: str
@@ -125,7 +125,7 @@ class Packed:
 
     @cached_property
     def contents(self) -> npt.NDArray[np.bytes_] | None:
-        """``(N,)``, the digest of each original image; None in packs of older versions."""
+        """Content digest of each original image, ``(N,)``; None for packs of older versions."""
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Checks of a data set that take a second, for the start of a training; ``edgerec data check`` is thorough."""
+"""Quick checks of a data set at the start of training. ``edgerec data check`` runs the thorough checks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgerec.data.split import Split
 
 Indices = npt.NDArray[np.int64]
 
-# At most this many held-out images are compared with at most this many training images, of at most this many bytes.
+# Limits of the duplicate check: number of held-out images, number of training images, and their size in bytes.
 HELD_OUT, TRAINING, SAMPLE_BYTES = 500, 20_000, 1 << 28
 CHUNK = 2048
-# Two different images can look alike by chance, so that a few near-duplicates are not worth a warning.
+# Fraction of near-duplicates that causes a warning. A few different images look alike by chance.
 DUPLICATES = 0.02
 NAMED = 3
 
@@ -27,11 +27,11 @@ def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
 
     Args:
         dataset: the images.
-        split: their split.
+        split: the split of ``dataset``.
     """
     if dataset.labels:
         yield from _class_sizes(dataset)
-    if dataset.packed is None:  # reading a pack in another order than that of its shards takes long
+    if dataset.packed is None:  # random access to a pack is slow, because it is stored in shards
         yield from _duplicates(dataset, split)
 
 
@@ -50,7 +50,7 @@ def _class_sizes(dataset: Dataset) -> Iterator[str]:
 
 
 def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
-    """Compare a sample of the held-out images with the training images."""
+    """Yield a warning if many sampled validation and test images are near-duplicates of training images."""
     rng = np.random.default_rng(0)
     image_bytes = int(np.prod(dataset.images.shape[1:]))
     count = min(TRAINING, max(HELD_OUT, SAMPLE_BYTES // image_bytes))
@@ -70,7 +70,7 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
 
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
-    """Return the nearest training image of each held-out image that is a near-duplicate."""
+    """Return pairs of a held-out image and its nearest training image, if the two are near-duplicates."""
     ours = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):

@@ -43,7 +43,7 @@ class Scan:
 
 
 def scan(source: Source, levels: Levels, listener: Listener) -> Scan:
-    """Read every image of a source once; ``levels`` become black and white in 16-bit files."""
+    """Read every image of a source once. ``levels`` are the values that become black and white in 16-bit files."""
     count = len(source.classes)
     gray = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
     spec = PreprocessSpec(

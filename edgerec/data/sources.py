@@ -1,4 +1,4 @@
-"""Where images and labels come from: a name, an .npz file, an image folder, or several of these."""
+"""Sources of images and labels: a built-in data set, an .npz file, an image folder, or several of these."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class Arrays:
     Attributes:
         images: uint8 ``(N, H, W)`` gray, ``(N, H, W, 1)`` or ``(N, H, W, 3)`` RGB.
         classes: ``(N,)`` indices into ``labels``.
-        splits: ``(N,)`` of ``train``, ``val``, ``test``, as the data came; empty strings if it has no splits.
-        labels: one per class.
-        name: of the data, for error messages and the names of the images.
-        levels: the values that became black and white, if the arrays had more than 8 bits.
+        splits: ``(N,)``, the data's own split of each image (``train``, ``val`` or ``test``); empty strings if it has
+            none.
+        labels: name of each class.
+        name: name of the data set, used in error messages and in the names of the images.
+        levels: the values that were converted to black (0) and white (255) if the arrays had more than 8 bits.
     """
 
     images: npt.NDArray[np.uint8]
@@ -48,7 +49,7 @@ class Arrays:
 
     @property
     def names(self) -> list[str]:
-        """The name of each image, such as ``digits[7]``."""
+        """Name of each image, such as ``digits[7]``."""
         return [f"{self.name}[{i}]" for i in range(len(self.classes))]
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
@@ -58,13 +59,13 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Files:
-    """Files that should be images; the attributes are those of :class:`Arrays`.
+    """Files of an image folder, which may turn out not to be images. Other attributes are as in :class:`Arrays`.
 
     Attributes:
         root: the image folder.
-        paths: of the files.
-        warnings: what is unusual about the folder, as sentences for the user.
-        class_folders: the folder of each file that contains only its class, and only its split if there are splits.
+        paths: path of each file.
+        warnings: sentences for the user about an unusual folder structure.
+        class_folders: class folder of each file. If the data has splits, each class has one folder per split.
     """
 
     root: Path
@@ -77,12 +78,12 @@ class Files:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the image folder."""
         return self.root.resolve().name
 
     @property
     def names(self) -> list[str]:
-        """The path of each file relative to the folder."""
+        """Path of each file relative to the image folder."""
         return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def below_class_folder(self, position: int) -> str:
@@ -97,11 +98,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Merged:
-    """Several data sets as one, in the order of their names; the attributes are those of :class:`Arrays`.
+    """Several data sets that are used as one, sorted by name. Other attributes are as in :class:`Arrays`.
 
     Attributes:
-        parts: the data sets, whose classes are indices into the labels of all of them.
-        part_names: a different name for each part, which begins the names of its files.
+        parts: the data sets. Their ``classes`` are indices into the merged labels.
+        part_names: unique name of each data set, used as the prefix of its image names.
     """
 
     parts: tuple[Arrays | Files, ...]
@@ -112,7 +113,7 @@ class Merged:
         """Merge data sets: the classes are the union of their labels, and each part keeps its own splits.
 
         Raises:
-            DataError: one has labels and another has none.
+            DataError: one data set has labels and another one has none.
         """
         unlabeled = [part.name for part in parts if not part.labels]
         if unlabeled and len(unlabeled) < len(parts):
@@ -134,12 +135,12 @@ class Merged:
 
     @property
     def name(self) -> str:
-        """The names of all parts."""
+        """Names of all data sets, joined by ``+``."""
         return " + ".join(self.part_names)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One per class."""
+        """Name of each class."""
         return self.parts[0].labels
 
     @property
@@ -149,12 +150,12 @@ class Merged:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """``(N,)`` of ``train``, ``val``, ``test``; empty strings in parts that have no splits."""
+        """``(N,)``, ``train``, ``val`` or ``test`` for each image; empty strings for data sets without splits."""
         return np.concatenate([part.splits for part in self.parts])
 
     @property
     def names(self) -> list[str]:
-        """The name of each image: the part's name, then the path relative to the part's folder."""
+        """Name of each image: the data set's name, followed by the path relative to the data set's folder."""
         return [
             name if isinstance(part, Arrays) else f"{own}/{name}"
             for part, own in zip(self.parts, self.part_names, strict=True)
@@ -163,7 +164,7 @@ class Merged:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is unusual about the parts, as sentences for the user."""
+        """Warnings of all data sets, as sentences for the user."""
         return tuple(text for part in self.parts if isinstance(part, Files) for text in part.warnings)
 
     def locate(self, position: int) -> tuple[Arrays | Files, int]:
@@ -176,7 +177,7 @@ class Merged:
 
 
 def _identity(part: Arrays | Files) -> bytes:
-    """What distinguishes parts of the same name, wherever they are stored."""
+    """Return a digest that distinguishes data sets of the same name, independently of their location."""
     if isinstance(part, Arrays):
         return hashlib.sha256(np.ascontiguousarray(part.images).tobytes()).digest()
     return hashlib.sha256(b"\0".join(map(os.fsencode, part.names))).digest()
@@ -186,16 +187,16 @@ Source = Arrays | Files | Merged
 
 
 def find(source: str | Sequence[str], *, flat: bool = False, levels: Levels | None = None) -> Source:
-    """Read or list the data at ``source``.
+    """Read the arrays, or list the files, of the data set ``source``.
 
     Args:
         source: a data set's name, an .npz file or an image folder, or several of them to merge.
         flat: accept images without class folders; they have no labels.
-        levels: the values that become black and white in arrays with more than 8 bits; None determines them from the
-            data.
+        levels: the values that become black (0) and white (255) in arrays with more than 8 bits. None determines the
+            values from the data.
 
     Raises:
-        DataError: there is no such data, or it cannot be used.
+        DataError: the data set does not exist or cannot be used.
     """
     places = [source] if isinstance(source, str) else list(source)
     refuse_missing(places)
@@ -222,7 +223,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
 
 
 def refuse_missing(source: str | Sequence[str]) -> None:
-    """Raise :class:`DataError` if there is no data of that name or path; nothing is read."""
+    """Raise :class:`DataError` if no data set of this name or path exists, without reading any images."""
     for place in [source] if isinstance(source, str) else source:
         if place in NAMED or is_remote(place):
             continue
@@ -240,10 +241,10 @@ def refuse_missing(source: str | Sequence[str]) -> None:
 
 
 def folder(root: Path, *, flat: bool = False) -> Files:
-    """List the files of an image folder; :func:`edgerec.data.layout.find_layout` says which layouts are recognized.
+    """List the files of an image folder in one of the layouts of :func:`edgerec.data.layout.find_layout`.
 
     Raises:
-        DataError: there are no class folders, it is not clear what they are, or there are no files in them.
+        DataError: there are no class folders, the layout is ambiguous, or the class folders contain no files.
     """
     layout = find_layout(root, flat=flat)
     labels = tuple(sorted({folder.label for folder in layout.folders if folder.label}))
@@ -282,8 +283,8 @@ def npz(path: Path, levels: Levels | None = None) -> Arrays:
 
     Args:
         path: the file.
-        levels: the values that become black and white if the arrays have more than 8 bits; None determines them from
-            all images of the file.
+        levels: the values that become black (0) and white (255) if the arrays have more than 8 bits. None determines
+            the values from all images in the file.
     """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not an .npz file: {reason(path, 'it has another format')}. numpy.savez writes them")
@@ -360,7 +361,7 @@ def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = Non
 
 
 def is_deep(x: Any) -> bool:
-    """Return whether an array has integers beyond 8 bits, as those of X-ray and thermal cameras."""
+    """Return whether an array has integers of more than 8 bits, such as images of X-ray and thermal cameras."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or x.dtype.itemsize < 2 or not x.size:
         return False
     low, high = int(x.min()), int(x.max())
@@ -368,7 +369,7 @@ def is_deep(x: Any) -> bool:
 
 
 def levels_of(arrays: Sequence[npt.NDArray[Any]]) -> Levels:
-    """Return the values that become black and white for arrays for which :func:`is_deep` is true."""
+    """Return the values that become black (0) and white (255) in arrays with more than 8 bits per sample."""
     total = SampleRange.of_samples(arrays[0])
     for array in arrays[1:]:
         total += SampleRange.of_samples(array)

@@ -1,8 +1,9 @@
 """The split of a data set into training, validation and test images.
 
-The side of an image follows from the hash of the seed and its content (or of its group, with ``data.group_by``), and
-from nothing else. Therefore an image stays where it is when others are added, removed, renamed or moved, and copies of
-one image are always on the same side. The price is that the fractions are met on average only.
+Each image is assigned to the training, validation or test set by a hash of the seed and the image's content. With
+``data.group_by``, the hash is computed from the seed and the image's group instead. Adding, removing or renaming other
+images therefore does not change the assignment, and exact copies of an image are always in the same set. As a
+consequence, the fractions are met only on average.
 """
 
 from __future__ import annotations
@@ -31,26 +32,29 @@ Hashes = npt.NDArray[np.float64]
 
 TEST, VAL, TRAIN = range(3)
 SIDES = ("test", "validation", "training")
-# A realized fraction may differ from the requested one by this much, or by what chance explains in a small data set.
+# Largest accepted difference between a realized and the requested fraction: TOLERANCE, or in a small data set
+# DEVIATIONS standard deviations of the binomial distribution.
 TOLERANCE, DEVIATIONS = 0.05, 4.0
-# Number of other seeds that are tried for the advice in an error message.
+# Number of alternative seeds that are tried so that an error message can recommend one.
 OTHER_SEEDS = 200
-# A move for one class can take an image from another class when groups span classes.
+# Maximum number of repair rounds. When groups span classes, moving a group for one class can leave another class
+# without an image, so that one round is not always enough.
 ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class Split:
-    """Positions in a :class:`Dataset`, each array sorted.
+    """Training, validation and test set, as sorted positions in a :class:`Dataset`.
 
     Attributes:
-        train: images to train on.
-        val: images for validation.
-        test: held-out images.
-        held_out: whether the test images were chosen here, because the data has no test split of its own.
-        moved: images whose side is not that of their hash, because a class had no other image for that side.
+        train: training images.
+        val: validation images.
+        test: test images.
+        held_out: whether edgerec chose the test images, because the data has no test split of its own.
+        moved: images that were moved out of the set that their hash selects, because a class would otherwise have
+            had no image in another set.
         excluded: images that are not used, because the data's own test or validation split has an exact copy.
-        notes: the realized fractions, and what else the user should know; see :meth:`report`.
+        notes: messages for the user, such as the realized fractions. :meth:`report` logs them.
     """
 
     train: Indices
@@ -62,25 +66,26 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def report(self) -> None:
-        """Write the notes into the log, once the step that uses the split has no other errors."""
+        """Log the notes. Call this method after all checks have passed, so that an error is not preceded by notes."""
         for note in self.notes:
             log.info(note)
 
     def part(self, name: str) -> Indices:
-        """Return the positions of ``train``, ``val``, ``test``, or ``all`` of them."""
+        """Return the positions of the images in ``train``, ``val`` or ``test``, or in ``all`` three sets."""
         return np.sort(np.concatenate([self.train, self.val, self.test])) if name == "all" else getattr(self, name)
 
 
 def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
-    """Split by the data's own split folders if it has them, otherwise by the hash of each image or group.
+    """Split a data set by its own split folders if it has them, otherwise by the hash of each image or group.
 
-    If the data has a test split but no validation split, validation images are chosen among its training images.
-    Each class gets at least one image (or group) on each side: if its hashes leave a side empty, the image that is
-    nearest to that side is moved there. Such an image returns to its own side once the class has another image there.
+    If the data has a test split but no validation split, the validation images are chosen from the training images.
+    Every class gets at least one image (or group) in the training, validation and test set. If the hashes assign no
+    image of a class to one of these sets, the image whose hash is nearest to the set's range is moved into the set.
+    The move is undone as soon as the hash of another image of the class selects this set.
 
     Args:
         dataset: the images.
-        section: the requested fractions, and the expression that groups images.
+        section: the requested fractions, and the regular expression that groups images.
         seed: part of every hash, so that another seed gives another split.
 
     Raises:
@@ -90,7 +95,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     """
     everything = np.arange(len(dataset.classes))
     tagged = {name: everything[dataset.splits == name] for name in ("train", "val", "test")}
-    # Data without splits that is merged with data that has a test split is used for training.
+    # If a data set without splits is merged with one that has a test split, the former is used for training only.
     own, unassigned = bool(np.any(dataset.splits != "")), dataset.splits == ""
     train, val, test = everything[(dataset.splits == "train") | unassigned], tagged["val"], tagged["test"]
     if section.group_by and own and dataset.packed is None:
@@ -119,7 +124,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
 
 
 def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
-    """Return the split that ``split.json`` records, whatever rule chose it.
+    """Reconstruct the split that a run recorded in ``split.json``, independently of the current splitting rule.
 
     Args:
         dataset: the images that the run was trained on.
@@ -128,7 +133,7 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
     Raises:
         DataError: the record names images that are not in the data.
     """
-    if dataset.packed is not None:  # the shards say it
+    if dataset.packed is not None:  # each shard of a pack belongs to one split
         train, val, test = (np.flatnonzero(dataset.splits == name) for name in ("train", "val", "test"))
         return Split(train, val, test, bool(record.get("held_out_here", False)))
     position = {name: i for i, name in enumerate(dataset.names)}
@@ -145,10 +150,11 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
 
 
 def expected_sides(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
-    """Return the side that each image has by its hash alone, ``test``, ``val`` or ``train``.
+    """Return ``test``, ``val`` or ``train`` for each image, as selected by the hash alone, ``(N,)``.
 
-    An image that was not in the data of a training has a side too: the one that it would have had. None means that
-    images cannot be identified, or that a path does not match ``data.group_by``.
+    The result is also defined for images that were not part of a run's data: it is the set to which the run would
+    have assigned the image. Return None if the images have no content digests, or if a path does not match
+    ``data.group_by``.
     """
     if dataset.contents is None:
         return None
@@ -162,12 +168,12 @@ def expected_sides(dataset: Dataset, section: DataSection, seed: int) -> npt.NDA
 
 @dataclass(frozen=True)
 class _Members:
-    """What is hashed: a group's text or an image's content.
+    """Hash keys of the images: group names or content digests.
 
     Attributes:
-        keys: the distinct texts or contents.
-        of_image: ``(N,)``, the key of each image.
-        copies: ``(N,)``, equal numbers for exact copies; None if keys are contents already.
+        keys: the distinct keys.
+        of_image: ``(N,)``, index of each image's key.
+        copies: ``(N,)``, the same number for all exact copies of an image; None if the keys are content digests.
     """
 
     keys: tuple[bytes, ...]
@@ -185,7 +191,7 @@ class _Members:
         return cls(tuple(map(os.fsencode, dataset.names)), np.arange(len(dataset.names)))
 
     def at(self, positions: Indices) -> _Members:
-        """Return the same for some of the images."""
+        """Return the hash keys of the images at ``positions``."""
         used, of_image = np.unique(self.of_image[positions], return_inverse=True)
         copies = None if self.copies is None else np.unique(self.copies[positions], return_inverse=True)[1]
         return _Members(tuple(self.keys[i] for i in used), of_image, copies)
@@ -193,7 +199,7 @@ class _Members:
     def hashes(self, seed: int) -> Hashes:
         """Return the hash of each image's key, uniform in [0, 1), ``(N,)``.
 
-        Groups that share an exact copy of an image get the hash of the first of them in alphabetical order.
+        Groups that share an exact copy of an image get the hash of the group that comes first in alphabetical order.
         """
         first = self.of_image
         while self.copies is not None:
@@ -214,7 +220,7 @@ def _uniform(seed: int, key: bytes) -> float:
 
 @dataclass(frozen=True)
 class _Request:
-    """Requested fractions; 0 if the data has that split already."""
+    """Requested fractions of test and validation images; 0 for a split that the data already has."""
 
     test: float
     val: float
@@ -226,19 +232,19 @@ class _Request:
 
     @property
     def needed(self) -> tuple[int, ...]:
-        """The sides on which each class must be."""
+        """Sets (``TEST``, ``VAL``, ``TRAIN``) in which each class needs at least one image."""
         return tuple(side for side, fraction in ((TEST, self.test), (VAL, self.val), (TRAIN, 1.0)) if fraction)
 
 
 @dataclass(frozen=True)
 class _Units:
-    """What moves as a whole: the copies of an image, or the images of a group.
+    """Units that are never divided between sets: all copies of one image, or all images of one group.
 
     Attributes:
-        hashes: ``(units,)``, ascending.
-        of_image: ``(images,)``, the unit of each image.
-        pairs: ``(2, M)``, every class and unit that have an image in common.
-        sizes: ``(units,)``, number of images.
+        hashes: ``(units,)``, hashes in ascending order.
+        of_image: ``(images,)``, index of each image's unit.
+        pairs: ``(2, M)``, all distinct pairs of a class and a unit that contains images of this class.
+        sizes: ``(units,)``, number of images in each unit.
     """
 
     hashes: Hashes
@@ -256,7 +262,7 @@ class _Units:
 def _chosen(
     members: _Members, classes: Indices, labels: tuple[str, ...], request: _Request, seed: int
 ) -> tuple[Indices, npt.NDArray[np.bool_], tuple[str, ...]]:
-    """Return the side of each image, whether it was moved to a side that its class did not have, and notes."""
+    """Return each image's set, whether the image was moved for the sake of its class, and notes for the user."""
     if request.test + request.val > 1 - 1e-9:
         raise RecipeError(
             f"data.test_fraction {request.test:g} and data.val_fraction {request.val:g} leave no images for training: "
@@ -291,23 +297,23 @@ def _chosen(
         if requested
     )
     off = max(abs(fraction - requested) for fraction, requested in zip(realized, request.fractions, strict=True))
-    why = "; so few images are split by chance, another seed gives other fractions" if off > TOLERANCE else ""
+    why = "; with so few images, the fractions depend on the seed" if off > TOLERANCE else ""
     notes = [f"split by {'group' if request.grouped else 'image content'}: {parts}{why}"]
     if moved.any():
-        notes.append(f"{moved.sum()} images were moved to a side of the split that their class did not have otherwise")
+        notes.append(f"{moved.sum()} images were moved so that each class is in the training, validation and test set")
     return sides, moved, tuple(notes)
 
 
 def _realized(units: _Units, sides: Indices) -> tuple[float, float]:
-    """Return the fraction of the images in the test and in the validation split."""
+    """Return the realized fractions of test and validation images."""
     counts = np.bincount(sides, units.sizes, minlength=3) / units.sizes.sum()
     return float(counts[TEST]), float(counts[VAL])
 
 
 def _deviation(units: _Units, by_hash: Indices, sides: Indices, request: _Request) -> str:
-    """Return which fraction is too far from the requested one, or an empty string.
+    """Describe a fraction that differs too much from the requested one; return an empty string if there is none.
 
-    Images that were moved for the sake of a class do not count as a deviation.
+    A deviation that is caused only by images that were moved for the sake of a class is accepted.
     """
     count = len(units.hashes)
     for side, requested in enumerate(request.fractions):
@@ -325,7 +331,7 @@ def _deviation(units: _Units, by_hash: Indices, sides: Indices, request: _Reques
 
 
 def _with_every_class(units: _Units, by_hash: Indices, request: _Request, labels: tuple[str, ...]) -> Indices:
-    """Return the side of each unit, changed where a class has no unit on a side that it needs."""
+    """Move units so that each class has a unit in every needed set, and return the set of each unit."""
     classes, of_pair = units.pairs
     number = np.bincount(classes)
     for few in np.flatnonzero((number > 0) & (number < len(request.needed))):
@@ -341,7 +347,8 @@ def _with_every_class(units: _Units, by_hash: Indices, request: _Request, labels
                 continue
             distance = np.maximum(limits[side] - units.hashes[mine], units.hashes[mine] - limits[side + 1])
             free = [unit for unit in mine[np.argsort(distance, kind="stable")] if not fixed[unit]]
-            # The nearest unit that leaves no side of any class empty, or else of this class.
+            # Prefer the nearest unit whose move leaves every class represented in the unit's old set. If there is none,
+            # it is enough that this class remains represented there.
             spare = [unit for unit in free if _is_spare(unit, units, sides)]
             spare = spare or [unit for unit in free if np.count_nonzero(sides[mine] == sides[unit]) > 1]
             if not spare:
@@ -354,14 +361,14 @@ def _with_every_class(units: _Units, by_hash: Indices, request: _Request, labels
 
 
 def _missing(units: _Units, sides: Indices, request: _Request) -> list[tuple[int, int]]:
-    """Return every class and side that need a unit."""
+    """Return all pairs of a class and a set in which the class has no unit."""
     counts = _counts(units, sides)
     present = counts.any(axis=1)
     return [(int(index), side) for side in request.needed for index in np.flatnonzero(present & (counts[:, side] == 0))]
 
 
 def _counts(units: _Units, sides: Indices) -> npt.NDArray[np.int64]:
-    """Return the number of units of each class on each side, ``(classes, 3)``."""
+    """Return the number of units of each class in the test, validation and training set, ``(classes, 3)``."""
     classes, of_pair = units.pairs
     counts = np.zeros((classes.max() + 1, 3), np.int64)
     np.add.at(counts, (classes, sides[of_pair]), 1)
@@ -378,7 +385,7 @@ def _too_few(index: int, number: int, request: _Request, labels: tuple[str, ...]
     sides = ", ".join(SIDES[side] for side in reversed(request.needed))
     if request.grouped:
         return DataError(
-            f"{where} has images in too few groups to be on each side of the split ({sides}): it has {number}; "
+            f"{where} has images in too few groups for one in each split ({sides}): it has {number}; "
             "add images, or let data.group_by make smaller groups"
         )
     return DataError(
@@ -388,7 +395,7 @@ def _too_few(index: int, number: int, request: _Request, labels: tuple[str, ...]
 
 
 def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], sides: Mapping[str, Indices]) -> None:
-    """Raise :class:`DataError` if a group is on two sides of the data's own split."""
+    """Raise :class:`DataError` if a group has images in two of the data's own splits."""
     for (one, first), (two, second) in itertools.combinations(sides.items(), 2):
         if shared := set(groups[first]) & set(groups[second]):
             name = next(dataset.names[i] for i in first if groups[i] in shared)
@@ -399,7 +406,7 @@ def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], sides: Mappin
 
 
 def _groups(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
-    """Return the text of each image's group: what the expression matches in its path below the class folder."""
+    """Return each image's group name: the part of its path below the class folder that the expression matches."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
@@ -418,7 +425,7 @@ def _groups(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
 
 
 def _without_copies(dataset: Dataset, test: Indices, val: Indices, train: Indices) -> tuple[Indices, Indices, Indices]:
-    """Return validation and training images without copies of held-out ones, and the images that were left out."""
+    """Return validation and training images without copies of held-out images, and the excluded copies."""
     excluded: Indices = np.empty(0, np.int64)
     if dataset.contents is None or not len(test) + len(val):
         return val, train, excluded

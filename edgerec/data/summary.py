@@ -1,4 +1,4 @@
-"""The facts about a data set that decide which architecture suits it, without reading all images."""
+"""Summarize the properties of a data set that determine a suitable architecture, without reading all images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgerec.data.sources import Arrays, Files, Merged
 
 @dataclass(frozen=True)
 class DataSummary:
-    """A data set in numbers.
+    """Size and number of classes of a data set.
 
     Attributes:
-        images: number of images, without those of a test split of the data's own.
+        images: number of images that are not in the data's own test split.
         classes: number of classes.
-        side_px: shorter side of a typical image, as it is stored.
+        side_px: median of the shorter sides of the stored images, in pixels.
         channels: 1 for grayscale arrays, otherwise 3.
-        packed: whether the images are stored at the size of the model's input.
+        packed: whether the data is a pack, whose images already have the size of the model's input.
     """
 
     images: int
@@ -31,7 +31,7 @@ class DataSummary:
 
 
 def summarize(section: DataSection) -> DataSummary:
-    """Count images and classes, and look at the size of some images; raises :class:`DataError` if there are none."""
+    """Count images and classes, and sample the image size; raise :class:`DataError` if there are no images."""
     if isinstance(section.source, str) and is_pack(section.source):
         pack = Packed.open(section.source)
         images = sum(shard.pictures for shard in pack.shards if shard.split != "test")
@@ -43,7 +43,7 @@ def summarize(section: DataSection) -> DataSummary:
 
 
 def _shape(data: Arrays | Files) -> tuple[int, int]:
-    """The shorter side of a typical image, and its channels."""
+    """Return the shorter side of a typical image in pixels, and its number of channels."""
     if isinstance(data, Files):
         return typical_side_px(data), 3
     return min(data.images.shape[1:3]), data.images.shape[3] if data.images.ndim == 4 else 1

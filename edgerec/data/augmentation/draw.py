@@ -57,7 +57,7 @@ def uniform(count: Any, seed: Any, name: int, low: float, high: float) -> Any:
 
 
 def sign(count: Any, seed: Any, name: int) -> Any:
-    """Return -1 or 1 with equal probability, float32 ``(count,)``; never the 0 of ``tf.sign``."""
+    """Return random signs -1 or 1 with equal probability, float32 ``(count,)``. Unlike ``tf.sign``, never return 0."""
     tf = require("tensorflow")
     return tf.where(uniform(count, seed, name, -1.0, 1.0) < 0, -1.0, 1.0)
 
