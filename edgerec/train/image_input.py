@@ -95,7 +95,7 @@ def _channels_last(model: Any) -> Any:
 
 
 def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
-    """Rebuild one layer with channels last; return None if the layer can stay as it is. A rule for :class:`Rebuild`."""
+    """Rebuild one layer with channels last, as a rule of :class:`Rebuild`; return None to copy the layer unchanged."""
     nest = require("tensorflow").nest
     values = nest.flatten((node.args, node.kwargs))
     if node.kind == "Permute" and isinstance(node.args[0], ChannelsFirst) and tuple(node.layer.dims) == (2, 3, 1):

@@ -1,4 +1,4 @@
-"""Refuse weights and teachers that were trained on images that are held out now."""
+"""Refuse weights and teachers that were trained on images of the current validation or test set."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ log = logging.getLogger(__name__)
 Digests = npt.NDArray[np.bytes_]
 
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
-# A model file is at most this many folders below its run: RUN/checkpoints/x.keras, RUN/VARIANT/model.keras.
+# A run is searched in this many parent folders of a model file, such as RUN/checkpoints/x.keras.
 DEPTH = 3
-# The record in a model file is not read if it is larger than this.
+# Maximum size in bytes of the record of training images that is read from a model file.
 MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Images that a model has been trained on, directly or through the weights that it started from.
+    """The images that a model, or the weights that its training started from, was trained on.
 
     Attributes:
-        train: digests of training images.
-        val: digests of validation images, by which its best epoch was chosen.
-        advice: how a training can avoid to hold out these images.
+        train: digests of the training images.
+        val: digests of the validation images, which were used to select the best epoch.
+        advice: advice for error messages on how to keep these images out of the validation and test set.
     """
 
     train: Digests
@@ -47,7 +47,7 @@ class Exposure:
 
     @classmethod
     def of_file(cls, path: str | Path, dataset: Dataset) -> Exposure | None:
-        """Return what the model in a file or run has been trained on; None if it is not known."""
+        """Return the images that the model in a file or run was trained on; None if they are not known."""
         if (run := run_of(path)) is not None:
             return cls._of_run(run, dataset)
         try:
@@ -84,12 +84,12 @@ class Exposure:
 
 
 def shortened(contents: Digests) -> Digests:
-    """Return digests as runs record them: the first 16 hexadecimal digits."""
+    """Return the first 16 hexadecimal digits of each digest, as runs record them."""
     return contents.astype("S16")
 
 
 def with_weights_file(section: ModelSection) -> ModelSection:
-    """Return the section with the model file of the run that ``model.weights`` names, if it names a run.
+    """Return the section with ``model.weights`` set to the run's ``model.keras`` if ``model.weights`` names a run.
 
     Raises:
         EdgerecError: the run is not finished.
@@ -100,7 +100,7 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """Return the run that a model file or a run's folder belongs to; None for a file from elsewhere."""
+    """Return the run that contains a model file, or that a folder is; None if the path is not in a run."""
     for place in dict.fromkeys((Path(path).absolute(), Path(path).resolve())):
         for folder in (place, *place.parents[:DEPTH]):
             if Run(folder).begun:
@@ -109,18 +109,19 @@ def run_of(path: str | Path) -> Run | None:
 
 
 def check_exposure(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
-    """Refuse starting weights and teachers that were trained on test or validation images of this split.
+    """Raise an error if the initial weights or teachers were trained on test or validation images of this split.
 
     Args:
-        recipe: ``model.weights`` and ``distill.teachers`` say what the training starts from.
+        recipe: names the initial weights (``model.weights``) and the teachers (``distill.teachers``).
         dataset: the images.
-        parts: their split.
+        parts: the split of the images.
 
     Returns:
-        Digests of all other images that the weights and teachers were trained on.
+        Digests of the images that the weights and teachers were trained on, except for training images of this split.
 
     Raises:
-        RecipeError: accuracy on the held-out images would be too high.
+        RecipeError: the weights or a teacher were trained on validation or test images, so that the accuracy measured
+            on them would be too high.
     """
     sources = [("distill.teachers", path.strip()) for path in recipe.distill.teachers.split(",") if path.strip()]
     if recipe.model.weights not in RANDOM_OR_IMAGENET:
@@ -135,10 +136,10 @@ def check_exposure(recipe: Recipe, dataset: Dataset, parts: Split) -> Digests:
 
 
 def refuse_exposed(path: str | Path, what: str, dataset: Dataset, parts: Split) -> Exposure | None:
-    """Raise :class:`RecipeError` if the run of a model file was trained on held-out images of ``parts``.
+    """Raise :class:`RecipeError` if a model was trained on validation or test images of the split ``parts``.
 
     Returns:
-        What the model has been trained on; None, with a warning in the log, if it is not known.
+        The images that the model was trained on. If they are not known, a warning is logged and None is returned.
     """
     exposure = Exposure.of_file(path, dataset)
     if exposure is None or dataset.contents is None:

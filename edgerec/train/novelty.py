@@ -60,11 +60,12 @@ def fit_threshold(errors: Errors, known: float) -> float:
 def measured(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
-    """Return the figures of a trained autoencoder for ``metrics.json``; its plots go into the folder ``plots``.
+    """Return the metrics of a trained autoencoder for ``metrics.json``, and write plots to the folder ``plots``.
 
     Returns:
-        ``error`` (of the held-out pictures: the mean; ``per_class`` by label), ``threshold`` (which ``known`` of the
-        validation pictures do not exceed), ``known`` (the part of the held-out pictures that does not), ``images``.
+        ``error``, the mean reconstruction error on the test images; ``per_class``, this error for each label;
+        ``threshold``, the error that the fraction ``KNOWN`` of the validation images does not exceed; ``known``, the
+        fraction of the test images that does not exceed the threshold; and ``images``, the number of test images.
     """
     score = keras_scorer(model, recipe.normalise)
     errors, val_errors = (score(dataset.pictures(part), listener)[:, 0] for part in (parts.test, parts.val))
@@ -89,7 +90,7 @@ def measured(
 def reconstructions(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
-    """Originals above what the model makes of them, from the smallest error of ``part`` to the largest."""
+    """Draw images above their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
     originals = dataset.images[part[chosen]]

@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule."""
+"""Create the optimizer and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 from edgerec.train.keras import keras
 
-# Schedule plateau: smallest improvement of the validation loss, epochs to wait for one, and factor on the rate.
+# Schedule "plateau": smallest decrease of the validation loss that counts as an improvement, number of epochs without
+# improvement before the rate is reduced, and factor of the reduction.
 LEAST_GAIN, PATIENCE, FACTOR = 1e-4, 3, 0.5
 
 
 # Regular expression that matches the names of all variables without weight decay: everything but the kernels of dense,
-# convolutional and recurrent layers. Depthwise kernels have few weights, on which the accuracy depends strongly.
-# Several devices have a copy of each variable each, whose name ends in /replica_1 and so on.
+# convolutional and recurrent layers. Depthwise kernels are excluded, because they have few weights and the accuracy
+# depends strongly on them. On several devices, the names of variable copies end in /replica_1 and so on.
 NOT_DECAYED = r"^(?!(.*/)?(recurrent_|pointwise_)?kernel(/replica_\d+)?(:\d+)?$)"
 
 
 def optimizer(name: str, rate: Any, weight_decay: float = 0.0) -> Any:
     """Return the Keras optimizer for a recipe's ``train.optimizer``.
 
-    Weight decay is decoupled from the gradient (arXiv:1711.05101): at each step every kernel shrinks by the fraction
-    ``learning rate · weight_decay``, whatever the optimizer does with the gradient.
+    Weight decay is decoupled from the gradient (arXiv:1711.05101). Each step reduces every kernel by the fraction
+    ``learning rate · weight_decay``, independently of the gradient.
 
     Args:
         name: ``adam`` or ``sgd`` (Nesterov momentum 0.9).
@@ -36,9 +37,10 @@ def optimizer(name: str, rate: Any, weight_decay: float = 0.0) -> Any:
 
 
 def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:
-    """Return a copy of an optimizer that was loaded from a file, with its state.
+    """Return a copy of an optimizer that was loaded from a file, including the optimizer's state.
 
-    Keras does not save which variables have no weight decay, and refuses to exclude any once an optimizer has state.
+    The copy is necessary because Keras does not save the list of variables without weight decay, and does not allow
+    setting this list after an optimizer is built.
 
     Args:
         saved: the optimizer, built for ``variables``.
@@ -53,7 +55,10 @@ def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:
 
 
 def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
-    """Up to ``peak`` over ``warmup`` steps, then half a cosine down to zero (arXiv:1608.03983)."""
+    """Return a schedule that rises to ``peak`` in ``warmup`` steps and falls to zero as a half cosine.
+
+    Source: arXiv:1608.03983.
+    """
     decay = keras().optimizers.schedules.CosineDecay
     if warmup:
         return decay(0.0, max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup)
@@ -61,13 +66,13 @@ def cosine(peak: float, steps: int, warmup: int = 0) -> Any:
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
-    """Return the learning rate of ``steps`` steps: a schedule, or a number if it is the same for all of an epoch.
+    """Return the learning rate for ``steps`` steps: a Keras schedule, or a number if the rate is constant in an epoch.
 
     Args:
         peak: highest learning rate.
-        schedule: as ``train.schedule``. With ``plateau`` the rate is set before each epoch, see :func:`plateau_rate`.
+        schedule: value of ``train.schedule``. For ``plateau``, :func:`plateau_rate` sets the rate before each epoch.
         steps: number of steps.
-        warmup: number of steps over which the rate rises from zero, at most half of all.
+        warmup: number of steps in which the rate rises from zero to the peak; limited to half of ``steps``.
     """
     warmup = min(warmup, steps // 2)
     if schedule == "cosine":
@@ -78,14 +83,15 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup: int) -> Any:
 
 
 def plateau_rate(peak: float, warmup_epochs: float, val_losses: Sequence[float]) -> float:
-    """Return the next epoch's rate under the schedule ``plateau``: halved after three epochs without a better loss.
+    """Return the learning rate of the next epoch for the schedule ``plateau``.
 
-    The rate follows from the losses alone, so that a resumed training has the rate of an uninterrupted one. In an epoch
-    with warm-up it is the mean of the rising rate.
+    The rate is halved after three epochs without a better validation loss. It depends only on the previous losses, so
+    that a resumed training uses the same rates as an uninterrupted one. In an epoch with warm-up, the rate is the mean
+    of the rising rate over this epoch.
 
     Args:
         peak: highest learning rate.
-        warmup_epochs: epochs over which the rate rises from zero.
+        warmup_epochs: number of epochs in which the rate rises from zero to the peak.
         val_losses: validation losses of the stage's epochs so far.
     """
     rate, best, waited = peak, float("inf"), 0

@@ -1,4 +1,4 @@
-"""Find out which images of a data set a model was trained on: from its run, or from its bundle's provenance."""
+"""Determine which images of a data set a model was trained on, from the model's run or the provenance of a bundle."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from edgerec.errors import DataError
 from edgerec.train.leakage import shortened
 from edgerec.train.run import Run, separated_digests
 
-# ``(N,)``: ``train``, ``val``, ``test``, or an empty string for an image that the training did not have.
+# Split of each image in a model's training, string ``(N,)``: ``train``, ``val`` or ``test``; empty for an image that
+# was not in the data set of the training.
 Sides = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The data that a model was trained on.
+    """The data set that a model was trained on.
 
     Attributes:
-        digest: digest of that data; empty if it is not known.
-        sides: returns the side of each image of a data set in the training; None if it cannot be known.
-        adopted: whether the model was trained by another tool, so that its training images are not known.
+        digest: digest of the data set; empty if it is not known.
+        sides: function that takes a data set and returns the split that each image had in the training; None if this
+            cannot be determined.
+        adopted: whether another tool trained the model, so that the training images are not known.
     """
 
     digest: str
@@ -36,7 +38,7 @@ class Origin:
 
 
 def origin_of_run(run: Run) -> Origin:
-    """Return the origin that a run records."""
+    """Return the origin of a run's model, as recorded in the run."""
     record = run.split_record
 
     def sides(dataset: Dataset) -> Sides | None:
@@ -55,13 +57,13 @@ def origin_of_run(run: Run) -> Origin:
 
 
 def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
-    """Return the origin that a bundle's provenance tells; ``recipe`` is the one that it holds."""
+    """Return the origin of a bundle's model, given the ``provenance`` and ``recipe`` stored in the bundle."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
     def sides(dataset: Dataset) -> Sides | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
-            # Older versions chose images by another rule, but never among the data's own test images.
+            # Older versions split images by another rule, but did not train on the test split that the data defines.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
             return _of_split(dataset, split_dataset(dataset, recipe.data, recipe.seed))
@@ -88,16 +90,16 @@ def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
 def chosen_images(
     dataset: Dataset, source: str, split: str | None, sides: list[Sides] | None
 ) -> tuple[npt.NDArray[np.int64], str]:
-    """Return the images to measure a model on, and the name of that part of the data.
+    """Return the positions of the images to measure a model on, and the name of their split.
 
     Args:
         dataset: the images.
-        source: what the user calls the data, for messages.
-        split: the part that the user asked for; None chooses images that the model was not trained on.
-        sides: the side of each image in the training of each model of the ensemble; None if it is not known.
+        source: name of the data set, for messages.
+        split: the split that the user requested; None chooses images that the model was not trained on.
+        sides: for each model of an ensemble, the split of each image in the model's training; None if it is not known.
 
     Raises:
-        DataError: there are no such images.
+        DataError: the requested split has no images, or all images were used for training.
     """
     everything, tagged = np.arange(len(dataset.classes)), dataset.splits
     if split == "all":
@@ -133,5 +135,5 @@ def _of_split(dataset: Dataset, split: Any) -> Sides:
     found = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
         found[split.part(name)] = name
-    found[split.excluded] = "test"  # copies of held-out images
+    found[split.excluded] = "test"  # copies of validation or test images, not used for training
     return found

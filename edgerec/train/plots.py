@@ -63,7 +63,7 @@ def confusion_matrix(figures: Figures, path: Path) -> None:
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """Draw the wrong predictions of the float model with the highest scores, as the model sees the images."""
+    """Draw the wrong predictions of the float model with the highest scores, with the images in input resolution."""
     classes, predicted = dataset.classes[part], scores.argmax(axis=1)
     wrong = np.flatnonzero(predicted != classes)
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")][:most]

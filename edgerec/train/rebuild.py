@@ -69,24 +69,28 @@ class Affine:
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
-        """This one and another after it, as one."""
+        """Return the composition with a second scale and offset, which is applied after this one."""
         return Affine(self.tensor, scale * self.scale, scale * self.offset + offset, name, self.trainable or trainable)
 
 
 @dataclass(frozen=True)
 class ChannelsFirst:
-    """A tensor ``(batch, height, width, channels)`` in the place of one that has its channels first."""
+    """A channels-last tensor that replaces a channels-first tensor of the original model.
+
+    Attributes:
+        tensor: ``(batch, height, width, channels)``.
+    """
 
     tensor: Any
 
 
 @dataclass
 class Rebuild:
-    """One pass over a model. Layers are copied through their config and their weights; none is shared with it.
+    """Rebuild a model node by node. Layers are copied by config and weights, and not shared with the original model.
 
     Attributes:
-        rule: gives what stands in a node's place, or None to copy the node.
-        done: ``(layer name, what became of it)``.
+        rule: returns the replacement of a node, or None to copy the node.
+        done: pairs of a layer's name and a description of its replacement.
     """
 
     rule: Callable[[Rebuild, Node], Any]
@@ -100,8 +104,8 @@ class Rebuild:
 
         Args:
             model: the model to read.
-            inputs: the new model's inputs; None makes copies of the old ones.
-            values: what takes the place of the old inputs, computed from ``inputs``; None is ``inputs`` themselves.
+            inputs: inputs of the new model; None copies the inputs of ``model``.
+            values: tensors that replace the inputs of ``model``, computed from ``inputs``; None uses ``inputs``.
         """
         if inputs is None:
             inputs = [
@@ -164,7 +168,7 @@ class Rebuild:
             self.done.append((node.layer.name, what))
 
     def settle(self, value: Any) -> Any:
-        """The tensor of an :class:`Affine` or of :class:`ChannelsFirst`; any other value unchanged."""
+        """Return the tensor of an :class:`Affine` or :class:`ChannelsFirst`; return any other value unchanged."""
         if isinstance(value, ChannelsFirst):
             return keras().layers.Permute((3, 1, 2), name=self.name("channels_first"))(value.tensor)
         if not isinstance(value, Affine):

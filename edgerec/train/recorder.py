@@ -1,4 +1,4 @@
-"""What is recorded and reported after every epoch of a training, and when its stages end."""
+"""Record and report every epoch of a training, and decide when its stages end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bill:
 
 
 def bill(history: list[dict[str, float]], recipe: Recipe) -> Bill:
-    """Return the time and cost of a training so far, and of the rest if no stage ends early."""
+    """Return the time and cost of the completed epochs, and of the remaining ones if no stage ends early."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
     left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
     return Bill(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
@@ -66,8 +66,8 @@ def checkpoints(run: Run) -> dict[int, Path]:
 def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
     """Return the stage that the next epoch belongs to, or None if the training is complete.
 
-    The stage starts where the one before ended, which is earlier than planned if that one ended early. An interrupted
-    stage starts at its own first epoch.
+    A stage starts after the last epoch of the previous stage. If the previous stage ended early, the start is earlier
+    than planned. For an interrupted stage, the returned start is the first epoch of this stage.
     """
     number = _stage_number(recipe, history[-1]) if history else 0
     for stage in stages(recipe)[number:]:
@@ -78,7 +78,7 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
 
 
 def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
-    """Return the number of epochs that a training has in all, if no further stage ends early."""
+    """Return the total number of epochs of a training if no further stage ends early."""
     number = _stage_number(recipe, history[-1]) if history else 0
     current, *later = stages(recipe)[number:]
     before = len(history) - len(_rows(recipe, current, history))
@@ -86,10 +86,10 @@ def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
 
 
 def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> str:
-    """Return the reason why a stage ends before its last epoch, empty if it does not.
+    """Return the reason why a stage ends before its last epoch; empty if the stage continues.
 
-    Each stage has its own patience (``train.early_stopping``). ``train.max_hours`` is shared among the stages as the
-    epochs are, so that a stage does not use up the time of the next one.
+    ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
+    in proportion to their epochs, so that one stage does not use the time of the next.
     """
     train, rows = recipe.train, _rows(recipe, stage, history)
     if train.max_hours and history:
@@ -107,7 +107,7 @@ def _rows(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list
 
 
 def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
-    """The stage of an epoch; older runs did not record it, and none of their stages ended early."""
+    """Return the stage number of an epoch. Older runs did not record it, but none of their stages ended early."""
     plan = stages(recipe)
     number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
     return min(int(number), len(plan) - 1)
@@ -116,14 +116,16 @@ def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
 def recorder(
     run: Run, recipe: Recipe, stage: Stage, steps: int, team: Team, listener: Listener, on_epoch: OnEpoch | None
 ) -> Any:
-    """Return the Keras callback that reports, records and saves checkpoints. Its class needs Keras, so it is made here.
+    """Return the Keras callback that reports progress, records epochs and saves checkpoints.
+
+    The class of the callback is local, because it needs Keras.
 
     Args:
         run: the run to write to.
         recipe: the resolved recipe.
-        stage: the stage that trains.
+        stage: the current stage.
         steps: number of steps per epoch.
-        team: the workers; all record the same times, so that they end a stage after the same epoch.
+        team: the workers. All workers record the same times, so that all end a stage after the same epoch.
         listener: receives the progress every few steps.
         on_epoch: called with the number and the model after every epoch.
     """
@@ -155,7 +157,7 @@ def recorder(
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": team.mean(time.monotonic() - self.began_s)}
             row["stage"] = stage.number
-            # The row is written first, because a resume removes rows whose epoch has no checkpoint.
+            # Write the row before the checkpoint, because resuming removes rows of epochs without a checkpoint.
             run.write_history([*run.history(), row])
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")

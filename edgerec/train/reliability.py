@@ -1,4 +1,4 @@
-"""Whether scores say how often they are right."""
+"""Measure the calibration of scores: the expected calibration error and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DEVIATIONS = 1.96
 
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a fraction that was measured on ``count`` images, 0 to 1.
+    """Return the 95 % confidence interval (Wilson score interval) of a fraction measured on ``count`` images.
 
-    Wilson's score interval; doi:10.1080/01621459.1927.10502953.
+    Both ends are 0 to 1. Source: doi:10.1080/01621459.1927.10502953.
     """
     if count < 1:
         return 0.0, 1.0
@@ -29,8 +29,13 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """The pictures whose best score is in (``low``, ``high``]: how many, their mean best score, and the part of them
-    that is right; both None where there are none."""
+    """Images whose highest score is in (``low``, ``high``].
+
+    Attributes:
+        images: number of images.
+        score: mean highest score, 0 to 1; None if there are no images.
+        accuracy: fraction of the images that are classified correctly, 0 to 1; None if there are no images.
+    """
 
     low: float
     high: float
@@ -41,15 +46,15 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How scores and accuracy go together.
+    """Calibration of a model's scores.
 
     Attributes:
-        ece: expected calibration error, 0 to 1: over the bins, the mean distance between score and accuracy, weighted
-            by pictures (arXiv:1706.04599, equation 3).
-        score: mean best score of all pictures, 0 to 1; above ``accuracy`` the model is surer than it should be.
-        accuracy: part of the pictures whose best class is right, 0 to 1.
-        images: how many.
-        bins: of equal width, from 0 to 1.
+        ece: expected calibration error, 0 to 1: mean difference between score and accuracy over the bins, weighted by
+            the number of images (arXiv:1706.04599, equation 3).
+        score: mean highest score of all images, 0 to 1; the model is overconfident if it is greater than ``accuracy``.
+        accuracy: fraction of the images that are classified correctly, 0 to 1.
+        images: number of images.
+        bins: bins of equal width from 0 to 1.
     """
 
     ece: float

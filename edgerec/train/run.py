@@ -48,11 +48,11 @@ REPORT = [
     "versions",
 ]
 
-# Entry of model.keras that lists the images it was trained on, so that a copy of the file can be checked too.
+# File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # The same model for Keras 3.
 KERAS3 = "model_keras3.keras"
-# Which variants were exported, for which targets.
+# File that records the exported variants and their targets.
 EXPORTS = "exports.json"
 # The answers of an adopted model to pictures without labels.
 ANSWERS = "answers.json"
@@ -148,14 +148,14 @@ class Run:
         return load_model(self.path / "model.keras")
 
     def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
-        """The data set that the run was trained on, and its split.
+        """Return the data set that the run was trained on, and its split.
 
         Args:
-            source: where the images are now, if they were moved. Merged folders must keep their names.
+            source: current location of the images, if they were moved. Merged folders must keep their names.
             listener: receives the progress.
 
         Raises:
-            DataError: the images have changed.
+            DataError: the images differ from those that the run was trained on.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
         answers = self.answers()
@@ -192,15 +192,15 @@ class Run:
         }
 
     def comparison(self) -> dict[str, Any] | None:
-        """What :func:`edgerec.compress.compare.compare` measured last; None where it was not asked."""
+        """Return the latest results of :func:`edgerec.compress.compare.compare`; None if there are none."""
         keys = ("rows", "machine", "threads", "notes")
         return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
 
     def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
-        """Return the exports of variants that have not changed since, the latest last.
+        """Return the recorded exports, oldest first, without those of variants that were changed after the export.
 
         Args:
-            variants: :meth:`variants`, if they are known already.
+            variants: result of :meth:`variants`, if the caller already has it.
 
         Returns:
             Rows with ``variant``, ``target``, ``bundle`` and ``model_sha256``.
@@ -215,7 +215,7 @@ class Run:
             raise RunError(f"{self.path}: {EXPORTS} is damaged ({error}): delete this file") from None
 
     def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
-        """Note in the run that a variant was exported; a run that cannot be written is left as it is."""
+        """Record in the run that a variant was exported; only log a warning if the run is not writable."""
         try:
             rows = [row for row in self.exports() if row["bundle"] != bundle]
             row = {"variant": variant, "target": target, "bundle": bundle, "model_sha256": model_sha256}
@@ -224,13 +224,13 @@ class Run:
             log.warning("%s: the export is not recorded in the run: %s", self.path, error)
 
     def shipped(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> str | None:
-        """Return the variant that was exported last, or the best int8 variant if none was; None without any."""
+        """Return the most recently exported variant, otherwise the best int8 variant; None if there is neither."""
         variants = self.variants() if variants is None else variants
         exports = self.exports(variants) if variants else []
         return exports[-1]["variant"] if exports else best_int8(variants)
 
     def history(self) -> list[dict[str, float]]:
-        """Return a row for each epoch, with the keys of :data:`HISTORY`; an autoencoder's rows have no accuracies."""
+        """Return one row per epoch with the keys of :data:`HISTORY`; rows of autoencoders have no accuracies."""
         if not (self.path / "history.csv").exists():
             return []
         return self._read("history.csv", _parse_history)
@@ -257,7 +257,7 @@ class Run:
             raise RunError(f"{self.path}: {name} is damaged ({error}): train again with --overwrite") from None
 
     def save_model(self, model: Any, name: str) -> None:
-        """Write a Keras model, complete or not at all, with a record of the images that it was trained on."""
+        """Write a Keras model atomically, together with a record of its training images."""
         with replacing(self.path / name) as partial:
             partial.unlink()  # Keras asks before it replaces a file
             model.save(partial, save_format="keras")
@@ -294,13 +294,13 @@ def _parse_history(text: str) -> list[dict[str, float]]:
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
     """Return the content of ``split.json``: the data's digest and the split.
 
-    Names are listed for people, and for the images of packed data their shards say the split. Digests of contents
-    identify images that were moved or renamed; see :func:`joined_digests`.
+    The record lists image names for human readers. Packed data has no names, because its shards define the split.
+    Digests of the image contents identify images that were moved or renamed; see :func:`joined_digests`.
 
     Args:
         dataset: the images.
-        parts: their split.
-        inherited: digests of other images that the weights at the start of the training had been trained on.
+        parts: the split of the images.
+        inherited: digests of other images, on which the initial weights of the training were trained.
     """
     listed = dataset.packed is None
 
@@ -329,15 +329,16 @@ def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes
     }
 
 
-# A bundle lists this many digests of training images, by which data is recognized that overlaps with them.
+# A bundle lists this many digests of training images, to detect whether a data set overlaps with the training images.
 SKETCH = 512
 
 
 def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the part of ``split.json`` that travels with a bundle; None if an older version wrote the record.
+    """Return the part of ``split.json`` that is stored in a bundle; None if an older version wrote the record.
 
-    It has the smallest digests of the training images (a bottom-k sketch), so that a bundle recognizes data that it
-    was trained on, and the digests of images whose side is not that of their hash.
+    ``sketch`` has the smallest digests of the training images (a bottom-k sketch), which show whether a data set
+    overlaps with the training images. ``moved`` has the digests of images that are in another split than the one
+    computed from their hash.
     """
     contents = record.get("contents")
     if not contents:
@@ -353,12 +354,12 @@ def split_summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
-    """Return digests as one string with the first 16 hexadecimal digits of each."""
+    """Concatenate the first 16 hexadecimal digits of each digest to one string."""
     return b"".join(contents.astype("S16").tolist()).decode()
 
 
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
-    """Return the digests of :func:`joined_digests`, ``(N,)`` of 16 hexadecimal digits."""
+    """Split a string of :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
         raise ValueError("digests are damaged")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")

@@ -18,7 +18,7 @@ from edgerec.train.run import Run, best_int8, separated_digests
 
 log = logging.getLogger(__name__)
 
-# A folder of runs may hold studies, which hold trials; deeper folders are not searched.
+# Number of folder levels that are searched: a folder of runs may contain studies, and a study contains trials.
 DEPTH = 3
 # The standard normal distribution has 95 % of its mass within this many standard deviations.
 DEVIATIONS = 1.96
@@ -26,20 +26,20 @@ DEVIATIONS = 1.96
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line about a run.
+    """Summary of a run, as one row of a table.
 
     Attributes:
-        run: path of the folder.
+        run: path of the run's folder.
         state: ``finished``, ``epoch 3 of 12`` for an unfinished training, or ``damaged: REASON``.
         architecture: name of the architecture; empty if the run is damaged.
-        data: where the images come from.
-        accuracy: top-1 of the float model on the test images, 0 to 1; None before the training is finished, and for
+        data: source of the images.
+        accuracy: top-1 accuracy of the float model on the test images, 0 to 1; None for unfinished runs and
             autoencoders.
         images: number of test images.
-        variant: the int8 variant with the best validation accuracy; None if there is none.
-        variant_top1: its top-1 on the test images, 0 to 1.
-        variant_bytes: size of its .tflite file.
-        modified_s: when the run changed last, Unix time in seconds.
+        variant: name of the int8 variant with the best validation accuracy; None if there is none.
+        variant_top1: top-1 accuracy of this variant on the test images, 0 to 1.
+        variant_bytes: size of this variant's .tflite file in bytes.
+        modified_s: time of the last change of the run, Unix time in seconds.
     """
 
     run: str
@@ -108,7 +108,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value of two runs; None where a run does not have it."""
+    """A value that was measured in two runs; None for a run without this value."""
 
     name: str
     first: float | None
@@ -117,18 +117,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class RunDifference:
-    """What :func:`diff_runs` reports.
+    """Result of :func:`diff_runs`.
 
     Attributes:
         first, second: paths of the runs.
-        same_data: whether both were trained on the same images.
-        same_test: whether both were measured on the same test images; only then can their accuracies be compared.
+        same_data: whether both runs were trained on the same images.
+        same_test: whether both runs were measured on the same test images. Otherwise accuracies are not comparable.
         settings: recipe keys with different values.
         figures: accuracy (0 to 1), parameters, training time in seconds, and top-1 and bytes of each variant.
-        classes: recall on the test images of each class, 0 to 1; the largest change first.
-        accuracy_change: accuracy of the second run minus that of the first, in points; None if one has none.
-        noise_points: half-width of the 95 % confidence interval of that change, in points, computed as for two
-            independent binomial samples; a smaller change may be chance.
+        classes: recall of each class on the test images, 0 to 1, sorted by the size of the change, largest first.
+        accuracy_change: accuracy of the second run minus accuracy of the first run, in percentage points; None if one
+            of the runs has no accuracy.
+        noise_points: half-width of the 95 % confidence interval of ``accuracy_change`` in percentage points, for two
+            independent binomial samples. A smaller change may be due to chance.
     """
 
     first: str
@@ -150,7 +151,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
     """Compare the settings and results of two finished runs.
 
     Raises:
-        EdgerecError: one of them is not a finished run, or is damaged.
+        EdgerecError: one of the folders is not a finished run, or is damaged.
     """
     runs = Run.open(first), Run.open(second)
     metrics, records = [run.metrics for run in runs], [run.split_record for run in runs]
@@ -178,7 +179,7 @@ def diff_runs(first: str | Path, second: str | Path) -> RunDifference:
 
 
 def _same_test(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two records of a split have the same test images: by content, or by name in runs of older versions."""
+    """Return whether two split records have the same test images, by content or, in older runs, by name."""
     contents, others = first.get("contents") or {}, second.get("contents") or {}
     if contents and others and contents["of"] == others["of"]:
         one, other = (np.unique(separated_digests(each["test"])) for each in (contents, others))

@@ -89,7 +89,7 @@ class SavedModel:
         return [variable.numpy() for variable in self.variables]
 
     def normalise(self, normalise: AnyNormalise) -> None:
-        """Normalize the pixels first, so that the model takes RGB pixels 0 to 255."""
+        """Add a normalization before the model, so that its input is RGB pixels 0 to 255."""
         self._normalise = normalise
 
     def add_softmax(self) -> None:

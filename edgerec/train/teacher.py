@@ -1,4 +1,4 @@
-"""What a student learns from: the answers of finished models."""
+"""Compute the distillation loss, by which a student learns the outputs of finished models (teachers)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgerec.optional import require
 from edgerec.train.precision import in_suited
 from edgerec.train.run import Run
 
-# ``(pixels, scores, weights) -> loss``: distance between the scores of a student and those of its teachers.
-# ``weights`` has the weight of each image, or is None.
+# Function ``(pixels, scores, weights) -> loss`` that returns the distance between the scores of a student and those of
+# its teachers. ``weights`` contains the weight of each image, or is None.
 Teacher = Callable[..., Any]
 
 # What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
@@ -25,7 +25,7 @@ _SAME = (
 
 
 def check_alike(run: Run, recipe: Recipe) -> None:
-    """Refuse a teacher that sees other pixels than ``recipe`` says, or was trained on its test pictures."""
+    """Raise :class:`RecipeError` if the teacher's preprocessing or split differs from that of the student's recipe."""
     for key in _SAME:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
         if theirs != ours:
@@ -33,7 +33,7 @@ def check_alike(run: Run, recipe: Recipe) -> None:
 
 
 def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
-    """The mean answer of the runs that ``distill.teachers`` names as a loss; None where it names none."""
+    """Return the distillation loss for the teachers in ``distill.teachers``; None if there are none."""
     if not recipe.distill.teachers:
         return None
     runs = [Run.classifying(path.strip()) for path in recipe.distill.teachers.split(",")]
@@ -45,14 +45,14 @@ def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
 
 
 def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:
-    """How far scores are from the mean answer of ``models``, as a loss.
+    """Return a loss that measures the distance of scores from the mean scores of ``models``.
 
-    It is the Kullback–Leibler divergence of softened scores, times the temperature's square, which keeps its gradient
-    as large as that of the labels (Hinton, Vinyals and Dean, arXiv:1503.02531).
+    The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
+    factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).
 
     Args:
-        models: classifiers that take the same pixels and give softmax scores ``(batch, classes)``; not trained.
-        temperature: softens the answers; 1 takes them as they are.
+        models: classifiers that take the same pixels and return softmax scores ``(batch, classes)``; they stay frozen.
+        temperature: softmax temperature; 1 leaves the scores unchanged.
     """
     tf = require("tensorflow")
 

@@ -1,4 +1,4 @@
-"""Transfer learning: the stages of a training, and other people's networks with a new head."""
+"""Transfer learning: the stages of a training, and third-party networks with a new head."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Stage:
 
     Attributes:
         number: position in the list of stages, as recorded in ``history.csv``.
-        first, last: epochs, counted from 0, without ``last``. A stage moves forward if an earlier one ended early.
-        part: fraction of the layers before the head that learn, the last ones.
+        first, last: range of epochs, counted from 0; ``last`` is exclusive. If an earlier stage ends early, the
+            following stages start earlier than planned.
+        part: fraction of the layers before the head that are trained, counted from the head.
         rate: peak learning rate.
-        schedule: as ``train.schedule``.
-        share: fraction of ``train.max_hours`` that is used up when the stage should end.
+        schedule: learning-rate schedule, as in ``train.schedule``.
+        share: the stage must end when this fraction of ``train.max_hours`` is used.
     """
 
     number: int
@@ -47,7 +48,7 @@ class Stage:
 
     @property
     def about(self) -> str:
-        """Description for messages."""
+        """Description of the trained layers, for messages."""
         return "the head alone" if not self.part else "all layers" if self.part == 1 else "the head and the last layers"
 
     def starting_at(self, first: int) -> Stage:
@@ -58,14 +59,14 @@ class Stage:
 def stages(recipe: Recipe) -> list[Stage]:
     """Return the stages of a training.
 
-    From random weights there is one. From trained weights the head learns first, then more and more of the layers
-    before it, the last ones first and in up to four groups, and finally all layers. ``train.restarts`` adds a stage of
-    all layers for each restart.
+    A training from random weights has one stage. A training from pretrained weights trains the head first. Then up to
+    four groups of layers are unfrozen one after the other, starting with the group before the head, and finally all
+    layers are trained. Each epoch in ``train.restarts`` adds a stage that trains all layers.
     """
     train = recipe.train
     ends = [*restarts(recipe), train.epochs]
     found = _first_stages(recipe, ends[0])
-    # A recipe can end with the head alone, or with a group of layers at a constant rate; a restart trains all layers.
+    # A restart trains all layers, even if the first stages of the recipe train only the head or some of the layers.
     rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
     found += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
     return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(found)]
@@ -90,7 +91,7 @@ def restarts(recipe: Recipe) -> list[int]:
 
 
 def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
-    """The stages before the first restart; their numbers and shares are set later."""
+    """Return the stages before the first restart; the caller sets ``number`` and ``share``."""
     train, transfer = recipe.train, recipe.transfer
     if not recipe.model.pretrained:
         return [Stage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
@@ -110,17 +111,17 @@ def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
 
 
 def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
-    """Return the learning rate of a stage of ``steps`` per epoch: a number or a schedule."""
+    """Return the learning rate of a stage with ``steps`` steps per epoch: a number or a Keras schedule."""
     return learning_rate(
         stage.rate, stage.schedule, steps * (stage.last - stage.first), round(steps * recipe.train.warmup_epochs)
     )
 
 
 def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
-    """Let the layers of a stage learn, and freeze all others; layers of nested models count like all others.
+    """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
 
-    Batch normalization before the head keeps its statistics, scale and offset, unless ``transfer.freeze_bn`` is off:
-    the statistics of a few images are worse than those of the data that the weights come from.
+    If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset, as
+    statistics of few images are less accurate than those of the data that the weights were trained on.
     """
     if not recipe.model.pretrained:
         return
@@ -135,7 +136,7 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
 
 
 def release(model: Any) -> None:
-    """Let every layer learn again except the fixed input range, as fine-tuning expects."""
+    """Unfreeze all layers except the fixed input normalization, as fine-tuning expects."""
     for layer in model.layers:
         layer.trainable = True
     for layer in _leaves(model):
@@ -143,22 +144,23 @@ def release(model: Any) -> None:
 
 
 def _leaves(model: Any) -> list[Any]:
-    """The layers of a model that are not models themselves."""
+    """Return the layers of a model and its nested models, without the nested models themselves."""
     return [layer for layer in every_layer(model) if not hasattr(layer, "layers")]
 
 
 def network(recipe: Recipe, classes: int) -> Any:
-    """The untrained model of a complete recipe: its architecture, or a file's network with new classes."""
+    """Return the untrained model of a complete recipe: an architecture, or the network in a file with a new head."""
     if recipe.model.arch == BACKBONE:
         return with_new_classes(checked_source(recipe), classes, recipe)
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
 def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
-    """Return a Keras file's network with a new head of ``classes`` scores instead of its last weighted layer.
+    """Return the network in a Keras file with a new head for ``classes`` classes instead of its last weighted layer.
 
     Raises:
-        ModelError: it is no network of one picture in and one row of numbers out, or takes other pictures.
+        ModelError: the network does not have one image input and one output vector, or its input does not match the
+            size, channels or normalization in the recipe.
     """
     model = read_foreign(path)
     channels, dropout = recipe.data.channels, recipe.model.dropout
@@ -174,7 +176,7 @@ def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
     if len(x.shape) == 4:
-        x = layers.GlobalAveragePooling2D(name="features")(x)  # of size 1×1 it is a reshape
+        x = layers.GlobalAveragePooling2D(name="features")(x)  # for a 1×1 feature map, this only changes the shape
     x = layers.Dropout(dropout)(x) if dropout else x
     x = layers.Dense(classes, name=CLASSES[0], dtype="float32")(x)
     scores = layers.Activation("softmax", name=CLASSES[1], dtype="float32")(x)
@@ -193,7 +195,7 @@ def input_size_px(path: Path) -> int:
 
 
 def checked_source(recipe: Recipe) -> Path:
-    """The file of a recipe whose network is a file's; raises :class:`RecipeError` where it names none."""
+    """Return the file that contains the recipe's network; raise :class:`RecipeError` if the recipe names no file."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
             f"model.arch is {BACKBONE!r} and model.weights {recipe.model.weights!r}: expected a whole .keras or .h5 "
@@ -203,14 +205,14 @@ def checked_source(recipe: Recipe) -> Path:
 
 
 def features(model: Any) -> Any:
-    """Return the tensor that a classifier's last weighted layer takes: its features, rank 2 or 4.
+    """Return the features of a classifier, i.e. the input tensor of its last weighted layer, of rank 2 or 4.
 
-    The last weighted layer is a dense layer, or a convolution that computes the scores, which are then reshaped or
-    averaged (MobileNet V1 and V3, SqueezeNet). Without such a layer the model's output is the features, as with
-    ``include_top=False``.
+    The last weighted layer is a dense layer or a convolution that computes the scores. MobileNet V1 and V3 and
+    SqueezeNet reshape or average the output of such a convolution. A model without such a layer, e.g. an application
+    with ``include_top=False``, outputs features already, and its output tensor is returned.
 
     Raises:
-        ModelError: there is a softmax or sigmoid at the end, but no such layer before it.
+        ModelError: the model ends in a softmax or sigmoid, but the layer that computes the scores is not found.
     """
     tensor, scores = model.outputs[0], False
     while True:
@@ -231,7 +233,7 @@ def features(model: Any) -> Any:
     return model.outputs[0]
 
 
-# Layers that may follow the head, and others that may stand between the head and a softmax or sigmoid.
+# Layer types that may follow the head, and further types that may be between the head and a softmax or sigmoid.
 _BEHIND_HEAD = {"Activation", "Softmax", "Dropout", "Reshape", "Flatten", "Identity", "TFOpLambda"} | {
     f"Global{kind}Pooling2D" for kind in ("Average", "Max")
 }
@@ -239,14 +241,14 @@ _BEFORE_SCORES = {"BatchNormalization", "ReLU", "Rescaling", "AveragePooling2D",
 
 
 def _gives_scores(layer: Any) -> bool:
-    """Whether the layer ends in a softmax or sigmoid."""
+    """Return whether the layer applies a softmax or sigmoid."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     name = f"{type(layer).__name__} {activation} {getattr(layer, 'symbol', '')}".lower()
     return "softmax" in name or "sigmoid" in name
 
 
 def _is_head(layer: Any, tensor: Any, model: Any, scores: bool) -> bool:
-    """Whether a convolution computes a classifier's scores, and not features."""
+    """Return whether a convolution computes the scores of a classifier rather than features."""
     output = model.outputs[0].shape
     if len(output) != 2 or output[1] != tensor.shape[-1]:
         return False
