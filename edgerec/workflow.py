@@ -86,7 +86,7 @@ def build(
     aim = Target.load(target)  # report an unknown target before training, not after it
     if reconstructs(recipe.model.arch):
         raise RecipeError(
-            f"model.arch is {recipe.model.arch!r}, which does not classify: train it with edgerec train, then "
+            f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
             "add it to a classifier's bundle with edgerec export --novelty"
         )
     reused = []

@@ -41,7 +41,7 @@ KINDS = {
     "old_torch": (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M", "pickle.* never unpickles"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xab\x01\n\x1b", "ONNX model"),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(20), "compressed with gzip"),
-    "cut": (archive("m/saved_model.pb")[:40], "damaged or cut off zip"),
+    "cut": (archive("m/saved_model.pb")[:40], "damaged or truncated zip"),
     "empty": (b"", "is empty"),
 }
 

@@ -183,7 +183,7 @@ def test_what_is_missing_or_cut_off_is_found_at_the_start(copy):
 
 def test_an_index_of_another_pack(copy):
     np.save(Path(copy.place) / "index.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"index\.npy is not that of its shards"):
+    with pytest.raises(DataError, match=r"index\.npy does not match the shards"):
         load(on(copy).data)
 
 

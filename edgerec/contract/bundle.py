@@ -78,7 +78,7 @@ class Bundle:
             except BundleError as error:
                 problem = str(error)
             if sum(map(len, files.values())) > MAX_BYTES:
-                raise BundleError(f"{path}: its files have more than {MAX_BYTES >> 20} MiB: do not trust it")
+                raise BundleError(f"{path}: its files are larger than {MAX_BYTES >> 20} MiB in total: do not trust it")
             if problem and name in manifest.runtime_files:
                 raise BundleError(problem)
             if problem:

@@ -94,7 +94,7 @@ def _archive(file: IO[bytes]) -> str:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()[:10_000]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError):
-        return "is a damaged or cut off zip archive: get it again"
+        return "is a damaged or truncated zip archive: download or copy it again"
     tails = {name.rpartition("/")[2] for name in names}
     if "config.json" in tails and any(name.endswith("weights.h5") for name in tails):
         return "is a Keras model (.keras): edgerec quantize converts it"

@@ -81,7 +81,9 @@ class _Edit:
         types, old = self._schema.TensorType, self._old
         quantization = old.quantization
         if quantization is None or quantization.scale is None or len(quantization.scale) == 0:
-            raise ModelError("the model's integer input has no scale, so what its numbers mean is unknown")
+            raise ModelError(
+                "the model's integer input has no quantization scale, so that no normalization can be added"
+            )
         scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
         pixels = self.image(NAME, types.UINT8, 1.0, 0)
         signed = self.image("normalization/pixels", types.INT8, 1.0, -128)

@@ -189,7 +189,7 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
         if len(label) > MAX_LABEL_CHARACTERS:
             raise _NotLabels(f"label {number} has {len(label)} characters, the limit is {MAX_LABEL_CHARACTERS}")
         if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in label):
-            raise _NotLabels(f"label {number} has a control character or half a character: {label!a}")
+            raise _NotLabels(f"label {number} has a control character or an unpaired surrogate: {label!a}")
     return labels
 
 
@@ -295,7 +295,7 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
             if meant and len(set(names)) > 1 and not all(name.isdigit() for name in names):
                 raise
     if len({tuple(reading) for reading in readings}) > 1:
-        raise _NotLabels("its lines have two numbers each, and either could be the index")
+        raise _NotLabels("its lines have two numbers each, so that it is not clear which is the index")
     return readings[0] if readings else None
 
 
@@ -394,7 +394,7 @@ def _name(value: Any) -> str:
 
 def _strings(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _NotLabels("its list has something else than strings")
+        raise _NotLabels("its list contains items that are not strings")
     return value
 
 
@@ -558,7 +558,7 @@ def _yaml_scalar(text: str) -> Any:
     if text[:1] in ("[", "{"):
         return _Flow(text).value()
     if text[:1] in ("&", "*", "!", "|", ">", "%", "@", "`"):
-        raise _NotLabels(f"it uses YAML that label files do not need: {text[:40]!r}")
+        raise _NotLabels(f"it uses YAML syntax that is not supported in label files: {text[:40]!r}")
     if re.fullmatch(r"(\"[^\"]*\"|'[^']*')\s+#.*", text):
         text = text[: text.rindex("#")].rstrip()
     return _unquoted(text)
@@ -619,5 +619,5 @@ def _mentioned(values: Iterable[Any]) -> str:
     """Return a hint for the error message if one of the values is the name of a label file."""
     for value in values:
         if isinstance(value, str) and (match := _FILE_NAME.search(value.split(":")[-1].strip())):
-            return f"; it names {match[0]!r}, which may be the label file"
+            return f"; it mentions the file {match[0]!r}, which may be the label file"
     return ""

@@ -76,7 +76,7 @@ def _flag(default: bool, about: str) -> Any:
 
 
 def _text(default: str, about: str) -> Any:
-    return _key(default, about, "text", lambda value: True)
+    return _key(default, about, "a string", lambda value: True)
 
 
 def _texts(default: str, about: str, expected: str) -> Any:
@@ -95,7 +95,7 @@ class DataSection:
     source: str | tuple[str, ...] = _texts(
         "digits",
         "digits, mnist, fashion_mnist, cifar10, cifar100, a .npz file or an image folder; or a list of several",
-        "text or a list of different texts",
+        "a string or a list of different strings",
     )
     input_size: int = _key(
         0,

@@ -147,7 +147,7 @@ PREPROCESS_INPUT: dict[str, AnyNormalise] = {
 }
 NORMALISE_CHOICES = (
     "unit (to [0, 1]), signed (to [-1, 1)), pixels (unchanged), tf, torch or caffe (as Keras' preprocess_input), "
-    "MEAN,STD or R,G,B/R,G,B in pixel units, with bgr: before it if the model takes blue first"
+    "MEAN,STD or R,G,B/R,G,B in pixel units, with the prefix bgr: if the model's channel order is BGR"
 )
 
 
@@ -185,8 +185,8 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
         mean, std = [], []
     if len(mean) not in (1, 3) or len(std) not in (1, 3) or ("/" not in values and len(std) > 1):
         raise EdgerecError(
-            f"normalisation {text!r} is not MEAN,STD (as 127.5,127.5) or one mean and one standard deviation per "
-            "channel (as 123.675,116.28,103.53/58.395,57.12,57.375)"
+            f"normalisation {text!r} is not MEAN,STD (e.g. 127.5,127.5) or one mean and one standard deviation per "
+            "channel (e.g. 123.675,116.28,103.53/58.395,57.12,57.375)"
         )
     if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
         raise EdgerecError(f"normalisation {text!r} needs finite means and standard deviations above 0")

@@ -68,7 +68,9 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
             _fill(store, source, digest, spec, listener)
             stored = _stored(store, spec)
     if stored is None:
-        raise DataError(f"{store} is damaged although it was just written: check the disk, or set EDGEREC_CACHE")
+        raise DataError(
+            f"the new cache entry {store} cannot be read: check the disk, or set EDGEREC_CACHE to another folder"
+        )
     return stored
 
 

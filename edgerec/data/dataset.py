@@ -133,13 +133,15 @@ class Dataset:
         return Pictures(self.images, positions)
 
     def original(self, index: int) -> Image:
-        """The picture as it came, before preprocessing, or as it was packed: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
+        """Return an image before preprocessing, or as stored in a pack: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
         position = self._positions[index]
         if isinstance(self._originals, Packed):
             return self.images[index]
         image = read_original(self._originals, int(position), self._levels)
         if image is None:
-            raise DataError(f"{self.names[index]} could be read before, but it is not a readable image any more")
+            raise DataError(
+                f"{self.names[index]} was a readable image when it was listed, but cannot be read now: restore the file"
+            )
         return image
 
     def relabelled(self, labels: Sequence[str], answers: Mapping[str, str] | None = None) -> Dataset:
@@ -241,7 +243,9 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
     for key, value in packed.items():
         wanted = getattr(section, key)
         if wanted not in (getattr(default, key), value):
-            raise RecipeError(f"data.{key} is {wanted!r}, {pack.place} was packed with {value!r}: pack again with that")
+            raise RecipeError(
+                f"data.{key} is {wanted!r}, {pack.place} was packed with {value!r}: pack again with this value"
+            )
     if spec.width < least_size_px:
         raise RecipeError(
             f"{pack.place} has pictures of {spec.width} pixels, this architecture needs at least {least_size_px}: "
@@ -316,7 +320,9 @@ def _report_skipped(skipped: tuple[str, ...], section: DataSection, reason: str)
 def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> None:
     if not dataset.labels:
         if len(dataset.classes) < 3:
-            raise DataError(f"{source} has {len(dataset.classes)} pictures; needed are 3 (train, validation, test)")
+            raise DataError(
+                f"{source} has {len(dataset.classes)} images, expected at least 3 (training, validation, test)"
+            )
         return
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:

@@ -173,7 +173,7 @@ def _refuse_unclear(root: Path, labeled: dict[Path, str], strays: Sequence[Path]
     if strays:
         raise DataError(
             f"{root} has the split folders {_listed([path.name for path in labeled])} and also {strays[0].name}: "
-            "it is not clear whether that is a class. Move it elsewhere, or move all classes into one folder"
+            "it is not clear whether the latter is a class. Move it elsewhere, or move all classes into one folder"
         )
     for split in ("train", "val", "test"):
         same = [path.name for path in labeled if labeled[path] == split]
@@ -239,7 +239,7 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
     if deeper != root:
         classes = [path.name for path in visible_folders(deeper)]
         raise DataError(
-            f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and none of a second class. "
+            f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and no second class. "
             f"Did you mean {deeper} (with {_listed(classes)})?"
         )
     _refuse_copy(root, children)

@@ -67,7 +67,9 @@ def pack_data(
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
-        raise DataError(f"{section.title} has no class folders: nothing to learn from")
+        raise DataError(
+            f"{section.title} has no class folders, so that its images have no labels: move them into class folders"
+        )
     light = Dataset.of(source, section)
     unfinished = out.with_name(f".{out.name}.packing")
     settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}

@@ -135,7 +135,7 @@ class Packed:
         except (ValueError, EOFError) as error:
             raise DataError(f"{self.place}: {name} is damaged ({error}): pack again") from None
         if array.dtype != dtype or array.shape != (sum(shard.pictures for shard in self.shards),):
-            raise DataError(f"{self.place}: {name} is not that of its shards: copy it again, or pack again")
+            raise DataError(f"{self.place}: {name} does not match the shards of the pack: copy it again, or pack again")
         return array
 
     @property

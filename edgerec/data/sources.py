@@ -213,7 +213,7 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
         return NAMED[source]()
     path = user_path(source)
     if is_pack(source):
-        raise DataError(f"{source} is packed data, but this needs the images that it was packed from")
+        raise DataError(f"{source} is packed data, but this command needs the original images")
     if path.is_dir():
         return folder(path, flat=flat)
     if path.suffix == ".npz" and path.is_file():
@@ -236,7 +236,7 @@ def refuse_missing(source: str | Sequence[str]) -> None:
         missing = path.absolute().relative_to(parent).parts[0]
         raise DataError(
             f"There are no images at {place}, because {parent} has no {missing!r}. "
-            "If they were moved, say where they are with --data"
+            "If the images were moved, set --data to their new location"
         )
 
 

@@ -117,7 +117,7 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
     counts = np.bincount(dataset.classes[train], minlength=len(dataset.labels))
     if missing := [label for label, count in zip(dataset.labels, counts, strict=False) if not count]:
         raise DataError(
-            f"class {missing[0]!r} has no image to train on, only to test: check the spelling of its folder, and "
+            f"class {missing[0]!r} has test images, but no training images: check the spelling of its folder, and "
             "whether its training images are copies of test images"
         )
     return Split(train, val, test, held_out, moved, excluded, notes)
@@ -271,7 +271,7 @@ def _chosen(
     if request.grouped and len(members.keys) < len(request.needed):
         raise DataError(
             f"data.group_by gives {len(members.keys)} group{'s' * (len(members.keys) > 1)}, expected at least "
-            f"{len(request.needed)}: use an expression that gives more"
+            f"{len(request.needed)}: use an expression that gives more groups"
         )
 
     def attempt(seed: int) -> tuple[Indices, npt.NDArray[np.bool_], str, tuple[float, float]]:
@@ -386,7 +386,7 @@ def _too_few(index: int, number: int, request: _Request, labels: tuple[str, ...]
     if request.grouped:
         return DataError(
             f"{where} has images in too few groups for one in each split ({sides}): it has {number}; "
-            "add images, or let data.group_by make smaller groups"
+            "add images, or set data.group_by to an expression that gives smaller groups"
         )
     return DataError(
         f"{where} has too few images: {number} distinct ones, expected at least {len(request.needed)} ({sides}); "
@@ -401,7 +401,7 @@ def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], sides: Mappin
             name = next(dataset.names[i] for i in first if groups[i] in shared)
             raise DataError(
                 f"the group of {name} is both in {one} and in {two}, {len(shared)} groups in all: "
-                "the data's own split leaks; repair it, or train without --group-by"
+                "the data's own split leaks; repair the split, or train without --group-by"
             )
 
 
