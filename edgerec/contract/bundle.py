@@ -103,7 +103,7 @@ class Bundle:
 
     @staticmethod
     def stands_at(path: Path) -> bool:
-        """Whether there is a bundle, whole or damaged: something that --overwrite may replace."""
+        """Return whether ``path`` is a bundle, possibly a damaged one, so that ``--overwrite`` may replace it."""
         try:
             content = _reader(path)(MANIFEST)
             values = json.loads(content or b"")
@@ -113,14 +113,14 @@ class Bundle:
 
     @property
     def model(self) -> bytes:
-        """The .tflite file's bytes."""
+        """Bytes of the .tflite file."""
         return self.files[self.manifest.model]
 
     @staticmethod
     def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> Bundle:
-        """Write a bundle whole or not at all, as a folder, or as a .zip where ``path`` ends so.
+        """Write a bundle atomically, as a .zip if ``path`` ends in ``.zip``, otherwise as a folder.
 
-        ``manifest.files`` is made here, from ``files``.
+        ``manifest.files`` is computed from ``files``.
         """
         path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:

@@ -1,4 +1,4 @@
-"""What stands in a .tflite file: operators and tensors, read without TensorFlow."""
+"""Read the operators and tensors of a .tflite file without TensorFlow."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Graph:
 
 
 def read_graph(model: bytes, where: str = "the model") -> Graph:
-    """Parse a .tflite file's bytes; raises :class:`ModelError` when they are none."""
+    """Parse the bytes of a .tflite file; raise :class:`ModelError` if they are not one."""
     parsed = parse(model, where)
     try:
         return _graph(tflite_schema(), parsed)

@@ -140,7 +140,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
 
 
 def contiguous(image: Image) -> Image:
-    """The same picture ``(H, W, 3)``, C-contiguous; a view of BGR as RGB is copied, quicker than NumPy does it."""
+    """Return the image ``(H, W, 3)`` as a C-contiguous array. Views of BGR as RGB are copied faster than by NumPy."""
     if image.strides[2] < 0:
         cv2 = require("cv2")
         return cv2.cvtColor(image[:, :, ::-1], cv2.COLOR_BGR2RGB)

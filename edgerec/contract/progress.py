@@ -1,4 +1,4 @@
-"""How a long step tells its listener where it is. The library calls it; the command line draws it."""
+"""Progress reports of long operations. The library calls a listener, and the command line draws a progress bar."""
 
 from __future__ import annotations
 

@@ -497,7 +497,7 @@ class Recipe:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Read ``section.key=value``; the value is TOML, or plain text where it is none."""
+    """Parse ``section.key=value``. A value that is not valid TOML is read as a string."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"{text!r} is no assignment; expected key=value, as train.epochs=3")

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, found and written down."""
+"""Check a data set, and write a report about its problems."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Pictures:
         return len(self._positions)
 
     def __getitem__(self, which: slice) -> npt.NDArray[np.uint8]:
-        """The pictures of a slice."""
+        """Return the images of a slice."""
         return self._images[self._positions[which]]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -171,20 +171,20 @@ def load(
     least_classes: int = 2,
     listener: Listener = ignore,
 ) -> tuple[Dataset, DataSection]:
-    """Read a data set, through the pixel store.
+    """Load a data set through the pixel cache.
 
     Args:
-        section: which data, and how pictures become pixels.
-        least_size_px: the architecture's smallest input.
-        flat: whether a folder of pictures without labels will do.
-        least_classes: how many labels there must be at least, where there are any.
-        listener: told of the reading.
+        section: source and preprocessing of the images.
+        least_size_px: smallest input size of the architecture, in pixels.
+        flat: accept an image folder without class folders.
+        least_classes: minimum number of classes, if the data has labels.
+        listener: called with the progress.
 
     Returns:
         The data set, and the section with ``input_size`` and ``channels`` filled in.
 
     Raises:
-        DataError: nothing there, too few classes, files that are no pictures under ``strict``.
+        DataError: the data set does not exist, has too few classes, or has unreadable images with ``strict``.
     """
     if isinstance(section.source, str) and is_pack(section.source):
         return _unpacked(Packed.open(section.source), section, least_size_px)
@@ -288,7 +288,7 @@ def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSec
 
 
 def typical_side_px(files: Files) -> int:
-    """The median of the shorter sides of some pictures, pixels."""
+    """Return the median length of the shorter side of a sample of the images, in pixels."""
     some = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
     images = [decode(files.paths[i].read_bytes()) for i in some]
     sides = [min(image.shape[:2]) for image in images if image is not None]

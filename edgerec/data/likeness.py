@@ -142,6 +142,6 @@ def confirmed(pairs: Pairs, images: Any) -> Pairs:
 
 
 def _main_direction(some: Thumbnails) -> npt.NDArray[np.float32]:
-    """Where each lies along the direction in which they differ most, in the unit of their values."""
+    """Return the projection of each thumbnail onto the first principal component, in gray levels."""
     centred = some - some.mean(axis=0)
     return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]

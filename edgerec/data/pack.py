@@ -46,21 +46,21 @@ def pack_data(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Packed:
-    """Write the pictures of a recipe, as its model sees them and split as it splits them, into shards.
+    """Write the preprocessed and split images of a recipe to shards.
 
-    A shard is a TFRecord file of ``tf.train.Example``: ``image``, the pixels as they are; ``label``, the class's
-    index; ``name``, where the picture comes from. The pictures of a split are shuffled once.
+    A shard is a TFRecord file of ``tf.train.Example`` records with the features ``image`` (uncompressed pixels),
+    ``label`` (index of the class) and ``name`` (name of the original image). The images of a split are shuffled once.
 
     Args:
-        recipe: its ``data`` section and ``seed``.
-        out: the folder; data.source of a recipe that trains on it.
-        least_size_px: that the network takes.
-        resume: take the shards that a stopped pack of this data left.
-        overwrite: replace a pack that is there.
-        listener: told of the progress.
+        recipe: the recipe, of which the ``data`` section and ``seed`` are used.
+        out: folder of the pack. To train on the pack, set ``data.source`` to this folder.
+        least_size_px: smallest input size of the network, in pixels.
+        resume: reuse the complete shards of an interrupted pack of the same data.
+        overwrite: replace an existing pack.
+        listener: called with the progress.
 
     Raises:
-        EdgerecError: the data does not allow it, or ``out`` is something else.
+        EdgerecError: the data cannot be packed, or ``out`` exists and is not a pack.
     """
     out = checked_output(out, data=recipe.data.source, folder=True)
     out = out.resolve() if str(out) in (".", "..") else out
@@ -142,13 +142,13 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 class _Writer:
-    """Writes shards, whole or not at all, each with a file that tells what is in it."""
+    """Writer of shards. Each shard is written atomically, together with a file that describes its content."""
 
     def __init__(self, source: Source, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
         self.source, self.light, self.spec, self.folder = source, light, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
-        """Write one, if it is not there; yields for each picture."""
+        """Write the shard ``name`` unless it already exists; yield once per image."""
         about = self.folder / f"{name}.json"
         if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
             yield from (None for _ in positions)
@@ -215,7 +215,7 @@ def _finished(
     index = np.concatenate(indices)
     train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
     if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
-        raise DataError(f"class {writer.light.labels[min(empty)]!r} has no picture left to train on")
+        raise DataError(f"class {writer.light.labels[min(empty)]!r} has no training images")
     if skipped:
         log.warning("skipped %d files that are not readable images: %s", len(skipped), ", ".join(skipped[:5]))
     about = {

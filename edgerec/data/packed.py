@@ -80,7 +80,7 @@ class Packed:
 
     @classmethod
     def open(cls, place: str) -> Packed:
-        """Read the manifest; raises :class:`DataError` where it is none, or a shard is missing or cut off."""
+        """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
             about = json.loads(read_file(place, MANIFEST))
             if about["schema"] != SCHEMA:
@@ -169,7 +169,7 @@ class Packed:
         return sum(shard.size_bytes for shard in self.shards)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a script wants to know of it."""
+        """Return a JSON-compatible summary of the pack."""
         return {
             "pack": self.place,
             "pictures": self.counts,
