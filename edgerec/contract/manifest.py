@@ -76,11 +76,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class NoveltySpec(ModelSpec):
-    """The autoencoder of a bundle: from a picture to the error with which it makes it again.
+    """The autoencoder of a bundle, which computes an anomaly score: the reconstruction error of an image.
 
     Attributes:
-        threshold: the error above which a picture is of something new: the mean squared difference to the normalised
-            pixels.
+        threshold: reconstruction error above which an image is an anomaly. The error is the mean squared difference
+            between the output and the normalized pixels.
     """
 
     threshold: float = 0.0
@@ -95,23 +95,23 @@ class NoveltySpec(ModelSpec):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contract of one bundle.
+    """The manifest of a bundle.
 
     Attributes:
-        name: what people call it.
-        labels: one per output, in the order of the output.
-        input, output, preprocess, normalise, model, activation, delegate_model: as of a :class:`ModelSpec`; of the
-            first model where there are several.
-        decision: from scores to an answer.
-        target, variant: for what it was made, and which form of the model it is.
-        members: of an ensemble, the models after the first; each sees the same picture.
-        combine: what their scores become, a name in ``COMBINATIONS``.
-        novelty: the autoencoder that says which pictures are unknown, whatever their scores; None without one.
+        name: display name of the model.
+        labels: label of each output, in the order of the outputs.
+        input, output, preprocess, normalise, model, activation, delegate_model: fields of :class:`ModelSpec` for the
+            first model.
+        decision: conversion of scores to a prediction.
+        target, variant: name of the target, and of the variant of the model.
+        members: further models of an ensemble; empty for a single model.
+        combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
+        novelty: autoencoder that detects unknown images regardless of their scores; None if there is none.
         threads: interpreter threads; 0 lets the runtime choose.
         delegate: shared library of the delegate that runs the files compiled for it, or empty.
-        files: SHA-256 of every other file, by its name relative to the bundle.
-        metrics: what was measured at export (top-1, agreement, bytes).
-        provenance: recipe, digests and versions that made it.
+        files: SHA-256 of every other file of the bundle by its relative path.
+        metrics: metrics at export (top-1 accuracy, agreement, size in bytes).
+        provenance: recipe, digests and versions that were used to build the bundle.
     """
 
     name: str
@@ -137,13 +137,13 @@ class Manifest:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """All models that answer: one, or those of an ensemble."""
+        """The classifier, or all classifiers of an ensemble."""
         first = ModelSpec(**{item.name: getattr(self, item.name) for item in fields(ModelSpec)})
         return (first, *self.members)
 
     @property
     def networks(self) -> tuple[ModelSpec, ...]:
-        """All that see a picture: :attr:`models`, and the autoencoder behind them where there is one."""
+        """All models that are run on an image: :attr:`models`, followed by the autoencoder if there is one."""
         return self.models if self.novelty is None else (*self.models, self.novelty)
 
     @property
@@ -230,7 +230,7 @@ class Manifest:
 
 
 def origins(manifest: Manifest) -> list[Mapping[str, Any]]:
-    """Where each model of a bundle comes from, as its own bundle's provenance said."""
+    """Return the provenance of each model of a bundle."""
     members = manifest.provenance.get("members")
     found = members if isinstance(members, list) and members else [manifest.provenance]
     return [origin for origin in found if isinstance(origin, dict)] or [{}]

@@ -34,7 +34,7 @@ Images = npt.NDArray[np.uint8] | PackedImages | MergedImages
 
 
 class Pictures:
-    """Some pictures of a data set, in an order: of an array ``(N, height, width, channels)`` what scoring needs."""
+    """Selected images of a data set, in a given order; supports ``len``, slices and iteration in batches."""
 
     def __init__(self, images: Images, positions: npt.NDArray[np.int64]) -> None:
         self._images, self._positions = images, positions
@@ -145,14 +145,14 @@ class Dataset:
         return image
 
     def relabelled(self, labels: Sequence[str], answers: Mapping[str, str] | None = None) -> Dataset:
-        """The same pictures with the labels of a model, which may know more classes than there are pictures of.
+        """Return a copy that uses the labels of a model, which may have additional classes.
 
         Args:
-            labels: the model's.
-            answers: the label of each picture by its name, for pictures without labels.
+            labels: labels of the model.
+            answers: true label of each image by the image's name, for data without labels.
 
         Raises:
-            DataError: a class or answer that is not among ``labels``.
+            DataError: a class of the data, or a label in ``answers``, is not among ``labels``.
         """
         own = [answers.get(name, "") for name in self.names] if answers is not None else list(self.labels)
         index = {label: i for i, label in enumerate(labels)}

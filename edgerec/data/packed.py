@@ -111,7 +111,7 @@ class Packed:
         return found
 
     def path(self, shard: Shard) -> str:
-        """Where a shard lies, for TensorFlow."""
+        """Return the path or URL of a shard."""
         return joined(self.place, shard.file)
 
     def of(self, split: str) -> tuple[Shard, ...]:
@@ -120,7 +120,7 @@ class Packed:
 
     @cached_property
     def index(self) -> npt.NDArray[Any]:
-        """``(N,)`` of :data:`ENTRY`, in the order of the shards."""
+        """Index entries (:data:`ENTRY`) of all images, in the order of the shards, ``(N,)``."""
         return self._array(INDEX, ENTRY)
 
     @cached_property
@@ -140,32 +140,32 @@ class Packed:
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
-        """``(N,)`` of ``train``, ``val`` and ``test``."""
+        """Split of each image, ``(N,)``."""
         return np.repeat([shard.split for shard in self.shards], [shard.pictures for shard in self.shards])
 
     @property
     def images(self) -> PackedImages:
-        """The pictures, read as they are asked for."""
+        """Images of the pack, which are read on access."""
         return PackedImages(self)
 
     @property
     def names(self) -> PackedNames:
-        """The pictures' names."""
+        """Names of the images."""
         return PackedNames(self)
 
     @cached_property
     def ends(self) -> Indices:
-        """``(shards,)``, how many pictures there are up to each shard's end."""
+        """Cumulative number of images at the end of each shard, ``(shards,)``."""
         return np.cumsum([shard.pictures for shard in self.shards])
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures of each split."""
+        """Number of images in each split."""
         return {split: sum(shard.pictures for shard in self.of(split)) for split in SPLITS}
 
     @property
     def size_bytes(self) -> int:
-        """Of all shards."""
+        """Total size of all shards, in bytes."""
         return sum(shard.size_bytes for shard in self.shards)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,14 +182,14 @@ class Packed:
         }
 
     def verify(self, listener: Listener = ignore) -> None:
-        """Read every picture; raises :class:`DataError` that names the first record that is not what was packed."""
+        """Read and verify every image; raise :class:`DataError` with the name of the first damaged record."""
         for start in range(0, len(self.index), 1024):
             self.images[np.arange(start, min(start + 1024, len(self.index)))]
             listener(Progress("reading shards", min(start + 1024, len(self.index)), len(self.index)))
 
 
 class PackedImages:
-    """What of an array ``(N, height, width, channels)`` of uint8 is used of a data set's pictures."""
+    """Array-like view of packed images, uint8 ``(N, height, width, channels)``."""
 
     dtype = np.dtype(np.uint8)
 
@@ -201,7 +201,7 @@ class PackedImages:
         return self.shape[0]
 
     def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
-        """The pictures at a position, a slice, or positions."""
+        """Return the image at an integer index, or the images selected by a slice or an index array."""
         if isinstance(which, slice):
             which = np.arange(*which.indices(len(self)))
         positions = np.asarray(which, np.int64)
@@ -258,7 +258,7 @@ def is_remote(place: str) -> bool:
 
 
 def is_pack(place: str) -> bool:
-    """Whether packed data is meant: everything in an object store is."""
+    """Return whether ``place`` is a pack. Every URL in an object store is assumed to be a pack."""
     return is_remote(place) or (Path(place) / MANIFEST).is_file()
 
 

@@ -22,13 +22,13 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Scan:
-    """What was seen, in the order of the source.
+    """Digest, size and thumbnail of every image of a source, in the order of the source.
 
     Attributes:
-        digests: SHA-256 of each file, or of each picture's pixels.
-        sizes_px: ``(N, 2)``, height and width; 0 where it is no picture.
-        faults: why a file is no whole picture; empty texts for the others.
-        small: uint8 ``(N, 32, 32, C)``, stretched; on disk, so that memory stays what it is.
+        digests: SHA-256 of each file, or of each array row's pixels.
+        sizes_px: ``(N, 2)``, height and width; 0 for files that are not readable images.
+        faults: reason why a file is damaged or unreadable; an empty string for intact images.
+        small: uint8 ``(N, 32, 32, C)``, stretched thumbnails, stored on disk to save memory.
     """
 
     digests: tuple[str, ...]
@@ -38,7 +38,7 @@ class Scan:
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """``(N,)``, which are pictures, whole or not."""
+        """Mask of the readable images, including truncated ones, ``(N,)``."""
         return self.sizes_px[:, 0] > 0
 
 
