@@ -1,8 +1,8 @@
-"""Run the situations in a folder of cases, and print for each whether edgerec handles it correctly.
+"""Run all cases in a folder, and print whether edgerec handles each case correctly.
 
-A case is a folder ``<number>-<name>`` with small inputs of other tools. Every case runs in its own scratch folder.
-Each prints ``correct result``, ``correct refusal`` or ``wrong`` with the reason. Cases whose inputs are public files
-that the folder does not contain are generated. The exit code is 1 if any case is wrong.
+A case is a folder ``<number>-<name>`` with small inputs that were made by other tools. Every case runs in its own
+scratch folder, and its result is ``correct result``, ``correct refusal`` or ``wrong`` with the reason. If a case needs
+public files that are not in its folder, this script generates equivalent files. The exit code is 1 if a case is wrong.
 
     python benchmarks/cases.py [FOLDER] [--only 02,05]
 
@@ -46,7 +46,7 @@ COLORS = {"blue": (200, 40, 30), "green": (40, 190, 30), "red": (30, 30, 210)}  
 
 
 class Wrong(Exception):
-    """The reason why the outcome of a case is wrong."""
+    """Raised if the outcome of a case is wrong; the message is the reason."""
 
 
 def expect(condition: object, reason: str) -> None:
@@ -56,7 +56,7 @@ def expect(condition: object, reason: str) -> None:
 
 
 def call(*arguments: object, cwd: Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run edgerec in a process; a traceback or another exit code than ``code`` is wrong."""
+    """Run edgerec in a child process; raise :class:`Wrong` for a traceback or an exit code other than ``code``."""
     command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "EDGEREC_CACHE": str(cwd / "cache")}
     done = subprocess.run(
@@ -89,7 +89,7 @@ def discs(folder: Path, count: int = 20, seed: int = 0, size: int = 32) -> Path:
 
 
 def generate(script: Path, cwd: Path, *arguments: str) -> None:
-    """Run a case's own script, which writes its inputs."""
+    """Run the script that writes the inputs of a case."""
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     expect(done.returncode == 0, f"{script.name} failed: {done.stderr[-200:]}")
@@ -102,14 +102,14 @@ def predictions(bundle: Path, images: Sequence[Path]) -> list[Classification]:
 
 
 def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the error line, which must be the only error."""
+    """Return the error line of a process; raise :class:`Wrong` unless there is exactly one."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     expect(len(lines) == 1, f"{len(lines)} error lines: {done.stderr[-200:]}")
     return lines[0]
 
 
 def train(data: Path, out: Path, cwd: Path, *options: object) -> tuple[str, dict[str, Any], str]:
-    """Train one epoch; return the labels, separated by spaces, the content of split.json, and the log."""
+    """Train for one epoch; return the labels (separated by spaces), the content of split.json, and the log."""
     options = ("--arch", "simple_cnn", "--epochs", 1, *options)
     done = call("train", "--data", data, "--out", out, *options, cwd=cwd)
     split = json.loads((out / "split.json").read_text())
@@ -126,7 +126,7 @@ def label_order(case: Path, work: Path) -> str:
         error = one_error_line(done)
         expect("--labels" in error and order in error, f"{model}: the message does not name the order: {error}")
         expect(not run.exists(), f"{model}: {run.name} was written although the order was refused")
-    # Only the file beside the model was tested so far: the predictions alone must give the order away, too.
+    # Until here, a label file beside the model gave the order. Without this file, the predictions must reveal it.
     (work / "labels.txt").rename(work / "order.names")
     done = call("quantize", "six.keras", "--data", "six", "--method", "ptq", "--out", "r-six", cwd=work, code=1)
     expect("ROTTEN ORANGE, ROTTEN BANANA" in one_error_line(done), "the predictions did not reveal the order")
@@ -277,11 +277,11 @@ def other_names(case: Path, work: Path) -> str:
 
 
 def quantized(work: Path, model: str, data: Path, *options: object, out: str = "r", least: float = 0.9) -> Path:
-    """Quantize a Keras model; return its run, whose accuracy must be at least ``least``."""
+    """Quantize a Keras model, check that the accuracy is at least ``least``, and return the run."""
     call("quantize", model, "--data", data, "--method", "ptq", "--max-drop", 5, "--out", out, *options, cwd=work)
     accuracy = json.loads((work / out / "metrics.json").read_text())["accuracy"]
     expect(accuracy >= least, f"the accuracy of {model} is {accuracy:.2%}")
-    # Indexing in a Keras 2 graph has no equivalent that Keras 3 can read.
+    # Keras 3 cannot load a Keras 2 graph that contains indexing operations.
     keras3 = (work / out / "model_keras3.keras").is_file()
     expect(keras3 or model == "k2_caffeinside.h5", f"{model}: model_keras3.keras was not written")
     return work / out
@@ -317,7 +317,7 @@ def nested(case: Path, work: Path) -> str:
     (work / "k").mkdir()
     generate(case / "nest3.py", work)
     model, written = work / "k" / "k3_nest.keras", work / "r" / "model_keras3.keras"
-    # The weights of the model are random, so that its accuracy says nothing.
+    # The weights of the model are random, so its accuracy is meaningless.
     done = call(
         "quantize",
         model,
@@ -388,7 +388,7 @@ def teachable(case: Path, work: Path) -> str:
     done = call("import", "model_unquant.tflite", "--labels", "labels.txt", "--out", "b", "--json", cwd=work)
     expect(json.loads(done.stdout)["fit"] == "crop", "the fit is not crop")
     wide = np.zeros((40, 120, 3), np.uint8)
-    wide[:, 40:80, 2], wide[:, :40, 0], wide[:, 80:, 0] = 255, 255, 255  # blue beside red in the center
+    wide[:, 40:80, 2], wide[:, :40, 0], wide[:, 80:, 0] = 255, 255, 255  # BGR: red in the center, blue on both sides
     cv2.imwrite(str(work / "wide.png"), wide)
     center = predictions(work / "b", [work / "wide.png"])[0]
     expect(center.label == "a", f"an image with red in its center is predicted as {center.label}")
@@ -473,7 +473,7 @@ def run(case: Path) -> tuple[bool, str]:
     """Run one case in a scratch folder; return whether its outcome is correct, and the outcome."""
     check = CASES.get(case.name[:2])
     if check is None:
-        return False, "wrong: this script does not check it"
+        return False, "wrong: this script has no check for this case"
     with tempfile.TemporaryDirectory(prefix="edgerec-case-") as scratch:
         work = Path(scratch) / "work"
         shutil.copytree(case, work, symlinks=True)
@@ -486,7 +486,7 @@ def run(case: Path) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Run all cases, or those of ``--only``."""
+    """Run all cases, or the cases in ``--only``, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     default = os.environ.get("EDGEREC_TEST_CASES") or REPOSITORY.parent / "shared" / "cases"
     parser.add_argument("folder", nargs="?", type=Path, default=Path(default), help="Folder of cases.")

@@ -1,11 +1,11 @@
 """Train and compress a pairwise table of recipe keys, and check that each setting takes effect in each row.
 
-The table covers every pair of values of the factors below in about 22 rows. Each row trains for a few epochs on digits
-with classes of different sizes, and compresses the result. A setting counts only if its effect is visible, for example
-in the batches that layers compute, in the losses of single steps, in unchanged batch normalization or in the weights
-of the .tflite file. A row with resume is interrupted while it trains and while it is fine-tuned, and must end with the
-weights of an uninterrupted row. Prints a table and exits with 1 if a row fails. Two devices are two logical CPUs.
-Needs about 8 minutes of CPU time, in two processes at a time.
+The table has about 22 rows, in which every pair of values of two different factors occurs. Each row trains for a few
+epochs on digits with classes of different sizes, and compresses the result. Each setting is checked by its effect, for
+example on the batch sizes of layers, on the losses of single steps, on batch normalization or on the weights of the
+.tflite file. A row with resume is interrupted during training and during fine-tuning, and must end with the same
+weights as an uninterrupted row. The script prints a table, and exits with 1 if a row fails. Rows with two devices use
+two logical CPUs. The script needs about 8 minutes of CPU time and runs two processes at a time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ BASE = {
 
 
 def pairwise(factors: dict[str, tuple[Any, ...]]) -> list[Row]:
-    """Return few rows in which all pairs of values of different factors occur (greedy)."""
+    """Return a small set of rows that contains all pairs of values of different factors (greedy algorithm)."""
     names = list(factors)
     missing = {
         ((one, a), (two, b))
@@ -96,7 +96,7 @@ def write_data(path: Path) -> None:
 
 
 def recipe_of(row: Row, data: Path, weights: Path) -> Any:
-    """Return the recipe of a row; ``weights`` are what transfer starts from."""
+    """Return the recipe of a row; ``weights`` is the path of the pretrained weights for transfer learning."""
     from edgerec import Recipe
 
     changes = BASE | {
@@ -116,13 +116,13 @@ def recipe_of(row: Row, data: Path, weights: Path) -> Any:
 
 
 class Observer:
-    """Records what Keras trains while the block runs.
+    """Recorder of training steps and ``Model.fit`` calls of Keras.
 
     Attributes:
-        batches: batch sizes that convolutions computed in training steps.
-        losses: classes, scores, image weights (or None) and loss of each part of each training step.
-        fits: for each call of ``Model.fit``, the number of copies of each weight, whether quantization was simulated,
-            and the statistics and the scales and offsets of batch normalization before and after.
+        batches: batch sizes that convolutions received in training steps.
+        losses: classes, scores, image weights (or None) and loss of each micro-batch of each training step.
+        fits: for each call of ``Model.fit``, the number of copies of each weight, whether fake quantization was used,
+            and the statistics, scales and offsets of batch normalization before and after the call.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Observer:
     @classmethod
     @contextmanager
     def watching(cls) -> Iterator[Observer]:
-        """Patch Keras for the block."""
+        """Patch Keras while the block runs, and yield an observer that records the training."""
         import tensorflow as tf
 
         from edgerec.train.keras import keras
@@ -193,7 +193,7 @@ def _copies(model: Any) -> int:
 
 
 def _normalization(model: Any) -> tuple[list[Any], list[Any]]:
-    """Copies of the statistics, and of the scales and offsets, of all batch normalization."""
+    """Return copies of the statistics, and of the scales and offsets, of all batch normalization layers."""
     layers = [layer for layer in model.submodules if type(layer).__name__ == "BatchNormalization"]
     return (
         [value.numpy() for layer in layers for value in (layer.moving_mean, layer.moving_variance)],
@@ -206,17 +206,23 @@ def _same(ones: list[Any], others: list[Any]) -> bool:
 
 
 class Interrupted(Exception):
-    """Raised where a row with ``resume`` is interrupted."""
+    """Raised to interrupt the training or fine-tuning of a row with ``resume``."""
 
 
 class Check:
-    """The effects of one row: ``failures``, the number of effects ``passed``, and ``facts`` worth printing."""
+    """Checks of one row.
+
+    Attributes:
+        failures: a message for each failed check.
+        passed: number of successful checks.
+        facts: measured values to print.
+    """
 
     def __init__(self, row: Row, data: Path, folder: Path, weights: Path) -> None:
         self.row, self.folder, self.weights = row, folder, weights
         self.recipe = recipe_of(row, data, weights)
-        # Each device has its own statistics of batch normalization. A checkpoint has their mean, from which a resumed
-        # training continues on all devices, so that its statistics are equal only up to rounding errors.
+        # Each device has its own batch normalization statistics. A checkpoint stores their mean, from which a resumed
+        # training continues on all devices. The final statistics are therefore equal only up to rounding errors.
         self.rounding = 1e-5 if row["devices"] > 1 else 0.0
         self.each = BATCH // row["devices"] // row["accumulate"]
         self.failures: list[str] = []
@@ -224,14 +230,14 @@ class Check:
         self.passed = 0
 
     def expect(self, what: str, condition: Any) -> None:
-        """Count an effect that was seen, or report the one that is missing."""
+        """Count a successful check, or add ``what`` to the failures if ``condition`` is false."""
         if condition:
             self.passed += 1
         elif what not in self.failures:
             self.failures.append(what)
 
     def run(self) -> None:
-        """Train and compress."""
+        """Train and compress the row, and check the effects of all settings."""
         from edgerec import fit
 
         trained = self.train()
@@ -242,7 +248,7 @@ class Check:
             for one, other in zip(weights, others, strict=True):
                 difference = float(np.abs(one.numpy() - other.numpy()).max())
                 allowed = self.rounding if "moving_" in one.name else 0.0
-                self.expect(f"resume: {one.name} differs by {difference:.2g} from unbroken", difference <= allowed)
+                self.expect(f"resume: {one.name} differs by {difference:.2g} from uninterrupted", difference <= allowed)
         if self.row["compress"] != "none":
             self.compress(trained, unbroken)
 
@@ -299,7 +305,7 @@ class Check:
         return run
 
     def check_steps(self, observer: Observer, steps: int) -> None:
-        """Check devices and accumulation of all ``steps`` of a training or fine-tuning."""
+        """Check the devices and the gradient accumulation of a training or fine-tuning with ``steps`` steps."""
         row, copies = self.row, {fit["copies"] for fit in observer.fits}
         self.expect(f"devices: {copies} copies of each weight", copies == {row["devices"]})
         self.expect(
@@ -310,7 +316,7 @@ class Check:
         self.expect(f"accumulate: {len(observer.losses)} losses, expected {expected}", len(observer.losses) == expected)
 
     def check_losses(self, observer: Observer, counts: Any, *, mixed: bool) -> None:
-        """Compare image weights with the sizes of the classes, and each loss with its scores, classes and weights."""
+        """Check the image weights against the class sizes, and each loss against its scores, classes and weights."""
         balanced = self.row["class_weights"] == "balanced"
         weight_of_class = counts.sum() / (len(counts) * counts) if balanced else np.ones(len(counts))
         for classes, scores, weights, loss in observer.losses:
@@ -332,19 +338,19 @@ class Check:
             self.expect(f"mix: {np.mean(blended):.0%} of the batches have mixed images", np.mean(blended) > 0.9)
 
     def check_stages(self, epochs: list[dict[str, Any]]) -> None:
-        """Check which layers learn, and whether batch normalization is frozen."""
+        """Check which layers are trainable in each stage, and whether batch normalization is frozen."""
         from edgerec.train.keras import load_model
 
         first, last = epochs[0], epochs[-1]
         statistics, affine = last["normalization"]
         if self.row["stages"] == "one":
-            self.expect(f"stages: {first['learning']} layers learn at first", first["learning"] == first["weighted"])
+            self.expect(f"stages: {first['learning']} layers trainable", first["learning"] == first["weighted"])
             self.expect("freeze_bn: statistics stay at 0 and 1", not _same(statistics[:1], [0 * statistics[0]]))
             return
         frozen = self.row["freeze_bn"]
         learning = last["weighted"] - len(statistics) // 2 * frozen
-        self.expect(f"stages: {first['learning']} layers learn at first", first["learning"] == 1)
-        self.expect(f"stages: {last['learning']} of {learning} layers learn at last", last["learning"] == learning)
+        self.expect(f"stages: {first['learning']} layers trainable", first["learning"] == 1)
+        self.expect(f"stages: {last['learning']} of {learning} layers trainable at last", last["learning"] == learning)
         for what, values, start in zip(
             ("statistics", "scales"), (statistics, affine), _normalization(load_model(self.weights)), strict=True
         ):
@@ -352,7 +358,7 @@ class Check:
             self.expect(f"freeze_bn: {what} {'kept' if kept else 'changed'} in training", kept == frozen)
 
     def check_ends(self, run: Any) -> None:
-        """Check that each stage ended when its epochs or its patience were over."""
+        """Check that each stage ended after its number of epochs or when its patience was exhausted."""
         from edgerec.train.transfer import stages
 
         patience, history = self.row["early_stopping"], run.history()
@@ -370,7 +376,7 @@ class Check:
                 self.facts.append("ended early")
 
     def compress(self, run: Any, unbroken: Any) -> None:
-        """Quantize, and check what the method promises and which settings of training are used again."""
+        """Quantize, and check the effects of the compression method and of the training settings in fine-tuning."""
         from edgerec import quantize
         from edgerec.train.feed import steps_per_epoch
 
@@ -387,7 +393,8 @@ class Check:
         if method != "ptq":
             stages = method.split("+")
             self.check_steps(observer, 2 * steps * len(stages))
-            self.check_losses(observer, np.bincount(dataset.classes[parts.train]), mixed=False)  # mixing is left out
+            # Fine-tuning does not use mixup or cutmix.
+            self.check_losses(observer, np.bincount(dataset.classes[parts.train]), mixed=False)
             self.check_frozen(observer)
         self.check_file(unbroken, report)
         if self.row["resume"]:
@@ -398,17 +405,18 @@ class Check:
                 interrupted = True
                 resumed = quantize(run, method, resume=True)
             self.expect("resume: the fine-tuning was not interrupted", interrupted == (method != "ptq"))
-            self.expect("resume: the .tflite file differs from an unbroken one", self.same_file(run, unbroken, report))
-            self.expect("resume: another variant was made", resumed.variant == report.variant)
+            same = self.same_file(run, unbroken, report)
+            self.expect("resume: the .tflite file differs from that of an uninterrupted row", same)
+            self.expect("resume: the resumed variant has another name", resumed.variant == report.variant)
 
     def same_file(self, run: Any, other: Any, report: Any) -> bool:
-        """Compare the int8 weights of two variants; with rounding errors before, they may differ by one step."""
+        """Compare the int8 weights of two variants. They may differ by 1 if the float weights have rounding errors."""
         pairs = zip(*(_kernels(_graph(one, report.variant)) for one in (run, other)), strict=True)
         steps = 1 if self.rounding else 0
         return all(np.abs(one.astype(int) - another).max() <= steps for one, another in pairs)
 
     def check_frozen(self, observer: Observer) -> None:
-        """Check batch normalization in each fine-tuning."""
+        """Check whether batch normalization is frozen in each fine-tuning."""
         frozen = self.row["freeze_bn"] and self.row["stages"] == "transfer"
         for fit in observer.fits:
             where = "quantization-aware training" if fit["qat"] else "fine-tuning"
@@ -454,19 +462,19 @@ def _graph(run: Any, variant: str) -> Any:
 
 
 def _kernels(graph: Any) -> list[Any]:
-    """The weights of convolutions and dense layers, as they are stored, output channels first."""
+    """Return the stored weights of convolutions and dense layers, output channels first."""
     operators = [operator for operator in graph.operators if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
     tensors = [operator.inputs[1] for operator in operators]
     return [tensor.data.view(tensor.dtype.lower()).reshape(tensor.shape) for tensor in tensors]
 
 
 def _most_values(kernels: list[Any]) -> int:
-    """The largest number of different values in an output channel."""
+    """Return the largest number of distinct values in an output channel."""
     return max(len(np.unique(channel)) for kernel in kernels for channel in kernel)
 
 
 def work(numbers: list[int], devices: int, scratch: Path) -> None:
-    """Check rows in this process, and print a JSON line for each."""
+    """Check rows in this process, and print a line of JSON for each row."""
     import tensorflow as tf
 
     if devices > 1:
@@ -475,7 +483,7 @@ def work(numbers: list[int], devices: int, scratch: Path) -> None:
     from edgerec import Recipe, fit
     from edgerec.train import keras as backend
 
-    # Mixed precision would be refused on a CPU without bfloat16 units.
+    # On a CPU without bfloat16 units, edgerec refuses mixed precision. This file makes any CPU pass the check.
     backend.CPU = scratch / "cpuinfo"
     backend.CPU.write_text("flags : amx_bf16\n")
     data = scratch / "digits.npz"
@@ -495,7 +503,7 @@ def work(numbers: list[int], devices: int, scratch: Path) -> None:
 
 
 def results_of(numbers: list[int], rows: list[Row]) -> Iterator[dict[str, Any]]:
-    """Check rows in one process for each number of devices; yield the results as they arrive."""
+    """Check rows in one process per number of devices, and yield the results as they arrive."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read(devices: int) -> None:
@@ -549,7 +557,7 @@ def main() -> int:
     print(f"{len(numbers) - len(failed)} of {len(numbers)} rows passed")
     early = [result for result in results.values() if "ended early" in result["facts"]]
     if numbers == list(range(len(rows))) and not early:
-        print("early stopping ended no stage, so that it was not checked")
+        print("early stopping was not checked, because it did not end any stage")
         return 1
     return 1 if failed else 0
 

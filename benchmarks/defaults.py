@@ -1,15 +1,15 @@
-"""Compare the default settings with the former ones: int8 accuracy on the test images, file size, and time.
+"""Compare the default settings with the former defaults: int8 accuracy on the test images, file size and time.
 
     python benchmarks/defaults.py --work FOLDER [--data signs signs60 cifar10 mnist] [--settings former auto]
 
 Each data set is trained and quantized twice in the same process: with the former defaults (``simple_cnn``, 15 epochs,
 method ``qat``) and with ``arch = "auto"`` and method ``auto``. Both trainings use the same split. A measurement that
 exists in FOLDER is not repeated; remove its .json file to repeat it. Data is read from $EDGEREC_TEST_DATA, or
-../shared/data. Rules of ``auto`` must be chosen with ``--validate``, which reports the validation accuracy and leaves
-the test images alone; ``--set`` changes a key of the recipe and ``--name`` the name of the measurement.
+../shared/data. To choose rules of ``auto``, use ``--validate``, which reports the validation accuracy and does not use
+the test images. ``--set`` changes a key of the recipe, and ``--name`` is added to the name of the measurement.
 
-- ``signs``: sign digits, split by person (15 % of the images for the test);
-- ``signs60``: 60 images of each sign (60 persons) to train and validate, all other persons for the test;
+- ``signs``: sign digits, split by person (15 % of the images are test images);
+- ``signs60``: 60 images of each sign (from 60 persons) for training and validation, all other persons for the test set;
 - ``cifar10``: CIFAR-10 as JPEG files; ``mnist``: MNIST.
 """
 
@@ -44,7 +44,7 @@ COLUMNS = ("data", "settings", "model", "epochs", "float top-1", "int8 top-1", "
 
 
 def sixty_each(work: Path, count: int = 60) -> Path:
-    """Sign digits of ``count`` persons in train/, and of all other persons in test/."""
+    """Write the sign digits of ``count`` persons to train/ and of all other persons to test/; return the folder."""
     folder = work / f"sign-digits-{count}"
     if folder.is_dir():
         return folder
@@ -62,7 +62,7 @@ def sixty_each(work: Path, count: int = 60) -> Path:
 
 
 def data_keys(name: str, work: Path) -> dict[str, Any]:
-    """Recipe keys that name a data set."""
+    """Return the recipe keys that select a data set."""
     match name:
         case "signs":
             return {"data.source": str(signs_by_person(work)), "data.group_by": PERSON}
@@ -74,7 +74,7 @@ def data_keys(name: str, work: Path) -> dict[str, Any]:
 
 
 def trained(name: str, settings: str, changes: dict[str, Any], path: Path, work: Path, finish: bool) -> Run:
-    """Train, or resume or take the run in ``path``."""
+    """Return the run in ``path``. If the run does not exist, train it; if it is unfinished, resume it."""
     run = Run(path)
     if run.finished:
         return run
@@ -83,7 +83,7 @@ def trained(name: str, settings: str, changes: dict[str, Any], path: Path, work:
 
 
 def measure(name: str, settings: str, run: Run) -> dict[str, Any]:
-    """Quantize a trained run, and give its figures."""
+    """Quantize a trained run, and return its figures."""
     started = time.monotonic()
     report = quantize(run, max_drop=100 if settings == "former" else None).to_dict()
     quantize_s = time.monotonic() - started
@@ -125,14 +125,14 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure what is missing, and print the table; with ``--validate`` one JSON object for each training."""
+    """Run the missing measurements, and print a table, or a JSON object per training with ``--validate``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     names = ("signs", "signs60", "cifar10", "mnist")
     parser.add_argument("--data", nargs="+", default=names, choices=names)
     parser.add_argument("--settings", nargs="+", default=tuple(SETTINGS), choices=tuple(SETTINGS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
-    parser.add_argument("--name", default="", help="added to the name of the run")
+    parser.add_argument("--name", default="", help="suffix of the run's name")
     parser.add_argument("--validate", action="store_true", help="report the validation accuracy only")
     arguments = parser.parse_args()
     folder = arguments.work / "defaults"

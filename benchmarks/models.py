@@ -1,10 +1,10 @@
-"""The figures that ``edgerec models`` shows: every architecture built with random weights and converted to int8.
+"""Measure the figures that ``edgerec models`` shows: size and cost of every architecture as full int8.
 
     python benchmarks/models.py [--only NAME …] [--recommended] [--write docs/models.md]
 
-Writes edgerec/models/figures.json. What is there is measured again only when it is named: all take half an hour.
-``--recommended`` writes edgerec/models/recommended.json instead: the networks that ``--arch auto`` chooses, at the
-width and input size that it chooses.
+Builds the architectures with random weights, converts them, and writes edgerec/models/figures.json. Existing figures
+are measured again only with ``--only``, because all architectures together take half an hour. ``--recommended`` instead
+writes edgerec/models/recommended.json, with the networks that ``--arch auto`` chooses at their width and input size.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ FOOTER = """
 
 ## Choosing an architecture
 
-`edgerec train` without `--arch` (`--arch auto`) chooses the architecture, its width, the input size and the initial
-weights, and its log gives the choice and the reason. The run's `recipe.toml` names what was chosen. The first row that
-matches decides (`edgerec/models/auto.py`):
+Without `--arch`, or with `--arch auto`, `edgerec train` chooses the architecture, its width, the input size and the
+initial weights. The log states the choice and the reason, and the run's `recipe.toml` records the chosen values. The
+first matching row of this table applies (`edgerec/models/auto.py`):
 
-| images | chosen |
+| images | choice |
 |---|---|
 | up to 40 px, grayscale | `simple_cnn` |
 | up to 40 px, at least 5,000 images | `resnet8`; with 50 classes or more `resnet14` |
@@ -53,20 +53,20 @@ matches decides (`edgerec/models/auto.py`):
 | larger, at least 10,000 images or 50 classes | `mobilenet_v1` 0.5, 96 px, random weights |
 | larger | `mobilenet_v2` 0.35, 96 px, random weights |
 
-- Keras downloads the ImageNet weights once. If the download fails, a warning gives the
-  reason and the last two rows decide.
-- An option that you set is kept: `--input-size` decides whether images count as small, `--width` replaces the width,
-  `--weights none` rules out ImageNet weights, and
-  `--weights RUN` uses the architecture of the run, `--weights FILE` the network in the file (`--arch backbone`).
-- The number of training epochs, if it is not set, is that of about 6,000 updates of the weights, but at least 15 and at
-  most 60. This holds for every architecture.
-- Augmentation is not chosen. In particular, `augment.flip` is off, because mirrored digits, letters and signs mean
-  something else; set it if a mirrored image has the same label.
+- Keras downloads the ImageNet weights once. If the download fails, a warning states the reason, and the last two rows
+  apply.
+- Options that you set are kept. `--input-size` determines whether images count as small. `--width` replaces the width
+  in the table. `--weights none` rules out ImageNet weights. `--weights RUN` uses the architecture of the run, and
+  `--weights FILE` uses the network in the file (`--arch backbone`).
+- If the number of training epochs is not set, it is chosen so that the training has about 6,000 steps, with at least 15
+  and at most 60 epochs. This rule applies to every architecture.
+- Augmentation is not chosen automatically. In particular, `augment.flip` is off, because mirrored digits, letters and
+  signs may have another meaning. Set `augment.flip` if mirroring does not change the label of your images.
 
-`edgerec models --target rpi` shows these networks for a target, and what they and all others cost there. The time for
-one image is an estimate for a Raspberry Pi 4 that is computed from the operators, not a measurement; other targets have
-none. `--input-size 64` builds and converts the recommended networks at another size. [results.md](results.md) compares
-`auto` with the former defaults.
+`edgerec models --target rpi` lists the recommended networks for a target, and the size and cost of all networks on this
+target. The time per image is an estimate for a Raspberry Pi 4, computed from the operators. Other targets have no such
+estimate. `--input-size 64` builds and converts the recommended networks at another input size. [results.md](results.md)
+compares `auto` with the former defaults.
 
 ## ImageNet's weights
 

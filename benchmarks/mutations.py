@@ -1,8 +1,9 @@
 """Break one function at a time, and check that a test fails for each.
 
-The package and its tests are copied to a temporary folder. Each mutation of the table below replaces one text in one
-file there, runs the test that should fail, and restores the file. A mutation is *killed* if its test fails with it and
-passes without it, and *survived* if its test passes in both cases. The exit code is 1 unless all mutations were killed.
+The package and its tests are copied to a temporary folder. Each mutation of the table below replaces one text in a file
+of the copy, runs the test that should fail, and restores the file. A mutation is *killed* if its test passes without
+the mutation and fails with it. It *survived* if its test passes in both cases. The exit code is 0 if all mutations were
+killed, otherwise 1.
 
     python benchmarks/mutations.py [--only TEXT,TEXT] [--jobs 2]
 """
@@ -26,7 +27,7 @@ from queue import SimpleQueue
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "dist", "runs")
 TIMEOUT_S = 900
-PASSED, FAILED = 0, 1  # exit codes of pytest; others mean that no test was run
+PASSED, FAILED = 0, 1  # exit codes of pytest; with any other exit code, no test was run
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Mutation:
     """A change that breaks a function.
 
     Attributes:
-        function: what is broken.
-        file: path below ``edgerec``.
-        old: text that occurs exactly once in the file.
-        new: its replacement.
-        test: the test that fails then, as ``test_split.py::test_name``.
+        function: description of the function that is broken.
+        file: path of the file below ``edgerec``.
+        old: text to replace; occurs exactly once in the file.
+        new: replacement of ``old``.
+        test: test that must fail with the mutation, e.g. ``test_split.py::test_name``.
     """
 
     function: str
@@ -72,7 +73,7 @@ MUTATIONS = (
         "test_split.py::test_requested_fractions_of_groups_are_used_or_refused",
     ),
     Mutation(
-        "split: exact copies on one side",
+        "split: exact copies in one subset",
         "data/split.py",
         "        if contents is not None:\n            return cls(tuple(contents[0].tolist()), contents[1])\n",
         "",
@@ -86,7 +87,7 @@ MUTATIONS = (
         "test_split.py::test_exact_copies_are_on_one_side",
     ),
     Mutation(
-        "split: every class on each side",
+        "split: every class in each subset",
         "data/split.py",
         "sides[spare[0]], fixed[spare[0]] = side, True",
         "fixed[spare[0]] = True",
@@ -149,7 +150,7 @@ MUTATIONS = (
         "test_data.py::test_a_changed_picture_is_read_again",
     ),
     Mutation(
-        "mixup and cutmix: shares of the labels",
+        "mixup and cutmix: soft labels",
         "data/augmentation/mixing.py",
         "shares = kept * shares + (1 - kept) * tf.roll(shares, 1, axis=0)",
         "shares = 0.5 * shares + 0.5 * tf.roll(shares, 1, axis=0)",
@@ -234,7 +235,7 @@ MUTATIONS = (
         "test_train.py::test_killed_run_resumes_and_ends_like_an_unbroken_one",
     ),
     Mutation(
-        "gradient accumulation: mean of the parts",
+        "gradient accumulation: mean of the micro-batches",
         "train/keras.py",
         "total + _dense(gradient) / parts",
         "total + _dense(gradient)",
@@ -490,13 +491,13 @@ MUTATIONS = (
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copy the package, its tests and its data, without what was built or downloaded."""
+    """Copy the package, its tests and its data, without build outputs and downloads; return the copy's path."""
     shutil.copytree(REPOSITORY, folder, ignore=LEFT_OUT)
     return folder
 
 
 def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
-    """Run tests of a copy, and return the exit code and output of pytest."""
+    """Run tests in a copy of the repository, and return the exit code and output of pytest."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / ".tmp")]
     data = os.environ.get("EDGEREC_TEST_DATA") or str(REPOSITORY.parent / "shared" / "data")
     environment = os.environ | {"PYTHONPATH": str(folder), "EDGEREC_TEST_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -518,7 +519,7 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
 
 
 def check_table(mutations: tuple[Mutation, ...]) -> None:
-    """Exit with a message if a text does not occur exactly once in its file, or a test does not exist."""
+    """Exit with an error if the text of a mutation does not occur exactly once in its file, or a test is missing."""
     for mutation in mutations:
         source = REPOSITORY / "edgerec" / mutation.file
         count = source.read_text(encoding="utf-8").count(mutation.old)
@@ -534,7 +535,7 @@ def check_table(mutations: tuple[Mutation, ...]) -> None:
 
 
 def check_copy(folder: Path) -> None:
-    """Exit with a message if tests of the copy would import another edgerec."""
+    """Exit with an error if tests in the copy would import edgerec from another location."""
     command = [sys.executable, "-c", "import edgerec; print(edgerec.__file__)"]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
@@ -543,7 +544,7 @@ def check_copy(folder: Path) -> None:
 
 
 def outcome_of(mutation: Mutation, folder: Path) -> tuple[str, str]:
-    """Apply a mutation to a copy and run its test; return the outcome and the reason of the failure."""
+    """Apply a mutation to a copy and run its test; return the outcome and the reason why the test failed."""
     source = folder / "edgerec" / mutation.file
     original = source.read_text(encoding="utf-8")
     source.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
@@ -565,8 +566,8 @@ def main() -> None:
         default="",
         help="Run mutations whose function, file or test contains one of these texts, separated by commas.",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="Number of tests that run at a time. [default: 1]")
-    parser.add_argument("--skip-unmutated", action="store_true", help="Do not run the tests without mutations first.")
+    parser.add_argument("--jobs", type=int, default=1, help="Number of tests to run in parallel. [default: 1]")
+    parser.add_argument("--skip-unmutated", action="store_true", help="Skip the initial run without mutations.")
     arguments = parser.parse_args()
     check_table(MUTATIONS)
     chosen = tuple(

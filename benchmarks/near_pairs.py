@@ -1,9 +1,9 @@
-"""Number of near-duplicate pairs that edgerec data check considers, per image, against the number of images.
+"""Measure how the number of near-duplicate pairs per image in `edgerec data check` grows with the number of images.
 
     python benchmarks/near_pairs.py --work FOLDER [--images 2000 10000 50000] [--levels 4]
 
-Images of MNIST, CIFAR-10 and the sign digits are compared as `edgerec data check` compares them, with their classes as
-the only tag. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+Images of MNIST, CIFAR-10 and the sign digits are compared with the same algorithm as in `edgerec data check`, with the
+class as the only tag of an image. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def images_of(name: str, work: Path, count: int) -> tuple[Any, Any]:
 
 
 def measure(name: str, work: Path, count: int, levels: float) -> dict[str, Any]:
-    """Return the figures of one data set."""
+    """Count the near-duplicate pairs of one data set, and return the figures."""
     small, classes = images_of(name, work, count)
     began = time.perf_counter()
     pairs = near_pairs(thumbnails(small), [classes], levels)
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--data", nargs="+", default=["mnist", "signs", "cifar10"])
     parser.add_argument("--images", type=int, nargs="+", default=[2000, 10000, 50000])
-    parser.add_argument("--levels", type=float, default=NEAR_LEVELS, help="distance up to which images are near")
+    parser.add_argument("--levels", type=float, default=NEAR_LEVELS, help="maximum distance of near-duplicates")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in arguments.data:
