@@ -120,7 +120,7 @@ def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, here):
 
 
 @pytest.mark.slow
-def test_diff_reports_settings_results_and_whether_the_change_may_be_chance(built, tmp_path, here):
+def test_diff_reports_settings_results_and_whether_the_change_is_significant(built, tmp_path, here):
     shutil.copytree(built.run, tmp_path / "second")
     second = tmp_path / "second"
     text = (second / "recipe.toml").read_text()
@@ -133,7 +133,7 @@ def test_diff_reports_settings_results_and_whether_the_change_may_be_chance(buil
     assert difference.same_test
     assert difference.accuracy_change == pytest.approx(-50)
     assert 0 < difference.noise_points < 10
-    assert "larger than chance" in here("diff", built.run, second).stdout
+    assert " points: statistically significant" in here("diff", built.run, second).stdout
     assert "both are equal" in here("diff", built.run, built.run).stdout
     assert json.loads(here("diff", built.run, second, "--json").stdout) == json.loads(json.dumps(difference.to_dict()))
 

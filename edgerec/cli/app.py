@@ -44,7 +44,7 @@ from edgerec.errors import EdgerecError
 
 
 class Commands(TyperGroup):
-    """The root command. Prints errors that a user can cause in one line and exits with code 1."""
+    """Root command group. Errors that a user can cause are printed in one line, and the exit code is 1."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -36,7 +36,7 @@ def build(
     overwrite: bool = typer.Option(False, "--overwrite", help="Start again and replace the run and the bundle."),
     json: bool = JsonOption,
 ) -> None:
-    """Train, quantize, export, verify and report in one command, which continues if it is interrupted."""
+    """Train, quantize, export, verify and write the report. After an interruption, the same command continues."""
     folder = out or default_run(subject)
     with progress() as listener:
         options = {
@@ -52,13 +52,13 @@ def build(
             made = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
             without = " without --overwrite" * overwrite
-            typer.echo(f"interrupted; run the same command{without} again to continue", err=True)
+            typer.echo(f"interrupted; to continue, run the same command again{without}", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(made.to_dict())
         return
     for step in made.reused:
-        say(f"reused   the result of {step}, which was complete (--overwrite starts again)")
+        say(f"reused   complete result of {step} (to start again, add --overwrite)")
     say(f"run      {made.run}  (float {made.accuracy:.2%} on the test images)")
     say(f"variant  {made.variant}  ({made.top1:.2%}, {made.size_bytes:,} bytes)")
     say(f"bundle   {made.bundle}  (verified with {made.golden} golden images)")
@@ -69,7 +69,7 @@ def build(
 
 
 def default_run(subject: str) -> Path:
-    """Return ``runs/NAME``, where NAME is that of the data or the recipe."""
+    """Return ``runs/NAME``, where NAME is the name of the data or the recipe."""
     name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else Path(subject).resolve().name
     return Path("runs") / name
 

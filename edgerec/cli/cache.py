@@ -12,13 +12,13 @@ from edgerec.cli.output import JsonOption, chatter, say, show_json, table
 def cache(
     clear: bool = typer.Option(False, "--clear", help="Delete all entries that no process is using."),
     limit: str | None = typer.Option(
-        None, metavar="SIZE", help="Delete the least recently used entries until the cache is at most this large: 5G."
+        None, metavar="SIZE", help="Delete the least recently used entries until the cache has at most this size: 5G."
     ),
     json: bool = JsonOption,
 ) -> None:
-    """Show the cache of resized images and its size, or make it smaller.
+    """Show the cache of resized images, or delete entries from it.
 
-    Its limit is 20 GB; the environment variable EDGEREC_CACHE_LIMIT changes it (50G, or none).
+    The cache is limited to 20 GB. The environment variable EDGEREC_CACHE_LIMIT sets another limit (50G, or none).
     """
     from edgerec.data.cache_limit import parse_size, pixel_cache
 

@@ -19,7 +19,7 @@ _DATA = typer.Option(None, help="Where the run's pictures are now, if they were 
 def make(
     subject: str | None = typer.Argument(None, metavar="RUN|RECIPE.toml", help="Whose training pictures."),
     out: Path = typer.Option(..., help="The set's folder."),
-    data: list[str] | None = typer.Option(None, help="The pictures, as for train, or where they are now."),
+    data: list[str] | None = typer.Option(None, help="Images, as for train; for a run, their new location if moved."),
     recipe: str = typer.Option("stratified", help="stratified, random, diverse, or a .toml."),
     images: int | None = typer.Option(None, min=1, help="How many pictures. [default: 200]"),
     seed: int | None = typer.Option(None, min=0, help="Which ones. [default: 0]"),

@@ -42,19 +42,17 @@ def camera(
     save_dir: Path | None = typer.Option(
         None, help="Folder for saved images, one subfolder per label, as edgerec train reads it."
     ),
-    save_max: str = typer.Option("500MB", help="Largest total size of saved images; the oldest are deleted first."),
+    save_max: str = typer.Option("500MB", help="Maximum total size of saved images; the oldest are deleted first."),
     save_below: float = typer.Option(0.6, min=0, max=1, help="Scores below this count as low confidence."),
-    save_every: float = typer.Option(
-        0.0, min=0, help="Shortest time between two saved images of a source, in seconds."
-    ),
+    save_every: float = typer.Option(0.0, min=0, help="Minimum time between two saved images of a source, in seconds."),
     mqtt: str = typer.Option(
         "", metavar="URL", help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX; the password from EDGEREC_MQTT_PASSWORD."
     ),
-    mqtt_results: float = typer.Option(0.0, min=0, help="Also publish this many results per second and source."),
+    mqtt_results: float = typer.Option(0.0, min=0, help="Also publish this many results per second for each source."),
     mqtt_discovery: str = typer.Option(
         "homeassistant", help="Topic prefix for Home Assistant's discovery; empty turns it off."
     ),
-    queue_dir: Path | None = typer.Option(None, help="Folder for messages while the broker cannot be reached."),
+    queue_dir: Path | None = typer.Option(None, help="Folder that stores messages while the broker is unreachable."),
     webhook: str = typer.Option(
         "", metavar="URL", help="POST each new decision as JSON; EDGEREC_WEBHOOK_SECRET signs it."
     ),
@@ -79,11 +77,12 @@ def camera(
         0,
         min=0,
         max=256,
-        help="Number of threads; 0 uses the bundle's number or measures the best one; all CPUs for files.",
+        help="Number of threads. 0 uses the number in the bundle, or measures the best number. For files, 0 means one "
+        "per CPU, at most 4.",
     ),
     delegate: str | None = typer.Option(
         None,
-        help="Shared library of a delegate, e.g. libedgetpu.so.1; gpu; or none for the CPU. [default: the bundle's]",
+        help="Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's]",
     ),
     delegate_option: list[str] = typer.Option(
         [], help="KEY=VALUE for the delegate, e.g. device=usb:1 for the second USB device. May be repeated."
@@ -94,7 +93,7 @@ def camera(
         0.0,
         min=0,
         show_default=False,
-        help="Frames per second to request. [default: a camera's own rate; 2 for an address of single images]",
+        help="Frames per second to request. [default: the camera's own rate; 2 for an HTTP address of single images]",
     ),
     pixel_format: str = typer.Option("", "--format", help="Pixel format to request from a camera, e.g. MJPG."),
     roi: str | None = typer.Option(
@@ -105,13 +104,11 @@ def camera(
     mirror: bool = typer.Option(False, "--mirror", help="Mirror frames horizontally."),
     every: int = typer.Option(1, min=1, help="Classify only every n-th frame."),
     max_fps: float = typer.Option(
-        0.0, min=0, help="Largest number of frames per second to classify; 0 means no limit."
+        0.0, min=0, help="Maximum number of frames per second to classify; 0 means no limit."
     ),
-    max_age: float = typer.Option(
-        0.0, min=0, help="Drop frames that waited longer than this many seconds; 0 drops none."
-    ),
+    max_age: float = typer.Option(0.0, min=0, help="Drop frames that are older than this many seconds; 0 drops none."),
     motion: float = typer.Option(
-        0.0, min=0, max=1, help="Skip frames of which at most this fraction of the pixels changed; 0 skips none."
+        0.0, min=0, max=1, help="Skip a frame if at most this fraction of its pixels changed; 0 skips none."
     ),
     decision: list[str] = typer.Option(
         [],
@@ -125,13 +122,13 @@ def camera(
         help="Stop with an error when a live source has delivered no frame for this many seconds. [default: never]",
     ),
 ) -> None:
-    """Classify frames of cameras, videos or folders until q or Ctrl-C. Lost streams are connected again."""
+    """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.service import Service
     from edgerec.camera.states import Patience
 
     chatter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops the camera as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handles a stop by a service manager like Ctrl-C
     live = Camera.open(
         bundle,
         source,
@@ -173,10 +170,10 @@ def camera(
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks = open_sinks(wanted, live, stack)
         stack.enter_context(live)
-        # The page of a video would vanish with its last frame.
+        # Without keep_open, the web page would disappear after the last frame of a video.
         keep_open = bool(web) and not live.live and max_frames is None
         if keep_open and not loop:
-            log.info("the page stays open after the last frame, until Ctrl-C; --max-frames ends earlier")
+            log.info("the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops earlier")
         live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
 
 

@@ -63,18 +63,18 @@ def check(
     subjects: list[str] = _SUBJECT,
     group_by: str | None = typer.Option(
         None,
-        help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
+        help="Regular expression, as for train: images with the same match below the class folder stay in one split.",
     ),
-    labels: bool = typer.Option(True, help="Look for wrong labels too, which takes most of the time."),
+    labels: bool = typer.Option(True, help="Also search for label errors, which takes most of the time."),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="PNG with the doubtful images, or folder for all findings."
+        None, "--out", "-o", help="PNG file for the doubtful images, or folder for all findings."
     ),
     strict: bool = typer.Option(False, "--strict", help="Exit with code 1 if there is an error, not only warnings."),
     assignments: list[str] = _SET,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file or folder in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Find broken files, copies, wrong labels and other faults of a data set."""
+    """Find damaged files, copies, label errors and other faults of a data set."""
     recipe = _recipe(subjects, assignments)
     if group_by is not None:
         recipe = recipe.override({"data.group_by": group_by}, "command line")
@@ -107,7 +107,7 @@ def pack(
     input_size: int | None = typer.Option(None, help="Side of the model's input, pixels."),
     group_by: str | None = typer.Option(
         None,
-        help="Regular expression, as for train: images with the same match below the class folder stay on one side.",
+        help="Regular expression, as for train: images with the same match below the class folder stay in one split.",
     ),
     strict: bool | None = typer.Option(
         None, "--strict", help="Refuse data with files that are not images instead of skipping them."
@@ -117,7 +117,7 @@ def pack(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the pack in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Write preprocessed images as TFRecord shards, for data larger than memory or read by several machines."""
+    """Write preprocessed images as TFRecord shards, for data that exceeds memory or that several machines read."""
     options = {"data.input_size": input_size, "data.group_by": group_by, "data.strict": strict}
     given = {key: value for key, value in options.items() if value is not None}
     recipe = _recipe(subjects, assignments).override(given, "command line")

@@ -8,7 +8,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
 
-# Classes that are printed; --json has all of them.
+# Maximum number of classes to print; the output of --json contains all classes.
 MOST_CLASSES = 5
 
 
@@ -45,9 +45,9 @@ def diff(
         say("warning  the runs were measured on different test images, so their accuracies cannot be compared")
     elif difference.accuracy_change is not None and difference.noise_points is not None:
         change, noise = difference.accuracy_change, difference.noise_points
-        verdict = "may be chance" if abs(change) < noise else "is larger than chance explains"
-        say(f"accuracy {change:+.2f} points; with so many test images a change of up to {noise:.2f} may be chance")
-        say(f"         so this change {verdict}" if change else "         both are equal")
+        verdict = "not statistically significant" if abs(change) < noise else "statistically significant"
+        verdict = verdict if change else "both are equal"
+        say(f"accuracy {change:+.2f} points: {verdict} (95 % confidence: ±{noise:.2f} points)")
 
 
 def _value(name: str, value: float | None) -> str:

@@ -12,11 +12,11 @@ from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 def evaluate(
     model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
-    data: list[str] | None = typer.Option(None, help="Images to measure, as for train. [default: those of the run]"),
+    data: list[str] | None = typer.Option(None, help="Images to measure, as for train. [default: the run's images]"),
     split: str | None = typer.Option(
         None,
         help="Images to measure: train, val, test or all. "
-        "[default: images that the model was not trained on; all, if that is not known]",
+        "[default: images that the model was not trained on; all, if the training images are not known]",
     ),
     normalise: str | None = typer.Option(
         None,
@@ -30,13 +30,13 @@ def evaluate(
     ),
     fit: str | None = typer.Option(
         None,
-        help="How an image with another aspect ratio becomes the input of a bare .tflite: crop the center, stretch, "
-        "or pad with black. [default: as for edgerec import]",
+        help="How to fit an image with another aspect ratio to the input of a bare .tflite: crop (the center), stretch "
+        "or pad (with black). [default: as for edgerec import]",
     ),
     labels: Path | None = typer.Option(
         None,
         help="Labels of a bare .tflite in the order of its outputs: a file, or 'folders' for the order of the data's "
-        "classes. [default: those in the file's metadata]",
+        "classes. [default: the labels in the file's metadata]",
     ),
     json: bool = JsonOption,
 ) -> None:

@@ -29,7 +29,7 @@ def export(
     max_drop: float | None = typer.Option(
         None, help="Points of top-1 that the variant may have lost. [default: as quantize]"
     ),
-    data: list[str] | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
 ) -> None:

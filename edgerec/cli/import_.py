@@ -10,7 +10,7 @@ from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
 
 
 def check_choices(activation: str | None, fit: str | None) -> None:
-    """Raise a usage error unless both are None or one of the choices."""
+    """Raise a usage error if ``activation`` or ``fit`` is neither None nor one of its choices."""
     from typing import get_args
 
     from edgerec.contract.preprocess import Fit
@@ -35,7 +35,7 @@ def import_(
     normalise: str | None = typer.Option(
         None,
         help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
-        "R,G,B/R,G,B (means/deviations in pixel units); with bgr: before it for a model that takes blue first. "
+        "R,G,B/R,G,B (means/standard deviations in pixel units). Prefix bgr: for a model that takes BGR. "
         "Required for a float model without metadata.",
     ),
     activation: str | None = typer.Option(
@@ -45,18 +45,18 @@ def import_(
     ),
     fit: str | None = typer.Option(
         None,
-        help="How an image with another aspect ratio becomes the input: crop the center, stretch, or pad with black. "
-        "[default: as the apps of the tool that made the model, if it is recognized; otherwise stretch]",
+        help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
+        "black). [default: as in the apps of the tool that made the model, or stretch if the tool is not recognized]",
     ),
     pictures: list[Path] = typer.Option(
         [],
         "--picture",
-        help="An image for the golden vectors; may be repeated. [default: images that edgerec contains]",
+        help="Image for the golden vectors; may be repeated. [default: images that come with edgerec]",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
 ) -> None:
-    """Write a bundle from a .tflite model of another tool, and verify it."""
+    """Write a bundle from a .tflite model of another tool, and verify the bundle."""
     from typing import cast
 
     from edgerec.contract.preprocess import Fit
@@ -89,7 +89,7 @@ def import_(
     say(f"labels   {report.labels}, from {report.label_source}")
     say(f"scores   {report.output.dtype}, activation {report.activation}: {report.activation_reason}")
     if not report.sums_to_one:
-        say("         the scores of an image need not add up to 1: several labels may apply to it, or none")
+        say("         the scores of an image need not add up to 1: several labels, or none, may apply to an image")
     say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:
         state = "compiled" if report.edgetpu.compiler else "checked, not compiled"

@@ -66,18 +66,18 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
     chosen = [row for row in rows if row.data]
     others = [row for row in rows if not row.data]
     conditions = ESTIMATES.get(target)
-    say(f"edgerec train --target {target} chooses for")
+    say(f"edgerec train --target {target} chooses these architectures:")
     for row in chosen:
         for data in row.data:
             say(f"  {data}: {_network(row)}")
     say("")
     _costs(chosen, conditions is not None)
     if others:
-        say(f"\nothers that {target} runs, at {others[0].report.input_size} px")
+        say(f"\nother architectures that run on {target}, at {others[0].report.input_size} px")
         _costs(others, conditions is not None)
     if conditions:
         say(f"\nms: time for one image, {conditions}")
-        say("    This is not a measurement; edgerec benchmark measures on the device.")
+        say("    This is not a measurement. To measure the time, run edgerec benchmark on the device.")
     else:
         say(f"\nThere is no estimate of the time on {target}; compare the multiply-adds.")
 
@@ -104,7 +104,7 @@ def _costs(rows: Sequence[Recommendation], estimated: bool) -> None:
     )
     for row in rows:
         if row.refusal:
-            say(f"{_network(row)} does not run there: {row.refusal}")
+            say(f"{_network(row)} cannot run on the target: {row.refusal}")
 
 
 def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:

@@ -34,12 +34,12 @@ def say(text: str) -> None:
 
 
 def suggest(*words: object, note: str = "") -> None:
-    """Print the next command for a person, ready to be pasted into a shell; ``note`` becomes a shell comment."""
+    """Print the recommended next command, quoted for a shell; ``note`` becomes a shell comment."""
     say(f"next     {command(*words)}{f'  # {note}' if note else ''}")
 
 
 def repeated(context: typer.Context, *more: str) -> str:
-    """Return the command line that is running, with more options at its end."""
+    """Return the current command line with ``more`` options appended."""
     arguments: list[object] = []
     options: list[object] = []
     for parameter in context.command.params:
@@ -81,15 +81,15 @@ def seconds(text: str) -> float:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> None:
-    """Print a plain table to stdout: the first column aligned to the left, the others to the right.
+    """Print a table to stdout. The first column is aligned to the left, and all others to the right.
 
-    A terminal that is too narrow shows fewer columns, and breaks lines only inside cells. Output to a file or another
-    program always has all columns.
+    If the terminal is too narrow, optional columns are left out, and long cells are wrapped. Output to a file or
+    another program always has all columns.
 
     Args:
         header: names of the columns.
-        rows: cells.
-        optional: columns that a narrow terminal may leave out, the first one first.
+        rows: cells of each row.
+        optional: columns that may be left out, in the order in which they are removed.
     """
     width = _terminal_width()
     if width is None:
@@ -114,12 +114,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequen
 
 
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> None:
-    """Print names and their descriptions in two columns; a terminal that is too narrow gets indented lines.
+    """Print names and descriptions in two columns. If the terminal is too narrow, descriptions are wrapped.
 
     Args:
-        rows: name and description.
-        indent: start of each line.
-        left: width of the first column with the gap. [default: of the longest name, and two spaces]
+        rows: name and description of each row.
+        indent: prefix of each line.
+        left: width of the first column including the gap; 0 means the longest name plus two spaces.
     """
     left = left or max(len(name) for name, _ in rows) + 2
     width = _terminal_width()
@@ -154,7 +154,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
-    """Print a table whose text cells take several lines; numbers are not broken."""
+    """Print a table with text cells wrapped to several lines; numbers are not wrapped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -174,7 +174,10 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
 
 
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
-    """Print accuracy (of an autoencoder: error and known fraction), agreement and bytes of each form of a model."""
+    """Print accuracy, agreement and size of each form of a model.
+
+    For an autoencoder, print the reconstruction error and the fraction of known images instead of the accuracy.
+    """
     again = "error" in forms[0]
     table(
         ("form", *(("error", "known") if again else ("top-1",)), "agreement", "bytes", "gzip bytes"),
@@ -231,8 +234,8 @@ def progress() -> Iterator[Listener]:
     from edgerec.contract.progress import Progress as Step
 
     console = Console(stderr=True)
-    # One line in any terminal: the bar gets shorter, and the end of the text is left out. Names of files may contain
-    # brackets, which would be markup.
+    # To fit into one line of any terminal, the bar is shortened and the text is cut off. Markup is disabled, because
+    # file names may contain brackets.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=max(8, min(40, console.width // 6))),

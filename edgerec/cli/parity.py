@@ -17,7 +17,7 @@ def parity(
     run: Path = typer.Argument(..., help="A finished run with a variant that edgerec quantize made."),
     variant: str | None = typer.Option(None, help="By default the int8 one with the best validation top-1."),
     images: int = typer.Option(64, min=1, help="How many validation pictures go through the layers."),
-    data: list[str] | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
     out: Path | None = typer.Option(None, help="Draw the layers into this PNG."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
     json: bool = JsonOption,

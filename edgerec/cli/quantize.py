@@ -28,39 +28,39 @@ def quantize(
         "more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Make and compare the variants of all methods, or of those in --method ptq,qat."
+        False, "--compare", help="Create and compare variants with all methods, or with those in --method ptq,qat."
     ),
-    channels: float | None = typer.Option(None, help="Fraction of the time that channels saves. [default: 0.4]"),
-    sparsity: float | None = typer.Option(None, help="Fraction of the weights that prune sets to zero. [default: 0.5]"),
-    clusters: int | None = typer.Option(None, help="Number of different weights per layer for cluster. [default: 16]"),
+    channels: float | None = typer.Option(None, help="Fraction of the time to save with 'channels'. [default: 0.4]"),
+    sparsity: float | None = typer.Option(None, help="Fraction of weights to set to zero with 'prune'. [default: 0.5]"),
+    clusters: int | None = typer.Option(None, help="Number of distinct weights per layer for 'cluster'. [default: 16]"),
     weight_bits: int | None = typer.Option(
-        None, help="Bits of each int8 weight that qat uses; with fewer bits the file compresses better. [default: 8]"
+        None, help="Number of bits per weight for 'qat'; with fewer bits, the file compresses better. [default: 8]"
     ),
     skip: str | None = typer.Option(
-        None, help="Layers that prune and cluster do not change, such as 'logits, conv2d*'."
+        None, help="Layers that 'prune' and 'cluster' leave unchanged, such as 'logits, conv2d*'."
     ),
-    float_layers: str | None = typer.Option(None, help="Layers that mixed keeps in float: names or patterns."),
+    float_layers: str | None = typer.Option(None, help="Layers to keep in float with 'mixed': names or patterns."),
     calibration: str | None = typer.Option(
-        None, help="Images that calibrate ptq: a calibration recipe or set. [default: stratified]"
+        None, help="Calibration images for 'ptq': a calibration recipe or set. [default: stratified]"
     ),
     epochs: int | None = typer.Option(None, help="Number of epochs of each fine-tuning. [default: 3]"),
     learning_rate: float | None = typer.Option(
         None,
-        help="Highest learning rate of each fine-tuning. [default: that of the training times 0.01 for qat alone, "
-        "1 (sgd: 0.3) for stages that remove weights, and 0.1 (sgd: 0.01) otherwise]",
+        help="Peak learning rate of each fine-tuning. [default: learning rate of the training times a factor: 0.01 for "
+        "'qat' alone, 1 (sgd: 0.3) for stages that remove weights, 0.1 (sgd: 0.01) otherwise]",
     ),
     teacher_weight: float | None = typer.Option(
         None,
-        help="Weight, 0 to 1, of the float model's outputs in the loss of fine-tuning; the rest is that of the labels. "
-        "[default: 1]",
+        help="Weight t, 0 to 1, of the float model's outputs (knowledge distillation) in the loss of fine-tuning; the "
+        "labels have the weight 1 - t. [default: 1]",
     ),
-    max_drop: float | None = typer.Option(None, help="Percentage points of accuracy that may be lost. [default: 1]"),
+    max_drop: float | None = typer.Option(None, help="Maximum loss of accuracy, in percentage points. [default: 1]"),
     data: list[str] | None = typer.Option(
         None,
-        help="Images for a model, as for train, with or without class folders; for a run, where its images are now.",
+        help="Images for a model, as for train, with or without class folders; for a run, their new location if moved.",
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="Folder of the run that is created for a model. [default: beside the model]"
+        None, "--out", "-o", help="Folder for the run that is created from a model. [default: beside the model]"
     ),
     normalise: str | None = typer.Option(
         None,
@@ -132,13 +132,14 @@ def quantize(
             say(f"warning  {problem}")
             say(f"next     {baseline.ADVICE}")
             return
-        # The run of a model knows where its data is; a run's data may have been moved.
+        # A run that was just created from a model has the current location of the data. For another run, the data may
+        # have been moved.
         _suggest_export(run, report, None if model else data)
 
 
 @contextmanager
 def _interruptible(context: typer.Context) -> Iterator[None]:
-    """Say how to resume after Ctrl-C."""
+    """Print how to resume the command if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:
@@ -153,7 +154,7 @@ def _suggest_export(run: Path, report: QuantizeReport, data: DataSource | None) 
     if report.forms[-1].error is not None:
         suggest("export", "CLASSIFIER_RUN", "--novelty", run, "--target", "rpi")
         return
-    # export takes the best int8 variant unless it is told otherwise.
+    # By default, `edgerec export` uses the best int8 variant.
     chosen = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
     suggest("export", run, "--target", "rpi", *chosen, *data_options(data))
 

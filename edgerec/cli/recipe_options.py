@@ -12,25 +12,24 @@ if TYPE_CHECKING:
     from edgerec.contract.recipe import Recipe
 
 SUBJECT_HELP = (
-    "A recipe (.toml) or data: an image folder, an .npz file or a data set's name. Options override a recipe."
+    "A recipe (.toml) or data: an image folder, an .npz file or a data set's name. Options override recipe keys."
 )
 
 
 def compose_recipe(
     subject: str | None, options: Mapping[str, Any], assignments: Sequence[str], *, needs_data: bool = True
 ) -> Recipe:
-    """Return the recipe that a command was asked for.
+    """Return the recipe that results from a command's argument and options.
 
     Args:
-        subject: a recipe file, or a data set that is merged with those of ``data.source``; None if the command was
-            called without either.
+        subject: a recipe file, or a data set to merge with the data sets in ``data.source``; None if the command has
+            no argument.
         options: dotted recipe keys and the values of the command's options; None for an option that was not used.
-        assignments: ``KEY=VALUE`` texts, which take precedence over ``options``.
-        needs_data: whether a recipe without ``data.source`` is refused. Nobody wants to find out after the training
-            that it used a default data set.
+        assignments: ``KEY=VALUE`` strings, which take precedence over ``options``.
+        needs_data: refuse a recipe without ``data.source``, so that nobody trains on the default data set by mistake.
 
     Raises:
-        RecipeError: a key or a value is wrong, or no data is named.
+        RecipeError: a key or a value is invalid, or no data is named.
     """
     from edgerec.contract.recipe import Recipe, parse_assignment
     from edgerec.errors import RecipeError
@@ -52,7 +51,7 @@ def compose_recipe(
 
 
 def is_recipe(subject: str) -> bool:
-    """Return whether a command's argument is a recipe file, and not data."""
+    """Return whether a command's argument is a recipe file rather than data."""
     path = Path(subject)
     return path.suffix == ".toml" and not path.is_dir()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def report(
     run: Path = typer.Argument(..., help="A run, finished or not."),
     out: Path | None = typer.Option(None, "--out", "-o", help="The page. [default: RUN/report.html]"),
-    data: list[str] | None = typer.Option(None, help="Where the run's pictures are now, if they were moved."),
+    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
     pictures: bool = typer.Option(
         True, "--pictures/--no-pictures", help="Without: no picture, none of their names, no folder."
     ),

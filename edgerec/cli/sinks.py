@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Options that may stand without a value, and what they mean then.
 OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
-# A host name without a port cannot be told from a bundle's name, except for localhost and IPv4 addresses.
+# A host name without a port looks like a bundle's name, unless it is localhost or an IPv4 address.
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
 
 

@@ -23,15 +23,16 @@ def train(
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the run: model, plots and metrics."),
     data: list[str] | None = typer.Option(
         None,
-        help="digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file, or an image folder; several are merged.",
+        help="Data: digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file or an image folder. May be repeated; "
+        "several data sets are merged.",
     ),
     arch: str | None = typer.Option(
         None,
-        help="Architecture: auto (chosen by the images and --target), a name from edgerec models, or a function of "
-        "yours, such as my_net.py:build, whose code is run. [default: auto]",
+        help="Architecture: auto (chosen by the images and --target), a name from edgerec models, or your "
+        "own function, such as my_net.py:build, whose code is executed. [default: auto]",
     ),
     target: str | None = typer.Option(
-        None, help="Target that --arch auto chooses a network for (edgerec targets). [default: any]"
+        None, help="Target for which --arch auto chooses a network; see edgerec targets. [default: any]"
     ),
     epochs: str | None = typer.Option(
         None,
@@ -41,12 +42,12 @@ def train(
     ),
     group_by: str | None = typer.Option(
         None,
-        help="Regular expression: images with the same match in their path below the class folder stay on one side "
-        "of the split.",
+        help="Regular expression. Images with the same match in their path below the class folder are kept in the same "
+        "split (training, validation or test set).",
     ),
     input_size: int | None = typer.Option(
         None,
-        help="Side of the model's square input, in pixels. "
+        help="Width and height of the model's input, in pixels. "
         "[default: the images' own size, at most 96, or chosen by --arch auto]",
     ),
     width: float | None = typer.Option(
@@ -58,13 +59,13 @@ def train(
         "[default: imagenet if --arch auto chooses a network that has them, otherwise none]",
     ),
     batch_size: int | None = typer.Option(None, help="Number of images per training step."),
-    learning_rate: float | None = typer.Option(None, help="Highest learning rate of the schedule."),
+    learning_rate: float | None = typer.Option(None, help="Peak learning rate of the schedule."),
     device: str | None = typer.Option(None, help="Device to train on: auto, cpu or gpu."),
     mixed_precision: bool | None = typer.Option(
         None, help="Compute in float16 (GPU) or bfloat16 (some CPUs), except where float32 is needed."
     ),
     max_time: str | None = typer.Option(
-        None, metavar="TIME", help="Finish with the best epoch before this time is over, such as 90m, 8h or 2d."
+        None, metavar="TIME", help="Maximum training time, such as 90m, 8h or 2d. The best epoch up to then is kept."
     ),
     tensorboard: bool | None = typer.Option(None, "--tensorboard", help="Write a TensorBoard log into the run."),
     seed: int | None = typer.Option(
@@ -79,7 +80,8 @@ def train(
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Continue from the last checkpoint in --out; with data, a recipe or options, start if there is none.",
+        help="Continue from the last checkpoint in --out. If there is none, start a new training with the given data, "
+        "recipe or options.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
@@ -141,7 +143,7 @@ def _epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
 
 @contextmanager
 def stopped(out: Path) -> Iterator[None]:
-    """Say how to resume a training after Ctrl-C."""
+    """Print how to resume a training if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def tune(
     subject: str | None = typer.Argument(None, metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the study."),
-    data: list[str] | None = typer.Option(None, help="As for train."),
+    data: list[str] | None = typer.Option(None, help="Data, as for train --data."),
     epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
     trials: int | None = typer.Option(None, help="End with so many in the study that were trained. [default: 30]"),

@@ -1,4 +1,4 @@
-"""Expand ``~`` in every option and argument, because shells leave it alone in ``--out=~/x`` and in quotes."""
+"""Expand ``~`` in all options and arguments, because shells do not expand it in ``--out=~/x`` and inside quotes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Texts that are not paths: patterns, names and secrets.
+# Names of parameters whose values are not paths, such as patterns, names and secrets.
 _NOT_PATHS = frozenset({"group_by", "skip", "float_layers", "study", "web_token", "mqtt_discovery", "roi", "decision"})
 
 
 def expand_user_paths(command: Any) -> None:
-    """Make a Click command and all of its subcommands expand ``~`` in the values of their parameters."""
+    """Change a Click command and all of its subcommands so that they expand ``~`` in parameter values."""
     for subcommand in getattr(command, "commands", {}).values():
         expand_user_paths(subcommand)
     for parameter in command.params:

@@ -18,13 +18,13 @@ def verify(
     bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
     on: str = typer.Option("", help="Verify the bundle in an emulated system of this target: rpi or rpi-32bit."),
     data: str = typer.Option(
-        "", help="With --on: images whose predictions are compared between that system and this machine."
+        "", help="With --on: images whose predictions are compared between the emulated system and this machine."
     ),
-    pictures: int = typer.Option(300, min=1, help="With --data: largest number of images."),
-    find_links: str = typer.Option("", help="With --on: a folder or URL with more wheels, as for pip --find-links."),
+    pictures: int = typer.Option(300, min=1, help="With --data: maximum number of images to compare."),
+    find_links: str = typer.Option("", help="With --on: folder or URL with more wheels, as for pip --find-links."),
     json: bool = JsonOption,
 ) -> None:
-    """Check that a bundle is complete and gives the same scores here as on the machine that exported it."""
+    """Check that a bundle is complete, and that its scores are the same here as on the machine that exported it."""
     from edgerec.errors import EdgerecError
 
     try:

@@ -67,7 +67,7 @@ def probe_model(content: bytes, *, timeout_s: float = TIMEOUT_S) -> Probe:
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return Probe(error=f"it was still not loaded and run after {timeout_s:g} s")
+        return Probe(error=f"loading and running the model timed out after {timeout_s:g} s")
     if done.returncode < 0:
         return Probe(error=f"the interpreter crashes with {signal.Signals(-done.returncode).name}")
     try:
@@ -107,7 +107,7 @@ def _probe(content: bytes) -> Probe:
     except EdgerecError as error:
         return Probe(error=str(error))
     except UnicodeDecodeError:
-        return Probe(error="the name of a tensor is not text")
+        return Probe(error="the name of a tensor is not valid UTF-8")
     dynamic = any(-1 in detail.get("shape_signature", detail["shape"])[1:] for detail in inputs)
     if dynamic or len(outputs) != 1 or not all(_supported(detail) for detail in (*inputs, *outputs)):
         return Probe()

@@ -19,7 +19,7 @@ Installs this bundle and what it needs into a virtual environment, and verifies 
 Once more does no harm; what is new in this folder is taken over.
 
   --prefix DIR      where to [/opt/edgerec]
-  --find-links DIR  a folder with more wheels, besides the folder wheels of this bundle; both need no network
+  --find-links DIR  also use the wheels in this folder, e.g. to install without a network
   --service         also make it a service that starts with the machine: $UNIT, $OPTIONS
   --yes             install system packages, or remove them, without asking
   --dry-run         say what would be done, and do nothing
@@ -181,7 +181,7 @@ pip_install() {
     >"$prefix/pip.log" 2>&1
 }
 
-# Installs from the folders of wheels alone if they have everything, otherwise from the index too.
+# Installs from the wheel folders alone if they contain all packages, otherwise from the package index too.
 install_from() {
   set -- --find-links "$here/wheels" ${links:+--find-links "$links"} "$@"
   if pip_install --no-index "$@"; then return 0; fi
@@ -190,8 +190,8 @@ install_from() {
   fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
 }
 
-# pip runs what is in a wheel, so a wheel of this bundle is installed only if it has the digest in manifest.json.
-# Wheels that were added are accepted, except another edgerec beside the one that manifest.json lists.
+# The code in a wheel will run on this device, so a wheel of this bundle is installed only if its digest is the one in
+# manifest.json. Wheels that were added to the folder are accepted, except for another version of edgerec.
 check_wheels() {
   if [ -n "$dry" ] && ! command -v "$python" >/dev/null; then return 0; fi
   changed=$("$python" -c '
@@ -226,7 +226,7 @@ install_wheels() {
   renew_edgerec
 }
 
-# pip keeps an installed edgerec of the same version, although the one in this bundle may be newer.
+# pip does not replace an installed edgerec of the same version, although the wheel in this bundle may be newer.
 renew_edgerec() {
   for wheel in "$here"/wheels/edgerec-*.whl; do
     [ -f "$wheel" ] || continue
@@ -242,7 +242,7 @@ copy_bundle() {
   [ "$here" != "$prefix/bundle" ] || return 0
   say "Copying the bundle to $prefix/bundle."
   [ -z "$dry" ] || return 0
-  # Only the files that the manifest lists. They are written beside the destination and then renamed.
+  # Copies only the files that manifest.json lists. They are written beside the destination and then renamed.
   "$prefix/venv/bin/python" -c '
 import sys
 from edgerec.contract.bundle import Bundle
