@@ -77,7 +77,7 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
         _costs(others, conditions is not None)
     if conditions:
         say(f"\nms: time for one image, {conditions}")
-        say("    This is not a measurement. To measure the time, run edgerec benchmark on the device.")
+        say("    This is not a measurement. Run edgerec benchmark on the device to measure.")
     else:
         say(f"\nThere is no estimate of the time on {target}; compare the multiply-adds.")
 
