@@ -210,7 +210,7 @@ def test_adopting_again_finds_the_run(theirs, run_of_theirs, image_folder, tmp_p
     before = (run_of_theirs.path / "metrics.json").stat().st_mtime_ns
     assert adopted(model, str(image_folder), run_of_theirs.path).path == run_of_theirs.path
     assert (run_of_theirs.path / "metrics.json").stat().st_mtime_ns == before
-    with pytest.raises(EdgerecError, match="with other normalise"):
+    with pytest.raises(EdgerecError, match="another value of --normalise"):
         adopted(model, str(image_folder), run_of_theirs.path, normalise="signed")
     with pytest.raises(OutputExistsError):
         adopted(theirs / "nested.keras", str(image_folder), run_of_theirs.path)

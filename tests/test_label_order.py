@@ -58,7 +58,9 @@ def images(tmp_path):
 def test_another_order_is_refused_with_the_order_that_fits(tmp_path, images, order, scales):
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
-    with pytest.raises(DataError, match=rf"another order .* would in the order: {expected}\. .*--labels folders"):
+    with pytest.raises(
+        DataError, match=rf"another order .* would have it in the order: {expected}\. .*--labels folders"
+    ):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -95,7 +97,7 @@ def test_the_command_line_refuses_and_accepts(tmp_path, images):
 def test_two_classes_the_wrong_way_round_are_refused(tmp_path):
     images = write_images(tmp_path / "images", ["a", "b"], images=6)
     color_model((1, 0)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="0 of 12 images have the right label; 12 would in the order: b, a"):
+    with pytest.raises(DataError, match="0 of 12 images have the right label; 12 would have it in the order: b, a"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
 
 
@@ -105,7 +107,7 @@ def test_labels_of_an_npz_file_are_checked(tmp_path):
     pixels = np.clip(rng.normal(np.array(list(COLORS.values()))[classes, None, None], 12, (48, 12, 12, 3)), 0, 255)
     np.savez(tmp_path / "d.npz", x_train=pixels.astype(np.uint8), y_train=classes)
     color_model((3, 0, 1, 2)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="would in the order: 3, 0, 1, 2"):
+    with pytest.raises(DataError, match="would have it in the order: 3, 0, 1, 2"):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
@@ -140,7 +142,7 @@ def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
     other = ["apple", "cress", "berry", "date"]
     text = json.dumps({label: i for i, label in enumerate(other)}) if name.endswith("json") else "\n".join(other)
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=rf"{name} lies beside m\.keras and has another order .*--labels folders"):
+    with pytest.raises(DataError, match=rf"{name} is next to m\.keras and has another order .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels="folders").labels == tuple(COLORS)
     same = list(COLORS)
@@ -166,7 +168,7 @@ def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
 
     model = tmp_path / "m.tflite"
     model.write_bytes(tf.lite.TFLiteConverter.from_keras_model(color_model((1, 0, 2, 3))).convert())
-    with pytest.raises(DataError, match="would in the order: berry, apple, cress, date"):
+    with pytest.raises(DataError, match="would have it in the order: berry, apple, cress, date"):
         evaluate(model, str(images), normalise="pixels")
     assert evaluate(model, str(images), normalise="pixels", labels="folders").accuracy == 0.5
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
@@ -190,7 +192,7 @@ def test_labels_that_may_belong_to_another_model_cause_a_warning(tmp_path, image
     color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
     (tmp_path / name).write_text("daisy\nrose\ntulip\nviolet\n")
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run").labels == tuple(COLORS)
-    assert f"{name} beside the model has other labels (daisy, rose, tulip, violet)" in caplog.text
+    assert f"{name} next to the model has other labels (daisy, rose, tulip, violet)" in caplog.text
 
 
 def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):

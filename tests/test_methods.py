@@ -312,8 +312,8 @@ def test_comparison_of_methods(run, here, caplog):
     # Options reach the methods; a variant that was made with others is taken, and that is said.
     with caplog.at_level(logging.INFO, "edgerec"):
         compare(run, ["ptq", "prune+qat"], sparsity=0.7)
-    assert "int8-pqat is there already, made with sparsity 0.5, and taken as it is" in caplog.text
-    assert "int8 is there already and taken" in caplog.text
+    assert "using the existing variant int8-pqat, made with sparsity 0.5 (" in caplog.text
+    assert "using the existing variant int8 (" in caplog.text
 
 
 def test_no_speed_from_zeros_is_said():

@@ -235,7 +235,7 @@ def test_a_refused_single_output_gets_one_message(tmp_path, caplog):
         pytest.raises(ModelError, match="one output with the activation tanh"),
     ):
         adopt(tmp_path / "m.keras", "digits", tmp_path / "run")
-    assert "becomes" not in caplog.text
+    assert "adding the score" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["transfer", "twice"])

@@ -125,10 +125,10 @@ def adopted(
     """
     path = user_path(model_path)
     if data is None:
-        raise EdgerecError(f"{path} is no run, and its pictures are not known: add --data FOLDER")
+        raise EdgerecError(f"{path} is not a run, so its images are not known: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
     if not (run.finished and path.exists() and run.metrics.get("adopted", {}).get("sha256") == _digest(path)):
-        log.info("%s becomes the run %s", path, run.path)
+        log.info("creating the run %s from %s", run.path, path)
         return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
     before = run.metrics["adopted"]["normalise"]
     same_normalise = normalise is None or parse_normalise(normalise) == parse_normalise(before)
@@ -138,7 +138,9 @@ def adopted(
         ("labels", not own_labels or _read_labels(str(labels), len(run.labels), str(path)) == run.labels),
     ):
         if not same:
-            raise EdgerecError(f"{run.path} was made of {path} with other {name}: choose another --out")
+            raise EdgerecError(
+                f"{run.path} was created from {path} with another value of --{name}: choose another --out"
+            )
     return run
 
 
@@ -180,7 +182,7 @@ def _read(path: Path) -> Any:
 def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
     labels = read_labels(Path(path), count, model)
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise DataError(f"{path} has the label {twice[0]!r} twice: every output needs its own")
+        raise DataError(f"{path} has the label {twice[0]!r} more than once: give every output its own label")
     return labels
 
 
@@ -200,9 +202,9 @@ def _look_at(
             check_files_beside(path, known)
     else:
         known, where = tuple(map(str, range(count))), ""
-        log.info("%s has no labels: its classes are numbered; give their names with --labels", path)
+        log.info("%s has no labels: using class numbers as names; set other names with --labels", path)
         for beside in label_files_beside(path, count):
-            log.warning("%s lies beside the model: name its classes with --labels %s", beside, beside)
+            log.warning("found the label file %s next to the model: to use it, add --labels %s", beside, beside)
     if len(known) != count:
         raise DataError(
             f"{path} has {count} classes, {where} has {len(known)} ({', '.join(known[:5])}): "
@@ -232,7 +234,7 @@ def _check_and_choose(
     if normalise is not None:
         texts = [normalise]
     elif not isinstance(model, SavedModel) and expects_pixels(model):
-        log.info("%s scales pixels itself: they stay 0 to 255 (pixels)", path)
+        log.info("%s normalizes its input itself: using normalization 'pixels' (0 to 255)", path)
         texts = ["pixels"]
     else:
         texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
@@ -273,7 +275,10 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Ch
         )
     elif (right[best] - right[other]) * 100 < CLEAR_POINTS:
         log.warning(
-            "%s: %r and %r do about as well: set the one that it was trained with (--normalise)", path, best, other
+            "%s has about the same accuracy with the normalizations %r and %r: set the right one with --normalise",
+            path,
+            best,
+            other,
         )
     return _Choice(best, right)
 

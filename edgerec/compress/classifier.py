@@ -61,7 +61,9 @@ def with_scores(model: Any, where: str) -> Any:
     """
     if model.output_shape[1] == 1:
         model = _two_classes(model, where)
-        log.info("%s has one output, the score of the second of two classes: it becomes the scores of both", where)
+        log.info(
+            "%s has one output, the score of the second of two classes: adding the score of the first class", where
+        )
         return model
     if gives_scores(model):
         return model

@@ -258,8 +258,8 @@ def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
     if report is None:
         return make(bench, resume=not _is_interrupted_differently(bench) or not overwrite, overwrite=overwrite)
     name, other = report.variant, used_differently(bench.run, bench.recipe)
-    how = f", made with {other}," if other else ""
-    log.info("%s is there already%s and taken as it is (--overwrite makes it anew)", name, how)
+    how = f", made with {other}" if other else ""
+    log.info("using the existing variant %s%s (--overwrite makes a new one)", name, how)
     return report
 
 

@@ -127,8 +127,8 @@ def find(name: str) -> Architecture:
         )
     if name == AUTO:
         raise RecipeError(
-            "model.arch 'auto' is not an architecture: edgerec train chooses one by the images. Name one here: "
-            "edgerec models lists them"
+            "model.arch 'auto' is not an architecture, and only edgerec train can replace it by one: set model.arch to "
+            "an architecture that edgerec models lists"
         )
     if own.is_own(name):
         return Architecture(own.features, 1)

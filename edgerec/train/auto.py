@@ -54,7 +54,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
                 f"Cannot use model.width {model.width:g} with the network in {model.weights}, whose width is fixed: "
                 "leave it out, or name the architecture of the weights (--arch)"
             )
-        log.info("arch auto: the network in %s with new classes (arch backbone)", model.weights)
+        log.info("arch auto: using the network in %s with a new head (arch backbone)", model.weights)
         return replace(recipe, model=replace(model, arch=BACKBONE, width=1.0))
     situation = _situation(recipe.data, target)
     rule = choose(situation, imagenet=_may_use_imagenet(recipe, situation))

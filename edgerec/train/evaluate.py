@@ -161,7 +161,7 @@ def evaluate(
     if labels is not None:
         subject = _with_labels(subject, path, labels)
     if data is None and not subject.own_data:
-        raise EdgerecError(f"{path} does not say where pictures are: add --data")
+        raise EdgerecError(f"{path} does not record where its images are: add --data")
     section = subject.data if data is None else replace(subject.data, source=one_or_tuple(data))
     dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
     known = [origin for origin in subject.origins if origin.digest == dataset.digest]
@@ -171,7 +171,7 @@ def evaluate(
     part, name = chosen_images(dataset, section.title, split, sides)
     if not dataset.labels:
         if not known:
-            raise DataError(f"{section.title} has no class folders, and so nothing to measure {path} against")
+            raise DataError(f"{section.title} has no class folders, so there are no labels to measure {path} against")
         log.warning(AGREEMENT)
         dataset = dataset.relabelled(subject.labels, subject.answers)
     trained = None

@@ -42,8 +42,8 @@ def extend(run: Run, epochs: int) -> None:
     last = int(history[-1]["epoch"]) if history else 0
     if not last or last not in checkpoints(run):
         raise RunError(
-            f"{run.path} has no checkpoint of its last epoch, from which to continue: train a new run that starts from "
-            f"its weights, with --weights {run.path / 'model.keras'}"
+            f"{run.path} cannot be extended, because it has no checkpoint of its last epoch: train a new run from its "
+            f"weights with --weights {run.path / 'model.keras'}"
         )
     train = recipe.train
     # A training with a single stage may have ended early. The added epochs then follow its last epoch directly.
@@ -65,8 +65,8 @@ def extend(run: Run, epochs: int) -> None:
     _archive(run, archive)
     write_file(run.path / "recipe.toml", longer.to_toml())
     log.info(
-        "adding %d epochs to the %d of %s: the learning rate starts again at %g (schedule %s); split and seed stay as "
-        "they are; the model so far and its variants are in %s",
+        "adding %d epochs to the %d epochs of %s: the learning rate restarts at %g (schedule %s), and the split and "
+        "seed do not change. The previous model and its variants are in %s",
         epochs,
         last,
         run.path,

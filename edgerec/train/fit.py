@@ -251,7 +251,7 @@ def placed(section: DataSection) -> DataSection:
     )
     placed_data = replace(section, source=one_or_tuple(sorted(places)))
     if any("\udc80" <= character <= "\udcff" for place in placed_data.places for character in place):
-        raise DataError(f"The path {placed_data.title} is not valid UTF-8, so that no recipe can name it: rename it")
+        raise DataError(f"The path {placed_data.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
     return placed_data
 
 

@@ -119,7 +119,7 @@ def _read_source(path: Path) -> _Source:
         return _read_h5(path)
     if not zipfile.is_zipfile(path):
         kind = describe_file(path)
-        advice = " (edgerec import takes it)" if "TFLite" in kind else ""
+        advice = " (edgerec import can read it)" if "TFLite" in kind else ""
         raise ModelError(
             f"{path} is not a Keras model (.keras or .h5): it {kind or 'has another format, or is damaged'}{advice}"
         )

@@ -36,7 +36,7 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "train.class_weights", reason
         yield "compress.teacher_weight", reason
     if arch == BACKBONE and recipe.model.width != 1:
-        yield "model.width", "the network is the file's"
+        yield "model.width", "the file determines the width of the network"
     if not recipe.model.pretrained:
         for name in vars(recipe.transfer):
             yield f"transfer.{name}", "model.weights is 'none', so there are no trained weights to start from"

@@ -59,13 +59,13 @@ def with_image_input(model: Any, where: str) -> Any:
     if not shape or None in shape[1:]:
         return model
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3) and shape[2] == shape[3]:
-        log.info("%s takes %s, channels first: it is rebuilt with the channels last", where, shape)
+        log.info("%s has the input shape %s (channels first): converting it to channels last", where, shape)
         return _compared(model, _channels_last(model), lambda pixels: pixels.transpose(0, 3, 1, 2), where)
     side = math.isqrt(shape[1]) if len(shape) == 2 else shape[1]
     is_row = len(shape) == 2 and side**2 == shape[1] and side >= LEAST_SIDE
     if not is_row and not (len(shape) == 3 and shape[1] == shape[2]):
         return model
-    log.info("%s takes %s: these are the pixels of a grayscale image of %d×%d", where, shape, side, side)
+    log.info("%s has the input shape %s: using it for grayscale images of %d×%d pixels", where, shape, side, side)
     rebuild = Rebuild(flatten)
     inputs = keras().Input((side, side, 1), name=rebuild.name("image"))
     values = [keras().layers.Reshape(shape[1:], name=rebuild.name("without_channels"))(inputs)]
@@ -79,8 +79,8 @@ def _compared(model: Any, built: Any, layout: Any, where: str) -> Any:
     difference = float(np.abs(expected - got).max() / max(1.0, np.abs(expected).max()))
     if not difference <= 1e-4 and np.isfinite(expected).all():
         raise ModelError(
-            f"{where}: rebuilt with the channels last, its outputs differ by up to {difference:.2g}: "
-            "build the model with data_format='channels_last' and save it again"
+            f"{where} cannot be converted to channels last, because its outputs would differ by up to "
+            f"{difference:.2g}: build the model with data_format='channels_last' and save it again"
         )
     return built
 

@@ -150,7 +150,7 @@ def compile_classifier(
     tf = require("tensorflow")
     again, strategy = reconstructs(model), tf.distribute.get_strategy()
     if xla and strategy.num_replicas_in_sync > 1 and "CPU" in strategy.extended.worker_devices[0]:
-        log.warning("train.xla has no effect on several CPU devices, whose variables XLA cannot reach: not compiling")
+        log.warning("train.xla has no effect on several CPU devices, because XLA cannot access their variables")
         xla = False
     loss_by_name = "categorical_crossentropy" if shares else "sparse_categorical_crossentropy"
     model.compile(

@@ -74,7 +74,7 @@ class LabelOrder:
         if not self.clear:
             return assumed
         shown = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
-        return f"{assumed}; {self.right_reordered} would in the order: {shown}"
+        return f"{assumed}; {self.right_reordered} would have it in the order: {shown}"
 
 
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
@@ -158,11 +158,13 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
         what = "another order" if same else "other labels"
         if not same and not _belongs(path, model):
             log.warning(
-                "%s beside the model has other labels (%s): if they are its own, add --labels", path, _shown(beside)
+                "%s next to the model has other labels (%s): if they are the model's labels, add --labels",
+                path,
+                _shown(beside),
             )
             continue
         raise DataError(
-            f"{path} lies beside {model.name} and has {what} ({_shown(beside)}) than the data's classes "
+            f"{path} is next to {model.name} and has {what} ({_shown(beside)}) than the data's classes "
             f"({_shown(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
         )
 

@@ -67,7 +67,7 @@ class Exposure:
             return None
         train, val, inherited = (separated_digests(contents[key]) for key in ("train", "val", "inherited"))
         keys = ", ".join(f"data.{key}={data[key]!r}" for key in ("test_fraction", "val_fraction", "group_by"))
-        return cls(np.concatenate([train, inherited]), val, f"split as its training did (seed={seed!r}, {keys})")
+        return cls(np.concatenate([train, inherited]), val, f"use the split of its training (seed={seed!r}, {keys})")
 
     @classmethod
     def _of_run(cls, run: Run, dataset: Dataset) -> Exposure | None:
@@ -78,7 +78,7 @@ class Exposure:
             return cls._recorded(contents, dataset, run.recipe.seed, vars(run.recipe.data))
         if dataset.contents is not None and dataset.digest == record["digest"]:
             parts, known = recorded_split(dataset, record), shortened(dataset.contents)
-            advice = "train it again, because an older edgerec split its images by another rule"
+            advice = "train it again, because an older version of edgerec split its images by another rule"
             return cls(known[parts.train], known[parts.val], advice)
         return None
 

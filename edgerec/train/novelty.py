@@ -97,7 +97,7 @@ def reconstructions(
     given = np.asarray(model(normalise.apply(originals.astype(np.float32)), training=False))
     again = np.clip(np.rint(given * normalise.std + normalise.mean), 0, 255).astype(np.uint8)
     figure = new_figure(1.5 * len(chosen), 3.7)
-    figure.suptitle("pictures (above) and what is made of them, from the smallest error to the largest", fontsize=10)
+    figure.suptitle("images (above) and their reconstructions, from the smallest error to the largest", fontsize=10)
     for row, pictures in zip(figure.subplots(2, len(chosen), squeeze=False), (originals, again), strict=True):
         for axes, picture, error in zip(row, pictures, errors[chosen], strict=True):
             axes.set_axis_off()

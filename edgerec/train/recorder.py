@@ -95,7 +95,7 @@ def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> 
     if train.max_hours and history:
         left_s = train.max_hours * stage.share * 3600 - sum(row["seconds"] for row in history)
         if history[-1]["seconds"] > left_s:
-            limit = f" ({stage.share:.0%} of it for {stage.about} and what comes before)" * (stage.share < 1)
+            limit = f" ({stage.share:.0%} of it for {stage.about} and earlier stages)" * (stage.share < 1)
             return f"train.max_hours {train.max_hours:g}{limit} leaves no time for epoch {len(history) + 1}"
     if train.early_stopping and rows and len(history) - best_epoch(rows) >= train.early_stopping:
         return f"no better validation result for {train.early_stopping} epochs (train.early_stopping)"

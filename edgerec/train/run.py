@@ -91,8 +91,8 @@ class Run:
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(
-                f"{path} is an autoencoder, which answers no labels, expected a classifier's run; "
-                f"it finds novelty for one: {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
+                f"{path} is the run of an autoencoder, which predicts no labels: choose a classifier's run. To add "
+                f"novelty detection to a classifier: {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
             )
         return run
 

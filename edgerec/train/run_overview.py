@@ -66,7 +66,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise EdgerecError(f"{root} is not a folder: name the folder that holds your runs, as edgerec runs FOLDER")
+        raise EdgerecError(f"{root} is not a folder: give the folder that contains your runs, edgerec runs FOLDER")
     return [summarize(run) for run in _runs(root, DEPTH)]
 
 

@@ -85,7 +85,7 @@ def restarts(recipe: Recipe) -> list[int]:
         found = [0]
     if any(first >= second for first, second in itertools.pairwise([0, *found, epochs])):
         raise RecipeError(
-            f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}): 10, 20"
+            f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}), such as '10, 20'"
         )
     return found
 

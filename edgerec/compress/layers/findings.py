@@ -130,10 +130,12 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
 
 
 def _way_out(layer: Layer, reference: str, run: str, data: DataSource | None) -> str:
-    trained = "train it for int8 (--method qat)" if reference == FLOAT_MODEL else "let its range settle (more --epochs)"
+    trained = (
+        "train it for int8 (--method qat)" if reference == FLOAT_MODEL else "calibrate its range longer (more --epochs)"
+    )
     names = ",".join(dict.fromkeys((layer.name, *layer.readers)))
     mixed = command("quantize", run, "--method", "mixed", "--float-layers", names, *data_options(data))
-    return f"{trained}, or leave it float with what reads it: {mixed}"
+    return f"{trained}, or keep this layer and the layers that read its output in float: {mixed}"
 
 
 def _low(ratio_db: float | None) -> bool:
