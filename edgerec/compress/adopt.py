@@ -182,7 +182,7 @@ def _read(path: Path) -> Any:
 def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
     labels = read_labels(Path(path), count, model)
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise DataError(f"{path} has the label {twice[0]!r} more than once: give every output its own label")
+        raise DataError(f"{path} has the label {twice[0]!r} twice: give every output its own label")
     return labels
 
 

@@ -110,7 +110,7 @@ class Team:
         """
         devices = self.places.total
         if size % (devices * accumulate):
-            each = f", and each device computes its share in {accumulate} steps (train.accumulate)" * (accumulate > 1)
+            each = f", each of which computes its share in {accumulate} steps (train.accumulate)" * (accumulate > 1)
             raise RecipeError(
                 f"train.batch_size is {size}, expected a multiple of {devices * accumulate}: {devices} devices share "
                 f"a batch{each}"
