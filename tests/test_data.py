@@ -263,7 +263,7 @@ def test_class_that_is_only_tested(image_folder, tmp_path):
         for path in images[:5]:
             path.rename(tmp_path / "split" / "test" / label.replace("red", "rde") / path.name)
     dataset, resolved = load(section(tmp_path / "split", input_size=16))
-    with pytest.raises(DataError, match="class 'rde' has no image to train on"):
+    with pytest.raises(DataError, match="class 'rde' has test images, but no training images"):
         split_dataset(dataset, resolved, 0)
 
 
