@@ -19,6 +19,7 @@ from edgerec.export import export_bundle
 from edgerec.export.page import report
 from edgerec.models import reconstructs
 from edgerec.runtime.golden import verify
+from edgerec.train import baseline
 from edgerec.train.fit import fit, was_begun
 from edgerec.train.run import Run
 
@@ -40,6 +41,7 @@ class BuildReport:
         golden: number of golden vectors that were verified.
         reused: names of the steps that were skipped because their results were complete (``train``, ``quantize``,
             ``export``).
+        warning: a sentence if the float accuracy is not clearly better than the majority-class baseline.
     """
 
     run: str
@@ -51,6 +53,7 @@ class BuildReport:
     size_bytes: int
     golden: int
     reused: tuple[str, ...]
+    warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -136,6 +139,7 @@ def build(
         size_bytes=quantized.forms[-1].size_bytes,
         golden=verified.pictures,
         reused=tuple(reused),
+        warning=baseline.warning(run.metrics),
     )
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgerec import Recipe, Run, build, diff_runs, list_runs, verify
@@ -82,10 +83,23 @@ def test_build_accepts_other_compression_settings_for_a_trained_run(built, tmp_p
         build(RECIPE.override({"compress.calibration": str(calibration)}), run, "rpi")
 
 
+@pytest.mark.slow
+def test_build_advises_to_improve_a_model_that_learned_nothing(tmp_path, edgerec):
+    """Labels that have nothing to do with the images cannot be learned."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (120, 8, 8), np.uint8), np.arange(120) % 4
+    np.savez(tmp_path / "noise.npz", x_train=images, y_train=labels)
+    options = ("--epochs", "1", "--arch", "simple_cnn", "--method", "ptq", "--max-drop", "100")
+    done = edgerec("build", "noise.npz", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "next     check images and labels" in done.stdout
+    assert "copy" not in done.stdout
+
+
 def test_build_refuses_an_unknown_target_and_an_autoencoder_before_training(tmp_path):
     with pytest.raises(EdgerecError, match="rpl"):
         build(RECIPE, tmp_path / "x", "rpl")
-    with pytest.raises(RecipeError, match="does not classify"):
+    with pytest.raises(RecipeError, match="is not a classifier"):
         build(RECIPE.override({"model.arch": "autoencoder"}), tmp_path / "x", "rpi")
     assert not (tmp_path / "x").exists()
 

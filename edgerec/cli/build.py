@@ -63,7 +63,12 @@ def build(
     say(f"variant  {made.variant}  ({made.top1:.2%}, {made.size_bytes:,} bytes)")
     say(f"bundle   {made.bundle}  (verified with {made.golden} golden images)")
     say(f"report   {made.page}")
-    say(f"next     copy {made.bundle} to the device and follow its README.md")
+    if made.warning:
+        from edgerec.train.baseline import ADVICE
+
+        say(f"next     {ADVICE}")
+    else:
+        say(f"next     copy {made.bundle} to the device and follow its README.md")
     if open_page or (open_page is None and _has_browser()):
         webbrowser.open(Path(made.page).resolve().as_uri())
 

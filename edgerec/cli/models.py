@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import JsonOption, pairs, progress, say, show_json, table
+from edgerec.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.export.architectures import ArchitectureReport
@@ -66,7 +67,7 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
     chosen = [row for row in rows if row.data]
     others = [row for row in rows if not row.data]
     conditions = ESTIMATES.get(target)
-    say(f"edgerec train --target {target} chooses these architectures:")
+    say(f"{command('train', '--target', target)} chooses these architectures:")
     for row in chosen:
         for data in row.data:
             say(f"  {data}: {_network(row)}")
