@@ -98,11 +98,11 @@ def first_run(recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(first_run, tmp_path_factory):
-    """A copy of it for the tests of a file, which may make variants in it."""
+    """A copy of ``first_run`` without the record of its exports, for the tests of a file, which may change it."""
     from edgerec import Run
 
     path = tmp_path_factory.mktemp("runs") / "digits"
-    shutil.copytree(first_run.path, path)
+    shutil.copytree(first_run.path, path, ignore=shutil.ignore_patterns("exports.json"))
     return Run.open(path)
 
 
