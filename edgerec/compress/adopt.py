@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # normalization needs over the next one.
 TRIED_PICTURES = 500
 CLEAR_POINTS = 2.0
-# Normalizations with one scale and offset per channel that are also compared.
+# Per-channel normalizations that are tried in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
 # The order of the labels is checked on this many images per class, but on at most this many images in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000

@@ -35,7 +35,7 @@ _IRRELEVANT = {"compress": ("max_drop", "calibration", "float_layers")}
 
 @dataclass(frozen=True)
 class FineTune:
-    """Data, schedule and settings of a fine-tuning.
+    """Data, schedule and settings of one fine-tuning run.
 
     Attributes:
         feed: function ``(epoch, places)`` that returns augmented training batches, starting at ``epoch``.
@@ -45,7 +45,7 @@ class FineTune:
         team: the devices used for training.
         epochs: number of epochs of each stage.
         learning_rate: peak learning rate; it falls to zero as a half cosine.
-        retraining_rate: peak learning rate of a stage that removes weights; the remaining weights have to adapt.
+        retraining_rate: peak learning rate of a pruning stage, after which the remaining weights have to adapt.
         train: the run's training settings. Fine-tuning uses ``optimizer``, ``weight_decay``, ``accumulate`` and
             ``xla``; the batches already follow ``batch_size`` and ``class_weights``.
         freeze_bn: whether batch normalization keeps its statistics, scale and offset.

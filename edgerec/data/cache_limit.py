@@ -123,7 +123,7 @@ def limit() -> int | None:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise EdgerecError(f"{VARIABLE} is {text!r}: {error}, or none for no limit") from None
+        raise EdgerecError(f"{VARIABLE} is {text!r}: {error}; for no limit, set it to none") from None
 
 
 def parse_size(text: str) -> int:

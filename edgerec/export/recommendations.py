@@ -75,7 +75,7 @@ def recommendations(
 
 
 def default_input_px(rule: Rule) -> int:
-    """Return the input size in pixels at which the networks of a rule are measured."""
+    """Return the input size, in pixels, at which the costs of a rule's architectures are computed."""
     return max(SMALL_INPUT_PX if rule.small else rule.max_input_px, least_size_px(rule.arch))
 
 

@@ -77,7 +77,10 @@ def extend(run: Run, epochs: int) -> None:
 
 
 def _archive(run: Run, archive: Path) -> None:
-    """Move the results of the finished run; if this is interrupted, ``--resume`` completes the run again."""
+    """Move the results of a finished run into the folder ``archive``.
+
+    If the move is interrupted, the run counts as unfinished, and ``--resume`` computes its results again.
+    """
     archive.mkdir()
     for name in _COPIED:
         shutil.copy2(run.path / name, archive / name)
