@@ -118,8 +118,11 @@ def test_page_and_metrics_of_a_running_camera(bundle):
             assert line, process.wait()
             addresses += re.findall(r"http://127\.0\.0\.1:\d+\S*", line)
         for address in addresses:
-            with urllib.request.urlopen(address.rstrip(".,"), timeout=10) as answer:
-                assert answer.status == 200
+            try:
+                with urllib.request.urlopen(address.rstrip(".,"), timeout=10) as answer:
+                    assert answer.status == 200
+            except OSError as error:
+                raise AssertionError(f"{address}: {error}; exit status of the camera: {process.poll()}") from None
     finally:
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=15)
