@@ -91,7 +91,7 @@ def test_every_model_is_verified(three, tmp_path):
     # Elsewhere each by its own measure: units of int8, or scores of float32.
     golden["made_on"]["machine"] = "elsewhere"
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
-    assert {result.tolerance for result in verify(copy).golden} == {2, 1e-3}
+    assert {result.tolerance for result in verify(copy).golden} == {16, 1e-3}
 
 
 def test_it_runs_wherever_a_bundle_does(three, video, pictures, edgerec):

@@ -337,18 +337,18 @@ def test_bundles_are_written_as_export_writes_them(given, tmp_path, picture):
 
 
 def test_golden_scores_behind_a_softmax_have_a_tolerance_in_scores(given, tmp_path):
-    """Elsewhere two units of the stored output may be off, as far as they move a score."""
+    """On another machine, the stored output may differ by 16 units, which move a score by no more than that."""
     bundle = Bundle.open(import_tflite(given("int8_odd_logits"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle)
     values = json.loads(bundle.files[GOLDEN])
     values["made_on"]["cpu"] = "another"
     scale = bundle.manifest.output.scale
-    for off, fine in ((1.9, True), (2.1, False)):
+    for off, fine in ((15.9, True), (16.1, False)):
         moved = json.loads(json.dumps(values))
         moved["vectors"][0]["scores"][0][0] += off * scale
         files = bundle.files | {GOLDEN: json.dumps(moved).encode()}
         Bundle.write(tmp_path / "moved", bundle.manifest, files, overwrite=True)
         if fine:
-            assert verify(tmp_path / "moved").max_difference == pytest.approx(1.9 * scale, rel=1e-3)
+            assert verify(tmp_path / "moved").max_difference == pytest.approx(15.9 * scale, rel=1e-3)
         else:
             with pytest.raises(BundleError, match=r"scores of model\.tflite are off"):
                 verify(tmp_path / "moved")

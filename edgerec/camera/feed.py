@@ -36,7 +36,9 @@ class Feeds:
     """
 
     def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
-        lock = threading.Lock()
+        # Ctrl-C may interrupt the main thread between acquiring the lock and entering its block. The lock then stays
+        # acquired, and with a plain Lock the same thread would wait for itself in __exit__.
+        lock = threading.RLock()
         self._changed = threading.Condition(lock)
         self._feeds = [_Feed(address, patience or Patience(), lock, self._changed) for address in addresses]
         self._turn = 0
@@ -97,7 +99,7 @@ class _Feed:
     """One source. What is not said to be otherwise is used under ``lock``; ``changed`` tells of frames and changes."""
 
     def __init__(
-        self, address: Address, patience: Patience, lock: threading.Lock, changed: threading.Condition
+        self, address: Address, patience: Patience, lock: threading.RLock, changed: threading.Condition
     ) -> None:
         self.address, self.stopped, self.overtaken = address, False, 0
         self.state: State | None = None
