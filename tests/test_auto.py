@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import urllib.request
 
 import cv2
 import numpy as np
@@ -28,7 +29,13 @@ V2_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_{}_no_top.h5"
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder without downloaded weights, on a machine without a network."""
+    """A home folder without downloaded weights, on a machine without a network.
+
+    urllib reads the proxy variables once, when it builds its global opener. A
+    fresh opener sees them here and is dropped afterwards: kept, it would send
+    the requests of later tests to a proxy that does not exist.
+    """
+    monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
