@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -40,7 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "auto": {"model.arch": "auto", "compress.method": "auto"},
 }
-COLUMNS = ("data", "settings", "model", "epochs", "float top-1", "int8 top-1", "bytes", "train, s", "quantize, s")
+COLUMNS = (
+    *("data", "settings", "model", "epochs", "float top-1", "int8 top-1", "bytes"),
+    *("train, s", "quantize, s", "train, CPU s", "quantize, CPU s"),
+)
 
 
 def sixty_each(work: Path, count: int = 60) -> Path:
@@ -82,9 +86,14 @@ def trained(name: str, settings: str, changes: dict[str, Any], path: Path, work:
     return fit(recipe, path, resume=run.begun, finish=finish)
 
 
-def measure(name: str, settings: str, run: Run) -> dict[str, Any]:
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its ended child processes, which hardly depends on other load."""
+    return sum(os.times()[:4])
+
+
+def measure(name: str, settings: str, run: Run, train_cpu_s: float) -> dict[str, Any]:
     """Quantize a trained run, and return its figures."""
-    started = time.monotonic()
+    started, cpu_before = time.monotonic(), cpu_seconds()
     report = quantize(run, max_drop=100 if settings == "former" else None).to_dict()
     quantize_s = time.monotonic() - started
     float_form, *_, form = report["forms"]
@@ -103,6 +112,8 @@ def measure(name: str, settings: str, run: Run) -> dict[str, Any]:
         "bytes": form["size_bytes"],
         "train_s": run.metrics["seconds"],
         "quantize_s": round(quantize_s, 1),
+        "train_cpu_s": round(train_cpu_s, 1),
+        "quantize_cpu_s": round(cpu_seconds() - cpu_before, 1),
     }
 
 
@@ -119,7 +130,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['int8_top1']:.2%}",
             f"{row['bytes']:,}",
             f"{row['train_s']:,.0f}",
-            f"{row['quantize_s']:,.0f}",
+            *(f"{row[key]:,.0f}" for key in ("quantize_s", "train_cpu_s", "quantize_cpu_s")),
         )
         print("| " + " | ".join(map(str, cells)) + " |")
 
@@ -152,8 +163,9 @@ def main() -> None:
                 print(json.dumps(summary | {"val_accuracy": best["val_accuracy"]}), flush=True)
                 continue
             if not result.exists():
+                cpu_before = cpu_seconds()
                 run = trained(name, settings, changes, path, arguments.work, finish=True)
-                result.write_text(json.dumps(measure(name, settings, run), indent=1))
+                result.write_text(json.dumps(measure(name, settings, run, cpu_seconds() - cpu_before), indent=1))
             rows.append(json.loads(result.read_text()))
     if rows:
         show(rows)
