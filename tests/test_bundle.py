@@ -165,7 +165,7 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"normalise": {"mean": float("nan"), "std": 1}}, "finite mean"),
         ({"threads": 10**400}, "threads"),
         ({"threads": "4"}, "threads"),
-        ({"delegate": "a\0b"}, "no file name"),
+        ({"delegate": "a\0b"}, "which is not loaded"),
         ({"decision": {"threshold": 2}}, "threshold"),
         ({"model": "other.tflite"}, "lists no digest"),
         ({"model": ""}, "lists no digest"),

@@ -12,6 +12,7 @@ from typing import Any, Self
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.contract.target import DELEGATES
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
 
@@ -103,12 +104,13 @@ class Manifest:
         input, output, preprocess, normalise, model, activation, delegate_model: fields of :class:`ModelSpec` for the
             first model.
         decision: conversion of scores to a prediction.
-        target, variant: name of the target, and of the variant of the model.
+        target, variant: name of the target (never a path), and of the variant of the model.
         members: further models of an ensemble; empty for a single model.
         combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
         novelty: autoencoder that detects unknown images regardless of their scores; None if there is none.
         threads: interpreter threads; 0 lets the runtime choose.
-        delegate: shared library of the delegate that runs the files compiled for it, or empty.
+        delegate: delegate that runs the files compiled for it, one of :data:`~edgerec.contract.target.DELEGATES`;
+            empty uses the CPU.
         files: SHA-256 of every other file of the bundle by its relative path.
         metrics: metrics at export (top-1 accuracy, agreement, size in bytes).
         provenance: recipe, digests and versions that were used to build the bundle.
@@ -222,6 +224,16 @@ class Manifest:
             raise BundleError(f"{where} has the same label twice")
         if self.combine not in COMBINATIONS:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
+        if self.delegate not in DELEGATES:
+            raise BundleError(
+                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that a bundle "
+                "chooses could contain any code: export the bundle again, and name this library with --delegate"
+            )
+        if re.search(r"[/\\]|\.toml$", self.target):
+            raise BundleError(
+                f"{where} names the target {self.target!r}, expected a name without a folder or .toml: export the "
+                "bundle again"
+            )
         for number, model in enumerate(self.models):
             model.check(f"{where}: members[{number - 1}]" if number else where, self.labels, self.files)
         if self.novelty is not None:

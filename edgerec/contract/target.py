@@ -15,6 +15,9 @@ from edgerec.errors import TargetError, unknown
 Kind = Literal["bundle", "model", "c"]
 SOURCES = ("opencv", "picamera2", "stream", "file")
 RULES = ("", "edgetpu")
+# Delegates that a manifest may name: LiteRT's own GPU delegate, and Google's library for the Edge TPU on each system.
+# A manifest must not choose any other library, because loading a library executes its code.
+DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
 # What each runtime has wheels for: systems and processors, as the module platform names them, and the last minor
@@ -47,7 +50,8 @@ class Target:
         parameter_bytes: memory that holds a model's weights on the chip; 0 does not matter.
         threads: interpreter threads; 0 lets the runtime choose.
         compiler: a program that must see the .tflite first, or empty.
-        delegate: shared library that runs the compiled file, or empty.
+        delegate: shared library that runs the compiled file, or empty. A bundle loads it by itself only if it is one
+            of :data:`DELEGATES`; others must be given with ``--delegate``.
         sources: where pictures come from: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
         requirements: lines of the bundle's requirements.txt; ``{edgerec}`` is this version. Empty: no file.
         commands: what a person types on the machine, in this order; ``{name}`` is the bundle's name.
@@ -80,7 +84,7 @@ class Target:
 
     @classmethod
     def load(cls, name: str) -> Target:
-        """Read ``targets/NAME.toml``, or a person's own file where ``name`` ends in .toml.
+        """Read ``targets/NAME.toml``, or a file of the user if ``name`` ends in .toml.
 
         Raises:
             TargetError: there is none, it is not TOML, a key is wrong, or what it says cannot be.
@@ -91,6 +95,24 @@ class Target:
         if reason := _impossible(target):
             raise TargetError(f"{path}: {reason}")
         return target
+
+    @classmethod
+    def of_manifest(cls, name: str) -> Target:
+        """Load the target that a manifest names; raise :class:`TargetError` if it does not come with edgerec.
+
+        A target names programs that are executed, e.g. a compiler, so that a bundle must not choose its file.
+        """
+        if name not in target_names():
+            raise TargetError(
+                f"the bundle was exported for the target {name!r}, which does not come with edgerec: name its file "
+                "with --target FILE.toml"
+            )
+        return cls.load(name)
+
+    @property
+    def manifest_delegate(self) -> str:
+        """The delegate for the manifest of a bundle; empty if a manifest must not name this delegate."""
+        return self.delegate if self.delegate in DELEGATES else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The target as JSON values."""

@@ -81,7 +81,7 @@ def ensemble(
     opened = _opened([user_path(bundle) for bundle in bundles], target)
     _check_alike(opened)
     first = opened[0].manifest
-    aim = Target.load(target or first.target)
+    aim = Target.load(target) if target else Target.of_manifest(first.target)
     if aim.kind != "bundle":
         raise BundleError(f"target {aim.name} takes one model: an ensemble is for what runs edgerec, as desktop or rpi")
     models: dict[str, bytes] = {}
@@ -122,7 +122,8 @@ def ensemble(
 def _opened(paths: Sequence[Path], target: str | None) -> list[Bundle]:
     """The bundles, and those of the runs among them, which are read whole and not kept."""
     found = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
-    aim = target or next((bundle.manifest.target for bundle in found.values()), "desktop")
+    named = next((bundle.manifest.target for bundle in found.values()), "desktop")
+    aim = target or Target.of_manifest(named).name
     with tempfile.TemporaryDirectory(prefix="edgerec-ensemble-") as folder:
         for number, path in enumerate(path for path in paths if path not in found):
             name = Run.open(path).path.name

@@ -167,7 +167,7 @@ def _manifest(
         variant=report["variant"],
         files={},  # Bundle.write fills in the digests
         threads=target.threads,
-        delegate=target.delegate if compiled else "",
+        delegate=target.manifest_delegate if compiled else "",
         delegate_model=DELEGATE_MODEL if compiled else "",
         metrics={key: report[key] for key in ("forms", "drop_points", "images")},
         provenance=provenance

@@ -157,7 +157,7 @@ def import_tflite(
         files={},  # Bundle.write fills in the digests
         activation=finished.activation,
         threads=aim.threads,
-        delegate=aim.delegate if DELEGATE_MODEL in models else "",
+        delegate=aim.manifest_delegate if DELEGATE_MODEL in models else "",
         delegate_model=DELEGATE_MODEL if DELEGATE_MODEL in models else "",
         provenance={
             "imported": {"file": source.name, "sha256": original.sha256}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edgerec.export.sources import sources
 from edgerec.export.wheel import bundled_wheel
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import make_golden, verify
+
+log = logging.getLogger(__name__)
 
 
 def write_verified(
@@ -52,5 +55,13 @@ def write_verified(
     if target.kind == "c":
         files |= sources(models[manifest.model], manifest)
     files["README.md"] = readme(manifest, target, figures, models[manifest.model]).encode()
+    if target.delegate and not target.manifest_delegate:
+        log.warning(
+            "%s does not name the delegate %s, because a bundle may only name delegates that edgerec knows: add "
+            "--delegate %s to edgerec camera",
+            path,
+            target.delegate,
+            target.delegate,
+        )
     Bundle.write(path, manifest, files, overwrite=overwrite)
     return tuple(sorted(files)), verify(path).pictures

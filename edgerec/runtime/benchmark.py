@@ -19,6 +19,7 @@ from edgerec.contract.decision import Decider, decide
 from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.errors import BundleError, SourceError
+from edgerec.runtime.child import python_command
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import golden_pictures
 from edgerec.runtime.health import Health, look
@@ -217,7 +218,7 @@ def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -
         from edgerec.contract.shipped import shipped
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
-    command = [sys.executable, "-c", _COLD, str(bundle.path), str(first), json.dumps(options)]
+    command = python_command(_COLD, str(bundle.path), str(first), json.dumps(options))
     began = time.time()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:

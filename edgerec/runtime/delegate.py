@@ -1,16 +1,17 @@
-"""Delegates: other people's shared libraries that compute a model's operators, as on an Edge TPU or a GPU."""
+"""Delegates: shared libraries from other projects that run a model's operators, e.g. on an Edge TPU or a GPU."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
+import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import DelegateError
+from edgerec.runtime.child import run_python
 from edgerec.runtime.messages import first_sentence
 
 PROBE_S = 20.0
@@ -30,65 +31,71 @@ print("loaded", flush=True)
 
 
 def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None) -> Any:
-    """A runtime's delegate object.
-
-    The library is loaded in a child process first, so that one that crashes or hangs is an error, not the end of
-    this process.
+    """Load a delegate, first in a child process, because a library can crash or hang.
 
     Args:
-        module: the runtime's interpreter module.
-        library: the shared library's path or name.
-        options: for the delegate, as ``{"device": "usb:1"}`` for the second Edge TPU stick.
+        module: interpreter module of the runtime.
+        library: path or name of the shared library. A bare name is never looked up in the current folder.
+        options: options of the delegate, e.g. ``{"device": "usb:1"}`` for the second Edge TPU stick.
 
     Raises:
-        DelegateError: it does not load; the message says why and how to go on without it.
+        DelegateError: the library cannot be loaded; the message says why and how to continue without it.
     """
-    wanted = dict(options or {})
-    if reason := try_delegate(library, wanted):
+    delegate_options = dict(options or {})
+    if _in_current_folder(library):
+        raise DelegateError(
+            f"the delegate {library} is not loaded, because the system would load it from the current folder: remove "
+            "this folder from LD_LIBRARY_PATH, or give the full path with --delegate"
+        )
+    if reason := try_delegate(library, delegate_options):
         raise _refused(library, reason)
     with captured_stderr():
         try:
-            return module.load_delegate(library, wanted)
+            return module.load_delegate(library, delegate_options)
         except (ValueError, OSError) as error:
             reason = first_sentence(error)
     raise _refused(library, reason)
 
 
+def _in_current_folder(library: str) -> bool:
+    """Return whether the system's loader would find a bare library name in the current folder."""
+    if os.path.dirname(library):
+        return False
+    folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)
+    folders += ["."] if sys.platform == "darwin" else []  # dlopen of macOS searches the current folder
+    searches_here = any(os.path.realpath(folder) == os.path.realpath(".") for folder in folders)
+    return searches_here and os.path.exists(library)
+
+
 def try_delegate(library: str, options: Mapping[str, str] | None = None) -> str:
-    """Why a delegate does not load in a child process; empty when it does."""
+    """Return why a delegate cannot be loaded in a child process; empty if it can."""
     return probe(_PROBE, library, json.dumps(dict(options or {})))
 
 
-def probe(code: str, *arguments: str, given: bytes = b"") -> str:
+def probe(code: str, *arguments: str, content: bytes = b"") -> str:
     """Run Python code that may crash or hang in a child process.
 
     Args:
-        code: prints ``loaded`` at its end; where it fails in a way that it knows, the reason, and exits with 3.
-        arguments: for ``sys.argv``.
-        given: what it reads from its standard input.
+        code: prints ``loaded`` if it succeeds. If it fails with a known reason, it prints the reason and exits with 3.
+        arguments: command-line arguments.
+        content: standard input.
 
     Returns:
-        Why it failed, empty when it did not.
+        The reason why it failed; empty if it succeeded.
     """
-    command = [sys.executable, "-c", code, *arguments]
     try:
-        done = subprocess.run(command, input=given, capture_output=True, timeout=PROBE_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"it hangs: nothing for {PROBE_S:g} s"
-    except ValueError:  # a null character, or half of one beyond U+FFFF
-        return "that is no file name"
-    if done.returncode == 3:
-        return done.stdout.decode(errors="replace").strip() or "it says nothing"
-    if done.returncode < 0:
-        return f"it crashes with {signal.Signals(-done.returncode).name}"
-    if done.returncode or b"loaded" not in done.stdout:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return (lines or [f"exit code {done.returncode}"])[-1]
-    return ""
+        done = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
+    except ValueError:  # a null character, or a lone surrogate
+        return "that is not a file name"
+    if done.failure:
+        return f"it {done.failure}"
+    if done.code == 3:
+        return done.stdout.strip() or "no reason was given"
+    return "" if done.code == 0 and "loaded" in done.stdout else done.last_line
 
 
 def _refused(library: str, reason: str) -> DelegateError:
     return DelegateError(
         f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in? "
-        "--delegate none runs on the processor"
+        "--delegate none uses the CPU"
     )

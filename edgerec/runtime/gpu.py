@@ -117,7 +117,7 @@ def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, 
     """
     wanted = dict(options or {})
     _precision(wanted)
-    reason = probe(_PROBE, json.dumps(wanted), given=model)
+    reason = probe(_PROBE, json.dumps(wanted), content=model)
     if reason:
         raise DelegateError(
             f"the GPU does not compute {where} ({reason}): is its Vulkan, Metal or Direct3D driver installed? "

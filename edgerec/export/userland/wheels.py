@@ -20,6 +20,7 @@ from edgerec.export.programs import Done, call
 from edgerec.export.userland.root import GLIBC, Root
 from edgerec.export.userland.tools import locked
 from edgerec.export.wheel import edgerec_wheel
+from edgerec.runtime.child import python_command
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +172,14 @@ def _pip() -> list[str]:
         raise TargetError(
             f"pip is missing in this environment, which fetches the wheels: {sys.executable} -m ensurepip"
         )
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
 def device_pip(root: Root) -> list[str]:
     """The command of a pip of this machine that judges as the device's would."""
     _pip()
     machine = MACHINES[root.architecture]
-    return [sys.executable, "-c", _PIP_OF_THE_DEVICE, machine, root.python, "--disable-pip-version-check", "--no-input"]
+    return [*python_command(_PIP_OF_THE_DEVICE, machine, root.python), "--disable-pip-version-check", "--no-input"]
 
 
 def wheel_options(root: Root, python: str) -> list[str]:
