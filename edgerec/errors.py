@@ -73,6 +73,10 @@ class OutputExistsError(EdgerecError, FileExistsError):
     """Something already stands where the result would go."""
 
 
+class InUseError(EdgerecError, BlockingIOError):
+    """A file or folder to which another process is writing."""
+
+
 class OutputIsInputError(EdgerecError, ValueError):
     """An output path that is also an input, which writing would destroy."""
 

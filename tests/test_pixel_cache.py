@@ -92,9 +92,9 @@ def test_only_entries_of_the_cache_are_deleted(folders, tmp_path):
     for path in others:
         path.write_text("x")
     (tmp_path / "cache" / "userland").mkdir()
-    abandoned = tmp_path / "cache" / f".{'0' * 32}.abc.partial.raw"
-    abandoned.write_bytes(b"x")
-    os.utime(abandoned, (0, 0))
+    abandoned = tmp_path / "cache" / f".{'0' * 32}.raw.abc.partial"
+    abandoned.mkdir()
+    (abandoned / "edgerec-lock").touch()
     assert pixel_cache(clear=True).entries == ()
     assert all(path.exists() for path in (*others, tmp_path / "cache" / "userland"))
     assert not abandoned.exists()

@@ -294,7 +294,7 @@ def _write(
 ) -> None:
     recipe = found.recipe.override({"data.normalise": choice.name})
     dataset, parts, labels = found.dataset, found.parts, found.labels
-    with replacing_folder(run.path, overwrite=overwrite) as folder:
+    with run.locked(), replacing_folder(run.path, overwrite=overwrite) as folder:
         new = Run(folder)
         write_file(folder / "recipe.toml", recipe.to_toml())
         write_file(folder / "labels.txt", "".join(f"{label}\n" for label in labels))

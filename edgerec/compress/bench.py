@@ -77,7 +77,7 @@ class Bench:
     def open(cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener) -> Iterator[Bench]:
         """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-        with together(recipe.train) as team, written_by_the_chief(run, team) as own:
+        with run.locked(), together(recipe.train) as team, written_by_the_chief(run, team) as own:
             dataset, split = own.data(data, listener)
             team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
             model, measure = own.model(), measure_of(own)

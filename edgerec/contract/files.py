@@ -8,9 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
+from edgerec.contract.lock import try_lock, unlock
 from edgerec.errors import OutputExistsError, OutputIsInputError, OutputNameError
 
 # Suffixes of common file formats. An output folder must not have one of them, because it would be mistaken for a file.
@@ -22,6 +24,7 @@ _FILE_SUFFIXES = (
     *(".cc", ".csv", ".h", ".html", ".json", ".md", ".pdf", ".py", ".svg", ".toml", ".txt", ".xml", ".yaml", ".yml"),
     *(".tar", ".zip"),
 )
+_LOCK = "edgerec-lock"
 
 
 def sha256(content: bytes) -> str:
@@ -120,16 +123,52 @@ def write_file(path: Path, content: bytes | str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces ``path`` if the block succeeds."""
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
+    with _workspace(path) as partial:
         yield partial
-        partial.chmod(0o644)
         os.replace(partial, path)
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """Yield a path in a new temporary folder beside ``path``, which is deleted afterwards.
+
+    The folder is named ``.NAME.….partial``. It contains a lock file while its process exists, so that other processes
+    recognize and delete the folders of killed processes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_abandoned_once(path.parent)
+    folder, lock = _locked_folder(path)
+    try:
+        yield folder / path.name
     finally:
-        partial.unlink(missing_ok=True)
+        unlock(folder / _LOCK, lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
+        try:
+            lock = try_lock(folder / _LOCK)
+        except FileNotFoundError:  # another process took the folder for an abandoned one, because it was still empty
+            continue
+        if lock is not None:
+            return folder, lock
+
+
+def delete_abandoned(parent: Path) -> None:
+    """Delete the temporary files that killed processes left in the folder ``parent``."""
+    with suppress(OSError):
+        for folder in parent.glob(".*.partial/"):
+            with suppress(OSError):
+                if not (folder / _LOCK).exists():
+                    folder.rmdir()  # fails for folders of other programs, which are not empty
+                elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(lock)
+
+
+_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # a folder may have many files
 
 
 def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
@@ -159,14 +198,10 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = user_path(path)
     refuse_existing(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
+    with _workspace(path) as partial:
+        partial.mkdir()
         yield partial
-        partial.chmod(0o755)
         _rename_over(partial, path, overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:

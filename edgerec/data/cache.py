@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import cache_folder, replacing, write_file
+from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress, steps
 from edgerec.data import cache_limit
@@ -63,10 +64,13 @@ def pixels(source: Arrays | Files, spec: PreprocessSpec, listener: Listener) -> 
     stored = _stored(store, spec)
     for _ in range(ATTEMPTS):
         if stored is None:
-            expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
-            cache_limit.make_room(expected_bytes, keep=store)
-            _fill(store, source, digest, spec, listener)
-            stored = _stored(store, spec)
+            with Lock(store, wait=True):
+                stored = _stored(store, spec)  # another process may have written the entry in the meantime
+                if stored is None:
+                    expected_bytes = len(source.classes) * (math.prod(spec.shape) + DIGEST_CHARS)
+                    cache_limit.make_room(expected_bytes, keep=store)
+                    _fill(store, source, digest, spec, listener)
+                    stored = _stored(store, spec)
     if stored is None:
         raise DataError(
             f"the new cache entry {store} cannot be read: check the disk, or set EDGEREC_CACHE to another folder"

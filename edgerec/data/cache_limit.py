@@ -22,21 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import cache_folder
+from edgerec.contract.files import cache_folder, delete_abandoned
+from edgerec.contract.lock import POLL_S, lock_descriptor
 from edgerec.errors import EdgerecError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl, but it refuses to delete a mapped file
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "EDGEREC_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-# Age in seconds after which a temporary file is assumed to be left behind by a killed process.
-ABANDONED_S = 3600.0
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -152,18 +146,16 @@ def lock_shared(store: Path) -> int | None:
             descriptor = os.open(store, os.O_RDONLY)
         except OSError:
             return None
-        if fcntl is None:
-            return descriptor
-        with suppress(OSError):  # some network file systems do not support locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        locked = lock_descriptor(descriptor, shared=True)
         try:
             # The file may have been deleted or replaced before the lock was granted.
-            if os.path.samestat(os.fstat(descriptor), store.stat()):
+            if locked and os.path.samestat(os.fstat(descriptor), store.stat()):
                 return descriptor
         except OSError:
             os.close(descriptor)
             return None
         os.close(descriptor)
+        time.sleep(0 if locked else POLL_S)
 
 
 def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
@@ -180,7 +172,7 @@ def mark_used(about: Path) -> None:
 
 def _evict(limit_bytes: int, keep: str = "") -> list[CacheEntry]:
     folder = cache_folder()
-    _delete_abandoned(folder)
+    delete_abandoned(folder)
     entries = sorted(_entries(folder), key=lambda entry: entry.last_used)
     total, removed = sum(entry.size_bytes for entry in entries), []
     for entry in entries:
@@ -251,19 +243,6 @@ def _exclusively(store: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-    except OSError:
-        locked = False
-    try:
-        yield locked
+        yield lock_descriptor(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _delete_abandoned(folder: Path) -> None:
-    for path in folder.glob(".*.partial.*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()

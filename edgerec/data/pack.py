@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, write_file
+from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, Progress, ignore, steps
 from edgerec.contract.recipe import DataSection, Recipe
@@ -61,10 +62,16 @@ def pack_data(
 
     Raises:
         EdgerecError: the data cannot be packed, or ``out`` exists and is not a pack.
+        InUseError: another process is writing this pack.
     """
     out = checked_output(out, data=recipe.data.source, folder=True)
     out = out.resolve() if str(out) in (".", "..") else out
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
+    with Lock(out):
+        return _packed(recipe, out, least_size_px, resume, overwrite, listener)
+
+
+def _packed(recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwrite: bool, listener: Listener) -> Packed:
     source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
         raise DataError(

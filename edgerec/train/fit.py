@@ -96,49 +96,51 @@ def fit(
 
     Raises:
         EdgerecError: the recipe, the data or the folder cannot be used.
+        InUseError: another process is writing to the run.
         TrainError: the loss became NaN. Earlier checkpoints are kept.
     """
     run = Run.at(out)
-    if more_epochs:
-        if not resume or more_epochs < 0:
-            raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume")
-        extend(run, more_epochs)
-    if resume:
-        recipe = _resumable(run)
-        if run.finished:
-            log.info("%s is finished already", run.path)
-            return run
-    else:
-        _refuse(run, recipe, overwrite)
-        _check_names(recipe)
-    if reconstructs(recipe.model.arch):
-        novelty.check_autoencoder(recipe)
-    prepare(recipe.train, recipe.seed)
-    with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
-        recipe, dataset, parts = resolved(recipe, listener)
-        team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-        stages(recipe)  # fails before anything is written if the stages are not valid
-        with team.scope():
-            first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
-            if model is None:
-                model = _begun(recipe, len(dataset.labels))
-        if resume:  # a newer version may split images by another rule than the version that began the run
-            parts = recorded_split(dataset, own_run.split_record)
-        team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
-        teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
-        if not resume:
-            _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
+    with run.locked():
+        if more_epochs:
+            if not resume or more_epochs < 0:
+                raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume")
+            extend(run, more_epochs)
+        if resume:
+            recipe = _resumable(run)
+            if run.finished:
+                log.info("%s is finished already", run.path)
+                return run
+        else:
+            _refuse(run, recipe, overwrite)
+            _check_names(recipe)
+        if reconstructs(recipe.model.arch):
+            novelty.check_autoencoder(recipe)
+        prepare(recipe.train, recipe.seed)
+        with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
+            recipe, dataset, parts = resolved(recipe, listener)
+            team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
+            stages(recipe)  # fails before anything is written if the stages are not valid
+            with team.scope():
+                first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
+                if model is None:
+                    model = _begun(recipe, len(dataset.labels))
+            if resume:  # a newer version may split images by another rule than the version that began the run
+                parts = recorded_split(dataset, own_run.split_record)
+            team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
+            teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
+            if not resume:
+                _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
+                if finish and team.chief:
+                    for problem in quick_warnings(dataset, parts):
+                        log.warning(problem)
+                warn_ignored(recipe)
+            training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
+            with naming_broken_records(dataset):
+                while stage := next_stage(recipe, own_run.history()):
+                    training.learn(model, stage, len(own_run.history()))
             if finish and team.chief:
-                for problem in quick_warnings(dataset, parts):
-                    log.warning(problem)
-            warn_ignored(recipe)
-        training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
-        with naming_broken_records(dataset):
-            while stage := next_stage(recipe, own_run.history()):
-                training.learn(model, stage, len(own_run.history()))
-        if finish and team.chief:
-            _finish(run, recipe, dataset, parts, listener)
-    return run
+                _finish(run, recipe, dataset, parts, listener)
+        return run
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:

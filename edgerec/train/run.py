@@ -9,6 +9,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from edgerec.command_line import command
 from edgerec.contract.files import replacing, user_path, write_file
+from edgerec.contract.lock import Lock
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.contract.tensors import parse_normalise
@@ -26,6 +28,7 @@ from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.models import OWN, least_size_px, reconstructs
 from edgerec.train import saved_model
 from edgerec.train.keras import load_model
+from edgerec.train.rendezvous import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +98,17 @@ class Run:
                 f"novelty detection to a classifier: {command('export', 'CLASSIFIER_RUN', '--novelty', path)}"
             )
         return run
+
+    def locked(self) -> AbstractContextManager[object]:
+        """Keep other processes from writing to this run during a ``with`` block.
+
+        Workers of the same training do not exclude each other, because only the chief writes to the run.
+
+        Raises:
+            InUseError: another process is writing to this run.
+        """
+        cluster = Cluster.from_environment()
+        return Lock(self.path) if cluster is None or cluster.chief else nullcontext()
 
     @property
     def begun(self) -> bool:
@@ -259,7 +273,6 @@ class Run:
     def save_model(self, model: Any, name: str) -> None:
         """Write a Keras model atomically, together with a record of its training images."""
         with replacing(self.path / name) as partial:
-            partial.unlink()  # Keras asks before it replaces a file
             model.save(partial, save_format="keras")
             contents = self.split_record.get("contents")
             if contents and self.recipe.model.arch != OWN:

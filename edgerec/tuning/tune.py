@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.contract.files import checked_output
+from edgerec.contract.lock import Lock
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
@@ -123,19 +124,20 @@ def tune(
     name = study or (kept.study if kept else folder.resolve().name)
     if kept is not None:
         refuse_other(kept.plan.fixed(), plan.fixed(), f"study {name!r} in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with Storage(storage, folder, heartbeat_s) as database:
-        parts = {
-            "sampler": make_sampler(plan.recipe.seed),
-            "pruner": make_pruner(plan.pruner, plan.recipe.train.epochs),
-        }
-        shared = database.study(name, plan.objectives, plan.fixed(), parts)
-        if kept is None:
-            plan.write(folder, name, database.where if storage else "")
-        run = Trials(plan, folder, subject.labels, end.at_s, plan.pruner != "none", listener)
-        with database.explained():
-            _Search(shared, plan, folder, keep).until(end, run)
-            return _report(shared, plan, folder, database.where)
+    with Lock(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with Storage(storage, folder, heartbeat_s) as database:
+            parts = {
+                "sampler": make_sampler(plan.recipe.seed),
+                "pruner": make_pruner(plan.pruner, plan.recipe.train.epochs),
+            }
+            shared = database.study(name, plan.objectives, plan.fixed(), parts)
+            if kept is None:
+                plan.write(folder, name, database.where if storage else "")
+            run = Trials(plan, folder, subject.labels, end.at_s, plan.pruner != "none", listener)
+            with database.explained():
+                _Search(shared, plan, folder, keep).until(end, run)
+                return _report(shared, plan, folder, database.where)
 
 
 def _planned(

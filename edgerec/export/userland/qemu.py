@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 from edgerec.contract.files import replacing
+from edgerec.contract.lock import Lock
 from edgerec.errors import TargetError
 from edgerec.export.programs import call
 from edgerec.export.userland.debian import apt, unpack
-from edgerec.export.userland.tools import checked, locked, need
+from edgerec.export.userland.tools import checked, need
 
 # Version 7.2's default processor gives silently wrong XNNPACK results.
 OLDEST = 10
@@ -36,7 +37,7 @@ def find_qemu(architecture: str, cache: Path) -> Path | None:
         if found is not None and version(Path(found)) >= OLDEST and _static(Path(found)):
             return Path(found)
     kept = cache / "qemu" / program
-    with locked(kept):
+    with Lock(kept, wait=True):
         if not kept.is_file():
             _take(program, kept)
     if version(kept) < OLDEST:

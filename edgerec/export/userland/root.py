@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.lock import Lock
 from edgerec.errors import TargetError
 from edgerec.export.programs import Done, call
 from edgerec.export.userland.debian import apt, unpack
-from edgerec.export.userland.tools import locked, need
+from edgerec.export.userland.tools import need
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def find_root(release: str, architecture: str, packages: Sequence[str], qemu: Pa
     wanted = sorted({*PACKAGES, *packages})
     made_of = sha256(repr((wanted, sorted(_ALTERNATIVES), sorted(_FILES.items()))).encode())[:12]
     folder = cache / f"{release}-{architecture}-{made_of}"
-    with locked(folder):
+    with Lock(folder, wait=True):
         if not folder.is_dir():
             log.info("building Debian %s for %s, once: %s", release, architecture, folder)
             with replacing_folder(folder) as partial, apt(release, architecture) as debian:

@@ -1,18 +1,13 @@
-"""What the proof needs of the system: programs that must be there and must not fail, locks among processes."""
+"""What the proof needs of the system: programs that must be there and must not fail."""
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgerec.errors import TargetError
 from edgerec.export.programs import call
-
-# Another edgerec that builds the same thing is waited for so long.
-LOCK_TIMEOUT_S = 1800
 
 
 def checked(command: Sequence[str | Path], what: str, *, timeout_s: float, env: Mapping[str, str] | None = None) -> str:
@@ -32,24 +27,3 @@ def need(program: str, package: str) -> str:
             "(on another system than Debian or Ubuntu: in a container of it)"
         )
     return found
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone with ``path`` among all processes of this machine while the block runs."""
-    import fcntl  # not on Windows, where nothing comes here
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + LOCK_TIMEOUT_S
-    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    raise TargetError(
-                        f"another edgerec has been building {path} for {LOCK_TIMEOUT_S} s: end it, and try again"
-                    ) from None
-                time.sleep(0.2)
-        yield

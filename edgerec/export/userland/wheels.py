@@ -15,10 +15,10 @@ from pathlib import Path
 
 import edgerec
 from edgerec.contract.files import replacing_folder, sha256
+from edgerec.contract.lock import Lock
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.programs import Done, call
 from edgerec.export.userland.root import GLIBC, Root
-from edgerec.export.userland.tools import locked
 from edgerec.export.wheel import edgerec_wheel
 from edgerec.runtime.child import python_command
 
@@ -87,7 +87,7 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
         return None
     name, content = sorted(own.items())[-1]
     folder = cache / "edgerec" / sha256(content)[:16]
-    with locked(folder):
+    with Lock(folder, wait=True):
         if not folder.is_dir():
             with replacing_folder(folder) as partial:
                 (partial / name).write_bytes(content)
@@ -109,7 +109,7 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
     asks = _metadata(wheel) if wheel else b""
     key = sha256(f"{requirements}\0{find_links}\0".encode() + asks)[:16]
     folder = root.folder / "opt" / f"site-{key}"
-    with locked(folder):
+    with Lock(folder, wait=True):
         if not folder.is_dir():
             log.info("installing wheels for Debian %s on %s, once", root.release, MACHINES[root.architecture])
             links = [str(wheel.parent)] if wheel else []

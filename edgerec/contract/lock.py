@@ -1,0 +1,187 @@
+"""Lock files and folders, so that two processes do not write to them at the same time.
+
+The operating system releases a lock when its process ends. A killed process therefore never blocks other processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from edgerec.errors import InUseError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+LONGEST_NAME_BYTES = 200
+# Windows denies reading a locked byte, so the byte that is locked is behind the process ID.
+_LOCKED_BYTE = 1 << 20
+_NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Lock:
+    """An exclusive lock on a file or folder, which is held until :meth:`close` or the end of the process.
+
+    The lock is a hidden file that contains the ID of the process that holds it. Locks also exclude other threads and
+    other objects of the same process. Processes on the same machine exclude each other. Whether processes on several
+    machines do depends on the network file system.
+    """
+
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
+        """Lock ``path``, which need not exist. The lock file is ``.NAME.edgerec-lock`` in the same folder.
+
+        If the lock file cannot be created because the folder is not writable, a warning is logged instead.
+
+        Args:
+            path: the file or folder to lock. To lock the contents of a folder whose parent folder may be read-only,
+                pass a name inside of the folder.
+            wait: wait for the process that holds the lock instead of raising :class:`InUseError`.
+
+        Raises:
+            InUseError: another process, or another lock of this process, holds the lock.
+            OSError: the lock file cannot be created, for example because a file has the name of its folder.
+        """
+        self.path = path
+        real = Path(os.path.realpath(path))
+        encoded = os.fsencode(real.name)
+        name = real.name if len(encoded) <= LONGEST_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
+        self._file = real.with_name(f".{name}.edgerec-lock")
+        self._descriptor: int | None = None
+        # Folders that exist only for the lock file are removed again.
+        self._new_folders = [folder for folder in self._file.parents if not folder.exists()]
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._acquired(wait)
+        except InUseError:
+            raise
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            log.warning("%s cannot be locked (%s): do not write to it from two processes", path, error.strerror)
+
+    def _acquired(self, wait: bool) -> int:
+        waiting = False
+        while (descriptor := try_lock(self._file)) is None:
+            if not wait:
+                raise InUseError(
+                    f"{self.path} is in use by another edgerec{self._owner()}: wait until it has finished, or choose "
+                    "another path"
+                )
+            if not waiting:
+                log.info("waiting for another edgerec%s, which is writing %s", self._owner(), self.path)
+            waiting = True
+            time.sleep(POLL_S)
+        return descriptor
+
+    def close(self) -> None:
+        """Release the lock. Further calls have no effect."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        unlock(self._file, descriptor)
+        for folder in self._new_folders:
+            with suppress(OSError):  # the folder has other files
+                folder.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _owner(self) -> str:
+        try:
+            with self._file.open("rb") as file:
+                text = file.read(20).strip().decode("ascii", "replace")
+        except OSError:
+            return ""
+        return f" (process {text})" if text.isdigit() else ""
+
+
+def try_lock(file: Path, *, certain: bool = False) -> int | None:
+    """Create and lock a lock file, and write the process ID to it.
+
+    Args:
+        file: the lock file.
+        certain: return None if the file system does not support locks. Otherwise, every file there can be locked.
+
+    Returns:
+        The descriptor that holds the lock; None if another process holds the lock.
+    """
+    while True:
+        descriptor = _opened(file)
+        try:
+            locked = lock_descriptor(descriptor, certain=certain)
+            # The previous owner may have deleted the file before this process locked it.
+            if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
+                with suppress(OSError):  # a full disk, or a file of another user
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"{os.getpid()}\n".encode())
+                return descriptor
+        except FileNotFoundError:
+            locked = True
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if not locked:
+            return None
+
+
+def _opened(file: Path) -> int:
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:
+        if not file.exists():
+            raise
+        return os.open(file, os.O_RDONLY | flags)  # a killed process of another user left the file
+
+
+def unlock(file: Path, descriptor: int) -> None:
+    """Delete a lock file and release its lock."""
+    if sys.platform == "win32":  # Windows does not delete open files
+        os.close(descriptor)
+    with suppress(OSError):
+        file.unlink()
+    if sys.platform != "win32":
+        os.close(descriptor)
+
+
+def lock_descriptor(descriptor: int, *, shared: bool = False, certain: bool = False) -> bool:
+    """Lock an open file without waiting; return False if a conflicting lock exists.
+
+    Closing the descriptor releases the lock. On Windows, shared locks have no effect, because Windows does not delete
+    open files anyway.
+
+    Args:
+        descriptor: the open file.
+        shared: several processes may hold the lock, but no process may hold an exclusive lock at the same time.
+        certain: return False if the file system does not support locks.
+    """
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif not shared:
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            return False
+        log.debug("the file system does not support locks: %s", error)
+        return not certain
+    return True
