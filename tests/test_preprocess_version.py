@@ -10,7 +10,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.preprocess import PREPROCESS_VERSION, PreprocessSpec, apply
@@ -162,21 +161,6 @@ def test_pixel_cache_keeps_versions_apart(tmp_path, monkeypatch):
         spec = PreprocessSpec(40, 40, 3, "stretch", version=version)
         assert np.array_equal(dataset.images[0], apply(dataset.original(0), spec))
     assert not np.array_equal(newest.images[0], old.images[0])
-
-
-@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
-def test_python_snippet_for_coral_fits_images_as_the_model_was_trained(bundle, fit):
-    manifest = Bundle.open(bundle).manifest
-    manifest = replace(manifest, preprocess=replace(manifest.preprocess, fit=fit))
-    snippet = "\n".join(apps.usage(manifest, Target.load("coral-dev-board")))
-    statement = next(line for line in snippet.splitlines() if line.startswith("image = ") and "size" in line)
-    rows, columns = np.mgrid[0:300, 0:450]
-    photo = np.dstack([rows * 255 // 299, columns * 255 // 449, (rows + columns) % 256]).astype(np.uint8)
-    photo = cv2.GaussianBlur(photo, (0, 0), 3)
-    names = {"Image": Image, "ImageOps": ImageOps, "image": Image.fromarray(photo), "size": (96, 96)}
-    exec(statement, names)
-    ours = apply(photo, PreprocessSpec(96, 96, 3, fit)).astype(float)
-    assert np.abs(np.asarray(names["image"]) - ours).mean() < 3
 
 
 def test_app_readme_names_the_fit_that_mediapipe_does_not_apply(bundle):

@@ -134,10 +134,10 @@ def camera(
         source,
         threads=threads,
         delegate="" if delegate == "none" else delegate,
-        delegate_options={key: str(value) for key, value in _pairs(delegate_option, "device=usb:1").items()},
+        delegate_options={key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()},
         fallback=fallback,
         threshold=threshold,
-        decision=_pairs(decision, "smoothing=vote"),
+        decision=key_values(decision, "smoothing=vote"),
         wanted=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
         patience=Patience(give_up_s=give_up_after),
@@ -177,7 +177,8 @@ def camera(
         live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
 
 
-def _pairs(texts: list[str], example: str) -> dict[str, Any]:
+def key_values(texts: list[str], example: str) -> dict[str, Any]:
+    """Parse the values of a repeated ``KEY=VALUE`` option; raises a usage error that shows ``example``."""
     from edgerec.contract.recipe import parse_assignment
 
     if wrong := next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None):

@@ -22,18 +22,28 @@ def verify(
     ),
     pictures: int = typer.Option(300, min=1, help="With --data: maximum number of images to compare."),
     find_links: str = typer.Option("", help="With --on: folder or URL with more wheels, as for pip --find-links."),
+    delegate: str | None = typer.Option(
+        None,
+        help="Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's]",
+    ),
+    delegate_option: list[str] = typer.Option([], help="KEY=VALUE for the delegate, e.g. device=usb:1."),
     json: bool = JsonOption,
 ) -> None:
     """Check that a bundle is complete, and that its scores are the same here as on the machine that exported it."""
+    from edgerec.cli.camera import key_values
     from edgerec.errors import EdgerecError
 
     try:
+        if on and (delegate is not None or delegate_option):
+            raise typer.BadParameter("--delegate is for this machine: leave it out with --on")
         if on:
             _prove(bundle, on, data, pictures, find_links, json)
         elif data or find_links:
             raise typer.BadParameter("--data and --find-links are for an emulated system: add --on rpi")
         else:
-            _verify(bundle, json)
+            library = "" if delegate == "none" else delegate
+            options = {key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()}
+            _verify(bundle, library, options, json)
     except EdgerecError as error:
         if not json:
             raise
@@ -41,11 +51,11 @@ def verify(
         raise typer.Exit(1) from None
 
 
-def _verify(bundle: Path, json: bool) -> None:
+def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: bool) -> None:
     from edgerec.runtime.golden import verify as check
 
     chatter()
-    report = check(bundle)
+    report = check(bundle, delegate=delegate, delegate_options=options)
     if json:
         show_json(report.to_dict())
         return
@@ -53,8 +63,11 @@ def _verify(bundle: Path, json: bool) -> None:
         typer.echo(f"warning: {warning}", err=True)
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
     say(f"ok: {report.files} files unchanged, scores of {report.pictures} golden images equal {how}")
+    if not report.exact:
+        say(f"the predicted label is the same for {report.same_labels} of {report.pictures} golden images")
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
-    say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}")
+    with_delegate = f", delegate {report.delegate}" if report.delegate else ""
+    say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}{with_delegate}")
 
 
 def _prove(bundle: Path, on: str, data: str, pictures: int, find_links: str, json: bool) -> None:

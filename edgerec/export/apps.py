@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
+from edgerec.contract.tensors import pixel_table
 
-# Pillow calls that fit an image to ``size``. Pillow's Hamming filter is the closest to edgerec's "linear".
-_PILLOW_FIT = {
-    "crop": "ImageOps.fit(image, size, {filter})",
-    "stretch": "image.resize(size, {filter})",
-    "pad": "ImageOps.pad(image, size, {filter})",
-}
-_PILLOW_FILTERS = {"linear": "Image.HAMMING", "nearest": "Image.NEAREST"}
 _FIT_FIRST = {
     "crop": "crop the center of each image to the aspect ratio of the input",
     "pad": "pad each image with black to the aspect ratio of the input",
+}
+
+# Code that halves an image while it is at least twice as large as the target, by the version of the preprocessing.
+_PYTHON_HALVINGS = {
+    version: [
+        "while True:",
+        *steps,
+        "    rows, columns = image.shape[0] // (1 + tall), image.shape[1] // (1 + wide)",
+        "    image = image[: rows * (1 + tall), : columns * (1 + wide)]",
+        "    image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)",
+    ]
+    for version, steps in {
+        1: [
+            "    tall = wide = image.shape[0] >= 2 * height and image.shape[1] >= 2 * width",
+            "    if not tall:",
+            "        break",
+        ],
+        2: [
+            "    tall, wide = image.shape[0] >= 2 * height, image.shape[1] >= 2 * width",
+            "    if not (tall or wide):",
+            "        break",
+        ],
+    }.items()
+}
+# Code for the functions in edgerec.contract.tensors.ACTIVATIONS.
+_PYTHON_SIGMOID = ["scores = 0.5 + 0.5 * np.tanh(scores / 2)"]
+_PYTHON_BINARY = ["scores = np.concatenate([1 - scores, scores])"]
+_PYTHON_ACTIVATIONS = {
+    "none": [],
+    "softmax": ["scores = np.exp(scores - scores.max())", "scores = scores / scores.sum()"],
+    "sigmoid": _PYTHON_SIGMOID,
+    "binary": _PYTHON_BINARY,
+    "binary_sigmoid": [*_PYTHON_SIGMOID, *_PYTHON_BINARY],
 }
 
 
@@ -49,25 +78,13 @@ def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
 
 
 def _coral(manifest: Manifest, file: str) -> list[str]:
-    spec = manifest.preprocess
-    shape = "[..., np.newaxis]" if spec.channels == 1 else ""
-    fitted = _PILLOW_FIT[spec.fit].format(filter=_PILLOW_FILTERS[spec.interpolation])
     lines = [
-        "```python",
-        "import numpy as np",
-        "from PIL import Image" if spec.fit == "stretch" else "from PIL import Image, ImageOps",
-        "from pycoral.adapters import classify, common",
-        "from pycoral.utils.edgetpu import make_interpreter",
+        "The code needs PyCoral, NumPy and OpenCV (`python3 -m pip install opencv-python-headless`). The model gets",
+        "the same pixels as in training. The code was never run on a Coral board: compare its predictions with those",
+        "of `edgerec predict`.",
         "",
-        f'interpreter = make_interpreter("{file}")',
-        "interpreter.allocate_tensors()",
-        f'image = Image.open("image.jpg").convert("{"L" if spec.channels == 1 else "RGB"}")',
-        "size = common.input_size(interpreter)",
-        f"image = {fitted}",
-        f"common.set_input(interpreter, np.asarray(image){shape})",
-        "interpreter.invoke()",
-        "best = classify.get_classes(interpreter, top_k=1)[0]",
-        'print(open("labels.txt").read().splitlines()[best.id], best.score)',
+        "```python",
+        *_python(manifest, file),
         "```",
         "",
     ]
@@ -78,6 +95,84 @@ def _coral(manifest: Manifest, file: str) -> list[str]:
             "",
         ]
     return lines
+
+
+def _python(manifest: Manifest, file: str) -> list[str]:
+    """Return Python 3.7 code that classifies an image with the same arithmetic as edgerec, but without edgerec."""
+    return [
+        "import cv2",
+        "import numpy as np",
+        "from pycoral.utils.edgetpu import make_interpreter",
+        "",
+        f'interpreter = make_interpreter("{file}")',
+        "interpreter.allocate_tensors()",
+        'image = cv2.imread("image.jpg")',
+        *_python_resize(manifest.preprocess),
+        *_python_input(manifest),
+        "interpreter.invoke()",
+        *_python_scores(manifest),
+        'labels = open("labels.txt", encoding="utf-8").read().split("\\n")',
+        "best = int(scores.argmax())",
+        "print(labels[best], scores[best])",
+    ]
+
+
+def _python_resize(spec: PreprocessSpec) -> list[str]:
+    """Return the code for :func:`edgerec.contract.preprocess.apply`, from ``image`` (BGR) to ``pixels``."""
+    rows, columns = spec.height, spec.width
+    size = [f"height, width = {rows}, {columns}"]
+    if spec.fit == "crop":
+        size = [
+            "rows, columns = image.shape[:2]",
+            f"height = max(1, min(rows, columns * {rows} // {columns}))",
+            f"width = max(1, min(columns, rows * {columns} // {rows}))",
+            "top, left = (rows - height) // 2, (columns - width) // 2",
+            "image = image[top : top + height, left : left + width]",
+            *size,
+        ]
+    elif spec.fit == "pad":
+        size = [
+            "rows, columns = image.shape[:2]",
+            f"height = {rows} if rows * {columns} >= columns * {rows} else max(1, rows * {columns} // columns)",
+            f"width = {columns} if rows * {columns} < columns * {rows} else max(1, columns * {rows} // rows)",
+        ]
+    interpolation = "NEAREST" if spec.interpolation == "nearest" else "LINEAR_EXACT"
+    color = "BGR2GRAY" if spec.channels == 1 else "BGR2RGB"
+    lines = [
+        *size,
+        *(_PYTHON_HALVINGS[spec.version] if spec.interpolation == "linear" else []),
+        f"image = cv2.resize(image, (width, height), interpolation=cv2.INTER_{interpolation})",
+        f"pixels = cv2.cvtColor(image, cv2.COLOR_{color}).reshape(height, width, {spec.channels})",
+    ]
+    if spec.fit == "pad":
+        lines += [
+            f"padded = np.zeros({spec.shape}, np.uint8)",
+            f"top, left = ({rows} - height) // 2, ({columns} - width) // 2",
+            "padded[top : top + height, left : left + width] = pixels",
+            "pixels = padded",
+        ]
+    return lines
+
+
+def _python_input(manifest: Manifest) -> list[str]:
+    lines = []
+    if pixel_table(manifest.normalise, manifest.input) is not None:
+        mean, std, spec = manifest.normalise.mean, manifest.normalise.std, manifest.input
+        limits = np.iinfo(spec.dtype)
+        lines = [
+            f"table = np.rint((np.arange(256) - {mean!r}) / {std!r} / {spec.scale!r}) + {spec.zero_point}",
+            f"pixels = np.clip(table, {limits.min}, {limits.max}).astype(np.{spec.dtype})[pixels]",
+        ]
+    return [*lines, 'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels[np.newaxis])']
+
+
+def _python_scores(manifest: Manifest) -> list[str]:
+    spec = manifest.output
+    return [
+        'output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).ravel()',
+        f"scores = (output.astype(np.float64) - {spec.zero_point}) * {spec.scale!r}",
+        *_PYTHON_ACTIVATIONS[manifest.activation],
+    ]
 
 
 def _android(file: str) -> list[str]:

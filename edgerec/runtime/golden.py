@@ -1,4 +1,4 @@
-"""Golden vectors: pictures in the bundle with the scores that its maker computed, recomputed where it stands."""
+"""Golden vectors: images in a bundle with the scores that the exporter computed, and their verification."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from edgerec.runtime.interpreter import Fingerprint, fingerprint
 
 GOLDEN = "golden/golden.json"
 
-# How far scores may be off the golden ones, in units of the int8 output, where the machine is another.
-# Measured for LiteRT on x86-64 and an emulated Cortex-A72: simple_cnn 0, resnet8 1, MobileNetV2 0.35 up to 6 when it is
-# fully trained and up to 13 when it is barely trained, because a deep network amplifies differences in rounding.
-# tflite-runtime differs from LiteRT by up to 48, and from itself on another CPU by up to 35.
+# How far scores may be off the golden ones, in units of the int8 output, on another machine, with another runtime or
+# with a delegate. Measured for LiteRT on x86-64 and an emulated Cortex-A72: simple_cnn 0, resnet8 1, MobileNetV2 0.35
+# up to 6 when it is fully trained and up to 13 when it is barely trained, because a deep network amplifies differences
+# in rounding. tflite-runtime differs from LiteRT by up to 48, and from itself on another CPU by up to 35. No delegate
+# was measured.
 UNITS_OTHER_MACHINE = 16
 UNITS_OTHER_RUNTIME = 50
 # A mean is summed in another order by another NumPy.
 SUMMED = 1e-9
-# Of float scores, which are rounded differently by every processor's vector unit.
-FLOAT_OTHER_MACHINE = 1e-3
+# Tolerance of float scores, which the vector unit of each CPU rounds differently, and of delegates, which may compute
+# with float16 numbers.
+FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class VerifyReport:
         warnings: one sentence for each file that was changed, removed or added and that the runtime does not use.
         made_on, here: fingerprints of the exporting machine and of this machine. Scores are bit-identical only if they
             are equal.
+        delegate: shared library that ran the models; empty for the CPU.
         exact: whether every score is bit-identical to the golden score.
         max_difference, tolerance: largest difference and tolerance in ``golden``, in the same units.
         golden: results for each image and each model.
@@ -78,12 +81,18 @@ class VerifyReport:
     exact: bool
     max_difference: float
     golden: tuple[GoldenResult, ...]
+    delegate: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> int:
-        """How many golden pictures there are."""
+        """Number of golden images."""
         return len({result.image for result in self.golden})
+
+    @property
+    def same_labels(self) -> int:
+        """Number of golden images for which every model predicts the same label as on the exporting machine."""
+        return self.pictures - len({result.image for result in self.golden if result.label != result.golden_label})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -121,38 +130,50 @@ def golden_pictures(bundle: Bundle) -> dict[str, Image]:
     return pictures
 
 
-def verify(path: str | Path) -> VerifyReport:
+def verify(
+    path: str | Path, *, delegate: str | None = None, delegate_options: Mapping[str, str] | None = None
+) -> VerifyReport:
     """Check the digests, tensors and golden vectors of a bundle on this machine.
 
     Files that the runtime does not use, e.g. README.md, only cause warnings if they were changed, removed or added.
 
     With the same runtime, version and CPU as on the exporting machine, every score must be bit-identical. Otherwise,
-    scores must agree within a tolerance that was measured for such differences, and the best label must be the same
-    unless the two best golden scores are closer to each other than this tolerance.
+    and with a delegate, scores must agree within a tolerance that was measured for such differences. The best label
+    must be the same unless the two best golden scores are closer to each other than this tolerance. It must be the
+    same for more than half of the images in any case.
+
+    Args:
+        path: the bundle's folder or .zip.
+        delegate: shared library of a delegate, or ``gpu``; an empty string uses the CPU. None uses the bundle's
+            delegate, and the file compiled for it, as the camera does.
+        delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
 
     Raises:
         BundleError: a check failed; the message describes the first failure.
+        DelegateError: the delegate cannot be loaded.
     """
     bundle = Bundle.open(path)
-    classifier = Classifier(bundle, delegate="")
+    manifest = bundle.manifest
+    delegate = manifest.delegate if delegate is None else delegate
+    classifier = Classifier(bundle, delegate=delegate, delegate_options=delegate_options)
     made_on, vectors = read_golden(bundle)
     here = fingerprint()
-    tolerances = [tolerance(made_on, here, spec) for spec in bundle.manifest.models]
+    tolerances = [tolerance(made_on, here, spec, delegate) for spec in manifest.models]
     results = tuple(
         result
         for vector in vectors
         for result in (
             *_recompute(bundle, classifier, vector, tolerances),
-            *_recomputed_error(bundle, classifier, vector, made_on, here),
+            *_recomputed_error(bundle, classifier, vector, made_on, here, delegate),
         )
     )
+    where = f"{here.runtime} {here.version} on {here.machine}{f' with {delegate}' if delegate else ''}"
     for result in results:
         if not result.difference <= result.tolerance:  # also NaN
             raise BundleError(
                 f"{path}: {result.image}: scores of {result.model} are off by {result.difference:g}, allowed are "
                 f"{result.tolerance:g} (golden {result.golden_label!r}, here {result.label!r}; made with "
-                f"{made_on.runtime} {made_on.version} on {made_on.machine}, here {here.runtime} {here.version} on "
-                f"{here.machine})"
+                f"{made_on.runtime} {made_on.version} on {made_on.machine}, here {where})"
             )
         if result.label != result.golden_label and result.margin > result.tolerance:
             raise BundleError(
@@ -161,19 +182,31 @@ def verify(path: str | Path) -> VerifyReport:
                 "this with both runtime versions"
             )
     largest = max(result.difference for result in results)
-    return VerifyReport(
+    unused = sorted({spec.delegate_model for spec in manifest.networks} - {""}) if not delegate else []
+    report = VerifyReport(
         bundle=str(path),
-        files=len(bundle.manifest.files) - len(bundle.warnings),
-        target=bundle.manifest.target,
-        variant=bundle.manifest.variant,
+        files=len(manifest.files) - len(bundle.warnings),
+        target=manifest.target,
+        variant=manifest.variant,
         made_on=made_on,
         here=here,
         tolerance=max(tolerances),
         exact=largest == 0,
         max_difference=largest,
         golden=results,
-        warnings=(*bundle.warnings, *(f"{path}: {name} is not part of the bundle" for name in bundle.added())),
+        delegate=delegate,
+        warnings=(
+            *bundle.warnings,
+            *(f"{path}: {name} is not part of the bundle" for name in bundle.added()),
+            *(f"{path}: {name} was not run, because the bundle was verified on the CPU" for name in unused),
+        ),
     )
+    if 2 * report.same_labels <= report.pictures:
+        raise BundleError(
+            f"{path}: the predicted label is the same as on the machine that exported the bundle for only "
+            f"{report.same_labels} of {report.pictures} golden images (here {where}): export the bundle again"
+        )
+    return report
 
 
 def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
@@ -242,9 +275,14 @@ def _margin(scores: npt.NDArray[Any]) -> float:
 
 
 def _recomputed_error(
-    bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any], made_on: Fingerprint, here: Fingerprint
+    bundle: Bundle,
+    classifier: Classifier,
+    vector: Mapping[str, Any],
+    made_on: Fingerprint,
+    here: Fingerprint,
+    delegate: str,
 ) -> Iterator[GoldenResult]:
-    """The same of the autoencoder, where the bundle has one; its picture was looked at by :func:`_recompute`."""
+    """Yield the result of the autoencoder if the bundle has one. :func:`_recompute` has checked the image."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -255,27 +293,29 @@ def _recomputed_error(
         label="known" if found <= spec.threshold else UNKNOWN,
         golden_label="known" if golden <= spec.threshold else UNKNOWN,
         difference=abs(found - golden),
-        tolerance=error_tolerance(made_on, here, spec, golden),
+        tolerance=error_tolerance(made_on, here, spec, golden, delegate),
     )
 
 
-def error_tolerance(made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float) -> float:
-    """How far a reconstruction error may be off between two machines, of a picture whose error is ``error``.
+def error_tolerance(
+    made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
+) -> float:
+    """Return how far a reconstruction error may be off between two machines, for an image whose error is ``error``.
 
     Where every output is off by d at most, the mean of (e + d)² is off by 2·d·mean|e| + d² at most, and mean|e| is no
     more than the root of the error.
     """
-    off = tolerance(made_on, here, spec) * (spec.output.scale or 1.0)
+    off = tolerance(made_on, here, spec, delegate) * (spec.output.scale or 1.0)
     return 2 * off * math.sqrt(error) + off**2 + SUMMED * (1 + error)
 
 
-def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec) -> float:
-    """How far a model's scores may be off between two machines, in what its output stores."""
-    if made_on == here:
+def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
+    """Return how far a model's scores may be off between two machines, in units of its output."""
+    if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:
-        return FLOAT_OTHER_MACHINE
-    same = made_on.runtime == here.runtime != "tflite-runtime"
+        return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
+    same = made_on.runtime == here.runtime != "tflite-runtime" and not delegate
     units = UNITS_OTHER_MACHINE if same else UNITS_OTHER_RUNTIME
     # No activation moves a score by more than the output moved.
     return units if spec.activation == "none" else units * spec.output.scale

@@ -1,0 +1,149 @@
+"""Verification with the delegate that will run the bundle, and on machines whose arithmetic differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import Bundle, export_bundle, import_tflite, verify
+from edgerec.contract.flatbuffer import pack, parse
+from edgerec.errors import BundleError
+from edgerec.runtime.golden import GOLDEN, UNITS_OTHER_RUNTIME
+from tests import tflite_models
+from tests.conftest import one_line
+
+# A delegate of TensorFlow Lite that takes no operator, so that the CPU runs all of them.
+DELEGATE = """
+#include <stdint.h>
+#include <stdlib.h>
+typedef struct Delegate {
+  void* data;
+  int (*prepare)(void*, struct Delegate*);
+  void *copy_from, *copy_to, *release;
+  int64_t flags;
+  void* builder;
+} Delegate;
+static int prepare(void* context, Delegate* delegate) { return 0; }
+void* tflite_plugin_create_delegate(char** keys, char** values, size_t count, void (*report)(const char*)) {
+  Delegate* delegate = calloc(1, sizeof(Delegate));
+  delegate->prepare = prepare;
+  return delegate;
+}
+void tflite_plugin_destroy_delegate(void* delegate) { free(delegate); }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Environment in which ``libedgetpu.so.1`` is a library that accepts a model and changes nothing."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "delegate.c").write_text(DELEGATE)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", folder / "libedgetpu.so.1", folder / "delegate.c"], check=True, timeout=60
+    )
+    return os.environ | {"LD_LIBRARY_PATH": str(folder)}
+
+
+def compiled_bundle(run, folder, monkeypatch, *, broken: bool = False):
+    """Export a bundle whose compiled file is the model itself, or one with other weights."""
+    tool = folder / "edgetpu_compiler"
+    other = folder / "other.tflite"
+    content = (run.variant("int8-qat") / "model.tflite").read_bytes()
+    if broken:
+        model = parse(content)
+        largest = max(model.buffers, key=lambda buffer: 0 if buffer.data is None else len(buffer.data))
+        largest.data = np.asarray(largest.data)[::-1].copy()
+        content = pack(model)
+    other.write_bytes(content)
+    tool.write_text(f'#!/bin/sh\ncp {other} "$3/model_edgetpu.tflite"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return export_bundle(run, "coral-usb", out=folder / "b").bundle
+
+
+def test_verify_runs_the_compiled_file_with_its_delegate(run, tmp_path, monkeypatch, edgerec, library):
+    bundle = compiled_bundle(run, tmp_path, monkeypatch)
+    done = edgerec("verify", bundle, "--json", env=library)
+    value = json.loads(done.stdout)
+    assert (done.returncode, value["ok"], value["delegate"]) == (0, True, "libedgetpu.so.1")
+    assert value["tolerance"] == UNITS_OTHER_RUNTIME
+    assert "delegate libedgetpu.so.1" in edgerec("verify", bundle, env=library).stdout
+
+
+def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, monkeypatch, edgerec, library):
+    bundle = compiled_bundle(run, tmp_path, monkeypatch, broken=True)
+    assert "with libedgetpu.so.1" in one_line(edgerec("verify", bundle, env=library))
+    # On the CPU, model.tflite is verified, and the user is told that the compiled file was not.
+    done = edgerec("verify", bundle, "--delegate", "none", env=library)
+    assert done.returncode == 0
+    assert "model_edgetpu.tflite was not run" in done.stderr
+
+
+def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeypatch, edgerec):
+    bundle = compiled_bundle(run, tmp_path, monkeypatch)
+    for command in (["verify", bundle], ["camera", bundle, "--source", "synthetic:64x48", "--headless"]):
+        assert "--delegate none" in one_line(edgerec(*command))
+    assert "leave it out with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
+
+
+def elsewhere(bundle, folder, change):
+    """Copy a bundle as if tflite-runtime had exported it, with golden scores changed by ``change(index, scores)``."""
+    opened = Bundle.open(bundle)
+    golden = json.loads(opened.files[GOLDEN])
+    golden["made_on"]["runtime"] = "tflite-runtime"
+    for index, vector in enumerate(golden["vectors"]):
+        vector["scores"] = [change(index, np.array(scores)).tolist() for scores in vector["scores"]]
+    files = {name: content for name, content in opened.files.items() if name != "manifest.json"}
+    files[GOLDEN] = json.dumps(golden).encode()
+    Bundle.write(folder, replace(opened.manifest, files={}), files)
+    return folder
+
+
+def test_labels_are_compared_on_another_runtime(bundle, tmp_path):
+    def within_tolerance(index, scores):
+        """Make the second label of the first image the best one, without a difference above the tolerance."""
+        best, second = np.argsort(scores)[::-1][:2]
+        if index == 0:
+            scores[best], scores[second] = scores[best] - 45, scores[second] + 45
+        return scores
+
+    assert verify(elsewhere(bundle, tmp_path / "close", within_tolerance)).same_labels == 10
+
+    def swapped(index, scores):
+        return scores[::-1]
+
+    with pytest.raises(BundleError, match=r"scores of model\.tflite are off by"):
+        verify(elsewhere(bundle, tmp_path / "far", swapped))
+
+
+def test_flat_scores_do_not_hide_a_model_with_other_labels(tmp_path):
+    """All scores of this model are close to 1/3, so that no difference and no margin exceeds the tolerance."""
+    (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).done())
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    pictures = []
+    for channel in range(3):
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:, :, 2 - channel] = 200
+        pictures.append(tmp_path / f"{channel}.png")
+        cv2.imwrite(str(pictures[-1]), image)
+    import_tflite(
+        tmp_path / "model.tflite",
+        tmp_path / "b",
+        labels=tmp_path / "labels.txt",
+        normalise="pixels",
+        activation="none",
+        pictures=pictures,
+    )
+    same = verify(elsewhere(tmp_path / "b", tmp_path / "same", lambda index, scores: scores))
+    assert same.same_labels == same.pictures == 3
+    with pytest.raises(BundleError, match=r"the predicted label is the same .* for only 0 of 3 golden images"):
+        verify(elsewhere(tmp_path / "b", tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
