@@ -127,7 +127,7 @@ def test_a_lost_source_is_connected_again():
 
 def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
     source = Made(1, error=SourceError("gone"))
-    running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08, give_up_s=0.6), []
+    running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
     watched = running._feeds[0]._watched
     wait_for_real = watched.wait_for
     watched.wait_for = lambda done, seconds=None: asked.append(seconds) or wait_for_real(done, seconds)
@@ -145,7 +145,7 @@ def test_a_reader_that_hangs_is_stale_then_lost_then_replaced():
         events = list(islice(running, 8))
     assert states_of(events)[:6] == ["connecting", "live", "stale", "lost", "connecting", "live"]
     lost = next(event for event in events if isinstance(event, StateChange) and event.state == "lost")
-    assert "gave no picture for" in lost.reason
+    assert "delivered no frame for" in lost.reason
     # When the driver comes back, its thread ends and lets go of the device.
     release.set()
     wait_for(lambda: hanging.was_closed)

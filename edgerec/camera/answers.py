@@ -1,4 +1,4 @@
-"""Frames to answers: by one classifier as they come, or by several at once and in order."""
+"""Classify frames, either with one classifier or with several that run in parallel."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from edgerec.camera.states import StateChange
 from edgerec.contract.decision import Classification
 from edgerec.runtime.classifier import Classifier
 
-Answered = StateChange | tuple[Frame, Classification]
+Answered = StateChange | tuple[Frame, Classification] | None
 
 
-def answered(events: Iterable[Event], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
-    """Each frame with its answer and each change of state, in the order of the events.
+def answered(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
+    """Yield each frame with its classification and each state change, in the order of the events.
 
-    One classifier answers a frame before the next one is taken. Several answer as many at once, each in a thread, and
-    twice as many frames are taken ahead, so that none waits for work behind a slow one: more a second, older answers.
+    None stands for a time without an event, and is passed on at once. One classifier finishes a frame before the next
+    frame is taken. Several classifiers run in one thread each, and twice as many frames are taken ahead, so that no
+    classifier waits behind a slow one. This increases throughput and latency.
     """
     if len(classifiers) == 1:
         return (_answer(classifiers[0], event) for event in events)
     return _at_once(events, classifiers)
 
 
-def _answer(classifier: Classifier, event: Event) -> Answered:
-    return event if isinstance(event, StateChange) else (event, classifier.classify(event.grabbed))
+def _answer(classifier: Classifier, event: Event | None) -> Answered:
+    return (event, classifier.classify(event.grabbed)) if isinstance(event, Frame) else event
 
 
-def _at_once(events: Iterable[Event], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
+def _at_once(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
     free = SimpleQueue[Classifier]()
     for classifier in classifiers:
         free.put(classifier)
@@ -46,7 +47,10 @@ def _at_once(events: Iterable[Event], classifiers: Sequence[Classifier]) -> Iter
     waiting = deque[Future[Answered]]()
     with ThreadPoolExecutor(len(classifiers), thread_name_prefix="edgerec-model") as pool:
         for event in events:
-            waiting.append(pool.submit(answer, event))
+            if event is None:
+                yield None
+            else:
+                waiting.append(pool.submit(answer, event))
             while waiting and (len(waiting) > 2 * len(classifiers) or waiting[0].done()):
                 yield waiting.popleft().result()
         for future in waiting:

@@ -1,12 +1,13 @@
-"""A source kept alive: read in a thread, watched in another, connected again when it is lost."""
+"""Read sources in threads, watch them, and reconnect those that are lost."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from types import TracebackType
 
@@ -18,21 +19,21 @@ from edgerec.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-# How many decoded pictures of a file wait for the model: enough to overlap, little memory.
+# Number of decoded frames of a file that wait for the model: enough to overlap decoding and inference.
 READ_AHEAD = 2
 JOIN_S = 1.0
-# Connections that hang inside a driver cannot be ended, only left; so many at once, then no new one is made.
-MOST_HUNG = 3
+# A connection that hangs inside a driver cannot be ended, only abandoned. This many may hang at the same time.
+MAX_HUNG = 3
 
 Event = Frame | StateChange
 
 
 class Feeds:
-    """All sources of a camera: iterates over their frames and state changes, each source in its turn.
+    """The frames and state changes of several sources, which take turns.
 
-    Of a live source only the newest frame is kept, so that answers are never about the past; of a file every frame
-    is kept and the reading waits. Iteration ends when every source has. A source that ends by a failure leaves it
-    in :attr:`errors`.
+    Of a live source only the newest frame is kept, so that predictions are never about the past. Of a file every frame
+    is kept, and reading waits. Iteration ends when all sources have ended. The errors of sources that failed are in
+    :attr:`errors`.
     """
 
     def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
@@ -59,11 +60,23 @@ class Feeds:
             feed.join(deadline)
 
     def __iter__(self) -> Iterator[Event]:
-        while (event := self._next()) is not None:
-            yield event
+        return (event for event in self.events() if event is not None)
+
+    def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
+        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without one."""
+        while True:
+            with self._changed:
+                event = self._take()
+                if event is None:
+                    if all(feed.state is State.ENDED for feed in self._feeds):
+                        return
+                    self._changed.wait(idle_s)
+                    event = self._take()
+            if event is not None or idle_s is not None:
+                yield event
 
     def frames(self) -> Iterator[Frame]:
-        """The frames alone; raises :class:`SourceError` at the end, when a source ended by a failure."""
+        """Yield only the frames. Raises :class:`SourceError` at the end if a source failed."""
         for event in self:
             if isinstance(event, Frame):
                 yield event
@@ -72,31 +85,26 @@ class Feeds:
 
     @property
     def errors(self) -> list[SourceError]:
-        """Of the sources that ended by a failure."""
+        """Errors of the sources that failed."""
         return [feed.error for feed in self._feeds if feed.error is not None]
 
     @property
     def overtaken(self) -> int:
-        """How many frames of live sources newer ones replaced before anybody took them."""
+        """Number of live frames dropped because a newer frame arrived before they were consumed."""
         return sum(feed.overtaken for feed in self._feeds)
 
-    def _next(self) -> Event | None:
+    def _take(self) -> Event | None:
         count = len(self._feeds)
-        with self._changed:
-            while True:
-                for step in range(count):
-                    feed = self._feeds[(self._turn + step) % count]
-                    event = feed.take()
-                    if event is not None:
-                        self._turn = (self._turn + step + 1) % count
-                        return event
-                if all(feed.state is State.ENDED for feed in self._feeds):
-                    return None
-                self._changed.wait()
+        for step in range(count):
+            event = self._feeds[(self._turn + step) % count].take()
+            if event is not None:
+                self._turn = (self._turn + step + 1) % count
+                return event
+        return None
 
 
 class _Feed:
-    """One source. What is not said to be otherwise is used under ``lock``; ``changed`` tells of frames and changes."""
+    """One source. Methods expect the caller to hold ``lock``, unless their docstring says otherwise."""
 
     def __init__(
         self, address: Address, patience: Patience, lock: threading.RLock, changed: threading.Condition
@@ -105,20 +113,23 @@ class _Feed:
         self.state: State | None = None
         self.error: SourceError | None = None
         self._patience, self._changed = patience, changed
-        # Of their own, so that a frame wakes nobody but who waits for it.
+        # Separate conditions, so that a frame wakes only the thread that waits for it.
         self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque()
         self._count = 0
+        # Monotonic time of the last frame, or of the start.
+        self._last_s = self._started_s = time.monotonic()
         self._connection: _Connection | None = None
         self._hung: list[_Connection] = []
         self._thread = threading.Thread(target=self._supervise, name=f"edgerec-{address.name}", daemon=True)
 
     def start(self) -> None:
+        self._last_s = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """No more of it; what waits for a picture ends."""
+        """Stop reading, and wake all waiting threads."""
         self.stopped = True
         if self._connection is not None:
             self._connection.interrupt()
@@ -126,42 +137,57 @@ class _Feed:
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Without the lock: wait for the threads; one that hangs in a driver ends with the process."""
+        """Wait for the threads until ``deadline``. Call without the lock."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
 
     def take(self) -> Event | None:
-        """The next frame or change. A source's end comes behind its last frame."""
+        """Return the next frame or state change. The change to ``ended`` follows the last frame."""
         if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
             return self._changes.popleft()
         self._room.notify()
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _Connection, image: Image, name: str) -> bool:
-        """Without the lock: take a picture that was grabbed just now; False when nobody wants more of them."""
+        """Queue an image that was just grabbed. Return False to stop the connection. Call without the lock."""
         grabbed_s = time.monotonic()
         with self._changed:
             if not self.address.live:
                 self._room.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
             if self.stopped or connection is not self._connection:
                 return False
-            connection.last_s, connection.count = grabbed_s, connection.count + 1
+            if not self._count:
+                self._started_s = grabbed_s
+            self._last_s, connection.last_s = grabbed_s, grabbed_s
+            media_s = None if self.address.live else connection.media_s()
+            connection.count += 1
             if self.state is not State.LIVE:
                 self._set(State.LIVE, connection.formats())
-                self._watched.notify_all()  # from now on it may become stale
+                self._watched.notify_all()  # from now on the source may become stale
             passed = connection.passed()
             self._count, self.overtaken = self._count + passed, self.overtaken + passed
             if self.address.live and self._frames:
                 self._frames.clear()
                 self.overtaken += 1
-            self._frames.append(Frame(image, self._count, grabbed_s, name, self.address.name))
+            self._frames.append(
+                Frame(
+                    image,
+                    self._count,
+                    grabbed_s,
+                    name,
+                    self.address.name,
+                    media_s=media_s,
+                    started_s=self._started_s,
+                    stream=self.address.stream,
+                )
+            )
             self._count += 1
             self._changed.notify_all()
             return True
 
     def over(self, connection: _Connection, error: Exception | None) -> None:
-        """Without the lock: a connection's thread has come to its end."""
+        """Record the end of a connection's thread. Call without the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
@@ -169,7 +195,7 @@ class _Feed:
             self._watched.notify_all()
 
     def _supervise(self) -> None:
-        wait_s, last_picture_s = self._patience.first_wait_s, time.monotonic()
+        pauses = self._patience.pauses()
         with self._changed:
             while not self.stopped:
                 self._set(State.CONNECTING)
@@ -178,26 +204,27 @@ class _Feed:
                 if self.stopped:
                     return
                 if connection.count:
-                    wait_s, last_picture_s = self._patience.first_wait_s, connection.last_s
-                limit = self._patience.give_up_s
+                    pauses = self._patience.pauses()
                 never = not self._count and not self.address.remote
-                late = limit is not None and time.monotonic() - last_picture_s >= limit
-                if not self.address.live or never or late:
+                if not self.address.live or never or self._give_up_in_s(connection) <= 0:
                     self._end(error)
                     return
-                self._set(State.LOST, str(error))
-                self._watched.wait_for(lambda: self.stopped or len(self._hung) < MOST_HUNG)
-                self._watched.wait_for(lambda: self.stopped, wait_s)
-                wait_s = min(2 * wait_s, self._patience.longest_wait_s)
+                self._set(State.LOST, self._lost_reason(error))
+                if len(self._hung) >= MAX_HUNG:
+                    self._wait(lambda: len(self._hung) < MAX_HUNG, self._give_up_in_s(connection))
+                self._wait(lambda: False, next(pauses))
+                if self._give_up_in_s(connection) <= 0:
+                    self._end(error)
+                    return
 
     def _watch(self, connection: _Connection) -> SourceError | None:
-        """Wait until a connection is over, by itself or for its silence; why, if it is a failure."""
+        """Wait until a connection ends or is silent for too long. Return the reason if it is a failure."""
         patience, name = self._patience, self.address.name
         while not (connection.ended or self.stopped):
             # A source with a long period may stay silent until its next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
-                left_s = None
+                left_s = math.inf
             elif not connection.count:
                 left_s = patience.open_s - silent_s
             elif silent_s < patience.stale_s:
@@ -205,19 +232,35 @@ class _Feed:
             else:
                 left_s = patience.lost_s - silent_s
                 if self.state is State.LIVE:
-                    self._set(State.STALE, f"no picture for {patience.stale_s:g} s")
-            if left_s is not None and left_s <= 0:
+                    self._set(State.STALE, f"no frame for {patience.stale_s:g} s")
+            if self.address.live and patience.give_up_s:  # 0 gives up when the connection is lost, not before
+                left_s = min(left_s, self._give_up_in_s(connection))
+            if left_s <= 0:
                 self._hung.append(connection)
                 self._connection = None
                 connection.interrupt()
+                silent_s = time.monotonic() - self._last_s
                 return SourceError(
-                    f"{name} gave no picture for {silent_s:.1f} s: is it still connected, and not in use elsewhere?"
+                    f"{name} delivered no frame for {silent_s:.1f} s: check that the camera is connected and not used "
+                    "by another program"
                 )
-            self._watched.wait(left_s)
+            self._watched.wait(_timeout(left_s))
         if connection.error is None or isinstance(connection.error, SourceError):
             return connection.error
         log.debug("%s", name, exc_info=connection.error)
         return SourceError(f"{name} failed: {connection.error}")
+
+    def _give_up_in_s(self, connection: _Connection) -> float:
+        limit_s = self._patience.give_up_s
+        return math.inf if limit_s is None else self._last_s + connection.period_s + limit_s - time.monotonic()
+
+    def _lost_reason(self, error: SourceError | None) -> str:
+        if len(self._hung) < MAX_HUNG:
+            return str(error)
+        return f"{error}; {MAX_HUNG} connections hang, and edgerec waits until one of them ends before it reconnects"
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        self._watched.wait_for(lambda: self.stopped or condition(), _timeout(seconds))
 
     def _set(self, state: State, reason: str = "") -> None:
         self.state = state
@@ -230,7 +273,7 @@ class _Feed:
 
 
 class _Connection:
-    """One attempt at a source, in a thread of its own: opening and reading may hang."""
+    """One attempt to read a source, in its own thread, because opening and reading may hang."""
 
     def __init__(self, feed: _Feed) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
@@ -242,7 +285,7 @@ class _Connection:
         self.thread.start()
 
     def formats(self) -> str:
-        """What a live source gives, and what it was asked for where that is something else."""
+        """Format of a live source, and the requested format if it differs."""
         address = self._feed.address
         return _formats(self._source.format, address.wanted) if self._source and address.live else ""
 
@@ -251,13 +294,19 @@ class _Connection:
         """Number of seconds between two images if the source has a slow, regular rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
 
+    def media_s(self) -> float | None:
+        """Media time of the current image; None if the source has no time."""
+        position_s: float | None = getattr(self._source, "position_s", None)
+        fps = self._source.format.fps if self._source and self._feed.address.stream else 0.0
+        return self.count / fps if position_s is None and fps else position_s
+
     def passed(self) -> int:
-        """How many pictures the source itself has left out for newer ones, since the last call."""
+        """Number of images that the source dropped for newer ones since the last call."""
         before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
         return self._passed - before
 
     def interrupt(self) -> None:
-        """From another thread: nobody wants more pictures; what waits for one ends, where the source can do that."""
+        """Stop reading from another thread. A read that waits for data ends if the source supports this."""
         self._unwanted = True
         if interrupt := getattr(self._source, "interrupt", None):
             interrupt()
@@ -272,9 +321,13 @@ class _Connection:
                         break
             finally:
                 source.close()
-        except Exception as caught:  # told by the feed, where the user stands
+        except Exception as caught:  # reported by the feed in the consumer's thread
             error = caught
         self._feed.over(self, error)
+
+
+def _timeout(seconds: float) -> float | None:
+    return None if seconds == math.inf else max(0.0, seconds)
 
 
 def _formats(got: CaptureFormat, wanted: CaptureFormat) -> str:

@@ -1,4 +1,4 @@
-"""A frame carries its time; a result carries its frame's."""
+"""Frames with their times, and the results of their classification."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from edgerec.contract.preprocess import Image, contiguous
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
-        grabbed: uint8 ``(H, W, 3)`` RGB, perhaps a view of the BGR that OpenCV decoded: to look at, not to draw on.
-        index: counts what the source gave, from 0; a gap means that newer frames overtook it.
-        grabbed_s: monotonic time of the grab, seconds.
-        source: where it comes from, as the user named it; for a folder, the picture's path.
-        feed: which of the camera's sources it comes from.
+        grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
+        index: number of the frame in its source, from 0. A gap means that frames were dropped for newer ones.
+        grabbed_s: monotonic time at which the frame was grabbed or decoded, in seconds.
+        source: name of the source as the user wrote it; for a folder, the path of the image.
+        feed: name of the camera's source that delivered the frame.
+        media_s: position in a video file, in seconds from its start; None for other sources.
+        started_s: monotonic time at which the source delivered its first frame, in seconds.
+        stream: whether the frame follows the previous frame in time; False for images of a folder.
     """
 
     grabbed: Image
@@ -28,22 +31,33 @@ class Frame:
     grabbed_s: float
     source: str
     feed: str = ""
+    media_s: float | None = None
+    started_s: float = 0.0
+    stream: bool = True
 
     @cached_property
     def image(self) -> Image:
-        """uint8 ``(H, W, 3)`` RGB, C-contiguous; made when it is asked for."""
+        """The image as a C-contiguous array, uint8 ``(H, W, 3)`` RGB. Computed on first use."""
         return contiguous(self.grabbed)
+
+    @property
+    def captured_s(self) -> float:
+        """Monotonic time that rates, durations and timestamps use, in seconds.
+
+        For video files it advances with the media time, so that it does not depend on the speed of decoding.
+        """
+        return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
 
 @dataclass(frozen=True)
 class Result:
-    """The answer for one frame.
+    """The prediction for one frame.
 
     Attributes:
-        frame: the picture, as the model saw it.
-        classification: the answer for this picture alone.
-        answered_s: monotonic time at which it was there, seconds.
-        decision: what the stream of pictures shows; None for a single picture.
+        frame: the frame, with the image that was classified.
+        classification: the prediction for this image alone.
+        answered_s: monotonic time at which the prediction was complete, in seconds.
+        decision: the prediction smoothed over the frames of the source; None for a single image.
     """
 
     frame: Frame
@@ -53,11 +67,11 @@ class Result:
 
     @property
     def age_ms(self) -> float:
-        """How old the picture was when its answer was there."""
+        """Milliseconds from the grab of the frame to its prediction."""
         return (self.answered_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints. ``captured_s`` is Unix time."""
+        """Return the result as JSON values. ``captured_s`` is Unix time."""
         answer = self.classification
         decision, said = self.decision, {}
         if decision is not None:
@@ -65,7 +79,7 @@ class Result:
         return {
             "frame": self.frame.index,
             "source": self.frame.source,
-            "captured_s": self._unix(self.frame.grabbed_s),
+            "captured_s": self._unix(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
             "label": answer.label,
             "index": answer.index,

@@ -17,7 +17,7 @@ from edgerec.camera.service import Service
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
-from edgerec.camera.states import Patience, StateChange
+from edgerec.camera.states import Patience, State, StateChange
 from edgerec.camera.view import Choice, View
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 # Interpreters for files where nobody says how many threads: one reader does not feed more.
 MOST_AT_ONCE = 4
-# While the sinks are kept open after the last frame, their state is checked this often.
-_POLL_S = 0.2
+# While no frame arrives, windows process their events and closed sinks are noticed this often.
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -177,31 +177,40 @@ class Camera:
 
     def events(self) -> Iterator[Result | StateChange]:
         """Each frame's result and each change of a source's state, in the order of time for each source."""
-        return self._events(Service())
+        return (event for event in self._events(Service()) if event is not None)
 
-    def _events(self, service: Service) -> Iterator[Result | StateChange]:
+    def _events(self, service: Service, idle_s: float | None = None) -> Iterator[Result | StateChange | None]:
+        """Yield results and state changes, and None for skipped frames and after ``idle_s`` without a frame."""
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
-        for event in answered(self._looked_at(service), self._classifiers):
-            if isinstance(event, StateChange):
+        for event in answered(self._selected(service, idle_s), self._classifiers):
+            if event is None:
+                yield None
+            elif isinstance(event, StateChange):
                 service.tell(event)
+                if event.state is State.LOST:
+                    self._deciders[event.source].reset()
                 yield event
             else:
                 frame, answer = event
                 self._answered += 1
                 answered_s = time.monotonic()
-                decision = self._deciders[frame.feed].update(answer.scores, frame.grabbed_s, answer.novelty)
+                decision = self._deciders[frame.feed].update(answer.scores, frame.captured_s, answer.novelty)
                 yield Result(frame, answer, answered_s, decision)
         for error in self._feeds.errors:
             raise error
 
-    def _looked_at(self, service: Service) -> Iterator[Event]:
-        """Changes of state, and of the frames what the model sees of those that the view takes."""
-        for event in self._feeds:
-            service.alive()  # also for a frame that the view leaves out
-            seen = event if isinstance(event, StateChange) else self._choice.take(event)
-            if seen is not None:
-                yield seen
+    def _selected(self, service: Service, idle_s: float | None) -> Iterator[Event | None]:
+        """Yield state changes and the frames that the view selects, and None in place of other frames."""
+        for event in self._feeds.events(idle_s):
+            if event is not None:
+                service.alive()  # not while idle: the watchdog restarts a service whose sources all hang
+            if isinstance(event, StateChange):
+                if event.state is State.LOST:
+                    self._choice.forget(event.source)
+                yield event
+            else:
+                yield event and self._choice.take(event)
 
     def run(
         self,
@@ -230,23 +239,34 @@ class Camera:
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
         workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]
+        polled_s = time.monotonic()
+
+        def poll() -> None:
+            nonlocal polled_s
+            if time.monotonic() - polled_s >= _POLL_S:
+                for sink in inline:
+                    if process_events := getattr(sink, "poll", None):
+                        process_events()
+                polled_s = time.monotonic()
+
         try:
             for path in (path for sink in sinks for path in getattr(sink, "outputs", ())):
                 checked_output(path, self.inputs)
             service.ready()
-            for event in self._events(service):
-                for worker in workers:
-                    worker.put(event)
-                for sink in inline:
-                    sink.state(event) if isinstance(event, StateChange) else sink.write(event)
+            for event in self._events(service, _POLL_S):
+                if event is None:
+                    poll()
+                else:
+                    for worker in workers:
+                        worker.put(event)
+                    for sink in inline:
+                        sink.state(event) if isinstance(event, StateChange) else sink.write(event)
                 enough = isinstance(event, Result) and self._answered == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
             while keep_open and not any(sink.closed for sink in sinks):
                 service.alive()
-                for sink in inline:
-                    if poll := getattr(sink, "poll", None):
-                        poll()
+                poll()
                 time.sleep(_POLL_S)
         finally:
             service.stopping()

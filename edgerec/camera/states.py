@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -44,14 +45,16 @@ class StateChange:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a live source may be silent, and how it is tried again.
+    """Timeouts of live sources, in seconds.
 
     Attributes:
-        open_s: from connecting to the first picture, before the attempt counts as hung and is replaced.
-        stale_s: without a picture, before a live source is called stale.
-        lost_s: without a picture, before the connection is given up and made anew.
-        first_wait_s, longest_wait_s: pause before the next attempt; it doubles from the one to the other.
-        give_up_s: without a picture, before the source ends with an error; None never gives up.
+        open_s: time from connecting to the first frame, after which a new connection is made.
+        stale_s: time without a frame after which a source is stale.
+        lost_s: time without a frame after which a source is lost and a new connection is made.
+        first_wait_s: pause before the first attempt to reconnect. It doubles with each further attempt.
+        longest_wait_s: longest pause between two attempts.
+        give_up_s: time without a frame after which the source ends with an error. None never gives up, and 0 gives up
+            when the source is lost for the first time.
     """
 
     open_s: float = 15.0
@@ -67,3 +70,10 @@ class Patience:
             raise ValueError("seconds of patience are positive")
         if self.stale_s > self.lost_s:
             raise ValueError(f"a source is stale ({self.stale_s:g} s) before it is lost ({self.lost_s:g} s)")
+
+    def pauses(self) -> Iterator[float]:
+        """Yield the pauses between attempts to reconnect, in seconds."""
+        pause_s = self.first_wait_s
+        while True:
+            yield pause_s
+            pause_s = min(2 * pause_s, self.longest_wait_s)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.camera.frame import Frame
+from edgerec.contract.decision import TIME_TOLERANCE_S
 from edgerec.contract.preprocess import Image, contiguous
 from edgerec.errors import SourceError
 from edgerec.optional import require
@@ -31,8 +32,9 @@ class View:
         rotate: clockwise, 0, 90, 180 or 270 degrees; after the region is cut out.
         mirror: left becomes right; last.
         every: only every so many frames of a source.
-        max_fps: no more frames a second of a source; 0 takes all.
-        max_age_s: leave out a frame that has waited longer; 0 takes all.
+        max_fps: maximum number of frames per second of a source; 0 takes all. Video files are counted in media time.
+            The images of a folder have no time, and all of them are taken.
+        max_age_s: skip frames of live sources that have waited longer than this many seconds; 0 takes all.
         motion: leave out a frame of which no more than this part has changed since the last one that was looked at,
             0 to 1; 0 takes all.
     """
@@ -101,6 +103,10 @@ class Choice:
     _next_s: dict[str, float] = field(default_factory=dict)
     _before: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
+    def forget(self, feed: str) -> None:
+        """Take the next frame of a source even if nothing has moved, because the source was lost in between."""
+        self._before.pop(feed, None)
+
     def take(self, frame: Frame) -> Frame | None:
         """The frame as the model sees it, or None where it is left out."""
         reason = self._reason(frame)
@@ -119,14 +125,16 @@ class Choice:
         self._seen[feed] += 1
         if number % view.every:
             return "every"
-        if view.max_age_s and time.monotonic() - frame.grabbed_s > view.max_age_s:
+        of_file = frame.media_s is not None or not frame.stream
+        if view.max_age_s and not of_file and time.monotonic() - frame.grabbed_s > view.max_age_s:
             return "age"
-        if view.max_fps:
-            due = self._next_s.get(feed, frame.grabbed_s)
-            if frame.grabbed_s < due:
+        if view.max_fps and frame.stream:
+            at_s, period_s = frame.captured_s, 1 / view.max_fps
+            due_s = self._next_s.get(feed, at_s)
+            if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # From when it was due, not from when it came: or 25 frames a second of 30 would become 15.
-            self._next_s[feed] = max(due + 1 / view.max_fps, frame.grabbed_s - 1 / view.max_fps)
+            # Add the period to the due time and not to the time of the frame. Otherwise, 25 of 30 frames/s become 15.
+            self._next_s[feed] = max(due_s + period_s, at_s - period_s)
         return ""
 
     def _check_region(self, frame: Frame) -> None:

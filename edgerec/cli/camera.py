@@ -104,9 +104,11 @@ def camera(
     mirror: bool = typer.Option(False, "--mirror", help="Mirror frames horizontally."),
     every: int = typer.Option(1, min=1, help="Classify only every n-th frame."),
     max_fps: float = typer.Option(
-        0.0, min=0, help="Maximum number of frames per second to classify; 0 means no limit."
+        0.0, min=0, help="Maximum number of frames per second to classify, in media time for files; 0 means no limit."
     ),
-    max_age: float = typer.Option(0.0, min=0, help="Drop frames that are older than this many seconds; 0 drops none."),
+    max_age: float = typer.Option(
+        0.0, min=0, help="Drop live frames that are older than this many seconds; 0 drops none."
+    ),
     motion: float = typer.Option(
         0.0, min=0, max=1, help="Skip a frame if at most this fraction of its pixels changed; 0 skips none."
     ),

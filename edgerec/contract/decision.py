@@ -18,6 +18,9 @@ _TIE = 1e-3
 # Of a picture's newness: above it, it is unknown.
 _NEW = 0.5
 
+# Durations are compared with this tolerance, because files round media times to milliseconds.
+TIME_TOLERANCE_S = 0.001
+
 Scores = npt.NDArray[np.float32]
 
 
@@ -225,13 +228,17 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
 
 
 class Decider:
-    """Decides over the frames of one stream."""
+    """Smooths the predictions of one stream."""
 
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames, e.g. after the stream was interrupted. The next frame starts a new decision."""
         self._mean: Scores | None = None
         self._newness = 0.0
-        self._recent: deque[int] = deque(maxlen=spec.memory)
+        self._recent: deque[int] = deque(maxlen=self._spec.memory)
         self._now: Decision | None = None
 
     def update(self, scores: Scores, at_s: float, novelty: float | None = None) -> Decision:
@@ -239,7 +246,7 @@ class Decider:
 
         Args:
             scores: float32 ``(classes,)`` as the model gave them.
-            at_s: when it was grabbed, monotonic.
+            at_s: capture time of the frame, in seconds.
             novelty: as in its :class:`Classification`.
         """
         spec, seen = self._spec, calibrated(scores, self._spec.temperature)
@@ -252,7 +259,7 @@ class Decider:
             self._mean, self._newness = seen, newness
         index = self._steady(self._mean, self._newness > _NEW)
         now = self._now
-        changed = now is None or (index != now.index and at_s - now.since_s >= spec.least_s)
+        changed = now is None or (index != now.index and at_s - now.since_s >= spec.least_s - TIME_TOLERANCE_S)
         if now is not None and not changed:
             index, since_s = now.index, now.since_s
         else:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
-from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.decision import TIME_TOLERANCE_S, UNKNOWN
 from edgerec.contract.files import checked_output
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
@@ -121,7 +121,7 @@ class SavedPictures:
             self._write(path, content)
         except OSError as error:
             raise EdgerecError(f"a picture cannot be saved in {self._folder}: {error.strerror}") from None
-        self._last[result.frame.feed] = result.frame.grabbed_s, label
+        self._last[result.frame.feed] = result.frame.captured_s, label
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
@@ -134,7 +134,7 @@ class SavedPictures:
         """The label to save the frame under, or None."""
         spec, answer, decision = self._spec, result.classification, result.decision
         last_s, last_label = self._last.get(result.frame.feed, (float("-inf"), None))
-        if result.frame.grabbed_s - last_s < spec.least_s:
+        if result.frame.stream and result.frame.captured_s - last_s < spec.least_s - TIME_TOLERANCE_S:
             return None
         if spec.rule == "all":
             return answer.label
@@ -156,7 +156,7 @@ class SavedPictures:
         return content.tobytes()
 
     def _path(self, result: Result, label: str) -> Path:
-        seconds = time.time() - (time.monotonic() - result.frame.grabbed_s)
+        seconds = time.time() - (time.monotonic() - result.frame.captured_s)
         source = re.sub(r"[^a-z0-9]+", "-", (result.frame.feed or result.frame.source).lower())[-40:].strip("-")
         score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
         while True:

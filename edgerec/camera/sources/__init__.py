@@ -44,6 +44,8 @@ class Source(Protocol):
     - ``interrupt()`` ends ``images`` from another thread, even while it waits for data.
     - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
     - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
+    - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
+      is computed from ``format.fps``.
     """
 
     @property
@@ -79,17 +81,26 @@ class Address:
     stream: bool = True
 
 
+# Frame rate that is assumed if a file does not state one.
+NOMINAL_FPS = 25.0
+
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "synthetic", "picamera2")
 _EXAMPLE = "synthetic:640x480@30"
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
 
 
 class LoopingSource:
-    """A source that repeats a video file or a folder of images endlessly."""
+    """A source that repeats a video file or a folder of images endlessly.
+
+    Attributes:
+        position_s: media time of the current image in seconds from the start of the first repetition; None for a
+            folder.
+    """
 
     def __init__(self, open_file: Callable[[], Source]) -> None:
         self._open = open_file
         self._source = open_file()
+        self.position_s: float | None = None
 
     @property
     def format(self) -> CaptureFormat:
@@ -97,8 +108,13 @@ class LoopingSource:
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Yield the images repeatedly; raises :class:`SourceError` if there are none."""
+        start_s = 0.0
         while True:
-            yield from self._source.images()
+            for image, name in self._source.images():
+                position_s = getattr(self._source, "position_s", None)
+                self.position_s = None if position_s is None else start_s + position_s
+                yield image, name
+            start_s = (self.position_s or 0.0) + 1 / (self.format.fps or NOMINAL_FPS)
             self._source.close()
             self._source = self._open()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgerec.camera.sources import CaptureFormat, without_password
+from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat, without_password
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
@@ -28,6 +28,7 @@ class OpenCVSource:
     def __init__(self, capture: Any, name: str, *, live: bool) -> None:
         self.name = name
         self.live = live
+        self.position_s: float | None = None
         self._capture = capture
         self._peer = PeerSocket()
         cv2 = require("cv2")
@@ -35,7 +36,7 @@ class OpenCVSource:
             capture.get(key)
             for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
         )
-        letters = int(fourcc).to_bytes(4, "little", signed=True).decode("ascii", "replace")
+        letters = (int(fourcc) & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace")
         self.format = CaptureFormat(
             int(width), int(height), fps if 0 < fps < 1000 else 0.0, letters if letters.isprintable() else ""
         )
@@ -90,12 +91,17 @@ class OpenCVSource:
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Each frame; a video ends, a live source that stops giving raises :class:`SourceError`."""
-        count, cv2 = 0, require("cv2")
+        count, reported_s, cv2 = 0, 0.0, require("cv2")
         while True:
             ok, image = self._capture.read()
             if not ok or image is None or not image.size:
                 break
             count += 1
+            if not self.live:
+                reported_s, last_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, reported_s
+                # The reported position may stand still or jump back, e.g. in raw streams and joined files.
+                step_s = reported_s - last_s if reported_s > last_s else 1 / (self.format.fps or NOMINAL_FPS)
+                self.position_s = 0.0 if self.position_s is None else self.position_s + step_s
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name
         if self.live:
             raise SourceError(f"{self.name} stopped giving pictures after {count}: is it still connected?")

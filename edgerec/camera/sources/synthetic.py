@@ -7,17 +7,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgerec.camera.sources import CaptureFormat
+from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat
 from edgerec.contract.preprocess import Image
 
 
 class SyntheticSource:
-    """A colour gradient that moves to the left by a pixel a frame, at a fixed rate; at the rate 0, as fast as it is
-    taken and without an end."""
+    """A color gradient that moves to the left by one pixel per frame, without an end.
+
+    With ``fps`` 0, the next image is delivered as soon as the previous one was taken.
+
+    Attributes:
+        position_s: media time of the current image, in seconds.
+    """
 
     def __init__(self, width: int, height: int, fps: float) -> None:
         self.name = f"synthetic:{width}x{height}@{fps:g}"
         self.format = CaptureFormat(width, height, fps)
+        self.position_s = 0.0
         across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
         picture = np.empty((height, width, 3), np.uint8)
         picture[..., 0], picture[..., 1], picture[..., 2] = across, down[:, np.newaxis], 255 - across
@@ -29,6 +35,7 @@ class SyntheticSource:
         began, number = time.monotonic(), 0
         while True:
             at = number % width
+            self.position_s = number / (fps or NOMINAL_FPS)
             yield np.ascontiguousarray(self._twice[:, at : at + width]), self.name
             number += 1
             if fps:

@@ -204,7 +204,7 @@ def _whole(text: str) -> int:
 def file_name(result: Result) -> str:
     """``SOURCE-TIME.png`` in letters, digits and dashes only, whatever the source is called; the time of the grab."""
     source = re.sub(r"[^a-z0-9]+", "-", (result.frame.feed or result.frame.source).lower())[-40:].strip("-")
-    grabbed_s = unix_s(result.frame.grabbed_s)
+    grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
     return f"{source or 'camera'}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
 

@@ -87,7 +87,7 @@ class Board:
             answer = result.decision or result.classification
             if answer.label != channel.label:
                 channel.label = answer.label
-                self._tell(channel, result.frame.grabbed_s, _answer(result))
+                self._tell(channel, result.frame.captured_s, _answer(result))
             else:
                 self._update_last(channel, _answer(result))
             self.version += 1
