@@ -35,6 +35,13 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
+_FILL = re.compile(rb"\xff+")
+# A complete baseline or progressive file has at least one bit for each block of 8x8 pixels. Cameras send 1 scan, and
+# progressive files have about 10.
+_MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
+# Bytes that JpegSplitter may follow again to find a file that begins inside an invalid one.
+_MAX_CREDIT = 256 << 10
+_END_MARKER = b"\xff\xd9"
 _SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
 # What libjpeg gives for data that are not there, and any data that give something else.
 _FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
@@ -136,7 +143,10 @@ class SnapshotSource:
         return bytes(content)
 
     def _decoded(self, content: bytes) -> Image:
-        image = decoded(require("cv2"), content) if content.startswith(_START) else decode(content)
+        if content.startswith(_START):
+            image = next((decoded(require("cv2"), file) for file in JpegSplitter().feed(content + _END_MARKER)), None)
+        else:
+            image = decode(content)
         if image is None:
             raise SourceError(f"{self.name} sent {len(content):,} bytes that are not a complete image")
         return image
@@ -226,39 +236,53 @@ class MjpegSource:
 
 
 class JpegSplitter:
-    """Finds the whole JPEG files in a stream of bytes, whatever stands between them.
+    """Extracts complete JPEG files from a stream of bytes.
 
-    A file is followed from marker to marker (ITU-T T.81, annex B), so that it ends where it says: a thumbnail in it
-    is no end, and half a picture is no picture, whatever comes behind it.
+    Each file is followed from marker to marker (ITU-T T.81, annex B). Therefore a thumbnail inside a file does not end
+    it, and a file that is cut off is dropped. The work is proportional to the number of bytes, even if many places in
+    them look like the start of a file.
     """
 
     def __init__(self, boundary: bytes = b"") -> None:
-        """``boundary`` is what never stands inside a picture; empty where there is none."""
+        """Create a splitter; ``boundary`` is a text that never occurs inside a file, empty if there is none."""
         self._boundary = boundary
         self._bytes = bytearray()
-        self._at = 0  # up to here the file at the beginning of the bytes is followed; 0 while none was found
-        self._in_scan = False
+        self._credit = 0  # bytes that may be followed again
+        self._restart()
 
     @property
     def waiting(self) -> int:
-        """How many bytes are held for a picture that is not whole yet."""
+        """Number of bytes that are held for an incomplete file."""
         return len(self._bytes)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take the next bytes; the pictures that are whole with them, in order."""
+        """Add bytes, and return the files that they complete, in order."""
         self._bytes += chunk
-        found = []
+        self._credit = min(self._credit + len(chunk), _MAX_CREDIT)
+        files = []
         while self._at or self._find_start():
             end = self._follow()
             if end is None:
                 break
-            if end and not (self._boundary and self._boundary in self._bytes[:end]):
-                found.append(bytes(self._bytes[:end]))
+            limit = end or self._at
+            boundary_at = self._bytes.find(self._boundary, 0, limit) if self._boundary else -1
+            if end and boundary_at < 0:
+                files.append(bytes(self._bytes[:end]))
                 del self._bytes[:end]
+            elif boundary_at > 0:
+                del self._bytes[:boundary_at]
+            elif self._credit >= limit:  # another file may begin inside the bytes that were followed
+                self._credit -= limit
+                del self._bytes[:2]
             else:
-                del self._bytes[:2]  # no picture: the next one may have begun inside it
-            self._at, self._in_scan = 0, False
-        return found
+                del self._bytes[: max(2, self._at)]
+            self._restart()
+        return files
+
+    def _restart(self) -> None:
+        self._at = 0  # position up to which the file at the start of the buffer was followed; 0 if there is no file
+        self._in_scan = False
+        self._pixels = self._scans = 0
 
     def _find_start(self) -> bool:
         start = self._bytes.find(_START)
@@ -270,7 +294,7 @@ class JpegSplitter:
         return True
 
     def _follow(self) -> int | None:
-        """Where the file ends; 0 when it is none; None when more bytes are needed to tell."""
+        """Return the end of the file, 0 if it is not a valid file, or None if more bytes are needed."""
         data = self._bytes
         while True:
             if self._in_scan:
@@ -284,25 +308,30 @@ class JpegSplitter:
             if data[self._at] != 0xFF:
                 return 0
             kind = data[self._at + 1]
-            if kind == 0xFF:  # a fill byte
-                self._at += 1
+            if kind == 0xFF and (fill := _FILL.match(data, self._at)):
+                self._at = fill.end() - 1
                 continue
             if kind == _END:
-                return self._at + 2 if self._in_scan else 0
+                return self._at + 2 if self._in_scan and self._affordable() else 0
             if kind not in _SEGMENTS:
                 return 0
             if len(data) < self._at + (9 if kind in _SIZES else 4):
                 return None
-            if kind in _SIZES and not _sensible(data, self._at):
+            if kind in _SIZES:
+                height, width = (int.from_bytes(data[self._at + i : self._at + i + 2], "big") for i in (5, 7))
+                self._pixels = max(self._pixels, height * width)
+                if not 0 < height * width <= MOST_PIXELS:
+                    return 0
+            length = int.from_bytes(data[self._at + 2 : self._at + 4], "big")
+            if length < 2:
                 return 0
             self._in_scan = kind == _SCAN
-            self._at += 2 + int.from_bytes(data[self._at + 2 : self._at + 4], "big")
+            self._scans += self._in_scan
+            self._at += 2 + length
 
-
-def _sensible(data: bytearray, at: int) -> bool:
-    """Whether a picture of the size that its frame header tells may be decoded."""
-    height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
-    return 0 < width * height <= MOST_PIXELS
+    def _affordable(self) -> bool:
+        """Return whether decoding the file takes no more time than its number of bytes allows."""
+        return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
