@@ -40,6 +40,9 @@ def require(module: str) -> Any:
         # TensorFlow leaves oneDNN's kernels off where the processor lacks VNNI; they train 1.2 to 4 times as fast.
         # It looks at this once, when it is loaded.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if package == "cv2":
+        # OpenCV reads this once, when it is loaded. A small file can contain an image that takes gigabytes of memory.
+        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgerec.contract.bounded import check_zip_file, parse_json
 from edgerec.contract.files import replacing
 from edgerec.contract.progress import Listener, Progress
 from edgerec.contract.recipe import Recipe, TrainSection
@@ -218,17 +219,19 @@ def is_complete(checkpoints: Path, stages: int, epochs: int) -> bool:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
+    check_zip_file(path, MAX_STATE_BYTES)
     with np.load(path, allow_pickle=False) as file:
         return _about(file["about"])
 
 
+MAX_STATE_BYTES = 8 << 30
 # Exceptions that NumPy and JSON raise if a file is damaged or is not a saved state.
 UNREADABLE_STATE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _about(array: Any) -> dict[str, Any]:
     """Return the JSON object in a saved state; raise :class:`ValueError` if there is none."""
-    value = json.loads(str(array))
+    value = parse_json(str(array))
     if not isinstance(value, dict) or not isinstance(value.get("settings"), dict):
         raise ValueError("its description is not an object with settings")
     return value
@@ -249,6 +252,7 @@ class _State:
             The number of completed epochs.
         """
         try:
+            check_zip_file(self.path, MAX_STATE_BYTES)
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)
             about = _about(arrays.pop("about"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
+from edgerec.contract.bounded import UnpackedSizeError, open_zip, parse_json
 from edgerec.contract.content import describe_file
 from edgerec.contract.files import (
     checked_output,
@@ -28,12 +28,13 @@ from edgerec.contract.manifest import Manifest
 from edgerec.errors import BundleError
 
 MANIFEST = "manifest.json"
-MAX_FILE_BYTES = 1 << 30
-MAX_BYTES = 2 << 30  # limit of the total size of all files
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_BYTES = 1 << 30  # limit of the total size of all files
 # What leads elsewhere on some system, or is in no file's name on any.
 _NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
 
-Reader = Callable[[str], bytes | None]
+# Return the content of a file of at most this many bytes; None if there is no such file.
+Reader = Callable[[str, int], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Bundle:
         """
         path = user_path(path)
         read = _reader(path)
-        content = read(MANIFEST)
+        content = read(MANIFEST, MAX_MANIFEST_BYTES)
         if content is None:
             kind = describe_file(path)
             also = f" (it {kind})" if kind and kind != "is a folder" else ""
@@ -71,14 +72,14 @@ class Bundle:
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
         files: dict[str, bytes] = {}
         warnings = []
+        left_bytes = MAX_BYTES
         for name, digest in manifest.files.items():
             _refuse_climbing(path, name)
             try:
-                problem = _read_listed(read, path, name, digest, files)
+                problem = _read_listed(read, left_bytes, path, name, digest, files)
             except BundleError as error:
                 problem = str(error)
-            if sum(map(len, files.values())) > MAX_BYTES:
-                raise BundleError(f"{path}: its files are larger than {MAX_BYTES >> 20} MiB in total: do not trust it")
+            left_bytes -= len(files.get(name, b""))
             if problem and name in manifest.runtime_files:
                 raise BundleError(problem)
             if problem:
@@ -96,7 +97,7 @@ class Bundle:
         """Write the manifest and all files that the manifest lists to another folder or .zip."""
         path = checked_output(path, [self.path], suffixes=(".zip",), folder=True)
         refuse_existing(path, overwrite)
-        content = _reader(self.path)(MANIFEST)
+        content = _reader(self.path)(MANIFEST, MAX_MANIFEST_BYTES)
         if content is None:
             raise BundleError(f"{self.path} is not a bundle any more: its {MANIFEST} was removed while it was copied")
         _write(path, {MANIFEST: content, **self.files}, overwrite)
@@ -105,9 +106,9 @@ class Bundle:
     def stands_at(path: Path) -> bool:
         """Return whether ``path`` is a bundle, possibly a damaged one, so that ``--overwrite`` may replace it."""
         try:
-            content = _reader(path)(MANIFEST)
-            values = json.loads(content or b"")
-        except (BundleError, ValueError, RecursionError):
+            content = _reader(path)(MANIFEST, MAX_MANIFEST_BYTES)
+            values = parse_json(content or b"")
+        except (BundleError, ValueError):
             return False
         return isinstance(values, dict) and {"schema", "labels", "model", "files"} <= values.keys()
 
@@ -143,9 +144,9 @@ def _write(path: Path, content: Mapping[str, bytes], overwrite: bool) -> None:
             (partial / name).write_bytes(data)
 
 
-def _read_listed(read: Reader, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
+def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:
     """Read a listed file into ``files``; return an error message, or an empty string if the digest is correct."""
-    content = read(name)
+    content = read(name, max_bytes)
     if content is None:
         return f"{path}: {name} is missing: copy or export the bundle again"
     files[name] = content
@@ -198,16 +199,15 @@ def _folder_reader(path: Path) -> Reader:
         raise BundleError(f"{path} does not exist; expected a bundle's folder or .zip (edgerec export)")
     root = os.path.realpath(path)
 
-    def read(name: str) -> bytes | None:
+    def read(name: str, max_bytes: int) -> bytes | None:
         try:
             file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for a link to itself
             if not file.is_relative_to(root):
                 raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
             if not file.is_file():
                 return None
-            if file.stat().st_size > MAX_FILE_BYTES:
-                raise BundleError(f"{path}: {name} has {file.stat().st_size} bytes, more than a bundle may hold")
-            return file.read_bytes()
+            _refuse_larger(path, name, file.stat().st_size, max_bytes)
+            return read_at_most(file, max_bytes)
         except OSError as error:
             raise BundleError(
                 f"{path}: {name} cannot be read ({error.strerror}): look at its name and permissions"
@@ -218,27 +218,36 @@ def _folder_reader(path: Path) -> Reader:
 
 def _zip_reader(path: Path) -> Reader:
     try:
-        archive = zipfile.ZipFile(io.BytesIO(read_at_most(path, MAX_BYTES)))
+        archive = open_zip(read_at_most(path, MAX_BYTES), MAX_BYTES)
+    except UnpackedSizeError as error:
+        raise BundleError(f"{path} is not a bundle, because {error}: do not trust it") from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         kind = describe_file(path) or "is neither a folder nor a .zip"
         raise BundleError(f"{path} is not a bundle: it {kind}. edgerec export writes bundles") from None
     prefix = _zip_prefix(archive.namelist())
 
-    def read(name: str) -> bytes | None:
+    def read(name: str, max_bytes: int) -> bytes | None:
         try:
             info = archive.getinfo(prefix + name)
         except KeyError:
             return None
         if stat.S_ISLNK(info.external_attr >> 16):
             raise BundleError(f"{path}: {name} is a link: do not trust it")
-        if info.file_size > MAX_FILE_BYTES:
-            raise BundleError(f"{path}: {name} has {info.file_size} bytes, more than a bundle may hold")
+        _refuse_larger(path, name, info.file_size, max_bytes)
         try:
             return archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError, LZMAError) as error:
             raise BundleError(f"{path}: {name} cannot be unpacked ({error}): copy the bundle again") from None
 
     return read
+
+
+def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise BundleError(
+            f"{path}: {name} has {size_bytes:,} bytes, but a bundle may have {MAX_BYTES >> 20} MiB in total and a "
+            f"manifest of {MAX_MANIFEST_BYTES >> 20} MiB: do not trust it"
+        )
 
 
 def _zip_prefix(names: Sequence[str]) -> str:

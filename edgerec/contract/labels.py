@@ -7,11 +7,11 @@ import json
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from edgerec.contract.bounded import parse_json, parse_toml
 from edgerec.contract.content import describe
 from edgerec.errors import DataError
 
@@ -201,8 +201,10 @@ def _labels_of_text(text: str, suffix: str, count: int | None) -> Sequence[str]:
         return _labels_of_value(_structured(body))
     if suffix == ".toml":
         try:
-            return _labels_of_value(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            return _labels_of_value(parse_toml(text))
+        except ValueError as error:
+            if isinstance(error, _NotLabels):
+                raise
             raise _NotLabels(f"it is not valid TOML ({error})") from None
     if re.search(r"^[ \t]*item\s*\{", text, re.MULTILINE):
         return _labels_of_pbtxt(text)
@@ -421,13 +423,13 @@ def _by_index(pairs: Iterable[tuple[int, str]]) -> list[str]:
 
 def _structured(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return parse_json(text, object_pairs_hook=_without_repeats)
     except ValueError as error:
         if isinstance(error, _NotLabels):
             raise
         reason = str(error)
     try:  # one JSON object per line
-        return [json.loads(line, object_pairs_hook=_without_repeats) for line in _lines(text) if line.strip()]
+        return [parse_json(line, object_pairs_hook=_without_repeats) for line in _lines(text) if line.strip()]
     except ValueError:
         pass
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from edgerec.contract.bounded import parse_json
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
@@ -17,6 +18,7 @@ from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
 
 SCHEMA_VERSION = 1
+MAX_MEMBERS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -179,8 +181,8 @@ class Manifest:
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
         """Read and check a manifest; raises :class:`BundleError` that names the key and what it should be."""
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise BundleError(f"{where} is not JSON ({error}): copy the bundle again") from None
         if not isinstance(values, dict):
             raise BundleError(f"{where} holds a {type(values).__name__}, expected an object")
@@ -272,6 +274,8 @@ def _files(value: Any) -> dict[str, str]:
 def _members(value: Any) -> tuple[ModelSpec, ...]:
     if not isinstance(value, list):
         raise ValueError("expected a list of models")
+    if len(value) > MAX_MEMBERS:
+        raise ValueError(f"expected at most {MAX_MEMBERS} models, got {len(value):,}")
     return tuple(ModelSpec.from_dict(dict(member)) for member in value)
 
 

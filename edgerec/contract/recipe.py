@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from edgerec.command_line import command
+from edgerec.contract.bounded import parse_toml, read_toml
 from edgerec.contract.content import reason
 from edgerec.contract.files import user_path
 from edgerec.contract.image_files import Levels
@@ -421,12 +421,11 @@ class Recipe:
         If the file is the recipe of a run without a recorded preprocessing version, the result is :attr:`unversioned`.
         """
         try:
-            with open(user_path(path), "rb") as file:
-                values = tomllib.load(file)
+            values = read_toml(user_path(path))
         except FileNotFoundError:
             write = f"{command('recipe')} > {shlex.quote(str(path))}"
             raise RecipeError(f"{path} does not exist: write a complete one with {write}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
         of_run = user_path(path).with_name("split.json").is_file()
         base = base or cls()
@@ -502,8 +501,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not path.strip():
         raise RecipeError(f"{text!r} is no assignment; expected key=value, as train.epochs=3")
     try:
-        return path.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return path.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return path.strip(), value.strip()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from edgerec.contract.bounded import read_toml
 from edgerec.contract.content import reason
 from edgerec.contract.shipped import find_shipped, shipped_names
 from edgerec.errors import TargetError, unknown
@@ -135,8 +135,8 @@ def _read(name: str, behind: tuple[str, ...]) -> dict[str, Any]:
             raise TargetError(f"target file {name} does not exist")
         raise TargetError(unknown("target", name, target_names()))
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = read_toml(path)
+    except ValueError as error:
         raise TargetError(f"{path} is not TOML: {reason(path, error)}") from None
     except OSError as error:
         raise TargetError(f"{path} cannot be read: {error.strerror}") from None

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from edgerec.errors import EdgerecError, ModelError, unknown
 
+MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 28
 _DTYPES = ("uint8", "int8", "int16", "float32")
 
 
@@ -53,7 +55,16 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
+        """Build a spec from the result of :meth:`to_dict`.
+
+        Raises:
+            TypeError, ValueError: a field is unknown, or a value is outside its range.
+        """
+        shape = fields.get("shape")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
+            raise ValueError(f"shape is not a list of 1 to {MAX_DIMENSIONS} integers")
+        if not all(type(n) is int and 1 <= n <= MAX_SIZE for n in shape) or math.prod(shape) > MAX_SIZE:
+            raise ValueError(f"shape is {shape}; expected positive integers with a product of at most {MAX_SIZE:,}")
         return cls(**fields)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgerec.contract.image_files import Levels, SampleRange, bits_per_sample, decode_samples
+from edgerec.contract.image_files import Levels, SampleRange, decode_samples, memory_for, read_image_file
+from edgerec.contract.image_headers import bits_per_sample
 from edgerec.contract.progress import Listener, Progress, steps
 from edgerec.data.sources import Arrays, Files, Source
 from edgerec.errors import DataError
@@ -80,9 +81,10 @@ def _deep(paths: tuple[Path, ...]) -> list[Path]:
 
 def _ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
     def measure(path: Path) -> SampleRange | None:
-        content = path.read_bytes()
-        samples = decode_samples(content)
-        return None if samples is None else SampleRange.of(content, samples)
+        content = read_image_file(path)
+        with memory_for(content):
+            samples = decode_samples(content)
+            return None if samples is None else SampleRange.of(content, samples)
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), _CHUNK):

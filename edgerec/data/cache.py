@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import read_json
 from edgerec.contract.files import cache_folder, replacing, write_file
+from edgerec.contract.image_files import memory_for, read_image_file
 from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
 from edgerec.contract.progress import Listener, Progress, steps
@@ -91,7 +93,7 @@ def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
     if lock is None:
         return None
     try:
-        values = json.loads(about.read_text(encoding="utf-8"))
+        values = read_json(about)
         valid = np.ones(values["count"], bool)
         valid[values["skipped"]] = False
         shape = (int(valid.sum()), *spec.shape)
@@ -168,10 +170,12 @@ def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[byte
             image = source.images[position]
             return b"", hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest(), apply(image, spec)
         path = source.paths[position]
-        content = path.read_bytes()
-        decoded = decode(content, spec.levels)
+        content = read_image_file(path)
         name = os.fsencode(path.relative_to(source.root).as_posix())
-        return name, hashlib.sha256(content).digest(), None if decoded is None else apply(decoded, spec)
+        with memory_for(content):
+            decoded = decode(content, spec.levels)
+            fitted = None if decoded is None else apply(decoded, spec)
+        return name, hashlib.sha256(content).digest(), fitted
 
     count = len(source.classes)
     with ThreadPoolExecutor() as pool:  # OpenCV releases the interpreter lock while it decodes

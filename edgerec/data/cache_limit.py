@@ -7,7 +7,6 @@ are in use. The modification time of ``KEY.json`` is the time of the last use.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import read_json
 from edgerec.contract.files import cache_folder, delete_abandoned
 from edgerec.contract.lock import POLL_S, lock_descriptor
 from edgerec.errors import EdgerecError
@@ -207,7 +207,7 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 def _description(about: Path) -> tuple[str, int, tuple[int, ...]]:
     """Return the source, number of images and input shape; empty values if the description is missing or damaged."""
     try:
-        values = json.loads(about.read_text(encoding="utf-8"))
+        values = read_json(about)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "", 0, ()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.image_files import Levels, decode, why_unreadable
-from edgerec.contract.preprocess import PREPROCESS_VERSION, Image
+from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
+from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSection
 from edgerec.data import sources
@@ -222,9 +222,18 @@ def read_original(source: Source, position: int, levels: Levels | None) -> Image
         uint8 ``(H, W, 3)`` RGB, or the row of the array; None if the file is not a readable image.
     """
     part, place = source.locate(position)
+    return part.images[place] if isinstance(part, Arrays) else decode(read_image_file(part.paths[place]), levels)
+
+
+def read_fitted(source: Source, position: int, spec: PreprocessSpec) -> Image | None:
+    """Return a preprocessed image, ``spec.shape``; None if the file is not a readable image."""
+    part, place = source.locate(position)
     if isinstance(part, Arrays):
-        return part.images[place]
-    return decode(part.paths[place].read_bytes(), levels)
+        return apply(part.images[place], spec)
+    content = read_image_file(part.paths[place])
+    with memory_for(content):
+        image = decode(content, spec.levels)
+        return None if image is None else apply(image, spec)
 
 
 def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
@@ -290,7 +299,7 @@ def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSec
 def typical_side_px(files: Files) -> int:
     """Return the median length of the shorter side of a sample of the images, in pixels."""
     some = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
-    images = [decode(files.paths[i].read_bytes()) for i in some]
+    images = (decode(read_image_file(files.paths[i])) for i in some)
     sides = [min(image.shape[:2]) for image in images if image is not None]
     return int(np.median(sides)) if sides else 0
 
@@ -302,7 +311,7 @@ def _why_skipped(found: Source, dataset: Dataset) -> str:
     position = found.names.index(dataset.skipped[0])
     part, place = found.locate(position)
     try:
-        return why_unreadable(part.paths[place].read_bytes()) if isinstance(part, Files) else ""
+        return why_unreadable(read_image_file(part.paths[place])) if isinstance(part, Files) else ""
     except OSError as error:
         return str(error.strerror)
 

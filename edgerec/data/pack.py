@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import read_json
 from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, write_file
 from edgerec.contract.lock import Lock
-from edgerec.contract.preprocess import Image, PreprocessSpec, apply
+from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore, steps
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
-from edgerec.data.dataset import Dataset, found_pictures, read_original
+from edgerec.data.dataset import Dataset, found_pictures, read_fitted
 from edgerec.data.packed import CONTENTS, ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
 from edgerec.data.sources import Arrays, Files, Merged, Source
 from edgerec.data.split import split_dataset
@@ -189,8 +190,7 @@ class _Writer:
 
     def _images(self, positions: Indices) -> Iterator[Image | None]:
         def fit(position: int) -> Image | None:
-            image = read_original(self.source, int(position), self.spec.levels)
-            return None if image is None else apply(image, self.spec)
+            return read_fitted(self.source, int(position), self.spec)
 
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(positions), _CHUNK):
@@ -213,7 +213,7 @@ def _finished(
 ) -> Packed:
     shards, indices, contents, skipped = [], [], [], []
     for name, _ in plan:
-        about = json.loads((writer.folder / f"{name}.json").read_text(encoding="utf-8"))
+        about = read_json(writer.folder / f"{name}.json")
         index: npt.NDArray[Any] = np.load(writer.folder / f"{name}.npy", allow_pickle=False)
         skipped += about["skipped"]
         shards.append(Shard(name, name.partition("-")[0], len(index), about["size_bytes"], about["sha256"]))

@@ -7,7 +7,6 @@ index knows. Neither holds more than a few shards' worth of pictures in memory.
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import parse_json
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.errors import DataError
@@ -82,7 +82,7 @@ class Packed:
     def open(cls, place: str) -> Packed:
         """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
-            about = json.loads(read_file(place, MANIFEST))
+            about = parse_json(read_file(place, MANIFEST))
             if about["schema"] != SCHEMA:
                 raise DataError(
                     f"{place} was packed in form {about['schema']}; this edgerec reads {SCHEMA}: pack again"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.files import sha256
-from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.contract.progress import Listener, Progress, steps
 from edgerec.data.sources import Arrays, Source
@@ -69,17 +69,19 @@ def _seen(
     def look(position: int) -> tuple[str, str, Image | None]:
         part, place = source.locate(position)
         if isinstance(part, Arrays):
-            image: Image | None = part.images[place]
+            image = part.images[place]
             digest, fault = sha256(np.ascontiguousarray(image).tobytes()), ""
         else:
             try:
-                content = part.paths[place].read_bytes()
+                content = read_image_file(part.paths[place])
             except OSError as error:
                 return "", f"cannot be read ({error.strerror})", None
-            digest, image = sha256(content), decode(content, spec.levels)
-            fault = why_unreadable(content) if image is None else cut_off(content)
-        if image is None:
-            return digest, fault, None
+            with memory_for(content):
+                image = decode(content, spec.levels)
+                if image is None:
+                    return sha256(content), why_unreadable(content), None
+                sizes_px[position] = image.shape[:2]
+                return sha256(content), cut_off(content), apply(image, spec)
         sizes_px[position] = image.shape[:2]
         return digest, fault, apply(image, spec)
 

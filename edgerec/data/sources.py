@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import UnpackedSizeError, check_zip_file
 from edgerec.contract.content import describe_file, reason
 from edgerec.contract.files import user_path
 from edgerec.contract.folders import visible_files
@@ -299,6 +301,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The arrays of an .npz file, or the one of an .npy file by the name ``array``; never unpickles."""
     try:
         values = _load(path)
+    except DataError:
+        raise
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an {path.suffix} file: {reason(path, error)}") from None
     except MemoryError:
@@ -317,6 +321,10 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     if zipfile.is_zipfile(path):
+        try:
+            check_zip_file(path, sys.maxsize, MAX_NPZ_RATIO)
+        except UnpackedSizeError as error:
+            raise DataError(f"{path} cannot be read: {error}, which is not plausible for images") from None
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     with path.open("rb") as lone:
@@ -417,6 +425,8 @@ def _keras(name: str, labels: str = "") -> Callable[[], Arrays]:
     return download
 
 
+# Images can be almost uniform. Deflate does not reach this ratio, but bzip2 and LZMA do.
+MAX_NPZ_RATIO = 1100
 NAMED: dict[str, Callable[[], Arrays]] = {
     "digits": _digits,
     "mnist": _keras("mnist"),

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS, Classification, DecisionSpec, decide
-from edgerec.contract.files import read_at_most
-from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
@@ -22,8 +21,6 @@ from edgerec.runtime.autoencoder import Autoencoder
 from edgerec.runtime.model import ImageModel
 
 log = logging.getLogger(__name__)
-
-MAX_IMAGE_BYTES = 1 << 30
 
 
 class Classifier:
@@ -185,7 +182,7 @@ def read_image(path: str | Path, levels: Levels | None = None) -> Image:
     """
     path = Path(path)
     try:
-        content = read_at_most(path, MAX_IMAGE_BYTES)
+        content = read_image_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     image = decode(content, levels)

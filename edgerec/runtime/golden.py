@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import parse_json
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.files import sha256
+from edgerec.contract.image_files import MAX_PIXELS
 from edgerec.contract.manifest import ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, decode, encode_png
 from edgerec.errors import BundleError
@@ -122,9 +124,16 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
 
 
 def golden_pictures(bundle: Bundle) -> dict[str, Image]:
-    """The pictures that a bundle brings, by their names in it; raises :class:`BundleError` when there are none."""
-    found = {name: decode(bundle.files[name]) for name in sorted(bundle.files) if name.endswith(".png")}
-    pictures = {name: image for name, image in found.items() if image is not None}
+    """Return the golden images of a bundle by their file names, at most :data:`MAX_PIXELS` pixels in total.
+
+    Raises:
+        BundleError: there are no golden images.
+    """
+    pictures: dict[str, Image] = {}
+    for name in sorted(bundle.files):
+        image = decode(bundle.files[name]) if name.endswith(".png") else None
+        if image is not None and sum(each.size for each in (image, *pictures.values())) <= 3 * MAX_PIXELS:
+            pictures[name] = image
     if not pictures:
         raise BundleError(f"{bundle.path} has no golden pictures: export it again")
     return pictures
@@ -219,7 +228,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
     if content is None:
         raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export it again")
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
         if not vectors:
             raise ValueError("no vectors")

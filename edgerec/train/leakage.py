@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import parse_json
 from edgerec.contract.recipe import AUTO, ModelSection, Recipe
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.errors import RecipeError
@@ -54,7 +54,7 @@ class Exposure:
             with zipfile.ZipFile(path) as archive:
                 if archive.getinfo(TRAINED_IMAGES).file_size > MOST_BYTES:
                     return None
-                record = json.loads(archive.read(TRAINED_IMAGES))
+                record = parse_json(archive.read(TRAINED_IMAGES), max_bytes=MOST_BYTES)
             return cls._recorded(record["contents"], dataset, record["seed"], record["data"])
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, KeyError, TypeError):
             return None

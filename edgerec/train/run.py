@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.command_line import command
-from edgerec.contract.files import replacing, user_path, write_file
+from edgerec.contract.bounded import parse_json
+from edgerec.contract.files import read_at_most, replacing, user_path, write_file
 from edgerec.contract.lock import Lock
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSource, Recipe
@@ -55,6 +56,8 @@ REPORT = [
 TRAINED_IMAGES = "edgerec_trained_images.json"
 # The same model for Keras 3.
 KERAS3 = "model_keras3.keras"
+# Maximum size of a text file in a run. The largest one is split.json, which lists all images.
+MAX_FILE_BYTES = 256 << 20
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
 # The answers of an adopted model to pictures without labels.
@@ -264,7 +267,7 @@ class Run:
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         """One of the run's files; raises :class:`RunError` when it is missing or damaged."""
         try:
-            return parse((self.path / name).read_text(encoding="utf-8"))
+            return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:
             raise RunError(f"{self.path}: {name} is missing: train again with --overwrite") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -287,7 +290,7 @@ def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
     """Reads a JSON object that has these keys."""
 
     def parse(text: str) -> dict[str, Any]:
-        value = json.loads(text)
+        value = parse_json(text, max_bytes=MAX_FILE_BYTES)
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, expected an object")
         if missing := [key for key in keys if key not in value]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.bounded import read_json
 from edgerec.contract.files import write_file
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError, StudyError, unknown
@@ -86,7 +87,7 @@ class Kept:
     def read(cls, folder: Path) -> Kept:
         """Raises :class:`StudyError` where there is no study, or a damaged one."""
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            about = read_json(folder / ABOUT)
             recipe = Recipe.from_dict(about["recipe"], str(folder / ABOUT), base=Recipe().unversioned)
             plan = Plan(
                 recipe,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.bounded import read_toml
 from edgerec.contract.content import reason
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError, unknown
@@ -162,10 +162,10 @@ def to_toml(space: Space) -> str:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return read_toml(Path(path))
     except FileNotFoundError:
         raise RecipeError(f"{path} does not exist; it would have lines as train.learning_rate = {_EXPECTED}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgerec.camera.sources import CaptureFormat
 from edgerec.contract.folders import visible_files, visible_folders
-from edgerec.contract.image_files import Levels, decode, why_unreadable
+from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image
 from edgerec.errors import DataError, SourceError
 
@@ -40,7 +40,7 @@ class FolderSource:
         """Yield each image with its path; raises :class:`SourceError` if no file is an image."""
         shown = 0
         for path in self._files:
-            content = path.read_bytes()
+            content = read_image_file(path)
             image = decode(content, self._levels)
             if image is None:
                 log.warning("%s was skipped: %s", path, why_unreadable(content))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from edgerec.compress.calibration.given import of_set, open_offered
 from edgerec.compress.calibration.picking import METHODS
 from edgerec.compress.calibration.sets import CalibrationRecipe, CalibrationSet, digest_of, is_set
 from edgerec.compress.plots import contact_sheet
+from edgerec.contract.bounded import read_toml
 from edgerec.contract.content import reason
 from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.progress import Listener, ignore
@@ -149,8 +149,8 @@ def read_recipe(name: str) -> CalibrationRecipe:
         problem = unknown("calibration recipe", name, shipped_names(FOLDER))
         raise RecipeError(f"{problem}, and no folder of a calibration set either")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = read_toml(path)
+    except ValueError as error:
         raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
     for key, value in values.items():
         if key not in ("method", "images", "seed"):

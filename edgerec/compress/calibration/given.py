@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from edgerec.compress.calibration import sets as calibration_set
 from edgerec.compress.calibration.sets import CalibrationSet, digest_of, is_set
-from edgerec.contract.preprocess import PreprocessSpec, apply, decode
+from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data import sources
+from edgerec.data.dataset import read_fitted
 from edgerec.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
@@ -114,10 +115,10 @@ def _set(path: Path) -> Offered:
 
 def _folder(path: Path, spec: PreprocessSpec) -> Offered:
     files = sources.folder(path)
-    decoded = [decode(file.read_bytes(), spec.levels) for file in files.paths]
-    valid = [(i, apply(image, spec)) for i, image in enumerate(decoded) if image is not None]
+    fitted = [read_fitted(files, i, spec) for i in range(len(files.paths))]
+    valid = [(i, image) for i, image in enumerate(fitted) if image is not None]
     names = [file.relative_to(path).as_posix() for file in files.paths]
-    skipped = [names[i] for i, image in enumerate(decoded) if image is None]
+    skipped = [names[i] for i, image in enumerate(fitted) if image is None]
     if not valid:
         raise DataError(f"{path} has no pictures, only other files ({skipped[0]} …)")
     images = np.stack([image for _, image in valid])

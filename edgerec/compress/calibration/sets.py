@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounded import read_json
 from edgerec.contract.files import refuse_existing, replacing_folder, sha256, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
 from edgerec.errors import DataError
@@ -115,12 +116,12 @@ def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
     """
     path = Path(path)
     try:
-        values = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        values = read_json(path / ABOUT)
     except FileNotFoundError:
         raise DataError(
             f"{path} is no calibration set (it has no {ABOUT}): edgerec calibration make writes one"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}/{ABOUT} is not JSON ({error}): make the set again") from None
     found = _from_values(path, values)
     if verify and digest_of(found.images) != found.digest:
@@ -140,8 +141,8 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
         pictures = [(_text(p["file"]), _text(p["label"]), _text(p["from"])) for p in values["pictures"]]
-        if not pictures:
-            raise ValueError("it lists no pictures")
+        if not pictures or len({file for file, _, _ in pictures}) < len(pictures):
+            raise ValueError("it lists no images, or an image twice")
         known = {key: _text(values[key]) for key in ("digest", "data_digest", "source")}
         drawn = CalibrationRecipe(**_object(values["recipe"]))
     except (KeyError, TypeError, ValueError) as error:

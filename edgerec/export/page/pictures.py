@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.preprocess import Image
+from edgerec.contract.preprocess import Image, decode
 from edgerec.data import Dataset, Split
 from edgerec.export.page.facts import RunReport
 from edgerec.optional import require
@@ -104,8 +104,7 @@ def _drawn(run: Run) -> Shown | None:
         content = path.read_bytes()
     except OSError:
         return None
-    cv2 = require("cv2")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    image = decode(content)
     return None if image is None else Shown(_address("png", content), image.shape[1], image.shape[0])
 
 
