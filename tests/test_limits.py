@@ -15,7 +15,7 @@ import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
 from edgerec.camera.sources import open_source
-from edgerec.contract.image_files import decode
+from edgerec.contract.preprocess import decode
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load
 from edgerec.errors import BundleError, DataError
