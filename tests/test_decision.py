@@ -78,6 +78,12 @@ def test_an_answer_stays_its_least_time():
     assert [decision.changed for decision in made] == [True, False, False, True, False, False]
 
 
+def test_temperature_does_not_sharpen_scores_without_an_error():
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], np.float32)
+    assert fit_temperature(scores, np.array([0, 1, 0])) == 1
+    assert fit_temperature(scores, np.array([0, 1, 1])) != 1
+
+
 def test_temperature_is_found_again():
     """Scores made too sure by a known factor are brought back by it."""
     rng = np.random.default_rng(0)

@@ -170,10 +170,16 @@ COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _v
 
 
 def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
-    """The temperature that makes ``scores``, float32 ``(N, classes)``, likeliest for the true ``classes``, ``(N,)``.
+    """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood of the true classes.
 
-    The negative log-likelihood is convex in the inverse temperature (arXiv:1706.04599, section 4.2): thirds are cut
-    off in its logarithm from 0.05 to 20.
+    The loss is convex in the inverse temperature (arXiv:1706.04599, section 4.2), so a ternary search over the
+    logarithm of the temperature finds the minimum. If every image is classified correctly, the loss falls without end
+    as the temperature approaches 0. Such a temperature would give scores near 1 to all images, also to those that show
+    none of the classes. Therefore the temperature is at least 1 in that case.
+
+    Args:
+        scores: probabilities, float32 ``(N, classes)``.
+        classes: true class of each image, int64 ``(N,)``.
     """
     logs = np.log(np.maximum(scores, _LEAST).astype(np.float64))
     rows = np.arange(len(classes))
@@ -187,7 +193,8 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
     while high - low > 1e-4:
         third = (high - low) / 3
         low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
-    return round(float(np.exp((low + high) / 2)), 4)
+    temperature = round(float(np.exp((low + high) / 2)), 4)
+    return max(temperature, 1.0) if np.array_equal(scores.argmax(axis=1), classes) else temperature
 
 
 def fit_thresholds(
