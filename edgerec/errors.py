@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from edgerec.utils.text import printable
+
 # The middle of what is longer is left out, as of a value that a file holds.
 LONGEST = 1000
 
@@ -19,7 +21,7 @@ class EdgerecError(Exception):
 
     def __str__(self) -> str:
         """The message as one line that a terminal can show, whatever was quoted in it."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__().strip())
+        text = printable(super().__str__().strip())
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
@@ -67,6 +69,10 @@ class DelegateError(EdgerecError, OSError):
 
 class SourceError(EdgerecError, OSError):
     """A camera, video, stream or folder that gives no frames."""
+
+
+class AddressError(EdgerecError, ValueError):
+    """An address or a reference to a secret that cannot be used. The message never contains a secret."""
 
 
 class OutputExistsError(EdgerecError, FileExistsError):

@@ -217,7 +217,7 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     for name, text in {
         "id": "echo 0",
         "python3": 'case $* in *version_info*) echo 3.99;; *venv*) for f; do :; done; mkdir -p "$f/bin";'
-        ' cp "$0" "$f/bin/python"; ln -s /bin/true "$f/bin/edgerec";; esac',
+        ' cp "$0" "$f/bin/python"; ln -sf /bin/true "$f/bin/edgerec";; esac',
     }.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
@@ -230,6 +230,9 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     assert 'OPTIONS="--source 0 --headless --web 127.0.0.1:8000"' in options
     token = re.search(r"^EDGEREC_WEB_TOKEN=([\w-]{24})$", options, re.MULTILINE)[1]
     assert f"http://127.0.0.1:8000/?token={token}" in done.stdout
+    (tmp_path / "options").chmod(0o644)  # as earlier versions wrote it
+    assert subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "options").stat().st_mode & 0o777 == 0o640
     command[-2:] = ["--undo", "--yes"]
     assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
     assert not (tmp_path / "options").exists()

@@ -22,7 +22,7 @@ from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, without_password
+from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
@@ -342,8 +342,6 @@ def test_source_that_is_no_video(bundle, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no images"):
         open_source(str(tmp_path / "empty"))
-    assert without_password("rtsp://a:b@c/d") == "rtsp://c/d"
-    assert without_password("rtsp://a:b@b@c/d@e") == "rtsp://c/d@e"
 
 
 @pytest.fixture

@@ -584,7 +584,8 @@ def test_prefixes_that_cannot_be(prefix):
     [
         ("0", "0"),
         ("/dev/video0", "dev-video0"),
-        ("rtsp://user:se/cr@t@10.0.0.5:554/a?channel=2&token=hush", "rtsp-10-0-0-5-554-a-channel-2-token"),
+        ("rtsp://user:se/cr@t@10.0.0.5:554/a?channel=2&token=hush", "rtsp"),
+        ("rtsp://user:secret@10.0.0.5:554/a?channel=2&token=hush", "rtsp-10-0-0-5-554-a-channel-2"),
         ("synthetic:640x480@30", "synthetic-640x480-30"),
         ("a+b#c\x00d\n/e", "a-b-c-d-e"),
         ("Café", "Cafe"),

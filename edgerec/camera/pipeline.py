@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,7 +91,7 @@ class Camera:
         Raises:
             SourceError: a source is named twice.
         """
-        _refuse_twice([address.name for address in addresses])
+        _refuse_twice(names := [address.name for address in addresses], names)
         self._classifiers = tuple(classifier) if isinstance(classifier, Sequence) else (classifier,)
         self.manifest = self._classifiers[0].manifest
         self.live = any(address.live for address in addresses)
@@ -138,7 +139,7 @@ class Camera:
         """
         sources = [source] if isinstance(source, str) else list(source)
         opened = Bundle.open(user_path(bundle))
-        addresses = [find_source(uri, wanted, opened.manifest.levels, loop=loop) for uri in sources]
+        addresses = _distinct([find_source(uri, wanted, opened.manifest.levels, loop=loop) for uri in sources])
         manifest = opened.manifest
         threads, at_once = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):
@@ -279,7 +280,22 @@ class Camera:
         return self.report
 
 
-def _refuse_twice(names: Sequence[str]) -> None:
-    # By its name a frame finds its decisions, and a listener tells sources apart.
-    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
-        raise SourceError(f"the source {twice} is named twice: name each source once (a password is no difference)")
+def _distinct(addresses: Sequence[Address]) -> list[Address]:
+    """Number addresses that differ only in what their names do not show, such as a parameter that may be a secret."""
+    _refuse_twice([address.identity or address.name for address in addresses], [address.name for address in addresses])
+    counts: Counter[str] = Counter()
+    distinct = []
+    for address in addresses:
+        counts[address.name] += 1
+        number = counts[address.name]
+        distinct.append(replace(address, name=f"{address.name} #{number}") if number > 1 else address)
+    return distinct
+
+
+def _refuse_twice(identities: Sequence[str], names: Sequence[str]) -> None:
+    # Frames and decisions are assigned to a source by its name.
+    for at, identity in enumerate(identities):
+        if identity in identities[:at]:
+            raise SourceError(
+                f"the source {names[at]} is named twice: name each source once (a password is no difference)"
+            )

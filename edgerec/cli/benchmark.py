@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json, table
+from edgerec.cli.output import JsonOption, progress, say, show_json, table, warn_about_secrets
 
 if TYPE_CHECKING:
     from edgerec.camera import Frame
@@ -39,6 +39,7 @@ def benchmark(
     from edgerec.runtime.benchmark import benchmark as measure
 
     address = find_source(source) if source else None
+    warn_about_secrets([source])
     if plot is not None:
         refuse_existing(checked_output(plot, [bundle, source], suffixes=(".png",)), overwrite)
     with progress() as listener, ExitStack() as stack:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import chatter
+from edgerec.cli.output import chatter, warn_about_secrets
 from edgerec.cli.sinks import Wanted, open_sinks
 from edgerec.optional import require
 
@@ -27,7 +27,8 @@ def camera(
         "--source",
         "-s",
         help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
-        "synthetic:640x480@30. May be repeated; the sources take turns.",
+        "synthetic:640x480@30. env:NAME or @FILE reads an address with a password from an environment variable or from "
+        "a file with mode 0600. May be repeated; the sources take turns.",
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
     json: bool = typer.Option(
@@ -46,7 +47,9 @@ def camera(
     save_below: float = typer.Option(0.6, min=0, max=1, help="Scores below this count as low confidence."),
     save_every: float = typer.Option(0.0, min=0, help="Minimum time between two saved images of a source, in seconds."),
     mqtt: str = typer.Option(
-        "", metavar="URL", help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX; the password from EDGEREC_MQTT_PASSWORD."
+        "",
+        metavar="URL",
+        help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE; the password from EDGEREC_MQTT_PASSWORD.",
     ),
     mqtt_results: float = typer.Option(0.0, min=0, help="Also publish this many results per second for each source."),
     mqtt_discovery: str = typer.Option(
@@ -54,7 +57,9 @@ def camera(
     ),
     queue_dir: Path | None = typer.Option(None, help="Folder that stores messages while the broker is unreachable."),
     webhook: str = typer.Option(
-        "", metavar="URL", help="POST each new decision as JSON; EDGEREC_WEBHOOK_SECRET signs it."
+        "",
+        metavar="URL",
+        help="POST new decisions as JSON to URL, env:NAME or @FILE; EDGEREC_WEBHOOK_SECRET signs them.",
     ),
     metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9464]"),
     web: str = typer.Option(
@@ -171,6 +176,7 @@ def camera(
     require("cv2").setNumThreads(1)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         sinks = open_sinks(wanted, live, stack)
+        warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
         stack.enter_context(live)
         # Without keep_open, the web page would disappear after the last frame of a video.
         keep_open = bool(web) and not live.live and max_frames is None

@@ -58,6 +58,25 @@ def repeated(context: typer.Context, *more: str) -> str:
     return command(*context.command_path.split()[1:], *arguments, *options, *more)
 
 
+def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) -> None:
+    """Log a warning if a secret is in the arguments of this process, where other users of the system can read it.
+
+    Args:
+        addresses: options that may be addresses with passwords.
+        secrets: options that are secrets.
+    """
+    from edgerec.utils.urls import has_secret
+
+    for value in [*filter(has_secret, addresses), *filter(None, secrets)]:
+        if any(value in argument for argument in sys.argv[1:]):
+            logging.getLogger(__name__).warning(
+                "a password or token on the command line can be read by all users of this machine in the process "
+                "list: put it into an environment variable or a file with mode 0600, and give env:NAME or @FILE "
+                "instead of an address"
+            )
+            return
+
+
 def helped(json: bool) -> bool:
     """Whether this process helped another one that wrote the result; then it is said here."""
     from edgerec.train.rendezvous import Cluster

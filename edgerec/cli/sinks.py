@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
+from edgerec.errors import EdgerecError
+
 if TYPE_CHECKING:
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.sinks import Sink
@@ -104,6 +106,15 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
     return sinks
 
 
+def _logs_to_journal() -> bool:
+    """Return whether stderr is connected to the journal of systemd."""
+    try:
+        stderr = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+
+
 def _check_partners(wanted: Wanted) -> None:
     """Raise :class:`typer.BadParameter` for an option that does nothing without another."""
     alone = {
@@ -151,11 +162,20 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
         log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
         sinks.append(metrics)
     if wanted.web:
-        from edgerec.camera.sinks.web import WebSink, parse_address
+        from edgerec.camera.sinks.web import WebSink, is_loopback, parse_address
+        from edgerec.utils.secrets import secret_variable
 
         host, port = parse_address(wanted.web)
-        labels = camera.manifest.labels
-        sinks.append(stack.enter_context(WebSink(host, port, labels, wanted.web_token, wanted.web_save)))
+        token = wanted.web_token or secret_variable("EDGEREC_WEB_TOKEN") or None
+        if token is None and not is_loopback(host) and _logs_to_journal():
+            raise EdgerecError(
+                f"the web page on {host} needs a token, and a generated one would be stored in the system's journal: "
+                "set EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
+            )
+        page = stack.enter_context(WebSink(host, port, camera.manifest.labels, token, wanted.web_save))
+        if token is None and page.token is not None:
+            typer.echo(f"with its token: {page.url}", err=True)
+        sinks.append(page)
     return sinks
 
 
@@ -164,9 +184,11 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
     make: list[Callable[[], Sink]] = []
     if wanted.webhook:
         from edgerec.camera.sinks.webhook import Hook, Webhook
+        from edgerec.utils.secrets import secret_variable
 
         hook = Hook.parse(wanted.webhook)
-        make.append(lambda: Webhook(hook, secret=os.environ.get("EDGEREC_WEBHOOK_SECRET", "")))
+        secret = secret_variable("EDGEREC_WEBHOOK_SECRET")
+        make.append(lambda: Webhook(hook, secret=secret))
     if wanted.mqtt:
         from edgerec.camera.sinks.broker import Broker
         from edgerec.camera.sinks.mqtt import Mqtt

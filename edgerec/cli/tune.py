@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, suggest, table
+from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, suggest, table, warn_about_secrets
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
 from edgerec.command_line import command
 
@@ -62,6 +62,7 @@ def tune(
     continues = (
         resume and subject is None and not (assignments or goals) and all(value is None for value in options.values())
     )
+    warn_about_secrets([storage])
     with progress() as listener:
         from edgerec.tuning import tune as search_best
 

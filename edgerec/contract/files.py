@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -125,6 +126,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path = user_path(path)
     with _workspace(path) as partial:
         yield partial
+        with suppress(FileNotFoundError):
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # a file that others cannot read stays so
         os.replace(partial, path)
 
 

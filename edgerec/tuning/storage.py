@@ -15,6 +15,8 @@ from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
 from edgerec.optional import require
 from edgerec.train.keras import first_line
 from edgerec.tuning.plan import PRUNERS, refuse_other
+from edgerec.utils.secrets import read_secret
+from edgerec.utils.urls import redacted
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +149,9 @@ def _quiet(optuna: Any) -> Iterator[None]:
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """SQLAlchemy's URL, and the same for people, with stars for a password."""
+    """Return the address as SQLAlchemy's URL, and as a string without secrets."""
     engine = require("sqlalchemy.engine")
+    url = read_secret(url)
     try:
         made = engine.make_url(url)
         kind = made.drivername.partition("+")[0]
@@ -159,7 +162,7 @@ def _postgresql(url: str) -> tuple[Any, str]:
         raise StudyError("--storage is no address of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
     require("psycopg")
     made = made.set(drivername="postgresql+psycopg")
-    return made, made.set(drivername="postgresql").render_as_string(hide_password=True)
+    return made, redacted(made.set(drivername="postgresql").render_as_string(hide_password=False))
 
 
 def _connected(url: str, **options: Any) -> Any:

@@ -277,6 +277,7 @@ install_service() {
 # The camera module of a Raspberry Pi: --source picamera2:0
 # Save images with uncertain predictions: --save low-confidence --save-dir /var/lib/edgerec/images
 # Serve the web page to the network: --web 0.0.0.0:8000
+# An address with a password: add a line CAMERA=rtsp://USER:PASSWORD@HOST/PATH here, and use --source env:CAMERA
 OPTIONS="--source 0 --headless --web 127.0.0.1:8000"
 # The web page asks for this token.
 EDGEREC_WEB_TOKEN=$token
@@ -284,6 +285,7 @@ END
     )
     remember "options $OPTIONS $(cksum <"$OPTIONS")"
   fi
+  if [ -e "$OPTIONS" ]; then run chmod o-rwx "$OPTIONS"; fi # it may be from a version that let all users read it
   say "The service is $UNIT, its options are in $OPTIONS."
   if booted; then
     run systemctl daemon-reload

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 import socket
@@ -15,11 +14,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from edgerec.camera.sinks.events import safe_name
-from edgerec.errors import EdgerecError
+from edgerec.errors import AddressError, EdgerecError
 from edgerec.optional import require
+from edgerec.utils.secrets import read_secret, secret_variable
+from edgerec.utils.urls import Url
 
 log = logging.getLogger(__name__)
 
@@ -64,26 +65,24 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> Broker:
-        """Read ``mqtt[s]://user:password@host:port/prefix``; all but the host may be left out.
+        """Parse ``mqtt[s]://user:password@host:port/prefix``; all parts but the host may be omitted.
 
-        The password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``. Without a prefix it is
-        ``edgerec/`` and this machine's name, so that two cameras do not speak for each other.
+        ``env:NAME`` or ``@FILE`` names an environment variable or a file with mode 0600 that contains the address. The
+        password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file that
+        ``EDGEREC_MQTT_PASSWORD_FILE`` names. The default prefix is ``edgerec/``
+        and the name of this machine, so that two cameras do not publish to the same topics.
 
         Raises:
-            EdgerecError: it is no such address; the message never has what was typed.
+            EdgerecError: the address is not valid. The message contains no part of it.
         """
         try:
-            parts = urlsplit(url)
-            port = parts.port
-            host = (parts.hostname or "").encode("idna").decode()
-        except (ValueError, UnicodeError):
-            raise EdgerecError(f"the broker's address has no valid host and port: {_EXPECTED}") from None
-        if parts.scheme not in ("mqtt", "mqtts") or not host or parts.query or parts.fragment or port == 0:
+            parts = Url.parse(read_secret(url, environment), "mqtt", "mqtts")
+        except AddressError as error:
+            raise EdgerecError(f"the broker's address cannot be used: {error}; {_EXPECTED}") from None
+        if parts.query or "#" in parts.raw:
             raise EdgerecError(f"the broker's address is not understood: {_EXPECTED}")
-        user = unquote(parts.username or "")
-        password = unquote(parts.password or "") or (os.environ if environment is None else environment).get(
-            PASSWORD, ""
-        )
+        user = parts.user
+        password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
             raise EdgerecError(f"the broker's address has a password and no user: {_EXPECTED}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
@@ -91,8 +90,7 @@ class Broker:
             raise EdgerecError(
                 "the topic prefix in the broker's address cannot be used: expected levels as home/hall, without + # $"
             )
-        tls = parts.scheme == "mqtts"
-        return cls(host, port or (8883 if tls else 1883), tls, user, password, prefix)
+        return cls(parts.host, parts.port, parts.scheme == "mqtts", user, password, prefix)
 
 
 class Connection:

@@ -7,20 +7,17 @@ import unicodedata
 from typing import Any
 
 from edgerec.camera.frame import Result
+from edgerec.utils.urls import redacted
 
-_USER = re.compile(r"://.*@", re.DOTALL)
-_SECRET = re.compile(r"([?&;][^=&;]*(?:pass|pwd|secret|token|key|auth|user|login)[^=&;]*=)[^&;]*", re.IGNORECASE)
 _LONGEST = 64
 
 
 def safe_name(text: str) -> str:
     """``text`` of ASCII letters, digits, ``_`` and ``-`` only, 1 to 64 of them: a level of a topic, a label, a file.
 
-    What may be a password goes: all before an ``@`` of a URL, and values such as ``?token=…``. Texts that differ in
-    nothing but punctuation get one and the same name.
+    Secrets in an address are left out. Texts that differ only in punctuation get the same name.
     """
-    text = _SECRET.sub(r"\1", _USER.sub("://", text))
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = unicodedata.normalize("NFKD", redacted(text) if "://" in text else text).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")
     return name[-_LONGEST:].strip("-") or "source"  # of a long path the end tells more
 

@@ -8,7 +8,6 @@ import hmac
 import http.client
 import json
 import logging
-import re
 import socket
 import ssl
 import threading
@@ -17,13 +16,15 @@ import uuid
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
 
 from edgerec import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import Changes, decision_event
+from edgerec.camera.sources.http import failure, status_text
 from edgerec.camera.states import StateChange
-from edgerec.errors import EdgerecError
+from edgerec.errors import AddressError, EdgerecError
+from edgerec.utils.secrets import read_secret
+from edgerec.utils.urls import Url
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +56,22 @@ class Hook:
 
     @classmethod
     def parse(cls, url: str) -> Hook:
-        """Read ``http[s]://[user:password@]host[:port]/path``; raises :class:`EdgerecError` for anything else."""
-        expected = "expected http[s]://[user:password@]host[:port]/path"
+        """Parse ``http[s]://[user:password@]host[:port]/path``, or ``env:NAME`` or ``@FILE`` with such an address.
+
+        Raises:
+            EdgerecError: the address is not valid. The message contains no part of it.
+        """
         try:
-            parts = urlsplit(url)
-            port = parts.port
-            host = (parts.hostname or "").encode("idna").decode()
-        except (ValueError, UnicodeError):
-            raise EdgerecError(f"the webhook's address has no valid host and port: {expected}") from None
-        if parts.scheme not in ("http", "https") or not host or port == 0:
-            raise EdgerecError(f"the webhook's address is not understood: {expected}")
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if not re.fullmatch(r"[\x21-\x7e]+", path) or re.search(r"[\x00-\x20\x7f]", url):
-            raise EdgerecError("the webhook's address has spaces or letters that are not ASCII: write them as %20 …")
-        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+            parts = Url.parse(read_secret(url), "http", "https")
+        except AddressError as error:
+            raise EdgerecError(
+                f"the webhook's address cannot be used: {error}; expected http[s]://[user:password@]host[:port]/path"
+            ) from None
+        if not parts.target.isascii():
+            raise EdgerecError("the webhook's address has letters that are not ASCII: write them as %C3%A9 or the like")
+        user = f"{parts.user}:{parts.password}"
         authorization = f"Basic {base64.b64encode(user.encode()).decode()}" if user != ":" else ""
-        tls = parts.scheme == "https"
-        return cls(host, port or (443 if tls else 80), tls, path, authorization)
+        return cls(parts.host, parts.port, parts.scheme == "https", parts.target, authorization)
 
 
 class Webhook:
@@ -205,7 +205,7 @@ class Webhook:
         except ssl.SSLCertVerificationError as error:
             return f"has a certificate that is not trusted ({error.verify_message})", False
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return f"does not answer ({error or type(error).__name__})", True
+            return f"does not answer ({failure(error)})", True
         finally:
             limit.cancel()
             self._connection = None
@@ -215,7 +215,7 @@ class Webhook:
             return "", False
         if 300 <= status < 400:
             return f"redirects ({status}), which is not followed: give the address that it leads to", False
-        return f"says {status} {http.client.responses.get(status, '')}".rstrip(), status >= 500 or status in _PASSING
+        return f"says {status_text(status)}", status >= 500 or status in _PASSING
 
     @staticmethod
     def _abort(connection: http.client.HTTPConnection | None) -> None:

@@ -6,13 +6,15 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import Image
-from edgerec.errors import SourceError
+from edgerec.errors import AddressError, SourceError
+from edgerec.utils.secrets import read_secret
+from edgerec.utils.urls import Url, redacted
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ class Address:
     """What a URI names, not opened yet.
 
     Attributes:
-        name: the URI as it may be shown, without a password.
+        name: the URI as it may be shown, without secrets.
         live: whether time passes without us, so that old frames are worth nothing.
         remote: whether it may come later: a server that does not answer yet, not a camera that is not plugged in.
         open: opens it; raises :class:`SourceError` when it does not open.
         wanted: what it is asked for.
         stream: whether a frame shows what the one before showed, a moment later; pictures of a folder do not.
+        identity: the URI without user and password; equal for two addresses of the same source.
     """
 
     name: str
@@ -79,12 +82,14 @@ class Address:
     open: Callable[[], Source]
     wanted: CaptureFormat = CaptureFormat()
     stream: bool = True
+    identity: str = field(default="", repr=False)
 
 
 # Frame rate that is assumed if a file does not state one.
 NOMINAL_FPS = 25.0
 
-_SCHEMES = ("rtsp", "rtsps", "http", "https", "synthetic", "picamera2")
+_URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
+_SCHEMES = (*_URL_SCHEMES, "synthetic", "picamera2")
 _EXAMPLE = "synthetic:640x480@30"
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
 
@@ -130,14 +135,15 @@ def find_source(
 
     Args:
         uri: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file,
-            a folder of images, or ``synthetic:640x480@30``.
+            a folder of images, or ``synthetic:640x480@30``; ``env:NAME`` or ``@FILE`` if an environment variable or a
+            file with mode 0600 contains the URI.
         wanted: size, rate and format to request from a camera.
         levels: the values that become black and white in 16-bit files of a folder; None uses the bit depth of each
             file.
         loop: whether a video file or a folder starts again when it ends.
 
     Raises:
-        SourceError: the URI is not recognized, or the file does not exist.
+        SourceError: the URI is not recognized, or the file does not exist. The message contains no secrets.
     """
     from edgerec.camera.sources.files import FolderSource
     from edgerec.camera.sources.opencv import OpenCVSource
@@ -145,6 +151,11 @@ def find_source(
     from edgerec.camera.sources.synthetic import SyntheticSource
 
     wanted = wanted or CaptureFormat()
+    if not os.path.exists(uri):
+        try:
+            uri = read_secret(uri)
+        except AddressError as error:
+            raise SourceError(f"the source cannot be used: {error}") from None
     scheme, colon, rest = uri.partition(":")
     if uri.isascii() and uri.isdigit() and len(uri) < 5:
         return Address(uri, True, False, lambda: OpenCVSource.camera(int(uri), wanted), wanted)
@@ -157,10 +168,14 @@ def find_source(
         raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, as {_EXAMPLE}")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), wanted), wanted)
-    if scheme in ("http", "https") and rest.startswith("//"):
-        return Address(without_password(uri), True, True, lambda: _web(uri, wanted.fps))
-    if scheme in ("rtsp", "rtsps") and rest.startswith("//"):
-        return Address(without_password(uri), True, True, lambda: OpenCVSource.stream(uri))
+    if scheme.lower() in _URL_SCHEMES and rest.startswith("//"):
+        try:
+            url = Url.parse(uri, *_URL_SCHEMES)
+        except AddressError as error:
+            raise SourceError(f"the source {redacted(uri)} cannot be used: {error}") from None
+        web = url.scheme in ("http", "https")
+        opener = (lambda: _web(url, wanted.fps)) if web else (lambda: OpenCVSource.stream(url))
+        return Address(str(url), True, True, opener, identity=url.identity)
     # Not as Path asks: a name that is too long, or none at all, is just not there.
     path, there = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
@@ -171,7 +186,7 @@ def find_source(
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
     raise SourceError(
-        f"the source {without_password(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
+        f"the source {redacted(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
         "expected a camera (0, /dev/video0, picamera2:0), a stream (rtsp://…, http://…), a video file, a folder of "
         f"pictures, or {_EXAMPLE}"
     )
@@ -181,13 +196,7 @@ def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source
     return (lambda: LoopingSource(open_file)) if loop else open_file
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown and logged."""
-    # Also where a slash was forgotten, and all of it is taken for a file's name.
-    return re.sub(r"://[^/?#]*@", "://", url) if "://" in url else re.sub(r"[^/?#]*@", "", url)
-
-
-def _web(url: str, fps: float = 0.0) -> Source:
+def _web(url: Url, fps: float = 0.0) -> Source:
     from edgerec.camera.sources.mjpeg import open_web
 
     return open_web(url, fps)

@@ -12,10 +12,9 @@ import ssl
 import time
 from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from edgerec.camera.sources import without_password
-from edgerec.errors import SourceError
+from edgerec.errors import AddressError, SourceError
+from edgerec.utils.urls import Url
 
 # Shorter than TCP's fourth try at 7 s: a peer that comes back is asked anew instead of waited for.
 CONNECT_S = 4.0
@@ -34,13 +33,16 @@ class HttpStream:
         deadline_s: monotonic time by which the next bytes must arrive; after it, :meth:`read` raises TimeoutError.
     """
 
-    def __init__(self, url: str) -> None:
-        """Connect, and read the answer's head; passwords stand in the URL, redirections are followed.
+    def __init__(self, url: Url) -> None:
+        """Send the request and read the headers of the response. Redirects are followed.
+
+        User and password are sent only to the scheme, host and port of ``url``, and not to another server that a
+        redirect leads to.
 
         Raises:
-            SourceError: nobody answers in time, or with something else than 200.
+            SourceError: the server does not respond in time, or with a status other than 200.
         """
-        self._name, self.deadline_s = without_password(url), 0.0
+        self._name, self.deadline_s = str(url), 0.0
         self._socket: socket.socket | None = None
         try:
             self._response = self._open(url)
@@ -55,9 +57,8 @@ class HttpStream:
             ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             self.close()
-            said = str(error) or type(error).__name__
             raise SourceError(
-                f"{self._name} does not open ({said}): is the address right, and does the stream run?"
+                f"{self._name} does not open ({failure(error)}): is the address right, and does the stream run?"
             ) from None
         head = self._response.headers
         self.content_type = head.get_content_type() if "Content-Type" in head else ""
@@ -78,7 +79,7 @@ class HttpStream:
         try:
             return self._response.read1(_CHUNK)
         except (http.client.HTTPException, ValueError) as error:  # a broken chunk; closed meanwhile
-            raise OSError(str(error)) from None
+            raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
         """Whether the next bytes are there already."""
@@ -97,43 +98,41 @@ class HttpStream:
         if self._socket is not None:
             self._socket.close()
 
-    def _open(self, url: str) -> http.client.HTTPResponse:
-        account, authorization = urlsplit(url), ""
+    def _open(self, url: Url) -> http.client.HTTPResponse:
+        at, authorization = url, ""
         for _ in range(MOST_HOPS):
-            at = urlsplit(url)
             response = self._get(at, authorization)
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
-                url, authorization = urljoin(url, location), ""
+                try:
+                    at, authorization = at.redirected(location, "http", "https"), ""
+                except AddressError as error:
+                    raise SourceError(f"{self._name} redirects to an address that cannot be used: {error}") from None
                 self.close()
                 continue
-            # A password is for the host that it was given for, wherever that one sends us.
-            if response.status == 401 and account.username and not authorization and at.hostname == account.hostname:
-                authorization = _authorization(account, at, response.headers.get_all("WWW-Authenticate") or [])
+            if response.status == 401 and url.user and not authorization and at.origin == url.origin:
+                authorization = _authorization(url, at, response.headers.get_all("WWW-Authenticate") or [])
                 self.close()
                 if authorization:
                     continue
             break
         if response.status == 401:
             raise SourceError(
-                f"{self._name} wants {'another' if account.username else 'a'} user and password: "
-                f"{at.scheme}://USER:PASSWORD@{at.hostname}/…"
+                f"{self._name} wants {'another' if url.user else 'a'} user and password: "
+                f"{at.scheme}://USER:PASSWORD@{at.host}/…"
             )
         if response.status != 200:
-            raise SourceError(f"{self._name} answers {response.status} {response.reason}: is the path right?")
+            raise SourceError(f"{self._name} answers {status_text(response.status)}: is the path right?")
         return response
 
-    def _get(self, at: SplitResult, authorization: str) -> http.client.HTTPResponse:
-        if at.scheme not in ("http", "https") or not at.hostname:
-            raise SourceError(f"{self._name} leads to {at.scheme}://, which is no web address")
-        port = at.port or (443 if at.scheme == "https" else 80)
-        connected = self._socket = socket.create_connection((at.hostname, port), CONNECT_S)
+    def _get(self, at: Url, authorization: str) -> http.client.HTTPResponse:
+        connected = self._socket = socket.create_connection((at.host, at.port), CONNECT_S)
         if at.scheme == "https":
-            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.hostname)
+            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.host)
             self._socket = connected
         lines = [
-            f"GET {_path(at)} HTTP/1.1",
-            f"Host: {at.hostname if ':' not in at.hostname else f'[{at.hostname}]'}:{port}",
+            f"GET {at.target} HTTP/1.1",
+            f"Host: {at.netloc}",
             "User-Agent: edgerec",
             "Accept: */*",
             "Connection: close",
@@ -144,6 +143,18 @@ class HttpStream:
         response = http.client.HTTPResponse(_Reader(self, connected), method="GET")  # type: ignore[arg-type]
         response.begin()
         return response
+
+
+def status_text(status: int) -> str:
+    """Return a status with its standard reason phrase. The phrase of the server may be anything and is not shown."""
+    return f"{status} {http.client.responses.get(status, '')}".rstrip()
+
+
+def failure(error: Exception) -> str:
+    """Return why a request failed, without anything that the server sent, because it may repeat the request."""
+    if isinstance(error, http.client.HTTPException) or not isinstance(error, OSError):
+        return f"the response is not valid HTTP: {type(error).__name__}"
+    return error.strerror or str(error) or type(error).__name__
 
 
 class _Reader(io.RawIOBase):
@@ -166,14 +177,7 @@ class _Reader(io.RawIOBase):
         return self._connected.recv_into(buffer)
 
 
-def _path(at: SplitResult) -> str:
-    text = (at.path or "/") + (f"?{at.query}" if at.query else "")
-    if any(character <= " " for character in text):
-        raise ValueError("the address has a space or a control character in it")
-    return text
-
-
-def _authorization(account: SplitResult, at: SplitResult, challenges: list[str]) -> str:
+def _authorization(account: Url, at: Url, challenges: list[str]) -> str:
     """What answers the first challenge that we understand: Digest before Basic; empty when there is none."""
     from urllib.request import (
         AbstractDigestAuthHandler,
@@ -183,18 +187,18 @@ def _authorization(account: SplitResult, at: SplitResult, challenges: list[str])
         parse_keqv_list,
     )
 
-    user, password = unquote(account.username or ""), unquote(account.password or "")
+    user, password = account.user, account.password
     for challenge in challenges:
         scheme, _, rest = challenge.partition(" ")
         if scheme.lower() == "digest":
             passwords = HTTPPasswordMgrWithDefaultRealm()
-            address = f"{at.scheme}://{at.netloc.rpartition('@')[2]}"
+            address = f"{at.scheme}://{at.netloc}"
             passwords.add_password(None, address, user, password)
             try:
                 asked = parse_keqv_list(parse_http_list(rest))
             except IndexError:  # a name without a value
                 continue
-            answer = AbstractDigestAuthHandler(passwords).get_authorization(Request(address + _path(at)), asked)
+            answer = AbstractDigestAuthHandler(passwords).get_authorization(Request(address + at.target), asked)
             if answer:
                 return f"Digest {answer}"
     if any(challenge.lower().startswith("basic") for challenge in challenges):

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.camera.sources import CaptureFormat, Source, without_password
+from edgerec.camera.sources import CaptureFormat, Source
 from edgerec.camera.sources.http import HttpStream
 from edgerec.contract.preprocess import Image, decode
 from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
 from edgerec.optional import require
+from edgerec.utils.urls import Url
 
 # From one whole picture to the next; the watchdog is usually quicker.
 PICTURE_S = 10.0
@@ -52,7 +53,7 @@ _LIBJPEG_WARNING = b"Corrupt JPEG data"
 SNAPSHOT_FPS = 2.0
 
 
-def open_web(url: str, fps: float = 0.0) -> Source:
+def open_web(url: Url, fps: float = 0.0) -> Source:
     """Open an HTTP address: an MJPEG stream, an address that returns single images, or a stream that FFmpeg reads.
 
     Args:
@@ -62,7 +63,7 @@ def open_web(url: str, fps: float = 0.0) -> Source:
     Raises:
         SourceError: the address cannot be opened, or returns a web page.
     """
-    stream, name = HttpStream(url), without_password(url)
+    stream, name = HttpStream(url), str(url)
     kind = stream.content_type
     if kind.startswith("multipart/"):
         return MjpegSource(stream, name)
@@ -91,9 +92,9 @@ class SnapshotSource:
         period_s: seconds between two requests.
     """
 
-    def __init__(self, stream: HttpStream | None, url: str, fps: float = 0.0) -> None:
+    def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:
         """Create the source; ``stream`` is the response to the first request if it was already sent, otherwise None."""
-        self.name, self.format = without_password(url), CaptureFormat()
+        self.name, self.format = str(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
         self._url, self._stream = url, stream
         self._stopped = threading.Event()

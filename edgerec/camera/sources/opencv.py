@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat, without_password
+from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 from edgerec.optional import require
 from edgerec.runtime.programs import programs_using
+from edgerec.utils.urls import Url
 
 OPEN_MS = 10_000
 # From an RTSP peer that went silent FFmpeg comes back after three times as long. Less would end a stream that only
@@ -67,13 +67,13 @@ class OpenCVSource:
         return cls(capture, str(device), live=True)
 
     @classmethod
-    def stream(cls, url: str) -> OpenCVSource:
+    def stream(cls, url: Url) -> OpenCVSource:
         """An RTSP or HTTP address."""
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
-        peer, name = PeerSocket(), without_password(url)
-        with peer.found(_port(url)):
-            capture = _open(url, cv2.CAP_FFMPEG, limits)
+        peer, name = PeerSocket(), str(url)
+        with peer.found(url.port):
+            capture = _open(url.raw, cv2.CAP_FFMPEG, limits)
         if capture is None:
             peer.close()
             raise SourceError(f"{name} does not open: is the address right, and does the stream run?")
@@ -126,14 +126,6 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
         return capture
     capture.release()
     return None
-
-
-def _port(url: str) -> int:
-    try:
-        parts = urlsplit(url)
-        return parts.port or {"rtsp": 554, "rtsps": 322, "https": 443}.get(parts.scheme, 80)
-    except ValueError:
-        return 0
 
 
 _prepared = threading.Lock()

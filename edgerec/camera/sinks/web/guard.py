@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
+import ipaddress
+import math
 import secrets
+import time
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,8 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 OPEN = frozenset({"/page.css", "/icon.svg"})
 # The HTTP parser's own limit is for heads that come in parts.
 MOST_HEADER_BYTES = 16_384
-# A wrong token costs this long, so that guessing does not pay.
+# Delay of the response to a wrong token, in seconds.
 WRONG_TOKEN_S = 0.5
+# After this many wrong tokens within LOCKOUT_S seconds, an address is locked out until LOCKOUT_S have passed.
+MAX_FAILURES, LOCKOUT_S = 10, 60.0
+MAX_ADDRESSES = 1024
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -31,6 +39,26 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+
+
+class Lockout:
+    """Counts wrong tokens per address. The addresses of an IPv6 network (/64) count as one."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def remaining_s(self, address: str) -> float:
+        """Return for how many seconds an address is locked out; 0 if it is not."""
+        failures = self._failures.get(_network(address), deque())
+        return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
+
+    def add(self, address: str, count: int) -> None:
+        """Count ``count`` wrong tokens from an address."""
+        failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
+        failures.extend([time.monotonic()] * count)
+        self._failures.move_to_end(_network(address))
+        while len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
 
 
 class Guard:
@@ -49,6 +77,7 @@ class Guard:
         self._app, self._names, self._door = app, names, door
         self._token = token.encode() if token is not None else None
         self._cookie = f"edgerec_{port}"
+        self._lockout = Lockout()
         self._pass = hashlib.sha256(b"edgerec web page\0" + (self._token or b"")).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,14 +87,36 @@ class Guard:
         headers = Headers(scope=scope)
         refusal, cookie = self._stranger(scope, headers), None
         if refusal is None and self._token is not None and scope["path"] not in OPEN:
-            given = _query(scope).get("token", "")
-            if self._knows(given):
-                cookie = f"{self._cookie}={self._pass}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
-            elif not self._bears(headers):
-                if given or "authorization" in headers:
-                    await asyncio.sleep(WRONG_TOKEN_S)
-                refusal = self._closed_door(headers, wrong=bool(given))
+            refusal, cookie = await self._admit(scope, headers)
         await (refusal or self._app)(scope, receive, _adding(send, cookie))
+
+    async def _admit(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
+        """Return the refusal of a request without the token, and the cookie to set."""
+        address = (scope.get("client") or ("", 0))[0]
+        query = _query(scope).get("token", "")
+        cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        known = {
+            "query": self._knows(query),
+            "header": kind.lower() == "bearer" and self._knows(bearer.strip()),
+            "cookie": secrets.compare_digest(cookie.encode(errors="replace"), self._pass.encode()),
+        }
+        attempts = [bool(query), bool(kind), bool(cookie)].count(True)
+        remaining_s = self._lockout.remaining_s(address) if attempts else 0.0
+        if remaining_s > 0:
+            wait = str(math.ceil(remaining_s))
+            said = f"There were too many wrong tokens: wait {wait} s."
+            return self._closed_door(headers, said, 429, {"Retry-After": wait}), None
+        if any(known.values()):
+            lasting = f"{self._cookie}={self._pass}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
+            return None, lasting if known["query"] else None
+        if attempts:
+            self._lockout.add(address, attempts)
+            await asyncio.sleep(WRONG_TOKEN_S)
+        said = "That token is not right." if query else "edgerec printed it when the camera started."
+        # Without an old cookie, an open page does not use up the attempts of its address.
+        expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
+        return self._closed_door(headers, said, 401, {"WWW-Authenticate": "Bearer"}), expired
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         """The refusal of a request that is too large, or that another site made, or made look like ours."""
@@ -85,21 +136,24 @@ class Guard:
     def _knows(self, given: str) -> bool:
         return self._token is not None and secrets.compare_digest(given.encode(errors="replace"), self._token)
 
-    def _bears(self, headers: Headers) -> bool:
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._knows(given.strip()):
-            return True
-        passed = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-        return secrets.compare_digest(passed.encode(errors="replace"), self._pass.encode())
-
-    def _closed_door(self, headers: Headers, *, wrong: bool) -> Response:
-        sign = {"WWW-Authenticate": "Bearer"}
+    def _closed_door(self, headers: Headers, said: str, status: int, more: Mapping[str, str]) -> Response:
         if "text/html" in headers.get("accept", ""):
-            said = "That token is not right." if wrong else "edgerec printed it when the camera started."
-            return HTMLResponse(self._door.replace("{{said}}", said), 401, sign)
+            return HTMLResponse(self._door.replace("{{said}}", html.escape(said)), status, more)
+        if status == 429:
+            return PlainTextResponse(f"{said}\n", status, more)
         return PlainTextResponse(
-            "This needs the token that edgerec printed: ?token=… or Authorization: Bearer …\n", 401, sign
+            "This needs the token that edgerec printed: ?token=… or Authorization: Bearer …\n", status, more
         )
+
+
+def _network(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def _adding(send: Send, cookie: str | None) -> Send:

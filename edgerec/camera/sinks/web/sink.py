@@ -27,8 +27,9 @@ class WebSink:
     """Serves the page from when it is made until it is closed.
 
     Attributes:
-        url: the page's address, with its token.
-        token: what visitors must know; None where everybody on this machine may look.
+        url: address of the page, with its token. It is never logged.
+        address: address of the page without the token.
+        token: token that visitors need; None if everybody on this machine may open the page.
         closed: False; the page never ends the camera.
     """
 
@@ -66,7 +67,8 @@ class WebSink:
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
         listener = listen(host, port)
         port = listener.getsockname()[1]
-        self.url = link(host, port) + (f"?token={quote(self.token, safe='')}" if self.token else "")
+        self.address = link(host, port)
+        self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
         self._board = Board()
 
         from edgerec.camera.sinks.web.app import Page, page_file
@@ -78,7 +80,7 @@ class WebSink:
         guard = Guard(page, token=self.token, names=names, port=port, door=page_file("door.html"))
         self._server: Server | None = Server(guard, listener)
         self._server.start()
-        log.info("the web page is at %s", self.url)
+        log.info("the web page is at %s", self.address)
 
     def __enter__(self) -> WebSink:
         return self

@@ -1,0 +1,73 @@
+"""Read secrets from the environment or a file, so that they are not in the process list."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from edgerec.errors import AddressError
+
+MAX_BYTES = 4096
+
+
+def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return the secret that ``value`` refers to; any other ``value`` is returned unchanged.
+
+    Args:
+        value: ``env:NAME`` for an environment variable, or ``@FILE`` for a file with one line, which other users of the
+            system must not be able to read (mode 0600 or 0640).
+        environment: environment variables; None means those of this process.
+
+    Raises:
+        AddressError: the variable or the file does not exist, is empty, or can be read by others.
+    """
+    kind, _, name = value.partition(":")
+    if kind == "env" and name.isidentifier():
+        secret = (os.environ if environment is None else environment).get(name, "").strip()
+        if not secret:
+            raise AddressError(f"the environment variable {name} is not set: set it, or use @FILE for a file")
+    elif value.startswith("@"):
+        secret = _file_content(os.path.expanduser(value[1:]))
+    else:
+        return value
+    if len(secret.splitlines()) != 1:
+        raise AddressError(f"{value} has several lines: expected one")
+    return secret
+
+
+def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return the secret in the environment variable ``name``, or in the file that ``name_FILE`` names, or ``""``.
+
+    Raises:
+        AddressError: the file cannot be read, or can be read by others.
+    """
+    values = os.environ if environment is None else environment
+    path = values.get(f"{name}_FILE", "")
+    return values.get(name, "") or (_file_content(path) if path else "")
+
+
+def _file_content(path: str) -> str:
+    try:
+        # O_NONBLOCK, because opening a named pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise AddressError(f"the secret in {path} cannot be read: {reason}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise AddressError(f"the secret in {path} cannot be read: it is not a file")
+        if os.name == "posix" and status.st_mode & 0o037:
+            raise AddressError(
+                f"the secret in {path} is not secret, because its mode is {stat.S_IMODE(status.st_mode):04o}: "
+                f"type chmod 600 {path}"
+            )
+        content = file.read(MAX_BYTES + 1)
+    try:
+        secret = content.decode().strip()
+    except UnicodeDecodeError:
+        secret = ""
+    if not secret or len(content) > MAX_BYTES:
+        raise AddressError(f"the secret in {path} cannot be used: expected one line of text")
+    return secret

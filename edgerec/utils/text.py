@@ -1,0 +1,48 @@
+"""Escape text that comes from files, servers and devices before it is displayed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+# Control characters, line separators, characters that change the writing direction, and surrogates, which cannot be
+# encoded. Joiners and non-breaking spaces are allowed, because labels in many scripts need them.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+# A spreadsheet evaluates a cell that begins with one of these characters, unless the cell is a number.
+_FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
+
+
+def is_printable(text: str) -> bool:
+    """Return whether ``text`` has no control characters, line breaks, bidi controls or unpaired surrogates."""
+    return not _UNPRINTABLE.search(text)
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` as one line that any terminal or log can show, with escapes such as ``\x1b``."""
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return ``value`` as JSON in which only printable characters are not escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # JSON itself escapes control characters below U+0020. The only ones that are left are the line breaks of indent.
+    return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
+
+
+def csv_line(values: Iterable[object]) -> str:
+    """Return a CSV line. A text that a spreadsheet would evaluate as a formula begins with an apostrophe instead."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([_cell(v) if isinstance(v, str) else v for v in values])
+    return line.getvalue()
+
+
+def _cell(text: str) -> str:
+    formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    return printable(f"'{text}" if formula else text)

@@ -1,0 +1,169 @@
+"""Parse addresses, and show them without the secrets in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urljoin, urlsplit
+
+from edgerec.errors import AddressError
+from edgerec.utils.text import is_printable
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
+MASK = "***"
+# Only these parameters of an address are shown. All others may be secrets, whatever their name is.
+_SHOWN = re.compile(
+    "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
+    "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
+    re.IGNORECASE,
+)
+_SHOWN_VALUE = re.compile(r"[\w.,-]{0,20}", re.ASCII)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[^:\[\]@\s]+")
+_SECRET_WORD = re.compile(r"(?:pass|pwd|secret|token|auth|key|user|login)[^=]*=", re.IGNORECASE)
+_ESCAPES = "in a user name or password, write / as %2F, ? as %3F, # as %23, @ as %40 and : as %3A"
+
+
+@dataclass(frozen=True)
+class Url:
+    """A parsed address. ``str(url)`` and ``repr(url)`` show it without secrets.
+
+    Attributes:
+        scheme: in lowercase.
+        host: host name or IP address, without brackets; international names are encoded with IDNA.
+        port: port number; the default port of the scheme if the address has none.
+        path: path as in the address, percent-encoded; may be empty.
+        query: query without the question mark.
+        user, password: decoded; empty if the address has none.
+        raw: the whole address, with its secrets.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = field(repr=False)
+    query: str = field(default="", repr=False)
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    raw: str = field(default="", repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return redacted(self.raw)
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: the server that credentials in the address are for."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def identity(self) -> str:
+        """The address without user and password. Two addresses with the same identity name the same thing."""
+        return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
+
+    @property
+    def netloc(self) -> str:
+        """Host and port, with brackets around an IPv6 address."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def target(self) -> str:
+        """Path and query as in the request line of HTTP."""
+        return (self.path or "/") + (f"?{self.query}" if self.query else "")
+
+    @classmethod
+    def parse(cls, address: str, *schemes: str) -> Url:
+        """Parse ``SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH][?QUERY]``, where the scheme is one of ``schemes``.
+
+        Raises:
+            AddressError: the address is not valid, or is ambiguous because of an ``@``, ``/``, ``?`` or ``#`` in a
+                password. The message contains no part of the address.
+        """
+        match = _URL.fullmatch(address)
+        if match is None or match[1].lower() not in schemes:
+            raise AddressError(f"expected an address that begins with {' or '.join(f'{name}://' for name in schemes)}")
+        if " " in address or not is_printable(address):
+            raise AddressError("the address has a space or a control character in it: write a space as %20")
+        if _ambiguous(match[2]):
+            raise AddressError(f"the address has an @ after its host: {_ESCAPES}; elsewhere, write @ as %40")
+        try:
+            parts = urlsplit(address)
+            host = (parts.hostname or "").encode("idna").decode()
+            port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+        except (ValueError, UnicodeError):
+            host, port = "", 0
+        if not host or not port:
+            raise AddressError(f"the address has no valid host and port: {_ESCAPES}")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
+
+    def redirected(self, location: str, *schemes: str) -> Url:
+        """Return the address that the redirect to ``location`` leads to; raises :class:`AddressError`."""
+        try:
+            address = urljoin(self.raw, location)
+        except ValueError:
+            address = ""
+        return Url.parse(address, *schemes)
+
+
+def redacted(address: str) -> str:
+    """Return an address, valid or not, as it may be shown and logged.
+
+    User, password, fragment and all parameters that are not known to be harmless are left out. If it is not clear where
+    a password ends, only the scheme is left.
+    """
+    match = _URL.fullmatch(address)
+    if match is None:
+        return _redacted_text(address)
+    scheme, rest = match[1], match[2]
+    authority = _authority(rest)
+    host, colon, port = _split_port(authority.rpartition("@")[2])
+    if _ambiguous(rest) or not _HOST.fullmatch(host) or not ((port.isascii() and port.isdigit()) or not colon):
+        return f"{scheme}://{MASK}"
+    path, question, query = rest[len(authority) :].partition("#")[0].partition("?")
+    path = "/".join(re.sub(r"([=;]).*", rf"\1{MASK}", segment, flags=re.DOTALL) for segment in path.split("/"))
+    return f"{scheme}://{host}{colon}{port}{path}{question}{_redacted_query(query)}"
+
+
+def has_secret(address: str) -> bool:
+    """Return whether an address has a password, or parameters that may be secrets."""
+    match = _URL.fullmatch(address)
+    return match is not None and (MASK in redacted(address) or ":" in _authority(match[2]).rpartition("@")[0])
+
+
+def _authority(rest: str) -> str:
+    """Return user, password, host and port: what follows ``://``, up to the path, query or fragment."""
+    return re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+
+
+def _ambiguous(rest: str) -> bool:
+    """Return whether an ``@`` follows the host, which may be the end of a password with ``/``, ``?`` or ``#``."""
+    return "@" in rest[len(_authority(rest)) :]
+
+
+def _split_port(netloc: str) -> tuple[str, str, str]:
+    end = netloc.find("]") + 1
+    host, colon, port = netloc[end:].partition(":")
+    return netloc[:end] + host, colon, port
+
+
+def _redacted_query(query: str) -> str:
+    shown, masked = [], False
+    for parameter in re.split("[&;]", query) if query else ():
+        name, _, value = parameter.partition("=")
+        if _SHOWN.fullmatch(name) and _SHOWN_VALUE.fullmatch(value):
+            shown.append(parameter)
+        else:
+            masked = True
+    return "&".join([*shown, *([MASK] if masked else [])])
+
+
+def _redacted_text(text: str) -> str:
+    """Redact what is not an address, such as one without a scheme or with a mistyped one."""
+    before, at, _ = text.rpartition("@")
+    if at and ":" in before:
+        return MASK
+    path, question, query = text.partition("?")
+    if question and "=" in query:
+        return f"{_redacted_text(path)}?{MASK}"
+    match = _SECRET_WORD.search(text)
+    return f"{text[: match.start()]}{MASK}" if match else text
