@@ -339,7 +339,7 @@ class Check:
 
     def check_stages(self, epochs: list[dict[str, Any]]) -> None:
         """Check which layers are trainable in each stage, and whether batch normalization is frozen."""
-        from edgerec.train.keras import load_model
+        from edgerec.train.keras_files import load_model
 
         first, last = epochs[0], epochs[-1]
         statistics, affine = last["normalization"]

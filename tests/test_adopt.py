@@ -80,7 +80,7 @@ def test_mixed_precision_is_read_as_float32(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_code_in_a_file_is_never_run(theirs, tmp_path, suffix):
-    with pytest.raises(ModelError, match="layer 'innocent' is a Lambda, which is refused: its code lies in the file"):
+    with pytest.raises(ModelError, match="layer 'innocent' is a Lambda, which is refused: its code is in the file"):
         read_foreign(theirs / f"harmful{suffix}")
     assert not (theirs / "marker").exists()
     layers = keras().layers

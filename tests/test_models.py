@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
 from edgerec.export.architectures import measured
 from edgerec.models import ARCHITECTURES, build, imagenet
 from edgerec.runtime.model import ImageModel
-from edgerec.train.keras import keras, load_model
+from edgerec.train.keras import keras
+from edgerec.train.keras_files import load_model
 from tests.conftest import one_line
 
 UNIT = Normalise.named("unit")
@@ -314,7 +316,7 @@ def test_layers_that_would_need_the_code_again_are_refused_before_training(image
     )
     for name, said in (
         ("unnamed", "could not be opened again without this code"),
-        ("named", r"layer 'mine' .* no code out of a file"),
+        ("named", r"layer 'mine' is a function \(twice\), which is refused"),
         ("layer", r"layer 'mine' is a Mine of net, whose code edgerec does not run"),
     ):
         recipe = Recipe().override({"data.source": str(image_folder), "model.arch": f"{tmp_path}/net.py:{name}"})
@@ -323,12 +325,21 @@ def test_layers_that_would_need_the_code_again_are_refused_before_training(image
     assert not (tmp_path / "run").exists()
 
 
+def _empty_h5() -> bytes:
+    import h5py
+
+    content = io.BytesIO()
+    h5py.File(content, "w").close()
+    return content.getvalue()
+
+
 def test_a_run_that_names_somebody_s_module_does_not_import_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "planted.py").write_text("raise SystemExit('this code is run')")
     config = {"module": "planted", "class_name": "Model", "config": {}, "registered_name": None}
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(config))
-        archive.writestr("metadata.json", "{}")
-    with pytest.raises(ModelError, match="names code of planted, which edgerec does not run"):
+        archive.writestr("metadata.json", '{"keras_version": "2.21.0"}')
+        archive.writestr("model.weights.h5", _empty_h5())
+    with pytest.raises(ModelError, match="is a Model of planted, whose code edgerec does not run"):
         load_model(tmp_path / "model.keras")

@@ -24,9 +24,10 @@ from edgerec.models import OWN
 from edgerec.train.auto import with_epochs
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.fit import placed
-from edgerec.train.foreign import SUFFIXES, expects_pixels, read_foreign
+from edgerec.train.foreign import expects_pixels, read_foreign
 from edgerec.train.keras import prepare, versions
 from edgerec.train.keras3 import offer_keras3
+from edgerec.train.keras_files import SUFFIXES
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_files_beside, label_order
 from edgerec.train.leakage import Exposure, refuse_exposed
 from edgerec.train.run import ANSWERS, KERAS3, Run, split_record

@@ -34,19 +34,16 @@ from edgerec.train.feed import (
     steps_per_epoch,
     training_feed,
 )
-from edgerec.train.foreign import check_opens
 from edgerec.train.ignored import warn_ignored
 from edgerec.train.keras import (
     UNREADABLE,
     compile_classifier,
     keras,
-    load_model,
-    load_weights,
     prepare,
-    refuse_modules,
     versions,
 )
 from edgerec.train.keras3 import offer_keras3
+from edgerec.train.keras_files import check_opens, load_checkpoint, load_model, load_weights
 from edgerec.train.leakage import check_exposure, with_weights_file
 from edgerec.train.optimizer import optimizer, restored_optimizer
 from edgerec.train.precision import in_float32, in_suited
@@ -316,8 +313,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
         raise DataError(f"The images have changed since {run.path} was begun: train again with --overwrite")
     for path in sorted(checkpoints(run).values(), reverse=True):
         try:
-            refuse_modules(path)
-            model = keras().models.load_model(path, safe_mode=True)
+            model = load_checkpoint(path)
         except UNREADABLE as error:
             log.warning("%s cannot be read (%s): trying the one before", path, error)
             path.rename(path.with_suffix(".damaged"))

@@ -6,22 +6,18 @@ It is tf_keras (Keras 2): tensorflow-model-optimization refuses the layers of Ke
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
-import re
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgerec.contract.recipe import TrainSection
 from edgerec.contract.stderr import captured_stderr
-from edgerec.errors import EdgerecError, ModelError
+from edgerec.errors import EdgerecError
 from edgerec.optional import require
 
 log = logging.getLogger(__name__)
@@ -244,115 +240,16 @@ def copied(model: Any) -> Any:
     return twin
 
 
-# What Keras raises on a file that is damaged, or none of its own.
-UNREADABLE = (ValueError, OSError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
+# Errors that Keras raises for a file that is damaged or was not written by Keras.
+UNREADABLE = (
+    *(ValueError, OSError, TypeError, KeyError, RuntimeError, AttributeError, IndexError, AssertionError),
+    *(zipfile.BadZipFile, zlib.error, EOFError),
+)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error that has many, or its name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def load_model(path: Path) -> Any:
-    """Load a .keras file that edgerec wrote; never runs code out of it."""
-    try:
-        refuse_modules(path)
-        return keras().models.load_model(path, compile=False, safe_mode=True)
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist") from None
-    except ModelError:
-        raise
-    except UNREADABLE as error:
-        raise ModelError(f"{path} is no Keras model that can be read: {first_line(error)}") from None
-
-
-def refuse_modules(path: Path) -> None:
-    """Refuse a .keras file that names others' Python modules, which Keras imports even in safe mode.
-
-    Raises:
-        ModelError: it does; what Keras raises, :data:`UNREADABLE`, where the file is damaged.
-    """
-
-    def check(value: dict[str, Any]) -> dict[str, Any]:
-        module = value.get("module")
-        if isinstance(module, str) and not re.fullmatch(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*", module):
-            raise ModelError(
-                f"{path} names code of {module}, which edgerec does not run: it is not what training wrote"
-            )
-        return value
-
-    with zipfile.ZipFile(path) as archive:
-        json.loads(archive.read("config.json"), object_hook=check)
-
-
-def load_weights(model: Any, path: Path) -> tuple[int, int]:
-    """Start ``model`` from a .keras or .h5 file's weights wherever layers fit; no code is read from it.
-
-    Returns:
-        How many of the model's variables were taken, and how many there are.
-
-    Raises:
-        ModelError: no such file, none that Keras reads, or nothing in it fits.
-    """
-    if not path.is_file():
-        raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
-    before = model.get_weights()
-    how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
-    try:
-        with _said() as said:
-            model.load_weights(str(path), **how)
-    except UNREADABLE as error:
-        raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
-    # Biases of as many classes fit any network.
-    names = [variable.name.partition("/")[0] for variable in model.weights]
-    changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
-    taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
-    others = list(dict.fromkeys(found for warning in said if (found := _mismatch(warning))))
-    if not taken:
-        seen = f" ({'; '.join(others[:3])})" if others else ""
-        raise ModelError(
-            f"none of the weights in {path} fit {model.name}{seen}: same architecture, width and channels? "
-            "Its own network with new classes: --arch backbone"
-        )
-    if others:
-        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
-    return taken, len(before)
-
-
-@contextmanager
-def _said() -> Iterator[list[str]]:
-    """What Keras warns of while the block runs: by Python's warnings, or of .h5 files in TensorFlow's log."""
-    said: list[str] = []
-
-    class Heard(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    theirs, heard = logging.getLogger("tensorflow"), Heard()
-    level, others = theirs.level, theirs.handlers[:]
-    theirs.handlers[:] = [heard]
-    theirs.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            yield said
-        said += [str(warning.message) for warning in warned]
-    finally:
-        theirs.handlers[:] = others
-        theirs.setLevel(level)
-
-
-# How Keras names a variable and its two shapes where it leaves out weights of a .keras file, and of an .h5 file.
-_OTHER_SHAPES = (
-    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
-    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
-)
-
-
-def _mismatch(warning: str) -> str:
-    """The layer and the shapes in a warning of Keras' about weights that it left out; empty for another warning."""
-    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
-    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
 from edgerec.models import OWN, least_size_px, reconstructs
 from edgerec.train import saved_model
-from edgerec.train.keras import load_model
+from edgerec.train.keras_files import load_model
 from edgerec.train.rendezvous import Cluster
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
 from edgerec.models import reconstructs
+from edgerec.models.own import is_own
 from edgerec.train.fit import resolved
 from edgerec.train.keras import prepare
 from edgerec.train.leakage import check_exposure
@@ -42,7 +43,7 @@ from edgerec.tuning.results import (
     run_folder,
     write_results,
 )
-from edgerec.tuning.space import default_space, own_point, read_space
+from edgerec.tuning.space import Choices, default_space, own_point, read_space
 from edgerec.tuning.storage import (
     DATABASE,
     HEARTBEAT_S,
@@ -151,6 +152,7 @@ def _planned(
     if recipe is None:
         if kept is None:
             raise RecipeError("there is no recipe: only with resume a study brings its own")
+        _refuse_code(kept.plan)
         subject = _Subject.of(kept.plan.recipe, listener)
         return subject, replace(kept.plan, data_digest=subject.digest)
     pruner = checked_pruner(goal.pruner, goal.objectives)
@@ -162,6 +164,17 @@ def _planned(
     own = subject.recipe
     space = default_space(own, subject.train_images) if search is None else read_space(search, own)
     return subject, Plan(own, space, goal.objectives, goal.limits, goal.on, pruner, subject.digest)
+
+
+def _refuse_code(plan: Plan) -> None:
+    """Raise :class:`StudyError` if a study names a Python file as an architecture: only the user may choose code."""
+    choices = plan.space.get("model.arch")
+    names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
+    if code := next((str(name) for name in names if is_own(str(name))), None):
+        raise StudyError(
+            f"the study names code ({code}), which --resume alone does not execute: give the recipe and --search of "
+            "the study again, together with --resume"
+        )
 
 
 @dataclass(frozen=True)

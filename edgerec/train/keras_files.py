@@ -1,0 +1,340 @@
+"""The only place that opens Keras files (.keras, .h5). Each file is checked first, so that its code is not executed.
+
+Keras executes code from a file even in safe mode: for example, a Lambda layer may name any Python function, and a
+nested ``compile_config`` is compiled. Therefore every class and function that a file names must be on a list.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.content import describe_file
+from edgerec.errors import ModelError
+from edgerec.optional import require
+from edgerec.train.keras import UNREADABLE, first_line, keras
+from edgerec.train.keras3 import cause
+from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
+
+log = logging.getLogger(__name__)
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+SUFFIXES = (".keras", ".h5", ".hdf5")
+# Keras writes its files without compression. A file that grows more than this when it is unpacked is an attack.
+MOST_GROWTH = 100
+MAX_CONFIG_BYTES = 64 << 20
+
+_ADVICE = "build the model without it, or convert the model to .tflite and use edgerec import"
+_MODULES = re.compile(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*")
+_OBJECTS = ("initializers", "regularizers", "constraints")
+_COMPILE_OBJECTS = ("optimizers", "optimizers.schedules", "mixed_precision", "losses", "metrics")
+_PLAIN = {"Policy", "DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__ellipsis__", "__slice__"}
+_PLAIN |= {"__tensor__", "__numpy__"}
+_REASONS = {
+    "Lambda": "its code is in the file and would be executed",
+    "TFSMLayer": "it loads a TensorFlow graph from another file",
+    "QuantizedDTypePolicy": "the model is quantized already, so use the float model",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The configuration of a model as Keras serializes it, and the major version of Keras that wrote it."""
+
+    config: Any
+    major: int
+
+
+def load_model(path: Path) -> Any:
+    """Load a tf_keras model from a .keras file that edgerec wrote; it is not compiled.
+
+    Raises:
+        ModelError: the file does not exist, is damaged, or names a class or function that is not on the lists.
+    """
+    try:
+        return _load(path, compiled=False)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except UNREADABLE as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} cannot be read as a Keras model: {first_line(error)}") from None
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Load a checkpoint of a training, compiled with the optimizer's state.
+
+    Raises:
+        ModelError: the checkpoint names a class or function that is not on the lists. :data:`UNREADABLE` lists the
+            errors for a damaged checkpoint.
+    """
+    return _load(path, compiled=True)
+
+
+def _load(path: Path, compiled: bool) -> Any:
+    if not path.is_dir() and path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"it {describe_file(path) or 'has another format, or is damaged'}")
+    check_keras_file(path, compiled=compiled)
+    return keras().models.load_model(path, compile=compiled, safe_mode=True)
+
+
+def check_keras_file(path: Path, *, compiled: bool = False) -> int:
+    """Check everything that a complete .keras or .h5 file names, without loading the model.
+
+    Args:
+        path: the file.
+        compiled: whether the model will be compiled as the file says. Otherwise the model's own ``compile_config`` is
+            not used, and not checked.
+
+    Returns:
+        The major version of Keras that wrote the file.
+
+    Raises:
+        ModelError: the file is incomplete, refers to other files, or names a class or function that is not on the
+            lists. :data:`UNREADABLE` lists the errors for a damaged file.
+    """
+    source = _read_source(path)
+    config = source.config
+    if not compiled and isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key != "compile_config"}
+    check_config(config, path, "the model")
+    return source.major
+
+
+def load_weights(model: Any, path: Path) -> tuple[int, int]:
+    """Initialize ``model`` with the weights of a .keras or .h5 file, in all layers whose shapes match.
+
+    Returns:
+        The number of variables that were initialized, and the number of all variables.
+
+    Raises:
+        ModelError: the file does not exist, cannot be read, or has no weights that match.
+    """
+    if not path.is_file():
+        raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
+    before = model.get_weights()
+    how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
+    try:
+        _check_weights(path)
+        with _captured_warnings() as messages:
+            model.load_weights(str(path), **how)
+    except ModelError:
+        raise
+    except UNREADABLE as error:
+        raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
+    # Biases for the same number of classes fit any network.
+    names = [variable.name.partition("/")[0] for variable in model.weights]
+    changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
+    taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
+    others = list(dict.fromkeys(mismatch for message in messages if (mismatch := _mismatch(message))))
+    if not taken:
+        shapes = f" ({'; '.join(others[:3])})" if others else ""
+        raise ModelError(
+            f"none of the weights in {path} fit {model.name}{shapes}: same architecture, width and channels? "
+            "Its own network with new classes: --arch backbone"
+        )
+    if others:
+        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
+    return taken, len(before)
+
+
+def check_opens(model: Any, where: str) -> None:
+    """Raise :class:`ModelError` if a model could not be opened again without the code that built it."""
+    config = keras().saving.serialize_keras_object(model)
+    check_config(config, where, "the model")
+    try:
+        keras().saving.deserialize_keras_object(config, safe_mode=True)
+    except UNREADABLE as error:
+        raise ModelError(f"{where}: the model could not be opened again without this code: {cause(error)}") from None
+
+
+def check_config(value: Any, where: str | Path, inside: str, compiling: bool = False) -> None:
+    """Raise :class:`ModelError` for a class or function that is not on the lists.
+
+    Args:
+        value: a model, or a part of one, as Keras serializes it.
+        where: name of the file, for messages.
+        inside: the layer that ``value`` is a part of, for messages.
+        compiling: whether ``value`` is a part of a ``compile_config``, which may also name optimizers, losses and
+            metrics of Keras.
+    """
+    if isinstance(value, list):
+        for item in value:
+            check_config(item, where, inside, compiling)
+    elif isinstance(value, dict):
+        if "class_name" in value:
+            inside = _check_object(value, where, inside, compiling)
+        for key, item in value.items():
+            check_config(item, where, inside, compiling or key == "compile_config")
+
+
+def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
+    """Check one serialized object; return its name if it is a layer, otherwise ``inside``."""
+    kind, config = str(value["class_name"]), value.get("config")
+    module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
+    name = config.get("name") if isinstance(config, dict) else None
+    layer = f"layer {name!r}" if name else inside
+    if not _MODULES.fullmatch(module):
+        raise ModelError(f"{where}: {layer} is a {kind} of {module}, whose code edgerec does not run: {_ADVICE}")
+    if kind == "function":
+        known = isinstance(config, str) and config in _functions(compiling)
+        kind = f"function ({config})"
+    elif kind in ("TFOpLambda", "SlicingOpLambda"):
+        # Keras 2 writes operators as names in TensorFlow, and some of these read or write files.
+        operator = str(config.get("function")) if isinstance(config, dict) else "?"
+        known, kind = operator in TF_OPERATORS, f"{kind} ({operator})"
+    elif ".ops." in module:
+        known = kind in OPERATORS
+    elif ">" in registered or module.startswith("edgerec"):
+        known = registered.startswith("edgerec>") and keras().saving.get_registered_object(registered) is not None
+    else:
+        known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN
+        known = known or kind in _classes(_OBJECTS) or (compiling and kind in _classes(_COMPILE_OBJECTS))
+    if not known and kind in OPERATORS:  # Keras 3 does not write the module of an operator to .h5
+        raise ModelError(f"{where}: operator {name!r} ({kind}) is lost in an .h5 file: save the model as .keras")
+    if not known:
+        reason = _REASONS.get(kind, "edgerec accepts common layers and activations of Keras, and no code from a file")
+        raise ModelError(f"{where}: {layer} is a {kind}, which is refused: {reason}; {_ADVICE}")
+    return layer
+
+
+def _classes(names: tuple[str, ...]) -> set[str]:
+    """Return the names of the classes in modules of both versions of Keras."""
+    return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
+
+
+def _functions(compiling: bool) -> set[str]:
+    """Return the names of Keras' activations; also of its losses and metrics if the model is compiled."""
+    modules = _modules(("activations", *(("losses", "metrics") if compiling else ())))
+    names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
+    return names - {"get", "serialize", "deserialize"}
+
+
+def _modules(names: tuple[str, ...]) -> Iterator[Any]:
+    for package in (keras(), require("keras")):
+        for name in names:
+            module = package
+            for part in name.split("."):
+                module = getattr(module, part, None)
+            if module is not None:
+                yield module
+
+
+def _read_source(path: Path) -> _Source:
+    with path.open("rb") as file:
+        head = file.read(len(HDF5))
+    if head == HDF5:
+        return _read_h5(path)
+    if not zipfile.is_zipfile(path):
+        kind = describe_file(path)
+        advice = " (edgerec import can read it)" if "TFLite" in kind else ""
+        raise ModelError(
+            f"{path} is not a Keras model (.keras or .h5): it {kind or 'has another format, or is damaged'}{advice}"
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if missing := {"config.json", "metadata.json", "model.weights.h5"} - set(names):
+            kind = describe_file(path)
+            if kind and "Keras" not in kind:
+                raise ModelError(f"{path} is not a Keras model (.keras or .h5): it {kind}")
+            raise ModelError(
+                f"{path} is not a complete Keras model: it lacks {min(missing)}; save it with model.save()"
+            )
+        _check_archive(archive, path)
+        metadata = json.loads(archive.read("metadata.json"))
+        return _Source(json.loads(archive.read("config.json")), int(metadata["keras_version"].partition(".")[0]))
+
+
+def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise :class:`ModelError` if the files in the archive are too large, or the weights refer to other files."""
+    size = path.stat().st_size
+    if sum(info.file_size for info in archive.infolist()) > MOST_GROWTH * size + MAX_CONFIG_BYTES:
+        raise ModelError(f"{path} is more than {MOST_GROWTH} times as large when it is unpacked: do not trust it")
+    for name in ("metadata.json", "config.json"):
+        if name in archive.namelist() and archive.getinfo(name).file_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{path}: {name} is larger than {MAX_CONFIG_BYTES >> 20} MiB: do not trust it")
+    if "model.weights.h5" in archive.namelist():
+        with archive.open("model.weights.h5") as weights:
+            _refuse_links(weights, path)
+
+
+def _check_weights(path: Path) -> None:
+    """Raise :class:`ModelError` if the weights in a file are links to other files."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_archive(archive, path)
+    else:
+        _refuse_links(path, path)
+
+
+def _read_h5(path: Path) -> _Source:
+    _refuse_links(path, path)
+    with require("h5py").File(path, "r") as file:
+        config = file.attrs.get("model_config")
+        if config is None:
+            raise ModelError(f"{path} holds weights only: save the whole model, with model.save()")
+        version = file.attrs.get("keras_version") or "2"
+        text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
+        return _Source(json.loads(text[0]), int(text[1].partition(".")[0]))
+
+
+def _refuse_links(file: Any, where: Path) -> None:
+    """Raise :class:`ModelError` if an HDF5 file refers to other files, whose content would be read as weights."""
+    h5py = require("h5py")
+
+    def check(group: Any) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            item = None if isinstance(link, h5py.ExternalLink) else group[name]
+            if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+                raise ModelError(f"{where}: {group.name}/{name} points to another file, which is refused")
+            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                check(item)
+
+    with h5py.File(file, "r") as root:
+        check(root)
+
+
+@contextmanager
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collect the warnings of Keras in the block: Python warnings, and for .h5 files messages in TensorFlow's log."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("tensorflow")
+    level, handlers = logger.level, logger.handlers[:]
+    logger.handlers[:] = [Collector()]
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield messages
+        messages += [str(warning.message) for warning in caught]
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+# Keras' warnings about a variable with another shape, in .keras files and in .h5 files: name, shape here, shape there.
+_OTHER_SHAPES = (
+    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+)
+
+
+def _mismatch(warning: str) -> str:
+    """Return the layer and both shapes in a warning about weights that were left out; empty for another warning."""
+    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
+    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""
