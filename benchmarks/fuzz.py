@@ -1,9 +1,11 @@
-"""Damaged input of every kind: nothing of it may crash edgerec, hang it, or show a person a traceback.
+"""Pass damaged inputs of every kind to edgerec: no crash, hang, traceback, excessive memory, stray file or connection.
 
-    python benchmarks/fuzz.py --seed 0 --count 10000 [--kinds manifests models] [--bundle FOLDER]
+    python benchmarks/fuzz.py --target tflite keras --seed 0 --count 10000 [--first N] [--bundle FOLDER]
 
-Prints a line of JSON for each kind, and ends with exit code 1 when something is neither accepted nor refused in one
-line. Everything runs on this machine; what may crash runs in child processes.
+Prints a line of JSON for each target, and exits with code 1 if an input was neither accepted nor refused in one line.
+``--first N --count 1`` repeats case N alone. The modules of ``fuzzing`` have one kind of input each. Targets in
+``TARGETS`` run each case in a process of its own (see ``fuzzing/isolation.py``); those in ``KINDS`` run in this
+process, together with servers on loopback.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import bundles, frames, network, texts
+from fuzzing import bundles, frames, network, texts, tflite
+from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
-# Each kind with its part of the inputs.
+# Each kind of input that is tried in this process, with its percentage of the cases of a run without --target.
 KINDS: dict[str, tuple[Kind, int]] = {
     "manifests": (bundles.manifests, 20),
     "golden": (bundles.golden, 6),
@@ -33,38 +36,47 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "texts": (texts.texts, 8),
     "options": (texts.options, 4),
 }
+TARGETS: dict[str, Target] = {
+    "tflite": tflite.TARGET,
+    "bundles": bundles.TARGET,
+}
 
 
 def small_bundle(work: Path) -> Path:
-    """A bundle with golden pictures: Coral's MobileNetV1 0.25."""
+    """Return a bundle of Coral's MobileNetV1 0.25 with golden images."""
     from edgerec import import_tflite
 
-    made = work / "bundle"
-    if not made.exists():
+    path = work / "bundle"
+    if not path.exists():
         model = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
-        import_tflite(model, made, labels=data_folder() / "imagenet_labels.txt")
-    return made
+        import_tflite(model, path, labels=data_folder() / "imagenet_labels.txt")
+    return path
 
 
 def main() -> None:
-    """Print the figures."""
+    """Run the targets and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--bundle", type=Path, help="a bundle to damage; else one is made of test data")
+    parser.add_argument("--count", type=int, default=10_000, help="number of cases of each target")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--target", "--kinds", nargs="+", choices=[*KINDS, *TARGETS], default=list(KINDS))
+    parser.add_argument("--bundle", type=Path, help="a bundle to damage [default: one of test data]")
     arguments = parser.parse_args()
-    whole, bad = sum(KINDS[name][1] for name in arguments.kinds), 0
+    percent, faults = sum(KINDS[name][1] for name in arguments.target if name in KINDS), 0
     with tempfile.TemporaryDirectory(prefix="edgerec-fuzz-") as folder:
         os.environ["EDGEREC_CACHE"] = str(Path(folder) / "cache")
-        bundle = arguments.bundle or small_bundle(Path(folder))
-        for name in arguments.kinds:
-            kind, share = KINDS[name]
-            count = -(-arguments.count * share // whole)
-            figures = tally(name, kind, bundle, Path(folder) / name, seed=arguments.seed, count=count)
+        for name in arguments.target:
+            work, seed = Path(folder) / name, arguments.seed
+            if name in TARGETS:
+                figures = run_target(name, TARGETS[name], work, seed=seed, count=arguments.count, first=arguments.first)
+            else:
+                bundle = arguments.bundle or small_bundle(Path(folder))
+                kind, share = KINDS[name]
+                count = -(-arguments.count * share // percent)
+                figures = tally(name, kind, bundle, work, seed=seed, count=count)
             print(json.dumps(figures.to_dict()), flush=True)
-            bad += figures.other
-    sys.exit(bad > 0)
+            faults += figures.other
+    sys.exit(faults > 0)
 
 
 if __name__ == "__main__":

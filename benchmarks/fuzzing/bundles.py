@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import numpy as np
+from common import data_folder
+
 from edgerec.errors import EdgerecError
+from fuzzing.isolation import Target
 from fuzzing.mutate import damaged_bytes, damaged_json
 from fuzzing.tally import LIMIT_S, Attempt, Broken
+from fuzzing.tflite import damaged_model
 
 START_S = 60.0
 
@@ -178,3 +183,45 @@ def _copied(bundle: Path, work: Path) -> Iterator[tuple[Path, Child]]:
     shutil.copytree(bundle, copy)
     with Child() as child:
         yield copy, child
+
+
+def start(work: Path) -> Path:
+    """Return a small valid bundle."""
+    from edgerec import Classifier, import_tflite, verify  # noqa: F401
+
+    path = work / "bundle"
+    model = data_folder() / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    import_tflite(model, path, labels=data_folder() / "imagenet_labels.txt")
+    return path
+
+
+def make(rng: Random, bundle: Path, folder: Path) -> Path:
+    """Write a copy of the bundle in which one file is damaged; its digest is corrected most of the time."""
+    copy = folder / rng.choice(("bundle", "bundle", "bundle", "bundle.zip"))
+    shutil.copytree(bundle, folder / "bundle")
+    name = rng.choice(("manifest.json", "manifest.json", "golden/golden.json", "golden/000.png", "model.tflite"))
+    content = (bundle / name).read_bytes()
+    if name.endswith(".json"):
+        changed = damaged_json(rng, json.loads(content))
+    elif name.endswith(".tflite"):
+        changed = damaged_model(rng, content)
+    else:
+        changed = damaged_bytes(rng, content)
+    (folder / "bundle" / name).write_bytes(changed)
+    if name != "manifest.json" and rng.random() < 0.9:
+        rewrite(folder / "bundle", name, changed)
+    if copy.suffix:
+        shutil.make_archive(str(folder / "bundle"), "zip", folder / "bundle")
+    return copy
+
+
+def use(path: Path, out: Path) -> None:
+    """Open, verify and run the bundle."""
+    from edgerec import Classifier, verify
+
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Classifier.open(path).classify(image)
+    verify(path)
+
+
+TARGET = Target(start, make, use)

@@ -1,4 +1,4 @@
-"""What became of the inputs."""
+"""Count the outcomes of damaged inputs: accepted, refused in one line, or anything else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,15 @@ class Broken(Exception):
 
 @dataclass
 class Figures:
-    """Of one kind. ``other`` must be 0; ``examples`` has the first of them with the seeds that repeat them."""
+    """Outcomes of one kind of input.
+
+    Attributes:
+        kind: name of the kind.
+        tried, accepted, refused: number of inputs.
+        other: number of inputs with any other outcome, which must be 0.
+        slowest_s: longest time that one input took.
+        examples: the first other outcomes, with the seeds that repeat them.
+    """
 
     kind: str
     tried: int = 0
@@ -41,6 +49,15 @@ class Figures:
     other: int = 0
     slowest_s: float = 0.0
     examples: list[str] = field(default_factory=list)
+
+    def add(self, case: str, outcome: str, text: str, seconds: float) -> None:
+        """Count the outcome of one case: ``accepted``, ``refused`` or ``broken``."""
+        self.tried += 1
+        self.slowest_s = round(max(self.slowest_s, seconds), 3)
+        self.accepted += outcome == "accepted"
+        self.refused += outcome == "refused"
+        if outcome == "broken":
+            _note(self, case, text)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -74,7 +91,7 @@ def _try(figures: Figures, seed: str, attempt: Attempt, limit: Callable[[float],
         if heard:
             raise Broken(heard[0])
     except EdgerecError as error:
-        if trouble := _no_line(str(error)):
+        if trouble := error_fault(str(error)):
             _note(figures, seed, f"{trouble}: {str(error)[:300]!r}")
         else:
             figures.refused += 1
@@ -93,8 +110,8 @@ def _note(figures: Figures, seed: str, said: str) -> None:
         figures.examples.append(f"{seed}: {said}")
 
 
-def _no_line(message: str) -> str:
-    """Why a message is none that a person can read; empty when it is."""
+def error_fault(message: str) -> str:
+    """Return why an error message is not one readable line; empty if it is."""
     if not message.strip() or len(message.splitlines()) != 1 or not message.isprintable():
         return "not one printable line"
     return "too long" if len(message) > MOST_CHARACTERS else ""
