@@ -187,7 +187,7 @@ def test_installed_edgerec_without_source_tree_packs_the_same_wheel(installed, b
 def test_service_serves_the_web_page_and_readme_says_where_predictions_are(bundle):
     opened = Bundle.open(bundle)
     unit, readme = (opened.files[name].decode() for name in ("edgerec.service", "README.md"))
-    assert '"OPTIONS=--source 0 --headless --web 127.0.0.1:8000"' in unit
+    assert '"OPTIONS=--source auto --headless --web 127.0.0.1:8000"' in unit
     assert "edgerec[headless,web]==" in opened.files["requirements.txt"].decode()
     section = readme.partition("## Where the predictions are")[2].partition("\n## ")[0]
     for text in ("ssh -L 8000:127.0.0.1:8000", "token", "--csv", "--mqtt", "/etc/default/edgerec"):
@@ -227,7 +227,7 @@ def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_pa
     assert done.returncode == 0, done.stderr
     options = (tmp_path / "options").read_text()
     assert (tmp_path / "options").stat().st_mode & 0o777 == 0o600
-    assert 'OPTIONS="--source 0 --headless --web 127.0.0.1:8000"' in options
+    assert 'OPTIONS="--source auto --headless --web 127.0.0.1:8000"' in options
     token = re.search(r"^EDGEREC_WEB_TOKEN=([\w-]{24})$", options, re.MULTILINE)[1]
     assert f"http://127.0.0.1:8000/?token={token}" in done.stdout
     (tmp_path / "options").chmod(0o644)  # as earlier versions wrote it

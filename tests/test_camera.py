@@ -303,7 +303,7 @@ def test_frames_match_predict(bundle, pictures, tmp_path):
     ("source", "said"),
     [
         ("97", "camera 97 does not open"),
-        ("nothing.mp4", "is nothing that exists: expected a camera (0, /dev/video0"),
+        ("nothing.mp4", "is nothing that exists: expected a camera (auto, 0, /dev/video0"),
         ("rstp://127.0.0.1/", "did you mean rtsp:?"),
         ("picamera2:0", "needs picamera2"),
         ("/dev/video97", "does not open"),

@@ -26,9 +26,9 @@ def test_rpi_bundle_says_what_to_type(bundle):
     readme = (bundle / "README.md").read_text()
     block = readme.split("```sh\n")[1].split("```")[0]
     assert block.strip().splitlines() == [
-        "python3 -m venv .venv && . .venv/bin/activate",
+        "python3 -m venv --system-site-packages .venv && . .venv/bin/activate",
         "pip install --find-links wheels -r requirements.txt",
-        "edgerec camera . --source 0 --headless",
+        "edgerec camera . --source auto --headless",
     ]
     assert "## Model card" in readme
     assert "| int8-qat |" in readme

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgerec import Recipe
+from edgerec.contract.target import Target
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -73,7 +74,8 @@ def test_every_option_that_it_names_exists(here):
         )
     }
     install = (REPOSITORY / "targets" / "service" / "install.sh").read_text(encoding="utf-8")
-    everything = "\n".join([*helps.values(), install])
+    commands = "\n".join(Target.load("rpi").commands)
+    everything = "\n".join([*helps.values(), install, commands])
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert len(named) > 15
     for option in named:

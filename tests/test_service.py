@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgerec import Camera, import_tflite
+from edgerec import Bundle, Camera, import_tflite
 from edgerec.camera.service import Service
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.camera.states import Patience, State, StateChange
@@ -27,6 +28,7 @@ from edgerec.camera.view import View
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target
 from edgerec.errors import SourceError, TargetError
+from edgerec.export.card import readme
 from edgerec.export.service import service_files
 from tests.conftest import REPOSITORY
 
@@ -190,7 +192,6 @@ def test_the_pi_gets_them_and_others_do_not(bundle):
     assert "sudo sh install.sh --service" in readme
     assert "\nFROM debian:trixie-slim\n" in (bundle / "Dockerfile").read_text()
     assert "Dockerfile" not in service_files(Target.load("rpi-32bit"))
-    assert "SITE=always" in service_files(Target.load("rpi-32bit"))["install.sh"].decode()
     unit = service_files(replace(Target.load("coral-usb"), service=True, requirements=("edgerec",)))[
         "edgerec.service"
     ].decode()
@@ -250,8 +251,10 @@ case $* in
   *find_spec*) exit 1 ;;
   '-m venv'*)
     for folder; do :; done
+    echo "$*" >"$WORLD/venv"
     mkdir -p "$folder/bin" "$folder/lib/python$MADE_VERSION/site-packages/pip"
-    echo "include-system-site-packages = false" >"$folder/pyvenv.cfg"
+    case $* in *--system-site-packages*) seen=true ;; *) seen=false ;; esac
+    echo "include-system-site-packages = $seen" >"$folder/pyvenv.cfg"
     cp "$0" "$folder/bin/python"
     printf '#!/bin/sh\\necho "verified $2"\\n' >"$folder/bin/edgerec"
     chmod +x "$folder/bin/edgerec"
@@ -304,6 +307,38 @@ def world(tmp_path):
 
     call.path = tmp_path
     return call
+
+
+@pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
+def test_readme_and_install_script_make_the_same_environment(bundle, name):
+    target, manifest = Target.load(name), Bundle.open(bundle).manifest
+    manifest = replace(manifest, provenance={"imported": {"file": "a.tflite", "sha256": "0" * 64}})
+    text, script = readme(manifest, target, None), service_files(target)["install.sh"].decode()
+    values = dict(re.findall(r"^(SITE|PACKAGES|CSI_PACKAGES)=(.*)$", script, re.MULTILINE))
+    packages = [command.split()[4:] for command in re.findall("`(sudo apt-get install [^`]+)`", text)]
+    assert packages[0] == shlex.split(values["PACKAGES"])[0].removeprefix("python3 ").split()
+    assert packages[1] == ["python3-picamera2"] == [values["CSI_PACKAGES"]]
+    (environment,) = [line for line in text.splitlines() if "-m venv" in line]
+    assert environment == f"python3 -m venv {values['SITE']} .venv && . .venv/bin/activate"
+    assert values["SITE"] == "--system-site-packages"  # otherwise, picamera2 and libcamera are not visible
+    sources = re.findall(r"--source (\S+)", text) + re.findall(r"--source (\S+) --headless", script)
+    assert set(sources) <= {"auto", "auto`"}
+    assert len(sources) >= 4
+
+
+@pytest.mark.parametrize("driver", ["unicam-image", "rp1-cfe-csi2_ch0", "HD Webcam C270"])
+@pytest.mark.parametrize("offered", [True, False])
+def test_install_brings_picamera2_for_a_camera_module(world, driver, offered):
+    name = world.path / "sys" / "class" / "video4linux" / "video0" / "name"
+    name.parent.mkdir(parents=True)
+    name.write_text(f"{driver}\n")
+    executable(world.path / "tools" / "apt-cache", f"exit {0 if offered else 100}")
+    done = world("--yes", SYSFS=str(world.path / "sys"))
+    assert done.returncode == 0, done.stderr
+    module = "Webcam" not in driver
+    assert ("missing: libwanted python3-picamera2" in done.stdout) is (module and offered)
+    assert ("only USB cameras and streams can be used" in done.stdout) is (module and not offered)
+    assert "--system-site-packages" in (world.path / "venv").read_text()
 
 
 def refused(done, code=1) -> str:

@@ -152,6 +152,7 @@ class _Feed:
     def offer(self, connection: _Connection, image: Image, name: str) -> bool:
         """Queue an image that was just grabbed. Return False to stop the connection. Call without the lock."""
         grabbed_s = time.monotonic()
+        captured_s = connection.captured_s or grabbed_s
         with self._changed:
             if not self.address.live:
                 self._room.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
@@ -174,7 +175,7 @@ class _Feed:
                 Frame(
                     image,
                     self._count,
-                    grabbed_s,
+                    captured_s,
                     name,
                     self.address.name,
                     media_s=media_s,
@@ -293,6 +294,11 @@ class _Connection:
     def period_s(self) -> float:
         """Number of seconds between two images if the source has a slow, regular rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
+
+    @property
+    def captured_s(self) -> float:
+        """Monotonic time in seconds at which the last image was captured; 0 if the source does not know it."""
+        return float(getattr(self._source, "captured_s", 0.0))
 
     def media_s(self) -> float | None:
         """Media time of the current image; None if the source has no time."""

@@ -18,7 +18,7 @@ class Frame:
     Attributes:
         grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
         index: number of the frame in its source, from 0. A gap means that frames were dropped for newer ones.
-        grabbed_s: monotonic time at which the frame was grabbed or decoded, in seconds.
+        grabbed_s: monotonic time in seconds of the exposure if the source knows it, otherwise of the arrival.
         source: name of the source as the user wrote it; for a folder, the path of the image.
         feed: name of the camera's source that delivered the frame.
         media_s: position in a video file, in seconds from its start; None for other sources.

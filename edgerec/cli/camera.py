@@ -26,7 +26,8 @@ def camera(
         ["0"],
         "--source",
         "-s",
-        help="0, /dev/video0, picamera2:0, rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
+        help="auto (a camera module, otherwise the first USB camera), 0, /dev/video0, picamera2:0, "
+        "rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
         "synthetic:640x480@30. env:NAME or @FILE reads an address with a password from an environment variable or from "
         "a file with mode 0600. May be repeated; the sources take turns.",
     ),

@@ -10,7 +10,9 @@ from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export import apps, sources
-from edgerec.export.service import service_files
+from edgerec.export.service import CSI_PACKAGES, service_files
+
+_APT_INSTALL = "sudo apt-get install --no-install-recommends"
 
 
 def requirements(target: Target) -> str:
@@ -48,18 +50,15 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         f"# {manifest.name}",
         "",
         f"An image classifier for: {target.title} ({', '.join(target.arch)}).",
-        "Copy this folder to the device, open a terminal in the folder, and type:",
+        "Copy this folder to the device, and open a terminal in the folder.",
+        *_system_packages(target),
+        "Then type:",
         "",
         "```sh",
         *(_filled(line) for line in target.commands),
         "```",
         "",
     ]
-    if target.system_packages:
-        lines += [
-            f"Before that, install the system packages once: `sudo apt install {' '.join(target.system_packages)}`.",
-            "",
-        ]
     if target.service:
         lines += _service("Dockerfile" in service_files(target))
     return [
@@ -73,6 +72,20 @@ def _commands(manifest: Manifest, target: Target) -> list[str]:
         "packages.",
         "",
     ]
+
+
+def _system_packages(target: Target) -> list[str]:
+    lines = []
+    if target.system_packages:
+        lines += [f"First install the system packages: `{_APT_INSTALL} {' '.join(target.system_packages)}`."]
+    if "picamera2" in target.sources:
+        lines += [
+            "",
+            f"For a camera module (CSI) of a Raspberry Pi, also type `{_APT_INSTALL} {' '.join(CSI_PACKAGES)}`.",
+            "`--source auto` uses the camera module if there is one, otherwise the first USB camera.",
+            "",
+        ]
+    return lines
 
 
 def _service(container: bool) -> list[str]:

@@ -15,6 +15,8 @@ _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
 # The kernel's names of what a source opens (/proc/devices).
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
+# Debian packages for a camera module (CSI); only Raspberry Pi OS has them.
+CSI_PACKAGES = ("python3-picamera2",)
 _EDGETPU = ("char-usb_device", "char-apex")
 
 
@@ -32,7 +34,8 @@ def service_files(target: Target) -> dict[str, bytes]:
         "ARCH": " ".join(arch),
         "PYTHONS": " ".join(_words("python", target.python, r"3\.\d{1,2}")),
         "PACKAGES": f"python3 {packages}".strip(),
-        "SITE": _site(target),
+        "SITE": "--system-site-packages" if _sees_system_packages(target) else "",
+        "CSI": " ".join(CSI_PACKAGES) if "picamera2" in target.sources else "",
     }
     files = {
         "install.sh": _filled("install.sh", {key: shlex.quote(value) for key, value in install.items()}),
@@ -44,11 +47,9 @@ def service_files(target: Target) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def _site(target: Target) -> str:
-    """When the environment sees the system's own packages for Python: ``always``, with ``picamera2``, or never."""
-    if any("--system-site-packages" in line for line in target.commands):
-        return "always"
-    return "picamera2" if "picamera2" in target.sources else ""
+def _sees_system_packages(target: Target) -> bool:
+    """Return whether the virtual environment also contains Debian's Python packages, as picamera2 needs it."""
+    return "picamera2" in target.sources or any("--system-site-packages" in line for line in target.commands)
 
 
 def _unit(target: Target) -> dict[str, str]:

@@ -8,6 +8,8 @@ ARCH=@ARCH@
 PYTHONS=@PYTHONS@
 PACKAGES=@PACKAGES@
 SITE=@SITE@
+# Debian packages for a camera module (CSI), if the bundle supports one.
+CSI_PACKAGES=@CSI@
 
 UNIT=/etc/systemd/system/edgerec.service
 OPTIONS=/etc/default/edgerec
@@ -77,6 +79,22 @@ check_python() {
   find_python
   if [ -z "$python" ] && [ -n "$found" ]; then
     fail "this bundle needs Python $(say "$PYTHONS" | sed 's/ / or /g'), here is$found: use a system that has one of them"
+  fi
+}
+
+# The names are those of the kernel's drivers: unicam on a Raspberry Pi 4 or older, rp1-cfe on a Raspberry Pi 5.
+has_camera_module() {
+  cat "${SYSFS:-/sys}"/class/video4linux/*/name 2>/dev/null | grep -Eq 'unicam|rp1-cfe'
+}
+
+add_csi_packages() {
+  if [ -z "$CSI_PACKAGES" ] || ! has_camera_module; then return 0; fi
+  say "This machine has a camera module, which needs $CSI_PACKAGES."
+  # shellcheck disable=SC2086  # a list
+  if command -v apt-cache >/dev/null && apt-cache show $CSI_PACKAGES >/dev/null 2>&1; then
+    PACKAGES="$PACKAGES $CSI_PACKAGES"
+  else
+    say "This system does not offer $CSI_PACKAGES, so only USB cameras and streams can be used. Raspberry Pi OS has it."
   fi
 }
 
@@ -151,29 +169,16 @@ remember() {
   [ -n "$dry" ] || grep -qxF "$1" "$record" || say "$1" >>"$record"
 }
 
-has_picamera2() {
-  "$python" -c 'import importlib.util as u; exit(not u.find_spec("picamera2"))' 2>/dev/null
-}
-
-site_option() {
-  if [ "$SITE" = always ]; then
-    echo --system-site-packages
-  elif [ "$SITE" = picamera2 ] && has_picamera2; then
-    echo --system-site-packages # picamera2 comes with the system only
-  fi
-}
-
 make_environment() {
-  site=$(site_option)
   seen=false
-  [ -z "$site" ] || seen=true
+  [ -z "$SITE" ] || seen=true
   if [ -d "$prefix/venv/lib/python$version/site-packages/pip" ] &&
     grep -q "include-system-site-packages = $seen" "$prefix/venv/pyvenv.cfg"; then
     return 0
   fi
   say "Making $prefix/venv with Python $version."
   # shellcheck disable=SC2086  # empty, or one option
-  run "$python" -m venv --clear $site "$prefix/venv" || fail "Python $version makes no environment: is python3-venv here?"
+  run "$python" -m venv --clear $SITE "$prefix/venv" || fail "Python $version makes no environment: is python3-venv here?"
 }
 
 pip_install() {
@@ -274,11 +279,11 @@ install_service() {
       umask 077
       cat >"$OPTIONS" <<END
 # Options of edgerec camera for the service. After a change: systemctl restart edgerec
-# The camera module of a Raspberry Pi: --source picamera2:0
+# --source auto uses the camera module of a Raspberry Pi if there is one, otherwise the first USB camera.
 # Save images with uncertain predictions: --save low-confidence --save-dir /var/lib/edgerec/images
 # Serve the web page to the network: --web 0.0.0.0:8000
 # An address with a password: add a line CAMERA=rtsp://USER:PASSWORD@HOST/PATH here, and use --source env:CAMERA
-OPTIONS="--source 0 --headless --web 127.0.0.1:8000"
+OPTIONS="--source auto --headless --web 127.0.0.1:8000"
 # The web page asks for this token.
 EDGEREC_WEB_TOKEN=$token
 END
@@ -297,7 +302,7 @@ END
 tell() {
   say
   say 'Type:'
-  say "  $prefix/venv/bin/edgerec camera $prefix/bundle --source 0 --headless"
+  say "  $prefix/venv/bin/edgerec camera $prefix/bundle --source auto --headless"
   say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (says what is missing for that)"
   if [ -n "$service" ]; then
     say '  systemctl status edgerec'
@@ -316,6 +321,7 @@ install() {
   [ -f "$here/requirements.txt" ] || fail "$here is not a whole bundle: it has no requirements.txt"
   check_service
   check_prefix
+  add_csi_packages
   plan_packages
   open_prefix
   install_packages

@@ -45,6 +45,8 @@ class Source(Protocol):
 
     - ``interrupt()`` ends ``images`` from another thread, even while it waits for data.
     - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
+    - ``captured_s`` is the monotonic time in seconds at which the last image was captured; without it, frames get the
+      time at which the image arrived.
     - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
     - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
       is computed from ``format.fps``.
@@ -134,7 +136,8 @@ def find_source(
     """Return the address that ``uri`` names, without opening it.
 
     Args:
-        uri: ``0``, ``/dev/video0``, ``picamera2:0``, ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file,
+        uri: ``auto`` (a camera module, otherwise the first USB camera), ``0``, ``/dev/video0``, ``picamera2:0``,
+            ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file,
             a folder of images, or ``synthetic:640x480@30``; ``env:NAME`` or ``@FILE`` if an environment variable or a
             file with mode 0600 contains the URI.
         wanted: size, rate and format to request from a camera.
@@ -157,6 +160,8 @@ def find_source(
         except AddressError as error:
             raise SourceError(f"the source cannot be used: {error}") from None
     scheme, colon, rest = uri.partition(":")
+    if uri == "auto":
+        return Address(uri, True, False, lambda: _automatic(wanted), wanted)
     if uri.isascii() and uri.isdigit() and len(uri) < 5:
         return Address(uri, True, False, lambda: OpenCVSource.camera(int(uri), wanted), wanted)
     if made := _SYNTHETIC.fullmatch(uri):
@@ -187,13 +192,19 @@ def find_source(
     near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
     raise SourceError(
         f"the source {redacted(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
-        "expected a camera (0, /dev/video0, picamera2:0), a stream (rtsp://…, http://…), a video file, a folder of "
+        "expected a camera (auto, 0, /dev/video0), a stream (rtsp://…, http://…), a video file, a folder of "
         f"pictures, or {_EXAMPLE}"
     )
 
 
 def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source]:
     return (lambda: LoopingSource(open_file)) if loop else open_file
+
+
+def _automatic(wanted: CaptureFormat) -> Source:
+    from edgerec.camera.sources.automatic import open_automatic
+
+    return open_automatic(wanted)
 
 
 def _web(url: Url, fps: float = 0.0) -> Source:

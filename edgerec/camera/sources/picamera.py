@@ -1,7 +1,8 @@
-"""The Raspberry Pi's own cameras, through libcamera."""
+"""Camera modules (CSI) of a Raspberry Pi, through libcamera."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,28 +12,34 @@ from edgerec.camera.sources import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
+# A sensor timestamp that is older is not of the clock that it should be.
+MAX_AGE_S = 10.0
+
 
 class PicameraSource:
-    """A ``picamera2.Picamera2``. It comes with Raspberry Pi OS, not from PyPI."""
+    """A camera that picamera2 opens. picamera2 comes with Raspberry Pi OS and is not in a package index.
+
+    Attributes:
+        captured_s: monotonic time in seconds at which the exposure of the last image started.
+    """
 
     def __init__(self, number: int, wanted: CaptureFormat) -> None:
-        """Open and start the camera with that number; raises :class:`SourceError` when it does not."""
+        """Open and start the camera with this number, in picamera2's order.
+
+        Raises:
+            SourceError: picamera2 does not load, there is no such camera, or it cannot be opened.
+        """
         self.name = f"picamera2:{number}"
-        try:
-            from picamera2 import Picamera2
-        except ImportError as error:
-            raise SourceError(
-                f"{self.name} needs picamera2, which does not load ({error}): sudo apt install python3-picamera2, and "
-                "make the environment with python3 -m venv --system-site-packages"
-            ) from None
-        found = Picamera2.global_camera_info()
-        if number >= len(found):
-            there = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(found)) or "none"
-            raise SourceError(f"{self.name} is not there: libcamera sees {there}; is the ribbon cable plugged in?")
+        self.captured_s = 0.0
+        picamera2 = _load(self.name)
+        cameras = picamera2.global_camera_info()
+        if number >= len(cameras):
+            there = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(cameras)) or "none"
+            raise SourceError(f"{self.name} does not exist: libcamera lists {there}; is the ribbon cable plugged in?")
         size = (wanted.width or 1280, wanted.height or 720)
         controls = {"FrameRate": wanted.fps} if wanted.fps else {}
         try:
-            self._camera: Any = Picamera2(number)
+            self._camera: Any = picamera2(number)
             # libcamera names formats by their order in memory from the last byte: BGR888 is RGB in an array.
             self._camera.configure(
                 self._camera.create_video_configuration(main={"size": size, "format": "BGR888"}, controls=controls)
@@ -44,15 +51,56 @@ class PicameraSource:
         self.format = CaptureFormat(width, height, wanted.fps, "RGB3")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each frame; raises :class:`SourceError` when the camera stops."""
+        """Yield each frame; raises :class:`SourceError` if the camera stops."""
         while True:
             try:
-                image = self._camera.capture_array("main")
+                request = self._camera.capture_request()
+                try:
+                    image, metadata = request.make_array("main"), request.get_metadata()
+                finally:
+                    request.release()
             except (RuntimeError, OSError) as error:
-                raise SourceError(f"{self.name} stopped giving pictures ({error})") from None
+                raise SourceError(f"{self.name} stopped delivering images ({error})") from None
+            self.captured_s = _monotonic_s(metadata.get("SensorTimestamp"))
             yield np.ascontiguousarray(image[..., :3]), self.name
 
     def close(self) -> None:
         """Stop and release the camera."""
         self._camera.stop()
         self._camera.close()
+
+
+def camera_modules(name: str) -> list[int]:
+    """Return the numbers of the camera modules in picamera2's order, which also contains USB cameras.
+
+    Raises:
+        SourceError: picamera2 does not load; ``name`` is the source in the message.
+    """
+    return [n for n, info in enumerate(_load(name).global_camera_info()) if "/usb" not in str(info.get("Id", ""))]
+
+
+def _load(name: str) -> Any:
+    try:
+        from picamera2 import Picamera2
+    except Exception as error:  # picamera2 imports many packages, which may not fit this environment
+        if "size changed" in str(error):
+            fix = "pip install --upgrade --force-reinstall simplejpeg"
+        else:
+            fix = "sudo apt install python3-picamera2, and create the environment with python3 -m venv "
+            fix += "--system-site-packages"
+        raise SourceError(f"{name} needs picamera2, which does not load ({error}): {fix}") from None
+    return Picamera2
+
+
+def _monotonic_s(timestamp_ns: int | None) -> float:
+    """Convert libcamera's SensorTimestamp to monotonic time in seconds.
+
+    libcamera documents the boot clock, and the drivers deliver the monotonic clock. They differ only if the machine
+    was suspended, so the clock that gives a plausible age is used.
+    """
+    now_s = time.monotonic()
+    if not timestamp_ns:
+        return now_s
+    clocks = [now_s, time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))]
+    ages = [clock - timestamp_ns / 1e9 for clock in clocks]
+    return now_s - min((age for age in ages if 0 <= age <= MAX_AGE_S), default=0.0)

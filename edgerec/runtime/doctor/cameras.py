@@ -1,24 +1,22 @@
-"""Cameras: the files in /dev that are some, and picamera2 for a Raspberry Pi's own."""
+"""Check the cameras, and picamera2, which a camera module (CSI) needs."""
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgerec.runtime.doctor.child import ask
+from edgerec.runtime.doctor.child import Answer, ask
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.system import System
 from edgerec.runtime.programs import programs_using
+from edgerec.runtime.video_devices import ROOT, list_video_devices
+from edgerec.runtime.video_devices import VideoDevice as Node
 
-_CLASS, _DEV = Path("/sys/class/video4linux"), Path("/dev")
-_SYSTEM_SITE = Path("/usr/lib/python3/dist-packages/picamera2")
-# What takes raw pictures from a ribbon cable; only libcamera makes something of them.
-_RAW = re.compile(r"unicam|rp1-cfe")
-# Codecs and image processors of a Raspberry Pi and others, which look like cameras.
-_HELPERS = re.compile(r"codec|isp|pispbe|hevc|rpivid|stateless|decoder|encoder")
+_SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
 # VIDIOC_QUERYCAP of each (linux/videodev2.h): opening a camera whose driver is stuck may hang.
 _QUERY = """
 import fcntl, json, os, struct, sys
@@ -44,45 +42,14 @@ _CAPTURE, _MEMORY_TO_MEMORY = 0x1 | 0x1000, 0x8000 | 0x4000
 
 
 @dataclass(frozen=True)
-class Node:
-    """A file ``/dev/videoN``.
-
-    Attributes:
-        path: the file.
-        name: the device's, for people.
-        driver: the kernel's, where it tells.
-        capture: whether it gives pictures; None where it did not open.
-        reason: why it did not open.
-        users: other programs that hold it open.
-    """
-
-    path: str
-    name: str = "camera"
-    driver: str = ""
-    capture: bool | None = True
-    reason: str = ""
-    users: tuple[str, ...] = ()
-
-    @property
-    def raw(self) -> bool:
-        """Whether it is a Raspberry Pi's own camera, which libcamera opens."""
-        return bool(_RAW.search(f"{self.driver} {self.name}"))
-
-    @property
-    def helper(self) -> bool:
-        """Whether it is no camera, but a codec or the like."""
-        return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
-
-
-@dataclass(frozen=True)
 class Cameras:
-    """What there is.
+    """The cameras of a machine.
 
     Attributes:
-        nodes: in the order of their numbers.
-        hidden: that the kernel has and /dev lacks, as in a container.
-        picamera2: why it does not load here, empty when it does; None where there is none.
-        system_has_picamera2: whether the system's own Python has it.
+        nodes: video devices, in the order of their numbers.
+        hidden: names of devices that the kernel lists but /dev lacks, as in a container.
+        picamera2: why picamera2 does not load; empty if it loads, None if it is not installed.
+        system_has_picamera2: whether the system's own Python has picamera2.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -91,16 +58,19 @@ class Cameras:
     system_has_picamera2: bool = False
 
 
-def look() -> Cameras:
-    """Those of this machine; only Linux tells."""
-    names = sorted((path.name for path in _CLASS.glob("video*")), key=lambda name: int(name[5:] or 0))
-    there = [name for name in names if (_DEV / name).exists()]
-    answer = ask(_QUERY, *(str(_DEV / name) for name in there)) if there else None
+def look(root: Path = ROOT) -> Cameras:
+    """Return the cameras of this machine. Only Linux lists them.
+
+    Args:
+        root: folder that contains ``sys``, ``dev`` and ``usr``.
+    """
+    devices, hidden = list_video_devices(root)
+    reply = ask(_QUERY, *(device.path for device in devices)) if devices else Answer({})
     return Cameras(
-        nodes=tuple(_node(name, answer.said if answer else {}, answer.reason if answer else "") for name in there),
-        hidden=tuple(name for name in names if name not in there),
+        nodes=tuple(_queried(device, reply) for device in devices),
+        hidden=tuple(hidden),
         picamera2=_picamera2(),
-        system_has_picamera2=_SYSTEM_SITE.is_dir(),
+        system_has_picamera2=(root / _SYSTEM_SITE).is_dir(),
     )
 
 
@@ -134,7 +104,7 @@ def _of_node(node: Node, system: System) -> list[Finding]:
     if node.capture is None:
         return [problem("camera", f"{what} does not open: {node.reason}")]
     if node.raw:
-        return [ok("camera", f"{what} is a Raspberry Pi's own: --source picamera2:0")]
+        return [ok("camera", f"{what} belongs to a camera module (CSI): --source auto, or picamera2:0")]
     return [ok("camera", f"{what}: --source {node.path.removeprefix('/dev/video')}")]
 
 
@@ -154,25 +124,22 @@ def _of_picamera2(cameras: Cameras, system: System, raw: bool) -> list[Finding]:
         detail = "the system has it, and this environment does not see the system's packages"
         return [(problem if raw else note)("picamera2", detail, again)]
     if raw:
-        detail = "not installed: only it opens a Raspberry Pi's own camera"
-        return [problem("picamera2", detail, f"{system.sudo}apt install python3-picamera2 && {again}")]
+        detail = "not installed, but the camera module (CSI) needs it"
+        install = f"{system.sudo}apt-get install --no-install-recommends python3-picamera2"
+        return [problem("picamera2", detail, f"{install} && {again}")]
     return []
 
 
-def _node(name: str, said: dict[str, list[object]] | None, failed: str) -> Node:
-    path = str(_DEV / name)
-    reason, capabilities, card = (said or {}).get(path, [failed or "it says nothing", 0, ""])
-    sysfs = _CLASS / name
-    driver = os.path.basename(os.path.realpath(sysfs / "device" / "driver"))
-    flags = int(str(capabilities))
-    capture = None if reason else bool(flags & _CAPTURE and not flags & _MEMORY_TO_MEMORY)
-    try:
-        title = str(card) or (sysfs / "name").read_text(errors="replace").strip()
-    except OSError:
-        title = str(card)
-    title = "".join(c if c.isprintable() else "?" for c in title)
-    users = programs_using(path) if capture else []
-    return Node(path, title, "" if driver == "driver" else driver, capture, str(reason), tuple(users))
+def _queried(device: Node, reply: Answer) -> Node:
+    """Return the device with the kernel's answer to VIDIOC_QUERYCAP."""
+    reason, flags, card = (reply.said or {}).get(device.path, [reply.reason or "it says nothing", 0, ""])
+    if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. below another root
+        return device
+    if reason:
+        return replace(device, capture=None, reason=str(reason))
+    capture = bool(int(flags) & _CAPTURE and not int(flags) & _MEMORY_TO_MEMORY)
+    name = "".join(c if c.isprintable() else "?" for c in str(card)) or device.name
+    return replace(device, name=name, capture=capture, users=tuple(programs_using(device.path)) if capture else ())
 
 
 def _picamera2() -> str | None:

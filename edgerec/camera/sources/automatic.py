@@ -1,0 +1,47 @@
+"""``--source auto``: the camera module of a Raspberry Pi, or else the first USB camera."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from edgerec.camera.sources import CaptureFormat, Source
+from edgerec.camera.sources.opencv import OpenCVSource
+from edgerec.camera.sources.picamera import PicameraSource, camera_modules
+from edgerec.errors import SourceError
+from edgerec.runtime.video_devices import ROOT, list_video_devices
+
+log = logging.getLogger(__name__)
+
+
+def open_automatic(wanted: CaptureFormat, root: Path = ROOT) -> Source:
+    """Open the first camera module (CSI) through picamera2 if there is one, otherwise the first USB camera.
+
+    Args:
+        wanted: size, rate and format to request from the camera.
+        root: folder that contains ``sys`` and ``dev``.
+
+    Raises:
+        SourceError: there is no camera, or the camera module cannot be used because picamera2 does not load.
+    """
+    devices, _ = list_video_devices(root)
+    try:
+        modules = camera_modules("auto")
+    except SourceError as error:
+        if any(device.raw for device in devices):
+            raise SourceError(f"{error}; or use a USB camera with --source /dev/videoN") from None
+        modules = []
+    if modules:
+        log.info("auto: using picamera2:%d", modules[0])
+        return PicameraSource(modules[0], wanted)
+    if sys.platform != "linux":
+        return OpenCVSource.camera(0, wanted)
+    cameras = [device for device in devices if not device.raw and not device.helper]
+    if not cameras:
+        raise SourceError(
+            "auto: no camera was found; connect a USB camera or a camera module, or name another source: "
+            "edgerec doctor shows what is missing"
+        )
+    log.info("auto: using %s (%s)", cameras[0].path, cameras[0].name)
+    return OpenCVSource.camera(cameras[0].path, wanted)

@@ -1,0 +1,78 @@
+"""Video devices that the Linux kernel lists: USB cameras, the camera modules of a Raspberry Pi, and codecs."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+# Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
+_CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
+# Codecs and image signal processors, which are listed like cameras.
+_HELPERS = re.compile(r"codec|isp|pispbe|hevc|rpivid|stateless|decoder|encoder")
+
+
+@dataclass(frozen=True)
+class VideoDevice:
+    """A device ``/dev/videoN``.
+
+    Attributes:
+        path: path of the device file.
+        name: display name of the device.
+        driver: name of the kernel driver; empty if it is not known.
+        capture: whether the device delivers images; None if it cannot be opened.
+        reason: why it cannot be opened.
+        users: other programs that have opened it.
+    """
+
+    path: str
+    name: str = "camera"
+    driver: str = ""
+    capture: bool | None = True
+    reason: str = ""
+    users: tuple[str, ...] = ()
+
+    @property
+    def raw(self) -> bool:
+        """Whether the device belongs to a camera module (CSI), which only libcamera can use."""
+        return bool(_CAMERA_MODULE.search(f"{self.driver} {self.name}"))
+
+    @property
+    def helper(self) -> bool:
+        """Whether the device is a codec or the like instead of a camera."""
+        return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
+
+
+def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
+    """Return the video devices, and the names of those without a device file, e.g. in a container.
+
+    The devices are not opened. A device that has no image stream of its own, such as the metadata of a USB camera, has
+    ``capture`` False.
+
+    Args:
+        root: folder that contains ``sys`` and ``dev``.
+    """
+    entries = sorted((root / "sys/class/video4linux").glob("video*"), key=_number)
+    present = [entry for entry in entries if (root / "dev" / entry.name).exists()]
+    return [_device(entry, root) for entry in present], [entry.name for entry in entries if entry not in present]
+
+
+def _device(entry: Path, root: Path) -> VideoDevice:
+    driver = os.path.basename(os.path.realpath(entry / "device" / "driver"))
+    name = "".join(c if c.isprintable() else "?" for c in _text(entry / "name"))
+    main = _text(entry / "index") in ("", "0")
+    return VideoDevice(str(root / "dev" / entry.name), name or "camera", "" if driver == "driver" else driver, main)
+
+
+def _number(entry: Path) -> int:
+    digits = entry.name.removeprefix("video")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""

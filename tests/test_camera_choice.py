@@ -1,0 +1,150 @@
+"""Camera modules and USB cameras: --source auto, the capture time, and the doctor's findings."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgerec.camera import Feeds, Frame
+from edgerec.camera.sources import CaptureFormat, find_source
+from edgerec.camera.sources.automatic import open_automatic
+from edgerec.errors import SourceError
+
+USB = {"Model": "HD Webcam", "Id": "/base/soc/pcie@1f/usb@0/xhci/usb1/1-1:1.0-046d:0825"}
+MODULE = {"Model": "imx708", "Id": "/base/soc/i2c0mux/i2c@1/imx708@1a"}
+
+
+def picamera2(monkeypatch, cameras, *, age_s: float = 0.2, clock=time.CLOCK_MONOTONIC) -> list:
+    """Install a stand-in for picamera2 whose images are ``age_s`` old; return the list of opened numbers."""
+    opened = []
+
+    class Request:
+        def make_array(self, stream):
+            return np.full((48, 64, 3), 7, np.uint8)
+
+        def get_metadata(self):
+            return {"SensorTimestamp": int((time.clock_gettime(clock) - age_s) * 1e9)}
+
+        def release(self):
+            pass
+
+    class Picamera2:
+        def __init__(self, number):
+            opened.append(number)
+
+        @staticmethod
+        def global_camera_info():
+            return cameras
+
+        def create_video_configuration(self, **options):
+            return options
+
+        def configure(self, configuration):
+            pass
+
+        def camera_configuration(self):
+            return {"main": {"size": (64, 48)}}
+
+        def capture_request(self):
+            time.sleep(0.005)
+            return Request()
+
+        def capture_array(self, stream):
+            time.sleep(0.005)
+            return Request().make_array(stream)
+
+        start = stop = close = lambda self: None
+
+    module = ModuleType("picamera2")
+    module.Picamera2 = Picamera2
+    monkeypatch.setitem(sys.modules, "picamera2", module)
+    return opened
+
+
+def machine(folder, *devices):
+    """A faked /sys and /dev with video devices: (number, name, index)."""
+    (folder / "dev").mkdir(exist_ok=True)
+    for number, name, index in devices:
+        entry = folder / "sys" / "class" / "video4linux" / f"video{number}"
+        entry.mkdir(parents=True)
+        (entry / "name").write_text(f"{name}\n")
+        (entry / "index").write_text(f"{index}\n")
+        (folder / "dev" / f"video{number}").touch()
+    return folder
+
+
+@pytest.fixture
+def opened_by_opencv(monkeypatch):
+    from edgerec.camera.sources.opencv import OpenCVSource
+
+    opened = []
+    monkeypatch.setattr(OpenCVSource, "camera", lambda device, wanted: opened.append(device) or SimpleNamespace())
+    return opened
+
+
+def test_auto_prefers_the_camera_module(tmp_path, monkeypatch):
+    opened = picamera2(monkeypatch, [USB, MODULE])
+    root = machine(tmp_path, (0, "HD Webcam C270", 0), (4, "unicam-image", 0))
+    assert open_automatic(CaptureFormat(), root).name == "picamera2:1"
+    assert opened == [1]
+    # The number is the one of find_source("picamera2:1").
+    assert find_source("auto").open().name == "picamera2:1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists cameras")
+def test_auto_uses_the_first_usb_camera(tmp_path, monkeypatch, opened_by_opencv):
+    devices = (
+        (0, "bcm2835-codec-decode", 0),
+        (1, "HD Webcam C270: metadata", 1),
+        (2, "HD Webcam C270", 0),
+        (10, "Another", 0),
+        (19, "pispbe-input", 0),
+    )
+    root = machine(tmp_path, *devices)
+    open_automatic(CaptureFormat(), root)  # without picamera2
+    picamera2(monkeypatch, [USB])
+    open_automatic(CaptureFormat(), root)
+    assert opened_by_opencv == [str(tmp_path / "dev" / "video2")] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists cameras")
+def test_auto_says_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_opencv):
+    with pytest.raises(SourceError, match="no camera was found"):
+        open_automatic(CaptureFormat(), machine(tmp_path, (0, "rpi-hevc-dec", 0)))
+    # A camera module that only lacks its software is not silently replaced by a USB camera.
+    root = machine(tmp_path, (1, "rp1-cfe-csi2_ch0", 0), (2, "HD Webcam", 0))
+    with pytest.raises(SourceError, match="apt install python3-picamera2"):
+        open_automatic(CaptureFormat(), root)
+
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise ValueError("numpy.dtype size changed, may indicate binary incompatibility")
+
+    monkeypatch.setitem(sys.modules, "picamera2", Broken("picamera2"))
+    with pytest.raises(SourceError, match="--force-reinstall simplejpeg"):
+        open_automatic(CaptureFormat(), root)
+    assert opened_by_opencv == []
+
+
+@pytest.mark.parametrize("clock", [time.CLOCK_MONOTONIC, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)])
+def test_age_is_counted_from_the_exposure(monkeypatch, clock):
+    picamera2(monkeypatch, [MODULE], age_s=0.25, clock=clock)
+    with Feeds([find_source("picamera2:0")]) as feeds:
+        frame = next(event for event in feeds if isinstance(event, Frame))
+    age_s = time.monotonic() - frame.grabbed_s
+    assert age_s >= 0.25  # no upper limit: this machine may be slow
+    arrived_s = time.monotonic() - age_s
+    assert abs(arrived_s - frame.grabbed_s) < 0.001
+
+
+@pytest.mark.parametrize("age_s", [-5.0, 1e6])
+def test_implausible_sensor_timestamps_are_ignored(monkeypatch, age_s):
+    picamera2(monkeypatch, [MODULE], age_s=age_s)
+    before = time.monotonic()
+    with Feeds([find_source("picamera2:0")]) as feeds:
+        frame = next(event for event in feeds if isinstance(event, Frame))
+    assert before <= frame.grabbed_s <= time.monotonic()
