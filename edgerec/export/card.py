@@ -85,6 +85,16 @@ def _system_packages(target: Target) -> list[str]:
             "`--source auto` uses the camera module if there is one, otherwise the first USB camera.",
             "",
         ]
+    if "edgetpu" in target.delegate:
+        lines += [
+            "The Edge TPU needs libedgetpu, which Debian does not have. Download the package `libedgetpu1-std` for the",
+            "CPU from https://github.com/feranick/libedgetpu/releases, and type",
+            "`sudo apt install ./libedgetpu1-std_*.deb`. Google's own package (16.0) was built with TensorFlow 2.5 and",
+            "crashes with newer runtimes, according to public reports. No combination was tested on hardware by the",
+            "authors of edgerec. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge TPU,",
+            "and compares scores and labels.",
+            "",
+        ]
     return lines
 
 

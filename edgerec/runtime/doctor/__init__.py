@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from edgerec.runtime.doctor.python import Python
 from edgerec.runtime.doctor.resources import Resources
 from edgerec.runtime.doctor.runtimes import Runtime
 from edgerec.runtime.doctor.system import System
+from edgerec.runtime.video_devices import ROOT
 
 if TYPE_CHECKING:
     from edgerec.contract.manifest import Manifest
@@ -54,12 +56,14 @@ class Facts:
     tensorflow_gpus: int | None = None
 
 
-def doctor(target: str = "", bundle: str | Path = "") -> DoctorReport:
-    """Look at this machine. TensorFlow is not imported, and what may crash or hang is tried in other processes.
+def doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = ROOT) -> DoctorReport:
+    """Check this machine. TensorFlow is not imported, and code that may crash or hang runs in child processes.
 
     Args:
-        target: also say whether it fits this one; a name in ``targets/``, or a .toml file.
-        bundle: also say whether it fits what that bundle was made for.
+        target: target that the machine is compared with: a name in ``targets/``, or a .toml file.
+        bundle: bundle whose target the machine is compared with.
+        root: folder that contains ``sys``, ``proc`` and ``dev`` of the cameras, the Edge TPU and the board, e.g. a
+            copy from another machine.
 
     Raises:
         TargetError: no such target.
@@ -69,7 +73,7 @@ def doctor(target: str = "", bundle: str | Path = "") -> DoctorReport:
     name = target or (opened.target if opened else "")
     # A bundle names a person's own target file by its stem alone.
     aim = Target.load(name) if target or name in target_names() else None
-    report = examine(gather(), aim, delegate=opened.delegate if opened else None)
+    report = examine(gather(root), aim, delegate=opened.delegate if opened else None)
     if opened and aim is None:
         unknown = note(f"target {name}", "not one of edgerec's own: name its file", "edgerec doctor --target FILE.toml")
         report = DoctorReport((*report.findings, unknown))
@@ -82,12 +86,17 @@ def _manifest(bundle: str | Path) -> Manifest:
     return Bundle.open(bundle).manifest
 
 
-def gather() -> Facts:
-    """Ask this machine, all things at once; what does not answer in time is said to hang."""
+def gather(root: str | Path = ROOT) -> Facts:
+    """Collect the facts about this machine in parallel, with a time limit for each; ``root`` as for :func:`doctor`."""
+    root = Path(root)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        looks = (packages.look, opencv.look, runtimes.look, cameras.look, edgetpu.look, gpu.look, resources.look)
+        looks = (
+            *(packages.look, opencv.look, runtimes.look),
+            *(partial(cameras.look, root), partial(edgetpu.look, root)),
+            *(gpu.look, resources.look),
+        )
         asked: list[Future[Any]] = [pool.submit(look) for look in looks]
-        here, interpreter = system.look(), python.look()
+        here, interpreter = system.look(root), python.look()
         installed, vision, interpreters, seen, tpu, gpus, standing = (future.result() for future in asked)
     return Facts(
         system=here,
@@ -120,7 +129,7 @@ def examine(facts: Facts, target: Target | None = None, *, delegate: str | None 
         *runtimes.findings(facts.runtimes, here, facts.python),
         *opencv.findings(facts.opencv, facts.packages, here),
         *cameras.findings(facts.cameras, here),
-        *edgetpu.findings(facts.edgetpu, here),
+        *edgetpu.findings(facts.edgetpu, here, facts.runtimes),
         *gpu.findings(facts.gpu, here),
         *training.findings(facts.packages, here, facts.tensorflow_gpus),
         *resources.findings(facts.resources, here, trains),

@@ -15,6 +15,7 @@ from pathlib import Path
 import edgerec
 from edgerec.runtime.available import processors
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
+from edgerec.runtime.video_devices import ROOT
 
 # Nobody has this version earlier; files that pip wrote say more.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
@@ -31,6 +32,7 @@ class System:
         machine: the processor, as the kernel names it.
         bits: of programs, 32 or 64; the kernel may have more.
         board: a single-board computer's own name.
+        kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty if it is not known.
         processors: how many this process may use.
         avx: whether an x86 processor has AVX; None on others.
         root: whether we may do everything.
@@ -47,6 +49,7 @@ class System:
     machine: str = "x86_64"
     bits: int = 64
     board: str = ""
+    kernel: str = ""
     processors: int = 4
     avx: bool | None = None
     root: bool = False
@@ -89,15 +92,16 @@ def own_bits() -> int:
     return struct.calcsize("P") * 8
 
 
-def look() -> System:
-    """This machine."""
+def look(root: Path = ROOT) -> System:
+    """Return the facts about this system; ``root`` is the folder that contains ``proc``."""
     groups, member_of = _groups()
     return System(
         os=platform.system(),
         title=_title(),
         machine=platform.machine(),
         bits=own_bits(),
-        board=_text("/proc/device-tree/model").strip("\0 \n"),
+        board=_text(root / "proc/device-tree/model").strip("\0 \n"),
+        kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
         processors=processors(),
         avx=_avx(),
         root=hasattr(os, "geteuid") and os.geteuid() == 0,
@@ -180,7 +184,7 @@ def _encoding() -> str:
     return ""
 
 
-def _text(path: str) -> str:
+def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
