@@ -89,7 +89,7 @@ def test_command_lists_and_shows(edgerec, tmp_path):
     assert [line.split()[0] for line in listed.stdout.splitlines()] == target_names()
     shown = edgerec("targets", "coral")
     assert "8 MiB on the chip" in shown.stdout
-    assert "edgerec camera . --source 0" in shown.stdout
+    assert "edgerec camera . --source auto" in shown.stdout
     every = json.loads(edgerec("targets", "--json").stdout)
     assert [target["name"] for target in every] == target_names()
     mine = json.loads(edgerec("targets", written(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)

@@ -91,8 +91,8 @@ def _system_packages(target: Target) -> list[str]:
             "CPU from https://github.com/feranick/libedgetpu/releases, and type",
             "`sudo apt install ./libedgetpu1-std_*.deb`. Google's own package (16.0) was built with TensorFlow 2.5 and",
             "crashes with newer runtimes, according to public reports. No combination was tested on hardware by the",
-            "authors of edgerec. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge TPU,",
-            "and compares scores and labels.",
+            "authors of edgerec. `edgerec doctor` finds known problems. `edgerec verify .` runs the model on the Edge",
+            "TPU, and compares scores and labels.",
             "",
         ]
     return lines
