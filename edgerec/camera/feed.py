@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 # Number of decoded frames of a file that wait for the model: enough to overlap decoding and inference.
 READ_AHEAD = 2
 JOIN_S = 1.0
+# Longest wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
+EXIT_S = 16.0
 # A connection that hangs inside a driver cannot be ended, only abandoned. This many may hang at the same time.
 MAX_HUNG = 3
 
@@ -141,6 +144,9 @@ class _Feed:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
+            if connection.thread.is_alive():
+                # CPython before 3.14 aborts the process if native code returns to Python while the interpreter ends.
+                atexit.register(connection.thread.join, EXIT_S)
 
     def take(self) -> Event | None:
         """Return the next frame or state change. The change to ``ended`` follows the last frame."""

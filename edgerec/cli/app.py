@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
+import threading
 from typing import Any
 
 import typer
@@ -149,4 +151,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        # A camera or sink may still hang in native code. Python would wait for it, or abort when it returns.
+        if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
