@@ -59,7 +59,7 @@ def test_table_has_a_row_for_each_result(tmp_path):
     header, first, second = rows(path)
     table.close()
     assert tuple(header) == COLUMNS
-    assert first[1:8] == ["camera", "7", "10.000", 'a "strange", label\nwith ü', "0", "0.9000", ""]
+    assert first[1:8] == ["camera", "7", "10.000", 'a "strange", label\\nwith ü', "0", "0.9000", ""]
     assert abs(float(first[0]) - time.time()) < 60
     assert second[-3:] == ["cat", "0.9000", "1"]
 

@@ -172,7 +172,7 @@ def test_the_environment_of_others_and_a_manager_that_is_gone(manager):
         patient.alive()
     assert manager.heard() == ["WATCHDOG=1"]
     other.tell(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
-    assert manager.heard() == ["STATUS=a READY=0: lost (x)"]
+    assert manager.heard() == ["STATUS=a\\nREADY=0: lost (x)"]
     Service("/nowhere/at/all", 1).ready()
     Service("x" * 500, 1).ready()
 

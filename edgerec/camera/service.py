@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 from edgerec.camera.states import StateChange
+from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Service:
     def tell(self, change: StateChange) -> None:
         """A source's state, which ``systemctl status`` shows."""
         words = f"{change.source}: {change.state}{f' ({change.reason})' if change.reason else ''}"
-        self._send("STATUS=" + "".join(c if c.isprintable() else " " for c in words))
+        self._send("STATUS=" + printable(words))
 
     def stopping(self) -> None:
         """No more frames; what is left to do is to finish."""

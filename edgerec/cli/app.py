@@ -40,6 +40,7 @@ from edgerec.cli import (
     tune,
     verify,
 )
+from edgerec.cli.output import say
 from edgerec.cli.sinks import CameraCommand
 from edgerec.cli.user_paths import expand_user_paths
 from edgerec.errors import EdgerecError
@@ -72,7 +73,7 @@ class Commands(TyperGroup):
                 raise
             message = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
             message += "; what was finished before is whole"
-        typer.echo(f"error: {message}", err=True)
+        say(f"error: {message}", err=True)
         raise typer.Exit(1)
 
 

@@ -52,7 +52,7 @@ def build(
             made = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
             without = " without --overwrite" * overwrite
-            typer.echo(f"interrupted; to continue, run the same command again{without}", err=True)
+            say(f"interrupted; to continue, run the same command again{without}", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(made.to_dict())

@@ -131,7 +131,7 @@ def pack(
         try:
             made = pack_data(recipe, out, least_size_px=least, resume=resume, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
-            typer.echo(f"interrupted; resume with: {repeated(context, '--resume')}", err=True)
+            say(f"interrupted; resume with: {repeated(context, '--resume')}", err=True)
             raise typer.Exit(130) from None
     if json:
         show_json(made.to_dict())

@@ -55,6 +55,8 @@ def _show_finding(finding: Finding, sign: str, width: int, arrow: str) -> None:
     head = f"{sign} {finding.what:<{width}}  "
     indent = " " * len(head)
     room = max(60, get_terminal_size().columns if sys.stdout.isatty() else 120)
-    say(textwrap.fill(finding.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False))
+    lines = textwrap.wrap(finding.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+    for line in lines or [head]:
+        say(line)
     if finding.mend:  # in one line, as it is copied
         say(f"{indent}{arrow} {finding.mend}")

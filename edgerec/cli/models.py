@@ -74,13 +74,16 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
     say("")
     _costs(chosen, conditions is not None)
     if others:
-        say(f"\nother architectures that run on {target}, at {others[0].report.input_size} px")
+        say("")
+        say(f"other architectures that run on {target}, at {others[0].report.input_size} px")
         _costs(others, conditions is not None)
     if conditions:
-        say(f"\nms: time for one image, {conditions}")
+        say("")
+        say(f"ms: time for one image, {conditions}")
         say("    This is not a measurement. Run edgerec benchmark on the device to measure.")
     else:
-        say(f"\nThere is no estimate of the time on {target}; compare the multiply-adds.")
+        say("")
+        say(f"There is no estimate of the time on {target}; compare the multiply-adds.")
 
 
 def _network(row: Recommendation) -> str:
@@ -136,7 +139,8 @@ def _list(reports: Sequence[ArchitectureReport]) -> None:
         optional=("methods", "least px", "imagenet", "parameters"),
     )
     size = f"{first.input_size}×{first.input_size} RGB pictures, {first.classes} classes, width {first.width:g}"
-    say(f"\nfor {size}; for others: edgerec models NAME --input-size 64 --width 0.5")
+    say("")
+    say(f"for {size}; for others: edgerec models NAME --input-size 64 --width 0.5")
 
 
 def _describe(report: ArchitectureReport) -> None:

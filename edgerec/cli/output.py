@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.command_line import command
+from edgerec.utils.text import printable, to_json
 
 if TYPE_CHECKING:
     from edgerec.contract.progress import Listener
@@ -25,12 +25,12 @@ JsonOption = typer.Option(False, "--json", help="Print JSON, for scripts.")
 
 def show_json(value: Any) -> None:
     """One JSON object to stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    typer.echo(to_json(value, indent=1))
 
 
-def say(text: str) -> None:
-    """A line for people, to stdout."""
-    typer.echo(text)
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line for people to stdout, or to stderr if ``err`` is true. Unprintable characters are escaped."""
+    typer.echo(printable(text), err=err)
 
 
 def suggest(*words: object, note: str = "") -> None:
@@ -110,6 +110,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequen
         rows: cells of each row.
         optional: columns that may be left out, in the order in which they are removed.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     width = _terminal_width()
     if width is None:
         _print_table([header, *rows], len)
@@ -129,7 +130,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequen
         _print_wrapped(lines, width)
     if omitted:
         note = f"(not shown: {', '.join(omitted)}; a wider terminal or --json shows all columns)"
-        say(textwrap.fill(note, max(width, 40)))
+        for line in textwrap.wrap(note, max(width, 40)):
+            say(line)
 
 
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> None:
@@ -148,7 +150,9 @@ def pairs(rows: Sequence[tuple[str, str]], indent: str = "", left: int = 0) -> N
             say(start + text)
         else:
             room = max(20, width - len(start))
-            say(textwrap.fill(text, len(start) + room, initial_indent=start, subsequent_indent=" " * len(start)))
+            following = " " * len(start)
+            for line in textwrap.wrap(text, len(start) + room, initial_indent=start, subsequent_indent=following):
+                say(line)
 
 
 def _terminal_width() -> int | None:
@@ -169,7 +173,7 @@ def _print_table(lines: Sequence[Sequence[str]], measure: Callable[[str], int]) 
     for line in lines:
         gaps = [" " * (width - measure(cell)) for cell, width in zip(line, widths, strict=True)]
         cells = [line[0] + gaps[0], *(gap + cell for cell, gap in zip(line[1:], gaps[1:], strict=True))]
-        typer.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
@@ -189,7 +193,7 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
     with console.capture() as capture:
         console.print(grid)
     for line in capture.get().splitlines():
-        typer.echo(line.rstrip())
+        say(line.rstrip())
 
 
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
@@ -238,7 +242,7 @@ class _Stderr(logging.Handler):
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        message = printable(record.getMessage())
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
 
 
@@ -271,9 +275,9 @@ def progress() -> Iterator[Listener]:
             if step.stage not in bars:
                 for other in bars.values():
                     display.update(other, visible=False)
-                bars[step.stage] = display.add_task(step.stage, total=step.total, text=step.text)
-            bar = bars[step.stage]
-            display.update(bar, completed=step.done, total=step.total, text=step.text, visible=step.done < step.total)
+                bars[step.stage] = display.add_task(step.stage, total=step.total, text="")
+            bar, text = bars[step.stage], printable(step.text)
+            display.update(bar, completed=step.done, total=step.total, text=text, visible=step.done < step.total)
 
         handlers = log.handlers[:]
         if console.is_terminal:

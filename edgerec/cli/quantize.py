@@ -144,7 +144,7 @@ def _interruptible(context: typer.Context) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         again = repeated(context, "--resume")
-        typer.echo(f"interrupted; complete epochs of fine-tuning are saved; resume with: {again}", err=True)
+        say(f"interrupted; complete epochs of fine-tuning are saved; resume with: {again}", err=True)
         raise typer.Exit(130) from None
 
 

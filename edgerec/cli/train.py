@@ -149,7 +149,7 @@ def stopped(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         begun = (out / "recipe.toml").is_file()
         what_next = f"resume with: {command('train', '--resume', '--out', out)}" if begun else "nothing was written"
-        typer.echo(f"interrupted; {what_next}", err=True)
+        say(f"interrupted; {what_next}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -83,7 +83,7 @@ def tune(
         except KeyboardInterrupt:
             begun = (out / "study.json").is_file()
             resume_with = f"the running trial is lost; resume with: {command('tune', '--resume', '--out', out)}"
-            typer.echo(f"interrupted; {resume_with if begun else 'nothing was written'}", err=True)
+            say(f"interrupted; {resume_with if begun else 'nothing was written'}", err=True)
             raise typer.Exit(130) from None
     _show(report, json)
 

@@ -60,7 +60,7 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
         show_json(report.to_dict())
         return
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
     say(f"ok: {report.files} files unchanged, scores of {report.pictures} golden images equal {how}")
     if not report.exact:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from edgerec.contract.bounded import parse_json, parse_toml
 from edgerec.contract.content import describe
 from edgerec.errors import DataError
+from edgerec.utils.text import is_printable
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +189,10 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
             raise _NotLabels(f"label {number} is empty")
         if len(label) > MAX_LABEL_CHARACTERS:
             raise _NotLabels(f"label {number} has {len(label)} characters, the limit is {MAX_LABEL_CHARACTERS}")
-        if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in label):
-            raise _NotLabels(f"label {number} has a control character or an unpaired surrogate: {label!a}")
+        if not is_printable(label):
+            raise _NotLabels(
+                f"label {number} has a control character, a bidi control or an unpaired surrogate: {label!a}"
+            )
     return labels
 
 

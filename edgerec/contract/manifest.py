@@ -16,6 +16,7 @@ from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import DELEGATES
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
+from edgerec.utils.text import is_printable
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
@@ -222,6 +223,13 @@ class Manifest:
 
     def check(self, where: str) -> None:
         """Raise :class:`BundleError` when the parts do not fit each other."""
+        texts = {"name": self.name, "target": self.target, "variant": self.variant}
+        for what, text in (*texts.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
+            if not is_printable(text):
+                raise BundleError(
+                    f"{where}: {what} is {text!a}, which cannot be displayed: expected text without line breaks, "
+                    "control characters, bidi controls and unpaired surrogates"
+                )
         if len(set(self.labels)) != len(self.labels):
             raise BundleError(f"{where} has the same label twice")
         if self.combine not in COMBINATIONS:

@@ -26,6 +26,7 @@ from edgerec.data.layout import find_layout
 from edgerec.data.packed import SPLITS, is_pack, is_remote
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
+from edgerec.utils.text import is_printable
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def folder(root: Path, *, flat: bool = False) -> Files:
     layout = find_layout(root, flat=flat)
     labels = tuple(sorted({folder.label for folder in layout.folders if folder.label}))
     for label in labels:
-        if not label.isprintable():
+        if not is_printable(label):
             reason = (
                 "is not valid UTF-8" if any("\udc80" <= c <= "\udcff" for c in label) else "has a control character"
             )
@@ -361,7 +362,7 @@ def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = Non
         if names.dtype.kind != "U" or names.ndim != 1 or known.min() < 0 or known.max() >= len(names):
             raise DataError(f"{where}: labels is {names.dtype} {names.shape}, expected one text per class")
         labels = tuple(str(names[value]) for value in known)
-        if len(set(labels)) != len(labels) or not all(map(str.isprintable, labels)):
+        if len(set(labels)) != len(labels) or not all(map(is_printable, labels)):
             raise DataError(f"{where}: labels has a text twice, or one with a control character")
     own_splits = len(images) > 1
     tags = np.array(splits if own_splits else [""] * len(splits))

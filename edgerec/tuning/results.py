@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from edgerec.contract.files import write_file
 from edgerec.tuning.cost import PLACES, shown
 from edgerec.tuning.plan import OBJECTIVES, Plan
 from edgerec.tuning.space import applied
+from edgerec.utils.text import csv_line
 
 TRIALS, BEST, FRONT, TABLE, PICTURE = "trials", "best.toml", "pareto", "trials.csv", "plots/study.png"
 KEEP = ("best", "all", "none")
@@ -169,11 +168,9 @@ def _write_recipe(path: Path, plan: Plan, row: TrialRow) -> None:
 
 
 def _table(plan: Plan, rows: Sequence[TrialRow]) -> str:
-    out = io.StringIO()
     names = [name for name in TrialRow.__dataclass_fields__ if name not in ("reason", "params")]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *plan.space, "reason"])
+    lines = [csv_line([*names, *plan.space, "reason"])]
     for row in rows:
         values = ["" if getattr(row, name) is None else getattr(row, name) for name in names]
-        writer.writerow([*values, *(row.params.get(key, "") for key in plan.space), row.reason])
-    return out.getvalue()
+        lines.append(csv_line([*values, *(row.params.get(key, "") for key in plan.space), row.reason]))
+    return "".join(lines)

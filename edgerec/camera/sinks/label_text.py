@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edgerec.contract.preprocess import Image
 from edgerec.optional import require
 from edgerec.runtime.fonts import Font, ascii_text, installed_fonts, needs_shaping, split_by_font
+from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 @functools.lru_cache(maxsize=256)
 def label_text(label: str, index: int) -> LabelText:
     """Render a label with Pillow if it is not ASCII. If Pillow or a font is missing, log once what to install."""
-    label = label[:MOST_CHARACTERS]
+    label = printable(label[:MOST_CHARACTERS])
     if label.isascii():
         return LabelText(label)
     try:

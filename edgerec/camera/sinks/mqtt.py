@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.outbox import Outbox
 from edgerec.camera.states import StateChange
 from edgerec.contract.manifest import Manifest
+from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -229,4 +229,4 @@ class Mqtt:
 
 
 def _bytes(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return to_json(event).encode()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
 from edgerec.contract.files import checked_output
 from edgerec.errors import EdgerecError, OutputExistsError
+from edgerec.utils.text import csv_line
 
 COLUMNS = (
     "captured_s",
@@ -145,6 +144,4 @@ def _refuse_other_file(path: Path) -> None:
 
 
 def _line(values: Sequence[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_line(values).encode()

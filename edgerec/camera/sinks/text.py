@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TextIO
 
 from edgerec.camera.frame import Result
 from edgerec.camera.states import State, StateChange
+from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
@@ -19,7 +19,7 @@ class _Lines:
 
     def _line(self, text: str) -> None:
         try:
-            print(text, file=self._out, flush=True)
+            print(printable(text), file=self._out, flush=True)
         except BrokenPipeError:  # as with: edgerec camera … | head
             self.closed = True
             # What its buffer still holds is written when Python ends, and would fail again: it goes nowhere.
@@ -36,11 +36,11 @@ class JsonLines(_Lines):
 
     def write(self, result: Result) -> None:
         """Write one line."""
-        self._line(json.dumps({"event": "result"} | result.to_dict(), ensure_ascii=False))
+        self._line(to_json({"event": "result"} | result.to_dict()))
 
     def state(self, change: StateChange) -> None:
         """Write one line."""
-        self._line(json.dumps({"event": "state"} | change.to_dict(), ensure_ascii=False))
+        self._line(to_json({"event": "state"} | change.to_dict()))
 
 
 class TextLines(_Lines):

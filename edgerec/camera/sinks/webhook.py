@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import http.client
-import json
 import logging
 import socket
 import ssl
@@ -24,6 +23,7 @@ from edgerec.camera.sources.http import failure, status_text
 from edgerec.camera.states import StateChange
 from edgerec.errors import AddressError, EdgerecError
 from edgerec.utils.secrets import read_secret
+from edgerec.utils.text import to_json
 from edgerec.utils.urls import Url
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Webhook:
             if len(self._waiting) >= WAITING:
                 self._waiting.popleft()
                 self._failed("takes less than there is")
-            self._waiting.append(json.dumps(event, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            self._waiting.append(to_json(event).encode())
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:

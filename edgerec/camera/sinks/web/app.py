@@ -23,6 +23,7 @@ from edgerec.camera.sinks.web.album import Album
 from edgerec.camera.sinks.web.board import Board, Shown, unix_s
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
+from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def _jpeg(shown: Shown) -> Response:
 
 
 def _event(kind: str, fields: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(fields)}\n\n"
+    return f"event: {kind}\ndata: {to_json(fields)}\n\n"
 
 
 def page_file(name: str) -> str:
