@@ -106,7 +106,7 @@ def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
     sink = Prometheus(MANIFEST, port=0)
     idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MOST_CLIENTS + 4)]
     wait_for(lambda: len(threads()) > MOST_CLIENTS)
-    assert len(threads()) <= MOST_CLIENTS + 1
+    wait_for(lambda: len(threads()) <= MOST_CLIENTS + 1)  # the thread of a disconnected client ends a moment later
 
     def answers():
         try:

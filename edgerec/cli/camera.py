@@ -74,6 +74,7 @@ def camera(
     web_save: Path | None = typer.Option(
         None, help="Folder for images that are labeled on the web page, one subfolder per label."
     ),
+    web_save_max: str = typer.Option("2GB", help="Maximum total size of the folder --web-save; more is refused."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the CSV file and the video."),
     max_frames: int | None = typer.Option(None, min=1, help="Stop after this many predictions."),
     threshold: float | None = typer.Option(
@@ -165,6 +166,7 @@ def camera(
         web=web,
         web_token=web_token,
         web_save=web_save,
+        web_save_max=web_save_max,
         csv_append=csv_append,
         save_below=save_below,
         save_every=save_every,

@@ -68,6 +68,7 @@ class Wanted:
     web: str
     web_token: str | None
     web_save: Path | None
+    web_save_max: str
     overwrite: bool
 
 
@@ -162,6 +163,7 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
         log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
         sinks.append(metrics)
     if wanted.web:
+        from edgerec.camera.sinks.saver import parse_size
         from edgerec.camera.sinks.web import WebSink, is_loopback, parse_address
         from edgerec.utils.secrets import secret_variable
 
@@ -172,7 +174,8 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
                 f"the web page on {host} needs a token, and a generated one would be stored in the system's journal: "
                 "set EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
             )
-        page = stack.enter_context(WebSink(host, port, camera.manifest.labels, token, wanted.web_save))
+        most = parse_size(wanted.web_save_max)
+        page = stack.enter_context(WebSink(host, port, camera.manifest.labels, token, wanted.web_save, most))
         if token is None and page.token is not None:
             typer.echo(f"with its token: {page.url}", err=True)
         sinks.append(page)

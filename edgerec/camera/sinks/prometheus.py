@@ -182,9 +182,13 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Accept a client. If there are too many, the oldest one is disconnected, because it is idle or too slow."""
         with self._guard:
             if len(self._clients) >= MOST_CLIENTS:
-                return False
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
             self._clients[request] = time.monotonic()
             return True
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from edgerec.camera.frame import Frame
@@ -16,6 +17,8 @@ from edgerec.errors import EdgerecError
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
 LEAST_FREE_BYTES = 100_000_000
+# Default limit, so that whoever has the token cannot fill the disk.
+MAX_BYTES = 2_000_000_000
 # Not in every file system, or not at every place in a name.
 _ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$')
 
@@ -23,9 +26,19 @@ _ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$')
 class Album:
     """Writes ``DIR/LABEL/TIME-FRAME.png``; ``DIR/train/LABEL/…`` where a label is called as a split is."""
 
-    def __init__(self, root: Path, labels: Sequence[str]) -> None:
-        """Make the folder, so that one that cannot be written is noticed now; raises :class:`EdgerecError`."""
+    def __init__(self, root: Path, labels: Sequence[str], max_bytes: int = MAX_BYTES) -> None:
+        """Create the folder.
+
+        Args:
+            root: folder of the images.
+            labels: labels of the bundle.
+            max_bytes: maximum total size of the files in the folder.
+
+        Raises:
+            EdgerecError: the folder cannot be created or written.
+        """
         self.saved = 0
+        self._folder, self._max_bytes = root, max_bytes
         self._labels = tuple(labels)
         # Or the class "train" of a data set of vehicles would be taken for the training split.
         self._root = root / "train" if {"train", "val", "test"} & set(labels) else root
@@ -35,13 +48,14 @@ class Album:
             raise EdgerecError(f"pictures cannot be saved in {root}: {error.strerror}") from None
         if not os.access(root, os.W_OK | os.X_OK):
             raise EdgerecError(f"pictures cannot be saved in {root}: it cannot be written")
+        self._used_bytes = _size_of(root)
 
     def save(self, frame: Frame, index: int) -> Path:
         """Write the frame's picture as PNG, with no loss, under the label of that index; where it is.
 
         Raises:
             LookupError: no label has that index.
-            EdgerecError: the disk is full, or the folder cannot be written.
+            EdgerecError: the disk is full, the folder has reached its maximum size, or it cannot be written.
         """
         if not 0 <= index < len(self._labels):
             raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
@@ -51,6 +65,7 @@ class Album:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._check_quota(len(png))
             free = shutil.disk_usage(folder).free
             if free < LEAST_FREE_BYTES + len(png):
                 raise EdgerecError(
@@ -62,10 +77,34 @@ class Album:
                 number += 1
                 path = folder / f"{stamp}-{frame.index}-{number}.png"
             write_file(path, png)
+            self._used_bytes += _blocks(len(png))
         except OSError as error:
             raise EdgerecError(f"{folder} cannot be written: {error.strerror}") from None
         self.saved += 1
         return path
+
+    def _check_quota(self, size: int) -> None:
+        if self._used_bytes + _blocks(size) > self._max_bytes:
+            self._used_bytes = _size_of(self._folder)  # files may have been deleted or moved
+        if self._used_bytes + _blocks(size) > self._max_bytes:
+            raise EdgerecError(
+                f"{self._folder} has reached its maximum size of {self._max_bytes // 10**6} MB: move images to another "
+                "folder, or start with a larger --web-save-max"
+            )
+
+
+def _blocks(size: int) -> int:
+    """Return the space that a file of ``size`` bytes takes on most file systems."""
+    return -(-size // 4096) * 4096
+
+
+def _size_of(root: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with suppress(OSError):
+                total += _blocks(os.lstat(os.path.join(folder, name)).st_size)
+    return total
 
 
 def folder_name(label: str) -> str:

@@ -16,8 +16,9 @@ from edgerec.camera.sinks.web.guard import MOST_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-# A browser keeps up to six for each page.
+# A browser keeps up to six connections for each page.
 MOST_CONNECTIONS = 128
+MOST_CONNECTIONS_PER_ADDRESS = 64
 # To send a whole request, or to take what was sent.
 SLOW_S = 10.0
 START_S = 10.0
@@ -27,22 +28,39 @@ STOP_S = 2.0
 
 
 class Connection(H11Protocol):
-    """Ends a connection that is one too many, sends no request, or takes no answer."""
+    """Ends connections that send no request or do not receive the response, and limits the number of connections.
 
+    If an address, or the server, has too many connections, the oldest idle one makes room for the new one. So idle
+    connections never keep anybody from connecting.
+    """
+
+    _since_s = 0.0
     _late: asyncio.TimerHandle | None = None
     _full: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Count the connection, and give it time for its first request."""
+        """Limit the number of connections, and start the time limit for the first request."""
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
+        self._since_s = self.loop.time()
+        everybody = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
+        address = self.client[0] if self.client else ""
+        same = [one for one in everybody if (one.client[0] if one.client else "") == address]
+        for connections, most in ((same, MOST_CONNECTIONS_PER_ADDRESS), (everybody, MOST_CONNECTIONS)):
+            if len(connections) > most:
+                idle = [one for one in connections if one is not self and one.idle]
+                min(idle, key=lambda one: one._since_s, default=self).transport.abort()
+                break
         self._late = self.loop.call_later(SLOW_S, transport.abort)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the client has not sent a complete request that is still to be answered."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
     def data_received(self, data: bytes) -> None:
-        """Read; between two requests, and within one's head, the time runs."""
+        """Read data. The time limit applies between two requests and until the headers of a request are complete."""
         super().data_received(data)
-        waits = self.cycle is None or self.cycle.response_complete
+        waits = self.idle
         if waits and self._late is None:
             self._late = self.loop.call_later(SLOW_S, self.transport.abort)
         elif not waits and self._late is not None:

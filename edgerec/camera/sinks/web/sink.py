@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, listen
-from edgerec.camera.sinks.web.album import Album
+from edgerec.camera.sinks.web.album import MAX_BYTES, Album
 from edgerec.camera.sinks.web.board import Board
 from edgerec.camera.states import StateChange
 from edgerec.contract.files import checked_output
@@ -40,6 +40,7 @@ class WebSink:
         labels: Sequence[str] = (),
         token: str | None = None,
         save_dir: str | Path | None = None,
+        save_max_bytes: int = MAX_BYTES,
     ) -> None:
         """Listen and serve.
 
@@ -48,7 +49,8 @@ class WebSink:
             port: 0 takes any that is free.
             labels: the bundle's, in the order of the outputs.
             token: at least 8 characters.
-            save_dir: where labelled pictures go, as ``DIR/LABEL/….png``; None saves none.
+            save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``; None saves none.
+            save_max_bytes: maximum total size of the files in ``save_dir``; further images are refused.
 
         Raises:
             EdgerecError: the port is in use, the address is not this machine's, the token is too short, or
@@ -61,7 +63,7 @@ class WebSink:
             raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
         local = is_loopback(host)
         folder = None if save_dir is None else checked_output(save_dir, folder=True)
-        album = None if folder is None else Album(folder, labels)
+        album = None if folder is None else Album(folder, labels, save_max_bytes)
         self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
