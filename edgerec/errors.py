@@ -67,6 +67,10 @@ class DelegateError(EdgerecError, OSError):
     """A delegate's library that does not load."""
 
 
+class NoHomeError(EdgerecError, OSError):
+    """A user without a home folder, where a default folder is needed."""
+
+
 class SourceError(EdgerecError, OSError):
     """A camera, video, stream or folder that gives no frames."""
 

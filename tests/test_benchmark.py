@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -174,15 +175,36 @@ def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
     assert health.look().throttled is None
 
 
-def test_cutting_a_model_keeps_what_it_computes(bundle):
-    """The last cut is the model itself."""
+def test_few_shortened_models_are_open_at_a_time(bundle, monkeypatch):
+    from edgerec.runtime import profile
     from edgerec.runtime.interpreter import open_interpreter
-    from edgerec.runtime.profile import _cut
 
+    opened, most = weakref.WeakSet(), []
+
+    def recorded(content, **options):
+        interpreter = open_interpreter(content, **options)
+        opened.add(interpreter)
+        most.append(len(opened))
+        return interpreter
+
+    monkeypatch.setattr(profile, "open_interpreter", recorded)
     content = Bundle.open(bundle).model
-    count = len(read_graph(content).operators)
+    monkeypatch.setattr(profile, "OPEN_BYTES", 4 * len(content), raising=False)  # as for a large model
+    timed = profile_operators([content, content], threads=1, budget_s=0.0)
+    assert [(t.model, t.index) for t in timed] == [(m, i) for m in (0, 1) for i in range(len(timed) // 2)]
+    assert sum(t.part for t in timed) == pytest.approx(1, abs=0.01)
+    assert max(most) <= 3 < len(read_graph(content).operators)
+
+
+def test_the_longest_shortened_model_computes_what_the_model_computes(bundle, monkeypatch):
+    from edgerec.runtime import profile
+    from edgerec.runtime.interpreter import open_interpreter
+
+    content, shortened = Bundle.open(bundle).model, []
+    monkeypatch.setattr(profile, "open_interpreter", lambda m, **k: shortened.append(m) or open_interpreter(m, **k))
+    profile_operators([content], threads=1, budget_s=0.0)
     answers = []
-    for model in (content, _cut(content, count)):
+    for model in (content, max(shortened, key=lambda model: len(read_graph(model).operators))):
         interpreter = open_interpreter(model)
         given = interpreter.get_input_details()[0]
         pixels = np.random.default_rng(3).integers(0, 256, given["shape"]).astype(np.uint8)

@@ -93,9 +93,12 @@ def _show(report: BenchmarkReport) -> None:
     how = "as the source gave them" if of_source else "one after the other"
     say(f"speed    {report.fps:,.1f} pictures per second, {how} ({report.images:,} measured)")
     say(f"start    {report.cold_start_s:.2f} s from process start to the first answer")
-    say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB resident at most, until the first answer")
+    if report.peak_memory_bytes:
+        say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB resident at most, until the first prediction")
     say(f"on       {runtime.runtime} {runtime.version}, {runtime.cpu} ({runtime.machine}), {with_}")
     if report.after.temperature_c is not None:
         say(f"heat     {report.after.temperature_c:.0f} degrees Celsius")
+    if report.operators_error:
+        say(f"warning  the operators were not measured: {report.operators_error}")
     for reason in report.throttled:
         say(f"warning  throttled: {reason}; these figures are worse than the machine can do")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from edgerec.contract.lock import try_lock, unlock
-from edgerec.errors import OutputExistsError, OutputIsInputError, OutputNameError
+from edgerec.errors import NoHomeError, OutputExistsError, OutputIsInputError, OutputNameError
 
 # Suffixes of common file formats. An output folder must not have one of them, because it would be mistaken for a file.
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -225,7 +225,18 @@ def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
 
 
 def cache_folder() -> Path:
-    """``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder."""
+    """Return ``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder.
+
+    Raises:
+        NoHomeError: neither is known, because the user has no home folder, e.g. in a service or a container.
+    """
     if folder := os.environ.get("EDGEREC_CACHE"):
         return user_path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgerec"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "edgerec"
+    try:
+        return Path.home() / ".cache" / "edgerec"
+    except RuntimeError:
+        raise NoHomeError(
+            "this user has no home folder for cached files: set EDGEREC_CACHE to a folder that can be written"
+        ) from None

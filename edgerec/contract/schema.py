@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from edgerec.errors import MissingExtraError
@@ -15,5 +16,11 @@ def tflite_schema() -> Any:
         try:
             from tensorflow.lite.python import schema_py_generated
         except ModuleNotFoundError:
-            raise MissingExtraError("reading .tflite files needs LiteRT: pip install ai-edge-litert") from None
+            raise MissingExtraError(f"reading the graph of a .tflite file needs LiteRT: {_advice()}") from None
     return schema_py_generated
+
+
+def _advice() -> str:
+    if struct.calcsize("P") == 4:
+        return "it has no package for 32-bit systems, so use another computer for this"
+    return "pip install ai-edge-litert"

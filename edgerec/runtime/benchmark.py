@@ -18,7 +18,8 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider, decide
 from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.errors import BundleError, SourceError
+from edgerec.contract.schema import tflite_schema
+from edgerec.errors import BundleError, MissingExtraError, SourceError
 from edgerec.runtime.child import python_command
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import golden_pictures
@@ -30,10 +31,16 @@ from edgerec.runtime.profile import OperatorTime, profile_operators
 THROTTLED = 0.9
 LEAST_IMAGES = 50
 _COLD = """
-import json, resource, sys, time
+import json, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
 Classifier.open(sys.argv[1], **json.loads(sys.argv[3])).classify(read_image(sys.argv[2]))
-print(json.dumps([time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+ended = time.time()
+try:
+    import resource
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+except ImportError:  # Windows
+    kilobytes = 0
+print(json.dumps([ended, kilobytes]))
 """
 
 
@@ -73,10 +80,11 @@ class BenchmarkReport:
         fps: pictures per second, one after the other; of a source, as they really came.
         images: how many were measured.
         cold_start_s: from the start of a new process to its first answer.
-        peak_memory_bytes: resident, of that process.
+        peak_memory_bytes: largest resident memory of that process; 0 if the system does not report it.
         before, after: the machine's state around the measurement.
         throttled: why the figures may be too bad: the machine held itself back meanwhile.
-        operators: each operator's time; empty when it was not asked for.
+        operators: time of each operator; empty if not requested, or if ``operators_error`` is not empty.
+        operators_error: why the operators were not measured.
         source: what gave the pictures, without a password; empty: the golden ones.
     """
 
@@ -95,6 +103,7 @@ class BenchmarkReport:
     throttled: tuple[str, ...]
     operators: tuple[OperatorTime, ...]
     source: str = ""
+    operators_error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -142,6 +151,8 @@ def benchmark(
         taken, elapsed_s = _stages(classifier, iter(frames), seconds)
         fps = len(taken["together"]) / elapsed_s
     after = look()
+    operators_error = _unreadable_graph() if operators else ""
+    operators = operators and not operators_error
     listener(Progress("measuring the operators", 2, 3))
     manifest, used = bundle.manifest, threads or bundle.manifest.threads
     contents = [bundle.files[spec.model] for spec in manifest.networks]
@@ -163,7 +174,17 @@ def benchmark(
         throttled=_throttled(before, after),
         operators=timed,
         source=source,
+        operators_error=operators_error,
     )
+
+
+def _unreadable_graph() -> str:
+    """Return why no model's graph can be read here, e.g. because there is only tflite-runtime; otherwise empty."""
+    try:
+        tflite_schema()
+    except MissingExtraError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)

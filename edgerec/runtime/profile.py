@@ -1,4 +1,4 @@
-"""How long each operator of a model takes."""
+"""Measure the time of each operator of a model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ import numpy as np
 from edgerec.contract.flatbuffer import pack, parse, read_graph
 from edgerec.runtime.interpreter import open_interpreter
 
-# Rounds over all the cut models: each gives one sample of each operator.
+# Rounds over the shortened models. Each round gives one sample of each of them.
 LEAST_ROUNDS = 15
-# A sample of a quick model is many invokes, or an operator of it would be lost in the clock's noise.
+# One sample of a fast model is the mean of many runs, because the clock is too noisy for a single run.
 SAMPLE_S = 0.001
+# Approximate memory of the shortened models that are open at the same time.
+OPEN_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator.
+    """The time of one operator.
 
     Attributes:
-        model: which of an ensemble's models it belongs to, from 0.
-        index: its place in the file.
-        op: as TFLite calls it.
-        output: the name of its first output.
-        ms: median milliseconds; what a neighbour hides by being fused with it counts there.
-        part: of the whole, 0 to 1.
+        model: number of its model in an ensemble, from 0.
+        index: position of the operator in the file.
+        op: name of the operator in TFLite's schema.
+        output: name of its first output tensor.
+        ms: median time in milliseconds. If two operators are fused, their time is attributed to one of them.
+        part: fraction of the total time, 0 to 1.
     """
 
     model: int
@@ -40,73 +42,105 @@ class OperatorTime:
 
     @property
     def name(self) -> str:
-        """Its place: ``3``, or ``1.3`` in an ensemble's second model."""
+        """Position of the operator: ``3``, or ``1.3`` in the second model of an ensemble."""
         return f"{self.model}.{self.index}" if self.model else str(self.index)
 
 
 def profile_operators(
     contents: Sequence[bytes], *, threads: int = 0, budget_s: float = 5.0
 ) -> tuple[OperatorTime, ...]:
-    """Time each operator by the kernels that run later.
+    """Measure the time of each operator with the kernels that run later.
 
-    LiteRT's Python interpreter has no profiler. So the model is cut behind each operator in turn, and an operator's
-    time is that of the model up to it less that of the model up to the one before. All are timed in turn, so that
-    what else the machine does falls on all alike.
+    LiteRT's Python interpreter has no profiler. Therefore the model is shortened to its first operators, and the time
+    of an operator is the difference between the model that ends with it and the one that ends before it. Both are
+    measured in turn, so that other load on the machine affects them alike. Each shortened model holds the weights of
+    its operators, so only a group of them is open at a time.
 
     Args:
         contents: the bytes of .tflite files that run one after the other.
-        threads: of the interpreter; 0 lets the runtime choose.
-        budget_s: about how long this may take; at least ``LEAST_ROUNDS`` rounds.
+        threads: number of interpreter threads; 0 lets the runtime choose.
+        budget_s: approximate duration of the measurement in seconds; at least ``LEAST_ROUNDS`` rounds are measured.
+
+    Raises:
+        MissingExtraError: no package that can read the graph is installed.
     """
-    operators = [read_graph(content).operators for content in contents]
-    runs = [
-        _Prefix(_cut(content, count), threads)
-        for content, found in zip(contents, operators, strict=True)
-        for count in range(1, len(found) + 1)
+    graphs = [read_graph(content).operators for content in contents]
+    share_s = budget_s / max(1, sum(map(len, graphs)))
+    times_ms = [
+        _operator_times(content, len(operators), threads, share_s * len(operators))
+        for content, operators in zip(contents, graphs, strict=True)
     ]
+    whole = sum(sum(times) for times in times_ms) or 1.0
+    return tuple(
+        OperatorTime(number, op.index, op.name, op.outputs[0].name, round(ms, 5), round(ms / whole, 4))
+        for number, (operators, times) in enumerate(zip(graphs, times_ms, strict=True))
+        for op, ms in zip(operators, times, strict=True)
+    )
+
+
+def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
+    """Return the median time of each of a model's ``count`` operators in milliseconds."""
+    model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
+    times: list[float] = []
+    for begin in range(0, count, group):
+        end = min(count, begin + group)
+        # The model that ends before the group is measured again, as the reference of the group's first operator.
+        runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
+        _sample(runs, budget_s * (end - begin) / count)
+        upto = [float(np.median(run.taken_ms)) for run in runs]
+        del runs  # before the next group is opened
+        # A longer model cannot take less time than a shorter one, so differences below 0 are noise.
+        upto = list(np.maximum.accumulate(upto if begin else [0.0, *upto]))
+        times += [float(ms) for ms in np.diff(upto)]
+    return times
+
+
+def _sample(runs: Sequence[_Run], budget_s: float) -> None:
     order = np.random.default_rng(0)
     began, rounds = time.perf_counter(), 0
     while rounds < LEAST_ROUNDS or time.perf_counter() - began < budget_s:
         for at in order.permutation(len(runs)):
             runs[at].sample()
         rounds += 1
-    medians = iter([float(np.median(run.taken_ms)) for run in runs])
-    # A longer model takes no less time than a shorter one: what noise says otherwise is taken back.
-    upto = [np.maximum.accumulate([next(medians) for _ in found]) for found in operators]
-    whole = sum(float(times[-1]) for times in upto)
-    return tuple(
-        OperatorTime(number, op.index, op.name, op.outputs[0].name, round(float(ms), 5), round(float(ms) / whole, 4))
-        for number, (found, times) in enumerate(zip(operators, upto, strict=True))
-        for op, ms in zip(found, np.diff(times, prepend=0.0), strict=True)
-    )
 
 
-def _cut(content: bytes, count: int) -> bytes:
-    """The model's first ``count`` operators; what the last of them computes is the output."""
-    model = parse(content)
-    subgraph = model.subgraphs[0]
-    subgraph.operators = subgraph.operators[:count]
-    subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
-    model.signatureDefs = None
-    return pack(model)
+class _Prefixes:
+    """Shortened copies of a model."""
+
+    def __init__(self, content: bytes) -> None:
+        self._model = parse(content)
+        self._model.signatureDefs = None
+        self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
+
+    def first(self, count: int) -> bytes:
+        """Return the model with its first ``count`` operators, whose last output becomes the output of the model."""
+        subgraph = self._model.subgraphs[0]
+        subgraph.operators = self._operators[:count]
+        subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
+        used = {int(index) for operator in subgraph.operators for index in operator.inputs if index >= 0}
+        kept = {subgraph.tensors[index].buffer for index in used}
+        empty = type(self._buffers[0])()
+        self._model.buffers = [buffer if at in kept else empty for at, buffer in enumerate(self._buffers)]
+        return pack(self._model)
 
 
-class _Prefix:
-    """A cut model with a random input."""
+class _Run:
+    """A shortened model with a random input."""
 
     def __init__(self, content: bytes, threads: int) -> None:
         self.taken_ms: list[float] = []
         self._interpreter: Any = open_interpreter(content, threads=threads, where="a part of the model")
-        given = self._interpreter.get_input_details()[0]
-        random = np.random.default_rng(0).integers(0, 127, given["shape"])
-        self._interpreter.set_tensor(given["index"], random.astype(given["dtype"]))
+        detail = self._interpreter.get_input_details()[0]
+        random = np.random.default_rng(0).integers(0, 127, detail["shape"])
+        self._interpreter.set_tensor(detail["index"], random.astype(detail["dtype"]))
         self._interpreter.invoke()
         start = time.perf_counter()
         self._interpreter.invoke()
         self._times = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
-        self._interpreter.invoke()  # the one before left the caches to itself
+        """Measure the mean time of several runs."""
+        self._interpreter.invoke()  # another model has filled the caches
         start = time.perf_counter_ns()
         for _ in range(self._times):
             self._interpreter.invoke()

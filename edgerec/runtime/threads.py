@@ -1,4 +1,4 @@
-"""How many threads suit a model on this machine: measured once, and remembered."""
+"""Measure once which number of threads suits a model on this machine, and cache the result."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ WORTH = 0.9
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
-    """The fewest threads that are nearly as quick as any number of them.
+    """Return the smallest number of threads that is nearly as fast as any other number.
 
     Args:
-        content: a .tflite image classifier's bytes.
-        normalise: what its pixels become.
+        content: the bytes of a .tflite image classifier.
+        normalise: the normalization of its pixels.
     """
     available = processors()
     if available == 1:
         return 1
     about = f"{fingerprint().to_dict()} {available}".encode()
-    remembered = cache_folder() / f"threads-{hashlib.sha256(content + about).hexdigest()[:32]}"
+    remembered = None
     try:
+        remembered = cache_folder() / f"threads-{hashlib.sha256(content + about).hexdigest()[:32]}"
         return min(available, max(1, int(remembered.read_text(encoding="ascii"))))
     except (OSError, ValueError):
         chosen = _measured(content, normalise, available)
+    if remembered is None:  # the user has no home folder
+        return chosen
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_file(remembered, str(chosen))

@@ -58,7 +58,7 @@ class Table:
         if existing == "overwrite":
             _refuse_other_file(self._path)
         how = {"refuse": os.O_EXCL, "overwrite": os.O_TRUNC, "append": 0}[existing]
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | how
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | how
         try:
             self._file = os.open(self._path, flags, 0o666)
         except FileExistsError:
@@ -106,14 +106,14 @@ class Table:
 
     def _begin(self) -> None:
         header = _line(COLUMNS)
-        there = os.pread(self._file, len(header), 0) if os.fstat(self._file).st_size else b""
+        there = _read_at(self._file, 0, len(header)) if os.fstat(self._file).st_size else b""
         if there and there != header:
             raise EdgerecError(
                 f"{self._path} is not a table that edgerec camera wrote with these columns: give another name"
             )
         if not there:
             self._row(COLUMNS)
-        elif os.pread(self._file, 1, os.fstat(self._file).st_size - 1) != b"\n":  # the power went in mid-row
+        elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":  # the power went in mid-row
             os.write(self._file, b"\n")
 
     def _row(self, values: Sequence[Any]) -> None:
@@ -126,6 +126,11 @@ class Table:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
             raise EdgerecError(f"{self._path}: no space left for another row; its rows so far are whole")
+
+
+def _read_at(file: int, position: int, count: int) -> bytes:
+    os.lseek(file, position, os.SEEK_SET)  # Windows has no os.pread; writes append to the file in any case
+    return os.read(file, count)
 
 
 def _refuse_other_file(path: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import http.client
 import io
-import select
+import selectors
 import socket
 import ssl
 import time
@@ -208,8 +208,8 @@ def _authorization(account: Url, at: Url, challenges: list[str]) -> str:
 
 def _readable(connected: socket.socket) -> bool:
     try:
-        poll = select.poll()
-        poll.register(connected, select.POLLIN)
-        return bool(poll.poll(0))
+        with selectors.DefaultSelector() as selector:
+            selector.register(connected, selectors.EVENT_READ)
+            return bool(selector.select(0))
     except (OSError, ValueError):
         return False

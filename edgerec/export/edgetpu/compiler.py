@@ -14,7 +14,7 @@ from typing import Any
 from edgerec.contract.files import cache_folder, write_file
 from edgerec.contract.flatbuffer import Graph, read_graph
 from edgerec.contract.target import Target
-from edgerec.errors import ModelError, TargetError
+from edgerec.errors import ModelError, NoHomeError, TargetError
 from edgerec.export.edgetpu.doctor import Diagnosis, diagnose
 from edgerec.export.programs import call
 
@@ -172,6 +172,10 @@ def _read(path: Path) -> str:
 
 
 def _keep(said: str) -> Path:
-    path = cache_folder() / "edgetpu_compiler.log"
+    try:
+        folder = cache_folder()
+    except NoHomeError:
+        folder = Path(tempfile.mkdtemp(prefix="edgerec-"))
+    path = folder / "edgetpu_compiler.log"
     write_file(path, said + "\n")
     return path
