@@ -221,9 +221,6 @@ class Check:
     def __init__(self, row: Row, data: Path, folder: Path, weights: Path) -> None:
         self.row, self.folder, self.weights = row, folder, weights
         self.recipe = recipe_of(row, data, weights)
-        # Each device has its own batch normalization statistics. A checkpoint stores their mean, from which a resumed
-        # training continues on all devices. The final statistics are therefore equal only up to rounding errors.
-        self.rounding = 1e-5 if row["devices"] > 1 else 0.0
         self.each = BATCH // row["devices"] // row["accumulate"]
         self.failures: list[str] = []
         self.facts: list[str] = []
@@ -247,8 +244,7 @@ class Check:
             weights, others = trained.model().weights, unbroken.model().weights
             for one, other in zip(weights, others, strict=True):
                 difference = float(np.abs(one.numpy() - other.numpy()).max())
-                allowed = self.rounding if "moving_" in one.name else 0.0
-                self.expect(f"resume: {one.name} differs by {difference:.2g} from uninterrupted", difference <= allowed)
+                self.expect(f"resume: {one.name} differs by {difference:.2g} from uninterrupted", difference == 0)
         if self.row["compress"] != "none":
             self.compress(trained, unbroken)
 
@@ -410,10 +406,9 @@ class Check:
             self.expect("resume: the resumed variant has another name", resumed.variant == report.variant)
 
     def same_file(self, run: Any, other: Any, report: Any) -> bool:
-        """Compare the int8 weights of two variants. They may differ by 1 if the float weights have rounding errors."""
+        """Return whether two variants have the same int8 weights."""
         pairs = zip(*(_kernels(_graph(one, report.variant)) for one in (run, other)), strict=True)
-        steps = 1 if self.rounding else 0
-        return all(np.abs(one.astype(int) - another).max() <= steps for one, another in pairs)
+        return all(np.array_equal(one, another) for one, another in pairs)
 
     def check_frozen(self, observer: Observer) -> None:
         """Check whether batch normalization is frozen in each fine-tuning."""

@@ -329,6 +329,7 @@ def _recorder(state: _State) -> Any:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             # An autoencoder has no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
+            tune.team.merge_statistics(self.model)
             log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, learned(logs))
 
     return Recorder()

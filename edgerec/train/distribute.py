@@ -72,6 +72,15 @@ class Team:
         tf = require("tensorflow")
         return float(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.constant(value, tf.float64), axis=None))
 
+    def merge_statistics(self, model: Any) -> None:
+        """Give all devices the mean of their batch normalization statistics.
+
+        Each device updates its own statistics, but a checkpoint has only their mean. Called after each checkpoint, so
+        that an uninterrupted training continues from the same statistics as a resumed one.
+        """
+        if self.strategy is not None:
+            model.set_weights(model.get_weights())
+
     def wait(self) -> None:
         """Return when all workers are here."""
         self.mean(0.0)

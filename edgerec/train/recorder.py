@@ -161,6 +161,7 @@ def recorder(
             run.write_history([*run.history(), row])
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
+            team.merge_statistics(self.model)
             kept = {epoch + 1, best_epoch(history)}
             for number, path in checkpoints(run).items():
                 if number not in kept:
