@@ -66,8 +66,8 @@ class Patience:
 
     def __post_init__(self) -> None:
         limits = (self.open_s, self.stale_s, self.lost_s, self.first_wait_s, self.longest_wait_s)
-        if not all(seconds > 0 for seconds in limits) or (self.give_up_s is not None and self.give_up_s < 0):
-            raise ValueError("seconds of patience are positive")
+        if not all(seconds > 0 for seconds in limits) or not (self.give_up_s is None or self.give_up_s >= 0):
+            raise ValueError("timeouts of sources are positive numbers of seconds")
         if self.stale_s > self.lost_s:
             raise ValueError(f"a source is stale ({self.stale_s:g} s) before it is lost ({self.lost_s:g} s)")
 

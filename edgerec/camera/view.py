@@ -50,7 +50,7 @@ class View:
     def __post_init__(self) -> None:
         if self.rotate not in (0, 90, 180, 270):
             raise ValueError(f"rotate is {self.rotate}; expected 0, 90, 180 or 270")
-        if self.every < 1 or min(self.max_fps, self.max_age_s) < 0 or not 0 <= self.motion <= 1:
+        if self.every < 1 or not (self.max_fps >= 0 and self.max_age_s >= 0) or not 0 <= self.motion <= 1:
             raise ValueError("every is 1 or more, max_fps and max_age_s 0 or more, motion 0 to 1")
         if self.roi is not None:
             x, y, width, height = self.roi

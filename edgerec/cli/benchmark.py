@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# A live source that gives nothing for so long is not measured.
+# Seconds without a frame after which a live source is not measured.
 GIVE_UP_S = 10.0
 
 
@@ -42,10 +42,11 @@ def benchmark(
     warn_about_secrets([source])
     if plot is not None:
         refuse_existing(checked_output(plot, [bundle, source], suffixes=(".png",)), overwrite)
-    with progress() as listener, ExitStack() as stack:
+    frames = _frames(address) if address else None
+    with progress() as listener, closing(frames) if frames else nullcontext():
         report = measure(
             bundle,
-            frames=_frames(address, stack) if address else None,
+            frames=frames,
             source=address.name if address else "",
             seconds=seconds,
             threads=threads,
@@ -65,11 +66,13 @@ def benchmark(
         say(f"picture  {plot}")
 
 
-def _frames(address: Address, stack: ExitStack) -> Iterator[Frame]:
+def _frames(address: Address) -> Generator[Frame]:
+    """Yield the frames of a source. The source opens with the first frame, so that the cold start does not compete."""
     from edgerec.camera import Feeds
     from edgerec.camera.states import Patience
 
-    return stack.enter_context(Feeds([address], Patience(give_up_s=GIVE_UP_S))).frames()
+    with Feeds([address], Patience(give_up_s=GIVE_UP_S)) as feeds:
+        yield from feeds.frames()
 
 
 def _show(report: BenchmarkReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgerec.cli.sinks import Wanted, open_sinks
 from edgerec.optional import require
 
 if TYPE_CHECKING:
+    from edgerec.camera.states import Patience
     from edgerec.camera.view import View
 
 log = logging.getLogger(__name__)
@@ -134,7 +136,6 @@ def camera(
     """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.service import Service
-    from edgerec.camera.states import Patience
 
     chatter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handles a stop by a service manager like Ctrl-C
@@ -149,7 +150,7 @@ def camera(
         decision=key_values(decision, "smoothing=vote"),
         wanted=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
-        patience=Patience(give_up_s=give_up_after),
+        patience=_patience(give_up_after),
         loop=loop,
     )
     wanted = Wanted(
@@ -200,12 +201,21 @@ def key_values(texts: list[str], example: str) -> dict[str, Any]:
 def _format(size: str | None, rate: float, pixel_format: str) -> Any:
     from edgerec.camera.sources import CaptureFormat
 
-    width, _, height = (size or "0x0").lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size or "0x0", re.IGNORECASE)
+    if not numbers:
         raise typer.BadParameter(f"--size is {size!r}, expected as 1280x720")
-    if pixel_format and len(pixel_format) != 4:
+    if pixel_format and not (len(pixel_format) == 4 and pixel_format.isascii() and pixel_format.isprintable()):
         raise typer.BadParameter(f"--format is {pixel_format!r}, expected four letters, as MJPG or YUYV")
-    return CaptureFormat(int(width), int(height), rate, pixel_format)
+    return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
+
+
+def _patience(give_up_s: float | None) -> Patience:
+    from edgerec.camera.states import Patience
+
+    try:
+        return Patience(give_up_s=give_up_s)
+    except ValueError as error:
+        raise typer.BadParameter(f"--give-up-after is {give_up_s}: {error}") from None
 
 
 def _view(roi: str | None, **options: Any) -> View:

@@ -40,7 +40,11 @@ class FolderSource:
         """Yield each image with its path; raises :class:`SourceError` if no file is an image."""
         shown = 0
         for path in self._files:
-            content = read_image_file(path)
+            try:
+                content = read_image_file(path)
+            except OSError as error:  # e.g. permission denied, or deleted since the folder was listed
+                log.warning("%s was skipped: %s", path, error.strerror)
+                continue
             image = decode(content, self._levels)
             if image is None:
                 log.warning("%s was skipped: %s", path, why_unreadable(content))
@@ -48,7 +52,7 @@ class FolderSource:
             shown += 1
             yield image, str(path)
         if not shown:
-            raise SourceError(f"none of the {len(self._files)} files in {self.name} is an image")
+            raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -32,13 +32,15 @@ class OpenCVSource:
         self._capture = capture
         self._peer = PeerSocket()
         cv2 = require("cv2")
-        width, height, fps, fourcc = (
-            capture.get(key)
-            for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
-        )
-        letters = (int(fourcc) & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace")
+        keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
+        # Drivers and damaged files may report any number, also infinity and NaN.
+        width, height, fps, fourcc = (value if abs(value) < 2**32 else 0.0 for value in map(capture.get, keys))
+        letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # V4L2 sets the highest bit for big-endian formats
         self.format = CaptureFormat(
-            int(width), int(height), fps if 0 < fps < 1000 else 0.0, letters if letters.isprintable() else ""
+            max(0, int(width)),
+            max(0, int(height)),
+            fps if 0 < fps < 1000 else 0.0,
+            letters.decode("ascii") if letters.isascii() and letters.decode("ascii").isprintable() else "",
         )
 
     @classmethod
