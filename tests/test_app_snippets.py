@@ -233,3 +233,15 @@ def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle,
     table = pixel_table(normalise, spec)
     assert done.stdout == (pixels if table is None else table[pixels]).tobytes()
     assert done.returncode == 7
+
+
+@pytest.mark.parametrize("target", ["android", "web"])
+def test_readme_says_how_mediapipe_differs_from_the_training(bundle, target):
+    """Kotlin and JavaScript are not executed here, so the README must not claim equal pixels."""
+    manifest = Bundle.open(bundle).manifest
+    text = " ".join(apps.usage(manifest, Target.load(target)))
+    size = f"{manifest.preprocess.width}×{manifest.preprocess.height}"
+    assert f"MediaPipe resizes images to {size} pixels, but not as in training" in text
+    assert ("accepts only RGB images" in text) is (manifest.preprocess.channels == 1)
+    color = replace(manifest, preprocess=replace(manifest.preprocess, channels=3))
+    assert "accepts only RGB images" not in " ".join(apps.usage(color, Target.load(target)))

@@ -68,13 +68,25 @@ def usage(manifest: Manifest, target: Target) -> list[str]:
 
 
 def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
-    if spec.fit == "stretch":
-        return []
     lines = [
-        f"The model was trained with fit = {spec.fit} at {spec.width}×{spec.height} pixels, but MediaPipe stretches",
-        f"images: {_FIT_FIRST[spec.fit]} before you classify it.",
+        f"MediaPipe resizes images to {spec.width}×{spec.height} pixels, but not as in training, where large images",
+        "are averaged first. Therefore its predictions can differ from those of `edgerec predict`. To avoid this,",
+        "resize the image to this size before you classify it. The tests of edgerec do not execute this code.",
+        "",
     ]
-    return [*lines, ""]
+    if spec.channels == 1:
+        lines += [
+            "The model takes grayscale images. MediaPipe's Python package accepts only RGB images, so train with",
+            "`--set data.channels=3` if the app reports an error.",
+            "",
+        ]
+    if spec.fit != "stretch":
+        lines += [
+            f"The model was trained with fit = {spec.fit}, but MediaPipe stretches images: {_FIT_FIRST[spec.fit]}",
+            "before you classify it.",
+            "",
+        ]
+    return lines
 
 
 def _coral(manifest: Manifest, file: str) -> list[str]:

@@ -79,7 +79,18 @@ def findings(cameras: Cameras, system: System) -> list[Finding]:
     if system.os != "Linux":
         privacy = "; macOS asks once, then: System Settings, Privacy, Camera" if system.os == "Darwin" else ""
         return [ok("camera", f"not looked for on this system: try --source 0{privacy}")]
-    found = [finding for node in cameras.nodes if not node.helper for finding in _of_node(node, system)]
+    modules = [node for node in cameras.nodes if node.raw and node.capture is not None and not node.users]
+    found = [
+        finding
+        for node in cameras.nodes
+        if not node.helper and node not in modules
+        for finding in _of_node(node, system)
+    ]
+    if modules:
+        belong = "belongs" if len(modules) == 1 else "belong"
+        found.append(
+            ok("camera", f"{_range(modules)} {belong} to a camera module (CSI): --source auto, or picamera2:0")
+        )
     if helpers := [node for node in cameras.nodes if node.helper]:
         names = ", ".join(dict.fromkeys(node.driver or node.name for node in helpers))
         found.append(ok("camera", f"{_range(helpers)} {'is none' if len(helpers) == 1 else 'are none'}: {names}"))
@@ -103,8 +114,6 @@ def _of_node(node: Node, system: System) -> list[Finding]:
         return [note("camera", f"{what} is in use by {', '.join(node.users)}", f"kill {process[1]}" if process else "")]
     if node.capture is None:
         return [problem("camera", f"{what} does not open: {node.reason}")]
-    if node.raw:
-        return [ok("camera", f"{what} belongs to a camera module (CSI): --source auto, or picamera2:0")]
     return [ok("camera", f"{what}: --source {node.path.removeprefix('/dev/video')}")]
 
 
