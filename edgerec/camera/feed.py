@@ -27,6 +27,8 @@ JOIN_S = 1.0
 EXIT_S = 16.0
 # A connection that hangs inside a driver cannot be ended, only abandoned. This many may hang at the same time.
 MAX_HUNG = 3
+# Interval at which a wait for the next event checks whether stop() was called.
+_POLL_S = 0.1
 
 Event = Frame | StateChange
 
@@ -46,6 +48,11 @@ class Feeds:
         self._changed = threading.Condition(lock)
         self._feeds = [_Feed(address, patience or Patience(), lock, self._changed) for address in addresses]
         self._turn = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the iteration soon. May be called from any thread and from a signal handler, because it takes no lock."""
+        self._stopped = True
 
     def __enter__(self) -> Feeds:
         for feed in self._feeds:
@@ -67,13 +74,13 @@ class Feeds:
 
     def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
         """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without one."""
-        while True:
+        while not self._stopped:
             with self._changed:
                 event = self._take()
                 if event is None:
                     if all(feed.state is State.ENDED for feed in self._feeds):
                         return
-                    self._changed.wait(idle_s)
+                    self._changed.wait(_POLL_S if idle_s is None else min(idle_s, _POLL_S))
                     event = self._take()
             if event is not None or idle_s is not None:
                 yield event

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from edgerec.contract.decision import Classification, Decision
 from edgerec.contract.preprocess import Image, contiguous
+
+_NO_IMAGE: Image = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Frame:
         """
         return self.grabbed_s if self.media_s is None else self.started_s + self.media_s
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the frame holds: the decoded image, and the contiguous copy that :attr:`image` may create."""
+        whole = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
+        return whole.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -64,6 +74,11 @@ class Result:
     classification: Classification
     answered_s: float
     decision: Decision | None = None
+
+    @cached_property
+    def without_image(self) -> Result:
+        """The same result with an empty image, for sinks that do not use images."""
+        return replace(self, frame=replace(self.frame, grabbed=_NO_IMAGE))
 
     @property
     def age_ms(self) -> float:

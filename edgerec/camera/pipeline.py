@@ -14,9 +14,10 @@ from typing import Any
 from edgerec.camera.answers import answered
 from edgerec.camera.feed import Event, Feeds
 from edgerec.camera.frame import Result
+from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.service import Service
 from edgerec.camera.sinks import Sink
-from edgerec.camera.sinks.worker import SinkWorker
+from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.camera.view import Choice, View
@@ -44,13 +45,16 @@ class RunReport:
         answered: frames with an answer.
         overtaken: frames of live sources that newer ones replaced.
         skipped: frames that the view left out, by reason.
-        dropped: results that a sink did not take, by sink.
+        dropped: number of results that did not reach a sink or that the sink has lost, by sink.
+        incomplete: names of the sinks that lost results for another reason than that they were too slow for a live
+            source: they failed, did not finish, or lost accepted results.
     """
 
     answered: int
     overtaken: int
     skipped: dict[str, int]
     dropped: dict[str, int]
+    incomplete: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -98,6 +102,8 @@ class Camera:
         self.sources = tuple(address.name for address in addresses)
         self.inputs = self.sources
         self._answered, self._workers = 0, list[SinkWorker]()
+        self._stops = 0
+        self._live_sources = frozenset(address.name for address in addresses if address.live)
         self._feeds = Feeds(addresses, patience)
         labels, spec = self.manifest.labels, self.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
@@ -160,7 +166,17 @@ class Camera:
             self._feeds.overtaken,
             dict(self._choice.skipped),
             {worker.name: worker.lost for worker in self._workers if worker.lost},
+            tuple(worker.name for worker in self._workers if worker.incomplete),
         )
+
+    def stop(self) -> None:
+        """End :meth:`run` soon: no more frames are read, and the sinks finish what they have accepted.
+
+        A second call abandons sinks that have not finished. May be called from any thread and from a signal handler,
+        because it takes no lock.
+        """
+        self._stops += 1
+        self._feeds.stop()
 
     def __enter__(self) -> Camera:
         self._feeds.__enter__()
@@ -198,7 +214,7 @@ class Camera:
                 answered_s = time.monotonic()
                 decision = self._deciders[frame.feed].update(answer.scores, frame.captured_s, answer.novelty)
                 yield Result(frame, answer, answered_s, decision)
-        for error in self._feeds.errors:
+        for error in self._feeds.errors if not self._stops else ():
             raise error
 
     def _selected(self, service: Service, idle_s: float | None) -> Iterator[Event | None]:
@@ -223,6 +239,12 @@ class Camera:
     ) -> RunReport:
         """Send results and state changes to all sinks until the sources end, a sink closes, or a limit is reached.
 
+        At the end, the sinks finish all results that they have accepted. The wait for a sink ends if the sink makes no
+        progress for 10 s, or for 10 min if all sources are files and :meth:`stop` was not called.
+
+        In the main thread, Ctrl-C (and other signals whose handler is ``signal.default_int_handler``) calls
+        :meth:`stop`. ``KeyboardInterrupt`` is raised after the sinks are closed; see :attr:`report` for what was done.
+
         Args:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
@@ -231,15 +253,21 @@ class Camera:
                 each attempt to reconnect. If the model, a window or all connections hang, the notifications stop, so
                 that the watchdog of the service manager restarts the service.
             keep_open: keep the sinks open after the last frame, so that a web page can still be read. The call then
-                returns when a sink closes, and otherwise waits for a ``KeyboardInterrupt``.
+                returns when a sink closes or :meth:`stop` is called.
 
         Raises:
             OutputIsInputError: the attribute ``outputs`` of a sink contains the path of a source.
+            KeyboardInterrupt: a signal has stopped the camera.
         """
-        sinks, service = list(sinks), service or Service()
+        with Interrupts(self.stop):
+            return self._run(list(sinks), max_frames, service or Service(), keep_open)
+
+    def _run(self, sinks: list[Sink], max_frames: int | None, service: Service, keep_open: bool) -> RunReport:
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
-        workers = self._workers = [SinkWorker(sink, lossless=not self.live) for sink in threaded]
+        workers = self._workers = [
+            SinkWorker(sink, lossless=not self.live, patience_s=self._patience_s) for sink in threaded
+        ]
         polled_s = time.monotonic()
 
         def poll() -> None:
@@ -258,14 +286,15 @@ class Camera:
                 if event is None:
                     poll()
                 else:
+                    source = event.source if isinstance(event, StateChange) else event.frame.feed
                     for worker in workers:
-                        worker.put(event)
+                        worker.put(event, wait=source not in self._live_sources)
                     for sink in inline:
                         sink.state(event) if isinstance(event, StateChange) else sink.write(event)
                 enough = isinstance(event, Result) and self._answered == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
-            while keep_open and not any(sink.closed for sink in sinks):
+            while keep_open and not self._stops and not any(sink.closed for sink in sinks):
                 service.alive()
                 poll()
                 time.sleep(_POLL_S)
@@ -275,9 +304,19 @@ class Camera:
                 worker.close()
             for sink in inline:
                 sink.close()
-            for name, lost in self.report.dropped.items():
-                log.warning("%s did not take %d of %d results", name, lost, self._answered)
-        return self.report
+            report = self.report
+            for name in dict.fromkeys((*report.dropped, *report.incomplete)):
+                if lost := report.dropped.get(name):
+                    log.warning("%s lost %d of %d results", name, lost, self._answered)
+                else:
+                    log.warning("%s could not be finished", name)
+        return report
+
+    def _patience_s(self) -> float:
+        """Return the number of seconds without progress after which a sink is considered hung."""
+        if self._stops > 1:
+            return 0.0
+        return CLOSE_S if self._stops or self.live else STALLED_S
 
 
 def _distinct(addresses: Sequence[Address]) -> list[Address]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -155,10 +154,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        # A camera or sink may still hang in native code. Python would wait for it, or abort when it returns.
+        # A thread of a camera or sink may hang in native code or in a write to stdout. Python would abort or wait for it.
+        # All output was flushed; flushing stdout again would wait for a thread that holds the lock of its buffer.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
-            for stream in filter(None, (sys.stdout, sys.stderr)):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,11 +133,12 @@ def camera(
     ),
 ) -> None:
     """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
+    from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.service import Service
 
     chatter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handles a stop by a service manager like Ctrl-C
+    raise_on_signals()
     live = Camera.open(
         bundle,
         source,
@@ -187,6 +187,8 @@ def camera(
         if keep_open and not loop:
             log.info("the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops earlier")
         live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
+    if live.report.incomplete:  # the reasons were logged
+        raise typer.Exit(1)
 
 
 def key_values(texts: list[str], example: str) -> dict[str, Any]:

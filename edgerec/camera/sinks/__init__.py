@@ -1,4 +1,4 @@
-"""Where results go."""
+"""Sinks: receivers of results, such as a CSV file, a video or a broker."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from edgerec.camera.states import StateChange
 
 
 class Sink(Protocol):
-    """Takes each result and each change of a source's state; always called from one and the same thread."""
+    """A receiver of results and of state changes of the sources. All calls come from the same thread.
+
+    Optional attributes: ``name`` for messages; ``uses_images``, False if ``write`` does not use the image of a result,
+    so that waiting results do not keep it in memory; ``dropped``, the number of accepted results that the sink has
+    lost; ``inline``, True if the sink must be called in the thread of :meth:`Camera.run`; ``outputs``, the paths that
+    the sink writes.
+    """
 
     @property
     def closed(self) -> bool:
-        """Whether the person at the sink wants to end."""
+        """Whether the sink asks the camera to stop."""
         ...
 
     def write(self, result: Result) -> None:
-        """Take one result."""
+        """Process one result."""
         ...
 
     def state(self, change: StateChange) -> None:
-        """Take one change of state."""
+        """Process one state change."""
         ...
 
     def close(self) -> None:
-        """Finish what was begun; called once."""
+        """Complete all output. Called once."""
         ...

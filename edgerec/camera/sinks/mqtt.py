@@ -42,6 +42,7 @@ class Mqtt:
 
     closed = False
     name = "mqtt"
+    uses_images = False
 
     def __init__(
         self,

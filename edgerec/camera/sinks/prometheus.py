@@ -60,6 +60,7 @@ class Prometheus:
 
     closed = False
     name = "metrics"
+    uses_images = False
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class Table:
 
     closed = False
     name = "csv"
+    uses_images = False
 
     def __init__(self, path: str | Path, existing: Existing = "refuse") -> None:
         """Create the file and write the header.

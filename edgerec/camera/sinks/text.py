@@ -13,6 +13,8 @@ from edgerec.utils.text import printable, to_json
 class _Lines:
     """Writes lines and sends each at once; a reader that went away closes the sink."""
 
+    uses_images = False
+
     def __init__(self, out: TextIO) -> None:
         self.closed = False
         self._out = out

@@ -88,6 +88,7 @@ class Webhook:
 
     closed = False
     name = "webhook"
+    uses_images = False
 
     def __init__(
         self,

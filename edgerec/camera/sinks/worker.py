@@ -1,4 +1,4 @@
-"""A thread for each sink, so that a slow or failing one harms nobody else."""
+"""Run each sink in its own thread, so that a slow or failing sink does not affect the others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks import Sink
@@ -13,76 +16,146 @@ from edgerec.camera.states import StateChange
 
 log = logging.getLogger(__name__)
 
+# Limits of one queue. The newest event is always accepted, even if its image alone is larger.
 WAITING = 64
-# How long a file's frames wait for a sink that takes nothing.
-PATIENCE_S = 5.0
-CLOSE_S = 3.0
+WAITING_BYTES = 64_000_000
+# A sink that finishes no event for this many seconds is considered hung: while results of a file wait for it, and while
+# a live camera or an interrupted one is being closed.
+STALLED_S = 600.0
+CLOSE_S = 10.0
+_POLL_S = 0.1
+_WARN_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    event: Result | StateChange
+    size_bytes: int
+    droppable: bool
 
 
 class SinkWorker:
-    """Hands events to a sink in a thread of its own, through a bounded queue.
+    """Passes events to a sink in a separate thread, through a queue that is limited in length and in bytes.
+
+    If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
     Attributes:
-        name: the sink's own, or its type's, for people.
-        written: results that the sink took.
-        dropped: results that it did not take: its queue was full, or it failed.
-        failed: how often it raised.
+        name: name of the sink, or of its type.
+        written: number of results that the sink has accepted.
+        dropped: number of results that did not reach the sink because it was too slow, failed or hung.
+        failed: number of exceptions that the sink has raised.
+        incomplete: whether results were lost for another reason than that the sink was too slow for a live source.
     """
 
-    def __init__(self, sink: Sink, *, lossless: bool) -> None:
+    def __init__(self, sink: Sink, *, lossless: bool, patience_s: Callable[[], float] | None = None) -> None:
         """Start the thread.
 
         Args:
-            sink: closed in the thread, at the end.
-            lossless: wait for a queue that is full, up to some seconds; otherwise the oldest result goes.
+            sink: the sink. Its ``close`` is called in the thread.
+            lossless: whether :meth:`put` waits if the queue is full. Otherwise the oldest result is dropped.
+            patience_s: returns the number of seconds without progress after which the sink is considered hung; called
+                repeatedly during a wait. By default ``STALLED_S`` if lossless, otherwise ``CLOSE_S``.
         """
         self.name = str(getattr(sink, "name", type(sink).__name__))
         self.written = self.dropped = self.failed = 0
         self._sink, self._lossless = sink, lossless
-        self._events: deque[Result | StateChange] = deque()
+        self._patience_s = patience_s or (lambda: STALLED_S if lossless else CLOSE_S)
+        self._uses_images = bool(getattr(sink, "uses_images", True))
+        self._entries: deque[_Entry] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
-        self._ending, self._said_s = False, 0.0
+        self._current: Result | StateChange | None = None
+        self._ending = self._finished = self._incomplete = False
+        self._overruns = 0
+        self._progress_s, self._warned_s = time.monotonic(), -_WARN_S
         self._thread = threading.Thread(target=self._work, name=f"edgerec-{self.name}", daemon=True)
         self._thread.start()
 
     @property
     def closed(self) -> bool:
-        """Whether the sink wants to end."""
+        """Whether the sink asks the camera to stop."""
         return self._sink.closed
 
     @property
     def lost(self) -> int:
-        """What did not reach the sink, and what the sink says it lost itself."""
-        return self.dropped + int(getattr(self._sink, "dropped", 0))
+        """Number of results that did not reach the sink, plus those that the sink itself has lost."""
+        return self.dropped + self._dropped_by_sink
 
-    def put(self, event: Result | StateChange) -> None:
-        """Queue an event; never longer than ``PATIENCE_S``, and for live sources not at all."""
+    @property
+    def incomplete(self) -> bool:
+        return self._incomplete or self._dropped_by_sink > 0
+
+    @property
+    def _dropped_by_sink(self) -> int:
+        return int(getattr(self._sink, "dropped", 0))
+
+    def put(self, event: Result | StateChange, *, wait: bool | None = None) -> None:
+        """Queue an event.
+
+        Args:
+            event: the event.
+            wait: whether to wait until a full queue has room, e.g. for the frame of a file. Otherwise the oldest result
+                that may be dropped is dropped. By default as ``lossless``.
+        """
+        wait = self._lossless if wait is None else wait
+        if isinstance(event, Result) and not self._uses_images:
+            event = event.without_image
+        entry = _Entry(event, event.frame.size_bytes if isinstance(event, Result) else 0, not wait)
         with self._changed:
-            if self._lossless:
-                self._changed.wait_for(lambda: len(self._events) < WAITING or self._sink.closed, PATIENCE_S)
-            if len(self._events) >= WAITING:
-                self._drop_oldest()
-            self._events.append(event)
+            if not self._entries and self._current is None:
+                self._progress_s = time.monotonic()
+            if wait and not self._wait(lambda: self._has_room(entry) or self._sink.closed):
+                self._lose(1, "the sink is hung")
+                return
+            while not (wait or self._has_room(entry)):
+                if not self._drop_oldest():
+                    self.dropped += 1
+                    self._overruns += 1
+                    return
+            self._entries.append(entry)
+            self._bytes += entry.size_bytes
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let the sink take what waits, close it, and wait for that a bounded time."""
+        """Wait until the sink has processed all queued events and is closed, as long as it makes progress."""
         with self._changed:
-            self._ending = True
+            self._ending, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
-            log.warning("%s does not end: left alone with %d events", self.name, len(self._events))
-            self.dropped += sum(isinstance(event, Result) for event in self._events)
-
-    def _drop_oldest(self) -> None:
-        # State changes are few and matter most: they stay.
-        for at, event in enumerate(self._events):
-            if isinstance(event, Result):
-                del self._events[at]
-                self.dropped += 1
+            if not self._wait(lambda: self._finished):
+                waiting = [entry.event for entry in self._entries] + [self._current]
+                self._entries.clear()
+                self._lose(sum(isinstance(event, Result) for event in waiting), "the sink does not end")
                 return
-        self._events.popleft()
+        self._thread.join()
+
+    def _has_room(self, entry: _Entry) -> bool:
+        return not self._entries or (len(self._entries) < WAITING and self._bytes + entry.size_bytes <= WAITING_BYTES)
+
+    def _wait(self, condition: Callable[[], Any]) -> bool:
+        """Wait, with the lock, until the condition holds; return False if the sink makes no progress."""
+        warned = False
+        while not condition():
+            idle_s = time.monotonic() - self._progress_s
+            if idle_s >= self._patience_s():
+                return bool(condition())
+            if idle_s >= _WARN_S and not warned:
+                warned = True
+                log.warning("%s has finished nothing for %.0f s; waiting. Ctrl-C stops", self.name, idle_s)
+            self._changed.wait(_POLL_S)
+        return True
+
+    def _drop_oldest(self) -> bool:
+        """Drop the oldest result that may be dropped, or the oldest state change if there are only these."""
+        at = next((at for at, entry in enumerate(self._entries) if _droppable(entry)), None)
+        if at is None and any(isinstance(entry.event, Result) for entry in self._entries):
+            return False
+        entry = self._entries[at or 0]
+        del self._entries[at or 0]
+        self._bytes -= entry.size_bytes
+        if at is not None:
+            self.dropped += 1
+            self._overruns += 1
+        return True
 
     def _work(self) -> None:
         while (event := self._next()) is not None:
@@ -92,25 +165,48 @@ class SinkWorker:
                 else:
                     self._sink.write(event)
                     self.written += 1
-            except Exception as error:  # whatever it is, the camera goes on
-                self._failure(error, isinstance(event, Result))
+            except Exception as error:  # the camera continues without this result, whatever the error is
+                self._failure(error, int(isinstance(event, Result)))
         try:
             self._sink.close()
         except Exception as error:
-            self._failure(error, False)
+            self._failure(error, 0)
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
 
     def _next(self) -> Result | StateChange | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._events or self._ending)
-            event = self._events.popleft() if self._events else None
+            self._current, self._progress_s = None, time.monotonic()
             self._changed.notify_all()
-            return event
+            self._changed.wait_for(lambda: self._entries or self._ending)
+            if not self._entries:
+                return None
+            entry = self._entries.popleft()
+            self._bytes -= entry.size_bytes
+            self._current, self._progress_s = entry.event, time.monotonic()
+            overruns, self._overruns = self._overruns, 0
+        if overruns:  # logged here, because a blocked stderr must not block the camera
+            self._warn("the sink is too slow")
+        return entry.event
 
-    def _failure(self, error: Exception, lost: bool) -> None:
+    def _failure(self, error: Exception, lost: int) -> None:
         self.failed += 1
-        self.dropped += lost
-        # The first of many, and then one a minute: a disk that is full must not fill it with words.
+        self._lose(lost, str(error))
+
+    def _lose(self, count: int, why: str) -> None:
+        with self._changed:
+            self.dropped += count
+            self._incomplete = True
+            self._warn(why)
+
+    def _warn(self, why: str) -> None:
+        # At most one line per minute, so that the log does not fill the disk as well.
         now = time.monotonic()
-        if self.failed == 1 or now - self._said_s > 60:
-            self._said_s = now
-            log.warning("%s: %d results lost so far: %s", self.name, self.dropped, error)
+        if now - self._warned_s >= _WARN_S:
+            self._warned_s = now
+            log.warning("%s: %d results lost so far: %s", self.name, self.dropped, why)
+
+
+def _droppable(entry: _Entry) -> bool:
+    return entry.droppable and isinstance(entry.event, Result)

@@ -1,0 +1,67 @@
+"""Stop the camera on a signal without an exception at an arbitrary instruction."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+# Ctrl-C, a service manager, a closed terminal, and Ctrl-Break on Windows.
+SIGNALS = tuple(
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if (number := getattr(signal, name, None)) is not None
+)
+
+SAME_S = 1.0
+
+
+def raise_on_signals() -> None:
+    """Let all of :data:`SIGNALS` raise ``KeyboardInterrupt``, except those that the parent process ignores (nohup)."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+class Interrupts:
+    """A context in which signals call ``stop`` instead of raising ``KeyboardInterrupt``, which is raised at its end.
+
+    A ``KeyboardInterrupt`` can be raised between any two instructions, e.g. after a lock was acquired and before the
+    block that releases it. The lock then stays locked, and other threads wait for it forever. Therefore ``stop`` must
+    only set flags and must not use a lock. It is called for the first two signals. Further signals raise
+    ``KeyboardInterrupt`` immediately. Signals within ``SAME_S`` count as one, because ``timeout`` and shells send a
+    signal both to the process and to its group.
+
+    Only handlers that raise ``KeyboardInterrupt`` are replaced, and only in the main thread.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop, self._count, self._last_s = stop, 0, float("-inf")
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is signal.default_int_handler:
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._count and error is None:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        last_s, self._last_s = self._last_s, time.monotonic()
+        if self._last_s - last_s < SAME_S:
+            return
+        self._count += 1
+        if self._count > 2:
+            raise KeyboardInterrupt
+        self._stop()
