@@ -18,7 +18,7 @@ import pytest
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.pipeline import Camera
 from edgerec.camera.sinks.worker import WAITING, SinkWorker
-from edgerec.camera.sources import Address, find_source
+from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.contract.decision import Classification, DecisionSpec
 from tests.conftest import REPOSITORY
 from tests.network import wait_for
@@ -69,7 +69,7 @@ def test_frames_of_a_file_are_kept_beside_a_live_source():
     class Numbered:
         """A file of small images."""
 
-        name, format = "file", SimpleNamespace()
+        name, format = "file", CaptureFormat()
 
         def images(self):
             yield from ((np.zeros((8, 8, 3), np.uint8), "file") for _ in range(3 * WAITING))
