@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +97,12 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
         send = _sent(wanted, camera)
         if window:
             sinks.append(stack.enter_context(Window()))
-        sinks += _served(wanted, camera, stack)
-        sinks += _files(wanted, camera)  # when nothing else fails any more: they leave something behind
-        sinks += [begin() for begin in send]
-    except ValueError as error:
+        for open_sink in (*_served(wanted, camera, stack), *_files(wanted, camera), *send, *_table(wanted)):
+            sinks.append(open_sink())
+    except BaseException as error:
+        for sink in sinks:
+            with suppress(Exception):
+                sink.close()
         if type(error) is not ValueError:
             raise
         raise typer.BadParameter(str(error)) from None
@@ -132,35 +134,49 @@ def _check_partners(wanted: Wanted) -> None:
             raise typer.BadParameter(f"{option} does nothing without {partner}")
 
 
-def _files(wanted: Wanted, camera: Camera) -> list[Sink]:
-    sinks: list[Sink] = []
-    if wanted.video is not None:
+# The functions below return a function for each sink, which opens the sink. No sink changes an existing file before the
+# first event, because another sink may fail to open. The CSV file is the last one, because opening it creates the file.
+
+
+def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
+    sinks: list[Callable[[], Sink]] = []
+    if (video := wanted.video) is not None:
         from edgerec.camera.sinks.video import VideoFile
 
-        sinks.append(VideoFile(wanted.video, live=camera.live, overwrite=wanted.overwrite))
-    if wanted.save_dir is not None:
+        sinks.append(lambda: VideoFile(video, live=camera.live, overwrite=wanted.overwrite))
+    if (folder := wanted.save_dir) is not None:
         from edgerec.camera.sinks.saver import SavedPictures, SaveSpec, parse_size
 
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
         spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
-        sinks.append(SavedPictures(wanted.save_dir, SaveSpec(**spec)))
-    if wanted.csv is not None:
-        from edgerec.camera.sinks.table import Table
-
-        sinks.append(
-            Table(wanted.csv, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")
-        )
+        save_spec = SaveSpec(**spec)
+        sinks.append(lambda: SavedPictures(folder, save_spec))
     return sinks
 
 
-def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
-    sinks: list[Sink] = []
+def _table(wanted: Wanted) -> list[Callable[[], Sink]]:
+    if (path := wanted.csv) is None:
+        return []
+    from edgerec.camera.sinks.table import Table
+
+    return [lambda: Table(path, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")]
+
+
+def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Callable[[], Sink]]:
+    sinks: list[Callable[[], Sink]] = []
     if wanted.metrics:
         from edgerec.camera.sinks.prometheus import Prometheus, parse_listen
 
-        host, port = parse_listen(wanted.metrics)
-        metrics = stack.enter_context(Prometheus(camera.manifest, host, port, lambda: camera.report))
-        log.info("the metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, metrics.port)
+        metrics_host, metrics_port = parse_listen(wanted.metrics)
+
+        def metrics() -> Prometheus:
+            sink = stack.enter_context(
+                Prometheus(camera.manifest, metrics_host, metrics_port, lambda: camera.report, camera.sources)
+            )
+            shown = f"[{metrics_host}]" if ":" in metrics_host else metrics_host
+            log.info("the metrics are at http://%s:%d/metrics", shown, sink.port)
+            return sink
+
         sinks.append(metrics)
     if wanted.web:
         from edgerec.camera.sinks.saver import parse_size
@@ -175,15 +191,18 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
                 "set EDGEREC_WEB_TOKEN, or EDGEREC_WEB_TOKEN_FILE to a file with mode 0600"
             )
         most = parse_size(wanted.web_save_max)
-        page = stack.enter_context(WebSink(host, port, camera.manifest.labels, token, wanted.web_save, most))
-        if token is None and page.token is not None:
-            typer.echo(f"with its token: {page.url}", err=True)
+
+        def page() -> WebSink:
+            sink = stack.enter_context(WebSink(host, port, camera.manifest.labels, token, wanted.web_save, most))
+            if token is None and sink.token is not None:
+                typer.echo(f"with its token: {sink.url}", err=True)
+            return sink
+
         sinks.append(page)
     return sinks
 
 
 def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
-    """What makes those that begin to connect when they are made; what was typed is checked at once."""
     make: list[Callable[[], Sink]] = []
     if wanted.webhook:
         from edgerec.camera.sinks.webhook import Hook, Webhook
@@ -191,7 +210,7 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
 
         hook = Hook.parse(wanted.webhook)
         secret = secret_variable("EDGEREC_WEBHOOK_SECRET")
-        make.append(lambda: Webhook(hook, secret=secret))
+        make.append(lambda: Webhook(hook, secret=secret, live=camera.live))
     if wanted.mqtt:
         from edgerec.camera.sinks.broker import Broker
         from edgerec.camera.sinks.mqtt import Mqtt
@@ -208,6 +227,7 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
                 camera.manifest,
                 results_per_s=wanted.mqtt_results,
                 discovery_prefix=wanted.mqtt_discovery,
+                sources=camera.sources,
             )
         )
     return make

@@ -86,11 +86,16 @@ class Broker:
         if password and not user:
             raise EdgerecError(f"the broker's address has a password and no user: {_EXPECTED}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
-        if re.search(r"[+#\x00-\x1f\x7f]|//|^\$", prefix) or len(prefix) > 200:
+        if not is_topic_prefix(prefix):
             raise EdgerecError(
                 "the topic prefix in the broker's address cannot be used: expected levels as home/hall, without + # $"
             )
         return cls(parts.host, parts.port, parts.scheme == "mqtts", user, password, prefix)
+
+
+def is_topic_prefix(text: str) -> bool:
+    """Return whether topics below ``text`` can be published. An empty string is valid."""
+    return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
 class Connection:

@@ -1,9 +1,12 @@
-"""What network sinks share: names that are safe anywhere, and decisions when they change."""
+"""Functions that the network sinks share: safe names of sources, and changes of decisions."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
+from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from edgerec.camera.frame import Result
@@ -12,14 +15,34 @@ from edgerec.utils.urls import redacted
 _LONGEST = 64
 
 
+@lru_cache(maxsize=256)
 def safe_name(text: str) -> str:
-    """``text`` of ASCII letters, digits, ``_`` and ``-`` only, 1 to 64 of them: a level of a topic, a label, a file.
+    """Return a name for a topic level, a metric label or a file: 1 to 64 ASCII letters, digits, ``_`` or ``-``.
 
-    Secrets in an address are left out. Texts that differ only in punctuation get the same name.
+    Secrets in an address are left out. If the text is too long or has characters without an ASCII form, the name ends
+    with a digest, so that different texts have different names. Texts that differ only in punctuation have the same
+    name; see :func:`source_name`.
     """
-    plain = unicodedata.normalize("NFKD", redacted(text) if "://" in text else text).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")
-    return name[-_LONGEST:].strip("-") or "source"  # of a long path the end tells more
+    text = redacted(text) if "://" in text else text
+    ascii_text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-") or "source"
+    if len(name) <= _LONGEST and all(c.isascii() or not c.isalnum() for c in ascii_text):
+        return name
+    return _with_digest(name, text)
+
+
+def _with_digest(name: str, text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    # The end of a long path or URL tells more than its start.
+    return f"{name[-(_LONGEST - 9) :].strip('-')}-{digest}".strip("-")
+
+
+def source_name(source: str, sources: Collection[str]) -> str:
+    """Return the safe name of a source, which differs from the names of all other ``sources`` of the camera."""
+    name = safe_name(source)
+    if any(other != source and safe_name(other) == name for other in sources):
+        return _with_digest(name, source)
+    return name
 
 
 def source_of(result: Result) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from edgerec import __version__
-from edgerec.camera.sinks.events import safe_name
+from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
@@ -13,7 +14,7 @@ from edgerec.contract.manifest import Manifest
 MOST_CHOICES = 100
 
 
-def discovery(manifest: Manifest, prefix: str, source: str) -> dict[str, dict[str, Any]]:
+def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """The retained messages, by their topic below the discovery prefix, that announce one source.
 
     A sensor with the label, whose attributes are the whole decision; one with the score; and whether the source is
@@ -22,9 +23,10 @@ def discovery(manifest: Manifest, prefix: str, source: str) -> dict[str, dict[st
     Args:
         manifest: of the bundle.
         prefix: of the camera's topics.
-        source: as the user named it.
+        source: the source, as entered by the user.
+        sources: all sources of the camera, so that each has its own topics and IDs.
     """
-    device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), safe_name(source)
+    device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources)
     decision, state = f"{prefix}/{name}/decision", f"{prefix}/{name}/state"
     choices = list(dict.fromkeys([*manifest.labels, UNKNOWN]))
     common: dict[str, Any] = {

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.broker import Broker, Connection
-from edgerec.camera.sinks.events import Changes, decision_event, safe_name, source_of
+from edgerec.camera.sinks.broker import Broker, Connection, is_topic_prefix
+from edgerec.camera.sinks.events import Changes, decision_event, safe_name, source_name, source_of
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.outbox import Outbox
 from edgerec.camera.states import StateChange
 from edgerec.contract.manifest import Manifest
+from edgerec.errors import EdgerecError
 from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 WINDOW = 16
 FLUSH_S = 1.0
 GOODBYE_S = 0.5
+# Interval at which messages are tried again that could not be handed to paho.
+RETRY_S = 5.0
 
 
 class Mqtt:
@@ -54,6 +58,7 @@ class Mqtt:
         discovery_prefix: str = "homeassistant",
         most: int = 10_000,
         most_bytes: int = 10_000_000,
+        sources: Sequence[str] = (),
     ) -> None:
         """Begin to connect, in the background.
 
@@ -63,24 +68,32 @@ class Mqtt:
             manifest: of the bundle, for Home Assistant.
             results_per_s: results of each source at most; 0 for none, infinity for all.
             discovery_prefix: Home Assistant's; empty announces nothing.
-            most, most_bytes: of waiting messages; of more, the oldest go.
+            most, most_bytes: limits of the queue; if they are exceeded, the oldest messages are dropped.
+            sources: all sources of the camera, so that each has its own topics.
 
         Raises:
-            EdgerecError: the folder cannot be used, or another process uses it.
+            EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.
             MissingExtraError: paho-mqtt is not installed.
         """
         self._broker, self._manifest, self._discovery = broker, manifest, discovery_prefix.strip("/")
+        if not is_topic_prefix(self._discovery):
+            raise EdgerecError(
+                f"{discovery_prefix!r} cannot be the topic prefix of discovery: use levels such as home/hall, "
+                "without + # $"
+            )
         self._least_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = Changes()
         self._lock = threading.Lock()  # of what both threads use, the next two
-        self._sources: dict[str, None] = {}
+        self._sources = dict.fromkeys(sources)
+        self._known: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
-        # Of the sending thread alone: numbers of paho -> ids of the outbox, the last id sent, sources announced.
+        # Used only by the sending thread: paho's numbers -> IDs of the outbox, and the announced sources.
         self._under_way: dict[int, int] = {}
         self._repeated: set[int] = set()
         self._greetings: set[int] = set()
-        self._last = self._session = 0
+        self._session = 0
+        self._failed_s = float("-inf")
         self._announced: set[str] = set()
         self._wake, self._deadline = threading.Event(), float("inf")
         status = f"{broker.prefix}/status"
@@ -131,31 +144,37 @@ class Mqtt:
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
         self._connection.close(GOODBYE_S)
+        self._outbox.close()
         if waiting := len(self._outbox):
             log.warning("%s: %d messages wait for the next start", self._broker, waiting)
-        self._outbox.close()
 
     def _topic(self, source: str, what: str) -> str:
-        return f"{self._broker.prefix}/{safe_name(source)}/{what}"
+        return f"{self._broker.prefix}/{source_name(source, self._sources)}/{what}"
 
     def _keep(self, source: str, what: str, event: dict[str, Any]) -> None:
         topic, payload = self._topic(source, what), _bytes(event)
         number = self._outbox.put(topic, payload, True)
         with self._lock:
             self._sources[source] = None
+            self._known.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
 
     def _send(self) -> None:
-        """The sending thread: everything of QoS 1 goes out here, so that its order is one."""
+        """Send all messages of QoS 1 from one thread, so that they keep their order."""
         while True:
-            self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._ending else None)
+            self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._ending else RETRY_S)
             self._wake.clear()
-            self._acknowledge()
-            if self._connection.connected:
-                self._greet()
-                self._announce()
-                self._advance()
+            try:
+                self._acknowledge()
+                if self._connection.connected:
+                    self._greet()
+                    self._announce()
+                    self._advance()
+            except Exception as error:  # later messages must still be sent
+                if time.monotonic() - self._failed_s >= 60:
+                    self._failed_s = time.monotonic()
+                    log.warning("%s: a message could not be sent; trying again: %s", self._broker, error)
             if self._ending and not (self._connection.connected and len(self._outbox) and self._left_s > 0):
                 break
         if self._connection.connected:
@@ -195,24 +214,26 @@ class Mqtt:
 
     def _announce(self) -> None:
         with self._lock:
-            new = [source for source in self._sources if source not in self._announced]
+            new = [source for source in self._sources if source in self._known - self._announced]
         for source in new:
             self._announced.add(source)
             if self._discovery:
-                for topic, entity in discovery(self._manifest, self._broker.prefix, source).items():
+                for topic, entity in discovery(self._manifest, self._broker.prefix, source, self._sources).items():
                     self._greet_with(f"{self._discovery}/{topic}", _bytes(entity))
 
     def _advance(self) -> None:
         room = WINDOW - len(self._under_way)
-        if self._repeated or room <= 0 or self._last == self._outbox.newest:
+        sent = set(self._under_way.values())
+        if self._repeated or room <= 0 or len(self._outbox) <= sum(number in self._outbox for number in sent):
             return
-        for message in self._outbox.pending(self._last, room):
-            self._last = message.id
+        for message in self._outbox.pending(0, WINDOW):
+            if message.id in sent or len(self._under_way) >= WINDOW:
+                continue
             try:
                 number = self._connection.publish(message.topic, message.payload, retain=message.retain)
-            except ValueError as error:  # a topic that a damaged file made up
+            except ValueError as error:  # e.g. an invalid topic in a damaged file
                 log.warning("a message of the queue cannot be sent: %s", error)
-                self._outbox.remove(message.id)
+                self._outbox.discard(message.id)
             else:
                 self._under_way[number] = message.id
 

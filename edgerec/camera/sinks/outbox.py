@@ -1,4 +1,4 @@
-"""Messages that wait on disk until they are delivered."""
+"""A queue of messages on disk, which wait there until they are delivered."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from edgerec.errors import EdgerecError
 
 log = logging.getLogger(__name__)
+
+# Interval between attempts to open the file again.
+REOPEN_S = 10.0
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS messages "
@@ -43,15 +46,16 @@ class Message:
 
 
 class Outbox:
-    """A bounded queue in one SQLite file: what was put in survives the process, until it is removed.
+    """A bounded queue in a SQLite file. Messages stay in the file until they are removed, also if the process ends.
 
-    While the disk takes nothing, because it is full or broken, messages wait in memory, within the same bounds.
-    Safe to use from several threads; one process at a time has the file.
+    While the disk is full or broken, messages wait in memory, within the same limits, and the file is tried again with
+    each new message. All methods may be called from several threads. One process at a time can open the file.
 
     Attributes:
-        dropped: messages that had to go because newer ones needed their room, or that a damaged file took along.
-        failed: how often the disk took nothing.
-        newest: id of the message that came last.
+        dropped: number of messages that were lost: there was no room for them, the file was damaged, or they were still
+            in memory when the queue was closed.
+        failed: number of failed attempts to write.
+        newest: ID of the newest message.
     """
 
     def __init__(self, path: Path, *, most: int = 10_000, most_bytes: int = 10_000_000) -> None:
@@ -73,12 +77,16 @@ class Outbox:
         self._memory: deque[Message] = deque()
         self._gone: list[int] = []
         self._said_s = -60.0
+        self._tried_s = float("-inf")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EdgerecError(f"{path.parent} cannot hold waiting messages ({error.strerror}): give another") from None
         self._db: sqlite3.Connection | None = None
         self._open()
+        if self._db is None:
+            # The file may contain messages. New IDs must be greater than theirs when the file can be opened.
+            self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -112,7 +120,7 @@ class Outbox:
             return found[:most]
 
     def remove(self, number: int) -> None:
-        """A message is delivered."""
+        """Remove a message that was delivered."""
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
@@ -122,15 +130,28 @@ class Outbox:
             self._forget(number)
             self._save()
 
+    def discard(self, number: int) -> None:
+        """Remove a message that can never be delivered."""
+        self.dropped += 1
+        self.remove(number)
+
     def close(self) -> None:
-        """Close the file; what waits stays in it."""
+        """Close the file, which keeps the waiting messages. Messages that could not be written to it are lost."""
         with self._lock:
+            self._tried_s = float("-inf")
+            self._save()
+            if self._memory:
+                self.dropped += len(self._memory)
+                log.warning("%s: %d messages could not be written and are lost", self._path, len(self._memory))
+                for message in self._memory:
+                    self._bytes -= self._sizes.pop(message.id, 0)
+                self._memory.clear()
             if self._db is not None:
-                self._save()
                 self._db.close()
                 self._db = None
 
     def _open(self) -> None:
+        self._tried_s = time.monotonic()
         try:
             self._db = self._connect()
         except _ERRORS as error:
@@ -148,6 +169,7 @@ class Outbox:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
+        sizes: dict[int, int] = {}
         try:
             # One owner, no wait for the disk at each message: a power cut may cost the last ones, never the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
@@ -157,12 +179,15 @@ class Outbox:
             for number, *types, size in db.execute(_INDEX):
                 if types != ["integer", "text", "blob"] or not 0 < number < 2**53:
                     raise sqlite3.DatabaseError(f"message {number} is none")
-                self._sizes[number], self.newest = size, number
-                self._bytes += size
-            self._trim()
+                sizes[number] = size
         except BaseException:
             db.close()
             raise
+        # The messages of the file are older than those in memory.
+        self._sizes = sizes | self._sizes
+        self._bytes += sum(sizes.values())
+        self.newest = max(self.newest, *sizes, 0)
+        self._trim()
         return db
 
     def _count(self, message: Message) -> None:
@@ -185,7 +210,12 @@ class Outbox:
         self._gone.append(number)
 
     def _save(self) -> None:
-        """Bring the file up to date; what it does not take is tried again with the next message."""
+        """Write all changes to the file. Changes that cannot be written are tried again with the next message."""
+        if self._db is None and time.monotonic() - self._tried_s >= REOPEN_S:
+            try:
+                self._open()
+            except EdgerecError as error:
+                self._failure(error)
         if self._db is None:
             return
         try:
@@ -211,7 +241,7 @@ class Outbox:
             log.warning("%s: %s: messages wait in memory only", self._path, error)
 
     def _damaged(self, error: Exception) -> None:
-        """Put the file aside and begin another; what it held is lost and counted."""
+        """Rename the file and create a new one. The messages of the old file are lost and counted."""
         waiting = {message.id for message in self._memory}
         lost = [number for number in self._sizes if number not in waiting]
         aside = self._path.with_suffix(".damaged")
@@ -221,6 +251,8 @@ class Outbox:
             self._db.close()
             self._db = None
         self._sizes, self._bytes, self._gone = {}, 0, []
+        for message in self._memory:
+            self._count(message)
         try:
             self._path.replace(aside)
             for ending in ("-wal", "-shm"):
@@ -228,5 +260,3 @@ class Outbox:
             self._db = self._connect()
         except _ERRORS as again:
             self._failure(again)
-        for message in self._memory:
-            self._count(message)

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from edgerec import __version__
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.events import Changes, safe_name, source_of
+from edgerec.camera.sinks.events import Changes, source_name, source_of
 from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
@@ -68,13 +68,15 @@ class Prometheus:
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         counters: Callable[[], Counters] | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         """Listen.
 
         Args:
             manifest: of the bundle.
             host, port: where to listen; port 0 takes a free one.
-            counters: asked at each scrape, for what the camera counts itself.
+            counters: returns the camera's counters; called for each scrape.
+            sources: all sources of the camera, so that each has its own label.
 
         Raises:
             EdgerecError: nothing can listen there.
@@ -83,7 +85,7 @@ class Prometheus:
         metrics = require("prometheus_client")
         registry = metrics.CollectorRegistry(auto_describe=False)
         self._labels = {*manifest.labels, UNKNOWN}
-        self._changes = Changes()
+        self._changes, self._sources = Changes(), dict.fromkeys(sources)
         self._frames = metrics.Counter("edgerec_frames", "Frames answered.", ["source"], registry=registry)
         self._age = metrics.Histogram(
             "edgerec_result_age_seconds",
@@ -120,7 +122,7 @@ class Prometheus:
 
     def write(self, result: Result) -> None:
         """Count a result."""
-        source = safe_name(source_of(result))
+        source = self._name(source_of(result))
         self._frames.labels(source).inc()
         self._age.labels(source).observe(result.age_ms / 1000)
         if result.decision is not None:
@@ -132,7 +134,11 @@ class Prometheus:
     def state(self, change: StateChange) -> None:
         """Note a source's state."""
         for state in State:
-            self._state.labels(safe_name(change.source), str(state)).set(state is change.state)
+            self._state.labels(self._name(change.source), str(state)).set(state is change.state)
+
+    def _name(self, source: str) -> str:
+        self._sources[source] = None
+        return source_name(source, self._sources)
 
     def close(self) -> None:
         """Stop listening, send the clients away and end the threads; may be called again."""

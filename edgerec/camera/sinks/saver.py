@@ -1,8 +1,9 @@
-"""Pictures that are worth a look, kept for the next training, in a ring that never fills the disk."""
+"""Save selected images for the next training, in a ring buffer with a maximum size."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
 from edgerec.contract.decision import TIME_TOLERANCE_S, UNKNOWN
 from edgerec.contract.files import checked_output
+from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
@@ -26,20 +28,21 @@ Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
 _BLOCK = 4096
 _LONGEST = 80
-# The names of our own files, which alone are ever removed.
-_OURS = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[a-z0-9-]{1,40}_s\d{3}\.(?:jpg|png)")
+# Names of saved images. The digest is that of the folder that the image was written to. An image with the digest of
+# another folder was moved by a person, e.g. to correct its label, and an image without one is from an older version.
+_SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[a-z0-9-]{1,40}_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)")
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,80}\.part")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
 class SaveSpec:
-    """Which pictures are saved, and how much room they may take.
+    """Which images are saved, and how much space they may use.
 
     Attributes:
         rule: ``low-confidence``, ``changes`` of the decision, or ``all``.
-        most_bytes: all of them together; the oldest go first.
-        reserve_bytes: free space of the disk that is left to others; pictures go for it as well.
+        most_bytes: maximum total size of the images; the oldest are deleted first.
+        reserve_bytes: free space that is left on the disk; images are also deleted to keep it free.
         below: a frame whose best score is less is of low confidence.
         margin: so is one whose second best score is as close as this.
         least_s: seconds from one picture to the next of a source.
@@ -76,8 +79,10 @@ def parse_size(text: str) -> int:
 class SavedPictures:
     """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, an image folder that ``edgerec train`` takes.
 
-    The picture is the part that the model saw, the label is what was answered, to be corrected by moving the file.
-    Files that it has not written itself are left alone; its own, of earlier runs too, are the ring.
+    The image is the region that the model saw, and the label is the prediction, which is corrected by moving the file.
+    The oldest images, also of earlier runs, are deleted if their total size would exceed the limit. Only files that
+    this class has written, and that are still where it wrote them, are deleted. Images that were moved within the
+    folder, e.g. to correct a label, are never deleted but count toward the limit.
 
     Attributes:
         saved, removed: how many files.
@@ -87,23 +92,38 @@ class SavedPictures:
     name = "save"
 
     def __init__(self, folder: str | Path, spec: SaveSpec | None = None) -> None:
-        """Make the folder, and find what earlier runs have left in it; raises :class:`EdgerecError`."""
+        """Create and lock the folder, and find the images of earlier runs.
+
+        Raises:
+            InUseError: another process saves images in the folder.
+            EdgerecError: the folder cannot be written.
+        """
         self.saved = self.removed = 0
         self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
         self.outputs = (self._folder,)
         self._last: dict[str, tuple[float, str]] = {}
         self._ring: deque[tuple[Path, int]] = deque()
+        self._held = self._kept = 0
+        lock = None
         try:
+            lock = Lock(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._find()
+            self._scan()
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
-            raise EdgerecError(f"pictures cannot be saved in {folder}: {error.strerror}") from None
-        if not os.access(self._folder, os.W_OK | os.X_OK):
-            raise EdgerecError(f"pictures cannot be saved in {folder}: it cannot be written")
+            if lock:
+                lock.close()
+            if isinstance(error, EdgerecError):
+                raise
+            raise EdgerecError(
+                f"images cannot be saved in {folder} ({error.strerror}): choose another folder"
+            ) from None
+        self._lock = lock
 
     @property
     def held_bytes(self) -> int:
-        """What the pictures take on the disk, in whole blocks."""
+        """Disk space of all saved images, including those that were moved within the folder, in whole blocks."""
         return self._held
 
     def write(self, result: Result) -> None:
@@ -115,8 +135,10 @@ class SavedPictures:
         path = self._path(result, label)
         try:
             if not self._make_room(_taken(len(content))):
+                kept = f"; images that were moved within the folder use {self._kept / 1e6:.1f} MB" if self._kept else ""
                 raise EdgerecError(
-                    f"no room for a picture in {self._folder}: the disk is full, or --save-max too small"
+                    f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{kept}. "
+                    "Free some space, move images out of the folder, or increase --save-max"
                 )
             self._write(path, content)
         except OSError as error:
@@ -128,7 +150,8 @@ class SavedPictures:
         """States have no picture."""
 
     def close(self) -> None:
-        """Every file is whole already."""
+        """Release the lock of the folder."""
+        self._lock.close()
 
     def _wanted(self, result: Result) -> str | None:
         """The label to save the frame under, or None."""
@@ -161,8 +184,8 @@ class SavedPictures:
         score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
         while True:
             when = datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            name = f"edgerec_{when}_{source or 'camera'}_s{score:03d}.{kind}"
-            path = self._folder / folder_name(label) / name
+            folder = self._folder / folder_name(label)
+            path = folder / f"edgerec_{when}_{source or 'camera'}_{_digest(folder)}_s{score:03d}.{kind}"
             if not path.exists():
                 return path
             seconds += 1e-6
@@ -180,39 +203,52 @@ class SavedPictures:
         self._held += _taken(len(content))
 
     def _make_room(self, size: int) -> bool:
+        """Delete the oldest images that are still where they were written, until an image of ``size`` bytes fits."""
         spec = self._spec
-        # When others have filled the disk, to give up all that was collected would not help.
-        if size > spec.most_bytes or self._free() + self._held < spec.reserve_bytes + size:
+        # If other programs have filled the disk, deleting all images would not help.
+        own = self._held - self._kept
+        if size + self._kept > spec.most_bytes or self._free() + own < spec.reserve_bytes + size:
             return False
         while self._held + size > spec.most_bytes or self._free() < spec.reserve_bytes + size:
             if not self._ring:
                 return False
             path, taken = self._ring.popleft()
+            try:
+                path.unlink()
+            except FileNotFoundError:  # a person has moved or deleted it
+                self._scan()
+                continue
             self._held -= taken
-            path.unlink(missing_ok=True)
             self.removed += 1
-            with contextlib.suppress(OSError):  # a class without pictures is none
+            with contextlib.suppress(OSError):  # an empty folder would be a class without images
                 path.parent.rmdir()
         return True
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
 
-    def _find(self) -> None:
-        found = []
-        for path in self._folder.glob("*/*"):
+    def _scan(self) -> None:
+        """Find all saved images. Delete files that a power failure has left incomplete."""
+        images = []
+        self._held = self._kept = 0
+        for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
-            size = path.stat().st_size
-            # After a power cut a file may be there without its content.
-            if _PART.fullmatch(path.name) or (not size and _OURS.fullmatch(path.name)):
+            size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
+            own = name is not None and name[1] == _digest(path.parent)
+            if _PART.fullmatch(path.name) or (own and not size):
                 path.unlink(missing_ok=True)
-            elif _OURS.fullmatch(path.name):
-                found.append((path, _taken(size)))
-        self._ring.extend(sorted(found, key=lambda one: one[0].name))
-        self._held = sum(taken for _, taken in found)
+            elif name is not None:
+                self._held += _taken(size)
+                if own:
+                    images.append((path, _taken(size)))
+                else:
+                    self._kept += _taken(size)
+        self._ring = deque(sorted(images, key=lambda image: image[0].name))
 
-    _held = 0
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]
 
 
 def folder_name(label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +12,8 @@ from typing import Any, Literal, get_args
 from edgerec.camera.frame import Result
 from edgerec.camera.states import StateChange
 from edgerec.contract.files import checked_output
-from edgerec.errors import EdgerecError, OutputExistsError
+from edgerec.contract.lock import lock_descriptor
+from edgerec.errors import EdgerecError, InUseError, OutputExistsError
 from edgerec.utils.text import csv_line
 
 COLUMNS = (
@@ -31,9 +33,9 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
 
 
 class Table:
-    """One row for each result, under a header; ``captured_s`` is Unix time, scores are in [0, 1].
+    """One row for each result, below a header. ``captured_s`` is Unix time, and scores are in [0, 1].
 
-    Each row is handed to the system whole, and at once: whatever ends the process, the file has whole rows only.
+    Each row is written immediately and with one call. The file has complete rows whenever the process ends.
     """
 
     closed = False
@@ -56,12 +58,13 @@ class Table:
             raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
         self._path = checked_output(path, suffixes=SUFFIXES)
         self.outputs = (self._path,)
-        if existing == "overwrite":
+        self._overwrite, self._replaces = existing == "overwrite", existing != "append"
+        self._begun = False
+        if self._overwrite:
             _refuse_other_file(self._path)
-        how = {"refuse": os.O_EXCL, "overwrite": os.O_TRUNC, "append": 0}[existing]
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | how
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         try:
-            self._file = os.open(self._path, flags, 0o666)
+            self._file = os.open(self._path, flags | (os.O_EXCL if existing == "refuse" else 0), 0o666)
         except FileExistsError:
             raise OutputExistsError(
                 f"{path} exists: give another name, or --overwrite it, or --csv-append to it"
@@ -71,13 +74,14 @@ class Table:
                 f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
             ) from None
         try:
-            self._begin()
+            self._check()
         except BaseException:
             os.close(self._file)
             raise
 
     def write(self, result: Result) -> None:
-        """Write one row; raises :class:`EdgerecError` when it cannot be, and leaves no half of it."""
+        """Write one row; raise :class:`EdgerecError` if this fails. The file then contains no part of the row."""
+        self._begin()
         answer, decision = result.classification, result.decision
         said = result.to_dict()
         decided: list[Any] = ["", "", ""]
@@ -97,24 +101,40 @@ class Table:
         )
 
     def state(self, change: StateChange) -> None:
-        """States are no results."""
+        """State changes are not part of the table, but the first one shows that the camera has started."""
+        self._begin()
 
     def close(self) -> None:
-        """See to it that the rows are on the disk."""
+        """Flush the rows to the disk."""
         with contextlib.suppress(OSError):  # a pipe or a device
             os.fsync(self._file)
         os.close(self._file)
 
-    def _begin(self) -> None:
+    def _check(self) -> None:
+        """Lock the file and check its header. A new file gets its header; an existing file does not change."""
+        status = os.fstat(self._file)
+        # Several processes may append rows to the same table.
+        if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._replaces):
+            raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
+        if not status.st_size:
+            self._row(COLUMNS)
+            self._begun = True
+            return
         header = _line(COLUMNS)
-        there = _read_at(self._file, 0, len(header)) if os.fstat(self._file).st_size else b""
-        if there and there != header:
+        if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
                 f"{self._path} is not a table that edgerec camera wrote with these columns: give another name"
             )
-        if not there:
+
+    def _begin(self) -> None:
+        """Truncate or repair an existing file, at the first event, when no other sink can fail to open any more."""
+        if self._begun:
+            return
+        self._begun = True
+        if self._overwrite:
+            os.ftruncate(self._file, 0)
             self._row(COLUMNS)
-        elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":  # the power went in mid-row
+        elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":  # a power failure cut the last row
             os.write(self._file, b"\n")
 
     def _row(self, values: Sequence[Any]) -> None:

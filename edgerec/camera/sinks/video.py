@@ -1,9 +1,11 @@
-"""What the window would show, as a video file."""
+"""Video files that show each frame with its prediction."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +16,48 @@ from edgerec.camera.sinks.window import FrameRate, overlay
 from edgerec.camera.sources.opencv import prepare
 from edgerec.camera.states import StateChange
 from edgerec.contract.files import checked_output
+from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image
 from edgerec.errors import EdgerecError, OutputExistsError
 from edgerec.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# A source that was away longer than this is not shown as a still for all the time.
+# FFmpeg's suffix for MP4 files that consist of fragments. An ordinary MP4 file cannot be played until its index is
+# written at the end, so that a killed process or a full disk would lose the recording.
+_FRAGMENTED = {".mp4": ".ismv"}
+# Players know this brand; FFmpeg writes the brand of Smooth Streaming.
+_BRAND = b"isom\0\0\2\0isomiso6"
+# A longer gap between two frames of a live source is shortened to this many seconds.
 MOST_GAP_S = 5.0
-# The writer does not tell of a full disk: the file is finished while there still is room for its index.
+# The encoder does not report a full disk. The video ends while this much space is left.
 RESERVE_BYTES = 50_000_000
 
 
 class VideoFile:
-    """Writes each frame with its label and score into a video file, under the picture as the window does.
+    """Writes each frame with its label and score into a video file, as the window shows them.
 
-    A file has one rate and one size. Of a live source, a frame is repeated, or left out, so that the video lasts as
-    long as what it shows; a gap is cut to ``MOST_GAP_S``. Pictures of another size than the first are scaled
-    to it, with bars. The file of a second source is called ``NAME-2``. Each stands under its name when it is
-    finished, before that as ``.NAME.part``.
+    A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
+    as long as the stream; gaps are shortened to ``MOST_GAP_S``. Frames of another size than the first are scaled to
+    fit, with black bars. A second source is written to ``NAME-2``, and so on. The file can be played at any time, also
+    if the process is killed. It is created, and an existing file is replaced, when the first frame arrives.
     """
 
     closed = False
     name = "video"
 
     def __init__(self, path: str | Path, *, fps: float = 25.0, live: bool = True, overwrite: bool = False) -> None:
-        """Try the codec; the file begins with the first frame.
+        """Check that the video can be written.
 
         Args:
-            path: ends with ``.mp4`` (MPEG-4) or ``.avi`` (motion JPEG).
-            fps: the file's frames per second.
-            live: keep to the frames' times; otherwise each frame is one of the video.
-            overwrite: an existing file may be replaced.
+            path: the file, with the suffix ``.mp4`` (MPEG-4) or ``.avi`` (motion JPEG).
+            fps: frames per second of the file.
+            live: place frames by their capture time. Otherwise, each frame becomes one frame of the video.
+            overwrite: replace existing files.
 
         Raises:
-            OutputExistsError: a file is there.
-            EdgerecError: an unknown ending, a codec that does not open, or a folder that cannot be written.
+            OutputExistsError: the file exists.
+            InUseError: another process writes this video.
+            EdgerecError: the suffix is unknown, the codec is not available, or the folder cannot be written.
         """
         self._path = checked_output(path, suffixes=tuple(CODECS))
         self.outputs = (self._path,)
@@ -59,29 +68,35 @@ class VideoFile:
         self._refuse(self._path)
         try:
             with tempfile.TemporaryDirectory(prefix=".edgerec-", dir=self._path.parent) as folder:
-                _open(Path(folder) / f"try{self._path.suffix}", fps, (64, 48)).release()
+                _open(Path(folder) / f"try{self._path.suffix}", fps, (64, 48))[0].release()
         except OSError as error:
             raise EdgerecError(
                 f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
             ) from None
+        self._locks = [Lock(self._path)]
 
     def write(self, result: Result) -> None:
-        """Write one frame; raises :class:`EdgerecError` when the disk is full, and the file is finished."""
+        """Write one frame; raise :class:`EdgerecError` if the disk is full, which also ends the video."""
         feed = result.frame.feed
         if feed not in self._recordings:
             number = len(self._recordings) + 1
             path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
-            self._refuse(path)
+            if number > 1:
+                self._locks.append(Lock(path))
+                self._refuse(path)
             self._recordings[feed] = _Recording(path, self._fps, self._live)
         self._recordings[feed].write(result)
 
     def state(self, change: StateChange) -> None:
-        """A source that is away shows nothing."""
+        """State changes are not part of a video."""
 
     def close(self) -> None:
-        """Finish every file."""
-        for recording in self._recordings.values():
-            recording.close()
+        """Complete all files; raise :class:`EdgerecError` if a file lacks frames."""
+        with ExitStack() as stack:
+            for lock in self._locks:
+                stack.callback(lock.close)
+            for recording in self._recordings.values():
+                stack.callback(recording.close)
 
     def _refuse(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
@@ -89,13 +104,13 @@ class VideoFile:
 
 
 class _Recording:
-    """One source's file."""
+    """The video file of one source."""
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
         self._path, self._fps, self._live = path, fps, live
-        self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         self._rate = FrameRate()
         self._writer: Any = None
+        self._current = path
         self._size = (0, 0)
         self._count, self._began_s = 0, 0.0
         self._last: Image | None = None
@@ -103,19 +118,16 @@ class _Recording:
 
     def write(self, result: Result) -> None:
         if self._full:
-            raise EdgerecError(f"{self._path} was ended when the disk was full")
+            raise EdgerecError(f"{self._path} was ended because the disk was full: free some space and start again")
         picture = overlay(result, self._rate.tick(), hint="")
         if self._writer is None:
             self._size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2  # codecs want even sides
-            self._writer = _open(self._part, self._fps, self._size)
+            self._check_space()
+            self._writer, self._current = _open(self._path, self._fps, self._size)
             self._began_s = result.frame.grabbed_s
         at = self._place(result.frame.grabbed_s) if self._live else self._count
         if at < self._count:  # more frames than the video has
             return
-        if self._count % max(1, round(self._fps)) == 0 and _free_bytes(self._path) < RESERVE_BYTES:
-            self._full = True
-            self.close()
-            raise EdgerecError(f"{self._path}: the disk is full; the video ends here")
         picture = np.ascontiguousarray(fitted(picture, self._size)[:, :, ::-1])
         while self._last is not None and self._count < at:
             self._put(self._last)
@@ -127,16 +139,29 @@ class _Recording:
             return
         self._writer.release()
         self._writer, self._last = None, None
-        self._part.replace(self._path)
+        if self._current != self._path:
+            self._current.replace(self._path)
+        if (written := _count_frames(self._path)) < self._count:
+            raise EdgerecError(
+                f"{self._path} has {written} of {self._count} frames: check the disk and its limits on file sizes"
+            )
+
+    def _check_space(self) -> None:
+        """Before each frame, because a live source may deliver few frames in a long time."""
+        if _free_bytes(self._path) < RESERVE_BYTES:
+            self._full = True
+            self.close()
+            raise EdgerecError(f"the disk is full: {self._path} ends here. Free some space and start again")
 
     def _place(self, grabbed_s: float) -> int:
-        """Which frame of the video shows what was grabbed then."""
+        """Return the index of the video's frame at the time ``grabbed_s``."""
         due_s = self._began_s + self._count / self._fps
         if grabbed_s - due_s > MOST_GAP_S:
             self._began_s += grabbed_s - due_s - MOST_GAP_S
         return round((grabbed_s - self._began_s) * self._fps)
 
     def _put(self, picture: Image) -> None:
+        self._check_space()
         self._writer.write(picture)
         self._count += 1
 
@@ -156,16 +181,38 @@ def fitted(image: Image, size: tuple[int, int]) -> Image:
     return whole
 
 
-def _open(path: Path, fps: float, size: tuple[int, int]) -> Any:
+def _open(path: Path, fps: float, size: tuple[int, int]) -> tuple[Any, Path]:
+    """Return a video writer and the path of its file, which is ``path`` if the system can rename open files."""
     cv2 = require("cv2")
     prepare(cv2)
-    codec = CODECS[path.suffix.lower()]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
-    if not writer.isOpened():
+    suffix = path.suffix.lower()
+    codec = CODECS[suffix]
+    for container in dict.fromkeys((_FRAGMENTED.get(suffix, suffix), suffix)):
+        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{container}")
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*codec), fps, size)
+        if writer.isOpened():
+            if container in _FRAGMENTED.values():
+                with partial.open("r+b") as file:
+                    if file.read(12)[4:] == b"ftypisml":
+                        file.seek(8)
+                        file.write(_BRAND)
+            try:
+                partial.replace(path)
+            except PermissionError:  # Windows
+                return writer, partial
+            return writer, path
         writer.release()
-        other = next(suffix for suffix in CODECS if suffix != path.suffix.lower())
-        raise EdgerecError(f"this OpenCV cannot write {path.suffix} ({codec}, {size[0]}x{size[1]}): try {other}")
-    return writer
+        partial.unlink(missing_ok=True)
+    other = next(name for name in CODECS if name != suffix)
+    raise EdgerecError(f"this OpenCV cannot write {path.suffix} ({codec}, {size[0]}x{size[1]}): try {other}")
+
+
+def _count_frames(path: Path) -> int:
+    cv2 = require("cv2")
+    capture = cv2.VideoCapture(str(path))
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return count
 
 
 def _free_bytes(path: Path) -> int:

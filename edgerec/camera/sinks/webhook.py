@@ -99,6 +99,7 @@ class Webhook:
         timeout_s: float = 5.0,
         tries: int = 4,
         first_wait_s: float = 0.5,
+        live: bool = True,
     ) -> None:
         """Start the thread.
 
@@ -108,11 +109,14 @@ class Webhook:
             every_result: post results instead of decisions.
             timeout_s: for one attempt, all of it.
             tries: attempts for one request.
-            first_wait_s: the pause behind the first attempt; each next one is twice as long.
+            first_wait_s: the pause after the first attempt; each following pause is twice as long.
+            live: drop the oldest request if the server is too slow. Otherwise, e.g. for a video file, :meth:`write`
+                waits, and :meth:`close` posts all requests unless one of them fails.
         """
         self.sent = self.dropped = 0
         self._hook, self._secret, self._every = hook, secret.encode(), every_result
         self._timeout_s, self._tries, self._first_wait_s = timeout_s, tries, first_wait_s
+        self._live = live
         self._tls = ssl.create_default_context() if hook.tls else None
         self._changes = Changes()
         self._waiting: deque[bytes] = deque()
@@ -131,6 +135,8 @@ class Webhook:
             return
         event = result.to_dict() if self._every else decision_event(result)
         with self._changed:
+            if not self._live:
+                self._changed.wait_for(lambda: len(self._waiting) < WAITING)
             if len(self._waiting) >= WAITING:
                 self._waiting.popleft()
                 self._failed("takes less than there is")
@@ -141,11 +147,11 @@ class Webhook:
         """States are no decisions."""
 
     def close(self) -> None:
-        """Post what can be posted within a second; the rest is dropped and counted."""
+        """Post the remaining requests, for up to a second if ``live``. The others are dropped and counted."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-        self._thread.join(FLUSH_S)
+        self._thread.join(FLUSH_S if self._live else None)
         self._stop.set()
         self._abort(self._connection)
         self._thread.join(FLUSH_S / 2)
@@ -158,7 +164,11 @@ class Webhook:
                 if not self._waiting:
                     return
                 body = self._waiting.popleft()
-            self._deliver(body)
+                self._changed.notify_all()
+            try:
+                self._deliver(body)
+            except Exception as error:  # later requests must still be sent
+                self._failed(f"cannot be asked ({error})")
 
     def _deliver(self, body: bytes) -> None:
         headers = self._headers(body)
@@ -172,6 +182,8 @@ class Webhook:
                 break
             wait_s *= 2
         self._failed(trouble)
+        if self._ending:
+            self._stop.set()
 
     def _headers(self, body: bytes) -> dict[str, str]:
         headers = {
