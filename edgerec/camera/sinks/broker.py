@@ -34,6 +34,8 @@ REFUSED_S = 60
 _CREDENTIALS = (134, 135)
 # Results that may wait for a slow network; more are left out.
 LOOSE = 32
+# A broker sends acknowledgments only, which have 4 bytes.
+MAX_PACKET_BYTES = 1024
 
 _EXPECTED = (
     "expected mqtt[s]://user:password@host:port/prefix "
@@ -230,13 +232,29 @@ def _settled(message: Any) -> bool:
 
 
 def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
-    """A paho client whose network thread runs ``run``, which is given paho's own loop to call."""
+    """Create a paho client whose network thread calls ``run`` with paho's own loop.
+
+    The client accepts only the packets that a broker sends to a client without subscriptions. Others, e.g. messages of
+    QoS 2, would be stored in memory without a limit. An unexpected packet raises an exception, which ends the
+    connection.
+    """
     mqtt = require("paho.mqtt.client")
 
     class Client(mqtt.Client):  # type: ignore[misc, name-defined]
         def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> Any:
             run(lambda: super(Client, self).loop_forever(timeout, retry_first_connection))
 
-    # Of 23 characters that every broker must take, and never another camera's.
+        def _sock_recv(self, bufsize: int) -> Any:
+            if bufsize > MAX_PACKET_BYTES:
+                raise ValueError(f"a packet of {bufsize} bytes")
+            return super()._sock_recv(bufsize)
+
+        def _packet_handle(self) -> Any:
+            kind = self._in_packet["command"] & 0xF0
+            if kind not in (mqtt.CONNACK, mqtt.PUBACK, mqtt.PINGRESP) or (kind == mqtt.CONNACK and self.is_connected()):
+                raise ValueError(f"an unexpected packet of type {kind >> 4}")
+            return super()._packet_handle()
+
+    # A name of 23 characters, which every broker must accept, and which is different for each camera.
     name = f"edgerec{secrets.token_hex(8)}"
     return Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)

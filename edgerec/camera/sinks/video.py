@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from edgerec.optional import require
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # FFmpeg's suffix for MP4 files that consist of fragments. An ordinary MP4 file cannot be played until its index is
 # written at the end, so that a killed process or a full disk would lose the recording.
-_FRAGMENTED = {".mp4": ".ismv"}
+_FRAGMENTED = ".ismv"
 # Players know this brand; FFmpeg writes the brand of Smooth Streaming.
 _BRAND = b"isom\0\0\2\0isomiso6"
 # A longer gap between two frames of a live source is shortened to this many seconds.
@@ -68,7 +70,7 @@ class VideoFile:
         self._refuse(self._path)
         try:
             with tempfile.TemporaryDirectory(prefix=".edgerec-", dir=self._path.parent) as folder:
-                _open(Path(folder) / f"try{self._path.suffix}", fps, (64, 48))[0].release()
+                _Encoder(Path(folder) / f"try{self._path.suffix}", fps, (64, 48)).close()
         except OSError as error:
             raise EdgerecError(
                 f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
@@ -109,8 +111,7 @@ class _Recording:
     def __init__(self, path: Path, fps: float, live: bool) -> None:
         self._path, self._fps, self._live = path, fps, live
         self._rate = FrameRate()
-        self._writer: Any = None
-        self._current = path
+        self._encoder: _Encoder | None = None
         self._size = (0, 0)
         self._count, self._began_s = 0, 0.0
         self._last: Image | None = None
@@ -120,10 +121,10 @@ class _Recording:
         if self._full:
             raise EdgerecError(f"{self._path} was ended because the disk was full: free some space and start again")
         picture = overlay(result, self._rate.tick(), hint="")
-        if self._writer is None:
+        if self._encoder is None:
             self._size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2  # codecs want even sides
             self._check_space()
-            self._writer, self._current = _open(self._path, self._fps, self._size)
+            self._encoder = _Encoder(self._path, self._fps, self._size)
             self._began_s = result.frame.grabbed_s
         at = self._place(result.frame.grabbed_s) if self._live else self._count
         if at < self._count:  # more frames than the video has
@@ -135,15 +136,15 @@ class _Recording:
         self._last = picture
 
     def close(self) -> None:
-        if self._writer is None:
+        if self._encoder is None:
             return
-        self._writer.release()
-        self._writer, self._last = None, None
-        if self._current != self._path:
-            self._current.replace(self._path)
+        encoder, self._encoder, self._last = self._encoder, None, None
+        encoder.close()
         if (written := _count_frames(self._path)) < self._count:
+            reason = encoder.error.strerror if encoder.error else "the encoder failed"
             raise EdgerecError(
-                f"{self._path} has {written} of {self._count} frames: check the disk and its limits on file sizes"
+                f"{self._path} has {written} of {self._count} frames ({reason}): check the disk and its limits on file "
+                "sizes"
             )
 
     def _check_space(self) -> None:
@@ -162,7 +163,10 @@ class _Recording:
 
     def _put(self, picture: Image) -> None:
         self._check_space()
-        self._writer.write(picture)
+        assert self._encoder is not None
+        if self._encoder.error:
+            raise EdgerecError(f"{self._path} ends after {self._count} frames: {self._encoder.error.strerror}")
+        self._encoder.write(picture)
         self._count += 1
 
 
@@ -181,30 +185,71 @@ def fitted(image: Image, size: tuple[int, int]) -> Image:
     return whole
 
 
-def _open(path: Path, fps: float, size: tuple[int, int]) -> tuple[Any, Path]:
-    """Return a video writer and the path of its file, which is ``path`` if the system can rename open files."""
-    cv2 = require("cv2")
-    prepare(cv2)
-    suffix = path.suffix.lower()
-    codec = CODECS[suffix]
-    for container in dict.fromkeys((_FRAGMENTED.get(suffix, suffix), suffix)):
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{container}")
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*codec), fps, size)
-        if writer.isOpened():
-            if container in _FRAGMENTED.values():
-                with partial.open("r+b") as file:
-                    if file.read(12)[4:] == b"ftypisml":
-                        file.seek(8)
-                        file.write(_BRAND)
-            try:
-                partial.replace(path)
-            except PermissionError:  # Windows
-                return writer, partial
-            return writer, path
-        writer.release()
-        partial.unlink(missing_ok=True)
-    other = next(name for name in CODECS if name != suffix)
-    raise EdgerecError(f"this OpenCV cannot write {path.suffix} ({codec}, {size[0]}x{size[1]}): try {other}")
+class _Encoder:
+    """Encodes images to a file.
+
+    FFmpeg writes fragmented MP4 through a named pipe, from which a thread copies it to the file. FFmpeg would otherwise
+    keep up to 256 KiB, many seconds of a still scene, in a buffer that a killed process loses, and it ignores errors.
+
+    Attributes:
+        error: why the file could not be written.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        """Open the file, which is created or replaced; raise :class:`EdgerecError` if the codec is not available."""
+        cv2 = require("cv2")
+        prepare(cv2)
+        suffix = path.suffix.lower()
+        codec = cv2.VideoWriter_fourcc(*CODECS[suffix])
+        self.error: OSError | None = None
+        self._thread: threading.Thread | None = None
+        self._writer: Any = None
+        if suffix == ".mp4" and hasattr(os, "mkfifo"):
+            with tempfile.TemporaryDirectory(prefix="edgerec-") as folder:
+                pipe = Path(folder) / f"pipe{_FRAGMENTED}"
+                os.mkfifo(pipe)
+                # Without a reader, opening the pipe for writing would wait for one.
+                reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+                self._writer = cv2.VideoWriter(str(pipe), codec, fps, size)
+            if self._writer.isOpened():
+                os.set_blocking(reader, True)
+                self._thread = threading.Thread(
+                    target=self._copy,
+                    args=(reader, path.open("wb", buffering=0)),
+                    name="edgerec-video-file",
+                    daemon=True,
+                )
+                self._thread.start()
+                return
+            os.close(reader)
+        self._writer = cv2.VideoWriter(str(path), codec, fps, size)
+        if not self._writer.isOpened():
+            self._writer.release()
+            other = next(name for name in CODECS if name != suffix)
+            raise EdgerecError(
+                f"this OpenCV cannot write {path.suffix} ({CODECS[suffix]}, {size[0]}x{size[1]}): try {other}"
+            )
+
+    def write(self, image: Image) -> None:
+        """Encode one image, uint8 ``(H, W, 3)`` BGR."""
+        self._writer.write(image)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._writer.release()
+        if self._thread:
+            self._thread.join()
+
+    def _copy(self, reader: int, file: io.FileIO) -> None:
+        with open(reader, "rb", buffering=0) as pipe, file:
+            while data := pipe.read(1 << 16):
+                if data[4:12] == b"ftypisml":
+                    data = data[:8] + _BRAND + data[8 + len(_BRAND) :]
+                try:
+                    while data and not self.error:
+                        data = data[file.write(data) :]
+                except OSError as error:  # the pipe must still be read, because FFmpeg would wait
+                    self.error = error
 
 
 def _count_frames(path: Path) -> int:
