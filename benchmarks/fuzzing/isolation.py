@@ -182,7 +182,7 @@ def _watch(folder: Path, network: bool, violations: list[str]) -> Callable[[str,
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if not path.startswith(allowed) and "__pycache__" not in path:
                 violations.append(f"opens {path} for writing")
-        elif event in _NETWORK and not (network and _is_loopback(arguments)):
+        elif event in _NETWORK and not (network and _is_loopback(event, arguments)):
             violations.append(f"{event} {arguments[1:]}")
         elif event in _CODE or (event == "subprocess.Popen" and arguments[0] != sys.executable):
             violations.append(f"{event} {arguments[0]!r}")
@@ -190,8 +190,8 @@ def _watch(folder: Path, network: bool, violations: list[str]) -> Callable[[str,
     return watch
 
 
-def _is_loopback(arguments: tuple[Any, ...]) -> bool:
-    address = arguments[1] if len(arguments) > 1 else arguments[0]
+def _is_loopback(event: str, arguments: tuple[Any, ...]) -> bool:
+    address = arguments[0] if event.startswith("socket.get") else arguments[1]  # the first one is the socket
     host = address[0] if isinstance(address, tuple) and address else address
     return str(host) in ("127.0.0.1", "::1", "localhost", "")
 

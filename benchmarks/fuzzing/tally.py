@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from edgerec.errors import EdgerecError
+from edgerec.utils.text import is_printable
 
 # What takes longer than this hangs; a machine may be busy with other things.
 LIMIT_S = 60.0
@@ -112,7 +113,7 @@ def _note(figures: Figures, seed: str, said: str) -> None:
 
 def error_fault(message: str) -> str:
     """Return why an error message is not one readable line; empty if it is."""
-    if not message.strip() or len(message.splitlines()) != 1 or not message.isprintable():
+    if not message.strip() or not is_printable(message):
         return "not one printable line"
     return "too long" if len(message) > MOST_CHARACTERS else ""
 
