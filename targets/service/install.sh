@@ -63,11 +63,17 @@ check_machine() {
   esac
 }
 
+# The names are those of the kernel's drivers: unicam on a Raspberry Pi 4 or older, rp1-cfe on a Raspberry Pi 5.
+has_camera_module() {
+  [ -n "$CSI_PACKAGES" ] && cat "${SYSFS:-/sys}"/class/video4linux/*/name 2>/dev/null | grep -Eq 'unicam|rp1-cfe'
+}
+
 # Sets $python and $version, or leaves $found with the versions that do not fit.
 find_python() {
-  python='' found=''
-  # The system's own first: Debian's packages for Python are for that one alone.
-  for name in python3 $(for number in $PYTHONS; do echo "python$number"; done); do
+  python='' found='' system=''
+  # Debian's packages, such as picamera2, are visible only to the system's own Python.
+  if has_camera_module; then system=/usr/bin/python3; fi
+  for name in $system python3 $(for number in $PYTHONS; do echo "python$number"; done); do
     path=$(command -v "$name") || continue
     version=$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     case " $PYTHONS " in *" $version "* | "  ") python=$path && return 0 ;; esac
@@ -82,16 +88,15 @@ check_python() {
   fi
 }
 
-# The names are those of the kernel's drivers: unicam on a Raspberry Pi 4 or older, rp1-cfe on a Raspberry Pi 5.
-has_camera_module() {
-  cat "${SYSFS:-/sys}"/class/video4linux/*/name 2>/dev/null | grep -Eq 'unicam|rp1-cfe'
-}
+# shellcheck disable=SC2086  # a list
+csi_packages_exist() { apt-cache show $CSI_PACKAGES >/dev/null 2>&1; }
 
 add_csi_packages() {
-  if [ -z "$CSI_PACKAGES" ] || ! has_camera_module; then return 0; fi
+  has_camera_module || return 0
   say "This machine has a camera module, which needs $CSI_PACKAGES."
-  # shellcheck disable=SC2086  # a list
-  if command -v apt-cache >/dev/null && apt-cache show $CSI_PACKAGES >/dev/null 2>&1; then
+  # A fresh system has no package lists.
+  if ! csi_packages_exist && [ "$(id -u)" = 0 ] && [ -z "$dry" ]; then apt-get -q update >/dev/null 2>&1 || true; fi
+  if csi_packages_exist; then
     PACKAGES="$PACKAGES $CSI_PACKAGES"
   else
     say "This system does not offer $CSI_PACKAGES, so only USB cameras and streams can be used. Raspberry Pi OS has it."
