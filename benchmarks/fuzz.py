@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import bundles, frames, http, network, texts, tflite
+from fuzzing import bundles, frames, http, mqtt, network, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -31,8 +31,7 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "models": (bundles.models, 15),
     "frames": (frames.streams, 15),
     "web": (network.web, 8),
-    "mqtt": (network.mqtt, 8),
-    "webhook": (network.webhook, 4),
+    "webhook": (network.webhook, 12),
     "texts": (texts.texts, 8),
     "options": (texts.options, 4),
 }
@@ -40,6 +39,7 @@ TARGETS: dict[str, Target] = {
     "tflite": tflite.TARGET,
     "bundles": bundles.TARGET,
     "http": http.TARGET,
+    "mqtt": mqtt.TARGET,
 }
 
 

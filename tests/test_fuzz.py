@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import REPOSITORY
 
 KINDS = ["manifests", "golden", "pictures", "archives", "models", "frames"]
-KINDS += ["web", "mqtt", "webhook", "texts", "options"]
+KINDS += ["web", "webhook", "texts", "options"]
 SEED, COUNT = 7, 300
-NEEDS = {"web": ("starlette", "uvicorn"), "mqtt": ("paho.mqtt.client",)}
+NEEDS = {"web": ("starlette", "uvicorn")}
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,19 @@
-"""Damaged requests at the web page; damaged answers of an MQTT broker and of a webhook's server."""
+"""Damaged requests to the web page, and damaged responses of a webhook's server."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks import broker as broker_module
-from edgerec.camera.sinks.broker import Broker
-from edgerec.camera.sinks.mqtt import Mqtt
 from edgerec.camera.sinks.web import WebSink
 from edgerec.camera.sinks.webhook import Hook, Webhook
 from edgerec.camera.states import State, StateChange
@@ -87,81 +82,6 @@ def _asked(port: int, request: bytes, seconds: float) -> bytes:
         connected.settimeout(seconds)
         return connected.recv(65536)
     return b""
-
-
-@contextlib.contextmanager
-def mqtt(bundle: Path, work: Path) -> Iterator[Attempt]:
-    """What a broker says. Behind all of it a good broker gets every message."""
-    session = _Session()
-    with Peers(session.serve) as peers, contextlib.ExitStack() as stack:
-        # The pauses between two attempts would be most of the time.
-        stack.enter_context(mock.patch.multiple(broker_module, RETRY_S=(0, 0), REFUSED_S=0))
-        address = Broker.parse(f"mqtt://me:secret@127.0.0.1:{peers.port}/fuzz", {})
-        sink = Mqtt(address, work / "queue", Bundle.open(bundle).manifest, results_per_s=float("inf"))
-        stack.callback(sink.close)
-        result = _result(("one", "two"))
-
-        def attempt(rng: Random) -> None:
-            session.say(damaged_bytes(rng, _BROKER))
-            sink.state(StateChange(f"camera{rng.randrange(3)}", State.LIVE, time.monotonic()))
-            sink.write(result)
-            session.wait()
-
-        yield attempt
-        session.say(None)
-        _wait(lambda: sink.waiting == 0, f"{sink.waiting} messages wait for a good broker")
-
-
-# CONNACK, PUBACK 1 to 4, PUBREC, SUBACK, PINGRESP, PUBLISH of QoS 1, UNSUBACK.
-_BROKER = bytes.fromhex(
-    "20020000 40020001 40020002 40020003 40020004 50020005 9003000101 d000 320700036162630001 b0020001"
-)
-
-
-class _Session:
-    """A broker that says something damaged once to each who connects, or is a good one."""
-
-    def __init__(self) -> None:
-        self._said = threading.Event()
-        self._answer: bytes | None = b""
-
-    def say(self, answer: bytes | None) -> None:
-        """From now on; None is a good broker."""
-        self._answer = answer
-        self._said.clear()
-
-    def wait(self) -> None:
-        """Until it was said once."""
-        self._said.wait()
-
-    def serve(self, connected: socket.socket) -> None:
-        connected.recv(65536)
-        answer = self._answer
-        if answer is None:
-            self._well(connected)
-            return
-        connected.sendall(answer)
-        connected.settimeout(0.02)
-        with contextlib.suppress(OSError):
-            connected.recv(65536)
-        if answer is self._answer:
-            self._said.set()
-
-    def _well(self, connected: socket.socket) -> None:
-        """Acknowledges every PUBLISH of QoS 1; the packets are split as MQTT 3.1.1 says, section 2.2."""
-        connected.sendall(b"\x20\x02\x00\x00")
-        data = b""
-        while more := connected.recv(65536):
-            data += more
-            while found := re.match(rb"(.)([\x80-\xff]{0,3}[\x00-\x7f])", data, re.DOTALL):
-                size = sum((byte & 127) << 7 * at for at, byte in enumerate(found[2]))
-                body = data[found.end() : found.end() + size]
-                if len(body) < size:
-                    break
-                data = data[found.end() + size :]
-                if found[1][0] & 0xF6 == 0x32:
-                    number = 2 + int.from_bytes(body[:2], "big")
-                    connected.sendall(b"\x40\x02" + body[number : number + 2])
 
 
 @contextlib.contextmanager
