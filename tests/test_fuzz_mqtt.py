@@ -29,3 +29,9 @@ def test_hostile_brokers_neither_stop_the_messages_nor_fill_the_memory(run_mqtt,
     figures = run_mqtt(tmp_path, 0, 12)
     assert figures.examples == []
     assert figures.accepted == 12
+
+
+def test_packet_that_fills_the_memory_is_found(run_mqtt, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.camera.sinks.broker.MAX_PACKET_BYTES", 1 << 40)
+    figures = run_mqtt(tmp_path, 13, 1)
+    assert "of memory" in figures.examples[0]
