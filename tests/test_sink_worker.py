@@ -138,6 +138,28 @@ def test_sinks_that_use_no_images_do_not_hold_them():
     assert sizes == [0]
 
 
+def test_hung_sink_does_not_prevent_others_from_finishing():
+    release, closed = threading.Event(), threading.Event()
+    hung, slow = Recorder(lambda _: release.wait(60)), Recorder()
+    slow.close = closed.set
+    with camera_of(find_source("synthetic:8x8@0")) as camera:
+
+        def abandon_hung_sink():
+            closed.wait(10)
+            camera.stop()
+            camera.stop()
+
+        thread = threading.Thread(target=abandon_hung_sink)
+        thread.start()
+        report = camera.run([hung, slow], 10)
+        closed_in_time = closed.is_set()
+        thread.join()
+    release.set()
+    assert closed_in_time
+    assert slow.indices == list(range(10))
+    assert (report.dropped, report.incomplete) == ({"Recorder": 10}, ("Recorder",))
+
+
 # Raises SIGINT at the n-th time that the main thread has acquired the lock of a condition and has not yet entered the
 # block. A KeyboardInterrupt at this instruction leaves the lock locked.
 _INTERRUPTED = """

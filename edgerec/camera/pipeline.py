@@ -300,6 +300,8 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
+            for worker in workers:  # all finish at the same time, while the first one is waited for
+                worker.finish()
             for worker in workers:
                 worker.close()
             for sink in inline:

@@ -178,7 +178,7 @@ def camera(
     )
     # OpenCV's own threads would take the processor from the interpreter's: 0 to 7 % fewer frames, as measured.
     require("cv2").setNumThreads(1)
-    with ExitStack() as stack, suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
         sinks = open_sinks(wanted, live, stack)
         warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
         stack.enter_context(live)

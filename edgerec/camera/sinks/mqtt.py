@@ -147,6 +147,10 @@ class Mqtt:
         self._outbox.close()
         if waiting := len(self._outbox):
             log.warning("%s: %d messages wait for the next start", self._broker, waiting)
+        if self.missed:
+            log.warning(
+                "%s: %d results were not sent, because the connection was lost or too slow", self._broker, self.missed
+            )
 
     def _topic(self, source: str, what: str) -> str:
         return f"{self._broker.prefix}/{source_name(source, self._sources)}/{what}"

@@ -7,8 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks import Sink
@@ -27,8 +26,7 @@ _POLL_S = 0.1
 _WARN_S = 60.0
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     event: Result | StateChange
     size_bytes: int
     droppable: bool
@@ -104,7 +102,11 @@ class SinkWorker:
         with self._changed:
             if not self._entries and self._current is None:
                 self._progress_s = time.monotonic()
-            if wait and not self._wait(lambda: self._has_room(entry) or self._sink.closed):
+            if (
+                wait
+                and not self._has_room(entry)
+                and not self._wait(lambda: self._has_room(entry) or self._sink.closed)
+            ):
                 self._lose(1, "the sink is hung")
                 return
             while not (wait or self._has_room(entry)):
@@ -116,11 +118,16 @@ class SinkWorker:
             self._bytes += entry.size_bytes
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Wait until the sink has processed all queued events and is closed, as long as it makes progress."""
+    def finish(self) -> None:
+        """Let the thread close the sink after the queued events, without waiting for it."""
         with self._changed:
             self._ending, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until the sink has processed all queued events and is closed, as long as it makes progress."""
+        self.finish()
+        with self._changed:
             if not self._wait(lambda: self._finished):
                 waiting = [entry.event for entry in self._entries] + [self._current]
                 self._entries.clear()
