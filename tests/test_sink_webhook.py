@@ -176,6 +176,40 @@ def test_a_slow_server_holds_nobody_up(serve):
     assert (sent, dropped) == (0, WAITING + 51)
 
 
+def test_every_decision_of_a_file_is_posted(serve):
+    server = serve(200)
+    sink = hook_to(server.url, live=False)
+    for number in range(WAITING + 100):
+        sink.write(result(f"d{number}"))
+    assert ended(sink) == (WAITING + 100, 0)
+
+
+def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
+    server = serve("slow")
+    sink = hook_to(server.url, live=False, tries=1)
+    for number in range(WAITING):
+        sink.write(result(f"d{number}"))
+    assert ended(sink) == (0, WAITING)
+    assert len(server.requests) < WAITING
+
+
+def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypatch):
+    server = serve(200)
+    timer, failures = threading.Timer, [RuntimeError("can't start new thread")]
+
+    def start_timer(*arguments):
+        if failures:
+            raise failures.pop()
+        return timer(*arguments)
+
+    monkeypatch.setattr(threading, "Timer", start_timer)
+    sink = hook_to(server.url)
+    for number in range(3):
+        sink.write(result(f"d{number}"))
+    wait_for(lambda: sink.sent == 2)
+    assert ended(sink) == (2, 1)
+
+
 def test_a_peer_that_takes_and_is_silent():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = hook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
