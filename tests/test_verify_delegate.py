@@ -22,7 +22,9 @@ from tests.conftest import one_line
 # A delegate of TensorFlow Lite that takes no operator, so that the CPU runs all of them.
 DELEGATE = """
 #include <stdint.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 typedef struct Delegate {
   void* data;
   int (*prepare)(void*, struct Delegate*);
@@ -30,7 +32,7 @@ typedef struct Delegate {
   int64_t flags;
   void* builder;
 } Delegate;
-static int prepare(void* context, Delegate* delegate) { return 0; }
+static int prepare(void* context, Delegate* delegate) { %s return 0; }
 void* tflite_plugin_create_delegate(char** keys, char** values, size_t count, void (*report)(const char*)) {
   Delegate* delegate = calloc(1, sizeof(Delegate));
   delegate->prepare = prepare;
@@ -40,16 +42,14 @@ void tflite_plugin_destroy_delegate(void* delegate) { free(delegate); }
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """Environment in which ``libedgetpu.so.1`` is a library that accepts a model and changes nothing."""
+def library(folder, code: str = "") -> dict[str, str]:
+    """Return an environment in which ``libedgetpu.so.1`` executes ``code`` when it gets a model."""
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("library")
-    (folder / "delegate.c").write_text(DELEGATE)
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-o", folder / "libedgetpu.so.1", folder / "delegate.c"], check=True, timeout=60
-    )
+    folder.mkdir()
+    (folder / "delegate.c").write_text(DELEGATE % code)
+    command = ["cc", "-shared", "-fPIC", "-o", folder / "libedgetpu.so.1", folder / "delegate.c"]
+    subprocess.run(command, check=True, timeout=60)
     return os.environ | {"LD_LIBRARY_PATH": str(folder)}
 
 
@@ -70,22 +70,37 @@ def compiled_bundle(run, folder, monkeypatch, *, broken: bool = False):
     return export_bundle(run, "coral-usb", out=folder / "b").bundle
 
 
-def test_verify_runs_the_compiled_file_with_its_delegate(run, tmp_path, monkeypatch, edgerec, library):
-    bundle = compiled_bundle(run, tmp_path, monkeypatch)
-    done = edgerec("verify", bundle, "--json", env=library)
+def test_verify_runs_the_compiled_file_with_its_delegate(run, tmp_path, monkeypatch, edgerec):
+    bundle, environment = compiled_bundle(run, tmp_path, monkeypatch), library(tmp_path / "library")
+    done = edgerec("verify", bundle, "--json", env=environment)
     value = json.loads(done.stdout)
     assert (done.returncode, value["ok"], value["delegate"]) == (0, True, "libedgetpu.so.1")
     assert value["tolerance"] == UNITS_OTHER_RUNTIME
-    assert "delegate libedgetpu.so.1" in edgerec("verify", bundle, env=library).stdout
+    assert "delegate libedgetpu.so.1" in edgerec("verify", bundle, env=environment).stdout
 
 
-def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, monkeypatch, edgerec, library):
+def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, monkeypatch, edgerec):
     bundle = compiled_bundle(run, tmp_path, monkeypatch, broken=True)
-    assert "with libedgetpu.so.1" in one_line(edgerec("verify", bundle, env=library))
+    environment = library(tmp_path / "library")
+    assert "with libedgetpu.so.1" in one_line(edgerec("verify", bundle, env=environment))
     # On the CPU, model.tflite is verified, and the user is told that the compiled file was not.
-    done = edgerec("verify", bundle, "--delegate", "none", env=library)
+    done = edgerec("verify", bundle, "--delegate", "none", env=environment)
     assert done.returncode == 0
     assert "model_edgetpu.tflite was not run" in done.stderr
+
+
+def test_a_delegate_that_crashes_with_the_model_is_an_error(run, tmp_path, monkeypatch, edgerec):
+    """As people report it of a libedgetpu that was built for another runtime: the library itself loads."""
+    bundle = compiled_bundle(run, tmp_path, monkeypatch)
+    camera = ["camera", bundle, "--source", "synthetic:64x48@0", "--headless", "--max-frames", 2]
+    for name, code, reason in (("crash", "raise(SIGSEGV);", "SIGSEGV"), ("fail", "return 1;", "")):
+        environment = library(tmp_path / name, code)
+        for command in (["verify", bundle], camera):
+            said = one_line(edgerec(*command, env=environment))
+            assert "libedgetpu.so.1 does not load (" in said
+            assert reason in said
+        done = edgerec(*camera, "--fallback", env=environment)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
 def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeypatch, edgerec):

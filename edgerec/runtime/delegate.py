@@ -19,9 +19,14 @@ _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
 from edgerec.runtime.messages import first_sentence
+runtime, model = find_runtime()[1], sys.stdin.buffer.read()
 try:
-    find_runtime()[1].load_delegate(sys.argv[1], json.loads(sys.argv[2]))
-except (ValueError, OSError) as error:
+    delegate = runtime.load_delegate(sys.argv[1], json.loads(sys.argv[2]))
+    if model:
+        interpreter = runtime.Interpreter(model_content=model, experimental_delegates=[delegate])
+        interpreter.allocate_tensors()
+        interpreter.invoke()
+except (ValueError, OSError, RuntimeError) as error:
     print(first_sentence(error))
     sys.stdout.flush()
     import os
@@ -30,16 +35,20 @@ print("loaded", flush=True)
 """
 
 
-def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None) -> Any:
-    """Load a delegate, first in a child process, because a library can crash or hang.
+def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> Any:
+    """Load a delegate, after a child process has loaded it and run the model, because a library can crash or hang.
+
+    A delegate that was built for another runtime often loads, and crashes only when it gets a model.
 
     Args:
         module: interpreter module of the runtime.
         library: path or name of the shared library. A bare name is never looked up in the current folder.
         options: options of the delegate, e.g. ``{"device": "usb:1"}`` for the second Edge TPU stick.
+        model: the .tflite file that the delegate will run; empty to load only the library.
 
     Raises:
-        DelegateError: the library cannot be loaded; the message says why and how to continue without it.
+        DelegateError: the library cannot be loaded or cannot run the model; the message says why and how to continue
+            without it.
     """
     delegate_options = dict(options or {})
     if _in_current_folder(library):
@@ -47,7 +56,7 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
             f"the delegate {library} is not loaded, because the system would load it from the current folder: remove "
             "this folder from LD_LIBRARY_PATH, or give the full path with --delegate"
         )
-    if reason := try_delegate(library, delegate_options):
+    if reason := try_delegate(library, delegate_options, model):
         raise _refused(library, reason)
     with captured_stderr():
         try:
@@ -67,9 +76,9 @@ def _in_current_folder(library: str) -> bool:
     return searches_here and os.path.exists(library)
 
 
-def try_delegate(library: str, options: Mapping[str, str] | None = None) -> str:
-    """Return why a delegate cannot be loaded in a child process; empty if it can."""
-    return probe(_PROBE, library, json.dumps(dict(options or {})))
+def try_delegate(library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> str:
+    """Return why a delegate cannot be loaded, and cannot run the model, in a child process; empty if it can."""
+    return probe(_PROBE, library, json.dumps(dict(options or {})), content=model)
 
 
 def probe(code: str, *arguments: str, content: bytes = b"") -> str:
@@ -96,6 +105,6 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
 
 def _refused(library: str, reason: str) -> DelegateError:
     return DelegateError(
-        f"the delegate {library} does not load ({reason}): is its driver installed and the device plugged in? "
-        "--delegate none uses the CPU"
+        f"the delegate {library} does not load ({reason}): is its driver installed, the device plugged in, and the "
+        "library built for this runtime? --delegate none uses the CPU"
     )

@@ -87,7 +87,7 @@ def open_interpreter(
         return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
     check_bounds(model, where)
     package, module = find_runtime()
-    delegates = [load_delegate(module, delegate, delegate_options)] if delegate else None
+    delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
         with captured_stderr():  # it tells of every delegate that it creates
             interpreter = module.Interpreter(
