@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import threading
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from edgerec.camera.sources import find_source
 from edgerec.camera.sources.opencv import OpenCVSource
 from edgerec.cli.app import app
 from edgerec.errors import SourceError
-from tests.servers import MjpegServer
+from tests.servers import MjpegServer, well
 
 
 @pytest.fixture
@@ -106,15 +107,28 @@ def test_an_impossible_option_is_wrong_usage(bundle, option):
     assert (done.exit_code, type(done.exception)) == (2, SystemExit)
 
 
+class Server(MjpegServer):
+    """Sets an event at the first connection."""
+
+    def __init__(self):
+        self.connected = threading.Event()
+        super().__init__(self._deliver)
+
+    def _deliver(self, peer):
+        self.connected.set()
+        well(peer)
+
+
 def test_the_source_opens_after_the_cold_start(bundle, monkeypatch):
     connections, run = [], subprocess.run
 
     def observed(*arguments, **options):
+        server.connected.wait(1)  # a source that was opened too early has connected by then
         connections.append(server.connections)
         return run(*arguments, **options)
 
     monkeypatch.setattr(subprocess, "run", observed)
-    with MjpegServer() as server:
+    with Server() as server:
         command = ["benchmark", str(bundle), "--source", server.url, "--seconds", "0.1", "--no-operators", "--json"]
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
