@@ -1,6 +1,6 @@
 """The camera against the loop that people write by hand, and against MediaPipe; how old answers are; memory.
 
-    python benchmarks/camera.py throughput latency memory soak --work FOLDER [--mediapipe PYTHON]
+    python benchmarks/camera.py throughput files latency memory soak --work FOLDER [--mediapipe PYTHON]
 
 Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Everything that is compared runs in turn, each in a process of
 its own, and the ratio of the medians counts. MediaPipe is run by the interpreter PYTHON, which has it installed.
@@ -24,6 +24,8 @@ from common import data_folder
 from edgerec.camera.frame import Result
 
 FRAMES, ROUNDS = 300, 5
+# Frames of the longer video, and those at its start that do not count for the steady state.
+LONG, WARM_UP = 900, 50
 PERIOD_S, SLOW_S = 1 / 30, 0.1
 
 HAND_WRITTEN = """
@@ -31,7 +33,7 @@ import json, sys, time
 import cv2, numpy as np
 from ai_edge_litert.interpreter import Interpreter
 video, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-interpreter = Interpreter(model, num_threads=threads)
+interpreter = Interpreter(model, num_threads=threads or None)
 interpreter.allocate_tensors()
 given, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 _, height, width, _ = given["shape"]
@@ -63,6 +65,27 @@ with Camera.open(sys.argv[2], sys.argv[1], threads=int(sys.argv[3])) as camera:
         count += 1
         began = began or time.perf_counter()
 print(json.dumps((count - 1) / (time.perf_counter() - began)))
+"""
+
+# Both print the frame rate after WARM_UP frames. Like `edgerec camera --json`, edgerec writes JSON for each frame.
+STEADY = HAND_WRITTEN.replace(
+    "began = began or time.perf_counter()", f"began = time.perf_counter() if count == {WARM_UP} else began"
+)
+STEADY = STEADY.replace("count - 1", f"count - {WARM_UP}")
+OURS_STEADY = f"""
+import json, os, sys, time
+import cv2
+from edgerec import Camera
+from edgerec.camera.sinks.text import JsonLines
+cv2.setNumThreads(1)  # as the command line does
+lines, count = JsonLines(open(os.devnull, "w")), 0
+with Camera.open(sys.argv[2], sys.argv[1]) as camera:
+    for result in camera:
+        lines.write(result)
+        count += 1
+        if count == {WARM_UP}:
+            began = time.perf_counter()
+print(json.dumps((count - {WARM_UP}) / (time.perf_counter() - began)))
 """
 
 MEDIAPIPE = """
@@ -99,6 +122,49 @@ def video(work: Path) -> Path:
             writer.write(np.roll(picture, 4 * number, axis=1))
         writer.release()
     return path
+
+
+def long_video(work: Path, codec: str, suffix: str) -> Path:
+    """Write a 720p video of 900 frames."""
+    import cv2
+
+    path = work / f"cat_720p_long.{suffix}"
+    if not path.exists():
+        image = cv2.resize(cv2.imread(str(data_folder() / "cat_720p.jpg")), (1280, 720))
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 30, (1280, 720))
+        for number in range(LONG):
+            writer.write(np.roll(image, 4 * number, axis=1))
+        writer.release()
+    return path
+
+
+def files(work: Path, _: str) -> dict[str, Any]:
+    """Compare with the hand-written loop over video files, with the default threads and with two threads by hand.
+
+    Each ratio is the median of the ratios of runs that directly follow each other.
+    """
+    model, bundle = bundles(work)["mobilenet_v2 1.0 224"]
+    table = {}
+    for name, codec, suffix in (("MPEG-4", "mp4v", "mp4"), ("MJPEG", "MJPG", "avi")):
+        film = long_video(work, codec, suffix)
+        steady: dict[int, list[float]] = {0: [], 2: []}
+        whole: dict[int, list[float]] = {0: [], 2: []}
+        for _ in range(ROUNDS):
+            for threads in steady:
+                times = [time.perf_counter()]
+                ours = measured(OURS_STEADY, film, bundle)
+                times.append(time.perf_counter())
+                by_hand = measured(STEADY, film, model, threads)
+                times.append(time.perf_counter())
+                steady[threads].append(ours / by_hand)
+                whole[threads].append((times[2] - times[1]) / (times[1] - times[0]))
+        for threads in steady:
+            table[f"{name}, {threads or 'default'} threads by hand"] = {
+                "steady state": round(statistics.median(steady[threads]), 2),
+                "whole process": round(statistics.median(whole[threads]), 2),
+                "steady, all rounds": [round(ratio, 2) for ratio in steady[threads]],
+            }
+    return table
 
 
 def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
@@ -244,7 +310,7 @@ def soak(work: Path, _: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print one JSON object for each part asked for."""
-    parts = {"throughput": throughput, "latency": latency, "memory": memory, "soak": soak}
+    parts = {"throughput": throughput, "files": files, "latency": latency, "memory": memory, "soak": soak}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))

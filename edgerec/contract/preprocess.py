@@ -21,6 +21,8 @@ Interpolation = Literal["linear", "nearest"]
 # Version of the resizing algorithm of `apply`. Version 1 halves both axes together, and therefore only while both are
 # at least twice the target size. Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
+# Temporary arrays of this size stay in the CPU's cache, and their memory is reused without page faults.
+_BLOCK_BYTES = 96 << 10
 # Preprocessing version of manifests, recipes and packs that do not record a version.
 UNRECORDED_VERSION = 1
 
@@ -132,7 +134,7 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
     turned = image.strides[2] < 0
     image = _resize(image[:, :, ::-1] if turned else image, height, width, spec)
     if turned:
-        image = np.ascontiguousarray(image[:, :, ::-1])
+        image = contiguous(image[:, :, ::-1])
     image = _channels(image, spec.channels)
     if (height, width) != (spec.height, spec.width):
         image = _pad_centred(image, spec.height, spec.width)
@@ -185,7 +187,10 @@ def _resize(image: Image, height: int, width: int, spec: PreprocessSpec) -> Imag
         while (factors := _halving(image, height, width, spec.version)) != (1, 1):
             rows, columns = (side // factor for side, factor in zip(image.shape[:2], factors, strict=True))
             whole = image[: rows * factors[0], : columns * factors[1]]
-            image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+            if factors == (2, 2):
+                image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+            else:
+                image = _halve_rows(whole) if factors[0] == 2 else _halve_columns(whole)
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
 
@@ -196,6 +201,39 @@ def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, 
     if version == 1:
         halve_rows = halve_columns = halve_rows and halve_columns
     return 1 + halve_rows, 1 + halve_columns
+
+
+def _halve_rows(image: Image) -> Image:
+    """Return the means of pairs of rows; the same bytes as INTER_AREA, but faster."""
+    return _mean(image[::2], image[1::2])
+
+
+def _halve_columns(image: Image) -> Image:
+    """Return the means of pairs of columns; the same bytes as INTER_AREA, but faster."""
+    if image.ndim == 2 or image.shape[2] == 1:
+        return _mean(image[:, ::2], image[:, 1::2])
+    cv2 = require("cv2")
+    rows, columns = image.shape[:2]
+    halved = np.empty((rows, columns // 2, 3), np.uint8)
+    step = max(1, _BLOCK_BYTES // (4 * columns))
+    for top in range(0, rows, step):
+        block = image[top : top + step]
+        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA).view(np.uint32)  # the four channels of a pixel in one number
+        means = _mean(pixels[:, ::2], pixels[:, 1::2])
+        cv2.cvtColor(means.view(np.uint8), cv2.COLOR_BGRA2BGR, dst=halved[top : top + step])
+    return halved
+
+
+def _mean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the mean of each byte of two uint8 or uint32 arrays, rounded half to even."""
+    ones = np.full((), 0x01010101).astype(a.dtype)
+    differences = a ^ b
+    means = a | b
+    means -= (differences >> 1) & (ones * 127)  # the mean rounded up
+    differences &= means
+    differences &= ones
+    means -= differences
+    return means
 
 
 def _channels(image: Image, channels: int) -> Image:

@@ -1,0 +1,31 @@
+"""Tests that images which shrink along one axis have the same bytes as OpenCV's INTER_AREA."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec.contract.preprocess import PreprocessSpec, apply
+
+
+def by_opencv(image, height, width):
+    """Halve each axis while it is at least twice the target, then interpolate."""
+    while image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:
+        factors = 1 + (image.shape[0] >= 2 * height), 1 + (image.shape[1] >= 2 * width)
+        rows, columns = image.shape[0] // factors[0], image.shape[1] // factors[1]
+        whole = image[: rows * factors[0], : columns * factors[1]]
+        image = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 333), (333, 40), (45, 2001), (720, 1280), (33, 66)])
+def test_bytes_do_not_depend_on_the_implementation(rows, columns, channels):
+    image = np.random.default_rng(rows).integers(0, 256, (rows, columns, channels), np.uint8)
+    expected = by_opencv(image, 32, 31).reshape(32, 31, channels)
+    spec = PreprocessSpec(32, 31, channels, fit="stretch")
+    assert np.array_equal(apply(image, spec), expected)
+    if channels == 3:
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        assert np.array_equal(apply(bgr[:, :, ::-1], spec), expected)
