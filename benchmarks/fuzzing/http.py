@@ -52,7 +52,11 @@ def start(work: Path) -> list[bytes]:
     import starlette.applications  # noqa: F401
     import uvicorn  # noqa: F401
 
-    import edgerec.camera.sinks.webhook  # noqa: F401
+    import edgerec.camera.sinks.prometheus
+    import edgerec.camera.sinks.web
+    import edgerec.camera.sinks.webhook
+    import edgerec.camera.sources.mjpeg
+    import edgerec.camera.sources.opencv  # noqa: F401
 
     images = (np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8) for number in range(2))
     return [bytes(cv2.imencode(".jpg", image)[1]) for image in images]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urljoin, urlsplit
 
 from edgerec.errors import AddressError
@@ -95,6 +95,12 @@ class Url:
             raise AddressError(f"the address has no valid host and port: {_ESCAPES}")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         return cls(parts.scheme, host, port, parts.path, parts.query, user, password, address)
+
+    def with_credentials(self, account: Url) -> Url:
+        """Return this address with user and password of ``account``."""
+        user = _authority(account.raw.partition("://")[2]).rpartition("@")[0]
+        raw = f"{self.scheme}://{user}@{self.netloc}{self.path}" + (f"?{self.query}" if self.query else "")
+        return replace(self, user=account.user, password=account.password, raw=raw)
 
     def redirected(self, location: str, *schemes: str) -> Url:
         """Return the address that the redirect to ``location`` leads to; raises :class:`AddressError`."""

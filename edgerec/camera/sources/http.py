@@ -99,21 +99,21 @@ class HttpStream:
             self._socket.close()
 
     def _open(self, url: Url) -> http.client.HTTPResponse:
-        at, authorization = url, ""
+        at, credentials = url, ""
         for _ in range(MOST_HOPS):
-            response = self._get(at, authorization)
+            response = self._get(at, credentials)
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
                 try:
-                    at, authorization = at.redirected(location, "http", "https"), ""
+                    at, credentials = at.redirected(location, "http", "https"), ""
                 except AddressError as error:
                     raise SourceError(f"{self._name} redirects to an address that cannot be used: {error}") from None
                 self.close()
                 continue
-            if response.status == 401 and url.user and not authorization and at.origin == url.origin:
-                authorization = _authorization(url, at, response.headers.get_all("WWW-Authenticate") or [])
+            if response.status == 401 and url.user and not credentials and at.origin == url.origin:
+                credentials = authorization(url, at, response.headers.get_all("WWW-Authenticate") or [])
                 self.close()
-                if authorization:
+                if credentials:
                     continue
             break
         if response.status == 401:
@@ -125,7 +125,7 @@ class HttpStream:
             raise SourceError(f"{self._name} answers {status_text(response.status)}: is the path right?")
         return response
 
-    def _get(self, at: Url, authorization: str) -> http.client.HTTPResponse:
+    def _get(self, at: Url, credentials: str) -> http.client.HTTPResponse:
         connected = self._socket = socket.create_connection((at.host, at.port), CONNECT_S)
         if at.scheme == "https":
             connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.host)
@@ -136,7 +136,7 @@ class HttpStream:
             "User-Agent: edgerec",
             "Accept: */*",
             "Connection: close",
-            *([f"Authorization: {authorization}"] if authorization else []),
+            *([f"Authorization: {credentials}"] if credentials else []),
         ]
         connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
         self.deadline_s = time.monotonic() + ANSWER_S
@@ -177,8 +177,15 @@ class _Reader(io.RawIOBase):
         return self._connected.recv_into(buffer)
 
 
-def _authorization(account: Url, at: Url, challenges: list[str]) -> str:
-    """What answers the first challenge that we understand: Digest before Basic; empty when there is none."""
+def authorization(account: Url, at: Url, challenges: list[str], method: str = "GET", uri: str = "") -> str:
+    """Return the header that answers the first known challenge, Digest before Basic; empty if there is none.
+
+    Args:
+        account: address with user and password.
+        at: address of the request.
+        challenges: the WWW-Authenticate headers of the response.
+        method, uri: of the request; an empty ``uri`` means path and query of ``at``.
+    """
     from urllib.request import (
         AbstractDigestAuthHandler,
         HTTPPasswordMgrWithDefaultRealm,
@@ -198,7 +205,9 @@ def _authorization(account: Url, at: Url, challenges: list[str]) -> str:
                 asked = parse_keqv_list(parse_http_list(rest))
             except IndexError:  # a name without a value
                 continue
-            answer = AbstractDigestAuthHandler(passwords).get_authorization(Request(address + at.target), asked)
+            request = Request(address + at.target, method=method)
+            request.selector = uri or at.target
+            answer = AbstractDigestAuthHandler(passwords).get_authorization(request, asked)
             if answer:
                 return f"Digest {answer}"
     if any(challenge.lower().startswith("basic") for challenge in challenges):

@@ -1,0 +1,82 @@
+"""Follow the redirects of an RTSP server before FFmpeg does, because FFmpeg sends a password to any server."""
+
+from __future__ import annotations
+
+import email.parser
+import email.policy
+import re
+import socket
+import ssl
+import time
+
+from edgerec.camera.sources.http import ANSWER_S, CONNECT_S, MOST_HOPS, authorization
+from edgerec.errors import AddressError, SourceError
+from edgerec.utils.urls import Url
+
+_MAX_HEAD_BYTES = 65536
+
+
+def without_redirects(url: Url) -> Url:
+    """Return the address of the stream after all redirects; only an address of the same server has the password.
+
+    Raises:
+        SourceError: the server cannot be reached, does not respond in time, or redirects to an address that cannot be
+            used. Other errors are left to FFmpeg.
+    """
+    at, credentials = url, ""
+    for _ in range(MOST_HOPS if url.user else 0):
+        try:
+            status, headers = _describe(at, credentials)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or ("timed out" if isinstance(error, OSError) else "not RTSP")
+            raise SourceError(
+                f"{url} does not open ({reason}): is the address right, and does the stream run?"
+            ) from None
+        location = headers.get("Location", "")
+        if 300 <= status < 400 and location:
+            try:
+                at, credentials = at.redirected(location, "rtsp", "rtsps"), ""
+            except AddressError as error:
+                raise SourceError(f"{url} redirects to an address that cannot be used: {error}") from None
+            if at.origin != url.origin:
+                return at
+            at = at.with_credentials(url)
+        elif status == 401 and not credentials:
+            credentials = authorization(url, at, headers.get_all("WWW-Authenticate") or [], "DESCRIBE", _bare(at))
+            if not credentials:
+                break
+        else:
+            break
+    return at
+
+
+def _bare(url: Url) -> str:
+    return f"{url.scheme}://{url.netloc}{url.target if url.path or url.query else ''}"
+
+
+def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
+    """Send a DESCRIBE request; return status and headers of the response."""
+    deadline_s = time.monotonic() + CONNECT_S + ANSWER_S
+    lines = [f"DESCRIBE {_bare(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
+    if credentials:
+        lines.append(f"Authorization: {credentials}")
+    with socket.create_connection((url.host, url.port), CONNECT_S) as plain:
+        connection = plain
+        if url.scheme == "rtsps":
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # as FFmpeg does
+            connection = context.wrap_socket(plain, server_hostname=url.host)
+        with connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            head = b""
+            while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD_BYTES:
+                connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+                if not (received := connection.recv(4096)):
+                    break
+                head += received
+    first, _, fields = head.partition(b"\r\n")
+    status = re.match(rb"RTSP/\d\.\d (\d{3})\b", first)
+    if status is None:
+        raise ValueError("not RTSP")
+    message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(fields, headersonly=True)
+    return int(status[1]), message
