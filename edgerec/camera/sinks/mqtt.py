@@ -21,7 +21,7 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Messages that are under way at once: the rest stays in the outbox only.
+# Number of messages that are sent before the first one is acknowledged.
 WINDOW = 16
 FLUSH_S = 1.0
 GOODBYE_S = 0.5
@@ -30,18 +30,18 @@ RETRY_S = 5.0
 
 
 class Mqtt:
-    """Publishes below ``PREFIX/``:
+    """Publishes these topics below ``PREFIX/``:
 
     ======================  ========================================================================
-    ``status``              ``online``, or by the last will ``offline``; retained
-    ``SOURCE/state``        each change of state, JSON as of ``--json``; retained, QoS 1
-    ``SOURCE/decision``     each new decision, JSON; retained, QoS 1
-    ``SOURCE/result``       results, JSON as of ``--json``, where asked for; QoS 0, not kept
+    ``status``              ``online``, or ``offline`` (also as the last will); retained
+    ``SOURCE/state``        each state change, as JSON like ``--json``; retained, QoS 1
+    ``SOURCE/decision``     each new decision, as JSON; retained, QoS 1
+    ``SOURCE/result``       results, as JSON like ``--json``, if requested; QoS 0, not stored
     ======================  ========================================================================
 
-    States and decisions are kept in a file until the broker has acknowledged them, so that they arrive, in order,
-    after an outage or another start. As always with QoS 1 a message may arrive twice in a row; and after each
-    reconnection the last ones are said again, for a broker that forgot what it retained.
+    States and decisions are stored in a file until the broker has acknowledged them, so that they arrive in order after
+    an outage or a restart. With QoS 1, a message may arrive twice. After each reconnection, the latest messages are
+    published again, because the broker may have lost its retained messages.
     """
 
     closed = False
@@ -60,14 +60,14 @@ class Mqtt:
         most_bytes: int = 10_000_000,
         sources: Sequence[str] = (),
     ) -> None:
-        """Begin to connect, in the background.
+        """Start to connect in the background.
 
         Args:
-            broker: where to publish.
-            folder: where messages wait.
-            manifest: of the bundle, for Home Assistant.
-            results_per_s: results of each source at most; 0 for none, infinity for all.
-            discovery_prefix: Home Assistant's; empty announces nothing.
+            broker: the broker.
+            folder: folder of the queue.
+            manifest: manifest of the bundle, for Home Assistant.
+            results_per_s: maximum number of results per second and source; 0 publishes none, infinity publishes all.
+            discovery_prefix: topic prefix of Home Assistant's discovery; an empty string turns discovery off.
             most, most_bytes: limits of the queue; if they are exceeded, the oldest messages are dropped.
             sources: all sources of the camera, so that each has its own topics.
 
@@ -110,36 +110,36 @@ class Mqtt:
 
     @property
     def dropped(self) -> int:
-        """States and decisions that will never arrive: the outbox was full, or damaged."""
+        """Number of states and decisions that were lost because the queue was full, damaged or could not be written."""
         return self._outbox.dropped
 
     @property
     def missed(self) -> int:
-        """Results that were not sent: there was no connection, or it was too slow."""
+        """Number of results that were not sent because there was no connection or it was too slow."""
         return self._connection.missed
 
     @property
     def waiting(self) -> int:
-        """States and decisions that the broker has not acknowledged yet."""
+        """Number of states and decisions that the broker has not acknowledged yet."""
         return len(self._outbox)
 
     def write(self, result: Result) -> None:
-        """Publish the decision when it is new, and the result when it is its turn."""
+        """Publish the decision if it is new, and the result if ``results_per_s`` allows it."""
         source = source_of(result)
         if self._changes.new(result):
             self._keep(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._least_s < float("inf") and now >= self._next_s.get(source, now):
-            # A turn that came late does not delay the next ones, so that the rate is the one asked for.
+            # The next time is counted from when this result was due, so that delays do not lower the rate.
             self._next_s[source] = max(self._next_s.get(source, now) + self._least_s, now)
             self._connection.publish_loose(self._topic(source, "result"), _bytes(result.to_dict()))
 
     def state(self, change: StateChange) -> None:
-        """Publish the change."""
+        """Publish a state change."""
         self._keep(change.source, "state", change.to_dict())
 
     def close(self) -> None:
-        """Send what can be sent within a second, and say good-bye; the rest waits on disk for the next start."""
+        """Send messages for up to a second and disconnect. The other messages wait on disk for the next start."""
         self._deadline = time.monotonic() + FLUSH_S
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
@@ -159,7 +159,8 @@ class Mqtt:
         topic, payload = self._topic(source, what), _bytes(event)
         number = self._outbox.put(topic, payload, True)
         with self._lock:
-            self._sources[source] = None
+            if source not in self._sources:
+                self._sources = {**self._sources, source: None}  # a new object, because the other thread iterates
             self._known.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
@@ -201,12 +202,12 @@ class Mqtt:
                 self._outbox.remove(kept)
 
     def _greet(self) -> None:
-        """On each new connection: that we are there, and what a broker without a memory no longer knows."""
+        """After each reconnection, publish the status and the latest messages."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._repeated = set(self._under_way)  # paho sends these again; newer ones come behind them
-        if self._greetings:  # and these: a broker that never takes them must not make them pile up
+        self._repeated = set(self._under_way)  # paho sends these again, before newer messages
+        if self._greetings:  # paho also sends these again; they must not accumulate
             return
         self._announced.clear()
         self._greet_with(f"{self._broker.prefix}/status", b"online")

@@ -127,7 +127,7 @@ class SavedPictures:
         return self._held
 
     def write(self, result: Result) -> None:
-        """Save the frame if the rule wants it; raises :class:`EdgerecError` when there is no room."""
+        """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is no room."""
         label = self._wanted(result)
         if label is None:
             return
@@ -142,19 +142,19 @@ class SavedPictures:
                 )
             self._write(path, content)
         except OSError as error:
-            raise EdgerecError(f"a picture cannot be saved in {self._folder}: {error.strerror}") from None
+            raise EdgerecError(f"an image cannot be saved in {self._folder}: {error.strerror}") from None
         self._last[result.frame.feed] = result.frame.captured_s, label
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
-        """States have no picture."""
+        """State changes have no image."""
 
     def close(self) -> None:
         """Release the lock of the folder."""
         self._lock.close()
 
     def _wanted(self, result: Result) -> str | None:
-        """The label to save the frame under, or None."""
+        """Return the label of the folder in which the frame is saved, or None if it is not selected."""
         spec, answer, decision = self._spec, result.classification, result.decision
         last_s, last_label = self._last.get(result.frame.feed, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < spec.least_s - TIME_TOLERANCE_S:
@@ -175,7 +175,7 @@ class SavedPictures:
         cv2 = require("cv2")
         ok, content = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if not ok:
-            raise EdgerecError(f"a picture of shape {image.shape} cannot be written as JPEG")
+            raise EdgerecError(f"an image of shape {image.shape} cannot be written as JPEG")
         return content.tobytes()
 
     def _path(self, result: Result, label: str) -> Path:

@@ -1,4 +1,4 @@
-"""Results as lines, for people or for scripts."""
+"""Print results as lines of text or JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes lines and sends each at once; a reader that went away closes the sink."""
+    """Writes and flushes lines. The sink asks the camera to stop if the reader of the pipe has ended."""
 
     uses_images = False
 
@@ -30,11 +30,11 @@ class _Lines:
             os.close(nowhere)
 
     def close(self) -> None:
-        """The stream belongs to who gave it."""
+        """Leave the stream open, because the caller owns it."""
 
 
 class JsonLines(_Lines):
-    """One JSON object for each frame and each change of state."""
+    """Writes one JSON object for each frame and each state change."""
 
     def write(self, result: Result) -> None:
         """Write one line."""
@@ -46,10 +46,10 @@ class JsonLines(_Lines):
 
 
 class TextLines(_Lines):
-    """One short line for each frame, with its own label, before any smoothing."""
+    """Writes one short line for each frame, with the label of this frame before any smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write to ``out``; ``named`` begins each line with its source."""
+        """Write to ``out``. If ``named``, each line begins with the name of the source."""
         super().__init__(out)
         self._named = named
 
@@ -61,21 +61,21 @@ class TextLines(_Lines):
         self._line(f"{where}frame {result.frame.index}  {said}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
-        """States are no results: :class:`StateLines` writes them."""
+        """State changes are written by :class:`StateLines`."""
 
 
 class StateLines(_Lines):
-    """One line for each change of a state that a person should know of."""
+    """Writes one line for each state change that is of interest to a person."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
         self._said: dict[str, str] = {}
 
     def write(self, result: Result) -> None:
-        """Results are no states."""
+        """Results are written by the other classes."""
 
     def state(self, change: StateChange) -> None:
-        """Write one line, once for attempts that fail alike; that a file is open, or at its end, goes without."""
+        """Write one line. Repeated attempts that fail for the same reason, and states of files, are not written."""
         if not change.reason or change.state not in (State.LIVE, State.STALE, State.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"
