@@ -160,6 +160,21 @@ def test_hung_sink_does_not_prevent_others_from_finishing():
     assert (report.dropped, report.incomplete) == ({"Recorder": 10}, ("Recorder",))
 
 
+def test_signal_that_is_sent_to_the_process_and_to_its_group_counts_once():
+    def interrupt_twice(result):
+        if result.frame.index == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    sink = Recorder(interrupt_twice)
+    with camera_of(find_source("synthetic:8x8@0")) as camera, pytest.raises(KeyboardInterrupt):
+        camera.run([sink])
+    assert sink.indices == list(range(camera.report.answered))
+    assert camera.report.incomplete == ()
+
+
 # Raises SIGINT at the n-th time that the main thread has acquired the lock of a condition and has not yet entered the
 # block. A KeyboardInterrupt at this instruction leaves the lock locked.
 _INTERRUPTED = """
