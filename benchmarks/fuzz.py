@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import bundles, frames, http, mqtt, network, texts, tflite
+from fuzzing import bundles, frames, http, keras, mqtt, network, savedmodels, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -40,6 +40,8 @@ TARGETS: dict[str, Target] = {
     "bundles": bundles.TARGET,
     "http": http.TARGET,
     "mqtt": mqtt.TARGET,
+    "keras": keras.TARGET,
+    "savedmodels": savedmodels.TARGET,
 }
 
 

@@ -300,11 +300,14 @@ def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path
 
 
 def test_saved_model_that_trains_is_refused(theirs):
-    with pytest.raises(ModelError, match="exported as it trains"):
+    with pytest.raises(ModelError, match="exported as it is during training"):
         load_saved_model(theirs / "augmented")
 
 
-@pytest.mark.parametrize("operator", ["WriteFile", "ReadFile", "EagerPyFunc", "SaveV2"])
+@pytest.mark.parametrize(
+    "operator",
+    ["WriteFile", "ReadFile", "EagerPyFunc", "SaveV2", "DebugIdentity", "DebugIdentityV2", "ImmutableConst", "PrintV2"],
+)
 def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
     import tensorflow as tf
 
@@ -318,6 +321,18 @@ def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
         ),
     }
 
+    debugging = {"input": tf.zeros(3), "tensor_name": "a:0", "debug_urls": [f"file://{marker}"]}
+    acts |= {
+        "DebugIdentity": lambda: tf.raw_ops.DebugIdentity(device_name="", **debugging),
+        "DebugIdentityV2": lambda: tf.raw_ops.DebugIdentityV2(
+            input=tf.zeros(3), tensor_debug_mode=2, debug_urls=[f"file://{marker}"]
+        ),
+        "ImmutableConst": lambda: tf.raw_ops.ImmutableConst(
+            dtype=tf.uint8, shape=[4], memory_region_name="/etc/hostname"
+        ),
+        "PrintV2": lambda: tf.print("run", output_stream=f"file://{marker}"),
+    }
+
     class Harmful(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3])])
         def answer(self, pixels):
@@ -328,7 +343,7 @@ def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
 
     model = Harmful()
     tf.saved_model.save(model, str(tmp_path / "model"), signatures=model.answer)
-    with pytest.raises(ModelError, match=f"has the operator {operator}, which could run code or use files"):
+    with pytest.raises(ModelError, match=f"has the operator {operator}, which is refused"):
         load_saved_model(tmp_path / "model")
     assert not list(tmp_path.glob("marker*"))
 

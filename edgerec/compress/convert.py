@@ -18,6 +18,7 @@ from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.runtime.interpreter import input_spec, open_interpreter
+from edgerec.runtime.probing import remember
 
 # Parts of the names of tensors: a bias or a normalisation that a kernel took in, and tfmot's rounded weights.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
@@ -123,7 +124,9 @@ def plain_names(content: bytes) -> bytes:
             name = _plain((tensor.name or b"").decode())
             tensor.name = f"{name}{used[name] or ''}".encode()  # numbered, as the converter does
             used[name] += 1
-    return pack(model)
+    content = pack(model)
+    remember(content)
+    return content
 
 
 def _plain(name: str) -> str:
@@ -162,8 +165,10 @@ def _converter(model: Any) -> Any:
 def _convert(converter: Any) -> bytes:
     with captured_stderr() as said:
         try:
-            return bytes(converter.convert())
+            content = bytes(converter.convert())
         except Exception as error:  # the converter's C++ raises one class for everything
             said.seek(0)
             problem = f"{error}\n{said.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model: {problem}") from error
+    remember(content)  # it was just made here, so that no child process has to run it
+    return content

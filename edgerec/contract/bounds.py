@@ -1,7 +1,8 @@
-"""Whether everything in a .tflite file stays inside it: a runtime that does not look would crash on one that does not.
+"""Check that everything in a .tflite file is inside of the file, and that its graph can be interpreted.
 
-LiteRT verifies models itself; tflite-runtime 2.14 does not. This follows each offset of the TFLite schema (version 3)
-as FlatBuffers lays tables out (https://flatbuffers.dev/internals), with nothing but the standard library.
+LiteRT verifies the offsets of a model itself; tflite-runtime 2.14 does not, and crashes. This module follows all
+offsets of the TFLite schema (version 3) as FlatBuffers arranges tables (https://flatbuffers.dev/internals), using only
+the standard library.
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from edgerec.contract.graph_check import GraphCheck
 from edgerec.errors import ModelError
+
+# A table takes about this many bytes in a file. A file without shared tables therefore needs less than its own size.
+_TABLE_BYTES = 8
+MOST_GROWTH, MIN_BYTES = 8, 1 << 20
 
 # What a field points to: a text, a vector of numbers of so many bytes, a table, or a vector of tables.
 # Fields that hold plain numbers are left out: they lie in their table, whose bounds are checked.
@@ -49,20 +55,23 @@ _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
 def check_bounds(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` when a part of the .tflite file lies outside of it, or a needed one is missing."""
+    """Raise :class:`ModelError` if a .tflite file refers to something outside of it, or its graph is not valid."""
     walk = _Walk(model)
     try:
-        walk.table(walk.number("<I", 0), "Model")
+        size = walk.table(walk.number("<I", 0), "Model")
+        if size > MOST_GROWTH * len(model) + MIN_BYTES:
+            raise ValueError("its tables share so many parts that they would need far more memory than the file")
+        GraphCheck(model, walk.fields).check()
     except (struct.error, ValueError, IndexError) as error:
         raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from None
 
 
 class _Walk:
-    """Goes through the tables of a file, each once."""
+    """Visits each table of a file once, and adds up the memory of all tables, counting shared ones repeatedly."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._seen: set[tuple[int, str]] = set()
+        self._sizes: dict[tuple[int, str], int] = {}
 
     def number(self, form: str, at: int) -> int:
         """The number there; raises struct.error outside of the file."""
@@ -70,17 +79,21 @@ class _Walk:
             raise ValueError("a table lies outside of the file")
         return int(struct.unpack_from(form, self._data, at)[0])
 
-    def table(self, at: int, name: str) -> None:
-        """Check a table and all that it points to."""
-        if (at, name) in self._seen:
-            return
-        self._seen.add((at, name))
-        fields = self._fields(at)
+    def table(self, at: int, name: str) -> int:
+        """Check a table and everything that it points to; return the size of all this in bytes."""
+        if (at, name) in self._sizes:
+            return self._sizes[at, name]
+        self._sizes[at, name] = 0
+        fields = self.fields(at)
         if any(field not in fields for field in _NEEDED.get(name, ())):
             raise ValueError(f"a {name} lacks a part")
+        size = _TABLE_BYTES
         for field, kind in self._kinds(name, fields).items():
             if field in fields:
-                self._target(fields[field] + self.number("<I", fields[field]), kind)
+                target = self._target(fields[field] + self.number("<I", fields[field]), kind)
+                size += 0 if name == "Buffer" else target
+        self._sizes[at, name] = size
+        return size
 
     def _kinds(self, name: str, fields: Mapping[int, int]) -> dict[int, _Kind]:
         kinds = _TABLES[name]
@@ -88,8 +101,8 @@ class _Walk:
             return kinds | {4: _OPTIONS.get(self._data[fields[3]], "Options")}
         return kinds
 
-    def _fields(self, at: int) -> dict[int, int]:
-        """Where the fields of the table there lie, by their number."""
+    def fields(self, at: int) -> dict[int, int]:
+        """Return the positions of a table's fields by their number."""
         if at % 4:
             raise ValueError("a table is not aligned")
         places = at - self.number("<i", at)
@@ -104,10 +117,9 @@ class _Walk:
                 found[field] = at + offset
         return found
 
-    def _target(self, at: int, kind: _Kind) -> None:
+    def _target(self, at: int, kind: _Kind) -> int:
         if isinstance(kind, str) and kind != _TEXT:
-            self.table(at, kind)
-            return
+            return self.table(at, kind)
         width = 4 if isinstance(kind, tuple) else kind if isinstance(kind, int) else 1
         count, begin = self.number("<I", at), at + 4
         end = begin + count * width
@@ -116,5 +128,5 @@ class _Walk:
         if kind == _TEXT and self._data[end]:
             raise ValueError("a text has no end")
         if isinstance(kind, tuple):
-            for place in range(begin, end, 4):
-                self.table(place + self.number("<I", place), kind[0])
+            return sum(self.table(place + self.number("<I", place), kind[0]) for place in range(begin, end, 4))
+        return end - begin

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.contract.bounds import check_bounds
 from edgerec.contract.content import describe
 from edgerec.contract.schema import tflite_schema
-from edgerec.errors import ModelError
+from edgerec.errors import EdgerecError, ModelError
 from edgerec.optional import require
 
 # Size limit of a flatbuffer, whose offsets are signed 32-bit integers.
@@ -81,9 +83,14 @@ def require_tflite(model: bytes, where: str = "the model") -> None:
 
 
 def parse(model: bytes, where: str = "the model") -> Any:
-    """A .tflite file's bytes as the TFLite schema's ``ModelT``, which may be changed and packed again."""
+    """Return a .tflite file as the TFLite schema's ``ModelT``, which may be changed and packed again.
+
+    Raises:
+        ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
+    """
     schema = tflite_schema()
     require_tflite(model, where)
+    check_bounds(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
     except Exception as error:  # a damaged flatbuffer fails anywhere: struct, index, type …
@@ -191,10 +198,46 @@ def _operators(schema: Any, model: Any, subgraph: Any, tensors: tuple[Tensor, ..
             index,
             name,
             code.version,
-            tuple(tensors[i] if i >= 0 else None for i in operator.inputs),
-            tuple(tensors[i] for i in operator.outputs),
-            operator.builtinOptions,
+            tuple(tensors[i] if i >= 0 else None for i in _indexes(operator.inputs)),
+            tuple(tensors[i] for i in _indexes(operator.outputs)),
+            _options(schema, name, operator.builtinOptions, index),
         )
+
+
+def _indexes(values: Any) -> Any:
+    return () if values is None else values
+
+
+def _options(schema: Any, name: str, options: Any, index: int) -> Any:
+    """Return an operator's options, or the default options if the file has none; refuse those of another operator."""
+    kind = _OPTIONS.get(name, name).replace("_", "").lower()
+    create = next((value for key, value in vars(schema).items() if key.lower() == f"{kind}optionst"), None)
+    if create is None:
+        return options
+    if options is not None and not isinstance(options, create):
+        raise ValueError(f"operator {index} ({name}) has {type(options).__name__.removesuffix('T')}")
+    return create() if options is None else options
+
+
+# Operators whose options are not named like the operator.
+_OPTIONS = {
+    **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
+    **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM"), "MaximumMinimum"),
+    "L2_NORMALIZATION": "L2Norm",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNN",
+}
+
+
+@contextmanager
+def reading_graph(where: str) -> Iterator[None]:
+    """Turn errors that only an invalid graph causes, e.g. a shape with too few dimensions, into :class:`ModelError`."""
+    try:
+        yield
+    except EdgerecError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from error
 
 
 def _name_of(enum: Any, value: int) -> str:

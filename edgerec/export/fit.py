@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgerec.command_line import command
-from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph
+from edgerec.contract.flatbuffer import Graph, Operator, Tensor, read_graph, reading_graph
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.export.edgetpu.doctor import check
@@ -28,7 +28,9 @@ def require_fit(content: bytes, target: Target, where: str = "the model") -> Gra
         TargetError: it does not; the message has the first reason, how many more there are, and the way out.
     """
     graph = read_graph(content, where)
-    if found := findings(graph, content, target):
+    with reading_graph(where):
+        found = findings(graph, content, target)
+    if found:
         # A model inside a bundle's .zip has no path that `edgerec inspect` could read.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
         more = f" (and {len(found) - 1} more{show})" if len(found) > 1 else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.files import read_at_most
-from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph
+from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph, reading_graph
 from edgerec.contract.metadata import Metadata, read_metadata
 from edgerec.contract.target import Target, target_names
 from edgerec.errors import ModelError, TargetError
@@ -156,7 +156,12 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
         BundleError: the bundle is damaged.
         TargetError: the target is unknown or invalid.
     """
-    where, aim = Path(path), Target.load(target) if target else None
+    aim = Target.load(target) if target else None
+    with reading_graph(str(path)):
+        return _inspect(Path(path), aim, compiler)
+
+
+def _inspect(where: Path, aim: Target | None, compiler: bool) -> InspectReport:
     name, content, novelty = _content(where)
     graph = read_graph(content, str(where))
     error = _interpreter_error(graph, content)

@@ -19,7 +19,9 @@ _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
 from edgerec.runtime.messages import first_sentence
+from edgerec.runtime.child import limit_resources
 runtime, model = find_runtime()[1], sys.stdin.buffer.read()
+limit_resources(4 << 30)
 try:
     delegate = runtime.load_delegate(sys.argv[1], json.loads(sys.argv[2]))
     if model:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgerec.contract.files import read_at_most
-from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph
+from edgerec.contract.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph, reading_graph
 from edgerec.contract.input_layer import with_input_layer
 from edgerec.contract.layout import Layout, layout_of, with_image_input
 from edgerec.contract.metadata import Metadata, normalise_for, read_metadata
@@ -102,7 +102,8 @@ class Finished:
             raise ModelError(f"{where} cannot be read: {error.strerror}") from None
         digest = hashlib.sha256(content).hexdigest()
         graph = read_graph(content, where)
-        _check(graph, where)
+        with reading_graph(where):
+            _check(graph, where)
         needs = [] if own_labels else ["labels"]
         if not own_normalise and graph.inputs[0].dtype == "FLOAT32":
             needs.append("normalise")

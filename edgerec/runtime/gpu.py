@@ -29,7 +29,7 @@ from edgerec.runtime.gpu import GpuInterpreter
 from edgerec.runtime.interpreter import open_interpreter
 model = sys.stdin.buffer.read()
 try:
-    GpuInterpreter(open_interpreter(model), model, json.loads(sys.argv[1]))
+    GpuInterpreter(open_interpreter(model, trusted=True), model, json.loads(sys.argv[1]))
 except (DelegateError, RuntimeError) as error:
     print(error)
     sys.exit(3)

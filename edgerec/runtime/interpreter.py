@@ -20,6 +20,7 @@ from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.delegate import load_delegate
 from edgerec.runtime.gpu import GPU, open_gpu
 from edgerec.runtime.messages import first_sentence
+from edgerec.runtime.probing import require_runnable
 
 log = logging.getLogger(__name__)
 
@@ -68,25 +69,32 @@ def open_interpreter(
     delegate: str = "",
     delegate_options: Mapping[str, str] | None = None,
     where: str = "the model",
+    trusted: bool = False,
 ) -> Any:
-    """An interpreter with its tensors allocated.
+    """Return an interpreter with allocated tensors, after a child process has shown that the model can be run.
+
+    The child process runs each model only once, see :func:`edgerec.runtime.probing.require_runnable`.
 
     Args:
-        model: the .tflite file's bytes.
-        threads: 0 lets the runtime choose.
-        delegate: path of an external delegate's shared library; ``gpu``; or empty.
-        delegate_options: what that delegate takes, by name.
-        where: the model's name for errors.
+        model: the .tflite file.
+        threads: number of threads; 0 lets the runtime choose.
+        delegate: shared library of an external delegate; ``gpu``; or empty for the CPU.
+        delegate_options: options of the delegate.
+        where: name of the model, for messages.
+        trusted: whether edgerec has just made this model, so that no child process has to run it first.
 
     Raises:
-        ModelError: not a TFLite model, or one that this runtime cannot prepare.
-        DelegateError: the delegate does not load.
+        ModelError: the file is not a TFLite model, or this runtime cannot run it within the limits.
+        DelegateError: the delegate cannot be loaded.
     """
     require_tflite(model, where)
     if delegate == GPU:
         return open_gpu(open_interpreter(model, threads=threads, where=where), model, delegate_options, where)
     check_bounds(model, where)
     package, module = find_runtime()
+    if not (trusted or delegate):
+        require_runnable(model, where)
+    # With a delegate, load_delegate has a child process run the model.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
         with captured_stderr():  # it tells of every delegate that it creates
@@ -96,8 +104,8 @@ def open_interpreter(
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot prepare {where}: {first_sentence(error)}") from None
-    except MemoryError:  # a damaged one may name a tensor of any size
-        raise ModelError(f"{package} cannot prepare {where}: it wants more memory than there is") from None
+    except MemoryError:  # a damaged model may contain a tensor of any size
+        raise ModelError(f"{package} cannot prepare {where}: it needs more memory than there is") from None
     return interpreter
 
 

@@ -1,29 +1,52 @@
-"""Load and run a .tflite file in a child process, because an untrusted file can crash, hang or exhaust memory."""
+"""Load and run a .tflite file in a child process, because an untrusted file can crash, hang or exhaust memory.
+
+A model that was run successfully is remembered by its digest, in this process and in the user's cache folder, so that
+it is not run again.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import logging
 import math
 import os
-import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerec.contract.files import cache_folder, sha256
 from edgerec.contract.stderr import captured_output
-from edgerec.errors import EdgerecError
+from edgerec.errors import EdgerecError, ModelError
+from edgerec.runtime.available import RUNTIMES
+from edgerec.runtime.child import limit_resources, run_python
+from edgerec.runtime.messages import first_sentence
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0
 # The child process starts no further run after this number of seconds.
 RUNS_S = 5.0
 RUNS = 12
-MEMORY_BYTES = 8 << 30
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgerec.runtime import probing; probing.child()"
+# Number of runs of a model that only has to be safe; its outputs are not looked at.
+SAFETY_RUNS = 4
+# Memory that a model may use: this, and a multiple of the size of its file.
+MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
+# Increase this number when the child process checks more, so that models are run again.
+_CHECKS = 1
+_MOST_REMEMBERED = 1000
+_CHILD = """
+from edgerec.runtime.interpreter import open_interpreter
+from edgerec.runtime.probing import child
+child(open_interpreter, *sys.argv[1:])
+"""
+
+_runnable: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -54,55 +77,111 @@ class Probe:
         return self.runs > 2 and total - tolerance <= self.lowest_sum and self.highest_sum <= total + tolerance
 
 
-def probe_model(content: bytes, *, timeout_s: float = TIMEOUT_S) -> Probe:
+def require_runnable(content: bytes, where: str) -> None:
+    """Run a model in a child process, unless a model with the same digest was run before.
+
+    Args:
+        content: the .tflite file.
+        where: name of the model, for messages.
+
+    Raises:
+        ModelError: the model cannot be loaded or run within the limits on time and memory.
+    """
+    key = _key(content)
+    if key in _runnable or _is_remembered(key):
+        _runnable.add(key)
+        return
+    probe = probe_model(content, runs=SAFETY_RUNS)
+    if probe.error:
+        raise ModelError(f"{where} cannot be run: {probe.error}")
+
+
+def remember(content: bytes) -> None:
+    """Record that a model can be run safely, e.g. because it was just converted, or a child process has run it."""
+    key = _key(content)
+    if key in _runnable:
+        return
+    _runnable.add(key)
+    try:
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / key).touch()
+        files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        for file in files[:-_MOST_REMEMBERED]:
+            file.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # no home folder, a full or a read-only disk
+        log.debug("the cache of checked models cannot be written: %s", error)
+
+
+def _is_remembered(key: str) -> bool:
+    try:
+        return (_folder() / key).is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _folder() -> Path:
+    return cache_folder() / "runnable-models"
+
+
+def _key(content: bytes) -> str:
+    """Return a file name that changes with the model and the runtime."""
+    versions: list[int | str] = [_CHECKS]
+    for package in RUNTIMES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{sha256(content)}-{sha256(repr(versions).encode())[:16]}"
+
+
+def probe_model(
+    content: bytes,
+    *,
+    runs: int = RUNS,
+    timeout_s: float | None = None,
+) -> Probe:
     """Load a model in a child process with limits on time and memory, and run it on several inputs.
 
     Args:
         content: the .tflite file's bytes.
-        timeout_s: time in seconds after which the child process is stopped.
+        runs: highest number of inputs.
+        timeout_s: time in seconds after which the child process is stopped; None for ``TIMEOUT_S``.
     """
-    # The child process imports the same packages as this process, but nothing from the current directory.
-    folders = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
-    command = [sys.executable, "-P", "-c", _CHILD, json.dumps(folders)]
+    memory = MEMORY_BYTES + MEMORY_FACTOR * len(content)
+    done = run_python(_CHILD, str(memory), str(runs), content=content, timeout_s=timeout_s or TIMEOUT_S)
+    if "bad_alloc" in done.stderr or "MemoryError" in done.stderr:
+        return Probe(error=f"it needs more than {memory >> 20} MiB of memory")
+    if done.failure:
+        return Probe(error=f"the interpreter {done.failure}")
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return Probe(error=f"loading and running the model timed out after {timeout_s:g} s")
-    if done.returncode < 0:
-        return Probe(error=f"the interpreter crashes with {signal.Signals(-done.returncode).name}")
-    try:
-        return Probe(**json.loads(done.stdout.decode().splitlines()[-1]))
+        probe = Probe(**json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError, TypeError):
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return Probe(error=f"the interpreter fails: {(lines or [f'exit code {done.returncode}'])[-1]}")
+        return Probe(error=f"the interpreter fails: {done.last_line[:300]}")
+    if not probe.error:
+        remember(content)
+    return probe
 
 
-def child() -> None:
-    """Read a model from standard input and print a :class:`Probe` as JSON. This is the child's main function."""
-    _limit_memory()
+def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
+    """Read a model from standard input and print a :class:`Probe` as JSON. This is the child's main function.
+
+    Args:
+        open_interpreter: the function of this name in :mod:`edgerec.runtime.interpreter`.
+        memory: memory that the process may use, in bytes.
+        runs: highest number of inputs.
+    """
+    limit_resources(int(memory))
     content = sys.stdin.buffer.read()
     with captured_output():
-        probe = _probe(content)
+        probe = _probe(int(runs), lambda: open_interpreter(content, trusted=True))
     print(json.dumps(asdict(probe)), flush=True)
     os._exit(0)  # skips the interpreter's destructor, which can crash for a damaged model
 
 
-def _limit_memory() -> None:
+def _probe(runs: int, load: Callable[[], Any]) -> Probe:
     try:
-        import resource
-    except ImportError:  # Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _probe(content: bytes) -> Probe:
-    from edgerec.runtime.interpreter import open_interpreter
-    from edgerec.runtime.messages import first_sentence
-
-    try:
-        interpreter = open_interpreter(content)
+        interpreter = load()
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     except EdgerecError as error:
         return Probe(error=str(error))
@@ -114,7 +193,7 @@ def _probe(content: bytes) -> Probe:
     totals: list[tuple[float, float, float]] = []
     began = time.monotonic()
     try:
-        for run in range(RUNS):
+        for run in range(runs):
             if run > 3 and time.monotonic() - began > RUNS_S:
                 break
             for detail in inputs:

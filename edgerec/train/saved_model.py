@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,11 @@ import numpy as np
 from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.optional import require
+from edgerec.train.graph_operators import CHECKPOINT, OPERATORS, RANDOM
 from edgerec.train.keras import UNREADABLE, first_line, keras
 
 SIGNATURE = "serving_default"
 FOLDER = "saved_model"
-
-# Operators that touch nothing outside the model, though TensorFlow calls them stateful.
-_STATE = re.compile(
-    r"VarHandleOp|VariableV2|ReadVariableOp|VarIsInitializedOp|Assign\w*VariableOp|DisableCopyOnRead|Placeholder"
-    r"|(Stateful)?PartitionedCall|If|While|Case|Assert|Rng(ReadAndSkip|Skip)|(Stateful|Stateless)?Random\w+"
-    r"|TruncatedNormal|Multinomial"
-)
-# What a model does in training only.
-_TRAINING = re.compile(r"Assign\w*VariableOp|Rng\w+|\w*Random\w+")
-# Operators that read files, though TensorFlow calls them stateless, as an expression.
-_FILES = re.compile(r"\w*(File|Dataset|Record|Reader|Lmdb|PyFunc)\w*")
-# What saving and restoring needs. It is never called by the model.
-_CHECKPOINT = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
 
 class SavedModel:
@@ -120,11 +107,10 @@ def refuse_untrainable(model: Any) -> None:
 
 
 def load_saved_model(folder: str | Path) -> SavedModel:
-    """The serving function of a SavedModel of TensorFlow 2.
+    """Load the serving function of a SavedModel of TensorFlow 2.
 
-    Its graph is a program of TensorFlow's own operators, and TensorFlow runs it: more than the data that a .keras
-    file is. So the graph is read before it is loaded, and refused where an operator could call Python, read or
-    write files, or reach anything else outside the model.
+    TensorFlow executes the graph of a SavedModel. Therefore the graph is read before it is loaded, and only operators
+    that compute with tensors are accepted (:mod:`edgerec.train.graph_operators`).
 
     Raises:
         ModelError: no such folder, a damaged one, such an operator by its name, or no image classifier.
@@ -153,34 +139,39 @@ def load_saved_model(folder: str | Path) -> SavedModel:
 
 
 def check_operators(folder: Path) -> None:
-    """Refuse a SavedModel with an operator that reaches outside the model; nothing is loaded."""
+    """Raise :class:`ModelError` for an operator that is not on the list; nothing is loaded."""
     module = require("tensorflow.core.protobuf.saved_model_pb2")
-    registry = require("tensorflow.python.framework.op_def_registry")
     saved = module.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for meta in saved.meta_graphs:
         if not meta.HasField("object_graph_def"):
             raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # The main graph names the functions that save and restore; the model itself must never reach them.
-            allowed = _CHECKPOINT if name not in called else set()
-            for operator in sorted({node.op for node in nodes} - allowed):
-                known = registry.get(operator)
-                inert = known is not None and (not known.is_stateful or _STATE.fullmatch(operator))
-                if not inert or _FILES.fullmatch(operator):
-                    raise ModelError(
-                        f"{folder}: its graph has the operator {operator}, which could run code or use files, and is "
-                        "refused: save the model without it"
-                    )
+            # The main graph names the functions that save and restore. The model itself must never reach them.
+            allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
+            if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
+                raise ModelError(
+                    f"{folder}: its graph has the operator {refused[0]}, which is refused, because it could execute "
+                    "code or use files or the network: save the model without it"
+                )
+
+
+def _functions(graph: Any) -> set[str]:
+    """Return the names of the graph's functions, which a node can call like an operator."""
+    return {function.signature.name for function in graph.library.function}
 
 
 def _refuse_training(folder: Path, graph: Any) -> None:
-    """Keras 3 exports a model with augmentation layers inside as it trains: random, and changing its own weights."""
+    """Raise :class:`ModelError` if the model was exported with random operators, or changes its own weights.
+
+    Keras 3 exports a model with augmentation layers as it is during training.
+    """
+    changing = {"AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp"}
     operators = {node.op for _, nodes in _graphs(graph) for node in nodes}
-    if training := sorted(filter(_TRAINING.fullmatch, operators)):
+    if training := sorted(operators & (RANDOM | changing)):
         raise ModelError(
-            f"{folder} was exported as it trains, not as it answers ({training[0]}): take the augmentation layers out "
-            "and export again, or give the model as .keras"
+            f"{folder} was exported as it is during training ({training[0]}): remove the augmentation layers and "
+            "export the model again, or use the .keras file"
         )
 
 
