@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import bundles, frames, http, keras, mqtt, network, savedmodels, texts, tflite
+from fuzzing import bundles, frames, http, keras, mjpeg, mqtt, network, savedmodels, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -39,6 +39,7 @@ TARGETS: dict[str, Target] = {
     "tflite": tflite.TARGET,
     "bundles": bundles.TARGET,
     "http": http.TARGET,
+    "mjpeg": mjpeg.TARGET,
     "mqtt": mqtt.TARGET,
     "keras": keras.TARGET,
     "savedmodels": savedmodels.TARGET,
