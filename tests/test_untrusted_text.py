@@ -167,3 +167,14 @@ print("drawn")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "drawn\n"), done.stderr[-500:]
+
+
+def test_report_of_a_run_shows_no_control_characters(run, tmp_path, edgerec):
+    folder = tmp_path / "run \u202e\x1b[31m"
+    shutil.copytree(run.path, folder)
+    done = edgerec("report", folder, "--no-pictures", "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "run \\u202e\\x1b[31m" in page
+    assert "\u202e" not in page
+    assert "\x1b" not in page

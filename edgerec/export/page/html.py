@@ -15,11 +15,19 @@ from edgerec.export.page.facts import RunReport
 from edgerec.export.page.pictures import Pictures, Shown, matrix_picture
 from edgerec.export.page.scoring import FLOAT
 from edgerec.optional import require
+from edgerec.utils.text import printable
 
 # With more classes a table of all pairs is a picture.
 MOST_IN_TABLE = 20
 # Labels that are longer stand upright above the table's columns.
 UPRIGHT_FROM = 3
+
+
+def _printable(value: Any) -> Any:
+    """Escape characters that a browser would not show; the line breaks of a recipe stay."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
 
 
 def render(report: RunReport, pictures: Pictures) -> str:
@@ -29,6 +37,7 @@ def render(report: RunReport, pictures: Pictures) -> str:
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from edgerec.errors import TargetError
 from edgerec.export.programs import call
 from edgerec.export.userland.tools import checked, need
+from edgerec.utils.urls import redacted
 
 MIRROR = "EDGEREC_DEBIAN_MIRROR"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -39,7 +40,7 @@ def find_mirror() -> str:
     if given := os.environ.get(MIRROR, "").strip():
         # One line of a sources file is made of it.
         if urlsplit(given).scheme not in _SCHEMES or re.search(r"[\s\[\]#]", given):
-            raise TargetError(f"{MIRROR} is {given!r}, expected the address of a Debian mirror")
+            raise TargetError(f"{MIRROR} is {redacted(given)!r}, expected the address of a Debian mirror")
         return given
     done = call(
         [need("apt-get", "apt"), "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(CREATED_BY)"], timeout_s=60
