@@ -235,13 +235,69 @@ def test_microcontroller_code_gives_the_model_the_pixels_of_the_training(bundle,
     assert done.returncode == 7
 
 
-@pytest.mark.parametrize("target", ["android", "web"])
-def test_readme_says_how_mediapipe_differs_from_the_training(bundle, target):
-    """Kotlin and JavaScript are not executed here, so the README must not claim equal pixels."""
+NODE = """
+globalThis.ImageData = class {
+  constructor(width, height) {
+    Object.assign(this, { width, height, data: new Uint8ClampedArray(width * height * 4) });
+  }
+};
+const { readFileSync, writeFileSync } = require("fs");
+const [width, height] = process.argv.slice(2).map(Number);
+const image = new ImageData(width, height), WASM_FOLDER = "wasm";
+image.data.set(readFileSync("image.rgba"));
+const FilesetResolver = { forVisionTasks: async (folder) => folder };
+const ImageClassifier = {
+  createFromOptions: async (files, options) => ({
+    classify: (input) => {
+      writeFileSync("prepared.rgba", input.data);
+      return { classifications: [{ categories: [{ categoryName: options.baseOptions.modelAssetPath, score: 0.5 }] }] };
+    },
+  }),
+};
+(async () => { CODE })();
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+@pytest.mark.parametrize(
+    ("fit", "interpolation", "version", "channels"),
+    [
+        ("crop", "linear", 2, 3),
+        ("stretch", "linear", 2, 3),
+        ("pad", "linear", 2, 3),
+        ("stretch", "linear", 1, 3),
+        ("pad", "nearest", 2, 3),
+        ("crop", "linear", 2, 1),
+    ],
+)
+def test_web_code_prepares_the_pixels_of_the_training(bundle, tmp_path, fit, interpolation, version, channels):
+    preprocess = PreprocessSpec(40, 56, channels, fit, interpolation, version)
+    manifest = replace(Bundle.open(bundle).manifest, preprocess=preprocess)
+    (tmp_path / "app.js").write_text(
+        NODE.replace("CODE", code("\n".join(apps.usage(manifest, Target.load("web"))), "js"))
+    )
+    for rows, columns in ((300, 451), (37, 900), (640, 90), (40, 56), (80, 57), (13, 7)):
+        image = photo(rows, columns)
+        alpha = np.full((rows, columns, 1), 255, np.uint8)
+        (tmp_path / "image.rgba").write_bytes(np.concatenate([image, alpha], axis=2).tobytes())
+        command = ["node", "app.js", str(columns), str(rows)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "0.5" in done.stdout
+        prepared = np.frombuffer((tmp_path / "prepared.rgba").read_bytes(), np.uint8).reshape(40, 56, 4)
+        expected = np.broadcast_to(apply(image, preprocess), (40, 56, 3))
+        assert np.array_equal(prepared[:, :, :3], expected), (rows, columns)
+        assert (prepared[:, :, 3] == 255).all()
+
+
+def test_readme_says_how_mediapipe_differs_from_the_training(bundle):
+    """Kotlin is not executed here, so the README must not claim equal pixels."""
     manifest = Bundle.open(bundle).manifest
-    text = " ".join(apps.usage(manifest, Target.load(target)))
+    text = " ".join(apps.usage(manifest, Target.load("android")))
     size = f"{manifest.preprocess.width}×{manifest.preprocess.height}"
     assert f"MediaPipe resizes images to {size} pixels, but not as in training" in text
-    assert ("accepts only RGB images" in text) is (manifest.preprocess.channels == 1)
-    color = replace(manifest, preprocess=replace(manifest.preprocess, channels=3))
-    assert "accepts only RGB images" not in " ".join(apps.usage(color, Target.load(target)))
+    for target in ("android", "web"):
+        for channels in (1, 3):
+            changed = replace(manifest, preprocess=replace(manifest.preprocess, channels=channels))
+            said = "accepts only RGB images" in " ".join(apps.usage(changed, Target.load(target)))
+            assert said is (channels == 1)

@@ -60,8 +60,8 @@ def usage(manifest: Manifest, target: Target) -> list[str]:
     elif target.arch:
         lines += _android(file)
     else:
-        lines += _web(file)
-    if not target.delegate:
+        lines += _web(manifest.preprocess, file)
+    if target.arch and not target.delegate:
         lines += _mediapipe_fit(manifest.preprocess)
     check = "On a computer, `edgerec verify .` checks the bundle and `edgerec predict . image.jpg` classifies an image."
     return [*lines, check, ""]
@@ -74,12 +74,7 @@ def _mediapipe_fit(spec: PreprocessSpec) -> list[str]:
         "resize the image to this size before you classify it. The tests of edgerec do not execute this code.",
         "",
     ]
-    if spec.channels == 1:
-        lines += [
-            "The model takes grayscale images. MediaPipe's Python package accepts only RGB images, so train with",
-            "`--set data.channels=3` if the app reports an error.",
-            "",
-        ]
+    lines += _grayscale(spec)
     if spec.fit != "stretch":
         lines += [
             f"The model was trained with fit = {spec.fit}, but MediaPipe stretches images: {_FIT_FIRST[spec.fit]}",
@@ -201,16 +196,112 @@ def _android(file: str) -> list[str]:
     ]
 
 
-def _web(file: str) -> list[str]:
+def _grayscale(spec: PreprocessSpec) -> list[str]:
+    if spec.channels == 3:
+        return []
     return [
-        "Serve the file with the page, and use the package `@mediapipe/tasks-vision`:",
+        "The model takes grayscale images. MediaPipe's Python package accepts only RGB images, so train with",
+        "`--set data.channels=3` if the app reports an error.",
         "",
+    ]
+
+
+def _javascript(spec: PreprocessSpec) -> list[str]:
+    """Return JavaScript code for :func:`edgerec.contract.preprocess.apply`, from and to ImageData."""
+    rows, columns = spec.height, spec.width
+    size = f"{rows}, width = {columns}"
+    lines = ["function prepare(image) {", "  let top = 0, left = 0, rows = image.height, columns = image.width;"]
+    if spec.fit == "crop":
+        lines += [
+            f"  rows = Math.max(1, Math.min(image.height, Math.floor((image.width * {rows}) / {columns})));",
+            f"  columns = Math.max(1, Math.min(image.width, Math.floor((image.height * {columns}) / {rows})));",
+            "  top = (image.height - rows) >> 1, left = (image.width - columns) >> 1;",
+        ]
+    if spec.fit == "pad":
+        size = (
+            f"rows * {columns} < columns * {rows} ? Math.floor((rows * {columns}) / columns) || 1 : {rows},\n"
+            f"    width = rows * {columns} < columns * {rows} ? {columns} : Math.floor((columns * {rows}) / rows) || 1"
+        )
+    lines += [
+        f"  const height = {size};",
+        "  let pixels = fill(rows, columns, (y, x, c) => image.data[((top + y) * image.width + left + x) * 4 + c]);",
+    ]
+    if spec.interpolation == "nearest":
+        lines += [
+            "  const from = pixels, tall = 1 / (height / rows), wide = 1 / (width / columns);",
+            "  const at = (i, scale, last) => Math.min(Math.floor(i * scale), last);",
+            "  const pick = (y, x, c) => get(from, at(y, tall, rows - 1), at(x, wide, columns - 1), c);",
+            "  pixels = fill(height, width, pick);",
+        ]
+    else:
+        lines += _javascript_linear(spec.version)
+    gray = "(9798 * get(pixels, y, x, 0) + 19235 * get(pixels, y, x, 1) + 3735 * get(pixels, y, x, 2) + 16384) >> 15"
+    value = gray if spec.channels == 1 else "get(pixels, y, x, c)"
+    return [
+        *lines,
+        f"  const result = new ImageData({columns}, {rows});",
+        f"  const y0 = ({rows} - height) >> 1, x0 = ({columns} - width) >> 1;",
+        "  for (let i = 3; i < result.data.length; i += 4) result.data[i] = 255;",
+        f"  fill(height, width, (y, x, c) => (result.data[((y0 + y) * {columns} + x0 + x) * 4 + c] = {value}));",
+        "  return result;",
+        "}",
+        "",
+        "function fill(rows, columns, value) {",
+        "  const data = new Uint8Array(rows * columns * 3);",
+        "  for (let y = 0, i = 0; y < rows; y++)",
+        "    for (let x = 0; x < columns; x++) for (let c = 0; c < 3; c++) data[i++] = value(y, x, c);",
+        "  return { rows, columns, data };",
+        "}",
+        "const get = (pixels, y, x, c) => pixels.data[(y * pixels.columns + x) * 3 + c];",
+        "const round = (n) => Math.round(n) - (n % 1 === 0.5 && Math.round(n) % 2);  // half to even",
+    ]
+
+
+def _javascript_linear(version: int) -> list[str]:
+    tall, wide = "pixels.rows >= 2 * height", "pixels.columns >= 2 * width"
+    if version == 1:
+        tall = wide = f"{tall} && {wide}"
+    return [
+        "  for (;;) {  // halve the image, with the rounding of OpenCV's INTER_AREA",
+        f"    const from = pixels, dy = {tall} ? 2 : 1, dx = {wide} ? 2 : 1;",
+        "    if (dy * dx === 1) break;",
+        "    pixels = fill(Math.floor(from.rows / dy), Math.floor(from.columns / dx), (y, x, c) => {",
+        "      let sum = 0;",
+        "      for (let j = 0; j < dy; j++) for (let i = 0; i < dx; i++) sum += get(from, y * dy + j, x * dx + i, c);",
+        "      return dy * dx === 4 ? (sum + 2) >> 2 : round(sum / 2);",
+        "    });",
+        "  }",
+        "  const weights = (from, to) =>  // of OpenCV's INTER_LINEAR_EXACT, in units of 1/256",
+        "    Array.from({ length: to }, (_, i) => {",
+        "      const at = (1 / (to / from)) * (i + 0.5) - 0.5, low = Math.floor(at);",
+        "      if (low < 0) return [0, 0, 0];",
+        "      return low >= from - 1 ? [from - 1, from - 1, 0] : [low, low + 1, round((at - low) * 256)];",
+        "    });",
+        "  const from = pixels, tall = weights(from.rows, height), wide = weights(from.columns, width);",
+        "  pixels = fill(height, width, (y, x, c) => {",
+        "    const [above, below, down] = tall[y], [before, after, right] = wide[x];",
+        "    const row = (y) => (256 - right) * get(from, y, before, c) + right * get(from, y, after, c);",
+        "    return ((256 - down) * row(above) + down * row(below) + 32768) >> 16;",
+        "  });",
+    ]
+
+
+def _web(spec: PreprocessSpec, file: str) -> list[str]:
+    fit = "" if spec.fit == "stretch" else f" (fit = {spec.fit})"
+    return [
+        "Serve the file with the page, and use the package `@mediapipe/tasks-vision`. `image` is an ImageData, as the",
+        f"method `getImageData` of a canvas returns it. `prepare` computes the same pixels as in training{fit}, so that",
+        "MediaPipe does not resize them. MediaPipe itself is not executed by the tests of edgerec.",
+        "",
+        *_grayscale(spec),
         "```js",
+        *_javascript(spec),
+        "",
         "const files = await FilesetResolver.forVisionTasks(WASM_FOLDER);",
         "const classifier = await ImageClassifier.createFromOptions(files, {",
         f'  baseOptions: {{ modelAssetPath: "{file}" }}, maxResults: 1,',
         "});",
-        "const best = classifier.classify(image).classifications[0].categories[0];",
+        "const best = classifier.classify(prepare(image)).classifications[0].categories[0];",
         "console.log(best.categoryName, best.score);",
         "```",
         "",
