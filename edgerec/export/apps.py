@@ -290,7 +290,7 @@ def _web(spec: PreprocessSpec, file: str) -> list[str]:
     fit = "" if spec.fit == "stretch" else f" (fit = {spec.fit})"
     return [
         "Serve the file with the page, and use the package `@mediapipe/tasks-vision`. `image` is an ImageData, as the",
-        f"method `getImageData` of a canvas returns it. `prepare` computes the same pixels as in training{fit}, so that",
+        f"method `getImageData` of a canvas returns it. `prepare` computes the pixels of the training{fit}, so that",
         "MediaPipe does not resize them. MediaPipe itself is not executed by the tests of edgerec.",
         "",
         *_grayscale(spec),
