@@ -26,13 +26,13 @@ _INDEX = (
     "FROM messages ORDER BY id"
 )
 
-# The second comes from sqlite3 when a damaged file has text that is none.
+# sqlite3 raises UnicodeDecodeError if the text in a damaged file is not valid UTF-8.
 _ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message; ``id`` grows from each to the next."""
+    """One message. Newer messages have greater IDs."""
 
     id: int
     topic: str
@@ -41,7 +41,7 @@ class Message:
 
     @property
     def size_bytes(self) -> int:
-        """What it counts for."""
+        """Size of the topic and the payload."""
         return len(self.topic.encode()) + len(self.payload)
 
 
@@ -62,12 +62,12 @@ class Outbox:
         """Open or create the file.
 
         Args:
-            path: the file; its folder is made.
-            most: messages; of more, the oldest go.
-            most_bytes: of all topics and payloads together.
+            path: the file; its folder is created.
+            most: maximum number of messages; the oldest are dropped.
+            most_bytes: maximum total size of all topics and payloads.
 
         Raises:
-            EdgerecError: the folder cannot be made or written, or another process has the file.
+            EdgerecError: the folder cannot be created or written, or another process has opened the file.
         """
         self.dropped = self.failed = self.newest = 0
         self._path, self._most, self._most_bytes = path, most, most_bytes
@@ -95,7 +95,7 @@ class Outbox:
         return number in self._sizes
 
     def put(self, topic: str, payload: bytes, retain: bool) -> int:
-        """Add a message behind all others; its id. Never fails: what the disk does not take waits in memory."""
+        """Append a message and return its ID. If the disk is full or broken, the message waits in memory."""
         with self._lock:
             self.newest += 1
             message = Message(self.newest, topic, payload, retain)
@@ -106,7 +106,7 @@ class Outbox:
             return message.id
 
     def pending(self, after: int, most: int) -> list[Message]:
-        """Up to ``most`` messages whose id is above ``after``, oldest first."""
+        """Return up to ``most`` messages whose ID is greater than ``after``, oldest first."""
         with self._lock:
             found: list[Message] = []
             if self._db is not None:
@@ -124,7 +124,7 @@ class Outbox:
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # made room for a newer one while it was under way, and arrived after all
+                self.dropped -= 1  # it was dropped after it had been sent, and was delivered nevertheless
                 return
             self._bytes -= size
             self._forget(number)
@@ -171,7 +171,7 @@ class Outbox:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
         sizes: dict[int, int] = {}
         try:
-            # One owner, no wait for the disk at each message: a power cut may cost the last ones, never the file.
+            # Messages are not flushed one by one: a power failure may lose the last ones but not damage the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 db.execute(f"PRAGMA {pragma}")
             with db:
@@ -202,7 +202,7 @@ class Outbox:
             self._forget(oldest)
 
     def _forget(self, number: int) -> None:
-        """Take a message out of memory, or out of the file at the next write."""
+        """Delete a message from memory, or from the file at the next write."""
         for at, message in enumerate(self._memory):
             if message.id == number:
                 del self._memory[at]

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, at ``/metrics``."""
+"""Metrics for Prometheus at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 class Prometheus:
-    """Counts what a camera does and serves it; a context manager, whose end closes the server.
+    """Counts results and serves metrics. A context manager that closes the server.
 
     Attributes:
-        port: where it listens.
+        port: port of the server.
     """
 
     closed = False
@@ -132,7 +132,7 @@ class Prometheus:
                 self._decisions.labels(source, label if label in self._labels else "other").inc()
 
     def state(self, change: StateChange) -> None:
-        """Note a source's state."""
+        """Store the state of a source."""
         for state in State:
             self._state.labels(self._name(change.source), str(state)).set(state is change.state)
 

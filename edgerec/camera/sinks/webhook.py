@@ -129,7 +129,7 @@ class Webhook:
         self._thread.start()
 
     def write(self, result: Result) -> None:
-        """Queue the decision when it is new, or the result."""
+        """Queue the decision if it is new, or the result if every result is posted."""
         new = self._changes.new(result)
         if not (self._every or new):
             return
@@ -144,7 +144,7 @@ class Webhook:
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
-        """States are no decisions."""
+        """State changes are not posted."""
 
     def close(self) -> None:
         """Post the remaining requests, for up to a second if ``live``. The others are dropped and counted."""
@@ -239,7 +239,7 @@ class Webhook:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _failed(self, why: str) -> None:
-        """Count, and say it once a minute."""
+        """Count a lost request, and log it at most once per minute."""
         with self._changed:  # both threads count
             self.dropped += 1
             if time.monotonic() - self._said_s < 60:
