@@ -82,8 +82,10 @@ def test_frames_of_a_file_are_kept_beside_a_live_source():
     file = Address("file", False, False, Numbered)
     with camera_of(file, find_source("synthetic:8x8@30")) as camera:
         threading.Timer(3, camera.stop).start()
-        camera.run([slow])
+        report = camera.run([slow])
     assert per_source["file"] == list(range(3 * WAITING))
+    # Live frames wait with those of the file, so that the source drops them instead of the sink.
+    assert report.dropped == {}
 
 
 def test_slow_sink_of_a_live_source_drops_visibly(caplog):

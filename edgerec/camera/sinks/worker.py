@@ -93,7 +93,8 @@ class SinkWorker:
         Args:
             event: the event.
             wait: whether to wait until a full queue has room, e.g. for the frame of a file. Otherwise the oldest result
-                that may be dropped is dropped. By default as ``lossless``.
+                is dropped, unless results that must not be dropped are waiting: then this event waits, too. By default
+                as ``lossless``.
         """
         wait = self._lossless if wait is None else wait
         if isinstance(event, Result) and not self._uses_images:
@@ -102,18 +103,15 @@ class SinkWorker:
         with self._changed:
             if not self._entries and self._current is None:
                 self._progress_s = time.monotonic()
-            if (
-                wait
-                and not self._has_room(entry)
-                and not self._wait(lambda: self._has_room(entry) or self._sink.closed)
-            ):
-                self._lose(1, "the sink is hung")
-                return
-            while not (wait or self._has_room(entry)):
-                if not self._drop_oldest():
-                    self.dropped += 1
-                    self._overruns += 1
+            if self._has_room(entry):
+                pass
+            elif wait or any(not waiting.droppable and isinstance(waiting.event, Result) for waiting in self._entries):
+                if not self._wait(lambda: self._has_room(entry) or self._sink.closed):
+                    self._lose(int(isinstance(event, Result)), "the sink is hung")
                     return
+            else:
+                while not self._has_room(entry):
+                    self._drop_oldest()
             self._entries.append(entry)
             self._bytes += entry.size_bytes
             self._changed.notify_all()
@@ -151,18 +149,16 @@ class SinkWorker:
             self._changed.wait(_POLL_S)
         return True
 
-    def _drop_oldest(self) -> bool:
-        """Drop the oldest result that may be dropped, or the oldest state change if there are only these."""
-        at = next((at for at, entry in enumerate(self._entries) if _droppable(entry)), None)
-        if at is None and any(isinstance(entry.event, Result) for entry in self._entries):
-            return False
-        entry = self._entries[at or 0]
-        del self._entries[at or 0]
+    def _drop_oldest(self) -> None:
+        """Drop the oldest result, or the oldest state change if there are only these."""
+        results = (at for at, entry in enumerate(self._entries) if isinstance(entry.event, Result))
+        at = next(results, 0)
+        entry = self._entries[at]
+        del self._entries[at]
         self._bytes -= entry.size_bytes
-        if at is not None:
+        if isinstance(entry.event, Result):
             self.dropped += 1
             self._overruns += 1
-        return True
 
     def _work(self) -> None:
         while (event := self._next()) is not None:
@@ -213,7 +209,3 @@ class SinkWorker:
         if now - self._warned_s >= _WARN_S:
             self._warned_s = now
             log.warning("%s: %d results lost so far: %s", self.name, self.dropped, why)
-
-
-def _droppable(entry: _Entry) -> bool:
-    return entry.droppable and isinstance(entry.event, Result)
