@@ -10,17 +10,19 @@ OVERLAPPING = """
 import os, sys, threading
 from edgerec.contract.stderr import captured_stderr
 
-inside, leave = threading.Event(), threading.Event()
+inside, leave, left = threading.Event(), threading.Event(), threading.Event()
 
 def first():
     with captured_stderr():
         inside.set()
         leave.wait(0.5)
+    left.set()
 
 def second():
     inside.wait()
     with captured_stderr():
         leave.set()
+        left.wait(5)  # without a lock, this thread would restore the file of the first thread, which is deleted
 
 threads = [threading.Thread(target=run) for run in (first, second)]
 for thread in threads: thread.start()
