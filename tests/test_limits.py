@@ -52,25 +52,26 @@ def test_image_with_too_many_pixels_is_refused(tmp_path):
         read_image(tmp_path / "huge.png")
 
 
-@pytest.mark.parametrize("suffix", [".tiff", ".webp", ".bmp", ".jp2", ".ppm", ".jpg", ".gif", ".hdr"])
-def test_the_size_in_the_header_is_checked_in_every_format(suffix, monkeypatch):
+@pytest.mark.parametrize("suffix", [".tiff", ".webp", ".bmp", ".jp2", ".ppm", ".jpg", ".gif"])
+def test_the_size_in_the_header_is_checked_in_every_format(suffix, tmp_path):
     image = np.zeros((37, 53, 3), np.uint8)
     content = bytes(cv2.imencode(suffix, image, [cv2.IMWRITE_WEBP_QUALITY, 80] if suffix == ".webp" else [])[1])
     assert decode(content).shape == image.shape
     huge = content.replace(*HEADER_SIZES[suffix])
     assert huge != content
-    assert decode(huge) is None
+    (tmp_path / f"huge{suffix}").write_bytes(huge)
+    with pytest.raises(DataError, match="it has [0-9]{5,}×[0-9]+ pixels"):
+        read_image(tmp_path / f"huge{suffix}")
 
 
 HEADER_SIZES = {
-    ".tiff": (struct.pack("<HHII", 256, 3, 1, 53), struct.pack("<HHII", 256, 4, 1, 1 << 26)),
+    ".tiff": (struct.pack("<HHII", 256, 3, 1, 53), struct.pack("<HHII", 256, 4, 1, 1 << 30)),
     ".webp": (struct.pack("<HH", 53, 37), struct.pack("<HH", 16383, 16383)),
     ".bmp": (struct.pack("<ii", 53, 37), struct.pack("<ii", 99999, 99999)),
     ".jp2": (struct.pack(">II", 53, 37), struct.pack(">II", 99999, 99999)),
     ".ppm": (b"53 37", b"99999 99999"),
     ".jpg": (struct.pack(">HH", 37, 53), struct.pack(">HH", 65500, 65500)),
     ".gif": (struct.pack("<HH", 53, 37), struct.pack("<HH", 65500, 65500)),
-    ".hdr": (b"-Y 37 +X 53", b"-Y 99999 +X 99999"),
 }
 
 
@@ -138,7 +139,7 @@ def test_long_manifest_is_refused(files, tmp_path, form):
 @pytest.mark.parametrize(
     "shape",
     [[3] * 1_000_000, [1, 2**31, 2**31, 3], [1, 2**29], [1, -10], [1, 0], [1, 10.0], ["1", "10"], [[1], 10], 10, []],
-    ids=str,
+    ids=lambda shape: str(shape)[:20],
 )
 def test_absurd_tensor_shapes_are_refused(files, tmp_path, shape):
     manifest = json.loads(files["manifest.json"])
