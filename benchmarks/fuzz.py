@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import bundles, frames, http, keras, mjpeg, mqtt, network, savedmodels, texts, tflite
+from fuzzing import archives, bundles, frames, http, keras, mjpeg, mqtt, network, runs, savedmodels, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -38,6 +38,9 @@ KINDS: dict[str, tuple[Kind, int]] = {
 TARGETS: dict[str, Target] = {
     "tflite": tflite.TARGET,
     "bundles": bundles.TARGET,
+    "zips": archives.TARGET,
+    "runs": runs.RUNS,
+    "packs": runs.PACKS,
     "http": http.TARGET,
     "mjpeg": mjpeg.TARGET,
     "mqtt": mqtt.TARGET,

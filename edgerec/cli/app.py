@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -39,10 +38,10 @@ from edgerec.cli import (
     tune,
     verify,
 )
+from edgerec.cli.failures import explain
 from edgerec.cli.output import say
 from edgerec.cli.sinks import CameraCommand
 from edgerec.cli.user_paths import expand_user_paths
-from edgerec.errors import EdgerecError
 
 
 class Commands(TyperGroup):
@@ -55,42 +54,17 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except EdgerecError as error:
-            message = str(error)
         except BrokenPipeError:
             # Whoever read our output has enough of it, as head does.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except OSError as error:
-            if error.errno not in _USER_CAUSED:
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            message = f"{os.strerror(error.errno)}{where}: {_USER_CAUSED[error.errno]}"
         except Exception as error:
-            # TensorFlow has an error of its own for it, which is not imported here.
-            if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            message = explain(error)
+            if message is None:
                 raise
-            message = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
-            message += "; what was finished before is whole"
         say(f"error: {message}", err=True)
         raise typer.Exit(1)
 
-
-_USER_CAUSED = {
-    errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; nothing was lost",
-    errno.EDQUOT: "your quota is used up: free some space, or choose another disk; nothing was lost",
-    errno.EACCES: "look at its permissions, or choose another place",
-    errno.EPERM: "look at its permissions, or choose another place",
-    errno.EROFS: "choose a place that can be written",
-    errno.ENOENT: "it vanished, or its folder does not exist",
-    errno.EIO: "the disk or device does not answer well",
-    errno.EBUSY: "it is in use; choose another place",
-    errno.ENOTDIR: "a part of the path is a file; choose another place",
-    errno.EISDIR: "a file is expected there",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EEXIST: "a file or a broken link has this name; choose another place",
-    errno.ELOOP: "it is a link to itself; remove it, or choose another place",
-}
 
 app = typer.Typer(
     name="edgerec",

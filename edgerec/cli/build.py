@@ -10,6 +10,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe, is_recipe
+from edgerec.contract.files import real_path
 
 
 def build(
@@ -70,12 +71,12 @@ def build(
     else:
         say(f"next     copy {made.bundle} to the device and follow its README.md")
     if open_page or (open_page is None and _has_browser()):
-        webbrowser.open(Path(made.page).resolve().as_uri())
+        webbrowser.open(real_path(made.page).as_uri())
 
 
 def default_run(subject: str) -> Path:
     """Return ``runs/NAME``, where NAME is the name of the data or the recipe."""
-    name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else Path(subject).resolve().name
+    name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else real_path(subject).name
     return Path("runs") / name
 
 

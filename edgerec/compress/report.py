@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from edgerec.compress.parity import Form
 from edgerec.train.evaluate import Figures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,11 @@ class QuantizeReport:
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
         """Back from a variant's ``report.json``."""
         made = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-        made["forms"] = tuple(Form(**row) for row in values["forms"])
-        figures = dict(values["figures"])
-        made["figures"] = Figures(**(figures | {"labels": tuple(figures["labels"])}))
+        made["forms"] = tuple(_known(Form, row) for row in values["forms"])
+        made["figures"] = _known(Figures, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
         return cls(**made)
+
+
+def _known(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
+    """Build a dataclass from the values that belong to its fields."""
+    return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})  # type: ignore[arg-type]

@@ -42,6 +42,23 @@ def read_at_most(path: Path, limit_bytes: int) -> bytes:
     return content
 
 
+def real_path(path: str | Path) -> Path:
+    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+# Errors of a disk that libraries report as their own exceptions, which contain the text of the system's error.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the disk's error that a library's exception quotes, such as a full disk; None if it quotes none."""
+    text = str(error)
+    if "database or disk is full" in text:  # SQLite
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return next((OSError(code, os.strerror(code)) for code in _DISK_ERRORS if os.strerror(code) in text), None)
+
+
 def user_path(path: str | Path) -> Path:
     """Return ``path`` with a leading ``~`` replaced by the home folder if the home folder is known."""
     try:
@@ -108,8 +125,7 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    # Path.resolve raises RuntimeError for a link to itself.
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    return real_path(path).is_relative_to(real_path(folder))
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from edgerec.contract.bounded import parse_json
+from edgerec.contract.bounded import check_structure, parse_json
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
@@ -21,6 +21,23 @@ from edgerec.utils.text import is_printable
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# Structure of the fields that describe how the bundle was made, see check_structure.
+_FORM = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
+_FILE = {"file": str, "sha256": str}
+_ORIGIN = {
+    "recipe?": {"data?": dict, "model?": dict},
+    "data_digest?": str,
+    "split?": (dict, type(None)),
+    "adopted?": _FILE | {"truth": str},
+    "imported?": _FILE,
+}
+_METRICS = {"forms?": [_FORM, 1]}
+_DESCRIPTION = {
+    "metrics?": _METRICS | {"members?": [{"name": str, "variant": str, "metrics": _METRICS}], "novelty?": dict},
+    "provenance?": _ORIGIN | {"members?": [_ORIGIN]},
+}
 
 
 @dataclass(frozen=True)
@@ -211,9 +228,10 @@ class Manifest:
         for key in ("name", "target", "variant", "delegate", "combine"):
             if key in values and not isinstance(values[key], str):
                 raise BundleError(f"{where}: {key} is {values[key]!r}, expected text")
-        for key in ("metrics", "provenance"):
-            if key in values and not isinstance(values[key], dict):
-                raise BundleError(f"{where}: {key} is {values[key]!r}, expected an object")
+        try:
+            check_structure(values, _DESCRIPTION)
+        except ValueError as error:
+            raise BundleError(f"{where}: {error}") from None
         try:
             manifest = cls(**values)
         except TypeError as error:

@@ -425,6 +425,8 @@ class Recipe:
         except FileNotFoundError:
             write = f"{command('recipe')} > {shlex.quote(str(path))}"
             raise RecipeError(f"{path} does not exist: write a complete one with {write}") from None
+        except OSError as error:
+            raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
         of_run = user_path(path).with_name("split.json").is_file()
@@ -438,6 +440,8 @@ class Recipe:
         Raises:
             RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
         """
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"{where} is a {type(values).__name__}, expected an object with the sections of a recipe")
         return _merge(base or cls(), values, where, "")
 
     @property
@@ -548,7 +552,7 @@ def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> An
                 raise RecipeError(f"{where}: {full} is {value!r}, expected a section [{full}]")
             value = _merge(known[name], value, where, f"{full}.")
         elif isinstance(value, int) and not isinstance(value, bool) and isinstance(known[name], float):
-            value = float(min(value, 10**300))
+            value = float(max(-(10**300), min(value, 10**300)))
         elif isinstance(value, str) and full in _PATHS:
             value = _expanded(value)
         elif isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) and value:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bounded import read_json
-from edgerec.contract.files import cache_folder, replacing, write_file
+from edgerec.contract.files import cache_folder, real_path, replacing, write_file
 from edgerec.contract.image_files import memory_for, read_image_file
 from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
@@ -129,7 +129,7 @@ def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
         # Reading every byte to find out whether one changed would be the work that the store saves.
         for path in source.paths:
             status = path.stat()
-            key.update(os.fsencode(path.resolve()) + b"\0" + os.fsencode(path.relative_to(source.root)))
+            key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))
             key.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return key.hexdigest()[:32]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.bounded import read_json
-from edgerec.contract.files import checked_output, refuse_existing, replacing, replacing_folder, write_file
+from edgerec.contract.bounded import check_structure, read_json
+from edgerec.contract.files import (
+    checked_output,
+    real_path,
+    refuse_existing,
+    replacing,
+    replacing_folder,
+    system_error,
+    write_file,
+)
 from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore, steps
 from edgerec.contract.recipe import DataSection, Recipe
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
 from edgerec.data.dataset import Dataset, found_pictures, read_fitted
-from edgerec.data.packed import CONTENTS, ENTRY, INDEX, MANIFEST, SCHEMA, SPLITS, Indices, Packed, Shard
+from edgerec.data.packed import (
+    CONTENTS,
+    ENTRY,
+    INDEX,
+    MANIFEST,
+    SCHEMA,
+    SPLITS,
+    Indices,
+    Packed,
+    Shard,
+    manifest_digest,
+    parse_npy,
+)
 from edgerec.data.sources import Arrays, Files, Merged, Source
 from edgerec.data.split import split_dataset
 from edgerec.errors import DataError
@@ -66,7 +88,7 @@ def pack_data(
         InUseError: another process is writing this pack.
     """
     out = checked_output(out, data=recipe.data.source, folder=True)
-    out = out.resolve() if str(out) in (".", "..") else out
+    out = real_path(out) if str(out) in (".", "..") else out
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     with Lock(out):
         return _packed(recipe, out, least_size_px, resume, overwrite, listener)
@@ -101,12 +123,22 @@ def _packed(recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwri
 def _contents(source: Source, path: Path, listener: Listener) -> Digests:
     """Return the content digest of each file or array row; read it from ``path`` if an interrupted pack wrote it."""
     if path.is_file():
-        kept: Digests = np.load(path, allow_pickle=False)
+        with _explained(path.parent):
+            kept: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
         return kept
     parts = source.parts if isinstance(source, Merged) else (source,)
     contents = np.concatenate([_part_contents(part, listener) for part in parts])
     _write_array(path, contents)
     return contents
+
+
+@contextmanager
+def _explained(unfinished: Path) -> Iterator[None]:
+    """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{unfinished} is damaged ({error}): pack again without --resume") from None
 
 
 def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
@@ -123,8 +155,14 @@ def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
+    write_file(path, _npy(array))
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    # If the disk is full, NumPy writes to a file without the reason in its error.
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _planned(split: str, positions: Indices, picture_bytes: int, seed: int) -> list[tuple[str, Indices]]:
@@ -164,7 +202,7 @@ class _Writer:
         tf = require("tensorflow")
         entries, contents, skipped, end = [], [], [], 0
         with replacing(self.folder / name) as partial:
-            with tf.io.TFRecordWriter(str(partial)) as file:
+            with _disk_errors(tf, partial), tf.io.TFRecordWriter(str(partial)) as file:
                 for position, image in zip(positions, self._images(positions), strict=True):
                     yield
                     if image is None:
@@ -197,6 +235,18 @@ class _Writer:
                 yield from pool.map(fit, positions[start : start + _CHUNK])
 
 
+@contextmanager
+def _disk_errors(tf: Any, path: Path) -> Iterator[None]:
+    """Raise TensorFlow's errors of a full or damaged disk as :class:`OSError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        system = system_error(error)
+        if system is None:
+            raise DataError(f"{path} cannot be written: {error.message}") from None
+        raise OSError(system.errno, system.strerror, str(path)) from None
+
+
 def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
     feature, text = tf.train.Feature, name.encode(errors="surrogateescape")
     features = {
@@ -204,7 +254,7 @@ def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
         "label": feature(int64_list=tf.train.Int64List(value=[label])),
         "name": feature(bytes_list=tf.train.BytesList(value=[text])),
     }
-    record: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    record: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
     return record
 
 
@@ -212,13 +262,16 @@ def _finished(
     writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
 ) -> Packed:
     shards, indices, contents, skipped = [], [], [], []
-    for name, _ in plan:
-        about = read_json(writer.folder / f"{name}.json")
-        index: npt.NDArray[Any] = np.load(writer.folder / f"{name}.npy", allow_pickle=False)
+    for name, positions in plan:
+        with _explained(writer.folder):
+            about = read_json(writer.folder / f"{name}.json")
+            check_structure(about, {"size_bytes": int, "sha256": str, "skipped": [str]})
+            count = len(positions) - len(about["skipped"])
+            indices.append(parse_npy((writer.folder / f"{name}.npy").read_bytes(), ENTRY, count))
+            digests = (writer.folder / f"{name}.{CONTENTS}").read_bytes()
+            contents.append(parse_npy(digests, np.dtype(f"S{DIGEST_CHARS}"), count))
         skipped += about["skipped"]
-        shards.append(Shard(name, name.partition("-")[0], len(index), about["size_bytes"], about["sha256"]))
-        indices.append(index)
-        contents.append(np.load(writer.folder / f"{name}.{CONTENTS}", allow_pickle=False))
+        shards.append(Shard(name, name.partition("-")[0], count, about["size_bytes"], about["sha256"]))
     index = np.concatenate(indices)
     train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
     if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
@@ -234,14 +287,12 @@ def _finished(
         "skipped": skipped,
         "contents_of": writer.light.contents_of,
     }
-    about["digest"] = _digest([json.dumps(about, sort_keys=True)])
+    about["digest"] = manifest_digest(about)
     with replacing_folder(out, overwrite=overwrite) as partial:
         for shard in shards:
             (writer.folder / shard.file).rename(partial / shard.file)
-        with (partial / INDEX).open("wb") as file:
-            np.lib.format.write_array(file, index, allow_pickle=False)
-        with (partial / CONTENTS).open("wb") as file:
-            np.lib.format.write_array(file, np.concatenate(contents), allow_pickle=False)
+        (partial / INDEX).write_bytes(_npy(index))
+        (partial / CONTENTS).write_bytes(_npy(np.concatenate(contents)))
         (partial / MANIFEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(writer.folder)
     return Packed.open(str(out))

@@ -6,9 +6,13 @@ index knows. Neither holds more than a few shards' worth of pictures in memory.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import math
+import tokenize
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,10 +22,10 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.bounded import parse_json
+from edgerec.contract.bounded import MAX_TEXT_BYTES, check_structure, parse_json
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.errors import DataError
+from edgerec.errors import DataError, unknown
 from edgerec.optional import require
 
 Indices = npt.NDArray[np.int64]
@@ -31,6 +35,7 @@ SCHEMA = 1
 MANIFEST, INDEX = "pack.json", "index.npy"
 # Name of the file with the content digest of each image. Packs of older versions do not have this file.
 CONTENTS = "contents.npy"
+MAX_NPY_HEADER_BYTES = 1 << 16
 # Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
@@ -52,6 +57,17 @@ class Shard:
     pictures: int
     size_bytes: int
     sha256: str
+
+
+_STRUCTURE = {
+    "labels": [str, 1],
+    "preprocess": dict,
+    "shards": [{"file": str, "split": str, "pictures": int, "size_bytes": int, "sha256": str}, 1],
+    "skipped": [str],
+    "group_by": str,
+    "digest": str,
+    "contents_of?": str,
+}
 
 
 @dataclass(frozen=True)
@@ -82,12 +98,14 @@ class Packed:
     def open(cls, place: str) -> Packed:
         """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
-            about = parse_json(read_file(place, MANIFEST))
+            about = parse_json(read_file(place, MANIFEST, MAX_TEXT_BYTES))
+            check_structure(about, {"schema": int})
             if about["schema"] != SCHEMA:
                 raise DataError(
                     f"{place} was packed in form {about['schema']}; this edgerec reads {SCHEMA}: pack again"
                 )
-            found = cls(
+            check_structure(about, _STRUCTURE)
+            pack = cls(
                 place,
                 tuple(about["labels"]),
                 PreprocessSpec.from_dict(about["preprocess"]),
@@ -97,18 +115,39 @@ class Packed:
                 about["digest"],
                 str(about.get("contents_of", "")),
             )
+            pack._check()
+            if pack.digest != manifest_digest(about):
+                raise ValueError("its digest shows that it was changed")
         except DataError:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place}: {MANIFEST} is damaged ({error}): pack again with edgerec data pack") from None
-        for shard in found.shards:
-            if Path(shard.file).name != shard.file:
-                raise DataError(f"{place}: {MANIFEST} names {shard.file!r}, which is not in its folder")
+        for shard in pack.shards:
             size = file_size(place, shard.file)
             if size != shard.size_bytes:
                 what = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
                 raise DataError(f"{place}: {shard.file} {what}: copy it again, or pack again with edgerec data pack")
-        return found
+        return pack
+
+    def _check(self) -> None:
+        """Raise :class:`ValueError` if the values of the manifest contradict each other."""
+        if len(set(self.labels)) < len(self.labels) or not all(map(str.isprintable, self.labels)):
+            raise ValueError("it has a label twice, or one with a control character")
+        if self.preprocess.height != self.preprocess.width:
+            raise ValueError("its images are not square")
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("it lists a shard twice")
+        for shard in self.shards:
+            if not shard.file or "\0" in shard.file or Path(shard.file).name != shard.file:
+                raise ValueError(f"it names {shard.file!r}, which is not in its folder")
+            if shard.split not in SPLITS:
+                raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
+            if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
+                raise ValueError(f"{shard.file} cannot have {shard.pictures:,} images in {shard.size_bytes:,} bytes")
+
+    @property
+    def _image_bytes(self) -> int:
+        return math.prod(self.preprocess.shape)
 
     def path(self, shard: Shard) -> str:
         """Return the path or URL of a shard."""
@@ -121,7 +160,12 @@ class Packed:
     @cached_property
     def index(self) -> npt.NDArray[Any]:
         """Index entries (:data:`ENTRY`) of all images, in the order of the shards, ``(N,)``."""
-        return self._array(INDEX, ENTRY)
+        index = self._array(INDEX, ENTRY)
+        ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.pictures for shard in self.shards])
+        classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
+        if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
+            raise DataError(f"{self.place}: {INDEX} has an entry outside of its shard or of the labels: pack again")
+        return index
 
     @cached_property
     def contents(self) -> npt.NDArray[np.bytes_] | None:
@@ -129,14 +173,12 @@ class Packed:
         return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        content = read_file(self.place, name)
+        count = sum(shard.pictures for shard in self.shards)
+        content = read_file(self.place, name, count * dtype.itemsize + MAX_NPY_HEADER_BYTES)
         try:
-            array: npt.NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{self.place}: {name} is damaged ({error}): pack again") from None
-        if array.dtype != dtype or array.shape != (sum(shard.pictures for shard in self.shards),):
-            raise DataError(f"{self.place}: {name} does not match the shards of the pack: copy it again, or pack again")
-        return array
+            return parse_npy(content, dtype, count)
+        except ValueError as error:
+            raise DataError(f"{self.place}: {name} is damaged ({error}): copy it again, or pack again") from None
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:
@@ -297,10 +339,33 @@ def _remote(path: str) -> Iterator[BinaryIO]:
         raise DataError(f"{path} cannot be read: {error.message}") from None
 
 
-def read_file(place: str, name: str) -> bytes:
-    """All of a file; raises :class:`DataError`."""
+def read_file(place: str, name: str, max_bytes: int) -> bytes:
+    """Return the content of a file; raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
     with opened(place, name) as file:
-        return file.read()
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise DataError(f"{joined(place, name)} is larger than {max_bytes:,} bytes, which is not plausible: pack again")
+    return content
+
+
+def manifest_digest(about: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over the values of a pack's manifest, which include the SHA-256 of each shard."""
+    values = {key: value for key, value in about.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + b"\0").hexdigest()
+
+
+def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """Return the one-dimensional array of an .npy file; raise :class:`ValueError` if it has another type or length."""
+    file = io.BytesIO(content)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it has another version of the format")
+        shape, _, found = np.lib.format.read_array_header_1_0(file)
+    except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if found != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
+        raise ValueError(f"it does not have {count:,} values of the type {dtype}")
+    return np.frombuffer(content, dtype, offset=file.tell())
 
 
 def file_size(place: str, name: str) -> int | None:
@@ -313,5 +378,5 @@ def file_size(place: str, name: str) -> int | None:
             return None
     try:
         return (Path(place) / name).stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgerec.contract.bounded import UnpackedSizeError, check_zip_file
 from edgerec.contract.content import describe_file, reason
-from edgerec.contract.files import user_path
+from edgerec.contract.files import real_path, user_path
 from edgerec.contract.folders import visible_files
 from edgerec.contract.image_files import Levels, SampleRange
 from edgerec.data.layout import find_layout
@@ -82,7 +82,7 @@ class Files:
     @property
     def name(self) -> str:
         """Name of the image folder."""
-        return self.root.resolve().name
+        return real_path(self.root).name
 
     @property
     def names(self) -> list[str]:
@@ -205,7 +205,7 @@ def find(source: str | Sequence[str], *, flat: bool = False, levels: Levels | No
     refuse_missing(places)
     if len(places) == 1:
         return _find_one(places[0], flat=flat, levels=levels)
-    distinct = {place if place in NAMED else str(user_path(place).resolve()): place for place in places}
+    distinct = {place if place in NAMED else str(real_path(user_path(place))): place for place in places}
     if len(distinct) < len(places):
         raise DataError(f"The same data is given twice ({', '.join(places)}): name each data set once")
     return Merged.of([_find_one(place, flat=flat, levels=levels) for place in places])

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgerec.contract.files import real_path
 from edgerec.contract.recipe import ModelSection
 from edgerec.errors import ModelError, RecipeError, unknown
 
@@ -116,7 +117,7 @@ def _of_file(arch: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise RecipeError(f"model.arch is {arch!r}, and the file {path} does not exist")
     with _said_in_one_line(arch, "cannot be imported"):
-        return _run(path.resolve(), path.stat().st_mtime_ns)
+        return _run(real_path(path), path.stat().st_mtime_ns)
 
 
 @functools.lru_cache

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.files import real_path
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError
@@ -54,7 +55,7 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     first = runs[0].recipe
     for run in runs:
         check_alike(run, first)
-    paths = [str(run.path.resolve()) for run in runs]
+    paths = [str(real_path(run.path)) for run in runs]
     if strange := next((path for path in paths if "," in path), None):
         raise RecipeError(f"the run {strange} has a comma in its path, which separates teachers: rename it")
     model = replace(first.model, arch=arch, width=0.0, dropout=0.0, weights="none")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.command_line import command
-from edgerec.contract.files import checked_output, refuse_existing, replacing_folder, user_path, write_file
+from edgerec.contract.files import checked_output, real_path, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
 from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
@@ -246,7 +246,7 @@ def placed(section: DataSection) -> DataSection:
     The paths of merged data sets are sorted, because their order has no effect.
     """
     places = (
-        place if place in NAMED or is_remote(place) else str(user_path(place).resolve()) for place in section.places
+        place if place in NAMED or is_remote(place) else str(real_path(user_path(place))) for place in section.places
     )
     placed_data = replace(section, source=one_or_tuple(sorted(places)))
     if any("\udc80" <= character <= "\udcff" for place in placed_data.places for character in place):

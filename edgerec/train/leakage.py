@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bounded import parse_json
+from edgerec.contract.files import real_path
 from edgerec.contract.recipe import AUTO, ModelSection, Recipe
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.errors import RecipeError
@@ -101,7 +102,7 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 def run_of(path: str | Path) -> Run | None:
     """Return the run that contains a model file, or that a folder is; None if the path is not in a run."""
-    for place in dict.fromkeys((Path(path).absolute(), Path(path).resolve())):
+    for place in dict.fromkeys((Path(path).absolute(), real_path(path))):
         for folder in (place, *place.parents[:DEPTH]):
             if Run(folder).begun:
                 return Run(folder)

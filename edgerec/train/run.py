@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.command_line import command
-from edgerec.contract.bounded import parse_json
-from edgerec.contract.files import read_at_most, replacing, user_path, write_file
+from edgerec.contract.bounded import check_structure, parse_json
+from edgerec.contract.files import read_at_most, real_path, replacing, user_path, write_file
 from edgerec.contract.lock import Lock
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import DataSource, Recipe
@@ -34,23 +34,59 @@ from edgerec.train.rendezvous import Cluster
 log = logging.getLogger(__name__)
 
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# What a variant's report.json has at least.
-REPORT = [
-    "variant",
-    "method",
-    "precision",
-    "forms",
-    "val_top1",
-    "val_drop_points",
-    "drop_points",
-    "max_drop",
-    "sparsity",
-    "calibration",
-    "model_sha256",
-    "figures",
-    "images",
-    "versions",
-]
+# Structure of the run's JSON files, see check_structure. Files of older versions lack the optional keys.
+_CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
+_MEASURED = {
+    "images": int,
+    "loss?": float,
+    "per_class?": {"*": (_CLASS, {"error": float, "support": int})},
+    "confusion?": [[int]],
+    "labels?": [str],
+}
+METRICS = _MEASURED | {
+    "parameters": int,
+    "best_epoch?": int,
+    "epochs?": int,
+    "seconds?": float,
+    "versions?": {"*": str},
+    "adopted?": {"file": str, "sha256": str, "truth": str, "normalise": str, "input_layer?": (str, type(None))},
+}
+_DIGESTS = dict.fromkeys(("of", "train", "val", "test", "moved", "inherited"), str)
+SPLIT = {
+    "digest": str,
+    **{f"{name}_images?": int for name in ("train", "val", "test")},
+    **{f"{name}?": [str] for name in ("skipped", "val", "test", "moved", "excluded")},
+    "held_out_here?": bool,
+    "split_by?": str,
+    "contents?": (_DIGESTS, type(None)),
+}
+_FORM = {
+    "name": str,
+    "top1": float,
+    "agreement": float,
+    "size_bytes": int,
+    "gzip_bytes": int,
+    "error?": (float, type(None)),
+}
+REPORT = {
+    **dict.fromkeys(("variant", "method", "precision", "model_sha256"), str),
+    **dict.fromkeys(("val_top1", "val_drop_points", "drop_points", "max_drop", "sparsity"), float),
+    "forms": [_FORM, 2],
+    "figures": {
+        **{name.removesuffix("?"): structure for name, structure in _MEASURED.items()},
+        "accuracy": float,
+        "split": str,
+        "training_images?": (int, type(None)),
+    },
+    "calibration": dict,
+    "compress?": dict,
+    "adapted?": [dict],
+    "agreements?": {"*": float},
+    "images": int,
+    "versions": dict,
+}
+_ROW = {"method": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
+COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
 
 # File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
 TRAINED_IMAGES = "edgerec_trained_images.json"
@@ -79,7 +115,7 @@ class Run:
     @classmethod
     def at(cls, path: str | Path) -> Run:
         """The run in that folder, begun or not; the working directory gets its name, which its bundle will need."""
-        return cls(Path(path).resolve() if str(path) in (".", "..") else user_path(path))
+        return cls(real_path(path) if str(path) in (".", "..") else user_path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -137,13 +173,18 @@ class Run:
     @property
     def labels(self) -> tuple[str, ...]:
         """One per class, in the order of the scores."""
-        return tuple(self._read("labels.txt", str.splitlines))
+        labels: tuple[str, ...] = self._read("labels.txt", _parse_labels)
+        if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
+            raise RunError(
+                f"{self.path}: labels.txt is damaged, because metrics.json has other labels: restore this file"
+            )
+        return labels
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What training measured."""
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
-        return self._read("metrics.json", _object("images", "parameters", *own))
+        return self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
 
     @property
     def reconstructs(self) -> bool:
@@ -153,7 +194,7 @@ class Run:
     @property
     def split_record(self) -> dict[str, Any]:
         """The data's digest and which pictures were held out."""
-        return self._read("split.json", _object("digest"))
+        return self._read("split.json", _object(SPLIT))
 
     def model(self) -> Any:
         """The float32 Keras model, not compiled; of an adopted SavedModel its :class:`saved_model.SavedModel`."""
@@ -193,7 +234,7 @@ class Run:
 
     def answers(self) -> dict[str, str] | None:
         """The adopted model's answer to each picture by its name; None where the pictures have labels."""
-        return self._read(ANSWERS, _object()) if (self.path / ANSWERS).is_file() else None
+        return self._read(ANSWERS, _object({"*": str})) if (self.path / ANSWERS).is_file() else None
 
     def variant(self, name: str) -> Path:
         """The folder of one variant, which may not exist yet."""
@@ -203,15 +244,14 @@ class Run:
         """Each finished variant's report, by its name."""
         found = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
-            name: self._read(f"{name}/report.json", _object(*REPORT))
+            name: self._read(f"{name}/report.json", _object(REPORT))
             for name in found
             if (self.path / name / "model.tflite").is_file()
         }
 
     def comparison(self) -> dict[str, Any] | None:
         """Return the latest results of :func:`edgerec.compress.compare.compare`; None if there are none."""
-        keys = ("rows", "machine", "threads", "notes")
-        return self._read("compare.json", _object(*keys)) if (self.path / "compare.json").is_file() else None
+        return self._read("compare.json", _object(COMPARISON)) if (self.path / "compare.json").is_file() else None
 
     def exports(self, variants: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, str]]:
         """Return the recorded exports, oldest first, without those of variants that were changed after the export.
@@ -224,12 +264,10 @@ class Run:
         """
         if not (self.path / EXPORTS).is_file():
             return []
-        rows = self._read(EXPORTS, _object("exports"))["exports"]
+        row = dict.fromkeys(("variant", "target", "bundle", "model_sha256"), str)
+        rows = self._read(EXPORTS, _object({"exports": [row]}))["exports"]
         digests = {name: about["model_sha256"] for name, about in (variants or self.variants()).items()}
-        try:
-            return [row for row in rows if digests.get(str(row["variant"])) == row["model_sha256"] and row["target"]]
-        except (TypeError, KeyError) as error:
-            raise RunError(f"{self.path}: {EXPORTS} is damaged ({error}): delete this file") from None
+        return [row for row in rows if digests.get(row["variant"]) == row["model_sha256"] and row["target"]]
 
     def record_export(self, variant: str, model_sha256: str, target: str, bundle: str) -> None:
         """Record in the run that a variant was exported; only log a warning if the run is not writable."""
@@ -250,7 +288,10 @@ class Run:
         """Return one row per epoch with the keys of :data:`HISTORY`; rows of autoencoders have no accuracies."""
         if not (self.path / "history.csv").exists():
             return []
-        return self._read("history.csv", _parse_history)
+        rows: list[dict[str, float]] = self._read("history.csv", _parse_history)
+        if any("val_accuracy" not in row for row in rows) and not self.reconstructs:
+            raise RunError(f"{self.path}: history.csv is damaged (val_accuracy is missing): restore this file")
+        return rows
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
         """Replace ``history.csv``."""
@@ -270,8 +311,12 @@ class Run:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:
             raise RunError(f"{self.path}: {name} is missing: train again with --overwrite") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path}: {name} is damaged ({error}): train again with --overwrite") from None
+        except OSError as error:
+            raise RunError(f"{self.path}: {name} cannot be read ({error.strerror}): check its permissions") from None
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise RunError(
+                f"{self.path}: {name} is damaged ({error}): restore this file, or create it again with --overwrite"
+            ) from None
 
     def save_model(self, model: Any, name: str) -> None:
         """Write a Keras model atomically, together with a record of its training images."""
@@ -286,25 +331,31 @@ class Run:
                     archive.writestr(TRAINED_IMAGES, json.dumps({"contents": trained, "data": hint, "seed": seed}))
 
 
-def _object(*keys: str) -> Callable[[str], dict[str, Any]]:
-    """Reads a JSON object that has these keys."""
+def _object(structure: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """Return a function that parses a JSON object and checks its structure."""
 
     def parse(text: str) -> dict[str, Any]:
-        value = parse_json(text, max_bytes=MAX_FILE_BYTES)
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}, expected an object")
-        if missing := [key for key in keys if key not in value]:
-            raise ValueError(f"{missing[0]!r} is missing")
+        value: dict[str, Any] = parse_json(text, max_bytes=MAX_FILE_BYTES)
+        check_structure(value, structure)
         return value
 
     return parse
+
+
+def _parse_labels(text: str) -> tuple[str, ...]:
+    labels = tuple(text.splitlines())
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError("it has no labels, or a label twice")
+    return labels
 
 
 def _parse_history(text: str) -> list[dict[str, float]]:
     rows = list(csv.DictReader(io.StringIO(text)))
     # An autoencoder has no accuracy, and older versions did not record the stage.
     optional = ("accuracy", "val_accuracy", "stage")
-    return [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
+    values = [{key: float(row[key]) for key in HISTORY if key not in optional or row.get(key)} for row in rows]
+    check_structure(values, [{"*": float}])
+    return values
 
 
 def split_record(dataset: Dataset, parts: Split, inherited: npt.NDArray[np.bytes_] | None = None) -> dict[str, Any]:
@@ -377,7 +428,7 @@ def joined_digests(contents: npt.NDArray[np.bytes_]) -> str:
 def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
     """Split a string of :func:`joined_digests` into digests of 16 hexadecimal digits, bytes ``(N,)``."""
     if len(text) % 16 or re.fullmatch("[0-9a-f]*", text) is None:
-        raise ValueError("digests are damaged")
+        raise RunError("the image digests in split.json are damaged: restore this file, or train again")
     return np.frombuffer(text.encode(), "S16") if text else np.empty(0, "S16")
 
 

@@ -232,7 +232,7 @@ def _figures(runs: tuple[Run, Run], metrics: list[dict[str, Any]]) -> Iterator[F
 def _classes(metrics: list[dict[str, Any]]) -> list[Figure]:
     tables = [values.get("per_class", {}) for values in metrics]
     shared = [label for label in tables[0] if label in tables[1]]
-    recalls = [Figure(label, *(table[label]["recall"] for table in tables)) for label in shared]
+    recalls = [Figure(label, *(table[label].get("recall") for table in tables)) for label in shared]
     return sorted(recalls, key=lambda row: -abs((row.second or 0) - (row.first or 0)))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.files import checked_output
+from edgerec.contract.files import checked_output, real_path
 from edgerec.contract.lock import Lock
 from edgerec.contract.progress import Listener, ignore
 from edgerec.contract.recipe import Recipe
@@ -111,7 +111,7 @@ def tune(
         EdgerecError: the recipe, the search or the data do not allow it.
     """
     folder = checked_output(out, data=recipe.data.source if recipe else None, folder=True)
-    folder = folder.resolve() if str(out) in (".", "..") else folder
+    folder = real_path(folder) if str(out) in (".", "..") else folder
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = _End.of(trials, max_time_s)
@@ -122,7 +122,7 @@ def tune(
     limits = checked_limits(limit_ms, limit_bytes, limit_memory)
     goal = _Goal(checked_objectives(objectives), limits, checked_place(on), pruner)
     subject, plan = _planned(recipe, goal, search, kept, listener)
-    name = study or (kept.study if kept else folder.resolve().name)
+    name = study or (kept.study if kept else real_path(folder).name)
     if kept is not None:
         refuse_other(kept.plan.fixed(), plan.fixed(), f"study {name!r} in {folder}")
     with Lock(folder):

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.bounded import read_json
-from edgerec.contract.files import refuse_existing, replacing_folder, sha256, write_file
+from edgerec.contract.files import real_path, refuse_existing, replacing_folder, sha256, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
 from edgerec.errors import DataError
 
@@ -148,7 +148,7 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}/{ABOUT} is damaged ({error!r}): copy or make the set again") from None
     return CalibrationSet(
-        recipe=path.resolve().name,
+        recipe=real_path(path).name,
         images=np.stack([_picture(path, file, spec) for file, _, _ in pictures]),
         labels=tuple(label for _, label, _ in pictures),
         names=tuple(name for _, _, name in pictures),
@@ -159,8 +159,8 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
 
 
 def _picture(path: Path, name: str, spec: PreprocessSpec) -> Image:
-    file = (path / name.replace("\0", "")).resolve()
-    if not file.is_relative_to(path.resolve()):
+    file = real_path(path / name.replace("\0", ""))
+    if not file.is_relative_to(real_path(path)):
         raise DataError(f"{path}: the picture {name!r} leads out of the set: do not trust it")
     if not file.is_file():
         raise DataError(f"{path}: {name} is missing: copy or make the set again")

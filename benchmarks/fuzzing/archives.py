@@ -1,0 +1,86 @@
+"""Zip files of bundles: damaged directories, archives that unpack to gigabytes, and names that lead elsewhere."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from random import Random
+
+from fuzzing import bundles
+from fuzzing.isolation import ELSEWHERE, Target
+from fuzzing.mutate import damaged_bytes
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_NAMES = (
+    *(
+        "../x",
+        "/tmp/x",
+        "C:\\x",
+        "..\\x",
+        "a/../../x",
+        "x\0y",
+        "manifest.json",
+        "model.tflite",
+        "",
+        ".",
+        "a/",
+        "é" * 300,
+    ),
+    *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{ELSEWHERE}/x", "\udce9", "con", "x" * 5000),
+)
+_BOMB_BYTES = 300 << 20
+
+
+def make(rng: Random, bundle: Path, folder: Path) -> Path:
+    """Write the zip of a bundle with one kind of damage."""
+    files = {file.relative_to(bundle).as_posix(): file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+    manifest = json.loads(files["manifest.json"])
+    path, method = folder / "bundle.zip", rng.choice(_METHODS)
+    damage = rng.choice(("bytes", "bytes", "bytes", "bomb", "names", "many", "manifest", "link"))
+    if damage == "manifest":
+        manifest["metrics"] = {
+            "x": rng.choice(([[]] * 2_000_000, "x" * (20 << 20), {str(n): {} for n in range(300_000)}))
+        }
+        files["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        if damage == "bomb":
+            _write_bomb(archive, rng)
+        elif damage == "names":
+            for name in rng.sample(_NAMES, 3):
+                archive.writestr(zipfile.ZipInfo(name or "x"), b"x")
+        elif damage == "many":
+            for number in range(rng.choice((3000, 30_000))):
+                archive.writestr(str(number), b"")
+        elif damage == "link":
+            link = zipfile.ZipInfo("link")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, f"../../{ELSEWHERE}")
+    content = path.read_bytes()
+    if damage == "bytes":
+        directory = content.index(b"PK\x01\x02")
+        path.write_bytes(damaged_bytes(rng, content, within=((directory, len(content)), (0, 200))))
+    return path
+
+
+def _write_bomb(archive: zipfile.ZipFile, rng: Random) -> None:
+    for number in range(rng.choice((1, 8))):
+        with archive.open(f"zeros{number}", "w", force_zip64=True) as file:
+            block = bytes(1 << 20)
+            for _ in range(_BOMB_BYTES // 8 >> 20):
+                file.write(block)
+
+
+def use(path: Path, out: Path) -> None:
+    """Open, list and copy the bundle, and write it to a folder."""
+    from edgerec import Bundle
+
+    bundle = Bundle.open(path)
+    bundle.added()
+    bundle.copy(out / "copy")
+    Bundle.open(out / "copy")
+
+
+TARGET = Target(bundles.start, make, use, memory_bytes=1 << 30)

@@ -1,0 +1,58 @@
+"""Explain in one line the exceptions that files, disks and users cause, and leave all others, which are bugs."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from edgerec.errors import EdgerecError
+
+OUT_OF_MEMORY = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; nothing was lost",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another disk; nothing was lost",
+    errno.EFBIG: "the file is larger than a limit of edgerec, of this disk or of ulimit -f",
+    errno.EACCES: "check its permissions, or choose another path",
+    errno.EPERM: "check its permissions, or choose another path",
+    errno.EROFS: "choose a path that is writable",
+    errno.ENOENT: "it was removed, or its folder does not exist",
+    errno.EIO: "the disk or device reports errors: check it, or choose another path",
+    errno.EBUSY: "it is in use: choose another path",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "this must be a file: choose another path",
+    errno.ENOTEMPTY: "the folder is not empty: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file or a broken link has this name: choose another path",
+    errno.ELOOP: "it is a symbolic link to itself: remove it, or choose another path",
+    errno.EMFILE: "raise the limit of open files with ulimit -n",
+    errno.ENFILE: "close other programs",
+    errno.ESTALE: "mount the network drive again",
+    errno.EXDEV: "choose a path on the same disk",
+}
+
+
+def explain(error: Exception) -> str | None:
+    """Return the message of an exception that a user, a file or the system can cause; None for any other exception."""
+    if isinstance(error, EdgerecError):
+        return str(error)
+    from edgerec.contract.files import system_error  # not needed to start a command
+
+    system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
+    if system is not None:
+        assert system.errno is not None
+        where = f" ({system.filename})" if system.filename else ""
+        return f"{os.strerror(system.errno)}{where}: {_ADVICE.get(system.errno, 'check it, or choose another path')}"
+    # TensorFlow has its own class, which is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return f"{OUT_OF_MEMORY}; finished results are complete"
+    if isinstance(error, OSError):  # raised by a library
+        return f"{_first_line(error)}: check the file or device, or choose another path"
+    if isinstance(error, RecursionError):
+        return "a file or a value is nested too deeply: use a file that edgerec has written"
+    if isinstance(error, UnicodeError):
+        return f"a name or text is not valid: {_first_line(error)}; rename the file, or save it with the encoding UTF-8"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
