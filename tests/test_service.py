@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,8 @@ class Manager:
         self.environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())}
         self._messages: list[str] = []
         self._came = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def _listen(self) -> None:
         while (message := self._socket.recv(4096).decode()) != "END":
@@ -71,13 +73,14 @@ class Manager:
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.sendto(b"END", f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
+        self._thread.join(10)
 
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request, tmp_path):
     if sys.platform != "linux":
         pytest.skip("systemd is Linux'")
-    made = Manager(str(tmp_path / "notify") if request.param == "file" else f"@edgerec-test-{os.getpid()}")
+    made = Manager(str(tmp_path / "notify") if request.param == "file" else f"@edgerec-test-{uuid.uuid4()}")
     yield made
     made.close()
 
