@@ -13,21 +13,8 @@ from fuzzing.mutate import damaged_bytes
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES = (
-    *(
-        "../x",
-        "/tmp/x",
-        "C:\\x",
-        "..\\x",
-        "a/../../x",
-        "x\0y",
-        "manifest.json",
-        "model.tflite",
-        "",
-        ".",
-        "a/",
-        "é" * 300,
-    ),
-    *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{ELSEWHERE}/x", "\udce9", "con", "x" * 5000),
+    *("../x", "/tmp/x", "C:\\x", "..\\x", "a/../../x", "x\0y", "manifest.json", "model.tflite", "", "a/", "x" * 5000),
+    *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{ELSEWHERE}/x", "con"),
 )
 _BOMB_BYTES = 300 << 20
 

@@ -83,7 +83,7 @@ def make_pack(rng: Random, pack: Path, folder: Path) -> Path:
     copy = shutil.copytree(pack, folder / "pack")
     path = copy / rng.choice(("pack.json", "pack.json", rng.choice(sorted(file.name for file in copy.iterdir()))))
     _damage(rng, path)
-    if path.name == "pack.json" and rng.random() < 0.8:
+    if path.name == "pack.json" and path.is_file() and path.stat().st_size < 10 << 20 and rng.random() < 0.8:
         try:
             about = json.loads(path.read_bytes())
             path.write_text(json.dumps(about | {"digest": manifest_digest(about)}))

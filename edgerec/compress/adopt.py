@@ -128,10 +128,11 @@ def adopted(
     if data is None:
         raise EdgerecError(f"{path} is not a run, so its images are not known: add --data FOLDER")
     run = Run.at(out if out is not None else path.with_name(f"{path.name.removesuffix(path.suffix)}-run"))
-    if not (run.finished and path.exists() and run.metrics.get("adopted", {}).get("sha256") == _digest(path)):
+    adopted = run.adopted if run.finished else None
+    if adopted is None or not path.exists() or adopted["sha256"] != _digest(path):
         log.info("creating the run %s from %s", run.path, path)
         return adopt(path, data, run.path, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener)
-    before = run.metrics["adopted"]["normalise"]
+    before = adopted["normalise"]
     same_normalise = normalise is None or parse_normalise(normalise) == parse_normalise(before)
     own_labels = labels is not None and str(labels) != FOLDERS
     for name, same in (

@@ -178,7 +178,9 @@ class Packed:
         try:
             return parse_npy(content, dtype, count)
         except ValueError as error:
-            raise DataError(f"{self.place}: {name} is damaged ({error}): copy it again, or pack again") from None
+            raise DataError(
+                f"{self.place}: {name} does not match the shards of the pack ({error}): copy it again, or pack again"
+            ) from None
 
     @property
     def splits(self) -> npt.NDArray[np.str_]:

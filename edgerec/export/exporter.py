@@ -120,8 +120,8 @@ def export_bundle(
     provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
     if summary := split_summary(run.split_record):
         provenance["split"] = summary
-    if "adopted" in run.metrics:
-        provenance["adopted"] = run.metrics["adopted"]
+    if run.adopted is not None:
+        provenance["adopted"] = run.adopted
     manifest = _manifest(bundle_name, run, aim, report, content, decision, DELEGATE_MODEL in models, provenance)
     if guard is not None:
         models |= guard.files

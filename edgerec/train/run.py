@@ -49,7 +49,7 @@ METRICS = _MEASURED | {
     "epochs?": int,
     "seconds?": float,
     "versions?": {"*": str},
-    "adopted?": {"file": str, "sha256": str, "truth": str, "normalise": str, "input_layer?": (str, type(None))},
+    "adopted?": {"file": str, "sha256?": str, "truth?": str, "normalise?": str, "input_layer?": (str, type(None))},
 }
 _DIGESTS = dict.fromkeys(("of", "train", "val", "test", "moved", "inherited"), str)
 SPLIT = {
@@ -85,7 +85,7 @@ REPORT = {
     "images": int,
     "versions": dict,
 }
-_ROW = {"method": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
+_ROW = {"method?": str, "variant": str, "size_bytes": int, "gzip_bytes": int, "*": (float, str, type(None))}
 COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
 
 # File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
@@ -185,6 +185,13 @@ class Run:
         """What training measured."""
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
         return self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
+
+    @property
+    def adopted(self) -> dict[str, Any] | None:
+        """Origin of a model that another tool trained; None if edgerec trained the model."""
+        origin = dict.fromkeys(("file", "sha256", "truth", "normalise"), str)
+        adopted: dict[str, Any] | None = self._read("metrics.json", _object({"adopted?": origin})).get("adopted")
+        return adopted
 
     @property
     def reconstructs(self) -> bool:

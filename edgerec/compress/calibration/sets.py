@@ -141,8 +141,10 @@ def _from_values(path: Path, values: Any) -> CalibrationSet:
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
         pictures = [(_text(p["file"]), _text(p["label"]), _text(p["from"])) for p in values["pictures"]]
-        if not pictures or len({file for file, _, _ in pictures}) < len(pictures):
-            raise ValueError("it lists no images, or an image twice")
+        if not pictures:
+            raise ValueError("it lists no pictures")
+        if len({file for file, _, _ in pictures}) < len(pictures):
+            raise ValueError("it lists an image twice")
         known = {key: _text(values[key]) for key in ("digest", "data_digest", "source")}
         drawn = CalibrationRecipe(**_object(values["recipe"]))
     except (KeyError, TypeError, ValueError) as error:
