@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "edgerec"
 
-# What each layer may import of edgerec, besides itself, errors, optional and command_line.
-ALLOWED = {
+# Packages of edgerec that each layer may import, besides itself, errors, optional, command_line and utils.
+ALLOWED: dict[str, set[str]] = {
+    "utils": set(),
     "contract": set(),
     "data": {"contract", "runtime"},
     "models": {"contract"},
@@ -36,7 +37,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         names |= {m.split(".")[1] for m in modules if m.startswith("edgerec.")}
-    return names - {"errors", "optional", "command_line"}
+    return names - {"errors", "optional", "command_line", "utils"}
 
 
 @pytest.mark.parametrize("layer", ALLOWED)
