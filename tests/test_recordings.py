@@ -64,7 +64,7 @@ def test_video_of_a_killed_process_can_be_played(tmp_path, suffix):
     process.kill()
     process.communicate()
     # FFmpeg keeps up to 256 KiB of an .avi file in a buffer.
-    assert frames_of(path) > {".mp4": 190, ".avi": 120}[suffix]
+    assert frames_of(path) > {".mp4": 190, ".avi": 80}[suffix]
     # A new recording replaces the file and the lock of the killed process.
     again = VideoFile(path, overwrite=True)
     again.write(result())
