@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -16,7 +17,7 @@ _NAMES = (
     *("../x", "/tmp/x", "C:\\x", "..\\x", "a/../../x", "x\0y", "manifest.json", "model.tflite", "", "a/", "x" * 5000),
     *("__MACOSX/._manifest.json", "inner/manifest.json", f"../{ELSEWHERE}/x", "con"),
 )
-_BOMB_BYTES = 300 << 20
+_BOMB_BYTES = 40 << 20
 
 
 def make(rng: Random, bundle: Path, folder: Path) -> Path:
@@ -30,12 +31,16 @@ def make(rng: Random, bundle: Path, folder: Path) -> Path:
             "x": rng.choice(([[]] * 2_000_000, "x" * (20 << 20), {str(n): {} for n in range(300_000)}))
         }
         files["manifest.json"] = json.dumps(manifest).encode()
+    bombs = [f"zeros{number}" for number in range(rng.choice((1, 8)))] if damage == "bomb" else []
+    manifest["files"] |= dict.fromkeys(bombs, hashlib.sha256(bytes(_BOMB_BYTES)).hexdigest())
+    if bombs:
+        files["manifest.json"] = json.dumps(manifest).encode()
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-        if damage == "bomb":
-            _write_bomb(archive, rng)
-        elif damage == "names":
+        for name in bombs:
+            archive.writestr(name, bytes(_BOMB_BYTES))
+        if damage == "names":
             for name in rng.sample(_NAMES, 3):
                 archive.writestr(zipfile.ZipInfo(name or "x"), b"x")
         elif damage == "many":
@@ -50,14 +55,6 @@ def make(rng: Random, bundle: Path, folder: Path) -> Path:
         directory = content.index(b"PK\x01\x02")
         path.write_bytes(damaged_bytes(rng, content, within=((directory, len(content)), (0, 200))))
     return path
-
-
-def _write_bomb(archive: zipfile.ZipFile, rng: Random) -> None:
-    for number in range(rng.choice((1, 8))):
-        with archive.open(f"zeros{number}", "w", force_zip64=True) as file:
-            block = bytes(1 << 20)
-            for _ in range(_BOMB_BYTES // 8 >> 20):
-                file.write(block)
 
 
 def use(path: Path, out: Path) -> None:

@@ -25,10 +25,6 @@ _MAKE_PACK = """
 from edgerec import Recipe, pack_data
 pack_data(Recipe().override({"data.source": "digits"}), sys.argv[1])
 """
-_RUN_FILES = (
-    *("metrics.json", "split.json", "recipe.toml", "labels.txt", "history.csv"),
-    *("int8/report.json", "float32/report.json"),
-)
 _TEXTS = (
     *("", "[" * 100_000, '{"a":' * 50_000, "x = " + "[" * 3000 + "]" * 3000, "a" + ".b" * 3000 + " = 1", "null", "5"),
     *('{"a": NaN}', "\0", "\ufeff{}", "9" * 10_000, "[]", "{}", '"' + "x" * 3_000_000 + '"'),
@@ -52,7 +48,8 @@ def make_run(rng: Random, run: Path, folder: Path) -> tuple[Path, Path]:
     """Copy the run and damage one of its files; return the copy and the valid run."""
     copy = shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("plots", "checkpoints", "*.keras"))
     (copy / "model.keras").touch()
-    _damage(rng, copy / rng.choice(_RUN_FILES))
+    files = [path for path in sorted(copy.rglob("*")) if path.suffix in (".json", ".toml", ".txt", ".csv")]
+    _damage(rng, rng.choice(files))
     return copy, run
 
 

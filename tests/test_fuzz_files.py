@@ -1,0 +1,46 @@
+"""A small part of the targets of ``benchmarks/fuzz.py`` for zip files and runs, and proof that they find faults."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def run_files(run, bundle):
+    """Run cases of a target with the valid input of the fixtures, and return the figures."""
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    try:
+        import fuzz
+
+        def call(name, folder, count, **changes):
+            valid = {"zips": bundle, "runs": run.path}[name]
+            target = replace(fuzz.TARGETS[name], start=lambda work: valid, **changes)
+            return fuzz.run_target(name, target, folder, seed=0, count=count)
+
+        yield call
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.mark.parametrize(("name", "count"), [("zips", 8), ("runs", 25)])
+def test_damaged_files_are_accepted_or_refused_in_one_line(run_files, tmp_path, name, count):
+    figures = run_files(name, tmp_path, count)
+    assert figures.examples == []
+    assert figures.tried == figures.accepted + figures.refused == count
+
+
+def test_unexpected_values_are_found(run_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.train.run.check_structure", lambda *arguments: None)
+    figures = run_files("runs", tmp_path, 25)
+    assert "Error" in figures.examples[0]
+
+
+def test_zip_files_that_unpack_to_more_memory_are_found(run_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.contract.bounded.MAX_COMPRESSION_RATIO", 1 << 40)
+    figures = run_files("zips", tmp_path, 8, memory_bytes=30 << 20)
+    assert any("MiB of memory" in example for example in figures.examples)
