@@ -308,10 +308,11 @@ def test_frames_match_predict(bundle, pictures, tmp_path):
         ("picamera2:0", "needs picamera2"),
         ("/dev/video97", "does not open"),
         ("http://127.0.0.1:9/stream", "does not open"),
-        ("rtsp://user:secret@127.0.0.1:9/stream", "rtsp://127.0.0.1:9/stream does not open"),
+        ("env:CAMERA_ADDRESS", "rtsp://127.0.0.1:9/stream does not open"),
     ],
 )
-def test_source_that_is_not_there(bundle, edgerec, source, said):
+def test_source_that_is_not_there(bundle, edgerec, source, said, monkeypatch):
+    monkeypatch.setenv("CAMERA_ADDRESS", "rtsp://user:secret@127.0.0.1:9/stream")
     done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
     message = one_line(done)
     assert said in message
