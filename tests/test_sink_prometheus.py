@@ -44,7 +44,7 @@ def threads():
 
 
 def test_figures_are_what_happened():
-    counted = SimpleNamespace(overtaken=7, skipped={"every": 3}, dropped={"Mqtt": 2})
+    counted = SimpleNamespace(overtaken=7, skipped={"every": 3}, dropped={"Mqtt": 2}, invalid=1)
     with Prometheus(MANIFEST, port=0, counters=lambda: counted) as sink:
         sink.state(change("connecting", "rtsp://u:p@10.0.0.5/door"))
         sink.state(change("live", "rtsp://u:p@10.0.0.5/door"))

@@ -48,6 +48,7 @@ class RunReport:
         dropped: number of results that did not reach a sink or that the sink has lost, by sink.
         incomplete: names of the sinks that lost results for another reason than that they were too slow for a live
             source: they failed, did not finish, or lost accepted results.
+        invalid: number of frames for which the model gave scores that are NaN or infinite. Their label is unknown.
     """
 
     answered: int
@@ -55,6 +56,7 @@ class RunReport:
     skipped: dict[str, int]
     dropped: dict[str, int]
     incomplete: tuple[str, ...] = ()
+    invalid: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -167,6 +169,7 @@ class Camera:
             dict(self._choice.skipped),
             {worker.name: worker.lost for worker in self._workers if worker.lost},
             tuple(worker.name for worker in self._workers if worker.incomplete),
+            sum(classifier.invalid for classifier in self._classifiers),
         )
 
     def stop(self) -> None:
@@ -212,7 +215,9 @@ class Camera:
                 frame, answer = event
                 self._answered += 1
                 answered_s = time.monotonic()
-                decision = self._deciders[frame.feed].update(answer.scores, frame.captured_s, answer.novelty)
+                decision = self._deciders[frame.feed].update(
+                    answer.scores, frame.captured_s, answer.novelty, answer.finite
+                )
                 yield Result(frame, answer, answered_s, decision)
         for error in self._feeds.errors if not self._stops else ():
             raise error

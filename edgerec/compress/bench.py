@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from edgerec.train.keras import prepare, versions
 from edgerec.train.measure import Measure, measure_of
 from edgerec.train.run import Run
 from edgerec.train.teacher import distance
+from edgerec.utils.text import to_json
 
 # Of the training's rate: what brings a whole model's own answers to int8, what fine-tunes otherwise, and what trains
 # again a model of which a part was taken away. Chosen by validation, see docs/results.md.
@@ -126,7 +126,7 @@ class Bench:
         }
         with replacing_folder(self.run.variant(report.variant), overwrite=overwrite) as partial:
             (partial / "model.tflite").write_bytes(content)
-            (partial / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            (partial / "report.json").write_text(to_json(about, indent=1) + "\n", encoding="utf-8")
         return report
 
     def validate(self, content: bytes, name: str) -> float:

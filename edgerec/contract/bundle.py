@@ -118,10 +118,23 @@ class Bundle:
         return self.files[self.manifest.model]
 
     @staticmethod
-    def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> Bundle:
+    def write(
+        path: str | Path,
+        manifest: Manifest,
+        files: Mapping[str, bytes],
+        *,
+        overwrite: bool = False,
+        check: Callable[[Path], object] = bool,
+    ) -> Bundle:
         """Write a bundle atomically, as a .zip if ``path`` ends in ``.zip``, otherwise as a folder.
 
-        ``manifest.files`` is computed from ``files``.
+        Args:
+            path: the bundle.
+            manifest: its manifest; ``manifest.files`` is computed from ``files``.
+            files: the content of each file.
+            overwrite: replace an existing bundle.
+            check: called with the temporary path before it is renamed to ``path``. If it raises an error, nothing is
+                written, and an existing bundle stays as it is.
         """
         path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:
@@ -129,19 +142,21 @@ class Bundle:
         manifest = replace(manifest, files={name: sha256(files[name]) for name in sorted(files)})
         refuse_existing(path, overwrite)
         manifest.check(str(path))
-        _write(path, {MANIFEST: manifest.to_json().encode(), **files}, overwrite)
+        _write(path, {MANIFEST: manifest.to_json().encode(), **files}, overwrite, check)
         return Bundle(path, manifest, dict(files))
 
 
-def _write(path: Path, content: Mapping[str, bytes], overwrite: bool) -> None:
+def _write(path: Path, content: Mapping[str, bytes], overwrite: bool, check: Callable[[Path], object] = bool) -> None:
     if path.suffix.lower() == ".zip":
         with replacing(path) as partial:
             partial.write_bytes(_zip(content))
+            check(partial)
         return
     with replacing_folder(path, overwrite=overwrite) as partial:
         for name, data in content.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(data)
+        check(partial)
 
 
 def _read_listed(read: Reader, max_bytes: int, path: Path, name: str, digest: str, files: dict[str, bytes]) -> str:

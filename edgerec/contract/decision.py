@@ -119,6 +119,7 @@ class Classification:
         scores: float32 ``(classes,)``, all of them, in [0, 1], as the model gave them.
         novelty: the picture's reconstruction error as a multiple of the threshold that was found on validation
             pictures; None where the bundle has no autoencoder.
+        finite: False if the model gave scores that are NaN or infinite. The label is then unknown.
     """
 
     label: str
@@ -127,6 +128,7 @@ class Classification:
     categories: tuple[Category, ...]
     scores: Scores
     novelty: float | None = None
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -224,13 +226,18 @@ def fit_thresholds(
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
-    """Answer for ``scores``, float32 ``(classes,)``, and ``novelty``; of equal scores the lower index comes first."""
+    """Classify by ``scores``, float32 ``(classes,)``, and ``novelty``. Of equal scores, the lower index comes first.
+
+    If any score is NaN or infinite, the label is unknown, and these scores are 0 in the result.
+    """
+    finite = bool(np.isfinite(scores).all())
+    scores = scores if finite else np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
     order = np.argsort(-scores, kind="stable")[: spec.top_k]
     categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)
     best = categories[0]
     unsure = float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label)
-    if unsure or spec.newness(novelty) > _NEW:
-        return Classification(UNKNOWN, -1, best.score, categories, scores, novelty)
+    if unsure or not finite or spec.newness(novelty) > _NEW:
+        return Classification(UNKNOWN, -1, best.score, categories, scores, novelty, finite)
     return Classification(best.label, best.index, best.score, categories, scores, novelty)
 
 
@@ -248,16 +255,17 @@ class Decider:
         self._recent: deque[int] = deque(maxlen=self._spec.memory)
         self._now: Decision | None = None
 
-    def update(self, scores: Scores, at_s: float, novelty: float | None = None) -> Decision:
-        """Take one frame's answer.
+    def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool = True) -> Decision:
+        """Take the classification of one frame.
 
         Args:
             scores: float32 ``(classes,)`` as the model gave them.
             at_s: capture time of the frame, in seconds.
-            novelty: as in its :class:`Classification`.
+            novelty, finite: as in its :class:`Classification`. A frame without finite scores counts as unknown.
         """
-        spec, seen = self._spec, calibrated(scores, self._spec.temperature)
-        newness = spec.newness(novelty)
+        spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
+        seen = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)
+        newness = spec.newness(novelty) if finite else 1.0
         if spec.smoothing == "mean" and self._mean is not None:
             weight = 2 / (spec.memory + 1)
             self._mean = self._mean + np.float32(weight) * (seen - self._mean)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import DELEGATES
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
-from edgerec.utils.text import is_printable
+from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1
 MAX_MEMBERS = 64
@@ -193,7 +192,7 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as indented JSON, its schema version first."""
         values = {"schema": SCHEMA_VERSION} | _plain(self)
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return to_json(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +9,7 @@ from edgerec.contract.files import refuse_existing, replacing_folder, write_file
 from edgerec.contract.preprocess import Image
 from edgerec.data.examine import KINDS, DataReport, Finding, Looked
 from edgerec.data.plots import Row, picture_table
+from edgerec.utils.text import to_json
 
 COLUMNS, MOST_ROWS = 8, 3
 TITLES = {
@@ -34,7 +34,7 @@ def write_report(report: DataReport, looked: Looked, path: Path, *, overwrite: b
         draw(report, looked, path)
         return
     with replacing_folder(path, overwrite=overwrite) as partial:
-        write_file(partial / "report.json", json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_file(partial / "report.json", to_json(report.to_dict(), indent=1) + "\n")
         lines = (f"{finding.severity:<8} {finding.kind:<20} {finding}\n" for finding in report.findings)
         write_file(partial / "findings.txt", "".join(lines).encode(errors="backslashreplace"))
         draw(report, looked, partial / "suspects.png")

@@ -11,6 +11,7 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image
 from edgerec.contract.target import Target
+from edgerec.errors import BundleError
 from edgerec.export.card import readme, requirements
 from edgerec.export.service import service_files
 from edgerec.export.sources import sources
@@ -31,7 +32,7 @@ def write_verified(
     *,
     overwrite: bool,
 ) -> tuple[tuple[str, ...], int]:
-    """Write a bundle, and verify it on this machine.
+    """Verify a bundle on this machine, and write it if it is correct.
 
     Args:
         path: the bundle's folder, or a .zip.
@@ -63,5 +64,14 @@ def write_verified(
             target.delegate,
             target.delegate,
         )
-    Bundle.write(path, manifest, files, overwrite=overwrite)
-    return tuple(sorted(files)), verify(path, delegate="").pictures  # the delegate is on the device
+    golden_images = 0
+
+    def check(partial: Path) -> None:
+        nonlocal golden_images
+        try:
+            golden_images = verify(partial, delegate="").pictures  # the delegate is on the device
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(partial), str(path))) from None
+
+    Bundle.write(path, manifest, files, overwrite=overwrite, check=check)
+    return tuple(sorted(files)), golden_images

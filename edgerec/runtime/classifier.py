@@ -28,6 +28,7 @@ class Classifier:
 
     Attributes:
         manifest: the bundle's, with what the arguments change.
+        invalid: number of images for which a model gave scores that are NaN or infinite.
         models: each from its own pixels to scores; one, or those of an ensemble.
         autoencoder: says which pictures are unknown, whatever their scores; None where the bundle has none.
 
@@ -36,6 +37,7 @@ class Classifier:
     """
 
     manifest: Manifest
+    invalid: int
     models: tuple[ImageModel, ...]
     autoencoder: Autoencoder | None
 
@@ -99,6 +101,7 @@ class Classifier:
             raise RecipeError(str(error).removeprefix("DecisionSpec.__init__() ")) from None
         self.manifest = replace(manifest, decision=changed)
         self._specs, self._novelty = manifest.networks, manifest.novelty
+        self.invalid = 0
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
@@ -113,7 +116,15 @@ class Classifier:
     def classify(self, image: Image) -> Classification:
         """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
         pixels = self.pixels(image)
-        return decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
+        result = decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
+        if not result.finite:
+            if not self.invalid:
+                log.warning(
+                    "the model gives scores that are not numbers (NaN), so images are unknown: check it with edgerec "
+                    "verify, and export it again"
+                )
+            self.invalid += 1
+        return result
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
         """What each model, and last the autoencoder, sees of an image: uint8 ``(height, width, channels)``."""

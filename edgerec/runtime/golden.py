@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from edgerec.contract.preprocess import Image, decode, encode_png
 from edgerec.errors import BundleError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
+from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
@@ -102,8 +102,14 @@ class VerifyReport:
 
 
 def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
-    """The golden files of a bundle: for each named image a PNG, its pixels' digest, its scores, and its reconstruction
-    error where the bundle has an autoencoder."""
+    """Return the golden files of a bundle.
+
+    For each named image, these are a PNG, the digest of its pixels, its scores, and its reconstruction error if the
+    bundle has an autoencoder.
+
+    Raises:
+        BundleError: a score is NaN or infinite.
+    """
     files, vectors = {}, list[dict[str, Any]]()
     for number, (origin, image) in enumerate(images):
         name = f"golden/{number:03d}.png"
@@ -116,10 +122,15 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
                 "scores": [scores.tolist() for scores in classifier.stored_scores(image)],
             }
         )
+        if not all(np.isfinite(scores).all() for scores in vectors[-1]["scores"]):
+            raise BundleError(
+                f"the model gives scores that are not numbers (NaN) for the golden image {origin}: train or convert it "
+                "again"
+            )
         if classifier.autoencoder is not None:
             vectors[-1]["error"] = classifier.error(classifier.pixels(image))
     content = {"made_on": fingerprint().to_dict(), "vectors": vectors}
-    files[GOLDEN] = (json.dumps(content, indent=1) + "\n").encode()
+    files[GOLDEN] = (to_json(content, indent=1) + "\n").encode()
     return files
 
 

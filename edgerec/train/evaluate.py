@@ -95,7 +95,16 @@ class Figures:
 def figures(
     scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
 ) -> Figures:
-    """Figures of ``scores``, float32 ``(N, classes)``, against the true ``classes``, ``(N,)``."""
+    """Return the figures of ``scores``, float32 ``(N, classes)``, against the true ``classes``, ``(N,)``.
+
+    Raises:
+        ModelError: a score is NaN or infinite. Such a prediction is neither right nor wrong.
+    """
+    if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
+        raise ModelError(
+            f"the model gives scores that are not numbers (NaN) for {invalid} of {len(scores)} images: train or "
+            "convert it again"
+        )
     metrics = require("sklearn.metrics")
     predicted, known = scores.argmax(axis=1), np.arange(len(labels))
     precision, recall, f1, support = metrics.precision_recall_fscore_support(

@@ -30,6 +30,7 @@ from edgerec.models import OWN, least_size_px, reconstructs
 from edgerec.train import saved_model
 from edgerec.train.keras_files import load_model
 from edgerec.train.rendezvous import Cluster
+from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +311,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the run's JSON files."""
-        write_file(self.path / name, json.dumps(value, indent=1) + "\n")
+        write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         """One of the run's files; raises :class:`RunError` when it is missing or damaged."""

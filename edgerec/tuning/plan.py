@@ -15,6 +15,7 @@ from edgerec.errors import RecipeError, StudyError, unknown
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.tuning.cost import PLACES, Limits
 from edgerec.tuning.space import Space, read_space, to_toml, to_values
+from edgerec.utils.text import to_json
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")
 PRUNERS = ("median", "hyperband", "none")
@@ -72,7 +73,7 @@ class Plan:
             "data_digest": self.data_digest,
         }
         write_file(folder / "search.toml", to_toml(self.space))
-        write_file(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+        write_file(folder / ABOUT, to_json(about, indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class Counters(Protocol):
     def skipped(self) -> Mapping[str, int]: ...
     @property
     def dropped(self) -> Mapping[str, int]: ...
+    @property
+    def invalid(self) -> int: ...
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -167,7 +169,9 @@ class _Counted:
         dropped = core.CounterMetricFamily("edgerec_results_dropped", "Results a sink lost.", labels=["sink"])
         for sink, count in counted.dropped.items():
             dropped.add_metric([sink], count)
-        return iter((overtaken, skipped, dropped))
+        invalid = core.CounterMetricFamily("edgerec_frames_invalid", "Frames with scores that are not numbers.")
+        invalid.add_metric([], counted.invalid)
+        return iter((overtaken, skipped, dropped, invalid))
 
 
 class _Server(ThreadingHTTPServer):

@@ -6,7 +6,6 @@ drew them from what, and the SHA-256 over their pixels. It is an image folder to
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections import Counter
@@ -22,6 +21,7 @@ from edgerec.contract.bounded import read_json
 from edgerec.contract.files import real_path, refuse_existing, replacing_folder, sha256, write_file
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
 from edgerec.errors import DataError
+from edgerec.utils.text import to_json
 
 SCHEMA_VERSION = 1
 ABOUT = "calibration.json"
@@ -101,7 +101,7 @@ def write(chosen: CalibrationSet, path: str | Path, *, overwrite: bool = False) 
             file = partial / entry["file"]
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encode_png(image))
-        write_file(partial / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write_file(partial / ABOUT, to_json(about, indent=1) + "\n")
 
 
 def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
