@@ -57,7 +57,9 @@ def make(rng: Random, seeds: list[Path], folder: Path) -> Path:
     elif seed.suffix == ".h5":
         shutil.copy(seed, path)
         with h5py.File(path, "a") as file:
-            file.attrs["model_config"] = _damaged_config(rng, json.loads(file.attrs["model_config"]), folder)
+            file.attrs["model_config"] = _damaged_config(rng, json.loads(file.attrs["model_config"]), folder).replace(
+                b"\0", b"0"
+            )
             if rng.random() < 0.1:
                 file["model_weights"]["link"] = h5py.ExternalLink("/etc/passwd", "/")
     else:
