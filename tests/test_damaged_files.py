@@ -65,6 +65,8 @@ WRONG_VALUES = [
     ("metrics.json", ["accuracy"], None),
     ("metrics.json", ["accuracy"], float("nan")),
     ("metrics.json", ["images"], 10**400),
+    ("metrics.json", ["images"], 0),
+    ("metrics.json", ["confusion", 0, 0], 10**30),
     ("metrics.json", ["per_class"], [1]),
     ("metrics.json", ["confusion"], {"0": 1}),
     ("metrics.json", ["adopted"], "yes"),

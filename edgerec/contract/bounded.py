@@ -83,7 +83,8 @@ def check_structure(value: Any, structure: Any, where: str = "") -> None:
         value: the value.
         structure: a type; ``Any``; a tuple of alternatives; a list with the structure of all items, and optionally the
             smallest number of items; or a dictionary with the structure of each value. A key that ends with ``?`` is
-            optional, and the key ``*`` stands for all other keys. Other keys are allowed. Numbers must be finite.
+            optional, and the key ``*`` stands for all other keys. Other keys are allowed. Numbers must be finite, and
+            integers must fit into 64 bits.
         where: name of the value, for the message.
     """
     if isinstance(structure, tuple):
@@ -121,7 +122,7 @@ def _has_structure(value: Any, structure: Any) -> bool:
 def _check_type(value: Any, expected: type, where: str) -> None:
     number = expected in (int, float) and not isinstance(value, bool)
     if number and isinstance(value, int | float):
-        fits = (expected is float or isinstance(value, int)) and abs(value) < MAX_NUMBER
+        fits = abs(value) < MAX_NUMBER if expected is float else isinstance(value, int) and abs(value) < 1 << 63
     else:
         fits = isinstance(value, expected) and (number or not isinstance(value, bool) or expected is bool)
     if not fits:

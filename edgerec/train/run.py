@@ -185,7 +185,10 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """What training measured."""
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
-        return self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
+        metrics: dict[str, Any] = self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
+        if metrics["images"] < 1:
+            raise RunError(f"{self.path}: metrics.json is damaged (it has no test images): restore this file")
+        return metrics
 
     @property
     def adopted(self) -> dict[str, Any] | None:
