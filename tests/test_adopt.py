@@ -300,7 +300,7 @@ def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path
 
 
 def test_saved_model_that_trains_is_refused(theirs):
-    with pytest.raises(ModelError, match="exported as it is during training"):
+    with pytest.raises(ModelError, match="exported in training mode"):
         load_saved_model(theirs / "augmented")
 
 

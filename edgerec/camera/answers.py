@@ -19,9 +19,10 @@ Answered = StateChange | tuple[Frame, Classification] | None
 def answered(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
     """Yield each frame with its classification and each state change, in the order of the events.
 
-    None stands for a time without an event, and is passed on at once. One classifier finishes a frame before the next
-    frame is taken. Several classifiers run in one thread each, and twice as many frames are taken ahead, so that no
-    classifier waits behind a slow one. This increases throughput and latency.
+    None means that no event arrived for some time, and is yielded immediately. A single classifier finishes each frame
+    before the next frame is requested. With several classifiers, each one runs in its own thread, and up to twice as
+    many frames as classifiers are requested in advance, so that a slow classifier does not block the others. This
+    increases both throughput and latency.
     """
     if len(classifiers) == 1:
         return (_answer(classifiers[0], event) for event in events)

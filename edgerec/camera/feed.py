@@ -1,4 +1,4 @@
-"""Read sources in threads, watch them, and reconnect those that are lost."""
+"""Read each source in its own thread, monitor the connections, and reconnect lost sources."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from edgerec.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-# Number of decoded frames of a file that wait for the model: enough to overlap decoding and inference.
+# Maximum number of decoded frames of a file that wait for the model, so that decoding and inference overlap.
 READ_AHEAD = 2
 JOIN_S = 1.0
-# Longest wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
+# Maximum time in seconds to wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
 EXIT_S = 16.0
-# A connection that hangs inside a driver cannot be ended, only abandoned. This many may hang at the same time.
+# Maximum number of threads that hang in a driver at the same time. A hanging thread cannot be stopped, only abandoned.
 MAX_HUNG = 3
 # Interval at which a wait for the next event checks whether stop() was called.
 _POLL_S = 0.1
@@ -34,11 +34,11 @@ Event = Frame | StateChange
 
 
 class Feeds:
-    """The frames and state changes of several sources, which take turns.
+    """Iterates over the frames and state changes of several sources, and serves the sources in turn.
 
-    Of a live source only the newest frame is kept, so that predictions are never about the past. Of a file every frame
-    is kept, and reading waits. Iteration ends when all sources have ended. The errors of sources that failed are in
-    :attr:`errors`.
+    For a live source, only the newest frame is kept, so that predictions are up to date. For a file, every frame is
+    kept, and reading pauses until the frames are consumed. Iteration ends when all sources have ended. :attr:`errors`
+    contains the errors of the sources that failed.
     """
 
     def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
@@ -51,7 +51,7 @@ class Feeds:
         self._stopped = False
 
     def stop(self) -> None:
-        """End the iteration soon. May be called from any thread and from a signal handler, because it takes no lock."""
+        """Let the iteration end within ``_POLL_S``. Takes no lock, so any thread and signal handler may call it."""
         self._stopped = True
 
     def __enter__(self) -> Feeds:
@@ -95,7 +95,7 @@ class Feeds:
 
     @property
     def errors(self) -> list[SourceError]:
-        """Errors of the sources that failed."""
+        """The error of each source that failed."""
         return [feed.error for feed in self._feeds if feed.error is not None]
 
     @property
@@ -114,7 +114,7 @@ class Feeds:
 
 
 class _Feed:
-    """One source. Methods expect the caller to hold ``lock``, unless their docstring says otherwise."""
+    """Reads and reconnects one source. Callers of a method must hold ``lock``, unless its docstring says otherwise."""
 
     def __init__(
         self, address: Address, patience: Patience, lock: threading.RLock, changed: threading.Condition
@@ -147,7 +147,7 @@ class _Feed:
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Wait for the threads until ``deadline``. Call without the lock."""
+        """Wait until the threads end, at most until the monotonic time ``deadline``. Call without the lock."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
@@ -156,14 +156,14 @@ class _Feed:
                 atexit.register(connection.thread.join, EXIT_S)
 
     def take(self) -> Event | None:
-        """Return the next frame or state change. The change to ``ended`` follows the last frame."""
+        """Return the next frame or state change, if any. The change to ``ended`` is returned after the last frame."""
         if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
             return self._changes.popleft()
         self._room.notify()
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _Connection, image: Image, name: str) -> bool:
-        """Queue an image that was just grabbed. Return False to stop the connection. Call without the lock."""
+        """Queue a new image; return False if the connection must stop. Call without the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
@@ -201,7 +201,7 @@ class _Feed:
             return True
 
     def over(self, connection: _Connection, error: Exception | None) -> None:
-        """Record the end of a connection's thread. Call without the lock."""
+        """Record that the thread of a connection has ended, and its error. Call without the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
@@ -232,7 +232,7 @@ class _Feed:
                     return
 
     def _watch(self, connection: _Connection) -> SourceError | None:
-        """Wait until a connection ends or is silent for too long. Return the reason if it is a failure."""
+        """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         patience, name = self._patience, self.address.name
         while not (connection.ended or self.stopped):
             # A source with a long period may stay silent until its next image is due.
@@ -287,7 +287,7 @@ class _Feed:
 
 
 class _Connection:
-    """One attempt to read a source, in its own thread, because opening and reading may hang."""
+    """Opens and reads a source in its own thread, because both may hang. Each reconnection creates a new object."""
 
     def __init__(self, feed: _Feed) -> None:
         self.last_s, self.count, self.ended = time.monotonic(), 0, False
@@ -299,7 +299,7 @@ class _Connection:
         self.thread.start()
 
     def formats(self) -> str:
-        """Format of a live source, and the requested format if it differs."""
+        """The image format of a live source, and the requested format if it differs, for messages."""
         address = self._feed.address
         return _formats(self._source.format, address.wanted) if self._source and address.live else ""
 
@@ -320,12 +320,12 @@ class _Connection:
         return self.count / fps if position_s is None and fps else position_s
 
     def passed(self) -> int:
-        """Number of images that the source dropped for newer ones since the last call."""
+        """Return the number of images that the source has dropped since the last call because newer ones arrived."""
         before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
         return self._passed - before
 
     def interrupt(self) -> None:
-        """Stop reading from another thread. A read that waits for data ends if the source supports this."""
+        """Stop reading; may be called from another thread. A blocked read is ended if the source supports this."""
         self._unwanted = True
         if interrupt := getattr(self._source, "interrupt", None):
             interrupt()

@@ -21,13 +21,13 @@ class Frame:
 
     Attributes:
         grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
-        index: number of the frame in its source, from 0. A gap means that frames were dropped for newer ones.
+        index: number of the frame in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
         grabbed_s: monotonic time in seconds of the exposure if the source knows it, otherwise of the arrival.
         source: name of the source as the user wrote it; for a folder, the path of the image.
         feed: name of the camera's source that delivered the frame.
         media_s: position in a video file, in seconds from its start; None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
-        stream: whether the frame follows the previous frame in time; False for images of a folder.
+        stream: True if the frame is part of a continuous video; False for the images of a folder.
     """
 
     grabbed: Image
@@ -54,7 +54,7 @@ class Frame:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the frame holds: the decoded image, and the contiguous copy that :attr:`image` may create."""
+        """Memory of the frame in bytes: the decoded image, plus the contiguous copy if :attr:`image` creates one."""
         whole = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
         return whole.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
 

@@ -1,4 +1,4 @@
-"""Stop the camera on a signal without an exception at an arbitrary instruction."""
+"""Signal handling: stop the camera cleanly instead of raising ``KeyboardInterrupt`` at an arbitrary instruction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-# Ctrl-C, a service manager, a closed terminal, and Ctrl-Break on Windows.
+# The signals for Ctrl-C, a stop by the service manager, a closed terminal, and Ctrl-Break on Windows.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
@@ -20,20 +20,21 @@ SAME_S = 1.0
 
 
 def raise_on_signals() -> None:
-    """Let all of :data:`SIGNALS` raise ``KeyboardInterrupt``, except those that the parent process ignores (nohup)."""
+    """Make all :data:`SIGNALS` raise ``KeyboardInterrupt``, except signals that are ignored, e.g. because of nohup."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
 
 class Interrupts:
-    """A context in which signals call ``stop`` instead of raising ``KeyboardInterrupt``, which is raised at its end.
+    """A context manager that calls ``stop`` on a signal, and raises ``KeyboardInterrupt`` only when the block ends.
 
-    A ``KeyboardInterrupt`` can be raised between any two instructions, e.g. after a lock was acquired and before the
-    block that releases it. The lock then stays locked, and other threads wait for it forever. Therefore ``stop`` must
-    only set flags and must not use a lock. It is called for the first two signals. Further signals raise
-    ``KeyboardInterrupt`` immediately. Signals within ``SAME_S`` count as one, because ``timeout`` and shells send a
-    signal both to the process and to its group.
+    Python can raise ``KeyboardInterrupt`` between any two instructions, e.g. after a lock was acquired and before the
+    block that releases the lock. The lock would then stay acquired, and other threads would wait for it forever.
+
+    ``stop`` is called for each of the first two signals. Further signals raise ``KeyboardInterrupt`` immediately.
+    ``stop`` must only set flags and must not use a lock. Signals within ``SAME_S`` count as one, because ``timeout``
+    and shells send a signal both to the process and to its group.
 
     Only handlers that raise ``KeyboardInterrupt`` are replaced, and only in the main thread.
     """

@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 # Interpreters for files where nobody says how many threads: one reader does not feed more.
 MOST_AT_ONCE = 4
-# While no frame arrives, windows process their events and closed sinks are noticed this often.
+# Interval in seconds at which windows process their events and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What :meth:`Camera.run` did.
+    """The counts of frames and results of a call of :meth:`Camera.run`.
 
     Attributes:
-        answered: frames with an answer.
-        overtaken: frames of live sources that newer ones replaced.
-        skipped: frames that the view left out, by reason.
-        dropped: number of results that did not reach a sink or that the sink has lost, by sink.
-        incomplete: names of the sinks that lost results for another reason than that they were too slow for a live
-            source: they failed, did not finish, or lost accepted results.
-        invalid: number of frames for which the model gave scores that are NaN or infinite. Their label is unknown.
+        answered: number of classified frames.
+        overtaken: number of live frames that were dropped because a newer frame arrived.
+        skipped: number of frames that the view skipped, by reason.
+        dropped: number of lost results by sink: the result did not reach the sink, or the sink lost it.
+        incomplete: names of the sinks that lost results because they failed, did not finish, or lost accepted results.
+            Results that were dropped because a sink was too slow for a live source do not count.
+        invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
     """
 
     answered: int
@@ -173,10 +173,10 @@ class Camera:
         )
 
     def stop(self) -> None:
-        """End :meth:`run` soon: no more frames are read, and the sinks finish what they have accepted.
+        """Ask :meth:`run` to end: no more frames are read, and the sinks finish the results that they have accepted.
 
-        A second call abandons sinks that have not finished. May be called from any thread and from a signal handler,
-        because it takes no lock.
+        A second call abandons sinks that have not finished. This method may be called from any thread and from a
+        signal handler, because it takes no lock.
         """
         self._stops += 1
         self._feeds.stop()
@@ -225,8 +225,9 @@ class Camera:
     def _selected(self, service: Service, idle_s: float | None) -> Iterator[Event | None]:
         """Yield state changes and the frames that the view selects, and None in place of other frames."""
         for event in self._feeds.events(idle_s):
+            # Without events, the watchdog must restart the service, because all sources may hang.
             if event is not None:
-                service.alive()  # not while idle: the watchdog restarts a service whose sources all hang
+                service.alive()
             if isinstance(event, StateChange):
                 if event.state is State.LOST:
                     self._choice.forget(event.source)
@@ -248,15 +249,15 @@ class Camera:
         progress for 10 s, or for 10 min if all sources are files and :meth:`stop` was not called.
 
         In the main thread, Ctrl-C (and other signals whose handler is ``signal.default_int_handler``) calls
-        :meth:`stop`. ``KeyboardInterrupt`` is raised after the sinks are closed; see :attr:`report` for what was done.
+        :meth:`stop`. ``KeyboardInterrupt`` is raised after the sinks are closed. :attr:`report` is complete by then.
 
         Args:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
             max_frames: number of predictions after which to stop; None means no limit.
-            service: the service manager. It is notified of the start and the end of the run, of each frame, and of
-                each attempt to reconnect. If the model, a window or all connections hang, the notifications stop, so
-                that the watchdog of the service manager restarts the service.
+            service: connection to the service manager, which is notified of the start and the end of the run, of each
+                frame, and of each attempt to reconnect. If the model, a window or all connections hang, the
+                notifications stop, so that the watchdog of the service manager restarts the service.
             keep_open: keep the sinks open after the last frame, so that a web page can still be read. The call then
                 returns when a sink closes or :meth:`stop` is called.
 
@@ -305,7 +306,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # all finish at the same time, while the first one is waited for
+            for worker in workers:  # request all sinks to finish before waiting for the first one
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -327,7 +328,7 @@ class Camera:
 
 
 def _distinct(addresses: Sequence[Address]) -> list[Address]:
-    """Number addresses that differ only in what their names do not show, such as a parameter that may be a secret."""
+    """Append numbers to equal names of different addresses, e.g. if they differ only in a hidden URL parameter."""
     _refuse_twice([address.identity or address.name for address in addresses], [address.name for address in addresses])
     counts: Counter[str] = Counter()
     distinct = []
@@ -339,7 +340,7 @@ def _distinct(addresses: Sequence[Address]) -> list[Address]:
 
 
 def _refuse_twice(identities: Sequence[str], names: Sequence[str]) -> None:
-    # Frames and decisions are assigned to a source by its name.
+    # Names must be unique, because frames and decisions refer to their source by its name.
     for at, identity in enumerate(identities):
         if identity in identities[:at]:
             raise SourceError(

@@ -48,7 +48,7 @@ class Patience:
     """Timeouts of live sources, in seconds.
 
     Attributes:
-        open_s: time from connecting to the first frame, after which a new connection is made.
+        open_s: maximum time from connecting to the first frame. If no frame arrives, a new connection is made.
         stale_s: time without a frame after which a source is stale.
         lost_s: time without a frame after which a source is lost and a new connection is made.
         first_wait_s: pause before the first attempt to reconnect. It doubles with each further attempt.

@@ -19,24 +19,24 @@ from edgerec.optional import require
 
 log = logging.getLogger(__name__)
 
-# Motion is looked for in a small grey picture: quick, and blind to the camera's noise.
+# Motion is detected in a small gray image, which is fast and suppresses the noise of the camera.
 _SMALL = (64, 48)
 
 
 @dataclass(frozen=True)
 class View:
-    """What of a frame the model sees, and which frames it sees at all.
+    """Settings that select the frames to classify, and the region and orientation of each frame.
 
     Attributes:
-        roi: ``(x, y, width, height)`` in pixels of the frame, or in parts of it where all four are at most 1.
-        rotate: clockwise, 0, 90, 180 or 270 degrees; after the region is cut out.
-        mirror: left becomes right; last.
-        every: only every so many frames of a source.
-        max_fps: maximum number of frames per second of a source; 0 takes all. Video files are counted in media time.
-            The images of a folder have no time, and all of them are taken.
-        max_age_s: skip frames of live sources that have waited longer than this many seconds; 0 takes all.
-        motion: leave out a frame of which no more than this part has changed since the last one that was looked at,
-            0 to 1; 0 takes all.
+        roi: region ``(x, y, width, height)`` in pixels, or as fractions of the frame if all four values are at most 1.
+        rotate: clockwise rotation after cropping: 0, 90, 180 or 270 degrees.
+        mirror: flip the image horizontally after the rotation.
+        every: classify only every n-th frame of a source.
+        max_fps: maximum number of frames per second of a source; 0 means no limit. For video files, the rate refers to
+            media time. The limit does not apply to the images of a folder.
+        max_age_s: skip frames of live sources that are older than this many seconds; 0 skips none.
+        motion: skip a frame if at most this fraction of its pixels (0 to 1) has changed since the last classified
+            frame; 0 skips none.
     """
 
     roi: tuple[float, float, float, float] | None = None
@@ -104,7 +104,7 @@ class Choice:
     _before: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, feed: str) -> None:
-        """Take the next frame of a source even if nothing has moved, because the source was lost in between."""
+        """Select the next frame of a source even without motion. Called after the source was lost."""
         self._before.pop(feed, None)
 
     def take(self, frame: Frame) -> Frame | None:
@@ -133,7 +133,8 @@ class Choice:
             due_s = self._next_s.get(feed, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
-            # Add the period to the due time and not to the time of the frame. Otherwise, 25 of 30 frames/s become 15.
+            # Add the period to the due time instead of the frame's time. Otherwise, max_fps=25 would select only every
+            # second frame of a source with 30 frames per second.
             self._next_s[feed] = max(due_s + period_s, at_s - period_s)
         return ""
 

@@ -170,5 +170,5 @@ def _convert(converter: Any) -> bytes:
             said.seek(0)
             problem = f"{error}\n{said.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model: {problem}") from error
-    remember(content)  # it was just made here, so that no child process has to run it
+    remember(content)  # this process made the model, so no check in a child process is needed
     return content

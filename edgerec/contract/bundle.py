@@ -33,7 +33,8 @@ MAX_BYTES = 1 << 30  # limit of the total size of all files
 # What leads elsewhere on some system, or is in no file's name on any.
 _NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
 
-# Return the content of a file of at most this many bytes; None if there is no such file.
+# Function that takes a relative path and a maximum size in bytes, and returns the content of the file, or None if the
+# file does not exist.
 Reader = Callable[[str, int], bytes | None]
 
 
@@ -129,12 +130,12 @@ class Bundle:
         """Write a bundle atomically, as a .zip if ``path`` ends in ``.zip``, otherwise as a folder.
 
         Args:
-            path: the bundle.
-            manifest: its manifest; ``manifest.files`` is computed from ``files``.
-            files: the content of each file.
+            path: path of the bundle.
+            manifest: manifest of the bundle; ``manifest.files`` is computed from ``files``.
+            files: content of each file by its relative path.
             overwrite: replace an existing bundle.
-            check: called with the temporary path before it is renamed to ``path``. If it raises an error, nothing is
-                written, and an existing bundle stays as it is.
+            check: function that is called with the temporary path of the complete bundle before the bundle is renamed
+                to ``path``. If the function raises an error, an existing bundle is not replaced.
         """
         path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:

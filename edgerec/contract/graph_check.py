@@ -1,7 +1,8 @@
 """Check the graph of a .tflite file: tensors, operators and subgraphs refer to each other as an interpreter expects.
 
-Runtimes check only a part of this, and crash or hang otherwise. Run :func:`edgerec.contract.bounds.check_bounds` first:
-it makes sure that every table is inside of the file. The field numbers are those of the TFLite schema, version 3.
+Runtimes check only some of these references, and crash or hang if another reference is wrong. Call
+:func:`edgerec.contract.bounds.check_bounds` first, because this module assumes that every table lies within the file.
+The field numbers are those of the TFLite schema, version 3.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Largest number that an operator code, or a tensor type, of the schema may have.
+# Upper limits for operator codes and tensor types, and the tensor type of strings.
 _MAX_OPERATOR, _MAX_TYPE, _STRING = 400, 40, 5
 _WHILE, _CUSTOM = 119, 32
-# Least and greatest number of inputs and outputs of operators by their code in the schema's BuiltinOperator. Operators
-# that are not listed have any number of inputs, and at least one output.
+# Minimum and maximum number of inputs and outputs of each operator, by its code in the schema's BuiltinOperator.
+# Operators that are not listed may have any number of inputs, and need at least one output.
 _UNARY: tuple[int, ...] = (
     *(1, 5, 6, 8, 11, 12, 13, 14, 17, 19, 20, 21, 25, 26, 28, 43, 47, 50, 53, 59, 66, 73, 75, 76, 77, 80, 87, 92, 93),
     *(98, 101, 104, 108, 109, 110, 111, 113, 114, 116, 117, 133, 134, 135, 150, 152, 158, 159),
@@ -37,11 +38,11 @@ _INPUTS |= {153: (3, 3), 154: (3, 3), 155: (3, 3), 157: (3, 3), 203: (3, 3), 205
 _ONE_OUTPUT = (*_UNARY, *_BINARY, 2, 3, 4, 22, 33, 37, 38, 44, 45, 60, 64, 65, 67, 83, 106, 123, 151)
 _OUTPUTS: dict[int, tuple[int, int]] = dict.fromkeys(_ONE_OUTPUT, (1, 1))
 _OUTPUTS |= {9: (1, 2), 48: (2, 2), 103: (2, 2), 129: (0, 0), 138: (0, 0), 144: (0, 0)}
-# Positions of inputs that may be left out, i.e. have the index -1: biases, and the gates and projections of LSTMs.
+# Positions of optional inputs, which have the index -1 if they are absent, e.g. biases and the gates of LSTMs.
 _ANY = range(64)
 _OPTIONAL: dict[int, Any] = {3: (2,), 4: (2,), 9: (2,), 67: (3,), 132: (2,), 141: (3,), 27: (3,), 44: _ANY, 52: _ANY}
 _OPTIONAL |= {16: _ANY, 46: _ANY, _CUSTOM: range(_MANY)}
-# Fields of the options of operators that call subgraphs: WHILE, IF and CALL_ONCE.
+# Option fields that contain the number of a subgraph, for the operators that call one: WHILE, IF and CALL_ONCE.
 _CALLS: dict[int, tuple[int, ...]] = {_WHILE: (0, 1), 118: (0, 1), 129: (0,)}
 
 
@@ -53,14 +54,14 @@ class _Tensor:
 
 
 class GraphCheck:
-    """Checks the subgraphs of a file whose tables are all inside of the file."""
+    """Checks the subgraphs of a .tflite file. All tables must lie within the file."""
 
     def __init__(self, data: bytes, fields: Callable[[int], dict[int, int]]) -> None:
-        """Read the tables that all subgraphs share.
+        """Read the buffers and operator codes, which all subgraphs share.
 
         Args:
-            data: the file.
-            fields: returns the positions of a table's fields by their number.
+            data: content of the file.
+            fields: function that returns the position of each field of a table, by field number.
         """
         self._data, self._fields = data, fields
         root = fields(self._offset(0))
@@ -69,14 +70,14 @@ class GraphCheck:
         self._subgraphs = [fields(table) for table in self._tables(root, 2)]
 
     def check(self) -> None:
-        """Raise :class:`ValueError` with the first fault."""
+        """Check all subgraphs; raise :class:`ValueError` that describes the first error."""
         if not self._subgraphs:
             raise ValueError("it has no subgraph")
         calls = [self._check_subgraph(number) for number in range(len(self._subgraphs))]
         self._check_calls(calls)
 
     def _check_subgraph(self, number: int) -> set[int]:
-        """Check the tensors and operators of a subgraph; return the subgraphs that it calls."""
+        """Check the tensors and operators of a subgraph; return the numbers of the subgraphs that it calls."""
         graph = self._subgraphs[number]
         tensors = [self._tensor(self._fields(table)) for table in self._tables(graph, 0)]
         inputs, outputs = self._numbers(graph, 1), self._numbers(graph, 2)

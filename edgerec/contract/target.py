@@ -30,33 +30,38 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a machine can run, and what a person types there. ``docs/targets.md`` describes the file.
+    """The capabilities of a kind of machine, and the commands that set up a bundle on it.
+
+    ``docs/targets.md`` describes the TOML file of a target.
 
     Attributes:
-        name: the file's name.
-        title: for people.
-        arch: processors, as ``platform.machine`` names them; empty where none matters.
-        types: activations that it runs, ``int8`` and perhaps ``float32``.
-        kind: ``bundle`` for what edgerec runs, ``model`` for a .tflite file that an app takes, ``c`` for sources that
-            a firmware is built with.
-        systems: operating systems, for people.
-        python: versions of Python there, as ``3.11``.
-        runtimes: requirements of the interpreter, the first that can be installed is taken.
-        inputs: dtypes that the model's input may have.
-        outputs: dtypes that its output may have.
-        operators: builtin operators to the highest version that it knows (0: any); empty: all that its runtime has.
-        rules: of what more an operator must fulfil: ``edgetpu``, or empty.
-        memory_bytes: working memory of the machine; 0 is not known. Of ranges, the least.
-        parameter_bytes: memory that holds a model's weights on the chip; 0 does not matter.
+        name: name of the file without its suffix.
+        title: display name of the target.
+        arch: CPU architectures as ``platform.machine`` returns them; empty if the architecture does not matter.
+        types: data types of activations that the machine can run: ``int8``, and also ``float32`` on some machines.
+        kind: format of the export: ``bundle`` runs with edgerec, ``model`` is a .tflite file for an app, and ``c`` is
+            C source code for a firmware.
+        systems: display names of the supported operating systems.
+        python: supported Python versions, e.g. ``3.11``.
+        runtimes: pip requirements of the interpreter packages, in order of preference.
+        inputs: data types that the model's input may have.
+        outputs: data types that the model's output may have.
+        operators: highest supported version of each builtin operator (0 means any version); empty if the machine
+            supports all operators of its runtime.
+        rules: additional restrictions on operators: ``edgetpu``, or empty.
+        memory_bytes: memory of the machine, the smallest one if there are several models; 0 if it is not known.
+        parameter_bytes: on-chip memory for the model's weights; 0 if there is no such limit.
         threads: interpreter threads; 0 lets the runtime choose.
-        compiler: a program that must see the .tflite first, or empty.
+        compiler: program that must compile the .tflite file; empty if none is needed.
         delegate: shared library that runs the compiled file, or empty. A bundle loads it by itself only if it is one
             of :data:`DELEGATES`; others must be given with ``--delegate``.
-        sources: where pictures come from: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
-        requirements: lines of the bundle's requirements.txt; ``{edgerec}`` is this version. Empty: no file.
-        commands: what a person types on the machine, in this order; ``{name}`` is the bundle's name.
-        system_packages: Debian packages that the commands need first.
-        service: whether the bundle brings ``install.sh`` and a service for systemd.
+        sources: supported sources of images: ``opencv`` (USB cameras), ``picamera2``, ``stream``, ``file``.
+        requirements: lines of the bundle's requirements.txt, in which ``{edgerec}`` stands for this version of
+            edgerec; empty if the bundle has no such file.
+        commands: shell commands that the user runs on the machine, in this order; ``{name}`` stands for the name of
+            the bundle.
+        system_packages: Debian packages that must be installed before the commands can be run.
+        service: whether the bundle contains ``install.sh`` and a systemd service.
     """
 
     name: str
@@ -87,7 +92,7 @@ class Target:
         """Read ``targets/NAME.toml``, or a file of the user if ``name`` ends in .toml.
 
         Raises:
-            TargetError: there is none, it is not TOML, a key is wrong, or what it says cannot be.
+            TargetError: the target does not exist, its file is not TOML, or a key or value is not valid.
         """
         path = find_shipped("targets", name)
         values = _read(name, ())
@@ -100,7 +105,7 @@ class Target:
     def of_manifest(cls, name: str) -> Target:
         """Load the target that a manifest names; raise :class:`TargetError` if it does not come with edgerec.
 
-        A target names programs that are executed, e.g. a compiler, so that a bundle must not choose its file.
+        A target names programs that edgerec executes, e.g. a compiler. Therefore a bundle cannot bring its own target.
         """
         if name not in target_names():
             raise TargetError(

@@ -76,9 +76,9 @@ def pack_data(
     ``label`` (index of the class) and ``name`` (name of the original image). The images of a split are shuffled once.
 
     Args:
-        recipe: the recipe, of which the ``data`` section and ``seed`` are used.
+        recipe: the recipe. Only its ``data`` section and ``seed`` are used.
         out: folder of the pack. To train on the pack, set ``data.source`` to this folder.
-        least_size_px: smallest input size of the network, in pixels.
+        least_size_px: minimum input width and height that the network supports, in pixels.
         resume: reuse the complete shards of an interrupted pack of the same data.
         overwrite: replace an existing pack.
         listener: called with the progress.
@@ -159,7 +159,7 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
-    # If the disk is full, NumPy writes to a file without the reason in its error.
+    # Serialize to memory first, because NumPy's own error for a full disk does not state the cause.
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -237,7 +237,7 @@ class _Writer:
 
 @contextmanager
 def _disk_errors(tf: Any, path: Path) -> Iterator[None]:
-    """Raise TensorFlow's errors of a full or damaged disk as :class:`OSError`."""
+    """Convert TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
     try:
         yield
     except tf.errors.OpError as error:

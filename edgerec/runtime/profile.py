@@ -12,11 +12,11 @@ import numpy as np
 from edgerec.contract.flatbuffer import pack, parse, read_graph
 from edgerec.runtime.interpreter import open_interpreter
 
-# Rounds over the shortened models. Each round gives one sample of each of them.
+# Minimum number of samples of each truncated model. The models are measured in turn.
 LEAST_ROUNDS = 15
 # One sample of a fast model is the mean of many runs, because the clock is too noisy for a single run.
 SAMPLE_S = 0.001
-# Approximate memory of the shortened models that are open at the same time.
+# Approximate memory limit for the truncated models that are open at the same time.
 OPEN_BYTES = 32 << 20
 
 
@@ -49,12 +49,12 @@ class OperatorTime:
 def profile_operators(
     contents: Sequence[bytes], *, threads: int = 0, budget_s: float = 5.0
 ) -> tuple[OperatorTime, ...]:
-    """Measure the time of each operator with the kernels that run later.
+    """Measure the time of each operator with the same kernels as in normal use.
 
-    LiteRT's Python interpreter has no profiler. Therefore the model is shortened to its first operators, and the time
-    of an operator is the difference between the model that ends with it and the one that ends before it. Both are
-    measured in turn, so that other load on the machine affects them alike. Each shortened model holds the weights of
-    its operators, so only a group of them is open at a time.
+    LiteRT's Python interpreter has no profiler. Therefore the model is truncated after each operator, and the time of
+    an operator is the difference between the model that ends with this operator and the model that ends before it.
+    Both models are measured alternately, so that other load on the machine affects both of them equally. Truncated
+    models are opened in groups, because each one holds the weights of its operators in memory.
 
     Args:
         contents: the bytes of .tflite files that run one after the other.
@@ -84,11 +84,13 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
     times: list[float] = []
     for begin in range(0, count, group):
         end = min(count, begin + group)
-        # The model that ends before the group is measured again, as the reference of the group's first operator.
+        # Each group also measures the model that ends before its first operator, so that this operator's time can be
+        # computed as a difference within the group.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
         upto = [float(np.median(run.taken_ms)) for run in runs]
-        del runs  # before the next group is opened
+        del runs  # free the memory before the next group is opened
+
         # A longer model cannot take less time than a shorter one, so differences below 0 are noise.
         upto = list(np.maximum.accumulate(upto if begin else [0.0, *upto]))
         times += [float(ms) for ms in np.diff(upto)]
@@ -105,7 +107,7 @@ def _sample(runs: Sequence[_Run], budget_s: float) -> None:
 
 
 class _Prefixes:
-    """Shortened copies of a model."""
+    """Truncated copies of a model."""
 
     def __init__(self, content: bytes) -> None:
         self._model = parse(content)
@@ -113,7 +115,7 @@ class _Prefixes:
         self._operators, self._buffers = self._model.subgraphs[0].operators, self._model.buffers
 
     def first(self, count: int) -> bytes:
-        """Return the model with its first ``count`` operators, whose last output becomes the output of the model."""
+        """Return a model of the first ``count`` operators. The output of the last one is the output of the model."""
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
@@ -125,7 +127,7 @@ class _Prefixes:
 
 
 class _Run:
-    """A shortened model with a random input."""
+    """An interpreter for a truncated model, with a random input and the measured times."""
 
     def __init__(self, content: bytes, threads: int) -> None:
         self.taken_ms: list[float] = []
@@ -139,8 +141,8 @@ class _Run:
         self._times = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
-        """Measure the mean time of several runs."""
-        self._interpreter.invoke()  # another model has filled the caches
+        """Measure the mean time of several runs, and add it to the samples."""
+        self._interpreter.invoke()  # reload the CPU caches, which another model has overwritten
         start = time.perf_counter_ns()
         for _ in range(self._times):
             self._interpreter.invoke()

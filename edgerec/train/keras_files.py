@@ -1,7 +1,8 @@
-"""The only place that opens Keras files (.keras, .h5). Each file is checked first, so that its code is not executed.
+"""Check and open Keras files (.keras, .h5). All other modules use these functions.
 
 Keras executes code from a file even in safe mode: for example, a Lambda layer may name any Python function, and a
-nested ``compile_config`` is compiled. Therefore every class and function that a file names must be on a list.
+nested ``compile_config`` is compiled. Therefore a file is loaded only if every class and function that it names is on
+an allowlist.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# Keras writes its files without compression. A file that grows more than this when it is unpacked is an attack.
+# Maximum compression ratio. Keras does not compress its files, so a higher ratio indicates an attack.
 MOST_GROWTH = 100
 MAX_CONFIG_BYTES = 64 << 20
 
@@ -55,10 +56,10 @@ class _Source:
 
 
 def load_model(path: Path) -> Any:
-    """Load a tf_keras model from a .keras file that edgerec wrote; it is not compiled.
+    """Load a tf_keras model from a .keras file that edgerec wrote, without compiling it.
 
     Raises:
-        ModelError: the file does not exist, is damaged, or names a class or function that is not on the lists.
+        ModelError: the file does not exist, is damaged, or names a class or function that is not on the allowlists.
     """
     try:
         return _load(path, compiled=False)
@@ -71,11 +72,11 @@ def load_model(path: Path) -> Any:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Load a checkpoint of a training, compiled with the optimizer's state.
+    """Load a training checkpoint as a compiled model, with the state of the optimizer.
 
     Raises:
-        ModelError: the checkpoint names a class or function that is not on the lists. :data:`UNREADABLE` lists the
-            errors for a damaged checkpoint.
+        ModelError: the checkpoint names a class or function that is not on the allowlists. A damaged checkpoint raises
+            one of the exceptions in :data:`UNREADABLE`.
     """
     return _load(path, compiled=True)
 
@@ -88,19 +89,19 @@ def _load(path: Path, compiled: bool) -> Any:
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
-    """Check everything that a complete .keras or .h5 file names, without loading the model.
+    """Check all classes and functions that a .keras or .h5 file of a whole model names, without loading the model.
 
     Args:
-        path: the file.
-        compiled: whether the model will be compiled as the file says. Otherwise the model's own ``compile_config`` is
-            not used, and not checked.
+        path: path of the file.
+        compiled: whether the model will be compiled with its ``compile_config``. Otherwise this configuration is not
+            checked, because it is not used.
 
     Returns:
         The major version of Keras that wrote the file.
 
     Raises:
-        ModelError: the file is incomplete, refers to other files, or names a class or function that is not on the
-            lists. :data:`UNREADABLE` lists the errors for a damaged file.
+        ModelError: the file contains only weights, refers to other files, or names a class or function that is not on
+            the allowlists. A damaged file raises one of the exceptions in :data:`UNREADABLE`.
     """
     source = _read_source(path)
     config = source.config
@@ -131,7 +132,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         raise
     except UNREADABLE as error:
         raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
-    # Biases for the same number of classes fit any network.
+    # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
     names = [variable.name.partition("/")[0] for variable in model.weights]
     changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
     taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
@@ -148,7 +149,7 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
 
 
 def check_opens(model: Any, where: str) -> None:
-    """Raise :class:`ModelError` if a model could not be opened again without the code that built it."""
+    """Raise :class:`ModelError` if loading a saved model would need the Python code that built the model."""
     config = keras().saving.serialize_keras_object(model)
     check_config(config, where, "the model")
     try:
@@ -158,14 +159,14 @@ def check_opens(model: Any, where: str) -> None:
 
 
 def check_config(value: Any, where: str | Path, inside: str, compiling: bool = False) -> None:
-    """Raise :class:`ModelError` for a class or function that is not on the lists.
+    """Raise :class:`ModelError` if a configuration names a class or function that is not on the allowlists.
 
     Args:
-        value: a model, or a part of one, as Keras serializes it.
-        where: name of the file, for messages.
-        inside: the layer that ``value`` is a part of, for messages.
-        compiling: whether ``value`` is a part of a ``compile_config``, which may also name optimizers, losses and
-            metrics of Keras.
+        value: configuration of a model, a layer or any other object, as Keras serializes it.
+        where: name of the file, for error messages.
+        inside: name of the layer that contains ``value``, for error messages.
+        compiling: whether ``value`` is part of a ``compile_config``, in which Keras' optimizers, losses and metrics are
+            allowed as well.
     """
     if isinstance(value, list):
         for item in value:
@@ -208,12 +209,12 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
 
 
 def _classes(names: tuple[str, ...]) -> set[str]:
-    """Return the names of the classes in modules of both versions of Keras."""
+    """Return the names of all classes in the given modules, for Keras 2 and for Keras 3."""
     return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
 
 
 def _functions(compiling: bool) -> set[str]:
-    """Return the names of Keras' activations; also of its losses and metrics if the model is compiled."""
+    """Return the names of Keras' activation functions and, if ``compiling``, of its losses and metrics."""
     modules = _modules(("activations", *(("losses", "metrics") if compiling else ())))
     names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
     return names - {"get", "serialize", "deserialize"}
@@ -288,7 +289,7 @@ def _read_h5(path: Path) -> _Source:
 
 
 def _refuse_links(file: Any, where: Path) -> None:
-    """Raise :class:`ModelError` if an HDF5 file refers to other files, whose content would be read as weights."""
+    """Raise :class:`ModelError` if an HDF5 file links to other files, because HDF5 would read them as weights."""
     h5py = require("h5py")
 
     def check(group: Any) -> None:
@@ -306,7 +307,7 @@ def _refuse_links(file: Any, where: Path) -> None:
 
 @contextmanager
 def _captured_warnings() -> Iterator[list[str]]:
-    """Collect the warnings of Keras in the block: Python warnings, and for .h5 files messages in TensorFlow's log."""
+    """Collect Keras' warnings during the ``with`` block: Python warnings, and for .h5 files TensorFlow log messages."""
     messages: list[str] = []
 
     class Collector(logging.Handler):
@@ -327,7 +328,8 @@ def _captured_warnings() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-# Keras' warnings about a variable with another shape, in .keras files and in .h5 files: name, shape here, shape there.
+# Keras' warnings about a variable whose shape differs, for .keras and for .h5 files. The groups are the name, the shape
+# in the model and the shape in the file.
 _OTHER_SHAPES = (
     re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
     re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
@@ -335,6 +337,6 @@ _OTHER_SHAPES = (
 
 
 def _mismatch(warning: str) -> str:
-    """Return the layer and both shapes in a warning about weights that were left out; empty for another warning."""
+    """Return the layer name and both shapes from a warning about skipped weights; empty for any other warning."""
     found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
     return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""

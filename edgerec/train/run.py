@@ -176,9 +176,7 @@ class Run:
         """One per class, in the order of the scores."""
         labels: tuple[str, ...] = self._read("labels.txt", _parse_labels)
         if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
-            raise RunError(
-                f"{self.path}: labels.txt is damaged, because metrics.json has other labels: restore this file"
-            )
+            raise RunError(f"{self.path}: labels.txt is damaged (metrics.json has other labels): restore this file")
         return labels
 
     @property

@@ -113,7 +113,8 @@ def load_saved_model(folder: str | Path) -> SavedModel:
     that compute with tensors are accepted (:mod:`edgerec.train.graph_operators`).
 
     Raises:
-        ModelError: no such folder, a damaged one, such an operator by its name, or no image classifier.
+        ModelError: the folder does not exist, the SavedModel is damaged or has another operator, or the model is not an
+            image classifier.
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file():
@@ -139,7 +140,10 @@ def load_saved_model(folder: str | Path) -> SavedModel:
 
 
 def check_operators(folder: Path) -> None:
-    """Raise :class:`ModelError` for an operator that is not on the list; nothing is loaded."""
+    """Raise :class:`ModelError` if the graph has an operator that is not in :data:`OPERATORS`.
+
+    The file is only parsed. TensorFlow does not load the model.
+    """
     module = require("tensorflow.core.protobuf.saved_model_pb2")
     saved = module.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for meta in saved.meta_graphs:
@@ -147,7 +151,8 @@ def check_operators(folder: Path) -> None:
             raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
         called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
         for name, nodes in _graphs(meta.graph_def):
-            # The main graph names the functions that save and restore. The model itself must never reach them.
+            # The main graph and the functions for saving and restoring contain checkpoint operators. They are refused
+            # in every function that the model can call.
             allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
             if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
                 raise ModelError(
@@ -157,20 +162,20 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of the graph's functions, which a node can call like an operator."""
+    """Return the names of the functions in a graph. A node that calls a function has its name as the operator."""
     return {function.signature.name for function in graph.library.function}
 
 
 def _refuse_training(folder: Path, graph: Any) -> None:
-    """Raise :class:`ModelError` if the model was exported with random operators, or changes its own weights.
+    """Raise :class:`ModelError` if the graph has random operators or operators that change the weights.
 
-    Keras 3 exports a model with augmentation layers as it is during training.
+    Keras 3 exports augmentation layers in training mode, so that every prediction would be random.
     """
     changing = {"AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp"}
     operators = {node.op for _, nodes in _graphs(graph) for node in nodes}
     if training := sorted(operators & (RANDOM | changing)):
         raise ModelError(
-            f"{folder} was exported as it is during training ({training[0]}): remove the augmentation layers and "
+            f"{folder} was exported in training mode (operator {training[0]}): remove the augmentation layers and "
             "export the model again, or use the .keras file"
         )
 

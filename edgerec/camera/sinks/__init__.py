@@ -31,5 +31,5 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Complete all output. Called once."""
+        """Finish all output and release all resources. Called exactly once."""
         ...

@@ -34,7 +34,7 @@ REFUSED_S = 60
 _CREDENTIALS = (134, 135)
 # Results that may wait for a slow network; more are left out.
 LOOSE = 32
-# A broker sends acknowledgments only, which have 4 bytes.
+# Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
 MAX_PACKET_BYTES = 1024
 
 _EXPECTED = (
@@ -67,12 +67,12 @@ class Broker:
 
     @classmethod
     def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> Broker:
-        """Parse ``mqtt[s]://user:password@host:port/prefix``; all parts but the host may be omitted.
+        """Parse ``mqtt[s]://user:password@host:port/prefix``; user, password, port and prefix are optional.
 
         ``env:NAME`` or ``@FILE`` names an environment variable or a file with mode 0600 that contains the address. The
         password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file that
-        ``EDGEREC_MQTT_PASSWORD_FILE`` names. The default prefix is ``edgerec/``
-        and the name of this machine, so that two cameras do not publish to the same topics.
+        ``EDGEREC_MQTT_PASSWORD_FILE`` names. The default prefix is ``edgerec/`` and the name of this machine, so that
+        the cameras of two machines publish to different topics.
 
         Raises:
             EdgerecError: the address is not valid. The message contains no part of it.
@@ -96,7 +96,7 @@ class Broker:
 
 
 def is_topic_prefix(text: str) -> bool:
-    """Return whether topics below ``text`` can be published. An empty string is valid."""
+    """Return whether ``text`` is valid as the first part of an MQTT topic name. An empty string is valid."""
     return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
@@ -232,11 +232,11 @@ def _settled(message: Any) -> bool:
 
 
 def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
-    """Create a paho client whose network thread calls ``run`` with paho's own loop.
+    """Create a paho client. Its network thread calls ``run(loop)``, where ``loop`` is paho's own network loop.
 
-    The client accepts only the packets that a broker sends to a client without subscriptions. Others, e.g. messages of
-    QoS 2, would be stored in memory without a limit. An unexpected packet raises an exception, which ends the
-    connection.
+    The client accepts only the packets that a broker sends to a client without subscriptions, because paho would store
+    other packets, e.g. messages of QoS 2, in memory without a limit. An unexpected packet raises an exception, which
+    ends the connection.
     """
     mqtt = require("paho.mqtt.client")
 
@@ -255,6 +255,6 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
                 raise ValueError(f"an unexpected packet of type {kind >> 4}")
             return super()._packet_handle()
 
-    # A name of 23 characters, which every broker must accept, and which is different for each camera.
+    # A random client ID of 23 characters, the maximum length that every broker must accept.
     name = f"edgerec{secrets.token_hex(8)}"
     return Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv311)

@@ -1,4 +1,4 @@
-"""Functions that the network sinks share: safe names of sources, and changes of decisions."""
+"""Functions shared by the network sinks: safe names for sources, and detection of changed decisions."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def safe_name(text: str) -> str:
 
 def _with_digest(name: str, text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    # The end of a long path or URL tells more than its start.
+    # Keep the end of a long path or URL, because the end is more specific than the start.
     return f"{name[-(_LONGEST - 9) :].strip('-')}-{digest}".strip("-")
 
 
 def source_name(source: str, sources: Collection[str]) -> str:
-    """Return the safe name of a source, which differs from the names of all other ``sources`` of the camera."""
+    """Return a safe name for a source that no other source in ``sources`` has."""
     name = safe_name(source)
     if any(other != source and safe_name(other) == name for other in sources):
         return _with_digest(name, source)

@@ -15,16 +15,16 @@ MOST_CHOICES = 100
 
 
 def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """The retained messages, by their topic below the discovery prefix, that announce one source.
+    """Return the retained messages that announce a source to Home Assistant, by topic below the discovery prefix.
 
-    A sensor with the label, whose attributes are the whole decision; one with the score; and whether the source is
-    live. All sources of a bundle are one device.
+    Each source has three entities: a sensor with the label, which has the whole decision as attributes; a sensor with
+    the score; and a binary sensor that shows whether the source is live. All sources of a bundle belong to one device.
 
     Args:
-        manifest: of the bundle.
-        prefix: of the camera's topics.
+        manifest: manifest of the bundle.
+        prefix: prefix of the camera's topics.
         source: the source, as entered by the user.
-        sources: all sources of the camera, so that each has its own topics and IDs.
+        sources: all sources of the camera, which are needed to give each source unique topics and IDs.
     """
     device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources)
     decision, state = f"{prefix}/{name}/decision", f"{prefix}/{name}/state"

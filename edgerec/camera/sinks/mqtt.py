@@ -21,16 +21,16 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-# Number of messages that are sent before the first one is acknowledged.
+# Maximum number of sent messages that the broker has not acknowledged yet.
 WINDOW = 16
 FLUSH_S = 1.0
 GOODBYE_S = 0.5
-# Interval at which messages are tried again that could not be handed to paho.
+# Interval in seconds between attempts to pass a message to paho.
 RETRY_S = 5.0
 
 
 class Mqtt:
-    """Publishes these topics below ``PREFIX/``:
+    """Publishes results and state changes to an MQTT broker, with these topics below ``PREFIX/``:
 
     ======================  ========================================================================
     ``status``              ``online``, or ``offline`` (also as the last will); retained
@@ -60,16 +60,16 @@ class Mqtt:
         most_bytes: int = 10_000_000,
         sources: Sequence[str] = (),
     ) -> None:
-        """Start to connect in the background.
+        """Open the queue, and connect to the broker in the background.
 
         Args:
-            broker: the broker.
-            folder: folder of the queue.
-            manifest: manifest of the bundle, for Home Assistant.
+            broker: address of the broker.
+            folder: folder for the file with the queue of messages.
+            manifest: manifest of the bundle, which is used to announce the camera to Home Assistant.
             results_per_s: maximum number of results per second and source; 0 publishes none, infinity publishes all.
             discovery_prefix: topic prefix of Home Assistant's discovery; an empty string turns discovery off.
-            most, most_bytes: limits of the queue; if they are exceeded, the oldest messages are dropped.
-            sources: all sources of the camera, so that each has its own topics.
+            most, most_bytes: maximum number and total size of queued messages; beyond, the oldest are dropped.
+            sources: all sources of the camera, which are needed to give each source unique topics.
 
         Raises:
             EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.
@@ -84,11 +84,11 @@ class Mqtt:
         self._least_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = Changes()
-        self._lock = threading.Lock()  # of what both threads use, the next two
+        self._lock = threading.Lock()  # protects the next three attributes, which both threads use
         self._sources = dict.fromkeys(sources)
         self._known: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
-        # Used only by the sending thread: paho's numbers -> IDs of the outbox, and the announced sources.
+        # The following are used only by the sending thread. Maps paho's packet IDs to message IDs in the outbox.
         self._under_way: dict[int, int] = {}
         self._repeated: set[int] = set()
         self._greetings: set[int] = set()
@@ -130,7 +130,7 @@ class Mqtt:
             self._keep(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._least_s < float("inf") and now >= self._next_s.get(source, now):
-            # The next time is counted from when this result was due, so that delays do not lower the rate.
+            # Add the interval to the time at which this result was due, so that delays do not lower the rate.
             self._next_s[source] = max(self._next_s.get(source, now) + self._least_s, now)
             self._connection.publish_loose(self._topic(source, "result"), _bytes(result.to_dict()))
 
@@ -139,7 +139,7 @@ class Mqtt:
         self._keep(change.source, "state", change.to_dict())
 
     def close(self) -> None:
-        """Send messages for up to a second and disconnect. The other messages wait on disk for the next start."""
+        """Send queued messages for up to a second and disconnect. The next start sends the remaining messages."""
         self._deadline = time.monotonic() + FLUSH_S
         self._wake.set()
         self._thread.join(FLUSH_S + 2 * GOODBYE_S)
@@ -160,13 +160,16 @@ class Mqtt:
         number = self._outbox.put(topic, payload, True)
         with self._lock:
             if source not in self._sources:
-                self._sources = {**self._sources, source: None}  # a new object, because the other thread iterates
+                self._sources = {
+                    **self._sources,
+                    source: None,
+                }  # create a new dict, because the other thread may iterate over the old one
             self._known.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
 
     def _send(self) -> None:
-        """Send all messages of QoS 1 from one thread, so that they keep their order."""
+        """Main function of the sending thread. All messages with QoS 1 are sent here, so that they stay in order."""
         while True:
             self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._ending else RETRY_S)
             self._wake.clear()
@@ -202,7 +205,7 @@ class Mqtt:
                 self._outbox.remove(kept)
 
     def _greet(self) -> None:
-        """After each reconnection, publish the status and the latest messages."""
+        """Publish the status and the latest message of each topic once after each reconnection."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions

@@ -1,4 +1,4 @@
-"""A queue of messages on disk, which wait there until they are delivered."""
+"""A queue that stores messages on disk until they are delivered."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Message:
 
 
 class Outbox:
-    """A bounded queue in a SQLite file. Messages stay in the file until they are removed, also if the process ends.
+    """A bounded queue in a SQLite file. Messages stay in the file until they are removed, even if the process ends.
 
-    While the disk is full or broken, messages wait in memory, within the same limits, and the file is tried again with
-    each new message. All methods may be called from several threads. One process at a time can open the file.
+    While the disk is full or broken, messages are kept in memory, within the same limits, and each new message triggers
+    another attempt to write the file. All methods are thread-safe. Only one process at a time can open the file.
 
     Attributes:
-        dropped: number of messages that were lost: there was no room for them, the file was damaged, or they were still
-            in memory when the queue was closed.
+        dropped: number of lost messages: the queue was full, the file was damaged, or the messages were still in memory
+            when the queue was closed.
         failed: number of failed attempts to write.
         newest: ID of the newest message.
     """
@@ -62,9 +62,9 @@ class Outbox:
         """Open or create the file.
 
         Args:
-            path: the file; its folder is created.
-            most: maximum number of messages; the oldest are dropped.
-            most_bytes: maximum total size of all topics and payloads.
+            path: path of the file; its folder is created if necessary.
+            most: maximum number of messages; if there are more, the oldest are dropped.
+            most_bytes: maximum total size of all topics and payloads; beyond, the oldest messages are dropped.
 
         Raises:
             EdgerecError: the folder cannot be created or written, or another process has opened the file.
@@ -85,7 +85,7 @@ class Outbox:
         self._db: sqlite3.Connection | None = None
         self._open()
         if self._db is None:
-            # The file may contain messages. New IDs must be greater than theirs when the file can be opened.
+            # If the file cannot be opened yet, it may contain messages. Time-based IDs are greater than their IDs.
             self.newest = time.time_ns() // 1000
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Outbox:
         return number in self._sizes
 
     def put(self, topic: str, payload: bytes, retain: bool) -> int:
-        """Append a message and return its ID. If the disk is full or broken, the message waits in memory."""
+        """Append a message and return its ID. If the disk is full or broken, the message is kept in memory."""
         with self._lock:
             self.newest += 1
             message = Message(self.newest, topic, payload, retain)
@@ -120,23 +120,23 @@ class Outbox:
             return found[:most]
 
     def remove(self, number: int) -> None:
-        """Remove a message that was delivered."""
+        """Remove the message with the ID ``number``, because it was delivered."""
         with self._lock:
             size = self._sizes.pop(number, None)
             if size is None:
-                self.dropped -= 1  # it was dropped after it had been sent, and was delivered nevertheless
+                self.dropped -= 1  # the message was counted as dropped, but had been sent before
                 return
             self._bytes -= size
             self._forget(number)
             self._save()
 
     def discard(self, number: int) -> None:
-        """Remove a message that can never be delivered."""
+        """Remove the message with the ID ``number``, because it cannot be delivered, and count it as lost."""
         self.dropped += 1
         self.remove(number)
 
     def close(self) -> None:
-        """Close the file, which keeps the waiting messages. Messages that could not be written to it are lost."""
+        """Close the file. Undelivered messages stay in the file; messages that exist only in memory are lost."""
         with self._lock:
             self._tried_s = float("-inf")
             self._save()
@@ -171,7 +171,7 @@ class Outbox:
         db = sqlite3.connect(self._path, timeout=0.5, check_same_thread=False)
         sizes: dict[int, int] = {}
         try:
-            # Messages are not flushed one by one: a power failure may lose the last ones but not damage the file.
+            # Do not flush each message to the disk. A power failure may lose the last messages but not damage the file.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 db.execute(f"PRAGMA {pragma}")
             with db:
@@ -210,7 +210,7 @@ class Outbox:
         self._gone.append(number)
 
     def _save(self) -> None:
-        """Write all changes to the file. Changes that cannot be written are tried again with the next message."""
+        """Write all pending changes to the file. If this fails, they are written with the next message."""
         if self._db is None and time.monotonic() - self._tried_s >= REOPEN_S:
             try:
                 self._open()
@@ -241,7 +241,7 @@ class Outbox:
             log.warning("%s: %s: messages wait in memory only", self._path, error)
 
     def _damaged(self, error: Exception) -> None:
-        """Rename the file and create a new one. The messages of the old file are lost and counted."""
+        """Rename a damaged file and create a new one. The messages in the old file are counted as lost."""
         waiting = {message.id for message in self._memory}
         lost = [number for number in self._sizes if number not in waiting]
         aside = self._path.with_suffix(".damaged")

@@ -54,7 +54,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 class Prometheus:
-    """Counts results and serves metrics. A context manager that closes the server.
+    """Counts results and serves the counters as metrics. Leaving the context closes the server.
 
     Attributes:
         port: port of the server.
@@ -72,16 +72,16 @@ class Prometheus:
         counters: Callable[[], Counters] | None = None,
         sources: Sequence[str] = (),
     ) -> None:
-        """Listen.
+        """Start the HTTP server.
 
         Args:
-            manifest: of the bundle.
-            host, port: where to listen; port 0 takes a free one.
-            counters: returns the camera's counters; called for each scrape.
-            sources: all sources of the camera, so that each has its own label.
+            manifest: manifest of the bundle.
+            host, port: address and port to listen on; port 0 selects a free port.
+            counters: function that returns the camera's counters; called for each scrape.
+            sources: all sources of the camera, which are needed to give each source a unique label.
 
         Raises:
-            EdgerecError: nothing can listen there.
+            EdgerecError: the address or the port cannot be used.
             MissingExtraError: prometheus-client is not installed.
         """
         metrics = require("prometheus_client")
@@ -193,7 +193,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept a client. If there are too many, the oldest one is disconnected, because it is idle or too slow."""
+        """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
         with self._guard:
             if len(self._clients) >= MOST_CLIENTS:
                 oldest = next(iter(self._clients))

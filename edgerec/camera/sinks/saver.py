@@ -1,4 +1,4 @@
-"""Save selected images for the next training, in a ring buffer with a maximum size."""
+"""Save selected images as future training data. The oldest images are deleted when a size limit is reached."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
 _BLOCK = 4096
 _LONGEST = 80
-# Names of saved images. The digest is that of the folder that the image was written to. An image with the digest of
-# another folder was moved by a person, e.g. to correct its label, and an image without one is from an older version.
+# Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
+# digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
+# wrote names without a digest.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[a-z0-9-]{1,40}_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)")
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,80}\.part")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,16 +38,16 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 @dataclass(frozen=True)
 class SaveSpec:
-    """Which images are saved, and how much space they may use.
+    """Settings that select the images to save and limit their disk space.
 
     Attributes:
-        rule: ``low-confidence``, ``changes`` of the decision, or ``all``.
+        rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
         most_bytes: maximum total size of the images; the oldest are deleted first.
-        reserve_bytes: free space that is left on the disk; images are also deleted to keep it free.
-        below: a frame whose best score is less is of low confidence.
-        margin: so is one whose second best score is as close as this.
-        least_s: seconds from one picture to the next of a source.
-        png: without loss, and several times as large.
+        reserve_bytes: minimum free disk space; images are also deleted to keep this space free.
+        below: a frame has low confidence if its best score is less than this.
+        margin: a frame also has low confidence if its two best scores differ by at most this.
+        least_s: minimum time in seconds between two saved images of a source.
+        png: save lossless PNG files, which are several times as large as JPEG files.
     """
 
     rule: Rule = "low-confidence"
@@ -77,15 +78,15 @@ def parse_size(text: str) -> int:
 
 
 class SavedPictures:
-    """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, an image folder that ``edgerec train`` takes.
+    """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, so that ``edgerec train`` can use the folder.
 
-    The image is the region that the model saw, and the label is the prediction, which is corrected by moving the file.
-    The oldest images, also of earlier runs, are deleted if their total size would exceed the limit. Only files that
-    this class has written, and that are still where it wrote them, are deleted. Images that were moved within the
-    folder, e.g. to correct a label, are never deleted but count toward the limit.
+    Each image shows the region that the model classified. The label is the predicted one; users correct a label by
+    moving the file to another subfolder. If the total size would exceed the limit, the oldest images are deleted,
+    including images of earlier runs. Only files that this class has written and that were not moved are deleted.
+    Images that were moved within the folder are never deleted but count toward the limit.
 
     Attributes:
-        saved, removed: how many files.
+        saved, removed: number of saved and of deleted files.
     """
 
     closed = False
@@ -123,7 +124,7 @@ class SavedPictures:
 
     @property
     def held_bytes(self) -> int:
-        """Disk space of all saved images, including those that were moved within the folder, in whole blocks."""
+        """Disk space of all saved images in bytes, including images that were moved within the folder."""
         return self._held
 
     def write(self, result: Result) -> None:
@@ -147,7 +148,7 @@ class SavedPictures:
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
-        """State changes have no image."""
+        """Do nothing, because a state change has no image."""
 
     def close(self) -> None:
         """Release the lock of the folder."""
@@ -205,7 +206,7 @@ class SavedPictures:
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images that are still where they were written, until an image of ``size`` bytes fits."""
         spec = self._spec
-        # If other programs have filled the disk, deleting all images would not help.
+        # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
         own = self._held - self._kept
         if size + self._kept > spec.most_bytes or self._free() + own < spec.reserve_bytes + size:
             return False
@@ -215,12 +216,12 @@ class SavedPictures:
             path, taken = self._ring.popleft()
             try:
                 path.unlink()
-            except FileNotFoundError:  # a person has moved or deleted it
+            except FileNotFoundError:  # a user has moved or deleted the file
                 self._scan()
                 continue
             self._held -= taken
             self.removed += 1
-            with contextlib.suppress(OSError):  # an empty folder would be a class without images
+            with contextlib.suppress(OSError):  # training would treat an empty folder as a class without images
                 path.parent.rmdir()
         return True
 

@@ -33,9 +33,10 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
 
 
 class Table:
-    """One row for each result, below a header. ``captured_s`` is Unix time, and scores are in [0, 1].
+    """Writes a CSV file with a header and one row per result. ``captured_s`` is Unix time, and scores are in [0, 1].
 
-    Each row is written immediately and with one call. The file has complete rows whenever the process ends.
+    Each row is written immediately with a single system call, so that all rows are complete even if the process is
+    killed.
     """
 
     closed = False
@@ -80,7 +81,7 @@ class Table:
             raise
 
     def write(self, result: Result) -> None:
-        """Write one row; raise :class:`EdgerecError` if this fails. The file then contains no part of the row."""
+        """Write one row. If this fails, remove the incomplete row from the file and raise :class:`EdgerecError`."""
         self._begin()
         answer, decision = result.classification, result.decision
         said = result.to_dict()
@@ -101,7 +102,7 @@ class Table:
         )
 
     def state(self, change: StateChange) -> None:
-        """State changes are not part of the table, but the first one shows that the camera has started."""
+        """Prepare the file at the first state change, which shows that the camera has started. Write no row."""
         self._begin()
 
     def close(self) -> None:
@@ -113,7 +114,7 @@ class Table:
     def _check(self) -> None:
         """Lock the file and check its header. A new file gets its header; an existing file does not change."""
         status = os.fstat(self._file)
-        # Several processes may append rows to the same table.
+        # A shared lock, because several processes may append rows to the same table.
         if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._replaces):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
@@ -127,14 +128,16 @@ class Table:
             )
 
     def _begin(self) -> None:
-        """Truncate or repair an existing file, at the first event, when no other sink can fail to open any more."""
+        """Truncate or repair an existing file. Called at the first event, because all other sinks are open by then."""
         if self._begun:
             return
         self._begun = True
         if self._overwrite:
             os.ftruncate(self._file, 0)
             self._row(COLUMNS)
-        elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":  # a power failure cut the last row
+        elif (
+            _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n"
+        ):  # a power failure has truncated the last row
             os.write(self._file, b"\n")
 
     def _row(self, values: Sequence[Any]) -> None:
@@ -150,7 +153,9 @@ class Table:
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    os.lseek(file, position, os.SEEK_SET)  # Windows has no os.pread; writes append to the file in any case
+    os.lseek(
+        file, position, os.SEEK_SET
+    )  # Windows has no os.pread. The changed position does not matter, because writes always append.
     return os.read(file, count)
 
 

@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes and flushes lines. The sink asks the camera to stop if the reader of the pipe has ended."""
+    """Writes and flushes lines. If ``out`` is a pipe and its reader closes it, the sink asks the camera to stop."""
 
     uses_images = False
 
@@ -65,7 +65,7 @@ class TextLines(_Lines):
 
 
 class StateLines(_Lines):
-    """Writes one line for each state change that is of interest to a person."""
+    """Writes one line when a live source connects, becomes stale or is lost."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
@@ -75,7 +75,7 @@ class StateLines(_Lines):
         """Results are written by the other classes."""
 
     def state(self, change: StateChange) -> None:
-        """Write one line. Repeated attempts that fail for the same reason, and states of files, are not written."""
+        """Write the new state and its reason, unless the source is a file or the last line of the source was equal."""
         if not change.reason or change.state not in (State.LIVE, State.STALE, State.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"

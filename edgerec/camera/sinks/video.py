@@ -31,7 +31,7 @@ _FRAGMENTED = ".ismv"
 _BRAND = b"isom\0\0\2\0isomiso6"
 # A longer gap between two frames of a live source is shortened to this many seconds.
 MOST_GAP_S = 5.0
-# The encoder does not report a full disk. The video ends while this much space is left.
+# Recording stops when the free disk space falls below this, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 
@@ -39,9 +39,10 @@ class VideoFile:
     """Writes each frame with its label and score into a video file, as the window shows them.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
-    as long as the stream; gaps are shortened to ``MOST_GAP_S``. Frames of another size than the first are scaled to
-    fit, with black bars. A second source is written to ``NAME-2``, and so on. The file can be played at any time, also
-    if the process is killed. It is created, and an existing file is replaced, when the first frame arrives.
+    as long as the stream; gaps are shortened to ``MOST_GAP_S``. If the frame size changes, later frames are scaled to
+    the size of the first frame, with black bars. The second source is written to ``NAME-2``, and so on. The file can
+    be played at any time, even if the process is killed. The file is created, or replaced, when the first frame
+    arrives.
     """
 
     closed = False
@@ -148,14 +149,14 @@ class _Recording:
             )
 
     def _check_space(self) -> None:
-        """Before each frame, because a live source may deliver few frames in a long time."""
+        """Raise an error if the disk is nearly full. Called for each frame, because frames may be minutes apart."""
         if _free_bytes(self._path) < RESERVE_BYTES:
             self._full = True
             self.close()
             raise EdgerecError(f"the disk is full: {self._path} ends here. Free some space and start again")
 
     def _place(self, grabbed_s: float) -> int:
-        """Return the index of the video's frame at the time ``grabbed_s``."""
+        """Return the index of the frame in the video that corresponds to the time ``grabbed_s``."""
         due_s = self._began_s + self._count / self._fps
         if grabbed_s - due_s > MOST_GAP_S:
             self._began_s += grabbed_s - due_s - MOST_GAP_S
@@ -188,15 +189,16 @@ def fitted(image: Image, size: tuple[int, int]) -> Image:
 class _Encoder:
     """Encodes images to a file.
 
-    FFmpeg writes fragmented MP4 through a named pipe, from which a thread copies it to the file. FFmpeg would otherwise
-    keep up to 256 KiB, many seconds of a still scene, in a buffer that a killed process loses, and it ignores errors.
+    FFmpeg writes fragmented MP4 into a named pipe, and a thread copies the data from the pipe to the file. If FFmpeg
+    wrote the file directly, it would buffer up to 256 KiB, which is many seconds of a still scene and is lost if the
+    process is killed. FFmpeg would also ignore write errors.
 
     Attributes:
-        error: why the file could not be written.
+        error: exception of the failed write; None if all writes succeeded.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        """Open the file, which is created or replaced; raise :class:`EdgerecError` if the codec is not available."""
+        """Create or replace the file; raise :class:`EdgerecError` if the codec is not available."""
         cv2 = require("cv2")
         prepare(cv2)
         suffix = path.suffix.lower()
@@ -248,7 +250,7 @@ class _Encoder:
                 try:
                     while data and not self.error:
                         data = data[file.write(data) :]
-                except OSError as error:  # the pipe must still be read, because FFmpeg would wait
+                except OSError as error:  # keep reading, because FFmpeg would wait for a full pipe
                     self.error = error
 
 

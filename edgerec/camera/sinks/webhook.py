@@ -101,15 +101,15 @@ class Webhook:
         first_wait_s: float = 0.5,
         live: bool = True,
     ) -> None:
-        """Start the thread.
+        """Start the thread that sends the requests.
 
         Args:
-            hook: where to post.
-            secret: signs what is posted; empty does not.
-            every_result: post results instead of decisions.
-            timeout_s: for one attempt, all of it.
-            tries: attempts for one request.
-            first_wait_s: the pause after the first attempt; each following pause is twice as long.
+            hook: address and credentials of the server.
+            secret: key for the signature of each request; empty to send no signature.
+            every_result: post every result instead of only new decisions.
+            timeout_s: total time limit of one attempt, in seconds.
+            tries: maximum number of attempts for each request.
+            first_wait_s: pause after the first attempt, in seconds; each further pause is twice as long.
             live: drop the oldest request if the server is too slow. Otherwise, e.g. for a video file, :meth:`write`
                 waits, and :meth:`close` posts all requests unless one of them fails.
         """
@@ -144,10 +144,10 @@ class Webhook:
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
-        """State changes are not posted."""
+        """Do nothing, because state changes are not posted."""
 
     def close(self) -> None:
-        """Post the remaining requests, for up to a second if ``live``. The others are dropped and counted."""
+        """Post the remaining requests, for at most a second if ``live``. Requests that are left count as dropped."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -167,7 +167,7 @@ class Webhook:
                 self._changed.notify_all()
             try:
                 self._deliver(body)
-            except Exception as error:  # later requests must still be sent
+            except Exception as error:  # keep the thread alive, so that later requests are sent
                 self._failed(f"cannot be asked ({error})")
 
     def _deliver(self, body: bytes) -> None:

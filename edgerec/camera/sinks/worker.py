@@ -15,11 +15,11 @@ from edgerec.camera.states import StateChange
 
 log = logging.getLogger(__name__)
 
-# Limits of one queue. The newest event is always accepted, even if its image alone is larger.
+# Maximum number and total size of the events in a queue. The newest event is accepted even if it exceeds the size.
 WAITING = 64
 WAITING_BYTES = 64_000_000
-# A sink that finishes no event for this many seconds is considered hung: while results of a file wait for it, and while
-# a live camera or an interrupted one is being closed.
+# Number of seconds without a finished event after which a sink is considered hung. STALLED_S is used while results of a
+# file wait for the sink, and CLOSE_S while a live or interrupted camera is being closed.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
@@ -38,18 +38,19 @@ class SinkWorker:
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
     Attributes:
-        name: name of the sink, or of its type.
+        name: name of the sink, by default the name of its class.
         written: number of results that the sink has accepted.
         dropped: number of results that did not reach the sink because it was too slow, failed or hung.
         failed: number of exceptions that the sink has raised.
-        incomplete: whether results were lost for another reason than that the sink was too slow for a live source.
+        incomplete: whether results were lost that count as an error. Results that were dropped because the sink was too
+            slow for a live source do not count.
     """
 
     def __init__(self, sink: Sink, *, lossless: bool, patience_s: Callable[[], float] | None = None) -> None:
         """Start the thread.
 
         Args:
-            sink: the sink. Its ``close`` is called in the thread.
+            sink: the sink. All of its methods are called in the thread.
             lossless: whether :meth:`put` waits if the queue is full. Otherwise the oldest result is dropped.
             patience_s: returns the number of seconds without progress after which the sink is considered hung; called
                 repeatedly during a wait. By default ``STALLED_S`` if lossless, otherwise ``CLOSE_S``.
@@ -92,9 +93,9 @@ class SinkWorker:
 
         Args:
             event: the event.
-            wait: whether to wait until a full queue has room, e.g. for the frame of a file. Otherwise the oldest result
-                is dropped, unless results that must not be dropped are waiting: then this event waits, too. By default
-                as ``lossless``.
+            wait: whether to wait while the queue is full, e.g. with a frame of a file. Otherwise the oldest result is
+                dropped; but if the queue contains results that must not be dropped, this call waits as well.
+                The default is ``lossless``.
         """
         wait = self._lossless if wait is None else wait
         if isinstance(event, Result) and not self._uses_images:
@@ -117,7 +118,7 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Let the thread close the sink after the queued events, without waiting for it."""
+        """Ask the thread to close the sink after all queued events; return immediately."""
         with self._changed:
             self._ending, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
@@ -137,7 +138,7 @@ class SinkWorker:
         return not self._entries or (len(self._entries) < WAITING and self._bytes + entry.size_bytes <= WAITING_BYTES)
 
     def _wait(self, condition: Callable[[], Any]) -> bool:
-        """Wait, with the lock, until the condition holds; return False if the sink makes no progress."""
+        """Wait until ``condition`` is true; return False if the sink makes no progress. The caller holds the lock."""
         warned = False
         while not condition():
             idle_s = time.monotonic() - self._progress_s
@@ -150,7 +151,7 @@ class SinkWorker:
         return True
 
     def _drop_oldest(self) -> None:
-        """Drop the oldest result, or the oldest state change if there are only these."""
+        """Drop the oldest result, or the oldest state change if the queue has no results."""
         results = (at for at, entry in enumerate(self._entries) if isinstance(entry.event, Result))
         at = next(results, 0)
         entry = self._entries[at]
@@ -168,7 +169,7 @@ class SinkWorker:
                 else:
                     self._sink.write(event)
                     self.written += 1
-            except Exception as error:  # the camera continues without this result, whatever the error is
+            except Exception as error:  # no error of a sink may stop the camera
                 self._failure(error, int(isinstance(event, Result)))
         try:
             self._sink.close()
@@ -189,7 +190,7 @@ class SinkWorker:
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
             overruns, self._overruns = self._overruns, 0
-        if overruns:  # logged here, because a blocked stderr must not block the camera
+        if overruns:  # logged in this thread, because stderr may block, and must not block the camera
             self._warn("the sink is too slow")
         return entry.event
 
@@ -204,7 +205,7 @@ class SinkWorker:
             self._warn(why)
 
     def _warn(self, why: str) -> None:
-        # At most one line per minute, so that the log does not fill the disk as well.
+        # Log at most one line per minute, so that the log does not fill the disk.
         now = time.monotonic()
         if now - self._warned_s >= _WARN_S:
             self._warned_s = now

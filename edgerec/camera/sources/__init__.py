@@ -66,16 +66,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Address:
-    """What a URI names, not opened yet.
+    """The address of a source that has not been opened yet.
 
     Attributes:
-        name: the URI as it may be shown, without secrets.
-        live: whether time passes without us, so that old frames are worth nothing.
-        remote: whether it may come later: a server that does not answer yet, not a camera that is not plugged in.
-        open: opens it; raises :class:`SourceError` when it does not open.
-        wanted: what it is asked for.
-        stream: whether a frame shows what the one before showed, a moment later; pictures of a folder do not.
-        identity: the URI without user and password; equal for two addresses of the same source.
+        name: the URI without secrets, for display.
+        live: whether the source delivers images in real time, such as a camera, so that old frames are useless.
+        remote: whether the source is a server. A server that does not respond at the start is tried again; a local
+            camera that does not exist is an error.
+        open: function that opens the source; raises :class:`SourceError` if this fails.
+        wanted: size, rate and format to request from a camera.
+        stream: True if the images form a continuous video; False for the images of a folder.
+        identity: the URI without user and password; two addresses of the same source have the same identity.
     """
 
     name: str

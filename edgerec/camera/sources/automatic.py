@@ -1,4 +1,4 @@
-"""``--source auto``: the camera module of a Raspberry Pi, or else the first USB camera."""
+"""Select a camera for ``--source auto``: the camera module of a Raspberry Pi, otherwise the first USB camera."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ class HttpStream:
     def __init__(self, url: Url) -> None:
         """Send the request and read the headers of the response. Redirects are followed.
 
-        User and password are sent only to the scheme, host and port of ``url``, and not to another server that a
-        redirect leads to.
+        User and password are sent only to the server (scheme, host and port) of ``url``, but not to another server
+        after a redirect.
 
         Raises:
-            SourceError: the server does not respond in time, or with a status other than 200.
+            SourceError: the server does not respond in time, or its response has a status other than 200.
         """
         self._name, self.deadline_s = str(url), 0.0
         self._socket: socket.socket | None = None
@@ -146,12 +146,12 @@ class HttpStream:
 
 
 def status_text(status: int) -> str:
-    """Return a status with its standard reason phrase. The phrase of the server may be anything and is not shown."""
+    """Return a status code with its standard reason phrase. The server's own phrase is not used, as it is untrusted."""
     return f"{status} {http.client.responses.get(status, '')}".rstrip()
 
 
 def failure(error: Exception) -> str:
-    """Return why a request failed, without anything that the server sent, because it may repeat the request."""
+    """Return why a request failed, without text from the server, which may repeat secrets of the request."""
     if isinstance(error, http.client.HTTPException) or not isinstance(error, OSError):
         return f"the response is not valid HTTP: {type(error).__name__}"
     return error.strerror or str(error) or type(error).__name__
@@ -178,13 +178,15 @@ class _Reader(io.RawIOBase):
 
 
 def authorization(account: Url, at: Url, challenges: list[str], method: str = "GET", uri: str = "") -> str:
-    """Return the header that answers the first known challenge, Digest before Basic; empty if there is none.
+    """Return the value of the Authorization header for the server's challenges; empty if none is supported.
+
+    Digest authentication is preferred to Basic authentication.
 
     Args:
         account: address with user and password.
         at: address of the request.
         challenges: the WWW-Authenticate headers of the response.
-        method, uri: of the request; an empty ``uri`` means path and query of ``at``.
+        method, uri: method and URI of the request; an empty ``uri`` means path and query of ``at``.
     """
     from urllib.request import (
         AbstractDigestAuthHandler,

@@ -37,10 +37,10 @@ _SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
-# A complete baseline or progressive file has at least one bit for each block of 8x8 pixels. Cameras send 1 scan, and
-# progressive files have about 10.
+# Limits on the decoding time. A complete baseline or progressive file has at least one bit for each block of 8x8
+# pixels. Images of cameras have one scan, and progressive files have about 10.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
-# Bytes that JpegSplitter may follow again to find a file that begins inside an invalid one.
+# Maximum number of bytes that JpegSplitter may parse a second time to find a file that begins inside an invalid one.
 _MAX_CREDIT = 256 << 10
 _END_MARKER = b"\xff\xd9"
 _SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
@@ -239,25 +239,25 @@ class MjpegSource:
 class JpegSplitter:
     """Extracts complete JPEG files from a stream of bytes.
 
-    Each file is followed from marker to marker (ITU-T T.81, annex B). Therefore a thumbnail inside a file does not end
-    it, and a file that is cut off is dropped. The work is proportional to the number of bytes, even if many places in
-    them look like the start of a file.
+    The markers of each file are parsed (ITU-T T.81, annex B). Therefore the end of an embedded thumbnail is not taken
+    for the end of the file, and truncated files are dropped. The parsing time is proportional to the number of bytes,
+    even if start markers occur at many positions.
     """
 
     def __init__(self, boundary: bytes = b"") -> None:
-        """Create a splitter; ``boundary`` is a text that never occurs inside a file, empty if there is none."""
+        """Create a splitter. ``boundary`` is a byte string that separates files; empty if the stream has none."""
         self._boundary = boundary
         self._bytes = bytearray()
-        self._credit = 0  # bytes that may be followed again
+        self._credit = 0  # number of bytes that may be parsed a second time
         self._restart()
 
     @property
     def waiting(self) -> int:
-        """Number of bytes that are held for an incomplete file."""
+        """Number of buffered bytes of an incomplete file."""
         return len(self._bytes)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Add bytes, and return the files that they complete, in order."""
+        """Add received bytes, and return the files that are now complete, in the order of the stream."""
         self._bytes += chunk
         self._credit = min(self._credit + len(chunk), _MAX_CREDIT)
         files = []
@@ -272,7 +272,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._credit >= limit:  # another file may begin inside the bytes that were followed
+            elif self._credit >= limit:  # another file may begin inside the parsed bytes
                 self._credit -= limit
                 del self._bytes[:2]
             else:
@@ -281,7 +281,7 @@ class JpegSplitter:
         return files
 
     def _restart(self) -> None:
-        self._at = 0  # position up to which the file at the start of the buffer was followed; 0 if there is no file
+        self._at = 0  # parsing position in the file at the start of the buffer; 0 if no file was found
         self._in_scan = False
         self._pixels = self._scans = 0
 
@@ -295,7 +295,7 @@ class JpegSplitter:
         return True
 
     def _follow(self) -> int | None:
-        """Return the end of the file, 0 if it is not a valid file, or None if more bytes are needed."""
+        """Parse the markers of the file; return its end, 0 if the file is not valid, or None if bytes are missing."""
         data = self._bytes
         while True:
             if self._in_scan:
@@ -331,7 +331,7 @@ class JpegSplitter:
             self._at += 2 + length
 
     def _affordable(self) -> bool:
-        """Return whether decoding the file takes no more time than its number of bytes allows."""
+        """Return whether the number of scans and the number of pixels per byte are within their limits."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 

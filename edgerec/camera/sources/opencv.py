@@ -34,7 +34,7 @@ class OpenCVSource:
         self._peer = PeerSocket()
         cv2 = require("cv2")
         keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC)
-        # Drivers and damaged files may report any number, also infinity and NaN.
+        # Drivers and damaged files may report any number, even infinity and NaN.
         width, height, fps, fourcc = (value if abs(value) < 2**32 else 0.0 for value in map(capture.get, keys))
         letters = (int(fourcc) & 0x7FFFFFFF).to_bytes(4, "little")  # V4L2 sets the highest bit for big-endian formats
         self.format = CaptureFormat(
@@ -103,7 +103,7 @@ class OpenCVSource:
             count += 1
             if not self.live:
                 reported_s, last_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000, reported_s
-                # The reported position may stand still or jump back, e.g. in raw streams and joined files.
+                # The reported position may stay the same or jump back, e.g. in raw streams and concatenated files.
                 step_s = reported_s - last_s if reported_s > last_s else 1 / (self.format.fps or NOMINAL_FPS)
                 self.position_s = 0.0 if self.position_s is None else self.position_s + step_s
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name

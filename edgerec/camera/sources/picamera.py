@@ -12,19 +12,19 @@ from edgerec.camera.sources import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 
-# A sensor timestamp that is older is not of the clock that it should be.
+# Maximum plausible age of a sensor timestamp in seconds. An older timestamp belongs to a different clock.
 MAX_AGE_S = 10.0
 
 
 class PicameraSource:
-    """A camera that picamera2 opens. picamera2 comes with Raspberry Pi OS and is not in a package index.
+    """A camera that is opened with picamera2, which is part of Raspberry Pi OS and cannot be installed with pip.
 
     Attributes:
         captured_s: monotonic time in seconds at which the exposure of the last image started.
     """
 
     def __init__(self, number: int, wanted: CaptureFormat) -> None:
-        """Open and start the camera with this number, in picamera2's order.
+        """Open and start the camera with the index ``number`` in picamera2's list of cameras.
 
         Raises:
             SourceError: picamera2 does not load, there is no such camera, or it cannot be opened.
@@ -71,10 +71,10 @@ class PicameraSource:
 
 
 def camera_modules(name: str) -> list[int]:
-    """Return the numbers of the camera modules in picamera2's order, which also contains USB cameras.
+    """Return the indices of the camera modules in picamera2's list, which also contains USB cameras.
 
     Raises:
-        SourceError: picamera2 does not load; ``name`` is the source in the message.
+        SourceError: picamera2 cannot be imported. The message names the source ``name``.
     """
     return [n for n, info in enumerate(_load(name).global_camera_info()) if "/usb" not in str(info.get("Id", ""))]
 
@@ -82,7 +82,7 @@ def camera_modules(name: str) -> list[int]:
 def _load(name: str) -> Any:
     try:
         from picamera2 import Picamera2
-    except Exception as error:  # picamera2 imports many packages, which may not fit this environment
+    except Exception as error:  # picamera2 imports many packages, which may be incompatible with this environment
         if "size changed" in str(error):
             fix = "pip install --upgrade --force-reinstall simplejpeg"
         else:
@@ -95,8 +95,8 @@ def _load(name: str) -> Any:
 def _monotonic_s(timestamp_ns: int | None) -> float:
     """Convert libcamera's SensorTimestamp to monotonic time in seconds.
 
-    libcamera documents the boot clock, and the drivers deliver the monotonic clock. They differ only if the machine
-    was suspended, so the clock that gives a plausible age is used.
+    According to libcamera's documentation, the timestamp is of the boot clock, but drivers use the monotonic clock. The
+    two clocks differ only if the machine was suspended. Therefore the clock that gives a plausible age is used.
     """
     now_s = time.monotonic()
     if not timestamp_ns:

@@ -1,4 +1,4 @@
-"""Follow the redirects of an RTSP server before FFmpeg does, because FFmpeg sends a password to any server."""
+"""Follow the redirects of an RTSP server before FFmpeg does, because FFmpeg would send the password to any server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MAX_HEAD_BYTES = 65536
 
 
 def without_redirects(url: Url) -> Url:
-    """Return the address of the stream after all redirects; only an address of the same server has the password.
+    """Return the address of the stream after all redirects, without the password if it is on another server.
 
     Raises:
         SourceError: the server cannot be reached, does not respond in time, or redirects to an address that cannot be
-            used. Other errors are left to FFmpeg.
+            used. All other errors are reported by FFmpeg when it opens the stream.
     """
     at, credentials = url, ""
     for _ in range(MOST_HOPS if url.user else 0):

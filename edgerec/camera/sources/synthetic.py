@@ -12,9 +12,9 @@ from edgerec.contract.preprocess import Image
 
 
 class SyntheticSource:
-    """A color gradient that moves to the left by one pixel per frame, without an end.
+    """An endless test video: a color gradient that moves to the left by one pixel per frame.
 
-    With ``fps`` 0, the next image is delivered as soon as the previous one was taken.
+    If ``fps`` is 0, the next image is delivered as soon as the previous one was consumed.
 
     Attributes:
         position_s: media time of the current image, in seconds.

@@ -17,7 +17,7 @@ from edgerec.errors import EdgerecError
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
 LEAST_FREE_BYTES = 100_000_000
-# Default limit, so that whoever has the token cannot fill the disk.
+# Default limit in bytes, so that a visitor who has the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 # Not in every file system, or not at every place in a name.
 _ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$')
@@ -51,11 +51,11 @@ class Album:
         self._used_bytes = _size_of(root)
 
     def save(self, frame: Frame, index: int) -> Path:
-        """Write the frame's picture as PNG, with no loss, under the label of that index; where it is.
+        """Save the image of a frame as a PNG file in the folder of the label ``index``, and return its path.
 
         Raises:
-            LookupError: no label has that index.
-            EdgerecError: the disk is full, the folder has reached its maximum size, or it cannot be written.
+            LookupError: there is no label ``index``.
+            EdgerecError: the disk is full, the folder has reached its maximum size, or the folder cannot be written.
         """
         if not 0 <= index < len(self._labels):
             raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
@@ -94,7 +94,7 @@ class Album:
 
 
 def _blocks(size: int) -> int:
-    """Return the space that a file of ``size`` bytes takes on most file systems."""
+    """Return the disk space in bytes that a file of ``size`` bytes takes on most file systems."""
     return -(-size // 4096) * 4096
 
 

@@ -42,18 +42,18 @@ HEADERS = {
 
 
 class Lockout:
-    """Counts wrong tokens per address. The addresses of an IPv6 network (/64) count as one."""
+    """Counts wrong tokens per client address. All addresses in an IPv6 /64 network count as one address."""
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def remaining_s(self, address: str) -> float:
-        """Return for how many seconds an address is locked out; 0 if it is not."""
+        """Return the remaining time of an address's lockout in seconds; 0 if the address is not locked out."""
         failures = self._failures.get(_network(address), deque())
         return max(0.0, failures[0] + LOCKOUT_S - time.monotonic()) if len(failures) == MAX_FAILURES else 0.0
 
     def add(self, address: str, count: int) -> None:
-        """Count ``count`` wrong tokens from an address."""
+        """Add ``count`` wrong tokens to the counter of an address."""
         failures = self._failures.setdefault(_network(address), deque(maxlen=MAX_FAILURES))
         failures.extend([time.monotonic()] * count)
         self._failures.move_to_end(_network(address))
@@ -91,7 +91,7 @@ class Guard:
         await (refusal or self._app)(scope, receive, _adding(send, cookie))
 
     async def _admit(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
-        """Return the refusal of a request without the token, and the cookie to set."""
+        """Check the token of a request; return the response if the request is refused, and the cookie to set."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
         cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
@@ -114,7 +114,7 @@ class Guard:
             self._lockout.add(address, attempts)
             await asyncio.sleep(WRONG_TOKEN_S)
         said = "That token is not right." if query else "edgerec printed it when the camera started."
-        # Without an old cookie, an open page does not use up the attempts of its address.
+        # Delete an outdated cookie. Otherwise, a page that is still open would send it repeatedly and be locked out.
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
         return self._closed_door(headers, said, 401, {"WWW-Authenticate": "Bearer"}), expired
 

@@ -16,7 +16,7 @@ from edgerec.camera.sinks.web.guard import MOST_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
-# A browser keeps up to six connections for each page.
+# Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
 MOST_CONNECTIONS = 128
 MOST_CONNECTIONS_PER_ADDRESS = 64
 # To send a whole request, or to take what was sent.
@@ -28,10 +28,10 @@ STOP_S = 2.0
 
 
 class Connection(H11Protocol):
-    """Ends connections that send no request or do not receive the response, and limits the number of connections.
+    """A connection with time limits for the request and the response, and a limit on the number of connections.
 
-    If an address, or the server, has too many connections, the oldest idle one makes room for the new one. So idle
-    connections never keep anybody from connecting.
+    If there are too many connections from one address or in total, the oldest idle connection is closed. Idle
+    connections therefore cannot prevent new connections.
     """
 
     _since_s = 0.0
@@ -39,7 +39,7 @@ class Connection(H11Protocol):
     _full: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Limit the number of connections, and start the time limit for the first request."""
+        """Close an idle connection if there are too many, and start the time limit for the first request."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
         everybody = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
@@ -54,11 +54,11 @@ class Connection(H11Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether the client has not sent a complete request that is still to be answered."""
+        """Whether no request is being processed."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
-        """Read data. The time limit applies between two requests and until the headers of a request are complete."""
+        """Process received bytes, and start or stop the time limit, which applies until the headers are complete."""
         super().data_received(data)
         waits = self.idle
         if waits and self._late is None:

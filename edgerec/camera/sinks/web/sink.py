@@ -24,13 +24,13 @@ LEAST_TOKEN = 8
 
 
 class WebSink:
-    """Serves the page from when it is made until it is closed.
+    """Serves a web page with the live image and the predictions, from construction until :meth:`close`.
 
     Attributes:
-        url: address of the page, with its token. It is never logged.
+        url: address of the page including the token. It is never logged.
         address: address of the page without the token.
         token: token that visitors need; None if everybody on this machine may open the page.
-        closed: False; the page never ends the camera.
+        closed: always False, because the page never stops the camera.
     """
 
     def __init__(
@@ -42,18 +42,19 @@ class WebSink:
         save_dir: str | Path | None = None,
         save_max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Listen and serve.
+        """Start the web server.
 
         Args:
-            host: address to listen on. Any but this machine's own needs a token: one is made where none is given.
-            port: 0 takes any that is free.
-            labels: the bundle's, in the order of the outputs.
-            token: at least 8 characters.
-            save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``; None saves none.
+            host: address to listen on. Every address except the loopback addresses needs a token; if ``token`` is
+                empty, a random token is generated.
+            port: port to listen on; 0 selects a free port.
+            labels: labels of the bundle, in the order of the model's outputs.
+            token: token that visitors need, at least 8 characters.
+            save_dir: folder for labeled images, which are saved as ``DIR/LABEL/….png``; None disables saving.
             save_max_bytes: maximum total size of the files in ``save_dir``; further images are refused.
 
         Raises:
-            EdgerecError: the port is in use, the address is not this machine's, the token is too short, or
+            EdgerecError: the port is in use, the address does not belong to this machine, the token is too short, or
                 ``save_dir`` cannot be written.
             MissingExtraError: Starlette, uvicorn or OpenCV is not installed.
         """
