@@ -18,18 +18,17 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import archives, bundles, frames, http, keras, mjpeg, mqtt, network, runs, savedmodels, texts, tflite
+from fuzzing import archives, bundles, http, keras, mjpeg, mqtt, network, runs, savedmodels, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
-# Each kind of input that is tried in this process, with its percentage of the cases of a run without --target.
+# Each kind of input that is tried in this process, with its share of the cases of a run without --target.
 KINDS: dict[str, tuple[Kind, int]] = {
     "manifests": (bundles.manifests, 20),
     "golden": (bundles.golden, 6),
     "pictures": (bundles.pictures, 4),
     "archives": (bundles.archives, 8),
     "models": (bundles.models, 15),
-    "frames": (frames.streams, 15),
     "web": (network.web, 8),
     "webhook": (network.webhook, 12),
     "texts": (texts.texts, 8),
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--target", "--kinds", nargs="+", choices=[*KINDS, *TARGETS], default=list(KINDS))
     parser.add_argument("--bundle", type=Path, help="a bundle to damage [default: one of test data]")
     arguments = parser.parse_args()
-    percent, faults = sum(KINDS[name][1] for name in arguments.target if name in KINDS), 0
+    shares, faults = sum(KINDS[name][1] for name in arguments.target if name in KINDS), 0
     with tempfile.TemporaryDirectory(prefix="edgerec-fuzz-") as folder:
         os.environ["EDGEREC_CACHE"] = str(Path(folder) / "cache")
         for name in arguments.target:
@@ -79,7 +78,7 @@ def main() -> None:
             else:
                 bundle = arguments.bundle or small_bundle(Path(folder))
                 kind, share = KINDS[name]
-                count = -(-arguments.count * share // percent)
+                count = -(-arguments.count * share // shares)
                 figures = tally(name, kind, bundle, work, seed=seed, count=count)
             print(json.dumps(figures.to_dict()), flush=True)
             faults += figures.other
