@@ -33,14 +33,18 @@ class Made:
 
     format = CaptureFormat(4, 4)
 
-    def __init__(self, frames, pause_s=0.0, error=None, hang=None):
+    def __init__(self, frames, pause_s=0.0, error=None, hang=None, permits=None):
+        """Each frame waits for a permit if ``permits``, a semaphore, is given."""
         self._frames, self._pause_s, self._error, self._hang = frames, pause_s, error, hang
+        self._permits = permits
         self.given = 0
         self.was_closed = False
 
     def images(self):
         for number in range(self._frames):
             time.sleep(self._pause_s)
+            if self._permits:
+                self._permits.acquire()
             self.given += 1
             yield np.full((4, 4, 3), number % 256, np.uint8), "made"
         if self._hang:
@@ -112,17 +116,30 @@ def test_of_a_live_source_the_newest_frame_wins():
 
 
 def test_a_lost_source_is_connected_again():
-    gone = SourceError("gone")
-    sources = [Made(3, 0.02, gone), SourceError("not yet"), Made(2, 0.02, gone)]
-    with feeds(*sources, live=True, first_wait_s=0.02, give_up_s=0.3) as running:
-        events = list(running)
-    assert states_of(events)[:8] == ["connecting", "live", "lost", "connecting", "lost", "connecting", "live", "lost"]
-    assert [str(error) for error in running.errors] == ["nobody there"]
+    gone, taken, events = SourceError("gone"), threading.Semaphore(1), []
+    sources = [Made(3, error=gone, permits=taken), SourceError("not yet"), Made(2, error=gone, permits=taken)]
+    with feeds(*sources, live=True, first_wait_s=0.02) as running:
+        for event in running:
+            events.append(event)
+            if isinstance(event, Frame):
+                taken.release()  # only then, so that no frame is overtaken by the next one
+            if len(states_of(events)) == 10:
+                break
+    states = ["connecting", "live", "lost", "connecting", "lost", "connecting", "live", "lost", "connecting", "lost"]
+    assert states_of(events) == states
+    reasons = [event.reason for event in events if isinstance(event, StateChange) and event.state == "lost"]
+    assert reasons == ["gone", "not yet", "gone", "nobody there"]
     # Every picture is one that a source gave, and the numbers go on.
     assert [frame.index for frame in frames_of(events)] == [0, 1, 2, 3, 4]
     assert [frame.image[0, 0, 0] for frame in frames_of(events)] == [0, 1, 2, 0, 1]
     times = [event.since_s for event in events if isinstance(event, StateChange)]
     assert times == sorted(times)
+
+
+def test_a_source_that_never_comes_is_given_up_with_its_last_error():
+    with feeds(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
+        assert states_of(running)[-1] == "ended"
+    assert [str(error) for error in running.errors] == ["nobody there"]
 
 
 def test_the_pause_between_attempts_doubles_up_to_its_ceiling():

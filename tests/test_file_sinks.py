@@ -262,7 +262,7 @@ from edgerec.contract.decision import DecisionSpec, decide
 labels, spec = ("cat", "dog"), DecisionSpec()
 manifest = types.SimpleNamespace(decision=spec, labels=labels)
 answer = decide(np.array([0.3, 0.7], np.float32), labels, spec)
-classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer)
+classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer, invalid=0)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 folder = sys.argv[1]
 saver = SavedPictures(folder + "/saved", SaveSpec("all", reserve_bytes=0))

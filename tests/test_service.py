@@ -106,7 +106,7 @@ class Pictures:
 def camera(opened, classify=None, **options) -> Camera:
     answer = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
     manifest = SimpleNamespace(labels=("a", "b"), decision=DecisionSpec())
-    classifier = SimpleNamespace(manifest=manifest, classify=classify or (lambda image: answer))
+    classifier = SimpleNamespace(manifest=manifest, classify=classify or (lambda image: answer), invalid=0)
     return Camera(classifier, [Address("black", True, True, opened)], **options)
 
 
