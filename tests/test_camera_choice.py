@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera import Feeds, Frame
-from edgerec.camera.sources import CaptureFormat, find_source
+from edgerec.camera.sources import CaptureFormat, find_source, open_source
 from edgerec.camera.sources.automatic import open_automatic
 from edgerec.errors import SourceError
 
@@ -148,3 +148,18 @@ def test_implausible_sensor_timestamps_are_ignored(monkeypatch, age_s):
     with Feeds([find_source("picamera2:0")]) as feeds:
         frame = next(event for event in feeds if isinstance(event, Frame))
     assert before <= frame.grabbed_s <= time.monotonic()
+
+
+@pytest.mark.parametrize("step", ["start", "stop"])
+def test_camera_module_is_released_after_a_failure(monkeypatch, step):
+    picamera2(monkeypatch, [MODULE])
+    closed = []
+
+    def fail(camera):
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(f"picamera2.Picamera2.{step}", fail)
+    monkeypatch.setattr("picamera2.Picamera2.close", lambda camera: closed.append(camera))
+    with pytest.raises((SourceError, RuntimeError), match="timed out"):
+        open_source("picamera2:0").close()
+    assert len(closed) == 1

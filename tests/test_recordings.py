@@ -165,6 +165,43 @@ def test_recorder_without_room_beside_moved_images_deletes_nothing_and_says_so(t
     assert len(images(tmp_path)) == 10
 
 
+def test_nothing_is_deleted_if_an_image_does_not_fit_beside_images_that_were_just_moved(tmp_path):
+    sink = SavedPictures(tmp_path, SaveSpec("all", reserve_bytes=0, most_bytes=10 * BLOCK, png=True))
+    for number in range(10):
+        sink.write(result(at_s=number))
+    (tmp_path / "dog").mkdir()
+    for path in sorted(tmp_path.rglob("*.png"))[:8]:
+        path.rename(tmp_path / "dog" / path.name)
+    noise = np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)  # 2 blocks as PNG
+    large = replace(result(at_s=20), frame=Frame(np.concatenate([noise, noise[::-1]]), 0, 1020.0, "camera", "camera"))
+    with pytest.raises(EdgerecError, match="images that were moved"):
+        sink.write(large)
+    sink.close()
+    assert len(list(tmp_path.rglob("*.png"))) == 10
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs the list of open files")
+def test_video_that_cannot_be_created_leaves_no_file_open(tmp_path):
+    sink = VideoFile(tmp_path / "out.mp4")
+    (tmp_path / "out.mp4").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="Is a directory"):
+            sink.write(result())
+    assert len(os.listdir("/proc/self/fd")) == before
+    sink.close()
+
+
+def test_second_video_that_exists_is_refused_for_each_frame(tmp_path):
+    sink = VideoFile(tmp_path / "out.mp4")
+    (tmp_path / "out-2.mp4").write_bytes(b"x")
+    sink.write(result())
+    for _ in range(2):
+        with pytest.raises(EdgerecError, match=r"out-2\.mp4 exists"):
+            sink.write(result(source="other"))
+    sink.close()
+
+
 def test_table_does_not_change_an_existing_file_before_the_first_event(tmp_path):
     path = tmp_path / "t.csv"
     table = Table(path)

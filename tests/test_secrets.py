@@ -244,6 +244,32 @@ def test_redirect_on_the_same_rtsp_server_keeps_the_password():
     assert any(b"/y" in request and b"Authorization: Basic bWU6U0VDUkVU" in request for request in requests)
 
 
+DIGEST = 'Digest realm="c", nonce="abc"'
+
+
+@pytest.mark.parametrize(
+    ("challenges", "account", "expected"),
+    [
+        ([f"{DIGEST}, algorithm=SHA-256-sess", f"{DIGEST}, algorithm=MD5"], "me:SECRET", b'algorithm="MD5"'),
+        ([DIGEST, 'Basic realm="c"'], "me:SÉCRET", b"Basic "),
+        (['Digest realm="Caméra", nonce="a"', 'Basic realm="Caméra"'], "me:SECRET", b"Basic "),
+        (['Basic realm="c"'], ":SECRET", b"Basic "),
+    ],
+)
+def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, account, expected):
+    """Without a supported challenge, the redirect behind the password would be left to FFmpeg."""
+
+    def answer(request):
+        if b"Authorization" not in request:
+            return "401 Unauthorized\r\n" + "\r\n".join(f"WWW-Authenticate: {one}" for one in challenges)
+        return "404 Not Found"
+
+    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
+        open_source(f"rtsp://{account}@127.0.0.1:{port}/x")
+    own = [request for request in requests if b"User-Agent: edgerec\r\n" in request]
+    assert [expected in request for request in own] == [False, True]
+
+
 @pytest.mark.parametrize("content", [b"HTTP/1.1 302 Found", b"RTSP/1.0 302 Found\r\nLocation: ftp://SECRET", b"SECRET"])
 def test_strange_rtsp_server_is_one_line(content):
     with (
@@ -297,6 +323,13 @@ def test_secret_file_that_is_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(SourceError, match="not a file"):
         find_source(f"@{tmp_path / 'pipe'}")
+
+
+def test_content_of_a_variable_that_is_no_address_is_not_shown(monkeypatch):
+    monkeypatch.setenv("DOOR", "SECRET/stream")
+    with pytest.raises(SourceError, match="the source 'env:DOOR' is nothing that exists") as caught:
+        find_source("env:DOOR")
+    assert not leaked(str(caught.value))
 
 
 def test_variable_that_is_not_set_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
+from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.pipeline import Camera
 from edgerec.camera.sinks.worker import WAITING, SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
@@ -28,7 +30,7 @@ ANSWER = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
 
 def camera_of(*addresses) -> Camera:
     manifest = SimpleNamespace(labels=("a", "b"), decision=DecisionSpec())
-    return Camera(SimpleNamespace(manifest=manifest, classify=lambda image: ANSWER), addresses)
+    return Camera(SimpleNamespace(manifest=manifest, classify=lambda image: ANSWER, invalid=0), addresses)
 
 
 def result(index, shape=(4, 4)) -> Result:
@@ -160,6 +162,64 @@ def test_hung_sink_does_not_prevent_others_from_finishing():
     assert closed_in_time
     assert slow.indices == list(range(10))
     assert (report.dropped, report.incomplete) == ({"Recorder": 10}, ("Recorder",))
+
+
+def test_hung_sinks_are_waited_for_at_the_same_time():
+    release, calls, patience_s = threading.Event(), [], [60.0]
+
+    def patience():
+        calls.append(patience_s[0])
+        return patience_s[0]
+
+    worker = SinkWorker(Recorder(lambda _: release.wait(60)), lossless=False, patience_s=patience)
+    worker.put(result(0))
+    worker.finish()
+    time.sleep(0.2)  # another sink is waited for
+    patience_s[0] = 0.1
+    worker.close()
+    release.set()
+    assert calls == [0.1]  # the time since finish() counts, so close() does not wait again
+    assert (worker.dropped, worker.incomplete) == (1, True)
+
+
+def test_failing_sink_does_not_block_the_camera_if_the_log_is_blocked():
+    logged, release, entered = threading.Event(), threading.Event(), threading.Event()
+
+    class Blocked(logging.Handler):
+        def emit(self, record):
+            entered.set()
+            release.wait(60)
+
+    def fail(result):
+        raise OSError("no")
+
+    log, handler = logging.getLogger("edgerec.camera.sinks.worker"), Blocked()
+    log.addHandler(handler)
+    try:
+        worker = SinkWorker(Recorder(fail), lossless=False)
+        worker.put(result(0))
+        assert entered.wait(60)
+        threading.Thread(target=lambda: (worker.put(result(1)), logged.set()), daemon=True).start()
+        assert logged.wait(30)
+    finally:
+        release.set()
+        log.removeHandler(handler)
+    worker.close()
+    assert worker.dropped == 2
+
+
+def test_many_signals_take_effect_one_per_second(monkeypatch):
+    now_s, stops = [0.0], []
+    monkeypatch.setattr("edgerec.camera.interrupts.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+
+    def press():
+        now_s[0] += 0.5
+        signal.raise_signal(signal.SIGINT)
+
+    with contextlib.suppress(KeyboardInterrupt), Interrupts(lambda: stops.append(now_s[0])):
+        for _ in range(20):
+            press()
+    assert (stops, now_s) == ([0.5, 1.5], [2.5])
 
 
 def test_signal_that_is_sent_to_the_process_and_to_its_group_counts_once():

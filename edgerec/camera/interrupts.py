@@ -40,7 +40,7 @@ class Interrupts:
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop, self._count, self._last_s = stop, 0, float("-inf")
+        self._stop, self._count, self._counted_s = stop, 0, float("-inf")
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -59,9 +59,10 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        last_s, self._last_s = self._last_s, time.monotonic()
-        if self._last_s - last_s < SAME_S:
+        now_s = time.monotonic()
+        if now_s - self._counted_s < SAME_S:
             return
+        self._counted_s = now_s  # only of signals that count, so that pressing Ctrl-C many times takes effect
         self._count += 1
         if self._count > 2:
             raise KeyboardInterrupt

@@ -218,7 +218,7 @@ class SavedPictures:
                 path.unlink()
             except FileNotFoundError:  # a user has moved or deleted the file
                 self._scan()
-                continue
+                return self._make_room(size)
             self._held -= taken
             self.removed += 1
             with contextlib.suppress(OSError):  # training would treat an empty folder as a class without images

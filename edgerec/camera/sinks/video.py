@@ -85,8 +85,8 @@ class VideoFile:
             number = len(self._recordings) + 1
             path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
             if number > 1:
-                self._locks.append(Lock(path))
                 self._refuse(path)
+                self._locks.append(Lock(path))
             self._recordings[feed] = _Recording(path, self._fps, self._live)
         self._recordings[feed].write(result)
 
@@ -207,23 +207,21 @@ class _Encoder:
         self._thread: threading.Thread | None = None
         self._writer: Any = None
         if suffix == ".mp4" and hasattr(os, "mkfifo"):
-            with tempfile.TemporaryDirectory(prefix="edgerec-") as folder:
+            with tempfile.TemporaryDirectory(prefix="edgerec-") as folder, ExitStack() as stack:
                 pipe = Path(folder) / f"pipe{_FRAGMENTED}"
                 os.mkfifo(pipe)
                 # Without a reader, opening the pipe for writing would wait for one.
-                reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+                reader = stack.enter_context(open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0))
+                file = stack.enter_context(path.open("wb", buffering=0))
                 self._writer = cv2.VideoWriter(str(pipe), codec, fps, size)
-            if self._writer.isOpened():
-                os.set_blocking(reader, True)
-                self._thread = threading.Thread(
-                    target=self._copy,
-                    args=(reader, path.open("wb", buffering=0)),
-                    name="edgerec-video-file",
-                    daemon=True,
-                )
-                self._thread.start()
-                return
-            os.close(reader)
+                if self._writer.isOpened():
+                    os.set_blocking(reader.fileno(), True)
+                    stack.pop_all()
+                    self._thread = threading.Thread(
+                        target=self._copy, args=(reader, file), name="edgerec-video-file", daemon=True
+                    )
+                    self._thread.start()
+                    return
         self._writer = cv2.VideoWriter(str(path), codec, fps, size)
         if not self._writer.isOpened():
             self._writer.release()
@@ -242,9 +240,9 @@ class _Encoder:
         if self._thread:
             self._thread.join()
 
-    def _copy(self, reader: int, file: io.FileIO) -> None:
-        with open(reader, "rb", buffering=0) as pipe, file:
-            while data := pipe.read(1 << 16):
+    def _copy(self, reader: io.FileIO, file: io.FileIO) -> None:
+        with reader, file:
+            while data := reader.read(1 << 16):
                 if data[4:12] == b"ftypisml":
                     data = data[:8] + _BRAND + data[8 + len(_BRAND) :]
                 try:

@@ -120,7 +120,8 @@ class SinkWorker:
     def finish(self) -> None:
         """Ask the thread to close the sink after all queued events; return immediately."""
         with self._changed:
-            self._ending, self._progress_s = True, time.monotonic()
+            if not self._ending:  # close() after finish() must not extend the patience
+                self._ending, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ class SinkWorker:
         with self._changed:
             self.dropped += count
             self._incomplete = True
-            self._warn(why)
+        self._warn(why)
 
     def _warn(self, why: str) -> None:
         # Log at most one line per minute, so that the log does not fill the disk.

@@ -154,7 +154,7 @@ def find_source(
     from edgerec.camera.sources.picamera import PicameraSource
     from edgerec.camera.sources.synthetic import SyntheticSource
 
-    wanted = wanted or CaptureFormat()
+    wanted, typed = wanted or CaptureFormat(), uri
     if not os.path.exists(uri):
         try:
             uri = read_secret(uri)
@@ -191,8 +191,10 @@ def find_source(
     if os.path.isfile(uri):
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
     near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
+    # A variable or file that contains no address may contain a secret in any form, so its content is not shown.
+    shown, hint = redacted(uri) if uri == typed else typed, f", did you mean {near[0]}:?" if near else ""
     raise SourceError(
-        f"the source {redacted(uri)!r} is nothing that exists{f', did you mean {near[0]}:?' if near else ''}: "
+        f"the source {shown!r} is nothing that exists{hint}: "
         "expected a camera (auto, 0, /dev/video0), a stream (rtsp://…, http://…), a video file, a folder of "
         f"pictures, or {_EXAMPLE}"
     )

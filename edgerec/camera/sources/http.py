@@ -203,15 +203,13 @@ def authorization(account: Url, at: Url, challenges: list[str], method: str = "G
             passwords = HTTPPasswordMgrWithDefaultRealm()
             address = f"{at.scheme}://{at.netloc}"
             passwords.add_password(None, address, user, password)
-            try:
-                asked = parse_keqv_list(parse_http_list(rest))
-            except IndexError:  # a name without a value
-                continue
             request = Request(address + at.target, method=method)
             request.selector = uri or at.target
-            answer = AbstractDigestAuthHandler(passwords).get_authorization(request, asked)
-            if answer:
-                return f"Digest {answer}"
+            # A camera may offer an algorithm that is not supported, such as SHA-256, before another one.
+            with contextlib.suppress(IndexError, ValueError, OSError):
+                asked = parse_keqv_list(parse_http_list(rest))
+                if answer := AbstractDigestAuthHandler(passwords).get_authorization(request, asked):
+                    return f"Digest {answer}"
     if any(challenge.lower().startswith("basic") for challenge in challenges):
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     return ""

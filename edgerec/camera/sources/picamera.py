@@ -38,14 +38,17 @@ class PicameraSource:
             raise SourceError(f"{self.name} does not exist: libcamera lists {there}; is the ribbon cable plugged in?")
         size = (wanted.width or 1280, wanted.height or 720)
         controls = {"FrameRate": wanted.fps} if wanted.fps else {}
+        self._camera: Any = None
         try:
-            self._camera: Any = picamera2(number)
+            self._camera = picamera2(number)
             # libcamera names formats by their order in memory from the last byte: BGR888 is RGB in an array.
             self._camera.configure(
                 self._camera.create_video_configuration(main={"size": size, "format": "BGR888"}, controls=controls)
             )
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
+            if self._camera is not None:
+                self._camera.close()  # otherwise libcamera reports the camera as in use at the next attempt
             raise SourceError(f"{self.name} does not open ({error}): is another program using it?") from None
         width, height = self._camera.camera_configuration()["main"]["size"]
         self.format = CaptureFormat(width, height, wanted.fps, "RGB3")
@@ -66,8 +69,10 @@ class PicameraSource:
 
     def close(self) -> None:
         """Stop and release the camera."""
-        self._camera.stop()
-        self._camera.close()
+        try:
+            self._camera.stop()
+        finally:
+            self._camera.close()
 
 
 def camera_modules(name: str) -> list[int]:

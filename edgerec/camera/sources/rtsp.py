@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import email.parser
-import email.policy
+import email
+import email.message
 import re
 import socket
 import ssl
@@ -24,7 +24,7 @@ def without_redirects(url: Url) -> Url:
             used. All other errors are reported by FFmpeg when it opens the stream.
     """
     at, credentials = url, ""
-    for _ in range(MOST_HOPS if url.user else 0):
+    for _ in range(MOST_HOPS if url.user or url.password else 0):
         try:
             status, headers = _describe(at, credentials)
         except (OSError, ValueError) as error:
@@ -78,5 +78,4 @@ def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
     status = re.match(rb"RTSP/\d\.\d (\d{3})\b", first)
     if status is None:
         raise ValueError("not RTSP")
-    message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(fields, headersonly=True)
-    return int(status[1]), message
+    return int(status[1]), email.message_from_string(fields.decode("latin-1"))
