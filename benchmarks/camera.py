@@ -1,9 +1,9 @@
-"""The camera against the loop that people write by hand, and against MediaPipe; how old answers are; memory.
+"""Compare the camera's throughput with a hand-written loop and MediaPipe, and measure its latency and memory.
 
     python benchmarks/camera.py throughput files latency memory soak --work FOLDER [--mediapipe PYTHON]
 
-Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Everything that is compared runs in turn, each in a process of
-its own, and the ratio of the medians counts. MediaPipe is run by the interpreter PYTHON, which has it installed.
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data. The programs to compare run alternately, each in a separate
+process, and the result is the ratio of the medians. PYTHON is a Python interpreter with MediaPipe installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import data_folder
 from edgerec.camera.frame import Result
 
 FRAMES, ROUNDS = 300, 5
-# Frames of the longer video, and those at its start that do not count for the steady state.
+# Number of frames of the longer video, and number of initial frames that are excluded from the steady-state rate.
 LONG, WARM_UP = 900, 50
 PERIOD_S, SLOW_S = 1 / 30, 0.1
 
@@ -139,9 +139,9 @@ def long_video(work: Path, codec: str, suffix: str) -> Path:
 
 
 def files(work: Path, _: str) -> dict[str, Any]:
-    """Compare with the hand-written loop over video files, with the default threads and with two threads by hand.
+    """Compare edgerec with the hand-written loop on video files, with the default and with two threads in the loop.
 
-    Each ratio is the median of the ratios of runs that directly follow each other.
+    Each result is the median of the ratios of two consecutive runs, one of each program.
     """
     model, bundle = bundles(work)["mobilenet_v2 1.0 224"]
     table = {}

@@ -1,11 +1,11 @@
-"""Pass damaged inputs of every kind to edgerec: no crash, hang, traceback, excessive memory, stray file or connection.
+"""Fuzz edgerec: check that damaged inputs cause no crash, hang, traceback, excessive memory, file or connection.
 
     python benchmarks/fuzz.py --target tflite keras --seed 0 --count 10000 [--first N] [--bundle FOLDER]
 
-Prints a line of JSON for each target, and exits with code 1 if an input was neither accepted nor refused in one line.
-``--first N --count 1`` repeats case N alone. The modules of ``fuzzing`` have one kind of input each. Targets in
-``TARGETS`` run each case in a process of its own (see ``fuzzing/isolation.py``); those in ``KINDS`` run in this
-process, together with servers on loopback.
+The script prints a line of JSON for each target. It exits with code 1 unless edgerec either accepted each input or
+refused it with a one-line message. ``--first N --count 1`` repeats only case N. Each module of ``fuzzing`` creates one
+kind of input. The cases of ``TARGETS`` run in separate processes (see ``fuzzing/isolation.py``), and the cases of
+``KINDS`` run in this process, together with servers on loopback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fuzzing import archives, bundles, http, keras, mjpeg, mqtt, network, runs, 
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
-# Each kind of input that is tried in this process, with its share of the cases of a run without --target.
+# The kinds of input whose cases run in this process, and the share of each kind in a run without --target.
 KINDS: dict[str, tuple[Kind, int]] = {
     "manifests": (bundles.manifests, 20),
     "golden": (bundles.golden, 6),
@@ -60,7 +60,7 @@ def small_bundle(work: Path) -> Path:
 
 
 def main() -> None:
-    """Run the targets and print the figures."""
+    """Run the targets and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000, help="number of cases of each target")

@@ -9,10 +9,10 @@ with SIGTERM. The script prints one JSON object and exits with 1 if a check fail
 
 - every accepted result is printed and has a row in the CSV file, or is counted as lost; no frame of the file is lost;
 - every decision was received by the MQTT client and by the webhook, or is counted as lost;
-- the memory (proportional set size), descriptors and threads at the end equal those after the first tenth: the median
-  over all moments at which no fault was active, memory within 2 %;
+- the memory (proportional set size, within 2 %), file descriptors and threads at the end equal those after the first
+  tenth of the time; the medians over all samples without an active fault are compared;
 - the exit code is 0, or 1 if the camera reported lost results, and standard error has no traceback;
-- files that a person moved out of the folder of saved images are still there.
+- files that were moved out of the folder of saved images still exist.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Fault = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class HookServer:
-    """Receives the webhook's requests; ``status`` 0 closes each connection, and -1 keeps it open without a response."""
+    """A server for the webhook. ``status`` is the response status; 0 closes each connection, and -1 never responds."""
 
     def __init__(self) -> None:
         self.status, self.bodies, outer = 200, [], self
@@ -82,7 +82,7 @@ class HookServer:
 
 
 class Soak:
-    """One camera process, its servers, and what was observed."""
+    """A soak test: the camera process, its servers, and the observed values."""
 
     def __init__(self, folder: Path, bundle: Path, seconds: float) -> None:
         self.folder, self.bundle, self.seconds = folder, bundle, seconds
@@ -152,7 +152,7 @@ class Soak:
             time.sleep(0.05)
 
     def table(self) -> dict[str, Fault]:
-        """Return the faults: context managers that begin and end one."""
+        """Return the faults by name. Each fault is a context manager that is active while the fault lasts."""
         return {
             "RTSP server killed": self._killed(self.rtsp),
             "RTSP server silent": self._silent,
@@ -244,7 +244,7 @@ class Soak:
         self.mjpeg.start()
 
     def sample(self, elapsed: float) -> None:
-        """Record memory (MiB), descriptors and threads of the camera."""
+        """Record the camera's memory (MiB), number of file descriptors and number of threads."""
         process = Path("/proc") / str(self.process.pid)
         with contextlib.suppress(OSError):
             memory = int(re.findall(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)[0]) / 1024
@@ -253,7 +253,7 @@ class Soak:
             self.samples.append((elapsed, memory, descriptors, threads, self.active))
 
     def run(self, fault_every: float) -> None:
-        """Inject faults until the time is over, and record what the camera uses."""
+        """Inject faults until the time is over, and record the camera's resource usage."""
         faults = list(self.table().items())
         begin, count = time.monotonic(), 0
         while (elapsed := time.monotonic() - begin) < self.seconds and self.process.poll() is None:
@@ -283,7 +283,7 @@ class Soak:
             self.process.kill()
             self.process.wait()
             code = -1
-        time.sleep(2)  # until the last messages arrived
+        time.sleep(2)  # wait for the last messages
         self.listener.close()
         for server in (self.rtsp, self.mjpeg):
             server.kill()
@@ -291,7 +291,7 @@ class Soak:
         return code
 
     def figures(self, code: int) -> dict[str, Any]:
-        """Return the figures and the failed checks."""
+        """Return the measured values and the failed checks."""
         with open(self.folder / "rows.csv", newline="", encoding="utf-8") as file:
             rows = [(row["source"], int(row["frame"])) for row in csv.DictReader(file)]
         printed = list(self.printed)
@@ -341,7 +341,7 @@ class Soak:
 
 
 def decision_key(source: str, decision: dict[str, Any]) -> tuple[str, str, float]:
-    """Return what identifies a decision: its source, its label and the time at which it began."""
+    """Return a key that identifies a decision: the source, the label and the start time."""
     return source, decision["label"], round(decision["since_s"], 3)
 
 

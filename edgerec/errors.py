@@ -68,7 +68,7 @@ class DelegateError(EdgerecError, OSError):
 
 
 class NoHomeError(EdgerecError, OSError):
-    """A user without a home folder, where a default folder is needed."""
+    """A default folder is needed, but the user has no home folder."""
 
 
 class SourceError(EdgerecError, OSError):
@@ -76,7 +76,7 @@ class SourceError(EdgerecError, OSError):
 
 
 class AddressError(EdgerecError, ValueError):
-    """An address or a reference to a secret that cannot be used. The message never contains a secret."""
+    """An address, or a reference to a secret, is not valid. The message never contains a secret."""
 
 
 class OutputExistsError(EdgerecError, FileExistsError):
@@ -84,7 +84,7 @@ class OutputExistsError(EdgerecError, FileExistsError):
 
 
 class InUseError(EdgerecError, BlockingIOError):
-    """A file or folder to which another process is writing."""
+    """Another process is writing to the file or folder."""
 
 
 class OutputIsInputError(EdgerecError, ValueError):

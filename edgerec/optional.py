@@ -41,7 +41,8 @@ def require(module: str) -> Any:
         # It looks at this once, when it is loaded.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if package == "cv2":
-        # OpenCV reads this once, when it is loaded. A small file can contain an image that takes gigabytes of memory.
+        # Limit the image size, because even a small file can contain an image that takes gigabytes of memory. OpenCV
+        # reads this variable only once, when it is imported.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Zip files of bundles: damaged directories, archives that unpack to gigabytes, and names that lead elsewhere."""
+"""Damaged zip files of bundles: damaged directories, zip bombs, and file names that lead out of the output folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BOMB_BYTES = 40 << 20
 
 
 def make(rng: Random, bundle: Path, folder: Path) -> Path:
-    """Write the zip of a bundle with one kind of damage."""
+    """Write a zip file of the bundle with one kind of damage, and return its path."""
     files = {file.relative_to(bundle).as_posix(): file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
     manifest = json.loads(files["manifest.json"])
     path, method = folder / "bundle.zip", rng.choice(_METHODS)

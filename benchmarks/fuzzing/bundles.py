@@ -196,7 +196,7 @@ def start(work: Path) -> Path:
 
 
 def make(rng: Random, bundle: Path, folder: Path) -> Path:
-    """Write a copy of the bundle in which one file is damaged; its digest is corrected most of the time."""
+    """Write a copy of the bundle with one damaged file. In most cases, update the digest of this file."""
     copy = folder / rng.choice(("bundle", "bundle", "bundle", "bundle.zip"))
     shutil.copytree(bundle, folder / "bundle")
     name = rng.choice(("manifest.json", "manifest.json", "golden/golden.json", "golden/000.png", "model.tflite"))

@@ -1,4 +1,4 @@
-"""Damaged HTTP: requests to the web page and the metrics, and responses of hostile cameras and webhook servers."""
+"""Damaged HTTP messages: requests to the web page and the metrics, and responses of cameras and webhook servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from fuzzing.tally import Broken
 SECRET, TOKEN = "hush4711", "token-hush4711"
 _BASIC = base64.b64encode(f"me:{SECRET}".encode())
 _WAIT_S = 20.0
-# Seconds to wait for the response to a damaged request, because the server may wait for the rest of the request.
+# Maximum time in seconds to wait for the response to a damaged request. The server may send none, because it waits for
+# the rest of the request.
 _RESPONSE_S = 0.3
 _MANIFEST = SimpleNamespace(
     name="signs", target="rpi", variant="int8", labels=("stop", "go"), model="model.tflite", files={}
@@ -46,7 +47,7 @@ _WEBHOOK = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX: y\r\n\r\n"
 
 
 def start(work: Path) -> list[bytes]:
-    """Import what the cases need, and return small JPEG files."""
+    """Import the modules that the cases use, and return small JPEG files."""
     import cv2
     import prometheus_client  # noqa: F401
     import starlette.applications  # noqa: F401
@@ -63,7 +64,7 @@ def start(work: Path) -> list[bytes]:
 
 
 def make(rng: Random, seeds: list[bytes], folder: Path) -> tuple[str, list[bytes]]:
-    """Return the kind of peer, and what the peer sends in each of its connections."""
+    """Return the kind of peer to simulate, and the bytes that it sends in each connection."""
     kind = rng.choice(("page", "locked page", "metrics", "camera", "camera", "webhook"))
     makers: dict[str, Callable[[], bytes]] = {
         "page": lambda: _page_request(rng),
@@ -76,7 +77,7 @@ def make(rng: Random, seeds: list[bytes], folder: Path) -> tuple[str, list[bytes
 
 
 def use(damaged: tuple[str, list[bytes]], out: Path) -> None:
-    """Exchange the damaged messages with edgerec, and check that it works afterwards and tells nobody its secrets."""
+    """Send the damaged messages to edgerec. Check that it works afterwards, and that errors contain no secrets."""
     kind, messages = damaged
     try:
         {"page": _page, "locked page": _locked_page, "metrics": _metrics, "camera": _camera, "webhook": _webhook}[kind](
@@ -118,7 +119,7 @@ def _camera_response(rng: Random, images: list[bytes]) -> bytes:
     content = head + (parts if head.startswith(b"HTTP/1.") and b" 200 " in head[:13] else b"")
     if rng.random() < 0.1:
         return content
-    # The target of a redirect stays, because any other host would be looked up in the network.
+    # Do not damage the target of a redirect, because edgerec would resolve a changed host name with DNS.
     kept = content.find(b"Location") if b"Location" in content else len(content)
     return damaged_bytes(rng, content[:kept], within=((0, len(head)),)) + content[kept:]
 
@@ -200,7 +201,7 @@ def _webhook(messages: list[bytes], out: Path) -> None:
 
 
 def _sender(messages: list[bytes], other: int) -> Callable[[socket.socket], None]:
-    """Return a server that sends the next message in each connection, and the last one from then on."""
+    """Return a server that sends one message per connection, in order, and then repeats the last message."""
     left = list(messages)
 
     def serve(connected: socket.socket) -> None:

@@ -1,9 +1,9 @@
-"""Run each damaged input in a process of its own, with limits on time, memory, files and network.
+"""Run each fuzz case in a separate process, with limits on time, memory, files and network.
 
 A target has three functions:
 
-- ``start(work)`` runs once. It imports what the cases need and returns the valid inputs that are damaged.
-- ``make(rng, seeds, folder)`` writes a damaged input into an empty folder and returns what ``use`` takes.
+- ``start(work)`` runs once. It imports the modules that the cases use, and returns the valid inputs (``seeds``).
+- ``make(rng, seeds, folder)`` writes a damaged input into an empty folder and returns the argument for ``use``.
 - ``use(damaged, out)`` passes the damaged input to edgerec. It may write files only into ``out``, and raises
   :class:`EdgerecError` if edgerec refuses the input.
 """
@@ -30,7 +30,7 @@ from typing import Any
 from edgerec.errors import EdgerecError
 from fuzzing.tally import Figures, error_fault
 
-# A folder outside of the output that a hostile input may name; nothing may be written there.
+# Name of a folder that hostile inputs refer to. It is outside of the output folder, so nothing may be written there.
 ELSEWHERE = "elsewhere"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NETWORK = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
@@ -39,12 +39,12 @@ _CODE = ("os.system", "os.exec", "os.posix_spawn", "pickle.find_class")
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of input.
+    """A fuzz target: one kind of input.
 
     Attributes:
-        start, make, use: the functions that the module's docstring describes.
+        start, make, use: functions, see the docstring of this module.
         timeout_s: time in seconds after which a case counts as a hang.
-        memory_bytes: resident memory that a case may use, in addition to that of ``start``.
+        memory_bytes: resident memory that a case may use, in addition to the memory after ``start``.
         network: whether connections to loopback addresses are allowed.
     """
 
@@ -57,7 +57,7 @@ class Target:
 
 
 def run_target(name: str, target: Target, work: Path, *, seed: int, count: int, first: int = 0) -> Figures:
-    """Run the cases ``first`` to ``first + count - 1`` of a target; each has a seed of its own."""
+    """Run the cases ``first`` to ``first + count - 1`` of a target. Each case has its own random seed."""
     figures = Figures(name)
     work.mkdir(parents=True, exist_ok=True)
     seeds = target.start(work / "seeds")
@@ -69,7 +69,7 @@ def run_target(name: str, target: Target, work: Path, *, seed: int, count: int, 
 
 
 def in_child(function: Callable[[], None]) -> None:
-    """Call a function in a child process, e.g. to create models: a process that has used TensorFlow cannot fork."""
+    """Call a function that uses TensorFlow in a child process, because a process that has used it cannot fork."""
     child = os.fork()
     if not child:
         try:
@@ -83,7 +83,7 @@ def in_child(function: Callable[[], None]) -> None:
 
 
 def run_case(target: Target, seeds: Any, folder: Path, case: str) -> tuple[str, str]:
-    """Run one case in a child process; return ``accepted``, ``refused`` or ``broken``, and the message."""
+    """Run one case in a child process; return the outcome (``accepted``, ``refused`` or ``broken``) and a message."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("input", "out", "here", "temporary", "cache", ELSEWHERE):
         (folder / name).mkdir(parents=True)
@@ -108,7 +108,7 @@ def _outcome(target: Target, folder: Path, child: int, reader: int) -> tuple[str
         if not more:
             break
     timed_out = not ready
-    with contextlib.suppress(ProcessLookupError):  # also stops processes that the case has started
+    with contextlib.suppress(ProcessLookupError):  # also stops child processes of the case
         os.killpg(child, signal.SIGKILL) if timed_out else None
     _, status, usage = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -129,7 +129,7 @@ def _outcome(target: Target, folder: Path, child: int, reader: int) -> tuple[str
 
 
 def _left_behind(folder: Path) -> list[str]:
-    """Return files outside of the folders in which a case may write."""
+    """Return the files that a case has written outside of its output folders."""
     return sorted(
         str(path.relative_to(folder))
         for name in ("here", "temporary", ELSEWHERE)
@@ -144,7 +144,7 @@ def _last_output(folder: Path) -> str:
 
 
 def _child(target: Target, seeds: Any, folder: Path, case: str, writer: int) -> None:
-    """Run the case and never return."""
+    """Run the case in the child process, report the outcome, and end the process."""
     try:
         os.setsid()
         baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -188,7 +188,7 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
 
 
 def _watch(folder: Path, network: bool, violations: list[str]) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that records files that are written elsewhere, connections, and code that is executed."""
+    """Return an audit hook that records writes to other folders, network connections and execution of code."""
     allowed = ("/dev/", "/proc/", *(str(folder / name) for name in ("out", "temporary", "cache", "output.txt")))
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -212,7 +212,7 @@ def _is_loopback(event: str, arguments: tuple[Any, ...]) -> bool:
 
 @contextlib.contextmanager
 def no_connections() -> Iterator[int]:
-    """Yield the port of a server on loopback that a hostile input may name; raise if anything connected to it."""
+    """Yield the port of a loopback server for use in hostile inputs; raise an error if anything connected to it."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -1,4 +1,4 @@
-"""Damaged Keras files: names, modules and values in the configuration are changed, or bytes of the archive."""
+"""Damaged Keras files: changed names, modules and values in the configuration, or changed bytes in the file."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _function(rng: Random) -> dict[str, Any]:
 
 
 def _lambda(rng: Random, folder: Path) -> dict[str, Any]:
-    """Return a layer that would write a file when it is called."""
+    """Return the configuration of a Lambda layer that writes a file when it is called."""
     code = f"open({str(folder.parent / ELSEWHERE / 'executed')!r}, 'w')"
     config = {"name": "x", "function": _function(rng), "arguments": {}, "output_shape": None}
     layer = {"module": "keras.layers", "class_name": "Lambda", "registered_name": None, "name": "x", "config": config}
@@ -117,7 +117,7 @@ def _lambda(rng: Random, folder: Path) -> dict[str, Any]:
 
 
 def use(path: Path, out: Path) -> None:
-    """Read the model as another program's file, and as the file of a run."""
+    """Read the model both as a third-party file and as a file of a run."""
     from edgerec.errors import EdgerecError
     from edgerec.train.foreign import read_foreign
     from edgerec.train.keras_files import load_model

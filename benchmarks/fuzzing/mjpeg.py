@@ -1,4 +1,4 @@
-"""Damaged and crafted motion JPEG: every complete file is found and decoded with bounded work for each byte."""
+"""Damaged and crafted motion JPEG streams: check that the extracted files are complete, and limit the CPU time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fuzzing.mutate import damaged_bytes
 from fuzzing.tally import Broken
 
 _BOUNDARY = b"--frame"
-# CPU time that a stream may take. Decoding a file with 512 pixels per byte takes the most time.
+# Maximum CPU time in seconds for a stream, and for each byte. The slowest files are those with 512 pixels per byte.
 _BASE_S, _BYTE_S = 2.0, 50e-6
 _LONGEST = 200_000
 _MARKERS = (0xC0, 0xC2, 0xC4, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xFE, 0xFF, 0x00)
 
 
 def start(work: Path) -> list[bytes]:
-    """Import what the cases need, and return JPEG files: baseline, progressive, gray, and with restart markers."""
+    """Return small JPEG files: baseline, progressive, with restart markers, and grayscale."""
     import cv2
 
     import edgerec.camera.sources.mjpeg  # noqa: F401
@@ -33,7 +33,7 @@ def start(work: Path) -> list[bytes]:
 
 
 def make(rng: Random, seeds: list[bytes], folder: Path) -> tuple[bytes, int]:
-    """Return the bytes of a stream, and the number of bytes that are passed on at once."""
+    """Return the bytes of a stream, and the number of bytes in each call of the splitter."""
     makers = (_repeated, _resized, _many_scans, _with_thumbnail, _cut)
     stream = b"".join(rng.choice(makers)(rng, seeds) for _ in range(rng.choice((1, 1, 3))))
     if rng.random() < 0.5:
@@ -65,7 +65,7 @@ TARGET = Target(start, make, use, timeout_s=120.0, memory_bytes=1 << 30)
 
 
 def _repeated(rng: Random, seeds: list[bytes]) -> bytes:
-    """Repeat a few markers and segments, so that many places look like the start of a file."""
+    """Return a repeated sequence of markers and segments, so that files seem to begin at many positions."""
     unit = b"\xff\xd8" * rng.randrange(2)
     for _ in range(rng.randrange(1, 5)):
         unit += bytes((0xFF, rng.choice(_MARKERS)))
@@ -78,7 +78,7 @@ def _repeated(rng: Random, seeds: list[bytes]) -> bytes:
 
 
 def _resized(rng: Random, seeds: list[bytes]) -> bytes:
-    """Change the size in a frame header, and repeat the compressed data."""
+    """Return a JPEG file with another image size in its header and repeated compressed data."""
     file = rng.choice(seeds)
     at = max(file.find(b"\xff\xc0"), file.find(b"\xff\xc2")) + 5
     size = rng.choice((0, 1, 100, 8000, 65_535)).to_bytes(2, "big") + rng.choice((1, 100, 8000)).to_bytes(2, "big")

@@ -1,6 +1,6 @@
 """Hostile MQTT brokers: packets of every type and length, floods, and connections that end at any point.
 
-Afterwards, a correct broker must receive all messages.
+After each case, the sink connects to a correct broker, which must receive all messages.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ MESSAGES = 5
 DELIVERY_S = 40.0
 SEND_S = 2.0
 _ACCEPTED = b"\x20\x02\0\0"
-# CONNACK, PUBACK 1 to 4, PUBREC, SUBACK, PINGRESP, PUBLISH of QoS 1, UNSUBACK.
+# Valid packets: CONNACK, PUBACK 1 to 4, PUBREC, SUBACK, PINGRESP, PUBLISH with QoS 1, UNSUBACK.
 _VALID = bytes.fromhex(
     "20020000 40020001 40020002 40020003 40020004 50020005 9003000101 d000 320700036162630001 b0020001"
 )
-# Number of repetitions of a packet, and the largest total size of a flood.
+# Possible numbers of repetitions of a packet, and the maximum total size of the repetitions in bytes.
 _REPEATED = (1, 1, 1, 3, 100, 100_000)
 _ID = b"\xa7\xa8"
 _FLOOD_BYTES = 50_000_000
 
 
 def start(work: Path) -> None:
-    """Import paho, so that it does not count as memory of a case."""
+    """Import paho before the cases run, so that it does not count toward their memory."""
     import paho.mqtt.client  # noqa: F401
 
 
 def make(rng: Random, seeds: None, folder: Path) -> list[list[tuple[bytes, int]]]:
-    """Return what the broker sends on each of its connections: packets with their numbers of repetitions.
+    """Return the packets that the broker sends on each connection, with the number of repetitions of each packet.
 
     The byte sequence ``_ID`` in a packet stands for a packet ID that increases with each repetition.
     """
@@ -69,7 +69,7 @@ def _packets(rng: Random) -> tuple[bytes, int]:
 
 
 def _encoded(rng: Random, length: int) -> bytes:
-    """Encode a length as in MQTT 3.1.1, section 2.2.3; sometimes with too many bytes."""
+    """Encode a packet length (MQTT 3.1.1, section 2.2.3), sometimes with more bytes than the standard allows."""
     if rng.random() < 0.03:
         return b"\xff" * rng.choice((4, 5, 100))
     data = b""
@@ -80,7 +80,7 @@ def _encoded(rng: Random, length: int) -> bytes:
 
 
 def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
-    """Let a sink publish to the hostile broker, and then to a correct one on the same port."""
+    """Publish messages to the hostile broker, and then to a correct broker on the same port."""
     left = list(connections)
 
     def serve(connected: socket.socket) -> None:
@@ -119,7 +119,7 @@ def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
 
 
 def _acknowledge(connected: socket.socket) -> None:
-    """Acknowledge every PUBLISH of QoS 1; the packets are split as in MQTT 3.1.1, section 2.2."""
+    """Parse the received packets (MQTT 3.1.1, section 2.2), and acknowledge every PUBLISH with QoS 1."""
     connected.sendall(_ACCEPTED)
     data = b""
     while more := connected.recv(65536):

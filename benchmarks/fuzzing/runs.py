@@ -14,7 +14,7 @@ from edgerec.errors import EdgerecError
 from fuzzing.isolation import Target
 from fuzzing.mutate import damaged_bytes, damaged_json
 
-# Another process makes the valid inputs, because processes that are forked after TensorFlow has run can hang.
+# A separate process creates the valid inputs, because a process that has used TensorFlow may hang after a fork.
 _MAKE_RUN = """
 from edgerec import Recipe, fit, quantize
 recipe = Recipe().override({"data.source": "digits", "train.epochs": 1})
@@ -54,7 +54,7 @@ def make_run(rng: Random, run: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def use_run(runs: tuple[Path, Path], out: Path) -> None:
-    """Read all values of the run and compare it with a valid one, after listing it with others."""
+    """List the run together with the valid run, read all of its values, and compare the two runs."""
     from edgerec import Run, diff_runs, list_runs
 
     damaged, valid = runs
@@ -67,14 +67,14 @@ def use_run(runs: tuple[Path, Path], out: Path) -> None:
 
 
 def start_pack(work: Path) -> Path:
-    """Return a pack."""
+    """Create and return a valid pack."""
     from edgerec.data import load  # noqa: F401
 
     return _started(_MAKE_PACK, work / "pack")
 
 
 def make_pack(rng: Random, pack: Path, folder: Path) -> Path:
-    """Copy the pack and damage one of its files; the digest of its manifest is corrected most of the time."""
+    """Copy the pack and damage one of its files. In most cases, update the digest of the manifest."""
     from edgerec.data.packed import manifest_digest
 
     copy = shutil.copytree(pack, folder / "pack")
@@ -102,7 +102,7 @@ def use_pack(path: Path, out: Path) -> None:
 
 
 def _damage(rng: Random, path: Path) -> None:
-    """Change the content of a file, or replace the file by another kind of file."""
+    """Change the content of a file, or replace it, e.g. with a folder or a link."""
     content = path.read_bytes()
     how = rng.choice(("value",) * 6 + ("bytes",) * 3 + ("text", "text", "remove", "folder", "loop", "long"))
     if how == "value" and path.suffix == ".json":

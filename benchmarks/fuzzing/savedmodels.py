@@ -1,4 +1,4 @@
-"""Damaged SavedModels: other operators, attributes and functions in the graph, or damaged bytes."""
+"""Damaged SavedModels: changed operators, attributes and functions in the graph, or changed bytes."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def make(rng: Random, seed: Path, folder: Path) -> Path:
         elif way == 3 and node.input:
             del node.input[rng.randrange(len(node.input))]
         else:
-            node.op = function.signature.name  # calls a function, perhaps the one that contains the node
+            node.op = function.signature.name  # calls a function, possibly the one that contains the node
     (path / "saved_model.pb").write_bytes(saved.SerializeToString())
     return path
 
 
 def use(path: Path, out: Path) -> None:
-    """Load the SavedModel, which runs it."""
+    """Load the SavedModel. Loading also runs the model."""
     from edgerec.train.saved_model import load_saved_model
 
     load_saved_model(path)

@@ -18,7 +18,7 @@ from typing import Any
 from edgerec.errors import EdgerecError
 from edgerec.utils.text import is_printable
 
-# What takes longer than this hangs; a machine may be busy with other things.
+# Time limit of one input in seconds. It is generous, because the machine may be busy.
 LIMIT_S = 60.0
 MOST_CHARACTERS = 1500
 
@@ -28,19 +28,19 @@ Kind = Callable[[Path, Path], AbstractContextManager[Attempt]]
 
 
 class Broken(Exception):
-    """What must not be: a crash, a traceback, a hang."""
+    """A defect of edgerec: a crash, a traceback, a hang, or any other wrong behavior."""
 
 
 @dataclass
 class Figures:
-    """Outcomes of one kind of input.
+    """The number of inputs of one kind, by outcome.
 
     Attributes:
-        kind: name of the kind.
-        tried, accepted, refused: number of inputs.
+        kind: name of the kind of input.
+        tried, accepted, refused: number of all, accepted and refused inputs.
         other: number of inputs with any other outcome, which must be 0.
-        slowest_s: longest time that one input took.
-        examples: the first other outcomes, with the seeds that repeat them.
+        slowest_s: maximum time for one input, in seconds.
+        examples: descriptions of the first other outcomes, with the seeds to reproduce them.
     """
 
     kind: str
@@ -112,7 +112,7 @@ def _note(figures: Figures, seed: str, said: str) -> None:
 
 
 def error_fault(message: str) -> str:
-    """Return why an error message is not one readable line; empty if it is."""
+    """Return why an error message is not acceptable; empty if it is one readable line."""
     if not message.strip() or not is_printable(message):
         return "not one printable line"
     return "too long" if len(message) > MOST_CHARACTERS else ""

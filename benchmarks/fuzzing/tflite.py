@@ -1,4 +1,4 @@
-"""Damaged .tflite files: the tables of a model are changed, so that the file stays a valid flatbuffer."""
+"""Damaged .tflite files. Most changes affect values in the model's tables, so that the file is a valid flatbuffer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLOATS = (0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), 3.0)
 
 
 def start(work: Path) -> list[bytes]:
-    """Return small models of many kinds of operators."""
+    """Return small models that contain many kinds of operators."""
     import cv2  # noqa: F401
 
     from edgerec.runtime.interpreter import find_runtime
@@ -40,14 +40,14 @@ def start(work: Path) -> list[bytes]:
             models.append(content if len(content) < 200_000 else beginning(content))
     models += generated()
     seeds = [pack(parse(model)) for model in models]
-    # One case in this process imports everything, so that the others do not have to.
+    # Run one case in this process to import all modules, so that the forked processes need not import them.
     work.mkdir(parents=True, exist_ok=True)
     use(write(seeds[-1], seeds[-1], work), work)
     return seeds
 
 
 def generated() -> list[bytes]:
-    """Return models with one operator of each kind after a convolution, without weights from training."""
+    """Return untrained models. Each one consists of a convolution and one other operator."""
     sys.path.insert(0, str(REPOSITORY))
     from tests.tflite_models import SIZE, Model
 
@@ -112,7 +112,7 @@ def generated() -> list[bytes]:
 
 
 def beginning(content: bytes, count: int = 7) -> bytes:
-    """Return the first operators of a large model, with their weights only."""
+    """Return a model that consists of the first ``count`` operators of a large model."""
     model = parse(content)
     graph = model.subgraphs[0]
     graph.operators = graph.operators[:count]
@@ -131,7 +131,7 @@ def make(rng: Random, seeds: list[bytes], folder: Path) -> Path:
 
 
 def write(seed: bytes, content: bytes, folder: Path) -> Path:
-    """Write a model, and as many labels as the undamaged model has classes."""
+    """Write the model ``content``, and a label file with one label per class of the undamaged model ``seed``."""
     path = folder / "model.tflite"
     path.write_bytes(content)
     classes = read_graph(seed).outputs[0].shape[-1]
@@ -306,7 +306,7 @@ def _change_graph(rng: Random, model: Any) -> None:
 
 
 def _call_subgraph(rng: Random, model: Any, operator: Any) -> None:
-    """Turn an operator into WHILE, IF or CALL_ONCE of some subgraph, perhaps of its own."""
+    """Replace an operator by WHILE, IF or CALL_ONCE, which calls a random subgraph, possibly its own one."""
     from edgerec.contract.schema import tflite_schema
 
     schema = tflite_schema()
@@ -341,7 +341,7 @@ def use(path: Path, out: Path) -> None:
     from edgerec.runtime import probing
 
     probing.TIMEOUT_S = TIMEOUT_S
-    if sum(path.read_bytes()) % 50:  # otherwise start real child processes, which takes 50 times as long
+    if sum(path.read_bytes()) % 50:  # otherwise use real child processes, which are 50 times slower
         probing.run_python = forked
     refused = None
     for step in (
@@ -357,7 +357,7 @@ def use(path: Path, out: Path) -> None:
 
 
 def forked(code: str, *arguments: str, content: bytes, timeout_s: float) -> Any:
-    """Run a model as ``run_python`` does, but in a fork of this process, which has imported everything already."""
+    """Replacement for ``run_python`` that forks this process, which is faster because all modules are imported."""
     from edgerec.runtime.child import Outcome
     from edgerec.runtime.interpreter import open_interpreter
     from edgerec.runtime.probing import child

@@ -128,8 +128,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        # A thread of a camera or sink may hang in native code or in a write to stdout. Python would abort or wait.
-        # All output was flushed; flushing stdout again would wait for a thread that holds the lock of its buffer.
+        # A thread of a camera or sink may hang in native code or in a write to stdout. A normal exit would then abort
+        # or wait forever. All output was flushed before. Do not flush stdout here: the thread may hold its lock.
         if any(thread.daemon and thread.name.startswith("edgerec-") for thread in threading.enumerate()):
             os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

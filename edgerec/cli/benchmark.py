@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# Seconds without a frame after which a live source is not measured.
+# Number of seconds without a frame after which the benchmark gives up on a live source.
 GIVE_UP_S = 10.0
 
 
@@ -67,7 +67,7 @@ def benchmark(
 
 
 def _frames(address: Address) -> Generator[Frame]:
-    """Yield the frames of a source. The source opens with the first frame, so that the cold start does not compete."""
+    """Yield the frames of a source. The source is opened on first use, so that it does not slow down the cold start."""
     from edgerec.camera import Feeds
     from edgerec.camera.states import Patience
 

@@ -187,7 +187,7 @@ def camera(
         if keep_open and not loop:
             log.info("the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops earlier")
         live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
-    if live.report.incomplete:  # the reasons were logged
+    if live.report.incomplete:  # the reasons have already been logged
         raise typer.Exit(1)
 
 

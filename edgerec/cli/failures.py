@@ -1,4 +1,4 @@
-"""Explain in one line the exceptions that files, disks and users cause, and leave all others, which are bugs."""
+"""One-line messages for exceptions that files, disks and users can cause. All other exceptions are bugs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def explain(error: Exception) -> str | None:
     """Return the message of an exception that a user, a file or the system can cause; None for any other exception."""
     if isinstance(error, EdgerecError):
         return str(error)
-    from edgerec.contract.files import system_error  # not needed to start a command
+    from edgerec.contract.files import system_error  # not needed for the start of a command
 
     system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
     if system is not None:
         assert system.errno is not None
         where = f" ({system.filename})" if system.filename else ""
         return f"{os.strerror(system.errno)}{where}: {_ADVICE.get(system.errno, 'check it, or choose another path')}"
-    # TensorFlow has its own class, which is not imported here.
+    # TensorFlow's exception class is compared by name, so that TensorFlow need not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"{OUT_OF_MEMORY}; finished results are complete"
-    if isinstance(error, OSError):  # raised by a library
+    if isinstance(error, OSError):  # a library raised the error
         return f"{_first_line(error)}: check the file or device, or choose another path"
     if isinstance(error, RecursionError):
         return "a file or a value is nested too deeply: use a file that edgerec has written"

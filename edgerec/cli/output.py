@@ -62,8 +62,8 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
     """Log a warning if a secret is in the arguments of this process, where other users of the system can read it.
 
     Args:
-        addresses: options that may be addresses with passwords.
-        secrets: options that are secrets.
+        addresses: values of options that may be URLs with passwords.
+        secrets: values of options that are secrets.
     """
     from edgerec.utils.urls import has_secret
 

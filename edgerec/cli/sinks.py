@@ -134,8 +134,8 @@ def _check_partners(wanted: Wanted) -> None:
             raise typer.BadParameter(f"{option} does nothing without {partner}")
 
 
-# The functions below return a function for each sink, which opens the sink. No sink changes an existing file before the
-# first event, because another sink may fail to open. The CSV file is the last one, because opening it creates the file.
+# Each function below returns a function that opens a sink. No sink changes an existing file before the first event,
+# because another sink may fail to open. The CSV file is opened last, because opening it creates the file.
 
 
 def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:

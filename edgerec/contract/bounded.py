@@ -14,9 +14,10 @@ from edgerec.contract.files import read_at_most
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
-# Number of objects and arrays. Each one takes at least 56 bytes of memory, but only 2 bytes of JSON.
+# Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
+# JSON.
 MAX_CONTAINERS = 1_000_000
-# Files of this total size are accepted, whatever their compression ratio.
+# Archives of up to this unpacked size are accepted with any compression ratio.
 MAX_SMALL_BYTES = 32 << 20
 MAX_COMPRESSION_RATIO = 50
 MAX_ZIP_ENTRIES = 10_000
@@ -24,31 +25,31 @@ MAX_NUMBER = 1e300  # larger integers do not fit into a float
 
 
 def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options: Any) -> Any:
-    """Parse JSON; raise :class:`ValueError` if it is invalid, too long or nested too deeply.
+    """Parse JSON; raise :class:`ValueError` if the text is invalid, too long or nested too deeply.
 
     Args:
         text: the JSON text, as a string or as UTF-8.
-        max_bytes: the maximum length.
-        options: further arguments of :func:`json.loads`.
+        max_bytes: maximum length of the text.
+        options: additional arguments for :func:`json.loads`.
     """
     marks = (b"{", b"[") if isinstance(text, bytes) else ("{", "[")
     return _parsed(text, max_bytes, marks, lambda: json.loads(text, **options))
 
 
 def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
-    """Parse TOML; raise :class:`ValueError` if it is invalid, too long or nested too deeply."""
+    """Parse TOML; raise :class:`ValueError` if the text is invalid, too long or nested too deeply."""
     decoded = text.decode() if isinstance(text, bytes) else text
     values: dict[str, Any] = _parsed(decoded, max_bytes, ("{", "["), lambda: tomllib.loads(decoded))
     return values
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Read a JSON file; raise :class:`OSError` if it cannot be read, and :class:`ValueError` as :func:`parse_json`."""
+    """Read and parse a JSON file; raise :class:`OSError` if this fails, or the errors of :func:`parse_json`."""
     return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
 def read_toml(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
-    """Read a TOML file; raise :class:`OSError` if it cannot be read, and :class:`ValueError` as :func:`parse_toml`."""
+    """Read and parse a TOML file; raise :class:`OSError` if this fails, or the errors of :func:`parse_toml`."""
     return parse_toml(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
@@ -80,12 +81,13 @@ def check_structure(value: Any, structure: Any, where: str = "") -> None:
     """Raise :class:`ValueError` if a value of a JSON or TOML file does not have the expected structure.
 
     Args:
-        value: the value.
-        structure: a type; ``Any``; a tuple of alternatives; a list with the structure of all items, and optionally the
-            smallest number of items; or a dictionary with the structure of each value. A key that ends with ``?`` is
-            optional, and the key ``*`` stands for all other keys. Other keys are allowed. Numbers must be finite, and
-            integers must fit into 64 bits.
-        where: name of the value, for the message.
+        value: the parsed value.
+        structure: expected structure. This is a type; ``Any``; a tuple of alternatives; a list that contains the
+            structure of all items, and optionally the minimum number of items; or a dictionary that contains the
+            structure of each value. A key that ends with ``?`` is optional, the key ``*`` stands for all keys that are
+            not listed, and without it, unlisted keys are not checked. Numbers must be finite, and integers must fit
+            into 64 bits.
+        where: name of the value, for the error message.
     """
     if isinstance(structure, tuple):
         if not any(_has_structure(value, each) for each in structure[1:]):
@@ -146,18 +148,18 @@ def _joined(where: str, key: str) -> str:
 
 
 class UnpackedSizeError(zipfile.BadZipFile):
-    """A zip archive whose files have an implausible or too large total size."""
+    """A zip archive with too many files, or whose unpacked size is too large or implausible."""
 
 
 def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
     """Open a zip archive in memory for reading.
 
     Raises:
-        UnpackedSizeError: its files have more than ``max_bytes`` or an implausible compression ratio, or there are more
-            than :data:`MAX_ZIP_ENTRIES` files.
-        zipfile.BadZipFile: it is not a zip archive.
+        UnpackedSizeError: the unpacked files would have more than ``max_bytes``, the compression ratio is implausible,
+            or the archive has more than :data:`MAX_ZIP_ENTRIES` files.
+        zipfile.BadZipFile: the content is not a zip archive.
     """
-    # Count the entries before they are parsed, because each one takes much more memory than it takes in the file.
+    # Count the entries before parsing them, because a parsed entry takes much more memory than an entry in the file.
     if content.count(b"PK\1\2") > MAX_ZIP_ENTRIES:
         raise UnpackedSizeError(f"it has more than {MAX_ZIP_ENTRIES:,} files")
     archive = zipfile.ZipFile(io.BytesIO(content))
@@ -166,13 +168,13 @@ def open_zip(content: bytes, max_bytes: int) -> zipfile.ZipFile:
 
 
 def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_RATIO) -> None:
-    """Check the total size of the files in a zip archive on disk; raise as :func:`open_zip`."""
+    """Check the unpacked size of a zip archive on disk; raise the same errors as :func:`open_zip`."""
     with zipfile.ZipFile(path) as archive:
         _check_unpacked_size(archive, path.stat().st_size, max_bytes, max_ratio)
 
 
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
-    # The size that an entry declares is reliable, because zipfile never unpacks more than this.
+    # The declared sizes can be trusted, because zipfile never unpacks more bytes than an entry declares.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):
         raise UnpackedSizeError(f"its {packed_bytes:,} bytes unpack to {total:,} bytes")

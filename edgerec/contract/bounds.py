@@ -1,8 +1,8 @@
-"""Check that everything in a .tflite file is inside of the file, and that its graph can be interpreted.
+"""Check that all offsets in a .tflite file point into the file, and that the graph is valid.
 
-LiteRT verifies the offsets of a model itself; tflite-runtime 2.14 does not, and crashes. This module follows all
-offsets of the TFLite schema (version 3) as FlatBuffers arranges tables (https://flatbuffers.dev/internals), using only
-the standard library.
+LiteRT verifies the offsets of a model itself, but tflite-runtime 2.14 does not verify them and crashes. This module
+verifies all offsets of the TFLite schema (version 3) in the binary format of FlatBuffers
+(https://flatbuffers.dev/internals), using only the standard library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edgerec.contract.graph_check import GraphCheck
 from edgerec.errors import ModelError
 
-# A table takes about this many bytes in a file. A file without shared tables therefore needs less than its own size.
+# Estimated size of a table in the file in bytes. For a file without shared tables, the sum is less than the file size.
 _TABLE_BYTES = 8
 MOST_GROWTH, MIN_BYTES = 8, 1 << 20
 
@@ -55,7 +55,7 @@ _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
 def check_bounds(model: bytes, where: str = "the model") -> None:
-    """Raise :class:`ModelError` if a .tflite file refers to something outside of it, or its graph is not valid."""
+    """Raise :class:`ModelError` if an offset in a .tflite file points outside of it, or the graph is not valid."""
     walk = _Walk(model)
     try:
         size = walk.table(walk.number("<I", 0), "Model")
@@ -67,7 +67,7 @@ def check_bounds(model: bytes, where: str = "the model") -> None:
 
 
 class _Walk:
-    """Visits each table of a file once, and adds up the memory of all tables, counting shared ones repeatedly."""
+    """Visits each table of a file once, and sums the sizes of all tables. A shared table counts for each reference."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -80,7 +80,7 @@ class _Walk:
         return int(struct.unpack_from(form, self._data, at)[0])
 
     def table(self, at: int, name: str) -> int:
-        """Check a table and everything that it points to; return the size of all this in bytes."""
+        """Check a table and all tables, vectors and strings that it refers to; return their total size in bytes."""
         if (at, name) in self._sizes:
             return self._sizes[at, name]
         self._sizes[at, name] = 0
@@ -102,7 +102,7 @@ class _Walk:
         return kinds
 
     def fields(self, at: int) -> dict[int, int]:
-        """Return the positions of a table's fields by their number."""
+        """Return the position of each field of a table, by field number."""
         if at % 4:
             raise ValueError("a table is not aligned")
         places = at - self.number("<i", at)

@@ -18,7 +18,7 @@ _TIE = 1e-3
 # Of a picture's newness: above it, it is unknown.
 _NEW = 0.5
 
-# Durations are compared with this tolerance, because files round media times to milliseconds.
+# Tolerance for comparing durations in seconds, because video files round media times to milliseconds.
 TIME_TOLERANCE_S = 0.001
 
 Scores = npt.NDArray[np.float32]
@@ -110,16 +110,16 @@ class Category:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer for one image.
+    """The prediction for one image.
 
     Attributes:
-        label, index, score: the best class, or ``unknown``, −1 and the best score: below its threshold, or of a
-            picture that is new.
+        label, index: the best class; ``unknown`` and −1 if its score is below the threshold or the image is novel.
+        score: score of the best class, even if the label is ``unknown``.
         categories: the ``top_k`` classes, best first.
-        scores: float32 ``(classes,)``, all of them, in [0, 1], as the model gave them.
-        novelty: the picture's reconstruction error as a multiple of the threshold that was found on validation
-            pictures; None where the bundle has no autoencoder.
-        finite: False if the model gave scores that are NaN or infinite. The label is then unknown.
+        scores: scores of all classes before calibration, float32 ``(classes,)``, in [0, 1].
+        novelty: reconstruction error of the image divided by the threshold that was determined on the validation
+            images; None if the bundle has no autoencoder.
+        finite: False if the model returned scores that are NaN or infinite. In this case the label is ``unknown``.
     """
 
     label: str
@@ -175,9 +175,9 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
     """Return the temperature, 0.05 to 20, that minimizes the negative log-likelihood of the true classes.
 
     The loss is convex in the inverse temperature (arXiv:1706.04599, section 4.2), so a ternary search over the
-    logarithm of the temperature finds the minimum. If every image is classified correctly, the loss falls without end
-    as the temperature approaches 0. Such a temperature would give scores near 1 to all images, also to those that show
-    none of the classes. Therefore the temperature is at least 1 in that case.
+    logarithm of the temperature finds the minimum. If every image is classified correctly, the loss decreases further
+    and further as the temperature approaches 0. With such a temperature, all images would get scores near 1, even
+    images that show none of the classes. Therefore the temperature is at least 1 in that case.
 
     Args:
         scores: probabilities, float32 ``(N, classes)``.
@@ -226,9 +226,10 @@ def fit_thresholds(
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
-    """Classify by ``scores``, float32 ``(classes,)``, and ``novelty``. Of equal scores, the lower index comes first.
+    """Return the classification for ``scores``, float32 ``(classes,)``, and ``novelty``.
 
-    If any score is NaN or infinite, the label is unknown, and these scores are 0 in the result.
+    Classes with equal scores are ordered by index. If any score is NaN or infinite, the label is unknown, and the NaN
+    and infinite scores are replaced by 0.
     """
     finite = bool(np.isfinite(scores).all())
     scores = scores if finite else np.nan_to_num(scores, nan=0.0, posinf=0.0, neginf=0.0)
@@ -242,7 +243,7 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
 
 
 class Decider:
-    """Smooths the predictions of one stream."""
+    """Combines the predictions for the frames of one stream into a smoothed decision."""
 
     def __init__(self, spec: DecisionSpec, labels: Sequence[str]) -> None:
         self._spec, self._labels = spec, labels
@@ -256,12 +257,13 @@ class Decider:
         self._now: Decision | None = None
 
     def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool = True) -> Decision:
-        """Take the classification of one frame.
+        """Add the classification of one frame, and return the smoothed decision.
 
         Args:
-            scores: float32 ``(classes,)`` as the model gave them.
+            scores: scores of all classes before calibration, float32 ``(classes,)``.
             at_s: capture time of the frame, in seconds.
-            novelty, finite: as in its :class:`Classification`. A frame without finite scores counts as unknown.
+            novelty, finite: values of the frame's :class:`Classification`. Without finite scores, the frame counts as
+                unknown.
         """
         spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
         seen = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)

@@ -43,16 +43,16 @@ def read_at_most(path: Path, limit_bytes: int) -> bytes:
 
 
 def real_path(path: str | Path) -> Path:
-    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept a link to itself."""
+    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept a link that forms a loop."""
     return Path(os.path.realpath(path))
 
 
-# Errors of a disk that libraries report as their own exceptions, which contain the text of the system's error.
+# Disk errors that libraries report with their own exceptions. The messages contain the text of the system's error.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """Return the disk's error that a library's exception quotes, such as a full disk; None if it quotes none."""
+    """Return the disk error, e.g. a full disk, that caused a library's exception; None if there was another cause."""
     text = str(error)
     if "database or disk is full" in text:  # SQLite
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -143,16 +143,16 @@ def replacing(path: Path) -> Iterator[Path]:
     with _workspace(path) as partial:
         yield partial
         with suppress(FileNotFoundError):
-            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # a file that others cannot read stays so
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # keep the permissions
         os.replace(partial, path)
 
 
 @contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """Yield a path in a new temporary folder beside ``path``, which is deleted afterwards.
+    """Yield a path in a new temporary folder in the folder of ``path``. The temporary folder is deleted afterwards.
 
-    The folder is named ``.NAME.….partial``. It contains a lock file while its process exists, so that other processes
-    recognize and delete the folders of killed processes.
+    Its name is ``.NAME.….partial``. It contains a lock file, which is locked while the process exists. Other processes
+    can therefore recognize and delete the temporary folders of killed processes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _delete_abandoned_once(path.parent)
@@ -169,7 +169,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
         try:
             lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:  # another process took the folder for an abandoned one, because it was still empty
+        except FileNotFoundError:  # another process has deleted the empty folder as abandoned
             continue
         if lock is not None:
             return folder, lock
@@ -181,13 +181,13 @@ def delete_abandoned(parent: Path) -> None:
         for folder in parent.glob(".*.partial/"):
             with suppress(OSError):
                 if not (folder / _LOCK).exists():
-                    folder.rmdir()  # fails for folders of other programs, which are not empty
+                    folder.rmdir()  # succeeds only for an empty folder
                 elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(lock)
 
 
-_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # a folder may have many files
+_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # search each folder once, because it may be large
 
 
 def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
@@ -244,7 +244,7 @@ def cache_folder() -> Path:
     """Return ``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder.
 
     Raises:
-        NoHomeError: neither is known, because the user has no home folder, e.g. in a service or a container.
+        NoHomeError: the variable is not set and the user has no home folder, e.g. in a service or a container.
     """
     if folder := os.environ.get("EDGEREC_CACHE"):
         return user_path(folder)

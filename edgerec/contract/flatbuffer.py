@@ -83,7 +83,7 @@ def require_tflite(model: bytes, where: str = "the model") -> None:
 
 
 def parse(model: bytes, where: str = "the model") -> Any:
-    """Return a .tflite file as the TFLite schema's ``ModelT``, which may be changed and packed again.
+    """Parse a .tflite file to a ``ModelT`` object of the TFLite schema, which can be changed and packed again.
 
     Raises:
         ModelError: the bytes are not a .tflite file, or its tables or its graph are not valid.
@@ -209,7 +209,7 @@ def _indexes(values: Any) -> Any:
 
 
 def _options(schema: Any, name: str, options: Any, index: int) -> Any:
-    """Return an operator's options, or the default options if the file has none; refuse those of another operator."""
+    """Return the options of an operator, by default the schema's defaults; raise ValueError if their type is wrong."""
     kind = _OPTIONS.get(name, name).replace("_", "").lower()
     create = next((value for key, value in vars(schema).items() if key.lower() == f"{kind}optionst"), None)
     if create is None:
@@ -219,7 +219,7 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
     return create() if options is None else options
 
 
-# Operators whose options are not named like the operator.
+# Names of option types that differ from the name of the operator.
 _OPTIONS = {
     **dict.fromkeys(("AVERAGE_POOL_2D", "L2_POOL_2D", "MAX_POOL_2D"), "Pool2D"),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_ALL", "REDUCE_ANY", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), "Reducer"),
@@ -231,7 +231,7 @@ _OPTIONS = {
 
 @contextmanager
 def reading_graph(where: str) -> Iterator[None]:
-    """Turn errors that only an invalid graph causes, e.g. a shape with too few dimensions, into :class:`ModelError`."""
+    """Convert errors that an invalid graph causes, e.g. a shape with too few dimensions, to :class:`ModelError`."""
     try:
         yield
     except EdgerecError:

@@ -1,4 +1,4 @@
-"""Decode image files so that the same file gives the same pixels with every OpenCV version and on every machine.
+"""Decode image files to the same pixels with every OpenCV version and on every machine.
 
 OpenCV decodes the pixels. The orientation and the bit depth are read by :mod:`edgerec.contract.image_headers`.
 """
@@ -32,12 +32,13 @@ from edgerec.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# An image of this many pixels takes about 0.8 GB while it is decoded. The largest phone photos have 108 million.
+# Maximum number of pixels of an image. Decoding such an image takes about 0.8 GB of memory. The largest phone photos
+# have 108 million pixels.
 MAX_PIXELS = 1 << 27
-# Larger images are decoded one at a time by commands that decode several images at the same time.
+# Commands that decode images in parallel decode images with more pixels than this one at a time.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()
-# Number of samples that are converted at a time, because NumPy needs up to 8 bytes for each.
+# Number of samples that are converted at a time, because NumPy temporarily needs up to 8 bytes for each sample.
 _BLOCK = 1 << 24
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
@@ -85,8 +86,8 @@ def _scaled(samples: npt.NDArray[Any], black: int, white: int) -> npt.NDArray[np
 def decode(content: bytes, levels: Levels | None = None) -> npt.NDArray[np.uint8] | None:
     """Decode an image file's bytes to uint8 ``(H, W, 3)`` RGB, or return None if they are not a readable image.
 
-    Images of more than :data:`MAX_PIXELS` pixels are not decoded, because a small file can contain such an image. The
-    orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
+    Images with more than :data:`MAX_PIXELS` pixels are refused, because even a small file can contain such an image.
+    The orientation in the header is applied, grayscale is converted to RGB, and an alpha channel is dropped.
 
     Args:
         content: the bytes of the whole file.
@@ -112,9 +113,9 @@ def read_image_file(path: Path) -> bytes:
 
 
 def memory_for(content: bytes) -> AbstractContextManager[object]:
-    """Return a context manager in which the memory for decoding an image is available.
+    """Return a context manager for decoding an image. Only one thread at a time can enter it with a very large image.
 
-    Threads that decode images in parallel use it, so that only one of them decodes a very large image at a time.
+    This limits the memory of threads that decode images in parallel.
     """
     width, height = image_size(content)
     return _LARGE_IMAGE if width * height > LARGE_PIXELS else nullcontext()

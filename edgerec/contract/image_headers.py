@@ -1,6 +1,6 @@
 """Read the size, orientation and bit depth of an image from the header of its file, without decoding pixels.
 
-OpenCV versions differ in these respects or do not support them.
+OpenCV cannot read some of these values, or the result depends on the OpenCV version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 HEADER_BYTES = 1 << 20
 ORIENTATION = 0x112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# JPEG markers of a frame header, which has the image size.
+# JPEG markers of frame headers, which contain the image size.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNM_MARKS = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
@@ -92,11 +92,11 @@ def bits_per_sample(content: bytes) -> int:
 
 
 def stated_white(content: bytes) -> int:
-    """Return the largest possible sample value according to the header of a file with more than 8 bits per sample.
+    """Return the maximum sample value that the header of a file with more than 8 bits per sample states.
 
     The value is read from the significant bits (sBIT) of PNG, the maximum of PNM, the precision of JPEG 2000, and the
-    bits per sample or MaxSampleValue of TIFF. Return 0 if the header does not state the value, or states 65535, which
-    most programs write regardless of the actual values.
+    bits per sample or MaxSampleValue of TIFF. Return 0 if the header does not state the value, or if it states 65535,
+    because most programs write 65535 regardless of the actual samples.
     """
     if maximum := _pnm_maximum(content):
         return maximum if maximum < 65535 else 0
@@ -105,7 +105,7 @@ def stated_white(content: bytes) -> int:
     if content[:4] in TIFF_MARKS:
         tags = _tiff_tags(content)
         if max(tags.get(258, [8])) in (10, 12, 14):
-            return 65535  # OpenCV scales these to 16 bits
+            return 65535  # OpenCV scales the samples to 16 bits
         maximum = max(tags.get(341, tags.get(281, [0])))
         return maximum if 255 < maximum < 65535 and maximum & (maximum + 1) == 0 else 0
     bits = max((max(data) for kind, data in _png_chunks(content) if kind == b"sBIT" and data), default=0)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 LONGEST_NAME_BYTES = 200
-# Windows denies reading a locked byte, so the byte that is locked is behind the process ID.
+# Position of the locked byte. It is behind the process ID, because other processes cannot read locked bytes on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -35,9 +35,9 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Lock:
     """An exclusive lock on a file or folder, which is held until :meth:`close` or the end of the process.
 
-    The lock is a hidden file that contains the ID of the process that holds it. Locks also exclude other threads and
-    other objects of the same process. Processes on the same machine exclude each other. Whether processes on several
-    machines do depends on the network file system.
+    The lock is a hidden file that contains the ID of the process that holds the lock. It excludes other processes on
+    the same machine, and other threads and :class:`Lock` objects of the same process. Whether it excludes processes on
+    other machines depends on the network file system.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
@@ -46,9 +46,9 @@ class Lock:
         If the lock file cannot be created because the folder is not writable, a warning is logged instead.
 
         Args:
-            path: the file or folder to lock. To lock the contents of a folder whose parent folder may be read-only,
-                pass a name inside of the folder.
-            wait: wait for the process that holds the lock instead of raising :class:`InUseError`.
+            path: the file or folder to lock. If the parent folder of a folder may be read-only, pass a path inside of
+                the folder instead.
+            wait: wait until the lock is released instead of raising :class:`InUseError`.
 
         Raises:
             InUseError: another process, or another lock of this process, holds the lock.
@@ -60,7 +60,7 @@ class Lock:
         name = real.name if len(encoded) <= LONGEST_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
         self._file = real.with_name(f".{name}.edgerec-lock")
         self._descriptor: int | None = None
-        # Folders that exist only for the lock file are removed again.
+        # Folders that are created only for the lock file are deleted with it.
         self._new_folders = [folder for folder in self._file.parents if not folder.exists()]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +87,13 @@ class Lock:
         return descriptor
 
     def close(self) -> None:
-        """Release the lock. Further calls have no effect."""
+        """Release the lock. Calling this method again has no effect."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         unlock(self._file, descriptor)
         for folder in self._new_folders:
-            with suppress(OSError):  # the folder has other files
+            with suppress(OSError):  # the folder contains other files
                 folder.rmdir()
 
     def __enter__(self) -> Self:
@@ -116,7 +116,8 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
 
     Args:
         file: the lock file.
-        certain: return None if the file system does not support locks. Otherwise, every file there can be locked.
+        certain: return None if the file system does not support locks. If False, assume in this case that no other
+            process holds the lock.
 
     Returns:
         The descriptor that holds the lock; None if another process holds the lock.
@@ -125,7 +126,7 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
         descriptor = _opened(file)
         try:
             locked = lock_descriptor(descriptor, certain=certain)
-            # The previous owner may have deleted the file before this process locked it.
+            # The previous owner may have deleted the file between opening and locking. Then the lock has no effect.
             if locked and os.path.samestat(os.fstat(descriptor), file.stat()):
                 with suppress(OSError):  # a full disk, or a file of another user
                     os.truncate(descriptor, 0)
@@ -148,7 +149,7 @@ def _opened(file: Path) -> int:
     except PermissionError:
         if not file.exists():
             raise
-        return os.open(file, os.O_RDONLY | flags)  # a killed process of another user left the file
+        return os.open(file, os.O_RDONLY | flags)  # the file of a killed process of another user
 
 
 def unlock(file: Path, descriptor: int) -> None:
@@ -164,8 +165,8 @@ def unlock(file: Path, descriptor: int) -> None:
 def lock_descriptor(descriptor: int, *, shared: bool = False, certain: bool = False) -> bool:
     """Lock an open file without waiting; return False if a conflicting lock exists.
 
-    Closing the descriptor releases the lock. On Windows, shared locks have no effect, because Windows does not delete
-    open files anyway.
+    Closing the descriptor releases the lock. On Windows, shared locks have no effect. They are not needed there,
+    because Windows does not delete open files.
 
     Args:
         descriptor: the open file.

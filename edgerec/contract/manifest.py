@@ -22,7 +22,7 @@ MAX_MEMBERS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-# Structure of the fields that describe how the bundle was made, see check_structure.
+# Structure of the fields that describe how the bundle was built, see check_structure.
 _FORM = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
@@ -122,8 +122,9 @@ class Manifest:
         labels: label of each output, in the order of the outputs.
         input, output, preprocess, normalise, model, activation, delegate_model: fields of :class:`ModelSpec` for the
             first model.
-        decision: conversion of scores to a prediction.
-        target, variant: name of the target (never a path), and of the variant of the model.
+        decision: settings for the conversion of scores to a prediction.
+        target: name of the target, never a path.
+        variant: name of the model variant.
         members: further models of an ensemble; empty for a single model.
         combine: function that combines the scores of an ensemble, a key of ``COMBINATIONS``.
         novelty: autoencoder that detects unknown images regardless of their scores; None if there is none.

@@ -21,7 +21,7 @@ Interpolation = Literal["linear", "nearest"]
 # Version of the resizing algorithm of `apply`. Version 1 halves both axes together, and therefore only while both are
 # at least twice the target size. Version 2 halves each axis separately.
 PREPROCESS_VERSION = 2
-# Temporary arrays of this size stay in the CPU's cache, and their memory is reused without page faults.
+# Size of temporary arrays in bytes. It is small, so that they fit into the CPU's cache and cause no page faults.
 _BLOCK_BYTES = 96 << 10
 # Preprocessing version of manifests, recipes and packs that do not record a version.
 UNRECORDED_VERSION = 1
@@ -204,12 +204,12 @@ def _halving(image: Image, height: int, width: int, version: int) -> tuple[int, 
 
 
 def _halve_rows(image: Image) -> Image:
-    """Return the means of pairs of rows; the same bytes as INTER_AREA, but faster."""
+    """Return the mean of each pair of rows. The result is identical to INTER_AREA, but computed faster."""
     return _mean(image[::2], image[1::2])
 
 
 def _halve_columns(image: Image) -> Image:
-    """Return the means of pairs of columns; the same bytes as INTER_AREA, but faster."""
+    """Return the mean of each pair of columns. The result is identical to INTER_AREA, but computed faster."""
     if image.ndim == 2 or image.shape[2] == 1:
         return _mean(image[:, ::2], image[:, 1::2])
     cv2 = require("cv2")
@@ -218,14 +218,14 @@ def _halve_columns(image: Image) -> Image:
     step = max(1, _BLOCK_BYTES // (4 * columns))
     for top in range(0, rows, step):
         block = image[top : top + step]
-        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA).view(np.uint32)  # the four channels of a pixel in one number
+        pixels = cv2.cvtColor(block, cv2.COLOR_BGR2BGRA).view(np.uint32)  # one number per pixel
         means = _mean(pixels[:, ::2], pixels[:, 1::2])
         cv2.cvtColor(means.view(np.uint8), cv2.COLOR_BGRA2BGR, dst=halved[top : top + step])
     return halved
 
 
 def _mean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the mean of each byte of two uint8 or uint32 arrays, rounded half to even."""
+    """Return the byte-wise mean of two uint8 or uint32 arrays. Halves are rounded to even."""
     ones = np.full((), 0x01010101).astype(a.dtype)
     differences = a ^ b
     means = a | b

@@ -351,7 +351,7 @@ def read_file(place: str, name: str, max_bytes: int) -> bytes:
 
 
 def manifest_digest(about: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over the values of a pack's manifest, which include the SHA-256 of each shard."""
+    """Return the SHA-256 of the values in a pack's manifest, which include the SHA-256 of each shard."""
     values = {key: value for key, value in about.items() if key != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + b"\0").hexdigest()
 

@@ -426,7 +426,8 @@ def _keras(name: str, labels: str = "") -> Callable[[], Arrays]:
     return download
 
 
-# Images can be almost uniform. Deflate does not reach this ratio, but bzip2 and LZMA do.
+# Maximum compression ratio of an .npz file. It is high because images can be almost uniform. Deflate cannot exceed this
+# ratio, but bzip2 and LZMA can.
 MAX_NPZ_RATIO = 1100
 NAMED: dict[str, Callable[[], Arrays]] = {
     "digits": _digits,

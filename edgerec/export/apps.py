@@ -14,7 +14,7 @@ _FIT_FIRST = {
     "pad": "pad each image with black to the aspect ratio of the input",
 }
 
-# Code that halves an image while it is at least twice as large as the target, by the version of the preprocessing.
+# Python code that halves an image while it is at least twice as large as the input, by preprocessing version.
 _PYTHON_HALVINGS = {
     version: [
         "while True:",
@@ -36,7 +36,7 @@ _PYTHON_HALVINGS = {
         ],
     }.items()
 }
-# Code for the functions in edgerec.contract.tensors.ACTIVATIONS.
+# Python code for the functions in edgerec.contract.tensors.ACTIVATIONS.
 _PYTHON_SIGMOID = ["scores = 0.5 + 0.5 * np.tanh(scores / 2)"]
 _PYTHON_BINARY = ["scores = np.concatenate([1 - scores, scores])"]
 _PYTHON_ACTIVATIONS = {
@@ -125,7 +125,7 @@ def _python(manifest: Manifest, file: str) -> list[str]:
 
 
 def _python_resize(spec: PreprocessSpec) -> list[str]:
-    """Return the code for :func:`edgerec.contract.preprocess.apply`, from ``image`` (BGR) to ``pixels``."""
+    """Return Python code for :func:`edgerec.contract.preprocess.apply`, from ``image`` (BGR) to ``pixels``."""
     rows, columns = spec.height, spec.width
     size = [f"height, width = {rows}, {columns}"]
     if spec.fit == "crop":
@@ -207,7 +207,7 @@ def _grayscale(spec: PreprocessSpec) -> list[str]:
 
 
 def _javascript(spec: PreprocessSpec) -> list[str]:
-    """Return JavaScript code for :func:`edgerec.contract.preprocess.apply`, from and to ImageData."""
+    """Return JavaScript code for :func:`edgerec.contract.preprocess.apply`, which converts ImageData to ImageData."""
     rows, columns = spec.height, spec.width
     size = f"{rows}, width = {columns}"
     lines = ["function prepare(image) {", "  let top = 0, left = 0, rows = image.height, columns = image.width;"]

@@ -48,7 +48,7 @@ def service_files(target: Target) -> dict[str, bytes]:
 
 
 def _sees_system_packages(target: Target) -> bool:
-    """Return whether the virtual environment also contains Debian's Python packages, as picamera2 needs it."""
+    """Return whether the virtual environment must include Debian's Python packages, because of picamera2."""
     return "picamera2" in target.sources or any("--system-site-packages" in line for line in target.commands)
 
 

@@ -32,14 +32,14 @@ def write_verified(
     *,
     overwrite: bool,
 ) -> tuple[tuple[str, ...], int]:
-    """Verify a bundle on this machine, and write it if it is correct.
+    """Verify a bundle on this machine, and write it if the verification succeeds.
 
     Args:
-        path: the bundle's folder, or a .zip.
-        manifest: the manifest; its digests are computed here.
-        models: the model files that the manifest names.
-        target: the bundle's target.
-        pictures: images for the golden vectors, with their names.
+        path: path of the bundle: a folder, or a .zip file.
+        manifest: manifest of the bundle. This function computes its digests.
+        models: content of the model files that the manifest names.
+        target: target of the bundle.
+        pictures: names and images for the golden vectors.
         figures: results on the test images, see :func:`~edgerec.export.card.readme`.
         overwrite: replace an existing bundle.
 

@@ -71,21 +71,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What a bundle takes here.
+    """Latency, throughput and memory of a bundle on this machine.
 
     Attributes:
-        runtime: runtime, version, processor.
-        threads: of the interpreter; 0 is the runtime's choice.
-        stages: preprocess, invoke, decision, all of them together; of a source also ``end to end``, from the grab.
-        fps: pictures per second, one after the other; of a source, as they really came.
-        images: how many were measured.
-        cold_start_s: from the start of a new process to its first answer.
-        peak_memory_bytes: largest resident memory of that process; 0 if the system does not report it.
-        before, after: the machine's state around the measurement.
-        throttled: why the figures may be too bad: the machine held itself back meanwhile.
+        runtime: name and version of the runtime, and the CPU.
+        threads: number of interpreter threads; 0 if the runtime chose the number.
+        stages: latency of preprocessing, inference, decision, and their total; for a source also the latency
+            ``end to end``, from the grab of a frame.
+        fps: images per second when images are processed one after the other; for a source, the achieved frame rate.
+        images: number of measured images.
+        cold_start_s: time from the start of a new process to its first prediction, in seconds.
+        peak_memory_bytes: peak resident memory of this process; 0 if the system does not report it.
+        before, after: state of the machine before and after the measurement.
+        throttled: reason why the CPU was throttled during the measurement; empty if it was not.
         operators: time of each operator; empty if not requested, or if ``operators_error`` is not empty.
-        operators_error: why the operators were not measured.
-        source: what gave the pictures, without a password; empty: the golden ones.
+        operators_error: reason why the operators were not measured.
+        source: source of the images without secrets; empty if the golden images were used.
     """
 
     bundle: str
@@ -179,7 +180,7 @@ def benchmark(
 
 
 def _unreadable_graph() -> str:
-    """Return why no model's graph can be read here, e.g. because there is only tflite-runtime; otherwise empty."""
+    """Return why graphs of models cannot be read, e.g. because only tflite-runtime is installed; empty if they can."""
     try:
         tflite_schema()
     except MissingExtraError as error:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# Largest file that a child process may write, and largest log of a native library that it may capture.
+# Maximum size of a file that a child process may write, and of the captured log of a native library.
 MAX_FILE_BYTES = 64 << 20
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
@@ -22,7 +22,7 @@ class Outcome:
     Attributes:
         code: exit code; the negative number of the signal that ended the process.
         stdout, stderr: output of the process.
-        failure: why the process ended abnormally (a timeout or a signal); empty if it ended by itself.
+        failure: reason for an abnormal end (a timeout or a signal); empty if the process exited normally.
     """
 
     code: int
@@ -37,10 +37,10 @@ class Outcome:
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
-    """Return the command that runs Python code with this process's modules, but never with those in the current folder.
+    """Return a command that runs Python code with this process's module path, but without the current folder.
 
-    Python puts the current folder first in the module search path of ``python -c``. A file such as ``numpy.py`` in a
-    bundle would then be executed when the command is typed in the bundle's folder.
+    ``python -c`` puts the current folder first in the module search path. If the user runs edgerec in the folder of a
+    bundle, Python would execute a file such as ``numpy.py`` in the bundle.
     """
     folders = [*filter(None, sys.path), str(Path(__file__).resolve().parents[2])]
     return [sys.executable, "-P", "-c", _PATH + code, json.dumps(folders), *arguments]
@@ -50,9 +50,9 @@ def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: floa
     """Run Python code in a child process.
 
     Args:
-        code: the code; its arguments are in ``sys.argv``.
-        arguments: command-line arguments.
-        content: standard input.
+        code: the Python code.
+        arguments: command-line arguments, which the code finds in ``sys.argv``.
+        content: bytes that the process can read from standard input.
         timeout_s: time in seconds after which the process is killed.
 
     Raises:

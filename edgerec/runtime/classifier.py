@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Classifier:
-    """Classifies images by a bundle. Not thread-safe: one for each thread.
+    """Classifies images with a bundle. Not thread-safe: use one classifier per thread.
 
     Attributes:
-        manifest: the bundle's, with what the arguments change.
-        invalid: number of images for which a model gave scores that are NaN or infinite.
-        models: each from its own pixels to scores; one, or those of an ensemble.
-        autoencoder: says which pictures are unknown, whatever their scores; None where the bundle has none.
+        manifest: manifest of the bundle, with the changes that the arguments of the constructor request.
+        invalid: number of images for which a model returned NaN or infinite scores.
+        models: the model, or all models of an ensemble. Each one preprocesses the image and returns scores.
+        autoencoder: detects unknown images regardless of their scores; None if the bundle has no autoencoder.
 
     >>> Classifier.open("signs-rpi").classify(image).label   # doctest: +SKIP
     'three'

@@ -38,9 +38,9 @@ print("loaded", flush=True)
 
 
 def load_delegate(module: Any, library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> Any:
-    """Load a delegate, after a child process has loaded it and run the model, because a library can crash or hang.
+    """Load a delegate. A child process loads it and runs the model first, because the library may crash or hang.
 
-    A delegate that was built for another runtime often loads, and crashes only when it gets a model.
+    A delegate that was built for another runtime can often be loaded, and crashes only when it runs a model.
 
     Args:
         module: interpreter module of the runtime.
@@ -49,8 +49,8 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
         model: the .tflite file that the delegate will run; empty to load only the library.
 
     Raises:
-        DelegateError: the library cannot be loaded or cannot run the model; the message says why and how to continue
-            without it.
+        DelegateError: the library cannot be loaded or cannot run the model. The message states the reason, and how to
+            continue without the delegate.
     """
     delegate_options = dict(options or {})
     if _in_current_folder(library):
@@ -73,13 +73,13 @@ def _in_current_folder(library: str) -> bool:
     if os.path.dirname(library):
         return False
     folders = re.split("[:;]", os.environ.get("LD_LIBRARY_PATH") or os.sep)
-    folders += ["."] if sys.platform == "darwin" else []  # dlopen of macOS searches the current folder
+    folders += ["."] if sys.platform == "darwin" else []  # dlopen searches the current folder on macOS
     searches_here = any(os.path.realpath(folder) == os.path.realpath(".") for folder in folders)
     return searches_here and os.path.exists(library)
 
 
 def try_delegate(library: str, options: Mapping[str, str] | None = None, model: bytes = b"") -> str:
-    """Return why a delegate cannot be loaded, and cannot run the model, in a child process; empty if it can."""
+    """Load a delegate and run the model in a child process; return the reason if this fails, otherwise empty."""
     return probe(_PROBE, library, json.dumps(dict(options or {})), content=model)
 
 
@@ -87,16 +87,17 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
     """Run Python code that may crash or hang in a child process.
 
     Args:
-        code: prints ``loaded`` if it succeeds. If it fails with a known reason, it prints the reason and exits with 3.
-        arguments: command-line arguments.
-        content: standard input.
+        code: Python code that prints ``loaded`` if it succeeds. If it fails for a known reason, it prints the reason
+            and exits with code 3.
+        arguments: command-line arguments for the code.
+        content: bytes that the code can read from standard input.
 
     Returns:
-        The reason why it failed; empty if it succeeded.
+        The reason why the code failed; empty if it succeeded.
     """
     try:
         done = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
-    except ValueError:  # a null character, or a lone surrogate
+    except ValueError:  # an argument contains a null character or a lone surrogate
         return "that is not a file name"
     if done.failure:
         return f"it {done.failure}"

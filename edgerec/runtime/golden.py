@@ -25,17 +25,17 @@ from edgerec.utils.text import to_json
 
 GOLDEN = "golden/golden.json"
 
-# How far scores may be off the golden ones, in units of the int8 output, on another machine, with another runtime or
-# with a delegate. Measured for LiteRT on x86-64 and an emulated Cortex-A72: simple_cnn 0, resnet8 1, MobileNetV2 0.35
-# up to 6 when it is fully trained and up to 13 when it is barely trained, because a deep network amplifies differences
-# in rounding. tflite-runtime differs from LiteRT by up to 48, and from itself on another CPU by up to 35. No delegate
-# was measured.
+# Maximum difference between a score and its golden score on another machine, and with another runtime or a delegate, in
+# quantization steps of the int8 output. Measured differences between LiteRT on x86-64 and on an emulated Cortex-A72:
+# simple_cnn 0, resnet8 1, MobileNetV2 0.35 up to 6 after full training and up to 13 after little training, because a
+# deep network amplifies rounding differences. tflite-runtime differs from LiteRT by up to 48, and between two CPUs by
+# up to 35. No delegate was measured.
 UNITS_OTHER_MACHINE = 16
 UNITS_OTHER_RUNTIME = 50
 # A mean is summed in another order by another NumPy.
 SUMMED = 1e-9
-# Tolerance of float scores, which the vector unit of each CPU rounds differently, and of delegates, which may compute
-# with float16 numbers.
+# Tolerances of float scores on another machine, because CPUs round differently, and with a delegate, which may use
+# float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
 
 
@@ -65,8 +65,8 @@ class VerifyReport:
     Attributes:
         files: number of files in the manifest whose digest is correct.
         warnings: one sentence for each file that was changed, removed or added and that the runtime does not use.
-        made_on, here: fingerprints of the exporting machine and of this machine. Scores are bit-identical only if they
-            are equal.
+        made_on, here: fingerprints of the exporting machine and of this machine. Scores can be expected to be
+            bit-identical only if the two fingerprints are equal.
         delegate: shared library that ran the models; empty for the CPU.
         exact: whether every score is bit-identical to the golden score.
         max_difference, tolerance: largest difference and tolerance in ``golden``, in the same units.
@@ -302,7 +302,7 @@ def _recomputed_error(
     here: Fingerprint,
     delegate: str,
 ) -> Iterator[GoldenResult]:
-    """Yield the result of the autoencoder if the bundle has one. :func:`_recompute` has checked the image."""
+    """Yield the result of the autoencoder, if any. The caller has checked the image with :func:`_recompute`."""
     spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
     if spec is None or image is None:
         return
@@ -320,17 +320,17 @@ def _recomputed_error(
 def error_tolerance(
     made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
 ) -> float:
-    """Return how far a reconstruction error may be off between two machines, for an image whose error is ``error``.
+    """Return the tolerance for the reconstruction error of an image between two machines.
 
-    Where every output is off by d at most, the mean of (e + d)² is off by 2·d·mean|e| + d² at most, and mean|e| is no
-    more than the root of the error.
+    ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
+    (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
     """
     off = tolerance(made_on, here, spec, delegate) * (spec.output.scale or 1.0)
     return 2 * off * math.sqrt(error) + off**2 + SUMMED * (1 + error)
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
-    """Return how far a model's scores may be off between two machines, in units of its output."""
+    """Return the tolerance for a model's scores between two machines, in units of the model's output."""
     if made_on == here and not delegate:
         return 0.0
     if not spec.output.quantized:

@@ -71,9 +71,9 @@ def open_interpreter(
     where: str = "the model",
     trusted: bool = False,
 ) -> Any:
-    """Return an interpreter with allocated tensors, after a child process has shown that the model can be run.
+    """Return an interpreter with allocated tensors. Before, a child process runs the model to show that it is safe.
 
-    The child process runs each model only once, see :func:`edgerec.runtime.probing.require_runnable`.
+    Each model is tested only once, see :func:`edgerec.runtime.probing.require_runnable`.
 
     Args:
         model: the .tflite file.
@@ -81,7 +81,7 @@ def open_interpreter(
         delegate: shared library of an external delegate; ``gpu``; or empty for the CPU.
         delegate_options: options of the delegate.
         where: name of the model, for messages.
-        trusted: whether edgerec has just made this model, so that no child process has to run it first.
+        trusted: whether this process has created the model, so that no test in a child process is needed.
 
     Raises:
         ModelError: the file is not a TFLite model, or this runtime cannot run it within the limits.
@@ -94,7 +94,7 @@ def open_interpreter(
     package, module = find_runtime()
     if not (trusted or delegate):
         require_runnable(model, where)
-    # With a delegate, load_delegate has a child process run the model.
+    # load_delegate also runs the model in a child process first.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
         with captured_stderr():  # it tells of every delegate that it creates
@@ -104,7 +104,7 @@ def open_interpreter(
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot prepare {where}: {first_sentence(error)}") from None
-    except MemoryError:  # a damaged model may contain a tensor of any size
+    except MemoryError:  # a damaged model may have a tensor of any size
         raise ModelError(f"{package} cannot prepare {where}: it needs more memory than there is") from None
     return interpreter
 

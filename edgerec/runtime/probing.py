@@ -1,7 +1,7 @@
 """Load and run a .tflite file in a child process, because an untrusted file can crash, hang or exhaust memory.
 
-A model that was run successfully is remembered by its digest, in this process and in the user's cache folder, so that
-it is not run again.
+The digests of models that were run successfully are stored in this process and in the user's cache folder, so that each
+model is tested only once.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ TIMEOUT_S = 60.0
 # The child process starts no further run after this number of seconds.
 RUNS_S = 5.0
 RUNS = 12
-# Number of runs of a model that only has to be safe; its outputs are not looked at.
+# Number of test runs if only the safety of a model is checked and its outputs are not used.
 SAFETY_RUNS = 4
-# Memory that a model may use: this, and a multiple of the size of its file.
+# Memory limit for a model: MEMORY_BYTES plus MEMORY_FACTOR times the size of its file.
 MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
-# Increase this number when the child process checks more, so that models are run again.
+# Version of the checks. Increase it when a check is added, so that all models are tested again.
 _CHECKS = 1
 _MOST_REMEMBERED = 1000
 _CHILD = """
@@ -78,7 +78,7 @@ class Probe:
 
 
 def require_runnable(content: bytes, where: str) -> None:
-    """Run a model in a child process, unless a model with the same digest was run before.
+    """Test a model in a child process, unless a model with the same digest has passed the test before.
 
     Args:
         content: the .tflite file.
@@ -97,7 +97,7 @@ def require_runnable(content: bytes, where: str) -> None:
 
 
 def remember(content: bytes) -> None:
-    """Record that a model can be run safely, e.g. because it was just converted, or a child process has run it."""
+    """Record that a model is safe to run: it was converted by this process, or a child process has run it."""
     key = _key(content)
     if key in _runnable:
         return
@@ -109,7 +109,7 @@ def remember(content: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for file in files[:-_MOST_REMEMBERED]:
             file.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # no home folder, a full or a read-only disk
+    except (OSError, RuntimeError) as error:  # no home folder, or a full or read-only disk
         log.debug("the cache of checked models cannot be written: %s", error)
 
 
@@ -125,7 +125,7 @@ def _folder() -> Path:
 
 
 def _key(content: bytes) -> str:
-    """Return a file name that changes with the model and the runtime."""
+    """Return a file name that depends on the model and on the versions of the runtimes."""
     versions: list[int | str] = [_CHECKS]
     for package in RUNTIMES:
         try:
@@ -145,7 +145,7 @@ def probe_model(
 
     Args:
         content: the .tflite file's bytes.
-        runs: highest number of inputs.
+        runs: maximum number of runs, each with another input.
         timeout_s: time in seconds after which the child process is stopped; None for ``TIMEOUT_S``.
     """
     memory = MEMORY_BYTES + MEMORY_FACTOR * len(content)
@@ -168,8 +168,8 @@ def child(open_interpreter: Callable[..., Any], memory: str, runs: str) -> None:
 
     Args:
         open_interpreter: the function of this name in :mod:`edgerec.runtime.interpreter`.
-        memory: memory that the process may use, in bytes.
-        runs: highest number of inputs.
+        memory: memory limit of the process, in bytes.
+        runs: maximum number of runs, each with another input.
     """
     limit_resources(int(memory))
     content = sys.stdin.buffer.read()

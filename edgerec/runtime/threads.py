@@ -23,11 +23,11 @@ WORTH = 0.9
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
-    """Return the smallest number of threads that is nearly as fast as any other number.
+    """Return the smallest number of threads with which the model is nearly as fast as with the best number.
 
     Args:
         content: the bytes of a .tflite image classifier.
-        normalise: the normalization of its pixels.
+        normalise: normalization of the input pixels.
     """
     available = processors()
     if available == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path("/")
 # Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
-# Codecs and image signal processors, which are listed like cameras.
+# Names of codecs and image signal processors, which the kernel lists like cameras.
 _HELPERS = re.compile(r"codec|isp|pispbe|hevc|rpivid|stateless|decoder|encoder")
 
 
@@ -23,8 +23,8 @@ class VideoDevice:
         name: display name of the device.
         driver: name of the kernel driver; empty if it is not known.
         capture: whether the device delivers images; None if it cannot be opened.
-        reason: why it cannot be opened.
-        users: other programs that have opened it.
+        reason: reason why the device cannot be opened.
+        users: other programs that have opened the device.
     """
 
     path: str
@@ -41,15 +41,15 @@ class VideoDevice:
 
     @property
     def helper(self) -> bool:
-        """Whether the device is a codec or the like instead of a camera."""
+        """Whether the device is not a camera, but e.g. a codec or an image signal processor."""
         return not self.raw and (self.capture is False or bool(_HELPERS.search(f"{self.driver} {self.name}".lower())))
 
 
 def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]:
     """Return the video devices, and the names of those without a device file, e.g. in a container.
 
-    The devices are not opened. A device that has no image stream of its own, such as the metadata of a USB camera, has
-    ``capture`` False.
+    The devices are not opened. ``capture`` is False for a device without an image stream, such as the device for the
+    metadata of a USB camera.
 
     Args:
         root: folder that contains ``sys`` and ``dev``.

@@ -73,10 +73,10 @@ class Team:
         return float(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.constant(value, tf.float64), axis=None))
 
     def merge_statistics(self, model: Any) -> None:
-        """Give all devices the mean of their batch normalization statistics.
+        """Set the batch normalization statistics of each device to the mean over all devices.
 
-        Each device updates its own statistics, but a checkpoint has only their mean. Called after each checkpoint, so
-        that an uninterrupted training continues from the same statistics as a resumed one.
+        Each device updates its own statistics, but a checkpoint contains only the mean. This method is called after
+        each checkpoint, so that uninterrupted and resumed trainings continue from the same statistics.
         """
         if self.strategy is not None:
             model.set_weights(model.get_weights())

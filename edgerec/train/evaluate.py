@@ -95,10 +95,10 @@ class Figures:
 def figures(
     scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], labels: tuple[str, ...], split: str
 ) -> Figures:
-    """Return the figures of ``scores``, float32 ``(N, classes)``, against the true ``classes``, ``(N,)``.
+    """Return the metrics of ``scores``, float32 ``(N, classes)``, for the true ``classes``, ``(N,)``.
 
     Raises:
-        ModelError: a score is NaN or infinite. Such a prediction is neither right nor wrong.
+        ModelError: a score is NaN or infinite, so that the prediction is undefined.
     """
     if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
         raise ModelError(

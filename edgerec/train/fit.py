@@ -86,9 +86,9 @@ def fit(
         resume: continue from the last checkpoint in ``out``.
         overwrite: replace an existing run.
         listener: receives the progress.
-        on_epoch: called with the number and the Keras model after every epoch.
-        finish: whether to measure the trained model on the test images after the last epoch. If False, the run stays
-            unfinished, and a call with ``resume`` can finish the run.
+        on_epoch: function that is called after each epoch with the number of the epoch and the Keras model.
+        finish: whether to evaluate the model on the test images after the last epoch. If False, the run stays
+            unfinished, and a later call with ``resume`` can finish the run.
         more_epochs: with ``resume``, add this many epochs to a finished run, see :func:`edgerec.train.extend.extend`.
 
     Raises:

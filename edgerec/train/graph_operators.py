@@ -1,7 +1,7 @@
-"""TensorFlow operators that a SavedModel may contain: those that only compute with tensors of the model.
+"""Allowlist of the TensorFlow operators in a SavedModel: operators that only compute with the model's tensors.
 
-Every other operator is refused. TensorFlow has more than a thousand operators, and among those without state are some
-that read and write files, open connections or call Python, e.g. DebugIdentity and ImmutableConst.
+All other operators are refused. TensorFlow has more than a thousand operators, and some of them read and write files,
+open connections or call Python. Even stateless operators can do this, e.g. DebugIdentity and ImmutableConst.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VARIABLES = _names(
     """
 )
 
-# A model with these operators was exported as it trains. It is refused with a message of its own.
+# Operators that show that a model was exported in training mode. Such a model is refused with a separate message.
 RANDOM = _names(
     """
     Multinomial RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
@@ -83,5 +83,5 @@ NETWORKS = _names(
 )
 
 OPERATORS = CONTROL | VARIABLES | RANDOM | MATHEMATICS | ARRAYS | NETWORKS
-# Operators that only the functions for saving and restoring may contain. The model itself never calls these functions.
+# Operators that are allowed only in the functions for saving and restoring, which the model itself never calls.
 CHECKPOINT = _names("MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch StringJoin")

@@ -240,7 +240,7 @@ def copied(model: Any) -> Any:
     return twin
 
 
-# Errors that Keras raises for a file that is damaged or was not written by Keras.
+# Exceptions that Keras raises for a file that is damaged or was not written by Keras.
 UNREADABLE = (
     *(ValueError, OSError, TypeError, KeyError, RuntimeError, AttributeError, IndexError, AssertionError),
     *(zipfile.BadZipFile, zlib.error, EOFError),

@@ -35,7 +35,7 @@ from edgerec.utils.text import to_json
 log = logging.getLogger(__name__)
 
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
-# Structure of the run's JSON files, see check_structure. Files of older versions lack the optional keys.
+# Structure of the run's JSON files, see check_structure. Optional keys are missing in files of older versions.
 _CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
 _MEASURED = {
     "images": int,
@@ -140,7 +140,7 @@ class Run:
         return run
 
     def locked(self) -> AbstractContextManager[object]:
-        """Keep other processes from writing to this run during a ``with`` block.
+        """Return a context manager that prevents other processes from writing to this run.
 
         Workers of the same training do not exclude each other, because only the chief writes to the run.
 

@@ -149,7 +149,7 @@ def _quiet(optuna: Any) -> Iterator[None]:
 
 
 def _postgresql(url: str) -> tuple[Any, str]:
-    """Return the address as SQLAlchemy's URL, and as a string without secrets."""
+    """Return the address as an SQLAlchemy URL, and as a string without secrets for display."""
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:

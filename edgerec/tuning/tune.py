@@ -167,7 +167,7 @@ def _planned(
 
 
 def _refuse_code(plan: Plan) -> None:
-    """Raise :class:`StudyError` if a study names a Python file as an architecture: only the user may choose code."""
+    """Raise :class:`StudyError` if a study names a Python file as an architecture, because it would be executed."""
     choices = plan.space.get("model.arch")
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_own(str(name))), None):

@@ -12,7 +12,7 @@ MAX_BYTES = 4096
 
 
 def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return the secret that ``value`` refers to; any other ``value`` is returned unchanged.
+    """Return the secret that ``value`` refers to. If ``value`` is not a reference, return it unchanged.
 
     Args:
         value: ``env:NAME`` for an environment variable, or ``@FILE`` for a file with one line, which other users of the
@@ -37,7 +37,9 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
 
 
 def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return the secret in the environment variable ``name``, or in the file that ``name_FILE`` names, or ``""``.
+    """Return a secret from the environment variable ``name``, or from the file that the variable ``name_FILE`` names.
+
+    Return an empty string if neither variable is set.
 
     Raises:
         AddressError: the file cannot be read, or can be read by others.
@@ -49,7 +51,7 @@ def secret_variable(name: str, environment: Mapping[str, str] | None = None) -> 
 
 def _file_content(path: str) -> str:
     try:
-        # O_NONBLOCK, because opening a named pipe would wait for a writer.
+        # Use O_NONBLOCK, because opening a named pipe would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters, line separators, characters that change the writing direction, and surrogates, which cannot be
-# encoded. Joiners and non-breaking spaces are allowed, because labels in many scripts need them.
+# Characters to escape: control characters, line separators, characters that change the writing direction, and
+# surrogates, which cannot be encoded. Joiners and non-breaking spaces are allowed, because many scripts need them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-# A spreadsheet evaluates a cell that begins with one of these characters, unless the cell is a number.
+# First characters of a formula: spreadsheets evaluate a cell that begins with one of them, unless it is a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE)
 
@@ -26,7 +26,7 @@ def is_printable(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` as one line that any terminal or log can show, with escapes such as ``\x1b``."""
+    r"""Return ``text`` as one line for a terminal or log, with unprintable characters as escapes such as ``\x1b``."""
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
@@ -36,7 +36,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
-    # JSON itself escapes control characters below U+0020. The only ones that are left are the line breaks of indent.
+    # json.dumps escapes control characters below U+0020. The only unescaped ones are the line breaks for indentation.
     return _UNPRINTABLE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 
@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 
 
 def csv_line(values: Iterable[object]) -> str:
-    """Return a CSV line. A text that a spreadsheet would evaluate as a formula begins with an apostrophe instead."""
+    """Return a CSV line. Strings that a spreadsheet would evaluate as a formula are prefixed with an apostrophe."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow([_cell(v) if isinstance(v, str) else v for v in values])
     return line.getvalue()

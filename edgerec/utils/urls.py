@@ -1,4 +1,4 @@
-"""Parse addresses, and show them without the secrets in them."""
+"""Parse URLs, and remove the secrets from URLs before they are shown or logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.text import is_printable
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
-# Only these parameters of an address are shown. All others may be secrets, whatever their name is.
+# Query parameters that are shown. All other parameters are hidden, because each of them may be a secret.
 _SHOWN = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
@@ -32,9 +32,9 @@ class Url:
         scheme: in lowercase.
         host: host name or IP address, without brackets; international names are encoded with IDNA.
         port: port number; the default port of the scheme if the address has none.
-        path: path as in the address, percent-encoded; may be empty.
-        query: query without the question mark.
-        user, password: decoded; empty if the address has none.
+        path: percent-encoded path; may be empty.
+        query: percent-encoded query without the question mark.
+        user, password: decoded user name and password; empty if the address has none.
         raw: the whole address, with its secrets.
     """
 
@@ -52,12 +52,12 @@ class Url:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port: the server that credentials in the address are for."""
+        """Scheme, host and port. The credentials in the address must be sent only to this server."""
         return self.scheme, self.host, self.port
 
     @property
     def identity(self) -> str:
-        """The address without user and password. Two addresses with the same identity name the same thing."""
+        """The address without user and password, to compare whether two addresses refer to the same resource."""
         return f"{self.scheme}://{self.netloc}{self.path}?{self.query}"
 
     @property
@@ -67,7 +67,7 @@ class Url:
 
     @property
     def target(self) -> str:
-        """Path and query as in the request line of HTTP."""
+        """Path and query in the format of an HTTP request line."""
         return (self.path or "/") + (f"?{self.query}" if self.query else "")
 
     @classmethod
@@ -103,7 +103,7 @@ class Url:
         return replace(self, user=account.user, password=account.password, raw=raw)
 
     def redirected(self, location: str, *schemes: str) -> Url:
-        """Return the address that the redirect to ``location`` leads to; raises :class:`AddressError`."""
+        """Return the address of a redirect to ``location``; raise :class:`AddressError` if it is not valid."""
         try:
             address = urljoin(self.raw, location)
         except ValueError:
@@ -112,10 +112,10 @@ class Url:
 
 
 def redacted(address: str) -> str:
-    """Return an address, valid or not, as it may be shown and logged.
+    """Return an address without secrets, for display and logs. The address need not be valid.
 
-    User, password, fragment and all parameters that are not known to be harmless are left out. If it is not clear where
-    a password ends, only the scheme is left.
+    User, password, fragment and all parameters that are not known to be harmless are removed. If the end of a password
+    is ambiguous, only the scheme is returned.
     """
     match = _URL.fullmatch(address)
     if match is None:
@@ -137,12 +137,12 @@ def has_secret(address: str) -> bool:
 
 
 def _authority(rest: str) -> str:
-    """Return user, password, host and port: what follows ``://``, up to the path, query or fragment."""
+    """Return the authority of a URL (user, password, host and port) from ``rest``, the string after ``://``."""
     return re.split(r"[/?#\\]", rest, maxsplit=1)[0]
 
 
 def _ambiguous(rest: str) -> bool:
-    """Return whether an ``@`` follows the host, which may be the end of a password with ``/``, ``?`` or ``#``."""
+    """Return whether an ``@`` follows the host. It may belong to a password that contains ``/``, ``?`` or ``#``."""
     return "@" in rest[len(_authority(rest)) :]
 
 
@@ -164,7 +164,7 @@ def _redacted_query(query: str) -> str:
 
 
 def _redacted_text(text: str) -> str:
-    """Redact what is not an address, such as one without a scheme or with a mistyped one."""
+    """Redact a string that is not a valid URL, e.g. because its scheme is missing or misspelled."""
     before, at, _ = text.rpartition("@")
     if at and ":" in before:
         return MASK

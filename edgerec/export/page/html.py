@@ -24,7 +24,7 @@ UPRIGHT_FROM = 3
 
 
 def _printable(value: Any) -> Any:
-    """Escape characters that a browser would not show; the line breaks of a recipe stay."""
+    """Escape characters that a browser would not show, except line breaks, which recipes contain."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))

@@ -1,4 +1,4 @@
-"""What the proof needs of the system: programs that must be there and must not fail."""
+"""Find and run the system programs that the test in an emulated userland needs."""
 
 from __future__ import annotations
 

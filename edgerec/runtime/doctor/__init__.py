@@ -66,8 +66,8 @@ def doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = ROOT
             copy from another machine.
 
     Raises:
-        TargetError: no such target.
-        BundleError: no bundle there.
+        TargetError: the target does not exist or is not valid.
+        BundleError: the bundle does not exist or is not valid.
     """
     opened = _manifest(bundle) if bundle else None
     name = target or (opened.target if opened else "")

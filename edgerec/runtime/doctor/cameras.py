@@ -47,9 +47,9 @@ class Cameras:
 
     Attributes:
         nodes: video devices, in the order of their numbers.
-        hidden: names of devices that the kernel lists but /dev lacks, as in a container.
-        picamera2: why picamera2 does not load; empty if it loads, None if it is not installed.
-        system_has_picamera2: whether the system's own Python has picamera2.
+        hidden: names of devices that the kernel lists but that are missing in /dev, e.g. in a container.
+        picamera2: reason why picamera2 cannot be imported; empty if it can, None if it is not installed.
+        system_has_picamera2: whether picamera2 is installed for the system's Python.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -59,7 +59,7 @@ class Cameras:
 
 
 def look(root: Path = ROOT) -> Cameras:
-    """Return the cameras of this machine. Only Linux lists them.
+    """Return the cameras of this machine; none on other systems than Linux.
 
     Args:
         root: folder that contains ``sys``, ``dev`` and ``usr``.
@@ -142,7 +142,7 @@ def _of_picamera2(cameras: Cameras, system: System, raw: bool) -> list[Finding]:
 def _queried(device: Node, reply: Answer) -> Node:
     """Return the device with the kernel's answer to VIDIOC_QUERYCAP."""
     reason, flags, card = (reply.said or {}).get(device.path, [reply.reason or "it says nothing", 0, ""])
-    if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. below another root
+    if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. if root is a copy from another machine
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))

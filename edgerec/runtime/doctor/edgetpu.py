@@ -19,7 +19,7 @@ from edgerec.runtime.video_devices import ROOT
 
 LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 _USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
-# The IDs of the USB stick before and after it got its firmware, and of the PCIe card.
+# Vendor and product IDs of the USB stick before and after its firmware is loaded, and of the PCIe card.
 _STICK = {("1a6e", "089a"), ("18d1", "9302")}
 _CARD = ("0x1ac1", "0x089a")
 _RULES = ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
@@ -30,12 +30,12 @@ _RULE = (
     'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
     "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
 )
-# These limits are from public reports, which docs/edgetpu.md lists. Google built libedgetpu 16.0 with TensorFlow 2.5,
-# and tflite-runtime 2.12 and newer crash with it. The version of a rebuilt library contains "tf".
+# Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer versions
+# crash with it. Rebuilt libraries have "tf" in their version. docs/edgetpu.md lists the public reports about this.
 _LAST_OLD_RUNTIME = (2, 11)
-# Google's gasket-dkms does not build on this kernel and newer ones.
+# First kernel version for which Google's gasket-dkms cannot be built.
 _NEW_KERNEL = (6, 4)
-# What a PCIe card on a Raspberry Pi 5 needs in config.txt; the last one selects the kernel with pages of 4 KiB.
+# Lines of config.txt that a PCIe card on a Raspberry Pi 5 needs. The last line selects the kernel with 4 KiB pages.
 _PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
 
 
@@ -45,18 +45,18 @@ class EdgeTpu:
 
     Attributes:
         stick: device file of a USB stick; empty if there is none.
-        speed_mbps: speed of its USB port; 0 if it is not known.
+        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if it is not known.
         stick_open: whether the stick can be opened for writing.
-        rule: whether udev has a rule for the stick.
+        rule: whether there is a udev rule for the stick.
         card: whether there is a PCIe card.
-        apex: device file of the card; empty if the driver created none.
+        apex: device file of the card; empty if the driver has not created a device file.
         apex_open: whether ``apex`` can be opened for writing.
         driver: whether the kernel module of the card is loaded.
         config: lines that the boot configuration of a Raspberry Pi 5 lacks for a card.
-        library: whether libedgetpu loads.
-        reason: why it does not load although it is installed.
-        version: version of the Debian package of libedgetpu; empty if it was not installed as a package.
-        delegate: why the runtime cannot use the library; empty if it can, or if this was not tried.
+        library: whether libedgetpu can be loaded.
+        reason: reason why libedgetpu cannot be loaded although it is installed.
+        version: version of the Debian package of libedgetpu; empty if libedgetpu was not installed as a package.
+        delegate: reason why the runtime cannot use libedgetpu; empty if it can, or if this was not tried.
     """
 
     stick: str = ""
@@ -80,7 +80,7 @@ class EdgeTpu:
 
     @property
     def works(self) -> bool:
-        """Whether a model can run on it, as far as this was tried."""
+        """Whether models can run on the Edge TPU, according to the checks that were made."""
         opened = (self.stick and self.stick_open) or (self.apex and self.apex_open)
         return bool(opened) and self.library and not self.delegate
 
@@ -200,7 +200,7 @@ def _stick(root: Path) -> tuple[str, int]:
 
 
 def _missing_config(root: Path) -> tuple[str, ...]:
-    """Return the lines that the boot configuration lacks; none if this is not a Raspberry Pi 5."""
+    """Return the lines that are missing in the boot configuration; empty if this is not a Raspberry Pi 5."""
     if not re.match(r"Raspberry Pi (5|Compute Module 5)", _read(root / "proc/device-tree/model")):
         return ()
     config = next((text for name in _BOOT_CONFIGS if (text := _read(root / name))), "")

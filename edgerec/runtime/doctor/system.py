@@ -28,20 +28,20 @@ class System:
 
     Attributes:
         os: ``Linux``, ``Darwin`` or ``Windows``.
-        title: for people.
-        machine: the processor, as the kernel names it.
-        bits: of programs, 32 or 64; the kernel may have more.
-        board: a single-board computer's own name.
+        title: display name of the operating system.
+        machine: CPU architecture of the kernel.
+        bits: word size of programs, 32 or 64. A 64-bit kernel can run 32-bit programs.
+        board: name of the single-board computer; empty for other machines.
         kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty if it is not known.
-        processors: how many this process may use.
-        avx: whether an x86 processor has AVX; None on others.
-        root: whether we may do everything.
-        user: for commands.
-        groups: those that this session has.
-        member_of: those that the user has after logging in again.
-        now_s: the clock, Unix time.
-        installed_s: when edgerec's files were written.
-        encoding: of text on the terminal and in file names, where it is not UTF-8.
+        processors: number of CPU cores that this process may use.
+        avx: whether an x86 CPU has AVX; None for other CPUs.
+        root: whether this process runs as root.
+        user: name of the user, for commands in messages.
+        groups: groups of the current session.
+        member_of: groups that the user will have after logging in again.
+        now_s: Unix time of the system clock.
+        installed_s: Unix time at which edgerec was installed.
+        encoding: encoding of the terminal and of file names; empty if it is UTF-8.
     """
 
     os: str = "Linux"
