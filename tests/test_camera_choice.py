@@ -13,6 +13,7 @@ from edgerec.camera import Feeds, Frame
 from edgerec.camera.sources import CaptureFormat, find_source, open_source
 from edgerec.camera.sources.automatic import open_automatic
 from edgerec.errors import SourceError
+from edgerec.runtime.video_devices import list_video_devices
 
 USB = {"Model": "HD Webcam", "Id": "/base/soc/pcie@1f/usb@0/xhci/usb1/1-1:1.0-046d:0825"}
 MODULE = {"Model": "imx708", "Id": "/base/soc/i2c0mux/i2c@1/imx708@1a"}
@@ -163,3 +164,9 @@ def test_camera_module_is_released_after_a_failure(monkeypatch, step):
     with pytest.raises((SourceError, RuntimeError), match="timed out"):
         open_source("picamera2:0").close()
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize("name", ["Studio Display Camera", "Dell Display Webcam", "HISPEED Camera"])
+def test_names_of_usb_cameras_are_not_mistaken_for_image_signal_processors(tmp_path, name):
+    root = machine(tmp_path, (0, name, 0), (1, "bcm2835-isp-output0", 0), (2, "rkisp1_mainpath", 0), (3, "ISP", 0))
+    assert [device.helper for device in list_video_devices(root)[0]] == [False, True, True, True]

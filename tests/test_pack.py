@@ -281,3 +281,12 @@ def test_content_digests_are_those_of_the_images(packed, tmp_path):
     run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
     with pytest.raises(RecipeError, match="was trained on"):
         fit(Recipe().override({"seed": 1, "model.width": 0.25, "model.weights": str(run.path)}), tmp_path / "other")
+
+
+def test_labels_with_joiners_are_packed_and_read(tmp_path):
+    labels = ("می\u200cخواهم", "👩\u200d🔬")
+    images, classes = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "images.npz", x_train=images, y_train=classes, labels=np.array(labels))
+    recipe = Recipe().override({"data.source": str(tmp_path / "images.npz")})
+    assert set(pack_data(recipe, tmp_path / "pack").labels) == set(labels)
+    assert set(Packed.open(str(tmp_path / "pack")).labels) == set(labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,13 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe, Run, evaluate, fit
+from edgerec.contract.progress import ignore
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, TrainError
+from edgerec.train.distribute import Team
 from edgerec.train.evaluate import figures
+from edgerec.train.recorder import recorder
 from edgerec.train.run import best_epoch
+from edgerec.train.transfer import stages
 from tests.conftest import one_line
 
 
@@ -261,6 +266,21 @@ def test_loss_that_becomes_nan_ends_the_run(run, tmp_path):
     model.save(tmp_path / "nan.keras")
     with pytest.raises(TrainError, match=r"the loss became nan in epoch 1, by step \d+ of \d+: lower train"):
         fit(quick(**{"model.weights": str(tmp_path / "nan.keras"), "model.arch": "simple_cnn"}), tmp_path / "run")
+
+
+def test_validation_loss_that_becomes_nan_ends_the_run(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    begun = Run.open(tmp_path / "run")
+    history = begun.history()
+    last = stages(begun.recipe)[-1]
+    record = recorder(begun, begun.recipe, last, steps=1, team=Team(), listener=ignore, on_epoch=None)
+    model = run.model()
+    model.compile("adam")
+    record.set_model(model)
+    record.on_epoch_begin(len(history))
+    with pytest.raises(TrainError, match=f"the val_loss became nan in epoch {len(history) + 1}: lower train"):
+        record.on_epoch_end(len(history), {"loss": 1.0, "accuracy": 0.5, "val_loss": np.nan, "val_accuracy": 0.1})
+    assert begun.history() == history  # a row with NaN would make the run unreadable
 
 
 def test_options_of_training_work_together(image_folder, tmp_path):

@@ -27,6 +27,7 @@ from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.errors import DataError, unknown
 from edgerec.optional import require
+from edgerec.utils.text import is_printable
 
 Indices = npt.NDArray[np.int64]
 
@@ -131,7 +132,7 @@ class Packed:
 
     def _check(self) -> None:
         """Raise :class:`ValueError` if the values of the manifest contradict each other."""
-        if len(set(self.labels)) < len(self.labels) or not all(map(str.isprintable, self.labels)):
+        if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
             raise ValueError("it has a label twice, or one with a control character")
         if self.preprocess.height != self.preprocess.width:
             raise ValueError("its images are not square")

@@ -11,7 +11,7 @@ ROOT = Path("/")
 # Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
 # Names of codecs and image signal processors, which the kernel lists like cameras.
-_HELPERS = re.compile(r"codec|isp|pispbe|hevc|rpivid|stateless|decoder|encoder")
+_HELPERS = re.compile(r"codec|(?<![a-z])isp|rkisp|pisp|hevc|rpivid|stateless|decoder|encoder")
 
 
 @dataclass(frozen=True)

@@ -141,18 +141,22 @@ def recorder(
                 self.model.optimizer.learning_rate.assign(rate)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise TrainError(
-                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {batch + 1} of {steps}: "
-                    f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
-                    f"the checkpoints before stay in {run.path}"
-                )
+            self.check("loss", logs, f", by step {batch + 1} of {steps}")
             text = f"epoch {self.epoch + 1}/{epochs}  {learned(logs)}"
             done = self.epoch * steps + batch + 1
             listener(Progress("training", done, epochs * steps, text))
 
+        def check(self, name: str, logs: Any, step: str = "") -> None:
+            loss = float(logs.get(name, 0.0))
+            if not math.isfinite(loss):
+                raise TrainError(
+                    f"the {name} became {loss} in epoch {self.epoch + 1}{step}: "
+                    f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
+                    f"the checkpoints before stay in {run.path}"
+                )
+
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.check("val_loss", logs)  # a row with NaN would make history.csv unreadable, also for --resume
             row = {key: float(logs[key]) for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in logs}
             rate = float(keras().backend.get_value(self.model.optimizer.learning_rate))
             row |= {"epoch": epoch + 1, "learning_rate": rate, "seconds": team.mean(time.monotonic() - self.began_s)}
