@@ -5,7 +5,7 @@
 The script prints a line of JSON for each target. It exits with code 1 unless edgerec either accepted each input or
 refused it with a one-line message. ``--first N --count 1`` repeats only case N. Each module of ``fuzzing`` creates one
 kind of input. The cases of ``TARGETS`` run in separate processes (see ``fuzzing/isolation.py``), and the cases of
-``KINDS`` run in this process, together with servers on loopback.
+``KINDS`` run in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common import data_folder
-from fuzzing import archives, bundles, http, keras, mjpeg, mqtt, network, runs, savedmodels, texts, tflite
+from fuzzing import archives, bundles, http, keras, mjpeg, mqtt, runs, savedmodels, texts, tflite
 from fuzzing.isolation import Target, run_target
 from fuzzing.tally import Kind, tally
 
@@ -29,8 +29,6 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "pictures": (bundles.pictures, 4),
     "archives": (bundles.archives, 8),
     "models": (bundles.models, 15),
-    "web": (network.web, 8),
-    "webhook": (network.webhook, 12),
     "texts": (texts.texts, 8),
     "options": (texts.options, 4),
 }

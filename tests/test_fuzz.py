@@ -8,10 +8,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-KINDS = ["manifests", "golden", "pictures", "archives", "models"]
-KINDS += ["web", "webhook", "texts", "options"]
+KINDS = ["manifests", "golden", "pictures", "archives", "models", "texts", "options"]
 SEED, COUNT = 7, 300
-NEEDS = {"web": ("starlette", "uvicorn")}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +26,6 @@ def fuzz():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_input_is_taken_or_refused_in_one_line(fuzz, bundle, tmp_path, name):
-    for module in NEEDS.get(name, ()):
-        pytest.importorskip(module)
     kind, share = fuzz.KINDS[name]
     figures = fuzz.tally(name, kind, bundle, tmp_path, seed=SEED, count=COUNT * share // 100)
     assert figures.examples == []
