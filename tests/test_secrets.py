@@ -139,6 +139,12 @@ def challenging():
         yield server, requests
 
 
+def test_password_without_a_user_is_sent_to_a_web_camera():
+    with challenging() as (server, requests), pytest.raises(SourceError, match="another user and password"):
+        open_source(server.url.replace("http://", "http://:SECRET@"))
+    assert [b"Authorization: Basic OlNFQ1JFVA==" in request for request in requests] == [False, True]
+
+
 def test_password_does_not_follow_a_redirect_to_another_port():
     with challenging() as (other, requests):
 

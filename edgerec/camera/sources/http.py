@@ -99,7 +99,7 @@ class HttpStream:
             self._socket.close()
 
     def _open(self, url: Url) -> http.client.HTTPResponse:
-        at, credentials = url, ""
+        at, credentials, has_account = url, "", bool(url.user or url.password)
         for _ in range(MOST_HOPS):
             response = self._get(at, credentials)
             location = response.headers.get("Location")
@@ -110,7 +110,7 @@ class HttpStream:
                     raise SourceError(f"{self._name} redirects to an address that cannot be used: {error}") from None
                 self.close()
                 continue
-            if response.status == 401 and url.user and not credentials and at.origin == url.origin:
+            if response.status == 401 and has_account and not credentials and at.origin == url.origin:
                 credentials = authorization(url, at, response.headers.get_all("WWW-Authenticate") or [])
                 self.close()
                 if credentials:
@@ -118,7 +118,7 @@ class HttpStream:
             break
         if response.status == 401:
             raise SourceError(
-                f"{self._name} wants {'another' if url.user else 'a'} user and password: "
+                f"{self._name} wants {'another' if has_account else 'a'} user and password: "
                 f"{at.scheme}://USER:PASSWORD@{at.host}/…"
             )
         if response.status != 200:
