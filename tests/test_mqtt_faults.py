@@ -66,6 +66,16 @@ def test_messages_that_cannot_be_written_are_counted_as_lost(tmp_path, monkeypat
     assert (outbox.dropped, len(outbox)) == (2, 0)
 
 
+def test_closed_queue_does_not_open_its_file_again(tmp_path):
+    queue = Outbox(tmp_path / "queue.sqlite3")
+    number = queue.put("topic", b"payload", True)
+    queue.close()
+    queue.remove(number)  # the acknowledgment arrived late
+    again = Outbox(tmp_path / "queue.sqlite3")  # fails while another object holds the file
+    assert len(again) == 1
+    again.close()
+
+
 @pytest.mark.parametrize("prefix", ["ha/+", "#", "a//b", "$SYS", "a\0b", "x" * 70_000])
 def test_invalid_discovery_prefix_is_refused(tmp_path, prefix):
     pytest.importorskip("paho.mqtt.client")

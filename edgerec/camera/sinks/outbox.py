@@ -149,6 +149,7 @@ class Outbox:
             if self._db is not None:
                 self._db.close()
                 self._db = None
+            self._tried_s = float("inf")  # a sending thread that has not ended yet must not open the file again
 
     def _open(self) -> None:
         self._tried_s = time.monotonic()
