@@ -62,7 +62,7 @@ class Interrupts:
         now_s = time.monotonic()
         if now_s - self._counted_s < SAME_S:
             return
-        self._counted_s = now_s  # only of signals that count, so that pressing Ctrl-C many times takes effect
+        self._counted_s = now_s  # repeated signals that are ignored do not extend SAME_S
         self._count += 1
         if self._count > 2:
             raise KeyboardInterrupt

@@ -75,7 +75,9 @@ def camera(
     web_save: Path | None = typer.Option(
         None, help="Folder for images that are labeled on the web page, one subfolder per label."
     ),
-    web_save_max: str = typer.Option("2GB", help="Maximum total size of the folder --web-save; more is refused."),
+    web_save_max: str = typer.Option(
+        "2GB", help="Maximum total size of the folder --web-save; further images are refused."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the CSV file and the video."),
     max_frames: int | None = typer.Option(None, min=1, help="Stop after this many predictions."),
     threshold: float | None = typer.Option(

@@ -83,7 +83,9 @@ class GraphCheck:
         inputs, outputs = self._numbers(graph, 1), self._numbers(graph, 2)
         for index in (*inputs, *outputs):
             if not 0 <= index < len(tensors):
-                raise ValueError(f"an input or output of a graph is tensor {index}, but it has {len(tensors)} tensors")
+                raise ValueError(
+                    f"an input or output of a graph is tensor {index}, but the graph has {len(tensors)} tensors"
+                )
         known = {index for index, tensor in enumerate(tensors) if tensor.constant or tensor.variable or tensor.empty}
         known |= set(inputs)
         written: set[int] = set()
@@ -93,16 +95,16 @@ class GraphCheck:
             where = f"operator {position}"
             code_index = self._scalar("<I", fields.get(0), 0)
             if code_index >= len(self._codes):
-                raise ValueError(f"{where} has the unknown code {code_index}")
+                raise ValueError(f"{where} refers to operator code {code_index}, but the model has {len(self._codes)}")
             code, reads, writes = self._codes[code_index], self._numbers(fields, 1), self._numbers(fields, 2)
             self._check_numbers(where, code, reads, writes)
             self._check_reads(where, code, reads, len(tensors), known | written)
             for index in writes:
                 if not 0 <= index < len(tensors) or tensors[index].constant or index in inputs or index in written:
-                    raise ValueError(f"{where} writes tensor {index}, which is missing or has another source")
+                    raise ValueError(f"{where} writes tensor {index}, which does not exist or already has a value")
             for index in self._numbers(fields, 8):
                 if not -1 <= index < len(tensors):
-                    raise ValueError(f"{where} has the intermediate tensor {index}, which is missing")
+                    raise ValueError(f"{where} uses the intermediate tensor {index}, which does not exist")
             written |= set(writes)
             calls |= self._called(where, code, fields)
         for index in outputs:
@@ -112,7 +114,7 @@ class GraphCheck:
 
     def _check_numbers(self, where: str, code: int, reads: list[int], writes: list[int]) -> None:
         if not 0 <= code <= _MAX_OPERATOR:
-            raise ValueError(f"{where} has the unknown code {code}")
+            raise ValueError(f"{where} has the unknown operator code {code}")
         least, most = _INPUTS.get(code, (0, _MANY))
         if not least <= len(reads) <= most:
             raise ValueError(f"{where} has {len(reads)} inputs, expected {least} to {most}")
@@ -125,7 +127,7 @@ class GraphCheck:
             if index == -1 and place in _OPTIONAL.get(code, ()):
                 continue
             if not 0 <= index < tensors:
-                raise ValueError(f"input {place} of {where} is tensor {index}, which is missing")
+                raise ValueError(f"input {place} of {where} is tensor {index}, which does not exist")
             if index not in known:
                 raise ValueError(f"{where} reads tensor {index} before an operator computes it")
 
@@ -133,11 +135,13 @@ class GraphCheck:
         if code not in _CALLS:
             return set()
         if 4 not in fields:
-            raise ValueError(f"{where} calls a subgraph, but does not say which")
+            raise ValueError(f"{where} calls a subgraph, but has no options that name the subgraph")
         options = self._fields(self._offset(fields[4]))
         called = {self._scalar("<i", options.get(field), 0) for field in _CALLS[code]}
         if not all(0 < index < len(self._subgraphs) for index in called):
-            raise ValueError(f"{where} calls the subgraphs {sorted(called)} of {len(self._subgraphs)}")
+            raise ValueError(
+                f"{where} calls the subgraphs {sorted(called)}, but the model has {len(self._subgraphs)} subgraphs"
+            )
         return called
 
     def _check_calls(self, calls: list[set[int]]) -> None:
@@ -152,13 +156,13 @@ class GraphCheck:
     def _tensor(self, fields: dict[int, int]) -> _Tensor:
         buffer = self._scalar("<I", fields.get(2), 0)
         if buffer >= len(self._buffers):
-            raise ValueError(f"a tensor has the buffer {buffer}, but there are {len(self._buffers)}")
+            raise ValueError(f"a tensor refers to buffer {buffer}, but the model has {len(self._buffers)} buffers")
         kind = self._scalar("<b", fields.get(1), 0)
         shape = self._numbers(fields, 0)
         if not 0 <= kind <= _MAX_TYPE:
             raise ValueError(f"a tensor has the unknown type {kind}")
         if len(shape) > 8 or any(size < 0 for size in shape):
-            raise ValueError(f"a tensor has the shape {shape[:9]}")
+            raise ValueError(f"a tensor has the invalid shape {shape[:9]}")
         constant = self._buffers[buffer]
         return _Tensor(constant, bool(self._scalar("<b", fields.get(5), 0)), 0 in shape or kind == _STRING)
 

@@ -120,7 +120,7 @@ class SinkWorker:
     def finish(self) -> None:
         """Ask the thread to close the sink after all queued events; return immediately."""
         with self._changed:
-            if not self._ending:  # close() after finish() must not extend the patience
+            if not self._ending:  # close() after finish() must not extend the timeout
                 self._ending, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
@@ -131,7 +131,7 @@ class SinkWorker:
             if not self._wait(lambda: self._finished):
                 waiting = [entry.event for entry in self._entries] + [self._current]
                 self._entries.clear()
-                self._lose(sum(isinstance(event, Result) for event in waiting), "the sink does not end")
+                self._lose(sum(isinstance(event, Result) for event in waiting), "the sink does not finish")
                 return
         self._thread.join()
 
@@ -147,7 +147,9 @@ class SinkWorker:
                 return bool(condition())
             if idle_s >= _WARN_S and not warned:
                 warned = True
-                log.warning("%s has finished nothing for %.0f s; waiting. Ctrl-C stops", self.name, idle_s)
+                log.warning(
+                    "%s has made no progress for %.0f s; still waiting (press Ctrl-C to stop)", self.name, idle_s
+                )
             self._changed.wait(_POLL_S)
         return True
 
