@@ -43,7 +43,7 @@ def require(module: str) -> Any:
     if package == "cv2":
         # Limit the image size, because even a small file can contain an image that takes gigabytes of memory. OpenCV
         # reads this variable only once, when it is imported.
-        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
+        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "200000000")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -245,3 +246,18 @@ def test_weights_with_another_number_of_dimensions_are_refused_in_one_line(tmp_p
         fault = str(error)
     assert fault
     assert "\n" not in fault
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory")
+def test_libraries_of_the_runtime_do_not_count_toward_the_memory_of_a_model(tmp_path, bundle, monkeypatch):
+    runtime = importlib.util.find_spec("ai_edge_litert")
+    package = tmp_path / "ai_edge_litert"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"__path__.append({str(runtime.submodule_search_locations[0])!r})\n")
+    (package / "interpreter.py").write_text(
+        "import importlib.util, mmap, sys\n"
+        f"reserved = mmap.mmap(-1, {4 << 30}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)\n"
+        f"exec(open({importlib.util.find_spec('ai_edge_litert.interpreter').origin!r}).read())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert probing.probe_model((bundle / "model.tflite").read_bytes()).error == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import struct
 import zipfile
@@ -15,13 +16,14 @@ import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
 from edgerec.camera.sources import open_source
+from edgerec.contract.image_files import why_unreadable
 from edgerec.contract.preprocess import decode
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load
 from edgerec.errors import BundleError, DataError
 
 # Just above the largest image that is decoded. The file has 20 kB.
-WIDTH, HEIGHT = 12000, 11500
+WIDTH, HEIGHT = 16000, 13000
 
 
 def huge_png() -> bytes:
@@ -48,7 +50,7 @@ def images_and_a_huge_one(tmp_path):
 
 def test_image_with_too_many_pixels_is_refused(tmp_path):
     (tmp_path / "huge.png").write_bytes(huge_png())
-    with pytest.raises(DataError, match=r"12000×11500 pixels, but .* at most 134,217,728 pixels: resize it"):
+    with pytest.raises(DataError, match=r"16000×13000 pixels, but .* at most 200,000,000 pixels: resize it"):
         read_image(tmp_path / "huge.png")
 
 
@@ -81,17 +83,17 @@ def test_data_commands_skip_an_image_with_too_many_pixels(images_and_a_huge_one,
     section = DataSection(source=str(images_and_a_huge_one), input_size=8)
     dataset, _ = load(section)
     assert dataset.skipped == ("a/huge.png",)
-    assert "12000×11500 pixels" in caplog.text
+    assert "16000×13000 pixels" in caplog.text
     pack = pack_data(Recipe(data=section), tmp_path / "pack")
     assert pack.skipped == ("a/huge.png",)
-    assert "12000×11500 pixels" in str(check_data(Recipe(data=section)).to_dict())
+    assert "16000×13000 pixels" in str(check_data(Recipe(data=section)).to_dict())
 
 
 def test_folder_source_skips_an_image_with_too_many_pixels(images_and_a_huge_one, caplog):
     caplog.set_level(logging.WARNING)
     images = list(open_source(str(images_and_a_huge_one / "a")).images())
     assert len(images) == 20
-    assert "huge.png was skipped: it has 12000×11500 pixels" in caplog.text
+    assert "huge.png was skipped: it has 16000×13000 pixels" in caplog.text
 
 
 @pytest.fixture
@@ -177,3 +179,10 @@ def test_calibration_set_that_lists_an_image_twice_is_refused(run, tmp_path, her
     assert done.returncode == 1
     assert "an image twice" in done.stdout + done.stderr
     shutil.rmtree(tmp_path / "set")
+
+
+def test_photos_of_200_megapixels_are_within_the_limit():
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 16320, 12240, 8, 2, 0, 0, 0)
+    assert decode(header) is None  # it has no pixels
+    assert "pixels" not in why_unreadable(header)
+    assert int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]) >= 16320 * 12240

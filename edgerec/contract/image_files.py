@@ -32,9 +32,9 @@ from edgerec.optional import require
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-# Maximum number of pixels of an image. Decoding such an image takes about 0.8 GB of memory. The largest phone photos
-# have 108 million pixels.
-MAX_PIXELS = 1 << 27
+# Maximum number of pixels of an image. Decoding such an image takes about 1.2 GB of memory. The largest phone photos
+# have 16320×12240 pixels.
+MAX_PIXELS = 200_000_000
 # Commands that decode images in parallel decode images with more pixels than this one at a time.
 LARGE_PIXELS = 1 << 24
 _LARGE_IMAGE = threading.Lock()

@@ -41,8 +41,9 @@ MEMORY_BYTES, MEMORY_FACTOR = 2 << 30, 4
 _CHECKS = 1
 _MOST_REMEMBERED = 1000
 _CHILD = """
-from edgerec.runtime.interpreter import open_interpreter
+from edgerec.runtime.interpreter import find_runtime, open_interpreter
 from edgerec.runtime.probing import child
+find_runtime()  # before the memory is limited, because TensorFlow and its CUDA libraries need much address space
 child(open_interpreter, *sys.argv[1:])
 """
 
