@@ -119,7 +119,7 @@ def test_archive_is_recognized_without_reading_all_of_it(tmp_path):
 
 
 def test_endless_device_is_not_read(monkeypatch):
-    monkeypatch.setattr("edgerec.runtime.classifier.MAX_IMAGE_BYTES", 1 << 20)
+    monkeypatch.setattr("edgerec.contract.image_files.MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(EdgerecError, match="/dev/zero cannot be read: it is larger than 1 MiB"):
         read_image("/dev/zero")
     monkeypatch.setattr("edgerec.runtime.finished.MAX_MODEL_BYTES", 1 << 20)

@@ -117,7 +117,7 @@ def test_an_old_emulator_is_not_taken(empty_path, monkeypatch, tmp_path):
         qemu.find_qemu("arm64", tmp_path / "cache")
     assert taken == ["qemu-aarch64"]
     old = program(empty_path, "old", "echo 'qemu-aarch64 version 7.2.15'")
-    (tmp_path / "cache" / "qemu").mkdir(exist_ok=True)
+    (tmp_path / "cache" / "qemu").mkdir(parents=True, exist_ok=True)
     shutil.copy2(old, tmp_path / "cache" / "qemu" / "qemu-aarch64")
     with pytest.raises(TargetError, match=r"is qemu 7, expected 10 or newer: delete it"):
         qemu.find_qemu("arm64", tmp_path / "cache")
@@ -183,7 +183,7 @@ def test_a_build_that_fails_leaves_nothing_half_there(tmp_path, monkeypatch):
     (tmp_path / "damaged.deb").write_bytes(b"no package")
     with pytest.raises(TargetError, match=r"damaged.deb cannot be taken apart|dpkg-deb is missing"):
         root.find_root("trixie", "arm64", [], None, tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert not list((tmp_path / "cache").glob("*"))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,19 @@ def import_errors(modules: list[str]) -> dict[str, str]:
     return found
 
 
+def trust_models(bundle: str) -> None:
+    """Do not test the models in child processes: this process is isolated, and an emulated process cannot start any."""
+    from edgerec.contract.bundle import Bundle
+
+    try:
+        from edgerec.runtime.probing import trust
+    except ImportError:  # an older version of edgerec, which does not test models
+        return
+    for name, content in Bundle.open(bundle).files.items():
+        if name.endswith(".tflite"):
+            trust(content)
+
+
 def prove(job: dict[str, Any]) -> dict[str, Any]:
     """The answers to a job: imports, runtime, ``edgerec verify``, and each picture of the folder."""
     found: dict[str, Any] = {"imports": import_errors(job["modules"])}
@@ -50,6 +63,7 @@ def prove(job: dict[str, Any]) -> dict[str, Any]:
 
     found |= {"edgerec": edgerec.__version__, "here": fingerprint().to_dict(), "verify": ""}
     try:
+        trust_models(job["bundle"])
         classifier = Classifier.open(job["bundle"], delegate="")
         found["pictures"] = {
             path.name: answer(classifier, path.read_bytes()) for path in sorted(Path(job["pictures"]).iterdir())
