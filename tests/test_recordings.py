@@ -269,7 +269,7 @@ def test_closed_terminal_does_not_lose_the_video(bundle, tmp_path):
     try:
         wait_for(lambda: table.exists() and table.read_bytes().count(b"\n") > 20, 60)
         process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
