@@ -50,7 +50,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, RecursionError):
         return "a file or a value is nested too deeply: use a file that edgerec has written"
     if isinstance(error, UnicodeError):
-        return f"a name or text is not valid: {_first_line(error)}; rename the file, or save it with the encoding UTF-8"
+        return f"a name or text is not valid: {_first_line(error)}; rename the file, or save it as UTF-8"
     return None
 
 

@@ -44,7 +44,7 @@ def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES) -> dict[st
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Read and parse a JSON file; raise :class:`OSError` if this fails, or the errors of :func:`parse_json`."""
+    """Read and parse a JSON file; raise :class:`OSError` if it cannot be read, or the errors of :func:`parse_json`."""
     return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 

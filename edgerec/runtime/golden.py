@@ -64,12 +64,12 @@ class VerifyReport:
 
     Attributes:
         files: number of files in the manifest whose digest is correct.
-        warnings: one sentence for each file that was changed, removed or added and that the runtime does not use.
+        warnings: one sentence for each changed, removed or added file; only for files that the runtime does not use.
         made_on, here: fingerprints of the exporting machine and of this machine. Scores can be expected to be
             bit-identical only if the two fingerprints are equal.
         delegate: shared library that ran the models; empty for the CPU.
         exact: whether every score is bit-identical to the golden score.
-        max_difference, tolerance: largest difference and tolerance in ``golden``, in the same units.
+        max_difference, tolerance: the largest difference from a golden score, and the difference that is allowed.
         golden: results for each image and each model.
     """
 

@@ -190,7 +190,7 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
         known = isinstance(config, str) and config in _functions(compiling)
         kind = f"function ({config})"
     elif kind in ("TFOpLambda", "SlicingOpLambda"):
-        # Keras 2 writes operators as names in TensorFlow, and some of these read or write files.
+        # Keras 2 stores a TensorFlow operator under its name. Some operators read or write files.
         operator = str(config.get("function")) if isinstance(config, dict) else "?"
         known, kind = operator in TF_OPERATORS, f"{kind} ({operator})"
     elif ".ops." in module:
@@ -209,7 +209,7 @@ def _check_object(value: dict[str, Any], where: str | Path, inside: str, compili
 
 
 def _classes(names: tuple[str, ...]) -> set[str]:
-    """Return the names of all classes in the given modules, for Keras 2 and for Keras 3."""
+    """Return the names of all classes in the given modules, as Keras 2 and as Keras 3 write them."""
     return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
 
 
