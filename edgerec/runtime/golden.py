@@ -64,7 +64,7 @@ class VerifyReport:
 
     Attributes:
         files: number of files in the manifest whose digest is correct.
-        warnings: one sentence for each changed, removed or added file; only for files that the runtime does not use.
+        warnings: one sentence for each changed, removed or added file that the runtime does not use.
         made_on, here: fingerprints of the exporting machine and of this machine. Scores can be expected to be
             bit-identical only if the two fingerprints are equal.
         delegate: shared library that ran the models; empty for the CPU.

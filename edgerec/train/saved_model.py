@@ -162,7 +162,7 @@ def check_operators(folder: Path) -> None:
 
 
 def _functions(graph: Any) -> set[str]:
-    """Return the names of the functions in a graph. The operator of a node that calls a function is the name of the function."""
+    """Return the names of the functions in a graph. A node that calls a function has this name as its operator."""
     return {function.signature.name for function in graph.library.function}
 
 
