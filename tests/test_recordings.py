@@ -264,7 +264,11 @@ def test_closed_terminal_does_not_lose_the_video(bundle, tmp_path):
     video, table = tmp_path / "v.mp4", tmp_path / "t.csv"
     command = [sys.executable, "-m", "edgerec", "camera", str(bundle), "--source", "synthetic:64x48@30", "--headless"]
     process = subprocess.Popen(
-        [*command, "--video", str(video), "--csv", str(table)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, "--video", str(video), "--csv", str(table)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # If the tests run under nohup, the camera would inherit that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: table.exists() and table.read_bytes().count(b"\n") > 20, 60)

@@ -24,7 +24,7 @@ from edgerec.contract.files import replacing_folder, write_file
 from edgerec.errors import EdgerecError, SourceError
 from tests.servers import HEAD, MjpegServer, free_port, jpeg, part
 
-SECRETS = ("SECRET", "S3CR3T", "4711")
+SECRETS = ("SECRET", "S3CR3T", "471108151")
 
 
 def leaked(text: str) -> bool:
@@ -40,7 +40,7 @@ def leaked(text: str) -> bool:
         ("rtsp://user:SECRET@10.0.0.5:554/a?channel=2", "rtsp://10.0.0.5:554/a?channel=2"),
         ("http://cam/snap.cgi?loginuse=admin&loginpas=SECRET&channel=1", "http://cam/snap.cgi?channel=1&***"),
         ("http://cam/x?usr=admin&pwd=SECRET", "http://cam/x?***"),
-        ("http://cam/x?pin=4711", "http://cam/x?***"),
+        ("http://cam/x?pin=471108151", "http://cam/x?***"),
         ("http://cam/x?SECRET", "http://cam/x?***"),
         ("http://cam/x?S3CR3T==", "http://cam/x?***"),
         ("http://cam/x?channel=1;p%61ss=SECRET", "http://cam/x?channel=1&***"),
