@@ -64,12 +64,13 @@ class HookServer:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if outer.status == -1:
                     time.sleep(8)
-                if outer.status <= 0:
+                status = outer.status  # read once, because a fault may end meanwhile
+                if status <= 0:
                     self.close_connection = True
                     return
-                if outer.status == 200:
+                if status == 200:
                     outer.bodies.append(json.loads(body))
-                self.send_response(outer.status)
+                self.send_response(status)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -331,6 +332,12 @@ class Soak:
             "mqtt_decisions": len(mqtt),
             "webhook_decisions": len(webhook),
             "memory_mib": [round(first[0], 1), round(last[0], 1)],
+            "memory_by_tenth_mib": [
+                round(
+                    statistics.median([s[1] for s in calm if tenth <= 10 * s[0] / self.seconds < tenth + 1] or [0]), 1
+                )
+                for tenth in range(10)
+            ],
             "peak_mib": round(max(s[1] for s in self.samples), 1),
             "descriptors": [first[1], last[1]],
             "threads": [first[2], last[2]],
