@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,20 @@ def _refuse_skip(report):
         report.outcome = "failed"
         report.longrepr = f"skipped in continuous integration, where nothing may be missing: {reason}"
     return report
+
+
+@pytest.fixture
+def fuzz_target(monkeypatch):
+    """Return a function that runs cases of a target of ``benchmarks/fuzz.py``, and returns the figures."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import fuzz
+
+    def run_cases(name, folder, count, *, first=0, seed=0, **changes):
+        return fuzz.run_target(
+            name, replace(fuzz.TARGETS[name], **changes), folder, seed=seed, count=count, first=first
+        )
+
+    return run_cases
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,7 @@ from edgerec.train.foreign import read_foreign
 from edgerec.train.keras import keras
 from edgerec.train.keras3 import write_keras3
 from edgerec.train.run import KERAS3
-from edgerec.train.saved_model import load_saved_model
+from edgerec.train.saved_model import check_operators, load_saved_model
 from tests.conftest import REPOSITORY
 from tests.test_quantize import is_full_int8
 
@@ -302,6 +302,34 @@ def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path
 def test_saved_model_that_trains_is_refused(theirs):
     with pytest.raises(ModelError, match="exported in training mode"):
         load_saved_model(theirs / "augmented")
+
+
+def test_saved_model_that_calls_a_function_by_its_name_is_checked(tmp_path):
+    """A node can have the name of a function as its operator. The function may then not use files either."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3), tf.float32)])
+        def serve(self, images):
+            return tf.reduce_mean(images, axis=(1, 2))
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
+    check_operators(tmp_path / "model")
+    path = tmp_path / "model" / "saved_model.pb"
+    saved = SavedModel.FromString(path.read_bytes())
+    (meta,) = saved.meta_graphs
+    saver = meta.graph_def.library.function.add()
+    saver.signature.name = "saver"
+    saver.node_def.add(name="save", op="SaveV2")
+    called = next(
+        f for f in meta.graph_def.library.function if f.signature.name in meta.object_graph_def.concrete_functions
+    )
+    called.node_def.add(name="call", op="saver")
+    path.write_bytes(saved.SerializeToString())
+    with pytest.raises(ModelError, match="has the operator SaveV2"):
+        check_operators(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_few_shortened_models_are_open_at_a_time(bundle, monkeypatch):
 
     monkeypatch.setattr(profile, "open_interpreter", recorded)
     content = Bundle.open(bundle).model
-    monkeypatch.setattr(profile, "OPEN_BYTES", 4 * len(content), raising=False)  # as for a large model
+    monkeypatch.setattr(profile, "OPEN_BYTES", 4 * len(content))  # as for a large model
     timed = profile_operators([content, content], threads=1, budget_s=0.0)
     assert [(t.model, t.index) for t in timed] == [(m, i) for m in (0, 1) for i in range(len(timed) // 2)]
     assert sum(t.part for t in timed) == pytest.approx(1, abs=0.01)

@@ -168,3 +168,21 @@ def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, m
     with pytest.raises(StudyError, match=r"names code \(net.py:build\)"):
         tune(None, tmp_path / "study", resume=True, trials=2)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(("suffix", "hdf5_first"), [(".keras", True), (".h5", False)])
+def test_a_file_in_two_formats_is_refused(copy, tmp_path, suffix, hdf5_first):
+    """Otherwise, the harmless part could be checked and the other part be loaded."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / f"model{suffix}"
+    with h5py.File(path, "w", userblock_size=0 if hdf5_first else 512) as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"name": "x", "layers": []}})
+    add_lambda(copy / "model.keras")
+    path.write_bytes(path.read_bytes() + (copy / "model.keras").read_bytes())
+    assert zipfile.is_zipfile(path)
+    assert h5py.is_hdf5(path)
+    with pytest.raises(ModelError, match="is a zip archive and an HDF5 file at once"):
+        read_foreign(path)
+    weights = Recipe().override({"data.source": "digits", "model.weights": str(path)})
+    with pytest.raises(EdgerecError, match="is a zip archive and an HDF5 file at once"):
+        fit(weights, tmp_path / "new")

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
-
 import pytest
 
-from tests.conftest import REPOSITORY
 
-
-@pytest.fixture(scope="module")
-def run_files(run, bundle):
+@pytest.fixture
+def run_files(run, bundle, fuzz_target):
     """Run cases of a target with the valid input of the fixtures, and return the figures."""
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-    try:
-        import fuzz
-
-        def call(name, folder, count, **changes):
-            valid = {"zips": bundle, "runs": run.path}[name]
-            target = replace(fuzz.TARGETS[name], start=lambda work: valid, **changes)
-            return fuzz.run_target(name, target, folder, seed=0, count=count)
-
-        yield call
-    finally:
-        sys.path.pop(0)
+    valid = {"zips": bundle, "runs": run.path}
+    return lambda name, *arguments, **changes: fuzz_target(name, *arguments, start=lambda _: valid[name], **changes)
 
 
 @pytest.mark.parametrize(("name", "count"), [("zips", 8), ("runs", 25)])

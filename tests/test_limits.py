@@ -16,6 +16,7 @@ import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
 from edgerec.camera.sources import open_source
+from edgerec.contract import bounded
 from edgerec.contract.image_files import why_unreadable
 from edgerec.contract.preprocess import decode
 from edgerec.contract.recipe import DataSection
@@ -186,3 +187,18 @@ def test_photos_of_200_megapixels_are_within_the_limit():
     assert decode(header) is None  # it has no pixels
     assert "pixels" not in why_unreadable(header)
     assert int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]) >= 16320 * 12240
+
+
+def test_toml_with_a_very_long_dotted_key_is_refused(tmp_path):
+    """The time to parse such a key grows with the square of its length."""
+    (tmp_path / "recipe.toml").write_text(".".join("a" * 100_000) + " = 1\n")
+    with pytest.raises(EdgerecError, match="a line with more than 1,000 dots"):
+        Recipe.from_toml(tmp_path / "recipe.toml")
+
+
+def test_zip_file_on_disk_with_very_many_files_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(bounded.MAX_ZIP_ENTRIES + 1):
+            archive.writestr(str(number), b"")
+    with pytest.raises(zipfile.BadZipFile, match="more than 10,000 files"):
+        bounded.check_zip_file(tmp_path / "many.zip", 1 << 30)

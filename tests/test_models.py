@@ -194,7 +194,7 @@ def test_another_size_is_measured_here():
         (["resnet8", "--input-size", 8], 1, "--input-size is 8, expected 16 or more for resnet8"),
         (["resnet8", "--width", 9], 1, "model.width is 9.0, expected 0 or 0.05 to 4"),
         (["resnet8", "--width", 0], 1, "--width is 0, expected 0.05 to 4"),
-        (["auto"], 1, "'auto' is not an architecture"),
+        (["auto"], 1, "'auto' works only with edgerec train"),
         (["resnet8", "--classes", 1], 1, "--classes is 1, expected 2 to"),
         (["--width", 0.5], 2, "name one architecture"),
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),

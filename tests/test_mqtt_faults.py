@@ -45,7 +45,7 @@ def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, exist
         patch.setattr(sqlite3, "connect", fail)
         outbox = Outbox(path)
         put(outbox, "c")
-    monkeypatch.setattr(outbox_module, "REOPEN_S", 0.0, raising=False)
+    monkeypatch.setattr(outbox_module, "REOPEN_S", 0.0)
     put(outbox, "d")
     assert payloads(outbox) == [text.encode() for text in (*existing, "c", "d")]
     outbox.close()

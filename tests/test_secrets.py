@@ -22,6 +22,7 @@ from edgerec.camera.sinks.webhook import Hook
 from edgerec.camera.sources import find_source, open_source
 from edgerec.contract.files import replacing_folder, write_file
 from edgerec.errors import EdgerecError, SourceError
+from tests.conftest import one_line
 from tests.servers import HEAD, MjpegServer, free_port, jpeg, part
 
 SECRETS = ("SECRET", "S3CR3T", "471108151")
@@ -248,6 +249,22 @@ def test_redirect_on_the_same_rtsp_server_keeps_the_password():
     with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
         open_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x")
     assert any(b"/y" in request and b"Authorization: Basic bWU6U0VDUkVU" in request for request in requests)
+
+
+def test_endless_redirects_of_an_rtsp_server_are_refused():
+    """FFmpeg would follow the next redirect with the password."""
+
+    def answer(request):
+        return f"302 Found\r\nLocation: rtsp://127.0.0.1:{port}/x"
+
+    with rtsp_server(answer) as (port, _), pytest.raises(SourceError, match="redirects too often"):
+        open_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x")
+
+
+def test_token_of_the_page_may_be_a_reference(bundle, edgerec):
+    command = ["camera", bundle, "--source", "synthetic:64x64@0", "--max-frames", "1", "--json", "--web", "127.0.0.1:0"]
+    done = edgerec(*command, "--web-token", "env:NOT_SET_ANYWHERE")
+    assert "NOT_SET_ANYWHERE" in one_line(done)
 
 
 DIGEST = 'Digest realm="c", nonce="abc"'

@@ -107,7 +107,7 @@ def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeyp
     bundle = compiled_bundle(run, tmp_path, monkeypatch)
     for command in (["verify", bundle], ["camera", bundle, "--source", "synthetic:64x48", "--headless"]):
         assert "--delegate none" in one_line(edgerec(*command))
-    assert "leave it out with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
+    assert "cannot be combined with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
 
 
 def elsewhere(bundle, folder, change):

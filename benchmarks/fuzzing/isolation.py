@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -208,16 +208,3 @@ def _is_loopback(event: str, arguments: tuple[Any, ...]) -> bool:
     address = arguments[0] if event.startswith("socket.get") else arguments[1]  # the first one is the socket
     host = address[0] if isinstance(address, tuple) and address else address
     return str(host) in ("127.0.0.1", "::1", "localhost", "")
-
-
-@contextlib.contextmanager
-def no_connections() -> Iterator[int]:
-    """Yield the port of a loopback server for use in hostile inputs; raise an error if anything connected to it."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
-        yield server.getsockname()[1]
-        with contextlib.suppress(BlockingIOError):
-            server.accept()
-            raise AssertionError("a damaged input opened a network connection")

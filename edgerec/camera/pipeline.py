@@ -344,5 +344,5 @@ def _refuse_twice(identities: Sequence[str], names: Sequence[str]) -> None:
     for at, identity in enumerate(identities):
         if identity in identities[:at]:
             raise SourceError(
-                f"the source {names[at]} is named twice: name each source once (a password is no difference)"
+                f"the source {names[at]} is named twice: name each source once (also if only the passwords differ)"
             )

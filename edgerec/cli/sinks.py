@@ -181,10 +181,10 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Callable[[
     if wanted.web:
         from edgerec.camera.sinks.saver import parse_size
         from edgerec.camera.sinks.web import WebSink, is_loopback, parse_address
-        from edgerec.utils.secrets import secret_variable
+        from edgerec.utils.secrets import read_secret, secret_variable
 
         host, port = parse_address(wanted.web)
-        token = wanted.web_token or secret_variable("EDGEREC_WEB_TOKEN") or None
+        token = read_secret(wanted.web_token) if wanted.web_token else secret_variable("EDGEREC_WEB_TOKEN") or None
         if token is None and not is_loopback(host) and _logs_to_journal():
             raise EdgerecError(
                 f"the web page on {host} needs a token, and a generated one would be stored in the system's journal: "

@@ -35,7 +35,7 @@ def verify(
 
     try:
         if on and (delegate is not None or delegate_option):
-            raise typer.BadParameter("--delegate is for this machine: leave it out with --on")
+            raise typer.BadParameter("--delegate applies to this machine and cannot be combined with --on: omit it")
         if on:
             _prove(bundle, on, data, pictures, find_links, json)
         elif data or find_links:

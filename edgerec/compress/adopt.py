@@ -171,7 +171,7 @@ class _Choice:
 
     @property
     def layer(self) -> str:
-        """The normalization that becomes a layer of the model; an empty string if none does."""
+        """Return the name of the normalization to build into the model as a layer; empty if there is none."""
         return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
 
 

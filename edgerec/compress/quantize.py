@@ -164,7 +164,7 @@ def make_float32(run: Run, data: DataSource | None = None, listener: Listener = 
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
-    """Return the folder in which the fine-tuning of a method saves its state until the variant is complete."""
+    """Return the folder of a method's fine-tuning checkpoints. It is deleted when the variant is complete."""
     return run.path / "checkpoints" / METHODS[method].variant
 
 

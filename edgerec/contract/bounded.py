@@ -14,6 +14,8 @@ from edgerec.contract.files import read_at_most
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_DEPTH = 64
+# tomllib needs time proportional to the square of the number of parts of a dotted key.
+MAX_TOML_BYTES, MAX_DOTS_PER_LINE = 1 << 20, 1000
 # Maximum number of objects and arrays in a document. Each one takes at least 56 bytes of memory, but only 2 bytes of
 # JSON.
 MAX_CONTAINERS = 1_000_000
@@ -36,9 +38,11 @@ def parse_json(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES, **options:
     return _parsed(text, max_bytes, marks, lambda: json.loads(text, **options))
 
 
-def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+def parse_toml(text: str | bytes, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
     """Parse TOML; raise :class:`ValueError` if the text is invalid, too long or nested too deeply."""
     decoded = text.decode() if isinstance(text, bytes) else text
+    if len(decoded) <= max_bytes and any(line.count(".") > MAX_DOTS_PER_LINE for line in decoded.splitlines()):
+        raise ValueError(f"it has a line with more than {MAX_DOTS_PER_LINE:,} dots")
     values: dict[str, Any] = _parsed(decoded, max_bytes, ("{", "["), lambda: tomllib.loads(decoded))
     return values
 
@@ -48,7 +52,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
     return parse_json(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
 
-def read_toml(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+def read_toml(path: Path, *, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
     """Read and parse a TOML file; raise :class:`OSError` if this fails, or the errors of :func:`parse_toml`."""
     return parse_toml(read_at_most(path, max_bytes), max_bytes=max_bytes)
 
@@ -174,6 +178,8 @@ def check_zip_file(path: Path, max_bytes: int, max_ratio: int = MAX_COMPRESSION_
 
 
 def _check_unpacked_size(archive: zipfile.ZipFile, packed_bytes: int, max_bytes: int, max_ratio: int) -> None:
+    if len(archive.infolist()) > MAX_ZIP_ENTRIES:
+        raise UnpackedSizeError(f"it has more than {MAX_ZIP_ENTRIES:,} files")
     # The declared sizes can be trusted, because zipfile never unpacks more bytes than an entry declares.
     total = sum(info.file_size for info in archive.infolist())
     if total > min(max_bytes, max(MAX_SMALL_BYTES, max_ratio * packed_bytes)):

@@ -116,7 +116,7 @@ class Target:
 
     @property
     def manifest_delegate(self) -> str:
-        """The delegate for the manifest of a bundle; empty if a manifest must not name this delegate."""
+        """The delegate name to write to a bundle's manifest; empty if a manifest may not contain this delegate."""
         return self.delegate if self.delegate in DELEGATES else ""
 
     def to_dict(self) -> dict[str, Any]:

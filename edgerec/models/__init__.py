@@ -127,8 +127,8 @@ def find(name: str) -> Architecture:
         )
     if name == AUTO:
         raise RecipeError(
-            "model.arch 'auto' is not an architecture, and only edgerec train can replace it by one: set model.arch to "
-            "an architecture that edgerec models lists"
+            "model.arch 'auto' works only with edgerec train, which chooses an architecture: set model.arch to an "
+            "architecture from the output of 'edgerec models'"
         )
     if own.is_own(name):
         return Architecture(own.features, 1)

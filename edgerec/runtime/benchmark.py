@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.schema import tflite_schema
 from edgerec.errors import BundleError, MissingExtraError, SourceError
-from edgerec.runtime.child import python_command
+from edgerec.runtime.child import run_python
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import golden_pictures
 from edgerec.runtime.health import Health, look
@@ -240,11 +239,10 @@ def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -
         from edgerec.contract.shipped import shipped
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
-    command = python_command(_COLD, str(bundle.path), str(first), json.dumps(options))
     began = time.time()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        raise BundleError(f"{bundle.path} does not run in a process of its own: {done.stderr.strip()[-300:]}")
+    done = run_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
+    if done.code:
+        raise BundleError(f"{bundle.path} cannot be run in a new process: {done.failure or done.last_line[-300:]}")
     ended, kilobytes = json.loads(done.stdout.splitlines()[-1])
     return ended - began, kilobytes * (1 if sys.platform == "darwin" else 1024)
 

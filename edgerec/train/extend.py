@@ -89,7 +89,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """Yield the results that only finished runs have; ``metrics.json`` first, because it marks a run as finished."""
+    """Yield all that only finished runs have, beginning with ``metrics.json``, which marks a run as finished."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

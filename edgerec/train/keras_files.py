@@ -28,7 +28,6 @@ from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPE
 
 log = logging.getLogger(__name__)
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".keras", ".h5", ".hdf5")
 # Maximum compression ratio. Keras does not compress its files, so a higher ratio indicates an attack.
 MOST_GROWTH = 100
@@ -231,11 +230,9 @@ def _modules(names: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _read_source(path: Path) -> _Source:
-    with path.open("rb") as file:
-        head = file.read(len(HDF5))
-    if head == HDF5:
-        return _read_h5(path)
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
+        if require("h5py").is_hdf5(path):
+            return _read_h5(path)
         kind = describe_file(path)
         advice = " (edgerec import can read it)" if "TFLite" in kind else ""
         raise ModelError(
@@ -255,6 +252,18 @@ def _read_source(path: Path) -> _Source:
         return _Source(json.loads(archive.read("config.json")), int(metadata["keras_version"].partition(".")[0]))
 
 
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive.
+
+    Raises:
+        ModelError: the file is a zip archive and an HDF5 file at once. Keras might load the part that is not checked.
+    """
+    archive = zipfile.is_zipfile(path)
+    if archive and require("h5py").is_hdf5(path):
+        raise ModelError(f"{path} is a zip archive and an HDF5 file at once: do not trust it")
+    return archive
+
+
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     """Raise :class:`ModelError` if the files in the archive are too large, or the weights refer to other files."""
     size = path.stat().st_size
@@ -270,7 +279,7 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 
 def _check_weights(path: Path) -> None:
     """Raise :class:`ModelError` if the weights in a file are links to other files."""
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
     else:

@@ -34,7 +34,7 @@ MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Exposure:
-    """The images that a model, or the weights that its training started from, was trained on.
+    """The training images of a model, including those of the weights that its training started from.
 
     Attributes:
         train: digests of the training images.

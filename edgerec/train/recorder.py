@@ -107,7 +107,7 @@ def _rows(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list
 
 
 def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
-    """Return the stage number of an epoch. Older runs did not record it, but none of their stages ended early."""
+    """Return the number of the stage that an epoch belongs to. For older runs, which did not record it, compute it."""
     plan = stages(recipe)
     number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
     return min(int(number), len(plan) - 1)

@@ -191,5 +191,6 @@ def _called(functions: Any) -> Iterator[str]:
     """The functions that other functions call."""
     for function in functions:
         for node in function.node_def:
+            yield node.op  # the name of a function, if the node calls one directly
             for value in node.attr.values():
                 yield from (value.func.name, *(item.name for item in value.list.func))

@@ -24,7 +24,9 @@ def without_redirects(url: Url) -> Url:
             used. All other errors are reported by FFmpeg when it opens the stream.
     """
     at, credentials = url, ""
-    for _ in range(MOST_HOPS if url.user or url.password else 0):
+    if not (url.user or url.password):
+        return url
+    for _ in range(2 * MOST_HOPS):  # each server may ask for the password first
         try:
             status, headers = _describe(at, credentials)
         except (OSError, ValueError) as error:
@@ -47,6 +49,8 @@ def without_redirects(url: Url) -> Url:
                 break
         else:
             break
+    else:  # FFmpeg would follow further redirects with the password
+        raise SourceError(f"{url} redirects too often: give the address of the stream")
     return at
 
 

@@ -21,7 +21,6 @@ MOST_CONNECTIONS = 128
 MOST_CONNECTIONS_PER_ADDRESS = 64
 # To send a whole request, or to take what was sent.
 SLOW_S = 10.0
-START_S = 10.0
 # What is still open so long after the end was asked for is cut off; then the thread has as long to end.
 GRACE_S = 0.4
 STOP_S = 2.0
