@@ -128,7 +128,7 @@ def test_a_run_with_a_folder_as_model_is_not_loaded(copy, tmp_path):
 
     (copy / "model.keras").unlink()
     tf.saved_model.save(tf.Module(), str(copy / "model.keras"))
-    with pytest.raises(ModelError, match="cannot be read as a Keras model"):
+    with pytest.raises(ModelError, match=r"is not a Keras model .* it is the folder of a SavedModel"):
         evaluate(copy)
 
 
