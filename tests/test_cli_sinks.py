@@ -48,7 +48,7 @@ def test_files_of_a_video(bundle, video, tmp_path, edgerec):
         (["--decision", "memory"], "'memory' is no KEY=VALUE, as smoothing=vote"),
         (["--delegate-option", "=1"], "'=1' is no KEY=VALUE, as device=usb:1"),
         (["--save", "often", "--save-dir", "x"], "expected one of low-confidence"),
-        (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is no size"),
+        (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is not a size"),
     ],
 )
 def test_wrong_usage(bundle, video, edgerec, tmp_path, options, said):

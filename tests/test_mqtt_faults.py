@@ -23,7 +23,7 @@ from tests.network import MANIFEST, Listener, Mosquitto, change, result, wait_fo
 
 
 def payloads(outbox: Outbox) -> list[bytes]:
-    return [message.payload for message in outbox.pending(0, 1000)]
+    return [message.payload for message in outbox.pending(1000)]
 
 
 def put(outbox: Outbox, *texts: str) -> None:

@@ -124,7 +124,7 @@ def test_limit_is_a_size(monkeypatch, text, size):
 
 def test_wrong_limit_is_refused(monkeypatch):
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", "lots")
-    with pytest.raises(EdgerecError, match="EDGEREC_CACHE_LIMIT is 'lots': expected a size"):
+    with pytest.raises(EdgerecError, match="EDGEREC_CACHE_LIMIT: 'lots' is not a size"):
         pixel_cache()
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", "none")
     assert pixel_cache().limit_bytes is None

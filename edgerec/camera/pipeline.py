@@ -39,7 +39,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class RunReport:
-    """The counts of frames and results of a call of :meth:`Camera.run`.
+    """The counts of frames and results of one call of :meth:`Camera.run`. Earlier calls do not count.
 
     Attributes:
         answered: number of classified frames.
@@ -111,6 +111,7 @@ class Camera:
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
         self._choice = Choice(view or View())
         self._entered = False
+        self._before = self._totals()
 
     @classmethod
     def open(
@@ -162,7 +163,18 @@ class Camera:
 
     @property
     def report(self) -> RunReport:
-        """What was done so far; may be asked from another thread."""
+        """The counts of the current or last call of :meth:`run`. May be read from another thread."""
+        total, before = self._totals(), self._before
+        return replace(
+            total,
+            answered=total.answered - before.answered,
+            overtaken=total.overtaken - before.overtaken,
+            skipped=dict(Counter(total.skipped) - Counter(before.skipped)),
+            invalid=total.invalid - before.invalid,
+        )
+
+    def _totals(self) -> RunReport:
+        """Return the counts since the camera was created, and the losses of the sinks of the current or last run."""
         return RunReport(
             self._answered,
             self._feeds.overtaken,
@@ -254,7 +266,7 @@ class Camera:
         Args:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
-            max_frames: number of predictions after which to stop; None means no limit.
+            max_frames: number of predictions in this call after which to stop; None means no limit.
             service: connection to the service manager, which is notified of the start and the end of the run, of each
                 frame, and of each attempt to reconnect. If the model, a window or all connections hang, the
                 notifications stop, so that the watchdog of the service manager restarts the service.
@@ -274,6 +286,7 @@ class Camera:
         workers = self._workers = [
             SinkWorker(sink, lossless=not self.live, patience_s=self._patience_s) for sink in threaded
         ]
+        self._before = self._totals()
         polled_s = time.monotonic()
 
         def poll() -> None:
@@ -297,7 +310,7 @@ class Camera:
                         worker.put(event, wait=source not in self._live_sources)
                     for sink in inline:
                         sink.state(event) if isinstance(event, StateChange) else sink.write(event)
-                enough = isinstance(event, Result) and self._answered == max_frames
+                enough = isinstance(event, Result) and self._answered - self._before.answered == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
             while keep_open and not self._stops and not any(sink.closed for sink in sinks):
@@ -315,7 +328,7 @@ class Camera:
             report = self.report
             for name in dict.fromkeys((*report.dropped, *report.incomplete)):
                 if lost := report.dropped.get(name):
-                    log.warning("%s lost %d of %d results", name, lost, self._answered)
+                    log.warning("%s lost %d of %d results", name, lost, report.answered)
                 else:
                     log.warning("%s could not be finished", name)
         return report

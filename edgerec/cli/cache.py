@@ -20,14 +20,15 @@ def cache(
 
     The cache is limited to 20 GB. The environment variable EDGEREC_CACHE_LIMIT sets another limit (50G, or none).
     """
-    from edgerec.data.cache_limit import parse_size, pixel_cache
+    from edgerec.data.cache_limit import pixel_cache
+    from edgerec.utils.sizes import parse_size
 
     if clear and limit is not None:
         raise typer.BadParameter("--clear already deletes everything: use one of the two", param_hint="--limit")
     try:
         limit_bytes = None if limit is None else parse_size(limit)
     except ValueError as error:
-        raise typer.BadParameter(f"{limit!r}: {error}", param_hint="--limit") from None
+        raise typer.BadParameter(str(error), param_hint="--limit") from None
     chatter()
     report = pixel_cache(clear=clear, limit_bytes=limit_bytes)
     if json:

@@ -145,7 +145,8 @@ def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
 
         sinks.append(lambda: VideoFile(video, live=camera.live, overwrite=wanted.overwrite))
     if (folder := wanted.save_dir) is not None:
-        from edgerec.camera.sinks.saver import SavedPictures, SaveSpec, parse_size
+        from edgerec.camera.sinks.saver import SavedPictures, SaveSpec
+        from edgerec.utils.sizes import parse_size
 
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
         spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
@@ -179,9 +180,9 @@ def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Callable[[
 
         sinks.append(metrics)
     if wanted.web:
-        from edgerec.camera.sinks.saver import parse_size
         from edgerec.camera.sinks.web import WebSink, is_loopback, parse_address
         from edgerec.utils.secrets import read_secret, secret_variable
+        from edgerec.utils.sizes import parse_size
 
         host, port = parse_address(wanted.web)
         token = read_secret(wanted.web_token) if wanted.web_token else secret_variable("EDGEREC_WEB_TOKEN") or None

@@ -25,12 +25,12 @@ from edgerec.contract.bounded import read_json
 from edgerec.contract.files import cache_folder, delete_abandoned
 from edgerec.contract.lock import POLL_S, lock_descriptor
 from edgerec.errors import EdgerecError
+from edgerec.utils.sizes import parse_size
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "EDGEREC_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 20_000_000_000
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -117,15 +117,7 @@ def limit() -> int | None:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise EdgerecError(f"{VARIABLE} is {text!r}: {error}; for no limit, set it to none") from None
-
-
-def parse_size(text: str) -> int:
-    """Parse a size such as ``500M``, ``20GB`` or ``1.5 T`` and return it in bytes; raise ValueError for other text."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError("expected a size such as 500M or 20G")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+        raise EdgerecError(f"{VARIABLE}: {error}; for no limit, set it to none") from None
 
 
 def make_room(size_bytes: int, *, keep: Path) -> None:

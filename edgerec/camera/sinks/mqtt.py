@@ -234,7 +234,7 @@ class Mqtt:
         sent = set(self._under_way.values())
         if self._repeated or room <= 0 or len(self._outbox) <= sum(number in self._outbox for number in sent):
             return
-        for message in self._outbox.pending(0, WINDOW):
+        for message in self._outbox.pending(WINDOW):
             if message.id in sent or len(self._under_way) >= WINDOW:
                 continue
             try:

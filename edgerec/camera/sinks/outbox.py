@@ -54,7 +54,6 @@ class Outbox:
     Attributes:
         dropped: number of lost messages: the queue was full, the file was damaged, or the messages were still in memory
             when the queue was closed.
-        failed: number of failed attempts to write.
         newest: ID of the newest message.
     """
 
@@ -69,7 +68,7 @@ class Outbox:
         Raises:
             EdgerecError: the folder cannot be created or written, or another process has opened the file.
         """
-        self.dropped = self.failed = self.newest = 0
+        self.dropped = self.newest = 0
         self._path, self._most, self._most_bytes = path, most, most_bytes
         self._lock = threading.Lock()
         self._sizes: dict[int, int] = {}
@@ -105,19 +104,18 @@ class Outbox:
             self._save()
             return message.id
 
-    def pending(self, after: int, most: int) -> list[Message]:
-        """Return up to ``most`` messages whose ID is greater than ``after``, oldest first."""
+    def pending(self, most: int) -> list[Message]:
+        """Return up to ``most`` messages, oldest first."""
         with self._lock:
             found: list[Message] = []
             if self._db is not None:
-                query = "SELECT id, topic, payload, retain FROM messages WHERE id > ? ORDER BY id LIMIT ?"
+                query = "SELECT id, topic, payload, retain FROM messages ORDER BY id LIMIT ?"
                 try:
-                    rows = self._db.execute(query, (after, most + len(self._gone))).fetchall()
+                    rows = self._db.execute(query, (most + len(self._gone),)).fetchall()
                     found = [Message(row[0], row[1], row[2], bool(row[3])) for row in rows if row[0] in self._sizes]
                 except _ERRORS as error:
                     self._damaged(error)
-            found += [message for message in self._memory if message.id > after]
-            return found[:most]
+            return [*found, *self._memory][:most]
 
     def remove(self, number: int) -> None:
         """Remove the message with the ID ``number``, because it was delivered."""
@@ -236,7 +234,6 @@ class Outbox:
             self._gone.clear()
 
     def _failure(self, error: Exception) -> None:
-        self.failed += 1
         if time.monotonic() - self._said_s >= 60:
             self._said_s = time.monotonic()
             log.warning("%s: %s: messages wait in memory only", self._path, error)

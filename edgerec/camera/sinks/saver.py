@@ -23,17 +23,16 @@ from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
+from edgerec.utils.sizes import disk_space
 
 Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
-_BLOCK = 4096
 _LONGEST = 80
 # Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
 # digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
 # wrote names without a digest.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[a-z0-9-]{1,40}_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)")
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,80}\.part")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,6 @@ class SaveSpec:
             raise ValueError("most_bytes is 1 or more, reserve_bytes and least_s 0 or more")
         if not (0 <= self.below <= 1 and 0 <= self.margin <= 1):
             raise ValueError(f"below is {self.below} and margin {self.margin}; expected 0 to 1")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``500MB``, ``2GiB`` or ``1000000``; raises ValueError."""
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
-    unit = found[2].upper() if found else ""
-    unit += "B" if unit and unit[-1] != "B" else ""
-    if not found or unit not in _UNITS or float(found[1]) * _UNITS[unit] < 1:
-        raise ValueError(f"{text!r} is no size: expected as 500MB or 2GB")
-    return int(float(found[1]) * _UNITS[unit])
 
 
 class SavedPictures:
@@ -135,7 +124,7 @@ class SavedPictures:
         content = self._encoded(result.frame.image)
         path = self._path(result, label)
         try:
-            if not self._make_room(_taken(len(content))):
+            if not self._make_room(disk_space(len(content))):
                 kept = f"; images that were moved within the folder use {self._kept / 1e6:.1f} MB" if self._kept else ""
                 raise EdgerecError(
                     f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{kept}. "
@@ -200,8 +189,8 @@ class SavedPictures:
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        self._ring.append((path, _taken(len(content))))
-        self._held += _taken(len(content))
+        self._ring.append((path, disk_space(len(content))))
+        self._held += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
         """Delete the oldest images that are still where they were written, until an image of ``size`` bytes fits."""
@@ -240,11 +229,11 @@ class SavedPictures:
             if _PART.fullmatch(path.name) or (own and not size):
                 path.unlink(missing_ok=True)
             elif name is not None:
-                self._held += _taken(size)
+                self._held += disk_space(size)
                 if own:
-                    images.append((path, _taken(size)))
+                    images.append((path, disk_space(size)))
                 else:
-                    self._kept += _taken(size)
+                    self._kept += disk_space(size)
         self._ring = deque(sorted(images, key=lambda image: image[0].name))
 
 
@@ -264,7 +253,3 @@ def folder_name(label: str) -> str:
         return name
     digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{name or 'label'}_{digest}"
-
-
-def _taken(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK

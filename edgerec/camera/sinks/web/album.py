@@ -14,6 +14,7 @@ from edgerec.camera.frame import Frame
 from edgerec.contract.files import write_file
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
+from edgerec.utils.sizes import disk_space
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
 LEAST_FREE_BYTES = 100_000_000
@@ -77,25 +78,20 @@ class Album:
                 number += 1
                 path = folder / f"{stamp}-{frame.index}-{number}.png"
             write_file(path, png)
-            self._used_bytes += _blocks(len(png))
+            self._used_bytes += disk_space(len(png))
         except OSError as error:
             raise EdgerecError(f"{folder} cannot be written: {error.strerror}") from None
         self.saved += 1
         return path
 
     def _check_quota(self, size: int) -> None:
-        if self._used_bytes + _blocks(size) > self._max_bytes:
+        if self._used_bytes + disk_space(size) > self._max_bytes:
             self._used_bytes = _size_of(self._folder)  # files may have been deleted or moved
-        if self._used_bytes + _blocks(size) > self._max_bytes:
+        if self._used_bytes + disk_space(size) > self._max_bytes:
             raise EdgerecError(
                 f"{self._folder} has reached its maximum size of {self._max_bytes // 10**6} MB: move images to another "
                 "folder, or start with a larger --web-save-max"
             )
-
-
-def _blocks(size: int) -> int:
-    """Return the disk space in bytes that a file of ``size`` bytes takes on most file systems."""
-    return -(-size // 4096) * 4096
 
 
 def _size_of(root: Path) -> int:
@@ -103,7 +99,7 @@ def _size_of(root: Path) -> int:
     for folder, _, names in os.walk(root):
         for name in names:
             with suppress(OSError):
-                total += _blocks(os.lstat(os.path.join(folder, name)).st_size)
+                total += disk_space(os.lstat(os.path.join(folder, name)).st_size)
     return total
 
 

@@ -1,0 +1,28 @@
+"""Parse sizes in bytes, and compute the disk space of a file."""
+
+from __future__ import annotations
+
+import re
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_BLOCK = 4096  # block size of most file systems
+
+
+def parse_size(text: str) -> int:
+    """Parse a size such as ``500MB``, ``2GiB``, ``1.5 T`` or ``1000000`` and return it in bytes.
+
+    KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024. The B may be left out.
+
+    Raises:
+        ValueError: ``text`` is not a size.
+    """
+    pattern = r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([KMGT])(i?))?B?"
+    match = re.fullmatch(pattern, text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size: expected a size such as 500MB, 2GiB or 20G")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
+
+
+def disk_space(size: int) -> int:
+    """Return the disk space in bytes that a file of ``size`` bytes takes on most file systems."""
+    return -(-size // _BLOCK) * _BLOCK
