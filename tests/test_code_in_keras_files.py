@@ -150,7 +150,7 @@ def test_initial_weights_are_not_read_from_another_file(run, tmp_path):
 def test_an_archive_that_grows_too_much_is_refused(copy):
     with zipfile.ZipFile(copy / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("filler", bytes(200 << 20))
-    with pytest.raises(ModelError, match="times as large when it is unpacked"):
+    with pytest.raises(ModelError, match="bytes unpack to"):
         evaluate(copy)
 
 

@@ -117,7 +117,8 @@ def _lambda(rng: Random, folder: Path) -> dict[str, Any]:
 
 
 def use(path: Path, out: Path) -> None:
-    """Read the model both as a third-party file and as a file of a run."""
+    """Read and run the model both as a third-party file and as a file of a run, as the commands do."""
+    from edgerec.cli.failures import explain
     from edgerec.errors import EdgerecError
     from edgerec.train.foreign import read_foreign
     from edgerec.train.keras_files import load_model
@@ -126,8 +127,11 @@ def use(path: Path, out: Path) -> None:
     for read in (read_foreign, load_model):
         try:
             read(path)(np.zeros((1, 8, 8, 3), np.float32))
-        except EdgerecError as error:
-            refused = refused or error
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            refused = refused or EdgerecError(message)
     if refused is not None:
         raise refused
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 from edgerec.errors import EdgerecError
+
+log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
 _ADVICE = {
@@ -45,6 +48,14 @@ def explain(error: Exception) -> str | None:
     # TensorFlow's exception class is compared by name, so that TensorFlow need not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"{OUT_OF_MEMORY}; finished results are complete"
+    if type(error).__module__.startswith("tensorflow."):
+        from edgerec.train.keras import cause
+
+        log.debug("TensorFlow failed", exc_info=error)
+        return (
+            f"TensorFlow cannot run the model: {cause(error)}; use other layers, or convert the model to .tflite and "
+            "use edgerec import"
+        )
     if isinstance(error, OSError):  # a library raised the error
         return f"{_first_line(error)}: check the file or device, or choose another path"
     if isinstance(error, RecursionError):

@@ -21,7 +21,7 @@ from edgerec.contract.recipe import Recipe, TrainSection
 from edgerec.train.distribute import Team
 from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
-from edgerec.train.keras import compile_classifier, first_line, freeze_batch_normalization, keras, reseed
+from edgerec.train.keras import cause, compile_classifier, freeze_batch_normalization, keras, reseed
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import learned
 from edgerec.train.teacher import Teacher
@@ -267,7 +267,7 @@ class _State:
         except FileNotFoundError:
             return 0
         except UNREADABLE_STATE as error:
-            log.warning("%s cannot be resumed (%s): %s starts again", self.path, first_line(error), self.stage)
+            log.warning("%s cannot be resumed (%s): %s starts again", self.path, cause(error), self.stage)
             return 0
         # The assignments below cannot fail, because all values were read and compared with the model above.
         model.set_weights(weights)

@@ -16,7 +16,7 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.optional import require
-from edgerec.train.keras import as_written, first_line, keras
+from edgerec.train.keras import as_written, cause, keras
 
 CALIBRATION_ROUNDS = 4
 CALIBRATION_STEPS = 25
@@ -76,7 +76,7 @@ def rounded(
             aware = as_written(quantization.quantize_apply)(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
-            f"quantization-aware training refuses {model.name}: {first_line(error)}; use --method ptq"
+            f"quantization-aware training refuses {model.name}: {cause(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
     if not clustered:

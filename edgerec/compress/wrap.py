@@ -8,7 +8,7 @@ from typing import Any
 
 from edgerec.errors import ModelError, unknown
 from edgerec.train.indexing import selects_channels
-from edgerec.train.keras import as_written, copied, first_line, keras
+from edgerec.train.keras import as_written, cause, copied, keras
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
@@ -34,7 +34,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
             return wrapper(layer)
         except ValueError as error:
             raise ModelError(
-                f"layer {layer.name} ({type(layer).__name__}) cannot be compressed: {first_line(error)}; "
+                f"layer {layer.name} ({type(layer).__name__}) cannot be compressed: {cause(error)}; "
                 f"leave it alone with --skip {layer.name}"
             ) from None
 

@@ -12,8 +12,8 @@ from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.image_input import with_image_input
 from edgerec.train.indexing import selects_channels, with_indexing_layers
-from edgerec.train.keras import UNREADABLE, keras
-from edgerec.train.keras3 import cause, from_keras3
+from edgerec.train.keras import keras, reported_as
+from edgerec.train.keras3 import from_keras3
 from edgerec.train.keras_files import check_keras_file
 from edgerec.train.layers import AUGMENTATION
 from edgerec.train.precision import in_float32
@@ -46,17 +46,13 @@ def read_foreign(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path} does not exist; expected a whole .keras or .h5 model, or a SavedModel's folder")
-    try:
+    with reported_as(f"{path} cannot be read as a Keras model"):
         if check_keras_file(path) >= 3:
             model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
         else:
             model = in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
             model = with_indexing_layers(model, str(path))
         return with_image_input(model, str(path))
-    except ModelError:
-        raise
-    except (*UNREADABLE, AttributeError, IndexError, NotImplementedError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as a Keras model: {cause(error)}") from None
 
 
 def expects_pixels(model: Any) -> bool:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgerec.contract.recipe import TrainSection
 from edgerec.contract.stderr import captured_stderr
-from edgerec.errors import EdgerecError
+from edgerec.errors import EdgerecError, ModelError
 from edgerec.optional import require
 
 log = logging.getLogger(__name__)
@@ -247,9 +249,36 @@ UNREADABLE = (
 )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that has many, or its name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+# Lines that Keras and TensorFlow write before the cause of an error, and additions to the line with the cause.
+_CONTEXT = re.compile(
+    r"\s*(Graph execution error|Detected at|File \"|Exception encountered when calling|(Call a|A)rguments received)"
+)
+_ADDITIONS = re.compile(r"\x1b\[\d*m|\{\{function_node [^}]*\}\} | *\[Op:.*")
+
+
+def is_tensorflow_error(error: BaseException) -> bool:
+    """Return whether TensorFlow or the library that reads its files (protobuf) defines the class of an exception."""
+    return type(error).__module__.startswith(("tensorflow.", "google.protobuf."))
+
+
+@contextmanager
+def reported_as(failure: str) -> Iterator[None]:
+    """Raise :class:`ModelError` with ``failure`` and the cause if Keras or TensorFlow rejects a model in the block."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if not isinstance(error, UNREADABLE) and not is_tensorflow_error(error):
+            raise
+        raise ModelError(f"{failure}: {cause(error)}") from None
+
+
+def cause(error: BaseException) -> str:
+    """Return the line of an error that names the cause, without the configurations and stack frames around the line."""
+    text = _ADDITIONS.sub("", str(error)).rpartition("Exception encountered: ")[2]
+    lines = (line.strip() for line in text.splitlines() if line.strip() and not _CONTEXT.match(line))
+    return next(lines, type(error).__name__)[:300]
 
 
 def versions() -> dict[str, str]:

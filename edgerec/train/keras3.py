@@ -18,7 +18,7 @@ from edgerec.contract.files import replacing
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.indexing import indexed, selected, stacked
-from edgerec.train.keras import UNREADABLE, keras
+from edgerec.train.keras import keras, reported_as
 from edgerec.train.layers import ACTIVATIONS, ARITHMETIC, AUGMENTATION, FUNCTIONS, INDEXING, LAYERS, MODELS
 from edgerec.train.precision import in_float32
 
@@ -40,14 +40,12 @@ def write_keras3(model: Any, path: Path) -> None:
         ModelError: a layer that Keras 3 does not have, or that answers otherwise there.
     """
     keras3, model = require("keras"), in_float32(model)
-    try:
+    with reported_as(f"{model.name} cannot be written for Keras 3"):
         config = json.loads(json.dumps(model.get_config()), object_hook=_for_keras3)
         kind = keras3.Sequential if isinstance(model, keras().Sequential) else keras3.Model
         twin = kind.from_config(config)
         _copy_weights(model, twin)
-    except UNREADABLE as error:
-        raise ModelError(f"{model.name} cannot be written for Keras 3: {cause(error)}") from None
-    _compare(model, twin, model.name)
+        _compare(model, twin, model.name)
     with replacing(path) as partial:
         twin.save(partial)
 
@@ -105,11 +103,6 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
     if isinstance(dtype := value.get("dtype"), str) and re.fullmatch(r"(mixed_)?b?float\d+", dtype):
         return value | {"dtype": "float32"}
     return value
-
-
-def cause(error: BaseException) -> str:
-    """What is wrong, out of an error of Keras, which repeats whole configs before it comes to that."""
-    return str(error).rpartition("Exception encountered: ")[2].strip().partition("\n")[0][:300] or type(error).__name__
 
 
 def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ an allowlist.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,19 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgerec.contract.bounded import MAX_TEXT_BYTES, check_zip_file, parse_json
 from edgerec.contract.content import describe_file
 from edgerec.errors import ModelError
 from edgerec.optional import require
-from edgerec.train.keras import UNREADABLE, first_line, keras
-from edgerec.train.keras3 import cause
+from edgerec.train.keras import keras, reported_as
 from edgerec.train.layers import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
-# Maximum compression ratio. Keras does not compress its files, so a higher ratio indicates an attack.
-MOST_GROWTH = 100
-MAX_CONFIG_BYTES = 64 << 20
 
 _ADVICE = "build the model without it, or convert the model to .tflite and use edgerec import"
 _MODULES = re.compile(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*")
@@ -60,14 +57,10 @@ def load_model(path: Path) -> Any:
     Raises:
         ModelError: the file does not exist, is damaged, or names a class or function that is not on the allowlists.
     """
-    try:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist")
+    with reported_as(f"{path} cannot be read as a Keras model"):
         return _load(path, compiled=False)
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist") from None
-    except UNREADABLE as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{path} cannot be read as a Keras model: {first_line(error)}") from None
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -123,14 +116,10 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
         raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
     before = model.get_weights()
     how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
-    try:
+    with reported_as(f"{path} holds no weights that Keras can read"):
         _check_weights(path)
         with _captured_warnings() as messages:
             model.load_weights(str(path), **how)
-    except ModelError:
-        raise
-    except UNREADABLE as error:
-        raise ModelError(f"{path} holds no weights that Keras can read: {first_line(error)}") from None
     # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
     names = [variable.name.partition("/")[0] for variable in model.weights]
     changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
@@ -151,10 +140,8 @@ def check_opens(model: Any, where: str) -> None:
     """Raise :class:`ModelError` if loading a saved model would need the Python code that built the model."""
     config = keras().saving.serialize_keras_object(model)
     check_config(config, where, "the model")
-    try:
+    with reported_as(f"{where}: the model could not be opened again without this code"):
         keras().saving.deserialize_keras_object(config, safe_mode=True)
-    except UNREADABLE as error:
-        raise ModelError(f"{where}: the model could not be opened again without this code: {cause(error)}") from None
 
 
 def check_config(value: Any, where: str | Path, inside: str, compiling: bool = False) -> None:
@@ -248,8 +235,13 @@ def _read_source(path: Path) -> _Source:
                 f"{path} is not a complete Keras model: it lacks {min(missing)}; save it with model.save()"
             )
         _check_archive(archive, path)
-        metadata = json.loads(archive.read("metadata.json"))
-        return _Source(json.loads(archive.read("config.json")), int(metadata["keras_version"].partition(".")[0]))
+        config, metadata = (_read_json(archive, name) for name in ("config.json", "metadata.json"))
+        return _Source(config, int(metadata["keras_version"].partition(".")[0]))
+
+
+def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
+    with archive.open(name) as file:
+        return parse_json(file.read(MAX_TEXT_BYTES + 1))
 
 
 def _is_archive(path: Path) -> bool:
@@ -265,13 +257,8 @@ def _is_archive(path: Path) -> bool:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise :class:`ModelError` if the files in the archive are too large, or the weights refer to other files."""
-    size = path.stat().st_size
-    if sum(info.file_size for info in archive.infolist()) > MOST_GROWTH * size + MAX_CONFIG_BYTES:
-        raise ModelError(f"{path} is more than {MOST_GROWTH} times as large when it is unpacked: do not trust it")
-    for name in ("metadata.json", "config.json"):
-        if name in archive.namelist() and archive.getinfo(name).file_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{path}: {name} is larger than {MAX_CONFIG_BYTES >> 20} MiB: do not trust it")
+    """Raise an error if the unpacked size of the archive is implausible, or if the weights refer to other files."""
+    check_zip_file(path, sys.maxsize)
     if "model.weights.h5" in archive.namelist():
         with archive.open("model.weights.h5") as weights:
             _refuse_links(weights, path)
@@ -294,7 +281,7 @@ def _read_h5(path: Path) -> _Source:
             raise ModelError(f"{path} holds weights only: save the whole model, with model.save()")
         version = file.attrs.get("keras_version") or "2"
         text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
-        return _Source(json.loads(text[0]), int(text[1].partition(".")[0]))
+        return _Source(parse_json(text[0]), int(text[1].partition(".")[0]))
 
 
 def _refuse_links(file: Any, where: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
+from edgerec.contract.bounded import parse_json
 from edgerec.errors import TrainError
 
 # One who calls at a worker's address and says nothing is none of us.
@@ -44,7 +45,7 @@ class Cluster:
         if not text:
             return None
         try:
-            config = json.loads(text)
+            config = parse_json(text)
             jobs, task = config.get("cluster", {}), config.get("task", {})
             if not jobs:
                 return None
@@ -198,7 +199,7 @@ def _say(line: IO[str], value: dict[str, Any]) -> None:
 def _heard(line: IO[str]) -> dict[str, Any] | None:
     """What the other said; None when that is nothing, or nothing of ours."""
     try:
-        value = json.loads(line.readline(_LONGEST_LINE))
+        value = parse_json(line.readline(_LONGEST_LINE))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -206,13 +206,27 @@ class Run:
         return self._read("split.json", _object(SPLIT))
 
     def model(self) -> Any:
-        """The float32 Keras model, not compiled; of an adopted SavedModel its :class:`saved_model.SavedModel`."""
+        """Return the float32 Keras model, not compiled, or the :class:`saved_model.SavedModel` if one was adopted.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            RunError: the shape of its input or output does not fit the recipe or the labels of the run.
+        """
         if (self.path / saved_model.FOLDER).is_dir():
             model = saved_model.load_saved_model(self.path / saved_model.FOLDER)
             if layer := self.metrics.get("adopted", {}).get("input_layer"):
                 model.normalise(parse_normalise(layer))
             return model
-        return load_model(self.path / "model.keras")
+        model, data = load_model(self.path / "model.keras"), self.recipe.data
+        image = (None, data.input_size, data.input_size, data.channels)
+        expected = (image, image if self.reconstructs else (None, len(self.labels)))
+        shapes = (model.input_shape, model.output_shape)
+        if shapes != expected:
+            raise RunError(
+                f"{self.path}/model.keras is not the model of this run: its input and output have the shapes {shapes}, "
+                f"expected {expected}"
+            )
+        return model
 
     def data(self, source: DataSource | None = None, listener: Listener = ignore) -> tuple[Dataset, Split]:
         """Return the data set that the run was trained on, and its split.

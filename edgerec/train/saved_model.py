@@ -12,7 +12,7 @@ from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.graph_operators import CHECKPOINT, OPERATORS, RANDOM
-from edgerec.train.keras import UNREADABLE, first_line, keras
+from edgerec.train.keras import keras, reported_as
 
 SIGNATURE = "serving_default"
 FOLDER = "saved_model"
@@ -120,7 +120,7 @@ def load_saved_model(folder: str | Path) -> SavedModel:
     if not (folder / "saved_model.pb").is_file():
         raise ModelError(f"{folder} is no SavedModel: it has no saved_model.pb")
     keras()  # loads TensorFlow quietly
-    try:
+    with reported_as(f"{folder} cannot be read as a SavedModel"):
         check_operators(folder)
         loaded = require("tensorflow").saved_model.load(str(folder))
         if SIGNATURE not in loaded.signatures:
@@ -128,14 +128,6 @@ def load_saved_model(folder: str | Path) -> SavedModel:
         model = SavedModel(folder, loaded)
         if None not in model.input_shape[1:] and not gives_scores(model):
             model.add_softmax()
-    except ModelError:
-        raise
-    except (*UNREADABLE, AttributeError, IndexError) as error:
-        raise ModelError(f"{folder} cannot be read as a SavedModel: {first_line(error)}") from None
-    except Exception as error:
-        if "tensorflow" not in type(error).__module__ and "google.protobuf" not in type(error).__module__:
-            raise
-        raise ModelError(f"{folder} cannot be read as a SavedModel: {first_line(error)[:300]}") from None
     return model
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
 from edgerec.optional import require
-from edgerec.train.keras import first_line
+from edgerec.train.keras import cause
 from edgerec.tuning.plan import PRUNERS, refuse_other
 from edgerec.utils.secrets import read_secret
 from edgerec.utils.urls import redacted
@@ -89,8 +89,8 @@ class Storage:
         try:
             yield
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, exc.SQLAlchemyError) else error
-            reason = first_line(getattr(cause, "orig", None) or cause)
+            origin = error.__cause__ if isinstance(error.__cause__, exc.SQLAlchemyError) else error
+            reason = cause(getattr(origin, "orig", None) or origin)
             raise StudyError(f"{self.where} cannot be used as the study's database: {reason}") from None
 
 
@@ -174,7 +174,7 @@ def _connected(url: str, **options: Any) -> Any:
             try:
                 super().record_heartbeat(trial_id)
             except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                log.warning("the study's database did not take a sign of life: %s", first_line(error))
+                log.warning("the study's database did not take a sign of life: %s", cause(error))
 
     for attempt in range(5):
         try:
@@ -184,5 +184,5 @@ def _connected(url: str, **options: Any) -> Any:
                 raise
             time.sleep(0.2 * (attempt + 1))
         except RuntimeError as error:
-            raise StudyError(f"{first_line(error)}: see Optuna's documentation for optuna storage upgrade") from None
+            raise StudyError(f"{cause(error)}: see Optuna's documentation for optuna storage upgrade") from None
     raise EdgerecError("unreachable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -21,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.web.album import Album
 from edgerec.camera.sinks.web.board import Board, Shown, unix_s
+from edgerec.contract.bounded import parse_json
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
 from edgerec.utils.text import to_json
@@ -180,8 +180,8 @@ async def _body(request: Request) -> dict[str, Any]:
     except TimeoutError:
         raise HTTPException(408, "the request did not end") from None
     try:
-        fields = json.loads(read)
-    except (ValueError, RecursionError):
+        fields = parse_json(bytes(read))
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise HTTPException(400, "expected a JSON object")
