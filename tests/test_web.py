@@ -27,7 +27,7 @@ pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.web import WebSink, album, app, board, parse_address, server
-from edgerec.camera.sinks.web.album import Album, folder_name
+from edgerec.camera.sinks.web.album import Album
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.states import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
@@ -392,33 +392,6 @@ def test_saved_pictures_are_a_data_set(web, tmp_path):
     assert found.classes.tolist() == [0, 1, 1]
 
 
-def test_a_label_called_as_a_split_stays_a_label(tmp_path):
-    from edgerec.data.sources import find
-
-    saved = Album(tmp_path, ("car", "train"))
-    saved.save(result(1).frame, 0)
-    saved.save(result(1).frame, 1)
-    assert find(str(tmp_path)).labels == ("car", "train")
-
-
-@pytest.mark.parametrize(
-    ("label", "folder"),
-    [
-        ("stop", "stop"),
-        ("Straße 30", "Straße 30"),
-        ("100%", "100%"),
-        ("..", "%2E%2E"),
-        ("../../etc", "%2E.%2F..%2Fetc"),
-        (".hidden", "%2Ehidden"),
-        ("a/b\\c", "a%2Fb%5Cc"),
-        ("a\0b", "a%00b"),
-        ("ends ", "ends%20"),
-    ],
-)
-def test_labels_become_names_of_folders(label, folder):
-    assert folder_name(label) == folder
-
-
 def test_hostile_labels_stay_in_the_folder(tmp_path):
     labels = ("..", "../../../x", "/etc/x", "a\0b", ".", "x" * 5000, "é" * 300)
     saved = Album(tmp_path / "saved", labels)
@@ -506,10 +479,10 @@ def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
     [
         ("front", "front"),
         ("../../etc/passwd", "etc-passwd"),
-        ("rtsp://user@camera.example/live?x=1", "rtsp-user-camera-example-live-x-1"),
-        ('a"; filename="b.exe\r\nX: y', "a-filename-b-exe-x-y"),
-        ("\0/é/…", "camera"),
-        ("x" * 500, "x" * 40),
+        ("rtsp://user@camera.example/live?x=1", "rtsp-camera-example-live"),
+        ('a"; filename="b.exe\r\nX: y', "a-filename-b-exe-X-y"),
+        ("\0/é/…", "e"),
+        ("x" * 500, "x" * 55 + "-c38c2bf3"),
     ],
 )
 def test_a_snapshots_name_is_source_and_time(feed, name):

@@ -151,7 +151,7 @@ def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
         spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
         save_spec = SaveSpec(**spec)
-        sinks.append(lambda: SavedPictures(folder, save_spec))
+        sinks.append(lambda: SavedPictures(folder, save_spec, camera.manifest.labels))
     return sinks
 
 
@@ -216,11 +216,12 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
         from edgerec.camera.sinks.broker import Broker
         from edgerec.camera.sinks.mqtt import Mqtt
         from edgerec.contract.files import cache_folder
+        from edgerec.contract.names import file_name
         from edgerec.optional import require
 
         require("paho.mqtt.client")
         broker = Broker.parse(wanted.mqtt)
-        name = re.sub(r"\W+", "-", f"{broker}").strip("-")[:80]
+        name = file_name(str(broker))
         make.append(
             lambda: Mqtt(
                 broker,

@@ -10,16 +10,19 @@ import re
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
 from edgerec.camera.frame import Result
+from edgerec.camera.sinks.events import safe_name, source_of
 from edgerec.camera.states import StateChange
 from edgerec.contract.decision import TIME_TOLERANCE_S, UNKNOWN
 from edgerec.contract.files import checked_output
 from edgerec.contract.lock import Lock
+from edgerec.contract.names import file_name, file_names
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
@@ -27,12 +30,11 @@ from edgerec.utils.sizes import disk_space
 
 Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
-_LONGEST = 80
 # Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
 # digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
 # wrote names without a digest.
-_SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[a-z0-9-]{1,40}_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)")
-_PART = re.compile(r"\.edgerec_\d{8}T\S{1,80}\.part")
+_SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
+_PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,13 @@ class SavedPictures:
     closed = False
     name = "save"
 
-    def __init__(self, folder: str | Path, spec: SaveSpec | None = None) -> None:
+    def __init__(self, folder: str | Path, spec: SaveSpec | None = None, labels: Iterable[str] = ()) -> None:
         """Create and lock the folder, and find the images of earlier runs.
+
+        Args:
+            folder: folder of the images.
+            spec: which images to save, and the size limits.
+            labels: labels of the bundle. If some of them differ only in case, their folders get different names.
 
         Raises:
             InUseError: another process saves images in the folder.
@@ -91,6 +98,7 @@ class SavedPictures:
         self.saved = self.removed = 0
         self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
         self.outputs = (self._folder,)
+        self._names = file_names((*labels, UNKNOWN))
         self._last: dict[str, tuple[float, str]] = {}
         self._ring: deque[tuple[Path, int]] = deque()
         self._held = self._kept = 0
@@ -170,12 +178,12 @@ class SavedPictures:
 
     def _path(self, result: Result, label: str) -> Path:
         seconds = time.time() - (time.monotonic() - result.frame.captured_s)
-        source = re.sub(r"[^a-z0-9]+", "-", (result.frame.feed or result.frame.source).lower())[-40:].strip("-")
+        source = safe_name(source_of(result))
         score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
         while True:
             when = datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            folder = self._folder / folder_name(label)
-            path = folder / f"edgerec_{when}_{source or 'camera'}_{_digest(folder)}_s{score:03d}.{kind}"
+            folder = self._folder / (self._names.get(label) or file_name(label))
+            path = folder / f"edgerec_{when}_{source}_{_digest(folder)}_s{score:03d}.{kind}"
             if not path.exists():
                 return path
             seconds += 1e-6
@@ -239,17 +247,3 @@ class SavedPictures:
 
 def _digest(folder: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]
-
-
-def folder_name(label: str) -> str:
-    """A folder's name for a label, the same one wherever a file system can have it; never one that leads elsewhere.
-
-    What had to be changed ends with a digest of the label, so that two labels never share a folder.
-    """
-    name = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in label)
-    name = name.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore").strip(" .")
-    # These three would be taken for the parts of a data set.
-    if name == label and name and name.lower() not in ("train", "val", "test"):
-        return name
-    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{name or 'label'}_{digest}"

@@ -6,7 +6,6 @@ drew them from what, and the SHA-256 over their pixels. It is an image folder to
 
 from __future__ import annotations
 
-import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from edgerec.contract.bounded import read_json
 from edgerec.contract.files import real_path, refuse_existing, replacing_folder, sha256, write_file
+from edgerec.contract.names import file_names
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode, encode_png
 from edgerec.errors import DataError
 from edgerec.utils.text import to_json
@@ -178,9 +178,9 @@ def _picture(path: Path, name: str, spec: PreprocessSpec) -> Image:
 
 
 def _files(labels: tuple[str, ...]) -> list[str]:
-    """Each picture's file. A label that is no folder's name everywhere is spelled with underscores."""
-    folders = [re.sub(r"^\.|[^\w .+-]|[. ]$", "_", label) or "_" for label in labels]
-    return [f"{folder}/{number:04d}.png" for number, folder in enumerate(folders)]
+    """Return the path of each image in the set: a folder for each label, and the number of the image."""
+    folders = file_names(labels)
+    return [f"{folders[label]}/{number:04d}.png" for number, label in enumerate(labels)]
 
 
 def _text(value: Any) -> str:

@@ -1,9 +1,8 @@
-"""Pictures with the label that a person gave them: a folder that ``edgerec train`` takes."""
+"""Save images with the labels that a user has assigned, in a folder that ``edgerec train`` can use."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgerec.camera.frame import Frame
+from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.files import write_file
+from edgerec.contract.names import file_names
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
 from edgerec.utils.sizes import disk_space
@@ -20,12 +21,10 @@ from edgerec.utils.sizes import disk_space
 LEAST_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor who has the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
-# Not in every file system, or not at every place in a name.
-_ODD = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$')
 
 
 class Album:
-    """Writes ``DIR/LABEL/TIME-FRAME.png``; ``DIR/train/LABEL/…`` where a label is called as a split is."""
+    """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``. The folder can be used for training."""
 
     def __init__(self, root: Path, labels: Sequence[str], max_bytes: int = MAX_BYTES) -> None:
         """Create the folder.
@@ -40,9 +39,7 @@ class Album:
         """
         self.saved = 0
         self._folder, self._max_bytes = root, max_bytes
-        self._labels = tuple(labels)
-        # Or the class "train" of a data set of vehicles would be taken for the training split.
-        self._root = root / "train" if {"train", "val", "test"} & set(labels) else root
+        self._labels, self._names = tuple(labels), file_names((*labels, UNKNOWN))
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,7 +57,7 @@ class Album:
         """
         if not 0 <= index < len(self._labels):
             raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
-        folder = self._root / folder_name(self._labels[index])
+        folder = self._folder / self._names[self._labels[index]]
         png = encode_png(frame.image)
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
@@ -70,7 +67,7 @@ class Album:
             free = shutil.disk_usage(folder).free
             if free < LEAST_FREE_BYTES + len(png):
                 raise EdgerecError(
-                    f"the disk of {self._root} is nearly full ({free // 10**6} MB free): make room first"
+                    f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): make room first"
                 )
             path = folder / f"{stamp}-{frame.index}.png"
             number = 1
@@ -101,11 +98,3 @@ def _size_of(root: Path) -> int:
             with suppress(OSError):
                 total += disk_space(os.lstat(os.path.join(folder, name)).st_size)
     return total
-
-
-def folder_name(label: str) -> str:
-    """The label as a folder's name: what no file system takes becomes ``%XX``."""
-    if not _ODD.search(label) and len(label.encode()) <= 200:
-        return label
-    safe = _ODD.sub(lambda match: f"%{ord(match[0]):02X}", label.replace("%", "%25"))
-    return safe.encode()[:200].decode(errors="ignore")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from importlib import resources
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from edgerec.camera.frame import Result
+from edgerec.camera.sinks.events import safe_name, source_of
 from edgerec.camera.sinks.web.album import Album
 from edgerec.camera.sinks.web.board import Board, Shown, unix_s
 from edgerec.contract.bounded import parse_json
@@ -203,11 +203,10 @@ def _whole(text: str) -> int:
 
 
 def file_name(result: Result) -> str:
-    """``SOURCE-TIME.png`` in letters, digits and dashes only, whatever the source is called; the time of the grab."""
-    source = re.sub(r"[^a-z0-9]+", "-", (result.frame.feed or result.frame.source).lower())[-40:].strip("-")
+    """Return ``SOURCE-TIME.png`` with the capture time, in ASCII letters, digits, ``_`` and ``-``."""
     grabbed_s = unix_s(result.frame.captured_s)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(grabbed_s))
-    return f"{source or 'camera'}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
+    return f"{safe_name(source_of(result))}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
 
 
 def _jpeg(shown: Shown) -> Response:
