@@ -9,7 +9,7 @@ with SIGTERM. The script prints one JSON object and exits with 1 if a check fail
 
 - every accepted result is printed and has a row in the CSV file, or is counted as lost; no frame of the file is lost;
 - every decision was received by the MQTT client and by the webhook, or is counted as lost;
-- the memory (proportional set size, within 2 %), file descriptors and threads at the end equal those after the first
+- the memory (anonymous pages, within 2 %), file descriptors and threads at the end equal those after the first
   tenth of the time; the medians over all samples without an active fault are compared;
 - the exit code is 0, or 1 if the camera reported lost results, and standard error has no traceback;
 - files that were moved out of the folder of saved images still exist.
@@ -248,7 +248,7 @@ class Soak:
         """Record the camera's memory (MiB), number of file descriptors and number of threads."""
         process = Path("/proc") / str(self.process.pid)
         with contextlib.suppress(OSError):
-            memory = int(re.findall(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)[0]) / 1024
+            memory = int(re.findall(r"^Anonymous:\s+(\d+)", (process / "smaps_rollup").read_text(), re.M)[0]) / 1024
             descriptors = len(list((process / "fd").iterdir()))
             threads = len(list((process / "task").iterdir()))
             self.samples.append((elapsed, memory, descriptors, threads, self.active))
@@ -349,7 +349,7 @@ class Soak:
 
 def decision_key(source: str, decision: dict[str, Any]) -> tuple[str, str, float]:
     """Return a key that identifies a decision: the source, the label and the start time."""
-    return source, decision["label"], round(decision["since_s"], 3)
+    return source, decision["label"], decision["since_s"]
 
 
 def demo_bundle(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from edgerec.contract.decision import Classification, Decision
 from edgerec.contract.preprocess import Image, contiguous
+from edgerec.utils.clock import unix_s
 
 _NO_IMAGE: Image = np.empty((0, 0, 3), np.uint8)
 
@@ -90,11 +90,11 @@ class Result:
         answer = self.classification
         decision, said = self.decision, {}
         if decision is not None:
-            said = {"decision": asdict(decision) | {"since_s": self._unix(decision.since_s)}}
+            said = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}
         return {
             "frame": self.frame.index,
             "source": self.frame.source,
-            "captured_s": self._unix(self.frame.captured_s),
+            "captured_s": unix_s(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
             "label": answer.label,
             "index": answer.index,
@@ -103,7 +103,3 @@ class Result:
             **({} if answer.novelty is None else {"novelty": round(answer.novelty, 4)}),
             **said,
         }
-
-    @staticmethod
-    def _unix(monotonic_s: float) -> float:
-        return round(time.time() - (time.monotonic() - monotonic_s), 6)

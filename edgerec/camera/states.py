@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from edgerec.utils.clock import unix_s
 
 
 class State(StrEnum):
@@ -37,8 +38,7 @@ class StateChange:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints. ``since_s`` is Unix time."""
-        since = round(time.time() - (time.monotonic() - self.since_s), 6)
-        return {"source": self.source, "state": str(self.state), "since_s": since} | (
+        return {"source": self.source, "state": str(self.state), "since_s": unix_s(self.since_s)} | (
             {"reason": self.reason} if self.reason else {}
         )
 

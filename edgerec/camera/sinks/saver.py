@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from edgerec.contract.names import file_name, file_names
 from edgerec.contract.preprocess import Image, encode_png
 from edgerec.errors import EdgerecError
 from edgerec.optional import require
+from edgerec.utils.clock import unix_s
 from edgerec.utils.sizes import disk_space
 
 Rule = Literal["low-confidence", "changes", "all"]
@@ -177,7 +177,7 @@ class SavedPictures:
         return content.tobytes()
 
     def _path(self, result: Result, label: str) -> Path:
-        seconds = time.time() - (time.monotonic() - result.frame.captured_s)
+        seconds = unix_s(result.frame.captured_s)
         source = safe_name(source_of(result))
         score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
         while True:

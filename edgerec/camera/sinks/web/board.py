@@ -16,6 +16,7 @@ from edgerec.camera.sinks.window import FrameRate
 from edgerec.camera.states import StateChange
 from edgerec.optional import require
 from edgerec.runtime.health import processor_temperature_c
+from edgerec.utils.clock import unix_s
 
 # The page's picture is no wider or higher than this, and changes no more often.
 SHOWN_PX = 1280
@@ -238,8 +239,3 @@ def _answer(result: Result) -> dict[str, Any]:
         if result.classification.novelty is not None:
             said["novelty"] = round(result.classification.novelty, 2)
     return said
-
-
-def unix_s(monotonic_s: float) -> float:
-    """A monotonic time as Unix time, seconds."""
-    return round(time.time() - (time.monotonic() - monotonic_s), 3)
