@@ -195,14 +195,14 @@ def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
 
 def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypatch):
     server = serve(200)
-    timer, failures = threading.Timer, [RuntimeError("can't start new thread")]
+    look_up, failures = socket.getaddrinfo, [RuntimeError("can't start new thread")]
 
-    def start_timer(*arguments):
+    def failing_once(*arguments, **options):
         if failures:
             raise failures.pop()
-        return timer(*arguments)
+        return look_up(*arguments, **options)
 
-    monkeypatch.setattr(threading, "Timer", start_timer)
+    monkeypatch.setattr(socket, "getaddrinfo", failing_once)
     sink = hook_to(server.url)
     for number in range(3):
         sink.write(result(f"d{number}"))

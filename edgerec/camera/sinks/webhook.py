@@ -13,13 +13,14 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from edgerec import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import Changes, decision_event
-from edgerec.camera.sources.http import failure, status_text
+from edgerec.camera.sources.http import Reader, connect, failure, handshake, remaining_s, status_text
 from edgerec.camera.states import StateChange
 from edgerec.errors import AddressError, EdgerecError
 from edgerec.utils.secrets import read_secret
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # Requests that wait for a slow server; of more, the oldest go.
 WAITING = 256
 FLUSH_S = 1.0
+_PART_BYTES = 16_384  # size of a TLS record
 # Of the server's own troubles, which may pass; anything else that is not 2xx stays as it is.
 _PASSING = frozenset({408, 425, 429})
 
@@ -123,7 +125,7 @@ class Webhook:
         self._changed = threading.Condition()
         self._ending = False
         self._stop = threading.Event()
-        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         self._said_s = -60.0
         self._thread = threading.Thread(target=self._work, name="edgerec-webhook", daemon=True)
         self._thread.start()
@@ -153,7 +155,7 @@ class Webhook:
             self._changed.notify_all()
         self._thread.join(FLUSH_S if self._live else None)
         self._stop.set()
-        self._abort(self._connection)
+        self._abort()
         self._thread.join(FLUSH_S / 2)
         self.dropped += len(self._waiting)
 
@@ -188,6 +190,7 @@ class Webhook:
     def _headers(self, body: bytes) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
             "User-Agent": f"edgerec/{__version__}",
             "Connection": "close",
             "X-Edgerec-Delivery": str(uuid.uuid4()),
@@ -199,29 +202,23 @@ class Webhook:
         return headers
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[str, bool]:
-        """One attempt: what went wrong, or an empty text, and whether it may pass."""
-        hook, timeout_s = self._hook, self._timeout_s
-        if self._tls is not None:
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                hook.host, hook.port, timeout=timeout_s, context=self._tls
-            )
-        else:
-            connection = http.client.HTTPConnection(hook.host, hook.port, timeout=timeout_s)
-        self._connection = connection
-        # The timeout of a socket is for one read: a server that sends a byte now and then would hold us for ever.
-        limit = threading.Timer(timeout_s, self._abort, [connection])
-        limit.daemon = True
-        limit.start()
+        """Make one attempt. Return the error, or an empty string, and whether another attempt may succeed."""
+        hook, deadline_s = self._hook, time.monotonic() + self._timeout_s
+        connection = http.client.HTTPConnection(hook.host, hook.port)
+        connection.default_port = 443 if hook.tls else 80  # omitted in the Host header
         try:
-            connection.request("POST", hook.path, body, headers)
-            status = connection.getresponse().status
+            connected = connection.sock = self._socket = connect(hook.host, hook.port, deadline_s, self._tls)
+            handshake(connected, deadline_s)
+            connection.request("POST", hook.path, _parts(body, connected, deadline_s), headers)
+            response = http.client.HTTPResponse(Reader(connected, lambda: deadline_s), method="POST")  # type: ignore[arg-type]
+            response.begin()
+            status = response.status
         except ssl.SSLCertVerificationError as error:
             return f"has a certificate that is not trusted ({error.verify_message})", False
         except (OSError, http.client.HTTPException, ValueError) as error:
             return f"does not answer ({failure(error)})", True
         finally:
-            limit.cancel()
-            self._connection = None
+            self._socket = None
             with suppress(OSError):
                 connection.close()
         if 200 <= status < 300:
@@ -230,13 +227,11 @@ class Webhook:
             return f"redirects ({status}), which is not followed: give the address that it leads to", False
         return f"says {status_text(status)}", status >= 500 or status in _PASSING
 
-    @staticmethod
-    def _abort(connection: http.client.HTTPConnection | None) -> None:
+    def _abort(self) -> None:
         """End an attempt from another thread."""
-        sock = connection.sock if connection is not None else None
-        if sock is not None:
+        if (connected := self._socket) is not None:
             with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def _failed(self, why: str) -> None:
         """Count a lost request, and log it at most once per minute."""
@@ -246,3 +241,10 @@ class Webhook:
                 return
             self._said_s = time.monotonic()
         log.warning("the webhook at %s %s: %d posts lost so far", self._hook, why, self.dropped)
+
+
+def _parts(body: bytes, connected: socket.socket, deadline_s: float) -> Iterator[bytes]:
+    """Yield a request's body in parts, and limit the time to send each part. With TLS, a timeout is per record."""
+    for start in range(0, len(body), _PART_BYTES):
+        connected.settimeout(remaining_s(deadline_s))
+        yield body[start : start + _PART_BYTES]

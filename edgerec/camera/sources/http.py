@@ -1,4 +1,4 @@
-"""A GET whose every step has a deadline: a peer that goes silent, or gives a byte a second, holds nobody up."""
+"""HTTP requests with a time limit for each phase, so that a silent or very slow server cannot block the camera."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import io
 import selectors
 import socket
 import ssl
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -126,10 +129,10 @@ class HttpStream:
         return response
 
     def _get(self, at: Url, credentials: str) -> http.client.HTTPResponse:
-        connected = self._socket = socket.create_connection((at.host, at.port), CONNECT_S)
-        if at.scheme == "https":
-            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=at.host)
-            self._socket = connected
+        deadline_s = time.monotonic() + CONNECT_S
+        tls = ssl.create_default_context() if at.scheme == "https" else None
+        connected = self._socket = connect(at.host, at.port, deadline_s, tls)
+        handshake(connected, deadline_s)
         lines = [
             f"GET {at.target} HTTP/1.1",
             f"Host: {at.netloc}",
@@ -140,9 +143,72 @@ class HttpStream:
         ]
         connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
         self.deadline_s = time.monotonic() + ANSWER_S
-        response = http.client.HTTPResponse(_Reader(self, connected), method="GET")  # type: ignore[arg-type]
+        response = http.client.HTTPResponse(Reader(connected, lambda: self.deadline_s), method="GET")  # type: ignore[arg-type]
         response.begin()
         return response
+
+
+def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None = None) -> socket.socket:
+    """Connect to a server.
+
+    Args:
+        host, port: address of the server. If the name has several addresses, they are tried in turn.
+        deadline_s: monotonic time by which the name lookup and all attempts end.
+        tls: context for TLS. The returned socket then still needs :func:`handshake`, which can be interrupted by
+            shutting down the socket.
+
+    Raises:
+        OSError: no address can be reached, or the deadline has passed.
+    """
+    addresses = _look_up(host, port, deadline_s)
+    for left in range(len(addresses), 0, -1):
+        family, kind, protocol, _, address = addresses[-left]
+        connected = socket.socket(family, kind, protocol)
+        try:
+            # Divide the remaining time, so that an unreachable address leaves time for the next one.
+            connected.settimeout(remaining_s(deadline_s) / left)
+            connected.connect(address)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is None:
+                return connected
+            return tls.wrap_socket(connected, server_hostname=host, do_handshake_on_connect=False)
+        except BaseException as error:
+            connected.close()
+            if left == 1 or not isinstance(error, OSError):
+                raise
+    raise OSError("the name has no address")
+
+
+def handshake(connected: socket.socket, deadline_s: float) -> None:
+    """Perform the TLS handshake if the socket uses TLS; raise OSError if it fails or the deadline has passed."""
+    if isinstance(connected, ssl.SSLSocket):
+        connected.settimeout(remaining_s(deadline_s))
+        connected.do_handshake()
+
+
+def remaining_s(deadline_s: float) -> float:
+    """Return the number of seconds until a monotonic time; raise TimeoutError if the time has passed."""
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("no response in time")
+    return left_s
+
+
+def _look_up(host: str, port: int, deadline_s: float) -> list[Any]:
+    """Return the addresses of a host. The lookup has its own thread, because it has no timeout."""
+    result: Future[list[Any]] = Future()
+
+    def look_up() -> None:
+        try:
+            result.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=look_up, name="edgerec-lookup", daemon=True).start()
+    try:
+        return result.result(remaining_s(deadline_s))
+    except TimeoutError:
+        raise TimeoutError("the name lookup timed out") from None
 
 
 def status_text(status: int) -> str:
@@ -157,11 +223,11 @@ def failure(error: Exception) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-class _Reader(io.RawIOBase):
-    """What ``http.client`` reads a socket through; each read waits until the stream's deadline, no longer."""
+class Reader(io.RawIOBase):
+    """Reads a socket for ``http.client``. Each read raises TimeoutError at the deadline, which a function returns."""
 
-    def __init__(self, stream: HttpStream, connected: socket.socket) -> None:
-        self._stream, self._connected = stream, connected
+    def __init__(self, connected: socket.socket, deadline_s: Callable[[], float]) -> None:
+        self._connected, self._deadline_s = connected, deadline_s
 
     def makefile(self, *_: Any) -> io.BufferedReader:
         return io.BufferedReader(self, _CHUNK)
@@ -170,10 +236,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left_s = self._stream.deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("no answer in time")
-        self._connected.settimeout(left_s)
+        self._connected.settimeout(remaining_s(self._deadline_s()))
         return self._connected.recv_into(buffer)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import email
 import email.message
 import re
-import socket
 import ssl
 import time
 
-from edgerec.camera.sources.http import ANSWER_S, CONNECT_S, MOST_HOPS, authorization
+from edgerec.camera.sources.http import ANSWER_S, CONNECT_S, MOST_HOPS, authorization, connect
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
@@ -64,7 +63,7 @@ def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
     lines = [f"DESCRIBE {_bare(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
     if credentials:
         lines.append(f"Authorization: {credentials}")
-    with socket.create_connection((url.host, url.port), CONNECT_S) as plain:
+    with connect(url.host, url.port, time.monotonic() + CONNECT_S) as plain:
         connection = plain
         if url.scheme == "rtsps":
             context = ssl.create_default_context()

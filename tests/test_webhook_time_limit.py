@@ -1,0 +1,141 @@
+"""A post of the webhook ends in time, whatever the server does."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+
+import pytest
+
+from edgerec.camera.sinks.webhook import Hook, Webhook
+from tests.network import result, wait_for
+
+
+def hook_to(port, **options):
+    return Webhook(Hook.parse(f"https://127.0.0.1:{port}/"), **{"timeout_s": 0.4, "tries": 1, **options})
+
+
+def close(sink):
+    sink.close()
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "edgerec-webhook"])
+
+
+@pytest.fixture
+def silent():
+    """The port of a server that accepts TCP connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def tls_server(tmp_path, monkeypatch):
+    """Return a function that starts a TLS server with a trusted certificate, and returns its port."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    ending = threading.Event()
+
+    def start(serve):
+        def work():
+            with contextlib.suppress(OSError), server:
+                plain, _ = server.accept()
+                ending.wait(0.3)  # so that the handshake ends after a part of the time limit
+                with context.wrap_socket(plain, server_side=True) as connection:
+                    serve(connection, ending)
+
+        server = socket.create_server(("127.0.0.1", 0))
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+        return server.getsockname()[1]
+
+    threads = []
+    yield start
+    ending.set()
+    for thread in threads:
+        thread.join()
+
+
+def drip(connection, ending):
+    """Send a response that never ends, one byte at a time."""
+    while not ending.wait(0.05):
+        connection.sendall(b"H")
+
+
+def read_nothing(connection, ending):
+    """Accept a request without reading it."""
+    ending.wait()
+
+
+def test_server_without_tls_handshake(silent):
+    sink = hook_to(silent)
+    sink.write(result())
+    wait_for(lambda: sink.dropped == 1)
+    close(sink)
+
+
+def test_closing_interrupts_the_tls_handshake(silent):
+    sink = hook_to(silent, timeout_s=60)
+    sink.write(result())
+    close(sink)
+    assert sink.dropped == 1
+
+
+@pytest.mark.parametrize(("serve", "label"), [(drip, "stop"), (read_nothing, "x" * 8_000_000)])
+def test_slow_server_after_a_slow_handshake(tls_server, monkeypatch, serve, label):
+    look_up, wait = socket.getaddrinfo, threading.Event().wait
+
+    def slow(*arguments, **options):
+        wait(0.2)
+        return look_up(*arguments, **options)
+
+    sink = hook_to(tls_server(serve))
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    sink.write(result(label))
+    wait_for(lambda: sink.dropped == 1)
+    close(sink)
+
+
+def test_name_lookup_that_hangs(silent, monkeypatch, caplog):
+    ending = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ending.wait() and [])
+    sink = hook_to(silent)
+    sink.write(result())
+    wait_for(lambda: "the name lookup timed out" in caplog.text)
+    ending.set()
+    close(sink)
+
+
+def test_time_is_divided_among_the_addresses_of_a_name(tls_server, monkeypatch):
+    """The first address never responds. The second one still gets a part of the time limit."""
+    posted = threading.Event()
+
+    def respond(connection, ending):
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        posted.set()
+
+    port, look_up = tls_server(respond), socket.getaddrinfo
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # further connections wait until these are accepted
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        other = look_up(*full.getsockname(), type=socket.SOCK_STREAM)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: other + look_up(*a, **k))
+        sink = hook_to(port, timeout_s=4)
+        sink.write(result())
+        wait_for(lambda: sink.sent == 1)
+        assert posted.is_set()
+        close(sink)
