@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import gc
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 
@@ -356,7 +358,9 @@ def test_changes_without_decisions_and_pauses(tmp_path):
     assert len(saved(tmp_path / "2")) == 3
 
 
-def test_the_ring_removes_the_oldest_of_its_own(tmp_path):
+@pytest.mark.parametrize("listed", [4096, 1, 9, 10])
+def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
+    monkeypatch.setattr("edgerec.camera.sinks.saver.MAX_LISTED", listed)
     (tmp_path / "cat").mkdir()
     mine = tmp_path / "cat" / "mine.jpg"
     mine.write_bytes(b"x" * 100_000)
@@ -366,20 +370,36 @@ def test_the_ring_removes_the_oldest_of_its_own(tmp_path):
     now = time.monotonic() - 100
     for number in range(35):
         sink.write(made("cat" if number % 2 else "dog", at_s=now + number))
-        assert sink.held_bytes <= 10 * 4096
+        assert len([path for path in saved(tmp_path) if path not in (mine, other)]) <= 10
     names = [path for path in saved(tmp_path) if path not in (mine, other)]
     assert len(names) == 10
-    assert (sink.saved, sink.removed) == (35, 25)
+    assert sink.saved == 35
     assert mine.exists()
     assert other.exists()
     # The newest ones are left.
     sink.close()
     again = SavedPictures(tmp_path, spec(most_bytes=10 * 4096))
-    assert again.held_bytes == 10 * 4096
     again.write(made("bird", at_s=now + 50))
     left = [path for path in saved(tmp_path) if path not in (mine, other)]
     assert left[:-1] == names[1:]
     assert left[-1].parent.name == "bird"
+
+
+def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.camera.sinks.saver.MAX_LISTED", 50, raising=False)
+    sink = SavedPictures(tmp_path, spec())
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(2):
+            for _ in range(200):
+                sink.write(made())
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 10_000
+    assert len(saved(tmp_path)) == 400
 
 
 def test_a_class_that_lost_its_last_picture_is_none(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import heapq
 import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from edgerec.utils.sizes import disk_space
 
 Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
+# Number of the oldest images whose paths are in memory. After their deletion, the folder is searched again.
+MAX_LISTED = 4096
 # Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
 # digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
 # wrote names without a digest.
@@ -77,7 +80,7 @@ class SavedPictures:
     Images that were moved within the folder are never deleted but count toward the limit.
 
     Attributes:
-        saved, removed: number of saved and of deleted files.
+        saved: number of saved files.
     """
 
     closed = False
@@ -95,12 +98,13 @@ class SavedPictures:
             InUseError: another process saves images in the folder.
             EdgerecError: the folder cannot be written.
         """
-        self.saved = self.removed = 0
+        self.saved = 0
         self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
         self.outputs = (self._folder,)
         self._names = file_names((*labels, UNKNOWN))
         self._last: dict[str, tuple[float, str]] = {}
-        self._ring: deque[tuple[Path, int]] = deque()
+        self._oldest: deque[tuple[Path, int]] = deque()
+        self._complete = True  # whether _oldest contains all images that may be deleted
         self._held = self._kept = 0
         lock = None
         try:
@@ -118,11 +122,6 @@ class SavedPictures:
                 f"images cannot be saved in {folder} ({error.strerror}): choose another folder"
             ) from None
         self._lock = lock
-
-    @property
-    def held_bytes(self) -> int:
-        """Disk space of all saved images in bytes, including images that were moved within the folder."""
-        return self._held
 
     def write(self, result: Result) -> None:
         """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is no room."""
@@ -197,7 +196,9 @@ class SavedPictures:
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        self._ring.append((path, disk_space(len(content))))
+        self._complete = self._complete and len(self._oldest) < MAX_LISTED
+        if self._complete:
+            self._oldest.append((path, disk_space(len(content))))
         self._held += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
@@ -208,16 +209,18 @@ class SavedPictures:
         if size + self._kept > spec.most_bytes or self._free() + own < spec.reserve_bytes + size:
             return False
         while self._held + size > spec.most_bytes or self._free() < spec.reserve_bytes + size:
-            if not self._ring:
-                return False
-            path, taken = self._ring.popleft()
+            if not self._oldest:
+                if self._complete:
+                    return False
+                self._scan()
+                return self._make_room(size)
+            path, taken = self._oldest.popleft()
             try:
                 path.unlink()
             except FileNotFoundError:  # a user has moved or deleted the file
                 self._scan()
                 return self._make_room(size)
             self._held -= taken
-            self.removed += 1
             with contextlib.suppress(OSError):  # training would treat an empty folder as a class without images
                 path.parent.rmdir()
         return True
@@ -226,9 +229,14 @@ class SavedPictures:
         return shutil.disk_usage(self._folder).free
 
     def _scan(self) -> None:
-        """Find all saved images. Delete files that a power failure has left incomplete."""
-        images = []
+        """Find the size of all saved images, and list the oldest. Delete files that a power failure left incomplete."""
         self._held = self._kept = 0
+        oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(), key=lambda image: image[0].name)
+        self._complete = len(oldest) <= MAX_LISTED
+        self._oldest = deque(oldest[:MAX_LISTED])
+
+    def _own_images(self) -> Iterator[tuple[Path, int]]:
+        """Count the sizes of all saved images, and yield path and size of those that are where they were written."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
@@ -239,10 +247,9 @@ class SavedPictures:
             elif name is not None:
                 self._held += disk_space(size)
                 if own:
-                    images.append((path, disk_space(size)))
+                    yield path, disk_space(size)
                 else:
                     self._kept += disk_space(size)
-        self._ring = deque(sorted(images, key=lambda image: image[0].name))
 
 
 def _digest(folder: Path) -> str:
