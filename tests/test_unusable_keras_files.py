@@ -9,6 +9,7 @@ import pytest
 
 from edgerec import Recipe, adopt, evaluate, fit
 from edgerec.errors import ModelError
+from edgerec.train.foreign import read_foreign
 from edgerec.train.keras import keras
 from tests.test_code_in_keras_files import rewrite
 
@@ -45,6 +46,37 @@ def test_a_run_with_a_model_of_another_shape_is_refused(run, tmp_path, here):
     save_unusable_model(tmp_path / "copy" / "model.keras", (8, 8, 3))
     for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "ptq"):
         assert "is not the model of this run" in error(here(*command))
+
+
+@pytest.mark.parametrize(("layer", "output"), [(1, 1.5), (1, 7), (-1, 0)])
+def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, layer, output):
+    """Keras would search forever for an output that does not exist."""
+    shutil.copytree(run.path, tmp_path / "copy")
+
+    def change(config):
+        layers = config["config"]["layers"]
+        layers[2]["inbound_nodes"][0][0][:2] = [layers[layer]["name"], output]
+
+    rewrite(tmp_path / "copy" / "model.keras", change)
+    quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalise", "pixels"]
+    for command in (["evaluate", tmp_path / "copy"], [*quantize, "--out", tmp_path / "run"]):
+        done = edgerec(*command, timeout=60)
+        assert "its layers form a cycle, or refer to an output that does not exist" in error(done)
+
+
+def test_sizes_that_do_not_fit_into_a_number_are_refused(tmp_path):
+    """Keras 3 raises an ArithmeticError."""
+    keras3 = pytest.importorskip("keras")
+    layers = keras3.layers
+    inputs = keras3.Input((8, 8, 3))
+    outputs = layers.Dense(2)(layers.Flatten()(layers.Conv2D(2, 3)(inputs)))
+    keras3.Model(inputs, outputs).save(tmp_path / "model.keras")
+    rewrite(
+        tmp_path / "model.keras",
+        lambda config: config["config"]["layers"][0]["config"].update(batch_shape=[None, 8, 10**400, 3]),
+    )
+    with pytest.raises(ModelError, match="cannot be read as a Keras model"):
+        read_foreign(tmp_path / "model.keras")
 
 
 def test_a_deeply_nested_configuration_is_refused(run, tmp_path):

@@ -12,9 +12,9 @@ from edgerec.errors import ModelError
 from edgerec.optional import require
 from edgerec.train.image_input import with_image_input
 from edgerec.train.indexing import selects_channels, with_indexing_layers
-from edgerec.train.keras import keras, reported_as
+from edgerec.train.keras import reported_as
 from edgerec.train.keras3 import from_keras3
-from edgerec.train.keras_files import check_keras_file
+from edgerec.train.keras_files import check_keras_file, load_keras2
 from edgerec.train.layers import AUGMENTATION
 from edgerec.train.precision import in_float32
 
@@ -50,7 +50,7 @@ def read_foreign(path: str | Path) -> Any:
         if check_keras_file(path) >= 3:
             model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
         else:
-            model = in_float32(keras().models.load_model(path, compile=False, safe_mode=True))
+            model = in_float32(load_keras2(path))
             model = with_indexing_layers(model, str(path))
         return with_image_input(model, str(path))
 

@@ -244,7 +244,17 @@ def copied(model: Any) -> Any:
 
 # Exceptions that Keras raises for a file that is damaged or was not written by Keras.
 UNREADABLE = (
-    *(ValueError, OSError, TypeError, KeyError, RuntimeError, AttributeError, IndexError, AssertionError),
+    *(
+        ValueError,
+        OSError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        ArithmeticError,
+    ),
     *(zipfile.BadZipFile, zlib.error, EOFError),
 )
 

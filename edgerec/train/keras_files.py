@@ -7,6 +7,7 @@ an allowlist.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import re
@@ -77,7 +78,43 @@ def _load(path: Path, compiled: bool) -> Any:
     if not path.is_dir() and path.exists() and not zipfile.is_zipfile(path):
         raise ValueError(f"it {describe_file(path) or 'has another format, or is damaged'}")
     check_keras_file(path, compiled=compiled)
-    return keras().models.load_model(path, compile=compiled, safe_mode=True)
+    return load_keras2(path, compiled=compiled)
+
+
+def load_keras2(path: Path, *, compiled: bool = False) -> Any:
+    """Load a model with tf_keras. Call :func:`check_keras_file` first.
+
+    tf_keras connects the layers of a functional model in a loop that never ends if a layer refers to a node that does
+    not exist. Therefore the number of iterations is limited.
+    """
+    functional = importlib.import_module(f"{keras().__name__}.src.engine.functional")
+    original = functional.reconstruct_from_config
+
+    def reconstruct(config: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        return original(config | {"layers": _FiniteLayers(config["layers"])}, *arguments, **options)
+
+    functional.reconstruct_from_config = reconstruct
+    try:
+        return keras().models.load_model(path, compile=compiled, safe_mode=True)
+    finally:
+        functional.reconstruct_from_config = original
+
+
+class _FiniteLayers(list[Any]):
+    """The layers of a functional model. Keras creates them in one iteration, and connects them in further ones.
+
+    Each further iteration must connect at least one node; otherwise Keras would never stop.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        super().__init__(layers)
+        self.iterations = 1 + sum(len(layer["inbound_nodes"]) for layer in layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.iterations:
+            raise ValueError("its layers form a cycle, or refer to an output that does not exist")
+        self.iterations -= 1
+        return super().__iter__()
 
 
 def check_keras_file(path: Path, *, compiled: bool = False) -> int:
