@@ -1,17 +1,15 @@
-"""Programs of the system: run with a limit, ended with all their children."""
+"""Run programs of the system with a time limit."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from edgerec.errors import TargetError
+from edgerec.runtime.child import communicate
 
 
 @dataclass(frozen=True)
@@ -40,42 +38,26 @@ def call(
     output: IO[bytes] | None = None,
     errors: IO[bytes] | None = None,
 ) -> Done:
-    """Run a program; whatever ends the wait, the program and its children end with it.
+    """Run a program, and kill the program and its own child processes if the wait is interrupted.
 
-    It reads the file ``given``, and writes the files ``output`` and ``errors``, where there are such.
+    Args:
+        command: the program and its arguments.
+        timeout_s: time in seconds after which the program is killed.
+        cwd, env: current folder and environment of the program; None for those of this process.
+        given: file that the program reads as standard input; None for an empty input.
+        output, errors: files to which standard output and standard error are written; None to return the text.
 
     Raises:
-        TargetError: it is not there, or was still running after ``timeout_s``.
+        TargetError: the program cannot be started, or was still running after ``timeout_s``.
     """
     name = Path(command[0]).name
+    files: dict[str, Any] = {"stdin": given or subprocess.DEVNULL} | {
+        key: file for key, file in (("stdout", output), ("stderr", errors)) if file
+    }
     try:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            stdin=given or subprocess.DEVNULL,
-            stdout=output or subprocess.PIPE,
-            stderr=errors or subprocess.PIPE,
-            text=True,
-            errors="replace",
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-        )
+        done = communicate([str(part) for part in command], timeout_s=timeout_s, cwd=cwd, env=env, **files)
     except OSError as error:
         raise TargetError(f"{name} does not run: {error.strerror}") from None
-    with process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            raise TargetError(f"{name} did not end within {timeout_s:g} s and was stopped: try again") from None
-        except BaseException:
-            _end(process)
-            raise
-    return Done(process.returncode, out or "", err or "")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if hasattr(os, "killpg"):  # not on Windows
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
+    except subprocess.TimeoutExpired:
+        raise TargetError(f"{name} did not end within {timeout_s:g} s and was stopped: try again") from None
+    return Done(done.returncode, *(text.decode(errors="replace") for text in (done.stdout, done.stderr)))

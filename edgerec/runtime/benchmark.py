@@ -19,7 +19,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.progress import Listener, Progress, ignore
 from edgerec.contract.schema import tflite_schema
 from edgerec.errors import BundleError, MissingExtraError, SourceError
-from edgerec.runtime.child import run_python
+from edgerec.runtime.child import ask_python
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.golden import golden_pictures
 from edgerec.runtime.health import Health, look
@@ -240,10 +240,10 @@ def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
     began = time.time()
-    done = run_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
-    if done.code:
-        raise BundleError(f"{bundle.path} cannot be run in a new process: {done.failure or done.last_line[-300:]}")
-    ended, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    times, reason = ask_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
+    if reason:
+        raise BundleError(f"{bundle.path} cannot be run in a new process: {reason[-300:]}")
+    ended, kilobytes = times
     return ended - began, kilobytes * (1 if sys.platform == "darwin" else 1024)
 
 

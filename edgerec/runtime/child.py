@@ -1,17 +1,24 @@
-"""Run Python code in a child process, because native libraries and untrusted files can crash, hang or use up memory."""
+"""Run programs and Python code in child processes, because they can crash, hang or use up memory."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Maximum size of a file that a child process may write, and of the captured log of a native library.
 MAX_FILE_BYTES = 64 << 20
+# Default time limit. The first import of a large library from a slow SD card takes a while.
+TIMEOUT_S = 60.0
+# First words of ``Outcome.reason`` after a timeout.
+TIMED_OUT = "it timed out"
 _PATH = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))\n"
 
 
@@ -22,7 +29,8 @@ class Outcome:
     Attributes:
         code: exit code; the negative number of the signal that ended the process.
         stdout, stderr: output of the process.
-        failure: reason for an abnormal end (a timeout or a signal); empty if the process exited normally.
+        failure: reason for an abnormal end (the program cannot be started, a timeout or a signal); empty if the process
+            exited normally.
     """
 
     code: int
@@ -31,9 +39,13 @@ class Outcome:
     failure: str = ""
 
     @property
-    def last_line(self) -> str:
-        """The last line of stderr, or the exit code if stderr is empty."""
-        return (self.stderr.strip().splitlines() or [f"exit code {self.code}"])[-1]
+    def reason(self) -> str:
+        """The reason why the process failed; empty if it succeeded."""
+        if self.failure:
+            return f"it {self.failure}"
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        missing = (line.strip() for line in lines if "cannot open shared object file" in line)
+        return next(missing, (lines or [f"exit code {self.code}"])[-1]) if self.code else ""
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
@@ -46,7 +58,7 @@ def python_command(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-c", _PATH + code, json.dumps(folders), *arguments]
 
 
-def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: float) -> Outcome:
+def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: float = TIMEOUT_S) -> Outcome:
     """Run Python code in a child process.
 
     Args:
@@ -58,14 +70,70 @@ def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: floa
     Raises:
         ValueError: an argument contains a character that the system does not accept.
     """
-    command = python_command(code, *arguments)
+    return run_program(python_command(code, *arguments), content=content, timeout_s=timeout_s)
+
+
+def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tuple[Any, str]:
+    """Run Python code that prints a JSON value in its last line.
+
+    Returns:
+        The value, and an empty string. If the code failed, None and the reason.
+    """
+    done = run_python(code, *arguments, timeout_s=timeout_s)
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=timeout_s, check=False)
+        return (None, done.reason) if done.reason else (json.loads(done.stdout.splitlines()[-1]), "")
+    except (ValueError, IndexError):
+        return None, "it printed no result"
+
+
+def run_program(command: Sequence[str], *, content: bytes = b"", timeout_s: float, errors: str = "replace") -> Outcome:
+    """Run a program, and kill the program and its own child processes if it does not end in time.
+
+    Args:
+        command: the program and its arguments.
+        content: bytes that the program can read from standard input.
+        timeout_s: time in seconds after which the program is killed.
+        errors: treatment of output that is not UTF-8, as for :meth:`bytes.decode`.
+
+    Raises:
+        ValueError: an argument contains a character that the system does not accept.
+    """
+    try:
+        done = communicate(command, content=content, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return Outcome(-signal.SIGTERM, failure=f"timed out after {timeout_s:g} s")
+    except OSError as error:
+        return Outcome(127, failure=f"cannot be started: {error.strerror}")
     failure = f"crashes with {_signal_name(-done.returncode)}" if done.returncode < 0 else ""
-    stdout, stderr = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+    stdout, stderr = (text.decode(errors=errors) for text in (done.stdout, done.stderr))
     return Outcome(done.returncode, stdout, stderr, failure)
+
+
+def communicate(
+    command: Sequence[str], *, content: bytes = b"", timeout_s: float, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program like :func:`subprocess.run`, but kill its own child processes too if the wait is interrupted.
+
+    Args:
+        command: the program and its arguments.
+        content: bytes that the program can read from standard input, unless ``options`` contain ``stdin``.
+        timeout_s: time in seconds after which the program is killed.
+        options: additional arguments for :class:`subprocess.Popen`.
+
+    Raises:
+        OSError: the program cannot be started.
+        subprocess.TimeoutExpired: the program did not end within ``timeout_s``.
+    """
+    options = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | options
+    popen: Any = subprocess.Popen  # mypy cannot see that the options select bytes instead of strings
+    with popen(command, start_new_session=True, **options) as process:
+        try:
+            stdout, stderr = process.communicate(content or None, timeout=timeout_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout or b"", stderr or b"")
 
 
 def limit_resources(memory_bytes: int) -> None:

@@ -99,11 +99,9 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
         done = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
     except ValueError:  # an argument contains a null character or a lone surrogate
         return "that is not a file name"
-    if done.failure:
-        return f"it {done.failure}"
     if done.code == 3:
         return done.stdout.strip() or "no reason was given"
-    return "" if done.code == 0 and "loaded" in done.stdout else done.last_line
+    return "" if done.code == 0 and "loaded" in done.stdout else done.reason or "it printed no result"
 
 
 def _refused(library: str, reason: str) -> DelegateError:

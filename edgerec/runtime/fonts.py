@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import shutil
-import subprocess
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from edgerec.runtime.child import run_program
 
 # With a warm fontconfig cache, a few thousand fonts are listed in well below a second.
 TIMEOUT_S = 10.0
@@ -52,14 +53,12 @@ def installed_fonts() -> tuple[Font, ...]:
     program = shutil.which("fc-list")
     if program is None:
         return ()
-    try:
-        listing = subprocess.run(
-            [program, "--format", _FORMAT + "\n"], capture_output=True, timeout=TIMEOUT_S, check=True
-        ).stdout.decode("utf-8", "surrogateescape")
-    except (OSError, subprocess.SubprocessError):
+    command = [program, "--format", _FORMAT + "\n"]
+    listing = run_program(command, timeout_s=TIMEOUT_S, errors="surrogateescape")
+    if listing.code:
         return ()
     fonts = []
-    for line in listing.splitlines()[:MOST_FONTS]:
+    for line in listing.stdout.splitlines()[:MOST_FONTS]:
         fields = line.split("\t")
         if len(fields) == 7 and fields[0].lower().endswith(_SUFFIXES):
             try:

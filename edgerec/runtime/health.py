@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from edgerec.runtime.child import run_program
 
 _ZONES = Path("/sys/class/thermal")
 # Kinds of thermal zones that are the processor, most particular first.
@@ -86,7 +87,6 @@ def _pi_bits() -> int | None:
     if tool is None:
         return None
     try:
-        said = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=2, check=True).stdout
-        return int(said.strip().partition("=")[2], 16)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return int(run_program([tool, "get_throttled"], timeout_s=2).stdout.strip().partition("=")[2], 16)
+    except ValueError:
         return None

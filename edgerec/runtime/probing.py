@@ -163,7 +163,7 @@ def probe_model(
     try:
         probe = Probe(**json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError, TypeError):
-        return Probe(error=f"the interpreter fails: {done.last_line[:300]}")
+        return Probe(error=f"the interpreter fails: {(done.reason or 'it printed no result')[:300]}")
     if not probe.error:
         remember(content)
     return probe

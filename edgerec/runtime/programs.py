@@ -6,6 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from edgerec.runtime.video_devices import read_text
+from edgerec.utils.text import printable
+
 
 def programs_using(path: str | Path) -> list[str]:
     """The other programs that hold a file or device open, as ``name (process 123)``, as far as Linux tells us."""
@@ -18,6 +21,6 @@ def programs_using(path: str | Path) -> list[str]:
         process = link.parts[2]
         with contextlib.suppress(OSError):
             if process != str(os.getpid()) and os.path.samestat(link.stat(), wanted):
-                name = Path("/proc", process, "comm").read_text().strip()
+                name = printable(read_text(Path("/proc", process, "comm")))
                 found.add(f"{name} (process {process})")
     return sorted(found)

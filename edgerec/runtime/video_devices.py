@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgerec.utils.text import printable
+
 ROOT = Path("/")
 # Drivers that receive raw images from a camera module (CSI). Only libcamera can process these images.
 _CAMERA_MODULE = re.compile(r"unicam|rp1-cfe")
@@ -61,8 +63,8 @@ def list_video_devices(root: Path = ROOT) -> tuple[list[VideoDevice], list[str]]
 
 def _device(entry: Path, root: Path) -> VideoDevice:
     driver = os.path.basename(os.path.realpath(entry / "device" / "driver"))
-    name = "".join(c if c.isprintable() else "?" for c in _text(entry / "name"))
-    main = _text(entry / "index") in ("", "0")
+    name = printable(read_text(entry / "name"))
+    main = read_text(entry / "index") in ("", "0")
     return VideoDevice(str(root / "dev" / entry.name), name or "camera", "" if driver == "driver" else driver, main)
 
 
@@ -71,8 +73,9 @@ def _number(entry: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a system file, e.g. in ``/sys`` or ``/proc``; empty if the file cannot be read."""
     try:
-        return path.read_text(errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \t\r\n")
     except OSError:
         return ""

@@ -87,7 +87,7 @@ def load_keras2(path: Path, *, compiled: bool = False) -> Any:
     tf_keras connects the layers of a functional model in a loop that never ends if a layer refers to a node that does
     not exist. Therefore the number of iterations is limited.
     """
-    functional = importlib.import_module(f"{keras().__name__}.src.engine.functional")
+    functional: Any = importlib.import_module(f"{keras().__name__}.src.engine.functional")
     original = functional.reconstruct_from_config
 
     def reconstruct(config: dict[str, Any], *arguments: Any, **options: Any) -> Any:

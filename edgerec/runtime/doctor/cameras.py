@@ -6,37 +6,40 @@ import errno
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from edgerec.runtime.doctor.child import Answer, ask
+from edgerec.runtime.child import ask_python
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.system import System
 from edgerec.runtime.programs import programs_using
 from edgerec.runtime.video_devices import ROOT, list_video_devices
 from edgerec.runtime.video_devices import VideoDevice as Node
+from edgerec.utils.text import printable
 
 _SYSTEM_SITE = "usr/lib/python3/dist-packages/picamera2"
-# VIDIOC_QUERYCAP of each (linux/videodev2.h): opening a camera whose driver is stuck may hang.
+# Run VIDIOC_QUERYCAP (linux/videodev2.h) for each device, in a child process because a stuck driver may hang.
 _QUERY = """
 import fcntl, json, os, struct, sys
-said = {}
+replies = {}
 for path in sys.argv[1:]:
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError as error:
-        said[path] = [error.strerror, 0, ""]
+        replies[path] = [error.strerror, 0, ""]
         continue
     try:
         reply = fcntl.ioctl(device, 0x80685600, bytes(104))
         everything, own = struct.unpack("84x2I12x", reply)
         card = reply[16:48].split(bytes(1))[0].decode("utf-8", "replace")
-        said[path] = ["", own if everything & 0x80000000 else everything, card]
+        replies[path] = ["", own if everything & 0x80000000 else everything, card]
     except OSError as error:
-        said[path] = [error.strerror, 0, ""]
+        replies[path] = [error.strerror, 0, ""]
     finally:
         os.close(device)
-print(json.dumps(said))
+print(json.dumps(replies))
 """
 _CAPTURE, _MEMORY_TO_MEMORY = 0x1 | 0x1000, 0x8000 | 0x4000
 
@@ -65,9 +68,9 @@ def look(root: Path = ROOT) -> Cameras:
         root: folder that contains ``sys``, ``dev`` and ``usr``.
     """
     devices, hidden = list_video_devices(root)
-    reply = ask(_QUERY, *(device.path for device in devices)) if devices else Answer({})
+    replies, failure = ask_python(_QUERY, *(device.path for device in devices)) if devices else ({}, "")
     return Cameras(
-        nodes=tuple(_queried(device, reply) for device in devices),
+        nodes=tuple(_queried(device, (replies or {}).get(device.path, [failure, 0, ""])) for device in devices),
         hidden=tuple(hidden),
         picamera2=_picamera2(),
         system_has_picamera2=(root / _SYSTEM_SITE).is_dir(),
@@ -139,22 +142,26 @@ def _of_picamera2(cameras: Cameras, system: System, raw: bool) -> list[Finding]:
     return []
 
 
-def _queried(device: Node, reply: Answer) -> Node:
-    """Return the device with the kernel's answer to VIDIOC_QUERYCAP."""
-    reason, flags, card = (reply.said or {}).get(device.path, [reply.reason or "it says nothing", 0, ""])
+def _queried(device: Node, reply: Sequence[Any]) -> Node:
+    """Return the device with the reply of the kernel to VIDIOC_QUERYCAP: an error, the capabilities and the name."""
+    reason, flags, card = reply
     if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. if root is a copy from another machine
         return device
     if reason:
         return replace(device, capture=None, reason=str(reason))
     capture = bool(int(flags) & _CAPTURE and not int(flags) & _MEMORY_TO_MEMORY)
-    name = "".join(c if c.isprintable() else "?" for c in str(card)) or device.name
-    return replace(device, name=name, capture=capture, users=tuple(programs_using(device.path)) if capture else ())
+    return replace(
+        device,
+        name=printable(card) or device.name,
+        capture=capture,
+        users=tuple(programs_using(device.path)) if capture else (),
+    )
 
 
 def _picamera2() -> str | None:
     if importlib.util.find_spec("picamera2") is None:
         return None
-    return ask("import picamera2; print(1)").reason
+    return ask_python("import picamera2; print(1)")[1]
 
 
 def _range(nodes: list[Node]) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgerec.runtime.child import ask_python
 from edgerec.runtime.delegate import try_delegate
-from edgerec.runtime.doctor.child import ask
 from edgerec.runtime.doctor.finding import Finding, State, note, ok, problem
 from edgerec.runtime.doctor.packages import numbers
 from edgerec.runtime.doctor.runtimes import Runtime
 from edgerec.runtime.doctor.system import System
-from edgerec.runtime.video_devices import ROOT
+from edgerec.runtime.video_devices import ROOT, read_text
 
 LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 _USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
@@ -95,17 +95,17 @@ def look(root: Path = ROOT) -> EdgeTpu:
     card = any(_pair(device, "vendor", "device") == _CARD for device in (root / _PCI).glob("*"))
     apex = next((str(path) for path in sorted((root / "dev").glob("apex_*"))), "")
     library = LIBRARIES.get(platform.system(), "libedgetpu.so.1")
-    reason = ask("import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(1)", library).reason
+    _, reason = ask_python("import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(1)", library)
     usable = not reason and any(path and os.access(path, os.W_OK) for path in (stick, apex))
     return EdgeTpu(
         stick=stick,
         speed_mbps=speed,
         stick_open=not stick or os.access(stick, os.W_OK),
-        rule=any("1a6e" in _read(path) for folder in _RULES for path in (root / folder).glob("*.rules")),
+        rule=any("1a6e" in read_text(path) for folder in _RULES for path in (root / folder).glob("*.rules")),
         card=card,
         apex=apex,
         apex_open=not apex or os.access(apex, os.W_OK),
-        driver=bool(re.search(r"^apex\b", _read(root / "proc/modules"), re.M)),
+        driver=bool(re.search(r"^apex\b", read_text(root / "proc/modules"), re.M)),
         config=_missing_config(root) if card else (),
         library=not reason,
         reason="" if "cannot open shared object file" in reason and library in reason else reason,
@@ -192,7 +192,7 @@ def _stick(root: Path) -> tuple[str, int]:
     for device in sorted((root / _USB).glob("*")):
         if _pair(device, "idVendor", "idProduct") in _STICK:
             bus, number = _pair(device, "busnum", "devnum")
-            speed = _read(device / "speed").partition(".")[0]
+            speed = read_text(device / "speed").partition(".")[0]
             known = bus.isdecimal() and number.isdecimal()
             path = root / f"dev/bus/usb/{int(bus):03}/{int(number):03}" if known else device
             return str(path), int(speed) if speed.isdecimal() else 0
@@ -201,16 +201,16 @@ def _stick(root: Path) -> tuple[str, int]:
 
 def _missing_config(root: Path) -> tuple[str, ...]:
     """Return the lines that are missing in the boot configuration; empty if this is not a Raspberry Pi 5."""
-    if not re.match(r"Raspberry Pi (5|Compute Module 5)", _read(root / "proc/device-tree/model")):
+    if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
         return ()
-    config = next((text for name in _BOOT_CONFIGS if (text := _read(root / name))), "")
+    config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")
     lines = {line.partition("#")[0].strip() for line in config.splitlines()}
     return tuple(line for line in _PI5_CONFIG if line not in lines)
 
 
 def _package_version(root: Path) -> str:
     """Return the version of the installed Debian package of libedgetpu, e.g. ``16.0`` or ``16.0tf2.17.1-1``."""
-    for entry in _read(root / "var/lib/dpkg/status").split("\n\n"):
+    for entry in read_text(root / "var/lib/dpkg/status").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
         if fields.get("Package", "").startswith("libedgetpu1-") and fields.get("Status", "").endswith(" installed"):
             return fields.get("Version", "")
@@ -218,11 +218,4 @@ def _package_version(root: Path) -> str:
 
 
 def _pair(device: Path, first: str, second: str) -> tuple[str, str]:
-    return _read(device / first), _read(device / second)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return read_text(device / first), read_text(device / second)

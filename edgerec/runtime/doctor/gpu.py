@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.runtime.doctor.child import run
+from edgerec.runtime.child import run_program
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.system import System
 
@@ -37,11 +37,11 @@ class Gpu:
 def look() -> Gpu:
     """This machine's."""
     tool = shutil.which("nvidia-smi")
-    answer = run([tool, "--query-gpu=name", "--format=csv,noheader"], 10) if tool else None
+    done = run_program([tool, "--query-gpu=name", "--format=csv,noheader"], timeout_s=10) if tool else None
     nodes = [str(path) for path in sorted(Path("/dev/dri").glob("renderD*"))]
     return Gpu(
-        nvidia=tuple(str(answer.said).strip().splitlines()) if answer and not answer.reason else (),
-        reason=answer.reason if answer else "",
+        nvidia=tuple(done.stdout.strip().splitlines()) if done and not done.reason else (),
+        reason=done.reason if done else "",
         nodes=tuple(nodes),
         closed=tuple(path for path in nodes if not os.access(path, os.R_OK | os.W_OK)),
         vulkan=not nodes or _has_vulkan(),

@@ -6,8 +6,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from edgerec.runtime.child import TIMED_OUT, ask_python
 from edgerec.runtime.doctor import libraries
-from edgerec.runtime.doctor.child import HANGS, ask
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.packages import OPENCVS, Packages
 from edgerec.runtime.doctor.system import System
@@ -45,12 +45,12 @@ class OpenCV:
 
 def look() -> OpenCV:
     """This environment's."""
-    answer = ask(_IMPORT)
-    version, gui = answer.said or ("", "")
+    value, reason = ask_python(_IMPORT)
+    version, gui = value or ("", "")
     screen = not sys.platform.startswith("linux") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-    return OpenCV(version, gui, answer.reason, screen, "SSH_CONNECTION" in os.environ)
+    return OpenCV(version, gui, reason, screen, "SSH_CONNECTION" in os.environ)
 
 
 def findings(opencv: OpenCV, packages: Packages, system: System) -> list[Finding]:
@@ -82,7 +82,7 @@ def _mend(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
     if "has no attribute" in reason and installed:  # the files of another one were taken away
         return f"pip install --force-reinstall --no-deps {installed[0]}"
-    if reason.startswith(HANGS):
+    if reason.startswith(TIMED_OUT):
         return 'python -c "import cv2"   # does it end?'
     if "NumPy does not load" in reason:
         return libraries.mend(reason, system) or "pip install --force-reinstall numpy"

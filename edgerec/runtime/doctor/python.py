@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgerec.runtime.child import run_program
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
+from edgerec.runtime.doctor.packages import numbers
 from edgerec.runtime.doctor.system import System
 
 # The first pip that knows all tags of the wheels that edgerec needs (manylinux_2_x, musllinux: 21.2).
@@ -83,20 +84,12 @@ def findings(python: Python, system: System) -> list[Finding]:
         )
     if not python.pip:
         found.append(note("pip", "none in this environment", "python -m ensurepip --upgrade"))
-    elif _numbers(python.pip) < _PIP:
+    elif numbers(python.pip) < _PIP:
         found.append(note("pip", f"{python.pip} does not know all wheels", "python -m pip install --upgrade pip"))
     return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _translated() -> bool:
     if platform.system() != "Darwin" or platform.machine() != "x86_64":
         return False
-    command = ["sysctl", "-n", "sysctl.proc_translated"]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=5, check=False).stdout.strip() == b"1"
-    except (OSError, subprocess.SubprocessError):
-        return False
+    return run_program(["sysctl", "-n", "sysctl.proc_translated"], timeout_s=5).stdout.strip() == "1"

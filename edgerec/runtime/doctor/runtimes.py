@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from edgerec.contract.target import WHEELS
 from edgerec.runtime.available import RUNTIMES
+from edgerec.runtime.child import TIMED_OUT, ask_python
 from edgerec.runtime.doctor import libraries
-from edgerec.runtime.doctor.child import HANGS, ask
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.python import Python
 from edgerec.runtime.doctor.system import System
@@ -41,7 +41,7 @@ def look() -> tuple[Runtime, ...]:
         except importlib.metadata.PackageNotFoundError:
             continue
         tried = package != "tensorflow"
-        found.append(Runtime(package, version, ask(_IMPORT, module).reason if tried else ""))
+        found.append(Runtime(package, version, ask_python(_IMPORT, module)[1] if tried else ""))
     return tuple(found)
 
 
@@ -87,7 +87,7 @@ def _none(system: System, python: Python) -> Finding:
 
 def _mend(runtime: Runtime, system: System) -> str:
     reason = runtime.reason
-    if reason.startswith(HANGS):
+    if reason.startswith(TIMED_OUT):
         return f'python -c "import {RUNTIMES[runtime.package]}"   # does it end?'
     if re.search(r"numpy|_ARRAY_API|SIGSEGV", reason) and runtime.package == "tflite-runtime":
         return 'pip install "numpy<2"'

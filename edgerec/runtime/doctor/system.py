@@ -15,7 +15,7 @@ from pathlib import Path
 import edgerec
 from edgerec.runtime.available import processors
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
-from edgerec.runtime.video_devices import ROOT
+from edgerec.runtime.video_devices import ROOT, read_text
 
 # Nobody has this version earlier; files that pip wrote say more.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
@@ -100,8 +100,8 @@ def look(root: Path = ROOT) -> System:
         title=_title(),
         machine=platform.machine(),
         bits=own_bits(),
-        board=_text(root / "proc/device-tree/model").strip("\0 \n"),
-        kernel=_text(root / "proc/sys/kernel/osrelease").strip(),
+        board=read_text(root / "proc/device-tree/model"),
+        kernel=read_text(root / "proc/sys/kernel/osrelease"),
         processors=processors(),
         avx=_avx(),
         root=hasattr(os, "geteuid") and os.geteuid() == 0,
@@ -167,7 +167,7 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _avx() -> bool | None:
-    flags = re.search(r"^flags\s*:(.*)$", _text("/proc/cpuinfo"), re.M)
+    flags = re.search(r"^flags\s*:(.*)$", read_text(ROOT / "proc/cpuinfo"), re.M)
     if platform.machine() not in ("x86_64", "AMD64") or flags is None:
         return None
     return "avx" in flags[1].split()
@@ -182,10 +182,3 @@ def _encoding() -> str:
         if name and name.lower().replace("-", "").replace("_", "") not in ("utf8", "cp65001"):
             return str(name)
     return ""
-
-
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

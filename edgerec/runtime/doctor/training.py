@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgerec.runtime.doctor.child import ask
+from edgerec.runtime.child import ask_python
 from edgerec.runtime.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.doctor.packages import Packages, numbers
 from edgerec.runtime.doctor.system import System
@@ -16,8 +16,8 @@ def look(packages: Packages, nvidia: bool) -> int | None:
     """How many GPUs TensorFlow sees; asked only where there is one, as it takes seconds. None was not asked."""
     if "tensorflow" not in packages or not nvidia:
         return None
-    said = ask(_GPUS, limit_s=90).said
-    return said if isinstance(said, int) else 0
+    count, _ = ask_python(_GPUS, timeout_s=90)
+    return count if isinstance(count, int) else 0
 
 
 def findings(packages: Packages, system: System, gpus: int | None) -> list[Finding]:
