@@ -22,7 +22,7 @@ from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.text import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source
+from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.states import Patience, State, StateChange
 from edgerec.errors import SourceError
 from tests.conftest import one_line
@@ -356,10 +356,10 @@ def test_a_text_that_is_no_source(source):
 def test_source_that_is_no_video(bundle, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"hello" * 1000)
     with pytest.raises(SourceError, match="no video"):
-        open_source(str(tmp_path / "no.mp4"))
+        find_source(str(tmp_path / "no.mp4")).open()
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no images"):
-        open_source(str(tmp_path / "empty"))
+        find_source(str(tmp_path / "empty")).open()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera import Feeds, Frame
-from edgerec.camera.sources import CaptureFormat, find_source, open_source
+from edgerec.camera.sources import CaptureFormat, find_source
 from edgerec.camera.sources.automatic import open_automatic
 from edgerec.errors import SourceError
 from edgerec.runtime.video_devices import list_video_devices
@@ -162,7 +162,7 @@ def test_camera_module_is_released_after_a_failure(monkeypatch, step):
     monkeypatch.setattr(f"picamera2.Picamera2.{step}", fail)
     monkeypatch.setattr("picamera2.Picamera2.close", lambda camera: closed.append(camera))
     with pytest.raises((SourceError, RuntimeError), match="timed out"):
-        open_source("picamera2:0").close()
+        find_source("picamera2:0").open().close()
     assert len(closed) == 1
 
 

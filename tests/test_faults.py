@@ -20,7 +20,7 @@ import pytest
 
 from edgerec.camera.feed import Feeds
 from edgerec.camera.frame import Frame
-from edgerec.camera.sources import Address, CaptureFormat, find_source, open_source, opencv
+from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv import OpenCVSource
 from edgerec.camera.sources.sockets import PeerSocket
@@ -318,7 +318,7 @@ def test_a_host_that_is_switched_off(scheme):
     with deaf_port() as port:
         began = time.monotonic()
         with pytest.raises(SourceError, match="does not open"):
-            open_source(f"{scheme}://127.0.0.1:{port}/camera")
+            find_source(f"{scheme}://127.0.0.1:{port}/camera").open()
         assert time.monotonic() - began < 30
 
 
@@ -352,7 +352,7 @@ def test_passwords(scheme):
         with Watched(address) as camera:
             camera.live_again(scheme)
         with pytest.raises(SourceError, match="wants a user and password"):
-            open_source(server.url)
+            find_source(server.url).open()
 
 
 @pytest.mark.parametrize("asked", ["Digest nonce=", 'Digest realm="c", nonce', "Digest", "Basic, Digest nonce="])
@@ -361,7 +361,7 @@ def test_a_question_for_the_password_that_is_none(asked):
         peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n\r\n".encode())
 
     with MjpegServer(script) as server, pytest.raises(SourceError):
-        open_source(server.url.replace("//", "//me:secret@"))
+        find_source(server.url.replace("//", "//me:secret@")).open()
 
 
 def test_a_redirection_takes_no_password_elsewhere():
@@ -377,7 +377,7 @@ def test_a_redirection_takes_no_password_elsewhere():
             peer.send(f"HTTP/1.1 302 Found\r\nLocation: http://localhost:{other.port}/\r\n\r\n".encode())
 
         with MjpegServer(script) as server, pytest.raises(SourceError, match="user and password"):
-            open_source(server.url.replace("//", "//me:secret@"))
+            find_source(server.url.replace("//", "//me:secret@")).open()
     assert seen
     assert not any(b"Authorization" in request for request in seen)
 
@@ -556,12 +556,12 @@ def test_nothing_of_ffmpeg_reaches_the_terminal(tmp_path):
     path.write_bytes(content)
     code = """
 import sys, json
-from edgerec.camera.sources import open_source
+from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError
 said = []
 for uri in sys.argv[1:]:
     try:
-        source = open_source(uri)
+        source = find_source(uri).open()
         said.append(sum(1 for _ in source.images()))
     except EdgerecError as error:
         said.append(str(error))
@@ -601,7 +601,7 @@ def test_ffmpeg_s_own_timeouts_hold(tmp_path, pause_s):
             peer.wait(pause_s)
 
     with MjpegServer(script) as server:
-        source, seen, began = open_source(server.url), [], time.monotonic()
+        source, seen, began = find_source(server.url).open(), [], time.monotonic()
         with pytest.raises(SourceError, match="stopped giving pictures"):
             seen.extend(number_of(image) for image, _ in source.images())
         source.close()
@@ -621,7 +621,7 @@ def test_an_rtsp_peer_that_only_takes_the_call(pause_s):
     with MjpegServer(script) as server:
         began = time.monotonic()
         with pytest.raises(SourceError, match="does not open"):
-            open_source(server.url.replace("http", "rtsp"))
+            find_source(server.url.replace("http", "rtsp")).open()
         assert time.monotonic() - began < 30
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe
-from edgerec.camera.sources import open_source
+from edgerec.camera.sources import find_source
 from edgerec.contract.recipe import DataSection
 from edgerec.data import load
 from edgerec.data.check import check_data
@@ -182,12 +182,12 @@ def test_camera_source_and_unlabeled_images_leave_out_system_files(tmp_path):
     fill(tmp_path, classes=("red",))
     (tmp_path / "red" / "Thumbs.db").write_bytes(b"no image")
     (tmp_path / "red" / "._red_0.png").write_bytes(b"no image")
-    assert len(list(open_source(str(tmp_path / "red")).images())) == 4
+    assert len(list(find_source(str(tmp_path / "red")).open().images())) == 4
     dataset = read(tmp_path / "red", flat=True)
     assert len(dataset.names) == 4
     assert not dataset.skipped
     with pytest.raises(SourceError, match=r"no images directly in it. Did you mean .*red\?"):
-        open_source(str(tmp_path))
+        find_source(str(tmp_path)).open()
 
 
 @pytest.mark.parametrize("names", [("TRAIN", "Test"), ("train", "eval"), ("Training", "EVALUATION")])

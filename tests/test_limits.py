@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgerec import Bundle, EdgerecError, Recipe, check_data, pack_data, read_image
-from edgerec.camera.sources import open_source
+from edgerec.camera.sources import find_source
 from edgerec.contract import bounded
 from edgerec.contract.image_files import why_unreadable
 from edgerec.contract.preprocess import decode
@@ -92,7 +92,7 @@ def test_data_commands_skip_an_image_with_too_many_pixels(images_and_a_huge_one,
 
 def test_folder_source_skips_an_image_with_too_many_pixels(images_and_a_huge_one, caplog):
     caplog.set_level(logging.WARNING)
-    images = list(open_source(str(images_and_a_huge_one / "a")).images())
+    images = list(find_source(str(images_and_a_huge_one / "a")).open().images())
     assert len(images) == 20
     assert "huge.png was skipped: it has 16000×13000 pixels" in caplog.text
 

@@ -19,7 +19,7 @@ import pytest
 from edgerec import Camera
 from edgerec.camera.sinks.broker import Broker
 from edgerec.camera.sinks.webhook import Hook
-from edgerec.camera.sources import find_source, open_source
+from edgerec.camera.sources import find_source
 from edgerec.contract.files import replacing_folder, write_file
 from edgerec.errors import EdgerecError, SourceError
 from tests.conftest import one_line
@@ -83,7 +83,7 @@ def test_name_of_a_source_has_no_secret(address, name):
     ],
 )
 def test_invalid_address_is_refused_without_showing_its_password(address):
-    for parse in (find_source, open_source, lambda text: Broker.parse(text.replace("http", "mqtt"), {}), Hook.parse):
+    for parse in (find_source, lambda text: Broker.parse(text.replace("http", "mqtt"), {}), Hook.parse):
         with pytest.raises(EdgerecError) as caught:
             parse(address)
         assert not leaked(str(caught.value))
@@ -118,7 +118,7 @@ def test_error_does_not_repeat_a_response_that_echoes_the_request(response):
         peer.send(response.replace(b"{request}", peer.request.splitlines()[0]))
 
     with MjpegServer(script) as server, pytest.raises(SourceError) as caught:
-        for _ in open_source(f"{server.url}?pwd=SECRET").images():
+        for _ in find_source(f"{server.url}?pwd=SECRET").open().images():
             pass
     assert not leaked(str(caught.value))
     assert "127.0.0.1" in str(caught.value)
@@ -142,7 +142,7 @@ def challenging():
 
 def test_password_without_a_user_is_sent_to_a_web_camera():
     with challenging() as (server, requests), pytest.raises(SourceError, match="another user and password"):
-        open_source(server.url.replace("http://", "http://:SECRET@"))
+        find_source(server.url.replace("http://", "http://:SECRET@")).open()
     assert [b"Authorization: Basic OlNFQ1JFVA==" in request for request in requests] == [False, True]
 
 
@@ -153,7 +153,7 @@ def test_password_does_not_follow_a_redirect_to_another_port():
             peer.send(f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\n\r\n".encode())
 
         with MjpegServer(script) as server, pytest.raises(SourceError, match="user and password"):
-            open_source(server.url.replace("//", "//me:SECRET@"))
+            find_source(server.url.replace("//", "//me:SECRET@")).open()
     assert requests
     assert not any(b"Authorization" in request for request in requests)
 
@@ -180,7 +180,7 @@ def test_password_does_not_follow_a_redirect_from_https_to_http(tmp_path, monkey
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with pytest.raises(SourceError, match="user and password"):
-            open_source(f"https://me:SECRET@127.0.0.1:{listener.getsockname()[1]}/")
+            find_source(f"https://me:SECRET@127.0.0.1:{listener.getsockname()[1]}/").open()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
     assert requests
@@ -234,7 +234,7 @@ def test_password_does_not_follow_a_redirect_of_an_rtsp_server(challenge):
         rtsp_server(redirect) as (port, _),
         pytest.raises(SourceError, match="does not open") as caught,
     ):
-        open_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x")
+        find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert requests
     assert not any(b"Authorization" in request for request in requests)
     assert not leaked(str(caught.value))
@@ -247,7 +247,7 @@ def test_redirect_on_the_same_rtsp_server_keeps_the_password():
         return f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}"
 
     with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
-        open_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x")
+        find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert any(b"/y" in request and b"Authorization: Basic bWU6U0VDUkVU" in request for request in requests)
 
 
@@ -258,7 +258,7 @@ def test_endless_redirects_of_an_rtsp_server_are_refused():
         return f"302 Found\r\nLocation: rtsp://127.0.0.1:{port}/x"
 
     with rtsp_server(answer) as (port, _), pytest.raises(SourceError, match="redirects too often"):
-        open_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x")
+        find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
 
 
 def test_token_of_the_page_may_be_a_reference(bundle, edgerec):
@@ -288,7 +288,7 @@ def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, 
         return "404 Not Found"
 
     with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
-        open_source(f"rtsp://{account}@127.0.0.1:{port}/x")
+        find_source(f"rtsp://{account}@127.0.0.1:{port}/x").open()
     own = [request for request in requests if b"User-Agent: edgerec\r\n" in request]
     assert [expected in request for request in own] == [False, True]
 
@@ -299,7 +299,7 @@ def test_strange_rtsp_server_is_one_line(content):
         MjpegServer(lambda peer: peer.send(content + b"\r\n\r\n")) as server,
         pytest.raises(SourceError, match=f"rtsp://127.0.0.1:{server.port}/camera.mjpg") as caught,
     ):
-        open_source(server.url.replace("http://", "rtsp://me:SECRET@"))
+        find_source(server.url.replace("http://", "rtsp://me:SECRET@")).open()
     assert not leaked(str(caught.value))
 
 

@@ -214,8 +214,3 @@ def _web(url: Url, fps: float = 0.0) -> Source:
     from edgerec.camera.sources.mjpeg import open_web
 
     return open_web(url, fps)
-
-
-def open_source(uri: str) -> Source:
-    """Open what ``uri`` names; raises :class:`SourceError` when it does not exist or does not open."""
-    return find_source(uri).open()
