@@ -138,9 +138,11 @@ def camera(
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.service import Service
+    from edgerec.utils.allocator import limit_malloc_arenas
 
     chatter()
     raise_on_signals()
+    limit_malloc_arenas(2)
     live = Camera.open(
         bundle,
         source,

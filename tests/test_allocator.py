@@ -1,0 +1,45 @@
+"""Memory that glibc keeps for threads."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Run the camera, let 16 threads allocate memory at the same time, and print glibc's XML description of its heaps.
+CAMERA_THEN_THREADS = """
+import ctypes, os, sys, threading
+from edgerec.cli.app import app
+try:
+    app(ARGUMENTS)
+except SystemExit as end:
+    assert not end.code, end.code
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+barrier = threading.Barrier(16)
+def allocate():
+    barrier.wait()
+    for _ in range(1000):
+        libc.malloc(100)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+file = libc.fopen(sys.argv[-1].encode(), b"w")
+libc.malloc_info(0, ctypes.c_void_p(file))
+libc.fclose(ctypes.c_void_p(file))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
+def test_the_camera_command_limits_the_arenas_of_malloc(bundle, tmp_path):
+    report = tmp_path / "malloc.xml"
+    options = ["camera", str(bundle), "--source", "synthetic:32x32@100", "--json", "--csv", str(tmp_path / "rows.csv")]
+    code = CAMERA_THEN_THREADS.replace("ARGUMENTS", repr([*options, "--max-frames", "2"]))
+    subprocess.run([sys.executable, "-c", code, str(report)], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    assert report.read_text().count("<heap nr=") <= 2
