@@ -70,7 +70,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
     return left + width
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # up to 0.5 MB of pixels each
 def label_text(label: str, index: int) -> LabelText:
     """Render a label with Pillow if it is not ASCII. If Pillow or a font is missing, log once what to install."""
     label = printable(label[:MOST_CHARACTERS])
