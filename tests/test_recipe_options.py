@@ -20,9 +20,9 @@ def edgerec(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def error_of(*arguments: object) -> str:
-    """Run a command that must fail, and return its error line."""
+    """Run a command that must fail with exit code 1, and return its error line."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code in (1, 2), result.output
+    assert result.exit_code == 1, result.output
     return " ".join(result.stderr.split())
 
 

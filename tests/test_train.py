@@ -439,10 +439,10 @@ def test_damaged_run_is_one_line(run, tmp_path, name, content, capsys):
         (copy / name).write_text(content)
     for command in (["evaluate", copy], ["quantize", copy], ["export", copy, "--out", tmp_path / "b"]):
         done = CliRunner().invoke(app, [str(part) for part in command])
-        assert done.exit_code in (0, 1)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        if done.exit_code:
-            assert done.stderr.splitlines()[-1].startswith("error: ")
+        # A variant without a report does not count as finished, and evaluate does not read the report.
+        unused = name == "int8-qat/report.json" and (content is None or command[0] == "evaluate")
+        assert done.exit_code == (0 if unused else 1), done.exception
+        assert done.stderr.strip().rpartition("\n")[2].startswith("error: ") is not unused
 
 
 def test_damaged_checkpoint_is_set_aside(recipe, tmp_path):

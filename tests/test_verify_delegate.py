@@ -15,7 +15,7 @@ import pytest
 from edgerec import Bundle, export_bundle, import_tflite, verify
 from edgerec.contract.flatbuffer import pack, parse
 from edgerec.errors import BundleError
-from edgerec.runtime.golden import GOLDEN, UNITS_OTHER_RUNTIME
+from edgerec.runtime.golden import GOLDEN, UNITS_OTHER_MACHINE, UNITS_OTHER_RUNTIME
 from tests import tflite_models
 from tests.conftest import one_line
 
@@ -110,11 +110,11 @@ def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeyp
     assert "cannot be combined with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
 
 
-def elsewhere(bundle, folder, change):
-    """Copy a bundle as if tflite-runtime had exported it, with golden scores changed by ``change(index, scores)``."""
+def elsewhere(bundle, folder, change, runtime="tflite-runtime"):
+    """Copy a bundle as if another runtime had exported it, with golden scores changed by ``change(index, scores)``."""
     opened = Bundle.open(bundle)
     golden = json.loads(opened.files[GOLDEN])
-    golden["made_on"]["runtime"] = "tflite-runtime"
+    golden["made_on"]["runtime"] = runtime
     for index, vector in enumerate(golden["vectors"]):
         vector["scores"] = [change(index, np.array(scores)).tolist() for scores in vector["scores"]]
     files = {name: content for name, content in opened.files.items() if name != "manifest.json"}
@@ -140,8 +140,9 @@ def test_labels_are_compared_on_another_runtime(bundle, tmp_path):
         verify(elsewhere(bundle, tmp_path / "far", swapped))
 
 
-def test_flat_scores_do_not_hide_a_model_with_other_labels(tmp_path):
-    """All scores of this model are close to 1/3, so that no difference and no margin exceeds the tolerance."""
+@pytest.fixture
+def flat(tmp_path):
+    """A bundle of a model whose scores are all close to 1/3, so that no image is decisive."""
     (tmp_path / "model.tflite").write_bytes(tflite_models.softmax(scale=1e-6).done())
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
     pictures = []
@@ -158,7 +159,42 @@ def test_flat_scores_do_not_hide_a_model_with_other_labels(tmp_path):
         activation="none",
         pictures=pictures,
     )
-    same = verify(elsewhere(tmp_path / "b", tmp_path / "same", lambda index, scores: scores))
+    return tmp_path / "b"
+
+
+def test_flat_scores_do_not_hide_a_model_with_other_labels(flat, tmp_path):
+    same = verify(elsewhere(flat, tmp_path / "same", lambda index, scores: scores))
     assert same.same_labels == same.pictures == 3
     with pytest.raises(BundleError, match=r"the predicted label is the same .* for only 0 of 3 golden images"):
-        verify(elsewhere(tmp_path / "b", tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
+        verify(elsewhere(flat, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
+
+
+def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edgerec):
+    clear = elsewhere(bundle, tmp_path / "clear", lambda index, scores: scores - (index == 0))
+    indecisive = elsewhere(flat, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0))
+    for path, decisive, total in ((clear, 10, 10), (indecisive, 0, 3)):
+        value = json.loads(edgerec("verify", path, "--json").stdout)
+        counts = {"pictures": total, "same_labels": total, "decisive": decisive}
+        assert counts.items() <= value.items()
+        done = edgerec("verify", path)
+        assert f"{decisive} of {total} golden images are decisive" in done.stdout
+        warning = f"the labels of only {decisive} of {total} golden images must be the same"
+        assert (warning in done.stderr, warning in " ".join(value["warnings"])) == (decisive == 0, decisive == 0)
+
+
+def test_a_label_far_below_the_best_golden_score_is_found(flat, tmp_path):
+    """Two best golden scores that are close to each other do not excuse a third label."""
+
+    def change(index, scores):
+        return scores + np.array([-9e-4, 9e-4, 8.9e-4]) if index == 0 else scores
+
+    with pytest.raises(BundleError, match=r"model\.tflite predicts 'red' here, but predicted 'green'"):
+        verify(elsewhere(flat, tmp_path / "third", change))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"), [("tensorflow", UNITS_OTHER_MACHINE), ("tflite-runtime", UNITS_OTHER_RUNTIME)]
+)
+def test_runtimes_with_the_same_kernels_have_a_smaller_tolerance(bundle, tmp_path, runtime, tolerance):
+    copy = elsewhere(bundle, tmp_path / "copy", lambda index, scores: scores, runtime)
+    assert verify(copy).tolerance == tolerance

@@ -65,6 +65,10 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
     say(f"ok: {report.files} files unchanged, scores of {report.pictures} golden images equal {how}")
     if not report.exact:
         say(f"the predicted label is the same for {report.same_labels} of {report.pictures} golden images")
+        say(
+            f"{report.decisive} of {report.pictures} golden images are decisive: their labels must be the same, "
+            f"because their two best scores are further apart than {report.tolerance:g}"
+        )
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     with_delegate = f", delegate {report.delegate}" if report.delegate else ""
     say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}{with_delegate}")
