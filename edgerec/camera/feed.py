@@ -27,6 +27,8 @@ JOIN_S = 1.0
 EXIT_S = 16.0
 # Maximum number of threads that hang in a driver at the same time. A hanging thread cannot be stopped, only abandoned.
 MAX_HUNG = 3
+# Maximum number of state changes that wait for a consumer. If the consumer hangs for days, the oldest are dropped.
+MAX_CHANGES = 1000
 # Interval at which a wait for the next event checks whether stop() was called.
 _POLL_S = 0.1
 
@@ -126,7 +128,7 @@ class _Feed:
         # Separate conditions, so that a frame wakes only the thread that waits for it.
         self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
-        self._changes: deque[StateChange] = deque()
+        self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
         self._count = 0
         # Monotonic time of the last frame, or of the start.
         self._last_s = self._started_s = time.monotonic()
