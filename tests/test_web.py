@@ -713,6 +713,15 @@ def raw(sink, sent, seconds=10):
     return got
 
 
+def test_a_request_whose_body_is_cut_off_is_not_logged_as_a_fault(standing, caplog):
+    start = f"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port_of(standing)}\r\nContent-Type: application/json\r\n"
+    for _ in range(30):
+        with socket.create_connection(("127.0.0.1", port_of(standing)), timeout=10) as connection:
+            connection.sendall(f"{start}Content-Length: 100\r\n\r\n{{".encode())
+    assert ask(standing, "/").status == 200
+    assert caplog.messages == []
+
+
 def test_requests_that_are_nearly_right(standing, capfd):
     rng = np.random.default_rng(4)
     host = f"Host: 127.0.0.1:{port_of(standing)}\r\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -178,7 +178,7 @@ async def _body(request: Request) -> dict[str, Any]:
                 read += part
                 if len(read) > MOST_BODY_BYTES:
                     raise too_much
-    except TimeoutError:
+    except (TimeoutError, ClientDisconnect):
         raise HTTPException(408, "the request did not end") from None
     try:
         fields = parse_json(bytes(read))
