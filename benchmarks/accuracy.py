@@ -16,7 +16,7 @@ from typing import Any
 from common import data_folder, signs_by_person, unpacked
 
 from edgerec import Recipe, evaluate, export_bundle, fit, quantize, verify
-from edgerec.contract.flatbuffer import float_tensors, read_graph
+from edgerec.tflite.flatbuffer import float_tensors, read_graph
 from edgerec.train.run import Run
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -25,16 +25,16 @@ import numpy as np
 import numpy.typing as npt
 from common import data_folder
 
-from edgerec.compress.adapt import adapt
 from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import rounded
-from edgerec.contract.flatbuffer import float_tensors, read_graph, weight_sparsity
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.export.edgetpu import check
-from edgerec.optional import require
+from edgerec.importing import adapt
 from edgerec.runtime.interpreter import open_interpreter
-from edgerec.train.keras import keras
+from edgerec.tflite.edgetpu import check
+from edgerec.tflite.flatbuffer import float_tensors, read_graph, weight_sparsity
+from edgerec.train.backend import keras
+from edgerec.utils.optional import require
 
 CLASSES, BATCH, STEPS, SPARSITY = 10, 8, 2, 0.5
 
@@ -66,8 +66,8 @@ def _cnn(*between: str) -> Callable[[], Any]:
 
 
 def _resnet8() -> Any:
-    from edgerec.contract.recipe import ModelSection
     from edgerec.models import build
+    from edgerec.recipe import ModelSection
 
     return build(keras(), ModelSection(arch="resnet8"), (32, 32, 3), CLASSES, Normalise.named("unit"))
 

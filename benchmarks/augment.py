@@ -22,8 +22,8 @@ import numpy as np
 
 from edgerec import Recipe
 from edgerec.models import build
-from edgerec.train.feed import training_feed
-from edgerec.train.keras import compile_classifier, keras
+from edgerec.train.backend import compile_classifier, keras
+from edgerec.train.input_pipeline import training_feed
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 MODELS = {"mnist": "simple_cnn", "cifar10": "resnet8"}

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks.broker import Broker
 from edgerec.camera.sinks.mqtt import Mqtt
+from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.contract.decision import Category, Classification, Decision
 
 # With the broker there, before and after; and for what waited to arrive.

@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 
 from edgerec.compress import calibration
-from edgerec.compress.calibration.picking import METHODS
+from edgerec.compress.accuracy_gate import form
+from edgerec.compress.calibration.sampling import METHODS
 from edgerec.compress.convert import to_int8
-from edgerec.compress.parity import form
-from edgerec.contract.progress import ignore
 from edgerec.data import Dataset, Split
 from edgerec.runtime.model import ImageModel
+from edgerec.train.backend import prepare
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
-from edgerec.train.keras import prepare
 from edgerec.train.run import Run
+from edgerec.utils.progress import ignore
 
 # Pictures and seed -> what the converter sees, real numbers float32 (N, H, W, C).
 Case = Callable[[int], Any]

@@ -76,7 +76,7 @@ OURS_STEADY = f"""
 import json, os, sys, time
 import cv2
 from edgerec import Camera
-from edgerec.camera.sinks.text import JsonLines
+from edgerec.camera.sinks.console import JsonLines
 cv2.setNumThreads(1)  # as the command line does
 lines, count = JsonLines(open(os.devnull, "w")), 0
 with Camera.open(sys.argv[2], sys.argv[1]) as camera:
@@ -174,7 +174,7 @@ def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
     large = work / "mobilenet_v2_1.0_224_int8.tflite"
     if not large.exists():
         from edgerec.compress.convert import to_int8
-        from edgerec.train.keras import keras
+        from edgerec.train.backend import keras
 
         model = keras().applications.MobileNetV2((224, 224, 3), weights=None, classes=1001)
         pictures = np.random.default_rng(0).random((20, 224, 224, 3), np.float32)
@@ -267,7 +267,7 @@ def soak(work: Path, _: str) -> dict[str, Any]:
     import threading
 
     from edgerec import Camera
-    from edgerec.camera.sinks.text import JsonLines
+    from edgerec.camera.sinks.console import JsonLines
 
     _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
     looks: list[tuple[int, int, int, int]] = []

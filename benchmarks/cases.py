@@ -35,9 +35,9 @@ from edgerec import Classifier, read_image  # noqa: E402
 from edgerec.contract.decision import Classification  # noqa: E402
 from edgerec.contract.image_files import Levels, decode  # noqa: E402
 from edgerec.contract.labels import read_labels  # noqa: E402
-from edgerec.contract.recipe import DataSection  # noqa: E402
 from edgerec.data import load  # noqa: E402
 from edgerec.errors import DataError  # noqa: E402
+from edgerec.recipe import DataSection  # noqa: E402
 from tests import tflite_models  # noqa: E402
 
 RESULT, REFUSAL = "correct result", "correct refusal"

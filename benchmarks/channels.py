@@ -23,14 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress import calibration
-from edgerec.compress.bench import Bench as RunBench
 from edgerec.compress.channels import cost, macs, shrink
+from edgerec.compress.context import Bench as RunBench
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
-from edgerec.contract.progress import ignore
 from edgerec.runtime.model import ImageModel
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.run import Run
+from edgerec.utils.progress import ignore
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Observer:
         """Patch Keras while the block runs, and yield an observer that records the training."""
         import tensorflow as tf
 
-        from edgerec.train.keras import keras
+        from edgerec.train.backend import keras
 
         observer, validating = cls(), threading.local()
         convolution, model = keras().layers.Conv2D, keras().Model
@@ -251,7 +251,7 @@ class Check:
     def train(self) -> Any:
         """Train, and check the settings of training."""
         from edgerec import Run, fit
-        from edgerec.train.feed import steps_per_epoch
+        from edgerec.train.input_pipeline import steps_per_epoch
 
         row, out, epochs = self.row, self.folder / "run", []
 
@@ -335,7 +335,7 @@ class Check:
 
     def check_stages(self, epochs: list[dict[str, Any]]) -> None:
         """Check which layers are trainable in each stage, and whether batch normalization is frozen."""
-        from edgerec.train.keras_files import load_model
+        from edgerec.importing.keras_files import load_model
 
         first, last = epochs[0], epochs[-1]
         statistics, affine = last["normalization"]
@@ -374,7 +374,7 @@ class Check:
     def compress(self, run: Any, unbroken: Any) -> None:
         """Quantize, and check the effects of the compression method and of the training settings in fine-tuning."""
         from edgerec import quantize
-        from edgerec.train.feed import steps_per_epoch
+        from edgerec.train.input_pipeline import steps_per_epoch
 
         method = self.row["compress"]
         dataset, parts = run.data()
@@ -426,7 +426,7 @@ class Check:
 
     def check_file(self, run: Any, report: Any) -> None:
         """Check the tensors of the .tflite file."""
-        from edgerec.contract.flatbuffer import float_tensors
+        from edgerec.tflite.flatbuffer import float_tensors
 
         method, graph, plain = self.row["compress"], _graph(run, report.variant), _graph(run, "float32")
         self.expect(f"{method}: the file has float tensors", not float_tensors(graph))
@@ -451,7 +451,7 @@ class Check:
 
 
 def _graph(run: Any, variant: str) -> Any:
-    from edgerec.contract.flatbuffer import read_graph
+    from edgerec.tflite.flatbuffer import read_graph
 
     return read_graph((run.path / variant / "model.tflite").read_bytes())
 
@@ -476,7 +476,7 @@ def work(numbers: list[int], devices: int, scratch: Path) -> None:
         logical = [tf.config.LogicalDeviceConfiguration()] * devices
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
     from edgerec import Recipe, fit
-    from edgerec.train import keras as backend
+    from edgerec.train import backend
 
     # On a CPU without bfloat16 units, edgerec refuses mixed precision. This file makes any CPU pass the check.
     backend.CPU = scratch / "cpuinfo"

@@ -29,7 +29,7 @@ READ_FILE = """
 import json, os, resource, sys, time
 import cv2
 from edgerec import Camera
-from edgerec.camera.sinks.text import JsonLines
+from edgerec.camera.sinks.console import JsonLines
 cv2.setNumThreads(1)  # as the command line does
 lines, count = JsonLines(open(os.devnull, "w")), 0
 with Camera.open(sys.argv[1], sys.argv[2]) as camera:

@@ -22,7 +22,7 @@ from common import data_folder, unpacked
 
 from edgerec import Classifier, Recipe, adopt, fit, import_tflite, quantize, read_image
 from edgerec.errors import GateError
-from edgerec.train.foreign import read_foreign
+from edgerec.importing.foreign_keras import read_foreign
 from edgerec.train.run import Run
 
 CIFAR10: dict[str, Any] = {

@@ -21,10 +21,10 @@ import numpy.typing as npt
 from common import data_folder, signs_by_person, unpacked
 
 from edgerec.contract.image_files import Levels
-from edgerec.contract.progress import ignore
-from edgerec.data import sources
+from edgerec.data import readers as sources
+from edgerec.data.label_errors import judge
 from edgerec.data.scan import scan
-from edgerec.data.wrong_labels import judge
+from edgerec.utils.progress import ignore
 
 
 def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:

@@ -27,7 +27,7 @@ import numpy as np
 from common import data_folder, signs_by_person, unpacked
 
 from edgerec import Recipe, Run, fit, quantize
-from edgerec.contract.recipe import parse_assignment
+from edgerec.recipe import parse_assignment
 from edgerec.train.run import best_epoch
 
 PERSON = "person_([0-9]+)"

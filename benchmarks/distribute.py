@@ -49,7 +49,7 @@ def worker(batch: int) -> None:
     """Train, and print the seconds of a step and of an exchange."""
     import numpy as np
 
-    from edgerec.train.keras import compile_classifier, keras, prepare
+    from edgerec.train.backend import compile_classifier, keras, prepare
 
     keras()  # before TensorFlow is loaded, which it sets up
     import tensorflow as tf
@@ -59,7 +59,7 @@ def worker(batch: int) -> None:
     from edgerec import Recipe
     from edgerec.models import build
     from edgerec.train.distribute import together
-    from edgerec.train.feed import Places
+    from edgerec.train.input_pipeline import Places
 
     recipe = Recipe().override({"model.arch": "resnet8", "data.input_size": SHAPE[0], "data.channels": SHAPE[2]})
     prepare(recipe.train, 0)

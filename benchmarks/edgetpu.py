@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgerec.contract.flatbuffer import read_graph
 from edgerec.errors import ModelError
-from edgerec.export.edgetpu import diagnose, left_on_cpu
-from edgerec.export.edgetpu.compiler import CUSTOM
-from edgerec.export.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
+from edgerec.tflite.edgetpu import diagnose, left_on_cpu
+from edgerec.tflite.edgetpu.compiler import CUSTOM
+from edgerec.tflite.flatbuffer import read_graph
+from edgerec.tflite.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
 
 # It aborts the whole process where it does not like a model.
 MICRO = """

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec import read_image
-from edgerec.contract.metadata import normalise_for, read_metadata
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
 from edgerec.runtime.interpreter import input_spec, open_interpreter
 from edgerec.runtime.model import ImageModel
+from edgerec.tflite.metadata import normalise_for, read_metadata
 
 
 def of_edgerec(content: bytes, picture: Image) -> tuple[Image, tuple[str, ...], npt.NDArray[np.float32]]:

@@ -14,13 +14,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgerec.catalog.architectures import FIGURES, ArchitectureReport, architectures, measured
+from edgerec.catalog.recommendations import FIGURES as RECOMMENDED
+from edgerec.catalog.recommendations import default_input_px, key
 from edgerec.contract.target import Target, target_names
-from edgerec.export.architectures import FIGURES, ArchitectureReport, architectures, measured
-from edgerec.export.recommendations import FIGURES as RECOMMENDED
-from edgerec.export.recommendations import default_input_px, key
 from edgerec.models import ARCHITECTURES
-from edgerec.models.auto import rules_for
-from edgerec.train.keras import keras
+from edgerec.models.automatic import rules_for
+from edgerec.train.backend import keras
 
 KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
 HEADER = """# Architectures
@@ -41,7 +41,7 @@ FOOTER = """
 
 Without `--arch`, or with `--arch auto`, `edgerec train` chooses the architecture, its width, the input size and the
 initial weights. The log states the choice and the reason, and the run's `recipe.toml` records the chosen values. The
-first matching row of this table applies (`edgerec/models/auto.py`):
+first matching row of this table applies (`edgerec/models/automatic.py`):
 
 | images | choice |
 |---|---|

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from common import data_folder, signs_by_person, unpacked
 
-from edgerec.contract.recipe import DataSection
 from edgerec.data import load
-from edgerec.data.likeness import NEAR_LEVELS, confirmed, near_pairs, thumbnails
+from edgerec.data.near_duplicates import NEAR_LEVELS, confirmed, near_pairs, thumbnails
+from edgerec.recipe import DataSection
 
 
 def images_of(name: str, work: Path, count: int) -> tuple[Any, Any]:

@@ -23,8 +23,8 @@ from common import data_folder, unpacked
 
 from edgerec import Classifier, Novelty, Recipe, Run, export_bundle, fit, quantize, read_image
 from edgerec.contract.preprocess import Image
-from edgerec.contract.recipe import NOT_AUGMENTED
-from edgerec.optional import require
+from edgerec.recipe import NOT_AUGMENTED
+from edgerec.utils.optional import require
 
 KNOWN, LEARNED, SHOWN, SEED = 0.99, 10_000, 2000, 0
 DIGITS = {"0-9": range(10), "0-4": range(5)}

@@ -26,8 +26,8 @@ from common import data_folder, unpacked
 from edgerec import Recipe, pack_data
 from edgerec.data import load, split_dataset
 from edgerec.models import build
-from edgerec.train.feed import steps_per_epoch, training_feed
-from edgerec.train.keras import compile_classifier, keras
+from edgerec.train.backend import compile_classifier, keras
+from edgerec.train.input_pipeline import steps_per_epoch, training_feed
 
 BATCH, STEPS = 128, 40
 PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}

@@ -18,10 +18,10 @@ import numpy as np
 
 from edgerec import Recipe
 from edgerec.models import build
-from edgerec.optional import require
-from edgerec.train.keras import compile_classifier, keras, prepare
+from edgerec.train.backend import compile_classifier, keras, prepare
 from edgerec.train.optimizer import optimizer
 from edgerec.train.precision import in_suited
+from edgerec.utils.optional import require
 
 BATCH, CLASSES = 128, 10
 ARCHITECTURES = ("simple_cnn", "resnet8", "resnet14:1.5", "resnet14_wide", "resnet20", "vgg_small", "mobilenet_v1:0.25")

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import REPOSITORY, signs_by_person
 
 from edgerec import Recipe, fit, quantize
-from edgerec.contract.recipe import parse_assignment
+from edgerec.recipe import parse_assignment
 from edgerec.train.run import Run, best_epoch
 
 

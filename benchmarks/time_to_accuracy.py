@@ -85,7 +85,7 @@ def tutorial(threshold: float, max_epochs: int) -> list[dict[str, float]]:
 def edgerec(threshold: float, max_epochs: int) -> list[dict[str, float]]:
     """edgerec train by a recipe; the same rows."""
     from edgerec import Recipe, fit
-    from edgerec.train.keras import keras
+    from edgerec.train.backend import keras
 
     keras()
     with np.load(data_folder() / "mnist.npz") as data:

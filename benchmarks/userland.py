@@ -31,13 +31,13 @@ import userland_preprocess
 from common import REPOSITORY, data_folder, signs_by_person, unpacked
 
 from edgerec import Recipe, export_bundle, fit, quantize
-from edgerec.contract.progress import ignore
 from edgerec.contract.target import Target
-from edgerec.export.card import requirements
-from edgerec.export.userland import prove
-from edgerec.export.userland.machine import Userland, userlands
-from edgerec.export.userland.wheels import device_pip, stand_ins, wheel_options
+from edgerec.emulation import prove
+from edgerec.emulation.machine import Userland, userlands
+from edgerec.emulation.wheels import device_pip, stand_ins, wheel_options
+from edgerec.export.readme import requirements
 from edgerec.train.run import Run
+from edgerec.utils.progress import ignore
 
 PICTURES = 300
 TARGETS = ("rpi", "rpi-32bit")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgerec._version import __version__
 
 # Public names and where they live; loaded at first use, so that a device never loads what trains.
 _PUBLIC = {
@@ -18,38 +18,38 @@ _PUBLIC = {
     "Classifier": "edgerec.runtime",
     "EdgerecError": "edgerec.errors",
     "Novelty": "edgerec.export",
-    "Recipe": "edgerec.contract.recipe",
+    "Recipe": "edgerec.recipe",
     "Run": "edgerec.train.run",
     "Target": "edgerec.contract.target",
-    "adopt": "edgerec.compress.adopt",
-    "architecture": "edgerec.export.architectures",
-    "architectures": "edgerec.export.architectures",
+    "adopt": "edgerec.importing.adopt",
+    "architecture": "edgerec.catalog.architectures",
+    "architectures": "edgerec.catalog.architectures",
     "benchmark": "edgerec.runtime.benchmark",
     "build": "edgerec.workflow",
-    "check_data": "edgerec.data.check",
+    "check_data": "edgerec.data.check_data",
     "compare": "edgerec.compress.compare",
     "diff_runs": "edgerec.train.run_overview",
     "distill": "edgerec.train.distill",
-    "doctor": "edgerec.runtime.doctor",
     "ensemble": "edgerec.export",
     "evaluate": "edgerec.train.evaluate",
     "export_bundle": "edgerec.export",
     "fit": "edgerec.train.fit",
     "import_tflite": "edgerec.export",
-    "inspect": "edgerec.export.inspection",
+    "inspect": "edgerec.tflite.inspection",
     "list_runs": "edgerec.train.run_overview",
-    "pack_data": "edgerec.data.pack",
-    "parity": "edgerec.compress.layers.diagnose",
+    "pack_data": "edgerec.data.tfrecord_writer",
+    "parity": "edgerec.compress.layer_comparison.diagnose",
     "pixel_cache": "edgerec.data.cache_limit",
     "predict": "edgerec.camera.predict",
-    "prove": "edgerec.export.userland",
+    "prove": "edgerec.emulation",
     "quantize": "edgerec.compress",
     "read_image": "edgerec.runtime.classifier",
-    "recommendations": "edgerec.export.recommendations",
-    "report": "edgerec.export.page",
-    "show_data": "edgerec.data.show",
+    "recommendations": "edgerec.catalog.recommendations",
+    "show_data": "edgerec.data.contact_sheet",
     "tune": "edgerec.tuning",
+    "run_doctor": "edgerec.doctor",
     "verify": "edgerec.runtime",
+    "write_report": "edgerec.report",
 }
 
 __all__ = [
@@ -71,7 +71,6 @@ __all__ = [
     "compare",
     "diff_runs",
     "distill",
-    "doctor",
     "ensemble",
     "evaluate",
     "export_bundle",
@@ -87,37 +86,38 @@ __all__ = [
     "quantize",
     "read_image",
     "recommendations",
-    "report",
+    "run_doctor",
     "show_data",
     "tune",
     "verify",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from edgerec.camera import Camera
     from edgerec.camera.predict import predict
+    from edgerec.catalog.architectures import architecture, architectures
+    from edgerec.catalog.recommendations import recommendations
     from edgerec.compress import quantize
-    from edgerec.compress.adopt import adopt
     from edgerec.compress.compare import compare
-    from edgerec.compress.layers.diagnose import parity
+    from edgerec.compress.layer_comparison.diagnose import parity
     from edgerec.contract.bundle import Bundle
-    from edgerec.contract.recipe import Recipe
     from edgerec.contract.target import Target
     from edgerec.data.cache_limit import pixel_cache
-    from edgerec.data.check import check_data
-    from edgerec.data.pack import pack_data
-    from edgerec.data.show import show_data
+    from edgerec.data.check_data import check_data
+    from edgerec.data.contact_sheet import show_data
+    from edgerec.data.tfrecord_writer import pack_data
+    from edgerec.doctor import run_doctor
+    from edgerec.emulation import prove
     from edgerec.errors import EdgerecError
     from edgerec.export import Novelty, ensemble, export_bundle, import_tflite
-    from edgerec.export.architectures import architecture, architectures
-    from edgerec.export.inspection import inspect
-    from edgerec.export.page import report
-    from edgerec.export.recommendations import recommendations
-    from edgerec.export.userland import prove
+    from edgerec.importing.adopt import adopt
+    from edgerec.recipe import Recipe
+    from edgerec.report import write_report
     from edgerec.runtime import Classifier, verify
     from edgerec.runtime.benchmark import benchmark
     from edgerec.runtime.classifier import read_image
-    from edgerec.runtime.doctor import doctor
+    from edgerec.tflite.inspection import inspect
     from edgerec.train.distill import distill
     from edgerec.train.evaluate import evaluate
     from edgerec.train.fit import fit

@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.compress.parity import check_drop
+from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.quantize import existing, quantize, used_differently
-from edgerec.compress.report import QuantizeReport
+from edgerec.compress.variant_report import QuantizeReport
 from edgerec.contract.bundle import Bundle
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
 from edgerec.contract.target import Target
 from edgerec.errors import OutputExistsError, RecipeError
 from edgerec.export import export_bundle
-from edgerec.export.page import report
 from edgerec.models import reconstructs
-from edgerec.runtime.golden import verify
+from edgerec.recipe import Recipe
+from edgerec.report import write_report
+from edgerec.runtime.verification import verify
 from edgerec.train import baseline
 from edgerec.train.fit import fit, was_begun
 from edgerec.train.run import Run
+from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def build(
             listener=listener,
         )
     verified = verify(place, delegate="")  # the delegate is on the device
-    page = report(run, overwrite=True, listener=listener)
+    page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),
         variant=quantized.variant,

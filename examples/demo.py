@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgerec import Run
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 FRAMES_PER_PICTURE = 3
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.states import State, StateChange
+from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import Category, Classification, Decision
 
 MANIFEST = SimpleNamespace(

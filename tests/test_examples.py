@@ -14,8 +14,8 @@ import pytest
 from edgerec import Recipe, Run
 from edgerec.contract.tensors import Normalise
 from edgerec.models import build
-from edgerec.train import plots
-from edgerec.train.keras import keras
+from edgerec.train import training_plots as plots
+from edgerec.train.backend import keras
 from tests.conftest import REPOSITORY, one_line
 
 EXAMPLES = REPOSITORY / "examples"

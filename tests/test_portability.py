@@ -12,11 +12,11 @@ import sys
 import pytest
 
 from edgerec.camera.sources import find_source
-from edgerec.contract.files import cache_folder
-from edgerec.contract.schema import tflite_schema
 from edgerec.contract.target import Target
 from edgerec.errors import MissingExtraError, NoHomeError, TargetError
-from edgerec.export.edgetpu import compiled, compiler
+from edgerec.tflite.edgetpu import compiled, compiler
+from edgerec.tflite.schema import tflite_schema
+from edgerec.utils.atomic import cache_folder
 from tests.conftest import one_line
 from tests.servers import MjpegServer
 

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from edgerec import Camera
-from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.webhook import Hook
 from edgerec.camera.sources import find_source
-from edgerec.contract.files import replacing_folder, write_file
 from edgerec.errors import EdgerecError, SourceError
+from edgerec.utils.atomic import replacing_folder, write_file
 from tests.conftest import one_line
 from tests.servers import HEAD, MjpegServer, free_port, jpeg, part
 
@@ -460,7 +460,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.guard.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         statuses = [FORMS[form](sink, f"guess{number}").status for number in range(15)]
         assert statuses == [401] * 10 + [429] * 5
@@ -473,7 +473,7 @@ def test_every_form_of_a_wrong_token_counts_toward_the_lockout(form, monkeypatch
 
 
 def test_several_guesses_in_one_request_all_count(monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.guard.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         cookie = f"edgerec_{urlsplit(sink.url).port}"
         statuses = [
@@ -489,7 +489,7 @@ def test_wrong_cookie_is_delayed(monkeypatch):
     async def sleep(seconds):
         delays.append(seconds)
 
-    monkeypatch.setattr("edgerec.camera.sinks.web.guard.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
+    monkeypatch.setattr("edgerec.camera.sinks.web.auth.asyncio", type("Module", (), {"sleep": staticmethod(sleep)}))
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink:
         answer = FORMS["cookie"](sink, "guess")
         assert (answer.status, delays) == (401, [0.5])
@@ -498,7 +498,7 @@ def test_wrong_cookie_is_delayed(monkeypatch):
 
 
 def test_other_addresses_are_not_locked_out(monkeypatch):
-    monkeypatch.setattr("edgerec.camera.sinks.web.guard.WRONG_TOKEN_S", 0.0)
+    monkeypatch.setattr("edgerec.camera.sinks.web.auth.WRONG_TOKEN_S", 0.0)
     with web.WebSink("127.0.0.1", 0, token="correct horse") as sink, ExitStack() as stack:
         for number in range(12):
             FORMS["query"](sink, f"guess{number}")

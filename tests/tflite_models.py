@@ -10,8 +10,8 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from edgerec.contract.flatbuffer import pack, parse
-from edgerec.contract.schema import tflite_schema
+from edgerec.tflite.flatbuffer import pack, parse
+from edgerec.tflite.schema import tflite_schema
 
 SIZE = 8
 

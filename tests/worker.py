@@ -1,4 +1,4 @@
-"""A worker of tests/test_distribute.py: trains, goes on if it was stopped, quantizes, and says what it came to."""
+"""A worker of tests/train/test_distribute.py: train, resume after an interruption, quantize, and print the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from edgerec import Recipe, fit, quantize
-from edgerec.train import feed
+from edgerec.train import input_pipeline as feed
 from edgerec.train.fit import was_begun
 
 

@@ -126,7 +126,7 @@ def _camera_response(rng: Random, images: list[bytes]) -> bytes:
 
 def _page(messages: list[bytes], out: Path, token: str | None = None) -> None:
     from edgerec.camera.sinks.web import WebSink
-    from edgerec.camera.states import State, StateChange
+    from edgerec.camera.source_state import State, StateChange
 
     with WebSink(port=0, labels=_MANIFEST.labels, token=token, save_dir=out / "saved") as page:
         page.state(StateChange("camera", State.LIVE, time.monotonic()))

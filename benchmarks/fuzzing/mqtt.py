@@ -14,10 +14,10 @@ from random import Random
 from types import SimpleNamespace
 from unittest import mock
 
-from edgerec.camera.sinks import broker as broker_module
-from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.sinks import mqtt_client as broker_module
 from edgerec.camera.sinks.mqtt import Mqtt
-from edgerec.camera.states import State, StateChange
+from edgerec.camera.sinks.mqtt_client import Broker
+from edgerec.camera.source_state import State, StateChange
 from fuzzing.isolation import Target
 from fuzzing.mutate import damaged_bytes
 from fuzzing.servers import Peers

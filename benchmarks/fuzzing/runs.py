@@ -75,7 +75,7 @@ def start_pack(work: Path) -> Path:
 
 def make_pack(rng: Random, pack: Path, folder: Path) -> Path:
     """Copy the pack and damage one of its files. In most cases, update the digest of the manifest."""
-    from edgerec.data.packed import manifest_digest
+    from edgerec.data.tfrecord_reader import manifest_digest
 
     copy = shutil.copytree(pack, folder / "pack")
     path = copy / rng.choice(("pack.json", "pack.json", rng.choice(sorted(file.name for file in copy.iterdir()))))
@@ -91,8 +91,8 @@ def make_pack(rng: Random, pack: Path, folder: Path) -> Path:
 
 def use_pack(path: Path, out: Path) -> None:
     """Load the pack and read all of its images."""
-    from edgerec.contract.recipe import DataSection
     from edgerec.data import load
+    from edgerec.recipe import DataSection
 
     dataset, _ = load(DataSection(source=str(path)))
     if dataset.packed is None:

@@ -21,8 +21,8 @@ _OPERATORS = (
 def start(work: Path) -> Path:
     """Return a small SavedModel."""
     in_child(partial(_create, work))
-    from edgerec.train.keras import keras
-    from edgerec.train.saved_model import load_saved_model  # noqa: F401
+    from edgerec.importing.saved_model import load_saved_model  # noqa: F401
+    from edgerec.train.backend import keras
 
     keras()
     return work
@@ -79,7 +79,7 @@ def make(rng: Random, seed: Path, folder: Path) -> Path:
 
 def use(path: Path, out: Path) -> None:
     """Load the SavedModel. Loading also runs the model."""
-    from edgerec.train.saved_model import load_saved_model
+    from edgerec.importing.saved_model import load_saved_model
 
     load_saved_model(path)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from edgerec.camera.sinks.broker import Broker
+from edgerec.camera.frame_filters import View, parse_roi
+from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.camera.sinks.prometheus import parse_listen
 from edgerec.camera.sinks.web import parse_address
 from edgerec.camera.sinks.webhook import Hook
 from edgerec.camera.sources import find_source
-from edgerec.camera.view import View, parse_roi
-from edgerec.contract.recipe import parse_assignment
 from edgerec.contract.tensors import parse_normalise
 from edgerec.errors import EdgerecError
+from edgerec.recipe import parse_assignment
 from edgerec.utils.sizes import parse_size
 from fuzzing.mutate import damaged_text
 from fuzzing.tally import Attempt, Broken

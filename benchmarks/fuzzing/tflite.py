@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from common import REPOSITORY, data_folder
 
-from edgerec.contract.flatbuffer import pack, parse, read_graph
+from edgerec.tflite.flatbuffer import pack, parse, read_graph
 from fuzzing.isolation import Target
 from fuzzing.mutate import damaged_bytes
 
@@ -141,7 +141,7 @@ def write(seed: bytes, content: bytes, folder: Path) -> Path:
 
 def damaged_model(rng: Random, content: bytes) -> bytes:
     """Return a model after one to four changes of its tables, or rarely of its bytes."""
-    from edgerec.contract.schema import tflite_schema
+    from edgerec.tflite.schema import tflite_schema
 
     if rng.random() < 0.1:
         changed = damaged_bytes(rng, content, within=((8, 4000), (max(8, len(content) - 20_000), len(content))))
@@ -248,7 +248,7 @@ def _change_options(rng: Random, model: Any) -> None:
 
 def _change_code(rng: Random, model: Any) -> None:
     """Change an operator's code or version, or let an operator use another code."""
-    from edgerec.contract.schema import tflite_schema
+    from edgerec.tflite.schema import tflite_schema
 
     code = rng.choice(model.operatorCodes)
     way = rng.randrange(4)
@@ -307,7 +307,7 @@ def _change_graph(rng: Random, model: Any) -> None:
 
 def _call_subgraph(rng: Random, model: Any, operator: Any) -> None:
     """Replace an operator by WHILE, IF or CALL_ONCE, which calls a random subgraph, possibly its own one."""
-    from edgerec.contract.schema import tflite_schema
+    from edgerec.tflite.schema import tflite_schema
 
     schema = tflite_schema()
     kind = rng.choice(("While", "If", "CallOnce"))
@@ -338,7 +338,7 @@ def use(path: Path, out: Path) -> None:
     """Inspect and import the model."""
     from edgerec import import_tflite, inspect
     from edgerec.errors import EdgerecError
-    from edgerec.runtime import probing
+    from edgerec.tflite import probing
 
     probing.TIMEOUT_S = TIMEOUT_S
     if sum(path.read_bytes()) % 50:  # otherwise use real child processes, which are 50 times slower
@@ -358,9 +358,9 @@ def use(path: Path, out: Path) -> None:
 
 def forked(code: str, *arguments: str, content: bytes, timeout_s: float) -> Any:
     """Replacement for ``run_python`` that forks this process, which is faster because all modules are imported."""
-    from edgerec.runtime.child import Outcome
     from edgerec.runtime.interpreter import open_interpreter
-    from edgerec.runtime.probing import child
+    from edgerec.tflite.probing import child
+    from edgerec.utils.child_process import Outcome
 
     with tempfile.TemporaryFile() as model, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         model.write(content)

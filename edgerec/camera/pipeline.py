@@ -11,23 +11,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgerec.camera.answers import answered
-from edgerec.camera.feed import Event, Feeds
 from edgerec.camera.frame import Result
+from edgerec.camera.frame_filters import Choice, View
+from edgerec.camera.inference_pool import answered
 from edgerec.camera.interrupts import Interrupts
-from edgerec.camera.service import Service
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
+from edgerec.camera.source_state import Patience, State, StateChange
 from edgerec.camera.sources import Address, CaptureFormat, find_source
-from edgerec.camera.states import Patience, State, StateChange
-from edgerec.camera.view import Choice, View
+from edgerec.camera.supervisor import Event, Feeds
+from edgerec.camera.systemd import Service
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
-from edgerec.contract.files import checked_output, user_path
 from edgerec.errors import SourceError
-from edgerec.runtime.available import processors
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
+from edgerec.tflite.runtimes import processors
+from edgerec.utils.atomic import checked_output, user_path
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.contract.folders import visible_files
 from edgerec.errors import DataError
 from edgerec.runtime.classifier import Classifier, read_image
+from edgerec.utils.folders import visible_files
 
 log = logging.getLogger(__name__)
 

@@ -107,7 +107,7 @@ app.add_typer(data.app, name="data")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from edgerec import __version__
+        from edgerec._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

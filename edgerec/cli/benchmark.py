@@ -35,8 +35,8 @@ def benchmark(
 ) -> None:
     """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
     from edgerec.camera.sources import find_source
-    from edgerec.contract.files import checked_output, refuse_existing
     from edgerec.runtime.benchmark import benchmark as measure
+    from edgerec.utils.atomic import checked_output, refuse_existing
 
     address = find_source(source) if source else None
     warn_about_secrets([source])
@@ -55,7 +55,7 @@ def benchmark(
             listener=listener,
         )
     if plot is not None:
-        from edgerec.runtime.plots import benchmark_plot
+        from edgerec.runtime.benchmark_plot import benchmark_plot
 
         benchmark_plot(report, plot)
     if json:
@@ -69,7 +69,7 @@ def benchmark(
 def _frames(address: Address) -> Generator[Frame]:
     """Yield the frames of a source. The source is opened on first use, so that it does not slow down the cold start."""
     from edgerec.camera import Feeds
-    from edgerec.camera.states import Patience
+    from edgerec.camera.source_state import Patience
 
     with Feeds([address], Patience(give_up_s=GIVE_UP_S)) as feeds:
         yield from feeds.frames()

@@ -10,7 +10,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe, is_recipe
-from edgerec.contract.files import real_path
+from edgerec.utils.atomic import real_path
 
 
 def build(

@@ -12,11 +12,11 @@ import typer
 
 from edgerec.cli.output import chatter, warn_about_secrets
 from edgerec.cli.sinks import Wanted, open_sinks
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 if TYPE_CHECKING:
-    from edgerec.camera.states import Patience
-    from edgerec.camera.view import View
+    from edgerec.camera.frame_filters import View
+    from edgerec.camera.source_state import Patience
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def camera(
     """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
-    from edgerec.camera.service import Service
+    from edgerec.camera.systemd import Service
     from edgerec.utils.allocator import limit_malloc_arenas
 
     chatter()
@@ -197,7 +197,7 @@ def camera(
 
 def key_values(texts: list[str], example: str) -> dict[str, Any]:
     """Parse the values of a repeated ``KEY=VALUE`` option; raises a usage error that shows ``example``."""
-    from edgerec.contract.recipe import parse_assignment
+    from edgerec.recipe import parse_assignment
 
     if wrong := next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None):
         raise typer.BadParameter(f"{wrong!r} is no KEY=VALUE, as {example}")
@@ -216,7 +216,7 @@ def _format(size: str | None, rate: float, pixel_format: str) -> Any:
 
 
 def _patience(give_up_s: float | None) -> Patience:
-    from edgerec.camera.states import Patience
+    from edgerec.camera.source_state import Patience
 
     try:
         return Patience(give_up_s=give_up_s)
@@ -225,7 +225,7 @@ def _patience(give_up_s: float | None) -> Patience:
 
 
 def _view(roi: str | None, **options: Any) -> View:
-    from edgerec.camera.view import View, parse_roi
+    from edgerec.camera.frame_filters import View, parse_roi
 
     try:
         return View(parse_roi(roi) if roi else None, **options)

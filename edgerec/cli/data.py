@@ -12,8 +12,8 @@ from edgerec.cli.output import JsonOption, progress, repeated, say, show_json, s
 from edgerec.cli.recipe_options import compose_recipe
 
 if TYPE_CHECKING:
-    from edgerec.contract.recipe import Recipe
-    from edgerec.data.examine import DataReport
+    from edgerec.data.checks import DataReport
+    from edgerec.recipe import Recipe
 
 app = typer.Typer(help="Show, check and pack data sets.", no_args_is_help=True)
 
@@ -38,11 +38,11 @@ def show(
     """Draw a contact sheet: a row per class, as the model sees it."""
     recipe = _recipe(subjects, assignments)
     with progress() as listener:
-        from edgerec.data.show import show_data
+        from edgerec.data.contact_sheet import show_data
         from edgerec.models import least_size_px
 
         if augment:
-            from edgerec.train.keras import keras
+            from edgerec.train.backend import keras
 
             keras()  # loads TensorFlow quietly
 
@@ -79,8 +79,8 @@ def check(
     if group_by is not None:
         recipe = recipe.override({"data.group_by": group_by}, "command line")
     with progress() as listener:
-        from edgerec.data.check import check_data
-        from edgerec.data.packed import Packed, is_pack
+        from edgerec.data.check_data import check_data
+        from edgerec.data.tfrecord_reader import Packed, is_pack
 
         if isinstance(recipe.data.source, str) and is_pack(recipe.data.source):
             made = Packed.open(recipe.data.source)
@@ -122,9 +122,9 @@ def pack(
     given = {key: value for key, value in options.items() if value is not None}
     recipe = _recipe(subjects, assignments).override(given, "command line")
     with progress() as listener:
-        from edgerec.data.pack import pack_data
+        from edgerec.data.tfrecord_writer import pack_data
         from edgerec.models import least_size_px
-        from edgerec.train.keras import keras
+        from edgerec.train.backend import keras
 
         keras()  # loads TensorFlow quietly
         least = least_size_px(recipe.model.arch)

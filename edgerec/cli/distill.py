@@ -33,7 +33,7 @@ def distill(
     }
     given = {key: value for key, value in options.items() if value is not None}
     with progress() as listener:
-        from edgerec.contract.recipe import parse_assignment
+        from edgerec.recipe import parse_assignment
         from edgerec.train.distill import distill as train
 
         changes = given | dict(map(parse_assignment, assignments))

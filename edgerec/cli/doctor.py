@@ -13,7 +13,7 @@ import typer
 from edgerec.cli.output import JsonOption, chatter, say, show_json
 
 if TYPE_CHECKING:
-    from edgerec.runtime.doctor import DoctorReport, Finding
+    from edgerec.doctor import DoctorReport, Finding
 
 _SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
 
@@ -24,10 +24,10 @@ def doctor(
     json: bool = JsonOption,
 ) -> None:
     """Look at this machine: packages, runtimes, delegates, cameras, memory, heat; and what mends what is wrong."""
-    from edgerec.runtime.doctor import doctor as examine
+    from edgerec.doctor import run_doctor
 
     chatter()
-    report = examine(target, bundle or "")
+    report = run_doctor(target, bundle or "")
     if json:
         show_json(report.to_dict())
     else:

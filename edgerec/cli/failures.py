@@ -38,7 +38,7 @@ def explain(error: Exception) -> str | None:
     """Return the message of an exception that a user, a file or the system can cause; None for any other exception."""
     if isinstance(error, EdgerecError):
         return str(error)
-    from edgerec.contract.files import system_error  # not needed for the start of a command
+    from edgerec.utils.atomic import system_error  # not needed for the start of a command
 
     system = error if isinstance(error, OSError) and error.errno is not None else system_error(error)
     if system is not None:
@@ -49,7 +49,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"{OUT_OF_MEMORY}; finished results are complete"
     if type(error).__module__.startswith("tensorflow."):
-        from edgerec.train.keras import cause
+        from edgerec.train.backend import cause
 
         log.debug("TensorFlow failed", exc_info=error)
         return (

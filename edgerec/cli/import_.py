@@ -14,7 +14,7 @@ def check_choices(activation: str | None, fit: str | None) -> None:
     from typing import get_args
 
     from edgerec.contract.preprocess import Fit
-    from edgerec.runtime.finished import CHOICES
+    from edgerec.runtime.third_party import CHOICES
 
     if fit is not None and fit not in get_args(Fit):
         raise typer.BadParameter(f"{fit!r} is not one of {', '.join(get_args(Fit))}", param_hint="--fit")

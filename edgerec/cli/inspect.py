@@ -10,7 +10,7 @@ import typer
 from edgerec.cli.output import JsonOption, chatter, say, show_json, table
 
 if TYPE_CHECKING:
-    from edgerec.export.inspection import InspectedTensor, InspectReport
+    from edgerec.tflite.inspection import InspectedTensor, InspectReport
 
 LONGEST = 44
 
@@ -26,15 +26,15 @@ def inspect(
     json: bool = JsonOption,
 ) -> None:
     """Show a model's operators, arithmetic and memory, and what each target says to it."""
-    from edgerec.contract.files import checked_output, refuse_existing
-    from edgerec.export.inspection import inspect as look
+    from edgerec.tflite.inspection import inspect as look
+    from edgerec.utils.atomic import checked_output, refuse_existing
 
     chatter()
     if plot is not None:
         refuse_existing(checked_output(plot, [model], suffixes=(".png",)), overwrite)
     report = look(model, target, compiler=compiler)
     if plot is not None:
-        from edgerec.export.drawing import graph_plot
+        from edgerec.tflite.graph_plot import graph_plot
 
         graph_plot(report, plot)
     if json:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import JsonOption, pairs, progress, say, show_json, table
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
-    from edgerec.export.architectures import ArchitectureReport
-    from edgerec.export.recommendations import Recommendation
+    from edgerec.catalog.architectures import ArchitectureReport
+    from edgerec.catalog.recommendations import Recommendation
 
 
 def models(
@@ -37,7 +37,7 @@ def models(
         if name or plot or width or classes:
             raise typer.BadParameter("can be combined with --input-size and --json only", param_hint="--target")
         with progress() as listener:
-            from edgerec.export.recommendations import recommendations
+            from edgerec.catalog.recommendations import recommendations
 
             rows = recommendations(target, input_size=input_size, listener=listener)
         show_json([row.to_dict() for row in rows]) if json else _recommend(rows, target)
@@ -45,7 +45,7 @@ def models(
     if not name:
         if changed:
             raise typer.BadParameter("the list has one size; for another, name one architecture", param_hint="NAME")
-        from edgerec.export.architectures import architectures
+        from edgerec.catalog.architectures import architectures
 
         reports = architectures()
         if plot is not None:
@@ -55,14 +55,14 @@ def models(
     if plot is not None:
         raise typer.BadParameter("it draws the list: leave the name out", param_hint="--plot")
     with progress() as listener:
-        from edgerec.export.architectures import architecture
+        from edgerec.catalog.architectures import architecture
 
         report = architecture(name, **changed, listener=listener)
     show_json(report.to_dict()) if json else _describe(report)
 
 
 def _recommend(rows: Sequence[Recommendation], target: str) -> None:
-    from edgerec.export.recommendations import ESTIMATES
+    from edgerec.catalog.recommendations import ESTIMATES
 
     chosen = [row for row in rows if row.data]
     others = [row for row in rows if not row.data]
@@ -112,8 +112,8 @@ def _costs(rows: Sequence[Recommendation], estimated: bool) -> None:
 
 
 def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:
-    from edgerec.contract.files import checked_output, refuse_existing
-    from edgerec.export.architectures_plot import architectures_plot
+    from edgerec.catalog.plot import architectures_plot
+    from edgerec.utils.atomic import checked_output, refuse_existing
 
     refuse_existing(checked_output(path, suffixes=(".png",)), overwrite)
     architectures_plot(reports, path)

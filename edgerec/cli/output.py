@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 from edgerec.utils.text import printable, to_json
 
 if TYPE_CHECKING:
-    from edgerec.contract.progress import Listener
+    from edgerec.utils.progress import Listener
 
 JsonOption = typer.Option(False, "--json", help="Print JSON, for scripts.")
 
@@ -79,7 +79,7 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
 
 def helped(json: bool) -> bool:
     """Whether this process helped another one that wrote the result; then it is said here."""
-    from edgerec.train.rendezvous import Cluster
+    from edgerec.train.worker_handshake import Cluster
 
     cluster = Cluster.from_environment()
     if cluster is None or cluster.chief:
@@ -254,7 +254,7 @@ def progress() -> Iterator[Listener]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    from edgerec.contract.progress import Progress as Step
+    from edgerec.utils.progress import Progress as Step
 
     console = Console(stderr=True)
     # To fit into one line of any terminal, the bar is shortened and the text is cut off. Markup is disabled, because

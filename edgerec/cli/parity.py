@@ -10,7 +10,7 @@ import typer
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
-    from edgerec.compress.layers.diagnose import ParityReport
+    from edgerec.compress.layer_comparison.diagnose import ParityReport
 
 
 def parity(
@@ -23,13 +23,13 @@ def parity(
     json: bool = JsonOption,
 ) -> None:
     """Show where a compressed model leaves the float one, layer by layer, and what is wrong."""
-    from edgerec.contract.files import checked_output, refuse_existing
+    from edgerec.utils.atomic import checked_output, refuse_existing
 
     if out is not None:
         refuse_existing(checked_output(out, [data], suffixes=(".png",)), overwrite)
     with progress() as listener:
-        from edgerec.compress.layers.diagnose import draw_layers
-        from edgerec.compress.layers.diagnose import parity as compare
+        from edgerec.compress.layer_comparison.diagnose import draw_layers
+        from edgerec.compress.layer_comparison.diagnose import parity as compare
 
         report = compare(run, variant, images=images, data=data or None, listener=listener)
         if out is not None:
@@ -41,7 +41,7 @@ def parity(
 
 
 def _show(report: ParityReport) -> None:
-    from edgerec.compress.layers.findings import LOW_DB, costliest
+    from edgerec.compress.layer_comparison.findings import LOW_DB, costliest
 
     table(
         ("layer", "operator", "sqnr dB", "0 to 50 dB", "own", "alone", "weights", "clipped", "range"),
@@ -78,7 +78,7 @@ def _show(report: ParityReport) -> None:
 
 
 def _decibels(value: float | None) -> str:
-    from edgerec.compress.layers.measure import EXACT_DB
+    from edgerec.compress.layer_comparison.runner import EXACT_DB
 
     if value is None:
         return "–"

@@ -20,7 +20,7 @@ def predict(
 ) -> None:
     """Classify image files."""
     from edgerec.camera.predict import predict as classify
-    from edgerec.camera.sinks.text import JsonLines
+    from edgerec.camera.sinks.console import JsonLines
 
     chatter()
     lines = JsonLines(sys.stdout)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import JsonOption, helped, parity_table, progress, repeated, say, show_json, suggest, table
-from edgerec.command_line import data_options
+from edgerec.utils.command_line import data_options
 
 if TYPE_CHECKING:
     from edgerec.compress import QuantizeReport
     from edgerec.compress.compare import Comparison
-    from edgerec.contract.recipe import DataSource
+    from edgerec.recipe import DataSource
 
 
 def quantize(
@@ -95,7 +95,7 @@ def quantize(
         "max_drop": max_drop,
     }
     with progress() as listener, _interruptible(context):
-        from edgerec.compress.adopt import adopted, is_model
+        from edgerec.importing.adopt import adopted, is_model
 
         model = is_model(run)
         if model:

@@ -12,7 +12,7 @@ def recipe(
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3."),
 ) -> None:
     """Print a complete recipe, with a comment on every key."""
-    from edgerec.contract.recipe import Recipe, parse_assignment
+    from edgerec.recipe import Recipe, parse_assignment
 
     wanted = Recipe.from_toml(file) if file else Recipe()
     wanted = wanted.override(dict(parse_assignment(text) for text in assignments))

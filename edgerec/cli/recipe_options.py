@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
-    from edgerec.contract.recipe import Recipe
+    from edgerec.recipe import Recipe
 
 SUBJECT_HELP = (
     "A recipe (.toml) or data: an image folder, an .npz file or a data set's name. Options override recipe keys."
@@ -31,8 +31,8 @@ def compose_recipe(
     Raises:
         RecipeError: a key or a value is invalid, or no data is named.
     """
-    from edgerec.contract.recipe import Recipe, parse_assignment
     from edgerec.errors import RecipeError
+    from edgerec.recipe import Recipe, parse_assignment
 
     changes = {key: value for key, value in options.items() if value is not None}
     recipe = Recipe().override({"data.source": ""})

@@ -10,7 +10,7 @@ import typer
 from edgerec.cli.output import JsonOption, progress, say, show_json
 
 if TYPE_CHECKING:
-    from edgerec.export.page import RunReport
+    from edgerec.report import RunReport
 
 
 def report(
@@ -25,9 +25,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page of a run: data, curves, mistakes, calibration, variants, what to do next."""
     with progress() as listener:
-        from edgerec.export.page import report as write
+        from edgerec.report import write_report
 
-        made = write(run, out, data=data or None, pictures=pictures, overwrite=overwrite, listener=listener)
+        made = write_report(run, out, data=data or None, pictures=pictures, overwrite=overwrite, listener=listener)
     if json:
         show_json(made.to_dict())
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 
 def runs(

@@ -79,9 +79,9 @@ def open_sinks(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Sink]:
         EdgerecError: one of them does not open.
         typer.BadParameter: something that was typed is not understood.
     """
-    from edgerec.camera.sinks.text import JsonLines, StateLines, TextLines
+    from edgerec.camera.sinks.console import JsonLines, StateLines, TextLines
     from edgerec.camera.sinks.window import Window, has_screen
-    from edgerec.contract.files import checked_output
+    from edgerec.utils.atomic import checked_output
 
     _check_partners(wanted)
     for path in filter(None, (wanted.csv, wanted.video, wanted.save_dir, wanted.queue_dir, wanted.web_save)):
@@ -145,7 +145,7 @@ def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
 
         sinks.append(lambda: VideoFile(video, live=camera.live, overwrite=wanted.overwrite))
     if (folder := wanted.save_dir) is not None:
-        from edgerec.camera.sinks.saver import SavedPictures, SaveSpec
+        from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
         from edgerec.utils.sizes import parse_size
 
         spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
@@ -158,7 +158,7 @@ def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
 def _table(wanted: Wanted) -> list[Callable[[], Sink]]:
     if (path := wanted.csv) is None:
         return []
-    from edgerec.camera.sinks.table import Table
+    from edgerec.camera.sinks.csv import Table
 
     return [lambda: Table(path, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")]
 
@@ -213,11 +213,11 @@ def _sent(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
         secret = secret_variable("EDGEREC_WEBHOOK_SECRET")
         make.append(lambda: Webhook(hook, secret=secret, live=camera.live))
     if wanted.mqtt:
-        from edgerec.camera.sinks.broker import Broker
         from edgerec.camera.sinks.mqtt import Mqtt
-        from edgerec.contract.files import cache_folder
-        from edgerec.contract.names import file_name
-        from edgerec.optional import require
+        from edgerec.camera.sinks.mqtt_client import Broker
+        from edgerec.utils.atomic import cache_folder
+        from edgerec.utils.names import file_name
+        from edgerec.utils.optional import require
 
         require("paho.mqtt.client")
         broker = Broker.parse(wanted.mqtt)

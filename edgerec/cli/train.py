@@ -12,7 +12,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json, suggest
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run

@@ -9,7 +9,7 @@ import typer
 
 from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, suggest, table, warn_about_secrets
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
-from edgerec.command_line import command
+from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport

@@ -26,7 +26,7 @@ def _expanded(callback: Callable[..., Any] | None, ctx: Any, parameter: Any, val
 
 
 def _expand(value: Any) -> Any:
-    from edgerec.contract.files import user_path
+    from edgerec.utils.atomic import user_path
 
     if isinstance(value, Path):
         return user_path(value)

@@ -10,8 +10,8 @@ import typer
 from edgerec.cli.output import JsonOption, chatter, progress, say, show_json, table
 
 if TYPE_CHECKING:
-    from edgerec.export.userland import ProofReport
-    from edgerec.export.userland.compare import Comparison
+    from edgerec.emulation import ProofReport
+    from edgerec.emulation.score_comparison import Comparison
 
 
 def verify(
@@ -52,7 +52,7 @@ def verify(
 
 
 def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: bool) -> None:
-    from edgerec.runtime.golden import verify as check
+    from edgerec.runtime.verification import verify as check
 
     chatter()
     report = check(bundle, delegate=delegate, delegate_options=options)
@@ -75,8 +75,8 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
 
 
 def _prove(bundle: Path, on: str, data: str, pictures: int, find_links: str, json: bool) -> None:
+    from edgerec.emulation import prove
     from edgerec.errors import BundleError
-    from edgerec.export.userland import prove
 
     with progress() as listener:
         report = prove(bundle, on, data=data or None, pictures=pictures, find_links=find_links, listener=listener)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.compress.channel_graph import JOINTS, Channels, Wire, Wiring, trace
 from edgerec.compress.finetune import FineTune, fine_tune
-from edgerec.compress.wiring import JOINTS, Channels, Wire, Wiring, trace
 from edgerec.errors import ModelError
-from edgerec.optional import require
-from edgerec.train.feed import WHOLE
-from edgerec.train.keras import copied, keras, reconstructs
+from edgerec.train.backend import copied, keras, reconstructs
+from edgerec.train.input_pipeline import WHOLE
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.compress.finetune import FineTune, fine_tune
-from edgerec.compress.wrap import wrap
-from edgerec.contract.recipe import CompressSection
-from edgerec.optional import require
+from edgerec.compress.tfmot_wrappers import wrap
+from edgerec.recipe import CompressSection
+from edgerec.utils.optional import require
 
 
 def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sparsity: bool) -> Any:

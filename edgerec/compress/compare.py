@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.compress import plots
-from edgerec.compress.bench import Bench
+from edgerec.compress import compression_plots as plots
+from edgerec.compress.context import Bench
 from edgerec.compress.methods import FLOAT32, METHODS
 from edgerec.compress.quantize import check_used, make_or_take, with_options
-from edgerec.compress.report import QuantizeReport
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSource
+from edgerec.compress.variant_report import QuantizeReport
 from edgerec.errors import ModelError, RecipeError, unknown
+from edgerec.recipe import DataSource
 from edgerec.runtime.timing import Timing, time_models
-from edgerec.train.reliability import wilson_interval
+from edgerec.train.confidence_calibration import wilson_interval
 from edgerec.train.run import Run
+from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.layers.match import layer_name
-from edgerec.contract.flatbuffer import float_tensors, pack, parse, read_graph
-from edgerec.contract.stderr import captured_stderr
+from edgerec.compress.layer_comparison.graph_matching import layer_name
 from edgerec.contract.tensors import Normalise, pixel_table
 from edgerec.errors import ModelError
-from edgerec.optional import require
 from edgerec.runtime.interpreter import input_spec, open_interpreter
-from edgerec.runtime.probing import remember
+from edgerec.tflite.flatbuffer import float_tensors, pack, parse, read_graph
+from edgerec.tflite.probing import remember
+from edgerec.utils.native_output import captured_stderr
+from edgerec.utils.optional import require
 
 # Parts of the names of tensors: a bias or a normalisation that a kernel took in, and tfmot's rounded weights.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.bounded import check_zip_file, parse_json
-from edgerec.contract.files import replacing
-from edgerec.contract.progress import Listener, Progress
-from edgerec.contract.recipe import Recipe, TrainSection
+from edgerec.recipe import Recipe, TrainSection
+from edgerec.train.backend import cause, compile_classifier, freeze_batch_normalization, keras, reseed
+from edgerec.train.distillation import Teacher
 from edgerec.train.distribute import Team
-from edgerec.train.feed import Places
 from edgerec.train.fit import STEPS_PER_CALL
-from edgerec.train.keras import cause, compile_classifier, freeze_batch_normalization, keras, reseed
+from edgerec.train.input_pipeline import Places
 from edgerec.train.optimizer import cosine, optimizer
 from edgerec.train.run import learned
-from edgerec.train.teacher import Teacher
+from edgerec.utils.atomic import replacing
+from edgerec.utils.bounded import check_zip_file, parse_json
+from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.annotate import annotate
 from edgerec.compress.finetune import FineTune, fine_tune
+from edgerec.compress.quantize_configs import annotate
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.optional import require
-from edgerec.train.keras import as_written, cause, keras
+from edgerec.train.backend import as_written, cause, keras
+from edgerec.utils.optional import require
 
 CALIBRATION_ROUNDS = 4
 CALIBRATION_STEPS = 25
@@ -40,7 +40,7 @@ def quantization_aware(
     epoch, the ranges are frozen from the first step. Batch normalization keeps the statistics of the float training.
 
     Args:
-        model: a float model returned by :func:`~edgerec.compress.adapt.adapt`; it may be pruned or clustered.
+        model: a float model returned by :func:`~edgerec.importing.adapt`; it may be pruned or clustered.
         normalise: determines the fixed range of the input, so that the int8 input equals the pixels minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.

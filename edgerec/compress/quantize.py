@@ -11,28 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.compress.adapt import Adapted, adapt
-from edgerec.compress.adapt.refuse import Purpose
-from edgerec.compress.bench import Bench
+from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
+from edgerec.compress.context import Bench
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.finetune import is_complete, other_setting, resumable_settings
 from edgerec.compress.methods import METHODS, Method
-from edgerec.compress.parity import check_drop
 from edgerec.compress.prune import prune
 from edgerec.compress.qat import quantization_aware
-from edgerec.compress.report import QuantizeReport
-from edgerec.compress.wrap import named_layers
-from edgerec.contract.files import refuse_existing
-from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.recipe import DataSource, Recipe
+from edgerec.compress.tfmot_wrappers import named_layers
+from edgerec.compress.variant_report import QuantizeReport
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
+from edgerec.importing import Adapted, adapt
+from edgerec.importing.saved_model import refuse_untrainable
+from edgerec.importing.unsupported import Purpose
 from edgerec.models import reconstructs
-from edgerec.train.keras import keras
+from edgerec.recipe import DataSource, Recipe
+from edgerec.train.backend import keras
 from edgerec.train.run import Run
-from edgerec.train.saved_model import refuse_untrainable
+from edgerec.utils.atomic import refuse_existing
+from edgerec.utils.progress import Listener, Progress, ignore
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from edgerec.contract.bounded import UnpackedSizeError, open_zip, parse_json
 from edgerec.contract.content import describe_file
-from edgerec.contract.files import (
+from edgerec.contract.manifest import Manifest
+from edgerec.errors import BundleError
+from edgerec.utils.atomic import (
     checked_output,
     read_at_most,
     refuse_existing,
@@ -24,8 +25,7 @@ from edgerec.contract.files import (
     sha256,
     user_path,
 )
-from edgerec.contract.manifest import Manifest
-from edgerec.errors import BundleError
+from edgerec.utils.bounded import UnpackedSizeError, open_zip, parse_json
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.content import describe
-from edgerec.contract.files import read_at_most
 from edgerec.contract.image_headers import (
     TIFF_MARKS,
     bits_per_sample,
@@ -27,7 +26,8 @@ from edgerec.contract.image_headers import (
     stated_white,
     turned,
 )
-from edgerec.optional import require
+from edgerec.utils.atomic import read_at_most
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from edgerec.contract.bounded import check_structure, parse_json
 from edgerec.contract.decision import COMBINATIONS, DecisionSpec
 from edgerec.contract.image_files import Levels
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.contract.target import DELEGATES
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec
 from edgerec.errors import BundleError, unknown
+from edgerec.utils.bounded import check_structure, parse_json
 from edgerec.utils.text import is_printable, to_json
 
 SCHEMA_VERSION = 1

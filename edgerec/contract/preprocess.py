@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.image_files import Levels, decode
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 __all__ = ["Fit", "Image", "Interpolation", "PreprocessSpec", "apply", "contiguous", "decode", "encode_png"]
 

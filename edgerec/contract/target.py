@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from edgerec.contract.bounded import read_toml
 from edgerec.contract.content import reason
-from edgerec.contract.shipped import find_shipped, shipped_names
 from edgerec.errors import TargetError, unknown
+from edgerec.utils.bounded import read_toml
+from edgerec.utils.package_data import find_shipped, shipped_names
 
 Kind = Literal["bundle", "model", "c"]
 SOURCES = ("opencv", "picamera2", "stream", "file")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation import camera, colour, geometry, mixing, randaugment
+from edgerec.recipe import AugmentSection
 
 
 def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:

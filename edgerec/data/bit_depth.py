@@ -9,9 +9,9 @@ from pathlib import Path
 
 from edgerec.contract.image_files import Levels, SampleRange, decode_samples, memory_for, read_image_file
 from edgerec.contract.image_headers import bits_per_sample
-from edgerec.contract.progress import Listener, Progress, steps
-from edgerec.data.sources import Arrays, Files, Source
+from edgerec.data.readers import Arrays, Files, Source
 from edgerec.errors import DataError
+from edgerec.utils.progress import Listener, Progress, steps
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.bounded import read_json
-from edgerec.contract.files import cache_folder, real_path, replacing, write_file
 from edgerec.contract.image_files import memory_for, read_image_file
-from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply, decode
-from edgerec.contract.progress import Listener, Progress, steps
 from edgerec.data import cache_limit
-from edgerec.data.sources import Arrays, Files
+from edgerec.data.readers import Arrays, Files
 from edgerec.errors import DataError
+from edgerec.utils.atomic import cache_folder, real_path, replacing, write_file
+from edgerec.utils.bounded import read_json
+from edgerec.utils.lock import Lock
+from edgerec.utils.progress import Listener, Progress, steps
 
 # Format version, part of every cache key. Increase it when preprocess.apply or the file format changes, so that
 # entries of older versions are not used.

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.bounded import read_json
-from edgerec.contract.files import cache_folder, delete_abandoned
-from edgerec.contract.lock import POLL_S, lock_descriptor
 from edgerec.errors import EdgerecError
+from edgerec.utils.atomic import cache_folder, delete_abandoned
+from edgerec.utils.bounded import read_json
+from edgerec.utils.lock import POLL_S, lock_descriptor
 from edgerec.utils.sizes import parse_size
 
 log = logging.getLogger(__name__)

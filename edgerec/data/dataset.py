@@ -12,15 +12,15 @@ import numpy.typing as npt
 
 from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, PreprocessSpec, apply
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSection
-from edgerec.data import sources
+from edgerec.data import readers as sources
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS, Digests, Pixels, pixels
 from edgerec.data.merged import MergedImages, merged_pixels
-from edgerec.data.packed import Packed, PackedImages, is_pack
-from edgerec.data.sources import Arrays, Files, Merged, Source
+from edgerec.data.readers import Arrays, Files, Merged, Source
+from edgerec.data.tfrecord_reader import Packed, PackedImages, is_pack
 from edgerec.errors import DataError, RecipeError
+from edgerec.recipe import DataSection
+from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.progress import Listener
 from edgerec.data.cache import Pixels, pixels
-from edgerec.data.sources import Merged
+from edgerec.data.readers import Merged
+from edgerec.utils.progress import Listener
 
 
 class MergedImages:

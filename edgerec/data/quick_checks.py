@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from edgerec.data.checks import FEW, UNBALANCED
 from edgerec.data.dataset import Dataset
-from edgerec.data.examine import FEW, UNBALANCED
-from edgerec.data.likeness import NEAR_LEVELS, Pairs, confirmed, distances, thumbnails
+from edgerec.data.near_duplicates import NEAR_LEVELS, Pairs, confirmed, distances, thumbnails
 from edgerec.data.split import Split
 
 Indices = npt.NDArray[np.int64]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.files import sha256
 from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
-from edgerec.contract.progress import Listener, Progress, steps
-from edgerec.data.sources import Arrays, Source
+from edgerec.data.readers import Arrays, Source
+from edgerec.utils.atomic import sha256
+from edgerec.utils.progress import Listener, Progress, steps
 
 SMALL_PX = 32
 CHUNK = 256

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.recipe import DataSection
 from edgerec.data.dataset import Dataset
 from edgerec.errors import DataError, RecipeError
+from edgerec.recipe import DataSection
 
 log = logging.getLogger(__name__)
 

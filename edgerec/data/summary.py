@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgerec.contract.recipe import DataSection
-from edgerec.data import sources
+from edgerec.data import readers as sources
 from edgerec.data.dataset import typical_side_px
-from edgerec.data.packed import Packed, is_pack
-from edgerec.data.sources import Arrays, Files, Merged
+from edgerec.data.readers import Arrays, Files, Merged
+from edgerec.data.tfrecord_reader import Packed, is_pack
+from edgerec.recipe import DataSection
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """From a variant of a run, a finished .tflite, or several bundles, to the bundle that a device runs."""
 
+from edgerec.export.anomaly import Novelty
 from edgerec.export.ensembles import EnsembleReport, ensemble
 from edgerec.export.exporter import ExportReport, export_bundle
 from edgerec.export.importer import ImportReport, import_tflite
-from edgerec.export.novelty import Novelty
 
 __all__ = ["EnsembleReport", "ExportReport", "ImportReport", "Novelty", "ensemble", "export_bundle", "import_tflite"]

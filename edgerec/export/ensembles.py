@@ -9,18 +9,18 @@ from itertools import chain, count, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import edgerec
+from edgerec._version import __version__
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import COMBINATIONS
-from edgerec.contract.files import checked_output, refuse_existing, sha256, user_path
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec, origins
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
 from edgerec.export.exporter import export_bundle
-from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
-from edgerec.runtime.golden import golden_pictures
+from edgerec.runtime.verification import golden_pictures
+from edgerec.tflite.compatibility import require_fit
 from edgerec.train.run import Run
+from edgerec.utils.atomic import checked_output, refuse_existing, sha256, user_path
 
 Spec = TypeVar("Spec", bound=ModelSpec)
 
@@ -104,7 +104,7 @@ def ensemble(
         # What was fitted to one model's scores says nothing of all together.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
         metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
-        provenance={"members": members, "edgerec": edgerec.__version__},
+        provenance={"members": members, "edgerec": __version__},
         files={},
     )
     pictures = list(golden_pictures(opened[0]).items())

@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-import edgerec
+from edgerec._version import __version__
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
-from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image, PreprocessSpec, apply
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSource
 from edgerec.contract.target import Target
 from edgerec.data import Dataset, Split
-from edgerec.export.edgetpu import EdgeTpuReport, compiled
-from edgerec.export.fitted import fitted_decision
-from edgerec.export.novelty import Novelty, novelty_guard, refuse_kind
+from edgerec.export.anomaly import Novelty, novelty_guard, refuse_kind
+from edgerec.export.decision_fitting import fitted_decision
 from edgerec.export.variants import choose, without_folders
 from edgerec.export.writer import write_verified
+from edgerec.recipe import DataSource
 from edgerec.runtime.model import ImageModel
+from edgerec.tflite.edgetpu import EdgeTpuReport, compiled
 from edgerec.train.run import Run, split_summary
+from edgerec.utils.atomic import checked_output, refuse_existing, user_path
+from edgerec.utils.progress import Listener, ignore
 
 # Golden pictures: one of each class, so many classes at most; larger ones are shrunk to this side.
 GOLDEN_PICTURES = 10
@@ -87,7 +87,7 @@ def export_bundle(
         threshold: below this calibrated score the bundle answers ``unknown``.
         precision: fit a threshold for each label, so that this part of its answers on the validation pictures is
             right, 0 to 1.
-        novelty: an autoencoder's run, or :class:`~edgerec.export.novelty.Novelty`: the bundle answers ``unknown`` to
+        novelty: an autoencoder's run, or :class:`~edgerec.export.anomaly.Novelty`: the bundle answers ``unknown`` to
             pictures that it makes again badly.
         data: where the run's pictures are now, if they were moved.
         overwrite: replace a bundle that is there.
@@ -117,7 +117,7 @@ def export_bundle(
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content
     bundle_name = path.stem if path.suffix.lower() == ".zip" else path.name
-    provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": edgerec.__version__}
+    provenance: dict[str, Any] = {"data_digest": dataset.digest, "edgerec": __version__}
     if summary := split_summary(run.split_record):
         provenance["split"] = summary
     if run.adopted is not None:

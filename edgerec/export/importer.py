@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import edgerec
+from edgerec._version import __version__
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import DecisionSpec
-from edgerec.contract.files import checked_output, refuse_existing, user_path
 from edgerec.contract.labels import distinct, in_order, read_labels
 from edgerec.contract.manifest import Manifest
-from edgerec.contract.metadata import Metadata, has_metadata, with_metadata, without_metadata
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
-from edgerec.contract.shipped import shipped
 from edgerec.contract.target import Target
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import DataError
-from edgerec.export.edgetpu import EdgeTpuReport, compiled
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
-from edgerec.export.fit import require_fit
 from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
-from edgerec.runtime.finished import Finished
+from edgerec.runtime.third_party import Finished
+from edgerec.tflite.compatibility import require_fit
+from edgerec.tflite.edgetpu import EdgeTpuReport, compiled
+from edgerec.tflite.metadata import Metadata, has_metadata, with_metadata, without_metadata
+from edgerec.utils.atomic import checked_output, refuse_existing, user_path
+from edgerec.utils.package_data import shipped
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def import_tflite(
             "imported": {"file": source.name, "sha256": original.sha256}
             | ({"layout": original.layout.description} if original.layout else {})
             | ({} if finished is original else {"normalise": original.expected(normalise).to_text()}),
-            "edgerec": edgerec.__version__,
+            "edgerec": __version__,
         },
     )
     shown = _golden_pictures(pictures)

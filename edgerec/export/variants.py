@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.command_line import command, data_options
+from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.methods import FLOAT32
-from edgerec.compress.parity import check_drop
 from edgerec.compress.quantize import make_float32
-from edgerec.contract.files import sha256
-from edgerec.contract.progress import Listener
-from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError, unknown
-from edgerec.export.fit import require_fit
-from edgerec.train.measure import measure_of
+from edgerec.recipe import DataSource, Recipe
+from edgerec.tflite.compatibility import require_fit
+from edgerec.train.metrics import measure_of
 from edgerec.train.run import Run, best_int8
+from edgerec.utils.atomic import sha256
+from edgerec.utils.command_line import command, data_options
+from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-import edgerec
-from edgerec.contract.shipped import shipped
+from edgerec._version import __version__
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
+from edgerec.utils.package_data import shipped
 
 FOLDER = "wheels"
 # Data folders at the top level of a checkout; in an installed edgerec they are part of the package.
@@ -46,9 +46,9 @@ def edgerec_wheel() -> tuple[str, bytes]:
     except importlib.metadata.PackageNotFoundError:
         raise TargetError("edgerec runs without being installed: run pip install . in its folder") from None
     metadata = distribution.read_text("METADATA") or ""
-    if distribution.version != edgerec.__version__ or not metadata:
+    if distribution.version != __version__ or not metadata:
         raise TargetError(
-            f"edgerec {edgerec.__version__} is running, but the installed metadata is of {distribution.version}: "
+            f"edgerec {__version__} is running, but the installed metadata is of {distribution.version}: "
             "install it again with pip install"
         )
     stem = f"edgerec-{distribution.version}"
@@ -65,7 +65,7 @@ def edgerec_wheel() -> tuple[str, bytes]:
 
 
 def _package() -> dict[str, bytes]:
-    files = _tree(Path(edgerec.__file__).parent, "edgerec")
+    files = _tree(Path(__file__).resolve().parent.parent, "edgerec")
     for name in _SHIPPED:
         files |= _tree(shipped(name), f"edgerec/_shipped/{name}")
     return files

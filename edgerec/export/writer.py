@@ -12,12 +12,12 @@ from edgerec.contract.manifest import Manifest
 from edgerec.contract.preprocess import Image
 from edgerec.contract.target import Target
 from edgerec.errors import BundleError
-from edgerec.export.card import readme, requirements
-from edgerec.export.service import service_files
-from edgerec.export.sources import sources
+from edgerec.export.readme import readme, requirements
+from edgerec.export.systemd import service_files
+from edgerec.export.tflm import sources
 from edgerec.export.wheel import bundled_wheel
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.golden import make_golden, verify
+from edgerec.runtime.verification import make_golden, verify
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def write_verified(
         models: content of the model files that the manifest names.
         target: target of the bundle.
         pictures: names and images for the golden vectors.
-        figures: results on the test images, see :func:`~edgerec.export.card.readme`.
+        figures: results on the test images, see :func:`~edgerec.export.readme.readme`.
         overwrite: replace an existing bundle.
 
     Returns:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgerec.contract.recipe import AUTO, ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import RecipeError, unknown
 from edgerec.models import imagenet, own
@@ -37,6 +36,7 @@ from edgerec.models.resnet import (
 )
 from edgerec.models.simple import simple_cnn
 from edgerec.models.vgg import vgg16, vgg_small
+from edgerec.recipe import AUTO, ModelSection
 
 Builder = Callable[[Any, Any, ModelSection], Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import conv
+from edgerec.recipe import ModelSection
 
 # Pictures are halved while their side is at least twice this, so that little is left to make them again from.
 NARROWEST_PX = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
+from edgerec.recipe import ModelSection
 
 Layer = Callable[[Any], Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import conv, eights, norm, pooled, stem
+from edgerec.recipe import ModelSection
 
 BLOCKS = (6, 12, 24, 16)
 # Of Keras' weights.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import conv, depthwise, eights, excited, norm, pooled
+from edgerec.recipe import ModelSection
 
 
 @dataclass(frozen=True)

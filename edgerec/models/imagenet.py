@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError, RecipeError
+from edgerec.recipe import ModelSection
 
 # A download fails if the server sends nothing for this long.
 DOWNLOAD_TIMEOUT_S = 30.0

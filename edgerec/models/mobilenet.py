@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.errors import ModelError
 from edgerec.models.blocks import BN_MOMENTUM, pooled
+from edgerec.recipe import ModelSection
 
 
 def mobilenet_v1(keras: Any, x: Any, section: ModelSection) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import conv, depthwise, eights, excited, norm, pooled
+from edgerec.recipe import ModelSection
 
 Activation = Callable[[Any, Any], Any]
 

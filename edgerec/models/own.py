@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgerec.contract.files import real_path
-from edgerec.contract.recipe import ModelSection
 from edgerec.errors import ModelError, RecipeError, unknown
+from edgerec.recipe import ModelSection
+from edgerec.utils.atomic import real_path
 
 SHAPE = "expected a function build(keras, inputs, section) that gives a tensor (batch, n)"
 

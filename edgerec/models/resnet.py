@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import BN_MOMENTUM, conv, depthwise, eights, excited, norm, pooled, stem
+from edgerec.recipe import ModelSection
 
 # (keras, tensor, channels, stride, the layers' prefix) -> tensor
 Block = Callable[[Any, Any, int, int, str], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
+from edgerec.recipe import ModelSection
 
 
 def simple_cnn(keras: Any, x: Any, section: ModelSection) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import ModelSection
 from edgerec.models.blocks import conv, eights, norm, pooled
+from edgerec.recipe import ModelSection
 
 
 def vgg_small(keras: Any, x: Any, section: ModelSection) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # Loaded at first use: the doctor also runs where NumPy does not load.
-_PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.golden"}
+_PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.verification"}
 
 __all__ = ["Classifier", "verify"]
 
 if TYPE_CHECKING:
     from edgerec.runtime.classifier import Classifier
-    from edgerec.runtime.golden import verify
+    from edgerec.runtime.verification import verify
 
 
 def __getattr__(name: str) -> Any:

@@ -16,15 +16,15 @@ import numpy as np
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider, decide
 from edgerec.contract.preprocess import Image
-from edgerec.contract.progress import Listener, Progress, ignore
-from edgerec.contract.schema import tflite_schema
 from edgerec.errors import BundleError, MissingExtraError, SourceError
-from edgerec.runtime.child import ask_python
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.golden import golden_pictures
-from edgerec.runtime.health import Health, look
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.runtime.profile import OperatorTime, profile_operators
+from edgerec.runtime.thermal import Health, look
+from edgerec.runtime.verification import golden_pictures
+from edgerec.tflite.schema import tflite_schema
+from edgerec.utils.child_process import ask_python
+from edgerec.utils.progress import Listener, Progress, ignore
 
 # A clock that falls below this part of what it was, while the model runs, has been throttled.
 THROTTLED = 0.9
@@ -236,7 +236,7 @@ def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -
     """Seconds from a new process's start to its first answer, and the most memory that it held."""
     first = Path(bundle.path) / next(iter(pictures))
     if not first.is_file():  # in a .zip
-        from edgerec.contract.shipped import shipped
+        from edgerec.utils.package_data import shipped
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
     began = time.time()

@@ -17,7 +17,7 @@ from edgerec.contract.image_files import Levels, decode, read_image_file, why_un
 from edgerec.contract.manifest import Manifest, ModelSpec, NoveltySpec
 from edgerec.contract.preprocess import Image, apply
 from edgerec.errors import BundleError, DataError, DelegateError, RecipeError, unknown
-from edgerec.runtime.autoencoder import Autoencoder
+from edgerec.runtime.anomaly import Autoencoder
 from edgerec.runtime.model import ImageModel
 
 log = logging.getLogger(__name__)

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import DelegateError
-from edgerec.runtime.child import run_python
-from edgerec.runtime.messages import first_sentence
+from edgerec.utils.child_process import run_python
+from edgerec.utils.messages import first_sentence
+from edgerec.utils.native_output import captured_stderr
 
 PROBE_S = 20.0
 _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
-from edgerec.runtime.messages import first_sentence
-from edgerec.runtime.child import limit_resources
+from edgerec.utils.messages import first_sentence
+from edgerec.utils.child_process import limit_resources
 runtime, model = find_runtime()[1], sys.stdin.buffer.read()
 limit_resources(4 << 30)
 try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgerec.contract.flatbuffer import Graph
-from edgerec.contract.metadata import Metadata
 from edgerec.contract.preprocess import Fit
+from edgerec.tflite.flatbuffer import Graph
+from edgerec.tflite.metadata import Metadata
 
 _TEACHABLE_INPUT = re.compile(r"(serving_default_)?sequential_\d+_input(:0)?")
 _TFJS_DENSE = re.compile(r"(.*/)?dense_Dense\d+(/.*)?")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.stderr import captured_output
 from edgerec.errors import DelegateError
 from edgerec.runtime.delegate import probe
-from edgerec.runtime.messages import first_sentence
+from edgerec.utils.messages import first_sentence
+from edgerec.utils.native_output import captured_output
 
 log = logging.getLogger(__name__)
 

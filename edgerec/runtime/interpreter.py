@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.bounds import check_bounds
-from edgerec.contract.flatbuffer import require_tflite
-from edgerec.contract.stderr import captured_stderr
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import MissingExtraError, ModelError
-from edgerec.runtime.available import RUNTIMES
 from edgerec.runtime.delegate import load_delegate
 from edgerec.runtime.gpu import GPU, open_gpu
-from edgerec.runtime.messages import first_sentence
-from edgerec.runtime.probing import require_runnable
+from edgerec.tflite.flatbuffer import require_tflite
+from edgerec.tflite.probing import require_runnable
+from edgerec.tflite.runtimes import RUNTIMES
+from edgerec.tflite.verifier import check_bounds
+from edgerec.utils.messages import first_sentence
+from edgerec.utils.native_output import captured_stderr
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def open_interpreter(
 ) -> Any:
     """Return an interpreter with allocated tensors. Before, a child process runs the model to show that it is safe.
 
-    Each model is tested only once, see :func:`edgerec.runtime.probing.require_runnable`.
+    Each model is tested only once, see :func:`edgerec.tflite.probing.require_runnable`.
 
     Args:
         model: the .tflite file.

@@ -12,7 +12,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import ACTIVATIONS, BINARY, Normalise, TensorSpec, dequantize, pixel_table
 from edgerec.errors import ModelError
 from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
-from edgerec.runtime.messages import first_sentence
+from edgerec.utils.messages import first_sentence
 
 
 class ImageModel:

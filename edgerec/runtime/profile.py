@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.flatbuffer import pack, parse, read_graph
 from edgerec.runtime.interpreter import open_interpreter
+from edgerec.tflite.flatbuffer import pack, parse, read_graph
 
 # Minimum number of samples of each truncated model. The models are measured in turn.
 LEAST_ROUNDS = 15

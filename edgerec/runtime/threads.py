@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from edgerec.contract.files import cache_folder, write_file
 from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
-from edgerec.runtime.available import processors
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
+from edgerec.tflite.runtimes import processors
+from edgerec.utils.atomic import cache_folder, write_file
 
 log = logging.getLogger(__name__)
 

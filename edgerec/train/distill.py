@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.files import real_path
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError
+from edgerec.recipe import Recipe
+from edgerec.train.distillation import check_alike
 from edgerec.train.fit import fit
 from edgerec.train.run import Run
-from edgerec.train.teacher import check_alike
+from edgerec.utils.atomic import real_path
+from edgerec.utils.progress import Listener, ignore
 
 
 def distill(

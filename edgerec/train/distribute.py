@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.recipe import TrainSection
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import RecipeError, TrainError
-from edgerec.optional import require
-from edgerec.train.feed import WHOLE, Places
-from edgerec.train.keras import versions
-from edgerec.train.rendezvous import Cluster, meet
+from edgerec.recipe import TrainSection
+from edgerec.train.backend import versions
+from edgerec.train.input_pipeline import WHOLE, Places
 from edgerec.train.run import Run
+from edgerec.train.worker_handshake import Cluster, meet
+from edgerec.utils.native_output import captured_stderr
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 

@@ -15,19 +15,19 @@ from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import read_labels
 from edgerec.contract.manifest import origins
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
-from edgerec.contract.progress import Listener, Progress, ignore, steps
-from edgerec.contract.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.contract.tensors import AnyNormalise
 from edgerec.data import Dataset, Pictures, load
 from edgerec.errors import DataError, EdgerecError, ModelError
-from edgerec.optional import require
+from edgerec.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.finished import Finished
 from edgerec.runtime.model import ImageModel
-from edgerec.train.feed import EVALUATION_BATCH
+from edgerec.runtime.third_party import Finished
+from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_order
 from edgerec.train.origin import Origin, Sides, chosen_images, origin_of_bundle, origin_of_run
 from edgerec.train.run import AGREEMENT, Run
+from edgerec.utils.optional import require
+from edgerec.utils.progress import Listener, Progress, ignore, steps
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from edgerec.contract.files import write_file
 from edgerec.errors import EdgerecError, OutputExistsError, RunError
-from edgerec.train.recorder import checkpoints
-from edgerec.train.rendezvous import Cluster
+from edgerec.train.callbacks import checkpoints
 from edgerec.train.run import Run
 from edgerec.train.transfer import stages
+from edgerec.train.worker_handshake import Cluster
+from edgerec.utils.atomic import write_file
 
 log = logging.getLogger(__name__)
 

@@ -11,45 +11,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.command_line import command
-from edgerec.contract.files import checked_output, real_path, refuse_existing, replacing_folder, user_path, write_file
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
 from edgerec.data import Dataset, Split, load, recorded_split, split_dataset
-from edgerec.data.packed import is_remote
 from edgerec.data.quick_checks import quick_warnings
-from edgerec.data.sources import NAMED, refuse_missing
+from edgerec.data.readers import NAMED, refuse_missing
+from edgerec.data.tfrecord_reader import is_remote
 from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, RunError
+from edgerec.importing.keras3 import offer_keras3
+from edgerec.importing.keras_files import check_opens, load_checkpoint, load_model, load_weights
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
-from edgerec.optional import require
-from edgerec.train import baseline, novelty, plots
-from edgerec.train.auto import with_architecture, with_epochs
-from edgerec.train.distribute import Team, together, written_by_the_chief
-from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.extend import extend
-from edgerec.train.feed import (
-    evaluation_feed,
-    evaluation_steps,
-    naming_broken_records,
-    steps_per_epoch,
-    training_feed,
-)
-from edgerec.train.ignored import warn_ignored
-from edgerec.train.keras import (
+from edgerec.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
+from edgerec.train import anomaly as novelty
+from edgerec.train import baseline
+from edgerec.train import training_plots as plots
+from edgerec.train.automatic_recipe import with_architecture, with_epochs
+from edgerec.train.backend import (
     UNREADABLE,
     compile_classifier,
     keras,
     prepare,
     versions,
 )
-from edgerec.train.keras3 import offer_keras3
-from edgerec.train.keras_files import check_opens, load_checkpoint, load_model, load_weights
+from edgerec.train.callbacks import OnEpoch, checkpoints, next_stage, recorder
+from edgerec.train.distillation import Teacher, find_teacher
+from edgerec.train.distribute import Team, together, written_by_the_chief
+from edgerec.train.evaluate import figures, keras_scorer
+from edgerec.train.extend import extend
+from edgerec.train.ignored import warn_ignored
+from edgerec.train.input_pipeline import (
+    evaluation_feed,
+    evaluation_steps,
+    naming_broken_records,
+    steps_per_epoch,
+    training_feed,
+)
 from edgerec.train.leakage import check_exposure, with_weights_file
 from edgerec.train.optimizer import optimizer, restored_optimizer
 from edgerec.train.precision import in_float32, in_suited
-from edgerec.train.recorder import OnEpoch, checkpoints, next_stage, recorder
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
-from edgerec.train.teacher import Teacher, find_teacher
 from edgerec.train.transfer import (
     Stage,
     checked_source,
@@ -60,6 +58,10 @@ from edgerec.train.transfer import (
     stage_rate,
     stages,
 )
+from edgerec.utils.atomic import checked_output, real_path, refuse_existing, replacing_folder, user_path, write_file
+from edgerec.utils.command_line import command
+from edgerec.utils.optional import require
+from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 

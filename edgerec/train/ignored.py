@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from edgerec.contract.recipe import Recipe
 from edgerec.models import BACKBONE, reconstructs
+from edgerec.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgerec.contract.labels import read_labels
 from edgerec.errors import DataError
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 

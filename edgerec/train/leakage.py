@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.bounded import parse_json
-from edgerec.contract.files import real_path
-from edgerec.contract.recipe import AUTO, ModelSection, Recipe
 from edgerec.data import Dataset, Split, recorded_split
 from edgerec.errors import RecipeError
 from edgerec.models import OWN
+from edgerec.recipe import AUTO, ModelSection, Recipe
 from edgerec.train.run import TRAINED_IMAGES, Run, separated_digests
+from edgerec.utils.atomic import real_path
+from edgerec.utils.bounded import parse_json
 
 log = logging.getLogger(__name__)
 

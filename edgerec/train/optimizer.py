@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgerec.train.keras import keras
+from edgerec.train.backend import keras
 
 # Schedule "plateau": smallest decrease of the validation loss that counts as an improvement, number of epochs without
 # improvement before the rate is reduced, and factor of the reduction.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.contract.recipe import Recipe
 from edgerec.data import Dataset, recorded_split, split_dataset
 from edgerec.data.split import expected_sides
 from edgerec.errors import DataError
+from edgerec.recipe import Recipe
 from edgerec.train.leakage import shortened
 from edgerec.train.run import Run, separated_digests
 

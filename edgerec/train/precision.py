@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from edgerec.train.keras import every_layer, keras
+from edgerec.train.backend import every_layer, keras
 
 log = logging.getLogger(__name__)
 

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.command_line import command
-from edgerec.contract.bounded import check_structure, parse_json
-from edgerec.contract.files import read_at_most, real_path, replacing, user_path, write_file
-from edgerec.contract.lock import Lock
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSource, Recipe
 from edgerec.contract.tensors import parse_normalise
 from edgerec.data import Dataset, Split, load, recorded_split
 from edgerec.errors import DataError, EdgerecError, RunError
+from edgerec.importing import saved_model
+from edgerec.importing.keras_files import load_model
 from edgerec.models import OWN, least_size_px, reconstructs
-from edgerec.train import saved_model
-from edgerec.train.keras_files import load_model
-from edgerec.train.rendezvous import Cluster
+from edgerec.recipe import DataSource, Recipe
+from edgerec.train.worker_handshake import Cluster
+from edgerec.utils.atomic import read_at_most, real_path, replacing, user_path, write_file
+from edgerec.utils.bounded import check_structure, parse_json
+from edgerec.utils.command_line import command
+from edgerec.utils.lock import Lock
+from edgerec.utils.progress import Listener, ignore
 from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)

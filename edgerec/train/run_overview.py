@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import EdgerecError, RunError
+from edgerec.recipe import Recipe
 from edgerec.train.run import Run, best_int8, separated_digests
 
 log = logging.getLogger(__name__)

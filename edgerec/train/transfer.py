@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import ModelError, RecipeError
+from edgerec.importing.foreign_keras import expects_pixels, read_foreign
+from edgerec.importing.graph_rewriter import Rebuild, flatten
 from edgerec.models import BACKBONE, build
 from edgerec.models.imagenet import RANGE
-from edgerec.train.foreign import expects_pixels, read_foreign
-from edgerec.train.keras import every_layer, freeze_batch_normalization, keras
+from edgerec.recipe import Recipe
+from edgerec.train.backend import every_layer, freeze_batch_normalization, keras
 from edgerec.train.optimizer import learning_rate
-from edgerec.train.rebuild import Rebuild, flatten
 
 log = logging.getLogger(__name__)
 

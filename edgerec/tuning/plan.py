@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.bounded import read_json
-from edgerec.contract.files import write_file
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import RecipeError, StudyError, unknown
+from edgerec.recipe import Recipe
 from edgerec.runtime.interpreter import fingerprint
-from edgerec.tuning.cost import PLACES, Limits
-from edgerec.tuning.space import Space, read_space, to_toml, to_values
+from edgerec.tuning.search_space import Space, read_space, to_toml, to_values
+from edgerec.tuning.trial_cost import PLACES, Limits
+from edgerec.utils.atomic import write_file
+from edgerec.utils.bounded import read_json
 from edgerec.utils.text import to_json
 
 OBJECTIVES = ("accuracy", "ms", "bytes", "memory")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.files import write_file
-from edgerec.tuning.cost import PLACES, shown
 from edgerec.tuning.plan import OBJECTIVES, Plan
-from edgerec.tuning.space import applied
+from edgerec.tuning.search_space import applied
+from edgerec.tuning.trial_cost import PLACES, shown
+from edgerec.utils.atomic import write_file
 from edgerec.utils.text import csv_line
 
 TRIALS, BEST, FRONT, TABLE, PICTURE = "trials", "best.toml", "pareto", "trials.csv", "plots/study.png"
@@ -31,7 +31,7 @@ class TrialRow:
         state: ``complete``; ``pruned``: it lagged behind and was stopped; ``refused``: past a limit, or impossible,
             and not trained; ``failed``: its process was stopped or killed; ``running`` or ``waiting``.
         accuracy: the best epoch's on the validation pictures, 0 to 1; of a pruned one as far as it came.
-        ms, bytes, memory, macs, parameters: see :class:`~edgerec.tuning.cost.Cost`; None where they were not measured.
+        ms, bytes, memory, macs, parameters: see :class:`~edgerec.tuning.trial_cost.Cost`; None if not measured.
         epochs, seconds: of the training.
         reason: why it has no result, or whose it has.
         params: the recipe's keys that were searched.

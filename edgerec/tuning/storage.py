@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
-from edgerec.optional import require
-from edgerec.train.keras import cause
+from edgerec.train.backend import cause
 from edgerec.tuning.plan import PRUNERS, refuse_other
+from edgerec.utils.optional import require
 from edgerec.utils.secrets import read_secret
 from edgerec.utils.urls import redacted
 

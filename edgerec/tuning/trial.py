@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.progress import Listener, Progress
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import EdgerecError, ModelError, RecipeError, TrainError
 from edgerec.models import least_size_px
-from edgerec.optional import require
+from edgerec.recipe import Recipe
+from edgerec.train.backend import keras
 from edgerec.train.fit import fit
-from edgerec.train.keras import keras
 from edgerec.train.run import Run, best_epoch
-from edgerec.tuning.cost import Cost, TooCostlyError, measure
 from edgerec.tuning.plan import Plan
 from edgerec.tuning.results import ACCURACY, COST, EPOCHS, NETWORK, REASON, REFUSED, SECONDS, run_folder
-from edgerec.tuning.space import applied, suggest
+from edgerec.tuning.search_space import applied, suggest
+from edgerec.tuning.trial_cost import Cost, TooCostlyError, measure
+from edgerec.utils.optional import require
+from edgerec.utils.progress import Listener, Progress
 
 
 class TimeIsUpError(Exception):

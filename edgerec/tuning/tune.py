@@ -11,17 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec.contract.files import checked_output, real_path
-from edgerec.contract.lock import Lock
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import Recipe
 from edgerec.errors import OutputExistsError, RecipeError, StudyError, unknown
 from edgerec.models import reconstructs
 from edgerec.models.own import is_own
+from edgerec.recipe import Recipe
+from edgerec.train.backend import prepare
 from edgerec.train.fit import resolved
-from edgerec.train.keras import prepare
 from edgerec.train.leakage import check_exposure
-from edgerec.tuning.cost import PLACES, Limits, shown
 from edgerec.tuning.plan import (
     ABOUT,
     Kept,
@@ -32,7 +28,6 @@ from edgerec.tuning.plan import (
     checked_pruner,
     refuse_other,
 )
-from edgerec.tuning.plots import draw_study
 from edgerec.tuning.results import (
     KEEP,
     PICTURE,
@@ -43,7 +38,8 @@ from edgerec.tuning.results import (
     run_folder,
     write_results,
 )
-from edgerec.tuning.space import Choices, default_space, own_point, read_space
+from edgerec.tuning.search_plots import draw_study
+from edgerec.tuning.search_space import Choices, default_space, own_point, read_space
 from edgerec.tuning.storage import (
     DATABASE,
     HEARTBEAT_S,
@@ -53,6 +49,10 @@ from edgerec.tuning.storage import (
     make_sampler,
 )
 from edgerec.tuning.trial import TimeIsUpError, Trials
+from edgerec.tuning.trial_cost import PLACES, Limits, shown
+from edgerec.utils.atomic import checked_output, real_path
+from edgerec.utils.lock import Lock
+from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgerec.camera.frame import Result
-from edgerec.camera.states import StateChange
+from edgerec.camera.source_state import StateChange
 
 
 class Sink(Protocol):

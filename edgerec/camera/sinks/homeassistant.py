@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgerec import __version__
+from edgerec._version import __version__
 from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image
-from edgerec.optional import require
-from edgerec.runtime.fonts import Font, ascii_text, installed_fonts, needs_shaping, split_by_font
+from edgerec.utils.fonts import Font, ascii_text, installed_fonts, needs_shaping, split_by_font
+from edgerec.utils.optional import require
 from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.broker import Broker, Connection, is_topic_prefix
 from edgerec.camera.sinks.events import Changes, decision_event, safe_name, source_name, source_of
 from edgerec.camera.sinks.homeassistant import discovery
-from edgerec.camera.sinks.outbox import Outbox
-from edgerec.camera.states import StateChange
+from edgerec.camera.sinks.mqtt_client import Broker, Connection, is_topic_prefix
+from edgerec.camera.sinks.mqtt_queue import Outbox
+from edgerec.camera.source_state import StateChange
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import EdgerecError
 from edgerec.utils.text import to_json

@@ -14,14 +14,14 @@ from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Protocol
 
-from edgerec import __version__
+from edgerec._version import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import Changes, source_name, source_of
-from edgerec.camera.states import State, StateChange
+from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import EdgerecError
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 

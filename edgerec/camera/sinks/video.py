@@ -15,13 +15,13 @@ import numpy as np
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.window import FrameRate, overlay
+from edgerec.camera.source_state import StateChange
 from edgerec.camera.sources.opencv import prepare
-from edgerec.camera.states import StateChange
-from edgerec.contract.files import checked_output
-from edgerec.contract.lock import Lock
 from edgerec.contract.preprocess import Image
 from edgerec.errors import EdgerecError, OutputExistsError
-from edgerec.optional import require
+from edgerec.utils.atomic import checked_output
+from edgerec.utils.lock import Lock
+from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # FFmpeg's suffix for MP4 files that consist of fragments. An ordinary MP4 file cannot be played until its index is

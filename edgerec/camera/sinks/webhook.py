@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from edgerec import __version__
+from edgerec._version import __version__
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import Changes, decision_event
+from edgerec.camera.source_state import StateChange
 from edgerec.camera.sources.http import Reader, connect, failure, handshake, remaining_s, status_text
-from edgerec.camera.states import StateChange
 from edgerec.errors import AddressError, EdgerecError
 from edgerec.utils.secrets import read_secret
 from edgerec.utils.text import to_json

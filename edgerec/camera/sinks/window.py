@@ -11,11 +11,11 @@ import numpy as np
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.label_text import draw_ascii, draw_label
-from edgerec.camera.states import StateChange
+from edgerec.camera.source_state import StateChange
 from edgerec.contract.preprocess import Image
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import EdgerecError
-from edgerec.optional import require
+from edgerec.utils.native_output import captured_stderr
+from edgerec.utils.optional import require
 
 TITLE = "edgerec"
 # Smaller pictures are enlarged to this height, so that the text beside them can be read.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks import Sink
-from edgerec.camera.states import StateChange
+from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 

@@ -1,134 +1,25 @@
-"""Where frames come from."""
+"""Sources of frames: cameras, streams, files, and the URIs that name them."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+from edgerec.camera.sources.base import Address, CaptureFormat, Source
 from edgerec.contract.image_files import Levels
-from edgerec.contract.preprocess import Image
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.secrets import read_secret
 from edgerec.utils.urls import Url, redacted
 
-
-@dataclass(frozen=True)
-class CaptureFormat:
-    """What a camera is asked for, or gives. 0 and an empty text leave it to the camera.
-
-    Attributes:
-        width, height: pixels.
-        fps: frames a second.
-        fourcc: the pixel format by its four letters, such as ``MJPG`` or ``YUYV``.
-    """
-
-    width: int = 0
-    height: int = 0
-    fps: float = 0.0
-    fourcc: str = ""
-
-    def __str__(self) -> str:
-        size = f"{self.width}x{self.height}" if self.width else ""
-        rate = f"{self.fps:g} frames/s" if self.fps else ""
-        return ", ".join(part for part in (size, rate, self.fourcc) if part)
-
-
-class Source(Protocol):
-    """Protocol of an open source. ``format`` is the actual format of the images, complete after the first image.
-
-    A source can have these optional members:
-
-    - ``interrupt()`` ends ``images`` from another thread, even while it waits for data.
-    - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
-    - ``captured_s`` is the monotonic time in seconds at which the last image was captured; without it, frames get the
-      time at which the image arrived.
-    - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
-    - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
-      is computed from ``format.fps``.
-    """
-
-    @property
-    def format(self) -> CaptureFormat: ...
-
-    def images(self) -> Iterator[tuple[Image, str]]:
-        """Each picture, uint8 ``(H, W, 3)`` RGB, with the name of where it comes from."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the device or file."""
-        ...
-
-
-@dataclass(frozen=True)
-class Address:
-    """The address of a source that has not been opened yet.
-
-    Attributes:
-        name: the URI without secrets, for display.
-        live: whether the source delivers images in real time, such as a camera, so that old frames are useless.
-        remote: whether the source is a server. A server that does not respond at the start is tried again; a local
-            camera that does not exist is an error.
-        open: function that opens the source; raises :class:`SourceError` if this fails.
-        wanted: size, rate and format to request from a camera.
-        stream: True if the images form a continuous video; False for the images of a folder.
-        identity: the URI without user and password; two addresses of the same source have the same identity.
-    """
-
-    name: str
-    live: bool
-    remote: bool
-    open: Callable[[], Source]
-    wanted: CaptureFormat = CaptureFormat()
-    stream: bool = True
-    identity: str = field(default="", repr=False)
-
-
-# Frame rate that is assumed if a file does not state one.
-NOMINAL_FPS = 25.0
+__all__ = ["Address", "CaptureFormat", "Source", "find_source"]
 
 _URL_SCHEMES = ("rtsp", "rtsps", "http", "https")
 _SCHEMES = (*_URL_SCHEMES, "synthetic", "picamera2")
 _EXAMPLE = "synthetic:640x480@30"
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?")
-
-
-class LoopingSource:
-    """A source that repeats a video file or a folder of images endlessly.
-
-    Attributes:
-        position_s: media time of the current image in seconds from the start of the first repetition; None for a
-            folder.
-    """
-
-    def __init__(self, open_file: Callable[[], Source]) -> None:
-        self._open = open_file
-        self._source = open_file()
-        self.position_s: float | None = None
-
-    @property
-    def format(self) -> CaptureFormat:
-        return self._source.format
-
-    def images(self) -> Iterator[tuple[Image, str]]:
-        """Yield the images repeatedly; raises :class:`SourceError` if there are none."""
-        start_s = 0.0
-        while True:
-            for image, name in self._source.images():
-                position_s = getattr(self._source, "position_s", None)
-                self.position_s = None if position_s is None else start_s + position_s
-                yield image, name
-            start_s = (self.position_s or 0.0) + 1 / (self.format.fps or NOMINAL_FPS)
-            self._source.close()
-            self._source = self._open()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
 
 
 def find_source(
@@ -201,6 +92,8 @@ def find_source(
 
 
 def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source]:
+    from edgerec.camera.sources.files import LoopingSource
+
     return (lambda: LoopingSource(open_file)) if loop else open_file
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from edgerec.camera.sources import CaptureFormat, Source
+from edgerec.camera.sources.base import CaptureFormat, Source
 from edgerec.camera.sources.opencv import OpenCVSource
 from edgerec.camera.sources.picamera import PicameraSource, camera_modules
 from edgerec.errors import SourceError

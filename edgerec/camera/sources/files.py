@@ -1,16 +1,16 @@
-"""Source that reads a folder of images."""
+"""Sources of files: a folder of images, and the repetition of a folder or video."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgerec.camera.sources import CaptureFormat
-from edgerec.contract.folders import visible_files, visible_folders
+from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat, Source
 from edgerec.contract.image_files import Levels, decode, read_image_file, why_unreadable
 from edgerec.contract.preprocess import Image
 from edgerec.errors import DataError, SourceError
+from edgerec.utils.folders import visible_files, visible_folders
 
 log = logging.getLogger(__name__)
 
@@ -56,3 +56,37 @@ class FolderSource:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class LoopingSource:
+    """A source that repeats a video file or a folder of images endlessly.
+
+    Attributes:
+        position_s: media time of the current image in seconds from the start of the first repetition; None for a
+            folder.
+    """
+
+    def __init__(self, open_file: Callable[[], Source]) -> None:
+        self._open = open_file
+        self._source = open_file()
+        self.position_s: float | None = None
+
+    @property
+    def format(self) -> CaptureFormat:
+        return self._source.format
+
+    def images(self) -> Iterator[tuple[Image, str]]:
+        """Yield the images repeatedly; raises :class:`SourceError` if there are none."""
+        start_s = 0.0
+        while True:
+            for image, name in self._source.images():
+                position_s = getattr(self._source, "position_s", None)
+                self.position_s = None if position_s is None else start_s + position_s
+                yield image, name
+            start_s = (self.position_s or 0.0) + 1 / (self.format.fps or NOMINAL_FPS)
+            self._source.close()
+            self._source = self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()

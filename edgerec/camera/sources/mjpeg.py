@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.camera.sources import CaptureFormat, Source
+from edgerec.camera.sources.base import CaptureFormat, Source
 from edgerec.camera.sources.http import HttpStream
 from edgerec.contract.preprocess import Image, decode
-from edgerec.contract.stderr import captured_stderr
 from edgerec.errors import SourceError
-from edgerec.optional import require
+from edgerec.utils.native_output import captured_stderr
+from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
 # From one whole picture to the next; the watchdog is usually quicker.

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat
+from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat
 from edgerec.camera.sources.rtsp import without_redirects
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
-from edgerec.optional import require
-from edgerec.runtime.programs import programs_using
+from edgerec.runtime.device_users import programs_using
+from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
 OPEN_MS = 10_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.camera.sources import CaptureFormat
+from edgerec.camera.sources.base import CaptureFormat
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
 

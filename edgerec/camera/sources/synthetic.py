@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgerec.camera.sources import NOMINAL_FPS, CaptureFormat
+from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat
 from edgerec.contract.preprocess import Image
 
 

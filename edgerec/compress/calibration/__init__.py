@@ -1,6 +1,6 @@
 """Calibration sets: the training pictures that set activation ranges in post-training quantization."""
 
-from edgerec.compress.calibration.draw import draw, make, pin_range, read_recipe, show
-from edgerec.compress.calibration.sets import CalibrationSet
+from edgerec.compress.calibration.api import draw, make, pin_range, read_recipe, show
+from edgerec.compress.calibration.calibration_set import CalibrationSet
 
 __all__ = ["CalibrationSet", "draw", "make", "pin_range", "read_recipe", "show"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 # Colours are looked at in so many cells a side, of pictures of so many pixels a side.
 CELLS, SIDE_PX = 4, 16

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.calibration.channel_order import judge_order
-from edgerec.compress.calibration.given import Finding, Offered, listed, open_offered
-from edgerec.compress.calibration.picking import stratified
+from edgerec.compress.calibration.loading import Finding, Offered, listed, open_offered
+from edgerec.compress.calibration.sampling import stratified
 from edgerec.contract.preprocess import PreprocessSpec
-from edgerec.contract.progress import Listener, ignore
-from edgerec.contract.recipe import DataSource
 from edgerec.data import Dataset, Split
-from edgerec.data.likeness import NEAR_LEVELS, distances, thumbnails, to_nearest_other
+from edgerec.data.near_duplicates import NEAR_LEVELS, distances, thumbnails, to_nearest_other
+from edgerec.recipe import DataSource
 from edgerec.train.run import Run
+from edgerec.utils.progress import Listener, ignore
 
 # Fewer pictures than this leave the ranges to chance; ten did as well as five hundred on two networks.
 FEW = 10

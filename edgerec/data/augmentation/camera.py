@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation.draw import Name, key, per_picture, uniform
-from edgerec.optional import require
+from edgerec.recipe import AugmentSection
+from edgerec.utils.optional import require
 
 # Pixel values are about this root of the light (IEC 61966-2-1): a stop of light is 2 ** (1 / 2.2) of value.
 DISPLAY_GAMMA = 2.2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation.draw import Name, per_picture, uniform
-from edgerec.optional import require
+from edgerec.recipe import AugmentSection
+from edgerec.utils.optional import require
 
 # What red, green and blue add to the lightness (ITU-R BT.709), and the rotation of colours by a right angle about the
 # grey axis that keeps it: the matrices of feColorMatrix, "saturate" and "hueRotate" (W3C Filter Effects, 9.6).

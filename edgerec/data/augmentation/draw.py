@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-from edgerec.optional import require
+from edgerec.utils.optional import require
 
 # Names are numbered below this, so that two seeds never meet.
 NAMES = 64

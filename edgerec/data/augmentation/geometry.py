@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation import randaugment
 from edgerec.data.augmentation.draw import Name, sign, uniform
-from edgerec.optional import require
+from edgerec.recipe import AugmentSection
+from edgerec.utils.optional import require
 
 # Width to height of what is cut out, as in arXiv:1409.4842.
 ASPECTS = (3 / 4, 4 / 3)

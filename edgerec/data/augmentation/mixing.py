@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation.draw import Name, key, per_picture, uniform
-from edgerec.optional import require
+from edgerec.recipe import AugmentSection
+from edgerec.utils.optional import require
 
 
 def cutout(pixels: Any, seed: Any, section: AugmentSection) -> Any:

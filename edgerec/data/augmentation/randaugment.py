@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgerec.contract.recipe import AugmentSection
 from edgerec.data.augmentation import colour
 from edgerec.data.augmentation.draw import Name, per_picture, sign, uniform
-from edgerec.optional import require
+from edgerec.recipe import AugmentSection
+from edgerec.utils.optional import require
 
 SHEAR, SHIFT, TURN_DEG, ENHANCE, BITS = 0.3, 150 / 331, 30.0, 0.9, 4
 

@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import safe_name, source_of
-from edgerec.camera.sinks.web.album import Album
-from edgerec.camera.sinks.web.board import Board, Shown
-from edgerec.contract.bounded import parse_json
+from edgerec.camera.sinks.web.label_store import Album
+from edgerec.camera.sinks.web.state import Board, Shown
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
+from edgerec.utils.bounded import parse_json
 from edgerec.utils.clock import unix_s
 from edgerec.utils.text import to_json
 

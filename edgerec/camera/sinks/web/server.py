@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgerec.camera.sinks.web.guard import MOST_HEADER_BYTES
+from edgerec.camera.sinks.web.auth import MOST_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, listen
-from edgerec.camera.sinks.web.album import MAX_BYTES, Album
-from edgerec.camera.sinks.web.board import Board
-from edgerec.camera.states import StateChange
-from edgerec.contract.files import checked_output
+from edgerec.camera.sinks.web.label_store import MAX_BYTES, Album
+from edgerec.camera.sinks.web.state import Board
+from edgerec.camera.source_state import StateChange
 from edgerec.errors import EdgerecError
-from edgerec.optional import require
+from edgerec.utils.atomic import checked_output
+from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class WebSink:
         self._board = Board()
 
         from edgerec.camera.sinks.web.app import Page, page_file
-        from edgerec.camera.sinks.web.guard import Guard
+        from edgerec.camera.sinks.web.auth import Guard
         from edgerec.camera.sinks.web.server import Server
 
         page = Page(self._board, labels, album).app()

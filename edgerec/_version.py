@@ -1,0 +1,3 @@
+"""Version of edgerec."""
+
+__version__ = "0.1.0"

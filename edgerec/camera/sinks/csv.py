@@ -1,0 +1,178 @@
+"""Predictions as rows of a CSV file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgerec.camera.frame import Result
+from edgerec.camera.source_state import StateChange
+from edgerec.errors import EdgerecError, InUseError, OutputExistsError
+from edgerec.utils.atomic import checked_output
+from edgerec.utils.lock import lock_descriptor
+from edgerec.utils.text import csv_line
+
+COLUMNS = (
+    "captured_s",
+    "source",
+    "frame",
+    "age_ms",
+    "label",
+    "index",
+    "score",
+    "decision",
+    "decision_score",
+    "changed",
+)
+Existing = Literal["refuse", "overwrite", "append"]
+SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
+
+
+class Table:
+    """Writes a CSV file with a header and one row per result. ``captured_s`` is Unix time, and scores are in [0, 1].
+
+    Each row is written immediately with a single system call, so that all rows are complete even if the process is
+    killed.
+    """
+
+    closed = False
+    name = "csv"
+    uses_images = False
+
+    def __init__(self, path: str | Path, existing: Existing = "refuse") -> None:
+        """Create the file and write the header.
+
+        Args:
+            path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
+            existing: what to do if the file exists: ``"refuse"``, ``"overwrite"`` a table that this class wrote, or
+                ``"append"`` to a table with the same columns, e.g. after a service was restarted.
+
+        Raises:
+            OutputExistsError: the file exists, and either ``existing`` is ``"refuse"`` or the file is not a table.
+            EdgerecError: the file cannot be written, has another suffix, or has other columns.
+        """
+        if existing not in get_args(Existing):
+            raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
+        self._path = checked_output(path, suffixes=SUFFIXES)
+        self.outputs = (self._path,)
+        self._overwrite, self._replaces = existing == "overwrite", existing != "append"
+        self._begun = False
+        if self._overwrite:
+            _refuse_other_file(self._path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            self._file = os.open(self._path, flags | (os.O_EXCL if existing == "refuse" else 0), 0o666)
+        except FileExistsError:
+            raise OutputExistsError(
+                f"{path} exists: give another name, or --overwrite it, or --csv-append to it"
+            ) from None
+        except OSError as error:
+            raise EdgerecError(
+                f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
+            ) from None
+        try:
+            self._check()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def write(self, result: Result) -> None:
+        """Write one row. If this fails, remove the incomplete row from the file and raise :class:`EdgerecError`."""
+        self._begin()
+        answer, decision = result.classification, result.decision
+        said = result.to_dict()
+        decided: list[Any] = ["", "", ""]
+        if decision is not None:
+            decided = [decision.label, f"{decision.score:.4f}", int(decision.changed)]
+        self._row(
+            [
+                f"{said['captured_s']:.6f}",
+                result.frame.source,
+                result.frame.index,
+                f"{result.age_ms:.3f}",
+                answer.label,
+                answer.index,
+                f"{answer.score:.4f}",
+                *decided,
+            ]
+        )
+
+    def state(self, change: StateChange) -> None:
+        """Prepare the file at the first state change, which shows that the camera has started. Write no row."""
+        self._begin()
+
+    def close(self) -> None:
+        """Flush the rows to the disk."""
+        with contextlib.suppress(OSError):  # a pipe or a device
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def _check(self) -> None:
+        """Lock the file and check its header. A new file gets its header; an existing file does not change."""
+        status = os.fstat(self._file)
+        # A shared lock, because several processes may append rows to the same table.
+        if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._replaces):
+            raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
+        if not status.st_size:
+            self._row(COLUMNS)
+            self._begun = True
+            return
+        header = _line(COLUMNS)
+        if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
+            raise EdgerecError(
+                f"{self._path} is not a table that edgerec camera wrote with these columns: give another name"
+            )
+
+    def _begin(self) -> None:
+        """Truncate or repair an existing file. Called at the first event, because all other sinks are open by then."""
+        if self._begun:
+            return
+        self._begun = True
+        if self._overwrite:
+            os.ftruncate(self._file, 0)
+            self._row(COLUMNS)
+        elif (
+            _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n"
+        ):  # a power failure has truncated the last row
+            os.write(self._file, b"\n")
+
+    def _row(self, values: Sequence[Any]) -> None:
+        line, before = _line(values), os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise EdgerecError(f"{self._path}: {error.strerror}; its rows so far are whole") from None
+        if written < len(line):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise EdgerecError(f"{self._path}: no space left for another row; its rows so far are whole")
+
+
+def _read_at(file: int, position: int, count: int) -> bytes:
+    os.lseek(
+        file, position, os.SEEK_SET
+    )  # Windows has no os.pread. The changed position does not matter, because writes always append.
+    return os.read(file, count)
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Raise :class:`OutputExistsError` if ``path`` is a file that is neither empty nor a table of this class."""
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(len(COLUMNS[0]) + 1)
+    except OSError as error:
+        raise EdgerecError(f"{path} cannot be read ({error.strerror}): choose another name") from None
+    if start not in (b"", f"{COLUMNS[0]},".encode()):
+        raise OutputExistsError(
+            f"{path} is not a table of edgerec camera, so it is not overwritten: choose another name"
+        )
+
+
+def _line(values: Sequence[Any]) -> bytes:
+    return csv_line(values).encode()

@@ -1,0 +1,256 @@
+"""Save selected images as future training data. The oldest images are deleted when a size limit is reached."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import heapq
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from edgerec.camera.frame import Result
+from edgerec.camera.sinks.events import safe_name, source_of
+from edgerec.camera.source_state import StateChange
+from edgerec.contract.decision import TIME_TOLERANCE_S, UNKNOWN
+from edgerec.contract.preprocess import Image, encode_png
+from edgerec.errors import EdgerecError
+from edgerec.utils.atomic import checked_output
+from edgerec.utils.clock import unix_s
+from edgerec.utils.lock import Lock
+from edgerec.utils.names import file_name, file_names
+from edgerec.utils.optional import require
+from edgerec.utils.sizes import disk_space
+
+Rule = Literal["low-confidence", "changes", "all"]
+JPEG_QUALITY = 95
+# Number of the oldest images whose paths are in memory. After their deletion, the folder is searched again.
+MAX_LISTED = 4096
+# Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
+# digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
+# wrote names without a digest.
+_SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
+_PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
+
+
+@dataclass(frozen=True)
+class SaveSpec:
+    """Settings that select the images to save and limit their disk space.
+
+    Attributes:
+        rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
+        most_bytes: maximum total size of the images; the oldest are deleted first.
+        reserve_bytes: minimum free disk space; images are also deleted to keep this space free.
+        below: a frame has low confidence if its best score is less than this.
+        margin: a frame also has low confidence if its two best scores differ by at most this.
+        least_s: minimum time in seconds between two saved images of a source.
+        png: save lossless PNG files, which are several times as large as JPEG files.
+    """
+
+    rule: Rule = "low-confidence"
+    most_bytes: int = 500_000_000
+    reserve_bytes: int = 200_000_000
+    below: float = 0.6
+    margin: float = 0.2
+    least_s: float = 0.0
+    png: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"save is {self.rule!r}; expected one of {', '.join(get_args(Rule))}")
+        if self.most_bytes < 1 or self.reserve_bytes < 0 or self.least_s < 0:
+            raise ValueError("most_bytes is 1 or more, reserve_bytes and least_s 0 or more")
+        if not (0 <= self.below <= 1 and 0 <= self.margin <= 1):
+            raise ValueError(f"below is {self.below} and margin {self.margin}; expected 0 to 1")
+
+
+class SavedPictures:
+    """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, so that ``edgerec train`` can use the folder.
+
+    Each image shows the region that the model classified. The label is the predicted one; users correct a label by
+    moving the file to another subfolder. If the total size would exceed the limit, the oldest images are deleted,
+    including images of earlier runs. Only files that this class has written and that were not moved are deleted.
+    Images that were moved within the folder are never deleted but count toward the limit.
+
+    Attributes:
+        saved: number of saved files.
+    """
+
+    closed = False
+    name = "save"
+
+    def __init__(self, folder: str | Path, spec: SaveSpec | None = None, labels: Iterable[str] = ()) -> None:
+        """Create and lock the folder, and find the images of earlier runs.
+
+        Args:
+            folder: folder of the images.
+            spec: which images to save, and the size limits.
+            labels: labels of the bundle. If some of them differ only in case, their folders get different names.
+
+        Raises:
+            InUseError: another process saves images in the folder.
+            EdgerecError: the folder cannot be written.
+        """
+        self.saved = 0
+        self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
+        self.outputs = (self._folder,)
+        self._names = file_names((*labels, UNKNOWN))
+        self._last: dict[str, tuple[float, str]] = {}
+        self._oldest: deque[tuple[Path, int]] = deque()
+        self._complete = True  # whether _oldest contains all images that may be deleted
+        self._held = self._kept = 0
+        lock = None
+        try:
+            lock = Lock(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._scan()
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            if lock:
+                lock.close()
+            if isinstance(error, EdgerecError):
+                raise
+            raise EdgerecError(
+                f"images cannot be saved in {folder} ({error.strerror}): choose another folder"
+            ) from None
+        self._lock = lock
+
+    def write(self, result: Result) -> None:
+        """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is no room."""
+        label = self._wanted(result)
+        if label is None:
+            return
+        content = self._encoded(result.frame.image)
+        path = self._path(result, label)
+        try:
+            if not self._make_room(disk_space(len(content))):
+                kept = f"; images that were moved within the folder use {self._kept / 1e6:.1f} MB" if self._kept else ""
+                raise EdgerecError(
+                    f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{kept}. "
+                    "Free some space, move images out of the folder, or increase --save-max"
+                )
+            self._write(path, content)
+        except OSError as error:
+            raise EdgerecError(f"an image cannot be saved in {self._folder}: {error.strerror}") from None
+        self._last[result.frame.feed] = result.frame.captured_s, label
+        self.saved += 1
+
+    def state(self, change: StateChange) -> None:
+        """Do nothing, because a state change has no image."""
+
+    def close(self) -> None:
+        """Release the lock of the folder."""
+        self._lock.close()
+
+    def _wanted(self, result: Result) -> str | None:
+        """Return the label of the folder in which the frame is saved, or None if it is not selected."""
+        spec, answer, decision = self._spec, result.classification, result.decision
+        last_s, last_label = self._last.get(result.frame.feed, (float("-inf"), None))
+        if result.frame.stream and result.frame.captured_s - last_s < spec.least_s - TIME_TOLERANCE_S:
+            return None
+        if spec.rule == "all":
+            return answer.label
+        if spec.rule == "changes":
+            label = decision.label if decision else answer.label
+            changed = decision.changed if decision else label != last_label
+            return label if changed else None
+        best, second = [category.score for category in answer.categories[:2]] + [0.0] * (2 - len(answer.categories[:2]))
+        sure = answer.label != UNKNOWN and best >= spec.below and best - second > spec.margin
+        return None if sure else answer.label
+
+    def _encoded(self, image: Image) -> bytes:
+        if self._spec.png:
+            return encode_png(image)
+        cv2 = require("cv2")
+        ok, content = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not ok:
+            raise EdgerecError(f"an image of shape {image.shape} cannot be written as JPEG")
+        return content.tobytes()
+
+    def _path(self, result: Result, label: str) -> Path:
+        seconds = unix_s(result.frame.captured_s)
+        source = safe_name(source_of(result))
+        score, kind = round(result.classification.score * 100), "png" if self._spec.png else "jpg"
+        while True:
+            when = datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            folder = self._folder / (self._names.get(label) or file_name(label))
+            path = folder / f"edgerec_{when}_{source}_{_digest(folder)}_s{score:03d}.{kind}"
+            if not path.exists():
+                return path
+            seconds += 1e-6
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        part = path.parent / f".{path.name}.part"
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        self._complete = self._complete and len(self._oldest) < MAX_LISTED
+        if self._complete:
+            self._oldest.append((path, disk_space(len(content))))
+        self._held += disk_space(len(content))
+
+    def _make_room(self, size: int) -> bool:
+        """Delete the oldest images that are still where they were written, until an image of ``size`` bytes fits."""
+        spec = self._spec
+        # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
+        own = self._held - self._kept
+        if size + self._kept > spec.most_bytes or self._free() + own < spec.reserve_bytes + size:
+            return False
+        while self._held + size > spec.most_bytes or self._free() < spec.reserve_bytes + size:
+            if not self._oldest:
+                if self._complete:
+                    return False
+                self._scan()
+                return self._make_room(size)
+            path, taken = self._oldest.popleft()
+            try:
+                path.unlink()
+            except FileNotFoundError:  # a user has moved or deleted the file
+                self._scan()
+                return self._make_room(size)
+            self._held -= taken
+            with contextlib.suppress(OSError):  # training would treat an empty folder as a class without images
+                path.parent.rmdir()
+        return True
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free
+
+    def _scan(self) -> None:
+        """Find the size of all saved images, and list the oldest. Delete files that a power failure left incomplete."""
+        self._held = self._kept = 0
+        oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(), key=lambda image: image[0].name)
+        self._complete = len(oldest) <= MAX_LISTED
+        self._oldest = deque(oldest[:MAX_LISTED])
+
+    def _own_images(self) -> Iterator[tuple[Path, int]]:
+        """Count the sizes of all saved images, and yield path and size of those that are where they were written."""
+        for path in self._folder.rglob("*edgerec_*"):
+            if path.is_symlink() or not path.is_file():
+                continue
+            size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
+            own = name is not None and name[1] == _digest(path.parent)
+            if _PART.fullmatch(path.name) or (own and not size):
+                path.unlink(missing_ok=True)
+            elif name is not None:
+                self._held += disk_space(size)
+                if own:
+                    yield path, disk_space(size)
+                else:
+                    self._kept += disk_space(size)
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]

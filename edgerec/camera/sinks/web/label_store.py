@@ -1,0 +1,100 @@
+"""Save images with the labels that a user has assigned, in a folder that ``edgerec train`` can use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from edgerec.camera.frame import Frame
+from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.preprocess import encode_png
+from edgerec.errors import EdgerecError
+from edgerec.utils.atomic import write_file
+from edgerec.utils.names import file_names
+from edgerec.utils.sizes import disk_space
+
+# What a person labelled is never deleted, so saving ends while the rest of the system still has room.
+LEAST_FREE_BYTES = 100_000_000
+# Default limit in bytes, so that a visitor who has the token cannot fill the disk.
+MAX_BYTES = 2_000_000_000
+
+
+class Album:
+    """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``. The folder can be used for training."""
+
+    def __init__(self, root: Path, labels: Sequence[str], max_bytes: int = MAX_BYTES) -> None:
+        """Create the folder.
+
+        Args:
+            root: folder of the images.
+            labels: labels of the bundle.
+            max_bytes: maximum total size of the files in the folder.
+
+        Raises:
+            EdgerecError: the folder cannot be created or written.
+        """
+        self.saved = 0
+        self._folder, self._max_bytes = root, max_bytes
+        self._labels, self._names = tuple(labels), file_names((*labels, UNKNOWN))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgerecError(f"pictures cannot be saved in {root}: {error.strerror}") from None
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise EdgerecError(f"pictures cannot be saved in {root}: it cannot be written")
+        self._used_bytes = _size_of(root)
+
+    def save(self, frame: Frame, index: int) -> Path:
+        """Save the image of a frame as a PNG file in the folder of the label ``index``, and return its path.
+
+        Raises:
+            LookupError: there is no label ``index``.
+            EdgerecError: the disk is full, the folder has reached its maximum size, or the folder cannot be written.
+        """
+        if not 0 <= index < len(self._labels):
+            raise LookupError(f"there is no label {index}: expected 0 to {len(self._labels) - 1}")
+        folder = self._folder / self._names[self._labels[index]]
+        png = encode_png(frame.image)
+        now = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check_quota(len(png))
+            free = shutil.disk_usage(folder).free
+            if free < LEAST_FREE_BYTES + len(png):
+                raise EdgerecError(
+                    f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): make room first"
+                )
+            path = folder / f"{stamp}-{frame.index}.png"
+            number = 1
+            while path.exists():
+                number += 1
+                path = folder / f"{stamp}-{frame.index}-{number}.png"
+            write_file(path, png)
+            self._used_bytes += disk_space(len(png))
+        except OSError as error:
+            raise EdgerecError(f"{folder} cannot be written: {error.strerror}") from None
+        self.saved += 1
+        return path
+
+    def _check_quota(self, size: int) -> None:
+        if self._used_bytes + disk_space(size) > self._max_bytes:
+            self._used_bytes = _size_of(self._folder)  # files may have been deleted or moved
+        if self._used_bytes + disk_space(size) > self._max_bytes:
+            raise EdgerecError(
+                f"{self._folder} has reached its maximum size of {self._max_bytes // 10**6} MB: move images to another "
+                "folder, or start with a larger --web-save-max"
+            )
+
+
+def _size_of(root: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with suppress(OSError):
+                total += disk_space(os.lstat(os.path.join(folder, name)).st_size)
+    return total

@@ -1,0 +1,356 @@
+"""Read each source in its own thread, monitor the connections, and reconnect lost sources."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from types import TracebackType
+
+from edgerec.camera.frame import Frame
+from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.sources import Address, CaptureFormat, Source
+from edgerec.contract.preprocess import Image
+from edgerec.errors import SourceError
+
+log = logging.getLogger(__name__)
+
+# Maximum number of decoded frames of a file that wait for the model, so that decoding and inference overlap.
+READ_AHEAD = 2
+JOIN_S = 1.0
+# Maximum time in seconds to wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
+EXIT_S = 16.0
+# Maximum number of threads that hang in a driver at the same time. A hanging thread cannot be stopped, only abandoned.
+MAX_HUNG = 3
+# Maximum number of state changes that wait for a consumer. If the consumer hangs for days, the oldest are dropped.
+MAX_CHANGES = 1000
+# Interval at which a wait for the next event checks whether stop() was called.
+_POLL_S = 0.1
+
+Event = Frame | StateChange
+
+
+class Feeds:
+    """Iterates over the frames and state changes of several sources, and serves the sources in turn.
+
+    For a live source, only the newest frame is kept, so that predictions are up to date. For a file, every frame is
+    kept, and reading pauses until the frames are consumed. Iteration ends when all sources have ended. :attr:`errors`
+    contains the errors of the sources that failed.
+    """
+
+    def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
+        # Ctrl-C may interrupt the main thread between acquiring the lock and entering its block. The lock then stays
+        # acquired, and with a plain Lock the same thread would wait for itself in __exit__.
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._feeds = [_Feed(address, patience or Patience(), lock, self._changed) for address in addresses]
+        self._turn = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let the iteration end within ``_POLL_S``. Takes no lock, so any thread and signal handler may call it."""
+        self._stopped = True
+
+    def __enter__(self) -> Feeds:
+        for feed in self._feeds:
+            feed.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            for feed in self._feeds:
+                feed.stop()
+        deadline = time.monotonic() + JOIN_S
+        for feed in self._feeds:
+            feed.join(deadline)
+
+    def __iter__(self) -> Iterator[Event]:
+        return (event for event in self.events() if event is not None)
+
+    def events(self, idle_s: float | None = None) -> Iterator[Event | None]:
+        """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without one."""
+        while not self._stopped:
+            with self._changed:
+                event = self._take()
+                if event is None:
+                    if all(feed.state is State.ENDED for feed in self._feeds):
+                        return
+                    self._changed.wait(_POLL_S if idle_s is None else min(idle_s, _POLL_S))
+                    event = self._take()
+            if event is not None or idle_s is not None:
+                yield event
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield only the frames. Raises :class:`SourceError` at the end if a source failed."""
+        for event in self:
+            if isinstance(event, Frame):
+                yield event
+        for error in self.errors:
+            raise error
+
+    @property
+    def errors(self) -> list[SourceError]:
+        """The error of each source that failed."""
+        return [feed.error for feed in self._feeds if feed.error is not None]
+
+    @property
+    def overtaken(self) -> int:
+        """Number of live frames dropped because a newer frame arrived before they were consumed."""
+        return sum(feed.overtaken for feed in self._feeds)
+
+    def _take(self) -> Event | None:
+        count = len(self._feeds)
+        for step in range(count):
+            event = self._feeds[(self._turn + step) % count].take()
+            if event is not None:
+                self._turn = (self._turn + step + 1) % count
+                return event
+        return None
+
+
+class _Feed:
+    """Reads and reconnects one source. Callers of a method must hold ``lock``, unless its docstring says otherwise."""
+
+    def __init__(
+        self, address: Address, patience: Patience, lock: threading.RLock, changed: threading.Condition
+    ) -> None:
+        self.address, self.stopped, self.overtaken = address, False, 0
+        self.state: State | None = None
+        self.error: SourceError | None = None
+        self._patience, self._changed = patience, changed
+        # Separate conditions, so that a frame wakes only the thread that waits for it.
+        self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
+        self._frames: deque[Frame] = deque()
+        self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
+        self._count = 0
+        # Monotonic time of the last frame, or of the start.
+        self._last_s = self._started_s = time.monotonic()
+        self._connection: _Connection | None = None
+        self._hung: list[_Connection] = []
+        self._thread = threading.Thread(target=self._supervise, name=f"edgerec-{address.name}", daemon=True)
+
+    def start(self) -> None:
+        self._last_s = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop reading, and wake all waiting threads."""
+        self.stopped = True
+        if self._connection is not None:
+            self._connection.interrupt()
+        for condition in (self._room, self._watched, self._changed):
+            condition.notify_all()
+
+    def join(self, deadline: float) -> None:
+        """Wait until the threads end, at most until the monotonic time ``deadline``. Call without the lock."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        for connection in (*self._hung, *([self._connection] if self._connection else [])):
+            connection.thread.join(max(0.0, deadline - time.monotonic()))
+            if connection.thread.is_alive():
+                # CPython before 3.14 aborts the process if native code returns to Python while the interpreter ends.
+                atexit.register(connection.thread.join, EXIT_S)
+
+    def take(self) -> Event | None:
+        """Return the next frame or state change, if any. The change to ``ended`` is returned after the last frame."""
+        if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
+            return self._changes.popleft()
+        self._room.notify()
+        return self._frames.popleft() if self._frames else None
+
+    def offer(self, connection: _Connection, image: Image, name: str) -> bool:
+        """Queue a new image; return False if the connection must stop. Call without the lock."""
+        grabbed_s = time.monotonic()
+        captured_s = connection.captured_s or grabbed_s
+        with self._changed:
+            if not self.address.live:
+                self._room.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
+            if self.stopped or connection is not self._connection:
+                return False
+            if not self._count:
+                self._started_s = grabbed_s
+            self._last_s, connection.last_s = grabbed_s, grabbed_s
+            media_s = None if self.address.live else connection.media_s()
+            connection.count += 1
+            if self.state is not State.LIVE:
+                self._set(State.LIVE, connection.formats())
+                self._watched.notify_all()  # from now on the source may become stale
+            passed = connection.passed()
+            self._count, self.overtaken = self._count + passed, self.overtaken + passed
+            if self.address.live and self._frames:
+                self._frames.clear()
+                self.overtaken += 1
+            self._frames.append(
+                Frame(
+                    image,
+                    self._count,
+                    captured_s,
+                    name,
+                    self.address.name,
+                    media_s=media_s,
+                    started_s=self._started_s,
+                    stream=self.address.stream,
+                )
+            )
+            self._count += 1
+            self._changed.notify_all()
+            return True
+
+    def over(self, connection: _Connection, error: Exception | None) -> None:
+        """Record that the thread of a connection has ended, and its error. Call without the lock."""
+        with self._changed:
+            connection.ended, connection.error = True, error
+            if connection in self._hung:
+                self._hung.remove(connection)
+            self._watched.notify_all()
+
+    def _supervise(self) -> None:
+        pauses = self._patience.pauses()
+        with self._changed:
+            while not self.stopped:
+                self._set(State.CONNECTING)
+                connection = self._connection = _Connection(self)
+                error = self._watch(connection)
+                if self.stopped:
+                    return
+                if connection.count:
+                    pauses = self._patience.pauses()
+                never = not self._count and not self.address.remote
+                if not self.address.live or never or self._give_up_in_s(connection) <= 0:
+                    self._end(error)
+                    return
+                self._set(State.LOST, self._lost_reason(error))
+                if len(self._hung) >= MAX_HUNG:
+                    self._wait(lambda: len(self._hung) < MAX_HUNG, self._give_up_in_s(connection))
+                self._wait(lambda: False, next(pauses))
+                if self._give_up_in_s(connection) <= 0:
+                    self._end(error)
+                    return
+
+    def _watch(self, connection: _Connection) -> SourceError | None:
+        """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
+        patience, name = self._patience, self.address.name
+        while not (connection.ended or self.stopped):
+            # A source with a long period may stay silent until its next image is due.
+            silent_s = time.monotonic() - connection.last_s - connection.period_s
+            if not self.address.live:
+                left_s = math.inf
+            elif not connection.count:
+                left_s = patience.open_s - silent_s
+            elif silent_s < patience.stale_s:
+                left_s = patience.stale_s - silent_s
+            else:
+                left_s = patience.lost_s - silent_s
+                if self.state is State.LIVE:
+                    self._set(State.STALE, f"no frame for {patience.stale_s:g} s")
+            if self.address.live and patience.give_up_s:  # 0 gives up when the connection is lost, not before
+                left_s = min(left_s, self._give_up_in_s(connection))
+            if left_s <= 0:
+                self._hung.append(connection)
+                self._connection = None
+                connection.interrupt()
+                silent_s = time.monotonic() - self._last_s
+                return SourceError(
+                    f"{name} delivered no frame for {silent_s:.1f} s: check that the camera is connected and not used "
+                    "by another program"
+                )
+            self._watched.wait(_timeout(left_s))
+        if connection.error is None or isinstance(connection.error, SourceError):
+            return connection.error
+        log.debug("%s", name, exc_info=connection.error)
+        return SourceError(f"{name} failed: {connection.error}")
+
+    def _give_up_in_s(self, connection: _Connection) -> float:
+        limit_s = self._patience.give_up_s
+        return math.inf if limit_s is None else self._last_s + connection.period_s + limit_s - time.monotonic()
+
+    def _lost_reason(self, error: SourceError | None) -> str:
+        if len(self._hung) < MAX_HUNG:
+            return str(error)
+        return f"{error}; {MAX_HUNG} connections hang, and edgerec waits until one of them ends before it reconnects"
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        self._watched.wait_for(lambda: self.stopped or condition(), _timeout(seconds))
+
+    def _set(self, state: State, reason: str = "") -> None:
+        self.state = state
+        self._changes.append(StateChange(self.address.name, state, time.monotonic(), reason))
+        self._changed.notify_all()
+
+    def _end(self, error: SourceError | None) -> None:
+        self.error = error
+        self._set(State.ENDED, str(error) if error else "")
+
+
+class _Connection:
+    """Opens and reads a source in its own thread, because both may hang. Each reconnection creates a new object."""
+
+    def __init__(self, feed: _Feed) -> None:
+        self.last_s, self.count, self.ended = time.monotonic(), 0, False
+        self.error: Exception | None = None
+        self._feed = feed
+        self._source: Source | None = None
+        self._unwanted, self._passed = False, 0
+        self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
+        self.thread.start()
+
+    def formats(self) -> str:
+        """The image format of a live source, and the requested format if it differs, for messages."""
+        address = self._feed.address
+        return _formats(self._source.format, address.wanted) if self._source and address.live else ""
+
+    @property
+    def period_s(self) -> float:
+        """Number of seconds between two images if the source has a slow, regular rate, otherwise 0."""
+        return float(getattr(self._source, "period_s", 0.0))
+
+    @property
+    def captured_s(self) -> float:
+        """Monotonic time in seconds at which the last image was captured; 0 if the source does not know it."""
+        return float(getattr(self._source, "captured_s", 0.0))
+
+    def media_s(self) -> float | None:
+        """Media time of the current image; None if the source has no time."""
+        position_s: float | None = getattr(self._source, "position_s", None)
+        fps = self._source.format.fps if self._source and self._feed.address.stream else 0.0
+        return self.count / fps if position_s is None and fps else position_s
+
+    def passed(self) -> int:
+        """Return the number of images that the source has dropped since the last call because newer ones arrived."""
+        before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
+        return self._passed - before
+
+    def interrupt(self) -> None:
+        """Stop reading; may be called from another thread. A blocked read is ended if the source supports this."""
+        self._unwanted = True
+        if interrupt := getattr(self._source, "interrupt", None):
+            interrupt()
+
+    def _read(self) -> None:
+        error: Exception | None = None
+        try:
+            source = self._source = self._feed.address.open()
+            try:
+                for image, name in source.images() if not self._unwanted else ():
+                    if not self._feed.offer(self, image, name):
+                        break
+            finally:
+                source.close()
+        except Exception as caught:  # reported by the feed in the consumer's thread
+            error = caught
+        self._feed.over(self, error)
+
+
+def _timeout(seconds: float) -> float | None:
+    return None if seconds == math.inf else max(0.0, seconds)
+
+
+def _formats(got: CaptureFormat, wanted: CaptureFormat) -> str:
+    other = any(want and want != have for want, have in zip(astuple(wanted), astuple(got), strict=True))
+    return f"{got}{f' (asked for {wanted})' if other else ''}"

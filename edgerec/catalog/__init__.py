@@ -1,0 +1,1 @@
+"""Catalog of the architectures: cost, compression methods and targets."""

@@ -1,0 +1,176 @@
+"""What each architecture costs as int8, which methods take it, and which targets run it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.tensors import Normalise
+from edgerec.errors import ModelError, RecipeError
+from edgerec.models import ARCHITECTURES, build, find, own
+from edgerec.tflite.cost import macs
+from edgerec.tflite.flatbuffer import read_graph
+from edgerec.tflite.inspection import what_targets_say
+from edgerec.tflite.pi_latency import pi4_ms
+from edgerec.utils.progress import Listener, Progress, ignore
+
+# What the shipped figures are for: RGB pictures of this side, pixels.
+INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
+# Written by benchmarks/models.py.
+FIGURES = Path(__file__).resolve().parent.parent / "models" / "figures.json"
+# Pictures that calibrate: random ones, which is enough for a size.
+CALIBRATION = 2
+
+
+@dataclass(frozen=True)
+class ArchitectureReport:
+    """An architecture with random weights, as full int8.
+
+    Attributes:
+        name, about: name for ``--arch``, and a description in one line.
+        input_size, width, classes: configuration that the figures hold for, with RGB images.
+        parameters: number of parameters of the float model.
+        macs: multiply-accumulates of the .tflite file for one image.
+        int8_bytes: size of the int8 .tflite file.
+        least_size_px: smallest supported input size.
+        imagenet_widths: the widths that Keras has ImageNet weights for.
+        methods: those of ``ptq``, ``qat`` and ``prune+qat`` that support the architecture.
+        targets: reason why each target cannot run the model; empty if the target can.
+        pi4_ms: estimated milliseconds on a Raspberry Pi 4 (``export/pi_latency.py``).
+    """
+
+    name: str
+    about: str
+    input_size: int
+    width: float
+    classes: int
+    parameters: int
+    macs: int
+    int8_bytes: int
+    least_size_px: int
+    imagenet_widths: tuple[float, ...]
+    methods: tuple[str, ...]
+    targets: dict[str, str]
+    pi4_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self) | {"imagenet_widths": list(self.imagenet_widths), "methods": list(self.methods)}
+
+
+def architectures() -> tuple[ArchitectureReport, ...]:
+    """All of edgerec's own, by measured figures that come with it; nothing is built, and TensorFlow is not needed."""
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, figures[name]) for name in ARCHITECTURES if name in figures)
+
+
+def architecture(
+    name: str,
+    *,
+    input_size: int = INPUT_SIZE,
+    width: float = WIDTH,
+    classes: int = CLASSES,
+    listener: Listener = ignore,
+) -> ArchitectureReport:
+    """One architecture: by the figures that come with edgerec, or built and converted where it is for others.
+
+    Args:
+        name: as the recipe's ``model.arch``; code of a person's own is run.
+        input_size: side of the RGB pictures, pixels.
+        width: factor on the number of channels.
+        classes: how many.
+        listener: told of the progress.
+
+    Raises:
+        RecipeError: no such architecture, or a value that cannot be.
+        ModelError: it cannot be built or converted so.
+    """
+    least = find(name).least_size_px
+    if input_size < least:
+        raise RecipeError(f"--input-size is {input_size}, expected {least} or more for {name}")
+    if not width:
+        raise RecipeError(f"--width is {width:g}, expected 0.05 to 4")
+    if not 2 <= classes <= 100_000:
+        raise RecipeError(f"--classes is {classes}, expected 2 to 100000")
+    shipped = {report.name: report for report in architectures()}
+    if name in shipped and (input_size, width, classes) == (INPUT_SIZE, WIDTH, CLASSES):
+        return shipped[name]
+    return measured(name, input_size=input_size, width=width, classes=classes, listener=listener)
+
+
+def measured(
+    name: str,
+    *,
+    input_size: int = INPUT_SIZE,
+    width: float = WIDTH,
+    classes: int = CLASSES,
+    listener: Listener = ignore,
+) -> ArchitectureReport:
+    """As :func:`architecture`, always built and converted."""
+    import numpy as np
+
+    from edgerec.compress.calibration import pin_range
+    from edgerec.compress.convert import check_int8, plain_names, to_int8
+    from edgerec.recipe import Recipe
+    from edgerec.train.backend import keras
+
+    recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
+    listener(Progress("building", 0, 2))
+    keras().mixed_precision.set_global_policy("float32")  # whatever a training in this process has left
+    normalise = Normalise.named("unit")
+    model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
+    methods, adapted = _fitting(model)
+    listener(Progress("converting", 1, 2))
+    pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION, input_size, input_size, 3), np.uint8)
+    content = plain_names(to_int8(adapted, normalise.apply(pin_range(pixels).astype(np.float32))))
+    check_int8(content, normalise)
+    graph = read_graph(content)
+    figures = {
+        "parameters": int(model.count_params()),
+        "macs": sum(macs(operator) for operator in graph.operators),
+        "int8_bytes": len(content),
+        "methods": methods,
+        "targets": what_targets_say(graph, content),
+        "pi4_ms": float(f"{pi4_ms(graph):.4g}"),
+    }
+    listener(Progress("converting", 2, 2))
+    return _report(name, input_size, width, classes, figures)
+
+
+def _fitting(model: Any) -> tuple[list[str], Any]:
+    """The methods that take a model, and the model as they want it."""
+    from edgerec.importing import adapt
+    from edgerec.importing.unsupported import refuse
+
+    try:
+        adapted = adapt(model, "qat").model
+    except ModelError:
+        return ["ptq"], adapt(model, "ptq").model
+    try:
+        for layer in adapted.layers:
+            refuse(layer, "pqat")
+    except ModelError:
+        return ["ptq", "qat"], adapted
+    return ["ptq", "qat", "prune+qat"], adapted
+
+
+def _report(name: str, input_size: int, width: float, classes: int, figures: dict[str, Any]) -> ArchitectureReport:
+    known = find(name)
+    about = (own.find_function(name).__doc__ or "").strip().partition("\n")[0] if own.is_own(name) else known.about
+    return ArchitectureReport(
+        name=name,
+        about=about,
+        input_size=input_size,
+        width=width,
+        classes=classes,
+        parameters=figures["parameters"],
+        macs=figures["macs"],
+        int8_bytes=figures["int8_bytes"],
+        least_size_px=known.least_size_px,
+        imagenet_widths=known.imagenet.widths or (1.0,) if known.imagenet else (),
+        methods=tuple(figures["methods"]),
+        targets=dict(figures["targets"]),
+        pi4_ms=figures["pi4_ms"],
+    )

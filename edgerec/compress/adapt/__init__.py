@@ -1,5 +1,0 @@
-"""Making any Keras model fit for what comes next, without changing what it answers."""
-
-from edgerec.compress.adapt.passes import Adapted, Change, adapt
-
-__all__ = ["Adapted", "Change", "adapt"]

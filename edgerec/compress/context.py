@@ -1,0 +1,224 @@
+"""What every form of a run's model is measured on, and against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.compress.accuracy_gate import Form, form
+from edgerec.compress.convert import plain_names, to_float32
+from edgerec.compress.finetune import FineTune, resumable_settings
+from edgerec.compress.methods import FLOAT32, Method
+from edgerec.compress.variant_report import QuantizeReport
+from edgerec.data import Dataset, Split
+from edgerec.models import OWN
+from edgerec.recipe import NOT_AUGMENTED, DataSource, Recipe
+from edgerec.runtime.interpreter import fingerprint
+from edgerec.tflite.flatbuffer import read_graph, weight_sparsity
+from edgerec.tflite.metadata import with_metadata
+from edgerec.train.backend import prepare, versions
+from edgerec.train.distillation import distance
+from edgerec.train.distribute import Team, together, written_by_the_chief
+from edgerec.train.evaluate import keras_scorer, tflite_scorer
+from edgerec.train.input_pipeline import (
+    Places,
+    evaluation_feed,
+    evaluation_steps,
+    naming_broken_records,
+    steps_per_epoch,
+    training_feed,
+)
+from edgerec.train.metrics import Measure, measure_of
+from edgerec.train.run import Run
+from edgerec.utils.atomic import replacing_folder, sha256
+from edgerec.utils.progress import Listener
+from edgerec.utils.text import to_json
+
+# Of the training's rate: what brings a whole model's own answers to int8, what fine-tunes otherwise, and what trains
+# again a model of which a part was taken away. Chosen by validation, see docs/results.md.
+FINEST = 0.01
+FINER = {"adam": 0.1, "sgd": 0.01}
+AGAIN = {"adam": 1.0, "sgd": 0.3}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run, its pictures, and the float Keras model's scores on them.
+
+    Attributes:
+        recipe: the run's, with what this compression changes.
+        model: the float Keras model; nobody changes it.
+        measure: what judges outputs.
+        reference: float Keras' outputs, float32 ``(test pictures, classes)``.
+        val_top1: of float Keras on the validation pictures, 0 to 1.
+        team: what fine-tunes.
+    """
+
+    run: Run
+    recipe: Recipe
+    dataset: Dataset
+    split: Split
+    model: Any
+    measure: Measure
+    reference: npt.NDArray[np.float32]
+    val_top1: float
+    team: Team
+    listener: Listener
+
+    @classmethod
+    @contextmanager
+    def open(cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener) -> Iterator[Bench]:
+        """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
+        prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
+        with run.locked(), together(recipe.train) as team, written_by_the_chief(run, team) as own:
+            dataset, split = own.data(data, listener)
+            team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
+            model, measure = own.model(), measure_of(own)
+            score = keras_scorer(model, recipe.normalise)
+            val_top1 = measure.top1(score(dataset.pictures(split.val), listener), dataset.classes[split.val])
+            reference = score(dataset.pictures(split.test), listener)
+            with naming_broken_records(dataset):
+                yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
+
+    def with_method(self, method: str) -> Bench:
+        """The same for another method."""
+        return replace(self, recipe=self.recipe.override({"compress.method": method}))
+
+    def keep(
+        self,
+        method: Method,
+        content: bytes,
+        how: dict[str, Any],
+        *,
+        float32: Form | None = None,
+        before: Mapping[str, Any] | None = None,
+        val_top1: float | None = None,
+        overwrite: bool = False,
+    ) -> QuantizeReport:
+        """Write labels and normalization into a variant's file, measure it, and save it completely or not at all.
+
+        Args:
+            method: compression method of the variant.
+            content: the variant's .tflite file.
+            how: the fields ``calibration`` and ``adapted`` of the report.
+            float32: the parity table's row of the float32 .tflite; None if the variant is the float32 .tflite itself.
+            before: the intermediate Keras models between the run's model and this variant, by the name of their stage.
+            val_top1: top-1 accuracy of the variant on the validation images, 0 to 1; None measures the accuracy here.
+            overwrite: replace an existing variant.
+        """
+        content, labels = plain_names(content), self.measure.labels
+        if labels:
+            content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
+        if val_top1 is None:
+            val_top1 = self.validate(content, method.variant)
+        report = self._measure(method, content, how, float32, before or {}, val_top1)
+        about = report.to_dict() | {
+            "compress": vars(self.recipe.compress),
+            "versions": versions(),
+            "measured_on": fingerprint().to_dict(),
+        }
+        with replacing_folder(self.run.variant(report.variant), overwrite=overwrite) as partial:
+            (partial / "model.tflite").write_bytes(content)
+            (partial / "report.json").write_text(to_json(about, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def validate(self, content: bytes, name: str) -> float:
+        """Return the top-1 accuracy of a .tflite file on the validation images, 0 to 1."""
+        score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
+        part = self.split.val
+        return self.measure.top1(score(self.dataset.pictures(part), self.listener), self.dataset.classes[part])
+
+    def _measure(
+        self,
+        method: Method,
+        content: bytes,
+        how: dict[str, Any],
+        float32: Form | None,
+        before: Mapping[str, Any],
+        val_top1: float,
+    ) -> QuantizeReport:
+        dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
+        score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
+        outputs = score(dataset.pictures(split.test), self.listener)
+        classes = dataset.classes[split.test]
+        row = form(name, outputs, self.reference, classes, measure, content)
+        rows, agreements = [form("keras float32", self.reference, self.reference, classes, measure)], {}
+        if float32 is not None:
+            rows.append(float32)
+        for done, model in before.items():
+            answers = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), self.listener)
+            rows.append(form(f"keras {done}", answers, self.reference, classes, measure))
+            agreements[rows[-1].name] = measure.agreement(outputs, answers)
+        return QuantizeReport(
+            run=str(self.run.path),
+            variant=name,
+            path=str(self.run.variant(name) / "model.tflite"),
+            method=self.recipe.compress.method if name != FLOAT32 else "none",
+            precision=method.precision,
+            forms=(*rows, row),
+            val_top1=val_top1,
+            val_drop_points=(self.val_top1 - val_top1) * 100,
+            drop_points=(rows[0].top1 - row.top1) * 100,
+            max_drop=self.recipe.compress.max_drop,
+            sparsity=weight_sparsity(read_graph(content)),
+            model_sha256=sha256(content),
+            figures=measure.figures(outputs, classes, dataset.labels),
+            agreements=agreements,
+            **how,
+        )
+
+    def float32(self) -> QuantizeReport:
+        """The float32 TFLite's report; its variant is made if it is not there."""
+        report = self.run.variants().get(FLOAT32)
+        if report is not None:
+            return QuantizeReport.from_dict(report)
+        return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
+
+    def fine_tune(self, checkpoints: Path) -> FineTune:
+        """Return the fine-tuning that the recipe describes; its stages save their states in ``checkpoints``."""
+        dataset, split = self.dataset, self.split
+        # Leave out mixup and cutmix, so that the few epochs train on images like those on the device.
+        recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
+        train, compress = recipe.train, recipe.compress
+        # An autoencoder is trained to reproduce its input, so it needs no teacher.
+        teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
+        finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
+
+        def feed(epoch: int, places: Places) -> Any:
+            # Number the epochs after those of the training, so that image order and augmentation are not repeated.
+            return training_feed(dataset, split.train, recipe, places, first_epoch=train.epochs + epoch)
+
+        return FineTune(
+            feed=feed,
+            plain=training_feed(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
+            steps=steps_per_epoch(split.train, recipe),
+            validation=partial(evaluation_feed, dataset, split.val, recipe.normalise),
+            validation_steps=evaluation_steps(split.val, self.team.places),
+            team=self.team,
+            epochs=compress.epochs,
+            learning_rate=compress.learning_rate or train.learning_rate * finer,
+            retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
+            train=train,
+            freeze_bn=recipe.transfer.freeze_bn and _has_foreign_weights(recipe),
+            teacher=teacher,
+            teacher_weight=compress.teacher_weight,
+            seed=recipe.seed,
+            listener=self.listener,
+            checkpoints=checkpoints,
+            settings=resumable_settings(recipe),
+        )
+
+
+def _has_foreign_weights(recipe: Recipe) -> bool:
+    """Return whether the training started from pretrained weights, or the model was trained by another tool.
+
+    If so, the batch-normalization statistics were computed on more images than the run has.
+    """
+    return recipe.model.pretrained or recipe.model.arch == OWN

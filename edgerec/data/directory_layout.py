@@ -1,0 +1,296 @@
+"""Recognize the structure of an image folder: class folders and split folders."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.errors import DataError
+from edgerec.utils.folders import visible_files, visible_folders
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".jp2"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".avif", ".heic", ".heif", ".jxl", ".dcm", ".exr", ".hdr"),
+    )
+)
+# Words in folder names and the split that each word stands for. An empty string stands for images without labels.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), ""),
+}
+_GENERIC_WORDS = {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder", "split"}
+# Maximum number of nested folders that are opened because each of them contains only one other folder.
+DEEPEST = 4
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """A folder with images of one class.
+
+    Attributes:
+        path: path of the folder.
+        label: name of the class; empty if the images have no labels.
+        split: ``train``, ``val`` or ``test``; empty if the image folder has no split folders.
+    """
+
+    path: Path
+    label: str
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Class folders of an image folder, and warnings about unusual structures as sentences for the user."""
+
+    folders: tuple[ClassFolder, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the split that a folder's name stands for and the remaining words of the name; None for other names.
+
+    >>> split_of("Training"), split_of("seg_test"), split_of("trousers")
+    (('train', ()), ('test', ('seg',)), None)
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [word for word in re.split(r"[\W\d_]+", spaced.casefold()) if word]
+    words = [re.sub(r"(?<=.)(set|data|images|imgs)$", "", word) for word in words]
+    stated = [word for word in words if word in SPLIT_WORDS]
+    if len(stated) != 1:
+        return None
+    others = tuple(word for word in words if word not in SPLIT_WORDS and word not in _GENERIC_WORDS)
+    return SPLIT_WORDS[stated[0]], others
+
+
+def find_layout(root: Path, *, flat: bool = False) -> Layout:
+    """Find the class folders of an image folder.
+
+    The supported layouts are ``<class>/…``, ``<split>/<class>/…`` and ``<class>/<split>/…``. Split folders may have
+    any usual name, such as Training and Testing. The whole layout may be nested in further folders.
+
+    Args:
+        root: path of the image folder.
+        flat: accept images without class folders, also inside split folders.
+
+    Raises:
+        DataError: there are no class folders, or the layout is ambiguous.
+    """
+    place, children = root, visible_folders(root)
+    for _ in range(DEEPEST):
+        if splits := _splits(place, children, flat=flat):
+            if place != root:
+                log.info("%s: using the split folders in %s", root, place)
+            unused = _unused_images(root) if place != root else ()
+            return Layout(splits.folders, (*unused, *splits.warnings))
+        child = _only_child(children)
+        if child is None or (flat and _has_images(place)):
+            break
+        place, children = child, visible_folders(child)
+    children = visible_folders(root)
+    if flat and not children:
+        return Layout((ClassFolder(root, ""),))
+    if inner := _splits_in_classes(children):
+        return inner
+    if not flat or len(children) > 1:
+        _refuse_wrong_level(root, children)
+    return Layout(tuple(ClassFolder(child, child.name) for child in children), tuple(_warnings(root, children)))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(folder))
+
+
+def _has_images_below(folder: Path) -> bool:
+    return _has_images(folder) or any(_has_images_below(child) for child in visible_folders(folder))
+
+
+def _only_folders(folder: Path) -> bool:
+    return bool(visible_folders(folder)) and not _has_images(folder)
+
+
+def _only_child(children: Sequence[Path]) -> Path | None:
+    """Return the only folder that contains images; None if there are several. Folders without images are ignored."""
+    with_images = itertools.islice((child for child in children if _has_images_below(child)), 2)
+    first = next(with_images, None)
+    return first if first is not None and next(with_images, None) is None else None
+
+
+def _unused_images(folder: Path) -> tuple[str, ...]:
+    if not _has_images(folder):
+        return ()
+    return (f"{folder}: the images directly in this folder are not used, because they belong to no class",)
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Split folders
+
+
+def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | None:
+    named = {child: stated for child in children if (stated := split_of(child.name)) is not None}
+    usual = Counter(others for _, others in named.values()).most_common(1)
+    named = {child: stated for child, stated in named.items() if stated[1] == usual[0][0]}
+    labeled = {child: split for child, (split, _) in named.items() if split}
+    if not labeled:
+        return None
+    strays = [child for child in children if child not in named and _has_images_below(child)]
+    with_classes = [child for child in labeled if visible_folders(child)]
+    if strays and ("train" not in labeled.values() or not with_classes):
+        return None  # class names that look like splits, e.g. train (the vehicle), bus and car
+    _refuse_unclear(root, labeled, strays)
+    if not with_classes and len(labeled) == 1 and usual[0][0]:
+        return None  # a single class whose name contains a split word
+    if not with_classes:
+        return _unlabeled_splits(root, labeled, flat=flat)
+    folders, warnings = [], []
+    for child, split in labeled.items():
+        inner = _same_again(child)
+        classes = visible_folders(inner)
+        _refuse_copy(inner, classes)
+        folders += [ClassFolder(path, path.name, split) for path in classes]
+        if not classes or _has_images(inner):
+            warnings.append(f"{inner}: the images directly in this folder are not used, because they have no label")
+    for child, (role, _) in named.items():
+        if not role:
+            log.info("%s: the images in %s are not used, because they have no labels", root, child.name)
+    return Layout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
+
+
+def _refuse_unclear(root: Path, labeled: dict[Path, str], strays: Sequence[Path]) -> None:
+    if strays:
+        raise DataError(
+            f"{root} has the split folders {_listed([path.name for path in labeled])} and also {strays[0].name}: "
+            "it is not clear whether the latter is a class. Move it elsewhere, or move all classes into one folder"
+        )
+    for split in ("train", "val", "test"):
+        same = [path.name for path in labeled if labeled[path] == split]
+        if len(same) > 1:
+            raise DataError(
+                f"{root} has {len(same)} folders for the split {split!r} ({_listed(same)}): keep one, or rename it"
+            )
+
+
+def _same_again(split: Path) -> Path:
+    """Return the inner folder of a doubled split folder such as ``seg_train/seg_train``, otherwise ``split``."""
+    for _ in range(DEEPEST):
+        inner = visible_folders(split)
+        if len(inner) != 1 or _has_images(split) or not _only_folders(inner[0]):
+            break
+        if split_of(inner[0].name) != split_of(split.name) and inner[0].name.casefold() != split.name.casefold():
+            break
+        split = inner[0]
+    return split
+
+
+def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> Layout | None:
+    if not any(_has_images(child) for child in labeled):
+        return None
+    if flat:
+        return Layout(tuple(ClassFolder(child, "", split) for child, split in labeled.items()))
+    first = next(iter(labeled))
+    raise DataError(
+        f"{root} has the split folders {_listed([path.name for path in labeled])}, but no class folders in them: "
+        f"expected {first}/<class>/*.jpg"
+    )
+
+
+def _splits_in_classes(children: Sequence[Path]) -> Layout | None:
+    """Return the layout ``<class>/<split>/…``; None unless each class folder has only splits, including training."""
+    folders = []
+    for child in children:
+        inner = visible_folders(child)
+        splits: list[str] = [
+            stated[0] for path in inner if (stated := split_of(path.name)) is not None and not stated[1]
+        ]
+        distinct = len(set(splits)) == len(splits) == len(inner)
+        if not distinct or "train" not in splits or len(splits) < 2 or _has_images(child):
+            return None
+        folders += [ClassFolder(path, child.name, split) for path, split in zip(inner, splits, strict=True) if split]
+    return Layout(tuple(folders)) if folders else None
+
+
+# Class folders
+
+
+def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
+    """Raise :class:`DataError` if the class folders are at a deeper level, or if the data contains a copy of itself."""
+    if not children:
+        where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
+        raise DataError(f"{root} {where}: expected {root}/<class>/*.jpg")
+    deeper = root
+    for _ in range(DEEPEST):
+        inner = _only_child(visible_folders(deeper))
+        if inner is None or not _only_folders(inner):
+            break
+        deeper = inner
+    if deeper != root:
+        classes = [path.name for path in visible_folders(deeper)]
+        raise DataError(
+            f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and no second class. "
+            f"Did you mean {deeper} (with {_listed(classes)})?"
+        )
+    _refuse_copy(root, children)
+
+
+def _refuse_copy(root: Path, children: Sequence[Path]) -> None:
+    names = {child.name.casefold() for child in children}
+    for child in children:
+        inside = {path.name.casefold() for path in visible_folders(child)}
+        if len(inside & names) >= 2 and 2 * len(inside & names) >= len(names) - 1:
+            raise DataError(
+                f"{root} contains its own classes again in {child.name} ({_listed(sorted(inside & names))}), so that "
+                f"the same images would be in several classes: remove that folder, or did you mean {child}?"
+            )
+
+
+def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
+    names = [child.name for child in children]
+    splits = [name for name in names if (stated := split_of(name)) is not None and not stated[1]]
+    if len(splits) > 1:
+        yield (
+            f"{root}: the classes {_listed(splits)} look like splits of a data set. If they are, each of them must "
+            "contain the class folders"
+        )
+    yield from _repeated(root, names)
+    yield from _unused_images(root)
+    inner = {child.name: [path.name for path in visible_folders(child)] for child in children if _only_folders(child)}
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name, folders in inner.items():
+        for folder in folders:
+            holders[folder.casefold()].append(name)
+    shared = sorted(folder for folder, classes in holders.items() if len(classes) > 1)
+    if len(shared) > 1:
+        yield (
+            f"{root}: the folders {_listed(list(inner))} contain the same folders ({_listed(shared)}). "
+            f"{_listed(list(inner))} are used as the classes; if the inner folders are the classes, merge them"
+        )
+    elif inner and len(inner) < len(children):
+        name = next(iter(inner))
+        yield (
+            f"{root}: the class folder {name} contains only folders ({_listed(inner[name])}), while others contain "
+            f"images. All images below it belong to the class {name!r}"
+        )
+
+
+def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
+    """Yield a warning for labels that differ only in case, spaces or Unicode form and are probably one class."""
+    same: dict[str, set[str]] = defaultdict(set)
+    for label in labels:
+        same[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)
+    for spellings in same.values():
+        if len(spellings) > 1:
+            names = _listed(sorted(map(repr, spellings)))
+            yield f"{root}: the classes {names} differ only in spelling: rename one of them"

@@ -1,0 +1,385 @@
+"""Reading data that ``edgerec data pack`` wrote: TFRecord shards, from a disk or an object store.
+
+Training streams the shards; everything else, as calibration or the test, reads single pictures at the places that the
+index knows. Neither holds more than a few shards' worth of pictures in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tokenize
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import PreprocessSpec
+from edgerec.errors import DataError, unknown
+from edgerec.utils.bounded import MAX_TEXT_BYTES, check_structure, parse_json
+from edgerec.utils.optional import require
+from edgerec.utils.progress import Listener, Progress, ignore
+from edgerec.utils.text import is_printable
+
+Indices = npt.NDArray[np.int64]
+
+SPLITS = ("train", "val", "test")
+SCHEMA = 1
+MANIFEST, INDEX = "pack.json", "index.npy"
+# Name of the file with the content digest of each image. Packs of older versions do not have this file.
+CONTENTS = "contents.npy"
+MAX_NPY_HEADER_BYTES = 1 << 16
+# Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
+ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of records.
+
+    Attributes:
+        file: its name in the pack's folder.
+        split: ``train``, ``val`` or ``test``.
+        pictures: how many.
+        size_bytes: of the file.
+        sha256: of the file.
+    """
+
+    file: str
+    split: str
+    pictures: int
+    size_bytes: int
+    sha256: str
+
+
+_STRUCTURE = {
+    "labels": [str, 1],
+    "preprocess": dict,
+    "shards": [{"file": str, "split": str, "pictures": int, "size_bytes": int, "sha256": str}, 1],
+    "skipped": [str],
+    "group_by": str,
+    "digest": str,
+    "contents_of?": str,
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An opened pack: its manifest and its index.
+
+    Attributes:
+        place: folder of the pack, or its URL in an object store.
+        labels: name of each class.
+        preprocess: preprocessing that was applied to the images.
+        shards: shards of the training set, followed by those of the validation and the test set.
+        skipped: names of the files that were not readable images.
+        group_by: regular expression that kept images of one group in the same split.
+        digest: SHA-256 over the whole pack.
+        contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`; empty if the pack has none.
+    """
+
+    place: str
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    shards: tuple[Shard, ...]
+    skipped: tuple[str, ...]
+    group_by: str
+    digest: str
+    contents_of: str = ""
+
+    @classmethod
+    def open(cls, place: str) -> Packed:
+        """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
+        try:
+            about = parse_json(read_file(place, MANIFEST, MAX_TEXT_BYTES))
+            check_structure(about, {"schema": int})
+            if about["schema"] != SCHEMA:
+                raise DataError(
+                    f"{place} was packed in form {about['schema']}; this edgerec reads {SCHEMA}: pack again"
+                )
+            check_structure(about, _STRUCTURE)
+            pack = cls(
+                place,
+                tuple(about["labels"]),
+                PreprocessSpec.from_dict(about["preprocess"]),
+                tuple(Shard(**shard) for shard in about["shards"]),
+                tuple(about["skipped"]),
+                about["group_by"],
+                about["digest"],
+                str(about.get("contents_of", "")),
+            )
+            pack._check()
+            if pack.digest != manifest_digest(about):
+                raise ValueError("its digest shows that it was changed")
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{place}: {MANIFEST} is damaged ({error}): pack again with edgerec data pack") from None
+        for shard in pack.shards:
+            size = file_size(place, shard.file)
+            if size != shard.size_bytes:
+                what = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
+                raise DataError(f"{place}: {shard.file} {what}: copy it again, or pack again with edgerec data pack")
+        return pack
+
+    def _check(self) -> None:
+        """Raise :class:`ValueError` if the values of the manifest contradict each other."""
+        if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
+            raise ValueError("it has a label twice, or one with a control character")
+        if self.preprocess.height != self.preprocess.width:
+            raise ValueError("its images are not square")
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("it lists a shard twice")
+        for shard in self.shards:
+            if not shard.file or "\0" in shard.file or Path(shard.file).name != shard.file:
+                raise ValueError(f"it names {shard.file!r}, which is not in its folder")
+            if shard.split not in SPLITS:
+                raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
+            if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
+                raise ValueError(f"{shard.file} cannot have {shard.pictures:,} images in {shard.size_bytes:,} bytes")
+
+    @property
+    def _image_bytes(self) -> int:
+        return math.prod(self.preprocess.shape)
+
+    def path(self, shard: Shard) -> str:
+        """Return the path or URL of a shard."""
+        return joined(self.place, shard.file)
+
+    def of(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    @cached_property
+    def index(self) -> npt.NDArray[Any]:
+        """Index entries (:data:`ENTRY`) of all images, in the order of the shards, ``(N,)``."""
+        index = self._array(INDEX, ENTRY)
+        ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.pictures for shard in self.shards])
+        classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
+        if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
+            raise DataError(f"{self.place}: {INDEX} has an entry outside of its shard or of the labels: pack again")
+        return index
+
+    @cached_property
+    def contents(self) -> npt.NDArray[np.bytes_] | None:
+        """Content digest of each original image, ``(N,)``; None for packs of older versions."""
+        return self._array(CONTENTS, np.dtype("S32")) if self.contents_of else None
+
+    def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        count = sum(shard.pictures for shard in self.shards)
+        content = read_file(self.place, name, count * dtype.itemsize + MAX_NPY_HEADER_BYTES)
+        try:
+            return parse_npy(content, dtype, count)
+        except ValueError as error:
+            raise DataError(
+                f"{self.place}: {name} does not match the shards of the pack ({error}): copy it again, or pack again"
+            ) from None
+
+    @property
+    def splits(self) -> npt.NDArray[np.str_]:
+        """Split of each image, ``(N,)``."""
+        return np.repeat([shard.split for shard in self.shards], [shard.pictures for shard in self.shards])
+
+    @property
+    def images(self) -> PackedImages:
+        """Images of the pack, which are read on access."""
+        return PackedImages(self)
+
+    @property
+    def names(self) -> PackedNames:
+        """Names of the images."""
+        return PackedNames(self)
+
+    @cached_property
+    def ends(self) -> Indices:
+        """Cumulative number of images at the end of each shard, ``(shards,)``."""
+        return np.cumsum([shard.pictures for shard in self.shards])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {split: sum(shard.pictures for shard in self.of(split)) for split in SPLITS}
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of all shards, in bytes."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-compatible summary of the pack."""
+        return {
+            "pack": self.place,
+            "pictures": self.counts,
+            "labels": list(self.labels),
+            "preprocess": asdict(self.preprocess),
+            "shards": len(self.shards),
+            "size_bytes": self.size_bytes,
+            "skipped": list(self.skipped),
+            "digest": self.digest,
+        }
+
+    def verify(self, listener: Listener = ignore) -> None:
+        """Read and verify every image; raise :class:`DataError` with the name of the first damaged record."""
+        for start in range(0, len(self.index), 1024):
+            self.images[np.arange(start, min(start + 1024, len(self.index)))]
+            listener(Progress("reading shards", min(start + 1024, len(self.index)), len(self.index)))
+
+
+class PackedImages:
+    """Array-like view of packed images, uint8 ``(N, height, width, channels)``."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, pack: Packed) -> None:
+        self._pack = pack
+        self.shape = (len(pack.index), *pack.preprocess.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
+        """Return the image at an integer index, or the images selected by a slice or an index array."""
+        if isinstance(which, slice):
+            which = np.arange(*which.indices(len(self)))
+        positions = np.asarray(which, np.int64)
+        positions = np.where(positions < 0, positions + len(self), positions)
+        images = np.empty((positions.size, *self.shape[1:]), np.uint8)
+        shards = np.searchsorted(self._pack.ends, positions.reshape(-1), side="right")
+        for number in np.unique(shards):
+            places = np.flatnonzero(shards == number)
+            self._read(self._pack.shards[number], positions.reshape(-1)[places], images, places)
+        return images.reshape(*positions.shape, *self.shape[1:])
+
+    def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], places: Indices) -> None:
+        size = images[0].size
+        with opened(self._pack.place, shard.file) as file:
+            for position, place in zip(positions, places, strict=True):
+                entry = self._pack.index[position]
+                file.seek(int(entry["pixels"]))
+                content = file.read(size)
+                if len(content) != size or zlib.crc32(content) != entry["crc"]:
+                    first = self._pack.ends[self._pack.shards.index(shard)] - shard.pictures
+                    raise DataError(
+                        f"{self._pack.path(shard)}: record {position - first} of {shard.pictures} is not what was "
+                        "packed: copy the shard again, or pack again"
+                    )
+                images[place] = np.frombuffer(content, np.uint8).reshape(images.shape[1:])
+
+
+class PackedNames(Sequence[str]):
+    """``SHARD#RECORD`` for each picture, made as they are asked for."""
+
+    def __init__(self, pack: Packed) -> None:
+        self._pack = pack
+
+    def __len__(self) -> int:
+        return len(self._pack.index)
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> Sequence[str]: ...
+    def __getitem__(self, which: int | slice) -> str | Sequence[str]:
+        """A picture's name."""
+        if isinstance(which, slice):
+            return [self[i] for i in range(len(self))[which]]
+        position = range(len(self))[which]
+        number = int(np.searchsorted(self._pack.ends, position, side="right"))
+        shard = self._pack.shards[number]
+        return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.pictures)}"
+
+
+def is_remote(place: str) -> bool:
+    """Whether it is an address that TensorFlow's file systems read, as ``gs://bucket/folder``."""
+    return "://" in place
+
+
+def is_pack(place: str) -> bool:
+    """Return whether ``place`` is a pack. Every URL in an object store is assumed to be a pack."""
+    return is_remote(place) or (Path(place) / MANIFEST).is_file()
+
+
+def joined(place: str, name: str) -> str:
+    """A file in a folder or in an object store."""
+    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
+
+
+@contextmanager
+def opened(place: str, name: str) -> Iterator[BinaryIO]:
+    """A file for reading; raises :class:`DataError`, in the block too."""
+    path = joined(place, name)
+    if is_remote(place):
+        with _remote(path) as file:
+            yield file
+        return
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _remote(path: str) -> Iterator[BinaryIO]:
+    tf = require("tensorflow")
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            yield file
+    except tf.errors.UnimplementedError:
+        raise DataError(
+            f"{path}: TensorFlow has no file system for {path.partition('://')[0]}://; import one that has "
+            "(pip install tensorflow-io), or mount the bucket as a folder"
+        ) from None
+    except tf.errors.OpError as error:
+        raise DataError(f"{path} cannot be read: {error.message}") from None
+
+
+def read_file(place: str, name: str, max_bytes: int) -> bytes:
+    """Return the content of a file; raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
+    with opened(place, name) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise DataError(f"{joined(place, name)} is larger than {max_bytes:,} bytes, which is not plausible: pack again")
+    return content
+
+
+def manifest_digest(about: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the values in a pack's manifest, which include the SHA-256 of each shard."""
+    values = {key: value for key, value in about.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode() + b"\0").hexdigest()
+
+
+def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """Return the one-dimensional array of an .npy file; raise :class:`ValueError` if it has another type or length."""
+    file = io.BytesIO(content)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it has another version of the format")
+        shape, _, found = np.lib.format.read_array_header_1_0(file)
+    except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if found != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
+        raise ValueError(f"it does not have {count:,} values of the type {dtype}")
+    return np.frombuffer(content, dtype, offset=file.tell())
+
+
+def file_size(place: str, name: str) -> int | None:
+    """Of a file, bytes; None where it is missing."""
+    if is_remote(place):
+        tf = require("tensorflow")
+        try:
+            return int(tf.io.gfile.stat(joined(place, name)).length)
+        except tf.errors.OpError:
+            return None
+    try:
+        return (Path(place) / name).stat().st_size
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,305 @@
+"""Writing data that does not fit into memory as TFRecord shards."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.preprocess import Image, PreprocessSpec
+from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
+from edgerec.data.dataset import Dataset, found_pictures, read_fitted
+from edgerec.data.readers import Arrays, Files, Merged, Source
+from edgerec.data.split import split_dataset
+from edgerec.data.tfrecord_reader import (
+    CONTENTS,
+    ENTRY,
+    INDEX,
+    MANIFEST,
+    SCHEMA,
+    SPLITS,
+    Indices,
+    Packed,
+    Shard,
+    manifest_digest,
+    parse_npy,
+)
+from edgerec.errors import DataError
+from edgerec.recipe import DataSection, Recipe
+from edgerec.utils.atomic import (
+    checked_output,
+    real_path,
+    refuse_existing,
+    replacing,
+    replacing_folder,
+    system_error,
+    write_file,
+)
+from edgerec.utils.bounded import check_structure, read_json
+from edgerec.utils.lock import Lock
+from edgerec.utils.optional import require
+from edgerec.utils.progress import Listener, Progress, ignore, steps
+
+log = logging.getLogger(__name__)
+
+# Shards of about this size are read from an object store at its speed; but at least so many, so that an epoch can
+# begin anywhere in them, as long as each has some pictures.
+SHARD_BYTES = 64 << 20
+SHARDS, LEAST_PICTURES = 16, 64
+_CHUNK = 256
+
+
+def pack_data(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    least_size_px: int = 8,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> Packed:
+    """Write the preprocessed and split images of a recipe to shards.
+
+    A shard is a TFRecord file of ``tf.train.Example`` records with the features ``image`` (uncompressed pixels),
+    ``label`` (index of the class) and ``name`` (name of the original image). The images of a split are shuffled once.
+
+    Args:
+        recipe: the recipe. Only its ``data`` section and ``seed`` are used.
+        out: folder of the pack. To train on the pack, set ``data.source`` to this folder.
+        least_size_px: minimum input width and height that the network supports, in pixels.
+        resume: reuse the complete shards of an interrupted pack of the same data.
+        overwrite: replace an existing pack.
+        listener: called with the progress.
+
+    Raises:
+        EdgerecError: the data cannot be packed, or ``out`` exists and is not a pack.
+        InUseError: another process is writing this pack.
+    """
+    out = checked_output(out, data=recipe.data.source, folder=True)
+    out = real_path(out) if str(out) in (".", "..") else out
+    refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
+    with Lock(out):
+        return _packed(recipe, out, least_size_px, resume, overwrite, listener)
+
+
+def _packed(recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwrite: bool, listener: Listener) -> Packed:
+    source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
+    if not source.labels:
+        raise DataError(
+            f"{section.title} has no class folders, so that its images have no labels: move them into class folders"
+        )
+    light = Dataset.of(source, section)
+    unfinished = out.with_name(f".{out.name}.packing")
+    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}
+    _begin(unfinished, settings, resume)
+    light = replace(light, contents=_contents(source, unfinished / CONTENTS, listener))
+    parts = split_dataset(light, section, recipe.seed)
+    parts.report()
+    picture_bytes = int(np.prod(section.preprocess.shape))
+    plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
+    writer = _Writer(source, light, section.preprocess, unfinished)
+    done, count = 0, len(light.names)
+    reported = steps(count)
+    for name, positions in plan:
+        for _ in writer.shard(name, positions, section.strict):
+            if done in reported:
+                listener(Progress("packing", done + 1, count))
+            done += 1
+    return _finished(writer, plan, section, out, overwrite)
+
+
+def _contents(source: Source, path: Path, listener: Listener) -> Digests:
+    """Return the content digest of each file or array row; read it from ``path`` if an interrupted pack wrote it."""
+    if path.is_file():
+        with _explained(path.parent):
+            kept: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
+        return kept
+    parts = source.parts if isinstance(source, Merged) else (source,)
+    contents = np.concatenate([_part_contents(part, listener) for part in parts])
+    _write_array(path, contents)
+    return contents
+
+
+@contextmanager
+def _explained(unfinished: Path) -> Iterator[None]:
+    """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{unfinished} is damaged ({error}): pack again without --resume") from None
+
+
+def _part_contents(source: Arrays | Files, listener: Listener) -> Digests:
+    if isinstance(source, Arrays):
+        return content_digests(source.images)
+    digests = []
+    reported = steps(len(source.paths))
+    for position, file in enumerate(source.paths):
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_CHARS])
+        if position in reported:
+            listener(Progress("identifying images", position + 1, len(source.paths)))
+    return np.array(digests, f"S{DIGEST_CHARS}")
+
+
+def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    write_file(path, _npy(array))
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    # Serialize to memory first, because NumPy's own error for a full disk does not state the cause.
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _planned(split: str, positions: Indices, picture_bytes: int, seed: int) -> list[tuple[str, Indices]]:
+    """The shards of a split, each a name and the pictures in it."""
+    shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
+    large = -(-len(positions) * picture_bytes // SHARD_BYTES)
+    count = max(large, min(SHARDS, len(positions) // LEAST_PICTURES), 1)
+    names = (f"{split}-{number:05d}-of-{count:05d}.tfrecord" for number in range(count))
+    return list(zip(names, np.array_split(shuffled, count), strict=True))
+
+
+def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
+    plan = unfinished / "plan.json"
+    text = json.dumps(settings)
+    if unfinished.exists():
+        same = plan.is_file() and plan.read_text(encoding="utf-8") == text
+        if resume and same:
+            log.info("going on with what a stopped pack left")
+            return
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    write_file(plan, text)
+
+
+class _Writer:
+    """Writer of shards. Each shard is written atomically, together with a file that describes its content."""
+
+    def __init__(self, source: Source, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
+        self.source, self.light, self.spec, self.folder = source, light, spec, folder
+
+    def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
+        """Write the shard ``name`` unless it already exists; yield once per image."""
+        about = self.folder / f"{name}.json"
+        if about.is_file() and (self.folder / name).is_file() and (self.folder / f"{name}.{CONTENTS}").is_file():
+            yield from (None for _ in positions)
+            return
+        tf = require("tensorflow")
+        entries, contents, skipped, end = [], [], [], 0
+        with replacing(self.folder / name) as partial:
+            with _disk_errors(tf, partial), tf.io.TFRecordWriter(str(partial)) as file:
+                for position, image in zip(positions, self._images(positions), strict=True):
+                    yield
+                    if image is None:
+                        skipped.append(self.light.names[position])
+                        if strict:
+                            raise DataError(
+                                f"{skipped[0]} is not a readable image: remove it, or pack without --strict"
+                            )
+                        continue
+                    pixels = image.tobytes()
+                    label = int(self.source.classes[position])
+                    record = _example(tf, pixels, label, self.light.names[position])
+                    file.write(record)
+                    # A record is its length (8 bytes) and that one's checksum (4), itself, and its checksum (4).
+                    entries.append((end + 12 + record.index(pixels), label, zlib.crc32(pixels)))
+                    contents.append(b"" if self.light.contents is None else self.light.contents[position])
+                    end += 16 + len(record)
+            with partial.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+        _write_array(self.folder / f"{name}.npy", np.array(entries, ENTRY))
+        _write_array(self.folder / f"{name}.{CONTENTS}", np.array(contents, f"S{DIGEST_CHARS}"))
+        write_file(about, json.dumps({"size_bytes": end, "sha256": digest, "skipped": skipped}))
+
+    def _images(self, positions: Indices) -> Iterator[Image | None]:
+        def fit(position: int) -> Image | None:
+            return read_fitted(self.source, int(position), self.spec)
+
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(positions), _CHUNK):
+                yield from pool.map(fit, positions[start : start + _CHUNK])
+
+
+@contextmanager
+def _disk_errors(tf: Any, path: Path) -> Iterator[None]:
+    """Convert TensorFlow's errors for a full or damaged disk to :class:`OSError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        system = system_error(error)
+        if system is None:
+            raise DataError(f"{path} cannot be written: {error.message}") from None
+        raise OSError(system.errno, system.strerror, str(path)) from None
+
+
+def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
+    feature, text = tf.train.Feature, name.encode(errors="surrogateescape")
+    features = {
+        "image": feature(bytes_list=tf.train.BytesList(value=[pixels])),
+        "label": feature(int64_list=tf.train.Int64List(value=[label])),
+        "name": feature(bytes_list=tf.train.BytesList(value=[text])),
+    }
+    record: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+    return record
+
+
+def _finished(
+    writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
+) -> Packed:
+    shards, indices, contents, skipped = [], [], [], []
+    for name, positions in plan:
+        with _explained(writer.folder):
+            about = read_json(writer.folder / f"{name}.json")
+            check_structure(about, {"size_bytes": int, "sha256": str, "skipped": [str]})
+            count = len(positions) - len(about["skipped"])
+            indices.append(parse_npy((writer.folder / f"{name}.npy").read_bytes(), ENTRY, count))
+            digests = (writer.folder / f"{name}.{CONTENTS}").read_bytes()
+            contents.append(parse_npy(digests, np.dtype(f"S{DIGEST_CHARS}"), count))
+        skipped += about["skipped"]
+        shards.append(Shard(name, name.partition("-")[0], count, about["size_bytes"], about["sha256"]))
+    index = np.concatenate(indices)
+    train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
+    if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
+        raise DataError(f"class {writer.light.labels[min(empty)]!r} has no training images")
+    if skipped:
+        log.warning("skipped %d files that are not readable images: %s", len(skipped), ", ".join(skipped[:5]))
+    about = {
+        "schema": SCHEMA,
+        "labels": list(writer.light.labels),
+        "preprocess": asdict(section.preprocess),
+        "group_by": section.group_by,
+        "shards": [asdict(shard) for shard in shards],
+        "skipped": skipped,
+        "contents_of": writer.light.contents_of,
+    }
+    about["digest"] = manifest_digest(about)
+    with replacing_folder(out, overwrite=overwrite) as partial:
+        for shard in shards:
+            (writer.folder / shard.file).rename(partial / shard.file)
+        (partial / INDEX).write_bytes(_npy(index))
+        (partial / CONTENTS).write_bytes(_npy(np.concatenate(contents)))
+        (partial / MANIFEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(writer.folder)
+    return Packed.open(str(out))
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,221 @@
+"""Check the Edge TPU: a Coral USB stick or PCIe card, its driver and libedgetpu."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.doctor.finding import Finding, State, note, ok, problem
+from edgerec.doctor.packages import numbers
+from edgerec.doctor.runtimes import Runtime
+from edgerec.doctor.system import System
+from edgerec.runtime.delegate import try_delegate
+from edgerec.runtime.video_devices import ROOT, read_text
+from edgerec.utils.child_process import ask_python
+
+LIBRARIES = {"Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
+_USB, _PCI = "sys/bus/usb/devices", "sys/bus/pci/devices"
+# Vendor and product IDs of the USB stick before and after its firmware is loaded, and of the PCIe card.
+_STICK = {("1a6e", "089a"), ("18d1", "9302")}
+_CARD = ("0x1ac1", "0x089a")
+_RULES = ("etc/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d")
+_BOOT_CONFIGS = ("boot/firmware/config.txt", "boot/config.txt")
+_USB3_MBPS = 5000
+_RULE = (
+    'printf \'SUBSYSTEM=="usb", ATTRS{idVendor}=="1a6e", GROUP="plugdev"\\n'
+    'SUBSYSTEM=="usb", ATTRS{idVendor}=="18d1", ATTRS{idProduct}=="9302", GROUP="plugdev"\\n\' | '
+    "sudo tee /etc/udev/rules.d/60-edgetpu.rules && sudo udevadm control --reload && sudo udevadm trigger"
+)
+# Newest tflite-runtime that works with Google's libedgetpu 16.0, which was built with TensorFlow 2.5. Newer versions
+# crash with it. Rebuilt libraries have "tf" in their version. docs/edgetpu.md lists the public reports about this.
+_LAST_OLD_RUNTIME = (2, 11)
+# First kernel version for which Google's gasket-dkms cannot be built.
+_NEW_KERNEL = (6, 4)
+# Lines of config.txt that a PCIe card on a Raspberry Pi 5 needs. The last line selects the kernel with 4 KiB pages.
+_PI5_CONFIG = ("dtoverlay=pciex1-compat-pi5,no-mip", "dtoverlay=pcie-32bit-dma-pi5", "kernel=kernel8.img")
+
+
+@dataclass(frozen=True)
+class EdgeTpu:
+    """The Edge TPU of a machine, and the software for it.
+
+    Attributes:
+        stick: device file of a USB stick; empty if there is none.
+        speed_mbps: speed of the stick's USB connection in Mbit/s; 0 if it is not known.
+        stick_open: whether the stick can be opened for writing.
+        rule: whether there is a udev rule for the stick.
+        card: whether there is a PCIe card.
+        apex: device file of the card; empty if the driver has not created a device file.
+        apex_open: whether ``apex`` can be opened for writing.
+        driver: whether the kernel module of the card is loaded.
+        config: lines that the boot configuration of a Raspberry Pi 5 lacks for a card.
+        library: whether libedgetpu can be loaded.
+        reason: reason why libedgetpu cannot be loaded although it is installed.
+        version: version of the Debian package of libedgetpu; empty if libedgetpu was not installed as a package.
+        delegate: reason why the runtime cannot use libedgetpu; empty if it can, or if this was not tried.
+    """
+
+    stick: str = ""
+    speed_mbps: int = 0
+    stick_open: bool = True
+    rule: bool = True
+    card: bool = False
+    apex: str = ""
+    apex_open: bool = True
+    driver: bool = False
+    config: tuple[str, ...] = ()
+    library: bool = False
+    reason: str = ""
+    version: str = ""
+    delegate: str = ""
+
+    @property
+    def there(self) -> bool:
+        """Whether one is plugged in."""
+        return bool(self.stick) or self.card
+
+    @property
+    def works(self) -> bool:
+        """Whether models can run on the Edge TPU, according to the checks that were made."""
+        opened = (self.stick and self.stick_open) or (self.apex and self.apex_open)
+        return bool(opened) and self.library and not self.delegate
+
+
+def look(root: Path = ROOT) -> EdgeTpu:
+    """Return the Edge TPU of this machine.
+
+    Args:
+        root: folder that contains ``sys``, ``proc``, ``dev``, ``etc``, ``boot`` and ``var``.
+    """
+    stick, speed = _stick(root)
+    card = any(_pair(device, "vendor", "device") == _CARD for device in (root / _PCI).glob("*"))
+    apex = next((str(path) for path in sorted((root / "dev").glob("apex_*"))), "")
+    library = LIBRARIES.get(platform.system(), "libedgetpu.so.1")
+    _, reason = ask_python("import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(1)", library)
+    usable = not reason and any(path and os.access(path, os.W_OK) for path in (stick, apex))
+    return EdgeTpu(
+        stick=stick,
+        speed_mbps=speed,
+        stick_open=not stick or os.access(stick, os.W_OK),
+        rule=any("1a6e" in read_text(path) for folder in _RULES for path in (root / folder).glob("*.rules")),
+        card=card,
+        apex=apex,
+        apex_open=not apex or os.access(apex, os.W_OK),
+        driver=bool(re.search(r"^apex\b", read_text(root / "proc/modules"), re.M)),
+        config=_missing_config(root) if card else (),
+        library=not reason,
+        reason="" if "cannot open shared object file" in reason and library in reason else reason,
+        version=_package_version(root),
+        delegate=try_delegate(library) if usable else "",
+    )
+
+
+def findings(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[Finding]:
+    """Check the device, its port, permissions and driver, libedgetpu, and whether the runtime can use it."""
+    if not tpu.there:
+        more = "; libedgetpu is installed" if tpu.library else ""
+        return [ok("Edge TPU", f"none on USB or PCIe{more}")] if system.os == "Linux" or tpu.library else []
+    found = [*_of_the_stick(tpu, system), *_of_the_card(tpu, system), *_of_the_library(tpu, system, runtimes)]
+    if not any(finding.state is State.PROBLEM for finding in found):
+        where = "the stick" if tpu.stick else "the card"
+        found.insert(0, ok("Edge TPU", f"{where} answers: --delegate {LIBRARIES.get(system.os, 'libedgetpu.so.1')}"))
+    return found
+
+
+def _of_the_stick(tpu: EdgeTpu, system: System) -> list[Finding]:
+    found = []
+    if tpu.stick and not tpu.stick_open:
+        mend = system.join("plugdev") if tpu.rule else _RULE
+        why = "you are not in the group plugdev" if tpu.rule else "udev has no rule for it"
+        found.append(problem("Edge TPU", f"the stick {tpu.stick} cannot be opened: {why}", mend))
+    if tpu.stick and 0 < tpu.speed_mbps < _USB3_MBPS:
+        found.append(
+            note("Edge TPU", f"on a USB 2 port ({tpu.speed_mbps} Mbit/s): plug it into a USB 3 port, which is blue")
+        )
+    return found
+
+
+def _of_the_card(tpu: EdgeTpu, system: System) -> list[Finding]:
+    if not tpu.card:
+        return []
+    found = []
+    if tpu.config and not tpu.apex:
+        detail = f"config.txt of this Raspberry Pi 5 lacks {' and '.join(tpu.config)}, which a PCIe card needs"
+        lines = "".join(f"{line}\\n" for line in ("[all]", *tpu.config))
+        mend = f"printf '{lines}' | sudo tee -a /boot/firmware/config.txt && sudo reboot"
+        found.append(problem("Edge TPU", detail, mend))
+    if not tpu.apex and tpu.driver:
+        detail = "the driver of the card is loaded, but there is no /dev/apex_0"
+        found.append(problem("Edge TPU", detail, f"{system.sudo}dmesg | grep -i -e apex -e gasket   # says why"))
+    elif not tpu.apex:
+        detail, package = (
+            "the card has no driver, so there is no /dev/apex_0",
+            "gasket-dkms   # from Google's package source",
+        )
+        if numbers(system.kernel)[:2] >= _NEW_KERNEL:
+            detail += f". Google's gasket-dkms does not build on kernel {system.kernel}"
+            package = "./gasket-dkms_*.deb   # download it from github.com/feranick/gasket-driver/releases"
+        found.append(problem("Edge TPU", detail, f"{system.sudo}apt install {package}"))
+    elif not tpu.apex_open:
+        detail = f"{tpu.apex} cannot be opened: it is for the group apex"
+        found.append(problem("Edge TPU", detail, system.join("apex")))
+    return found
+
+
+def _of_the_library(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) -> list[Finding]:
+    rebuilt = "./libedgetpu1-std_*.deb   # download it from github.com/feranick/libedgetpu/releases"
+    mend = f"{system.sudo}apt install {rebuilt}" if system.os == "Linux" else ""
+    if not tpu.library:
+        why = f"libedgetpu does not load: {tpu.reason}" if tpu.reason else "libedgetpu is missing"
+        return [problem("Edge TPU", why, mend)]
+    runtime = next((runtime for runtime in runtimes if not runtime.reason), None)
+    old = tpu.version != "" and "tf" not in tpu.version.lower()
+    new = runtime is not None and (
+        runtime.package == "ai-edge-litert" or numbers(runtime.version)[:2] > _LAST_OLD_RUNTIME
+    )
+    if runtime and old and new:
+        detail = (
+            f"libedgetpu {tpu.version} was built with TensorFlow 2.5. According to public reports, {runtime.package} "
+            f"{runtime.version} crashes with it: use a libedgetpu that was rebuilt with a newer TensorFlow"
+        )
+        return [problem("Edge TPU", f"{detail}{f' (here: {tpu.delegate})' if tpu.delegate else ''}", mend)]
+    if tpu.delegate:
+        return [problem("Edge TPU", f"the runtime cannot use libedgetpu {tpu.version}: {tpu.delegate}", mend)]
+    return []
+
+
+def _stick(root: Path) -> tuple[str, int]:
+    for device in sorted((root / _USB).glob("*")):
+        if _pair(device, "idVendor", "idProduct") in _STICK:
+            bus, number = _pair(device, "busnum", "devnum")
+            speed = read_text(device / "speed").partition(".")[0]
+            known = bus.isdecimal() and number.isdecimal()
+            path = root / f"dev/bus/usb/{int(bus):03}/{int(number):03}" if known else device
+            return str(path), int(speed) if speed.isdecimal() else 0
+    return "", 0
+
+
+def _missing_config(root: Path) -> tuple[str, ...]:
+    """Return the lines that are missing in the boot configuration; empty if this is not a Raspberry Pi 5."""
+    if not re.match(r"Raspberry Pi (5|Compute Module 5)", read_text(root / "proc/device-tree/model")):
+        return ()
+    config = next((text for name in _BOOT_CONFIGS if (text := read_text(root / name))), "")
+    lines = {line.partition("#")[0].strip() for line in config.splitlines()}
+    return tuple(line for line in _PI5_CONFIG if line not in lines)
+
+
+def _package_version(root: Path) -> str:
+    """Return the version of the installed Debian package of libedgetpu, e.g. ``16.0`` or ``16.0tf2.17.1-1``."""
+    for entry in read_text(root / "var/lib/dpkg/status").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
+        if fields.get("Package", "").startswith("libedgetpu1-") and fields.get("Status", "").endswith(" installed"):
+            return fields.get("Version", "")
+    return ""
+
+
+def _pair(device: Path, first: str, second: str) -> tuple[str, str]:
+    return read_text(device / first), read_text(device / second)

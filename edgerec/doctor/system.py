@@ -1,0 +1,183 @@
+"""The operating system: what runs here, for whom, at what time."""
+
+from __future__ import annotations
+
+import locale
+import os
+import platform
+import re
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.doctor.finding import Finding, note, ok, problem
+from edgerec.runtime.video_devices import ROOT, read_text
+from edgerec.tflite.runtimes import processors
+
+# Nobody has this version earlier; files that pip wrote say more.
+_RELEASED_S = 1_761_955_200  # 2025-11-01
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class System:
+    """A machine and its user.
+
+    Attributes:
+        os: ``Linux``, ``Darwin`` or ``Windows``.
+        title: display name of the operating system.
+        machine: CPU architecture of the kernel.
+        bits: word size of programs, 32 or 64. A 64-bit kernel can run 32-bit programs.
+        board: name of the single-board computer; empty for other machines.
+        kernel: release of the Linux kernel, e.g. ``6.12.47+rpt-rpi-v8``; empty if it is not known.
+        processors: number of CPU cores that this process may use.
+        avx: whether an x86 CPU has AVX; None for other CPUs.
+        root: whether this process runs as root.
+        user: name of the user, for commands in messages.
+        groups: groups of the current session.
+        member_of: groups that the user will have after logging in again.
+        now_s: Unix time of the system clock.
+        installed_s: Unix time at which edgerec was installed.
+        encoding: encoding of the terminal and of file names; empty if it is UTF-8.
+    """
+
+    os: str = "Linux"
+    title: str = "Linux"
+    machine: str = "x86_64"
+    bits: int = 64
+    board: str = ""
+    kernel: str = ""
+    processors: int = 4
+    avx: bool | None = None
+    root: bool = False
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    member_of: tuple[str, ...] = ()
+    now_s: float = _RELEASED_S
+    installed_s: float = _RELEASED_S
+    encoding: str = ""
+
+    @property
+    def arch(self) -> str:
+        """The processor as programs see it."""
+        return arch(self.machine, self.bits)
+
+    @property
+    def sudo(self) -> str:
+        """What stands before a command that only root may give."""
+        return "" if self.root else "sudo "
+
+    @property
+    def pi(self) -> bool:
+        """Whether this is a Raspberry Pi."""
+        return self.board.startswith("Raspberry Pi")
+
+    def join(self, group: str) -> str:
+        """The command that lets the user do what a group may."""
+        if group in self.member_of:
+            return f"exec su - {self.user or '$USER'}"  # or log out and in: the session is older than the membership
+        return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
+
+
+def arch(machine: str, bits: int) -> str:
+    """The processor as programs of so many bits see it."""
+    return "armv7l" if bits == 32 and machine in ("aarch64", "armv8l") else machine
+
+
+def own_bits() -> int:
+    """Of this Python."""
+    return struct.calcsize("P") * 8
+
+
+def look(root: Path = ROOT) -> System:
+    """Return the facts about this system; ``root`` is the folder that contains ``proc``."""
+    groups, member_of = _groups()
+    return System(
+        os=platform.system(),
+        title=_title(),
+        machine=platform.machine(),
+        bits=own_bits(),
+        board=read_text(root / "proc/device-tree/model"),
+        kernel=read_text(root / "proc/sys/kernel/osrelease"),
+        processors=processors(),
+        avx=_avx(),
+        root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        user=os.environ.get("USER", "") if re.fullmatch(r"[\w.-]+", os.environ.get("USER", "")) else "",
+        groups=groups,
+        member_of=member_of,
+        now_s=time.time(),
+        installed_s=Path(__file__).stat().st_mtime,
+        encoding=_encoding(),
+    )
+
+
+def findings(system: System) -> list[Finding]:
+    """System, userland, clock and locale."""
+    count = f"{system.processors} processor{'s' if system.processors > 1 else ''}"
+    found = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
+    if system.bits == 32 and system.machine in ("aarch64", "armv8l", "x86_64"):
+        found.append(
+            note(
+                "system",
+                f"32-bit programs on a 64-bit kernel: pip takes it for {system.machine} where it asks what a package "
+                "needs",
+                'pip install --no-deps edgerec tflite-runtime && pip install typer "numpy<2"',
+            )
+        )
+    if system.now_s < max(system.installed_s, _RELEASED_S) - _DAY_S:
+        today = time.strftime("%Y-%m-%d", time.gmtime(system.now_s))
+        mend = f"{system.sudo}timedatectl set-ntp true" if system.os == "Linux" else ""
+        found.append(problem("clock", f"it says {today}, before edgerec was installed: TLS and pip refuse", mend))
+    if system.encoding:
+        mend = "set PYTHONUTF8=1" if system.os == "Windows" else "export LC_ALL=C.UTF-8"
+        found.append(note("locale", f"text is {system.encoding}, not UTF-8: some labels and file names break", mend))
+    return found
+
+
+def _title() -> str:
+    if platform.system() == "Linux":
+        try:
+            return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+        except OSError:
+            return "Linux"
+    if platform.system() == "Darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    return f"{platform.system()} {platform.release()}"
+
+
+def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        import grp
+        import pwd
+    except ImportError:  # Windows
+        return (), ()
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        everything = grp.getgrall()
+    except (KeyError, OSError):  # a container's user without a name
+        return (), ()
+    session = set(os.getgroups()) | {os.getegid()}
+    return (
+        tuple(group.gr_name for group in everything if group.gr_gid in session),
+        tuple(group.gr_name for group in everything if user in group.gr_mem),
+    )
+
+
+def _avx() -> bool | None:
+    flags = re.search(r"^flags\s*:(.*)$", read_text(ROOT / "proc/cpuinfo"), re.M)
+    if platform.machine() not in ("x86_64", "AMD64") or flags is None:
+        return None
+    return "avx" in flags[1].split()
+
+
+def _encoding() -> str:
+    for name in (
+        getattr(sys.stdout, "encoding", None),
+        locale.getpreferredencoding(False),
+        sys.getfilesystemencoding(),
+    ):
+        if name and name.lower().replace("-", "").replace("_", "") not in ("utf8", "cp65001"):
+            return str(name)
+    return ""

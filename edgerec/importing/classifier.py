@@ -1,0 +1,168 @@
+"""What a model must be to be an image classifier of edgerec's, and making one of it that nearly is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.tensors import AnyNormalise, input_convolution
+from edgerec.errors import ModelError
+from edgerec.importing.graph_rewriter import Rebuild, calls, flatten
+from edgerec.importing.saved_model import SavedModel, gives_scores
+from edgerec.train.backend import keras
+
+log = logging.getLogger(__name__)
+
+
+def check_classifier(model: Any, where: str) -> None:
+    """Refuse what is no image classifier: raises :class:`ModelError` with the reason.
+
+    Expected are one input of a fixed square size with 1 or 3 channels, one row of outputs, and finite weights.
+    """
+    shape, answer = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if shape is None:
+        raise ModelError(f"{where} does not know its input size: give it an Input(shape) and save it again")
+    for what, value in (("inputs", shape), ("outputs", answer)):
+        if isinstance(value, list | dict):
+            raise ModelError(f"{where} has {len(value)} {what}, expected one: a picture in, a row of scores out")
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
+        raise ModelError(
+            f"{where} takes {shape}, channels first: export it with Permute((3, 1, 2)) as its first layer, so that it "
+            "takes (batch, height, width, channels), or give the Keras model itself as .keras"
+        )
+    if len(shape) != 4 or shape[3] not in (None, 1, 3):
+        raise ModelError(f"{where} takes {shape}, expected pictures (batch, height, width, 1 or 3)")
+    if None in shape[1:]:
+        raise ModelError(
+            f"{where} takes {shape}: its size is dynamic; build it with a fixed one, as Input((96, 96, 3))"
+        )
+    if shape[1] != shape[2]:
+        raise ModelError(f"{where} takes {shape[2]}×{shape[1]} pixels, expected a square: build it with one")
+    if answer is None or len(answer) != 2 or answer[1] is None:
+        raise ModelError(f"{where} gives {answer}, expected (batch, classes): it is no image classifier")
+    if isinstance(model, SavedModel) and answer[1] == 1:
+        raise ModelError(f"{where} gives one number: give the Keras model itself as .keras, which becomes two classes")
+    for name, weights in _weights(model):
+        if not np.isfinite(weights).all():
+            raise ModelError(f"{where} has weights that are NaN or infinite in {name!r}: train it again")
+
+
+def with_scores(model: Any, where: str) -> Any:
+    """Return a tf_keras classifier whose outputs are scores in [0, 1], one for each class.
+
+    A model that outputs logits gets a softmax. A single output z, the score of the second of two classes with or
+    without a sigmoid, becomes two outputs, because softmax(0, z) = (1 - sigmoid(z), sigmoid(z)).
+
+    Raises:
+        ModelError: the model has a single output with another activation.
+    """
+    if model.output_shape[1] == 1:
+        model = _two_classes(model, where)
+        log.info(
+            "%s has one output, the score of the second of two classes: adding the score of the first class", where
+        )
+        return model
+    if gives_scores(model):
+        return model
+    if _activation(_last(model)) == "sigmoid":
+        log.warning("%s scores its classes independently (sigmoid): the one with the highest score is taken", where)
+        return model
+    log.info("%s gives logits: a softmax is added", where)
+    scores = keras().layers.Activation("softmax", name=_free(model, "scores"))(model.output)
+    return keras().Model(model.inputs, scores, name=model.name)
+
+
+def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
+    """Return the model with its normalization as the first layer, so that its input is RGB pixels 0 to 255.
+
+    The layer is a fixed 1x1 convolution. It is depthwise if the channels keep their order.
+
+    Args:
+        model: a tf_keras model or a :class:`SavedModel`.
+        normalise: the normalization that the model expects.
+
+    Raises:
+        ModelError: the model is grayscale, but the normalization has one scale and offset per channel.
+    """
+    if isinstance(model, SavedModel):
+        model.normalise(normalise)
+        return model
+    channels, layers = model.input_shape[-1], keras().layers
+    kernel, bias = input_convolution(normalise, channels)
+    rebuild = Rebuild(flatten)
+    inputs = keras().Input(model.input_shape[1:], name=rebuild.name("rgb_pixels"))
+    name = rebuild.name("normalization")
+    if np.count_nonzero(kernel - np.diag(np.diag(kernel))):
+        layer, weights = layers.Conv2D(channels, 1, trainable=False, name=name), kernel[None, None]
+    else:
+        layer = layers.DepthwiseConv2D(1, trainable=False, name=name)
+        weights = np.diag(kernel).reshape(1, 1, channels, 1)
+    built = rebuild.run(model, [inputs], [layer(inputs)])
+    layer.set_weights([weights, bias])
+    return built
+
+
+def _last(model: Any) -> Any:
+    """The layer that makes the model's output, inside nested models too."""
+    layer = model.outputs[0]._keras_history.layer
+    return _last(layer) if hasattr(layer, "layers") else layer
+
+
+def _activation(layer: Any) -> str:
+    return str(getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower()))
+
+
+# Layers that return the values of their input unchanged in inference mode.
+_PASSING = ("ActivityRegularization", "Dropout", "Flatten", "Identity", "Reshape")
+
+
+def _two_classes(model: Any, where: str) -> Any:
+    """Return the model with two outputs instead of one, flattening nested models because one may contain the head."""
+    if any(isinstance(node.layer, keras().Model) for node in calls(model)):
+        model = Rebuild(flatten).run(model)
+    layer = _last(model)
+    while type(layer).__name__ in _PASSING or (type(layer).__name__ == "Activation" and _activation(layer) == "linear"):
+        layer = layer.input._keras_history.layer
+    activation = _activation(layer)
+    if type(layer).__name__ == "Activation" and activation == "sigmoid":
+        before = layer.input._keras_history.layer
+        layer = before if type(before).__name__ == "Dense" and _activation(before) == "linear" else layer
+    known = hasattr(layer, "activation")
+    if (known and activation not in ("sigmoid", "linear")) or type(layer).__name__ in ("ReLU", "Softmax", "LeakyReLU"):
+        raise ModelError(
+            f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a classifier of two "
+            "classes ends in Dense(1, 'sigmoid'), or in Dense(2) and a softmax"
+        )
+    layers, name = keras().layers, _free(model, "scores")
+    if type(layer).__name__ == "Dense" and len(layer.input.shape) == 2:
+        kernel, *bias = layer.get_weights()
+        scores = layers.Dense(2, "softmax", use_bias=bool(bias), name=name)
+        built = keras().Model(model.inputs, scores(layer.input), name=model.name)
+        scores.set_weights([np.concatenate([0 * weights, weights], axis=-1) for weights in (kernel, *bias)])
+    elif activation == "sigmoid":
+        scores = layers.Dense(2, name=name)
+        built = keras().Model(model.inputs, scores(model.output), name=model.name)
+        scores.set_weights([np.array([[-1.0, 1.0]]), np.array([1.0, 0.0])])
+    else:
+        scores = layers.Dense(2, "softmax", use_bias=False, name=name)
+        built = keras().Model(model.inputs, scores(model.output), name=model.name)
+        scores.set_weights([np.array([[0.0, 1.0]])])
+    return built
+
+
+def _free(model: Any, name: str) -> str:
+    """``name``, or with underscores where a layer has it already."""
+    taken = {layer.name for layer in model.layers}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _weights(model: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(model, SavedModel):
+        yield from zip((v.name for v in model.variables), model.get_weights(), strict=True)
+    else:
+        yield from ((variable.name, variable.numpy()) for variable in model.weights)

@@ -1,0 +1,80 @@
+"""Whole models that other programs saved, Keras 2 or 3: read without running anything out of the file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.errors import ModelError
+from edgerec.importing.image_input import with_image_input
+from edgerec.importing.indexing import selects_channels, with_indexing_layers
+from edgerec.importing.keras3 import from_keras3
+from edgerec.importing.keras_files import check_keras_file, load_keras2
+from edgerec.importing.layer_allowlist import AUGMENTATION
+from edgerec.train.backend import reported_as
+from edgerec.train.precision import in_float32
+from edgerec.utils.optional import require
+
+log = logging.getLogger(__name__)
+
+# Layers before which pixels are still what they were, but for where they are.
+_PASSING = AUGMENTATION | {
+    *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
+    *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
+}
+# What the model's own scaling leaves of 0…255 at most: a network learns from small numbers.
+SMALL = 10
+
+
+def read_foreign(path: str | Path) -> Any:
+    """Read a complete ``.keras`` or ``.h5`` model of Keras 2 or 3 as a tf_keras model in float32, not compiled.
+
+    If the model's input has another layout than ``(batch, height, width, channels)``, the model is rebuilt for this
+    layout (:func:`edgerec.importing.image_input.with_image_input`).
+
+    No code from the file is executed. Before Keras reads the file, every class name in the file is compared with a list
+    of supported names: the layers, initializers, regularizers and constraints of Keras, common arithmetic operators,
+    and edgerec's own layers. A file with any other name is an error. A Keras 3 model is rebuilt with tf_keras layers
+    (:func:`edgerec.importing.keras3.from_keras3`), and its outputs are compared with those of the original.
+
+    Raises:
+        ModelError: the file does not exist, is damaged or has weights only, or a layer is not supported.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; expected a whole .keras or .h5 model, or a SavedModel's folder")
+    with reported_as(f"{path} cannot be read as a Keras model"):
+        if check_keras_file(path) >= 3:
+            model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))
+        else:
+            model = in_float32(load_keras2(path))
+            model = with_indexing_layers(model, str(path))
+        return with_image_input(model, str(path))
+
+
+def expects_pixels(model: Any) -> bool:
+    """Return whether the model itself normalizes pixels 0 to 255; False if this is unknown."""
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        kind = type(layer).__name__
+        if kind in _PASSING or selects_channels(layer):
+            continue
+        scale, offset = _first_scaling(layer, kind)
+        return bool(255 * np.abs(scale).max() <= SMALL or np.abs(offset).max() > SMALL)
+    return False
+
+
+def _first_scaling(layer: Any, kind: str) -> tuple[Any, Any]:
+    """Return the scale and offset of a layer that scales its input; the scale is infinite for any other layer."""
+    if kind == "Rescaling":
+        return np.asarray(layer.scale), np.asarray(layer.offset)
+    if kind == "Normalization" and not layer.invert:
+        scale = 1 / np.sqrt(np.asarray(layer.variance))
+        return scale, -np.asarray(layer.mean) * scale
+    if kind == "DepthwiseConv2D" and tuple(layer.kernel_size) == (1, 1):
+        kernel, *bias = layer.get_weights()
+        # A learned bias does not tell the range of the input.
+        return kernel, bias[0] if bias and not layer.trainable else np.zeros(1)
+    return np.array(np.inf), np.zeros(1)

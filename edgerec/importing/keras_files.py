@@ -1,0 +1,375 @@
+"""Check and open Keras files (.keras, .h5). All other modules use these functions.
+
+Keras executes code from a file even in safe mode: for example, a Lambda layer may name any Python function, and a
+nested ``compile_config`` is compiled. Therefore a file is loaded only if every class and function that it names is on
+an allowlist.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.content import describe_file
+from edgerec.errors import ModelError
+from edgerec.importing.layer_allowlist import AUGMENTATION, LAYERS, MODELS, OPERATORS, TF_OPERATORS
+from edgerec.train.backend import keras, reported_as
+from edgerec.utils.bounded import MAX_TEXT_BYTES, check_zip_file, parse_json
+from edgerec.utils.optional import require
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+_ADVICE = "build the model without it, or convert the model to .tflite and use edgerec import"
+_MODULES = re.compile(r"(tf_)?keras(\.\w+)*|builtins|edgerec(\.\w+)*")
+_OBJECTS = ("initializers", "regularizers", "constraints")
+_COMPILE_OBJECTS = ("optimizers", "optimizers.schedules", "mixed_precision", "losses", "metrics")
+_PLAIN = {"Policy", "DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__ellipsis__", "__slice__"}
+_PLAIN |= {"__tensor__", "__numpy__"}
+_REASONS = {
+    "Lambda": "its code is in the file and would be executed",
+    "TFSMLayer": "it loads a TensorFlow graph from another file",
+    "QuantizedDTypePolicy": "the model is quantized already, so use the float model",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The configuration of a model as Keras serializes it, and the major version of Keras that wrote it."""
+
+    config: Any
+    major: int
+
+
+def load_model(path: Path) -> Any:
+    """Load a tf_keras model from a .keras file that edgerec wrote, without compiling it.
+
+    Raises:
+        ModelError: the file does not exist, is damaged, or names a class or function that is not on the allowlists.
+    """
+    if not path.exists():
+        raise ModelError(f"{path} does not exist")
+    with reported_as(f"{path} cannot be read as a Keras model"):
+        return _load(path, compiled=False)
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Load a training checkpoint as a compiled model, with the state of the optimizer.
+
+    Raises:
+        ModelError: the checkpoint names a class or function that is not on the allowlists. A damaged checkpoint raises
+            one of the exceptions in :data:`UNREADABLE`.
+    """
+    return _load(path, compiled=True)
+
+
+def _load(path: Path, compiled: bool) -> Any:
+    if not path.is_dir() and path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"it {describe_file(path) or 'has another format, or is damaged'}")
+    check_keras_file(path, compiled=compiled)
+    return load_keras2(path, compiled=compiled)
+
+
+def load_keras2(path: Path, *, compiled: bool = False) -> Any:
+    """Load a model with tf_keras. Call :func:`check_keras_file` first.
+
+    tf_keras connects the layers of a functional model in a loop that never ends if a layer refers to a node that does
+    not exist. Therefore the number of iterations is limited.
+    """
+    functional: Any = importlib.import_module(f"{keras().__name__}.src.engine.functional")
+    original = functional.reconstruct_from_config
+
+    def reconstruct(config: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        return original(config | {"layers": _FiniteLayers(config["layers"])}, *arguments, **options)
+
+    functional.reconstruct_from_config = reconstruct
+    try:
+        return keras().models.load_model(path, compile=compiled, safe_mode=True)
+    finally:
+        functional.reconstruct_from_config = original
+
+
+class _FiniteLayers(list[Any]):
+    """The layers of a functional model. Keras creates them in one iteration, and connects them in further ones.
+
+    Each further iteration must connect at least one node; otherwise Keras would never stop.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        super().__init__(layers)
+        self.iterations = 1 + sum(len(layer["inbound_nodes"]) for layer in layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.iterations:
+            raise ValueError("its layers form a cycle, or refer to an output that does not exist")
+        self.iterations -= 1
+        return super().__iter__()
+
+
+def check_keras_file(path: Path, *, compiled: bool = False) -> int:
+    """Check all classes and functions that a .keras or .h5 file of a whole model names, without loading the model.
+
+    Args:
+        path: path of the file.
+        compiled: whether the model will be compiled with its ``compile_config``. Otherwise this configuration is not
+            checked, because it is not used.
+
+    Returns:
+        The major version of Keras that wrote the file.
+
+    Raises:
+        ModelError: the file contains only weights, refers to other files, or names a class or function that is not on
+            the allowlists. A damaged file raises one of the exceptions in :data:`UNREADABLE`.
+    """
+    source = _read_source(path)
+    config = source.config
+    if not compiled and isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key != "compile_config"}
+    check_config(config, path, "the model")
+    return source.major
+
+
+def load_weights(model: Any, path: Path) -> tuple[int, int]:
+    """Initialize ``model`` with the weights of a .keras or .h5 file, in all layers whose shapes match.
+
+    Returns:
+        The number of variables that were initialized, and the number of all variables.
+
+    Raises:
+        ModelError: the file does not exist, cannot be read, or has no weights that match.
+    """
+    if not path.is_file():
+        raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
+    before = model.get_weights()
+    how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
+    with reported_as(f"{path} holds no weights that Keras can read"):
+        _check_weights(path)
+        with _captured_warnings() as messages:
+            model.load_weights(str(path), **how)
+    # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
+    names = [variable.name.partition("/")[0] for variable in model.weights]
+    changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
+    taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
+    others = list(dict.fromkeys(mismatch for message in messages if (mismatch := _mismatch(message))))
+    if not taken:
+        shapes = f" ({'; '.join(others[:3])})" if others else ""
+        raise ModelError(
+            f"none of the weights in {path} fit {model.name}{shapes}: same architecture, width and channels? "
+            "Its own network with new classes: --arch backbone"
+        )
+    if others:
+        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
+    return taken, len(before)
+
+
+def check_opens(model: Any, where: str) -> None:
+    """Raise :class:`ModelError` if loading a saved model would need the Python code that built the model."""
+    config = keras().saving.serialize_keras_object(model)
+    check_config(config, where, "the model")
+    with reported_as(f"{where}: the model could not be opened again without this code"):
+        keras().saving.deserialize_keras_object(config, safe_mode=True)
+
+
+def check_config(value: Any, where: str | Path, inside: str, compiling: bool = False) -> None:
+    """Raise :class:`ModelError` if a configuration names a class or function that is not on the allowlists.
+
+    Args:
+        value: configuration of a model, a layer or any other object, as Keras serializes it.
+        where: name of the file, for error messages.
+        inside: name of the layer that contains ``value``, for error messages.
+        compiling: whether ``value`` is part of a ``compile_config``, in which Keras' optimizers, losses and metrics are
+            allowed as well.
+    """
+    if isinstance(value, list):
+        for item in value:
+            check_config(item, where, inside, compiling)
+    elif isinstance(value, dict):
+        if "class_name" in value:
+            inside = _check_object(value, where, inside, compiling)
+        for key, item in value.items():
+            check_config(item, where, inside, compiling or key == "compile_config")
+
+
+def _check_object(value: dict[str, Any], where: str | Path, inside: str, compiling: bool) -> str:
+    """Check one serialized object; return its name if it is a layer, otherwise ``inside``."""
+    kind, config = str(value["class_name"]), value.get("config")
+    module, registered = str(value.get("module") or "keras"), str(value.get("registered_name") or "")
+    name = config.get("name") if isinstance(config, dict) else None
+    layer = f"layer {name!r}" if name else inside
+    if not _MODULES.fullmatch(module):
+        raise ModelError(f"{where}: {layer} is a {kind} of {module}, whose code edgerec does not run: {_ADVICE}")
+    if kind == "function":
+        known = isinstance(config, str) and config in _functions(compiling)
+        kind = f"function ({config})"
+    elif kind in ("TFOpLambda", "SlicingOpLambda"):
+        # Keras 2 stores a TensorFlow operator under its name. Some operators read or write files.
+        operator = str(config.get("function")) if isinstance(config, dict) else "?"
+        known, kind = operator in TF_OPERATORS, f"{kind} ({operator})"
+    elif ".ops." in module:
+        known = kind in OPERATORS
+    elif ">" in registered or module.startswith("edgerec"):
+        known = registered.startswith("edgerec>") and keras().saving.get_registered_object(registered) is not None
+    else:
+        known = kind in LAYERS or kind in MODELS or kind in AUGMENTATION or kind in _PLAIN
+        known = known or kind in _classes(_OBJECTS) or (compiling and kind in _classes(_COMPILE_OBJECTS))
+    if not known and kind in OPERATORS:  # Keras 3 does not write the module of an operator to .h5
+        raise ModelError(f"{where}: operator {name!r} ({kind}) is lost in an .h5 file: save the model as .keras")
+    if not known:
+        reason = _REASONS.get(kind, "edgerec accepts common layers and activations of Keras, and no code from a file")
+        raise ModelError(f"{where}: {layer} is a {kind}, which is refused: {reason}; {_ADVICE}")
+    return layer
+
+
+def _classes(names: tuple[str, ...]) -> set[str]:
+    """Return the names of all classes in the given modules, as Keras 2 and as Keras 3 write them."""
+    return {name for module in _modules(names) for name, value in vars(module).items() if inspect.isclass(value)}
+
+
+def _functions(compiling: bool) -> set[str]:
+    """Return the names of Keras' activation functions and, if ``compiling``, of its losses and metrics."""
+    modules = _modules(("activations", *(("losses", "metrics") if compiling else ())))
+    names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
+    return names - {"get", "serialize", "deserialize"}
+
+
+def _modules(names: tuple[str, ...]) -> Iterator[Any]:
+    for package in (keras(), require("keras")):
+        for name in names:
+            module = package
+            for part in name.split("."):
+                module = getattr(module, part, None)
+            if module is not None:
+                yield module
+
+
+def _read_source(path: Path) -> _Source:
+    if not _is_archive(path):
+        if require("h5py").is_hdf5(path):
+            return _read_h5(path)
+        kind = describe_file(path)
+        advice = " (edgerec import can read it)" if "TFLite" in kind else ""
+        raise ModelError(
+            f"{path} is not a Keras model (.keras or .h5): it {kind or 'has another format, or is damaged'}{advice}"
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if missing := {"config.json", "metadata.json", "model.weights.h5"} - set(names):
+            kind = describe_file(path)
+            if kind and "Keras" not in kind:
+                raise ModelError(f"{path} is not a Keras model (.keras or .h5): it {kind}")
+            raise ModelError(
+                f"{path} is not a complete Keras model: it lacks {min(missing)}; save it with model.save()"
+            )
+        _check_archive(archive, path)
+        config, metadata = (_read_json(archive, name) for name in ("config.json", "metadata.json"))
+        return _Source(config, int(metadata["keras_version"].partition(".")[0]))
+
+
+def _read_json(archive: zipfile.ZipFile, name: str) -> Any:
+    with archive.open(name) as file:
+        return parse_json(file.read(MAX_TEXT_BYTES + 1))
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive.
+
+    Raises:
+        ModelError: the file is a zip archive and an HDF5 file at once. Keras might load the part that is not checked.
+    """
+    archive = zipfile.is_zipfile(path)
+    if archive and require("h5py").is_hdf5(path):
+        raise ModelError(f"{path} is a zip archive and an HDF5 file at once: do not trust it")
+    return archive
+
+
+def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise an error if the unpacked size of the archive is implausible, or if the weights refer to other files."""
+    check_zip_file(path, sys.maxsize)
+    if "model.weights.h5" in archive.namelist():
+        with archive.open("model.weights.h5") as weights:
+            _refuse_links(weights, path)
+
+
+def _check_weights(path: Path) -> None:
+    """Raise :class:`ModelError` if the weights in a file are links to other files."""
+    if _is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_archive(archive, path)
+    else:
+        _refuse_links(path, path)
+
+
+def _read_h5(path: Path) -> _Source:
+    _refuse_links(path, path)
+    with require("h5py").File(path, "r") as file:
+        config = file.attrs.get("model_config")
+        if config is None:
+            raise ModelError(f"{path} holds weights only: save the whole model, with model.save()")
+        version = file.attrs.get("keras_version") or "2"
+        text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
+        return _Source(parse_json(text[0]), int(text[1].partition(".")[0]))
+
+
+def _refuse_links(file: Any, where: Path) -> None:
+    """Raise :class:`ModelError` if an HDF5 file links to other files, because HDF5 would read them as weights."""
+    h5py = require("h5py")
+
+    def check(group: Any) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            item = None if isinstance(link, h5py.ExternalLink) else group[name]
+            if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+                raise ModelError(f"{where}: {group.name}/{name} points to another file, which is refused")
+            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                check(item)
+
+    with h5py.File(file, "r") as root:
+        check(root)
+
+
+@contextmanager
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collect Keras' warnings during the ``with`` block: Python warnings, and for .h5 files TensorFlow log messages."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("tensorflow")
+    level, handlers = logger.level, logger.handlers[:]
+    logger.handlers[:] = [Collector()]
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield messages
+        messages += [str(warning.message) for warning in caught]
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+# Keras' warnings about a variable whose shape differs, for .keras and for .h5 files. The groups are the name, the shape
+# in the model and the shape in the file.
+_OTHER_SHAPES = (
+    re.compile(r"variable ' ?([^':]+)[^']*': Shape mismatch\.\D*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+    re.compile(r"\(named ([^)]+)\) due to mismatch in shape[^(]*\(([^)]*)\)[^(]*\(([^)]*)\)"),
+)
+
+
+def _mismatch(warning: str) -> str:
+    """Return the layer name and both shapes from a warning about skipped weights; empty for any other warning."""
+    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
+    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""

@@ -1,0 +1,188 @@
+"""TensorFlow's SavedModel folders: a graph without layers, which can be converted but not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.tensors import AnyNormalise, input_convolution
+from edgerec.errors import ModelError
+from edgerec.importing.graph_operators import CHECKPOINT, OPERATORS, RANDOM
+from edgerec.train.backend import keras, reported_as
+from edgerec.utils.optional import require
+
+SIGNATURE = "serving_default"
+FOLDER = "saved_model"
+
+
+class SavedModel:
+    """A SavedModel's serving function as the converter and the scorer take a model.
+
+    Attributes:
+        input_shape: ``(None, H, W, C)``, float32.
+        output_shape: ``(None, classes)``, scores in [0, 1].
+        variables: what the function reads.
+    """
+
+    def __init__(self, folder: Path, loaded: Any) -> None:
+        """Of what ``tf.saved_model.load`` gave; see :func:`load_saved_model`."""
+        self.name = folder.name
+        self._loaded = loaded  # its variables live as long as it does
+        self._function = loaded.signatures[SIGNATURE]
+        (self._input, given), *more_inputs = self._function.structured_input_signature[1].items()
+        (self._output, answer), *more_outputs = self._function.structured_outputs.items()
+        if more_inputs or more_outputs:
+            raise ModelError(f"{folder}: an image classifier has one input and one output, {SIGNATURE} has more")
+        if given.dtype.name != "float32" or given.shape.rank not in (3, 4) or answer.shape.rank != 2:
+            raise ModelError(
+                f"{folder}: {SIGNATURE} takes {given.dtype.name} {given.shape} and gives {answer.shape}; "
+                "an image classifier takes float32 (batch, height, width, channels) and gives (batch, classes)"
+            )
+        _refuse_training(folder, self._function.graph.as_graph_def())
+        self._batch = given.shape[0]
+        self._has_channels = given.shape.rank == 4
+        self.input_shape = (None, *given.shape[1:]) if self._has_channels else (None, *given.shape[1:], 1)
+        self.output_shape = (None, answer.shape[1])
+        self.variables = tuple(self._function.variables)
+        self._softmax = False
+        self._normalise: AnyNormalise | None = None
+
+    def __call__(self, pixels: Any, training: bool = False) -> Any:
+        """Scores float32 ``(batch, classes)`` of normalised pixels float32 ``(batch, H, W, C)``."""
+        if training:
+            raise ModelError(UNTRAINABLE)
+        tf = require("tensorflow")
+        pixels = tf.convert_to_tensor(pixels, tf.float32)
+        if self._normalise is not None:
+            kernel, bias = input_convolution(self._normalise, self.input_shape[-1])
+            pixels = tf.nn.bias_add(tf.nn.conv2d(pixels, kernel[None, None], 1, "VALID"), bias)
+        pixels = pixels if self._has_channels else pixels[..., 0]
+        if self._batch is None or self._batch == pixels.shape[0]:
+            scores = self._function(**{self._input: pixels})[self._output]
+        else:
+            rows = [tf.repeat(pixels[i : i + 1], self._batch, 0) for i in range(pixels.shape[0])]
+            scores = tf.concat([self._function(**{self._input: row})[self._output][:1] for row in rows], 0)
+        return tf.nn.softmax(scores) if self._softmax else scores
+
+    def count_params(self) -> int:
+        """How many numbers its variables hold."""
+        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+    def get_weights(self) -> list[Any]:
+        """The variables' values."""
+        return [variable.numpy() for variable in self.variables]
+
+    def normalise(self, normalise: AnyNormalise) -> None:
+        """Add a normalization before the model, so that its input is RGB pixels 0 to 255."""
+        self._normalise = normalise
+
+    def add_softmax(self) -> None:
+        """Make scores of what are logits."""
+        self._softmax = True
+
+
+def gives_scores(model: Any) -> bool:
+    """Whether random pictures get scores that are at least 0 and sum to 1, as after a softmax."""
+    rng = np.random.default_rng(0)
+    for high in (1, 255):
+        scores = np.asarray(model(rng.uniform(0, high, (4, *model.input_shape[1:])).astype(np.float32), training=False))
+        if not ((scores >= 0).all() and np.abs(scores.sum(axis=1) - 1).max() < 1e-3):
+            return False
+    return True
+
+
+UNTRAINABLE = (
+    "the model is a SavedModel, a graph without layers, which cannot be trained or pruned: use --method ptq, "
+    "or save the Keras model itself as .keras and give that"
+)
+
+
+def refuse_untrainable(model: Any) -> None:
+    """Raise :class:`ModelError` for a :class:`SavedModel`, which has no layers to prune or train."""
+    if isinstance(model, SavedModel):
+        raise ModelError(UNTRAINABLE)
+
+
+def load_saved_model(folder: str | Path) -> SavedModel:
+    """Load the serving function of a SavedModel of TensorFlow 2.
+
+    TensorFlow executes the graph of a SavedModel. Therefore the graph is read before it is loaded, and only operators
+    that compute with tensors are accepted (:mod:`edgerec.importing.graph_operators`).
+
+    Raises:
+        ModelError: the folder does not exist, the SavedModel is damaged or has another operator, or the model is not an
+            image classifier.
+    """
+    folder = Path(folder)
+    if not (folder / "saved_model.pb").is_file():
+        raise ModelError(f"{folder} is no SavedModel: it has no saved_model.pb")
+    keras()  # loads TensorFlow quietly
+    with reported_as(f"{folder} cannot be read as a SavedModel"):
+        check_operators(folder)
+        loaded = require("tensorflow").saved_model.load(str(folder))
+        if SIGNATURE not in loaded.signatures:
+            raise ModelError(f"{folder} has no signature {SIGNATURE}: save it with model.export()")
+        model = SavedModel(folder, loaded)
+        if None not in model.input_shape[1:] and not gives_scores(model):
+            model.add_softmax()
+    return model
+
+
+def check_operators(folder: Path) -> None:
+    """Raise :class:`ModelError` if the graph has an operator that is not in :data:`OPERATORS`.
+
+    The file is only parsed. TensorFlow does not load the model.
+    """
+    module = require("tensorflow.core.protobuf.saved_model_pb2")
+    saved = module.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    for meta in saved.meta_graphs:
+        if not meta.HasField("object_graph_def"):
+            raise ModelError(f"{folder} is a SavedModel of TensorFlow 1: save it again with TensorFlow 2")
+        called = set(meta.object_graph_def.concrete_functions) | set(_called(meta.graph_def.library.function))
+        for name, nodes in _graphs(meta.graph_def):
+            # The main graph and the functions for saving and restoring contain checkpoint operators. They are refused
+            # in every function that the model can call.
+            allowed = OPERATORS if name in called else OPERATORS | CHECKPOINT
+            if refused := sorted({node.op for node in nodes} - allowed - _functions(meta.graph_def)):
+                raise ModelError(
+                    f"{folder}: its graph has the operator {refused[0]}, which is refused, because it could execute "
+                    "code or use files or the network: save the model without it"
+                )
+
+
+def _functions(graph: Any) -> set[str]:
+    """Return the names of the functions in a graph. A node that calls a function has this name as its operator."""
+    return {function.signature.name for function in graph.library.function}
+
+
+def _refuse_training(folder: Path, graph: Any) -> None:
+    """Raise :class:`ModelError` if the graph has random operators or operators that change the weights.
+
+    Keras 3 exports augmentation layers in training mode, so that every prediction would be random.
+    """
+    changing = {"AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp"}
+    operators = {node.op for _, nodes in _graphs(graph) for node in nodes}
+    if training := sorted(operators & (RANDOM | changing)):
+        raise ModelError(
+            f"{folder} was exported in training mode (operator {training[0]}): remove the augmentation layers and "
+            "export the model again, or use the .keras file"
+        )
+
+
+def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:
+    yield "", graph.node
+    library = {function.signature.name: function for function in graph.library.function}
+    for name, function in library.items():
+        yield name, function.node_def
+
+
+def _called(functions: Any) -> Iterator[str]:
+    """The functions that other functions call."""
+    for function in functions:
+        for node in function.node_def:
+            yield node.op  # the name of a function, if the node calls one directly
+            for value in node.attr.values():
+                yield from (value.func.name, *(item.name for item in value.list.func))

@@ -1,0 +1,110 @@
+"""The page's text. Jinja escapes whatever comes from a user's data; the page's own policy forbids it the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from edgerec._version import __version__
+from edgerec.report import charts as drawing
+from edgerec.report.images import Pictures, Shown, matrix_picture
+from edgerec.report.model import RunReport
+from edgerec.report.scoring import FLOAT
+from edgerec.utils.optional import require
+from edgerec.utils.text import printable
+
+# With more classes a table of all pairs is a picture.
+MOST_IN_TABLE = 20
+# Labels that are longer stand upright above the table's columns.
+UPRIGHT_FROM = 3
+
+
+def _printable(value: Any) -> Any:
+    """Escape characters that a browser would not show, except line breaks, which recipes contain."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
+def render(report: RunReport, pictures: Pictures) -> str:
+    """The report as HTML."""
+    jinja2 = require("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "size": _size, "duration": _duration, "ms": _ms, "change": _change}
+    script = _template("report.js")
+    return environment.get_template("report.html").render(
+        report=report,
+        pictures=pictures,
+        version=__version__,
+        script=require("markupsafe").Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        shipped=report.chosen,
+        most_pictures=max((row.train or 0 for row in report.classes), default=0),
+        matrix=_matrix(report),
+        upright=any(len(row.label) > UPRIGHT_FROM for row in report.classes),
+        float_calibration=next((row for row in report.calibration if row.form == FLOAT), None),
+        **_figures(report),
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath("template", name).read_text(encoding="utf-8")
+
+
+def _figures(report: RunReport) -> dict[str, Any]:
+    """The drawn figures: text that Jinja shall leave as it is."""
+    markup = require("markupsafe").Markup
+    wanted = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
+    return {
+        "curves": [markup(text) for text in drawing.curves(report)] if report.history else [],
+        "diagrams": [
+            (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in wanted
+        ],
+        "comparison": markup(drawing.comparison(report, report.top1.value))
+        if report.top1 and len(report.variants) > 1
+        else "",
+    }
+
+
+def _matrix(report: RunReport) -> Shown | None:
+    """The confusion matrix as a picture, where a table would be too large."""
+    if len(report.confusion) <= MOST_IN_TABLE:
+        return None
+    counts = np.array(report.confusion, np.float64)
+    return matrix_picture(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def _size(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def _change(drop_points: float) -> str:
+    """Points of top-1, with a sign that is as wide as a plus."""
+    return f"{round(-drop_points, 2) + 0:+.2f}".replace("-", "−")

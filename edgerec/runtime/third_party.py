@@ -1,0 +1,271 @@
+"""Open .tflite image classifiers that were made by other tools."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgerec.contract.tensors import BINARY, AnyNormalise, Normalise, TensorSpec, parse_normalise
+from edgerec.errors import ModelError, unknown
+from edgerec.runtime.families import Family, recognize
+from edgerec.runtime.interpreter import input_spec, open_interpreter, output_spec
+from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, read_graph, reading_graph
+from edgerec.tflite.input_layer import with_input_layer
+from edgerec.tflite.metadata import Metadata, normalise_for, read_metadata
+from edgerec.tflite.probing import Probe, probe_model
+from edgerec.tflite.tensor_layout import Layout, layout_of, with_image_input
+from edgerec.utils.atomic import read_at_most
+
+log = logging.getLogger(__name__)
+
+# Values of --activation, each with the activation for several outputs and the activation for a single output.
+CHOICES = {"none": ("none", "binary"), "softmax": ("softmax", ""), "sigmoid": ("sigmoid", "binary_sigmoid")}
+
+_NONE = Metadata("", "", (), ())
+_DTYPES = ("FLOAT32", "UINT8", "INT8")
+# Operators that move, store, select or average the values of their first input, but do not scale them.
+_PASSING = {
+    *("DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SLICE", "STRIDED_SLICE"),
+    *("GATHER", "GATHER_ND", "CONCATENATION", "PACK", "UNPACK", "MEAN", "REVERSE_V2", "SPLIT", "SPLIT_V", "PAD"),
+    *("AVERAGE_POOL_2D", "REDUCE_MAX"),
+}
+# Operators with an unbounded output range. If their outputs lie within [0, 1], this is a coincidence.
+_UNBOUNDED = {
+    *("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "BATCH_MATMUL", "ADD", "SUB", "SQUARE", "ABS"),
+    *("RELU", "LEAKY_RELU", "PRELU", "ELU", "GELU", "HARD_SWISH"),
+}
+_ARITHMETIC = {"ADD", "SUB", "MUL", "DIV"}
+# RELU_N1_TO_1, RELU6 and TANH in the TFLite schema's ActivationFunctionType.
+_BOUNDED_ACTIVATIONS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A .tflite file that is an image classifier.
+
+    Attributes:
+        where: path of the file, for messages.
+        sha256: SHA-256 of the file.
+        content: the model's bytes; they differ from the file if an operator was added for ``layout``.
+        input, output: input and output tensor of the model.
+        last_operator: operator that computes the output, before operators that only move, store or average values.
+        activation: what turns the output into scores; ``none`` if the model does so itself.
+        activation_reason: how the activation was determined.
+        sums_to_one: whether the scores of an image add up to 1; they do not if several labels can apply to an image.
+        metadata: TFLite metadata in the file, or None.
+        family: the tool that made the file, which defines how images are fitted.
+        layout: input layout of the file if it has no channel axis, or the channel axis first; otherwise None.
+    """
+
+    where: str
+    sha256: str
+    content: bytes
+    input: TensorSpec
+    output: TensorSpec
+    last_operator: str
+    activation: str
+    activation_reason: str
+    sums_to_one: bool
+    metadata: Metadata | None
+    family: Family
+    layout: Layout | None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        activation: str | None = None,
+        own_labels: bool = False,
+        own_normalise: bool = False,
+    ) -> Finished:
+        """Read the file, and run it on test inputs in a child process.
+
+        Args:
+            path: the .tflite file.
+            activation: ``none``, ``softmax`` or ``sigmoid``; None determines the activation from the graph and from
+                the outputs for test inputs.
+            own_labels, own_normalise: whether the caller has its own labels or normalization, so that invalid ones in
+                the metadata are not an error.
+
+        Raises:
+            ModelError: the file is not an image classifier, or the interpreter cannot run it.
+        """
+        where = str(path)
+        if activation is not None and activation not in CHOICES:
+            raise ModelError(unknown("activation", activation, CHOICES))
+        try:
+            content = read_at_most(path, MAX_MODEL_BYTES)
+        except OSError as error:
+            raise ModelError(f"{where} cannot be read: {error.strerror}") from None
+        digest = hashlib.sha256(content).hexdigest()
+        graph = read_graph(content, where)
+        with reading_graph(where):
+            _check(graph, where)
+        needs = [] if own_labels else ["labels"]
+        if not own_normalise and graph.inputs[0].dtype == "FLOAT32":
+            needs.append("normalise")
+        metadata = read_metadata(content, where, needs=needs)
+        family = recognize(graph, metadata)
+        layout = layout_of(graph.inputs[0].shape)
+        if layout is not None:
+            content = with_image_input(content, layout, where)
+            shape = list(graph.inputs[0].shape)
+            log.info("%s takes %s (%s): a %s was added at its start", where, shape, layout.description, layout.operator)
+        probe = probe_model(content)
+        if probe.error:
+            raise ModelError(f"{where} cannot be run: {probe.error}")
+        interpreter = open_interpreter(content, where=where)
+        output, last = output_spec(interpreter, where), _last_operator(graph)
+        chosen, reason = _activation(graph, output, probe, activation, where)
+        sums = chosen in (*BINARY, "softmax") or (chosen == "none" and _sum_to_one(last, output, probe))
+        return cls(
+            where,
+            digest,
+            content,
+            input_spec(interpreter, where),
+            output,
+            last.name if last else "",
+            chosen,
+            reason,
+            sums,
+            metadata,
+            family,
+            layout,
+        )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, which is the number of scores for an image."""
+        return 2 if self.activation in BINARY else self.output.size
+
+    def expected(self, text: str | None) -> AnyNormalise:
+        """Return the normalization in ``text``; if that is None, return the normalization that the file states."""
+        if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
+            text = self.family.normalise
+            log.info("%s: normalization %s, as %s models have it", self.where, text, self.family.name)
+        return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
+
+    def normalised(self, text: str | None) -> tuple[Finished, Normalise]:
+        """Return the model to run, and the normalization of its input.
+
+        If the normalization differs between channels, or the model takes BGR, a layer is added to the start of the
+        graph (:func:`~edgerec.tflite.input_layer.with_input_layer`). The returned model then takes pixels that are
+        not normalized.
+
+        Args:
+            text: the normalization as :func:`parse_normalise` reads it. With None, pixels are not changed for a
+                quantized input, and the normalization in the metadata is used for a float input.
+        """
+        normalise = self.expected(text)
+        if isinstance(normalise, Normalise):
+            return self, normalise
+        content = with_input_layer(self.content, normalise, self.where)
+        spec = input_spec(open_interpreter(content, where=self.where), self.where)
+        return replace(self, content=content, input=spec, metadata=None), Normalise.named("pixels")
+
+
+def _check(graph: Graph, where: str) -> None:
+    """Raise :class:`ModelError` if a bundle does not support the model. Run this before the interpreter loads it."""
+    if any(operator.name == "CUSTOM edgetpu-custom-op" for operator in graph.operators):
+        before = where.replace("_edgetpu.tflite", ".tflite")
+        file = f"import {before}" if before != where else "import the .tflite file from which it was compiled"
+        raise ModelError(
+            f"{where} was compiled for the Edge TPU: its operators run only on that chip, so the CPU cannot "
+            f"verify it. Instead, {file} with --target coral, which compiles it again if edgetpu_compiler is installed"
+        )
+    for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        if len(tensors) != 1:
+            raise ModelError(f"{where} has {len(tensors)} {what}s, an image classifier has one")
+        shape, dtype = tensors[0].shape, tensors[0].dtype
+        if dtype not in _DTYPES:
+            raise ModelError(f"{where}: its {what} is {dtype}, expected {', '.join(_DTYPES)}: convert it with one")
+        if -1 in shape[1:]:  # a batch of any size is used as one
+            raise ModelError(
+                f"{where}: its {what} has a dynamic shape {list(shape)} (-1 is any): convert it with a fixed one"
+            )
+    shape = graph.inputs[0].shape
+    sized = len(shape) == 4 and all(1 <= n <= 4096 for n in shape[1:3])
+    if layout_of(shape) is None and (not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3)):
+        raise ModelError(
+            f"{where} takes {list(shape)}; expected [1, height, width, 1 or 3], [1, 1 or 3, height, width] or "
+            "[1, height, width] with at most 4096 pixels per side"
+        )
+    shape = graph.outputs[0].shape
+    if not shape or (len(shape) > 1 and shape[0] not in (1, -1)) or sum(n > 1 for n in shape) > 1:
+        raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is not an image classifier")
+
+
+def _sources(graph: Graph) -> dict[int, Operator]:
+    """Return the operator that computes each tensor, by the tensor's ``id``."""
+    return {id(tensor): operator for operator in graph.operators for tensor in operator.outputs}
+
+
+def _last_operator(graph: Graph) -> Operator | None:
+    """Return the operator that computes the output, skipping the operators in ``_PASSING`` that follow it."""
+    sources = _sources(graph)
+    operator = sources.get(id(graph.outputs[0]))
+    while operator is not None and operator.name in _PASSING:
+        # The first input of SPLIT is the axis.
+        tensor = next((t for t in operator.inputs if t is not None and id(t) in sources), None)
+        if tensor is None:
+            break
+        operator = sources[id(tensor)]
+    return operator
+
+
+def _unbounded(graph: Graph, operator: Operator | None) -> bool:
+    """Return whether the output range is unbounded, even if ``operator`` scales or shifts the outputs by constants."""
+    sources = _sources(graph)
+    while operator is not None:
+        if getattr(operator.options, "fusedActivationFunction", 0) in _BOUNDED_ACTIVATIONS:
+            return False
+        computed = [t for t in operator.inputs if t is not None and id(t) in sources]
+        if operator.name not in _ARITHMETIC or len(computed) != 1:
+            return operator.name in _UNBOUNDED
+        operator = sources[id(computed[0])]
+    return False
+
+
+def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | None, where: str) -> tuple[str, str]:
+    """Return the activation that turns the output into scores, and a sentence on how it was determined."""
+    last = _last_operator(graph)
+    several, single = CHOICES[choice or "none"]
+    if choice is not None:
+        if output.size == 1 and not single:
+            raise ModelError(f"{where} gives one number; --activation {choice} needs one output per label")
+        return (single if output.size == 1 else several), "chosen with --activation"
+    name = last.name if last is not None else "nothing"
+    unbounded = _unbounded(graph, last)
+    bounded = probe.within_unit and not unbounded
+    if output.size == 1:
+        if name == "LOGISTIC":
+            return "binary", "computed by LOGISTIC"
+        if bounded:
+            return "binary", f"all outputs of {probe.runs} test inputs were in [0, 1]"
+        raise ModelError(
+            f"{where} gives one number that no sigmoid computed (it comes from {name}), so it is not a classifier. If "
+            "it is the logit of the second of two classes, add --activation sigmoid"
+        )
+    if name in ("SOFTMAX", "LOGISTIC"):
+        return "none", f"computed by {name}"
+    if _sum_to_one(last, output, probe):
+        return "none", f"the outputs of {probe.runs} test inputs were probabilities that add up to 1"
+    if bounded:
+        return "none", f"all outputs of {probe.runs} test inputs were in [0, 1]"
+    total = probe.highest_sum
+    if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and not unbounded:
+        raise ModelError(
+            f"{where} gives scores that add up to {total:g}, expected 1: convert it without the scaling at its end, or "
+            "choose with --activation none, softmax or sigmoid"
+        )
+    return "softmax", f"the outputs of {name} were not probabilities"
+
+
+def _sum_to_one(last: Operator | None, output: TensorSpec, probe: Probe) -> bool:
+    rounding = output.scale * output.size / 2 if output.quantized else 0.0
+    exact = probe.within_unit and probe.sums_to(1.0, 0.01 + min(rounding, 0.1))
+    # With many classes, most scores of a quantized output are so small that they round to 0.
+    return exact or (last is not None and last.name == "SOFTMAX" and probe.sums_to(1.0, 0.5) and output.quantized)

@@ -1,0 +1,375 @@
+"""Golden vectors: images in a bundle with the scores that the exporter computed, and their verification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.decision import UNKNOWN
+from edgerec.contract.image_files import MAX_PIXELS
+from edgerec.contract.manifest import ModelSpec, NoveltySpec
+from edgerec.contract.preprocess import Image, decode, encode_png
+from edgerec.errors import BundleError
+from edgerec.runtime.classifier import Classifier
+from edgerec.runtime.interpreter import Fingerprint, fingerprint
+from edgerec.utils.atomic import sha256
+from edgerec.utils.bounded import parse_json
+from edgerec.utils.text import to_json
+
+GOLDEN = "golden/golden.json"
+
+# Maximum difference between a score and its golden score on another machine, and with another runtime or a delegate, in
+# quantization steps of the int8 output. Measured differences between LiteRT on x86-64 and on an emulated Cortex-A72:
+# simple_cnn 0, resnet8 1, MobileNetV2 0.35 up to 6 after full training and up to 13 after little training, because a
+# deep network amplifies rounding differences. LiteRT and TensorFlow's interpreter gave equal scores on x86-64 (four
+# models). tflite-runtime differs from LiteRT by up to 48, and between two CPUs by up to 35. No delegate was measured.
+UNITS_OTHER_MACHINE = 16
+UNITS_OTHER_RUNTIME = 50
+# A mean is summed in another order by another NumPy.
+SUMMED = 1e-9
+# Tolerances of float scores on another machine, because CPUs round differently, and with a delegate, which may use
+# float16.
+FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """The scores of one golden image, recomputed by one model on this machine.
+
+    All differences are in units of the quantized output, or of the score if the output is float32 or behind an
+    activation. For an autoencoder, they are differences of the reconstruction error, and the labels are ``known`` and
+    ``unknown``.
+
+    Attributes:
+        difference, tolerance: the largest difference from a golden score, and the difference that is allowed.
+        margin: difference between the two best golden scores. For an autoencoder, distance of the golden error from the
+            threshold.
+        deficit: difference between the best golden score and the golden score of ``label``; 0 if the label is the same.
+    """
+
+    image: str
+    model: str
+    label: str
+    golden_label: str
+    difference: float
+    tolerance: float
+    margin: float
+    deficit: float
+
+    @property
+    def decisive(self) -> bool:
+        """Whether the golden label is so clear that every runtime must predict it."""
+        return self.margin > self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Result of :func:`verify`.
+
+    Attributes:
+        files: number of files in the manifest whose digest is correct.
+        warnings: one sentence for each changed, removed or added file that the runtime does not use.
+        made_on, here: fingerprints of the exporting machine and of this machine. Scores can be expected to be
+            bit-identical only if the two fingerprints are equal.
+        delegate: shared library that ran the models; empty for the CPU.
+        exact: whether every score is bit-identical to the golden score.
+        max_difference, tolerance: the largest difference from a golden score, and the difference that is allowed.
+        golden: results for each image and each model.
+    """
+
+    bundle: str
+    files: int
+    target: str
+    variant: str
+    made_on: Fingerprint
+    here: Fingerprint
+    tolerance: float
+    exact: bool
+    max_difference: float
+    golden: tuple[GoldenResult, ...]
+    delegate: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> int:
+        """Number of golden images."""
+        return len({result.image for result in self.golden})
+
+    @property
+    def same_labels(self) -> int:
+        """Number of golden images for which every model predicts the same label as on the exporting machine."""
+        return self.pictures - len({result.image for result in self.golden if result.label != result.golden_label})
+
+    @property
+    def decisive(self) -> int:
+        """Number of golden images whose label must be the same on every runtime, for every model."""
+        return self.pictures - len({result.image for result in self.golden if not result.decisive})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        counts = {"pictures": self.pictures, "same_labels": self.same_labels, "decisive": self.decisive}
+        return {"ok": True} | counts | asdict(self)
+
+
+def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> dict[str, bytes]:
+    """Return the golden files of a bundle.
+
+    For each named image, these are a PNG, the digest of its pixels, its scores, and its reconstruction error if the
+    bundle has an autoencoder.
+
+    Raises:
+        BundleError: a score is NaN or infinite.
+    """
+    files, vectors = {}, list[dict[str, Any]]()
+    for number, (origin, image) in enumerate(images):
+        name = f"golden/{number:03d}.png"
+        files[name] = encode_png(image)
+        vectors.append(
+            {
+                "image": name,
+                "from": origin,
+                "pixels_sha256": _digest(classifier, image),
+                "scores": [scores.tolist() for scores in classifier.stored_scores(image)],
+            }
+        )
+        if not all(np.isfinite(scores).all() for scores in vectors[-1]["scores"]):
+            raise BundleError(
+                f"the model gives scores that are not numbers (NaN) for the golden image {origin}: train or convert it "
+                "again"
+            )
+        if classifier.autoencoder is not None:
+            vectors[-1]["error"] = classifier.error(classifier.pixels(image))
+    content = {"made_on": fingerprint().to_dict(), "vectors": vectors}
+    files[GOLDEN] = (to_json(content, indent=1) + "\n").encode()
+    return files
+
+
+def golden_pictures(bundle: Bundle) -> dict[str, Image]:
+    """Return the golden images of a bundle by their file names, at most :data:`MAX_PIXELS` pixels in total.
+
+    Raises:
+        BundleError: there are no golden images.
+    """
+    pictures: dict[str, Image] = {}
+    for name in sorted(bundle.files):
+        image = decode(bundle.files[name]) if name.endswith(".png") else None
+        if image is not None and sum(each.size for each in (image, *pictures.values())) <= 3 * MAX_PIXELS:
+            pictures[name] = image
+    if not pictures:
+        raise BundleError(f"{bundle.path} has no golden pictures: export it again")
+    return pictures
+
+
+def verify(
+    path: str | Path, *, delegate: str | None = None, delegate_options: Mapping[str, str] | None = None
+) -> VerifyReport:
+    """Check the digests, tensors and golden vectors of a bundle on this machine.
+
+    Files that the runtime does not use, e.g. README.md, only cause warnings if they were changed, removed or added.
+
+    With the same runtime, version and CPU as on the exporting machine, every score must be bit-identical. Otherwise,
+    and with a delegate, there are three rules:
+
+    1. Scores must agree within a tolerance that was measured for such differences.
+    2. The golden score of the predicted label must be at most this tolerance below the best golden score. Therefore,
+       the label of each decisive image must be the same. An image is decisive if its two best golden scores are further
+       apart than the tolerance. :attr:`VerifyReport.decisive` is the number of these images, and a warning is returned
+       if they are not more than half of the images.
+    3. The label must be the same for more than half of all images. This rule finds wrong models whose scores are so
+       similar that no image is decisive. It is not stricter, because two runtimes disagreed on up to 24 % of the images
+       with an inaccurate model.
+
+    Args:
+        path: the bundle's folder or .zip.
+        delegate: shared library of a delegate, or ``gpu``; an empty string uses the CPU. None uses the bundle's
+            delegate, and the file compiled for it, as the camera does.
+        delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
+
+    Raises:
+        BundleError: a check failed; the message describes the first failure.
+        DelegateError: the delegate cannot be loaded.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    delegate = manifest.delegate if delegate is None else delegate
+    classifier = Classifier(bundle, delegate=delegate, delegate_options=delegate_options)
+    made_on, vectors = read_golden(bundle)
+    here = fingerprint()
+    tolerances = [tolerance(made_on, here, spec, delegate) for spec in manifest.models]
+    results = tuple(
+        result
+        for vector in vectors
+        for result in (
+            *_recompute(bundle, classifier, vector, tolerances),
+            *_recomputed_error(bundle, classifier, vector, made_on, here, delegate),
+        )
+    )
+    where = f"{here.runtime} {here.version} on {here.machine}{f' with {delegate}' if delegate else ''}"
+    for result in results:
+        if not result.difference <= result.tolerance:  # also NaN
+            raise BundleError(
+                f"{path}: {result.image}: scores of {result.model} are off by {result.difference:g}, allowed are "
+                f"{result.tolerance:g} (golden {result.golden_label!r}, here {result.label!r}; made with "
+                f"{made_on.runtime} {made_on.version} on {made_on.machine}, here {where})"
+            )
+        if result.deficit > result.tolerance:
+            raise BundleError(
+                f"{path}: {result.image}: {result.model} predicts {result.label!r} here, but predicted "
+                f"{result.golden_label!r} on the machine that exported the bundle: export the bundle again, or report "
+                "this with both runtime versions"
+            )
+    largest = max(result.difference for result in results)
+    unused = sorted({spec.delegate_model for spec in manifest.networks} - {""}) if not delegate else []
+    report = VerifyReport(
+        bundle=str(path),
+        files=len(manifest.files) - len(bundle.warnings),
+        target=manifest.target,
+        variant=manifest.variant,
+        made_on=made_on,
+        here=here,
+        tolerance=max(tolerances),
+        exact=largest == 0,
+        max_difference=largest,
+        golden=results,
+        delegate=delegate,
+        warnings=(
+            *bundle.warnings,
+            *(f"{path}: {name} is not part of the bundle" for name in bundle.added()),
+            *(f"{path}: {name} was not run, because the bundle was verified on the CPU" for name in unused),
+        ),
+    )
+    if 2 * report.decisive <= report.pictures and not report.exact:
+        report = replace(report, warnings=(*report.warnings, _indecisive(report)))
+    if 2 * report.same_labels <= report.pictures:
+        raise BundleError(
+            f"{path}: the predicted label is the same as on the machine that exported the bundle for only "
+            f"{report.same_labels} of {report.pictures} golden images (here {where}): export the bundle again"
+        )
+    return report
+
+
+def _indecisive(report: VerifyReport) -> str:
+    return (
+        f"{report.bundle}: the labels of only {report.decisive} of {report.pictures} golden images must be the same on "
+        "every runtime, because the best scores of the other images are too similar: measure the accuracy on this "
+        "machine with edgerec evaluate BUNDLE --data FOLDER"
+    )
+
+
+def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
+    """Where a bundle's golden vectors were made, and for each its ``image``, ``pixels_sha256`` and ``scores``.
+
+    Raises:
+        BundleError: it has none, or they are damaged.
+    """
+    content = bundle.files.get(GOLDEN)
+    if content is None:
+        raise BundleError(f"{bundle.path} has no golden vectors ({GOLDEN}): export it again")
+    try:
+        values = parse_json(content)
+        made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
+        if not vectors:
+            raise ValueError("no vectors")
+        for vector in vectors:
+            # A bundle of one model may have its scores alone.
+            vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
+            found, wanted = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
+            if found != wanted:
+                raise ValueError(f"scores of shape {found}, expected {wanted}: models and labels")
+            if vector["image"] not in bundle.files:
+                raise ValueError(f"{vector['image']!r} is not in the bundle")
+            if "pixels_sha256" not in vector:
+                raise ValueError(f"{vector['image']} has no digest of its pixels")
+            if bundle.manifest.novelty is not None and not 0 <= float(vector["error"]) < math.inf:
+                raise ValueError(f"{vector['image']} has a reconstruction error of {vector['error']}")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise BundleError(f"{bundle.path}/{GOLDEN} is damaged ({error}): export the bundle again") from None
+    return made_on, vectors
+
+
+def _digest(classifier: Classifier, image: Image) -> str:
+    """Of the pixels that the models see."""
+    return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
+
+
+def _recompute(
+    bundle: Bundle, classifier: Classifier, vector: Mapping[str, Any], tolerances: Sequence[float]
+) -> Iterator[GoldenResult]:
+    image, labels = decode(bundle.files[vector["image"]]), bundle.manifest.labels
+    if image is None:
+        raise BundleError(f"{bundle.path}: {vector['image']} is no picture: export the bundle again")
+    if _digest(classifier, image) != vector["pixels_sha256"]:
+        raise BundleError(
+            f"{bundle.path}: {vector['image']}: preprocessing gives other pixels here than where the bundle was made; "
+            "please report this with both OpenCV versions"
+        )
+    stored = classifier.stored_scores(image)
+    for spec, allowed, scores, golden in zip(bundle.manifest.models, tolerances, stored, vector["scores"], strict=True):
+        best = np.sort(golden)[::-1]
+        yield GoldenResult(
+            image=vector["image"],
+            model=spec.model,
+            label=labels[int(scores.argmax())],
+            golden_label=labels[int(golden.argmax())],
+            difference=float(np.abs(scores.astype(np.float64) - golden).max()),
+            tolerance=allowed,
+            margin=float(best[0] - best[1]) if len(best) > 1 else math.inf,
+            deficit=float(best[0] - golden[scores.argmax()]),
+        )
+
+
+def _recomputed_error(
+    bundle: Bundle,
+    classifier: Classifier,
+    vector: Mapping[str, Any],
+    made_on: Fingerprint,
+    here: Fingerprint,
+    delegate: str,
+) -> Iterator[GoldenResult]:
+    """Yield the result of the autoencoder, if any. The caller has checked the image with :func:`_recompute`."""
+    spec, image = bundle.manifest.novelty, decode(bundle.files[vector["image"]])
+    if spec is None or image is None:
+        return
+    error, golden = classifier.error(classifier.pixels(image)), float(vector["error"])
+    label, golden_label = ("known" if value <= spec.threshold else UNKNOWN for value in (error, golden))
+    margin = abs(golden - spec.threshold)
+    yield GoldenResult(
+        image=vector["image"],
+        model=spec.model,
+        label=label,
+        golden_label=golden_label,
+        difference=abs(error - golden),
+        tolerance=error_tolerance(made_on, here, spec, golden, delegate),
+        margin=margin,
+        deficit=margin if label != golden_label else 0.0,
+    )
+
+
+def error_tolerance(
+    made_on: Fingerprint, here: Fingerprint, spec: NoveltySpec, error: float, delegate: str = ""
+) -> float:
+    """Return the tolerance for the reconstruction error of an image between two machines.
+
+    ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
+    (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
+    """
+    off = tolerance(made_on, here, spec, delegate) * (spec.output.scale or 1.0)
+    return 2 * off * math.sqrt(error) + off**2 + SUMMED * (1 + error)
+
+
+def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
+    """Return the tolerance for a model's scores between two machines, in units of the model's output."""
+    if made_on == here and not delegate:
+        return 0.0
+    if not spec.output.quantized:
+        return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
+    measured = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
+    units = UNITS_OTHER_MACHINE if measured else UNITS_OTHER_RUNTIME
+    # No activation moves a score by more than the output moved.
+    return units if spec.activation == "none" else units * spec.output.scale

@@ -1,0 +1,1 @@
+"""Read, check, edit and describe .tflite files without TensorFlow."""

@@ -1,0 +1,62 @@
+"""How much an operator computes."""
+
+from __future__ import annotations
+
+from math import prod
+
+from edgerec.tflite.flatbuffer import Operator, Tensor
+
+
+def macs(operator: Operator) -> int:
+    """Multiply-accumulates of an operator for one picture; 0 for those that only move, add or look up.
+
+    Bias additions, activations, poolings and means are not counted, as it is usual. A dynamic dimension counts as 1.
+    """
+    weights = [_shape(tensor) for tensor in operator.inputs]
+    made = _size(operator.outputs[0]) if operator.outputs else 0
+    match operator.name:
+        case "CONV_2D" | "CONV_3D":
+            return made * prod(weights[1][1:] if operator.name == "CONV_2D" else weights[1][:-1])
+        case "DEPTHWISE_CONV_2D":
+            return made * prod(weights[1][1:3])
+        case "FULLY_CONNECTED":
+            return made * weights[1][-1]
+        case "TRANSPOSE_CONV":
+            return prod(weights[2]) * prod(weights[1][:3])
+        case "BATCH_MATMUL":
+            return made * weights[0][-2 if operator.options.adjX else -1]
+        case "UNIDIRECTIONAL_SEQUENCE_LSTM":
+            steps = weights[0][0 if operator.options.timeMajor else 1]
+            return steps * sum(prod(shape) for shape in weights[1:9] if len(shape) == 2)
+    return 0
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """What a tensor's numbers take; a dynamic dimension counts as 1."""
+    return (_size(tensor) * _BITS.get(tensor.dtype, 8) + 7) // 8
+
+
+def _size(tensor: Tensor) -> int:
+    return prod(_shape(tensor))
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...]:
+    return () if tensor is None else tuple(abs(n) for n in tensor.shape)
+
+
+_BITS = {
+    "FLOAT64": 64,
+    "FLOAT32": 32,
+    "FLOAT16": 16,
+    "INT64": 64,
+    "UINT64": 64,
+    "INT32": 32,
+    "UINT32": 32,
+    "INT16": 16,
+    "UINT16": 16,
+    "COMPLEX64": 64,
+    "COMPLEX128": 128,
+    "INT4": 4,
+    "INT2": 2,
+    "BFLOAT16": 16,
+}

@@ -1,0 +1,300 @@
+"""Everything that a model's file tells: operators, tensors, arithmetic, memory, and what each target says to it."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec.contract.bundle import Bundle
+from edgerec.contract.target import Target, target_names
+from edgerec.errors import ModelError, TargetError
+from edgerec.tflite.compatibility import findings
+from edgerec.tflite.cost import macs, tensor_bytes
+from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compiled
+from edgerec.tflite.edgetpu.diagnosis import Diagnosis, diagnose
+from edgerec.tflite.finding import Finding
+from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph, reading_graph
+from edgerec.tflite.memory import microcontroller_bytes, parameter_bytes, plan_bytes
+from edgerec.tflite.metadata import Metadata, read_metadata
+from edgerec.tflite.probing import probe_model
+from edgerec.utils.atomic import read_at_most
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """A tensor as the file has it; ``shape`` has −1 where it is dynamic, ``axis`` is that of several ``scales``."""
+
+    index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int
+    constant: bool
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class InspectedOperator:
+    """One operator.
+
+    Attributes:
+        layer: the name of what it gives.
+        inputs, outputs: indexes of tensors; None where an optional one is left out.
+        parameter_bytes: of its constants.
+        on: ``edgetpu`` or ``cpu`` for a target with an Edge TPU; else ``cpu``; empty without a target.
+        reason: why it is not on the Edge TPU, or why the target refuses it.
+    """
+
+    index: int
+    op: str
+    version: int
+    layer: str
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    macs: int
+    parameter_bytes: int
+    on: str = ""
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """Result of :func:`inspect`.
+
+    Attributes:
+        file, model: the path that was inspected, and the model file inside of it if the path is a bundle.
+        size_bytes, gzip_bytes: size of the model, and its size after gzip compression.
+        parameter_bytes: size of the constants.
+        macs: multiply-accumulates for one image.
+        arena_bytes: working memory for the tensors on a computer, according to TFLite's memory plan.
+        microcontroller_bytes: arena that TensorFlow Lite Micro needs, with a margin.
+        inputs, outputs, tensors, operators: those of the first subgraph.
+        labels: labels in the metadata.
+        normalise: pairs of mean and standard deviation in the metadata: one for all channels, or one per channel.
+        targets: reason why each target cannot run the model; empty if the target can.
+        target: the target that was checked in detail; empty if none was.
+        findings: all reasons why ``target`` cannot run the model.
+        edgetpu: predicted partition of the model by the Edge TPU compiler; None if the target has no Edge TPU.
+        compiler: result of the Edge TPU compiler; None if the compiler failed or was not run.
+        compiler_error: why the compiler failed; empty if it succeeded or was not run.
+        interpreter_error: why the interpreter of this machine cannot load or run the model; empty if it can.
+        metadata_faults: parts of the TFLite metadata that cannot be used, and why.
+        novelty: ``model``, ``size_bytes`` and ``threshold`` of the bundle's autoencoder; None if there is none.
+    """
+
+    file: str
+    model: str
+    size_bytes: int
+    gzip_bytes: int
+    parameter_bytes: int
+    macs: int
+    arena_bytes: int
+    microcontroller_bytes: int
+    subgraphs: int
+    inputs: tuple[InspectedTensor, ...]
+    outputs: tuple[InspectedTensor, ...]
+    tensors: tuple[InspectedTensor, ...]
+    operators: tuple[InspectedOperator, ...]
+    labels: tuple[str, ...]
+    normalise: tuple[tuple[float, float], ...]
+    targets: dict[str, str]
+    target: str = ""
+    findings: tuple[Finding, ...] = ()
+    edgetpu: Diagnosis | None = None
+    compiler: EdgeTpuReport | None = None
+    compiler_error: str = ""
+    novelty: dict[str, Any] | None = None
+    interpreter_error: str = ""
+    metadata_faults: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        plain = vars(self) | {
+            key: [item.to_dict() for item in getattr(self, key)]
+            for key in ("inputs", "outputs", "tensors", "operators", "findings")
+        }
+        edgetpu = None
+        if self.edgetpu is not None:
+            # Its operators are the report's.
+            edgetpu = {
+                key: value for key, value in self.edgetpu.to_dict().items() if key not in ("operators", "findings")
+            }
+        return plain | {
+            "labels": list(self.labels),
+            "metadata_faults": list(self.metadata_faults),
+            "normalise": [list(n) for n in self.normalise],
+            "edgetpu": edgetpu,
+            "compiler": self.compiler and self.compiler.to_dict(),
+        }
+
+
+def inspect(path: str | Path, target: str | None = None, *, compiler: bool = True) -> InspectReport:
+    """Read a .tflite file, or the model of a bundle, and load it in a child process.
+
+    Args:
+        path: the file, or a bundle's folder or .zip; the first model of an ensemble is inspected.
+        target: a name in ``targets/`` or a .toml file. The report then states where each operator runs on this target,
+            and all reasons why the target cannot run the model.
+        compiler: run the target's compiler if it is installed, and compare its result with the prediction.
+
+    Raises:
+        ModelError: the file is not a .tflite file, or is damaged.
+        BundleError: the bundle is damaged.
+        TargetError: the target is unknown or invalid.
+    """
+    aim = Target.load(target) if target else None
+    with reading_graph(str(path)):
+        return _inspect(Path(path), aim, compiler)
+
+
+def _inspect(where: Path, aim: Target | None, compiler: bool) -> InspectReport:
+    name, content, novelty = _content(where)
+    graph = read_graph(content, str(where))
+    error = _interpreter_error(graph, content)
+    found = tuple(_all_findings(graph, content, aim, error)) if aim else ()
+    diagnosis = diagnose(graph, aim) if aim and aim.rules == "edgetpu" else None
+    operators = tuple(_operator(operator) for operator in graph.operators)
+    if aim is not None:
+        operators = _placed(operators, found, diagnosis)
+    made, refusal = _compiled(content, aim) if aim and compiler else (None, "")
+    metadata = read_metadata(content, str(where), needs=()) or Metadata("", "", (), ())
+    return InspectReport(
+        file=str(where),
+        model=name,
+        size_bytes=len(content),
+        gzip_bytes=len(gzip.compress(content, 6)),
+        parameter_bytes=parameter_bytes(graph),
+        macs=sum(operator.macs for operator in operators),
+        arena_bytes=plan_bytes(graph),
+        microcontroller_bytes=microcontroller_bytes(graph),
+        subgraphs=graph.subgraphs,
+        inputs=tuple(_tensor(tensor) for tensor in graph.inputs),
+        outputs=tuple(_tensor(tensor) for tensor in graph.outputs),
+        tensors=tuple(_tensor(tensor) for tensor in _used(graph)),
+        operators=operators,
+        labels=metadata.labels,
+        normalise=tuple((each.mean, each.std) for each in metadata.normalise),
+        targets=what_targets_say(graph, content, error),
+        interpreter_error=error,
+        metadata_faults=tuple(f"{part}: {fault}" for part, fault in metadata.faults.items()),
+        target=aim.name if aim else "",
+        findings=found,
+        edgetpu=diagnosis,
+        compiler=made,
+        compiler_error=refusal,
+        novelty=novelty,
+    )
+
+
+def what_targets_say(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
+    """Return the first reason why each target of ``targets/`` cannot run the model; empty if the target can.
+
+    ``error`` is the reason why the interpreter of this machine cannot load the model; empty if it can.
+    """
+    said = {}
+    for name in target_names():
+        found = _all_findings(graph, content, Target.load(name), error)
+        said[name] = str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
+    return said
+
+
+def _interpreter_error(graph: Graph, content: bytes) -> str:
+    """Return why the interpreter cannot load the model, or "" if the model only needs operators of another chip."""
+    if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
+        return ""  # the findings of each target state whether it has these operators
+    return probe_model(content).error
+
+
+def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Finding]:
+    found = findings(graph, content, target)
+    if error and target.kind != "c":  # "c" targets use the interpreter of TensorFlow Lite Micro
+        found.append(Finding(-1, "interpreter", "", error, "convert the model again, with a current TensorFlow"))
+    return found
+
+
+def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
+    """What the target's compiler did, or why it failed; neither where it is not installed."""
+    if not target.compiler or shutil.which(target.compiler) is None:
+        return None, ""
+    try:
+        return compiled(content, target), ""
+    except TargetError as error:
+        return None, str(error)
+
+
+def _content(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
+    """The model's name and bytes, and of a bundle what :class:`InspectReport` says of its autoencoder."""
+    if path.is_dir() or path.suffix == ".zip":
+        bundle = Bundle.open(path)
+        spec, novelty = bundle.manifest.novelty, None
+        if spec is not None:
+            size = len(bundle.files[spec.model])
+            novelty = {"model": spec.model, "size_bytes": size, "threshold": spec.threshold}
+        return bundle.manifest.model, bundle.model, novelty
+    try:
+        return path.name, read_at_most(path, MAX_MODEL_BYTES), None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
+
+
+def _used(graph: Graph) -> list[Tensor]:
+    """The tensors of the first subgraph that something needs or gives, in their order."""
+    found = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    for operator in graph.operators:
+        found |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
+    return sorted(found.values(), key=lambda tensor: tensor.index)
+
+
+def _tensor(tensor: Tensor) -> InspectedTensor:
+    return InspectedTensor(
+        tensor.index,
+        tensor.name,
+        tensor.dtype.lower(),
+        tensor.shape,
+        tensor.scales,
+        tensor.zero_points,
+        tensor.axis,
+        tensor.constant,
+        tensor_bytes(tensor),
+    )
+
+
+def _operator(operator: Operator) -> InspectedOperator:
+    return InspectedOperator(
+        operator.index,
+        operator.name,
+        operator.version,
+        operator.outputs[0].name if operator.outputs else "",
+        tuple(None if tensor is None else tensor.index for tensor in operator.inputs),
+        tuple(tensor.index for tensor in operator.outputs),
+        operator.outputs[0].shape if operator.outputs else (),
+        macs(operator),
+        sum(len(tensor.data) for tensor in operator.inputs if tensor is not None and tensor.data is not None),
+    )
+
+
+def _placed(
+    operators: tuple[InspectedOperator, ...], found: tuple[Finding, ...], diagnosis: Diagnosis | None
+) -> tuple[InspectedOperator, ...]:
+    """The operators with where they run and why."""
+    if diagnosis is not None:
+        return tuple(
+            replace(operator, on=placed.on, reason=placed.reason)
+            for operator, placed in zip(operators, diagnosis.operators, strict=True)
+        )
+    reasons = {finding.index: finding.reason for finding in found}
+    return tuple(replace(operator, on="cpu", reason=reasons.get(operator.index, "")) for operator in operators)

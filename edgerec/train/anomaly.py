@@ -1,0 +1,123 @@
+"""What a training of an autoencoder leaves: its errors, the threshold above which a picture is new, and pictures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.tensors import Normalise
+from edgerec.data import Dataset, Split
+from edgerec.errors import RecipeError
+from edgerec.recipe import Recipe
+from edgerec.train.evaluate import keras_scorer
+from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, new_figure, save_figure
+from edgerec.utils.progress import Listener, ignore
+
+log = logging.getLogger(__name__)
+
+# Part of the validation pictures that stay known.
+KNOWN = 0.99
+SHOWN = 8
+
+Errors = npt.NDArray[np.float32]
+
+
+def check_autoencoder(recipe: Recipe) -> None:
+    """Refuse what means nothing to an autoencoder; raises :class:`RecipeError` with the key."""
+    what = f"model.arch is {recipe.model.arch!r}, an autoencoder"
+    if recipe.data.normalise == "pixels":
+        raise RecipeError(f"{what}: data.normalise is 'pixels', expected unit or signed, in which errors are measured")
+    if recipe.model.pretrained:
+        raise RecipeError(
+            f"{what}: model.weights is {recipe.model.weights!r}, expected none: it starts from random ones"
+        )
+    if recipe.distill.teachers:
+        raise RecipeError(f"{what}, which learns its pictures: distill.teachers is for a classifier, leave it empty")
+
+
+def fit_threshold(errors: Errors, known: float) -> float:
+    """The error that so large a part of the validation pictures does not exceed.
+
+    Args:
+        errors: of the validation pictures, ``(N,)``.
+        known: the part, 0 to 1.
+    """
+    if len(errors) * (1 - known) < 1:
+        log.warning(
+            "%d validation pictures are few to find the error that %g of them do not exceed: it is that of the worst; "
+            "more pictures, or a smaller part, make it surer",
+            len(errors),
+            known,
+        )
+    # One of the errors themselves, and so not below what it should let through.
+    return float(np.quantile(errors.astype(np.float64), known, method="higher"))
+
+
+def measured(
+    model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
+) -> dict[str, Any]:
+    """Return the metrics of a trained autoencoder for ``metrics.json``, and write plots to the folder ``plots``.
+
+    Returns:
+        ``error``, the mean reconstruction error on the test images; ``per_class``, this error for each label;
+        ``threshold``, the error that the fraction ``KNOWN`` of the validation images does not exceed; ``known``, the
+        fraction of the test images that does not exceed the threshold; and ``images``, the number of test images.
+    """
+    score = keras_scorer(model, recipe.normalise)
+    errors, val_errors = (score(dataset.pictures(part), listener)[:, 0] for part in (parts.test, parts.val))
+    threshold = fit_threshold(val_errors, KNOWN)
+    reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
+    error_histogram(errors, threshold, plots / "errors.png")
+    classes = dataset.classes[parts.test]
+    return {
+        "error": float(errors.mean(dtype=np.float64)),
+        "threshold": threshold,
+        "known": float(np.mean(errors <= threshold)),
+        "per_class": {
+            label: {"error": float(errors[classes == i].mean()), "support": int(np.sum(classes == i))}
+            for i, label in enumerate(dataset.labels)
+            if np.any(classes == i)
+        },
+        "images": len(parts.test),
+        "split": "test",
+    }
+
+
+def reconstructions(
+    model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
+) -> None:
+    """Draw images above their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
+    order = np.argsort(errors, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
+    originals = dataset.images[part[chosen]]
+    given = np.asarray(model(normalise.apply(originals.astype(np.float32)), training=False))
+    again = np.clip(np.rint(given * normalise.std + normalise.mean), 0, 255).astype(np.uint8)
+    figure = new_figure(1.5 * len(chosen), 3.7)
+    figure.suptitle("images (above) and their reconstructions, from the smallest error to the largest", fontsize=10)
+    for row, pictures in zip(figure.subplots(2, len(chosen), squeeze=False), (originals, again), strict=True):
+        for axes, picture, error in zip(row, pictures, errors[chosen], strict=True):
+            axes.set_axis_off()
+            axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+            if pictures is again:
+                axes.set_title(f"{error:.4f}", fontsize=8)
+    save_figure(figure, path)
+
+
+def error_histogram(errors: Errors, threshold: float, path: Path) -> None:
+    """Draw the histogram of the reconstruction errors, and the threshold."""
+    low = max(float(errors.min()), 1e-9)
+    bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    axes.hist(np.maximum(errors, low), bins=bins, color=BLUE, alpha=0.7, label="held-out pictures")
+    axes.axvline(threshold, color=ORANGE, label=f"threshold {threshold:.3g}")
+    axes.set(xscale="log", xlabel="reconstruction error", ylabel="pictures")
+    axes.margins(x=0.02)
+    label_log_axis(axes.xaxis)
+    axes.grid(alpha=0.25, color=GREY)
+    axes.legend(frameon=False)
+    save_figure(figure, path)

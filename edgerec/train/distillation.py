@@ -1,0 +1,75 @@
+"""Compute the distillation loss, by which a student learns the outputs of finished models (teachers)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgerec.errors import RecipeError
+from edgerec.recipe import Recipe
+from edgerec.train.precision import in_suited
+from edgerec.train.run import Run
+from edgerec.utils.optional import require
+
+# Function ``(pixels, scores, weights) -> loss`` that returns the distance between the scores of a student and those of
+# its teachers. ``weights`` contains the weight of each image, or is None.
+Teacher = Callable[..., Any]
+
+# What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
+_SAME = (
+    *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
+    "data.preprocess_version",
+    *("data.black_level", "data.white_level"),
+    *("data.group_by", "data.val_fraction", "data.test_fraction", "seed"),
+)
+
+
+def check_alike(run: Run, recipe: Recipe) -> None:
+    """Raise :class:`RecipeError` if the teacher's preprocessing or split differs from that of the student's recipe."""
+    for key in _SAME:
+        theirs, ours = _value(run.recipe, key), _value(recipe, key)
+        if theirs != ours:
+            raise RecipeError(f"the teacher {run.path} has {key} = {theirs!r}, expected {ours!r} as the student has it")
+
+
+def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
+    """Return the distillation loss for the teachers in ``distill.teachers``; None if there are none."""
+    if not recipe.distill.teachers:
+        return None
+    runs = [Run.classifying(path.strip()) for path in recipe.distill.teachers.split(",")]
+    for run in runs:
+        check_alike(run, recipe)
+        if run.labels != tuple(labels):
+            raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
+    return distance([in_suited(run.model()) for run in runs], recipe.distill.temperature)
+
+
+def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:
+    """Return a loss that measures the distance of scores from the mean scores of ``models``.
+
+    The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This
+    factor keeps the gradient as large as that of the label loss (Hinton, Vinyals and Dean, arXiv:1503.02531).
+
+    Args:
+        models: classifiers that take the same pixels and return softmax scores ``(batch, classes)``; they stay frozen.
+        temperature: softmax temperature; 1 leaves the scores unchanged.
+    """
+    tf = require("tensorflow")
+
+    def softened(scores: Any) -> Any:
+        return tf.nn.log_softmax(tf.math.log(tf.cast(scores, tf.float32) + 1e-7) / temperature)
+
+    def loss(pixels: Any, scores: Any, weights: Any = None) -> Any:
+        mean = tf.add_n([tf.cast(model(pixels, training=False), tf.float32) for model in models]) / len(models)
+        wanted, given = softened(mean), softened(scores)
+        divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
+        if weights is not None:
+            divergence *= tf.cast(weights, divergence.dtype)
+        return temperature**2 * tf.reduce_mean(divergence)
+
+    return loss
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(recipe, section) if section else recipe, name)

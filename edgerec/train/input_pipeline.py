@@ -1,0 +1,251 @@
+"""Batches for training: shuffled, augmented, normalised; the same for the same seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgerec.contract.tensors import Normalise
+from edgerec.data import Dataset
+from edgerec.data.augment import augmenter, mixer
+from edgerec.data.tfrecord_reader import Packed
+from edgerec.models import reconstructs
+from edgerec.recipe import Recipe
+from edgerec.train.backend import as_written
+from edgerec.utils.optional import require
+
+Indices = npt.NDArray[np.int64]
+
+EVALUATION_BATCH = 256
+# Of packed data: shards that are open at a time, what is read at once of each, and how much is shuffled.
+OPEN_SHARDS, READ_BYTES, BLOCK = 8, 1 << 20, 64
+BUFFER_BYTES, BUFFER_PICTURES = 64 << 20, 16384
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which parts of each batch a process computes: ``count`` from ``first`` on, of ``total`` equal ones."""
+
+    first: int = 0
+    count: int = 1
+    total: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """Of this process' parts."""
+        return range(self.first, self.first + self.count)
+
+
+WHOLE = Places()
+
+
+def batch_size(wanted: int, count: int) -> int:
+    """What is wanted for ``count`` pictures; for 0, a power of two of 16 to 128: small data needs many steps."""
+    return min(wanted or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
+
+
+def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
+    """Steps that see each picture of the part once, but for fewer than a batch, which are others in every epoch."""
+    return len(part) // recipe.train.batch_size
+
+
+def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Places = WHOLE, *, first_epoch: int) -> Any:
+    """Return a ``tf.data.Dataset`` of endless epochs of :func:`steps_per_epoch` batches, starting at ``first_epoch``.
+
+    The order of the images and the augmentation depend only on the seed and the epoch. A resumed run therefore gets
+    the same batches as an uninterrupted run, and several processes together get the same images as a single process.
+
+    Returns:
+        Batches ``(pixels, classes)``: float32 ``(batch_size / places.total, H, W, C)`` and int64
+        ``(batch_size / places.total,)``; the batches of the devices follow each other. With mixup or cutmix,
+        ``classes`` contains soft labels, float32 ``(…, classes)``. With ``train.class_weights = "balanced"``, a third
+        element contains the weight of each image, float32 ``(…,)``; see :func:`class_weights`.
+    """
+    tf = require("tensorflow")
+    steps = steps_per_epoch(part, recipe)
+    size = recipe.train.batch_size // places.total
+    finish = _finisher(dataset, recipe, class_weights(dataset, part, recipe))
+    if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
+        return _streamed(dataset.packed, recipe, places, steps, finish, first_epoch)
+
+    def positions(epoch: Any) -> Any:
+        order = tf.random.experimental.stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])
+        batches = tf.reshape(order[: steps * places.total * size], [steps, places.total, size])
+        own = batches[:, places.first : places.first + places.count]
+        first = (epoch * steps + tf.range(steps, dtype=tf.int64)) * places.total
+        numbers = first[:, tf.newaxis] + tf.constant([*places.numbers], tf.int64)
+        return tf.data.Dataset.from_tensor_slices((tf.reshape(own, [-1, size]), tf.reshape(numbers, [-1])))
+
+    def gather(batch: Any, number: Any) -> tuple[Any, ...]:
+        pixels = tf.ensure_shape(_pixels(dataset, batch), [size, *dataset.images.shape[1:]])
+        return finish(pixels, tf.gather(tf.constant(dataset.classes), batch), number)
+
+    return _untuned(
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(as_written(positions))
+        .map(as_written(gather), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _untuned(feed: Any) -> Any:
+    """A feed without the thread that tunes it, which Keras' fit waits for at its end."""
+    options = require("tensorflow").data.Options()
+    options.autotune.enabled = False
+    return feed.with_options(options)
+
+
+def _streamed(
+    pack: Packed, recipe: Recipe, places: Places, steps: int, finish: Callable[..., Any], first_epoch: int
+) -> Any:
+    """The same of packed data, whose shards are read from one end to the other.
+
+    In each epoch they come in another order, which is cut among the processes; several are open at a time, and what
+    comes out of them is shuffled, some thousand pictures at a time.
+    """
+    tf = require("tensorflow")
+    shards = pack.of("train")
+    size = recipe.train.batch_size // places.total
+    own = steps * size * places.count  # pictures of an epoch
+    paths = tf.constant([pack.path(shard) for shard in shards])
+    counts = tf.constant([shard.pictures for shard in shards], tf.int64)
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    picture_bytes = int(np.prod(pack.preprocess.shape))
+    window = size * int(max(4, min(BUFFER_BYTES // picture_bytes, BUFFER_PICTURES) // size))
+
+    def epoch_of(epoch: Any) -> Any:
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), seed=seed)
+        sizes = tf.gather(counts, order)
+        starts = tf.cumsum(sizes, exclusive=True)
+        first = tf.constant(steps * size * places.first, tf.int64)
+        skipped = tf.clip_by_value(first - starts, 0, sizes)
+        taken = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
+        return (
+            tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, taken))
+            .filter(as_written(lambda path, skip, take: take > 0))
+            .interleave(
+                as_written(opened),
+                cycle_length=OPEN_SHARDS,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .rebatch(window)
+            .enumerate(epoch * -(-own // window))
+            .map(as_written(shuffled))
+            .unbatch()
+            .enumerate(epoch * steps * places.count)
+        )
+
+    def opened(path: Any, skipped: Any, taken: Any) -> Any:
+        # In blocks, which TensorFlow hands on much faster than single records.
+        return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skipped).take(taken).batch(BLOCK)
+
+    def shuffled(number: Any, records: Any) -> Any:
+        # Not tf.data's own shuffle: TensorFlow takes no seed for it that follows from the epoch.
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(tf.shape(records)[0]), seed=tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        )
+        return tf.reshape(tf.gather(records, order), [-1, size])
+
+    def read(number: Any, records: Any) -> tuple[Any, ...]:
+        found = tf.io.parse_example(records, features)
+        pixels = tf.reshape(tf.io.decode_raw(found["image"], tf.uint8), [size, *pack.preprocess.shape])
+        number = number // places.count * places.total + places.first + number % places.count
+        return finish(pixels, found["label"], number)
+
+    return _untuned(
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(as_written(epoch_of))
+        .map(as_written(read), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+@contextmanager
+def naming_broken_records(dataset: Dataset) -> Iterator[None]:
+    """Say which record of which shard it is where TensorFlow finds one broken; raises :class:`DataError`."""
+    errors = require("tensorflow").errors
+    try:
+        yield
+    except (errors.DataLossError, errors.InvalidArgumentError):
+        # The first comes of a shard that is streamed, the second of a picture that is read.
+        if dataset.packed is not None:
+            dataset.packed.verify()
+        raise
+
+
+def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArray[np.float32] | None:
+    """Return the weight of each class in the loss, ``(classes,)``; None if all have the same weight.
+
+    With ``train.class_weights = "balanced"``, a class weighs ``images / (classes · images of the class)``, so that all
+    classes together contribute equally to an epoch's loss and the mean weight of an image is 1.
+    """
+    if recipe.train.class_weights != "balanced" or reconstructs(recipe.model.arch):
+        return None
+    counts = np.bincount(dataset.classes[part], minlength=len(dataset.labels))
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _finisher(
+    dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
+) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
+    """Return the function that augments a batch, given its pixels, classes and number, and adds image weights."""
+    tf = require("tensorflow")
+    change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
+
+    def finish(pixels: Any, classes: Any, number: Any) -> tuple[Any, ...]:
+        pixels = tf.cast(pixels, tf.float32)
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
+        if change is not None:
+            pixels = change(pixels, seed)
+        if mix is not None:
+            pixels, classes = mix(pixels, tf.one_hot(classes, len(dataset.labels)), seed)
+        if weights is None:
+            return normalise.apply(pixels), classes
+        # The weight of a mixed image is the mean of the class weights, weighted by its soft label.
+        weight = tf.gather(weights, classes) if mix is None else tf.linalg.matvec(classes, weights)
+        return normalise.apply(pixels), classes, weight
+
+    return finish
+
+
+def evaluation_steps(part: Indices, places: Places = WHOLE) -> int:
+    """Batches of :func:`evaluation_feed` for each place."""
+    return -(-len(part) // (places.total * EVALUATION_BATCH))
+
+
+def evaluation_feed(
+    dataset: Dataset, part: Indices, normalise: Normalise, places: Places = WHOLE, *, shares: bool = False
+) -> Any:
+    """Each picture of the part once, in batches of about the same size: shapes and types as :func:`training_feed`.
+
+    ``shares`` gives classes as they are where pictures are mixed.
+    """
+    tf = require("tensorflow")
+    steps = evaluation_steps(part, places)
+    pieces = [np.array_split(part[number :: places.total], steps) for number in places.numbers]
+    batches = [piece for step in zip(*pieces, strict=True) for piece in step]
+
+    def gather(batch: Any) -> tuple[Any, Any]:
+        pixels = tf.ensure_shape(_pixels(dataset, batch), [None, *dataset.images.shape[1:]])
+        classes = tf.gather(tf.constant(dataset.classes), batch)
+        return normalise.apply(tf.cast(pixels, tf.float32)), (
+            tf.one_hot(classes, len(dataset.labels)) if shares else classes
+        )
+
+    rows = tf.RaggedTensor.from_row_lengths(np.concatenate(batches), [len(batch) for batch in batches])
+    return _untuned(tf.data.Dataset.from_tensor_slices(rows).map(as_written(gather)).prefetch(2))
+
+
+def _pixels(dataset: Dataset, batch: Any) -> Any:
+    tf = require("tensorflow")
+    return tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)

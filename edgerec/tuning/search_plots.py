@@ -1,0 +1,97 @@
+"""A study as a picture: accuracy over its trials, and against what the models cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec.tuning.plan import Plan
+from edgerec.tuning.results import TrialRow, best_of
+from edgerec.utils.figures import BLUE, GREY, ORANGE, label_log_axis, label_points, new_figure, save_figure
+
+_UNITS = {"ms": (1.0, "ms"), "bytes": (1024.0, "KiB of the .tflite"), "memory": (1024.0, "KiB of working memory")}
+_STATES = {"complete": ("o", BLUE), "pruned": ("x", GREY)}
+_PLACES = {"this": "this machine, 1 thread", "rpi": "Raspberry Pi 4, estimated"}
+
+
+def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
+    """Draw a panel with accuracy over the trials and one for each cost into a PNG; the best trials are orange."""
+    figure = new_figure(11, 7.5)
+    best = best_of(rows, plan.objectives)
+    done = sum(row.state == "complete" for row in rows)
+    wanted = " and ".join(part for part in (", ".join(plan.objectives[:-1]), plan.objectives[-1]) if part)
+    title = f"{len(rows)} trials for {wanted}, {done} of them trained to their end"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    first, *others = figure.subplots(2, 2).flat
+    _over_trials(first, rows, best)
+    positions = {first: [float(row.number) for row in best]}
+    for axes, name in zip(others, _UNITS, strict=True):
+        _against(axes, name, rows, best, plan)
+        positions[axes] = [getattr(row, name) / _UNITS[name][0] for row in best]
+    for axes in figure.axes:
+        axes.margins(0.08)
+        if axes.get_xscale() == "log":
+            label_log_axis(axes.xaxis)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel("validation accuracy, %")
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    for axes, places in positions.items():
+        points = [(place, 100 * (row.accuracy or 0)) for place, row in zip(places, best, strict=True)]
+        # Draw the numbers on a white background, because a line may cross them.
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
+        label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
+    save_figure(figure, path)
+
+
+def _over_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow]) -> None:
+    done = [row for row in rows if row.state == "complete"]
+    so_far = np.maximum.accumulate([100 * (row.accuracy or 0) for row in done])
+    axes.step([row.number for row in done], so_far, where="post", color=ORANGE, linewidth=1, label="highest so far")
+    _dots(axes, rows, best, lambda row: row.number)
+    _refused(axes, [row.number for row in rows if row.state == "refused"])
+    axes.set_xlabel("trial")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _against(axes: Any, name: str, rows: Sequence[TrialRow], best: Sequence[TrialRow], plan: Plan) -> None:
+    scale, unit = _UNITS[name]
+    known = [row for row in rows if getattr(row, name) is not None]
+    _dots(axes, known, best, lambda row: getattr(row, name) / scale)
+    _refused(axes, [getattr(row, name) / scale for row in known if row.state == "refused"])
+    if name in plan.objectives and len(plan.objectives) == 2:
+        steps = sorted((getattr(row, name) / scale, 100 * (row.accuracy or 0)) for row in best)
+        axes.step(*zip(*steps, strict=True), where="post", color=ORANGE, linewidth=1, label="Pareto front")
+    limit = plan.limits.given().get(name)
+    if limit is not None:
+        axes.axvline(limit / scale, color="black", linestyle="--", linewidth=1, label="limit")
+    values = [getattr(row, name) for row in known]
+    if values and max(values) > 8 * min(values) > 0:
+        axes.set_xscale("log")
+    axes.set_xlabel(f"{unit}, {_PLACES[plan.on]}" if name == "ms" else unit)
+
+
+def _dots(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], place: Any) -> None:
+    for state, (marker, colour) in _STATES.items():
+        some = [row for row in rows if row.state == state and row.accuracy is not None]
+        heights = [100 * row.accuracy for row in some if row.accuracy is not None]
+        label = "trained" if state == "complete" else "stopped early"
+        if some:
+            axes.plot([place(row) for row in some], heights, marker, color=colour, markersize=5, label=label)
+    for row in best:
+        at = (place(row), 100 * (row.accuracy or 0))
+        axes.plot(*at, "o", color=ORANGE, markersize=8, label="best" if len(best) == 1 else "unbeaten")
+
+
+def _refused(axes: Any, places: Sequence[float]) -> None:
+    """Ticks at the foot: they have a cost, and no accuracy."""
+    if places:
+        foot = axes.get_xaxis_transform()
+        axes.plot(places, [0.02] * len(places), "|", color="black", transform=foot, label="refused untrained")

@@ -1,0 +1,258 @@
+"""Write files and folders atomically (write a temporary file, then rename it), and never overwrite an input."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+from edgerec.errors import NoHomeError, OutputExistsError, OutputIsInputError, OutputNameError
+from edgerec.utils.lock import try_lock, unlock
+
+# Suffixes of common file formats. An output folder must not have one of them, because it would be mistaken for a file.
+_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_FILE_SUFFIXES = (
+    *_IMAGE_SUFFIXES,
+    *(".avi", ".mkv", ".mov", ".mp4", ".webm"),
+    *(".h5", ".keras", ".npy", ".npz", ".pb", ".tflite"),
+    *(".cc", ".csv", ".h", ".html", ".json", ".md", ".pdf", ".py", ".svg", ".toml", ".txt", ".xml", ".yaml", ".yml"),
+    *(".tar", ".zip"),
+)
+_LOCK = "edgerec-lock"
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_at_most(path: Path, limit_bytes: int) -> bytes:
+    """Return a file's content; raise :class:`OSError` if it exceeds the limit, e.g. for an endless device file."""
+    with path.open("rb") as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {limit_bytes >> 20} MiB", str(path))
+    return content
+
+
+def real_path(path: str | Path) -> Path:
+    """Return the absolute path without symbolic links. Unlike :meth:`Path.resolve`, accept a link that forms a loop."""
+    return Path(os.path.realpath(path))
+
+
+# Disk errors that libraries report with their own exceptions. The messages contain the text of the system's error.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """Return the disk error, e.g. a full disk, that caused a library's exception; None if there was another cause."""
+    text = str(error)
+    if "database or disk is full" in text:  # SQLite
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return next((OSError(code, os.strerror(code)) for code in _DISK_ERRORS if os.strerror(code) in text), None)
+
+
+def user_path(path: str | Path) -> Path:
+    """Return ``path`` with a leading ``~`` replaced by the home folder if the home folder is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def checked_output(
+    path: str | Path,
+    inputs: Iterable[str | Path | Sequence[str | Path] | None] = (),
+    *,
+    data: str | Path | Sequence[str | Path] | None = None,
+    suffixes: Sequence[str] = (),
+    folder: bool = False,
+) -> Path:
+    """Check that an output path has a valid suffix and does not overwrite an input; return it with ``~`` expanded.
+
+    Args:
+        path: output path as entered by the user.
+        inputs: files and folders that the command reads, or sequences of these. None, empty strings and names that
+            are not existing paths, such as ``digits`` or a URL, are ignored.
+        data: image folders that the command reads. The output must not be inside of these folders, because it would
+            become part of the data.
+        suffixes: allowed suffixes, e.g. ``(".png",)``, in upper or lower case. If empty, every suffix is allowed.
+        folder: whether the output is a folder. The name of a folder must not have the suffix of a file, except one
+            of ``suffixes``.
+
+    Raises:
+        OutputNameError: the suffix does not fit the format.
+        OutputIsInputError: the output is the same file as an input (also through links), is a folder that contains an
+            input, is an image in an input folder, or is inside of a data set.
+    """
+    out = user_path(path)
+    suffix = out.suffix.lower()
+    if folder and suffix in _FILE_SUFFIXES and suffix not in suffixes:
+        raise OutputNameError(f"{path} has the suffix of a file, but a folder is written there: choose another name")
+    if not folder and suffixes and suffix not in suffixes:
+        raise OutputNameError(f"{path} does not end in {' or '.join(filter(None, suffixes))}: choose another name")
+    data_sets = _each(data)
+    for given in (*(one for item in inputs for one in _each(item)), *data_sets):
+        if not str(given) or not os.path.exists(source := user_path(given)):
+            continue
+        if _same(out, source) or (out.is_dir() and _inside(source, out)):
+            raise OutputIsInputError(f"{path} would overwrite the input {given}: choose another output")
+        if folder and given in data_sets and source.is_dir() and _inside(out, source):
+            raise OutputIsInputError(
+                f"{path} is inside the image folder {given}, where it would become part of the data: choose a folder "
+                "outside of it"
+            )
+        if out.is_file() and suffix in _IMAGE_SUFFIXES and source.is_dir() and _inside(out, source):
+            raise OutputIsInputError(f"{path} is an image in the input folder {given}: choose another output")
+    return out
+
+
+def _each(paths: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
+    return (paths,) if isinstance(paths, str | Path) else paths or ()
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Return whether two paths refer to the same file or folder, also through symbolic or hard links."""
+    same = os.path.realpath(path) == os.path.realpath(other)
+    return same or (os.path.exists(path) and os.path.samefile(path, other))
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return real_path(path).is_relative_to(real_path(folder))
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write ``content`` (strings as UTF-8) to ``path`` atomically: a reader never sees a partial file."""
+    # Bytes of file names that are not valid UTF-8 are written as escapes such as \udce9. JSON parsers restore them.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces ``path`` if the block succeeds."""
+    path = user_path(path)
+    with _workspace(path) as partial:
+        yield partial
+        with suppress(FileNotFoundError):
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # keep the permissions
+        os.replace(partial, path)
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """Yield a path in a new temporary folder in the folder of ``path``. The temporary folder is deleted afterwards.
+
+    Its name is ``.NAME.….partial``. It contains a lock file, which is locked while the process exists. Other processes
+    can therefore recognize and delete the temporary folders of killed processes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_abandoned_once(path.parent)
+    folder, lock = _locked_folder(path)
+    try:
+        yield folder / path.name
+    finally:
+        unlock(folder / _LOCK, lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
+        try:
+            lock = try_lock(folder / _LOCK)
+        except FileNotFoundError:  # another process has deleted the empty folder as abandoned
+            continue
+        if lock is not None:
+            return folder, lock
+
+
+def delete_abandoned(parent: Path) -> None:
+    """Delete the temporary files that killed processes left in the folder ``parent``."""
+    with suppress(OSError):
+        for folder in parent.glob(".*.partial/"):
+            with suppress(OSError):
+                if not (folder / _LOCK).exists():
+                    folder.rmdir()  # succeeds only for an empty folder
+                elif (lock := try_lock(folder / _LOCK, certain=True)) is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(lock)
+
+
+_delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # search each folder once, because it may be large
+
+
+def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
+    """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. Empty folders are accepted.
+
+    Args:
+        path: path of the output.
+        overwrite: whether existing output of edgerec may be replaced.
+        ours: whether the existing content was written by edgerec. Other content is never replaced.
+    """
+    path = user_path(path)
+    if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not ours:
+        raise OutputExistsError(f"{path} holds something else, which --overwrite does not touch: choose another name")
+    if not overwrite:
+        raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
+
+
+@contextmanager
+def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder, which is renamed to ``path`` if the block succeeds.
+
+    If the process is killed in the block, ``path`` does not change. An existing folder is first renamed to
+    ``.NAME.….replaced`` in the same parent folder, and is deleted after the new folder is in place. If the process is
+    killed between these two steps, the old folder remains under this name.
+    """
+    path = user_path(path)
+    refuse_existing(path, overwrite)
+    with _workspace(path) as partial:
+        partial.mkdir()
+        yield partial
+        _rename_over(partial, path, overwrite)
+
+
+def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
+    refuse_existing(path, overwrite)  # someone else may have finished first
+    if not path.exists():
+        partial.rename(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
+    path.rename(aside / path.name)
+    try:
+        partial.rename(path)
+    except OSError:
+        (aside / path.name).rename(path)
+        raise
+    finally:
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Return ``$EDGEREC_CACHE``, or ``edgerec`` in the user's cache folder.
+
+    Raises:
+        NoHomeError: the variable is not set and the user has no home folder, e.g. in a service or a container.
+    """
+    if folder := os.environ.get("EDGEREC_CACHE"):
+        return user_path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "edgerec"
+    try:
+        return Path.home() / ".cache" / "edgerec"
+    except RuntimeError:
+        raise NoHomeError(
+            "this user has no home folder for cached files: set EDGEREC_CACHE to a folder that can be written"
+        ) from None

@@ -1,0 +1,177 @@
+"""Matplotlib figures: creation, readable ticks and labels, and PNG files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgerec.utils.atomic import replacing
+from edgerec.utils.fonts import installed_fonts, split_by_font
+from edgerec.utils.optional import require
+
+log = logging.getLogger(__name__)
+
+BLUE, ORANGE, GREY = "#2a6f97", "#e07a2f", "#8d99a6"
+DARK = "#4a5560"
+DPI = 120
+# Candidate tick positions within a decade, from few to many, and the minimum number of tick labels on an axis.
+_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
+LEAST_TICKS = 4
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Create an empty matplotlib figure; width and height are in inches."""
+    # Figure is used instead of pyplot, because it needs neither global state nor a display.
+    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
+    """Write a figure as PNG atomically. If installed fonts lack characters, log which fonts to install."""
+    use_fallback_fonts(figure)
+    with replacing(path) as partial, glyph_warnings_logged(str(path)):
+        figure.savefig(partial, format="png", dpi=dpi)
+
+
+def use_fallback_fonts(figure: Any) -> None:
+    """Set other installed fonts for texts with characters that matplotlib's default font lacks."""
+    manager = require("matplotlib.font_manager")
+    for text in figure.findobj(require("matplotlib.text").Text):
+        if text.get_text().isascii():
+            continue
+        scalable = [font for font in installed_fonts() if font.scalable and "color" not in font.family.lower()]
+        usable = [char for char in text.get_text() if any(font.has(char) for font in scalable)]
+        families = []
+        for _, font in split_by_font("".join(usable), scalable) or ():
+            if font.path.suffix.lower() in (".ttf", ".otf"):
+                manager.fontManager.addfont(str(font.path))
+                families.append(manager.FontProperties(fname=str(font.path)).get_name())
+        if families:
+            text.set_fontfamily(["DejaVu Sans", *dict.fromkeys(families)])
+
+
+@contextmanager
+def glyph_warnings_logged(name: str) -> Iterator[None]:
+    """Replace matplotlib's warnings about missing characters by one log line; pass on other warnings.
+
+    Args:
+        name: name of the figure in the log line; if empty, nothing is logged.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    glyphs = {str(one.message) for one in caught if str(one.message).startswith("Glyph ")}
+    for one in caught:
+        if str(one.message) not in glyphs:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if glyphs and name:
+        log.warning(
+            "%s: no installed font has %d of the characters in the labels, which are drawn as boxes: install fonts "
+            "for their script, e.g. with apt install fonts-noto",
+            *(name, len(glyphs)),
+        )
+
+
+def plain(text: str, longest: int = 1000) -> str:
+    """Escape a text so that matplotlib shows it literally, and shorten it in the middle if it is too long."""
+    short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[1 - longest // 2 :]}"
+    short = short.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not UTF-8
+    return short.replace("$", r"\$")  # matplotlib reads text between dollar signs as a formula
+
+
+def label_log_axis(axis: Any) -> None:
+    """Label a logarithmic axis with at least ``LEAST_TICKS`` numbers, even if it covers less than a decade.
+
+    Call this after everything is drawn and the margins are set.
+    """
+    ticker = require("matplotlib.ticker")
+    _limits(axis)
+    low, high = sorted(axis.get_view_interval())
+    ticks: list[float] = []
+    for steps in _STEPS:
+        locator = ticker.LogLocator(subs=steps, numticks=100)
+        ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
+        if len(ticks) >= LEAST_TICKS:
+            break
+    else:  # an axis of less than half a decade gets evenly spaced ticks
+        candidates = ticker.MaxNLocator(2 * LEAST_TICKS - 1).tick_values(low, high)
+        ticks = [value for value in candidates if low <= value <= high]
+    while len(ticks) > 2 * LEAST_TICKS:
+        ticks = ticks[::2]
+    axis.set_ticks(ticks, [f"{value:,.10g}" if value < 1e9 else f"{value:.3g}" for value in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def _limits(axis: Any) -> None:
+    """Compute the axis limits that matplotlib has postponed."""
+    axis.axes.get_xlim()
+    axis.axes.get_ylim()
+
+
+def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Sequence[str], **style: Any) -> None:
+    """Write a label beside each point so that labels overlap neither each other nor points.
+
+    Call this after everything is drawn and the margins are set. A label of a crowded point is placed further away and
+    connected to the point by a line.
+
+    Args:
+        axes: matplotlib axes.
+        points: x and y in data coordinates.
+        labels: one label for each point.
+        style: arguments of :meth:`matplotlib.axes.Axes.annotate`, such as ``fontsize``.
+    """
+    figure = axes.figure
+    renderer = require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).get_renderer()
+    with glyph_warnings_logged(""):
+        figure.draw_without_rendering()  # computes the layout
+    pixel = figure.dpi / 72
+    inside = axes.get_window_extent(renderer)
+    box_of = require("matplotlib.transforms").Bbox.from_extents
+    taken = []
+    for x, y in axes.transData.transform(points):
+        taken.append(box_of(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel))
+    legend = axes.get_legend()
+    if legend is not None:
+        taken.append(legend.get_window_extent(renderer))
+    for number, (point, label) in enumerate(zip(points, labels, strict=True)):
+        others = taken[:number] + taken[number + 1 :]
+        fewest = None
+        for dx, dy, side in _places():
+            note = axes.annotate(
+                plain(label),
+                point,
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if abs(dy) > 12 else None,
+                **style,
+            )
+            note.set_in_layout(False)
+            with glyph_warnings_logged(""):
+                note.update_positions(renderer)
+                box = require("matplotlib.text").Text.get_window_extent(note, renderer)
+            outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
+            overlaps = sum(box.overlaps(other) for other in others) + 10 * outside
+            if fewest is None or overlaps < fewest[0]:
+                if fewest is not None:
+                    fewest[1].remove()
+                fewest = overlaps, note, box
+            else:
+                note.remove()
+            if overlaps == 0:
+                break
+        if fewest is not None:
+            taken.append(fewest[2])
+
+
+def _places() -> Iterator[tuple[float, float, str]]:
+    """Yield candidate positions of a label, the best first: x and y offset from its point (in pt), and alignment."""
+    for dx, side in ((6, "left"), (-6, "right")):
+        yield dx, 0, side
+    for dy in (11, -11, 22, -22, 33, -33, 44, -44):
+        for dx, side in ((0, "center"), (6, "left"), (-6, "right")):
+            yield dx, dy, side

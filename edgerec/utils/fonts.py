@@ -1,0 +1,129 @@
+"""Find installed fonts for texts in any script."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerec.utils.child_process import run_program
+
+# With a warm fontconfig cache, a few thousand fonts are listed in well below a second.
+TIMEOUT_S = 10.0
+MOST_FONTS = 20_000
+_SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
+_FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
+_REGULAR = 80  # weight of regular fonts in fontconfig
+# Characters that modify the previous one: zero-width joiner, variation selectors, skin tones and emoji tags.
+_JOINER = "\u200d"
+_JOINED = ((0xFE00, 0xFE0F), (0x1F3FB, 0x1F3FF), (0xE0020, 0xE007F))
+
+
+@dataclass(frozen=True)
+class Font:
+    """An installed font.
+
+    Attributes:
+        path, index: path of the font file, and index of the font in this file.
+        family: name of the font family.
+        scalable: False for bitmap fonts, which have only a few sizes.
+        ranges: first and last code point of each range of supported characters.
+    """
+
+    path: Path
+    index: int
+    family: str
+    scalable: bool
+    ranges: tuple[tuple[int, int], ...]
+
+    def has(self, text: str) -> bool:
+        """Return whether the font has a glyph for every visible character of a text."""
+        return all(_invisible(char) or any(low <= ord(char) <= high for low, high in self.ranges) for char in text)
+
+
+@functools.cache
+def installed_fonts() -> tuple[Font, ...]:
+    """List the installed fonts with fontconfig, upright sans-serif fonts of regular weight first.
+
+    Returns an empty tuple if ``fc-list`` is missing, fails or takes longer than ``TIMEOUT_S``.
+    """
+    program = shutil.which("fc-list")
+    if program is None:
+        return ()
+    command = [program, "--format", _FORMAT + "\n"]
+    listing = run_program(command, timeout_s=TIMEOUT_S, errors="surrogateescape")
+    if listing.code:
+        return ()
+    fonts = []
+    for line in listing.stdout.splitlines()[:MOST_FONTS]:
+        fields = line.split("\t")
+        if len(fields) == 7 and fields[0].lower().endswith(_SUFFIXES):
+            try:
+                fonts.append((_rank(fields), _font(fields)))
+            except ValueError:
+                continue  # a variable font has a range of weights here; its instances are listed separately
+    return tuple(font for _, font in sorted(fonts, key=lambda entry: entry[0]))
+
+
+def _rank(fields: Sequence[str]) -> tuple[bool, bool, bool, float, str]:
+    file, _, _, weight, slant, family, _ = fields
+    return slant != "0", "sans" not in family.lower(), "mono" in family.lower(), abs(float(weight) - _REGULAR), file
+
+
+def _font(fields: Sequence[str]) -> Font:
+    file, index, scalable, _, _, family, charset = fields
+    ends = [(part.split("-")[0], part.split("-")[-1]) for part in charset.split()]
+    ranges = tuple((int(low, 16), int(high, 16)) for low, high in ends)
+    return Font(Path(file), int(index), family, scalable == "True", ranges)
+
+
+def split_by_font(text: str, fonts: Sequence[Font]) -> list[tuple[str, Font]] | None:
+    """Split a text into parts with a font for each; return None if a character is in no font."""
+    whole = next((font for font in fonts if font.has(text)), None)
+    if whole is not None:
+        return [(text, whole)]
+    parts: list[tuple[str, Font]] = []
+    for cluster in _clusters(text):
+        if parts and (cluster.isspace() or parts[-1][1].has(cluster)):
+            parts[-1] = parts[-1][0] + cluster, parts[-1][1]
+            continue
+        font = next((font for font in fonts if font.has(cluster)), None)
+        if font is None:
+            return None
+        parts.append((cluster, font))
+    return parts
+
+
+def _clusters(text: str) -> Iterator[str]:
+    """Yield each character of a text together with its combining marks and joined characters."""
+    cluster = ""
+    for char in text:
+        joined = unicodedata.category(char) in ("Mn", "Mc", "Me") or _invisible(char) or cluster.endswith(_JOINER)
+        if cluster and not joined:
+            yield cluster
+            cluster = ""
+        cluster += char
+    if cluster:
+        yield cluster
+
+
+def _invisible(char: str) -> bool:
+    return char == _JOINER or any(low <= ord(char) <= high for low, high in _JOINED)
+
+
+def needs_shaping(text: str) -> bool:
+    """Return whether a text needs a layout engine, e.g. right-to-left scripts, combining marks and joined emoji."""
+    return any(
+        unicodedata.bidirectional(char) in ("R", "AL") or unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf")
+        for char in text
+    )
+
+
+def ascii_text(text: str) -> str:
+    """Convert a text to ASCII: remove accents from letters, and write other characters as escape sequences."""
+    bare = "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
+    # Only Latin accents are removed. Marks of other scripts are vowels or tones that change the meaning of a word.
+    return bare if bare.isascii() else text.encode("ascii", "backslashreplace").decode()

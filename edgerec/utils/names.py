@@ -1,0 +1,61 @@
+"""Names of files and folders that are made from labels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from edgerec.utils.folders import is_hidden
+
+# Maximum size of a name in UTF-8. File systems allow 255 bytes, and files are first written under a longer name.
+MAX_BYTES = 200
+# Character between the readable part of a changed name and its digest. Unchanged names never contain this character.
+_MARK = "~"
+_FORBIDDEN = re.compile(rf'[{_MARK}/\\:*?"<>|]')
+# Windows reserves these names, also with a suffix, e.g. "con.txt".
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
+_SPLITS = ("train", "val", "test")
+
+
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Return a name for each label that is valid on all file systems and that no other label has.
+
+    A label that is valid as a name is not changed. Any other name ends with a digest of the label, e.g. ``a_b~…``
+    for ``a/b``. A digest is also added to labels that differ only in case or in the encoding of accents, because some
+    file systems do not distinguish them, and to ``train``, ``val`` and ``test``, because they are names of splits.
+    """
+    labels = set(labels)
+    similar = Counter(_folded(label) for label in labels)
+    return {label: label if similar[_folded(label)] == 1 and _is_name(label) else _changed(label) for label in labels}
+
+
+def file_name(label: str) -> str:
+    """Return the name of a single label. See :func:`file_names`, which also considers labels that differ in case."""
+    return file_names([label])[label]
+
+
+def _folded(label: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+
+
+def _is_name(label: str) -> bool:
+    return (
+        0 < len(label.encode(errors="replace")) <= MAX_BYTES
+        and label.isprintable()
+        and label == label.strip(" .")
+        and not _FORBIDDEN.search(label)
+        and not _DEVICES.fullmatch(label)
+        and not is_hidden(label)
+        and label.lower() not in _SPLITS
+    )
+
+
+def _changed(label: str) -> str:
+    digest = hashlib.sha256(label.encode(errors="surrogatepass")).hexdigest()[:16]
+    text = _FORBIDDEN.sub("_", "".join(c if c.isprintable() else "_" for c in label)).strip(" .")
+    text = f"_{text}" if _DEVICES.fullmatch(text) else text
+    readable = text.encode()[: MAX_BYTES - len(_MARK + digest)].decode(errors="ignore")
+    return f"{readable or 'label'}{_MARK}{digest}"

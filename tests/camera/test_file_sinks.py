@@ -1,0 +1,557 @@
+"""Tables, videos and saved pictures: finished when they end, whole when they are cut off, and never too large."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import gc
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import namedtuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec.camera.frame import Frame, Result
+from edgerec.camera.sinks import video as video_module
+from edgerec.camera.sinks.csv import COLUMNS, Table
+from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
+from edgerec.camera.sinks.video import MOST_GAP_S, VideoFile, fitted
+from edgerec.camera.sinks.worker import SinkWorker
+from edgerec.contract.decision import Category, Classification, Decision
+from edgerec.data.readers import folder as image_folder
+from edgerec.errors import EdgerecError, OutputExistsError
+
+
+def made(
+    label="cat", score=0.9, *, at_s=None, index=0, second=0.05, feed="camera", shape=(48, 64), value=100, changed=None
+) -> Result:
+    """A result of a plain picture."""
+    at_s = time.monotonic() if at_s is None else at_s
+    image = np.full((*shape, 3), value, np.uint8)
+    best = Category(label if label != "unknown" else "cat", 0, score)
+    scores = np.array([score, second], np.float32)
+    answer = Classification(label, -1 if label == "unknown" else 0, score, (best, Category("other", 1, second)), scores)
+    decision = None if changed is None else Decision(label, 0, score, at_s, changed)
+    return Result(Frame(image, index, at_s, feed, feed), answer, at_s + 0.01, decision)
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(newline="", encoding="utf-8")))
+
+
+# Table
+
+
+def test_table_has_a_row_for_each_result(tmp_path):
+    path = tmp_path / "out.csv"
+    table = Table(path)
+    table.write(made('a "strange", label\nwith ü', index=7))
+    table.write(made(changed=True))
+    # A row is there as soon as it was written.
+    header, first, second = rows(path)
+    table.close()
+    assert tuple(header) == COLUMNS
+    assert first[1:8] == ["camera", "7", "10.000", 'a "strange", label\\nwith ü', "0", "0.9000", ""]
+    assert abs(float(first[0]) - time.time()) < 60
+    assert second[-3:] == ["cat", "0.9000", "1"]
+
+
+def test_table_refuses_overwrites_or_appends(tmp_path):
+    path = tmp_path / "out.csv"
+    for existing, expected in (("refuse", 2), ("append", 3), ("append", 4), ("overwrite", 2)):
+        table = Table(path, existing)
+        table.write(made())
+        table.close()
+        assert len(rows(path)) == expected
+    with pytest.raises(OutputExistsError, match="exists"):
+        Table(path)
+    path.write_text("my,own,table\n")
+    with pytest.raises(EdgerecError, match="not a table"):
+        Table(path, "append")
+    assert path.read_text() == "my,own,table\n"
+    with pytest.raises(EdgerecError, match="cannot be written"):
+        Table(tmp_path / "nowhere" / "out.csv")
+    with pytest.raises(EdgerecError, match="cannot be written"):
+        Table(tmp_path, "append")
+
+
+def test_table_goes_on_behind_a_row_that_was_cut_off(tmp_path):
+    path = tmp_path / "out.csv"
+    table = Table(path)
+    table.write(made())
+    table.close()
+    path.write_bytes(path.read_bytes()[:-9])
+    table = Table(path, "append")
+    table.write(made("dog"))
+    table.close()
+    assert [row[4] for row in rows(path)] == ["label", "cat", "dog"]
+
+
+def test_a_killed_process_leaves_whole_rows(tmp_path):
+    path = tmp_path / "out.csv"
+    code = (
+        "import sys; from tests.camera.test_file_sinks import made, Table\n"
+        "table = Table(sys.argv[1])\n"
+        "while True: table.write(made())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    try:
+        wait_for(lambda: path.exists() and path.stat().st_size > 20_000, 60)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert path.read_bytes().endswith(b"\n")
+    assert {len(row) for row in rows(path)} == {len(COLUMNS)}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_table_on_a_full_disk_is_one_line():
+    with pytest.raises(EdgerecError, match="No space left"):
+        Table("/dev/full", "overwrite")
+
+
+def test_table_leaves_no_half_row(tmp_path, monkeypatch):
+    path = tmp_path / "out.csv"
+    table, write = Table(path), os.write
+    table.write(made())
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:10]))
+    with pytest.raises(EdgerecError, match="no space"):
+        table.write(made())
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    table.write(made())
+    table.close()
+    assert len(rows(path)) == 3
+
+
+# Video
+
+
+def read_video(path: Path) -> tuple[list[np.ndarray], float]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    return frames, fps
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_video_lasts_as_long_as_the_stream(tmp_path, suffix):
+    """Two seconds at uneven times: 10 frames a second, a pause of a second, then 100 a second."""
+    path = tmp_path / f"out{suffix}"
+    sink = VideoFile(path, fps=20)
+    times = [*np.arange(0, 0.5, 0.1), *np.arange(1.5, 2.0, 0.01)]
+    for at_s in times:
+        sink.write(made(at_s=1000 + at_s, value=60 if at_s < 1 else 200))
+    sink.close()
+    frames, fps = read_video(path)
+    assert fps == pytest.approx(20)
+    assert len(frames) == pytest.approx(40, abs=1)
+    brightness = [frame[: frame.shape[0] - 60].mean() for frame in frames]
+    assert sum(value < 130 for value in brightness) == pytest.approx(30, abs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_video_of_a_file_has_each_of_its_frames(tmp_path):
+    sink = VideoFile(tmp_path / "out.avi", fps=30, live=False)
+    for number in range(12):
+        sink.write(made(at_s=1000 + number * 0.5, value=20 * number))
+    sink.close()
+    frames, _ = read_video(tmp_path / "out.avi")
+    assert [round(frame[100, 100].mean() / 20) for frame in frames] == list(range(12))
+
+
+def test_video_cuts_long_gaps(tmp_path):
+    sink = VideoFile(tmp_path / "out.avi", fps=10)
+    for at_s in (0, 0.1, 3600, 3600.1):
+        sink.write(made(at_s=1000 + at_s))
+    sink.close()
+    assert len(read_video(tmp_path / "out.avi")[0]) == pytest.approx(MOST_GAP_S * 10 + 4, abs=2)
+
+
+def test_video_keeps_its_size_when_the_stream_does_not(tmp_path):
+    sink = VideoFile(tmp_path / "out.avi", fps=10, live=False)
+    shapes = [(401, 641), (401, 641), (800, 400), (90, 640), (401, 641)]
+    for shape in shapes:
+        sink.write(made(shape=shape, value=200))
+    sink.close()
+    frames, _ = read_video(tmp_path / "out.avi")
+    assert len(frames) == len(shapes)
+    assert {frame.shape for frame in frames} == {(456, 640, 3)}
+    assert frames[2][200, 5].max() < 30  # the bars of one that stands upright
+    assert frames[2][100, 320].min() > 150
+
+
+def test_fitted_keeps_proportions():
+    image = np.full((50, 100, 3), 255, np.uint8)
+    whole = fitted(image, (100, 100))
+    assert whole.shape == (100, 100, 3)
+    assert whole[:25].max() == 0
+    assert whole[25:75].min() == 255
+    assert whole[75:].max() == 0
+    assert fitted(np.zeros((1, 500, 3), np.uint8), (20, 20)).shape == (20, 20, 3)
+
+
+def test_two_sources_are_two_videos(tmp_path):
+    sink = VideoFile(tmp_path / "out.avi", live=False)
+    for number in range(6):
+        sink.write(made(feed=("left", "right")[number % 2]))
+    sink.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.avi", "out.avi"]
+    assert len(read_video(tmp_path / "out-2.avi")[0]) == 3
+
+
+def test_a_table_is_not_executable(tmp_path):
+    Table(tmp_path / "t.csv").close()
+    assert not (tmp_path / "t.csv").stat().st_mode & 0o111
+
+
+def test_video_errors_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(EdgerecError, match=r"out\.mkv does not end in \.mp4 or \.avi"):
+        VideoFile(tmp_path / "out.mkv")
+    (tmp_path / "out.avi").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="exists"):
+        VideoFile(tmp_path / "out.avi")
+    with pytest.raises(EdgerecError, match="cannot be written"):
+        VideoFile(tmp_path / "nowhere" / "out.avi")
+    monkeypatch.setitem(video_module.CODECS, ".mp4", "XXXX")
+    with pytest.raises(EdgerecError, match=r"cannot write \.mp4 .*try \.avi"):
+        VideoFile(tmp_path / "out.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.avi"]
+
+
+def test_video_on_a_disk_that_fills_is_finished(tmp_path, monkeypatch):
+    sink = VideoFile(tmp_path / "out.avi", fps=5, live=False)
+    for _ in range(5):
+        sink.write(made())
+    monkeypatch.setattr(video_module, "_free_bytes", lambda _: 1000)
+    with pytest.raises(EdgerecError, match="disk is full"):
+        sink.write(made())
+    monkeypatch.undo()
+    with pytest.raises(EdgerecError, match="was ended"):
+        sink.write(made())
+    sink.close()
+    assert len(read_video(tmp_path / "out.avi")[0]) == 5
+
+
+def test_a_video_without_frames_is_no_file(tmp_path):
+    VideoFile(tmp_path / "out.mp4").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+_RUN = """
+import signal, sys, contextlib, types
+import numpy as np
+from edgerec.camera.pipeline import Camera
+from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
+from edgerec.camera.sinks.csv import Table
+from edgerec.camera.sinks.video import VideoFile
+from edgerec.camera.sources import find_source
+from edgerec.contract.decision import DecisionSpec, decide
+labels, spec = ("cat", "dog"), DecisionSpec()
+manifest = types.SimpleNamespace(decision=spec, labels=labels)
+answer = decide(np.array([0.3, 0.7], np.float32), labels, spec)
+classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer, invalid=0)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+folder = sys.argv[1]
+saver = SavedPictures(folder + "/saved", SaveSpec("all", reserve_bytes=0))
+sinks = [Table(folder + "/out.csv"), VideoFile(folder + "/out.mp4", fps=30), VideoFile(folder + "/out.avi"), saver]
+with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextlib.suppress(KeyboardInterrupt):
+    camera.run(sinks)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_everything_is_finished_by_a_signal(tmp_path, how):
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(saved(tmp_path / "saved")) > 20, 60)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, said) == (0, "")
+    assert len(rows(tmp_path / "out.csv")) > 20
+    for name in ("out.mp4", "out.avi"):
+        assert len(read_video(tmp_path / name)[0]) > 10
+    assert not list(tmp_path.rglob(".*"))
+
+
+# Saved pictures
+
+
+def saved(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name)
+
+
+def spec(**values) -> SaveSpec:
+    return SaveSpec(**({"rule": "all", "reserve_bytes": 0} | values))
+
+
+def test_saved_pictures_are_a_data_set(tmp_path):
+    sink = SavedPictures(tmp_path / "new", spec())
+    sink.write(made("cat", 0.87, value=50))
+    sink.write(made("dog", 1.0, value=150, feed="rtsp://host/Front door"))
+    sink.write(made("unknown", 0.0))
+    sink.close()
+    files = image_folder(tmp_path / "new")
+    assert files.labels == ("cat", "dog", "unknown")
+    assert len(files.paths) == 3
+    cat, dog, _ = files.paths
+    assert re.fullmatch(r"edgerec_\d{8}T\d{6}\.\d{6}Z_camera_[0-9a-f]{8}_s087\.jpg", cat.name)
+    assert re.fullmatch(r"edgerec_\d{8}T\d{6}\.\d{6}Z_rtsp-host-Front-door_[0-9a-f]{8}_s100\.jpg", dog.name)
+    assert abs(int(cv2.imread(str(cat)).mean()) - 50) <= 1
+    assert abs(time.time() - cat.stat().st_mtime) < 60
+
+
+def test_png_keeps_every_pixel(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    result = made()
+    result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.answered_s)
+    SavedPictures(tmp_path, spec(png=True)).write(result)
+    (path,) = saved(tmp_path)
+    assert path.suffix == ".png"
+    assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], image)
+
+
+def test_what_is_of_low_confidence(tmp_path):
+    sink = SavedPictures(tmp_path, spec(rule="low-confidence", below=0.6, margin=0.2))
+    for label, score, second in (
+        ("sure", 0.9, 0.1),
+        ("weak", 0.5, 0.1),
+        ("close", 0.65, 0.5),
+        ("unknown", 0.9, 0.0),
+        ("just", 0.6, 0.3),
+    ):
+        sink.write(made(label, score, second=second))
+    assert [path.parent.name for path in saved(tmp_path)] == ["weak", "close", "unknown"]
+
+
+def test_changes_of_the_decision(tmp_path):
+    sink = SavedPictures(tmp_path, spec(rule="changes"))
+    for label, changed in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
+        sink.write(made(label, changed=changed))
+    assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
+
+
+def test_changes_without_decisions_and_pauses(tmp_path):
+    sink = SavedPictures(tmp_path / "1", spec(rule="changes"))
+    for label in "aabba":
+        sink.write(made(label))
+    assert [path.parent.name for path in saved(tmp_path / "1")] == ["a", "b", "a"]
+    sink = SavedPictures(tmp_path / "2", spec(least_s=1.0))
+    for number in range(21):
+        sink.write(made(at_s=1000 + number / 10))
+    assert len(saved(tmp_path / "2")) == 3
+
+
+@pytest.mark.parametrize("listed", [4096, 1, 9, 10])
+def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
+    monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", listed)
+    (tmp_path / "cat").mkdir()
+    mine = tmp_path / "cat" / "mine.jpg"
+    mine.write_bytes(b"x" * 100_000)
+    other = tmp_path / "README"
+    other.write_text("mine, too")
+    sink = SavedPictures(tmp_path, spec(most_bytes=10 * 4096))
+    now = time.monotonic() - 100
+    for number in range(35):
+        sink.write(made("cat" if number % 2 else "dog", at_s=now + number))
+        assert len([path for path in saved(tmp_path) if path not in (mine, other)]) <= 10
+    names = [path for path in saved(tmp_path) if path not in (mine, other)]
+    assert len(names) == 10
+    assert sink.saved == 35
+    assert mine.exists()
+    assert other.exists()
+    # The newest ones are left.
+    sink.close()
+    again = SavedPictures(tmp_path, spec(most_bytes=10 * 4096))
+    again.write(made("bird", at_s=now + 50))
+    left = [path for path in saved(tmp_path) if path not in (mine, other)]
+    assert left[:-1] == names[1:]
+    assert left[-1].parent.name == "bird"
+
+
+def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", 50, raising=False)
+    sink = SavedPictures(tmp_path, spec())
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(2):
+            for _ in range(200):
+                sink.write(made())
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 10_000
+    assert len(saved(tmp_path)) == 400
+
+
+def test_a_class_that_lost_its_last_picture_is_none(tmp_path):
+    sink = SavedPictures(tmp_path, spec(most_bytes=4096))
+    sink.write(made("cat"))
+    sink.write(made("dog"))
+    assert [path.name for path in tmp_path.iterdir()] == ["dog"]
+
+
+def test_what_a_power_cut_left_is_cleaned_up(tmp_path):
+    sink = SavedPictures(tmp_path, spec())
+    sink.write(made())
+    sink.close()
+    (whole,) = saved(tmp_path)
+    empty = whole.with_name(whole.name.replace("s090", "s091"))
+    empty.write_bytes(b"")
+    part = whole.with_name(f".{whole.name}.part")
+    part.write_bytes(b"half")
+    SavedPictures(tmp_path, spec())
+    assert saved(tmp_path) == [whole]
+
+
+LABELS = [
+    "../x",
+    "a/b",
+    "",
+    "..",
+    ".",
+    "/etc/passwd",
+    "a\\b",
+    "a\0b",
+    "x" * 3000,
+    "ü" * 300,
+    "train",
+    "CON\n",
+    ".hid",
+    " ",
+]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_no_label_leads_out_of_the_folder(tmp_path, label):
+    inside = tmp_path / "in"
+    sink = SavedPictures(inside, spec())
+    sink.write(made(label))
+    sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    (path,) = saved(tmp_path)
+    assert path.parent.parent == inside
+    files = image_folder(inside)
+    assert len(files.labels) == 1
+    assert files.labels[0] not in ("train", "val", "test")
+
+
+def test_the_reserve_of_the_disk_is_kept(tmp_path, monkeypatch):
+    """Others fill the disk: first the oldest pictures go, then none is saved, and later it goes on."""
+    usage = namedtuple("usage", "free")
+    others = [0]
+    sink = SavedPictures(tmp_path, spec(reserve_bytes=100_000))
+
+    def free(_):
+        return usage(200_000 - others[0] - 4096 * len(saved(tmp_path)))
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    for _ in range(40):
+        sink.write(made())
+        assert free(0).free >= 100_000
+    assert len(saved(tmp_path)) == 24
+    others[0] = 60_000
+    sink.write(made())
+    assert len(saved(tmp_path)) == 9
+    others[0] = 199_000
+    for _ in range(3):
+        with pytest.raises(EdgerecError, match="no room"):
+            sink.write(made())
+    assert len(saved(tmp_path)) == 9
+    others[0] = 0
+    sink.write(made())
+    assert len(saved(tmp_path)) == 10
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    sink = SavedPictures(tmp_path, spec())
+    sink.write(made())
+
+    def full(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EdgerecError, match="No space left"):
+        sink.write(made())
+    monkeypatch.undo()
+    assert len(saved(tmp_path)) == 1
+    sink.write(made())
+    assert len(saved(tmp_path)) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("a disk of one megabyte needs the right to mount one")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
+def test_a_really_full_disk(small_disk, caplog):
+    """Through the worker, as the camera has it: counted, said once, and it goes on when there is room."""
+    sink = SavedPictures(small_disk, spec())
+    worker = SinkWorker(sink, lossless=True)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb") as file:
+        for _ in range(100):
+            file.write(b"x" * 50_000)
+            file.flush()
+    for _ in range(20):
+        worker.put(made())
+    wait_for(lambda: worker.dropped == 20, 20)
+    filler.unlink()
+    for _ in range(20):
+        worker.put(made())
+    wait_for(lambda: worker.written == 20, 20)
+    worker.close()
+    assert len(saved(small_disk)) == 20
+    assert len([record for record in caplog.records if "save: 1 results lost so far" in record.message]) == 1
+    for path in saved(small_disk):
+        assert cv2.imread(str(path)) is not None
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EdgerecError, match="cannot be saved"):
+        SavedPictures(tmp_path / "file")
+    with pytest.raises(EdgerecError, match="cannot be saved"):
+        SavedPictures(tmp_path / "file" / "below")
+
+
+def test_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="expected one of low-confidence"):
+        SaveSpec(rule="everything")
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

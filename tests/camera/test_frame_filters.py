@@ -1,0 +1,227 @@
+"""Which frames the model sees, what of them, and that no sink harms another."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgerec.camera.frame import Frame, Result
+from edgerec.camera.frame_filters import Choice, View, parse_roi
+from edgerec.camera.sinks.console import StateLines
+from edgerec.camera.sinks.worker import WAITING, SinkWorker
+from edgerec.camera.source_state import State, StateChange
+from edgerec.contract.decision import Classification
+from edgerec.errors import SourceError
+
+NUMBERED = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+
+
+def frame(index=0, grabbed_s=0.0, image=NUMBERED, feed="0"):
+    return Frame(image, index, grabbed_s, feed, feed)
+
+
+def result(index):
+    answer = Classification("a", 0, 1.0, (), np.ones(1, np.float32))
+    return Result(frame(index), answer, time.monotonic())
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (View(roi=(2, 1, 4, 3)), NUMBERED[1:4, 2:6]),
+        (View(roi=(0.25, 0.5, 0.5, 0.5)), NUMBERED[3:6, 2:6]),
+        (View(roi=(0, 0, 1, 1)), NUMBERED),
+        (View(roi=(6, 4, 100, 100)), NUMBERED[4:, 6:]),
+        (View(rotate=90), np.rot90(NUMBERED, -1)),
+        (View(rotate=180), NUMBERED[::-1, ::-1]),
+        (View(rotate=270), np.rot90(NUMBERED)),
+        (View(mirror=True), NUMBERED[:, ::-1]),
+        (View(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
+    ],
+)
+def test_the_part_that_is_seen(view, expected):
+    seen = Choice(view).take(frame())
+    assert np.array_equal(seen.image, expected)
+
+
+def test_a_region_outside_of_the_picture_is_an_error():
+    with pytest.raises(SourceError, match=r"the region 500,1,2,2 lies outside of the pictures of .*, 8x6"):
+        Choice(View(roi=(500, 1, 2, 2))).take(frame())
+
+
+def test_a_region_over_the_edge_is_told_of_once(caplog):
+    choice = Choice(View(roi=(0.75, 0, 0.5, 1)))
+    for _ in range(3):
+        assert choice.take(frame()).image.shape == (6, 2, 3)
+    assert caplog.text.count("what is looked at is 6,0,2,6") == 1
+
+
+def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
+    """A camera goes on: its old resolution may come back."""
+    choice = Choice(View(roi=(6, 4, 2, 2)))
+    small = replace(frame(), grabbed=NUMBERED[:3, :3])
+    assert [choice.take(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
+    assert choice.skipped == {"roi": 2}
+    assert caplog.text.count("they are left out") == 1
+
+
+def test_a_quarter_turn_clockwise_takes_the_left_up():
+    image = np.zeros((2, 4, 3), np.uint8)
+    image[:, 0] = 255
+    assert (View(rotate=90).apply(image)[0] == 255).all()
+
+
+def taken(view, frames):
+    choice = Choice(view)
+    return [f.index for f in frames if choice.take(f)], dict(choice.skipped)
+
+
+def test_every_and_rate():
+    at_30 = [frame(i, i / 30) for i in range(90)]
+    assert taken(View(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
+    indices, skipped = taken(View(max_fps=10), at_30)
+    assert len(indices) == pytest.approx(30, abs=1)
+    assert skipped == {"rate": 90 - len(indices)}
+    # 25 of 30 a second stay 25, and do not become every second one.
+    assert len(taken(View(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
+    # After a pause there is no burst to make up for it.
+    late = [frame(i, i / 30) for i in range(10)] + [frame(10 + i, 60 + i / 30) for i in range(30)]
+    assert len([i for i in taken(View(max_fps=10), late)[0] if i >= 10]) <= 12
+
+
+def test_sources_are_counted_apart():
+    both = [frame(i, i / 30, feed=feed) for i in range(4) for feed in ("0", "1")]
+    assert taken(View(every=2), both)[0] == [0, 0, 2, 2]
+
+
+def test_what_waited_too_long_is_left_out():
+    now = time.monotonic()
+    frames = [frame(0, now - 5), frame(1, now)]
+    assert taken(View(max_age_s=1), frames) == ([1], {"age": 1})
+
+
+def test_what_does_not_move_is_left_out():
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    noisy = np.clip(still.astype(int) + rng.integers(-4, 5, still.shape), 0, 255).astype(np.uint8)
+    moved = still.copy()
+    moved[20:80, 20:80] = 255 - moved[20:80, 20:80] // 2
+    frames = [frame(i, i, image) for i, image in enumerate((still, noisy, still, moved, moved, still))]
+    assert taken(View(motion=0.02), frames) == ([0, 3, 5], {"motion": 3})
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "1,1,0,4", "-1,0,2,2", "nan,0,1,1", ""])
+def test_what_is_no_region_is_refused(text):
+    with pytest.raises(ValueError, match=r"roi is .*; expected x,y,width,height"):
+        View(roi=parse_roi(text))
+
+
+def test_a_wrong_view_is_wrong_usage(bundle, video, edgerec):
+    done = edgerec("camera", bundle, "--source", video, "--roi", "1,2,3", "--headless")
+    assert done.returncode == 2
+    assert "expected x,y,width,height" in " ".join(done.stderr.split())
+    done = edgerec("camera", bundle, "--source", video, "--rotate", "45", "--headless")
+    assert "expected 0, 90, 180 or 270" in " ".join(done.stderr.split())
+    assert "expected as 1280x720" in edgerec("camera", bundle, "--size", "big", "--headless").stderr
+
+
+def test_every_frame_of_a_video_may_be_thinned(bundle, video, edgerec):
+    done = edgerec("camera", bundle, "--source", video, "--headless", "--every", 10, "--mirror", "--roi", "0,0,.5,1")
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["0", "10", "20"]
+
+
+class Taking:
+    """A sink that does what the test says with each result."""
+
+    def __init__(self, take=lambda result: None):
+        self.closed = self.was_closed = False
+        self.results, self.states = [], []
+        self._take = take
+
+    def write(self, result):
+        self._take(result)
+        self.results.append(result.frame.index)
+
+    def state(self, change):
+        self.states.append(str(change.state))
+
+    def close(self):
+        self.was_closed = True
+
+
+def test_a_slow_sink_loses_the_oldest_and_counts_them():
+    release = threading.Event()
+    slow, quick = Taking(lambda _: release.wait(10)), Taking()
+    workers = [SinkWorker(slow, lossless=False), SinkWorker(quick, lossless=False)]
+    change = StateChange("0", State.LIVE, 0.0)
+    for worker in workers:
+        worker.put(change)
+    for index in range(500):
+        for worker in workers:
+            worker.put(result(index))
+        if index % 50 == 0:
+            time.sleep(0.01)
+    release.set()
+    for worker in workers:
+        worker.close()
+    assert slow.states == quick.states == ["live"]
+    assert slow.was_closed
+    assert quick.was_closed
+    assert slow.results[-1] == 499
+    assert len(slow.results) + workers[0].dropped == 500
+    assert workers[0].dropped >= 500 - WAITING - 60
+    assert len(quick.results) + workers[1].dropped == 500
+
+
+def test_of_a_file_a_slow_sink_gets_everything():
+    slow = Taking(lambda _: time.sleep(0.001))
+    worker = SinkWorker(slow, lossless=True)
+    for index in range(300):
+        worker.put(result(index))
+    worker.close()
+    assert slow.results == list(range(300))
+    assert worker.dropped == 0
+
+
+def test_a_sink_that_raises_is_counted_and_asked_again(caplog):
+    def fail_at_first(result):
+        if result.frame.index < 5:
+            raise OSError("no space left")
+
+    sink = Taking(fail_at_first)
+    worker = SinkWorker(sink, lossless=True)
+    for index in range(8):
+        worker.put(result(index))
+    worker.close()
+    assert sink.results == [5, 6, 7]
+    assert (worker.failed, worker.dropped, worker.written) == (5, 5, 3)
+    assert caplog.text.count("Taking: 1 results lost so far") == 1
+    assert "no space left" in caplog.text
+
+
+def test_a_sink_that_hangs_is_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr("edgerec.camera.sinks.worker.CLOSE_S", 0.1)
+    forever = threading.Event()
+    worker = SinkWorker(Taking(lambda _: forever.wait(30)), lossless=False)
+    for index in range(3):
+        worker.put(result(index))
+    began = time.monotonic()
+    worker.close()
+    assert time.monotonic() - began < 5
+    assert "does not finish" in caplog.text
+    forever.set()
+
+
+def test_attempts_that_fail_alike_are_said_once():
+    out = io.StringIO()
+    lines = StateLines(out)
+    lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c does not open")
+    trying, live = StateChange("rtsp://c", State.CONNECTING, 0.0), StateChange("rtsp://c", State.LIVE, 0.0, "4x4")
+    for change in (lost, trying, lost, live):
+        lines.state(change)
+    assert out.getvalue().splitlines() == ["rtsp://c: lost: does not open", "rtsp://c: live: 4x4"]

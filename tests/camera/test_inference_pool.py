@@ -1,0 +1,95 @@
+"""Several frames at once: the same answers, in the same order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgerec import Camera
+from edgerec.camera.frame import Frame
+from edgerec.camera.inference_pool import answered
+from edgerec.camera.source_state import State, StateChange
+
+
+def frames(count):
+    return [Frame(np.full((2, 2, 3), number, np.uint8), number, 0.0, "made", "made") for number in range(count)]
+
+
+class Slow:
+    """A classifier that takes longer for some pictures, and says what it is doing."""
+
+    def __init__(self, running, most):
+        self._running, self._most, self._mine = running, most, threading.Lock()
+
+    def classify(self, image):
+        assert self._mine.acquire(blocking=False), "two threads in one interpreter"
+        self._running.append(1)
+        self._most.append(len(self._running))
+        time.sleep(0.02 if image[0, 0, 0] % 3 == 0 else 0.002)
+        self._running.pop()
+        self._mine.release()
+        return int(image[0, 0, 0])
+
+
+def slow(count):
+    running, most = [], []
+    return [Slow(running, most) for _ in range(count)], most
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_answers_come_in_the_order_of_the_frames(count):
+    classifiers, most = slow(count)
+    given = frames(40)
+    change = StateChange("made", State.ENDED, 0.0)
+    found = list(answered([*given, change], classifiers))
+    assert found == [*((frame, frame.index) for frame in given), change]
+    assert max(most) == count
+
+
+def test_no_more_frames_are_taken_than_can_be_answered():
+    classifiers, _ = slow(2)
+    taken = []
+    for number, (frame, _) in enumerate(answered((taken.append(1) or frame for frame in frames(30)), classifiers)):
+        assert frame.index == number
+        assert len(taken) - number <= 5
+
+
+def test_leaving_early_and_a_failure_end_the_threads():
+    classifiers, _ = slow(3)
+    running = answered(frames(30), classifiers)
+    next(running)
+    running.close()
+
+    def broken(image):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        list(answered(frames(3), [*classifiers[:2], SimpleNamespace(classify=broken)]))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgerec-model")]
+
+
+def test_a_video_gives_the_same_with_one_interpreter_and_with_three(bundle, video):
+    def seen(threads):
+        with Camera.open(bundle, str(video), threads=threads) as camera:
+            assert len(camera._classifiers) == threads
+            return [(r.frame.index, r.classification.label, r.classification.score, r.decision.label) for r in camera]
+
+    one = seen(1)
+    assert len(one) == 30
+    assert seen(3) == one
+
+
+def test_a_live_source_has_one_interpreter(bundle):
+    with Camera.open(bundle, "synthetic:32x32@100", threads=3) as camera:
+        assert len(camera._classifiers) == 1
+        report = camera.run([], max_frames=5)
+    assert report.answered == 5
+
+
+def test_as_many_frames_as_were_asked_for(bundle, video):
+    with Camera.open(bundle, str(video), threads=3) as camera:
+        assert camera.run([], max_frames=7).answered == 7

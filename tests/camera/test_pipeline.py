@@ -1,0 +1,484 @@
+"""Frames in, answers out."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import Bundle, Camera
+from edgerec.camera.frame import Frame
+from edgerec.camera.sinks.console import JsonLines, TextLines
+from edgerec.camera.sinks.window import FrameRate, overlay
+from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.sources import Address, CaptureFormat, find_source
+from edgerec.camera.supervisor import Feeds
+from edgerec.errors import SourceError
+from tests.conftest import one_line
+
+
+class Made:
+    """A source whose frames the test decides."""
+
+    format = CaptureFormat(4, 4)
+
+    def __init__(self, frames, pause_s=0.0, error=None, hang=None, permits=None):
+        """Each frame waits for a permit if ``permits``, a semaphore, is given."""
+        self._frames, self._pause_s, self._error, self._hang = frames, pause_s, error, hang
+        self._permits = permits
+        self.given = 0
+        self.was_closed = False
+
+    def images(self):
+        for number in range(self._frames):
+            time.sleep(self._pause_s)
+            if self._permits:
+                self._permits.acquire()
+            self.given += 1
+            yield np.full((4, 4, 3), number % 256, np.uint8), "made"
+        if self._hang:
+            self._hang.wait()
+        if self._error:
+            raise self._error
+
+    def close(self):
+        self.was_closed = True
+
+
+def feeds(*sources, live, **patience):
+    """Feeds over one address that opens to each of the sources in turn; an exception is raised instead."""
+    left = list(sources)
+
+    def open_next():
+        source = left.pop(0) if left else SourceError("nobody there")
+        if isinstance(source, Exception):
+            raise source
+        return source
+
+    return Feeds([Address("made", live, True, open_next)], Patience(**patience))
+
+
+def frames_of(events):
+    return [event for event in events if isinstance(event, Frame)]
+
+
+def states_of(events):
+    return [str(event.state) for event in events if isinstance(event, StateChange)]
+
+
+def test_a_file_drops_nothing():
+    source = Made(frames=50)
+    with feeds(source, live=False) as running:
+        events = []
+        for event in running:
+            time.sleep(0.001)
+            events.append(event)
+    frames = frames_of(events)
+    assert [frame.index for frame in frames] == list(range(50))
+    assert [frame.image[0, 0, 0] for frame in frames] == list(range(50))
+    assert states_of(events) == ["connecting", "live", "ended"]
+    assert events[-1].state == "ended"
+    assert source.was_closed
+    assert running.errors == []
+
+
+def test_a_file_is_not_read_far_ahead():
+    source = Made(frames=1000)
+    with feeds(source, live=False) as running:
+        next(iter(running))
+        time.sleep(0.1)
+        assert source.given <= 5
+
+
+def test_of_a_live_source_the_newest_frame_wins():
+    source = Made(frames=100, pause_s=0.002)
+    seen = []
+    with feeds(source, live=True, give_up_s=0) as running:
+        for event in running:
+            if isinstance(event, Frame):
+                seen.append((event.index, source.given - 1))
+                time.sleep(0.03)
+    assert len(seen) < 50
+    assert [index for index, _ in seen] == sorted({index for index, _ in seen})
+    assert all(newest - index <= 1 for index, newest in seen)
+    assert running.overtaken == 100 - len(seen)
+
+
+def test_a_lost_source_is_connected_again():
+    gone, taken, events = SourceError("gone"), threading.Semaphore(1), []
+    sources = [Made(3, error=gone, permits=taken), SourceError("not yet"), Made(2, error=gone, permits=taken)]
+    with feeds(*sources, live=True, first_wait_s=0.02) as running:
+        for event in running:
+            events.append(event)
+            if isinstance(event, Frame):
+                taken.release()  # only then, so that no frame is overtaken by the next one
+            if len(states_of(events)) == 10:
+                break
+    states = ["connecting", "live", "lost", "connecting", "lost", "connecting", "live", "lost", "connecting", "lost"]
+    assert states_of(events) == states
+    reasons = [event.reason for event in events if isinstance(event, StateChange) and event.state == "lost"]
+    assert reasons == ["gone", "not yet", "gone", "nobody there"]
+    # Every picture is one that a source gave, and the numbers go on.
+    assert [frame.index for frame in frames_of(events)] == [0, 1, 2, 3, 4]
+    assert [frame.image[0, 0, 0] for frame in frames_of(events)] == [0, 1, 2, 0, 1]
+    times = [event.since_s for event in events if isinstance(event, StateChange)]
+    assert times == sorted(times)
+
+
+def test_a_source_that_never_comes_is_given_up_with_its_last_error():
+    with feeds(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
+        assert states_of(running)[-1] == "ended"
+    assert [str(error) for error in running.errors] == ["nobody there"]
+
+
+def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
+    source = Made(1, error=SourceError("gone"))
+    running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
+    watched = running._feeds[0]._watched
+    wait_for_real = watched.wait_for
+    watched.wait_for = lambda done, seconds=None: asked.append(seconds) or wait_for_real(done, seconds)
+    with running:
+        list(islice(running, 16))
+    pauses = [seconds for seconds in asked if seconds is not None]
+    assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
+    assert set(pauses[4:]) <= {0.08}
+
+
+def test_a_reader_that_hangs_is_stale_then_lost_then_replaced():
+    release = threading.Event()
+    hanging, next_one = Made(1, hang=release), Made(1, error=SourceError("gone"))
+    with feeds(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
+        events = list(islice(running, 8))
+    assert states_of(events)[:6] == ["connecting", "live", "stale", "lost", "connecting", "live"]
+    lost = next(event for event in events if isinstance(event, StateChange) and event.state == "lost")
+    assert "delivered no frame for" in lost.reason
+    # When the driver comes back, its thread ends and lets go of the device.
+    release.set()
+    wait_for(lambda: hanging.was_closed)
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerec")])
+
+
+def test_a_stale_source_that_gives_again_is_live_without_a_new_connection():
+    class Pausing(Made):
+        def images(self):
+            yield from super().images()
+            time.sleep(0.15)
+            yield from super().images()
+
+    with feeds(Pausing(1), live=True, stale_s=0.05, lost_s=5, give_up_s=0) as running:
+        assert states_of(running) == ["connecting", "live", "stale", "live", "ended"]
+
+
+def test_a_camera_that_is_not_there_at_first_is_an_error_at_once():
+    def missing():
+        raise SourceError("not plugged in")
+
+    with Feeds([Address("0", True, False, missing)]) as running:
+        assert states_of(running) == ["connecting", "ended"]
+    assert [str(error) for error in running.errors] == ["not plugged in"]
+
+
+def test_sources_take_turns():
+    """A frame of a slow source is the next but one at the latest, however many frames a fast source has."""
+    taken, waiting, frames = [], [], 15
+
+    class Slow(Made):
+        def images(self):
+            for number in range(frames):
+                yield np.full((4, 4, 3), number, np.uint8), "slow"
+                waiting.append(len(taken))  # the frame has been handed over
+                while taken.count("slow") <= number:
+                    time.sleep(0.001)
+
+    addresses = [
+        Address("fast", True, True, lambda: Made(10**9)),
+        Address("slow", True, True, lambda: Slow(frames)),
+    ]
+    with Feeds(addresses) as running:
+        for event in running:
+            if isinstance(event, Frame):
+                taken.append(event.feed)
+                if taken.count("slow") == frames:
+                    break
+    positions = [position for position, feed in enumerate(taken) if feed == "slow"]
+    assert all(position <= since + 1 for position, since in zip(positions, waiting, strict=False))
+    assert "fast" in taken
+
+
+def test_leaving_early_ends_the_threads():
+    before = threading.active_count()
+    with feeds(Made(frames=10_000), live=False) as running:
+        next(iter(running))
+    assert threading.active_count() == before
+
+
+def wait_for(condition, seconds=3.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_video_is_classified_frame_by_frame(bundle, video):
+    with Camera.open(bundle, str(video)) as camera:
+        results = list(camera)
+    assert [result.frame.index for result in results] == list(range(30))
+    assert all(result.age_ms >= 0 for result in results)
+    right = [result.classification.label == str(i // 3) for i, result in enumerate(results)]
+    assert sum(right) >= 20
+
+
+def test_camera_speaks_json(bundle, video, edgerec):
+    done = edgerec("camera", bundle, "--source", video, "--headless", "--json", "--max-frames", 4)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    objects = [value for value in lines if value["event"] == "result"]
+    assert [value["state"] for value in lines if value["event"] == "state"] == ["connecting", "live"]
+    assert [value["frame"] for value in objects] == [0, 1, 2, 3]
+    assert list(objects[0])[1:] == [
+        "frame",
+        "source",
+        "captured_s",
+        "age_ms",
+        "label",
+        "index",
+        "score",
+        "categories",
+        "decision",
+    ]
+    assert abs(objects[0]["captured_s"] - time.time()) < 120
+    assert objects[0]["source"] == str(video)
+
+
+def test_a_stream_s_decision_may_be_changed(bundle, video, pictures, edgerec, tmp_path):
+    """The bundle brings a temperature and a mean over frames; pictures of a folder have nothing in common."""
+    spec = Bundle.open(bundle).manifest.decision
+    assert spec.smoothing == "mean"
+    assert 0.05 < spec.temperature != 1.0
+
+    def decided(source, *options):
+        done = edgerec("camera", bundle, "--source", source, "--headless", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        values = [json.loads(line) for line in done.stdout.splitlines()]
+        return [value["decision"]["label"] for value in values if value["event"] == "result"]
+
+    steady = decided(video)
+    held = decided(video, "--decision", "smoothing=vote", "--decision", "memory=9", "--decision", "votes=9")
+    assert len(set(held)) == 1 < len(set(steady))
+    single = decided(video, "--decision", "smoothing=none")
+    with Camera.open(bundle, str(video)) as camera:
+        assert single == [result.classification.label for result in camera]
+    for picture in pictures:
+        shutil.copy(picture, tmp_path)
+    assert len(set(decided(tmp_path))) >= 7
+    done = edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smoothing=often")
+    assert "decision.smoothing is 'often'; expected none, mean, vote" in one_line(done)
+    assert "unknown decision 'smooth'; did you mean 'smoothing'?" in one_line(
+        edgerec("camera", bundle, "--source", video, "--headless", "--decision", "smooth=1")
+    )
+
+
+def test_headless_prints_a_line_per_frame(bundle, video, edgerec):
+    done = edgerec("camera", bundle, "--source", video, "--headless")
+    assert len(done.stdout.splitlines()) == 30
+    assert done.stdout.startswith("frame 0  ")
+
+
+def test_folder_of_pictures_is_a_source(bundle, pictures, tmp_path, edgerec):
+    for picture in pictures:
+        shutil.copy(picture, tmp_path)
+    (tmp_path / "note.txt").write_text("hello")
+    done = edgerec("camera", bundle, "--source", tmp_path, "--headless", "--json")
+    objects = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
+    assert [value["source"] for value in objects] == [str(tmp_path / p.name) for p in pictures]
+    assert "note.txt was skipped: OpenCV cannot decode it" in done.stderr
+
+
+def test_frames_match_predict(bundle, pictures, tmp_path):
+    """The same picture gets the same scores by either way."""
+    from edgerec import predict
+
+    shutil.copy(pictures[4], tmp_path)
+    with Camera.open(bundle, str(tmp_path)) as camera:
+        (seen,) = list(camera)
+    (predicted,) = predict(bundle, [pictures[4]])
+    assert np.array_equal(seen.classification.scores, predicted.classification.scores)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("97", "camera 97 does not open"),
+        ("nothing.mp4", "is nothing that exists: expected a camera (auto, 0, /dev/video0"),
+        ("rstp://127.0.0.1/", "did you mean rtsp:?"),
+        ("picamera2:0", "needs picamera2"),
+        ("/dev/video97", "does not open"),
+        ("http://127.0.0.1:9/stream", "does not open"),
+        ("env:CAMERA_ADDRESS", "rtsp://127.0.0.1:9/stream does not open"),
+    ],
+)
+def test_source_that_is_not_there(bundle, edgerec, source, said, monkeypatch):
+    monkeypatch.setenv("CAMERA_ADDRESS", "rtsp://user:secret@127.0.0.1:9/stream")
+    done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
+    message = one_line(done)
+    assert said in message
+    assert "secret" not in message
+
+
+def test_a_source_named_twice_is_refused(bundle, edgerec):
+    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
+    assert "synthetic:8x8@9 is named twice" in said
+    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
+    assert "expected synthetic:WIDTHxHEIGHT@FPS" in said
+    with pytest.raises(SourceError, match="named twice") as caught:
+        Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
+    assert "one" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "rtsp:/me:secret@camera/x", "\ud800"])
+def test_a_text_that_is_no_source(source):
+    with pytest.raises(SourceError, match="nothing that exists") as caught:
+        find_source(source)
+    assert "secret" not in str(caught.value)
+
+
+def test_source_that_is_no_video(bundle, tmp_path):
+    (tmp_path / "no.mp4").write_bytes(b"hello" * 1000)
+    with pytest.raises(SourceError, match="no video"):
+        find_source(str(tmp_path / "no.mp4")).open()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no images"):
+        find_source(str(tmp_path / "empty")).open()
+
+
+@pytest.fixture
+def mjpeg(pictures):
+    """A real MJPEG server on loopback that sends 40 pictures and hangs up."""
+    jpegs = [cv2.imencode(".jpg", cv2.resize(cv2.imread(str(p)), (64, 64)))[1].tobytes() for p in pictures]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            try:
+                for number in range(40):
+                    jpeg = jpegs[number % len(jpegs)]
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                    self.wfile.write(head.encode() + jpeg + b"\r\n")
+                    time.sleep(0.02)
+            except OSError:
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/camera.mjpg"
+    server.shutdown()
+    thread.join(5)
+    server.server_close()
+
+
+def test_http_stream_that_ends_is_connected_again(bundle, mjpeg):
+    with Camera.open(bundle, mjpeg) as camera:
+        events = list(islice(camera.events(), 60))
+    assert states_of(events)[:5] == ["connecting", "live", "lost", "connecting", "live"]
+    (lost, *_) = [event for event in events if isinstance(event, StateChange) and event.state == "lost"]
+    assert "stopped giving pictures after 40" in lost.reason
+
+
+@pytest.mark.parametrize(("event", "said"), [("state", ""), ("result", "live: 64x64")])
+def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, said):
+    """While it connects, or once it answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgerec", "camera", str(bundle), "--source", mjpeg, "--headless", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any(json.loads(line)["event"] == event for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert said in error
+    assert all(line.startswith(f"{mjpeg}: ") for line in error.splitlines())  # states alone, no traceback
+    assert all(json.loads(line) for line in out.splitlines())
+
+
+def test_head_may_have_enough(bundle, video):
+    command = f"{sys.executable} -m edgerec camera {bundle} --source {video} --headless --json | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["state"] == "connecting"
+
+
+def test_a_reader_that_went_away_closes_the_sink_once():
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as out:
+        sink = JsonLines(out)
+        sink.state(StateChange("made", State.LIVE, time.monotonic()))
+        assert sink.closed
+        out.flush()  # as Python does at its end
+
+
+def test_no_display_says_headless(bundle, video, edgerec):
+    environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
+    assert "--headless" in one_line(edgerec("camera", bundle, "--source", video, env=environment))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("xvfb-run"), reason="no virtual screen (apt install xvfb xauth)")
+def test_window_shows_the_video(bundle, video):
+    code = (
+        "import sys; from edgerec.cli.app import main; "
+        f"sys.argv = ['edgerec', 'camera', {str(bundle)!r}, '--source', {str(video)!r}, '--json']; main()"
+    )
+    done = subprocess.run(
+        ["xvfb-run", "-a", sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    if "has no windows" in done.stderr:
+        pytest.skip("OpenCV without windows is installed")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if '"result"' in line]) == 30
+
+
+def test_overlay_writes_under_the_picture(bundle, video):
+    with Camera.open(bundle, str(video)) as camera:
+        result = next(iter(camera))
+    shown = overlay(result, 25.0)
+    assert shown.shape == (360 + 56, 480, 3)
+    assert shown[-56:].max() == 255
+
+
+def test_frame_rate_follows_the_frames(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("edgerec.camera.sinks.window.time.monotonic", lambda: now[0])
+    rate = FrameRate()
+    assert rate.tick() == 0.0
+    for _ in range(100):
+        now[0] += 0.1
+        last = rate.tick()
+    assert last == pytest.approx(10)
+
+
+def test_sinks_write_what_they_are_given(bundle, video, capsys):
+    with Camera.open(bundle, str(video)) as camera:
+        assert camera.run([JsonLines(sys.stdout), TextLines(sys.stderr)], max_frames=2).answered == 2
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 4
+    assert len(captured.err.splitlines()) == 2

@@ -1,0 +1,620 @@
+"""States and decisions to a real MQTT broker, in order, through everything that happens to brokers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from edgerec.camera.sinks import mqtt_client as broker_module
+from edgerec.camera.sinks.events import Changes, safe_name
+from edgerec.camera.sinks.homeassistant import discovery
+from edgerec.camera.sinks.mqtt import Mqtt
+from edgerec.camera.sinks.mqtt_client import Broker, Connection
+from edgerec.camera.sinks.mqtt_queue import Outbox
+from edgerec.errors import EdgerecError
+from tests.conftest import REPOSITORY
+from tests.network import MANIFEST, Listener, Mosquitto, change, free_port, result, wait_for
+
+
+@pytest.fixture
+def paho():
+    pytest.importorskip("paho.mqtt.client", reason="no paho-mqtt")
+
+
+@pytest.fixture
+def broker(tmp_path):
+    (tmp_path / "broker").mkdir()
+    running = Mosquitto(tmp_path / "broker").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def listener(broker):
+    listening = Listener(broker)
+    yield listening
+    listening.close()
+
+
+def sink_to(port, folder, **options):
+    return Mqtt(Broker("127.0.0.1", port, prefix="home/hall"), folder, MANIFEST, **options)
+
+
+def labels(payloads):
+    return [json.loads(payload)["label"] for payload in payloads]
+
+
+def names():
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("edgerec", "paho-mqtt-client-edge"))
+    ]
+
+
+def test_a_second_client_sees_everything(broker, listener, tmp_path):
+    sink = sink_to(broker.port, tmp_path / "out", results_per_s=float("inf"))
+    wait_for(lambda: sink._connection.connected)
+    sink.state(change("connecting"))
+    sink.state(change("live"))
+    since = time.monotonic()
+    for index in range(5):
+        sink.write(result("stop", index, changed=index == 0, since_s=since))
+    sink.write(result("go", 5))
+    wait_for(lambda: len(listener.of("home/hall/camera/result")) == 6 and sink.waiting == 0)
+    sink.close()
+    wait_for(lambda: listener.of("home/hall/status")[-1:] == [b"offline"])
+    assert listener.of("home/hall/status") == [b"online", b"offline"]
+    assert [json.loads(p)["state"] for p in listener.of("home/hall/camera/state")] == ["connecting", "live"]
+    assert labels(listener.of("home/hall/camera/decision")) == ["stop", "go"]
+    decision = json.loads(listener.of("home/hall/camera/decision")[0])
+    assert (decision["event"], decision["source"], decision["score"]) == ("decision", "camera", 0.75)
+    assert abs(decision["since_s"] - time.time()) < 120
+    assert (sink.dropped, sink.missed, names()) == (0, 0, [])
+    # Who comes later sees what is so now.
+    late = Listener(broker, name="late")
+    wait_for(lambda: late.of("home/hall/camera/decision"))
+    assert labels(late.of("home/hall/camera/decision")) == ["go"]
+    assert json.loads(late.of("home/hall/camera/state")[0])["state"] == "live"
+    assert all(retained for _, _, retained in late.messages)
+    late.close()
+
+
+def test_home_assistant_finds_the_camera(broker, listener, tmp_path):
+    sink = sink_to(broker.port, tmp_path / "out")
+    sink.state(change("live", "rtsp://10.0.0.5:554/door?channel=1"))
+    wait_for(lambda: len([1 for topic, _, _ in listener.messages if topic.startswith("homeassistant/")]) == 3)
+    sink.close()
+    found = {
+        topic: json.loads(payload) for topic, payload, _ in listener.messages if topic.startswith("homeassistant/")
+    }
+    assert [topic.split("/")[1] for topic in found] == ["sensor", "sensor", "binary_sensor"]
+    assert all(len(topic.split("/")) == 5 and topic.endswith("/config") for topic in found)
+    label, score, live = found.values()
+    assert label["state_topic"] == "home/hall/rtsp-10-0-0-5-554-door-channel-1/decision" == score["state_topic"]
+    assert (label["device_class"], label["options"]) == ("enum", ["stop", "go", "unknown"])
+    assert label["json_attributes_topic"] == label["state_topic"]
+    assert live["device_class"] == "connectivity"
+    assert {entity["availability_topic"] for entity in found.values()} == {"home/hall/status"}
+    assert len({entity["unique_id"] for entity in found.values()}) == 3
+    assert len({json.dumps(entity["device"]) for entity in found.values()}) == 1
+
+
+def test_discovery_may_be_left_out(broker, listener, tmp_path):
+    sink = sink_to(broker.port, tmp_path / "out", discovery_prefix="")
+    sink.state(change("live"))
+    wait_for(lambda: listener.of("home/hall/camera/state"))
+    sink.close()
+    assert not [topic for topic, _, _ in listener.messages if topic.startswith("homeassistant")]
+    many = type(MANIFEST)(**vars(MANIFEST) | {"labels": tuple(str(number) for number in range(1000))})
+    assert "options" not in next(iter(discovery(many, "p", "s").values()))
+
+
+SENDER = """
+import sys, time, pathlib
+from edgerec.camera.sinks.mqtt_client import Broker, Connection
+from edgerec.camera.sinks.mqtt import Mqtt
+from tests.network import MANIFEST, result
+sink = Mqtt(Broker("127.0.0.1", int(sys.argv[1]), prefix="home/hall"), pathlib.Path(sys.argv[2]), MANIFEST)
+for number in range(20):
+    sink.write(result(f"d{number}"))
+while sys.argv[3] == "sent" and sink.waiting:
+    time.sleep(0.01)
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+def sender(port, folder, until):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SENDER, str(port), str(folder), until], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "written\n"
+    process.kill()
+    process.communicate()
+
+
+def test_the_last_will_speaks_for_a_killed_process(broker, listener, tmp_path):
+    sender(broker.port, tmp_path / "out", "sent")
+    wait_for(lambda: listener.of("home/hall/status") == [b"online", b"offline"])
+    assert labels(listener.of("home/hall/camera/decision")) == [f"d{number}" for number in range(20)]
+
+
+def test_a_killed_process_leaves_its_messages_to_the_next(broker, listener, tmp_path):
+    sender(free_port(), tmp_path / "out", "written")  # nobody listens there
+    (queue,) = (tmp_path / "out").glob("*.sqlite3")
+    for file in (tmp_path / "out").glob("*"):  # the next start is with a broker
+        file.rename(
+            file.with_name(file.name.replace(queue.name, f"mqtt-mqtt-127-0-0-1-{broker.port}-home-hall.sqlite3"))
+        )
+    sink = sink_to(broker.port, tmp_path / "out")
+    assert sink.waiting > 0
+    sink.write(result("after"))
+    wait_for(lambda: sink.waiting == 0)
+    sink.close()
+    wait_for(lambda: len(listener.of("home/hall/camera/decision")) == 21)
+    assert labels(listener.of("home/hall/camera/decision")) == [f"d{number}" for number in range(20)] + ["after"]
+
+
+@pytest.mark.slow
+def test_ten_restarts_and_an_outage_lose_nothing(broker, listener, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "edgerec")
+    sink = sink_to(broker.port, tmp_path / "out")
+    wait_for(lambda: sink._connection.connected)
+    sent, stop = [], threading.Event()
+
+    def decide():
+        while not stop.wait(0.004):
+            sent.append(f"d{len(sent)}")
+            sink.write(result(sent[-1]))
+
+    thread = threading.Thread(target=decide)
+    thread.start()
+    for restart in range(10):
+        time.sleep(0.15)
+        broker.stop()
+        time.sleep(3 if restart == 5 else 0.05)
+        broker.start()
+        wait_for(lambda: sink._connection.connected)
+    stop.set()
+    thread.join()
+    wait_for(lambda: sink.waiting == 0, 30)
+    topic = "home/hall/camera/decision"
+    wait_for(lambda: labels(listener.of(topic))[-1] == sent[-1], 30)
+    received = labels(listener.of(topic))
+    assert list(dict.fromkeys(received)) == sent
+    assert sink.dropped == 0
+    assert len(sent) > 500
+    # Each twice at most where the connection broke, not all again.
+    assert len(received) < len(sent) + 11 * 20
+    begun = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begun < 5
+    assert len(caplog.records) < 25
+
+
+def test_what_has_no_room_is_counted(tmp_path, paho, broker):
+    broker.stop()
+    sink = sink_to(broker.port, tmp_path / "out", most=30)
+    sent = [f"d{number}" for number in range(100)]
+    for label in sent:
+        sink.write(result(label))
+    assert (sink.waiting, sink.dropped) == (30, 70)
+    broker.start()
+    listening = Listener(broker)
+    wait_for(lambda: sink.waiting == 0)
+    wait_for(lambda: len(listening.of("home/hall/camera/decision")) >= 30)
+    assert list(dict.fromkeys(labels(listening.of("home/hall/camera/decision")))) == sent[70:]
+    sink.close()
+    listening.close()
+
+
+def test_a_broker_that_forgot_is_told_again(tmp_path, broker, listener):
+    sink = sink_to(broker.port, tmp_path / "out")
+    sink.state(change("live"))
+    sink.write(result("stop"))
+    wait_for(lambda: sink.waiting == 0)
+    listener.close()
+    broker.stop()
+    (tmp_path / "broker" / "mosquitto.db").unlink()
+    broker.start()
+    late = Listener(broker, name="late")
+    wait_for(
+        lambda: (
+            {"home/hall/status", "home/hall/camera/state", "home/hall/camera/decision"} <= {m[0] for m in late.messages}
+        )
+    )
+    wait_for(lambda: len([1 for topic, _, _ in late.messages if topic.startswith("homeassistant/")]) == 3)
+    sink.close()
+    late.close()
+
+
+def test_wrong_password_is_one_line(tmp_path, caplog):
+    (tmp_path / "broker").mkdir()
+    running = Mosquitto(tmp_path / "broker", passwords={"cam": "right"}).start()
+    try:
+        address = Broker.parse(f"mqtt://cam:wr%3Fong@127.0.0.1:{running.port}/home")
+        sink = Mqtt(address, tmp_path / "out", MANIFEST)
+        sink.write(result())
+        wait_for(lambda: caplog.records)
+        time.sleep(0.5)
+        (record,) = caplog.records
+        message = record.getMessage()
+        assert "refuses user 'cam' (not authorized): check user and password; asking again every 60 s" in message
+        assert "wr?ong" not in caplog.text
+        assert "wr%3Fong" not in caplog.text
+        assert record.exc_info is None
+        assert sink.waiting == 1
+        sink.close()
+        right = Mqtt(
+            Broker.parse(f"mqtt://cam@127.0.0.1:{running.port}/home", {"EDGEREC_MQTT_PASSWORD": "right"}),
+            tmp_path / "out",
+            MANIFEST,
+        )
+        wait_for(lambda: right.waiting == 0)
+        right.close()
+    finally:
+        running.stop()
+    assert names() == []
+
+
+def test_tls_checks_the_certificate(tmp_path, monkeypatch, caplog):
+    (tmp_path / "broker").mkdir()
+    running = Mosquitto(tmp_path / "broker", tls=True).start()
+    try:
+        address = Broker.parse(f"mqtts://127.0.0.1:{running.port}/home", {})
+        sink = Mqtt(address, tmp_path / "out", MANIFEST)
+        sink.write(result())
+        wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
+        assert sink.waiting == 1
+        sink.close()
+        monkeypatch.setenv("SSL_CERT_FILE", str(running.certificate))
+        trusting = Mqtt(address, tmp_path / "out", MANIFEST)
+        wait_for(lambda: trusting.waiting == 0)
+        trusting.close()
+    finally:
+        running.stop()
+
+
+class Strange:
+    """A server that takes connections and answers each with what ``answer`` makes."""
+
+    def __init__(self, answer):
+        self.taken, self._answer, self._open = 0, answer, []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.taken += 1
+            connection.settimeout(2)
+            try:
+                connection.recv(1000)
+                if answer := self._answer(self.taken):
+                    connection.sendall(answer)
+                    connection.close()
+            except OSError:
+                pass
+            self._open.append(connection)
+
+    def close(self):
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(5)
+        for connection in self._open:
+            connection.close()
+
+
+def test_a_silent_broker_holds_nobody_up(tmp_path, paho, caplog):
+    silent = Strange(lambda _: b"")
+    sink = sink_to(silent.port, tmp_path / "out", results_per_s=100)
+    for number in range(50):
+        sink.write(result(f"d{number}", number))
+    wait_for(lambda: silent.taken)
+    begun = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begun < 3
+    silent.close()
+    assert "50 messages wait for the next start" in caplog.text
+    assert sink.missed > 0
+    wait_for(lambda: names() == [])
+
+
+def test_a_broker_that_takes_and_never_acknowledges(tmp_path, paho):
+    accepted = b"\x20\x02\x00\x00"
+    half = Strange(lambda number: accepted)
+    sink = sink_to(half.port, tmp_path / "out")
+    for number in range(50):
+        sink.write(result(f"d{number}", number))
+    wait_for(lambda: half.taken >= 3)
+    # What was said is not said more often with every connection.
+    assert len(sink._connection._client._out_messages) < 30
+    assert sink.waiting == 50
+    begun = time.monotonic()
+    sink.close()
+    assert time.monotonic() - begun < 4
+    half.close()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nonsense_from_a_broker_ends_nothing(tmp_path, paho, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "edgerec")
+    monkeypatch.setattr(broker_module, "RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr(broker_module, "REFUSED_S", 0.01)
+    dice = random.Random(7)
+
+    def nonsense(number):
+        if number % 3 == 0:
+            return dice.randbytes(dice.randrange(1, 60))
+        kind, size = dice.randrange(256), dice.randrange(0, 6)
+        return b"\x20\x02\x00\x00" * (number % 3 - 1) + bytes([kind, size]) + dice.randbytes(size)
+
+    strange = Strange(nonsense)
+    sink = sink_to(strange.port, tmp_path / "out")
+    for number in range(5):
+        sink.write(result(f"d{number}"))
+    wait_for(lambda: strange.taken > 150, 60)
+    sink.close()
+    strange.close()
+    wait_for(lambda: names() == [])
+    assert len(caplog.records) < 30
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_nobody_there_is_one_line(tmp_path, paho, caplog):
+    sink = sink_to(free_port(), tmp_path / "out")
+    wait_for(lambda: caplog.records)
+    time.sleep(1.5)
+    assert len(caplog.records) == 1
+    assert "cannot be reached (" in caplog.text
+    sink.close()
+
+
+def test_two_cameras_do_not_share_a_queue(tmp_path, paho):
+    sink = sink_to(free_port(), tmp_path / "out")
+    with pytest.raises(EdgerecError, match="in use by another process"):
+        sink_to(sink._broker.port, tmp_path / "out")
+    sink.close()
+
+
+# The queue by itself.
+
+
+def fill(outbox, count, start=0):
+    return [outbox.put("t", f"{number}".encode(), True) for number in range(start, start + count)]
+
+
+def waiting(outbox):
+    return [int(message.payload) for message in outbox.pending(10_000)]
+
+
+def test_outbox_keeps_order_over_restarts(tmp_path):
+    outbox = Outbox(tmp_path / "deep" / "q.sqlite3")
+    ids = fill(outbox, 5)
+    assert [message.payload for message in outbox.pending(2)] == [b"0", b"1"]
+    outbox.remove(ids[0])
+    outbox.close()
+    again = Outbox(tmp_path / "deep" / "q.sqlite3")
+    fill(again, 2, 5)
+    assert waiting(again) == [1, 2, 3, 4, 5, 6]
+    assert len(again) == 6
+    assert again.dropped == 0
+    again.close()
+
+
+def test_outbox_is_bounded_in_number_and_bytes(tmp_path):
+    outbox = Outbox(tmp_path / "q.sqlite3", most=3)
+    ids = fill(outbox, 5)
+    assert (waiting(outbox), outbox.dropped) == ([2, 3, 4], 2)
+    outbox.remove(ids[1])  # was under way, and arrived
+    assert outbox.dropped == 1
+    outbox.close()
+    small = Outbox(tmp_path / "small.sqlite3", most_bytes=100)
+    for _ in range(10):
+        small.put("topic", bytes(25), False)
+    assert (len(small), small.dropped) == (3, 7)
+    small.put("topic", bytes(1000), False)  # larger than all room
+    assert (len(small), small.dropped) == (0, 11)
+    small.close()
+    reopened = Outbox(tmp_path / "q.sqlite3", most=1)
+    assert (waiting(reopened), reopened.dropped) == ([4], 2)
+    reopened.close()
+
+
+def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
+    outbox = Outbox(tmp_path / "q.sqlite3", most=500)
+    fill(outbox, 10)
+    pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
+    outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
+    for number in range(10, 700):
+        outbox.put("t", str(number).encode(), True)
+    assert waiting(outbox) == list(range(200, 700))
+    assert outbox.dropped == 200
+    assert len([r for r in caplog.records if "full" in r.getMessage()]) == 1
+    outbox._db.execute("PRAGMA max_page_count=1000000")
+    fill(outbox, 1, 700)
+    outbox.close()
+    again = Outbox(tmp_path / "q.sqlite3")
+    assert waiting(again) == list(range(201, 701))
+    again.close()
+
+
+def test_a_full_disk_does_not_stop_the_sending(broker, listener, tmp_path, monkeypatch):
+    sink = sink_to(broker.port, tmp_path / "out")
+
+    failures = []
+
+    class Full:
+        def __enter__(self):
+            failures.append(len(failures))
+            raise OSError(28, "No space left on device")
+
+        def __exit__(self, *_):
+            return None
+
+        def execute(self, *arguments):
+            return real.execute(*arguments)
+
+        def close(self):
+            real.close()
+
+    real, sink._outbox._db = sink._outbox._db, Full()
+    sent = [f"d{number}" for number in range(50)]
+    for label in sent:
+        sink.write(result(label))
+    wait_for(lambda: sink.waiting == 0)
+    wait_for(lambda: labels(listener.of("home/hall/camera/decision")) == sent)
+    assert len(failures) >= 50
+    assert sink.dropped == 0
+    sink.close()
+
+
+def test_a_damaged_queue_is_put_aside(tmp_path, caplog):
+    path = tmp_path / "q.sqlite3"
+    path.write_bytes(b"nonsense" * 1000)
+    outbox = Outbox(path)
+    fill(outbox, 3)
+    assert waiting(outbox) == [0, 1, 2]
+    assert "is damaged" in caplog.text
+    assert (tmp_path / "q.damaged").read_bytes().startswith(b"nonsense")
+    outbox.close()
+
+
+def test_mutated_queues_crash_nothing(tmp_path):
+    outbox = Outbox(tmp_path / "good.sqlite3")
+    fill(outbox, 200)
+    outbox.close()
+    good, dice = (tmp_path / "good.sqlite3").read_bytes(), random.Random(3)
+    for number in range(150):
+        bad = bytearray(good)
+        for _ in range(dice.randrange(1, 40)):
+            bad[dice.randrange(len(bad))] = dice.randrange(256)
+        (tmp_path / "bad.sqlite3").write_bytes(bad[: dice.randrange(1, len(bad))] if number % 3 == 0 else bad)
+        outbox = Outbox(tmp_path / "bad.sqlite3")
+        messages = outbox.pending(10_000)
+        assert all(isinstance(m.topic, str) and isinstance(m.payload, bytes) for m in messages)
+        assert [m.id for m in messages] == sorted({m.id for m in messages})
+        outbox.put("t", b"new", True)
+        assert outbox.pending(10_000)[-1].payload == b"new"
+        outbox.close()
+
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
+        Outbox(tmp_path / "file" / "q.sqlite3")
+    (tmp_path / "q.sqlite3").mkdir()
+    with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
+        Outbox(tmp_path / "q.sqlite3")
+
+
+def test_a_result_that_is_lost_with_its_connection_is_counted():
+    """Paho tells of it by raising where it is asked."""
+    import paho.mqtt.client as mqtt
+
+    connection = Connection(Broker("127.0.0.1", free_port()), will_topic="t", will="w", changed=lambda: None)
+    lost = mqtt.MQTTMessageInfo(1)
+    lost.rc = mqtt.MQTT_ERR_NO_CONN
+    connection._client.publish = lambda *_, **__: lost
+    connection.connected = True
+    for _ in range(3):
+        connection.publish_loose("t", b"")
+    assert connection.missed == 2  # and the third one waits to be looked at
+    connection.close(5.0)
+
+
+# Addresses and names.
+
+
+def test_addresses():
+    whole = Broker.parse("mqtts://cam:p%40ss%2Fw@broker.example:8884/home/hall/", {})
+    assert whole == Broker("broker.example", 8884, True, "cam", "p@ss/w", "home/hall")
+    assert "p@ss" not in f"{whole} {whole!r}"
+    assert str(whole) == "mqtts://broker.example:8884"
+    short = Broker.parse("mqtt://10.0.0.2", {"EDGEREC_MQTT_PASSWORD": ""})
+    assert (short.port, short.tls, short.user) == (1883, False, "")
+    assert short.prefix.startswith("edgerec/")
+    assert Broker.parse("mqtts://h/p", {}).port == 8883
+    assert Broker.parse("mqtt://u@h/p", {"EDGEREC_MQTT_PASSWORD": "secret"}).password == "secret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://user:se/cret@host/p",
+        "mqtt://user:se#cret@host/p",
+        "mqtt://host:99999/p",
+        "mqtt://host:0/p",
+        "http://host/secret",
+        "mqtt://",
+        "secret",
+        "mqtt://:secret@host/p",
+        "mqtt://[::1/secret",
+        "mqtt://" + "h" * 70 + "/secret",
+        "mqtt://host/secret?x=1",
+    ],
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(EdgerecError, match=r"expected mqtt\[s\]://") as caught:
+        Broker.parse(url, {})
+    assert "secret" not in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["a/+/b", "%23", "a//b", "$SYS/x", "a%00b", "x" * 300])
+def test_prefixes_that_cannot_be(prefix):
+    with pytest.raises(EdgerecError, match="topic prefix"):
+        Broker.parse(f"mqtt://host/{prefix}", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("0", "0"),
+        ("/dev/video0", "dev-video0"),
+        ("rtsp://user:se/cr@t@10.0.0.5:554/a?channel=2&token=hush", "rtsp"),
+        ("rtsp://user:secret@10.0.0.5:554/a?channel=2&token=hush", "rtsp-10-0-0-5-554-a-channel-2"),
+        ("synthetic:640x480@30", "synthetic-640x480-30"),
+        ("a+b#c\x00d\n/e", "a-b-c-d-e"),
+        ("Café", "Cafe"),
+        ("++", "source"),
+        ("x" * 100 + "/end.mp4", "x" * 47 + "-end-mp4-440a6ad2"),
+    ],
+)
+def test_safe_names(text, name):
+    assert safe_name(text) == name
+    assert safe_name(name) == name
+
+
+def test_a_change_is_seen_even_when_its_result_was_lost():
+    changes = Changes()
+    assert changes.new(result("a", since_s=1.0))
+    assert not changes.new(result("a", since_s=1.0, changed=False))
+    assert changes.new(result("b", since_s=2.0, changed=False))
+    assert changes.new(result("b", source="other", since_s=2.0))
+
+
+def test_results_keep_their_rate(tmp_path, paho, monkeypatch):
+    sink = sink_to(free_port(), tmp_path / "out", results_per_s=10)
+    now, sent = [100.0], []
+    monkeypatch.setattr(sink._connection, "publish_loose", lambda topic, payload: sent.append(topic))
+    monkeypatch.setattr("edgerec.camera.sinks.mqtt.time.monotonic", lambda: now[0])
+    frame = result(since_s=1.0)
+    for _ in range(250):
+        sink.write(frame)
+        now[0] += 0.04
+    monkeypatch.undo()
+    sink.close()
+    assert 95 <= len(sent) <= 101

@@ -1,0 +1,116 @@
+"""Tests of HTTP addresses that return one image per request, and of other addresses that are not streams."""
+
+from __future__ import annotations
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec.camera.source_state import Patience, State
+from edgerec.camera.sources import CaptureFormat, find_source
+from edgerec.errors import SourceError
+from tests.camera.test_supervisor import Watched
+from tests.servers import MjpegServer, Peer, jpeg
+
+# Every request of these tests would be noticed as a lost source.
+IMPATIENT = Patience(open_s=5.0, stale_s=2.0, lost_s=4.0, first_wait_s=0.05, longest_wait_s=0.2)
+
+
+def response(body: bytes, kind: str, *, length: bool = True) -> bytes:
+    lines = ["HTTP/1.0 200 OK", "Connection: close"]
+    lines += [f"Content-Type: {kind}"] if kind else []
+    lines += [f"Content-Length: {len(body)}"] if length else []
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def snapshot_server(encode=jpeg, kind: str = "image/jpeg", *, length: bool = True) -> MjpegServer:
+    def answer(peer: Peer) -> None:
+        peer.send(response(encode(next(server.numbers) % 20), kind, length=length))
+
+    server = MjpegServer(answer)
+    return server
+
+
+def png(number: int) -> bytes:
+    return cv2.imencode(".png", cv2.imdecode(np.frombuffer(jpeg(number), np.uint8), cv2.IMREAD_COLOR))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("encode", "kind", "length"),
+    [(jpeg, "image/jpeg", True), (jpeg, "image/jpeg", False), (jpeg, "", True), (png, "image/png", True)],
+    ids=["jpeg", "jpeg without length", "no content type", "png"],
+)
+def test_snapshot_address_is_one_live_source(encode, kind, length):
+    with snapshot_server(encode, kind, length=length) as server:
+        address = find_source(server.url, CaptureFormat(fps=20))
+        with Watched(address, patience=IMPATIENT) as watched:
+            watched.live_again("snapshots", more=6)
+            states = watched.states()
+        watched.assert_only_served()
+        assert states == ["connecting", "live"]
+        assert server.connections >= 6
+
+
+def test_snapshots_at_a_slow_rate_are_not_stale():
+    """An image every second is not silence for a watchdog of half a second."""
+    patience = Patience(open_s=5.0, stale_s=0.5, lost_s=0.7, first_wait_s=0.05, longest_wait_s=0.2)
+    with (
+        snapshot_server() as server,
+        Watched(find_source(server.url, CaptureFormat(fps=1)), patience=patience) as watched,
+    ):
+        watched.live_again("snapshots", more=3)
+        assert watched.states() == ["connecting", "live"]
+
+
+def test_snapshot_that_breaks_off_is_reported_and_requested_again():
+    def cut(peer: Peer) -> None:
+        peer.send(response(jpeg(1), "image/jpeg")[:-200])
+
+    def whole(peer: Peer) -> None:
+        peer.send(response(jpeg(2), "image/jpeg"))
+
+    with MjpegServer(whole, cut, whole) as server:
+        with Watched(find_source(server.url, CaptureFormat(fps=20)), patience=IMPATIENT) as watched:
+            watched.wait_until(State.LOST)
+            watched.live_again("after a cut image")
+        reasons = [change.reason for change in watched.changes if change.state is State.LOST]
+        assert "bytes of an image" in reasons[0]
+        watched.assert_only_served()
+
+
+def test_stream_that_stops_after_several_images_is_still_lost():
+    def stream(peer: Peer) -> None:
+        peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + b"".join(jpeg(n) for n in range(4)))
+
+    with MjpegServer(stream) as server, Watched(find_source(server.url), patience=IMPATIENT) as watched:
+        watched.wait_until(State.LOST)
+
+
+def test_web_page_is_named_as_such():
+    def page(peer: Peer) -> None:
+        peer.send(response(b"<html><body><img src='/?action=stream'></body></html>", "text/html"))
+
+    with MjpegServer(page) as server, pytest.raises(SourceError, match="is a web page, not an image or a stream"):
+        find_source(server.url).open()
+
+
+def test_valid_gray_frames_print_no_libjpeg_warning(capfd):
+    gray = cv2.imencode(".jpg", np.full((48, 64, 3), 128, np.uint8))[1].tobytes()
+    numbers = itertools.count()
+
+    def stream(peer: Peer) -> None:
+        peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n")
+        for _ in numbers:
+            peer.send(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + gray + b"\r\n")
+            peer.wait(0.01)
+
+    with MjpegServer(stream) as server:
+        source = find_source(server.url).open()
+        try:
+            images = [image for image, _ in itertools.islice(source.images(), 5)]
+        finally:
+            source.close()
+    assert all((image == 128).all() for image in images)
+    assert "Corrupt JPEG" not in capfd.readouterr().err

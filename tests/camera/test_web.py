@@ -1,0 +1,1211 @@
+"""The camera's web page, through a server that runs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]")')
+pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
+
+from edgerec.camera.frame import Frame, Result
+from edgerec.camera.sinks.web import WebSink, app, parse_address, server
+from edgerec.camera.sinks.web import label_store as album
+from edgerec.camera.sinks.web import state as board
+from edgerec.camera.sinks.web.label_store import Album
+from edgerec.camera.sinks.worker import SinkWorker
+from edgerec.camera.source_state import State, StateChange
+from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
+from edgerec.errors import EdgerecError, MissingExtraError
+from edgerec.runtime.thermal import processor_temperature_c
+from tests.conftest import one_line
+
+LABELS = ("stop", "yield", "no entry")
+
+
+def result(number, index=0, feed="front", grey=None, size=(48, 64)):
+    """Frame ``number`` with ``index`` as answer and as decision; −1 is unknown."""
+    image = np.full((*size, 3), number % 256 if grey is None else grey, np.uint8)
+    scores = np.full(3, 0.1, np.float32)
+    scores[index] = 0.8
+    now = time.monotonic()
+    label = LABELS[index] if index >= 0 else UNKNOWN
+    decision = Decision(label, index, 0.8, now, False)
+    return Result(Frame(image, number, now, feed, feed), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision)
+
+
+def unsure(number, index=0, feed="front"):
+    """Frame ``number``, of which ``index`` is the best class, though not good enough."""
+    scores = np.full(3, 0.17, np.float32)
+    scores[index] = 0.66
+    seen = result(number, -1, feed)
+    return replace(seen, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
+
+
+def change(state, feed="front", reason=""):
+    return StateChange(feed, State(state), time.monotonic(), reason)
+
+
+@pytest.fixture
+def web(tmp_path):
+    with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / "saved") as sink:
+        sink.state(change("live"))
+        sink.write(result(7))
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """One for all requests that must not change anything."""
+    with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path_factory.mktemp("standing") / "saved") as sink:
+        sink.state(change("live"))
+        sink.write(result(7))
+        yield sink
+
+
+def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return value
+
+
+def port_of(sink):
+    return urlsplit(sink.url).port
+
+
+def ask(sink, path, method="GET", body=None, **headers):
+    """One request; status, headers and body of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    if isinstance(body, dict):
+        body = json.dumps(body)
+        headers = {"Content-Type": "application/json"} | headers
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return SimpleNamespace(status=answer.status, headers=answer.headers, body=answer.read())
+    finally:
+        connection.close()
+
+
+@contextmanager
+def stream(sink, **headers):
+    """An open stream of events: a function that gives the next one's kind and content."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
+    connection.request("GET", "/events", headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+
+    def following():
+        kind = answer.readline().decode().removeprefix("event: ").strip()
+        fields = json.loads(answer.readline().decode().removeprefix("data: "))
+        answer.readline()
+        return kind, fields
+
+    try:
+        yield following
+    finally:
+        answer.close()
+        connection.close()
+
+
+def threads():
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("pytest")}
+
+
+# --- what is shown ----------------------------------------------------------------------------------
+
+
+def test_the_page_and_its_files(standing):
+    page = ask(standing, "/")
+    assert page.status == 200
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    for name in ("page.css", "page.js", "icon.svg"):
+        assert name in page.body.decode()
+        assert ask(standing, f"/{name}").status == 200
+    everything = b"".join(ask(standing, path).body for path in ("/", "/page.css", "/page.js"))
+    # Nothing comes from elsewhere, and nothing needs what the policy forbids.
+    assert b"http://" not in everything
+    assert b"https://" not in everything
+    assert b"style=" not in page.body
+    assert b"<script>" not in page.body
+
+
+def test_security_headers_are_on_every_answer(standing):
+    for path in ("/", "/nothing", "/picture/0", "/picture/9"):
+        headers = ask(standing, path).headers
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Cache-Control"] == "no-store"
+        assert "Server" not in headers
+
+
+def test_events_say_what_is_seen(web):
+    with stream(web) as following:
+        assert following() == ("hello", {"labels": list(LABELS), "saves": True})
+        _, news = following()
+        (source,) = news["sources"]
+        assert (source["name"], source["state"], source["frame"]) == ("front", "live", 7)
+        assert source["answer"] == {"label": "stop", "index": 0, "score": 0.8}
+        assert source["categories"][0] == ["stop", 0, 0.8]
+        assert source["age_ms"] == pytest.approx(5, abs=0.2)
+        assert [entry.get("state") or entry["label"] for entry in news["story"]] == ["live", "stop"]
+        assert abs(news["story"][1]["at_s"] - time.time()) < 60
+        web.write(result(8))
+        web.write(result(9, 1))
+        web.state(change("lost", reason="no picture"))
+        told = []
+        wait_for(lambda: told.extend(following()[1]["story"]) or len(told) >= 2)
+        assert [entry.get("state") or entry["label"] for entry in told] == ["yield", "lost"]
+        assert told[1]["reason"] == "no picture"
+
+
+def test_the_picture_is_the_frame(web):
+    answer = ask(web, "/picture/0")
+    assert (answer.status, answer.headers["X-Frame"]) == (200, "7")
+    shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (48, 64, 3)
+    assert abs(int(shown.mean()) - 7) <= 2
+    assert ask(web, "/picture/1").status == 404
+
+
+def test_the_picture_has_its_colours_and_is_made_smaller(web):
+    image = np.zeros((1440, 2560, 3), np.uint8)
+    image[:, :, 0] = 200  # red
+    seen = result(8)
+    web.write(Result(Frame(image, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    answer = ask(web, "/picture/0?after=7")
+    shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (720, 1280, 3)
+    assert shown[360, 640].tolist() == pytest.approx([0, 0, 200], abs=6)
+
+
+def test_a_picture_is_waited_for(web):
+    threading.Timer(0.2, lambda: web.write(result(8))).start()
+    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+
+
+def test_no_new_picture_is_no_content(web, monkeypatch):
+    monkeypatch.setattr(app, "PICTURE_WAIT_S", 0.1)
+    assert ask(web, "/picture/0?after=7").status == 204
+
+
+def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
+    for number in range(10, 60):
+        web.write(result(number))
+    assert web._board.encoded == 0
+    answers = []
+    clients = [threading.Thread(target=lambda: answers.append(ask(web, "/picture/0"))) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert {answer.headers["X-Frame"] for answer in answers} == {"59"}
+    assert web._board.encoded == 1
+
+
+def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
+    now = [100.0]
+    shown = board.Board()
+    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
+    numbers = []
+    for number in range(100):  # a second of 100 frames
+        shown.write(result(number))
+        numbers.append(shown.picture(0).result.frame.index)
+        now[0] += 0.01
+    assert 13 <= shown.encoded <= 16
+    assert numbers == sorted(numbers)
+
+
+def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
+    now = [100.0]
+    shown = board.Board()
+    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
+
+    def slow(_):
+        now[0] += 0.1
+        return b""
+
+    monkeypatch.setattr(board, "jpeg_of", slow)
+    while now[0] < 110:
+        shown.write(result(int(now[0] * 1000)))
+        shown.picture(0)
+        now[0] += 0.01
+    assert shown.encoded * 0.1 == pytest.approx(10 * board.MOST_LOAD, rel=0.1)
+
+
+def test_sources_stand_side_by_side(web):
+    web.state(change("connecting", "yard"))
+    web.write(result(3, 1, "yard", grey=200))
+    assert ask(web, "/picture/1").headers["X-Frame"] == "3"
+    with stream(web) as following:
+        following()
+        assert [source["name"] for source in following()[1]["sources"]] == ["front", "yard"]
+
+
+def test_a_result_without_a_decision_is_shown(web):
+    seen = result(8, 1)
+    web.write(Result(seen.frame, seen.classification, seen.answered_s))
+    with stream(web) as following:
+        following()
+        assert following()[1]["sources"][0]["answer"]["label"] == "yield"
+
+
+def test_the_story_is_bounded(web):
+    for number in range(1000):
+        web.write(result(number, number % 2))
+    assert len(web._board.news(0)["story"]) == board.REMEMBERED
+    assert len(web._board.news(998)["story"]) == 3  # the state was told too
+    assert web._board.news(5000)["story"] == []
+
+
+def test_a_source_that_flickers_pushes_out_no_other(web):
+    web.write(result(1, 2, "yard"))
+    for number in range(1000):
+        web.write(result(number, number % 2))
+    told = web._board.news(0)["story"]
+    assert [entry["label"] for entry in told if entry["source"] == "yard"] == ["no entry"]
+    assert len(told) == board.REMEMBERED + 1
+    assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
+
+
+def test_unknown_comes_with_the_best_class(web):
+    def entries():
+        news = web._board.news(0)
+        return news["sources"][0]["answer"], news["story"][-1]
+
+    web.write(unsure(8, 1))
+    for said in entries():
+        assert (said["label"], said["index"], said["best"]) == (UNKNOWN, -1, ["yield", 0.66])
+    web.write(result(9, 1))
+    assert not any("best" in said for said in entries())
+
+
+def test_the_last_decision_has_the_present_score(web):
+    def scored(number, score, index=0):
+        seen = result(number, index)
+        return replace(seen, decision=replace(seen.decision, score=score))
+
+    def scores():
+        with stream(web) as following:
+            following()
+            return [entry["score"] for entry in following()[1]["story"] if "label" in entry]
+
+    first = scores()[0]
+    web.write(scored(8, 0.5, 1))
+    assert scores() == [first, 0.5]
+    web.write(scored(9, 0.875, 1))
+    assert scores() == [first, 0.875]
+    web.state(change("live"))  # no change of the decision
+    web.write(scored(10, 0.75, 1))
+    assert scores() == [first, 0.75]
+    web.write(scored(11, 0.25, 0))
+    web.write(scored(12, 0.375, 0))
+    assert scores() == [first, 0.75, 0.375], "the score of a finished decision stays"
+
+
+@pytest.mark.slow
+def test_the_list_follows_the_present_score(browser):
+    from playwright.sync_api import expect
+
+    def scored(score):
+        seen = result(0)
+        return replace(seen, decision=replace(seen.decision, score=score))
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        sink.state(change("live"))
+        sink.write(scored(0.6))
+        page = browser.new_page()
+        page.goto(sink.url)
+        shown = page.locator("#story li:not(.state) .score")
+        expect(shown).to_have_text(["60 %"])
+        sink.write(scored(0.97))
+        expect(page.locator("#score")).to_have_text("97 %")
+        expect(shown).to_have_text(["97 %"])
+        page.close()
+
+
+# --- saving -----------------------------------------------------------------------------------------
+
+
+def keep(sink, frame=7):
+    answer = ask(sink, "/hold", "POST", {"source": 0, "frame": frame})
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)
+
+
+def test_a_labelled_picture_is_saved_without_loss(web, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    seen = result(8)
+    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    held = keep(web, 8)
+    assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
+    for number in range(9, 30):  # time goes on while the person looks for the label
+        web.write(result(number))
+        ask(web, "/picture/0")
+    assert ask(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
+    answer = ask(web, "/save", "POST", {"hold": held["hold"], "index": 2})
+    assert answer.status == 200
+    said = json.loads(answer.body)
+    assert (said["label"], said["saved"]) == ("no entry", 1)
+    (path,) = (tmp_path / "saved").rglob("*.*")
+    assert path == tmp_path / "saved" / "no entry" / said["file"]
+    assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], noise)
+    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
+
+
+def test_a_frame_that_was_just_shown_can_still_be_held(web):
+    ask(web, "/picture/0")
+    time.sleep(0.1)
+    web.write(result(8))
+    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert keep(web, 7)["frame"] == 7
+
+
+def test_saved_pictures_are_a_data_set(web, tmp_path):
+    from edgerec.data.readers import find
+
+    for index in (0, 1, 1):
+        assert ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": index}).status == 200
+    found = find(str(tmp_path / "saved"))
+    assert found.labels == ("stop", "yield")
+    assert found.classes.tolist() == [0, 1, 1]
+
+
+def test_hostile_labels_stay_in_the_folder(tmp_path):
+    labels = ("..", "../../../x", "/etc/x", "a\0b", ".", "x" * 5000, "é" * 300)
+    saved = Album(tmp_path / "saved", labels)
+    for index in range(len(labels)):
+        path = saved.save(result(1).frame, index).resolve()
+        assert path.parent.parent == (tmp_path / "saved").resolve()
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_names_of_pictures_are_unique(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgerec.camera.sinks.web.label_store.time.time", lambda: 1e9)
+    saved = Album(tmp_path, LABELS)
+    assert len({saved.save(result(1).frame, 0) for _ in range(5)}) == 5
+
+
+def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
+    monkeypatch.setattr(album.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    answer = ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": 0})
+    assert answer.status == 507
+    assert b"nearly full" in answer.body
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
+    saved = Album(tmp_path / "saved", LABELS)
+    (tmp_path / "saved" / "stop").write_text("")
+    with pytest.raises(EdgerecError, match="cannot be written"):
+        saved.save(result(1).frame, 0)
+
+
+@pytest.mark.parametrize("where", ["file", "file/in it"])
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
+    before = threads()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgerecError, match="pictures cannot be saved in") as error:
+        WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / where)
+    assert "\n" not in str(error.value)
+    assert threads() - before == set()
+
+
+def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(album.os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(EdgerecError, match="it cannot be written"):
+        Album(tmp_path, LABELS)
+
+
+def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, edgerec):
+    (tmp_path / "file").write_text("")
+    done = edgerec(
+        "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
+    )
+    assert f"pictures cannot be saved in {tmp_path / 'file'}" in one_line(done)
+
+
+def test_without_a_folder_nothing_is_saved():
+    with WebSink("127.0.0.1", 0, LABELS) as web:
+        assert ask(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 404
+        web.state(change("connecting"))
+        assert ask(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 409
+        web.write(result(1))
+        answer = ask(web, "/save", "POST", {"hold": keep(web, 1)["hold"], "index": 0})
+        assert (answer.status, b"--web-save DIR" in answer.body) == (409, True)
+
+
+def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    seen = result(8)
+    web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
+    held = keep(web, 8)
+    web.write(result(9))
+    for _ in range(2):  # some browsers ask twice
+        answer = ask(web, f"/held/{held['hold']}/file")
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
+        shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(shown[:, :, ::-1], noise)
+    assert list((tmp_path / "saved").iterdir()) == []
+    # What was not labelled yet can still be.
+    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
+    assert ask(web, f"/held/{held['hold']}/file").status == 410
+
+
+@pytest.mark.parametrize(
+    ("feed", "name"),
+    [
+        ("front", "front"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("rtsp://user@camera.example/live?x=1", "rtsp-camera-example-live"),
+        ('a"; filename="b.exe\r\nX: y', "a-filename-b-exe-X-y"),
+        ("\0/é/…", "e"),
+        ("x" * 500, "x" * 55 + "-c38c2bf3"),
+    ],
+)
+def test_a_snapshots_name_is_source_and_time(feed, name):
+    with WebSink("127.0.0.1", 0, LABELS) as web:
+        web.write(result(1, feed=feed))
+        before = time.strftime("%Y%m%d")
+        said = keep(web, 1)
+        sent = ask(web, f"/held/{said['hold']}/file").headers["Content-Disposition"]
+        assert sent == f'attachment; filename="{said["file"]}"'
+        assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", said["file"])
+        assert said["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
+
+
+def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
+    shown = board.Board()
+    shown.write(result(1))
+    waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
+    shown.spare(taken)
+    for _ in range(board.HELD - 1):
+        shown.hold(0, 1)
+    assert shown.held(taken) is None
+    assert shown.held(waits) is not None
+    shown.spare("a key that was never given")
+
+
+def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
+    shown = board.Board()
+    shown.write(result(1))
+    keys = [shown.hold(0, 1)[0] for _ in range(board.HELD + 3)]
+    assert [shown.held(key) is not None for key in keys] == [False] * 3 + [True] * board.HELD
+    later = time.monotonic() + board.HELD_S + 1
+    monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: later)
+    assert shown.held(keys[-1]) is None
+
+
+@pytest.mark.parametrize("index", [-1, 3, 10**9, 2**64, 1.0, "1", True, None, [1], {"a": 1}, "../../etc"])
+def test_an_index_that_is_none(standing, index):
+    assert ask(standing, "/save", "POST", {"hold": keep(standing)["hold"], "index": index}).status == 400
+    with stream(standing) as following:
+        assert following()[0] == "hello"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"1", b"null", b"\xff\xfe", b"[" * 1000, b'{"source": 0}', b'{"source": "0", "frame": 1}'],
+)
+def test_bodies_that_are_none(standing, body):
+    assert ask(standing, "/hold", "POST", body, Content_Type="application/json").status == 400
+    assert ask(standing, "/save", "POST", body, Content_Type="application/json").status == 400
+
+
+@pytest.mark.parametrize("hold", [None, 1, "", "x", "../../../etc/passwd", "\0"])
+def test_keys_that_were_never_given(standing, hold):
+    assert ask(standing, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/page/../board.py",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/board.py",
+        "/held/..%2f..%2fetc%2fpasswd",
+        "/held/%00",
+        "/held/x/file",
+        "/held/..%2f..%2fetc%2fpasswd/file",
+        "/held/x/../../etc/passwd",
+        "/picture/-1",
+        "/picture/1e3",
+        "/picture/99999999999999999999",
+        "/picture/0?after=x",
+        "//etc/passwd",
+        "/static/",
+        "/docs",
+        "/\\..\\",
+    ],
+)
+def test_paths_lead_nowhere(standing, path):
+    answer = ask(standing, path)
+    assert answer.status in (400, 404, 410)
+    assert b"root:" not in answer.body
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_other_methods(standing, method):
+    assert ask(standing, "/", method).status == 405
+    assert ask(standing, "/save", method).status == 405
+    assert ask(standing, "/save").status == 405
+
+
+# --- who may ----------------------------------------------------------------------------------------
+
+TOKEN = "correct horse battery"
+
+
+@pytest.fixture
+def locked():
+    with WebSink("127.0.0.1", 0, LABELS, token=TOKEN) as sink:
+        sink.write(result(7))
+        yield sink
+
+
+@pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
+def test_without_the_token_nothing_is_seen(locked, path):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
+        answer = ask(locked, path, **headers)
+        assert answer.status == 401
+        assert b"stop" not in answer.body
+    assert ask(locked, "/save", "POST", {"hold": "x", "index": 0}).status == 401
+
+
+def test_the_token_opens_and_becomes_a_cookie(locked):
+    query = urlsplit(locked.url).query
+    assert parse_qs(query) == {"token": [TOKEN]}
+    answer = ask(locked, f"/?{query}")
+    assert answer.status == 200
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert ask(locked, "/picture/0", Cookie=cookie.partition(";")[0]).status == 200
+    assert ask(locked, "/picture/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
+    assert ask(locked, "/picture/0", Authorization=f"Bearer {TOKEN}").status == 200
+    with stream(locked, Authorization=f"Bearer {TOKEN}") as following:
+        assert following()[0] == "hello"
+
+
+@pytest.mark.parametrize("token", ["wrong", "", "%00", "%ff%fe", "é", TOKEN[:-1], TOKEN + "x", "a&token=b"])
+def test_wrong_tokens(locked, token):
+    from urllib.parse import quote
+
+    assert ask(locked, f"/?token={quote(token, safe='%&=')}").status == 401
+
+
+def test_a_browser_without_the_token_is_asked_for_it(locked):
+    answer = ask(locked, "/", Accept="text/html,*/*")
+    assert answer.status == 401
+    assert b'name="token"' in answer.body
+    assert ask(locked, "/page.css").status == 200  # how the question looks is no secret
+
+
+def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
+    compared = []
+    real = __import__("secrets").compare_digest
+    monkeypatch.setattr(
+        "edgerec.camera.sinks.web.auth.secrets.compare_digest", lambda a, b: compared.append(b) or real(a, b)
+    )
+    ask(locked, "/", Authorization="Bearer wrong")
+    assert TOKEN.encode() in compared
+
+
+def test_other_addresses_get_a_token(caplog):
+    caplog.set_level("INFO", "edgerec")
+    with WebSink("0.0.0.0", 0, LABELS) as first, WebSink("0.0.0.0", 0, LABELS) as second:
+        assert len(first.token) >= 32
+        assert first.token != second.token
+        assert first.address in caplog.text
+        assert first.token not in caplog.text
+        assert "0.0.0.0" not in first.url
+        assert ask(first, "/").status == 401
+        assert ask(first, "/", Host="camera.example").status == 401
+        assert ask(first, f"/?token={first.token}", Host="camera.example").status == 200
+        assert ask(second, f"/?token={first.token}").status == 401
+
+
+def test_a_short_token_is_refused():
+    with pytest.raises(EdgerecError, match="at least 8"):
+        WebSink("127.0.0.1", 0, LABELS, token="1234")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "localhost.x"])
+def test_names_that_are_not_ours(standing, host):
+    for path in ("/", "/events", "/picture/0"):
+        assert ask(standing, path, Host=host).status == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:8000"])
+def test_names_that_are_ours(standing, host):
+    assert ask(standing, "/", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_other_sites_may_not_save(web, tmp_path, headers):
+    held = keep(web)["hold"]
+    assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
+    assert not list((tmp_path / "saved").iterdir())
+    ours = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
+    assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
+
+
+def test_a_form_may_not_save(standing):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        assert ask(standing, "/save", "POST", b"{}", Content_Type=kind).status == 415
+
+
+def test_other_sites_may_link_but_not_look(standing):
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert ask(standing, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
+    for path in ("/picture/0", "/events", "/page.js"):
+        assert ask(standing, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
+
+
+# --- limits -----------------------------------------------------------------------------------------
+
+
+def raw(sink, sent, seconds=10):
+    """What the server answers to bytes, up to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port_of(sink)), timeout=seconds) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        got = b""
+        try:
+            while part := connection.recv(65536):
+                got += part
+        except ConnectionError:
+            pass
+    return got
+
+
+def test_a_request_whose_body_is_cut_off_is_not_logged_as_a_fault(standing, caplog):
+    start = f"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port_of(standing)}\r\nContent-Type: application/json\r\n"
+    for _ in range(30):
+        with socket.create_connection(("127.0.0.1", port_of(standing)), timeout=10) as connection:
+            connection.sendall(f"{start}Content-Length: 100\r\n\r\n{{".encode())
+    assert ask(standing, "/").status == 200
+    assert caplog.messages == []
+
+
+def test_requests_that_are_nearly_right(standing, capfd):
+    rng = np.random.default_rng(4)
+    host = f"Host: 127.0.0.1:{port_of(standing)}\r\n"
+    save = json.dumps({"hold": "x", "index": 0})
+    length = f"Content-Length: {len(save)}"
+    right = [
+        f"GET / HTTP/1.1\r\n{host}Connection: close\r\n\r\n",
+        f"GET /picture/0?after=3 HTTP/1.1\r\n{host}Cookie: a=b; c\r\nConnection: close\r\n\r\n",
+        f"POST /save HTTP/1.1\r\n{host}Connection: close\r\nContent-Type: application/json\r\n{length}\r\n\r\n{save}",
+    ]
+    for number in range(300):
+        sent = bytearray(right[number % 3].encode())
+        for _ in range(rng.integers(1, 6)):
+            where = int(rng.integers(len(sent)))
+            piece = rng.integers(0, 256, rng.integers(0, 4), np.uint8).tobytes()
+            sent[where : where + int(rng.integers(0, 4))] = piece
+        got = raw(standing, bytes(sent))
+        assert not got or got.startswith(b"HTTP/1.1 ")
+        assert b"Traceback" not in got
+        assert not got.startswith(b"HTTP/1.1 500")
+    assert ask(standing, "/").status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def post_head(sink, *lines):
+    host = f"127.0.0.1:{port_of(sink)}"
+    return "\r\n".join(
+        ["POST /save HTTP/1.1", f"Host: {host}", "Content-Type: application/json", *lines, "", ""]
+    ).encode()
+
+
+def test_bodies_that_are_too_large(web):
+    assert b" 413 " in raw(web, post_head(web, "Content-Length: 1000000000"))
+    assert b" 413 " in raw(web, post_head(web, "Content-Length: 5000") + b"x" * 5000)
+    chunked = post_head(web, "Transfer-Encoding: chunked") + b"400\r\n" + b"x" * 0x400 + b"\r\n10\r\n" + b"x" * 16
+    assert b" 413 " in raw(web, chunked + b"\r\n0\r\n\r\n")
+    assert ask(web, "/").status == 200
+
+
+def test_a_body_that_never_ends(web, monkeypatch):
+    monkeypatch.setattr(app, "BODY_S", 0.2)
+    with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as connection:
+        connection.sendall(post_head(web, "Content-Length: 20") + b"{")
+        assert b" 408 " in connection.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"\0" * 1000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST /save HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+    ],
+)
+def test_requests_that_are_none(standing, sent, capfd):
+    got = raw(standing, sent)
+    assert got == b"" or b" 4" in got.splitlines()[0]
+    assert ask(standing, "/").status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_clients(web):
+    with ExitStack() as stack:
+        streams = [stack.enter_context(stream(web)) for _ in range(app.MOST_CLIENTS)]
+        refused = ask(web, "/events")
+        assert (refused.status, b"close one" in refused.body) == (503, True)
+        web.write(result(8, 1))
+        for following in streams:
+            wait_for(lambda following=following: "yield" in str(following()[1]))
+        assert ask(web, "/picture/0").status == 200
+    # Who leaves makes room.
+    wait_for(lambda: ask_once(web))
+
+
+def ask_once(sink):
+    """Whether a stream is given."""
+    try:
+        with stream(sink) as following:
+            return following()[0] == "hello"
+    except AssertionError:
+        return False
+
+
+def test_connections_that_say_nothing_do_not_keep_others_out(web, monkeypatch):
+    monkeypatch.setattr(server, "SLOW_S", 0.3)
+    silent = [socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) for _ in range(150)]
+    try:
+        assert wait_for(lambda: _status(web) == 200)
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def _status(sink):
+    try:
+        return ask(sink, "/").status
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def test_half_a_request_is_cut_off(web, monkeypatch):
+    monkeypatch.setattr(server, "SLOW_S", 0.3)
+    with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127")
+        with suppress(ConnectionError):
+            assert connection.recv(10) == b""
+
+
+def test_a_client_that_takes_nothing_is_cut_off(web, monkeypatch):
+    monkeypatch.setattr(server, "SLOW_S", 0.3)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
+    seen = result(8)
+    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", port_of(web)))
+        request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(web)}\r\n\r\n".encode()
+        connection.sendall(request * 8)
+        connections = web._server._uvicorn.server_state.connections
+        wait_for(lambda: connections)
+        wait_for(lambda: not connections)
+
+
+def test_a_port_in_use(web):
+    port = port_of(web)
+    with pytest.raises(EdgerecError) as error:
+        WebSink("127.0.0.1", port, LABELS)
+    said = str(error.value)
+    assert f"port {port} of 127.0.0.1" in said
+    assert f"another program uses it; choose another, as {port + 1}" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host.invalid", "a" * 300])
+def test_an_address_that_is_not_ours(host):
+    with pytest.raises(EdgerecError, match="cannot listen") as error:
+        WebSink(host, 0, LABELS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", ("127.0.0.1", 8000)),
+        ("9000", ("127.0.0.1", 9000)),
+        (":9000", ("127.0.0.1", 9000)),
+        ("0.0.0.0", ("0.0.0.0", 8000)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:0", ("::1", 0)),
+        ("[::]", ("::", 8000)),
+    ],
+)
+def test_addresses_as_typed(text, address):
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["x:y", "1:2:3", "127.0.0.1:99999", "http://x:1", "70000"])
+def test_addresses_that_are_none(text):
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_address(text)
+
+
+# --- its end ----------------------------------------------------------------------------------------
+
+
+def test_stopping_leaves_no_thread_and_no_port(tmp_path):
+    before = threads()
+    sink = WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path)
+    sink.write(result(1))
+    assert ask(sink, "/save", "POST", {"hold": keep(sink, 1)["hold"], "index": 0}).status == 200
+    port = port_of(sink)
+    with stream(sink) as following, socket.create_connection(("127.0.0.1", port)):
+        following()
+        waits = threading.Thread(target=lambda: _status_of(sink, "/picture/0?after=1"))
+        waits.start()
+        sink.close()
+        waits.join(5)
+        assert not waits.is_alive()
+        assert threads() - before == set()
+    sink.close()
+    WebSink("127.0.0.1", port, LABELS).close()
+
+
+def _status_of(sink, path):
+    try:
+        return ask(sink, path).status
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def test_stopping_does_not_wait_for_clients_that_take_nothing():
+    before = threads()
+    sink = WebSink("127.0.0.1", 0, LABELS)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
+    seen = result(8)
+    sink.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", port_of(sink)))
+        request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(sink)}\r\n\r\n".encode()
+        connection.sendall(request * 8)
+        wait_for(lambda: sink._board.encoded)
+        sink.close()
+    assert threads() - before == set()
+
+
+def test_stopping_at_once():
+    before = threads()
+    for _ in range(5):
+        WebSink("127.0.0.1", 0, LABELS).close()
+    assert threads() - before == set()
+
+
+def test_the_base_camera_stays_light():
+    code = (
+        "import sys, edgerec.camera.sinks.web; "
+        "print([name for name in ('starlette', 'uvicorn', 'cv2', 'asyncio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["starlette", "uvicorn"])
+def test_what_is_not_installed_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r'pip install "edgerec\[web\]"'):
+        WebSink("127.0.0.1", 0, LABELS)
+
+
+def test_it_is_a_sink_like_others():
+    sink = WebSink("127.0.0.1", 0, LABELS)
+    worker = SinkWorker(sink, lossless=True)
+    worker.put(change("live"))
+    for number in range(200):
+        worker.put(result(number))
+    wait_for(lambda: worker.written == 200)
+    assert ask(sink, "/picture/0").headers["X-Frame"] == "199"
+    worker.close()
+    assert (worker.dropped, worker.failed, sink.closed) == (0, 0, False)
+
+
+def test_temperature(tmp_path):
+    assert processor_temperature_c(tmp_path) is None
+    for number, (kind, value) in enumerate([("iwlwifi", "90000"), ("cpu-thermal", "51234"), ("acpitz", "x")]):
+        zone = tmp_path / f"thermal_zone{number}"
+        zone.mkdir()
+        (zone / "type").write_text(kind + "\n")
+        (zone / "temp").write_text(value + "\n")
+    assert processor_temperature_c(tmp_path) == pytest.approx(51.234)
+
+
+# --- in a browser -----------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright (pip install playwright)")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium (apt install chromium)")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser(browser, tmp_path, monkeypatch):
+    from playwright.sync_api import expect
+
+    monkeypatch.setattr(board, "processor_temperature_c", lambda: 51.4)
+    saved = tmp_path / "saved"
+    with WebSink("127.0.0.1", 0, LABELS, token=TOKEN, save_dir=saved) as sink:
+        page = browser.new_page()
+        complaints = []
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        sink.state(change("live"))
+        sink.write(result(7, 0, grey=200))
+        page.goto(sink.url)
+        assert page.url == sink.url.partition("?")[0]  # the token does not stay in sight
+
+        expect(page.locator("#picture[data-frame='7']")).to_be_visible()
+        assert grey_of(page) == pytest.approx(200, abs=3)
+        expect(page.locator("#label")).to_have_text("stop")
+        expect(page.locator("#bars li").first).to_contain_text("stop")
+        expect(page.locator("#bars li").first).to_contain_text("80 %")
+        expect(page.locator("#story li")).to_have_count(2)
+        expect(page.locator(".source .is")).to_have_text("live")
+        expect(page.locator("#temperature")).to_have_text("51")
+        expect(page.locator("#age")).to_have_text("5")
+
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        assert re.fullmatch(r"front-\d{8}-\d{6}-\d{3}\.png", download.value.suggested_filename)
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        assert list(saved.rglob("*.png")) == []
+        page.click("#toast >> text=Save as “stop” too")
+        expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
+        assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
+
+        sink.write(result(8, 1, grey=90))
+        expect(page.locator("#picture[data-frame='8']")).to_be_visible()
+        assert grey_of(page) == pytest.approx(90, abs=3)
+        expect(page.locator("#bars li").first).to_contain_text("yield")
+        expect(page.locator("#story li").first).to_contain_text("yield")
+
+        page.click("#wrong")
+        expect(page.locator("#chooser")).to_be_visible()
+        sink.write(result(9, 1, grey=10))
+        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        page.click("#labels >> text=no entry")
+        expect(page.locator("#toast")).to_have_text("Saved as “no entry” · 2 so far")
+        (corrected,) = (saved / "no entry").iterdir()
+        assert cv2.imread(str(corrected)).mean() == 90  # the picture that was pointed at
+
+        sink.state(change("lost", reason="the cable"))
+        expect(page.locator(".source .is")).to_have_text("lost")
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"the cable · for (<1|\d) s"))
+        expect(page.locator("#fps")).to_have_text("–")
+        expect(page.locator("#story li").first).to_contain_text("lost")
+        assert complaints == []
+
+        # A picture of one source never stands under the name of another.
+        sink.state(change("connecting", "yard"))
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#label")).to_have_text("–")
+        expect(page.locator("#picture[data-frame]")).to_have_count(0)
+        sink.close()
+        expect(page.locator("#veil")).to_contain_text("no answer from the camera")
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_browser_is_asked_for_the_token(browser):
+    from playwright.sync_api import expect
+
+    with WebSink("127.0.0.1", 0, LABELS, token=TOKEN) as sink:
+        page = browser.new_page()
+        page.goto(sink.url.partition("?")[0])
+        page.fill("#token", TOKEN)
+        page.click("button")
+        expect(page.locator("#picture")).to_be_visible()
+        expect(page.locator("#no-saving")).to_be_visible()
+        sink.write(result(7, grey=200))
+        expect(page.locator("#snapshot")).to_be_enabled()
+        expect(page.locator("#wrong")).to_be_disabled()
+        with page.expect_download() as download:  # needs no folder of the camera's
+            page.click("#snapshot")
+        assert (cv2.imread(str(download.value.path())) == 200).all()
+        expect(page.locator("#toast")).to_have_text(f"Downloading {download.value.suggested_filename}")
+        page.reload()
+        expect(page.locator("#picture")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_page_opens_on_a_source_that_is_live(browser):
+    from playwright.sync_api import expect
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        page = browser.new_page()
+        shown = page.locator(".source[aria-pressed='true'] .name")
+        sink.write(result(7, feed="clip"))
+        sink.state(change("ended", "clip"))
+        sink.state(change("connecting", "yard"))
+        page.goto(sink.url)
+        expect(shown).to_have_text("clip")  # none is live yet
+        expect(page.locator("#veil")).to_have_text(re.compile(r"^\s*ended\s*(<1|\d) s ago\s*$"))
+        sink.state(change("live", "yard"))
+        sink.write(result(9, 1, "yard", grey=90))
+        expect(shown).to_have_text("yard")
+        expect(page.locator("#picture[data-frame='9']")).to_be_visible()
+        sink.state(change("live", "hall"))
+        sink.write(result(3, 2, "hall", grey=10))
+        expect(page.locator(".source")).to_have_count(3)
+        expect(shown).to_have_text("yard")
+
+        began = time.monotonic()
+        page.locator(".source").nth(2).click()
+        expect(page.locator("#picture[data-frame='3']")).to_be_visible()
+        assert (
+            time.monotonic() - began < app.PICTURE_WAIT_S - 1
+        )  # the request for yard's next picture is not waited for
+        page.locator(".source").nth(0).click()
+        page.reload()
+        expect(shown).to_have_text("yard")  # the first that is live
+        page.locator(".source").nth(0).click()
+        sink.write(result(10, 0, "yard"))
+        sink.state(change("connecting", "shed"))
+        expect(page.locator(".source")).to_have_count(4)
+        expect(shown).to_have_text("clip")  # a person chose it
+        sink.state(change("lost", "yard"))
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#veil-reason")).to_have_text(re.compile(r"^for (<1|\d) s$"))
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
+    from playwright.sync_api import expect
+
+    def grabbed(seen, ago_s):
+        return replace(seen, frame=replace(seen.frame, grabbed_s=time.monotonic() - ago_s))
+
+    with WebSink("127.0.0.1", 0, LABELS) as sink:
+        for feed in ("front", "yard"):
+            sink.state(change("live", feed))
+        for number in range(20):
+            sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
+        for number, (seen, ago_s) in enumerate(
+            [(result(0), 200), (unsure(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
+        ):
+            sink.write(grabbed(replace(seen, frame=replace(seen.frame, index=number)), ago_s))
+        page = browser.new_page()
+        page.goto(sink.url)
+        rows = page.locator("#story li:not(.state)")
+        expect(page.locator("#story-head")).to_have_text("SinceAnswerScoreFor")
+        expect(page.locator("#story-title")).to_have_text("Decisions · front")
+        expect(rows.locator(".what")).to_have_text(["stop", "no entry", UNKNOWN, "stop"])
+        expect(rows.locator(".score")).to_have_text(["80 %", "80 %", "", "80 %"])
+        expect(rows.locator(".long")).to_have_text([re.compile(r"^\d+ s$"), "1 min", "<1 s", "2 min"])
+        expect(rows.locator(".more")).to_have_text(["best: yield (66 %)"])
+        stood = page.locator("#story li:first-child .long")
+        first = stood.text_content()
+        expect(stood).not_to_have_text(first)  # it goes on
+
+        expect(page.locator("#best")).to_have_text("")
+        sink.write(unsure(4, 1))
+        expect(page.locator("#label")).to_have_text(UNKNOWN)
+        expect(page.locator("#score")).to_have_text("")
+        expect(page.locator("#best")).to_have_text("best: yield (66 %)")
+
+        page.locator(".source").nth(1).click()
+        expect(page.locator("#story-title")).to_have_text("Decisions · yard")
+        expect(rows).to_have_count(20)
+        expect(rows.locator(".long").nth(1)).to_have_text("<1 s")
+        expect(page.locator("#best")).to_have_text("")
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_phone_and_survives_hostile_labels(browser):
+    from playwright.sync_api import expect
+
+    labels = ("<img src=x onerror=alert(1)>", "long" * 60, "y")
+    with WebSink("127.0.0.1", 0, labels) as sink:
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        asked = []
+        page.on("dialog", lambda dialog: asked.append(dialog) or dialog.dismiss())
+        now = time.monotonic()
+        scores = np.array([0.6, 0.3, 0.1], np.float32)
+        sink.state(change("live", "rtsp://camera.example/" + "x" * 200))
+        for index in (1, 0):
+            decision = Decision(labels[index], index, 0.6, now, True)
+            frame = Frame(np.zeros((48, 64, 3), np.uint8), index, now, "front", "rtsp://camera.example/" + "x" * 200)
+            sink.write(Result(frame, decide(scores, labels, DecisionSpec()), now, decision))
+        page.goto(sink.url)
+        expect(page.locator("#label")).to_have_text(labels[0])
+        expect(page.locator("#story li")).to_have_count(3)
+        assert page.locator("main img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for name in ("#wrong", "#picture", "#band", "#figures"):
+            box = page.locator(name).bounding_box()
+            assert (box["x"] >= 0, box["x"] + box["width"] <= 360) == (True, True), name
+        assert asked == []
+        page.close()
+
+
+def grey_of(page) -> int:
+    """The first value of the picture on the page."""
+    return page.locator("#picture").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
+
+
+def test_the_page_is_package_data():
+    import edgerec.camera.sinks.web as package
+
+    folder = Path(package.__file__).parent / "page"
+    assert {path.name for path in folder.iterdir()} >= {"page.html", "page.css", "page.js", "door.html", "icon.svg"}

@@ -1,0 +1,446 @@
+"""Calibration sets: what is drawn, what is kept, and what a wrong set is refused for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import Bundle, Recipe, Run, export_bundle, quantize
+from edgerec.cli.app import app
+from edgerec.compress import calibration
+from edgerec.compress.calibration import calibration_set
+from edgerec.compress.calibration.check import check, examine
+from edgerec.compress.calibration.loading import Offered, open_offered
+from edgerec.compress.calibration.sampling import METHODS
+from edgerec.data import load, split_dataset
+from edgerec.data.near_duplicates import thumbnails, to_nearest_other
+from edgerec.errors import DataError, EdgerecError, OutputExistsError, RecipeError
+from edgerec.utils.package_data import shipped, shipped_names
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return run.data()
+
+
+@pytest.fixture(scope="module")
+def good(run, tmp_path_factory):
+    """A set of 40 pictures of that run."""
+    path = tmp_path_factory.mktemp("sets") / "good"
+    calibration.make(run, path, images=40)
+    return path
+
+
+@pytest.fixture
+def judged(run, tmp_path):
+    """Save arrays as .npz and check them: each finding's severity by its kind, and the report."""
+
+    def judge(**arrays):
+        np.savez(tmp_path / "offered.npz", **arrays)
+        report = check(tmp_path / "offered.npz", run)
+        return {finding.kind: finding.severity for finding in report.findings}, report
+
+    return judge
+
+
+def drawn(data, count=40, part="train"):
+    """Pictures and classes of a part, as even as it allows."""
+    dataset, split = data
+    chosen = METHODS["stratified"](dataset, split.part(part), count, np.random.default_rng(0))
+    return dataset.images[chosen], dataset.classes[chosen]
+
+
+def burst(image, count, rng):
+    """A second of video: one scene, moved by up to a pixel, with noise."""
+    frames = []
+    for _ in range(count):
+        move = np.array([[1, 0, rng.uniform(-1, 1)], [0, 1, rng.uniform(-1, 1)]], np.float32)
+        moved = cv2.warpAffine(image, move, image.shape[1::-1]).reshape(image.shape)
+        frames.append((moved + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8))
+    return np.stack(frames)
+
+
+# ---------------------------------------------------------------- making and keeping
+
+
+def test_a_made_set_is_drawn_from_the_training_part_and_is_good(run, data, good):
+    dataset, split = data
+    found = calibration_set.read(good)
+    trained = {dataset.images[i].tobytes() for i in split.train}
+    assert found.images.shape == (40, 28, 28, 1)
+    assert {image.tobytes() for image in found.images} <= trained
+    assert found.digest == calibration_set.digest_of(drawn(data)[0])
+    report = check(good, run)
+    assert report.findings == ()
+    assert report.ok
+    assert report.digest == found.digest
+
+
+def test_a_set_is_a_folder_of_pictures_for_people(good, data):
+    about = json.loads((good / "calibration.json").read_text())
+    assert about["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
+    assert about["counts"] == {str(digit): 4 for digit in range(10)}
+    assert (about["source"], about["data_digest"]) == ("digits", data[0].digest)
+    for number, entry in enumerate(about["pictures"]):
+        picture = cv2.imread(str(good / entry["file"]), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(picture, drawn(data)[0][number][..., 0])
+        assert entry["file"].startswith(f"{entry['label']}/")
+    dataset, _ = load(Recipe().override({"data.source": str(good), "data.channels": 1}).data)
+    assert len(dataset.images) == 40
+
+
+def test_sets_are_made_of_recipes_and_folders_too(image_folder, tmp_path):
+    (tmp_path / "mine.toml").write_text(f'[data]\nsource = "{image_folder}"\ninput_size = 32\nchannels = 3\n')
+    one = calibration.make(tmp_path / "mine.toml", tmp_path / "one", images=6)
+    assert one.images.shape == (6, 32, 32, 3)
+    assert sorted(one.labels) == ["blue"] * 3 + ["red"] * 3
+    other = calibration.make(tmp_path / "mine.toml", tmp_path / "other", images=6, seed=1)
+    assert one.digest != other.digest
+    assert calibration.make(None, tmp_path / "third", data=str(image_folder), images=500).images.shape[0] < 40
+    assert one.digest == calibration_set.read(tmp_path / "one").digest
+    assert np.array_equal(one.images, calibration_set.read(tmp_path / "one").images)  # red is red
+
+
+def test_labels_that_are_no_folder_names(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), np.uint8)
+    labels = np.array(["../a/b", ".hidden", "c:\\d"])
+    np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(30) % 3, labels=labels)
+    made = calibration.make(None, tmp_path / "set", data=str(tmp_path / "own.npz"), images=9)
+    found = calibration_set.read(tmp_path / "set")
+    assert found.labels == made.labels
+    assert set(found.labels) == set(labels)
+    assert found.names[0].startswith("own.npz[")  # not where it lay
+    assert len(list((tmp_path / "set").glob("[!.]*/*.png"))) == 9
+
+
+def test_only_a_set_is_ever_replaced(run, tmp_path):
+    calibration.make(run, tmp_path / "set", images=10)
+    with pytest.raises(OutputExistsError, match="add --overwrite"):
+        calibration.make(run, tmp_path / "set", images=20)
+    calibration.make(run, tmp_path / "set", images=20, overwrite=True)
+    assert len(calibration_set.read(tmp_path / "set").images) == 20
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    with pytest.raises(OutputExistsError, match="does not touch"):
+        calibration.make(run, tmp_path / "mine", images=20, overwrite=True)
+
+
+def test_diverse_takes_no_scene_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    frames = [burst(cv2.resize(s, (32, 32)), 20, rng) for label in scenes for s in label]
+    np.savez(tmp_path / "video.npz", x_train=np.concatenate(frames), y_train=np.repeat([0, 1], 80))
+    dataset, section = load(Recipe().override({"data.source": str(tmp_path / "video.npz")}).data)
+    split = split_dataset(dataset, section, 0)
+    scene = np.repeat(np.arange(8), 20)
+    by = {m: METHODS[m](dataset, split.train, 8, np.random.default_rng(0)) for m in ("diverse", "stratified")}
+    assert set(scene[by["diverse"]]) == set(range(8))
+    assert len(set(scene[by["stratified"]])) < 8
+
+
+def test_fewer_pictures_than_classes_are_not_those_of_the_first(data):
+    assert set(drawn(data, 5)[1]) != set(range(5))
+
+
+def test_all_shipped_recipes_and_the_shipped_set(run, data):
+    for name in shipped_names("calibration"):
+        assert len(calibration.draw(name, *data).images) == 200
+    assert check(shipped("calibration") / "digits", run).findings == ()
+    assert len(calibration.draw("digits", *data).images) == 20
+
+
+def test_wrong_recipes_are_refused(tmp_path, data):
+    own = tmp_path / "own.toml"
+    own.write_text('method = "stratifed"\n')
+    with pytest.raises(RecipeError, match="did you mean 'stratified'"):
+        calibration.read_recipe(str(own))
+    own.write_text("images = 0\n")
+    with pytest.raises(RecipeError, match="images is 0"):
+        calibration.read_recipe(str(own))
+    with pytest.raises(RecipeError, match="no folder of a calibration set either"):
+        calibration.draw("nowhere", *data)
+
+
+# ---------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [({"input_size": 32}, "size", "32×32×1"), ({"channels": 3}, "channels", "28×28×3")],
+)
+def test_another_size_or_number_of_channels(run, data, tmp_path, change, kind, said):
+    recipe = Recipe().override({f"data.{key}": value for key, value in change.items()})
+    (tmp_path / "other.toml").write_text(recipe.to_toml())
+    calibration.make(tmp_path / "other.toml", tmp_path / "set", images=20)
+    (finding,) = check(tmp_path / "set", run).findings
+    assert (finding.severity, finding.kind) == ("error", kind)
+    assert f"pictures are {said} (height, width, channels), the model takes 28×28×1" in finding.what
+    with pytest.raises(DataError, match=r"is refused: .* the model takes 28×28×1"):
+        calibration.draw(str(tmp_path / "set"), *data)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x: (x / 255).astype(np.float32), r"already normalised to \[0, 1\]"),
+        (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalised to \[-1, 1\]"),
+        (lambda x: x // 255, "cut off"),
+        (lambda x: (x.astype(int) - 128).astype(np.int8), "pixels minus 128"),
+        (lambda x: (x / 255 - 0.45) / 0.22, "neither pixels nor"),
+        (lambda x: np.where(x > 250, np.nan, x), "not all are numbers"),
+    ],
+)
+def test_another_range(judged, data, wrong, said):
+    images, classes = drawn(data)
+    kinds, report = judged(x=wrong(images), y=classes)
+    assert kinds["range"] == "error"
+    assert not report.ok
+    assert re.search(said, report.findings[0].what)
+
+
+def test_the_right_range_in_another_type_can_be_judged_further(judged, data):
+    images, classes = drawn(data)
+    assert judged(x=images.astype(np.float32), y=classes)[0] == {"range": "warning"}
+    assert judged(x=images)[0] == {"no-labels": "note"}
+
+
+def test_half_the_contrast_and_another_light(judged, data):
+    images, classes = drawn(data)
+    assert judged(x=images // 2, y=classes)[0] == {"foreign": "warning", "contrast": "error"}
+    brighter = np.clip(images.astype(int) + 40, 0, 255).astype(np.uint8)
+    assert judged(x=brighter, y=classes)[0]["brightness"] == "warning"
+
+
+def test_channels_first(run, image_folder, tmp_path, judged, data):
+    images, classes = drawn(data)
+    kinds, _ = judged(x=images.transpose(0, 3, 1, 2), y=classes)
+    assert kinds == {"layout": "error"}
+
+
+def test_classes(judged, data):
+    images, classes = drawn(data)
+    kinds, report = judged(x=images[classes != 3], y=classes[classes != 3])
+    assert kinds == {"missing-class": "error"}
+    assert report.findings[0].where == "3"
+    kinds, report = judged(x=images[:7], y=classes[:7])
+    assert kinds == {"few": "warning", "missing-class": "warning"}
+    assert report.ok
+    kept = (classes != 3) | (np.cumsum(classes == 3) == 1)
+    assert judged(x=images[kept], y=classes[kept])[0] == {"unbalanced": "warning"}
+    assert judged(x=images, y=np.where(classes == 3, 33, classes))[0]["unknown-class"] == "error"
+
+
+def test_all_alike(judged, data):
+    images, classes = drawn(data, 10)
+    rng = np.random.default_rng(0)
+    one, ten = burst(images[3], 40, rng), np.concatenate([burst(image, 10, rng) for image in images])
+    assert judged(x=one)[0]["alike"] == "error"
+    # A burst of every class is alike all the same.
+    assert judged(x=ten, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
+
+
+def test_some_twice(judged, data):
+    images, classes = drawn(data)
+    kinds, _ = judged(x=np.concatenate([images, images[:10]]), y=np.concatenate([classes, classes[:10]]))
+    assert kinds == {"duplicates": "warning"}
+
+
+def test_overlap_with_held_out_pictures(judged, data):
+    images, classes = drawn(data, part="test")
+    kinds, report = judged(x=images, y=classes)
+    assert kinds == {"test-overlap": "error"}
+    assert "40 pictures are held-out test pictures" in report.findings[0].what
+    again = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
+    kinds, _ = judged(x=np.stack(again), y=classes)
+    assert kinds == {"foreign": "warning", "near-test": "warning"}
+    images, classes = drawn(data, part="val")
+    assert judged(x=images, y=classes)[0] == {"val-overlap": "note"}
+
+
+def test_data_that_has_a_picture_on_both_sides_is_not_the_sets_fault(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    classes = np.arange(40) % 2
+    np.savez(tmp_path / "twice.npz", x_train=images, y_train=classes, x_test=images[:9], y_test=classes[:9])
+    dataset, section = load(Recipe().override({"data.source": str(tmp_path / "twice.npz")}).data)
+    split = split_dataset(dataset, section, 0)
+    # Older versions trained on images whose copies were held out.
+    split = replace(split, train=np.sort(np.concatenate([split.train, split.excluded])))
+    found = examine(Offered("x", images, ("x",) * 40, None, None, ""), dataset, split)
+    assert ("note", "leak") in [(finding.severity, finding.kind) for finding in found]
+
+
+def test_red_and_blue_exchanged(image_folder, tmp_path):
+    """Known by the training pictures themselves, or else by their colours."""
+    dataset, section = load(Recipe().override({"data.source": str(image_folder), "data.input_size": 32}).data)
+    split = split_dataset(dataset, section, 0)
+    chosen = METHODS["stratified"](dataset, split.train, 12, np.random.default_rng(0))
+    right, labels = dataset.images[chosen], tuple(dataset.labels[c] for c in dataset.classes[chosen])
+    noisy = (right.astype(int) + np.random.default_rng(1).integers(-3, 4, right.shape)).clip(0, 255).astype(np.uint8)
+
+    def order(images, labels):
+        found = examine(Offered("x", images, tuple(map(str, range(12))), labels, None, ""), dataset, split)
+        return [
+            (finding.severity, finding.what.partition(":")[0]) for finding in found if finding.kind == "channel-order"
+        ]
+
+    assert order(right, labels) == []
+    assert order(right[..., ::-1], labels) == [
+        ("error", "12 pictures are training pictures with red and blue exchanged")
+    ]
+    assert order(noisy, labels) == []
+    assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem exchanged")]
+    # As many red as blue ones: without labels nobody can tell.
+    assert [severity for severity, _ in order(noisy[..., ::-1], None)] == ["note"]
+
+
+def test_changed_pictures_are_found(run, data, good, tmp_path):
+    shutil.copytree(good, tmp_path / "set")
+    cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
+    kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
+    assert kinds == {"digest": "error", "foreign": "warning"}
+    with pytest.raises(DataError, match="pictures were changed or damaged"):
+        calibration.draw(str(tmp_path / "set"), *data)
+
+
+def test_pictures_that_were_fitted_otherwise(run, good, tmp_path):
+    shutil.copytree(good, tmp_path / "set")
+    about = (tmp_path / "set" / "calibration.json").read_text()
+    (tmp_path / "set" / "calibration.json").write_text(about.replace('"crop"', '"pad"'))
+    assert [finding.kind for finding in check(tmp_path / "set", run).findings] == ["preprocess"]
+
+
+def _without_picture(folder, about):
+    (folder / about["pictures"][0]["file"]).unlink()
+
+
+def _other_size(folder, about):
+    cv2.imwrite(str(folder / about["pictures"][0]["file"]), np.zeros((9, 9), np.uint8))
+
+
+def _cut_off(folder, about):
+    file = folder / about["pictures"][0]["file"]
+    file.write_bytes(file.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without_picture, "0000.png is missing"),
+        (_other_size, "no PNG of 28×28"),
+        (_cut_off, "damaged PNG"),
+        (lambda folder, about: about.update(schema=99), "reads up to 1"),
+        (lambda folder, about: about.update(schema="1"), "has schema '1'"),
+        (lambda folder, about: about.update(pictures=[]), "lists no pictures"),
+        (lambda folder, about: about.pop("digest"), "is damaged"),
+        (lambda folder, about: about["pictures"][0].update(file="../../x.png"), "leads out"),
+        (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
+        (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
+    ],
+)
+def test_damaged_sets_are_refused(run, good, tmp_path, damage, said):
+    shutil.copytree(good, tmp_path / "set")
+    about = json.loads((good / "calibration.json").read_text())
+    damage(tmp_path / "set", about)
+    (tmp_path / "set" / "calibration.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=said):
+        calibration_set.read(tmp_path / "set")
+    with pytest.raises(DataError, match=said):
+        check(tmp_path / "set", run)
+
+
+def test_what_is_no_calibration_set(run, tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 3, 3)), b=np.zeros((2, 3, 3)))
+    (tmp_path / "cut.npz").write_bytes(b"PK")
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    (tmp_path / "folder" / "a" / "x.txt").write_text("x")
+    for name, said in (
+        ("objects.npy", "pickled objects, which can run code"),
+        ("two.npz", "expected one array of pictures"),
+        ("cut.npz", "cannot be read"),
+        ("folder", "no pictures, only other files"),
+        ("folder/a/x.txt", "neither a calibration set"),
+        ("nowhere", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=said):
+            check(tmp_path / name, run)
+    with pytest.raises(DataError, match="is no calibration set"):
+        calibration_set.read(tmp_path / "folder")
+
+
+def test_folders_and_lone_arrays_are_taken(run, data, good, tmp_path):
+    shutil.copytree(good, tmp_path / "set")
+    (tmp_path / "set" / "calibration.json").unlink()
+    (tmp_path / "set" / "3" / "notes.txt").write_text("x")
+    report = check(tmp_path / "set", run)
+    assert [(finding.kind, finding.where) for finding in report.findings] == [("no-picture", "3/notes.txt")]
+    np.save(tmp_path / "lone.npy", drawn(data)[0][..., 0])
+    offered = open_offered(tmp_path / "lone.npy", run.recipe.preprocess, run.labels)
+    assert offered.digest == calibration_set.read(good).digest
+    named = np.array([run.labels[c] for c in drawn(data)[1]])
+    np.savez(tmp_path / "named.npz", x=drawn(data)[0], y=named)
+    assert check(tmp_path / "named.npz", run).findings == ()
+
+
+# ---------------------------------------------------------------- using and seeing
+
+
+def test_ptq_takes_a_set_and_its_digest_travels(run, good, tmp_path):
+    copy = Run(tmp_path / "run")
+    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("int8*", "checkpoints", "plots"))
+    report = quantize(copy, "ptq", calibration=str(good), max_drop=100.0)
+    assert report.calibration == {"recipe": "good", "images": 40, "digest": calibration_set.read(good).digest}
+    with pytest.raises(RecipeError, match="--calibration has no effect with --method qat"):
+        quantize(copy, "qat", calibration=str(good))
+    # The recipe may name it too; where it lay does not travel.
+    (copy.path / "recipe.toml").write_text(run.recipe.override({"compress.calibration": str(good)}).to_toml())
+    provenance = Bundle.open(export_bundle(copy, "desktop", variant="int8").bundle).manifest.provenance
+    assert provenance["calibration"] == report.calibration
+    assert provenance["recipe"]["compress"]["calibration"] == "good"
+
+
+def test_the_command_line(run, data, good, tmp_path):
+    def call(*arguments):
+        return CliRunner().invoke(app, ["calibration", *map(str, arguments)])
+
+    done = call("make", run.path, "--out", tmp_path / "set", "--recipe", "random", "--images", 50, "--json")
+    assert done.exit_code == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["recipe"]["name"], len(made["pictures"])) == ("random", 50)
+    done = call("check", tmp_path / "set", "--run", run.path)
+    assert (done.exit_code, done.stdout.splitlines()[-1][:16]) == (0, "ok: 50 pictures ")
+    np.savez(tmp_path / "bad.npz", x=drawn(data)[0] / 255)
+    done = call("check", tmp_path / "bad.npz", "--run", run.path, "--json")
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    assert report["findings"][0]["kind"] == "range"
+    done = call("make", "--out", tmp_path / "none")
+    assert done.exit_code == 2
+    done = call("make", tmp_path, "--out", tmp_path / "none")
+    assert (done.exit_code, "is not a run" in done.stderr) == (1, True)
+
+
+def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):
+    assert calibration.show(good, tmp_path / "sheet.png", run=run) == 40
+    sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape[1] > 1000
+    assert (sheet < 30).mean() > 0.1  # digits are white on black
+    with pytest.raises(OutputExistsError):
+        calibration.show(good, tmp_path / "sheet.png")
+    np.save(tmp_path / "nan.npy", np.full((2, 28, 28), np.nan))
+    with pytest.raises(EdgerecError, match="not all are numbers"):
+        calibration.show(tmp_path / "nan.npy", tmp_path / "other.png", run=run)
+
+
+def test_distances_are_in_grey_levels():
+    images = np.zeros((3, 16, 16, 1), np.uint8)
+    images[1, :8], images[2, :8] = 20, 24
+    assert to_nearest_other(thumbnails(images)) == pytest.approx([10, 2, 2], abs=1e-4)

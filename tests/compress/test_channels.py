@@ -1,0 +1,266 @@
+"""Structured pruning: smaller dense models that compute what the whole one does without the channels."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgerec.compress import channels
+from edgerec.compress.channel_graph import trace
+from edgerec.compress.channels import cost, macs, shrink
+from edgerec.compress.context import Bench
+from edgerec.compress.convert import check_int8, to_int8
+from edgerec.contract.tensors import Normalise
+from edgerec.errors import ModelError
+from edgerec.models import build
+from edgerec.recipe import ModelSection
+from edgerec.train.backend import keras
+from edgerec.train.evaluate import keras_scorer
+from edgerec.utils.progress import ignore
+
+UNIT = Normalise.named("unit")
+
+
+def pixels(model, count=4):
+    return np.random.default_rng(1).random((count, *model.input_shape[1:]), np.float32)
+
+
+def lively(model):
+    """The model with normalisations that do something, so that a wrong slice of them shows."""
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras().layers.BatchNormalization):
+            layer.momentum = 0.0  # the next batch's statistics become its own
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
+            layer.beta.assign(rng.uniform(-0.5, 0.5, layer.beta.shape))
+    model(pixels(model, 16), training=True)
+    return model
+
+
+def ours(arch, width=1.0, size=16):
+    section = ModelSection(arch=arch, width=width)
+    return lively(build(keras(), section, (size, size, 3), 5, UNIT))
+
+
+def built(features, size=8):
+    """A model of five classes around ``features(layers, tensor)``."""
+    layers = keras().layers
+    inputs = keras().Input((size, size, 3))
+    x = layers.Dense(5)(features(layers, inputs))
+    return lively(keras().Model(inputs, layers.Softmax()(x)))
+
+
+def concatenated(layers, x):
+    """An addition across a concatenation's border, which ties channels of two layers to one."""
+    a = layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(x))
+    b = layers.PReLU(shared_axes=(1, 2))(layers.SeparableConv2D(24, 3, padding="same", depth_multiplier=2)(x))
+    joined = layers.Concatenate()([a, b])
+    joined = layers.Add()([joined, layers.Conv2D(40, 1)(joined)])
+    y = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(joined)
+    y = layers.Conv2DTranspose(16, 3, strides=2, padding="same", activation="relu")(y)
+    y = layers.Dense(24, activation="relu")(layers.Flatten()(layers.MaxPooling2D(4)(y)))
+    return layers.Dropout(0.1)(y)
+
+
+def squeezed(layers, x):
+    """Squeeze and excitation: the factors are tied to what they scale."""
+    x = layers.Conv2D(32, 3, activation="relu")(x)
+    s = layers.Dense(16, activation="relu")(layers.GlobalAveragePooling2D()(x))
+    s = layers.Reshape((1, 1, 32))(layers.Dense(32, activation="sigmoid")(s))
+    return layers.GlobalAveragePooling2D()(layers.Multiply()([x, s]))
+
+
+MODELS = {
+    "plain, flattened": lambda: ours("simple_cnn", size=28),
+    "residual": lambda: ours("resnet8"),
+    "residual, squeezed and excited": lambda: ours("se_resnet16", 0.5),
+    "depthwise-separable": lambda: ours("mobilenet_v1", 0.25, 32),
+    "inverted residual": lambda: ours("mobilenet_v2", 0.35, 32),
+    "concatenated": lambda: built(concatenated),
+    "squeeze and excitation": lambda: built(squeezed),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shrunken_model_computes_what_the_masked_one_does(name, monkeypatch):
+    model = MODELS[name]()
+    before = [weight.copy() for weight in model.get_weights()]
+    made = {}
+    monkeypatch.setattr(channels, "_verify", lambda *given: made.update(zip("mswk", given, strict=True)))
+    smaller = shrink(model, 0.5, None)
+    monkeypatch.undo()
+    assert cost(smaller) <= 0.5 * cost(model)
+    assert smaller.count_params() < model.count_params()
+    assert (smaller.input_shape, smaller.output_shape) == (model.input_shape, model.output_shape)
+    assert [type(layer) for layer in smaller.layers] == [type(layer) for layer in model.layers]
+    given = pixels(model)
+    expected = blinded(model, made["w"], made["k"])(given).numpy()
+    np.testing.assert_allclose(smaller(given).numpy(), expected, atol=1e-5)
+    assert np.abs(expected - model(given).numpy()).max() > 1e-4  # what went had mattered
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def blinded(model, wiring, keep):
+    """A copy with zeros for every weight that reads a removed channel."""
+    copy = keras().models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    for name, wire in wiring.wires.items():
+        kernel_axis = {"Conv2D": 2, "Conv2DTranspose": 3, "SeparableConv2D": 2, "Dense": 0}.get(
+            type(wire.layer).__name__
+        )
+        if kernel_axis is not None:
+            kernel, *rest = copy.get_layer(name).get_weights()
+            np.moveaxis(kernel, kernel_axis, 0)[~keep[wire.used]] = 0
+            copy.get_layer(name).set_weights([kernel, *rest])
+    return copy
+
+
+def test_dead_channels_go_first_and_change_nothing():
+    model = ours("resnet8")
+    wiring = trace(model)
+    dead = {}
+    rng = np.random.default_rng(0)
+    for name in ("conv2d", "conv2d_1", "conv2d_3", "conv2d_4", "conv2d_6", "conv2d_7"):
+        # Of each group of tied layers half of the channels: what makes them and what uses them.
+        name = next(layer for layer in wiring.wires if layer.removeprefix("conv2d") == suffix(wiring, name))
+        made = wiring.wires[name].made
+        dead |= dict.fromkeys(made[rng.permutation(len(made))[: len(made) // 2]].tolist())
+    for wire in wiring.wires.values():
+        weights = wire.layer.get_weights()
+        out = np.isin(wire.made, list(dead))
+        if wire.axes == ("hwio", "o") and out.any():
+            weights[0][..., out], weights[1][out] = 0, 0
+        if len(wire.axes) == 4:
+            weights[0][out], weights[1][out] = 0, 0
+        wire.layer.set_weights(weights)
+    smaller = shrink(model, 0.6, None)
+    given = pixels(model)
+    np.testing.assert_allclose(smaller(given).numpy(), model(given).numpy(), atol=1e-5)
+    assert cost(smaller) <= 0.4 * cost(model)
+
+
+def suffix(wiring, name):
+    """Keras numbers its layers through the process: the n-th convolution's own number."""
+    convolutions = [layer for layer in wiring.wires if layer.startswith("conv2d")]
+    convolutions.sort(key=lambda layer: int(layer.partition("_")[2] or 0))
+    return convolutions[int(name.partition("_")[2] or 0)].removeprefix("conv2d")
+
+
+def test_costs_are_counted():
+    def features(layers, x):
+        x = layers.Conv2D(16, 3, padding="same", strides=2)(x)
+        x = layers.DepthwiseConv2D(3, padding="same")(x)
+        return layers.GlobalAveragePooling2D()(layers.Conv2D(24, 1)(layers.Add()([x, x])))
+
+    model = built(features, size=8)
+    stem, depthwise, pointwise, classes = 16 * 9 * 3 * 16, 16 * 9 * 16, 16 * 16 * 24, 24 * 5
+    assert macs(model) == stem + depthwise + pointwise + classes
+    written = 16 * 16 * 3 + 16 * 24 + 5
+    assert cost(model) == macs(model) + 3 * depthwise + 20 * written
+
+
+def test_residual_ties_hold_and_layers_end_at_multiples():
+    model = ours("resnet8")
+    smaller = shrink(model, 0.6, None)
+    filters = {layer.name: layer.filters for layer in smaller.layers if hasattr(layer, "filters")}
+    assert all(count % 8 == 0 for count in filters.values())
+    # Kernels compute 16 channels at once, and a layer of 32 and more has some to spare.
+    whole = {layer.name: layer.filters for layer in model.layers if hasattr(layer, "filters")}
+    assert {filters[name] % 16 for name, count in whole.items() if count >= 32} == {0}
+    assert any(filters[name] % 16 for name, count in whole.items() if count < 32)
+    for layer in smaller.layers:
+        if isinstance(layer, keras().layers.Add):
+            assert len({tensor.shape[-1] for tensor in layer.input}) == 1
+    fine = shrink(model, 0.6, None, multiple=1)
+    assert any(layer.filters % 8 for layer in fine.layers if hasattr(layer, "filters"))
+    # A finer grain meets what was asked for more closely.
+    assert cost(smaller) <= cost(fine) <= 0.4 * cost(model) < 1.05 * cost(fine)
+
+
+def test_its_int8_is_smaller():
+    model = ours("resnet8")
+    seen = pixels(model, 8)
+    seen[0, 0, 0, :2] = 0, 1
+    content = to_int8(shrink(model, 0.8, None), seen)
+    check_int8(content, UNIT)
+    assert len(content) < 0.6 * len(to_int8(model, seen))
+
+
+def test_what_is_unknown_is_left_whole(caplog):
+    class Mixing(keras().layers.Layer):
+        def call(self, x):
+            return x - keras().backend.mean(x, axis=-1, keepdims=True)
+
+    def features(layers, x):
+        x = layers.Conv2D(24, 3, activation="relu", name="free")(x)
+        x = Mixing(name="mixing")(layers.Conv2D(24, 3, activation="relu", name="held")(x))
+        x = layers.Conv2D(24, 1, name="after")(x)
+        return layers.GlobalAveragePooling2D()(layers.Conv2D(24, 1, groups=2, name="grouped")(x))
+
+    with caplog.at_level(logging.WARNING):
+        smaller = shrink(built(features), 0.9, None)
+    assert "mixing (Mixing), grouped (Conv2D)" in caplog.text
+    assert "every layer is at its least" in caplog.text
+    widths = {name: smaller.get_layer(name).filters for name in ("free", "held", "after", "grouped")}
+    assert widths == {"free": 8, "held": 24, "after": 24, "grouped": 24}
+
+
+def test_a_layer_that_lies_about_its_kind_is_found():
+    class Dropout(keras().layers.Layer):
+        def call(self, x):
+            return x - keras().backend.mean(x, axis=-1, keepdims=True)
+
+    def features(layers, x):
+        return layers.GlobalAveragePooling2D()(Dropout()(layers.Conv2D(24, 3, activation="relu")(x)))
+
+    with pytest.raises(ModelError, match="does not treat channels as its kind says"):
+        shrink(built(features), 0.5, None)
+
+
+def test_where_nothing_can_go_the_error_says_why():
+    layers = keras().layers
+    classes_only = keras().Sequential([layers.Flatten(input_shape=(8, 8, 3)), layers.Dense(5, activation="softmax")])
+    with pytest.raises(ModelError, match="all of them are its classes"):
+        shrink(classes_only, 0.5, None)
+    with pytest.raises(ModelError, match=r"no layer of .* has more than 8 channels"):
+        shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(8, 3)(x))), 0.5, None)
+    with pytest.raises(ModelError, match=r"grouped \(Conv2D\) may need all of theirs"):
+        shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(9, 3, groups=3, name="grouped")(x))), 0.5, None)
+    with pytest.raises(ModelError, match=r"is 0\.95, expected 0 to 0.9"):
+        shrink(classes_only, 0.95, None)
+
+
+def test_fine_tuning_brings_the_accuracy_back(run, tmp_path):
+    recipe, (dataset, split) = run.recipe, run.data()
+    model = run.model()
+    quick = recipe.override({"compress.epochs": 2, "compress.learning_rate": 1e-3})
+    with Bench.open(run, quick, None, ignore) as bench:
+        tune = bench.fine_tune(tmp_path)
+
+    def scored(model, part):
+        return keras_scorer(model, recipe.normalise)(dataset.images[part], ignore), dataset.classes[part]
+
+    def top1(model):
+        scores, classes = scored(model, split.val)
+        return np.mean(scores.argmax(axis=1) == classes)
+
+    def loss(model):  # tells more than top-1 of few pictures
+        scores, classes = scored(model, split.train)
+        return -np.mean(np.log(np.maximum(scores[np.arange(len(classes)), classes], 1e-7)))
+
+    smaller = shrink(model, 0.6, tune)
+    assert cost(smaller) <= 0.4 * cost(model)
+    assert top1(smaller) > top1(model) - 0.03
+    # Without fine-tuning: what matters least by the estimate matters less than what matters most by it.
+    wiring = trace(model)
+    scores = channels.taylor(model, wiring, tune)
+    groups, target = channels._groups(wiring), 0.5 * cost(model)
+    right, wrong = (channels._choose(wiring, groups, s, target, 0) for s in (scores, scores.max() - scores))
+    least, most = (channels._rebuilt(model, wiring, keep) for keep in (right, wrong))
+    assert loss(least) < 0.5 * loss(most)
+    judged = shrink(model, 0.5, replace(tune, epochs=0))
+    assert loss(judged) == loss(least)

@@ -1,0 +1,258 @@
+"""Fine-tuning keeps the run's training settings, calibrates ranges like a device, and restores a state completely."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe, fit
+from edgerec.compress.channels import shrink
+from edgerec.compress.cluster import cluster
+from edgerec.compress.context import Bench
+from edgerec.compress.convert import to_int8
+from edgerec.compress.finetune import fine_tune
+from edgerec.compress.prune import prune
+from edgerec.compress.qat import quantization_aware
+from edgerec.recipe import TrainSection
+from edgerec.tflite.flatbuffer import read_graph
+from edgerec.train.backend import copied, keras
+from edgerec.utils.progress import ignore
+from tests.conftest import REPOSITORY, red_and_blue
+
+SIZE = 28
+STAGES = {
+    "prune": lambda model, recipe, tune: prune(model, recipe.compress, tune),
+    "cluster": lambda model, recipe, tune: cluster(model, recipe.compress, tune, preserve_sparsity=False),
+    "channels": lambda model, recipe, tune: shrink(model, 0.0, tune),
+}
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    """A run on 40 images."""
+    folder = tmp_path_factory.mktemp("quick")
+    recipe = Recipe.from_dict(
+        {
+            "data": {"source": str(red_and_blue(folder / "images")), "input_size": SIZE},
+            "model": {"width": 0.25},
+            "train": {"epochs": 1, "batch_size": 8},
+            "compress": {"epochs": 1, "max_drop": 100.0},
+        }
+    )
+    return fit(recipe, folder / "run")
+
+
+def opened(run, **changes):
+    """The run's bench, with keys of its recipe changed: ``transfer__freeze_bn=False``."""
+    recipe = run.recipe.override({key.replace("__", "."): value for key, value in changes.items()})
+    return Bench.open(run, recipe, None, ignore)
+
+
+def batch_normalization(model):
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return {v.name: v.numpy() for v in model.variables if v.name.rpartition("/")[2].partition(":")[0] in names}
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "freeze_bn", "frozen"),
+    [
+        ("prune", "imagenet", True, True),
+        ("cluster", "imagenet", True, True),
+        ("channels", "imagenet", True, True),
+        ("channels", "imagenet", False, False),
+        ("channels", "none", True, False),  # random weights brought no statistics with them
+    ],
+)
+def test_retraining_follows_freeze_bn(quick_run, tmp_path, stage, weights, freeze_bn, frozen):
+    changes = {"model__weights": weights, "transfer__freeze_bn": freeze_bn, "compress__learning_rate": 0.01}
+    with opened(quick_run, **changes) as bench:
+        model = small(normalized=True)
+        before = batch_normalization(model)
+        model = STAGES[stage](model, bench.recipe, bench.fine_tune(tmp_path))
+    after = batch_normalization(model)
+    assert len(before) == len(after) == 4
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(changed) == (0 if frozen else 4)
+    # The next stage decides for itself.
+    assert all(layer.trainable for layer in model.layers if layer.weights)
+
+
+def batch_recorder(sizes: list[int]):
+    """A layer that does nothing but record the batch size of each training step that is traced."""
+
+    class Recorder(keras().layers.Layer):
+        def call(self, inputs, training=None):
+            if training:
+                sizes.append(inputs.shape[0])
+            return inputs
+
+    return Recorder()
+
+
+def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = False):
+    """A classifier of two classes with seeded weights, with dropout or batch normalization if asked for."""
+    layers = keras().layers
+    keras().utils.set_random_seed(0)
+    inputs = x = keras().Input((SIZE, SIZE, 3))
+    x = recorder(x) if recorder else x
+    x = layers.Conv2D(8, 3, strides=4, activation="relu")(x)
+    x = layers.BatchNormalization()(x) if normalized else x
+    if rate and kind != "Dropout":
+        x = getattr(layers, kind)(rate)(x)
+    x = layers.Flatten()(x)
+    if rate and kind == "Dropout":
+        x = layers.Dropout(rate)(x)
+    return keras().Model(inputs, layers.Softmax()(layers.Dense(2, name="logits")(x)))
+
+
+@pytest.mark.parametrize(("accumulate", "size"), [(1, 8), (4, 2)])
+def test_fine_tuning_accumulates_gradients_like_the_training(quick_run, tmp_path, accumulate, size):
+    sizes: list[int] = []
+    with opened(quick_run, train__accumulate=accumulate) as bench:
+        model = small(recorder=batch_recorder(sizes))
+        fine_tune(lambda: model, bench.fine_tune(tmp_path), "fine-tuning")
+    assert set(sizes) == {size}
+
+
+@pytest.mark.parametrize("xla", [True, False])
+def test_fine_tuning_compiles_by_xla_like_the_training(quick_run, tmp_path, xla):
+    with opened(quick_run, train__xla=xla) as bench:
+        model = fine_tune(small, bench.fine_tune(tmp_path), "fine-tuning")
+    assert model.jit_compile is xla
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_fine_tuning_uses_the_optimizer_of_the_training(quick_run, tmp_path, name):
+    with opened(quick_run, train__optimizer=name) as bench:
+        model = fine_tune(small, bench.fine_tune(tmp_path), "fine-tuning")
+    assert model.optimizer.name.lower() == name
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_fine_tuning_uses_the_batch_size_of_the_training(quick_run, tmp_path, size):
+    sizes: list[int] = []
+    with opened(quick_run, train__batch_size=size) as bench:
+        model = small(recorder=batch_recorder(sizes))
+        fine_tune(lambda: model, bench.fine_tune(tmp_path), "fine-tuning")
+    assert set(sizes) == {size}
+
+
+def test_the_documentation_covers_every_training_setting():
+    text = (REPOSITORY / "docs" / "compression.md").read_text(encoding="utf-8")
+    table = text.partition("## Training settings")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(key.strip(" `") for row in rows for key in row.split(",")) == sorted(
+        item.name for item in fields(TrainSection)
+    )
+
+
+def logits_scale(aware) -> float:
+    """Scale of the logits in the converted model: the width of their range / 255."""
+    (dense,) = (op for op in read_graph(to_int8(aware)).operators if op.name == "FULLY_CONNECTED")
+    return float(dense.outputs[0].scales[0])
+
+
+@pytest.mark.parametrize("kind", ["Dropout", "SpatialDropout2D"])
+def test_dropout_does_not_widen_the_ranges(quick_run, tmp_path, kind):
+    # At this rate nothing is learned, so that the ranges are those of one and the same model.
+    plain, dropping = small(), small(0.7, kind=kind)
+    dropping.set_weights(plain.get_weights())
+    with opened(quick_run, compress__learning_rate=1e-8) as bench:
+        scales = []
+        for number, model in enumerate((plain, dropping)):
+            tune = bench.fine_tune(tmp_path / str(number))
+            scales.append(logits_scale(quantization_aware(model, bench.recipe.normalise, tune)))
+    assert scales[1] == pytest.approx(scales[0], rel=0.01)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_path, epochs):
+    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as bench:
+        model = small()
+        tune = bench.fine_tune(tmp_path / "plain")
+        expected = logits_scale(quantization_aware(model, bench.recipe.normalise, tune))
+
+        def white(epoch, places):
+            return tune.feed(epoch, places).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
+
+        # Ranges that follow the training batches would move by a third in so many steps of white images.
+        white_tune = replace(tune, feed=white, steps=400, checkpoints=tmp_path / "white")
+        scale = logits_scale(quantization_aware(model, bench.recipe.normalise, white_tune))
+    assert scale == pytest.approx(expected, rel=0.02)
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C, which pytest takes for its own."""
+
+
+def damage_missing_optimizer(arrays):
+    last = max((name for name in arrays if name.startswith("optimizer")), key=lambda name: int(name[9:]))
+    del arrays[last]
+
+
+def damage_optimizer_shape(arrays):
+    arrays["optimizer2"] = np.zeros((3, 3), np.float32)
+
+
+def damage_best(arrays):
+    del arrays["best1"]
+
+
+def damage_weights_shape(arrays):
+    arrays["weights1"] = np.zeros(999, np.float32)
+
+
+def damage_values(arrays):
+    arrays["optimizer2"] = np.full_like(arrays["optimizer2"], np.nan)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_missing_optimizer, damage_optimizer_shape, damage_best, damage_weights_shape, damage_values],
+    ids=lambda function: function.__name__,
+)
+def test_a_damaged_state_changes_nothing(quick_run, tmp_path, caplog, damage):
+    def interrupt(progress):
+        if progress.text.startswith("epoch 2"):
+            raise Interrupted
+
+    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=2) as bench:
+        tune = bench.fine_tune(tmp_path)
+        model = small()
+        start = [weight.copy() for weight in model.get_weights()]
+        with pytest.raises(Interrupted):
+            fine_tune(lambda: copied(model), replace(tune, listener=interrupt), "fine-tuning")
+        (path,) = tmp_path.glob("*.npz")
+        with np.load(path) as file:
+            arrays = dict(file)
+        # Weights that would show if they were restored before the rest is found to be damaged.
+        arrays |= {name: np.ones_like(array) for name, array in arrays.items() if name.startswith("weights")}
+        damage(arrays)
+        np.savez(path, **arrays)
+        with caplog.at_level(logging.WARNING, "edgerec"):
+            model = fine_tune(lambda: copied(model), tune, "fine-tuning")
+    assert "cannot be resumed" in caplog.text
+    assert "starts again" in caplog.text
+    for before, after in zip(start, model.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_an_undamaged_state_is_restored_with_its_optimizer(quick_run, tmp_path, caplog):
+    steps = []
+
+    def interrupt(progress):
+        steps.append(progress.done)
+        if progress.text.startswith("epoch 2"):
+            raise Interrupted
+
+    with opened(quick_run, compress__epochs=2) as bench:
+        tune = bench.fine_tune(tmp_path)
+        with pytest.raises(Interrupted):
+            fine_tune(small, replace(tune, listener=interrupt), "fine-tuning")
+        with caplog.at_level(logging.INFO, "edgerec"):
+            model = fine_tune(small, tune, "fine-tuning")
+    assert "fine-tuning: resuming after epoch 1/2" in caplog.text
+    assert int(model.optimizer.iterations) == 2 * tune.steps

@@ -1,0 +1,335 @@
+"""Where a compressed model leaves the float one: healthy variants, and such as are broken by real means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edgerec import Run, parity
+from edgerec.compress import calibration
+from edgerec.compress.convert import to_float32, to_int8, to_mixed
+from edgerec.compress.layer_comparison.extra_outputs import exposed, float_twin
+from edgerec.compress.layer_comparison.findings import LOW_DB, costliest, find_answers, find_input, find_layers
+from edgerec.compress.layer_comparison.graph_matching import layer_name, match
+from edgerec.compress.layer_comparison.runner import FLOAT_MODEL, FLOAT_TWIN, layer_parity
+from edgerec.contract.tensors import Normalise
+from edgerec.errors import ModelError, RunError
+from edgerec.runtime.interpreter import open_interpreter
+from edgerec.runtime.model import ImageModel
+from edgerec.tflite.flatbuffer import pack, parse, read_graph
+from tests.conftest import one_line
+
+UNIT = Normalise.named("unit")
+
+
+@pytest.fixture(scope="module")
+def pictures(run):
+    """48 validation pictures."""
+    dataset, split = run.data()
+    return dataset.images[split.val][:48]
+
+
+@pytest.fixture(scope="module")
+def calibrating(run):
+    """The run's calibration pictures, float32 pixels 0 to 255."""
+    return calibration.pin_range(calibration.draw("stratified", *run.data()).images).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def floating(run) -> bytes:
+    return (run.variant("float32") / "model.tflite").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ptq(run, calibrating) -> bytes:
+    return to_int8(run.model(), UNIT.apply(calibrating))
+
+
+@pytest.fixture
+def with_variant(run, tmp_path):
+    """A copy of the run whose only compressed variant is the given file."""
+
+    def make(content: bytes) -> Run:
+        copy = Run(tmp_path / "copy")
+        shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("checkpoints", "plots", "int8*"))
+        shutil.copytree(run.variant("int8-qat"), copy.variant("int8"))
+        (copy.variant("int8") / "model.tflite").write_bytes(content)
+        return copy
+
+    return make
+
+
+def scores(content: bytes, pixels) -> np.ndarray:
+    model = ImageModel(content, UNIT)
+    return np.stack([model.scores(image) for image in pixels])
+
+
+def kinds(report) -> list[str]:
+    return [finding.kind for finding in report.findings]
+
+
+def test_looking_inside_changes_no_bit(run, pictures, ptq):
+    for content in (ptq, (run.variant("int8-qat") / "model.tflite").read_bytes()):
+        whole, inside = open_interpreter(content), open_interpreter(exposed(content))
+        given, answer = whole.get_input_details()[0]["index"], whole.get_output_details()[0]["index"]
+        for image in pictures[:16]:
+            for interpreter in (whole, inside):
+                interpreter.set_tensor(given, image[np.newaxis])
+                interpreter.invoke()
+            assert np.array_equal(whole.get_tensor(answer), inside.get_tensor(answer))
+
+
+def test_healthy_ptq(floating, ptq, pictures):
+    report = layer_parity(floating, ptq, pictures, UNIT)
+    assert report.reference == FLOAT_MODEL
+    assert report.unmatched == 0
+    assert list(find_layers(report, "runs/x")) == []
+    layers = {layer.name: layer for layer in report.layers}
+    assert [layer.operator for layer in report.layers if layer.weight_db] == [
+        o.name for o in read_graph(floating).operators if len(o.inputs) == 3
+    ]
+    assert layers["input"].sqnr_db == 120
+    assert all(layer.sqnr_db > 22 and layer.clipped < 0.2 and layer.finite for layer in report.layers)
+    assert all(layer.weight_db > 30 for layer in report.layers if layer.weight_db)
+    # What a pooling layer gives, it was given.
+    assert layers["max_pooling2d"].own_db == 120 > layers["max_pooling2d"].sqnr_db
+
+
+def test_ratio_is_what_other_kernels_give(floating, ptq, pictures):
+    """Against the interpreter's own way to keep all tensors, which has other kernels."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kept = []
+    for content in (floating, ptq):
+        interpreter = Interpreter(
+            model_content=content,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+        kept.append(interpreter)
+    outputs = [
+        next(o.outputs[0] for o in read_graph(c).operators if layer_name(o) == "conv2d_1") for c in (floating, ptq)
+    ]
+    signal = noise = 0.0
+    for image in pictures:
+        found = []
+        for interpreter, stored, output in zip(
+            kept, (UNIT.apply(image.astype(np.float32)), image), outputs, strict=True
+        ):
+            interpreter.set_tensor(
+                interpreter.get_input_details()[0]["index"],
+                stored[np.newaxis].astype(interpreter.get_input_details()[0]["dtype"]),
+            )
+            interpreter.invoke()
+            value = interpreter.get_tensor(output.index).astype(np.float64)
+            found.append((value - output.zero_points[0]) * output.scales[0] if output.scales else value)
+        signal += (found[0] ** 2).sum()
+        noise += ((found[0] - found[1]) ** 2).sum()
+    layer = next(layer for layer in layer_parity(floating, ptq, pictures, UNIT).layers if layer.name == "conv2d_1")
+    assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
+
+
+def test_qat_is_compared_with_its_own_twin(run):
+    report = parity(run)
+    assert (report.variant, report.reference) == ("int8-qat", FLOAT_TWIN)
+    assert not {"input-scale", "collapse", "dead", "not-finite"} & set(kinds(report))
+    assert report.agreement > 0.95
+    convolution = next(layer for layer in report.layers if layer.operator == "CONV_2D")
+    assert convolution.sqnr_db > LOW_DB
+    assert convolution.weight_db is None
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_float_twin_computes_what_the_model_does(ptq, floating, pictures):
+    twin = scores(float_twin(ptq), pictures)
+    assert np.abs(twin - scores(floating, pictures)).max() < 0.05  # the weights are rounded
+    assert layer_parity(None, ptq, pictures[:4], UNIT).reference == FLOAT_TWIN
+
+
+def test_layer_with_one_huge_channel_is_named_first(run, pictures, calibrating, with_variant):
+    """ReLU passes a factor on: one channel 300 times larger, and its weights in the next layer as much smaller."""
+    model = run.model()
+    source, reader = model.get_layer("conv2d_1"), model.get_layer("dense")
+    kernel, bias = source.get_weights()
+    channels = kernel.shape[-1]
+    strongest = int(np.abs(kernel).sum(axis=(0, 1, 2)).argmax())
+    kernel[..., strongest] *= 300
+    bias[strongest] *= 300
+    source.set_weights([kernel, bias])
+    weights, offset = reader.get_weights()
+    weights[strongest::channels] /= 300
+    reader.set_weights([weights, offset])
+    floating, broken = to_float32(model), to_int8(model, UNIT.apply(calibrating))
+    copy = with_variant(broken)
+    (copy.variant("float32") / "model.tflite").write_bytes(floating)
+    report = parity(copy, images=32)
+    assert report.reference == FLOAT_MODEL
+    assert (report.findings[0].kind, report.findings[0].layer) == ("layer", "conv2d_1")
+    assert "half of its channels" in report.findings[0].text
+    named = report.findings[0].text.rpartition("--method mixed --float-layers ")[2]
+    assert named == "conv2d_1,max_pooling2d_1,flatten,dense"
+    # The way out leads out; without what reads the range it does not.
+    for names, cured in ((named.split(","), True), (["conv2d_1"], False)):
+        mixed = to_mixed(model, UNIT.apply(calibrating), names)
+        found = list(find_layers(layer_parity(floating, mixed, pictures[:16], UNIT), "runs/x"))
+        assert (found == []) == cured
+    layers = {layer.name: layer for layer in report.layers}
+    assert costliest(report.layers).name == "conv2d_1"
+    assert layers["conv2d_1"].alone_db < LOW_DB < layers["dense"].alone_db
+    # Its ratio at its own output is splendid: the huge channel hides the others.
+    assert layers["conv2d_1"].sqnr_db > LOW_DB > layers["dense"].sqnr_db
+    assert report.findings[1].kind == "leaves-float"
+    assert report.findings[1].layer == "dense"
+
+
+@pytest.mark.parametrize("wrong", ["not at all", "twice"])
+def test_wrong_input_scale(run, calibrating, with_variant, wrong):
+    pixels = calibrating if wrong == "not at all" else UNIT.apply(UNIT.apply(calibrating))
+    report = parity(with_variant(to_int8(run.model(), pixels)), images=16)
+    first = report.findings[0]
+    assert (first.kind, first.layer) == ("input-scale", "input")
+    assert "2 of 256 pixel values" in first.text
+    assert report.layers[0].sqnr_db < LOW_DB
+    # Too narrow a range clips, too wide a one does not.
+    assert (report.layers[0].clipped > 0.1) == (wrong == "twice")
+
+
+def test_input_that_passes_pixels_is_right(ptq, floating):
+    for content in (ptq, floating):
+        assert list(find_input(ImageModel(content, UNIT).input, UNIT)) == []
+    # The same model in the hands of one who normalises otherwise.
+    (finding,) = find_input(ImageModel(ptq, UNIT).input, Normalise.named("signed"))
+    assert "-1 to 0.99" in finding.text
+
+
+def test_collapse_to_one_class(run, calibrating, with_variant):
+    model = run.model()
+    weights, bias = model.get_layer("logits").get_weights()
+    bias[:] = 0
+    bias[7] = 5
+    model.get_layer("logits").set_weights([np.zeros_like(weights), bias])
+    report = parity(with_variant(to_int8(model, UNIT.apply(calibrating))), images=16)
+    assert report.findings[0].kind == "collapse"
+    assert "'7' for 100% of the validation pictures" in report.findings[0].text
+    assert report.agreement < 0.3
+
+
+def test_collapse_of_the_float_model_is_no_fault_of_int8():
+    rng = np.random.default_rng(0)
+    spread, collapsed = rng.random((100, 3), np.float32), np.tile(np.float32([0.1, 0.8, 0.1]), (100, 1))
+    labels = ("a", "b", "c")
+    assert "float model itself" in next(find_answers(collapsed, collapsed, labels)).text
+    assert list(find_answers(spread, spread, labels)) == []
+    assert next(find_answers(spread, collapsed, labels)).text.startswith("collapse to one class: 'b' for 100%")
+    sure = np.eye(3, dtype=np.float32)[spread.argmax(axis=1)]
+    assert [finding.kind for finding in find_answers(spread, sure, labels)] == ["saturated"]
+
+
+def test_nan_is_named_where_it_begins(run, ptq, pictures):
+    model = run.model()
+    kernel, bias = model.get_layer("conv2d_1").get_weights()
+    model.get_layer("conv2d_1").set_weights([kernel, bias * np.nan])
+    report = layer_parity(to_float32(model), ptq, pictures[:2], UNIT)
+    (finding,) = find_layers(report, "runs/x")
+    assert (finding.kind, finding.layer) == ("not-finite", "conv2d_1")
+
+
+@pytest.fixture(scope="module")
+def branched():
+    """Two convolutions of one shape side by side, added: as float32, float16, dynamic range and int8."""
+    import tensorflow as tf
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(1)
+    given = keras.Input((16, 16, 3))
+    stem = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(given)
+    left = keras.layers.Conv2D(8, 3, padding="same", name="left")(stem)
+    right = keras.layers.Conv2D(8, 3, padding="same", name="right")(stem)
+    joined = keras.layers.Add(name="joined")([keras.layers.Conv2D(8, 3, padding="same", name="deep")(left), right])
+    both = keras.layers.Concatenate(name="both")([joined, stem])
+    scores = keras.layers.Dense(4, activation="softmax", name="scores")(keras.layers.GlobalAveragePooling2D()(both))
+    model = keras.Model(given, scores)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+
+    def convert(**options) -> bytes:
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        for key, value in options.items():
+            setattr(converter.target_spec, key, value)
+        return converter.convert()
+
+    calibrating = UNIT.apply(calibration.pin_range(pixels).astype(np.float32))
+    return {
+        "float32": to_float32(model),
+        "int8": to_int8(model, calibrating),
+        "float16": convert(supported_types=[tf.float16]),
+        "dynamic": convert(),
+    }, pixels
+
+
+def nameless(content: bytes) -> bytes:
+    model = parse(content)
+    for index, tensor in enumerate(model.subgraphs[0].tensors):
+        tensor.name = f"t{index}".encode()
+    return pack(model)
+
+
+def test_branches_find_their_own(branched):
+    contents, pixels = branched
+    found = match(read_graph(contents["float32"]), read_graph(contents["int8"]))
+    names = [(layer_name(ours), layer_name(theirs)) for ours, theirs in found.pairs]
+    assert {("left", "left"), ("right", "right"), ("deep", "deep"), ("joined", "joined")} <= set(names)
+    named = layer_parity(contents["float32"], contents["int8"], pixels, UNIT)
+    unnamed = layer_parity(nameless(contents["float32"]), nameless(contents["int8"]), pixels, UNIT)
+    assert [layer.sqnr_db for layer in named.layers] == [layer.sqnr_db for layer in unnamed.layers]
+    assert min(layer.sqnr_db for layer in named.layers) > LOW_DB
+
+
+def test_forms_with_float_activations(branched):
+    contents, pixels = branched
+    half = layer_parity(contents["float32"], contents["float16"], pixels, UNIT)
+    dynamic = layer_parity(contents["float32"], contents["dynamic"], pixels, UNIT)
+    assert half.reference == dynamic.reference == FLOAT_MODEL
+    assert half.unmatched == dynamic.unmatched == 0
+    assert all(layer.clipped is None and layer.range_used is None for layer in half.layers)
+    assert all(layer.sqnr_db > 45 for layer in half.layers)
+    assert all(layer.weight_db > 60 for layer in half.layers if layer.weight_db)
+    joined = next(layer for layer in dynamic.layers if layer.name == "joined")
+    assert joined.own_db == 120
+
+
+def test_what_cannot_be_compared_is_refused(run, ptq, floating, pictures, with_variant, tmp_path):
+    with pytest.raises(ModelError, match=r"takes \[1, 28, 28, 1\], the pictures are \[48, 9"):
+        layer_parity(floating, ptq, pictures[:, :9], UNIT)
+    with pytest.raises(ModelError, match="not a TFLite model"):
+        layer_parity(floating, b"not a model", pictures, UNIT)
+    with pytest.raises(RunError, match=r"unknown variant 'int9'; did you mean 'int8'\?"):
+        parity(with_variant(ptq), "int9")
+    shutil.rmtree(tmp_path / "copy" / "int8")
+    with pytest.raises(RunError, match="no variant to compare with float: make one with edgerec quantize"):
+        parity(tmp_path / "copy")
+
+
+def test_command(run, tmp_path, here):
+    import cv2
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    picture = tmp_path / "layers.png"
+    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert "conv2d_1" in done.stdout
+    assert "int8-qat against its float twin, on 8 validation pictures" in done.stdout
+    height, width, _ = cv2.imread(str(picture)).shape
+    assert width > height / 2 > 100
+    done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])
+    report = json.loads(done.stdout)
+    assert report["images"] == 8
+    assert report["layers"][0] | {"name": "input", "sqnr_db": 120.0} == report["layers"][0]
+    refused = here("parity", run.path, "--out", picture)
+    assert "already exists" in one_line(refused)

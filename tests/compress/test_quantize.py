@@ -1,0 +1,257 @@
+"""int8 that answers as float does, checked by reading the flatbuffer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe, Run, fit, quantize
+from edgerec.compress import calibration
+from edgerec.compress.accuracy_gate import check_drop
+from edgerec.compress.convert import check_int8, to_float32, to_int8
+from edgerec.compress.variant_report import QuantizeReport
+from edgerec.contract.tensors import Normalise, pixel_table
+from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
+from edgerec.runtime.model import ImageModel
+from edgerec.tflite.edgetpu import check
+from edgerec.tflite.flatbuffer import float_tensors, read_graph, weight_sparsity
+from tests.conftest import one_line
+
+
+def is_full_int8(content: bytes, normalise: str = "unit") -> None:
+    graph = read_graph(content)
+    assert float_tensors(graph) == []
+    (given,), (answer,) = graph.inputs, graph.outputs
+    assert (given.dtype, answer.dtype) == ("UINT8", "UINT8")
+    assert given.shape[0] == answer.shape[0] == 1
+    assert all(-1 not in tensor.shape for tensor in graph.tensors)
+    model = ImageModel(content, Normalise.named(normalise))
+    assert pixel_table(Normalise.named(normalise), model.input) is None
+
+
+def test_qat_is_full_int8_and_small(run):
+    report = run.variants()["int8-qat"]
+    content = (run.variant("int8-qat") / "model.tflite").read_bytes()
+    is_full_int8(content)
+    keras_row, float_row, trained_row, row = report["forms"]
+    assert [r["name"] for r in report["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
+    # What was trained, with int8 rounding simulated, is what runs.
+    assert trained_row["agreement"] > 0.95
+    assert trained_row["size_bytes"] == 0
+    assert report["agreements"]["keras qat"] >= 0.99
+    assert row["size_bytes"] == len(content)
+    assert row["gzip_bytes"] == len(gzip.compress(content, mtime=0))
+    assert row["size_bytes"] <= 0.27 * float_row["size_bytes"]
+    assert float_row["agreement"] == 1.0
+    assert row["agreement"] > 0.95
+    assert report["drop_points"] == pytest.approx(100 * (keras_row["top1"] - row["top1"]))
+
+
+def test_ptq_is_full_int8_and_records_its_calibration(run):
+    report = quantize(run, "ptq")
+    content = (run.variant("int8") / "model.tflite").read_bytes()
+    is_full_int8(content)
+    dataset, split = run.data()
+    drawn = calibration.draw("stratified", dataset, split)
+    assert report.calibration == {"recipe": "stratified", "images": 200, "digest": drawn.digest}
+    assert report.forms[-1].agreement > 0.95
+    with pytest.raises(OutputExistsError):
+        quantize(run, "ptq")
+
+
+def test_pruning_survives_quantization(run, capsys):
+    from edgerec.cli.quantize import _show
+
+    report = quantize(run, "prune+qat", sparsity=0.5, max_drop=5)
+    content = (run.variant("int8-pqat") / "model.tflite").read_bytes()
+    is_full_int8(content)
+    assert report.sparsity == pytest.approx(weight_sparsity(read_graph(content)))
+    assert 0.48 < report.sparsity < 0.6
+    # What pruning changed, what int8 changed after it, and what the conversion changed are told apart.
+    names = [form.name for form in report.forms]
+    keras_row, _, pruned, trained, row = report.forms
+    assert names == ["keras float32", "float32", "keras prune", "keras qat", "int8-pqat"]
+    assert pruned.size_bytes == trained.size_bytes == 0
+    assert keras_row.agreement == 1.0 > pruned.agreement
+    assert report.agreements["keras prune"] > max(0.95, row.agreement - 0.02)
+    assert report.agreements["keras qat"] >= 0.99
+    _show(report, json=False)
+    trained_answers = f"as keras qat does on {report.agreements['keras qat']:.2%} of them"
+    assert f"int8     answers as keras prune does on {report.agreements['keras prune']:.2%}, {trained_answers}" in (
+        capsys.readouterr().out
+    )
+    assert QuantizeReport.from_dict(run.variants()["int8-pqat"]) == report
+    dense = run.variants()["int8-qat"]["forms"][-1]
+    assert report.forms[-1].gzip_bytes < 0.8 * dense["gzip_bytes"]
+
+
+def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
+    made = fit(recipe.override({"train.epochs": 2}), tmp_path / "run")
+    # A learning rate that destroys what was learned.
+    broken = made.recipe.override({"compress.learning_rate": 5.0, "compress.max_drop": 1.0})
+    (made.path / "recipe.toml").write_text(broken.to_toml())
+    with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
+        quantize(made, "qat")
+    assert made.variants()["int8-qat"]["drop_points"] > 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "advice"),
+    [
+        ("int8", "try --method qat, or allow more"),
+        ("int8-qat", "try more --epochs, or allow more"),
+        ("int8-pruned", "try --method prune+qat, more --epochs, less --sparsity, or allow more"),
+        ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or allow more"),
+        ("float16", "allow more"),
+    ],
+)
+def test_gate_advises_what_is_not_done_already(variant, advice):
+    with pytest.raises(GateError, match=f"--max-drop allows 1: {re.escape(advice)}$"):
+        check_drop(variant, 1.0, 0.5, 1.0)
+
+
+def test_gate_shows_its_table_all_the_same(run, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    # dynamic stands in for a bad variant: what it may lose is less than nothing.
+    module = sys.modules["edgerec.compress.quantize"]
+    monkeypatch.setattr(module, "check_drop", lambda *figures: check_drop("int8", 1.0, 0.5, 1.0))
+    done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "dynamic"])
+    assert done.exit_code == 1
+    assert "keras float32" in done.stdout
+    assert "int8 loses 50.00 points" in done.stderr
+
+
+def test_export_refuses_what_the_gate_refused(run, tmp_path, here):
+    report = run.variant("int8-qat") / "report.json"
+    before = report.read_text()
+    values = json.loads(before)
+    values["forms"][-1]["top1"] = 0.1
+    try:
+        report.write_text(json.dumps(values))
+        done = here("export", run.path, "--variant", "int8-qat", "--out", tmp_path / "b")
+        assert "int8-qat loses" in one_line(done)
+        assert not (tmp_path / "b").exists()
+    finally:
+        report.write_text(before)
+
+
+def test_calibration_is_stratified_seeded_and_from_the_training_part(run, tmp_path):
+    dataset, split = run.data()
+    first = calibration.draw("stratified", dataset, split)
+    assert first.digest == calibration.draw("stratified", dataset, split).digest
+    assert len(first.images) == 200
+    held_out = {dataset.images[i].tobytes() for i in (*split.test, *split.val)}
+    trained = {dataset.images[i].tobytes(): dataset.classes[i] for i in split.train}
+    assert not {image.tobytes() for image in first.images} & held_out
+    counts = np.bincount([trained[image.tobytes()] for image in first.images])
+    assert set(counts) == {20}
+    own = tmp_path / "own.toml"
+    own.write_text("images = 7\nseed = 3\n")
+    assert len(calibration.draw(str(own), dataset, split).images) == 7
+    own.write_text("image = 7\n")
+    with pytest.raises(RecipeError, match="did you mean 'images'"):
+        calibration.draw(str(own), dataset, split)
+    with pytest.raises(RecipeError, match="did you mean 'stratified'"):
+        calibration.draw("stratifed", dataset, split)
+
+
+def test_pinning_the_range_changes_two_values():
+    images = np.full((3, 4, 4, 1), 100, np.uint8)
+    pinned = calibration.pin_range(images)
+    assert (pinned != images).sum() == 2
+    assert (pinned.min(), pinned.max()) == (0, 255)
+
+
+def test_what_is_not_int8_is_found(run):
+    float32 = to_float32(run.model())
+    with pytest.raises(ModelError, match="float tensors"):
+        check_int8(float32, Normalise.named("unit"))
+    # Calibrated on dark pictures only: the input's scale is not the pixels'.
+    dark = np.random.default_rng(0).random((20, 28, 28, 1), np.float32) / 2
+    with pytest.raises(ModelError, match="pixels do not pass through"):
+        check_int8(to_int8(run.model(), dark), Normalise.named("unit"))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
+def test_what_is_no_flatbuffer_is_refused(content):
+    with pytest.raises(ModelError):
+        read_graph(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "methods"),
+    [
+        ("simple_cnn", ["prune"]),
+        ("resnet8", ["qat"]),
+        ("mobilenet_v1", ["prune"]),  # with the head that ImageNet weights want
+        ("mobilenet_v2", ["qat"]),
+    ],
+)
+def test_every_architecture_goes_all_the_way(arch, methods, image_folder, tmp_path, monkeypatch):
+    """Training and compression give full int8 that the Edge TPU's rules take."""
+    import tf_keras
+
+    # The download is left out, all around it is real.
+    real = tf_keras.applications.MobileNet
+    monkeypatch.setattr(tf_keras.applications, "MobileNet", lambda **options: real(**(options | {"weights": None})))
+    recipe = Recipe.from_dict(
+        {
+            "data": {"source": str(image_folder), "input_size": 32, "normalise": "signed"},
+            "model": {"arch": arch, "width": 0.25, "weights": "imagenet" if arch == "mobilenet_v1" else "none"},
+            "train": {"epochs": 1},
+            "compress": {"epochs": 1, "max_drop": 100.0},
+        }
+    )
+    made = fit(recipe, tmp_path / "run")
+    assert all(not hasattr(layer, "layers") for layer in made.model().layers)  # flat
+    for method in methods:
+        report = quantize(made, method)
+        content = (made.variant(report.variant) / "model.tflite").read_bytes()
+        is_full_int8(content, "signed")
+        assert check(read_graph(content)) == []
+        if "prune" in method:
+            # Depthwise kernels are left alone: they are few, and the accuracy hangs on them.
+            assert report.sparsity > 0.45
+
+
+def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
+    made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
+    assert quantize(made, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
+
+
+def test_a_run_without_an_end_is_refused(tmp_path, here):
+    assert "is not a run" in one_line(here("quantize", tmp_path))
+    (tmp_path / "recipe.toml").write_text("")
+    (tmp_path / "split.json").write_text("{}")
+    assert "is unfinished: resume it with edgerec train --resume" in one_line(here("quantize", tmp_path))
+
+
+def test_wrong_options_are_refused(run, here):
+    assert "compress.method is 'qta', expected qat, ptq" in one_line(here("quantize", run.path, "--method", "qta"))
+    prune = ("quantize", run.path, "--method", "prune")
+    assert "compress.sparsity is 2.0" in one_line(here(*prune, "--sparsity", "2"))
+    assert (
+        "--sparsity has no effect with --method qat: choose a method that uses it, such as --method prune"
+        in one_line(here("quantize", run.path, "--method", "qat", "--sparsity", "0.5"))
+    )
+    assert "--clusters has no effect with --method prune: choose" in one_line(here(*prune, "--clusters", "8"))
+    assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
+
+
+def test_quantize_speaks_json(run, here):
+    done = here("quantize", run.path, "--method", "qat", "--overwrite", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["variant"] == "int8-qat"
+    assert [row["name"] for row in value["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
+    assert {"top1", "agreement", "size_bytes", "gzip_bytes"} <= set(value["forms"][0])
+    assert Run.open(run.path).variants()["int8-qat"]["model_sha256"] == value["model_sha256"]

@@ -1,0 +1,229 @@
+"""edgerec data show and check: what is planted is found, what is sound is left alone, and both can be looked at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import Recipe, check_data, show_data
+from edgerec.cli.app import app
+from edgerec.data import readers as sources
+from edgerec.data.checks import KINDS
+from edgerec.data.near_duplicates import near_pairs
+from edgerec.errors import DataError, OutputExistsError, OutputNameError, RecipeError
+from edgerec.recipe import NOT_AUGMENTED
+
+
+def call(*arguments, code=0):
+    done = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def kinds(report):
+    """The findings' kinds with the end of their first name."""
+    return {(finding.kind, (finding.names or ("",))[0].rpartition("/")[2]) for finding in report.findings}
+
+
+def of(folder, **keys):
+    return Recipe().override({"data.source": str(folder)} | keys)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """200 real digits of four classes, 40×40, with splits of their own."""
+    folder = tmp_path_factory.mktemp("sound") / "digits"
+    digits = sources.find("digits")
+    for label in (0, 1, 4, 7):
+        for number, i in enumerate(np.flatnonzero(digits.classes == label)[:50]):
+            place = folder / ("test" if number % 5 == 0 else "train") / f"d{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            large = cv2.resize(digits.images[i], (40, 40), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(place / f"{number:02d}.png"), large)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted(sound, tmp_path_factory):
+    """The same with one or two of every fault."""
+    folder = tmp_path_factory.mktemp("planted") / "digits"
+    shutil.copytree(sound, folder)
+    train, test = folder / "train", folder / "test"
+    shutil.copy(train / "d0" / "01.png", test / "d0" / "again.png")
+    shutil.copy(train / "d1" / "01.png", train / "d4" / "two_labels.png")
+    shutil.copy(train / "d7" / "01.png", train / "d7" / "twice.png")
+    one = cv2.imread(str(train / "d7" / "02.png"))
+    lighter = cv2.convertScaleAbs(cv2.resize(one, (60, 60)), alpha=0.97, beta=8)
+    cv2.imwrite(str(test / "d7" / "stored_anew.jpg"), lighter, [cv2.IMWRITE_JPEG_QUALITY, 70])
+    for number in (11, 12):
+        (train / "d0" / f"{number}.png").rename(train / "d7" / f"wrong_{number}.png")
+    (train / "d0" / "notes.txt").write_text("no picture")
+    content = (train / "d1" / "03.png").read_bytes()
+    (train / "d1" / "half.png").write_bytes(content[: len(content) // 2])
+    cv2.imwrite(str(train / "d1" / "tiny.png"), one[::5, ::5])
+    cv2.imwrite(str(train / "d4" / "long.png"), np.hstack([one] * 3))
+    cv2.imwrite(str(train / "d4" / "blank.png"), one * 0 + 90)
+    (train / "d9").mkdir()
+    shutil.copy(sound / "train" / "d4" / "09.png", train / "d9" / "alone.png")
+    return folder
+
+
+def test_what_is_planted_is_found_and_ranked(planted, tmp_path):
+    report = check_data(of(planted), tmp_path / "report")
+    found = kinds(report)
+    for kind, name in (
+        ("broken", "notes.txt"),
+        ("copy-across-splits", "again.png"),
+        ("copy-across-classes", "two_labels.png"),
+        ("copy", "twice.png"),
+        ("near-across-splits", "stored_anew.jpg"),
+        ("label", "wrong_11.png"),
+        ("label", "wrong_12.png"),
+        ("small", "tiny.png"),
+        ("shape", "long.png"),
+        ("blank", "blank.png"),
+    ):
+        assert (kind, name) in found, (kind, name)
+    assert {"half.png"} == {name for kind, name in found if kind in ("broken", "cut-off")} - {"notes.txt"}
+    text = "\n".join(map(str, report.findings))
+    assert "class 'd9' has 1 pictures" in text
+    assert "the same picture as train/d0/01.png, one in test, one in train" in text
+    assert "is labelled 'd7'" in text
+    assert "looks like 'd0'" in text
+    places = [KINDS.index(finding.kind) for finding in report.findings]
+    assert places == sorted(places)
+    assert not report.ok
+    assert len(report.findings) < 25
+
+    folder = tmp_path / "report"
+    assert sorted(path.name for path in folder.iterdir()) == ["findings.txt", "report.json", "suspects.png"]
+    assert len((folder / "findings.txt").read_text().splitlines()) == len(report.findings)
+    assert json.loads((folder / "report.json").read_text())["counts"]["d0"]["test"] == 11
+    assert min(cv2.imread(str(folder / "suspects.png")).shape[:2]) > 500
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        check_data(of(planted), folder)
+
+
+def test_what_is_sound_is_left_alone(sound):
+    report = check_data(of(sound))
+    assert report.ok
+    assert len(report.findings) <= 4  # of 200: a quick classifier doubts some labels
+    assert {finding.kind for finding in report.findings} <= {"label"}
+    assert report.label_accuracy > 0.9
+    assert report.counts["d4"] == {"train": 36, "val": 4, "test": 10}
+
+
+def test_strict_is_for_scripts(sound, planted, tmp_path):
+    call("check", sound, "--no-labels", "--strict")
+    done = call("check", planted, "--no-labels")
+    assert done.stdout.splitlines()[0].startswith("error    broken")
+    assert "spoilt: " in done.stdout
+    done = call("check", planted, "--no-labels", "--strict", "--json", "--out", tmp_path / "x.png", code=1)
+    values = json.loads(done.stdout)
+    assert values["ok"] is False
+    assert values["findings"][0]["severity"] == "error"
+    assert (tmp_path / "x.png").is_file()
+
+
+def test_split_that_training_would_make_keeps_copies_together(tmp_path, image_folder):
+    """Data without splits is checked with the recipe's split, in which copies are never on two sides."""
+    for number in range(4):
+        for label in ("red", "blue"):
+            one = image_folder / label / f"person{number}_{number:02d}.jpg"
+            for copy in range(3):
+                shutil.copy(one, one.with_name(f"person{number}_copy{copy}.jpg"))
+    ungrouped = check_data(of(image_folder), labels=False)
+    assert {finding.kind for finding in ungrouped.findings} == {"copy"}
+    grouped = {"data.group_by": r"(person\d)", "data.test_fraction": 0.25, "data.val_fraction": 0.25}
+    report = check_data(of(image_folder, **grouped), labels=False)
+    assert report.ok
+    assert {finding.kind for finding in report.findings} == {"copy"}
+
+
+def test_arrays_few_pictures_and_pictures_without_labels(tmp_path, sound):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (30, 12, 12), np.uint8)
+    x[7], y = x[3], np.arange(30) % 3
+    np.savez(tmp_path / "some.npz", x_train=x, y_train=y)
+    report = check_data(of(tmp_path / "some.npz"))
+    (copy,) = (finding for finding in report.findings if finding.kind.startswith("copy"))
+    assert copy.names == ("some.npz[7]", "some.npz[3]")
+    assert [finding.kind for finding in report.findings].count("few") == 3
+    assert report.label_accuracy is None  # noise teaches nothing
+    flat = shutil.copytree(sound / "train" / "d0", tmp_path / "flat")
+    assert check_data(of(flat)).pictures == 40
+
+
+def test_near_pairs_are_those_of_all_with_all():
+    rng = np.random.default_rng(0)
+    some = rng.normal(0, 40, (300, 64)).astype(np.float32)
+    some[200:] = some[:100] + rng.normal(0, 2, (100, 64))
+    tags = [np.arange(300) % 2]
+    pairs = near_pairs(some, tags)
+    assert set(zip(pairs.one, pairs.other, strict=True)) == {(i, i + 200) for i in range(100)}
+    assert np.allclose(pairs.apart, np.sqrt(((some[pairs.one] - some[pairs.other]) ** 2).mean(axis=1)), atol=0.05)
+    burst = np.repeat(some[:1], 500, axis=0)  # frames all alike: not every pair of them
+    near = near_pairs(burst, [np.arange(500) < 250])
+    assert set(near.one) | set(near.other) == set(range(500))
+    assert 250 <= len(near.one) <= 1000  # at most one neighbor per image, and one of the other class
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_sheet_shows_every_class(sound, tmp_path, augment):
+    sheet = show_data(of(sound, **{"data.channels": 1}), tmp_path / "sheet.png", augment=augment)
+    assert sheet.counts == {"d0": 50, "d1": 50, "d4": 50, "d7": 50}
+    assert sheet.shown == 4
+    image = cv2.imread(str(tmp_path / "sheet.png"))
+    rows = 8 if augment else 4
+    assert image.shape[0] == pytest.approx(120 * (rows * 0.95 + 1), abs=80)
+    assert bool(sheet.augment) == augment
+    assert (image < 100).mean() > 0.1
+    if augment:
+        other = of(sound, **{"data.channels": 1, "augment.mixup": 0.4})
+        show_data(other, tmp_path / "mixed.png", augment=True)
+        assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # shares stand below
+
+
+def test_a_sheet_of_a_recipe_and_of_a_run(sound, tmp_path):
+    recipe = of(sound, **{"augment.cutout": 0.3})
+    run = tmp_path / "run"
+    run.mkdir()
+    for place in (tmp_path / "mine.toml", run / "recipe.toml"):
+        place.write_text(recipe.to_toml())
+    values = json.loads(call("show", tmp_path / "mine.toml", "--out", tmp_path / "a.png", "--json").stdout)
+    assert values["augment"] == {}
+    done = call("show", run, "--out", tmp_path / "b.png", "--set", "data.input_size=30")
+    assert "200 pictures of 4 classes" in done.stdout
+
+
+def test_bad_input_is_one_line(sound, tmp_path):
+    with pytest.raises(RecipeError, match="nothing to show"):
+        show_data(replace(of(sound), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
+    with pytest.raises(OutputNameError, match=r"does not end in \.png"):
+        show_data(of(sound), tmp_path / "x.jpg")
+    (tmp_path / "there.png").write_bytes(b"mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputExistsError):
+        show_data(of(sound), tmp_path / "there.png")
+    with pytest.raises(OutputExistsError, match="does not touch"):
+        check_data(of(sound), tmp_path / "mine", overwrite=True)
+    (tmp_path / "texts" / "a").mkdir(parents=True)
+    (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")
+    with pytest.raises(DataError, match="none of its 1 files is an image"):
+        check_data(of(tmp_path / "texts"))
+    for arguments, words in (
+        (("show", "nothing"), "unknown data set"),
+        (("check", tmp_path / "none.toml"), "does not exist"),
+        (("check", sound, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
+        (("check", sound, "--group-by", "("), "is not a regular expression"),
+    ):
+        done = call(*arguments, code=1)
+        assert words in done.stderr
+        assert "Traceback" not in done.output

@@ -1,0 +1,209 @@
+"""Labels in another order than a model's outputs are refused, unless the order was chosen explicitly."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import adopt, evaluate
+from edgerec.cli.app import app
+from edgerec.errors import DataError
+from edgerec.importing.adopt import adopted
+from edgerec.train.backend import keras
+from edgerec.train.label_order import label_order
+
+COLORS = {"apple": (220, 20, 20), "berry": (20, 20, 220), "cress": (20, 220, 20), "date": (220, 220, 220)}
+
+
+def write_images(folder, names, images=12, size=12):
+    """One folder per class, with images of nearly one color."""
+    rng = np.random.default_rng(0)
+    for name, color in zip(names, COLORS.values(), strict=False):
+        (folder / name).mkdir(parents=True)
+        for index in range(images):
+            image = np.clip(rng.normal(color, 12, (size, size, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / name / f"{index}.png"), image[:, :, ::-1])
+    return folder
+
+
+def color_model(order, scales=True, size=12):
+    """A classifier of colors whose output ``i`` is the color ``order[i]``; without ``scales`` it takes [0, 1]."""
+    layers = keras().layers
+    colors = np.array([list(COLORS.values())[i] for i in order], np.float32) / 255
+    model = keras().Sequential(
+        [
+            keras().Input((size, size, 3)),
+            *([layers.Rescaling(1 / 255)] if scales else []),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(len(order), activation="softmax"),
+        ]
+    )
+    # The nearest color: -|x - c|^2 is 2 x.c - c.c, up to what all classes share.
+    model.layers[-1].set_weights([40 * 2 * colors.T, -40 * (colors**2).sum(axis=1)])
+    return model
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "images", list(COLORS))
+
+
+@pytest.mark.parametrize("scales", [True, False])
+@pytest.mark.parametrize("order", [(1, 2, 3, 0), (0, 1, 3, 2)])
+def test_another_order_is_refused_with_the_order_that_fits(tmp_path, images, order, scales):
+    color_model(order, scales).save(tmp_path / "m.keras")
+    expected = ", ".join(list(COLORS)[i] for i in order)
+    with pytest.raises(
+        DataError, match=rf"another order .* would have it in the order: {expected}\. .*--labels folders"
+    ):
+        adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_file_and_folders_are_explicit_choices(tmp_path, images, caplog):
+    color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
+    (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
+    run = adopt(tmp_path / "m.keras", str(images), tmp_path / "right", labels=tmp_path / "order.txt")
+    assert (run.labels, run.metrics["accuracy"]) == (("berry", "apple", "cress", "date"), 1.0)
+    with caplog.at_level(logging.WARNING, "edgerec"):
+        run = adopt(tmp_path / "m.keras", str(images), tmp_path / "sorted", labels="folders")
+    assert run.labels == tuple(COLORS)
+    assert "do not fit the order of its labels" in caplog.text
+
+
+def test_the_command_line_refuses_and_accepts(tmp_path, images):
+    color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
+    call = [
+        "quantize",
+        str(tmp_path / "m.keras"),
+        "--data",
+        str(images),
+        "--method",
+        "ptq",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 1
+    assert "24 of 48 images have the right label; 48 would" in " ".join(done.output.split())
+    assert CliRunner().invoke(app, [*call, "--labels", "folders"]).exit_code == 0
+
+
+def test_two_classes_the_wrong_way_round_are_refused(tmp_path):
+    images = write_images(tmp_path / "images", ["a", "b"], images=6)
+    color_model((1, 0)).save(tmp_path / "m.keras")
+    with pytest.raises(DataError, match="0 of 12 images have the right label; 12 would have it in the order: b, a"):
+        adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
+
+
+def test_labels_of_an_npz_file_are_checked(tmp_path):
+    rng = np.random.default_rng(0)
+    classes = np.arange(48) % 4
+    pixels = np.clip(rng.normal(np.array(list(COLORS.values()))[classes, None, None], 12, (48, 12, 12, 3)), 0, 255)
+    np.savez(tmp_path / "d.npz", x_train=pixels.astype(np.uint8), y_train=classes)
+    color_model((3, 0, 1, 2)).save(tmp_path / "m.keras")
+    with pytest.raises(DataError, match="would have it in the order: 3, 0, 1, 2"):
+        adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
+
+
+def test_no_right_image_is_refused(tmp_path):
+    """The images of a class have all colors but its own, so that no order of the labels is right."""
+    classes = np.arange(24) % 4
+    shown = (classes + 1 + np.arange(24) // 4 % 3) % 4
+    noise = np.random.default_rng(2).integers(0, 20, (24, 12, 12, 3)).astype(np.uint8)  # no two images are equal
+    pixels = noise + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
+    np.savez(tmp_path / "d.npz", x_train=pixels, y_train=classes)
+    color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
+    with pytest.raises(DataError, match=r"0 of 24 images have the right label.*--labels folders"):
+        adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labels.txt",
+        "class_indices.json",
+        "m_labels.txt",
+        "retrained_labels.txt",
+        "dict.txt",
+        "id2label.json",
+        "coco.names",
+    ],
+)
+def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
+    """The model guesses, so that only the file can tell."""
+    model = color_model((0, 1, 2, 3))
+    model.save(tmp_path / "m.keras")
+    other = ["apple", "cress", "berry", "date"]
+    text = json.dumps({label: i for i, label in enumerate(other)}) if name.endswith("json") else "\n".join(other)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name} is next to m\.keras and has another order .*--labels folders"):
+        adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
+    assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels="folders").labels == tuple(COLORS)
+    same = list(COLORS)
+    text = json.dumps({label: i for i, label in enumerate(same)}) if name.endswith("json") else "\n".join(same)
+    (tmp_path / name).write_text(text)
+    assert adopt(tmp_path / "m.keras", str(images), tmp_path / "again").labels == tuple(COLORS)
+
+
+def test_a_weak_model_in_the_right_order_is_accepted(tmp_path):
+    rng = np.random.default_rng(1)
+    classes = np.arange(96) % 4
+    shown = np.where(rng.random(96) < 0.6, rng.integers(0, 4, 96), classes)
+    noise = np.random.default_rng(2).integers(0, 20, (96, 12, 12, 3)).astype(np.uint8)  # no two images are equal
+    pixels = noise + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
+    np.savez(tmp_path / "d.npz", x_train=pixels, y_train=classes)
+    color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
+    run = adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
+    assert run.metrics["accuracy"] < 0.9
+
+
+def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
+    import tensorflow as tf
+
+    model = tmp_path / "m.tflite"
+    model.write_bytes(tf.lite.TFLiteConverter.from_keras_model(color_model((1, 0, 2, 3))).convert())
+    with pytest.raises(DataError, match="would have it in the order: berry, apple, cress, date"):
+        evaluate(model, str(images), normalise="pixels")
+    assert evaluate(model, str(images), normalise="pixels", labels="folders").accuracy == 0.5
+    (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
+    call = ["evaluate", str(model), "--data", str(images), "--normalise", "pixels", "--json"]
+    done = CliRunner().invoke(app, [*call, "--labels", str(tmp_path / "order.txt")])
+    assert json.loads(done.stdout)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_model_that_always_gives_one_output_is_not_said_to_have_another_order(output):
+    classes = np.repeat([0, 1], [30, 70])
+    order = label_order({"unit": np.full(100, output)}, classes, ("rare", "frequent"))
+    assert not order.clear
+    swapped = label_order({"unit": 1 - classes}, classes, ("rare", "frequent"))
+    assert swapped.clear
+    assert swapped.labels == ("frequent", "rare")
+
+
+@pytest.mark.parametrize("name", ["flower_labels.txt", "labels_flowers.txt"])
+def test_labels_that_may_belong_to_another_model_cause_a_warning(tmp_path, images, name, caplog):
+    color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
+    (tmp_path / name).write_text("daisy\nrose\ntulip\nviolet\n")
+    assert adopt(tmp_path / "m.keras", str(images), tmp_path / "run").labels == tuple(COLORS)
+    assert f"{name} next to the model has other labels (daisy, rose, tulip, violet)" in caplog.text
+
+
+def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
+    """All labels in one line, as DeepStream has them, can only be separated if their number is known."""
+    color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
+    (tmp_path / "order.txt").write_text("berry,apple,cress,date\n")
+    run = adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    assert run.labels == ("berry", "apple", "cress", "date")
+    assert run.metrics["accuracy"] == 1.0
+    again = adopted(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
+    assert again.path == run.path
+    (tmp_path / "short.txt").write_text("berry\napple\ncress\n")
+    with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras gives 4 scores"):
+        adopt(tmp_path / "m.keras", str(images), tmp_path / "other", labels=tmp_path / "short.txt")

@@ -1,0 +1,194 @@
+"""The split depends on each image's content only: it is stable, never separates copies, and keeps to the fractions."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import Recipe, Run, fit
+from edgerec.data import load, split_dataset
+from edgerec.errors import DataError, RecipeError
+from edgerec.recipe import DataSection
+
+
+def write_images(folder, names, seed=0):
+    """Write an image of noise for each name."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (10, 10, 3), np.uint8))
+    return folder
+
+
+def sides(folder, seed=0, **values):
+    """Return the side of each image by its name."""
+    dataset, section = load(DataSection(source=str(folder), input_size=8, **values))
+    parts = split_dataset(dataset, section, seed)
+    return {dataset.names[i]: name for name in ("train", "val", "test") for i in parts.part(name)}
+
+
+def fraction(result, side):
+    return sum(value == side for value in result.values()) / len(result)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    names = [f"{label}/{number:03d}.png" for label in ("cat", "dog") for number in range(150)]
+    return write_images(tmp_path_factory.mktemp("data") / "pets", names)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """100 people in folders of their own below the class folders, three images each."""
+    names = [f"{label}/anna{p}/{n}.png" for label in ("cat", "dog") for p in range(100) for n in range(3)]
+    return write_images(tmp_path_factory.mktemp("data") / "people", names)
+
+
+def test_adding_images_moves_no_other_image(folder, tmp_path):
+    before = sides(folder)
+    grown = shutil.copytree(folder, tmp_path / "grown")
+    for number in range(10):
+        write_images(grown, [f"cat/{number:03d}_new.png"], seed=number + 1)
+        after = sides(grown)
+        assert {name: after[name] for name in before} == before
+
+
+def test_renamed_and_moved_images_stay_on_their_side(folder, tmp_path):
+    before = sides(folder)
+    for name in before:
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / "other" / name.replace(".png", "_renamed.png"))
+    after = sides(tmp_path / "other")
+    assert {name.replace("_renamed", ""): side for name, side in after.items()} == before
+
+
+def test_adding_an_image_or_a_person_moves_no_group(people, tmp_path):
+    grouping = {"group_by": "anna[0-9]+", "test_fraction": 0.2, "val_fraction": 0.2}
+    before = sides(people, seed=1, **grouping)
+    grown = shutil.copytree(people, tmp_path / "grown")
+    write_images(grown, ["cat/anna7/new.png", "dog/anna500/0.png", "dog/anna501/0.png"], seed=1)
+    after = sides(grown, seed=1, **grouping)
+    assert {name: after[name] for name in before} == before
+
+
+def test_input_size_and_file_order_do_not_change_the_split(folder):
+    dataset, section = load(DataSection(source=str(folder), input_size=16))
+    parts = split_dataset(dataset, section, 0)
+    assert {dataset.names[i] for i in parts.test} == {name for name, side in sides(folder).items() if side == "test"}
+
+
+@pytest.mark.parametrize(("test", "val"), [(0.15, 0.1), (0.4, 0.1), (0.3, 0.3), (0.5, 0.4)])
+def test_requested_fractions_are_used(test, val):
+    dataset, section = load(DataSection(source="digits", test_fraction=test, val_fraction=val))
+    parts = split_dataset(dataset, section, 0)
+    assert len(parts.test) / 1797 == pytest.approx(test, abs=0.03)
+    assert len(parts.val) / 1797 == pytest.approx(val, abs=0.03)
+
+
+@pytest.mark.parametrize(("test", "val"), [(0.4, 0.1), (0.3, 0.1), (0.5, 0.4)])
+def test_requested_fractions_of_groups_are_used_or_refused(people, test, val):
+    used = 0
+    for seed in range(5):
+        try:
+            result = sides(people, seed, group_by="anna[0-9]+", test_fraction=test, val_fraction=val)
+        except DataError:
+            continue
+        used += 1
+        assert fraction(result, "test") == pytest.approx(test, abs=0.051)
+        assert fraction(result, "val") == pytest.approx(val, abs=0.051)
+    assert used
+
+
+def test_advised_seed_meets_the_requested_fractions(people):
+    values = {"group_by": "anna[0-9]+", "test_fraction": 0.5, "val_fraction": 0.4}
+    for seed in range(50):
+        try:
+            sides(people, seed, **values)
+        except DataError as error:
+            advised = int(str(error).partition("set seed to ")[2].split()[0])
+            assert fraction(sides(people, advised, **values), "test") == pytest.approx(0.5, abs=0.051)
+            return
+    pytest.fail("no seed was refused")
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused(folder):
+    with pytest.raises(RecipeError, match="leave no images for training"):
+        sides(folder, test_fraction=0.5, val_fraction=0.5)
+
+
+def test_realized_fractions_are_logged(folder, tmp_path, caplog):
+    recipe = Recipe().override({"data.source": str(folder), "train.epochs": 1, "data.input_size": 28})
+    with caplog.at_level(logging.INFO, "edgerec"):
+        fit(recipe, tmp_path / "run", finish=False)
+    assert f"{fraction(sides(folder), 'test'):.1%} test (requested 15.0%)" in caplog.text
+
+
+def test_group_expression_sees_the_path_below_the_class_folder(people):
+    result = sides(people, group_by="^(anna[0-9]+)/", test_fraction=0.2, val_fraction=0.2, seed=1)
+    by_person: dict[str, set[str]] = {}
+    for name, side in result.items():
+        by_person.setdefault(name.split("/")[1], set()).add(side)
+    assert len(by_person) == 100
+    assert all(len(values) == 1 for values in by_person.values())
+
+
+@pytest.mark.parametrize("group_by", ["", "anna[0-9]+"])
+def test_exact_copies_are_on_one_side(people, tmp_path, group_by):
+    data = shutil.copytree(people, tmp_path / "data")
+    for person in range(0, 50, 5):
+        shutil.copy(data / f"cat/anna{person}/0.png", data / f"dog/anna{person + 1}/copy{person}.png")
+    result = sides(data, 5, group_by=group_by, test_fraction=0.2, val_fraction=0.2)
+    for person in range(0, 50, 5):
+        assert result[f"cat/anna{person}/0.png"] == result[f"dog/anna{person + 1}/copy{person}.png"]
+    if group_by:
+        assert result["cat/anna0/1.png"] == result["dog/anna1/1.png"]  # linked by the copy
+
+
+def test_copies_of_the_own_test_images_are_not_trained_on(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data" / "train")
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "data" / "test", [f"{label}/{number}.png" for number in range(5)], seed=ord(label[0]))
+        shutil.copy(folder / label / "000.png", tmp_path / "data" / "test" / label / "copy.png")
+    result = sides(tmp_path / "data")
+    assert result["test/cat/copy.png"] == "test"
+    assert "train/cat/000.png" not in result
+    dataset, section = load(DataSection(source=str(tmp_path / "data"), input_size=8))
+    assert "2 images are not used" in split_dataset(dataset, section, 0).notes[0]
+
+
+@pytest.mark.parametrize("images", [3, 4, 6])
+def test_each_class_is_on_each_side(tmp_path, images):
+    names = [f"{label}/{number}.png" for label in "abcdefgh" for number in range(images)]
+    data = write_images(tmp_path / "few", names)
+    for seed in range(3):
+        result = sides(data, seed)
+        for label in "abcdefgh":
+            own = {side for name, side in result.items() if name.startswith(label)}
+            assert own == {"train", "val", "test"}
+
+
+def test_a_run_keeps_the_split_that_it_recorded(run):
+    """Runs of older versions have other images in split.json than today's rule chooses."""
+    record = run.split_record
+    record["val"], record["test"] = record["test"][:100], record["val"]
+    del record["contents"]
+    run.write_json("split.json", record)
+    dataset, parts = Run.open(run.path).data()
+    assert [dataset.names[i] for i in parts.test] == record["test"]
+    assert [dataset.names[i] for i in parts.val] == record["val"]
+    assert len(parts.train) == 1797 - len(record["test"]) - 100
+
+
+def test_resumed_training_keeps_the_split_that_it_began_with(tmp_path):
+    recipe = Recipe().override({"train.epochs": 1, "model.width": 0.25})
+    begun = fit(recipe, tmp_path / "run", finish=False)
+    record = begun.split_record
+    record["val"], record["test"] = record["val"][:-5], record["test"][:50]
+    begun.write_json("split.json", record)
+    finished = fit(recipe, tmp_path / "run", resume=True)
+    assert finished.metrics["images"] == 50
+    assert finished.metrics["train_images"] == 1797 - 50 - len(record["val"])

@@ -1,0 +1,292 @@
+"""Data in TFRecord shards: what is written, what is read, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import Recipe, fit, pack_data, quantize
+from edgerec.cli.app import app
+from edgerec.compress import calibration
+from edgerec.compress.calibration.check import check
+from edgerec.data import load, split_dataset
+from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
+from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
+from edgerec.train.input_pipeline import Places, steps_per_epoch, training_feed
+
+PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Packed:
+    """The digits."""
+    return pack_data(Recipe(), tmp_path_factory.mktemp("packs") / "digits")
+
+
+def on(pack, **changes):
+    return Recipe().override({"data.source": pack.place, "train.batch_size": 32} | PLAIN | changes)
+
+
+def opened(recipe):
+    dataset, section = load(recipe.data)
+    return dataset, split_dataset(dataset, section, recipe.seed)
+
+
+def rows(images):
+    return sorted(np.asarray(images, np.uint8).reshape(len(images), -1).tolist())
+
+
+def test_a_pack_holds_the_same_split_of_the_same_pictures(packed):
+    dataset, parts = opened(on(packed))
+    plain, plain_parts = opened(Recipe())
+    assert dataset.labels == plain.labels
+    for name in ("train", "val", "test"):
+        ours, theirs = parts.part(name), plain_parts.part(name)
+        assert rows(dataset.images[ours]) == rows(plain.images[theirs])
+        assert sorted(dataset.classes[ours]) == sorted(plain.classes[theirs])
+    assert list(dataset.pictures(parts.test))[3].shape == dataset.images.shape[1:]
+    assert np.array_equal(np.stack(list(dataset.pictures(parts.val))), dataset.images[parts.val])
+    assert dataset.names[len(dataset.names) - 1].startswith("test-")
+    assert dataset.names[0] == f"{packed.shards[0].file}#0"
+    assert np.array_equal(dataset.original(5), dataset.images[5])
+    assert packed.counts == {name: len(parts.part(name)) for name in ("train", "val", "test")}
+
+
+def test_others_can_read_the_shards(packed):
+    import tensorflow as tf
+
+    records = tf.data.TFRecordDataset([packed.path(shard) for shard in packed.of("val")])
+    examples = [tf.train.Example.FromString(record.numpy()).features.feature for record in records]
+    dataset, parts = opened(on(packed))
+    assert [one["label"].int64_list.value[0] for one in examples] == list(dataset.classes[parts.val])
+    first = np.frombuffer(examples[0]["image"].bytes_list.value[0], np.uint8)
+    assert np.array_equal(first.reshape(dataset.images.shape[1:]), dataset.images[parts.val[0]])
+    assert examples[0]["name"].bytes_list.value[0].startswith(b"digits[")
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_every_picture_is_read_once_an_epoch_in_another_order(packed, workers):
+    recipe = on(packed)
+    dataset, parts = opened(recipe)
+    steps = steps_per_epoch(parts.train, recipe)
+    epochs = []
+    for epoch in (0, 1):
+        seen = []
+        for worker in range(workers):
+            feed = training_feed(dataset, parts.train, recipe, Places(worker, 1, workers), first_epoch=epoch)
+            batches = list(feed.take(2 * steps))
+            assert all(len(classes) == 32 // workers for _, classes in batches)
+            seen += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
+        epochs.append(np.concatenate(seen))
+        known = rows(dataset.images[parts.train])
+        found = rows(epochs[-1])
+        assert len(found) == steps * 32 > len(known) - 32
+        left = known[:]
+        for row in found:
+            left.remove(row)  # fails where a picture comes twice
+    assert not np.array_equal(epochs[0], epochs[1])
+    again = training_feed(dataset, parts.train, recipe, Places(0, 1, workers), first_epoch=1)
+    pixels, _ = next(iter(again))
+    assert np.array_equal(np.rint(np.asarray(pixels) * 255), epochs[1][: 32 // workers])
+
+
+def test_a_run_of_packed_data_and_its_int8(packed, tmp_path):
+    settings = {"train.epochs": 3, "model.width": 0.5, "compress.epochs": 1, "compress.max_drop": 10.0}
+    run = fit(on(packed, **settings), tmp_path / "run")
+    assert run.metrics["accuracy"] > 0.7
+    assert quantize(run, "ptq").images == run.metrics["images"]
+    assert run.recipe.data.source == str(Path(packed.place).resolve())
+
+
+def test_shards_in_an_object_store(packed, monkeypatch):
+    """TensorFlow's file system in memory is read by the same calls as those of object stores."""
+    import tensorflow as tf
+
+    remote = on(packed).override({"data.source": "ram://bucket/digits"})
+    tf.io.gfile.makedirs("ram://bucket/digits")
+    for path in Path(packed.place).iterdir():
+        with tf.io.gfile.GFile(f"ram://bucket/digits/{path.name}", "wb") as file:
+            file.write(path.read_bytes())
+    dataset, parts = opened(remote)
+    assert np.array_equal(dataset.images[parts.test[:5]], opened(on(packed))[0].images[parts.test[:5]])
+    pixels, _ = next(iter(training_feed(dataset, parts.train, remote, first_epoch=0)))
+    assert pixels.shape == (32, *dataset.images.shape[1:])
+    with pytest.raises(DataError, match=r"ram://bucket/nothing/pack.json cannot be read"):
+        load(remote.override({"data.source": "ram://bucket/nothing"}).data)
+    with pytest.raises(DataError, match="no file system for nosuch://"):
+        load(remote.override({"data.source": "nosuch://bucket/digits"}).data)
+
+
+@pytest.fixture
+def copy(packed, tmp_path) -> Packed:
+    import shutil
+
+    shutil.copytree(packed.place, tmp_path / "copy")
+    return Packed.open(str(tmp_path / "copy"))
+
+
+def spoil(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_a_broken_record_is_named_with_its_shard(copy, tmp_path):
+    """Training finds it as it comes to it, the check reads all."""
+    shard = copy.of("train")[2]
+    entry = copy.index[int(copy.ends[1]) + 7]
+    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
+    said = rf"{shard.file}: record 7 of {shard.pictures} is not what was packed"
+    with pytest.raises(DataError, match=said):
+        fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)  # whole again
+    seen = copy.of("val")[0]
+    spoil(Path(copy.place) / seen.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
+    with pytest.raises(DataError, match=rf"{seen.file}: record {seen.pictures - 1} of"):  # found by the validation
+        fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
+    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
+    done = CliRunner().invoke(app, ["data", "check", copy.place])
+    assert done.exit_code == 1
+    assert re.search(said, done.stderr.replace("\n", " "))
+
+
+def test_what_is_missing_or_cut_off_is_found_at_the_start(copy):
+    shard = copy.shards[0]
+    path = Path(copy.place) / shard.file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=rf"{shard.file} has [\d,]+ bytes, expected"):
+        load(on(copy).data)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{shard.file} is missing"):
+        load(on(copy).data)
+    manifest = Path(copy.place) / MANIFEST
+    about = json.loads(manifest.read_text())
+    about["shards"][0]["file"] = "../../secret"
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"names '\.\./\.\./secret', which is not in its folder"):
+        load(on(copy).data)
+    manifest.write_text(json.dumps(about | {"schema": 99}))
+    with pytest.raises(DataError, match=r"^\S+ was packed in form 99; this edgerec reads \d+: pack again$"):
+        load(on(copy).data)
+    manifest.write_text("{}")
+    with pytest.raises(DataError, match="is damaged"):
+        load(on(copy).data)
+    path.write_bytes(whole)
+
+
+def test_an_index_of_another_pack(copy):
+    np.save(Path(copy.place) / "index.npy", np.zeros(3))
+    with pytest.raises(DataError, match=r"index\.npy does not match the shards"):
+        load(on(copy).data)
+
+
+def test_what_was_packed_otherwise_is_refused(packed):
+    with pytest.raises(RecipeError, match=r"data.input_size is 64, .* was packed with 28: pack again"):
+        load(on(packed).override({"data.input_size": 64}).data)
+    with pytest.raises(RecipeError, match="needs at least 32"):
+        load(on(packed).data, least_size_px=32)
+
+
+def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplog, monkeypatch):
+    (image_folder / "red" / "notes.txt").write_text("no picture")
+    recipe = Recipe().override({"data.source": str(image_folder), "data.group_by": "person[0-9]"})
+    with caplog.at_level(logging.WARNING, "edgerec"):
+        with pytest.raises(DataError, match=r"matches nothing in 'red/notes.txt'"):
+            pack_data(recipe, tmp_path / "pack")
+        made = pack_data(recipe.override({"data.group_by": ""}), tmp_path / "pack")
+    assert made.skipped == ("red/notes.txt",)
+    assert "skipped 1 files that are not readable images: red/notes.txt" in caplog.text
+    assert sum(made.counts.values()) == 40
+    with pytest.raises(OutputExistsError, match="already exists"):
+        pack_data(recipe, tmp_path / "pack")
+    monkeypatch.chdir(image_folder)
+    with pytest.raises(OutputIsInputError, match="would overwrite the input"):
+        pack_data(recipe, ".", overwrite=True)
+    with pytest.raises(DataError, match=r"notes.txt is not a readable image"):
+        pack_data(recipe.override({"data.group_by": "", "data.strict": True}), tmp_path / "strict")
+    assert not (tmp_path / "strict").exists()
+
+
+def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
+    recipe = Recipe().override({"data.source": str(image_folder)})
+
+    class Stop(Exception):
+        pass
+
+    def listener(progress):
+        if progress.stage == "packing" and progress.done == progress.total:
+            raise Stop
+
+    whole = pack_data(recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        pack_data(recipe, tmp_path / "pack", listener=listener)
+    assert not (tmp_path / "pack").exists()
+    begun = sorted(path.name for path in (tmp_path / ".pack.packing").glob("*.tfrecord"))
+    assert begun
+    with caplog.at_level(logging.INFO, "edgerec"):
+        again = pack_data(recipe, tmp_path / "pack", resume=True)
+    assert "going on with what a stopped pack left" in caplog.text
+    assert again.digest == whole.digest
+    assert not (tmp_path / ".pack.packing").exists()
+
+
+def test_the_command(tmp_path):
+    run = CliRunner()
+    made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
+    assert made.exit_code == 0, made.output
+    told = json.loads(made.stdout)
+    assert sum(told["pictures"].values()) == 1797
+    checked = run.invoke(app, ["data", "check", str(tmp_path / "pack")])
+    assert "ok: 1,797 packed pictures are what was packed" in checked.stdout
+    refused = run.invoke(app, ["data", "check", str(tmp_path / "pack" / "nothing")])
+    assert refused.exit_code == 1
+
+
+def test_calibration_check_reads_only_a_sample_of_the_pack(packed, tmp_path, monkeypatch):
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    calibration.make(run, tmp_path / "set", images=20)
+    read = []
+    original = PackedImages.__getitem__
+
+    def counted(images, which):
+        result = original(images, which)
+        read.append(len(result) if result.ndim == 4 else 1)
+        return result
+
+    monkeypatch.setattr(PackedImages, "__getitem__", counted)
+    report = check(tmp_path / "set", run)
+    assert report.ok
+    assert not {"foreign", "test-overlap", "val-overlap"} & {finding.kind for finding in report.findings}
+    assert 0 < sum(read) < len(packed.images)
+
+
+def test_calibration_check_finds_test_images_in_a_pack(packed, tmp_path):
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    dataset, parts = run.data()
+    images = np.concatenate([dataset.images[parts.test[:3]], dataset.images[parts.train[:17]]])
+    np.savez(tmp_path / "set.npz", x=images, y=np.zeros(20, int))
+    findings = check(tmp_path / "set.npz", run).findings
+    assert [finding.what.split()[0] for finding in findings if finding.kind == "test-overlap"] == ["3"]
+
+
+def test_content_digests_are_those_of_the_images(packed, tmp_path):
+    """A run of packed images recognizes the same images outside the pack."""
+    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="was trained on"):
+        fit(Recipe().override({"seed": 1, "model.width": 0.25, "model.weights": str(run.path)}), tmp_path / "other")
+
+
+def test_labels_with_joiners_are_packed_and_read(tmp_path):
+    labels = ("می\u200cخواهم", "👩\u200d🔬")
+    images, classes = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "images.npz", x_train=images, y_train=classes, labels=np.array(labels))
+    recipe = Recipe().override({"data.source": str(tmp_path / "images.npz")})
+    assert set(pack_data(recipe, tmp_path / "pack").labels) == set(labels)
+    assert set(Packed.open(str(tmp_path / "pack")).labels) == set(labels)

@@ -1,0 +1,161 @@
+"""The doctor's rules for Coral devices and cameras, with a copy of another machine's /sys, /proc and /dev."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgerec.doctor import Facts, edgetpu, examine, gather, run_doctor
+from edgerec.doctor.edgetpu import EdgeTpu
+from edgerec.doctor.finding import State
+from edgerec.doctor.runtimes import Runtime
+from edgerec.doctor.system import System
+
+PI5 = "Raspberry Pi 5 Model B Rev 1.0"
+CARD = {
+    "sys/bus/pci/devices/0000:01:00.0/vendor": "0x1ac1",
+    "sys/bus/pci/devices/0000:01:00.0/device": "0x089a",
+}
+STICK = {
+    "sys/bus/usb/devices/2-1/idVendor": "18d1",
+    "sys/bus/usb/devices/2-1/idProduct": "9302",
+    "sys/bus/usb/devices/2-1/speed": "5000",
+    "sys/bus/usb/devices/2-1/busnum": "2",
+    "sys/bus/usb/devices/2-1/devnum": "3",
+    "dev/bus/usb/002/003": "",
+    "etc/udev/rules.d/60-libedgetpu1-std.rules": 'SUBSYSTEM=="usb",ATTRS{idVendor}=="1a6e",GROUP="plugdev"',
+}
+OVERLAYS = "dtparam=audio=on\ndtoverlay=pciex1-compat-pi5,no-mip\ndtoverlay=pcie-32bit-dma-pi5 # Coral\n"
+
+
+def package(version: str, name: str = "libedgetpu1-std", status: str = "install ok installed") -> dict[str, str]:
+    text = f"Package: bash\nStatus: install ok installed\nVersion: 5.2\n\nPackage: {name}\nStatus: {status}\n"
+    return {"var/lib/dpkg/status": f"{text}Description: Support library\n Version: none\nVersion: {version}\n"}
+
+
+def machine(folder: Path, *parts: dict[str, str], kernel: str = "6.1.0-rpi8", board: str = "") -> Path:
+    files = {"proc/sys/kernel/osrelease": kernel, "proc/device-tree/model": f"{board}\0"}
+    for name, text in {key: value for part in (files, *parts) for key, value in part.items()}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{text}\n")
+    return folder
+
+
+def problems(root: Path, what: str = "Edge TPU") -> list[tuple[str, str]]:
+    """Detail and command of each problem that the doctor finds below ``root``."""
+    found = [(f.detail, f.mend) for f in run_doctor(root=root).of(State.PROBLEM) if f.what == what]
+    assert all(shlex.split(mend, comments=True) for _, mend in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kernel", "command"),
+    [
+        ("6.1.0-rpi8-rpi-v8", "apt install gasket-dkms"),
+        ("6.3.13", "apt install gasket-dkms"),
+        ("6.4.0", "apt install ./gasket-dkms_*.deb"),
+        ("6.12.47+rpt-rpi-v8", "apt install ./gasket-dkms_*.deb"),
+        ("10.0", "apt install ./gasket-dkms_*.deb"),
+    ],
+)
+def test_the_driver_of_a_card_fits_the_kernel(tmp_path, kernel, command):
+    (detail, mend), *_ = problems(machine(tmp_path, CARD, kernel=kernel))
+    assert "no driver" in detail
+    assert command in mend
+    assert ("does not build on kernel" in detail) is ("./" in command)
+
+
+def test_a_driver_that_created_no_device_is_not_installed_again(tmp_path):
+    root = machine(tmp_path, CARD, {"proc/modules": "gasket 1 1 apex\napex 24576 0 - Live"}, kernel="6.12.47")
+    (detail, mend), *_ = problems(root)
+    assert "is loaded" in detail
+    assert "dmesg" in mend
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({"boot/firmware/config.txt": OVERLAYS}, ["kernel=kernel8.img"]),
+        ({"boot/firmware/config.txt": f"{OVERLAYS}kernel=kernel8.img"}, []),
+        ({"boot/config.txt": "#dtoverlay=pcie-32bit-dma-pi5"}, ["pciex1-compat-pi5", "pcie-32bit-dma-pi5", "kernel8"]),
+    ],
+)
+def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing):
+    (tmp_path / "pi4").mkdir()
+    assert not any("config.txt" in detail for detail, _ in problems(machine(tmp_path / "pi4", CARD, config)))
+    found = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
+    assert len(found) == bool(missing)
+    assert all(line in found[0][0] and line in found[0][1] for line in missing)
+
+
+@pytest.mark.parametrize(
+    ("version", "runtime", "crashes"),
+    [
+        ("16.0", Runtime("ai-edge-litert", "2.3.0"), True),
+        ("16.0", Runtime("tflite-runtime", "2.14.0"), True),
+        ("16.0", Runtime("tflite-runtime", "2.11.0"), False),
+        ("16.0tf2.17.1-1", Runtime("tflite-runtime", "2.17.1"), False),
+        ("16.0tf2.19.1-1", Runtime("ai-edge-litert", "2.3.0"), False),
+        ("", Runtime("ai-edge-litert", "2.3.0"), False),
+    ],
+)
+def test_the_library_fits_the_runtime(tmp_path, version, runtime, crashes):
+    tpu = edgetpu.look(machine(tmp_path, STICK, package(version)))
+    assert (tpu.version, tpu.stick, tpu.rule) == (version, str(tmp_path / "dev/bus/usb/002/003"), True)
+    tpu = replace(tpu, library=True, reason="", delegate="", stick_open=True)
+    report = examine(Facts(edgetpu=tpu, runtimes=(runtime,)))
+    found = [finding for finding in report.findings if finding.what == "Edge TPU"]
+    assert [finding.state is State.PROBLEM for finding in found] == [crashes]
+    if crashes:
+        assert "crashes" in found[0].detail
+        assert "apt install ./libedgetpu1-std_*.deb" in found[0].mend
+
+
+@pytest.mark.parametrize("entry", [package("16.0", status="deinstall ok config-files"), package("1.0", name="libfoo")])
+def test_packages_that_are_not_installed_have_no_version(tmp_path, entry):
+    assert edgetpu.look(machine(tmp_path, STICK, entry)).version == ""
+
+
+@pytest.mark.parametrize("library", [EdgeTpu(), EdgeTpu(library=True, delegate="it crashes with SIGSEGV")])
+def test_no_command_upgrades_a_library_that_has_no_newer_version(library):
+    tpu = replace(library, stick="/dev/bus/usb/002/003", version="16.0")
+    for system in (System(), System(os="Darwin")):
+        for finding in edgetpu.findings(tpu, system, (Runtime("ai-edge-litert", "2.3.0"),)):
+            assert finding.state is State.PROBLEM
+            assert "--only-upgrade" not in finding.mend
+            assert ("apt" in finding.mend) is (system.os == "Linux")
+
+
+def video(number: int, name: str, index: int = 0) -> dict[str, str]:
+    entry = f"sys/class/video4linux/video{number}"
+    return {f"{entry}/name": name, f"{entry}/index": str(index), f"dev/video{number}": ""}
+
+
+def test_cameras_of_a_copied_machine(tmp_path):
+    root = machine(
+        tmp_path,
+        *(video(0, "rp1-cfe-csi2_ch0"), video(8, "HD Webcam C270"), video(9, "HD Webcam C270", 1)),
+        *(video(20, "pispbe-input"), {"sys/class/video4linux/video30/name": "Hidden"}),
+        {"usr/lib/python3/dist-packages/picamera2/__init__.py": ""},
+        board=PI5,
+    )
+    facts = gather(root)
+    assert facts.system.board == PI5
+    assert [node.path for node in facts.cameras.nodes if node.raw] == [str(tmp_path / "dev/video0")]
+    details = [f.detail for f in run_doctor(root=root).findings if f.what == "camera"]
+    assert any("video0" in detail and "--source auto" in detail for detail in details)
+    assert any("HD Webcam C270" in detail and "video8" in detail for detail in details)
+    assert any("video9" in detail and "are none" in detail for detail in details)
+    assert any("video30: not in this container" in detail for detail in details)
+    ((detail, mend),) = problems(root, "picamera2")
+    assert "does not see the system's packages" in detail
+    assert "--system-site-packages" in mend
+
+
+def test_a_camera_module_without_picamera2_gets_the_command_of_the_readme(tmp_path):
+    ((_, mend),) = problems(machine(tmp_path, video(0, "unicam-image"), board=PI5), "picamera2")
+    assert "apt-get install --no-install-recommends python3-picamera2 && " in mend
+    assert "--system-site-packages" in mend

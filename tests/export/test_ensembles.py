@@ -1,0 +1,208 @@
+"""Several models in a bundle answer together, and each as it does alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgerec import Bundle, Camera, Classifier, benchmark, ensemble, evaluate, export_bundle, read_image, verify
+from edgerec.contract.decision import COMBINATIONS
+from edgerec.contract.manifest import Manifest
+from edgerec.data import split_dataset
+from edgerec.errors import BundleError, DataError, OutputExistsError
+from edgerec.runtime.verification import make_golden
+from edgerec.train.origin import chosen_images
+from tests.conftest import one_line
+from tests.contract.test_bundle import change, rewrite
+
+
+@pytest.fixture(scope="module")
+def other(bundle, tmp_path_factory):
+    """The same model under another preprocessing: its pixels, and so its scores, are others."""
+    opened = Bundle.open(bundle)
+    spec = replace(opened.manifest.preprocess, fit="pad", interpolation="nearest")
+    manifest = replace(opened.manifest, name="other", preprocess=spec)
+    files = {name: content for name, content in opened.files.items() if not name.startswith("golden/")}
+    path = tmp_path_factory.mktemp("other") / "other"
+    files |= make_golden(Classifier(Bundle(path, manifest, files)), [("wide", wide(opened, bundle))])
+    Bundle.write(path, manifest, files)
+    return path
+
+
+def wide(opened, bundle):
+    """A picture that the two preprocessings see differently."""
+    return np.pad(read_image(bundle / "golden" / "003.png"), ((0, 0), (40, 90), (0, 0)))
+
+
+@pytest.fixture(scope="module")
+def float32(first_run, tmp_path_factory):
+    """The float model of the same run."""
+    folder = tmp_path_factory.mktemp("float32")
+    shutil.copytree(first_run.path, folder / "digits")
+    return export_bundle(folder / "digits", "rpi", variant="float32", out=folder / "float32").bundle
+
+
+@pytest.fixture(scope="module")
+def three(bundle, other, float32, tmp_path_factory):
+    path = tmp_path_factory.mktemp("three") / "three"
+    report = ensemble([bundle, other, float32], path)
+    assert (report.models, report.combine, report.golden) == (3, "mean", 10)
+    return path
+
+
+@pytest.mark.parametrize("combine", ["mean", "vote"])
+def test_together_is_what_each_says_alone(bundle, other, float32, tmp_path, combine):
+    parts = [bundle, other, float32]
+    ensemble(parts, tmp_path / "e", combine=combine)
+    image = wide(Bundle.open(bundle), bundle)
+    alone = np.stack([Classifier.open(path).classify(image).scores for path in parts])
+    assert not np.array_equal(alone[0], alone[1])
+    together = Classifier.open(tmp_path / "e").classify(image)
+    assert np.array_equal(together.scores, COMBINATIONS[combine](alone))
+    assert together.scores.dtype == np.float32
+
+
+def test_the_mean_and_the_vote():
+    scores = np.array([[0.1, 0.9, 0.0], [0.6, 0.4, 0.0], [0.5, 0.1, 0.4]], np.float32)
+    assert COMBINATIONS["mean"](scores) == pytest.approx([0.4, 1.4 / 3, 0.4 / 3])
+    assert COMBINATIONS["vote"](scores) == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-3)
+    # One vote each: the better mean wins, by less than a vote.
+    tie = COMBINATIONS["vote"](scores[:2])
+    assert tie.argmax() == 1
+    assert tie == pytest.approx([0.5, 0.5, 0], abs=1e-3)
+    assert tie.sum() == pytest.approx(1)
+
+
+def test_every_model_is_verified(three, tmp_path):
+    report = verify(three)
+    assert (report.exact, report.pictures, len(report.golden)) == (True, 10, 30)
+    assert {result.model for result in report.golden} == {"model.tflite", "model-2.tflite", "model-3.tflite"}
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    golden = json.loads((copy / "golden/golden.json").read_text())
+    golden["vectors"][4]["scores"][1][0] += 1
+    rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
+    with pytest.raises(BundleError, match=r"004\.png: scores of model-2\.tflite are off by 1, allowed are 0"):
+        verify(copy)
+    # Elsewhere each by its own measure: units of int8, or scores of float32.
+    golden["made_on"]["machine"] = "elsewhere"
+    rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
+    assert {result.tolerance for result in verify(copy).golden} == {16, 1e-3}
+
+
+def test_it_runs_wherever_a_bundle_does(three, video, pictures, edgerec):
+    with Camera.open(three, str(video)) as camera:
+        results = list(camera)
+    assert len(results) == 30
+    right = [result.frame.index // 3 == result.classification.index for result in results]
+    assert sum(right) > 15
+    report = benchmark(three, seconds=0.1)
+    assert {operator.model for operator in report.operators} == {0, 1, 2}
+    assert sum(operator.part for operator in report.operators) == pytest.approx(1, abs=0.01)
+    done = edgerec("predict", three, pictures[3], "--json")
+    assert json.loads(done.stdout)["label"] == Classifier.open(three).classify(read_image(pictures[3])).label
+
+
+def test_held_out_is_what_no_model_has_seen(three, bundle, first_run):
+    """Evaluation finds the test split again, for models of different preprocessing too."""
+    alone, together = evaluate(bundle, "digits"), evaluate(three, "digits")
+    assert (together.split, together.images) == ("test", alone.images)
+    assert together.accuracy > alone.accuracy - 0.03
+    dataset, split = first_run.data()
+    section = first_run.recipe.data
+
+    def sides(seed):
+        """The side of each image in a training with another seed."""
+        parts, result = split_dataset(dataset, section, seed), np.full(len(dataset.classes), "train")
+        for name in ("val", "test"):
+            result[parts.part(name)] = name
+        return result
+
+    part, name = chosen_images(dataset, "digits", None, [sides(0), sides(1)])
+    assert name == "test"
+    assert set(part) < set(split.test)
+    assert 0 < len(part) < len(split.test) / 2
+    with pytest.raises(DataError, match="no image is in the test split of every one"):
+        chosen_images(dataset, "digits", None, [sides(seed) for seed in range(12)])
+
+
+def test_an_ensemble_may_have_ensembles_in_it(bundle, other, float32, tmp_path):
+    ensemble([other, float32], tmp_path / "two")
+    report = ensemble([bundle, tmp_path / "two"], tmp_path / "three.zip")
+    assert report.models == 3
+    manifest = Bundle.open(tmp_path / "three.zip").manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert [spec.model for spec in manifest.models] == ["model.tflite", "model-2.tflite", "model-3.tflite"]
+    assert len(manifest.provenance["members"]) == 3
+    with pytest.raises(BundleError, match="the same model is in the ensemble twice"):
+        ensemble([tmp_path / "two", other], tmp_path / "e")
+
+
+def test_the_command_line(bundle, other, tmp_path, edgerec):
+    out = tmp_path / "both"
+    done = edgerec("ensemble", bundle, other, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert (value["models"], value["combine"]) == (2, "vote")
+    assert set(value["files"]) | {"manifest.json"} == {
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
+    }
+    assert Bundle.open(out).manifest.decision.threshold == 0.6
+    assert "2 models are combined" in (out / "README.md").read_text()
+    assert "already exists" in one_line(edgerec("ensemble", bundle, other, "--out", out))
+    assert edgerec("ensemble", bundle, other, "--out", out, "--overwrite").returncode == 0
+    assert "unknown combination 'sum'" in one_line(
+        edgerec("ensemble", bundle, other, "--out", tmp_path / "x", "--combine", "sum")
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_does_not_fit_together_is_refused(bundle, other, tmp_path):
+    with pytest.raises(BundleError, match="two bundles or more, got 1"):
+        ensemble([bundle], tmp_path / "e")
+    copy = tmp_path / "copy"
+    shutil.copytree(other, copy)
+    labels = list(Bundle.open(bundle).manifest.labels)
+    change(copy, labels=[*labels[:4], "vier", *labels[5:]])
+    with pytest.raises(BundleError, match="number 4 is 'vier' and '4'"):
+        ensemble([bundle, copy], tmp_path / "e")
+    change(copy, labels=labels, target="desktop")
+    with pytest.raises(BundleError, match=r"is for desktop, .* for rpi"):
+        ensemble([bundle, copy], tmp_path / "e")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        ensemble([bundle, other], tmp_path / "mine", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"combine": "sum"}, "unknown combine 'sum'"),
+        ({"combine": 3}, "combine is 3, expected text"),
+        ({"members": {}}, "members: expected a list"),
+        ({"members": [3]}, "members: "),
+        ({"members": [{"model": "model.tflite"}]}, "members: .*missing 4 required"),
+        ({"members": [{"colour": "red"}]}, "members: .*colour"),
+    ],
+)
+def test_damaged_members_are_refused(three, tmp_path, values, said):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    change(copy, **values)
+    with pytest.raises(BundleError, match=said):
+        Bundle.open(copy)
+
+
+def test_a_member_without_its_file_is_refused(three, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    members = json.loads((copy / "manifest.json").read_text())["members"]
+    members[1]["model"] = "elsewhere.tflite"
+    change(copy, members=members)
+    with pytest.raises(BundleError, match=r"members\[1\] names 'elsewhere.tflite' but lists no digest"):
+        Bundle.open(copy)

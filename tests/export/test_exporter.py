@@ -1,0 +1,217 @@
+"""From a variant to a bundle, whole or not at all, for each target."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgerec import Recipe, export_bundle, fit, verify
+from edgerec.contract.bundle import Bundle
+from edgerec.errors import OutputExistsError, TargetError
+from edgerec.tflite import edgetpu
+from edgerec.tflite.edgetpu import compiler
+from edgerec.tflite.flatbuffer import read_graph
+from tests.conftest import one_line
+
+
+def test_rpi_bundle_says_what_to_type(bundle):
+    readme = (bundle / "README.md").read_text()
+    block = readme.split("```sh\n")[1].split("```")[0]
+    assert block.strip().splitlines() == [
+        "python3 -m venv --system-site-packages .venv && . .venv/bin/activate",
+        "pip install --find-links wheels -r requirements.txt",
+        "edgerec camera . --source auto --headless",
+    ]
+    assert "## Model card" in readme
+    assert "| int8-qat |" in readme
+    requirements = (bundle / "requirements.txt").read_text()
+    assert "edgerec[headless,web]==" in requirements
+    assert "ai-edge-litert==" in requirements
+
+
+def test_manifest_carries_what_made_it(bundle, run):
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.provenance["recipe"] == run.recipe.to_dict()
+    assert manifest.provenance["data_digest"] == run.split_record["digest"]
+    assert manifest.provenance["versions"]["tensorflow"]
+    assert manifest.metrics["forms"] == run.variants()["int8-qat"]["forms"]
+
+
+def test_manifest_tells_no_folders(image_folder, tmp_path):
+    recipe = Recipe().override({"data.source": str(image_folder), "train.epochs": 1})
+    made = fit(recipe, tmp_path / "run")
+    bundle = export_bundle(made, "desktop", out=tmp_path / "bundle").bundle
+    for file in Path(bundle).rglob("*"):
+        if file.is_file():
+            assert str(tmp_path).encode() not in file.read_bytes(), file
+
+
+def test_quantize_with_a_larger_drop_is_exported_without_saying_it_again(run, tmp_path):
+    report = run.variant("int8-qat") / "report.json"
+    before = report.read_text()
+    values = json.loads(before) | {"max_drop": 50.0}
+    values["forms"][-1]["top1"] -= 0.2
+    try:
+        report.write_text(json.dumps(values))
+        assert export_bundle(run, "desktop", variant="int8-qat", out=tmp_path / "b").top1 < 0.9
+    finally:
+        report.write_text(before)
+
+
+def test_the_best_int8_variant_by_validation_is_taken(run, tmp_path):
+    variants = {name: report for name, report in run.variants().items() if name != "float32"}
+    best = max(variants.values(), key=lambda report: report["val_top1"])
+    assert export_bundle(run, "desktop", out=tmp_path / "b").variant == best["variant"]
+
+
+def test_float32_bundle_runs_too(run, tmp_path):
+    report = export_bundle(run, "desktop", variant="float32", out=tmp_path / "b.zip", threshold=0.5)
+    assert verify(tmp_path / "b.zip").exact
+    manifest = Bundle.open(tmp_path / "b.zip").manifest
+    assert (manifest.input.dtype, manifest.decision.threshold) == ("float32", 0.5)
+    assert report.variant == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "rp"], "did you mean 'rpi'"),
+        (["--target", "coral", "--variant", "float32"], "edgerec quantize {run}"),
+        (["--variant", "int8-qta"], "did you mean 'int8-qat'"),
+        (["--target", "mine.toml"], "target file mine.toml does not exist"),
+    ],
+)
+def test_export_refuses(run, tmp_path, edgerec, arguments, said):
+    message = one_line(edgerec("export", run.path, *arguments, "--out", tmp_path / "b"))
+    assert said.format(run=run.path) in message
+    assert not (tmp_path / "b").exists()
+
+
+def test_existing_bundle_is_kept(run, bundle, tmp_path, edgerec):
+    assert "already exists" in one_line(edgerec("export", run.path, "--target", "rpi", "--out", bundle))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
+    (tmp_path / "thesis.zip").write_bytes(b"mine")
+    for mine in ("web", "thesis.zip"):
+        with pytest.raises(OutputExistsError, match="which --overwrite does not touch"):
+            export_bundle(run, "rpi", out=tmp_path / mine, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    first = export_bundle(run, "rpi", out=tmp_path / "empty")
+    (tmp_path / "empty" / "labels.txt").unlink()  # damaged, still a bundle
+    assert export_bundle(run, "rpi", out=tmp_path / "empty", overwrite=True) == first
+
+
+def test_export_from_inside_the_run(run, monkeypatch, tmp_path, edgerec):
+    done = edgerec("export", ".", "--target", "desktop", cwd=run.path)
+    assert done.returncode == 0, done.stderr
+    assert verify(run.path.with_name(f"{run.path.name}-desktop")).exact
+
+
+def test_compiled_bundle_wants_its_delegate(run, tmp_path, monkeypatch, edgerec, pictures):
+    """Verified on the processor where it was made; elsewhere it runs on the Edge TPU, or says why not."""
+    monkeypatch.setenv("PATH", script(tmp_path, 'cp "$4" "$3/model_edgetpu.tflite"')["PATH"])
+    bundle = export_bundle(run, "coral", out=tmp_path / "b").bundle
+    message = one_line(edgerec("camera", bundle, "--source", pictures[0].parent, "--headless"))
+    assert "libedgetpu.so.1 does not load" in message
+    assert "--delegate none" in message
+    done = edgerec("camera", bundle, "--source", pictures[0].parent, "--headless", "--delegate", "none")
+    assert done.returncode == 0
+
+
+def test_export_speaks_json(run, tmp_path, edgerec):
+    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", "--json")
+    value = json.loads(done.stdout)
+    assert value["bundle"] == str(tmp_path / "b")
+    assert value["edgetpu"]["compiled"] is False
+    assert "manifest.json" not in value["files"]
+    assert "golden/golden.json" in value["files"]
+
+
+@pytest.mark.slow
+def test_killed_export_leaves_nothing_half_written(run, tmp_path):
+    """Killed at ten moments over its life: the destination is whole or not there."""
+    whole = 0
+    for number in range(10):
+        out = tmp_path / f"bundle{number}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgerec", "export", str(run.path), "--target", "rpi", "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if number < 5:
+            time.sleep(0.4 * (number + 1))
+        else:  # the moment in which it writes
+            until = time.monotonic() + 60
+            while not list(tmp_path.glob(f".bundle{number}.*")) and not out.exists():
+                assert time.monotonic() < until
+                time.sleep(0.0005)
+            time.sleep(0.001 * (number - 5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():
+            whole += verify(out).exact
+            continue
+    assert whole == sum((tmp_path / f"bundle{n}").exists() for n in range(10))
+
+
+def script(folder, text):
+    """A stand-in for Google's closed compiler, on the PATH."""
+    path = folder / "edgetpu_compiler"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_compiler_on_the_path_is_run(run, tmp_path, edgerec):
+    # "-s -o FOLDER MODEL", as the real one is called.
+    environment = script(tmp_path, 'echo "Model compiled successfully"; cp "$4" "$3/model_edgetpu.tflite"')
+    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    assert "compiled" in done.stdout
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert (manifest.delegate_model, manifest.delegate) == ("model_edgetpu.tflite", "libedgetpu.so.1")
+
+
+def test_compiler_that_fails_is_an_error(run, tmp_path, edgerec):
+    environment = script(tmp_path, 'echo "Internal compiler error. Aborting!"; exit 1')
+    done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
+    message = one_line(done)
+    assert "exit code 1: Internal compiler error" in message
+    assert not (tmp_path / "b").exists()
+
+
+def test_compiler_that_hangs_is_stopped(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", script(tmp_path, "exec sleep 30")["PATH"])
+    monkeypatch.setattr(compiler, "COMPILE_TIMEOUT_S", 0.2)
+    with pytest.raises(TargetError, match="did not end"):
+        export_bundle(run, "coral", out=tmp_path / "b")
+
+
+def test_edge_tpu_refuses_float_with_a_way_out(run):
+    graph = read_graph((run.variant("float32") / "model.tflite").read_bytes())
+    findings = edgetpu.check(graph)
+    assert {finding.op for finding in findings} >= {"input", "output", "CONV_2D"}
+    assert all("edgerec quantize" in finding.way_out for finding in findings if finding.index >= 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("mobilenet_v1_0.25_128_quant", False),
+        ("mobilenet_v1_0.5_160_quant", False),
+        ("keras_lstm_mnist_ptq", False),
+        ("deeplabv3_mnv2_dm05_pascal_quant", True),
+    ],
+)
+def test_edge_tpu_rules_agree_with_what_the_compiler_did(real_data, name, refused):
+    """Three of these were mapped whole by Google's compiler, one was not."""
+    findings = edgetpu.check(read_graph((real_data / "edgetpu" / f"{name}.tflite").read_bytes()))
+    assert bool(findings) == refused

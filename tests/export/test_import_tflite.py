@@ -1,0 +1,458 @@
+"""A model that others made, as they made it, answers in a bundle as it does alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgerec import Bundle, Classifier, evaluate, import_tflite, read_image, verify
+from edgerec.contract.labels import distinct, read_labels
+from edgerec.contract.preprocess import apply
+from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, parse_normalise, passing, quantize
+from edgerec.errors import BundleError, DataError, EdgerecError, ModelError, OutputExistsError, TargetError
+from edgerec.runtime.interpreter import open_interpreter
+from edgerec.runtime.verification import GOLDEN
+from edgerec.tflite.metadata import with_metadata
+from tests.conftest import one_line
+
+SHAPE = (14, 10, 3)  # as wide as it is not high
+LABELS = ("heron", "crane", "digger")
+
+
+class Factory:
+    """Tiny models as others convert them, each made once."""
+
+    def __init__(self) -> None:
+        import tf_keras
+
+        tf_keras.utils.set_random_seed(5)
+        self.keras = tf_keras
+        self.inputs = tf_keras.Input(SHAPE)
+        x = tf_keras.layers.Conv2D(6, 3, strides=2, activation="relu")(self.inputs)
+        self.features = tf_keras.layers.Flatten()(x)
+        self.logits = tf_keras.layers.Dense(3)(self.features)
+        self.made: dict[str, bytes] = {}
+
+    def __call__(self, name: str) -> bytes:
+        if name not in self.made:
+            self.made[name] = getattr(self, name)()
+        return self.made[name]
+
+    def keras_model(self, *outputs):
+        return self.keras.Model(self.inputs, outputs[0] if len(outputs) == 1 else outputs)
+
+    def converted(self, model, dtypes=None, calibration=None) -> bytes:
+        import tensorflow as tf
+
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)  # its batch is of any size
+        if dtypes:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
+            converter.inference_input_type, converter.inference_output_type = dtypes
+        return converter.convert()
+
+    def ranging(self, low, high):
+        pictures = np.random.default_rng(1).uniform(low, high, (20, *SHAPE)).astype(np.float32)
+        pictures[0].reshape(-1)[:2] = low, high
+        return pictures
+
+    def float_softmax(self) -> bytes:
+        return self.converted(self.keras_model(self.keras.layers.Softmax()(self.logits)))
+
+    def float_logits(self) -> bytes:
+        return self.converted(self.keras_model(self.logits))
+
+    def uint8_softmax(self) -> bytes:
+        import tensorflow as tf
+
+        model = self.keras_model(self.keras.layers.Softmax()(self.logits))
+        return self.converted(model, (tf.uint8, tf.uint8), self.ranging(-1.0, 1.0))
+
+    def int8_odd_logits(self) -> bytes:
+        import tensorflow as tf
+
+        return self.converted(self.keras_model(self.logits), (tf.int8, tf.int8), self.ranging(-1.3, 3.9))
+
+    def uint8_in_float_out(self) -> bytes:
+        import tensorflow as tf
+
+        return self.converted(self.keras_model(self.logits), (tf.uint8, tf.float32), self.ranging(0.0, 1.0))
+
+    def uint8_cast(self) -> bytes:
+        """Bytes that no scale belongs to: the graph casts them itself."""
+        inputs = self.keras.Input(SHAPE, dtype="uint8")
+        x = self.keras.layers.Flatten()(self.keras.layers.Rescaling(1 / 255)(inputs))
+        return self.converted(self.keras.Model(inputs, self.keras.layers.Dense(3, activation="softmax")(x)))
+
+    def int8_sigmoid(self) -> bytes:
+        import tensorflow as tf
+
+        one = self.keras.layers.Dense(1, activation="sigmoid")(self.features)
+        return self.converted(self.keras_model(one), (tf.int8, tf.uint8), self.ranging(0.0, 1.0))
+
+    def four_dimensions(self) -> bytes:
+        soft = self.keras.layers.Softmax()(self.logits)
+        return self.converted(self.keras_model(self.keras.layers.Reshape((1, 1, 3))(soft)))
+
+    def one_number(self) -> bytes:
+        return self.converted(self.keras_model(self.keras.layers.Dense(1)(self.features)))
+
+    def two_outputs(self) -> bytes:
+        return self.converted(self.keras_model(self.logits, self.keras.layers.Softmax()(self.logits)))
+
+    def any_size(self) -> bytes:
+        inputs = self.keras.Input((None, None, 3))
+        x = self.keras.layers.Conv2D(3, 3)(inputs)
+        return self.converted(self.keras.Model(inputs, self.keras.layers.GlobalAveragePooling2D()(x)))
+
+    def picture_out(self) -> bytes:
+        return self.converted(self.keras.Model(self.inputs, self.keras.layers.Conv2D(1, 3)(self.inputs)))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Factory()
+
+
+@pytest.fixture
+def given(models, tmp_path):
+    """A model's file, with a file of three labels beside it."""
+
+    def write(name: str):
+        path = tmp_path / f"{name}.tflite"
+        path.write_bytes(models(name))
+        (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    import cv2
+
+    path = tmp_path_factory.mktemp("picture") / "noise.png"
+    cv2.imwrite(str(path), np.random.default_rng(2).integers(0, 256, (40, 30, 3), np.uint8))
+    return path
+
+
+def alone(content: bytes, stored: np.ndarray) -> np.ndarray:
+    """What the bare interpreter makes of a stored input, as real numbers."""
+    interpreter = open_interpreter(content)
+    (before,), (after,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.set_tensor(before["index"], stored[np.newaxis].astype(before["dtype"]))
+    interpreter.invoke()
+    answer = interpreter.get_tensor(after["index"]).reshape(-1)
+    scale, zero_point = after["quantization"]
+    return (answer.astype(np.float64) - zero_point) * scale if scale else answer.astype(np.float64)
+
+
+def softmax(real: np.ndarray) -> np.ndarray:
+    return np.exp(real) / np.exp(real).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "normalise", "stored", "behind"),
+    [
+        ("float_softmax", "unit", lambda p: p / 255, lambda y: y),
+        ("float_softmax", "127.5,127.5", lambda p: p / 127.5 - 1, lambda y: y),
+        ("float_softmax", "pixels", lambda p: p, lambda y: y),
+        ("float_logits", "signed", lambda p: p / 128 - 1, softmax),
+        ("uint8_softmax", None, lambda p: p, lambda y: y),
+        ("int8_odd_logits", None, lambda p: p - 128.0, softmax),
+        ("uint8_in_float_out", None, lambda p: p, softmax),
+        ("uint8_cast", None, lambda p: p, lambda y: y),
+        ("int8_sigmoid", None, lambda p: p - 128.0, lambda y: np.array([1 - y[0], y[0]])),
+        ("four_dimensions", "unit", lambda p: p / 255, lambda y: y),
+    ],
+)
+def test_a_bundle_answers_as_the_model_alone(given, tmp_path, picture, name, normalise, stored, behind):
+    path = given(name)
+    labels = tmp_path / "labels.txt"
+    if name == "int8_sigmoid":
+        labels.write_text("cat\ndog\n")
+    report = import_tflite(path, tmp_path / "b", labels=labels, normalise=normalise)
+    classifier = Classifier.open(report.bundle)
+    image = read_image(picture)
+    pixels = apply(image, classifier.manifest.preprocess)
+    assert pixels.shape == SHAPE
+    expected = behind(alone(path.read_bytes(), stored(pixels)))
+    found = classifier.classify(image)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    assert found.label == classifier.manifest.labels[int(expected.argmax())]
+    assert found.scores.min() >= 0
+    assert found.scores.sum() == pytest.approx(1, abs=0.02)
+    assert verify(report.bundle).exact
+    assert (tmp_path / "b" / "model.tflite").read_bytes() == path.read_bytes()
+
+
+def test_odd_scales_really_are_odd(models):
+    spec = import_spec(models("int8_odd_logits"))
+    assert spec.dtype == "int8"
+    assert passing(spec) not in (Normalise(0.0, 255.0), Normalise(128.0, 128.0))
+
+
+def import_spec(content: bytes) -> TensorSpec:
+    from edgerec.runtime.interpreter import input_spec
+
+    return input_spec(open_interpreter(content))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_pixels_pass_whatever_scale_and_zero_point(dtype):
+    pixels = np.arange(256)
+    expected = pixels if dtype == "uint8" else pixels - 128
+    limits = np.iinfo(dtype)
+    rng = np.random.default_rng(0)
+    for scale in [1e-38, 1 / 255, 1.0, 3e38, *rng.lognormal(0, 9, 200).astype(np.float32)]:
+        zero_point = int(rng.integers(limits.min, limits.max + 1))
+        spec = TensorSpec(dtype, (1, 8, 8, 3), float(scale), zero_point)
+        assert np.array_equal(quantize(passing(spec).apply(pixels), spec), expected), spec
+
+
+def test_activations_are_sound():
+    huge = np.array([3e38, -3e38, 0], np.float32)
+    assert ACTIVATIONS["softmax"](huge).tolist() == [1, 0, 0]
+    assert ACTIVATIONS["binary"](np.array([0.25], np.float32)).tolist() == [0.75, 0.25]
+
+
+def test_a_float_model_must_say_what_pixels_become(given, models, tmp_path):
+    path = given("float_softmax")
+    with pytest.raises(ModelError, match=r"takes float32 and does not state .* --normalise unit .*MEAN,STD"):
+        import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
+    assert not (tmp_path / "b").exists()
+    path.write_bytes(with_metadata(models("float_softmax"), LABELS, Normalise(100.0, 50.0), "birds"))
+    report = import_tflite(path, tmp_path / "b")
+    manifest = Bundle.open(report.bundle).manifest
+    assert (manifest.labels, manifest.normalise) == (LABELS, Normalise(100.0, 50.0))
+
+
+def test_normalisations_that_people_type():
+    assert parse_normalise("127.5, 127.5") == Normalise(127.5, 127.5)
+    for wrong, message in (
+        ("sign", "did you mean 'signed'"),
+        ("1,x", "is not MEAN,STD"),
+        ("0,0", "deviations above 0"),
+        ("nan,1", "finite"),
+    ):
+        with pytest.raises(EdgerecError, match=message):
+            parse_normalise(wrong)
+
+
+def test_label_files_as_people_have_them(tmp_path):
+    path = tmp_path / "labels.txt"
+    for text, expected in (
+        ("\ufeffa\r\nb b\r\n\r\n", ("a", "b b")),
+        ("0  background\n1  tench, Tinca tinca\n", ("background", "tench, Tinca tinca")),
+        ("1: dog\n0: cat\n", ("cat", "dog")),
+        ("7\n8\n", ("7", "8")),  # these are the labels
+        ("2 apples\n3 pears\n", ("2 apples", "3 pears")),
+    ):
+        path.write_bytes(text.encode())
+        assert read_labels(path) == expected
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        read_labels(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_labels(tmp_path / "none.txt")
+
+
+def test_a_label_that_comes_twice_is_numbered(caplog):
+    with caplog.at_level("WARNING"):
+        assert distinct(["crane", "crane (2)", "crane", "crane"], "f") == (
+            "crane",
+            "crane (2)",
+            "crane (3)",
+            "crane (4)",
+        )
+    assert "f has the label 'crane' twice: output 2 is called 'crane (3)'" in caplog.text
+
+
+def test_labels_must_be_as_many_as_scores(given, tmp_path):
+    path = given("uint8_softmax")
+    with pytest.raises(DataError, match=r"no labels in it: add --labels labels.txt, with 3 lines"):
+        import_tflite(path, tmp_path / "b")
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"labels.txt has 2 labels, .* gives 3 scores"):
+        import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two_outputs", "has 2 outputs"),
+        ("any_size", "dynamic shape"),
+        ("one_number", "no sigmoid"),
+        ("picture_out", "is not an image classifier"),
+    ],
+)
+def test_what_is_no_image_classifier_is_refused(given, tmp_path, name, message):
+    with pytest.raises(ModelError, match=message):
+        import_tflite(given(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalise="unit")
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_no_model_is_refused(given, tmp_path, edgerec):
+    path = given("uint8_softmax")
+    content = path.read_bytes()
+    for damaged in (b"", b"hello", content[:1000], content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError):
+            import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
+    message = one_line(edgerec("import", tmp_path / "none.tflite", "--out", tmp_path / "b"))
+    assert "none.tflite cannot be read: No such file" in message
+
+
+def test_a_target_takes_what_it_runs(given, tmp_path):
+    labels = given("float_logits").parent / "labels.txt"
+    with pytest.raises(TargetError, match=r"coral cannot run .*float_logits.tflite: .*FLOAT32.*quantize it"):
+        import_tflite(given("float_logits"), tmp_path / "b", labels=labels, target="coral", normalise="unit")
+    # A batch of any size is one for an interpreter; the Edge TPU's compiler wants it said.
+    with pytest.raises(TargetError, match="dynamic shape"):
+        import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="coral")
+    report = import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="rpi")
+    assert "requirements.txt" in report.files
+
+
+def test_bundles_are_written_as_export_writes_them(given, tmp_path, picture):
+    path = given("int8_odd_logits")
+    options = {"labels": tmp_path / "labels.txt", "pictures": [picture]}
+    report = import_tflite(path, tmp_path / "birds.zip", **options)
+    assert report.golden == 1
+    opened = Bundle.open(tmp_path / "birds.zip")
+    assert opened.manifest.name == "birds"
+    assert json.loads(opened.files[GOLDEN])["vectors"][0]["from"] == "noise.png"
+    readme = opened.files["README.md"].decode()
+    assert "made with another tool and imported" in readme
+    assert "Scores: softmax of its output" in readme
+    with pytest.raises(OutputExistsError):
+        import_tflite(path, tmp_path / "birds.zip", **options)
+    assert import_tflite(path, tmp_path / "birds.zip", overwrite=True, **options) == report
+
+
+def test_golden_scores_behind_a_softmax_have_a_tolerance_in_scores(given, tmp_path):
+    """On another machine, the stored output may differ by 16 units, which move a score by no more than that."""
+    bundle = Bundle.open(import_tflite(given("int8_odd_logits"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle)
+    values = json.loads(bundle.files[GOLDEN])
+    values["made_on"]["cpu"] = "another"
+    scale = bundle.manifest.output.scale
+    for off, fine in ((15.9, True), (16.1, False)):
+        moved = json.loads(json.dumps(values))
+        moved["vectors"][0]["scores"][0][0] += off * scale
+        files = bundle.files | {GOLDEN: json.dumps(moved).encode()}
+        Bundle.write(tmp_path / "moved", bundle.manifest, files, overwrite=True)
+        if fine:
+            assert verify(tmp_path / "moved").max_difference == pytest.approx(15.9 * scale, rel=1e-3)
+        else:
+            with pytest.raises(BundleError, match=r"scores of model\.tflite are off"):
+                verify(tmp_path / "moved")
+
+
+def test_manifests_know_their_activation(bundle, tmp_path):
+    opened = Bundle.open(bundle)
+    values = json.loads((bundle / "manifest.json").read_text())
+    assert values.pop("activation") == "none"
+    before = type(opened.manifest).from_json(json.dumps(values))  # as older ones are
+    assert before.activation == "none"
+    for change, message in (
+        ({"activation": "sofmax"}, "did you mean 'softmax'"),
+        ({"activation": "binary"}, "10 labels for an output"),
+        ({"activation": 3}, "expected text"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            type(opened.manifest).from_json(json.dumps(values | change))
+    binary = replace(opened.manifest, activation="binary", output=replace(opened.manifest.output, shape=(1, 1)))
+    with pytest.raises(BundleError, match="for a binary classifier"):
+        binary.check("here")
+
+
+def test_evaluate_takes_imported_bundles_and_bare_files(run, tmp_path, edgerec):
+    """The run's own int8 file stands for one that others made: a bundle without a recipe, and no bundle at all."""
+    model = run.variant("int8-qat") / "model.tflite"
+    imported = import_tflite(model, tmp_path / "b").bundle
+    one, other = evaluate(imported, "digits"), evaluate(model, "digits")
+    assert one == other
+    assert one.accuracy > 0.9
+    assert one.labels == run.labels
+    assert "does not record where its images are" in one_line(edgerec("evaluate", imported))
+
+
+def test_evaluate_refuses_an_input_that_is_not_square(given, tmp_path, image_folder):
+    imported = import_tflite(given("uint8_softmax"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle
+    for model in (imported, given("uint8_softmax")):
+        with pytest.raises(ModelError, match=r"takes 10×14; .* square input only"):
+            evaluate(model, str(image_folder))
+
+
+def test_importing_needs_no_tensorflow(given, tmp_path):
+    code = (
+        "import sys\nfrom edgerec import import_tflite\n"
+        f"import_tflite({str(given('uint8_softmax'))!r}, 'b', labels='labels.txt')\n"
+        "print([m for m in ('tensorflow', 'tf_keras', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line(given, tmp_path, picture, edgerec):
+    path = given("float_logits")
+    labels = ("--labels", tmp_path / "labels.txt")
+    assert "--normalise unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
+    command = ("import", path, *labels, "--out", tmp_path / "b", "--normalise", "unit", "--picture", picture)
+    done = edgerec(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert (value["activation"], value["last_operator"]) == ("softmax", "FULLY_CONNECTED")
+    assert value["input"]["shape"] == [1, *SHAPE]
+    assert "already exists" in one_line(edgerec(*command))
+    done = edgerec(*command, "--overwrite")
+    assert "activation softmax: the outputs of FULLY_CONNECTED were not probabilities" in done.stdout
+    assert "verified 1 golden images" in done.stdout
+
+
+def test_coral_s_mobilenet_says_what_it_is(real_data, tmp_path, edgerec):
+    """Google's uint8 file with 1001 labels of which one comes twice: predict, camera and verify."""
+    import cv2
+
+    model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+    command = ("import", model, "--labels", real_data / "imagenet_labels.txt", "--out", tmp_path / "b")
+    done = edgerec(*command)
+    assert done.returncode == 0, done.stderr
+    assert "has the label 'crane' twice: output 518 is called 'crane (2)'" in done.stderr
+    # 54 of 256 as Coral's own tools give it, whose plain bilinear resizing is done here beforehand.
+    cat = cv2.imread(str(real_data / "cat_720p.jpg"))
+    (tmp_path / "cats").mkdir()
+    cv2.imwrite(str(tmp_path / "cats" / "small.png"), cv2.resize(cat, (128, 128), interpolation=cv2.INTER_LINEAR))
+    value = json.loads(edgerec("predict", tmp_path / "b", tmp_path / "cats" / "small.png", "--json").stdout)
+    assert (value["label"], round(value["score"] * 256)) == ("tiger cat", 54)
+    # Stretched from 720p by exact halvings, the image resembles an Egyptian cat about as much.
+    assert "tiger cat" in edgerec("predict", tmp_path / "b", real_data / "cat_720p.jpg").stdout
+    assert "tiger cat" in edgerec("camera", tmp_path / "b", "--source", tmp_path / "cats", "--headless").stdout
+    assert "bit for bit" in edgerec("verify", tmp_path / "b").stdout
+
+
+def test_what_was_compiled_for_the_edge_tpu_is_refused(real_data, tmp_path):
+    model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
+    with pytest.raises(ModelError, match="compiled for the Edge TPU"):
+        import_tflite(model, tmp_path / "b")
+
+
+def test_the_loss_of_logits_is_that_of_their_softmax(tmp_path):
+    import tensorflow as tf
+    import tf_keras
+
+    inputs = tf_keras.Input((8, 8, 1))
+    logits = tf_keras.layers.Dense(10)(tf_keras.layers.Flatten()(inputs))
+    found = {}
+    for name, end in (("logits", logits), ("softmax", tf_keras.layers.Softmax()(logits))):
+        path = tmp_path / f"{name}.tflite"
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(tf_keras.Model(inputs, end)).convert())
+        found[name] = evaluate(path, "digits", normalise="unit", labels="folders")
+    assert found["logits"].loss == pytest.approx(found["softmax"].loss, rel=1e-5)
+    assert found["logits"].accuracy == found["softmax"].accuracy

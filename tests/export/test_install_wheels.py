@@ -1,0 +1,105 @@
+"""install.sh installs a wheel of the bundle only if it is the file that the manifest lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgerec import prove
+from edgerec.contract.target import Target
+from edgerec.errors import BundleError
+from edgerec.export.systemd import service_files
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
+
+PYTHON = f"3.{sys.version_info[1]}"
+# The real Python, except that it makes no environment and records what pip would install.
+STAND_IN = f"""#!/bin/sh
+case $* in
+  '-m venv'*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"
+    ln -s /bin/true "$folder/bin/edgerec" ;;
+  *' pip '*) echo "$*" >>"$RECORD" ;;
+  *Bundle.open*) ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(bundle, tmp_path):
+    """Run install.sh of a copy of the bundle; returns the completed process and the calls of pip."""
+    copy, tools = tmp_path / "bundle", tmp_path / "tools"
+    shutil.copytree(bundle, copy)
+    script = service_files(Target.load("rpi"))["install.sh"].decode()
+    for old, new in {
+        "ARCH=aarch64": "ARCH=''",
+        "PYTHONS='3.11 3.13'": f"PYTHONS={PYTHON}",
+        "PACKAGES='python3 python3-venv'": "PACKAGES=''",
+    }.items():
+        assert old in script
+        script = script.replace(old, new)
+    (copy / "install.sh").write_text(script)
+    tools.mkdir()
+    (tools / "python3").write_text(STAND_IN)
+    (tools / "python3").chmod(0o755)
+
+    def call():
+        environment = {"PATH": f"{tools}:{os.environ['PATH']}", "RECORD": str(tmp_path / "pip")}
+        command = ["sh", copy / "install.sh", "--prefix", tmp_path / "prefix"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+        return done, (tmp_path / "pip").read_text().splitlines() if (tmp_path / "pip").exists() else []
+
+    call.bundle = copy
+    (call.wheel,) = (copy / "wheels").glob("edgerec-*.whl")
+    return call
+
+
+def edit(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def refusal(install) -> str:
+    done, calls = install()
+    assert done.returncode == 1, done.stdout
+    assert calls == []
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_unchanged_wheel_and_added_wheels_are_installed(install):
+    (install.bundle / "wheels" / "numpy-2.0-py3-none-any.whl").write_bytes(b"added by the user")
+    done, calls = install()
+    assert done.returncode == 0, done.stderr
+    assert any("requirements.txt" in call for call in calls)
+
+
+def test_changed_wheel_is_not_installed(install):
+    edit(install.wheel)
+    assert f"wheels/{install.wheel.name} is not the file that manifest.json lists" in refusal(install)
+
+
+def test_another_edgerec_beside_the_listed_one_is_not_installed(install):
+    other = install.wheel.with_name(install.wheel.name.replace("-py3", "-9-py3"))
+    shutil.copy(install.wheel, other)
+    assert other.name in refusal(install)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", json.dumps({"files": 5})])
+def test_wheels_are_not_installed_without_a_manifest(install, content):
+    if content is None:
+        (install.bundle / "manifest.json").unlink()
+    else:
+        (install.bundle / "manifest.json").write_text(content)
+    assert "manifest.json cannot be read" in refusal(install)
+
+
+def test_emulated_device_does_not_install_a_changed_wheel(install):
+    edit(install.wheel)
+    with pytest.raises(BundleError, match="is not installed"):
+        prove(install.bundle, "rpi")

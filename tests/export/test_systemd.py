@@ -1,0 +1,479 @@
+"""A bundle that a machine runs by itself: what the service manager hears, install.sh, the unit, the Dockerfile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgerec import Bundle, Camera, import_tflite
+from edgerec.camera.frame_filters import View
+from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.sources import Address, CaptureFormat
+from edgerec.camera.systemd import Service
+from edgerec.contract.decision import Classification, DecisionSpec
+from edgerec.contract.target import Target
+from edgerec.errors import SourceError, TargetError
+from edgerec.export.readme import readme
+from edgerec.export.systemd import service_files
+from tests.conftest import REPOSITORY
+
+PYTHON = f"3.{sys.version_info[1]}"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="install.sh and its service are for Linux")
+
+
+class Manager:
+    """A service manager's end of the socket."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self.environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())}
+        self._messages: list[str] = []
+        self._came = threading.Condition()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while (message := self._socket.recv(4096).decode()) != "END":
+            with self._came:
+                self._messages.append(message)
+                self._came.notify_all()
+        self._socket.close()
+
+    def heard(self) -> list[str]:
+        """What came since the last call."""
+        time.sleep(0.05)
+        with self._came:
+            messages, self._messages = self._messages, []
+            return messages
+
+    def wait_for(self, message: str) -> None:
+        """Until it came; what came before it is forgotten."""
+        with self._came:
+            assert self._came.wait_for(lambda: message in self._messages, 20)
+            del self._messages[: self._messages.index(message) + 1]
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.sendto(b"END", f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
+        self._thread.join(10)
+
+
+@pytest.fixture(params=["file", "abstract"])
+def manager(request, tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("systemd is Linux'")
+    made = Manager(str(tmp_path / "notify") if request.param == "file" else f"@edgerec-test-{uuid.uuid4()}")
+    yield made
+    made.close()
+
+
+class Pictures:
+    """A live source of black pictures; what it does before each is the test's."""
+
+    format = CaptureFormat()
+
+    def __init__(self, before=lambda: None) -> None:
+        self._before = before
+
+    def images(self):
+        while True:
+            time.sleep(0.01)
+            self._before()
+            yield np.zeros((4, 4, 3), np.uint8), "black"
+
+    def close(self):
+        pass
+
+
+def camera(opened, classify=None, **options) -> Camera:
+    answer = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
+    manifest = SimpleNamespace(labels=("a", "b"), decision=DecisionSpec())
+    classifier = SimpleNamespace(manifest=manifest, classify=classify or (lambda image: answer), invalid=0)
+    return Camera(classifier, [Address("black", True, True, opened)], **options)
+
+
+def test_the_manager_hears_of_a_run(manager):
+    with camera(Pictures) as live:
+        live.run([], 50, service=Service.from_environment(manager.environment))
+    heard = manager.heard()
+    assert heard[0] == "READY=1"
+    assert heard[-1] == "STOPPING=1"
+    assert "STATUS=black: live" in heard
+    assert heard.count("WATCHDOG=1") >= 2
+
+
+def lost():
+    raise SourceError("gone")
+
+
+@pytest.mark.parametrize(
+    ("opened", "options"),
+    [(Pictures, {"view": View(every=100_000)}), (lost, {"patience": Patience(first_wait_s=0.02)})],
+    ids=["frames that nobody looks at", "a source that is lost"],
+)
+def test_signs_of_life_without_an_answer(manager, opened, options):
+    service = Service.from_environment(manager.environment)
+    with camera(opened, **options) as live:
+        # It ends with the process: only a signal, or an answer that a sink ends with, ends it before.
+        threading.Thread(target=live.run, args=([],), kwargs={"service": service}, daemon=True).start()
+        for _ in range(3):
+            manager.wait_for("WATCHDOG=1")
+
+
+def test_a_model_that_hangs_is_none(manager):
+    hanging, ended = threading.Event(), threading.Event()
+
+    def classify(image):
+        hanging.set()
+        ended.wait(30)
+        raise SourceError("over")
+
+    def run() -> None:
+        with pytest.raises(SourceError):
+            live.run([], service=Service.from_environment(manager.environment))
+
+    with camera(Pictures, classify) as live:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        assert hanging.wait(20)
+        manager.heard()
+        time.sleep(0.3)  # frames come all the while
+        assert manager.heard() == []
+        ended.set()
+        thread.join(20)
+    assert manager.heard()[-1] == "STOPPING=1"
+
+
+def test_the_environment_of_others_and_a_manager_that_is_gone(manager):
+    other = Service.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
+    other.ready()
+    other.alive()
+    assert manager.heard() == ["READY=1"]
+    Service.from_environment({}).ready()
+    Service.from_environment(manager.environment | {"WATCHDOG_USEC": "many"}).alive()
+    assert manager.heard() == []
+    patient = Service(manager.address, watchdog_s=4000)
+    for _ in range(50):
+        patient.alive()
+    assert manager.heard() == ["WATCHDOG=1"]
+    other.tell(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
+    assert manager.heard() == ["STATUS=a\\nREADY=0: lost (x)"]
+    Service("/nowhere/at/all", 1).ready()
+    Service("x" * 500, 1).ready()
+
+
+# The files, without installing anything.
+
+
+def mine(**changes) -> Target:
+    """A target that is this machine, with a Python that only the stand-in has."""
+    base = replace(Target.load("rpi"), name="mine", arch=(platform.machine(),), python=("3.99",), system_packages=())
+    return replace(base, **changes)
+
+
+def test_the_pi_gets_them_and_others_do_not(bundle):
+    assert {"install.sh", "edgerec.service", "Dockerfile"} <= {path.name for path in bundle.iterdir()}
+    readme = (bundle / "README.md").read_text()
+    assert "sudo sh install.sh --service" in readme
+    assert "\nFROM debian:trixie-slim\n" in (bundle / "Dockerfile").read_text()
+    assert "Dockerfile" not in service_files(Target.load("rpi-32bit"))
+    unit = service_files(replace(Target.load("coral-usb"), service=True, requirements=("edgerec",)))[
+        "edgerec.service"
+    ].decode()
+    assert "SupplementaryGroups=video plugdev" in unit
+    assert "DeviceAllow=char-usb_device rw" in unit
+    for file in service_files(Target.load("rpi")).values():
+        assert not re.search(rb"@[A-Z]+@", file)
+
+
+@pytest.mark.parametrize("key", ["arch", "python", "system_packages"])
+def test_a_target_s_words_do_not_become_commands(key):
+    with pytest.raises(TargetError, match=rf"the target's {key} has "):
+        service_files(mine(**{key: ("$(reboot)",)}))
+
+
+def test_without_a_known_processor_there_is_no_dockerfile():
+    assert "Dockerfile" not in service_files(mine(arch=()))
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
+def test_shellcheck_finds_nothing(name, tmp_path):
+    (tmp_path / "install.sh").write_bytes(service_files(Target.load(name))["install.sh"])
+    done = subprocess.run(["shellcheck", tmp_path / "install.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_the_unit_is_sound_and_hardened(tmp_path):
+    program = tmp_path / "venv" / "bin" / "edgerec"
+    executable(program, "")
+    unit = tmp_path / "edgerec.service"
+    unit.write_text(
+        service_files(Target.load("rpi"))["edgerec.service"].decode().replace("/opt/edgerec", str(tmp_path))
+    )
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze does not look at files that are not installed")
+    assert done.returncode == 0, done.stdout[-200:]
+
+
+# install.sh in a world of stand-ins: no root, no network, no packages.
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+PYTHON_STAND_IN = """
+case $* in
+  *version_info*) echo "$MADE_VERSION" ;;
+  *find_spec*) exit 1 ;;
+  '-m venv'*)
+    for folder; do :; done
+    echo "$*" >"$WORLD/venv"
+    mkdir -p "$folder/bin" "$folder/lib/python$MADE_VERSION/site-packages/pip"
+    case $* in *--system-site-packages*) seen=true ;; *) seen=false ;; esac
+    echo "include-system-site-packages = $seen" >"$folder/pyvenv.cfg"
+    cp "$0" "$folder/bin/python"
+    printf '#!/bin/sh\\necho "verified $2"\\n' >"$folder/bin/edgerec"
+    chmod +x "$folder/bin/edgerec"
+    echo made-venv ;;
+  *Bundle.open*) for folder; do :; done; mkdir -p "$folder" ;;
+  *' install '*)
+    echo "$*" >>"$WORLD/pip"
+    if [ -n "$MADE_PIP_FAILS" ]; then echo "ERROR: No matching distribution found for edgerec"; exit 1; fi ;;
+esac
+"""
+# `have` lists what is installed; libdep comes with libwanted.
+APT_STAND_IN = """
+case $* in
+  *-s*install*) echo 'Inst libdep (1)'; echo 'Inst libwanted (1)'; echo 'Inst libc6 [1] (2)' ;;
+  *-s*remove*) echo 'Remv libwanted [1]'; echo 'Remv libdep [1]'; cat "$WORLD/more" 2>/dev/null ;;
+  *purge*) : >"$WORLD/have"; echo "purged $*" ;;
+  *install*) printf 'libwanted libdep' >"$WORLD/have" ;;
+esac
+"""
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Calls install.sh of a target's bundle with stand-ins on the PATH; gives the completed process."""
+    if sys.platform != "linux":
+        pytest.skip("install.sh is for Linux")
+    tools, folder = tmp_path / "tools", tmp_path / "bundle"
+    executable(tools / "python3", PYTHON_STAND_IN)
+    executable(tools / "apt-get", APT_STAND_IN)
+    executable(tools / "dpkg-query", 'case " $(cat "$WORLD/have" 2>/dev/null) " in *" $4 "*) echo installed ;; esac')
+    executable(tools / "id", "echo ${MADE_USER:-0}")
+    folder.mkdir()
+
+    def call(*arguments, target=None, **environment):
+        for name, content in service_files(target or mine(system_packages=("libwanted",))).items():
+            (folder / name).write_bytes(
+                content.replace(b"'python3 libwanted'", b"libwanted").replace(b"=python3\n", b"=\n")
+            )
+        (folder / "requirements.txt").write_text("edgerec\n")
+        values = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "WORLD": str(tmp_path), "MADE_VERSION": "3.99"}
+        return subprocess.run(
+            ["sh", str(folder / "install.sh"), "--prefix", str(tmp_path / "prefix"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=values | environment,
+        )
+
+    call.path = tmp_path
+    return call
+
+
+@pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
+def test_readme_and_install_script_make_the_same_environment(bundle, name):
+    target, manifest = Target.load(name), Bundle.open(bundle).manifest
+    manifest = replace(manifest, provenance={"imported": {"file": "a.tflite", "sha256": "0" * 64}})
+    text, script = readme(manifest, target, None), service_files(target)["install.sh"].decode()
+    values = dict(re.findall(r"^(SITE|PACKAGES|CSI_PACKAGES)=(.*)$", script, re.MULTILINE))
+    packages = [command.split()[4:] for command in re.findall("`(sudo apt-get install [^`]+)`", text)]
+    assert packages[0] == shlex.split(values["PACKAGES"])[0].removeprefix("python3 ").split()
+    assert packages[1] == ["python3-picamera2"] == [values["CSI_PACKAGES"]]
+    (environment,) = [line for line in text.splitlines() if "-m venv" in line]
+    assert environment == f"python3 -m venv {values['SITE']} .venv && . .venv/bin/activate"
+    assert values["SITE"] == "--system-site-packages"  # otherwise, picamera2 and libcamera are not visible
+    sources = re.findall(r"--source (\S+)", text) + re.findall(r"--source (\S+) --headless", script)
+    assert set(sources) <= {"auto", "auto`"}
+    assert len(sources) >= 4
+
+
+@pytest.mark.parametrize("driver", ["unicam-image", "rp1-cfe-csi2_ch0", "HD Webcam C270"])
+@pytest.mark.parametrize("offered", [True, False])
+def test_install_brings_picamera2_for_a_camera_module(world, driver, offered):
+    name = world.path / "sys" / "class" / "video4linux" / "video0" / "name"
+    name.parent.mkdir(parents=True)
+    name.write_text(f"{driver}\n")
+    # The package lists are fetched first.
+    known = '[ -e "$WORLD/updated" ]' if offered else "exit 100"
+    executable(world.path / "tools" / "apt-cache", known)
+    executable(world.path / "tools" / "apt-get", f'case $* in *update*) : >"$WORLD/updated" ;; esac{APT_STAND_IN}')
+    done = world("--yes", SYSFS=str(world.path / "sys"))
+    assert done.returncode == 0, done.stderr
+    module = "Webcam" not in driver
+    assert ("missing: libwanted python3-picamera2" in done.stdout) is (module and offered)
+    assert ("only USB cameras and streams can be used" in done.stdout) is (module and not offered)
+    assert "--system-site-packages" in (world.path / "venv").read_text()
+
+
+def refused(done, code=1) -> str:
+    assert done.returncode == code, (done.stdout, done.stderr)
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_install_checks_the_machine_first(world):
+    assert "this bundle is for sparc, this system is" in refused(world(target=mine(arch=("sparc",))))
+    message = refused(world(MADE_VERSION="3.9"))
+    assert message == "error: this bundle needs Python 3.99, here is 3.9: use a system that has one of them"
+    assert "unknown option --prefx" in refused(world("--prefx"), 2)
+    assert "needs a folder" in refused(world("--find-links"), 2)
+    assert "no such folder" in refused(world("--find-links", "/nowhere"))
+    assert "expected a path of letters" in refused(world("--prefix", "/tmp/a|b"))
+    assert "nothing to undo" in refused(world("--undo"))
+    assert not (world.path / "prefix").exists()
+
+
+def test_install_asks_before_it_installs_packages(world):
+    done = world()
+    assert "missing: libwanted" in done.stdout
+    assert "2 packages: libdep libwanted" in done.stdout
+    assert "--yes agrees" in refused(done)
+    assert not (world.path / "prefix").exists()
+    assert "only root can install them: sudo apt-get install" in refused(world(MADE_USER="1000"))
+    done = world("--dry-run", MADE_USER="1000")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "would run: env DEBIAN_FRONTEND=noninteractive apt-get" in done.stdout
+    assert not (world.path / "prefix").exists()
+    assert not (world.path / "have").exists()
+
+
+def test_install_twice_and_undo(world):
+    first = world("--yes")
+    assert first.returncode == 0, first.stderr
+    assert "made-venv" in first.stdout
+    assert f"verified {world.path}/prefix/bundle" in first.stdout
+    second = world()
+    assert second.returncode == 0, second.stderr
+    assert "made-venv" not in second.stdout
+    assert "System packages" not in second.stdout
+    record = (world.path / "prefix" / ".edgerec-brought").read_text()
+    assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only made newer
+    newer = world("--yes", MADE_VERSION="3.98", target=mine(python=("3.99", "3.98")))  # the system was upgraded
+    assert "made-venv" in newer.stdout
+    done = world("--undo", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "purge libdep libwanted" in done.stdout
+    assert not (world.path / "prefix").exists()
+
+
+def test_wheels_of_a_folder_come_first(world):
+    (world.path / "bundle" / "wheels").mkdir()
+    assert world("--yes").returncode == 0
+    (asked,) = (world.path / "pip").read_text().splitlines()
+    assert f"--only-binary :all: --no-index --find-links {world.path}/bundle/wheels -r " in asked
+    message = refused(world(MADE_PIP_FAILS="yes"))
+    assert message.startswith("error: pip: No matching distribution found for edgerec (")
+    asked = (world.path / "pip").read_text().splitlines()
+    assert len(asked) == 3  # the folder alone, then with the index
+    assert "--no-index" not in asked[2]
+
+
+def test_a_32_bit_system_on_a_64_bit_kernel(world):
+    """pip takes it for a 64-bit one where it reads edgerec's requirements, and finds no wheel; so they are not read."""
+    executable(world.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
+    executable(world.path / "tools" / "getconf", "echo 32")
+    assert "this bundle is for aarch64, this system is armv7l" in refused(world(target=mine(arch=("aarch64",))))
+    assert world(target=mine(arch=("armv7l",))).returncode == 0
+    first, second = (world.path / "pip").read_text().splitlines()
+    assert "--no-deps -r " in first
+    assert second.endswith("typer>=0.15 starlette>=1.0 uvicorn>=0.40")
+
+
+def test_undo_leaves_what_others_need_and_what_others_brought(world):
+    assert world("--yes").returncode == 0
+    (world.path / "more").write_text("Remv a-program-of-mine [1]\n")
+    (world.path / "prefix" / "mine.txt").write_text("mine")
+    done = world("--undo", "--yes")
+    assert "stay, because a-program-of-mine needs them" in done.stdout
+    assert "purged" not in done.stdout
+    assert [path.name for path in (world.path / "prefix").iterdir()] == ["mine.txt"]
+    assert "holds something else" in refused(world("--yes"))
+
+
+def test_a_bundle_in_pieces_and_a_prefix_that_is_a_file(world):
+    (world.path / "prefix").write_text("mine")
+    assert "holds something else" in refused(world("--yes"))
+    assert (world.path / "prefix").read_text() == "mine"
+
+
+# And in earnest.
+
+
+@pytest.mark.slow
+@linux
+def test_install_in_earnest(bundle, tmp_path):
+    """A real wheel in a real environment, once more over it, and then nothing is left."""
+    wheels, prefix, toml = tmp_path / "wheels", tmp_path / "prefix", tmp_path / "mine.toml"
+    toml.write_text(f'like = "rpi"\narch = ["{platform.machine()}"]\npython = ["{PYTHON}"]\nsystem_packages = []\n')
+    made = tmp_path / "made"
+    import_tflite(bundle / "model.tflite", made, labels=bundle / "labels.txt", target=str(toml))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, REPOSITORY]
+    subprocess.run(build, check=True, capture_output=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "EDGEREC"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PIP_CONSTRAINT": str(REPOSITORY / "constraints.txt"),
+    }
+
+    def install(*arguments):
+        command = ["sh", made / "install.sh", "--prefix", prefix, "--find-links", wheels, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=tmp_path
+        )
+
+    done = install()
+    if "System packages that are missing" in done.stdout:
+        pytest.skip(f"needs {done.stdout.splitlines()[0].partition(': ')[2]}")
+    assert done.returncode == 0, done.stderr
+    assert "golden images equal" in done.stdout
+    package = prefix / "venv" / "lib" / f"python{PYTHON}" / "site-packages" / "edgerec"
+    shipped = package / "_shipped" / "targets" / "service"
+    assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
+    again = install()
+    assert again.returncode == 0, again.stderr
+    assert "Making" not in again.stdout
+    assert sorted(path.name for path in (prefix / "bundle").iterdir()) == sorted(path.name for path in made.iterdir())
+    assert install("--undo").returncode == 0
+    assert not prefix.exists()

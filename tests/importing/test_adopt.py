@@ -1,0 +1,424 @@
+"""Models that other people saved: read without running them, adopted as runs; and ours, given back to Keras 3."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from edgerec import Run, adopt, evaluate, export_bundle, fit, quantize
+from edgerec.contract.tensors import Normalise
+from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError
+from edgerec.importing.adopt import adopted
+from edgerec.importing.foreign_keras import read_foreign
+from edgerec.importing.keras3 import write_keras3
+from edgerec.importing.saved_model import check_operators, load_saved_model
+from edgerec.models import build
+from edgerec.recipe import ModelSection
+from edgerec.train.backend import keras
+from edgerec.train.run import KERAS3
+from tests.compress.test_quantize import is_full_int8
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder of models that Keras 3 saved, with ``answers.npz``."""
+    folder = tmp_path_factory.mktemp("keras3")
+    command = [sys.executable, "-m", "tests.keras3_models", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
+    return folder
+
+
+def classifier(inputs=1, size=16, classes=2):
+    """A small Keras 2 model."""
+    layers = keras().layers
+    given = [keras().Input((size, size, 3)) for _ in range(inputs)]
+    x = layers.Conv2D(2, 3)(layers.Add()(given) if inputs > 1 else given[0])
+    return keras().Model(given, layers.Dense(classes, "softmax")(layers.GlobalAveragePooling2D()(x)))
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sequential.keras", "sequential.h5", "residual.keras", "nested.keras", "nested.h5"])
+def test_keras_3_models_answer_as_they_did(theirs, name):
+    answers = np.load(theirs / "answers.npz")
+    model = read_foreign(theirs / name)
+    assert type(model).__module__.startswith("tf_keras")
+    expected = answers[name.partition(".")[0]]
+    assert np.ptp(expected, axis=0).min() > 1e-3  # the pictures do make a difference
+    np.testing.assert_allclose(model(answers["pictures"], training=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_keras_2_models_answer_as_they_did(tmp_path, suffix):
+    model = classifier()
+    model.save(tmp_path / f"m{suffix}")
+    pictures = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(read_foreign(tmp_path / f"m{suffix}")(pictures), model(pictures))
+
+
+def test_mixed_precision_is_read_as_float32(tmp_path):
+    keras().mixed_precision.set_global_policy("mixed_float16")
+    try:
+        classifier().save(tmp_path / "m.h5")
+    finally:
+        keras().mixed_precision.set_global_policy("float32")
+    model = read_foreign(tmp_path / "m.h5")
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_in_a_file_is_never_run(theirs, tmp_path, suffix):
+    with pytest.raises(ModelError, match="layer 'innocent' is a Lambda, which is refused: its code is in the file"):
+        read_foreign(theirs / f"harmful{suffix}")
+    assert not (theirs / "marker").exists()
+    layers = keras().layers
+    model = keras().Sequential([layers.Flatten(input_shape=(4, 4, 3)), layers.Lambda(lambda x: x, name="innocent")])
+    model.save(tmp_path / f"keras2{suffix}")
+    with pytest.raises(ModelError, match="'innocent' is a Lambda"):
+        read_foreign(tmp_path / f"keras2{suffix}")
+
+
+def changed(path, target, change):
+    """A copy of a .keras file whose config was changed by hand."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                change(config["config"]["layers"])
+                content = json.dumps(config).encode()
+            new.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"module": "os", "class_name": "system"}, "a system of os"),
+        (
+            {"class_name": "MyLayer", "registered_name": "mine>MyLayer"},
+            r"layer 'conv2d_\d' is a MyLayer, which is refused",
+        ),
+        ({"class_name": "TFSMLayer"}, "a TFSMLayer, which is refused"),
+        ({"module": "keras.utils", "class_name": "get_file"}, "a get_file, which is refused"),
+        ({"module": "keras.src.ops.core", "class_name": "Map"}, "a Map, which is refused"),
+        ({"config": {"name": "c", "activation": {"class_name": "function", "config": "popen"}}}, "is a function"),
+        ({"class_name": "TFOpLambda", "config": {"name": "c", "function": "io.write_file"}}, "io.write_file"),
+    ],
+)
+def test_nothing_unknown_reaches_keras(theirs, tmp_path, change, reason):
+    path = changed(theirs / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change))
+    with pytest.raises(ModelError, match=reason):
+        read_foreign(path)
+
+
+def test_damaged_files_are_refused_in_a_line(theirs, tmp_path):
+    whole = (theirs / "red_or_blue.keras").read_bytes()
+    middle = whole.index(b"model.weights.h5") + 2000
+    linked = tmp_path / "linked.h5"
+    shutil.copy(theirs / "sequential.h5", linked)
+    with h5py.File(linked, "a") as file:
+        file["model_weights/other"] = h5py.ExternalLink("/etc/passwd", "/")
+    cases = {
+        "cut.keras": whole[: len(whole) // 2],
+        "spoilt.keras": whole[:middle] + bytes(200) + whole[middle + 200 :],
+        "text.keras": b"no model",
+        "cut.h5": (theirs / "sequential.h5").read_bytes()[:6000],
+        "linked.h5": linked.read_bytes(),
+        "only.h5": (theirs / "only.weights.h5").read_bytes(),
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError) as caught:
+            read_foreign(tmp_path / name)
+        assert name in str(caught.value), str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="does not exist"):
+        read_foreign(tmp_path / "none.keras")
+
+
+# --- Being a classifier -----------------------------------------------------------------------------------------
+
+
+def test_what_is_no_classifier_is_refused(image_folder, tmp_path):
+    broken = classifier()
+    broken.set_weights([np.full_like(w, np.nan) for w in broken.get_weights()])
+    layers = keras().layers
+    inputs = keras().Input((16, 16, 3))
+    cases = {
+        "2 inputs, expected one": classifier(inputs=2),
+        "its size is dynamic": classifier(size=None),
+        "weights that are NaN": broken,
+        "it is no image classifier": keras().Model(inputs, layers.Conv2D(2, 3)(inputs)),
+        "a square": keras().Sequential([layers.Flatten(input_shape=(16, 12, 3)), layers.Dense(2, "softmax")]),
+    }
+    for reason, model in cases.items():
+        model.save(tmp_path / "m.keras", overwrite=True)
+        with pytest.raises(ModelError, match=reason):
+            adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_count_names_both_numbers(image_folder, tmp_path):
+    classifier(classes=5).save(tmp_path / "m.keras")
+    with pytest.raises(DataError, match=r"m\.keras has 5 classes, .* has 2 \(blue, red\): .*--labels FILE"):
+        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run")
+
+
+# --- Adopting ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_of_theirs(theirs, image_folder, tmp_path):
+    return adopt(theirs / "red_or_blue.keras", str(image_folder), tmp_path / "mine")
+
+
+def test_an_adopted_model_is_a_run(theirs, run_of_theirs, tmp_path):
+    run = run_of_theirs
+    assert run.labels == ("blue", "red")
+    assert run.recipe.model.arch == "own"
+    assert run.metrics["accuracy"] == 1.0
+    # Only one normalisation makes this model right, and its logits got a softmax.
+    record = run.metrics["adopted"]
+    assert (record["normalise"], record["file"], record["truth"]) == ("unit", "red_or_blue.keras", "labels")
+    assert record["tried"]["unit"] == 1.0 > max(record["tried"]["signed"], record["tried"]["pixels"])
+    assert run.model().layers[-1].get_config()["activation"] == "softmax"
+    for method in ("ptq", "qat"):
+        report = quantize(run, method, epochs=1 if "qat" in method else None, max_drop=20)
+        assert report.forms[-1].agreement > 0.9
+        is_full_int8((run.variant(report.variant) / "model.tflite").read_bytes())
+    assert evaluate(run.path).accuracy == 1.0
+    bundle = export_bundle(run, out=tmp_path / "bundle").bundle
+    assert "red_or_blue.keras, trained elsewhere" in (tmp_path / "bundle" / "README.md").read_text()
+    assert evaluate(bundle, run.recipe.data.source).accuracy > 0.9
+
+
+def test_adopting_again_finds_the_run(theirs, run_of_theirs, image_folder, tmp_path):
+    model = theirs / "red_or_blue.keras"
+    before = (run_of_theirs.path / "metrics.json").stat().st_mtime_ns
+    assert adopted(model, str(image_folder), run_of_theirs.path).path == run_of_theirs.path
+    assert (run_of_theirs.path / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(EdgerecError, match="another value of --normalise"):
+        adopted(model, str(image_folder), run_of_theirs.path, normalise="signed")
+    with pytest.raises(OutputExistsError):
+        adopted(theirs / "nested.keras", str(image_folder), run_of_theirs.path)
+    with pytest.raises(EdgerecError, match="add --data"):
+        adopted(model, None)
+    with pytest.raises(RecipeError, match="brought along"):
+        fit(run_of_theirs.recipe, tmp_path / "again")
+
+
+def test_command_line_takes_a_model(theirs, image_folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    call = ["quantize", str(theirs / "red_or_blue.keras"), "--data", str(image_folder), "--method", "ptq", "--json"]
+    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["variant"] == "int8"
+    assert (tmp_path / "run" / "int8" / "model.tflite").is_file()
+
+
+def test_one_output_becomes_two_classes_and_pixels_stay(theirs, image_folder, tmp_path):
+    run = adopt(theirs / "nested.keras", str(image_folder), tmp_path / "run")
+    assert run.recipe.data.normalise == "pixels"  # its own first layer scales them
+    answers = np.load(theirs / "answers.npz")
+    scores = run.model()(answers["pictures"], training=False)
+    np.testing.assert_allclose(scores, np.hstack([1 - answers["nested"], answers["nested"]]), atol=1e-5)
+    report = quantize(run, "ptq", max_drop=100)
+    is_full_int8((run.variant("int8") / "model.tflite").read_bytes(), "pixels")
+    assert report.forms[1].agreement == 1.0
+
+
+def test_labels_may_name_more_classes_than_there_are_pictures_of(theirs, image_folder, tmp_path):
+    classifier(classes=4).save(tmp_path / "m.keras")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("green\nred\nyellow\nblue\n")
+    run = adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run", normalise="unit", labels=labels)
+    assert run.labels == ("green", "red", "yellow", "blue")
+    dataset, split = run.data()
+    assert set(dataset.classes[split.test]) == {1, 3}
+    assert evaluate(run.path).per_class["green"]["support"] == 0
+    labels.write_text("green\nred\nyellow\nviolet\n")
+    with pytest.raises(DataError, match="'blue' that the model does not know"):
+        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
+    labels.write_text("green\nred\nred\nblue\n")
+    with pytest.raises(DataError, match="'red' twice"):
+        adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
+
+
+def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tmp_path, caplog):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in image_folder.rglob("*.jpg"):
+        shutil.copy(path, flat / f"{path.parent.name}_{path.name}")
+    model = theirs / "red_or_blue.keras"
+    with pytest.raises(DataError, match="add --normalise"):
+        adopt(model, str(flat), tmp_path / "run")
+    with caplog.at_level(logging.WARNING, "edgerec"):
+        run = adopt(model, str(flat), tmp_path / "run", normalise="unit")
+        report = quantize(run, "ptq", max_drop=20)
+    assert "agreement with the float model's own answers, not accuracy" in caplog.text
+    assert run.labels == ("0", "1")
+    # The model calls red 1.
+    assert {name.partition("_")[0] for name, label in run.answers().items() if label == "1"} == {"red"}
+    assert report.forms[0].top1 == 1.0
+    assert evaluate(run.path).accuracy == 1.0
+    bundle = export_bundle(run, out=tmp_path / "bundle").bundle
+    assert "top-1 is agreement with the model's own answers" in (tmp_path / "bundle" / "README.md").read_text()
+    with pytest.raises(DataError, match="no class folders"):
+        evaluate(bundle, str(flat))
+    cv2.imwrite(str(flat / "new.jpg"), np.zeros((30, 40, 3), np.uint8))
+    with pytest.raises(DataError, match="digest changed"):
+        run.data()
+
+
+# --- SavedModel -------------------------------------------------------------------------------------------------
+
+
+def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path):
+    run = adopt(theirs / "red_or_blue", str(image_folder), tmp_path / "run")
+    assert (run.recipe.data.normalise, run.metrics["accuracy"]) == ("unit", 1.0)
+    report = quantize(run, "ptq", max_drop=20)
+    is_full_int8((run.variant("int8") / "model.tflite").read_bytes())
+    assert report.forms[1].agreement == 1.0
+    with pytest.raises(ModelError, match=r"cannot be trained or pruned: use --method ptq, or save .* as \.keras"):
+        quantize(run, "qat")
+
+
+def test_saved_model_that_trains_is_refused(theirs):
+    with pytest.raises(ModelError, match="exported in training mode"):
+        load_saved_model(theirs / "augmented")
+
+
+def test_saved_model_that_calls_a_function_by_its_name_is_checked(tmp_path):
+    """A node can have the name of a function as its operator. The function may then not use files either."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3), tf.float32)])
+        def serve(self, images):
+            return tf.reduce_mean(images, axis=(1, 2))
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
+    check_operators(tmp_path / "model")
+    path = tmp_path / "model" / "saved_model.pb"
+    saved = SavedModel.FromString(path.read_bytes())
+    (meta,) = saved.meta_graphs
+    saver = meta.graph_def.library.function.add()
+    saver.signature.name = "saver"
+    saver.node_def.add(name="save", op="SaveV2")
+    called = next(
+        f for f in meta.graph_def.library.function if f.signature.name in meta.object_graph_def.concrete_functions
+    )
+    called.node_def.add(name="call", op="saver")
+    path.write_bytes(saved.SerializeToString())
+    with pytest.raises(ModelError, match="has the operator SaveV2"):
+        check_operators(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["WriteFile", "ReadFile", "EagerPyFunc", "SaveV2", "DebugIdentity", "DebugIdentityV2", "ImmutableConst", "PrintV2"],
+)
+def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
+    import tensorflow as tf
+
+    marker = str(tmp_path / "marker")
+    acts = {
+        "WriteFile": lambda: tf.io.write_file(marker, "run"),
+        "ReadFile": lambda: tf.io.read_file(marker),
+        "EagerPyFunc": lambda: tf.py_function(lambda: open(marker, "w").close(), [], []),
+        "SaveV2": lambda: tf.raw_ops.SaveV2(
+            prefix=marker, tensor_names=["a"], shape_and_slices=[""], tensors=[tf.zeros(2)]
+        ),
+    }
+
+    debugging = {"input": tf.zeros(3), "tensor_name": "a:0", "debug_urls": [f"file://{marker}"]}
+    acts |= {
+        "DebugIdentity": lambda: tf.raw_ops.DebugIdentity(device_name="", **debugging),
+        "DebugIdentityV2": lambda: tf.raw_ops.DebugIdentityV2(
+            input=tf.zeros(3), tensor_debug_mode=2, debug_urls=[f"file://{marker}"]
+        ),
+        "ImmutableConst": lambda: tf.raw_ops.ImmutableConst(
+            dtype=tf.uint8, shape=[4], memory_region_name="/etc/hostname"
+        ),
+        "PrintV2": lambda: tf.print("run", output_stream=f"file://{marker}"),
+    }
+
+    class Harmful(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3])])
+        def answer(self, pixels):
+            with tf.control_dependencies([acts[operator]()] if operator != "EagerPyFunc" else []):
+                if operator == "EagerPyFunc":
+                    acts[operator]()
+                return tf.reduce_mean(pixels, [1, 2])
+
+    model = Harmful()
+    tf.saved_model.save(model, str(tmp_path / "model"), signatures=model.answer)
+    with pytest.raises(ModelError, match=f"has the operator {operator}, which is refused"):
+        load_saved_model(tmp_path / "model")
+    assert not list(tmp_path.glob("marker*"))
+
+
+# --- Back to Keras 3 --------------------------------------------------------------------------------------------
+
+
+def test_our_architectures_open_in_keras_3(tmp_path):
+    pictures = np.random.default_rng(0).uniform(0, 1, (3, 32, 32, 3)).astype(np.float32)
+    answers = {"pictures": pictures}
+    for arch in ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2", "lstm", "gru", "vgg_small", "ds_cnn"):
+        section = ModelSection(arch, 0.25 if "mobilenet" in arch else 0.5, 0.1)
+        model = build(keras(), section, (32, 32, 3), 3, Normalise.named("unit"))
+        answers[arch] = np.asarray(model(pictures, training=False))
+        write_keras3(model, tmp_path / f"{arch}.keras")
+    np.savez(tmp_path / "answers.npz", **answers)
+    code = (
+        "import sys, keras, numpy as np\n"
+        "answers = np.load('answers.npz')\n"
+        "for name in answers.files[1:]:\n"
+        "    model = keras.models.load_model(f'{name}.keras')\n"
+        "    print(np.abs(model(answers['pictures']) - answers[name]).max())\n"
+        "assert 'tf_keras' not in sys.modules\n"
+    )
+    # tensorflow-model-optimization leaves word in the environment that TensorFlow is to load tf_keras.
+    clean = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    differences = [float(line) for line in done.stdout.split()]
+    assert len(differences) == 8
+    assert max(differences) <= 1e-6
+
+
+def test_a_run_has_its_model_for_keras_3(run):
+    again = read_foreign(run.path / KERAS3)
+    pictures = np.random.default_rng(0).uniform(0, 1, (5, *again.input_shape[1:])).astype(np.float32)
+    np.testing.assert_allclose(again(pictures), run.model()(pictures), atol=1e-6)
+
+
+# --- Real data --------------------------------------------------------------------------------------------------
+
+
+def test_visual_wake_words_model(real_data, image_folder, tmp_path):
+    run = adopt(real_data / "vww_96.h5", str(image_folder), tmp_path / "run", normalise="unit")
+    assert Run.open(run.path).recipe.data.input_size == 96
+    quantize(run, "ptq", max_drop=100)
+    content = (run.variant("int8") / "model.tflite").read_bytes()
+    is_full_int8(content)
+    assert len(content) < 333_288  # MLPerf Tiny's own int8 file

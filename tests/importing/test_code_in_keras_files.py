@@ -1,0 +1,188 @@
+"""No Keras file executes code: finished runs, checkpoints, teachers, initial weights and files from other programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from edgerec import Recipe, adopt, distill, evaluate, fit, quantize, tune, write_report
+from edgerec.errors import EdgerecError, ModelError, StudyError
+from edgerec.importing.foreign_keras import read_foreign
+
+CODE = "open('executed', 'w').close()"
+EVAL = {"class_name": "function", "module": "builtins", "config": "exec", "registered_name": "exec"}
+
+
+def lambda_layer(constant=CODE):
+    config = {"name": "x", "trainable": True, "dtype": "float32", "function": EVAL, "function_type": "function"}
+    config |= {"output_shape": None, "output_shape_type": "raw", "arguments": {}}
+    inbound = [[["_CONSTANT_VALUE", -1, constant, {}]]]
+    layer = {"module": "keras.layers", "class_name": "Lambda", "registered_name": None, "name": "x", "config": config}
+    return layer | {"inbound_nodes": inbound}
+
+
+def rewrite(path, change):
+    """Change the configuration in a .keras file."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    change(config)
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def add_lambda(path):
+    rewrite(path, lambda config: config["config"]["layers"].append(lambda_layer()))
+
+
+@pytest.fixture
+def copy(run, tmp_path, monkeypatch):
+    """A copy of the run; the current folder is empty."""
+    shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("exports.json"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "copy"
+
+
+def test_a_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
+    add_lambda(copy / "model.keras")
+    uses = [
+        lambda: evaluate(copy),
+        lambda: quantize(copy, "ptq"),
+        lambda: distill([copy], "simple_cnn", tmp_path / "student"),
+        lambda: fit(
+            Recipe.from_dict({"model": {"arch": "backbone", "weights": str(copy / "model.keras")}}), tmp_path / "new"
+        ),
+        lambda: adopt(copy / "model.keras", "digits", out=tmp_path / "adopted"),
+    ]
+    for use in uses:
+        with pytest.raises(EdgerecError, match="'x' is a Lambda, which is refused: its code"):
+            use()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_report_does_not_execute_a_lambda_layer(copy, tmp_path):
+    add_lambda(copy / "model.keras")
+    write_report(copy, tmp_path / "report.html")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_lambda_layer_in_a_checkpoint_is_not_executed(copy, tmp_path, caplog):
+    (copy / "metrics.json").unlink()
+    for checkpoint in (copy / "checkpoints").glob("*.keras"):
+        add_lambda(checkpoint)
+    fit(Recipe(), copy, resume=True)  # starts at the first epoch, because no checkpoint can be used
+    assert "'x' is a Lambda, which is refused" in caplog.text
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["loss", "metrics", "optimizer"])
+def test_the_compile_config_of_a_checkpoint_is_checked(copy, tmp_path, name):
+    from edgerec.importing.keras_files import load_checkpoint
+
+    checkpoint = sorted((copy / "checkpoints").glob("*.keras"))[-1]
+    assert load_checkpoint(checkpoint).optimizer.variables
+
+    def change(config):
+        config["compile_config"][name] = [EVAL] if name == "metrics" else EVAL
+
+    rewrite(checkpoint, change)
+    with pytest.raises(ModelError, match=r"function \(exec\), which is refused"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("major", [2, 3])
+def test_a_nested_compile_config_is_checked(tmp_path, major):
+    import keras
+    import tf_keras
+
+    module = keras if major == 3 else tf_keras
+    inner = module.Sequential([module.layers.Input((28, 28, 1)), module.layers.Flatten(), module.layers.Dense(10)])
+    inputs = module.Input((28, 28, 1))
+    model = module.Model(inputs, module.layers.Softmax()(inner(inputs)))
+    model.save(tmp_path / "net.keras")
+
+    def change(loss):
+        def apply(config):
+            for layer in config["config"]["layers"]:
+                if layer["class_name"] == "Sequential":
+                    layer["compile_config"] = {"optimizer": "adam", "loss": loss, "metrics": None}
+
+        return apply
+
+    rewrite(tmp_path / "net.keras", change("mse"))
+    assert read_foreign(tmp_path / "net.keras").output_shape == (None, 10)
+    rewrite(tmp_path / "net.keras", change(EVAL))
+    with pytest.raises(ModelError, match=r"function \(exec\), which is refused"):
+        read_foreign(tmp_path / "net.keras")
+
+
+def test_a_run_with_a_folder_as_model_is_not_loaded(copy, tmp_path):
+    """A .keras path that is a SavedModel folder would be loaded without a check of its operators."""
+    import tensorflow as tf
+
+    (copy / "model.keras").unlink()
+    tf.saved_model.save(tf.Module(), str(copy / "model.keras"))
+    with pytest.raises(ModelError, match=r"is not a Keras model .* it is the folder of a SavedModel"):
+        evaluate(copy)
+
+
+def test_initial_weights_are_not_read_from_another_file(run, tmp_path):
+    import h5py
+
+    model = run.model()
+    model.save_weights(tmp_path / "secret.h5")
+    with h5py.File(tmp_path / "links.h5", "w") as file, h5py.File(tmp_path / "secret.h5") as secret:
+        for key, value in secret.attrs.items():
+            file.attrs[key] = value
+        for name in secret:
+            file[name] = h5py.ExternalLink(str(tmp_path / "secret.h5"), name)
+    recipe = run.recipe.override({"model.weights": str(tmp_path / "links.h5")}, "test")
+    with pytest.raises(ModelError, match="points to another file"):
+        fit(recipe, tmp_path / "run")
+
+
+def test_an_archive_that_grows_too_much_is_refused(copy):
+    with zipfile.ZipFile(copy / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("filler", bytes(200 << 20))
+    with pytest.raises(ModelError, match="bytes unpack to"):
+        evaluate(copy)
+
+
+@pytest.mark.parametrize("where", ["recipe", "search"])
+def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, monkeypatch, where):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    code = "def build(keras, inputs, section):\n    return keras.layers.Flatten()(inputs)\n"
+    (tmp_path / "net.py").write_text(code)
+    arch = "net.py:build" if where == "recipe" else "simple_cnn"
+    recipe = Recipe.from_dict({"train": {"epochs": 1, "batch_size": 512}, "model": {"arch": arch}})
+    search = {"train.learning_rate": [1e-3]} if where == "recipe" else {"model.arch": ["net.py:build"]}
+    tune(recipe, tmp_path / "study", trials=1, search=search, keep="none")
+    (tmp_path / "net.py").write_text(f"{CODE}\n{code}")
+    with pytest.raises(StudyError, match=r"names code \(net.py:build\)"):
+        tune(None, tmp_path / "study", resume=True, trials=2)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(("suffix", "hdf5_first"), [(".keras", True), (".h5", False)])
+def test_a_file_in_two_formats_is_refused(copy, tmp_path, suffix, hdf5_first):
+    """Otherwise, the harmless part could be checked and the other part be loaded."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / f"model{suffix}"
+    with h5py.File(path, "w", userblock_size=0 if hdf5_first else 512) as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"name": "x", "layers": []}})
+    add_lambda(copy / "model.keras")
+    path.write_bytes(path.read_bytes() + (copy / "model.keras").read_bytes())
+    assert zipfile.is_zipfile(path)
+    assert h5py.is_hdf5(path)
+    with pytest.raises(ModelError, match="is a zip archive and an HDF5 file at once"):
+        read_foreign(path)
+    weights = Recipe().override({"data.source": "digits", "model.weights": str(path)})
+    with pytest.raises(EdgerecError, match="is a zip archive and an HDF5 file at once"):
+        fit(weights, tmp_path / "new")

@@ -1,0 +1,121 @@
+"""Keras files that are nested too deeply, that unpack to too many bytes, or that TensorFlow cannot run."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+
+import pytest
+
+from edgerec import Recipe, adopt, evaluate, fit
+from edgerec.errors import ModelError
+from edgerec.importing.foreign_keras import read_foreign
+from edgerec.train.backend import keras
+from tests.importing.test_code_in_keras_files import rewrite
+
+
+def save_unusable_model(path, shape):
+    """Save a classifier of Keras 2 with a layer that TensorFlow can add to a graph but not run."""
+    layers = keras().layers
+    inputs = keras().Input(shape)
+    outputs = layers.Dense(10, activation="softmax")(layers.Flatten()(layers.Rescaling(scale="x")(inputs)))
+    keras().Model(inputs, outputs).save(path)
+    return path
+
+
+def error(done) -> str:
+    """Return the error, which must be the last line on stderr and the only error."""
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
+
+
+def test_a_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, here):
+    model = save_unusable_model(tmp_path / "model.keras", (8, 8, 3))
+    command = ["quantize", model, "--data", "digits", "--normalise", "pixels", "--out", tmp_path / "run"]
+    assert "TensorFlow cannot run the model: Cast string to float is not supported;" in error(here(*command))
+    shutil.copytree(run.path, tmp_path / "copy")
+    save_unusable_model(tmp_path / "copy" / "model.keras", (28, 28, 1))
+    for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "qat", "--overwrite"):
+        assert "Cast string to float is not supported" in error(here(*command))
+
+
+def test_a_run_with_a_model_of_another_shape_is_refused(run, tmp_path, here):
+    shutil.copytree(run.path, tmp_path / "copy")
+    save_unusable_model(tmp_path / "copy" / "model.keras", (8, 8, 3))
+    for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "ptq"):
+        assert "is not the model of this run" in error(here(*command))
+
+
+@pytest.mark.parametrize(("layer", "output"), [(1, 1.5), (1, 7), (-1, 0)])
+def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, layer, output):
+    """Keras would search forever for an output that does not exist."""
+    shutil.copytree(run.path, tmp_path / "copy")
+
+    def change(config):
+        layers = config["config"]["layers"]
+        layers[2]["inbound_nodes"][0][0][:2] = [layers[layer]["name"], output]
+
+    rewrite(tmp_path / "copy" / "model.keras", change)
+    quantize = ["quantize", tmp_path / "copy" / "model.keras", "--data", "digits", "--normalise", "pixels"]
+    for command in (["evaluate", tmp_path / "copy"], [*quantize, "--out", tmp_path / "run"]):
+        done = edgerec(*command, timeout=60)
+        assert "its layers form a cycle, or refer to an output that does not exist" in error(done)
+
+
+def test_sizes_that_do_not_fit_into_a_number_are_refused(tmp_path):
+    """Keras 3 raises an ArithmeticError."""
+    keras3 = pytest.importorskip("keras")
+    layers = keras3.layers
+    inputs = keras3.Input((8, 8, 3))
+    outputs = layers.Dense(2)(layers.Flatten()(layers.Conv2D(2, 3)(inputs)))
+    keras3.Model(inputs, outputs).save(tmp_path / "model.keras")
+    rewrite(
+        tmp_path / "model.keras",
+        lambda config: config["config"]["layers"][0]["config"].update(batch_shape=[None, 8, 10**400, 3]),
+    )
+    with pytest.raises(ModelError, match="cannot be read as a Keras model"):
+        read_foreign(tmp_path / "model.keras")
+
+
+def test_a_deeply_nested_configuration_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.keras"
+    deep = []
+    for _ in range(100):
+        deep = [deep]
+    rewrite(path, lambda config: config.update(unused=deep))
+    backbone = Recipe.from_dict({"model": {"arch": "backbone", "weights": str(path)}})
+    for use in (
+        lambda: evaluate(tmp_path / "copy"),
+        lambda: adopt(path, "digits", out=tmp_path / "adopted"),
+        lambda: fit(backbone, tmp_path / "new"),
+    ):
+        with pytest.raises(ModelError, match="it is nested more than 64 levels deep"):
+            use()
+
+
+def test_a_long_configuration_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    rewrite(tmp_path / "copy" / "model.keras", lambda config: config.update(unused="x" * (17 << 20)))
+    with pytest.raises(ModelError, match="it is longer than 16,777,216 bytes"):
+        evaluate(tmp_path / "copy")
+
+
+def test_an_archive_with_very_many_files_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    with zipfile.ZipFile(tmp_path / "copy" / "model.keras", "a") as archive:
+        for number in range(10_001):
+            archive.writestr(f"{number}", b"")
+    with pytest.raises(ModelError, match="it has more than 10,000 files"):
+        evaluate(tmp_path / "copy")
+
+
+def test_a_deeply_nested_cluster_configuration_is_refused(monkeypatch):
+    from edgerec.errors import TrainError
+    from edgerec.train.worker_handshake import Cluster
+
+    monkeypatch.setenv("TF_CONFIG", "[" * 100_000)
+    with pytest.raises(TrainError, match="nested more than 64 levels deep"):
+        Cluster.from_environment()

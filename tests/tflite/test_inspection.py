@@ -1,0 +1,165 @@
+"""What a model's file tells, and what each target says to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from edgerec import import_tflite, inspect
+from edgerec.contract.target import Target, target_names
+from edgerec.errors import EdgerecError, TargetError
+from edgerec.tflite.compatibility import findings, require_fit
+from edgerec.tflite.flatbuffer import pack, parse, read_graph
+from edgerec.tflite.graph_plot import BOX_HEIGHT, BOX_WIDTH, graph_plot, layout
+from edgerec.tflite.memory import plan
+from tests.conftest import one_line
+
+
+@pytest.fixture(scope="module")
+def deeplab(real_data):
+    return real_data / "edgetpu" / "deeplabv3_mnv2_dm05_pascal_quant.tflite"
+
+
+@pytest.fixture(scope="module")
+def mobilenet(real_data):
+    return real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
+
+
+def test_a_bundle_tells_all_that_is_in_its_model(bundle, edgerec):
+    value = json.loads(edgerec("inspect", bundle, "--json").stdout)
+    assert value == inspect(bundle).to_dict()
+    assert value["model"] == "model.tflite"
+    assert [tensor["dtype"] for tensor in value["inputs"]] == ["uint8"]
+    assert value["labels"] == [str(n) for n in range(10)]
+    assert value["macs"] == sum(operator["macs"] for operator in value["operators"])
+    tensors = {tensor["index"]: tensor for tensor in value["tensors"]}
+    for operator in value["operators"]:
+        assert operator["layer"] == tensors[operator["outputs"][0]]["name"]
+        weights = [tensors[i]["size_bytes"] for i in operator["inputs"] if i is not None and tensors[i]["constant"]]
+        assert operator["parameter_bytes"] == sum(weights)
+    assert set(value["targets"]) == set(target_names())
+    assert set(value["targets"].values()) == {""}  # each of them runs an int8 model of edgerec's
+
+
+def test_a_table_for_people(mobilenet, edgerec):
+    done = edgerec("inspect", mobilenet, "-t", "coral")
+    assert done.returncode == 0, done.stderr
+    assert "  0 CONV_2D" in done.stdout
+    assert "edge tpu 31 of 31 operators, 0.0% of the arithmetic stays on the processor" in done.stdout
+    assert "compute  13,570,304 multiply-adds a picture, in 31 operators" in done.stdout
+    assert "microcontroller  no: CONV_2D" in done.stdout
+
+
+def test_known_arithmetic(mobilenet, real_data):
+    """MobileNet's paper and TensorFlow's model zoo give 14 and 13.6 million for width 0.25 at 128 pixels."""
+    assert inspect(mobilenet).macs == 13_570_304
+    assert inspect(real_data / "edgetpu" / "mobilenet_v1_0.5_160_quant.tflite").macs == pytest.approx(77e6, rel=0.02)
+
+
+def test_the_plan_gives_no_place_twice(deeplab):
+    slots = plan(read_graph(deeplab.read_bytes()))
+    assert len(slots) == 73  # what every operator gives, and the input
+    for number, one in enumerate(slots):
+        for other in slots[:number]:
+            together = one.first <= other.last and other.first <= one.last
+            apart = one.offset >= other.offset + other.size or other.offset >= one.offset + one.size
+            assert apart or not together
+    largest = max(slot.size for slot in slots)
+    assert largest <= max(slot.offset + slot.size for slot in slots) < 1.5 * largest
+
+
+def test_the_graph_as_a_picture(deeplab, tmp_path, edgerec):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "graph.png"
+    assert edgerec("inspect", deeplab, "--plot", path, "--target", "coral-usb").returncode == 0
+    image = cv2.imread(str(path))
+    assert min(image.shape[:2]) > 800
+    # BGR of the boxes on the Edge TPU, of those refused, and of those behind them: 64, 3 and 5 boxes.
+    on_chip, refused, behind = (
+        int((image == colour).all(-1).sum()) for colour in ((248, 227, 190), (215, 215, 254), (200, 235, 254))
+    )
+    assert on_chip / refused == pytest.approx(64 / 3, rel=0.1)
+    assert behind / refused == pytest.approx(5 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("target", [None, "microcontroller"])
+def test_pictures_of_other_targets(mobilenet, tmp_path, target):
+    pytest.importorskip("matplotlib")
+    graph_plot(inspect(mobilenet, target), tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_boxes_do_not_overlap_and_stand_below_what_they_need(deeplab):
+    report = inspect(deeplab)
+    places = layout(report)
+    boxes = list(places.values())
+    for number, one in enumerate(boxes):
+        for other in boxes[:number]:
+            assert abs(one.x - other.x) >= BOX_WIDTH or abs(one.y - other.y) >= BOX_HEIGHT
+    makes = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
+    for operator in report.operators:
+        for tensor in operator.inputs:
+            if tensor in makes:
+                assert places[makes[tensor]].row < places[operator.index].row
+
+
+def test_what_is_no_model_is_said_in_one_line(tmp_path, edgerec, mobilenet):
+    (tmp_path / "half.tflite").write_bytes(mobilenet.read_bytes()[:5000])
+    assert "half.tflite is a damaged TFLite model" in one_line(edgerec("inspect", tmp_path / "half.tflite"))
+    (tmp_path / "text.tflite").write_text("no model at all")
+    for path, target, said in (
+        (tmp_path / "text.tflite", None, "is not a TFLite model"),
+        (tmp_path / "none.tflite", None, "cannot be read: No such file"),
+        (tmp_path, None, "is not a bundle"),
+        (mobilenet, "corel", "did you mean 'coral'"),
+    ):
+        with pytest.raises(EdgerecError, match=said):
+            inspect(path, target)
+
+
+def test_what_was_compiled_is_looked_at_too(real_data):
+    report = inspect(real_data / "edgetpu" / "deeplabv3_mnv2_dm05_pascal_quant_edgetpu.tflite", "desktop")
+    assert report.operators[0].op == "CUSTOM edgetpu-custom-op"
+    assert any("take the file from before the compiler" in finding.way_out for finding in report.findings)
+
+
+def test_it_needs_no_tensorflow(mobilenet):
+    code = f"import sys, edgerec; edgerec.inspect({str(mobilenet)!r}, 'coral'); print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
+
+
+def test_an_operator_version_beyond_the_runtime_is_refused(mobilenet, tmp_path):
+    """tflite-runtime's target has versions; LiteRT's says nothing of them."""
+    model = parse(mobilenet.read_bytes())
+    model.operatorCodes[0].version = 40
+    content, path = pack(model), tmp_path / "newer.tflite"
+    path.write_bytes(content)
+    (finding, *_) = findings(read_graph(content), content, Target.load("rpi-32bit"))
+    assert "is of version 40, its runtime knows up to" in finding.reason
+    assert findings(read_graph(content), content, Target.load("rpi")) == []
+    with pytest.raises(TargetError, match=r"target rpi-32bit cannot run .*newer.tflite: .* is of version 40"):
+        require_fit(content, Target.load("rpi-32bit"), str(path))
+
+
+def test_import_refuses_what_the_target_does_not_run(mobilenet, tmp_path):
+    with pytest.raises(
+        TargetError, match=r"microcontroller cannot run .*it works on uint8, .* 29 more: edgerec inspect"
+    ):
+        import_tflite(mobilenet, tmp_path / "b", target="microcontroller")
+    assert not (tmp_path / "b").exists()
+
+
+def test_every_reason_of_a_target_has_a_way_out(deeplab):
+    content = deeplab.read_bytes()
+    graph = read_graph(content)
+    for name in target_names():
+        target = replace(Target.load(name), memory_bytes=1000)
+        for finding in findings(graph, content, target):
+            assert finding.reason
+            assert finding.way_out

@@ -1,0 +1,70 @@
+"""Class weights: of plain and of mixed images, on one device and on two."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe
+from edgerec.data import load, split_dataset
+from edgerec.train.input_pipeline import Places, training_feed
+
+
+@pytest.fixture(scope="module")
+def unbalanced(tmp_path_factory):
+    """Three classes with 60, 30 and 10 training images."""
+    path = tmp_path_factory.mktemp("data") / "unbalanced.npz"
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(3), (60, 30, 10))
+    images, few = rng.integers(0, 256, (100, 8, 8), np.uint8), rng.integers(0, 256, (12, 8, 8), np.uint8)
+    np.savez(
+        path, x_train=images, y_train=classes, x_val=few, y_val=np.arange(12) % 3, x_test=~few, y_test=np.arange(12) % 3
+    )
+    return Recipe().override(
+        {
+            "data.source": str(path),
+            "model.arch": "vgg_small",
+            "model.width": 0.25,
+            "train.epochs": 1,
+            "train.batch_size": 20,
+            "train.class_weights": "balanced",
+        }
+    )
+
+
+EXPECTED = np.array([100 / 180, 100 / 90, 100 / 30])
+
+
+def batches(recipe, places=Places(), count=5):
+    dataset, section = load(recipe.data, least_size_px=8)
+    parts = split_dataset(dataset, section, recipe.seed)
+    return [
+        [part.numpy() for part in batch]
+        for batch in training_feed(dataset, parts.train, recipe, places, first_epoch=0).take(count)
+    ]
+
+
+def test_each_image_has_the_weight_of_its_class(unbalanced):
+    both = [batches(unbalanced), batches(unbalanced, Places(0, 2, 2), 10)]
+    for found in both:
+        for _, classes, weights in found:
+            assert weights == pytest.approx(EXPECTED[classes])
+        total = np.zeros(3)
+        for _, classes, weights in found:
+            np.add.at(total, classes, weights)
+        assert total == pytest.approx([100 / 3] * 3)  # each class contributes the same to an epoch
+
+
+@pytest.mark.parametrize(
+    "changes", [{"augment.mixup": 1.0}, {"augment.cutmix": 1.0}, {"augment.mixup": 0.2, "augment.cutmix": 1.0}]
+)
+def test_a_mixed_image_has_the_mean_weight_of_its_classes(unbalanced, changes):
+    found = batches(unbalanced.override(changes))
+    for _, shares, weights in found:
+        assert weights == pytest.approx(shares @ EXPECTED, rel=1e-5)
+    argmax = np.concatenate([EXPECTED[shares.argmax(1)] for _, shares, _ in found])
+    assert not np.allclose(argmax, np.concatenate([weights for *_, weights in found]))
+
+
+def test_no_weights_unless_asked_for(unbalanced):
+    assert {len(batch) for batch in batches(unbalanced.override({"train.class_weights": "none"}))} == {2}

@@ -1,0 +1,64 @@
+"""A small network that learns what others answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgerec import Run, ensemble, evaluate, fit
+from edgerec.errors import RecipeError
+from edgerec.train.distill import student_recipe
+from edgerec.train.distillation import find_teacher
+
+
+def test_the_loss_is_the_distance_of_softened_answers(run):
+    recipe = replace(run.recipe, distill=replace(run.recipe.distill, teachers=str(run.path), temperature=2.0))
+    distance = find_teacher(recipe, run.labels)
+    dataset, parts = run.data()
+    pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
+    scores = np.asarray(run.model()(pixels, training=False), np.float64)
+    assert float(distance(pixels, scores.astype(np.float32))) == pytest.approx(0, abs=1e-4)
+    other = np.full_like(scores, 0.1)
+    soft = (scores + 1e-7) ** 0.5  # log(p) / 2, back
+    soft /= soft.sum(axis=1, keepdims=True)
+    expected = 4 * (soft * np.log(soft / 0.1)).sum(axis=1).mean()
+    assert float(distance(pixels, other.astype(np.float32))) == pytest.approx(expected, rel=1e-3)
+    assert find_teacher(run.recipe, run.labels) is None
+
+
+def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, here):
+    options = ["--student", "simple_cnn", "--width", "0.25", "--epochs", "3", "--out", tmp_path / "student"]
+    done = here("distill", "--teacher", run.path, *options)
+    assert done.returncode == 0, done.stderr
+    student = Run.open(tmp_path / "student")
+    assert student.recipe.model.width == 0.25
+    assert student.recipe.distill.teachers == str(run.path.resolve())
+    assert student.metrics["parameters"] < run.metrics["parameters"] / 4
+    # Of labels alone: a teacher that counts nothing changes nothing.
+    alone = student_recipe([run.path], "simple_cnn").override({"train.epochs": 1, "distill.weight": 0.0})
+    plain = replace(alone, distill=replace(alone.distill, teachers=""))
+    both = [fit(recipe, tmp_path / str(number)).history()[0] for number, recipe in enumerate((alone, plain))]
+    assert both[0]["val_loss"] == pytest.approx(both[1]["val_loss"], abs=1e-4)
+
+
+def test_teachers_that_saw_other_pictures_are_refused(run, tmp_path):
+    recipe = student_recipe([run.path], "simple_cnn")
+    for key, value in (("data.normalise", "signed"), ("seed", 7)):
+        with pytest.raises(RecipeError, match=f"has {key} = .* expected .* as the student has it"):
+            fit(recipe.override({key: value}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match="needs a teacher"):
+        student_recipe([], "simple_cnn")
+
+
+def test_an_ensemble_of_runs(run, bundle, tmp_path):
+    from edgerec import quantize
+
+    quantize(run, "ptq", overwrite=True)  # of equal top-1 the best variant may be another than the bundle's
+    other = fit(run.recipe.override({"seed": 3, "train.epochs": 1}), tmp_path / "other")
+    quantize(other, "ptq", max_drop=100)
+    report = ensemble([bundle, other.path], tmp_path / "both")
+    assert report.models == 2
+    assert evaluate(tmp_path / "both", "digits").accuracy > 0.8

@@ -1,0 +1,365 @@
+"""Several processes and several devices that train one model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe, Run
+from edgerec.errors import EdgerecError, RecipeError, TrainError
+from edgerec.train import worker_handshake as rendezvous
+from edgerec.train.input_pipeline import Places, evaluation_steps
+from edgerec.train.worker_handshake import Cluster, meet
+from tests.conftest import one_line
+
+WORKER = Path(__file__).parent.parent / "worker.py"
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def configured(addresses, index, **others):
+    cluster = {"worker": list(addresses)}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}} | others)}
+
+
+def start_all(out, settings, *methods, count=2):
+    addresses = free_ports(count)
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(out), json.dumps(settings), *methods],
+            env=os.environ | configured(addresses, index) | {"PYTHONPATH": str(WORKER.parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def ends(processes):
+    told = []
+    for process in processes:
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error[-3000:]
+        told.append(json.loads(out.splitlines()[-1]))
+    return told
+
+
+# --- who is there
+
+
+def test_tf_config_is_read_as_launchers_write_it(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert Cluster.from_environment() is None
+    cluster = {"chief": ["a:1"], "worker": ["b:2", "[::1]:3"]}
+    for kind, number, index in (("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)):
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": number}}))
+        found = Cluster.from_environment()
+        assert (found.index, found.chief, found.addresses) == (index, index == 0, ("a:1", "b:2", "[::1]:3"))
+        assert found.position(kind, number) == index
+    for nobody_else in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'):
+        monkeypatch.setenv("TF_CONFIG", nobody_else)
+        assert Cluster.from_environment() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "TF_CONFIG cannot be used"),
+        ("[]", "TF_CONFIG cannot be used"),
+        ('{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}, "task": {}}', "it has the job 'ps'"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "worker 2, of which"),
+        ('{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}', "'b' is no HOST:PORT"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG cannot be used"),
+    ],
+)
+def test_a_tf_config_that_cannot_be(monkeypatch, text, said):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(TrainError, match=said):
+        Cluster.from_environment()
+
+
+def met(clusters, about=None, wait_s=20):
+    """What each of the workers raises, or None."""
+    found = [None] * len(clusters)
+
+    def run(number, cluster):
+        try:
+            meet(cluster, (about or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
+        except EdgerecError as error:
+            found[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(clusters)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return found
+
+
+def test_workers_find_each_other_whatever_calls_in_between():
+    addresses = tuple(free_ports(3))
+    strangers = threading.Thread(target=disturb, args=(addresses[1],))
+    strangers.start()
+    assert met([Cluster(addresses, index) for index in range(3)]) == [None] * 3
+    strangers.join()
+
+
+def test_workers_may_come_long_after_each_other(monkeypatch):
+    """The last one later than anybody waits for a word of one who called."""
+    monkeypatch.setattr(rendezvous, "_HELLO_S", 0.3)
+    addresses = tuple(free_ports(3))
+    late = threading.Timer(1.2, meet, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
+    late.start()
+    assert met([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
+    late.join()
+
+
+def disturb(address):
+    host, port = address.split(":")
+    for text in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"cluster": []}\n', b"\xff\xff\n"):
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1) as connection:
+            connection.sendall(text)
+
+
+def test_who_does_not_come_is_named():
+    addresses = tuple(free_ports(3))
+    chief, worker = met([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
+    assert chief.startswith(f"worker 2 ({addresses[2]}) did not come within 1 s")
+    assert worker == f"the chief ({addresses[0]}) was stopped, or not all workers came within its time"
+    [alone] = met([Cluster(addresses, 1)], wait_s=0.3)
+    assert alone.startswith(f"the chief ({addresses[0]}) did not come within 0.3 s")
+
+
+def test_others_than_were_expected_are_refused():
+    addresses = tuple(free_ports(2))
+    said = met([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "2"}, {"edgerec": "1"}])
+    assert said == [f"worker 1 ({addresses[1]}) has edgerec 1, the chief 2: install the same on all"] * 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        [said] = met([Cluster((addresses[0], busy), 1)], wait_s=1)
+    assert "cannot be listened at" in said
+
+
+# --- what each computes
+
+
+def test_places_share_every_batch_and_every_validation_picture():
+    assert [list(Places(first, 2, 4).numbers) for first in (0, 2)] == [[0, 1], [2, 3]]
+    assert evaluation_steps(np.arange(1000)) == 4
+    assert evaluation_steps(np.arange(1000), Places(1, 1, 4)) == 1
+
+
+# Recipes that together set every key of the sections train, augment and transfer to another value than its default.
+ON_TWO_DEVICES = [
+    {
+        "train.class_weights": "balanced",
+        "train.accumulate": 2,
+        "train.optimizer": "sgd",
+        "train.weight_decay": 0.01,
+        "train.early_stopping": 1,
+        "train.max_hours": 1.0,
+        "train.price_per_hour": 1.0,
+        "augment.mixup": 0.2,
+        "augment.cutmix": 1.0,
+        "augment.flip": True,
+        "augment.crop": 0.2,
+        "augment.cutout": 0.3,
+    },
+    {
+        "train.class_weights": "balanced",
+        "train.schedule": "plateau",
+        "train.mixed_precision": True,
+        "train.xla": True,
+        "model.dropout": 0.3,
+        "augment.motion_blur": 0.1,
+        "augment.exposure_stops": 0.5,
+        "augment.gamma": 0.3,
+        "augment.noise": 0.05,
+        "augment.jpeg": 60,
+        "augment.randaugment": 1,
+        "augment.randaugment_strength": 0.2,
+    },
+    {
+        "train.epochs": 3,
+        "train.accumulate": 4,
+        "train.schedule": "constant",
+        "train.warmup_epochs": 0.2,
+        "train.device": "cpu",
+        "train.class_weights": "balanced",
+        "model.weights": "FIRST/model.keras",
+        "transfer.frozen": 0.34,
+        "transfer.unfreeze": 0.34,
+        "transfer.rate": 0.5,
+        "transfer.freeze_bn": False,
+    },
+    {
+        "distill.teachers": "FIRST",
+        "distill.weight": 0.5,
+        "distill.temperature": 2.0,
+        "train.accumulate": 2,
+        "train.class_weights": "balanced",
+        "train.weight_decay": 0.01,
+    },
+    {"model.arch": "autoencoder", "train.accumulate": 2},
+]
+
+
+def test_every_training_key_works_on_two_devices(tmp_path):
+    """TensorFlow divides the CPU into two logical devices, which train like two GPUs."""
+    program = f"""
+import json, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from pathlib import Path
+from edgerec import Recipe, fit, quantize
+from edgerec.errors import RecipeError
+devices, text = [], json.dumps({ON_TWO_DEVICES!r}).replace("FIRST", {str(tmp_path / "0")!r})
+small = {{"train.epochs": 2, "train.batch_size": 32, "model.width": 0.25, "data.test_fraction": 0.5}}
+for number, changes in enumerate(json.loads(text)):
+    def on_epoch(_, model):
+        devices.append(len(model.weights[0].values))
+    fit(Recipe().override(small | changes), {str(tmp_path)!r} + f"/{{number}}", on_epoch=on_epoch)
+# A run whose batches two devices cannot share: PTQ does not train, QAT does.
+recipe = Path({str(tmp_path / "0" / "recipe.toml")!r})
+recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 33"))
+ptq = quantize(recipe.parent, "ptq", max_drop=100)
+try:
+    quantize(recipe.parent, "qat", max_drop=100)
+except RecipeError as error:
+    print(json.dumps({{"devices": devices, "ptq": ptq.variant, "qat": str(error)}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["devices"]) == {2}  # each weight has a copy on each device
+    assert result["ptq"] == "int8"
+    assert "train.batch_size is 33, expected a multiple of 4: 2 devices share a batch" in result["qat"]
+    for number in range(len(ON_TWO_DEVICES)):
+        run = Run.open(tmp_path / str(number))
+        assert run.history()[-1]["loss"] < run.history()[0]["loss"]
+
+
+def test_a_batch_that_cannot_be_shared():
+    from edgerec.train.distribute import Team
+
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
+        Team(places=Places(0, 1, 4)).check_batch(50)
+    with pytest.raises(RecipeError, match=r"is 48, expected a multiple of 32: 4 devices share a batch, each of which"):
+        Team(places=Places(0, 1, 4)).check_batch(48, accumulate=8)
+
+
+# --- two processes, in earnest
+
+
+def all_pictures(run):
+    """How often each picture is there to train on."""
+    dataset, parts = run.data()
+    return Counter(zlib.crc32(image.tobytes()) for image in dataset.images[parts.train])
+
+
+SETTINGS = {
+    "train.epochs": 3,
+    "train.batch_size": 32,
+    "model.width": 0.5,
+    "compress.epochs": 1,
+    "compress.max_drop": 50.0,
+    "train.workers_wait_s": 60.0,
+}
+
+
+@pytest.mark.slow
+def test_two_workers_train_prune_and_quantize_to_the_same_weights_and_go_on_after_a_kill(tmp_path):
+    out = tmp_path / "run"
+    chief, worker = start_all(out, SETTINGS)
+    until = time.monotonic() + 200
+    while not (out / "checkpoints").is_dir() or not list((out / "checkpoints").glob("epoch*")):
+        assert chief.poll() is None, chief.communicate()[1][-3000:]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    _, error = chief.communicate(timeout=200)
+    assert chief.returncode == 1
+    assert "is gone: start all workers again with --resume" in error
+    assert not Run(out).finished
+    epochs_done = len(Run(out).history())
+    assert 1 <= epochs_done < 3
+    mine, theirs = ends(start_all(out, SETTINGS, "qat", "prune"))
+    assert mine["weights"] == theirs["weights"]
+    assert len(mine["weights"]) == 3 - epochs_done  # went on after the last checkpoint
+    assert mine["models"] == theirs["models"]
+    run = Run.open(out)
+    assert [row["epoch"] for row in run.history()] == [1, 2, 3]
+    assert run.variants()["int8-qat"]["model_sha256"] == mine["models"]["qat"]
+    assert run.metrics["accuracy"] > 0.7
+    # In each epoch every picture is seen once, by one of them, but for those that fill no batch.
+    train = run.split_record["train_images"]
+    numbers = train // 32 * 2
+    for epoch in range(epochs_done, 3):
+        seen = Counter()
+        for told in (mine, theirs):
+            for number, pictures in told["seen"].items():
+                seen.update(pictures if int(number) // numbers == epoch else [])
+        assert sum(seen.values()) == train // 32 * 32
+        assert not seen - all_pictures(run)
+    assert not list(Path(tmp_path).rglob("*partial*"))
+
+
+@pytest.mark.slow
+def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
+    addresses, said = free_ports(2), [None, None]
+
+    def train(index):
+        arguments = ("--out", tmp_path / "run", "--epochs", 2, "--learning-rate", (0.1, 0.2)[index])
+        said[index] = edgerec("train", "--data", "digits", *arguments, env=os.environ | configured(addresses, index))
+
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for done in said:
+        assert done.returncode == 1
+        assert (
+            f"worker 1 ({addresses[1]}) has train.learning_rate 0.2, the chief 0.1: give all workers the same recipe"
+            in done.stderr
+        )
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, first_run):
+    from edgerec.train.fit import was_begun
+
+    assert not was_begun(Recipe(), tmp_path / "nothing")
+    assert was_begun(first_run.recipe, first_run.path)
+    as_typed = Recipe.from_dict({"train": {"epochs": 4}, "compress": {"epochs": 1, "max_drop": 3.0}})
+    assert was_begun(as_typed, first_run.path)
+    with pytest.raises(RecipeError, match=r"was begun with train\.epochs 4, now it is 5"):
+        was_begun(as_typed.override({"train.epochs": 5}), first_run.path)
+
+
+def test_one_line_where_tf_config_is_wrong(edgerec, tmp_path):
+    done = edgerec("train", "--data", "digits", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
+    assert "TF_CONFIG cannot be used" in one_line(done)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,499 @@
+"""Training: what a run holds, that it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+
+from edgerec import Recipe, Run, evaluate, fit
+from edgerec.errors import DataError, EdgerecError, ModelError, OutputExistsError, RecipeError, TrainError
+from edgerec.train.callbacks import recorder
+from edgerec.train.distribute import Team
+from edgerec.train.evaluate import figures
+from edgerec.train.run import best_epoch
+from edgerec.train.transfer import stages
+from edgerec.utils.progress import ignore
+from tests.conftest import one_line
+
+
+def test_a_run_holds_what_is_documented(run):
+    names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
+    assert {
+        "recipe.toml",
+        "model.keras",
+        "labels.txt",
+        "split.json",
+        "history.csv",
+        "metrics.json",
+        "plots/learning_curves.png",
+        "plots/confusion_matrix.png",
+        "plots/worst_mistakes.png",
+    } <= names
+    assert not [name for name in names if "partial" in name]
+    assert run.labels == tuple("0123456789")
+    with open(run.path / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert set(rows[0]) == {
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+        "seconds",
+        "stage",
+    }
+
+
+def test_metrics_are_scikit_learn_s(run):
+    from sklearn.metrics import classification_report
+
+    dataset, split = run.data()
+    pixels = dataset.images[split.test].astype(np.float32) / 255
+    predicted = run.model().predict(pixels, verbose=0).argmax(1)
+    report = classification_report(dataset.classes[split.test], predicted, target_names=run.labels, output_dict=True)
+    metrics = run.metrics
+    assert metrics["accuracy"] == pytest.approx(report["accuracy"])
+    assert metrics["accuracy"] > 0.85
+    for label in run.labels:
+        assert metrics["per_class"][label]["f1"] == pytest.approx(report[label]["f1-score"])
+        assert metrics["per_class"][label]["support"] == report[label]["support"]
+    assert np.array(metrics["confusion"]).sum() == metrics["images"] == len(split.test)
+
+
+def test_the_resolved_recipe_repeats_the_run(run, recipe):
+    resolved = run.recipe
+    assert resolved.data.input_size == 28
+    assert resolved.train.batch_size == 16
+    assert resolved.seed == recipe.seed
+
+
+def test_held_out_pictures_are_listed(run):
+    record = run.split_record
+    assert len(record["test"]) == 250
+    assert not set(record["test"]) & set(record["val"])
+    assert record["held_out_here"] is True
+    assert record["digest"] == run.metrics["data_digest"]
+
+
+@pytest.mark.parametrize("name", ["learning_curves", "confusion_matrix", "worst_mistakes"])
+def test_plots_are_pictures(run, name):
+    image = cv2.imread(str(run.path / "plots" / f"{name}.png"))
+    assert image.shape[0] > 200
+    assert image.std() > 5
+
+
+def test_figures_of_known_scores():
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    result = figures(scores, np.array([0, 1, 1]), ("a", "b"), "test")
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.confusion == [[1, 0], [1, 1]]
+    assert result.per_class["b"]["recall"] == 0.5
+    assert result.loss == pytest.approx(-np.log([0.9, 0.8, 0.4]).mean())
+
+
+def test_best_epoch_prefers_accuracy_then_loss():
+    rows = [
+        {"epoch": i + 1, "val_accuracy": a, "val_loss": b}
+        for i, (a, b) in enumerate([(0.9, 1), (0.95, 2), (0.95, 1), (0.9, 0.5)])
+    ]
+    assert best_epoch(rows) == 3
+
+
+def test_every_form_gives_the_same_figures(run, bundle):
+    own = evaluate(run.path)
+    assert own.accuracy == pytest.approx(run.metrics["accuracy"])
+    float32 = evaluate(run.path / "float32" / "model.tflite", "digits", split="all")
+    assert float32.images == 1797
+    of_bundle = evaluate(bundle, "digits")
+    assert of_bundle.split == "test"  # it knows what it was trained on
+    assert of_bundle.images == 250
+    assert abs(of_bundle.accuracy - own.accuracy) <= 0.03
+    assert of_bundle.accuracy == run.variants()["int8-qat"]["forms"][-1]["top1"]
+
+
+def test_evaluate_speaks_json(run, here):
+    value = json.loads(here("evaluate", run.path, "--json").stdout)
+    assert {"accuracy", "loss", "per_class", "confusion"} <= set(value)
+    assert set(value["per_class"]["3"]) == {"precision", "recall", "f1", "support"}
+
+
+def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
+    for number in (7, 3):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.png").write_bytes(pictures[number].read_bytes())
+    result = evaluate(run.path, str(tmp_path))
+    assert result.split == "all"
+    assert result.per_class["7"]["support"] == result.per_class["3"]["support"] == 1
+    assert np.array(result.confusion)[[3, 7]].sum() == 2
+    (tmp_path / "eleven").mkdir()
+    (tmp_path / "eleven" / "a.png").write_bytes(pictures[0].read_bytes())
+    with pytest.raises(DataError, match="class 'eleven' that the model does not know"):
+        evaluate(run.path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "neither a run, a bundle nor"),
+        (["{bundle}"], "add --data"),
+        (["{bundle}", "--data", "nothing"], "unknown data set 'nothing'"),
+    ],
+)
+def test_evaluate_of_nothing(bundle, here, arguments, said):
+    assert said in one_line(here("evaluate", *(a.format(bundle=bundle) for a in arguments)))
+
+
+def test_existing_run_is_kept(run, recipe, tmp_path):
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        fit(recipe, run.path)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "recipe.toml").write_text("seed = 1")
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="which --overwrite does not touch"):
+        fit(recipe, tmp_path / "precious", overwrite=True)
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def start(out, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "edgerec", "train", "--data", "digits", "--out", str(out), *arguments]
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and what they start inherits that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+
+
+def wait_for(path, process, seconds=120):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec, here):
+    out, epochs = tmp_path / "run", ["--epochs", "4", "--set", "model.dropout=0.3"]
+    process = start(out, *epochs)
+    wait_for(out / "checkpoints" / "epoch-00001.keras", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "metrics.json").exists()
+    assert "add --resume" in one_line(here("train", "--data", "digits", "--out", out))
+    assert "unfinished" in one_line(here("quantize", out))
+    done = edgerec("train", "--resume", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stderr
+    resumed = Run.open(out)
+    assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
+    assert not list(out.rglob("*partial*"))
+    assert here("train", "--data", "digits", *epochs, "--out", tmp_path / "unbroken").returncode == 0
+    for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "unbroken").history(), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
+    assert here("train", "--resume", "--out", out).returncode == 0  # finished already
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    process = start(tmp_path / "run", "--epochs", "500")
+    wait_for(tmp_path / "run" / "checkpoints" / "epoch-00001.keras", process)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert f"edgerec train --resume --out {tmp_path / 'run'}" in error
+    assert "Traceback" not in error
+
+
+def test_resume_of_nothing(tmp_path, here):
+    assert "cannot be resumed, because it is not a run" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
+    done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
+    assert done.returncode == 2
+    assert "--overwrite would start again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "digit"], "did you mean 'digits'"),
+        (
+            ["--data", "digits", "--arch", "mobilnet_v1"],
+            "unknown architecture 'mobilnet_v1'; did you mean 'mobilenet_v1'",
+        ),
+        (["--set", "train.epoch=3"], "did you mean 'train.epochs'"),
+        (["--epochs", "-1"], "train.epochs is -1, expected 0 to"),
+        (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
+        (["--data", "digits", "--weights", "imagenet"], "which exists for vgg16, resnet50, mobilenet_v1"),
+        (["nothing.toml"], "write a complete one with edgerec recipe > nothing.toml"),
+    ],
+)
+def test_train_refuses(tmp_path, here, arguments, said):
+    assert said in one_line(here("train", *arguments, "--out", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpu_that_is_not_there(tmp_path, here):
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("there is one")
+    assert "TensorFlow sees none" in one_line(
+        here("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
+    )
+
+
+def quick(**changes):
+    return Recipe().override({"train.epochs": 1, **changes})
+
+
+def test_loss_that_becomes_nan_ends_the_run(run, tmp_path):
+    model = run.model()
+    model.set_weights([weight * np.nan for weight in model.get_weights()])
+    model.save(tmp_path / "nan.keras")
+    with pytest.raises(TrainError, match=r"the loss became nan in epoch 1, by step \d+ of \d+: lower train"):
+        fit(quick(**{"model.weights": str(tmp_path / "nan.keras"), "model.arch": "simple_cnn"}), tmp_path / "run")
+
+
+def test_validation_loss_that_becomes_nan_ends_the_run(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    begun = Run.open(tmp_path / "run")
+    history = begun.history()
+    last = stages(begun.recipe)[-1]
+    record = recorder(begun, begun.recipe, last, steps=1, team=Team(), listener=ignore, on_epoch=None)
+    model = run.model()
+    model.compile("adam")
+    record.set_model(model)
+    record.on_epoch_begin(len(history))
+    with pytest.raises(TrainError, match=f"the val_loss became nan in epoch {len(history) + 1}: lower train"):
+        record.on_epoch_end(len(history), {"loss": 1.0, "accuracy": 0.5, "val_loss": np.nan, "val_accuracy": 0.1})
+    assert begun.history() == history  # a row with NaN would make the run unreadable
+
+
+def test_options_of_training_work_together(image_folder, tmp_path):
+    recipe = quick(
+        **{
+            "data.source": str(image_folder),
+            "data.input_size": 32,
+            "data.normalise": "signed",
+            "model.arch": "resnet8",
+            "model.width": 0.5,
+            "model.dropout": 0.2,
+            "train.schedule": "plateau",
+            "train.class_weights": "balanced",
+            "train.mixed_precision": True,
+            "augment.flip": True,
+        }
+    )
+    made = fit(recipe, tmp_path / "run")
+    assert {weight.dtype for weight in made.model().get_weights()} == {np.dtype("float32")}
+    assert {layer.compute_dtype for layer in made.model().layers} == {"float32"}
+    assert evaluate(made.path).accuracy == made.metrics["accuracy"]
+
+
+def test_early_stopping_stops(image_folder, tmp_path):
+    recipe = quick(
+        **{
+            "data.source": str(image_folder),
+            "train.epochs": 50,
+            "train.early_stopping": 2,
+            "train.learning_rate": 1e-8,  # nothing gets better
+        }
+    )
+    history = fit(recipe, tmp_path / "run").history()
+    assert len(history) == best_epoch(history) + 2
+    assert len(history) < 50
+
+
+def test_weights_of_a_file_are_taken(run, tmp_path):
+    again = fit(quick(**{"model.weights": str(run.path / "model.keras")}), tmp_path / "run")
+    assert again.history()[0]["val_accuracy"] > 0.9
+
+
+def test_weights_that_fit_nothing_are_refused(tmp_path, run):
+    with pytest.raises(ModelError, match="none of the weights"):
+        fit(quick(**{"model.weights": str(run.path / "model.keras"), "model.arch": "resnet8"}), tmp_path / "a")
+    (tmp_path / "no.h5").write_bytes(b"hello")
+    with pytest.raises(ModelError, match="no weights that Keras can read"):
+        fit(quick(**{"model.weights": str(tmp_path / "no.h5"), "model.arch": "simple_cnn"}), tmp_path / "b")
+
+
+def test_changed_data_are_not_evaluated_as_the_run_s(image_folder, tmp_path):
+    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    next((image_folder / "red").iterdir()).unlink()
+    with pytest.raises(DataError, match="is not what"):
+        evaluate(made.path)
+    with pytest.raises(DataError, match="is not what"):
+        made.data()
+
+
+def test_second_epoch_reads_no_files(image_folder, tmp_path, monkeypatch):
+    """The pictures are gone after the first use; epochs, calibration and evaluation do not miss them."""
+    from edgerec.data import cache
+
+    decoded = []
+    real = cache.decode
+    monkeypatch.setattr(cache, "decode", lambda *arguments: decoded.append(1) or real(*arguments))
+    made = fit(quick(**{"data.source": str(image_folder), "train.epochs": 3}), tmp_path / "run")
+    assert len(decoded) == 40
+    evaluate(made.path)
+    assert len(decoded) == 40
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path, here, run, monkeypatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        message = one_line(here("export", run.path, "--target", "rpi", "--out", disk / "bundle"))
+        assert "No space left on device" in message
+        assert list(disk.iterdir()) == []
+        done = here("train", "--data", "digits", "--epochs", "1", "--out", disk / "run")
+        assert done.returncode == 1
+        assert "o space left" in done.stderr.splitlines()[-1]
+        monkeypatch.setenv("EDGEREC_CACHE", str(disk / "cache"))
+        done = here("train", "--data", "digits", "--epochs", "1", "--out", tmp_path / "run")
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr.splitlines()[-1]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_unfinished_folder_is_no_run(tmp_path):
+    with pytest.raises(EdgerecError, match="is not a run"):
+        Run.open(tmp_path)
+
+
+def test_unknown_recipe_key_in_a_file(tmp_path, here):
+    (tmp_path / "my.toml").write_text("[train]\nepoch = 3\n")
+    message = one_line(here("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
+    assert "my.toml: unknown recipe key 'train.epoch'; did you mean 'train.epochs'?" in message
+    with pytest.raises(RecipeError):
+        Recipe.from_toml(tmp_path / "my.toml")
+
+
+def test_imagenet_weights_offline_say_what_to_do(image_folder, tmp_path, monkeypatch):
+    import tf_keras
+
+    real = tf_keras.applications.MobileNetV2
+
+    def offline(**options):
+        if options["weights"] == "imagenet":
+            raise Exception("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
+        return real(**options)
+
+    monkeypatch.setattr(tf_keras.applications, "MobileNetV2", offline)
+    recipe = quick(**{"data.source": str(image_folder), "model.arch": "mobilenet_v2", "model.weights": "imagenet"})
+    with pytest.raises(ModelError, match=r"could not be downloaded .*: connect once, or use --weights none"):
+        fit(recipe, tmp_path / "run")
+
+
+def test_moved_pictures_are_found_again(image_folder, tmp_path):
+    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    image_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="There are no images at"):
+        made.data()
+    _, split = made.data(str(tmp_path / "elsewhere"))
+    assert len(split.test) == len(made.split_record["test"])
+    assert evaluate(made.path, str(tmp_path / "elsewhere")).split == "test"
+
+
+def test_relative_data_are_found_from_elsewhere(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    made = fit(quick(**{"data.source": image_folder.name}), tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert len(made.data()[0].classes) == 40
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "\x00"])
+@pytest.mark.parametrize("name", ["metrics.json", "split.json", "recipe.toml", "labels.txt", "int8-qat/report.json"])
+def test_damaged_run_is_one_line(run, tmp_path, name, content, capsys):
+    """Every command that reads a run says what is damaged, or does not need that file."""
+    import shutil
+
+    from typer.testing import CliRunner
+
+    from edgerec.cli.app import app
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    for command in (["evaluate", copy], ["quantize", copy], ["export", copy, "--out", tmp_path / "b"]):
+        done = CliRunner().invoke(app, [str(part) for part in command])
+        # A variant without a report does not count as finished, and evaluate does not read the report.
+        unused = name == "int8-qat/report.json" and (content is None or command[0] == "evaluate")
+        assert done.exit_code == (0 if unused else 1), done.exception
+        assert done.stderr.strip().rpartition("\n")[2].startswith("error: ") is not unused
+
+
+def test_damaged_checkpoint_is_set_aside(recipe, tmp_path):
+    made = fit(quick(**{"train.epochs": 2}), tmp_path / "run")
+    for name in ("metrics.json", "model.keras"):
+        (made.path / name).unlink()
+    newest = made.path / "checkpoints" / "epoch-00002.keras"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    (made.path / "checkpoints" / "epoch-00003 (copy).keras").write_bytes(b"mine")
+    again = fit(recipe, made.path, resume=True)
+    assert again.finished
+    assert [row["epoch"] for row in again.history()] == [1, 2]
+    for path in (made.path / "checkpoints").glob("epoch-0000?.keras"):
+        path.write_bytes(b"damaged")
+    (made.path / "metrics.json").unlink()
+    restarted = fit(recipe, made.path, resume=True)  # no checkpoint is left: from the first epoch
+    assert [row["epoch"] for row in restarted.history()] == [1, 2]
+
+
+def test_half_a_variant_is_none(run):
+    partial = run.path / ".int8-qat.x.partial"
+    partial.mkdir()
+    try:
+        (partial / "model.tflite").write_bytes(b"")
+        (partial / "report.json").write_text("{")
+        assert partial.name not in run.variants()
+    finally:
+        (partial / "report.json").unlink()
+        (partial / "model.tflite").unlink()
+        partial.rmdir()
+
+
+def test_class_names_may_be_odd(image_folder, tmp_path):
+    (image_folder / "red").rename(image_folder / "$$$ rot_")
+    (image_folder / "blue").rename(image_folder / "blau ö %s {x}")
+    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    assert made.labels == ("$$$ rot_", "blau ö %s {x}")
+    (image_folder / "blau ö %s {x}").rename(image_folder / "a\nb")
+    with pytest.raises(DataError, match="control character"):
+        fit(quick(**{"data.source": str(image_folder)}), tmp_path / "other")
+
+
+def test_file_names_may_be_any_bytes(image_folder, tmp_path, edgerec, here):
+    some = sorted((image_folder / "red").iterdir())
+    for number, path in enumerate(some):
+        os.rename(path, os.fsencode(path.parent) + b"/M\xfcller" + str(number).encode() + b".jpg")
+    done = here("train", "--data", image_folder, "--epochs", "1", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert any("ller" in name for name in Run.open(tmp_path / "run").split_record["test"])
+    done = here("export", tmp_path / "run", "--target", "desktop")
+    assert done.returncode == 0, done.stderr
+    done = edgerec("camera", tmp_path / "run-desktop", "--source", image_folder / "red", "--headless", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"event": "result"') == 20

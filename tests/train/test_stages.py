@@ -1,0 +1,181 @@
+"""The stages of a training: each with its own patience, warm-up and share of the time; and more epochs afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import pytest
+
+from edgerec import Recipe, Run, fit
+from edgerec.errors import EdgerecError, RecipeError
+from edgerec.train.optimizer import plateau_rate
+from edgerec.train.transfer import stage_rate, stages
+from tests.conftest import one_line
+
+# From trained weights: two epochs of the head, one of the last layers, three of all layers.
+TRANSFER = {
+    "data.test_fraction": 0.5,
+    "model.width": 0.25,
+    "train.batch_size": 32,
+    "train.epochs": 6,
+    "train.learning_rate": 0.01,
+    "transfer.frozen": 0.34,
+    "transfer.unfreeze": 0.17,
+    "transfer.rate": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A finished run and the path of its weights."""
+    small = {key: value for key, value in TRANSFER.items() if not key.startswith("transfer")} | {"train.epochs": 1}
+    run = fit(Recipe().override(small), tmp_path_factory.mktemp("first") / "run")
+    return {"model.weights": str(run.path / "model.keras")}
+
+
+def trained(path, changes, stop_after=None, finish=False, **options):
+    """Train; return the run and the number of trainable weights in each epoch."""
+    learning = []
+
+    class Stop(Exception):
+        pass
+
+    def on_epoch(number, model):
+        learning.append(len(model.trainable_weights))
+        if number == stop_after:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        fit(Recipe().override(TRANSFER | changes), path, on_epoch=on_epoch, finish=finish, **options)
+    return Run.at(path), learning
+
+
+def test_a_stage_without_progress_ends_alone_also_after_a_resume(weights, tmp_path, caplog):
+    changes = weights | {"train.epochs": 8, "train.early_stopping": 1, "train.learning_rate": 1e-8}
+    with caplog.at_level(logging.WARNING, "edgerec"):
+        unbroken, learning = trained(tmp_path / "unbroken", changes)
+    assert learning[-1] > learning[0]  # every stage had its turn
+    rows = unbroken.history()
+    assert sorted({row["stage"] for row in rows}) == [stage.number for stage in stages(unbroken.recipe)]
+    assert len(rows) < 8
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert "training the head alone: ending after epoch" in caplog.text
+    assert "no better validation result for 1 epochs (train.early_stopping); next: training the head and" in caplog.text
+    assert "training all layers: ending after" in caplog.text
+
+    stop_after = next(int(row["epoch"]) for row in rows if row["stage"] == 1)  # right after an early end
+    _, before = trained(tmp_path / "cut", changes, stop_after=stop_after)
+    resumed, after = trained(tmp_path / "cut", changes, resume=True)
+    assert before + after == learning
+    stage_of_epoch = [[(row["epoch"], row["stage"]) for row in run.history()] for run in (unbroken, resumed)]
+    assert stage_of_epoch[0] == stage_of_epoch[1]
+
+
+def test_each_stage_has_its_share_of_the_time(weights, tmp_path, caplog):
+    """Every epoch takes longer than the limit, so each stage but the first has no time at all."""
+    with caplog.at_level(logging.WARNING, "edgerec"):
+        run, learning = trained(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
+    assert len(learning) == 1
+    assert "training the head alone: ending after epoch 1/200: train.max_hours 1e-09" in caplog.text
+    from edgerec.train.callbacks import next_stage
+
+    recipe = run.recipe.override({"train.max_hours": 100 / 3600})
+    rows = [{"epoch": n, "stage": 0, "seconds": 1.0, "val_loss": 1.0, "val_accuracy": 0.5} for n in range(1, 36)]
+    assert next_stage(recipe, rows[:32]).number == 0
+    following = next_stage(recipe, rows)  # the head's 34 % of 100 s are over, long before its 68 epochs
+    assert (following.number, following.first) == (1, 35)
+
+
+@pytest.mark.parametrize(("changes", "schedule"), [({}, "cosine"), ({"train.schedule": "constant"}, "constant")])
+def test_every_stage_warms_up(changes, schedule):
+    recipe = Recipe().override(TRANSFER | {"model.weights": "theirs.keras", "train.warmup_epochs": 1.0} | changes)
+    for stage in stages(recipe):
+        rate = stage_rate(recipe, stage, steps=10)
+        warmup = min(10, 10 * (stage.last - stage.first) // 2)
+        assert float(rate(0)) == 0.0
+        assert float(rate(warmup // 2)) == pytest.approx(stage.rate * (warmup // 2) / warmup)
+        assert float(rate(warmup)) == pytest.approx(stage.rate)
+    assert stages(recipe)[-1].schedule == schedule
+
+
+def test_plateau_warms_up_by_epochs():
+    losses = [3.0, 2.0, 1.0]
+    assert [plateau_rate(1.0, 1.5, losses[:done]) for done in range(3)] == pytest.approx([1 / 3, 11 / 12, 1.0])
+
+
+def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
+    changes = {"train.schedule": "plateau", "train.warmup_epochs": 0.0, "train.epochs": 8, "train.learning_rate": 1e-8}
+    run, _ = trained(tmp_path / "run", weights | changes)
+    last = stages(run.recipe)[-1]
+    rates = [row["learning_rate"] for row in run.history()[last.first :]]
+    assert rates[:3] == pytest.approx([last.rate] * 3)
+
+
+def test_a_finished_run_is_extended(tmp_path, here):
+    out = tmp_path / "run"
+    run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
+    split = run.split_record
+    first = run.history()
+    done = here("train", "--resume", "--epochs", "+3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    run = Run.open(out)
+    rows = run.history()
+    assert rows[:2] == first
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["stage"] for row in rows] == [0, 0, 1, 1, 1]
+    assert (run.recipe.train.epochs, run.recipe.train.restarts) == (5, "2")
+    assert rows[2]["learning_rate"] > rows[1]["learning_rate"]  # the cosine starts again
+    assert rows[4]["learning_rate"] < rows[2]["learning_rate"]
+    assert run.split_record == split
+    assert Run.open(out / "after-2-epochs").metrics["epochs"] == 2
+    assert run.metrics["epochs"] == 5
+
+    # An interrupted extension is resumed without adding more epochs.
+    trained(out, {}, resume=True, more_epochs=2, stop_after=6)
+    message = one_line(here("train", "--resume", "--epochs", "+2", "--out", out))
+    assert "is unfinished" in message
+    run, _ = trained(out, {}, resume=True, finish=True)
+    assert [row["epoch"] for row in run.history()] == [1, 2, 3, 4, 5, 6, 7]
+    assert run.recipe.train.restarts == "2, 5"
+
+
+def test_a_training_that_ended_early_is_extended_from_its_end(tmp_path):
+    out = tmp_path / "run"
+    trained(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
+    run, _ = trained(out, {}, resume=True, more_epochs=2)
+    # The first stage has no epochs left, so that the extension does not continue it.
+    assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
+
+
+def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):
+    for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
+        assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
+    assert "make one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
+    assert here("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
+    with pytest.raises(EdgerecError, match="expected a positive number together with resume"):
+        fit(first_run.recipe, tmp_path / "run", more_epochs=3)
+
+
+@pytest.mark.parametrize("text", ["0", "6", "3, 2", "x"])
+def test_restarts_out_of_order_are_refused(text, tmp_path):
+    with pytest.raises(RecipeError, match=r"train\.restarts is .*, expected increasing epochs below train\.epochs"):
+        fit(Recipe().override({"train.epochs": 6, "train.restarts": text}), tmp_path / "run")
+
+
+def test_stages_of_new_epochs_are_recorded_in_a_run_without_stages(tmp_path):
+    # Versions before stages were recorded wrote no such column.
+    keys = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+    old = [dict.fromkeys(keys, 1.0) | {"epoch": number} for number in (1.0, 2.0)]
+    run = Run(tmp_path)
+    run.write_history(old)
+    run.write_history([*run.history(), old[0] | {"epoch": 3.0, "stage": 1.0}])
+    assert run.history() == [*old, old[0] | {"epoch": 3.0, "stage": 1.0}]
+
+
+@pytest.mark.parametrize("shares", [{"frozen": 1.0}, {"frozen": 0.5, "unfreeze": 0.5}])
+def test_restart_trains_all_layers_at_the_rate_and_schedule_of_the_recipe(shares):
+    keys = {f"transfer.{name}": value for name, value in shares.items()}
+    settings = {"model.weights": "imagenet", "train.epochs": 12, "train.restarts": "8", "train.schedule": "cosine"}
+    last = stages(Recipe().override(settings | keys | {"train.learning_rate": 0.01, "transfer.rate": 0.5}))[-1]
+    assert (last.first, last.last, last.part, last.rate, last.schedule) == (8, 12, 1.0, 0.005, "cosine")

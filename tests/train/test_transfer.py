@@ -1,0 +1,166 @@
+"""Transfer learning: which layers learn when, and other people's networks with new classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgerec import Recipe, fit, quantize
+from edgerec.errors import ModelError, RecipeError
+from edgerec.train.backend import keras
+from edgerec.train.transfer import hold, release, stages, with_new_classes
+
+
+def recipe(**changes):
+    slow = {"transfer.frozen": 0.25, "transfer.unfreeze": 0.25, "transfer.rate": 0.1}
+    return Recipe().override({"train.epochs": 8, "train.learning_rate": 0.01, **slow, **changes})
+
+
+def test_the_classes_first_then_the_layers_from_behind():
+    (whole,) = stages(recipe())
+    assert (whole.first, whole.last, whole.part) == (0, 8, 1.0)
+    plan = stages(recipe(**{"model.weights": "x.keras"}))
+    schedules = ["cosine", "constant", "constant", "cosine"]
+    assert [(s.first, s.last, s.schedule) for s in plan] == list(
+        zip((0, 2, 3, 4), (2, 3, 4, 8), schedules, strict=True)
+    )
+    assert [s.part for s in plan] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert [s.rate for s in plan] == pytest.approx([0.01, 0.001, 0.001, 0.001])
+    at_once = {"model.weights": "x.keras", "transfer.frozen": 0.0, "transfer.unfreeze": 0.0, "transfer.rate": 1.0}
+    assert [(s.first, s.last, s.part, s.rate) for s in stages(recipe(**at_once))] == [(0, 8, 1.0, 0.01)]
+    assert [s.part for s in stages(recipe(**{"model.weights": "x.keras", "transfer.frozen": 1.0}))] == [0.0]
+    plateau = stages(recipe(**{"model.weights": "x.keras", "train.schedule": "plateau"}))
+    assert [s.schedule for s in plateau] == ["cosine", "constant", "constant", "plateau"]
+
+
+def network(size=32, classes=2, scaling=False):
+    """Somebody's network with a frozen network inside, and what edgerec adds before published weights."""
+    layers = keras().layers
+    inside = keras().Sequential(
+        [
+            layers.Input((size, size, 3)),
+            layers.DepthwiseConv2D(1, trainable=False, name="imagenet_range"),
+            layers.Conv2D(8, 3, strides=2, name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.Conv2D(8, 3, strides=2, activation="relu", name="second"),
+        ],
+        name="inside",
+    )
+    inside.trainable = False
+    inputs = keras().Input((size, size, 3))
+    x = layers.Rescaling(1 / 255)(inputs) if scaling else inputs
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(inside(x)))
+    return keras().Model(inputs, layers.Dense(classes, activation="softmax", name="old")(x))
+
+
+def learning(model):
+    return {layer.name for layer in model.layers if layer.trainable_weights}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("theirs") / "two.h5"
+    network().save(path)
+    return path
+
+
+def test_what_learns_in_a_stage(file):
+    transfer = recipe(**{"model.weights": str(file), "data.channels": 3})
+    model, plan = with_new_classes(file, 3, transfer), stages(transfer)
+    found = []
+    for stage in plan:
+        hold(model, transfer, stage)
+        found.append(learning(model))
+    every = {"logits", "first", "second"}
+    assert found == [{"logits"}, {"logits", "second"}, every, every]
+    hold(model, transfer.override({"transfer.freeze_bn": False}), plan[-1])
+    assert learning(model) == {"logits", "first", "norm", "second"}
+    hold(model, transfer, plan[0])
+    release(model)
+    assert learning(model) == {"logits", "first", "norm", "second"}
+
+
+def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
+    layers = keras().layers
+    inside = keras().Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.DepthwiseConv2D(1, name="imagenet_range"),
+            layers.Conv2D(4, 3, name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.Conv2D(4, 3, name="second"),
+        ],
+        name="inside",
+    )
+    inputs = keras().Input((8, 8, 3))
+    x = layers.TimeDistributed(layers.BatchNormalization(name="wrapped"))(inside(inputs))
+    x = layers.Dense(2, name="logits")(layers.Flatten()(x))
+    model = keras().Model(inputs, layers.Softmax(name="scores")(x))
+
+    def trained():
+        return {weight.name.split("/")[-2].split(":")[0] for weight in model.trainable_weights}
+
+    transfer = recipe(**{"model.weights": str(file)})
+    learned = []
+    for stage in stages(transfer):
+        hold(model, transfer, stage)
+        learned.append({name for name in trained() if name != "time_distributed"})
+        # What learns by its batch's statistics changes them in training mode.
+        before = [weight.numpy() for weight in model.non_trainable_weights]
+        model(np.random.default_rng(0).random((4, 8, 8, 3), np.float32), training=True)
+        for old, new in zip(before, model.non_trainable_weights, strict=True):
+            assert np.array_equal(old, new)
+    assert learned == [{"logits"}, {"logits", "second"}, {"logits", "second"}, {"logits", "first", "second"}]
+    hold(model, transfer.override({"transfer.freeze_bn": False}), stages(transfer)[-1])
+    assert {"first", "norm", "second", "logits"} <= trained()
+    assert not model.get_layer("inside").get_layer("imagenet_range").trainable
+
+
+def test_a_network_with_new_classes_goes_on_to_int8(file, image_folder, tmp_path):
+    changes = {"model.arch": "backbone", "model.weights": str(file), "data.source": str(image_folder)}
+    made = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")
+    assert made.recipe.data.input_size == 32
+    model, theirs = made.model(), keras().models.load_model(file, compile=False)
+    assert model.output_shape == (None, len(made.labels))
+    assert learning(model) == {"first", "norm", "second", "logits"}
+    theirs = theirs.get_layer("inside").get_layer("norm").moving_mean.numpy()
+    assert np.array_equal(model.get_layer("norm").moving_mean.numpy(), theirs)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, _):
+        if epoch == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(made.recipe, tmp_path / "cut", on_epoch=stop)
+    again = fit(made.recipe, tmp_path / "cut", resume=True)
+    assert [row["loss"] for row in again.history()] == pytest.approx([row["loss"] for row in made.history()], abs=1e-5)
+    quantize(made, "ptq", max_drop=100)
+    assert made.variants()["int8"]["precision"] == "int8"
+
+
+def test_networks_that_cannot_be_taken(file, image_folder, tmp_path):
+    def refused(expected, **changes):
+        data = {"model.arch": "backbone", "model.weights": str(file), "data.source": str(image_folder)}
+        with pytest.raises((ModelError, RecipeError), match=expected):
+            fit(recipe(**data | changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    refused("expected a whole .keras or .h5", **{"model.weights": "none"})
+    refused("does not exist", **{"model.weights": str(tmp_path / "no.h5")})
+    refused("data.input_size is 64, .* takes 32 pixels", **{"data.input_size": 64})
+    refused("takes pictures of 3 channels, the data has 1", **{"data.channels": 1})
+    network(scaling=True).save(tmp_path / "scaling.keras")
+    refused("scales pixels 0 to 255 itself", **{"model.weights": str(tmp_path / "scaling.keras")})
+
+
+def test_weights_of_other_shapes_are_named(run, tmp_path, caplog):
+    weights = str(run.path / "model.keras")
+    half = {"model.arch": "simple_cnn", "model.width": 0.5}
+    with pytest.raises(ModelError, match=r"conv2d/kernel is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):
+        fit(recipe(**{"model.weights": weights} | half), tmp_path / "a")
+    keras().models.load_model(weights, compile=False).save(tmp_path / "w.h5")
+    with pytest.raises(ModelError, match=r"conv2d is \(3, 3, 1, 16\) here"):
+        fit(recipe(**{"model.weights": str(tmp_path / "w.h5")} | half), tmp_path / "a")

@@ -1,0 +1,507 @@
+"""Tuning: what is searched, what a trial costs, that a study is whole whatever happens to it, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgerec import Recipe, Run, fit, tune
+from edgerec.cli.app import app
+from edgerec.compress.calibration import pin_range
+from edgerec.compress.convert import plain_names, to_int8
+from edgerec.errors import EdgerecError, ModelError, OutputExistsError, RecipeError, StudyError, TrainError
+from edgerec.tflite.metadata import with_metadata
+from edgerec.tflite.pi_latency import estimated_ms
+from edgerec.tuning.plan import Plan, refuse_other
+from edgerec.tuning.results import TrialRow, best_of
+from edgerec.tuning.search_space import Choices, Numbers, applied, default_space, own_point, read_space, to_toml
+from edgerec.tuning.storage import make_sampler
+from edgerec.tuning.trial_cost import Cost, Limits, measure
+from tests import database
+from tests.conftest import one_line
+
+optuna = pytest.importorskip("optuna")
+
+SEARCH = {
+    "train.learning_rate": {"low": 0.001, "high": 0.01, "log": True},
+    "model.width": [0.25, 2.0],
+    "augment": {"low": 0, "high": 2},
+}
+GOALS = {"objectives": ("accuracy", "bytes"), "limit_bytes": 100_000, "search": SEARCH}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """60 digits of two classes, even and odd, 28×28."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.kron(digits.images[:60], np.ones((4, 4)))[:, 2:-2, 2:-2] * 15
+    path = tmp_path_factory.mktemp("pictures") / "even.npz"
+    np.savez(path, x_train=images.astype(np.uint8), y_train=digits.target[:60] % 2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(pictures) -> Recipe:
+    """An epoch of a narrow network on them."""
+    return Recipe().override({"data.source": str(pictures), "train.epochs": 1, "model.width": 0.25})
+
+
+@pytest.fixture(scope="module")
+def study(base, tmp_path_factory):
+    """A finished study of two trained trials, after the recipe itself, which breaks the limit; nobody changes it."""
+    return tune(wide(base), tmp_path_factory.mktemp("study") / "even", trials=2, **GOALS)
+
+
+def wide(recipe: Recipe) -> Recipe:
+    return recipe.override({"model.width": 2.0})
+
+
+def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "complete") -> TrialRow:
+    return TrialRow(number, state, accuracy, ms, 1, 1, 1, 1, 1, 1.0, "", {})
+
+
+# What is searched
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.learning_rat", [1], "unknown recipe key 'train.learning_rat'; did you mean 'train.learning_rate'"),
+        ("train.learning_rate", {"low": 0.1, "hihg": 1}, "unknown bound 'hihg'; did you mean 'high'"),
+        ("train.learning_rate", {"low": 0.1}, "train.learning_rate has no high"),
+        ("train.learning_rate", {"low": 1, "high": 0.1}, "low is 1, expected less than high (0.1)"),
+        ("train.learning_rate", {"low": 0.1, "high": 20}, "train.learning_rate is 20.0, expected 1e-08 to 10"),
+        ("train.learning_rate", {"low": math.nan, "high": 1}, "train.learning_rate is nan"),
+        ("train.learning_rate", {"low": "a", "high": 1}, "low is 'a', expected a number"),
+        ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "log is 1, expected true or false"),
+        ("train.learning_rate", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, "log and step exclude each other"),
+        ("model.dropout", {"low": 0, "high": 0.5, "log": True}, "low is 0, expected more than 0 with log"),
+        ("model.width", {"low": 0.25, "high": 1, "step": 0}, "step is 0, expected more than 0 and up to 0.75"),
+        ("train.batch_size", {"low": 16.5, "high": 64}, "low is 16.5, expected a whole number"),
+        ("model.arch", {"low": 1, "high": 2}, "model.arch takes no bounds: expected a list"),
+        ("model.arch", ["resnet8", "resnet9"], "unknown architecture 'resnet9'; did you mean 'resnet8'"),
+        ("model.width", [], "model.width is [], expected one choice or more"),
+        ("model.width", [0.5, 1, 1.0], "model.width has 1.0 twice"),
+        ("model.width", 0.5, "model.width is 0.5, expected { low"),
+        ("data.val_fraction", [0.1, 0.2], "decides on which pictures trials are compared"),
+        ("seed", [1, 2], "decides on which pictures trials are compared"),
+        ("compress.sparsity", [0.1, 0.2], "changes nothing that a study measures"),
+        ("augment", {"low": 0, "high": 10}, "augment = 10 makes augment.shift is 1.0, expected 0 to 0.5"),
+        ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of 0 or more"),
+    ],
+)
+def test_a_search_is_refused_with_its_key(key, value, said):
+    with pytest.raises(RecipeError) as error:
+        read_space({key: value}, Recipe())
+    assert said in str(error.value)
+    assert str(error.value).startswith("search: ")
+
+
+def test_a_search_file_is_read_and_written_the_same(tmp_path):
+    path = tmp_path / "search.toml"
+    path.write_text(
+        "augment = { low = 0, high = 1.5 }\ntrain.learning_rate = { low = 1e-4, high = 1e-2, log = true }\n"
+        '[model]\narch = ["resnet8"]\nwidth = { low = 0.25, high = 1, step = 0.25 }\n'
+    )
+    space = read_space(path, Recipe())
+    assert space == {
+        "augment": Numbers(0.0, 1.5),
+        "train.learning_rate": Numbers(1e-4, 1e-2, log=True),
+        "model.arch": Choices(("resnet8",)),
+        "model.width": Numbers(0.25, 1.0, step=0.25),
+    }
+    path.write_text(to_toml(space))
+    assert read_space(path, Recipe()) == space
+    for text, said in (("a =", "is not TOML"), ("", "has no key to search")):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            read_space(path, Recipe())
+    with pytest.raises(RecipeError, match="does not exist"):
+        read_space(tmp_path / "none.toml", Recipe())
+
+
+def test_the_default_search_holds_the_recipe_itself():
+    resolved = {"model.arch": "simple_cnn", "model.width": 1.0, "model.weights": "none"}
+    resolved |= {"data.input_size": 96, "data.channels": 3, "train.batch_size": 48}
+    recipe = Recipe().override(resolved)
+    space = default_space(recipe, 1000)
+    assert own_point(recipe, space) == {
+        "train.learning_rate": 0.002,
+        "train.batch_size": 48,
+        "augment": 1.0,
+        "model.width": 1.0,
+        "model.arch": "simple_cnn",
+        "data.input_size": 96,
+    }
+    assert space["data.input_size"].values == (48, 72, 96)
+    pretrained = recipe.override({"model.weights": "imagenet", "model.arch": "mobilenet_v2"})
+    assert not {"model.arch", "model.width", "data.input_size"} & set(default_space(pretrained, 1000))
+
+
+def test_a_point_is_applied_to_the_recipe():
+    recipe = applied(Recipe(), {"augment": 0.5, "model.width": 0.25, "train.batch_size": 32})
+    assert recipe.augment.rotate_deg == 5
+    assert recipe.augment.shift == 0.05
+    assert (recipe.model.width, recipe.train.batch_size) == (0.25, 32)
+
+
+def test_a_study_draws_the_same_again_wherever_it_is_stopped():
+    def value(trial):
+        x, kind = trial.suggest_float("x", -3, 3), trial.suggest_categorical("kind", ["a", "b"])
+        return x * x + (kind == "b")
+
+    def drawn(*parts: int) -> list[dict]:
+        storage = optuna.storages.InMemoryStorage()
+        for count in parts:
+            made = optuna.create_study(
+                storage=storage, study_name="one", sampler=make_sampler(seed), load_if_exists=True
+            )
+            made.optimize(value, n_trials=count)
+        return [trial.params for trial in made.trials]
+
+    seed = 3
+    unbroken = drawn(14)  # ten at random, then by what they gave
+    assert drawn(4, 10) == unbroken
+    seed = 4
+    assert drawn(3) != unbroken[:3]
+
+
+# What a trial costs
+
+
+def test_the_estimate_gives_the_published_times():
+    assert estimated_ms(550.3e6, 18.46e6) == pytest.approx(24, rel=0.01)
+    assert estimated_ms(278.8e6, 22.65e6) == pytest.approx(17, rel=0.01)
+
+
+def test_a_cost_is_that_of_the_int8_file(base):
+    complete = base.override({"data.input_size": 28, "data.channels": 1, "model.arch": "simple_cnn"})
+    cost = measure(complete, ("even", "odd"), "rpi", Limits())
+    convolution, dense = 26 * 26 * 8 * 9 + 11 * 11 * 16 * 9 * 8, 5 * 5 * 16 * 16 + 16 * 2
+    read = 26 * 26 * 8 + 11 * 11 * 16 + 28 * 28 + 2 + 2  # two poolings, the pixels' rounding, softmax and the scores'
+    assert cost.macs == convolution + dense
+    assert cost.ms == pytest.approx(estimated_ms(convolution, dense + read), rel=1e-3)
+    assert cost.parameters < cost.bytes < 4 * cost.parameters
+    assert 26 * 26 * 8 < cost.memory < 28 * 28 + 26 * 26 * 8 + 13 * 13 * 8 + 1000
+
+
+def test_limits_in_words():
+    cost = Cost(ms=38.2, bytes=200_000, memory=1000, macs=1, parameters=1)
+    assert Limits(ms=20, bytes=250_000).broken(cost) == "38.2 ms (limit 20)"
+    assert Limits(ms=40, bytes=100_000, memory=10).broken(cost) == (
+        "200,000 bytes (limit 100,000), 1,000 bytes of memory (limit 10)"
+    )
+    assert Limits(ms=40).broken(cost) == ""
+    assert Limits(ms=19.1).excess(cost) == {"ms": pytest.approx(1)}
+
+
+def test_the_best_are_those_that_none_beats():
+    rows = [row(0, 0.9, 3), row(1, 0.8, 1), row(2, 0.8, 2), row(3, 0.95, 9, "pruned"), row(4, 0.9, 3), row(5, None)]
+    rows[5] = row(5, None, 0.1, "refused")
+    assert [one.number for one in best_of(rows, ("accuracy", "ms"))] == [0, 1]
+    assert [one.number for one in best_of(rows, ("accuracy",))] == [0]
+    assert best_of(rows[5:], ("accuracy",)) == ()
+
+
+# A study
+
+
+def test_what_breaks_a_limit_is_not_trained(study):
+    refused = [one for one in study.trials if one.state == "refused"]
+    assert study.counts == {"complete": 2, "refused": len(refused)}
+    assert refused[0].number == 0
+    for one in refused:
+        assert "(limit 100,000)" in one.reason
+        assert one.epochs == 0
+        assert one.params["model.width"] == 2
+    assert all(one.bytes <= 100_000 for one in study.trials if one.state == "complete")
+
+
+def test_a_study_s_folder(study, base):
+    folder = Path(study.folder)
+    with open(folder / "trials.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(one["number"]) for one in rows] == list(range(len(study.trials)))
+    assert [float(one["model.width"]) for one in rows] == [one.params["model.width"] for one in study.trials]
+    best = Recipe.from_toml(folder / "best.toml")
+    assert best.model.width == study.best[0].params["model.width"]
+    assert best.train.epochs == base.train.epochs
+    front = sorted(path.name for path in (folder / "pareto").iterdir())
+    assert front == sorted(f"trial-{one.number:05d}.toml" for one in study.best)
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == sorted(str(one.number) for one in study.best)
+    assert cv2.imread(study.picture).std() > 5
+    assert json.loads(json.dumps(study.to_dict()))["best"][0]["number"] == study.best[0].number
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_the_test_pictures_are_looked_at_once_at_the_end(study, tmp_path):
+    kept = Path(study.kept[0])
+    assert not list(Path(study.folder).rglob("metrics.json"))
+    assert not list(kept.rglob("confusion_matrix.png"))
+    shutil.copytree(kept, tmp_path / "run")
+    finished = fit(Recipe(), tmp_path / "run", resume=True)
+    assert finished.metrics["images"] == len(finished.split_record["test"])
+    assert finished.metrics["val_accuracy"] == pytest.approx(study.best[0].accuracy)
+    # Untrained it was measured as what it became.
+    dataset, _ = finished.data()
+    recipe = finished.recipe
+    content = to_int8(finished.model(), recipe.normalise.apply(pin_range(dataset.images[:4]).astype(np.float32)))
+    content = with_metadata(plain_names(content), finished.labels, recipe.normalise, recipe.model.arch)
+    assert abs(len(content) - study.best[0].bytes) < 64
+
+
+def test_a_stopped_study_goes_on_to_the_same_end(study, base, tmp_path):
+    out = tmp_path / "even"
+
+    def stop(step):
+        if step.stage == "training":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(wide(base), out, listener=stop, **GOALS)
+    with pytest.raises(OutputExistsError, match="holds a study: add --resume"):
+        tune(wide(base), out, **GOALS)
+    whole = tune(None, out, trials=1, keep="none", resume=True)
+    lost = next(one for one in whole.trials if one.state == "failed")
+    assert lost.reason == "it was stopped"
+    again = whole.trials[lost.number + 1]
+    assert (again.state, again.params) == ("complete", lost.params)
+    assert not list((out / "trials").iterdir())
+    # As the study that nobody stopped: the same trials, up to the one that was lost and tried again.
+    assert [one.params for one in whole.trials[: lost.number]] == [one.params for one in study.trials[: lost.number]]
+    assert again.params == study.trials[lost.number].params
+    assert again.accuracy == pytest.approx(study.trials[lost.number].accuracy, abs=1e-6)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Costs are what this test has nothing to do with."""
+    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
+
+
+def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
+    from edgerec.tuning.trial import TimeIsUpError, Trials
+
+    class Always(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return True
+
+    recipe = base.override({"train.epochs": 3, "data.input_size": 28, "data.channels": 1, "train.batch_size": 16})
+    plan = Plan(recipe, {"model.width": Choices((0.1,))}, ("accuracy",), Limits(), "this", "median", "")
+    made = optuna.create_study(direction="maximize", pruner=Always())
+    run = Trials(plan, tmp_path, ("even", "odd"), math.inf, True, lambda step: None)
+    made.optimize(run, n_trials=2)
+    stopped, same = map(TrialRow.of, made.trials)
+    assert (stopped.state, stopped.epochs) == ("pruned", 1)
+    assert stopped.reason == "it lagged behind after epoch 1"
+    assert stopped.accuracy == Run(tmp_path / "trials" / "0").history()[0]["val_accuracy"]
+    assert (same.state, same.reason) == ("pruned", "the same as trial 0")
+    assert not (tmp_path / "trials" / "1").exists()
+    late = Trials(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
+    made = optuna.create_study(direction="maximize")
+    with pytest.raises(TimeIsUpError):
+        made.optimize(late, n_trials=1)
+    ended, again = map(TrialRow.of, made.trials)
+    assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "the time was up")
+    assert again.state == "waiting"
+
+
+def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monkeypatch, unmeasured):
+    problems = [ModelError("its weights do not fit"), TrainError("the loss became nan in epoch 1: lower it")]
+
+    def broken(*_, **__):
+        raise problems.pop(0)
+
+    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", broken)
+    report = tune(base, tmp_path / "nan", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
+    assert [one.reason for one in report.trials] == ["its weights do not fit", "the loss became nan in epoch 1"]
+    assert [one.state for one in report.trials] == ["refused", "pruned"]
+    assert (report.best, report.picture) == ((), "")
+
+
+def test_a_trial_that_was_given_up_is_lost_alone(base, tmp_path, monkeypatch, unmeasured, caplog):
+    """As after a sleep, while another process waited in vain for a sign of life."""
+    url = f"sqlite:///{tmp_path / 'sleepy' / 'study.db'}"
+
+    def asleep(*_, **__):
+        made = optuna.load_study(study_name="sleepy", storage=url)
+        if len(made.trials) == 1:
+            made.tell(0, state=optuna.trial.TrialState.FAIL)
+        raise TrainError("the loss became nan in epoch 1: lower train.learning_rate")
+
+    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", asleep)
+    monkeypatch.setattr(logging.getLogger("edgerec"), "propagate", True)
+    report = tune(base, tmp_path / "sleepy", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
+    assert report.counts == {"failed": 1, "pruned": 1}
+    assert "another process gave it up" in caplog.text
+
+
+def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MOST_REFUSED", 3)
+    with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
+        tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
+    assert (tmp_path / "tight" / "trials.csv").read_text().count("refused") == 3
+    assert not (tmp_path / "tight" / "trials").exists()
+
+
+# What is refused
+
+
+def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
+    with pytest.raises(StudyError, match=r"another recipe or search: train\.epochs is 1 there, 2 here"):
+        tune(base.override({"train.epochs": 2}), study.folder, resume=True, **GOALS)
+    with pytest.raises(StudyError, match="limit bytes is 100000 there, 90000 here"):
+        tune(base, study.folder, resume=True, **GOALS | {"limit_bytes": 90000})
+    with np.load(pictures) as arrays:
+        np.savez(tmp_path / "others.npz", x_train=arrays["x_train"] // 2, y_train=arrays["y_train"])
+    with pytest.raises(StudyError, match="was made for other pictures"):
+        tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
+    with pytest.raises(StudyError, match=r"was made for milliseconds on A \(x\), and this is B"):
+        refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
+    refuse_other({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
+
+
+def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="holds something else: choose another name"):
+        tune(base, tmp_path)
+    with pytest.raises(EdgerecError, match=r"thesis\.txt has the suffix of a file"):
+        tune(base, tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
+    shutil.copytree(study.folder, tmp_path / "even")
+    url = f"sqlite:///{tmp_path / 'even' / 'study.db'}"
+    optuna.delete_study(study_name="even", storage=url)
+    made = optuna.create_study(study_name="even", storage=url)
+    made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="was not made by edgerec"):
+        tune(None, tmp_path / "even", resume=True)
+
+
+@pytest.mark.parametrize(("name", "said"), [("study.json", "is damaged"), ("study.db", "file is not a database")])
+def test_a_damaged_study(study, tmp_path, name, said):
+    shutil.copytree(study.folder, tmp_path / "study")
+    (tmp_path / "study" / name).write_bytes(b"nothing of the kind" * 100)
+    with pytest.raises(StudyError, match=said):
+        tune(None, tmp_path / "study", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--objective", "accuracy,mss"], "unknown objective 'mss'; did you mean 'ms'"),
+        (["--objective", "bytes"], "expected accuracy among them"),
+        (["--on", "pi"], "unknown place 'pi'; did you mean 'rpi'"),
+        (["--pruner", "medium"], "unknown pruner 'medium'; did you mean 'median'"),
+        (["--objective", "accuracy,ms", "--pruner", "median"], "compares one number, and there are 2 objectives"),
+        (["--limit-ms", "0"], "--limit-ms is 0, expected more than 0"),
+        (["--trials", "0"], "--trials is 0, expected more than 0"),
+        (["--keep", "some"], "unknown keep 'some'"),
+        (["--resume"], "it is no study; tune without --resume"),
+        (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),
+        (
+            ["--storage", "postgresql://me:secret@127.0.0.1:1/base"],
+            "postgresql://127.0.0.1:1/base cannot be used",
+        ),
+    ],
+)
+def test_tune_refuses(pictures, tmp_path, arguments, said):
+    done = CliRunner().invoke(app, ["tune", "--data", str(pictures), "--out", str(tmp_path / "study"), *arguments])
+    assert done.exit_code == 1, done.output
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "secret" not in done.output
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+def test_the_command_line(study, edgerec, tmp_path):
+    shutil.copytree(study.folder, tmp_path / "even")
+    arguments = ["tune", "--resume", "--trials", "2", "--out", str(tmp_path / "even")]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["counts"] == study.counts
+    assert [one["number"] for one in told["best"]] == [one.number for one in study.best]
+    shown = CliRunner().invoke(app, arguments).stdout
+    assert f"{study.best[0].accuracy:.2%}" in shown
+    assert f"edgerec train --resume --out {tmp_path / 'even' / 'trials' / str(study.best[0].number)}" in shown
+    (tmp_path / "none.toml").write_text("model.width = 3")
+    said = one_line(edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
+    assert "none.toml: model.width is 3, expected {" in said
+
+
+# Many machines
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
+    """One is killed while both train: its trial is found to be silent, marked, and tried again by the other."""
+    if reason := database.missing():
+        pytest.skip(reason)
+    with database.postgresql() as server:
+        options = {"storage": server.address, "heartbeat_s": 1}
+        shared = {"study": "shared", "search": {"train.learning_rate": SEARCH["train.learning_rate"]}, **options}
+        other = _other_process(base, tmp_path, shared)
+        killed = threading.Event()
+
+        def kill(step):
+            if step.stage == "training" and not killed.is_set():
+                other.kill()
+                killed.set()
+
+        try:
+            _stop_in_its_second_trial(other, tmp_path / "other" / "trials")
+            tune(base, tmp_path / "ours", trials=3, listener=kill, **shared)
+            time.sleep(7)  # its heart beat every second, and six are waited for
+            report = tune(None, tmp_path / "ours", trials=4, resume=True, **options)
+            with pytest.raises(StudyError, match=r"train\.epochs is 1 there, 2 here"):
+                tune(base.override({"train.epochs": 2}), tmp_path / "third", **shared)
+            with pytest.raises(StudyError, match=r"cannot be used as the study's database: .*connection"):
+                tune(None, tmp_path / "ours", trials=5, resume=True, listener=lambda _: server.kill(), **options)
+        finally:
+            other.kill()
+            told = other.communicate(timeout=30)[1]
+    assert killed.is_set()
+    assert report.counts == {"complete": 4, "failed": 1}
+    lost = next(one for one in report.trials if one.state == "failed")
+    assert (lost.number, lost.reason) == (1, "its process was stopped or killed")
+    complete = [one.params["train.learning_rate"] for one in report.trials if one.state == "complete"]
+    assert lost.params["train.learning_rate"] in complete
+    assert len(set(complete)) == 4
+    assert not [path for path in tmp_path.rglob("*.json") if database.PASSWORD in path.read_text()]
+    assert database.PASSWORD not in json.dumps(report.to_dict()) + told
+
+
+def _other_process(recipe: Recipe, folder: Path, options: dict) -> subprocess.Popen:
+    (folder / "recipe.toml").write_text(recipe.to_toml())
+    code = f"import edgerec; edgerec.tune(edgerec.Recipe.from_toml('recipe.toml'), 'other', **{options!r})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+def _stop_in_its_second_trial(process: subprocess.Popen, folder: Path) -> None:
+    until = time.monotonic() + 180
+    while not (folder / "1" / "recipe.toml").exists() or (folder / "1" / "history.csv").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
