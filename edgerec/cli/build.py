@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-import webbrowser
 from pathlib import Path
 
 import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
 from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe, is_recipe
-from edgerec.utils.atomic import real_path
 
 
 def build(
@@ -71,11 +69,17 @@ def build(
     else:
         say(f"next     copy {made.bundle} to the device and follow its README.md")
     if open_page or (open_page is None and _has_browser()):
+        import webbrowser
+
+        from edgerec.utils.atomic import real_path
+
         webbrowser.open(real_path(made.page).as_uri())
 
 
 def default_run(subject: str) -> Path:
     """Return ``runs/NAME``, where NAME is the name of the data or the recipe."""
+    from edgerec.utils.atomic import real_path
+
     name = Path(subject).stem if is_recipe(subject) or subject.endswith(".npz") else real_path(subject).name
     return Path("runs") / name
 

@@ -197,7 +197,9 @@ def camera(
 
 def key_values(texts: list[str], example: str) -> dict[str, Any]:
     """Parse the values of a repeated ``KEY=VALUE`` option; raises a usage error that shows ``example``."""
-    from edgerec.recipe import parse_assignment
+    if not texts:
+        return {}
+    from edgerec.recipe import parse_assignment  # loads many modules
 
     if wrong := next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None):
         raise typer.BadParameter(f"{wrong!r} is no KEY=VALUE, as {example}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.camera.sources.base import NOMINAL_FPS, CaptureFormat
-from edgerec.camera.sources.rtsp import without_redirects
 from edgerec.camera.sources.sockets import PeerSocket
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
@@ -75,7 +74,10 @@ class OpenCVSource:
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         peer, name = PeerSocket(), str(url)
-        url = without_redirects(url) if url.scheme.startswith("rtsp") else url
+        if url.scheme.startswith("rtsp"):
+            from edgerec.camera.sources.rtsp import without_redirects  # loads http.client and ssl
+
+            url = without_redirects(url)
         with peer.found(url.port):
             capture = _open(url.raw, cv2.CAP_FFMPEG, limits)
         if capture is None:
