@@ -1,7 +1,28 @@
-"""Everything that can go wrong because of what a person, a file or a device gave.
+"""All exceptions of edgerec.
 
-The command line turns an :class:`EdgerecError` into one line and exit code 1. Any other exception is a bug
-and keeps its traceback.
+* EdgerecError
+    * AddressError (ValueError)
+    * BundleError (ValueError)
+    * DataError (ValueError)
+    * DelegateError (OSError)
+    * GateError (RuntimeError)
+    * InUseError (BlockingIOError)
+    * MissingExtraError (ImportError)
+    * ModelError (ValueError)
+    * NoHomeError (OSError)
+    * OutputExistsError (FileExistsError)
+    * OutputIsInputError (ValueError)
+    * OutputNameError (ValueError)
+    * RecipeError (ValueError)
+    * RunError (ValueError)
+    * SourceError (OSError)
+    * StudyError (ValueError)
+    * TargetError (ValueError)
+    * TrainError (RuntimeError)
+
+Each exception is also a subclass of the built-in exception in parentheses. All of them are caused by user input, files
+or devices. The command line prints an :class:`EdgerecError` as one line and exits with code 1. Any other exception is a
+bug in edgerec, and the command line shows its traceback.
 """
 
 from __future__ import annotations
@@ -12,59 +33,64 @@ from typing import Any
 
 from edgerec.utils.text import printable
 
-# The middle of what is longer is left out, as of a value that a file holds.
-LONGEST = 1000
+# Longer messages are shortened in the middle, because they may quote a long value from a file.
+MAX_MESSAGE_CHARACTERS = 1000
 
 
 class EdgerecError(Exception):
-    """One line: what is wrong, where, what was expected, and what to do next."""
+    """Base class of all edgerec exceptions; the message states what failed, why, and what to do next."""
 
     def __str__(self) -> str:
-        """The message as one line that a terminal can show, whatever was quoted in it."""
+        """Return the message as one line, with unprintable characters escaped and at most about 1000 characters."""
         text = printable(super().__str__().strip())
-        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        half = MAX_MESSAGE_CHARACTERS // 2
+        return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 class RecipeError(EdgerecError, ValueError):
-    """A recipe with an unknown key or a value out of range."""
+    """A recipe contains an unknown key or an invalid value."""
 
 
 class DataError(EdgerecError, ValueError):
-    """Pictures, labels or splits that cannot be trained on."""
+    """A data set cannot be used because its images, labels or splits are invalid or cannot be read."""
 
 
 class ModelError(EdgerecError, ValueError):
-    """A model that is not what the step needs."""
+    """A model is damaged, or does not meet the requirements of the operation."""
 
 
 class RunError(EdgerecError, ValueError):
-    """A run's folder that is damaged."""
+    """A run folder is damaged, incomplete, or unsuitable for the operation."""
 
 
 class StudyError(EdgerecError, ValueError):
-    """A study that is damaged, out of reach, or was made for something else."""
+    """A hyperparameter study is damaged, cannot be reached, or has other settings than the requested search."""
 
 
 class TrainError(EdgerecError, RuntimeError):
-    """A training that cannot go on."""
+    """Training cannot continue."""
 
 
 class GateError(EdgerecError, RuntimeError):
-    """Compression cost more accuracy than was allowed; ``report`` has the figures where they were just measured."""
+    """Compression reduced the accuracy by more than the allowed maximum.
+
+    Attributes:
+        report: the measured accuracies; None if the accuracies were not measured in this call.
+    """
 
     report: Any = None
 
 
 class TargetError(EdgerecError, ValueError):
-    """A target that does not exist or cannot run the model."""
+    """A target does not exist, is invalid, or cannot run the model."""
 
 
 class BundleError(EdgerecError, ValueError):
-    """A bundle that is damaged, incomplete, or not a bundle."""
+    """A bundle is damaged, incomplete, or not a bundle at all."""
 
 
 class DelegateError(EdgerecError, OSError):
-    """A delegate's library that does not load."""
+    """The library of a delegate cannot be loaded."""
 
 
 class NoHomeError(EdgerecError, OSError):
@@ -72,15 +98,15 @@ class NoHomeError(EdgerecError, OSError):
 
 
 class SourceError(EdgerecError, OSError):
-    """A camera, video, stream or folder that gives no frames."""
+    """A camera, video, stream or folder cannot be opened, or delivers no frames."""
 
 
 class AddressError(EdgerecError, ValueError):
-    """An address, or a reference to a secret, is not valid. The message never contains a secret."""
+    """A URL, or a reference to a secret, is invalid; the message never contains a secret."""
 
 
 class OutputExistsError(EdgerecError, FileExistsError):
-    """Something already stands where the result would go."""
+    """The output path already exists and must not be overwritten."""
 
 
 class InUseError(EdgerecError, BlockingIOError):
@@ -88,19 +114,25 @@ class InUseError(EdgerecError, BlockingIOError):
 
 
 class OutputIsInputError(EdgerecError, ValueError):
-    """An output path that is also an input, which writing would destroy."""
+    """The output would overwrite an input or become part of the input data."""
 
 
 class OutputNameError(EdgerecError, ValueError):
-    """An output path whose suffix does not fit the format."""
+    """The suffix of the output path does not match the output format."""
 
 
 class MissingExtraError(EdgerecError, ImportError):
-    """An optional package that this step needs is not installed."""
+    """An optional package that the operation needs is not installed."""
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> str:
-    """The message for a name that is not in a registry: the nearest one, and all of them."""
+    """Return the error message for an unknown name. It suggests the most similar choice and lists all choices.
+
+    Args:
+        kind: what is named, e.g. ``target``.
+        name: the unknown name.
+        choices: all valid names.
+    """
     known = sorted(choices)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""

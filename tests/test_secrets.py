@@ -328,13 +328,13 @@ def test_addresses_come_from_variables_and_private_files(tmp_path, monkeypatch):
 def test_secret_file_that_others_can_read_or_change_is_refused(tmp_path, mode):
     path = secret_file(tmp_path, "http://me:SECRET@10.0.0.6/b", mode)
     for parse in (find_source, Hook.parse, Broker.parse):
-        with pytest.raises(EdgerecError, match=f"mode is {mode:04o}: type chmod 600 {path}"):
+        with pytest.raises(EdgerecError, match=rf"mode {mode:04o}\): run chmod 600 {path}"):
             parse(f"@{path}")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("", "expected one line"), ("a\nb", "several lines"), ("x" * 5000, "expected one line"), (None, "No such file")],
+    [("", "one line of text"), ("a\nb", "several lines"), ("x" * 5000, "one line of text"), (None, "No such file")],
 )
 def test_unusable_secret_file_is_refused(tmp_path, content, reason):
     path = tmp_path / "none" if content is None else secret_file(tmp_path, content)

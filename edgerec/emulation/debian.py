@@ -146,6 +146,6 @@ def unpack(package: Path, root: Path, *members: str) -> None:
                 str(root),
                 *members,
             ]
-            done = call(command, timeout_s=UNPACK_TIMEOUT_S, given=archive)
+            done = call(command, timeout_s=UNPACK_TIMEOUT_S, stdin=archive)
     if done.code:
         raise TargetError(f"{package.name} cannot be taken apart in {root}: {done.last_line}")

@@ -19,7 +19,7 @@ from edgerec.emulation.wheels import MACHINES, find_site, own_wheel, unpacked
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import cache_folder
 from edgerec.utils.progress import Listener, Progress
-from edgerec.utils.subprocesses import Done
+from edgerec.utils.subprocesses import ProgramResult
 
 RUN_TIMEOUT_S = 1800
 # The processors of the boards: Raspberry Pi 4 and 5; Raspberry Pi 2, whose instructions all 32-bit ones have.
@@ -42,7 +42,7 @@ class Place:
     packages: tuple[Path, ...]
     processor: str
 
-    def run(self, script: Path, job: Mapping[str, Any]) -> tuple[Done, Any]:
+    def run(self, script: Path, job: Mapping[str, Any]) -> tuple[ProgramResult, Any]:
         """Run a script there that reads job.json and writes result.json in the folder that it is given.
 
         Gives how it ended, and the result's JSON values, None where it wrote none.
@@ -53,7 +53,9 @@ class Place:
         result = self.folder / "result.json"
         return done, json.loads(result.read_text()) if not done.code and result.is_file() else None
 
-    def call(self, command: Sequence[str], settings: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S) -> Done:
+    def call(
+        self, command: Sequence[str], settings: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S
+    ) -> ProgramResult:
         """Run a program there; paths as inside, ``settings`` as of :meth:`Root.call`."""
         return self.root.call(
             self.folder,

@@ -25,7 +25,7 @@ from edgerec.runtime.verification import read_golden, tolerance
 from edgerec.tflite.runtimes import RUNTIMES
 from edgerec.utils.atomic import sha256
 from edgerec.utils.progress import Listener, ignore
-from edgerec.utils.subprocesses import Done
+from edgerec.utils.subprocesses import ProgramResult
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
 # What `edgerec predict`, `verify` and `camera` load there.
@@ -212,7 +212,7 @@ def _prove(case: _Case, userland: Userland, processor: str) -> Proof:
     return replace(proof, seconds=round(time.monotonic() - begun, 1))
 
 
-def _ended(proof: Proof, done: Done) -> Proof:
+def _ended(proof: Proof, done: ProgramResult) -> Proof:
     """Python itself did not come to its end there."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
     problem = f"Python ended there with {how}: {done.last_line}"

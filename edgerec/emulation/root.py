@@ -17,7 +17,7 @@ from edgerec.emulation.tools import need
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.lock import Lock
-from edgerec.utils.subprocesses import Done, call
+from edgerec.utils.subprocesses import ProgramResult, call
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Root:
         path: Sequence[Path] = (),
         settings: Sequence[str] = (),
         timeout_s: float,
-    ) -> Done:
+    ) -> ProgramResult:
         """Run a program of the userland with ``place`` as its folder.
 
         Args:

@@ -20,7 +20,7 @@ from edgerec.export.wheel import edgerec_wheel
 from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.child_process import python_command
 from edgerec.utils.lock import Lock
-from edgerec.utils.subprocesses import Done, call
+from edgerec.utils.subprocesses import ProgramResult, call
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def wheel_options(root: Root, python: str) -> list[str]:
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 
-def _why(done: Done, root: Root) -> str:
+def _why(done: ProgramResult, root: Root) -> str:
     """pip's failure in one line; where there is no wheel, which there are."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)

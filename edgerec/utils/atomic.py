@@ -95,26 +95,26 @@ def checked_output(
     out = user_path(path)
     suffix = out.suffix.lower()
     if folder and suffix in _FILE_SUFFIXES and suffix not in suffixes:
-        raise OutputNameError(f"{path} has the suffix of a file, but a folder is written there: choose another name")
+        raise OutputNameError(f"{path} has the suffix of a file, but the output is a folder: choose another name")
     if not folder and suffixes and suffix not in suffixes:
         raise OutputNameError(f"{path} does not end in {' or '.join(filter(None, suffixes))}: choose another name")
-    data_sets = _each(data)
-    for given in (*(one for item in inputs for one in _each(item)), *data_sets):
-        if not str(given) or not os.path.exists(source := user_path(given)):
+    data_sets = _as_sequence(data)
+    for input_path in (*(each for item in inputs for each in _as_sequence(item)), *data_sets):
+        if not str(input_path) or not os.path.exists(source := user_path(input_path)):
             continue
         if _same(out, source) or (out.is_dir() and _inside(source, out)):
-            raise OutputIsInputError(f"{path} would overwrite the input {given}: choose another output")
-        if folder and given in data_sets and source.is_dir() and _inside(out, source):
+            raise OutputIsInputError(f"{path} would overwrite the input {input_path}: choose another output")
+        if folder and input_path in data_sets and source.is_dir() and _inside(out, source):
             raise OutputIsInputError(
-                f"{path} is inside the image folder {given}, where it would become part of the data: choose a folder "
-                "outside of it"
+                f"{path} is inside the image folder {input_path}, where it would become part of the data: "
+                "choose a folder outside of it"
             )
         if out.is_file() and suffix in _IMAGE_SUFFIXES and source.is_dir() and _inside(out, source):
-            raise OutputIsInputError(f"{path} is an image in the input folder {given}: choose another output")
+            raise OutputIsInputError(f"{path} is an image in the input folder {input_path}: choose another output")
     return out
 
 
-def _each(paths: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
+def _as_sequence(paths: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
     return (paths,) if isinstance(paths, str | Path) else paths or ()
 
 
@@ -143,7 +143,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with _workspace(path) as partial:
         yield partial
         with suppress(FileNotFoundError):
-            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # keep the permissions
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))  # keep the permissions of the replaced file
         os.replace(partial, path)
 
 
@@ -202,7 +202,7 @@ def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
     if not ours:
-        raise OutputExistsError(f"{path} holds something else, which --overwrite does not touch: choose another name")
+        raise OutputExistsError(f"{path} contains other files, which --overwrite does not replace: choose another name")
     if not overwrite:
         raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
 
@@ -224,7 +224,7 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _rename_over(partial: Path, path: Path, overwrite: bool) -> None:
-    refuse_existing(path, overwrite)  # someone else may have finished first
+    refuse_existing(path, overwrite)  # check again, because another process may have written the path in the meantime
     if not path.exists():
         partial.rename(path)
         return
@@ -254,5 +254,5 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "edgerec"
     except RuntimeError:
         raise NoHomeError(
-            "this user has no home folder for cached files: set EDGEREC_CACHE to a folder that can be written"
+            "cannot store cached files, because this user has no home folder: set EDGEREC_CACHE to a writable folder"
         ) from None

@@ -29,7 +29,7 @@ class Outcome:
     Attributes:
         code: exit code; the negative number of the signal that ended the process.
         stdout, stderr: output of the process.
-        failure: reason for an abnormal end (the program cannot be started, a timeout or a signal); empty if the process
+        failure: cause of an abnormal end, as the end of a sentence, e.g. ``timed out after 5 s``; empty if the process
             exited normally.
     """
 
@@ -74,10 +74,10 @@ def run_python(code: str, *arguments: str, content: bytes = b"", timeout_s: floa
 
 
 def ask_python(code: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> tuple[Any, str]:
-    """Run Python code that prints a JSON value in its last line.
+    """Run Python code in a child process, and parse the last line of its output as JSON.
 
     Returns:
-        The value, and an empty string. If the code failed, None and the reason.
+        The parsed value and an empty string if the code succeeded; None and the reason if it failed.
     """
     done = run_python(code, *arguments, timeout_s=timeout_s)
     try:
@@ -104,7 +104,7 @@ def run_program(command: Sequence[str], *, content: bytes = b"", timeout_s: floa
         return Outcome(-signal.SIGTERM, failure=f"timed out after {timeout_s:g} s")
     except OSError as error:
         return Outcome(127, failure=f"cannot be started: {error.strerror}")
-    failure = f"crashes with {_signal_name(-done.returncode)}" if done.returncode < 0 else ""
+    failure = f"crashed with {_signal_name(-done.returncode)}" if done.returncode < 0 else ""
     stdout, stderr = (text.decode(errors=errors) for text in (done.stdout, done.stderr))
     return Outcome(done.returncode, stdout, stderr, failure)
 

@@ -20,7 +20,7 @@ DARK = "#4a5560"
 DPI = 120
 # Candidate tick positions within a decade, from few to many, and the minimum number of tick labels on an axis.
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
-LEAST_TICKS = 4
+MIN_TICKS = 4
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -83,7 +83,7 @@ def plain(text: str, longest: int = 1000) -> str:
 
 
 def label_log_axis(axis: Any) -> None:
-    """Label a logarithmic axis with at least ``LEAST_TICKS`` numbers, even if it covers less than a decade.
+    """Label a logarithmic axis with at least ``MIN_TICKS`` numbers, even if it covers less than a decade.
 
     Call this after everything is drawn and the margins are set.
     """
@@ -94,12 +94,12 @@ def label_log_axis(axis: Any) -> None:
     for steps in _STEPS:
         locator = ticker.LogLocator(subs=steps, numticks=100)
         ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
-        if len(ticks) >= LEAST_TICKS:
+        if len(ticks) >= MIN_TICKS:
             break
     else:  # an axis of less than half a decade gets evenly spaced ticks
-        candidates = ticker.MaxNLocator(2 * LEAST_TICKS - 1).tick_values(low, high)
+        candidates = ticker.MaxNLocator(2 * MIN_TICKS - 1).tick_values(low, high)
         ticks = [value for value in candidates if low <= value <= high]
-    while len(ticks) > 2 * LEAST_TICKS:
+    while len(ticks) > 2 * MIN_TICKS:
         ticks = ticks[::2]
     axis.set_ticks(ticks, [f"{value:,.10g}" if value < 1e9 else f"{value:.3g}" for value in ticks])
     axis.set_ticks([], minor=True)
@@ -130,16 +130,16 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
     pixel = figure.dpi / 72
     inside = axes.get_window_extent(renderer)
     box_of = require("matplotlib.transforms").Bbox.from_extents
-    taken = []
+    occupied = []
     for x, y in axes.transData.transform(points):
-        taken.append(box_of(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel))
+        occupied.append(box_of(x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel))
     legend = axes.get_legend()
     if legend is not None:
-        taken.append(legend.get_window_extent(renderer))
+        occupied.append(legend.get_window_extent(renderer))
     for number, (point, label) in enumerate(zip(points, labels, strict=True)):
-        others = taken[:number] + taken[number + 1 :]
-        fewest = None
-        for dx, dy, side in _places():
+        others = occupied[:number] + occupied[number + 1 :]
+        best = None
+        for dx, dy, side in _label_positions():
             note = axes.annotate(
                 plain(label),
                 point,
@@ -156,19 +156,19 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], labels: Seque
                 box = require("matplotlib.text").Text.get_window_extent(note, renderer)
             outside = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
             overlaps = sum(box.overlaps(other) for other in others) + 10 * outside
-            if fewest is None or overlaps < fewest[0]:
-                if fewest is not None:
-                    fewest[1].remove()
-                fewest = overlaps, note, box
+            if best is None or overlaps < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = overlaps, note, box
             else:
                 note.remove()
             if overlaps == 0:
                 break
-        if fewest is not None:
-            taken.append(fewest[2])
+        if best is not None:
+            occupied.append(best[2])
 
 
-def _places() -> Iterator[tuple[float, float, str]]:
+def _label_positions() -> Iterator[tuple[float, float, str]]:
     """Yield candidate positions of a label, the best first: x and y offset from its point (in pt), and alignment."""
     for dx, side in ((6, "left"), (-6, "right")):
         yield dx, 0, side

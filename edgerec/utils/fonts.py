@@ -13,7 +13,7 @@ from edgerec.utils.child_process import run_program
 
 # With a warm fontconfig cache, a few thousand fonts are listed in well below a second.
 TIMEOUT_S = 10.0
-MOST_FONTS = 20_000
+MAX_FONTS = 20_000
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _FORMAT = "\t".join(f"%{{{name}}}" for name in ("file", "index", "scalable", "weight", "slant", "family[0]", "charset"))
 _REGULAR = 80  # weight of regular fonts in fontconfig
@@ -58,7 +58,7 @@ def installed_fonts() -> tuple[Font, ...]:
     if listing.code:
         return ()
     fonts = []
-    for line in listing.stdout.splitlines()[:MOST_FONTS]:
+    for line in listing.stdout.splitlines()[:MAX_FONTS]:
         fields = line.split("\t")
         if len(fields) == 7 and fields[0].lower().endswith(_SUFFIXES):
             try:

@@ -25,7 +25,7 @@ else:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-LONGEST_NAME_BYTES = 200
+MAX_NAME_BYTES = 200
 # Position of the locked byte. It is behind the process ID, because other processes cannot read locked bytes on Windows.
 _LOCKED_BYTE = 1 << 20
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -57,31 +57,31 @@ class Lock:
         self.path = path
         real = Path(os.path.realpath(path))
         encoded = os.fsencode(real.name)
-        name = real.name if len(encoded) <= LONGEST_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
+        name = real.name if len(encoded) <= MAX_NAME_BYTES else hashlib.sha256(encoded).hexdigest()
         self._file = real.with_name(f".{name}.edgerec-lock")
         self._descriptor: int | None = None
         # Folders that are created only for the lock file are deleted with it.
         self._new_folders = [folder for folder in self._file.parents if not folder.exists()]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = self._acquired(wait)
+            self._descriptor = self._acquire(wait)
         except InUseError:
             raise
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise
-            log.warning("%s cannot be locked (%s): do not write to it from two processes", path, error.strerror)
+            log.warning("cannot lock %s (%s): do not write to it from two processes", path, error.strerror)
 
-    def _acquired(self, wait: bool) -> int:
+    def _acquire(self, wait: bool) -> int:
         waiting = False
         while (descriptor := try_lock(self._file)) is None:
             if not wait:
                 raise InUseError(
-                    f"{self.path} is in use by another edgerec{self._owner()}: wait until it has finished, or choose "
-                    "another path"
+                    f"{self.path} is in use by another edgerec process{self._owner()}: wait until the process has "
+                    "finished, or choose another path"
                 )
             if not waiting:
-                log.info("waiting for another edgerec%s, which is writing %s", self._owner(), self.path)
+                log.info("waiting for another edgerec process%s, which is writing to %s", self._owner(), self.path)
             waiting = True
             time.sleep(POLL_S)
         return descriptor
@@ -103,12 +103,13 @@ class Lock:
         self.close()
 
     def _owner(self) -> str:
+        """Return the ID of the process that holds the lock with a leading space; empty if it is not known."""
         try:
             with self._file.open("rb") as file:
                 text = file.read(20).strip().decode("ascii", "replace")
         except OSError:
             return ""
-        return f" (process {text})" if text.isdigit() else ""
+        return f" {text}" if text.isdigit() else ""
 
 
 def try_lock(file: Path, *, certain: bool = False) -> int | None:
@@ -116,14 +117,14 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
 
     Args:
         file: the lock file.
-        certain: return None if the file system does not support locks. If False, assume in this case that no other
-            process holds the lock.
+        certain: what to do if the file system does not support locks. If True, return None. If False, assume that no
+            other process holds the lock.
 
     Returns:
         The descriptor that holds the lock; None if another process holds the lock.
     """
     while True:
-        descriptor = _opened(file)
+        descriptor = _open_lock_file(file)
         try:
             locked = lock_descriptor(descriptor, certain=certain)
             # The previous owner may have deleted the file between opening and locking. Then the lock has no effect.
@@ -142,14 +143,14 @@ def try_lock(file: Path, *, certain: bool = False) -> int | None:
             return None
 
 
-def _opened(file: Path) -> int:
+def _open_lock_file(file: Path) -> int:
     flags = getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
     except PermissionError:
         if not file.exists():
             raise
-        return os.open(file, os.O_RDONLY | flags)  # the file of a killed process of another user
+        return os.open(file, os.O_RDONLY | flags)  # the lock file was left by a killed process of another user
 
 
 def unlock(file: Path, descriptor: int) -> None:
@@ -170,8 +171,9 @@ def lock_descriptor(descriptor: int, *, shared: bool = False, certain: bool = Fa
 
     Args:
         descriptor: the open file.
-        shared: several processes may hold the lock, but no process may hold an exclusive lock at the same time.
-        certain: return False if the file system does not support locks.
+        shared: request a shared lock. Several processes can hold a shared lock, but not while a process holds an
+            exclusive lock.
+        certain: what to return if the file system does not support locks: False if this is True, otherwise True.
     """
     try:
         if sys.platform != "win32":

@@ -15,10 +15,10 @@ from typing import IO
 _LOCK = threading.RLock()
 
 
-def _scratch() -> IO[bytes]:
+def _temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
-    except OSError:  # a full or read-only disk: then it is not kept
+    except OSError:  # the disk is full or read-only, so discard the output
         return open(os.devnull, "r+b")
 
 
@@ -29,20 +29,28 @@ def captured_stderr() -> Iterator[IO[bytes]]:
     The redirection applies to the whole process, so that output of other threads is captured as well. Only one thread
     can be in the block at a time. Other threads wait.
     """
-    with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2):
+    with _LOCK, _temporary_file() as captured, _redirected(captured, sys.stderr, 2):
         yield captured
 
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[IO[bytes]]:
     """Redirect stdout and stderr into the yielded file, for libraries that print to stdout."""
-    with _LOCK, _scratch() as captured, _into(captured, sys.stderr, 2), _into(captured, sys.stdout, 1):
+    with (
+        _LOCK,
+        _temporary_file() as captured,
+        _redirected(captured, sys.stderr, 2),
+        _redirected(captured, sys.stdout, 1),
+    ):
         yield captured
 
 
 @contextlib.contextmanager
-def _into(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
-    """Redirect the file descriptor ``number`` and Python's ``stream``, which may use a different descriptor."""
+def _redirected(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[None]:
+    """Redirect the file descriptor ``number`` and Python's ``stream`` to the file ``captured``.
+
+    In notebooks, for example, ``stream`` uses another file descriptor than ``number``.
+    """
     numbers = {number}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # streams of a notebook have no file descriptor
         numbers.add(stream.fileno() if stream else number)
@@ -51,11 +59,11 @@ def _into(captured: IO[bytes], stream: IO[str] | None, number: int) -> Iterator[
             stream.flush()
         for each in numbers:
             try:
-                kept = os.dup(each)
+                original = os.dup(each)
             except OSError:  # services may run without standard streams
                 continue
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, each)
+            stack.callback(os.close, original)
+            stack.callback(os.dup2, original, each)
             os.dup2(captured.fileno(), each)
         if stream:
             stack.callback(stream.flush)

@@ -1,4 +1,4 @@
-"""The one guard for packages that not every installation has."""
+"""Import optional packages. If a package is missing, the error message contains the command that installs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from edgerec.errors import MissingExtraError
 
-_NEEDED_BY = {
+# Display name of each optional package, and the extra of edgerec that installs it, by the name of its module.
+_PACKAGES = {
     "cv2": ("OpenCV", "headless"),
     "flatbuffers": ("flatbuffers", "train"),
     "tensorflow": ("TensorFlow", "train"),
@@ -37,8 +38,8 @@ def require(module: str) -> Any:
     """Import ``module``, or raise :class:`MissingExtraError` with the command that installs it."""
     package = module.partition(".")[0]
     if package in ("tensorflow", "tf_keras"):
-        # TensorFlow leaves oneDNN's kernels off where the processor lacks VNNI; they train 1.2 to 4 times as fast.
-        # It looks at this once, when it is loaded.
+        # By default, TensorFlow uses the kernels of oneDNN only on CPUs with VNNI, but training with these kernels is
+        # 1.2 to 4 times as fast on other CPUs too. TensorFlow reads this variable only once, when it is imported.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if package == "cv2":
         # Limit the image size, because even a small file can contain an image that takes gigabytes of memory. OpenCV
@@ -49,14 +50,12 @@ def require(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        name, extra = _NEEDED_BY[package]
-        raise MissingExtraError(
-            f'{name} is needed for this and is not installed: pip install "edgerec[{extra}]"'
-        ) from None
+        name, extra = _PACKAGES[package]
+        raise MissingExtraError(f'this needs {name}, which is not installed: pip install "edgerec[{extra}]"') from None
     except ImportError as error:
         if package == "cv2" and ".so" in str(error):
             raise MissingExtraError(
-                f"OpenCV is installed but a system library is missing ({error}): "
-                "apt install libgl1 libglib2.0-0, or pip install opencv-python-headless in its place"
+                f"OpenCV cannot be imported, because a system library is missing ({error}): "
+                "apt install libgl1 libglib2.0-0, or replace it with pip install opencv-python-headless"
             ) from None
         raise

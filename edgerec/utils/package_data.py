@@ -1,4 +1,4 @@
-"""Where the data files that come with edgerec lie: in the wheel, or at the top of a checkout."""
+"""Find the data files that are part of edgerec: targets and calibration recipes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ from pathlib import Path
 
 
 def shipped(folder: str) -> Path:
-    """The folder ``targets`` or ``calibration``."""
+    """Return the path of the data folder ``targets`` or ``calibration``.
+
+    In an installed wheel, the folder is inside of the package. In a checkout, it is at the top level.
+    """
     package = Path(__file__).resolve().parent.parent
     installed = package / "_shipped" / folder
     return installed if installed.is_dir() else package.parent / folder
 
 
 def shipped_names(folder: str) -> list[str]:
-    """The .toml files there, by name."""
+    """Return the names of the .toml files in a data folder, without suffix and sorted."""
     return sorted(path.stem for path in shipped(folder).glob("*.toml"))
 
 
 def find_shipped(folder: str, name: str) -> Path | None:
-    """The file of that name, or a person's own .toml; None when there is none."""
+    """Return the path of a data file, or of a user's file if ``name`` ends in .toml; None if the file does not exist.
+
+    Args:
+        folder: the data folder, ``targets`` or ``calibration``.
+        name: name of a file in the data folder without suffix, or path of any .toml file.
+    """
     if name.endswith(".toml"):
         return Path(name) if Path(name).is_file() else None
     return shipped(folder) / f"{name}.toml" if name in shipped_names(folder) else None

@@ -1,4 +1,4 @@
-"""Progress reports of long operations. The library calls a listener, and the command line draws a progress bar."""
+"""Progress reports of long operations. The library passes them to a callback, e.g. to draw a progress bar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress report: ``done`` of ``total`` steps of ``stage`` are complete; ``text`` is shown beside the bar."""
+    """A progress report.
+
+    Attributes:
+        stage: name of the current stage of the operation.
+        done, total: number of completed steps, and number of all steps of this stage.
+        text: additional text that is shown beside the progress bar.
+    """
 
     stage: str
     done: int
@@ -16,8 +22,8 @@ class Progress:
     text: str = ""
 
 
-# Approximate number of progress reports of a loop over many images.
-MOST_REPORTS = 200
+# Maximum number of progress reports of a loop over many images.
+MAX_REPORTS = 200
 
 
 def steps(count: int) -> range:
@@ -25,7 +31,7 @@ def steps(count: int) -> range:
 
     The last position is always included.
     """
-    every = max(1, count // MOST_REPORTS)
+    every = max(1, count // MAX_REPORTS)
     return range((count - 1) % every, count, every) if count else range(0)
 
 
@@ -33,4 +39,4 @@ Listener = Callable[[Progress], None]
 
 
 def ignore(_: Progress) -> None:
-    """The listener of those who do not listen."""
+    """Ignore a progress report. This is the default callback."""

@@ -1,4 +1,4 @@
-"""Read secrets from the environment or a file, so that they are not in the process list."""
+"""Read secrets from environment variables or files, because secrets on a command line appear in the process list."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_secret(value: str, environment: Mapping[str, str] | None = None) -> str
     else:
         return value
     if len(secret.splitlines()) != 1:
-        raise AddressError(f"{value} has several lines: expected one")
+        raise AddressError(f"{value} has several lines: store the secret in a single line")
     return secret
 
 
@@ -62,8 +62,8 @@ def _file_content(path: str) -> str:
             raise AddressError(f"the secret in {path} cannot be read: it is not a file")
         if os.name == "posix" and status.st_mode & 0o037:
             raise AddressError(
-                f"the secret in {path} is not secret, because its mode is {stat.S_IMODE(status.st_mode):04o}: "
-                f"type chmod 600 {path}"
+                f"the secret in {path} is not used, because other users can access the file (mode "
+                f"{stat.S_IMODE(status.st_mode):04o}): run chmod 600 {path}"
             )
         content = file.read(MAX_BYTES + 1)
     try:
@@ -71,5 +71,5 @@ def _file_content(path: str) -> str:
     except UnicodeDecodeError:
         secret = ""
     if not secret or len(content) > MAX_BYTES:
-        raise AddressError(f"the secret in {path} cannot be used: expected one line of text")
+        raise AddressError(f"the secret in {path} cannot be used: the file must contain one line of text")
     return secret

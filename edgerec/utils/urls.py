@@ -12,12 +12,12 @@ from edgerec.utils.text import is_printable
 DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "mqtt": 1883, "mqtts": 8883}
 MASK = "***"
 # Query parameters that are shown. All other parameters are hidden, because each of them may be a secret.
-_SHOWN = re.compile(
+_PUBLIC_PARAMETERS = re.compile(
     "action|ch|chan|channel|chn|cmd|cam|camera|codec|fps|framerate|height|idx|index|mode|profile|quality|rate|res|"
     "resolution|rotation|size|stream|streamtype|subtype|track|type|unicast|videocodec|width",
     re.IGNORECASE,
 )
-_SHOWN_VALUE = re.compile(r"[\w.,-]{0,20}", re.ASCII)
+_PUBLIC_VALUE = re.compile(r"[\w.,-]{0,20}", re.ASCII)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]+\]|[^:\[\]@\s]+")
 _SECRET_WORD = re.compile(r"(?:pass|pwd|secret|token|auth|key|user|login)[^=]*=", re.IGNORECASE)
@@ -29,7 +29,7 @@ class Url:
     """A parsed address. ``str(url)`` and ``repr(url)`` show it without secrets.
 
     Attributes:
-        scheme: in lowercase.
+        scheme: scheme in lowercase, e.g. ``https``.
         host: host name or IP address, without brackets; international names are encoded with IDNA.
         port: port number; the default port of the scheme if the address has none.
         path: percent-encoded path; may be empty.
@@ -82,7 +82,7 @@ class Url:
         if match is None or match[1].lower() not in schemes:
             raise AddressError(f"expected an address that begins with {' or '.join(f'{name}://' for name in schemes)}")
         if " " in address or not is_printable(address):
-            raise AddressError("the address has a space or a control character in it: write a space as %20")
+            raise AddressError("the address contains a space or a control character: write a space as %20")
         if _ambiguous(match[2]):
             raise AddressError(f"the address has an @ after its host: {_ESCAPES}; elsewhere, write @ as %40")
         try:
@@ -114,8 +114,8 @@ class Url:
 def redacted(address: str) -> str:
     """Return an address without secrets, for display and logs. The address need not be valid.
 
-    User, password, fragment and all parameters that are not known to be harmless are removed. If the end of a password
-    is ambiguous, only the scheme is returned.
+    User, password and fragment are removed, and so are all parameters that are not known to be harmless. If it is not
+    clear where the password ends, only the scheme is kept.
     """
     match = _URL.fullmatch(address)
     if match is None:
@@ -156,7 +156,7 @@ def _redacted_query(query: str) -> str:
     shown, masked = [], False
     for parameter in re.split("[&;]", query) if query else ():
         name, _, value = parameter.partition("=")
-        if _SHOWN.fullmatch(name) and _SHOWN_VALUE.fullmatch(value):
+        if _PUBLIC_PARAMETERS.fullmatch(name) and _PUBLIC_VALUE.fullmatch(value):
             shown.append(parameter)
         else:
             masked = True

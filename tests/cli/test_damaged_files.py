@@ -187,7 +187,7 @@ def test_unknown_home_folder_is_reported(tmp_path, here, monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     for command in (["cache"], ["train", "--data", "digits", "--out", tmp_path / "run", "--input-size", "16"]):
-        assert "set EDGEREC_CACHE to a folder that can be written" in here(*command).stderr.splitlines()[-1]
+        assert "set EDGEREC_CACHE to a writable folder" in here(*command).stderr.splitlines()[-1]
 
 
 WITH_LIMITED_FILE_SIZE = """

@@ -128,7 +128,7 @@ def test_only_a_set_is_ever_replaced(run, tmp_path):
     assert len(calibration_set.read(tmp_path / "set").images) == 20
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("x")
-    with pytest.raises(OutputExistsError, match="does not touch"):
+    with pytest.raises(OutputExistsError, match="does not replace"):
         calibration.make(run, tmp_path / "mine", images=20, overwrite=True)
 
 

@@ -212,7 +212,7 @@ def test_bad_input_is_one_line(sound, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputExistsError):
         show_data(of(sound), tmp_path / "there.png")
-    with pytest.raises(OutputExistsError, match="does not touch"):
+    with pytest.raises(OutputExistsError, match="does not replace"):
         check_data(of(sound), tmp_path / "mine", overwrite=True)
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")

@@ -119,7 +119,7 @@ def test_packages_that_are_not_installed_have_no_version(tmp_path, entry):
     assert edgetpu.look(machine(tmp_path, STICK, entry)).version == ""
 
 
-@pytest.mark.parametrize("library", [EdgeTpu(), EdgeTpu(library=True, delegate="it crashes with SIGSEGV")])
+@pytest.mark.parametrize("library", [EdgeTpu(), EdgeTpu(library=True, delegate="it crashed with SIGSEGV")])
 def test_no_command_upgrades_a_library_that_has_no_newer_version(library):
     tpu = replace(library, stick="/dev/bus/usb/002/003", version="16.0")
     for system in (System(), System(os="Darwin")):

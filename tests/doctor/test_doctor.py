@@ -250,7 +250,7 @@ def test_a_runtime_that_can_be_installed_is_named(machine, bits, python, said, m
     ("reason", "mend"),
     [
         ("ImportError: libstdc++.so.6: cannot open shared object file: No such file", "apt install libstdc++6"),
-        ("it crashes with SIGILL", "newer processor"),
+        ("it crashed with SIGILL", "newer processor"),
         ("ImportError: /lib/libm.so.6: version `GLIBC_2.38' not found", "newer system"),
         ("it timed out after 60 s", "does it end?"),
         ("something else", "--force-reinstall ai-edge-litert"),
@@ -272,7 +272,7 @@ def test_a_runtime_that_does_not_load(reason, mend):
         (replace(STICK, stick_open=False), ("plugdev",), "problem", "group plugdev", "exec su - pi"),
         (replace(STICK, library=False), (), "problem", "libedgetpu is missing", "apt install ./libedgetpu1-std_"),
         (replace(STICK, library=False, reason="no libusb"), (), "problem", "load: no libusb", "libedgetpu1-std"),
-        (replace(STICK, delegate="it crashes with SIGSEGV"), (), "problem", "SIGSEGV", "./libedgetpu1-std_"),
+        (replace(STICK, delegate="it crashed with SIGSEGV"), (), "problem", "SIGSEGV", "./libedgetpu1-std_"),
         (EdgeTpu(card=True, library=True), (), "problem", "no driver", "gasket-dkms"),
         (EdgeTpu(card=True, apex="/dev/apex_0", apex_open=False, library=True), (), "problem", "group apex", "apex"),
     ],
@@ -317,7 +317,7 @@ def test_every_command_is_one_that_a_shell_reads():
 
 def test_child_processes_that_crash_hang_or_print_nothing(tmp_path):
     assert ask_python("print('[1, 2]')") == ([1, 2], "")
-    assert ask_python("import os; os.abort()") == (None, "it crashes with SIGABRT")
+    assert ask_python("import os; os.abort()") == (None, "it crashed with SIGABRT")
     assert ask_python("import time; time.sleep(60)", timeout_s=0.3) == (None, "it timed out after 0.3 s")
     assert ask_python("print('no JSON')") == (None, "it printed no result")
     _, reason = ask_python("raise ImportError('a\\nlibGL.so.1: cannot open shared object file: no\\nb')")

@@ -130,7 +130,7 @@ def test_a_device_of_its_own_kind_needs_no_emulator(monkeypatch, tmp_path):
 
 def test_a_program_that_hangs_is_ended_with_its_children(tmp_path):
     begun = time.monotonic()
-    with pytest.raises(TargetError, match=r"sh did not end within 0.3 s"):
+    with pytest.raises(TargetError, match=r"sh timed out after 0.3 s"):
         programs.call(["sh", "-c", f"(sleep 60; touch {tmp_path}/alive) & wait"], timeout_s=0.3)
     assert time.monotonic() - begun < 30
     assert not (tmp_path / "alive").exists()
@@ -143,8 +143,10 @@ def test_no_wheel_for_this_python_says_which_there_are(tmp_path, monkeypatch):
     def pip(command, **_):
         python = command[command.index("--python-version") + 1]
         if "install" in command:
-            return programs.Done(1, "", "ERROR: No matching distribution found for tflite-runtime==2.14.0")
-        return programs.Done(0, f"tflite-runtime (2)\nAvailable versions: {said[python]}" if python in said else "", "")
+            return programs.ProgramResult(1, "", "ERROR: No matching distribution found for tflite-runtime==2.14.0")
+        return programs.ProgramResult(
+            0, f"tflite-runtime (2)\nAvailable versions: {said[python]}" if python in said else "", ""
+        )
 
     monkeypatch.setattr(wheels, "call", pip)
     with pytest.raises(TargetError) as error:
@@ -243,9 +245,9 @@ def test_missing_libraries_and_import_errors_are_named(bundle):
     assert judged.import_errors[0] == f"cv2: {lost}"
     assert "and 1 more" in judged.problem
     said = "python3: error while loading shared libraries: libexpat.so.1: cannot open shared object file: No such file"
-    ended = proof._ended(here, programs.Done(127, "", said))
+    ended = proof._ended(here, programs.ProgramResult(127, "", said))
     assert ended.missing_libraries == ("libexpat.so.1",)
-    assert "signal 11" in proof._ended(here, programs.Done(-11, "", "")).problem
+    assert "signal 11" in proof._ended(here, programs.ProgramResult(-11, "", "")).problem
 
 
 def test_answers_of_a_userland_are_judged_by_the_golden_vectors(bundle):

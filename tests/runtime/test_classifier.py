@@ -99,7 +99,7 @@ def test_options_without_a_delegate_are_refused(bundle):
 @pytest.mark.parametrize(
     ("does", "said"),
     [
-        ("raise(11);", "it crashes with SIGSEGV"),
+        ("raise(11);", "it crashed with SIGSEGV"),
         ("for (;;) pause();", "it timed out after"),
         ("exit(7);", "exit code 7"),
         ("return;", "does not load"),

@@ -258,7 +258,7 @@ def test_what_a_failing_compiler_said_is_kept(real_data, tmp_path, monkeypatch):
 def test_a_hanging_compiler_is_stopped_with_its_children(real_data, tmp_path, monkeypatch):
     script(tmp_path, f"echo working; sleep 60 & echo $! > {tmp_path}/child; wait", monkeypatch)
     monkeypatch.setattr(compiler, "COMPILE_TIMEOUT_S", 1)
-    with pytest.raises(TargetError, match=r"did not end within 1 s and was stopped: try again; what it said is in "):
+    with pytest.raises(TargetError, match=r"timed out after 1 s and was stopped: try again; what it said is in "):
         compiled(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
     assert "working" in (cache_folder() / "edgetpu_compiler.log").read_text()
     child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"

@@ -122,7 +122,7 @@ def test_every_command_survives_a_model_that_crashes(tmp_path, labels, bundle, p
         ("benchmark", copy, "--seconds", "0.1"),
         ("camera", copy, "--source", pictures[0].parent, "--headless"),
     ):
-        assert "cannot be run: the interpreter crashes with SIGABRT" in one_line(edgerec(*arguments))
+        assert "cannot be run: the interpreter crashed with SIGABRT" in one_line(edgerec(*arguments))
 
 
 def test_a_model_is_run_in_a_child_process_only_once(tmp_path, fresh_cache, bundle, monkeypatch):

@@ -162,7 +162,7 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "recipe.toml").write_text("seed = 1")
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="which --overwrite does not touch"):
+    with pytest.raises(OutputExistsError, match="which --overwrite does not replace"):
         fit(recipe, tmp_path / "precious", overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").exists()
 

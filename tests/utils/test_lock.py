@@ -68,7 +68,7 @@ def test_commands_refuse_a_folder_to_which_another_process_writes(command, run, 
     with Lock(out):
         done = here(*arguments)
     assert done.returncode == 1
-    assert "is in use by another edgerec" in done.stderr.splitlines()[-1]
+    assert "is in use by another edgerec process" in done.stderr.splitlines()[-1]
     assert not (out / "float16").exists()
     assert not (tmp_path / "new").exists()
 
