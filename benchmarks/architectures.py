@@ -29,7 +29,7 @@ from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import rounded
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.importing import adapt
+from edgerec.importing.passes import adapt
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.tflite.edgetpu import check
 from edgerec.tflite.flatbuffer import float_tensors, read_graph, weight_sparsity

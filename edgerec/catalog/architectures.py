@@ -141,7 +141,7 @@ def measured(
 
 def _fitting(model: Any) -> tuple[list[str], Any]:
     """The methods that take a model, and the model as they want it."""
-    from edgerec.importing import adapt
+    from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 
     try:

@@ -24,7 +24,7 @@ from edgerec.compress.qat import quantization_aware
 from edgerec.compress.tfmot_wrappers import named_layers
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.errors import GateError, ModelError, OutputExistsError, RecipeError
-from edgerec.importing import Adapted, adapt
+from edgerec.importing.passes import Adapted, adapt
 from edgerec.importing.saved_model import refuse_untrainable
 from edgerec.importing.unsupported import Purpose
 from edgerec.models import reconstructs

@@ -1,5 +1,1 @@
-"""Making any Keras model fit for what comes next, without changing what it answers."""
-
-from edgerec.importing.passes import Adapted, Change, adapt
-
-__all__ = ["Adapted", "Change", "adapt"]
+"""Read models from other tools, and rewrite their graphs so that they can be compressed."""

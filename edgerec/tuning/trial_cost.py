@@ -10,7 +10,7 @@ import numpy as np
 from edgerec.compress.calibration import pin_range
 from edgerec.compress.convert import plain_names, to_int8
 from edgerec.errors import EdgerecError
-from edgerec.importing import adapt
+from edgerec.importing.passes import adapt
 from edgerec.recipe import Recipe
 from edgerec.runtime.model import ImageModel
 from edgerec.runtime.timing import time_models

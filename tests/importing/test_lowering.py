@@ -9,7 +9,8 @@ from edgerec.compress.convert import to_int8
 from edgerec.compress.qat import rounded
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.importing import adapt, passes
+from edgerec.importing import passes
+from edgerec.importing.passes import adapt
 from edgerec.runtime.model import ImageModel
 from edgerec.tflite.edgetpu import check
 from edgerec.tflite.flatbuffer import float_tensors, read_graph

@@ -15,8 +15,8 @@ from edgerec import Classifier, adopt, export_bundle, quantize, verify
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.importing import adapt
 from edgerec.importing.foreign_keras import expects_pixels, read_foreign
+from edgerec.importing.passes import adapt
 from edgerec.train.backend import keras
 from edgerec.train.run import KERAS3
 from tests.compress.test_quantize import is_full_int8

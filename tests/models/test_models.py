@@ -19,8 +19,8 @@ from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.qat import rounded
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
-from edgerec.importing import adapt
 from edgerec.importing.keras_files import load_model
+from edgerec.importing.passes import adapt
 from edgerec.models import ARCHITECTURES, build, imagenet
 from edgerec.recipe import ModelSection
 from edgerec.runtime.model import ImageModel
