@@ -491,7 +491,7 @@ MUTATIONS = (
     Mutation(
         "ring buffer: maximum size of the saved images",
         "camera/sinks/saver.py",
-        "self._held + size > spec.most_bytes or self._free()",
+        "self._held + size > spec.max_bytes or self._free()",
         "self._free()",
         "test_file_sinks.py::test_the_ring_removes_the_oldest_of_its_own",
     ),

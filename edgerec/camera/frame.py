@@ -66,13 +66,13 @@ class Result:
     Attributes:
         frame: the frame, with the image that was classified.
         classification: the prediction for this image alone.
-        answered_s: monotonic time at which the prediction was complete, in seconds.
+        completed_s: monotonic time at which the prediction was complete, in seconds.
         decision: the prediction smoothed over the frames of the source; None for a single image.
     """
 
     frame: Frame
     classification: Classification
-    answered_s: float
+    completed_s: float
     decision: Decision | None = None
 
     @cached_property
@@ -83,7 +83,7 @@ class Result:
     @property
     def age_ms(self) -> float:
         """Milliseconds from the grab of the frame to its prediction."""
-        return (self.answered_s - self.frame.grabbed_s) * 1000
+        return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values. ``captured_s`` is Unix time."""

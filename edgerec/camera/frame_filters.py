@@ -89,7 +89,7 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
 
 
 @dataclass
-class Choice:
+class FrameSelector:
     """Applies a view to frames as they come, and counts what it leaves out, by reason.
 
     A region outside of a source's first picture is an error; after a change of resolution it leaves frames out, so that

@@ -14,10 +14,10 @@ from edgerec.camera.supervisor import Event
 from edgerec.contract.decision import Classification
 from edgerec.runtime.classifier import Classifier
 
-Answered = StateChange | tuple[Frame, Classification] | None
+ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 
 
-def answered(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
+def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
     """Yield each frame with its classification and each state change, in the order of the events.
 
     None means that no event arrived for some time. A single classifier finishes each frame before the next frame is
@@ -30,13 +30,13 @@ def answered(events: Iterable[Event | None], classifiers: Sequence[Classifier]) 
     return _in_parallel(iter(events), classifiers)
 
 
-def _answer(classifier: Classifier, event: Event | None) -> Answered:
+def _answer(classifier: Classifier, event: Event | None) -> ClassifiedEvent:
     return (event, classifier.classify(event.grabbed)) if isinstance(event, Frame) else event
 
 
-def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifier]) -> Iterator[Answered]:
+def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
     # Each event has a number. `requests` contains the numbers of the events that may be requested.
-    requests, results = SimpleQueue[int](), SimpleQueue[tuple[int, Answered | BaseException]]()
+    requests, results = SimpleQueue[int](), SimpleQueue[tuple[int, ClassifiedEvent | BaseException]]()
     turn, closing = threading.Lock(), threading.Event()
 
     def work(classifier: Classifier) -> None:
@@ -70,7 +70,7 @@ def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifie
             thread.start()
         for number in range(2 * len(classifiers)):
             requests.put(number)
-        early: dict[int, Answered | BaseException] = {}
+        early: dict[int, ClassifiedEvent | BaseException] = {}
         for number in itertools.count():
             while number not in early:
                 finished, result = results.get()

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.frame_filters import Choice, View
-from edgerec.camera.inference_pool import answered
+from edgerec.camera.frame_filters import FrameSelector, View
+from edgerec.camera.inference_pool import classify_events
 from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.sinks import Sink
 from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
-from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Event, Feeds
 from edgerec.camera.systemd import Service
@@ -32,7 +32,7 @@ from edgerec.utils.atomic import checked_output, user_path
 log = logging.getLogger(__name__)
 
 # Interpreters for files where nobody says how many threads: one reader does not feed more.
-MOST_AT_ONCE = 4
+MAX_INTERPRETERS = 4
 # Interval in seconds at which windows process their events and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
 
@@ -66,7 +66,7 @@ class RunReport:
 class Camera:
     """A pipeline that classifies the frames of one or several sources.
 
-    A lost live source is reconnected until it is back, or until ``patience`` ends. Frames of files are never dropped.
+    A lost live source is reconnected until it is back, or until ``timeouts`` ends. Frames of files are never dropped.
 
     Attributes:
         manifest: the bundle's manifest, with the settings that were overridden for this camera.
@@ -85,14 +85,14 @@ class Camera:
         addresses: Sequence[Address],
         *,
         view: View | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         """A camera over an open classifier.
 
         Args:
             classifier: one, or several of the same bundle, which answer as many frames at once.
             addresses: of the sources, which open on entering the camera.
-            view, patience: as for :meth:`open`.
+            view, timeouts: as for :meth:`open`.
 
         Raises:
             SourceError: a source is named twice.
@@ -106,10 +106,10 @@ class Camera:
         self._answered, self._workers = 0, list[SinkWorker]()
         self._stops = 0
         self._live_sources = frozenset(address.name for address in addresses if address.live)
-        self._feeds = Feeds(addresses, patience)
+        self._feeds = Feeds(addresses, timeouts)
         labels, spec = self.manifest.labels, self.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
-        self._choice = Choice(view or View())
+        self._choice = FrameSelector(view or View())
         self._entered = False
         self._before = self._totals()
 
@@ -120,9 +120,9 @@ class Camera:
         source: str | Sequence[str],
         *,
         threads: int = 0,
-        wanted: CaptureFormat | None = None,
+        requested: CaptureFormat | None = None,
         view: View | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         loop: bool = False,
         **options: Any,
     ) -> Camera:
@@ -136,9 +136,9 @@ class Camera:
                 short measurement determines the best number and caches it. If no source is live and no delegate is
                 used, this many interpreters with one thread each run in parallel, which increases throughput but not
                 the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
-            wanted: size, rate and format to request from cameras.
+            requested: size, rate and format to request from cameras.
             view: which frames, and which region of each frame, to classify.
-            patience: how long a live source may be silent.
+            timeouts: how long a live source may be silent.
             loop: whether video files and folders start again when they end.
             options: options of :class:`~edgerec.runtime.classifier.Classifier`.
 
@@ -148,16 +148,16 @@ class Camera:
         """
         sources = [source] if isinstance(source, str) else list(source)
         opened = Bundle.open(user_path(bundle))
-        addresses = _distinct([find_source(uri, wanted, opened.manifest.levels, loop=loop) for uri in sources])
+        addresses = _distinct([find_source(uri, requested, opened.manifest.levels, loop=loop) for uri in sources])
         manifest = opened.manifest
         threads, at_once = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):
             if not any(address.live for address in addresses):
-                threads, at_once = 1, threads or min(processors(), MOST_AT_ONCE)
+                threads, at_once = 1, threads or min(processors(), MAX_INTERPRETERS)
             elif not threads:
                 threads = best_threads(opened.model, manifest.normalise)
         classifiers = [Classifier(opened, threads=threads, **options) for _ in range(at_once)]
-        camera = cls(classifiers, addresses, view=view, patience=patience)
+        camera = cls(classifiers, addresses, view=view, timeouts=timeouts)
         camera.inputs = (*camera.inputs, str(bundle))
         return camera
 
@@ -215,7 +215,7 @@ class Camera:
         """Yield results and state changes, and None for skipped frames and after ``idle_s`` without a frame."""
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
-        for event in answered(self._selected(service, idle_s), self._classifiers):
+        for event in classify_events(self._selected(service, idle_s), self._classifiers):
             if event is None:
                 yield None
             elif isinstance(event, StateChange):
@@ -226,11 +226,11 @@ class Camera:
             else:
                 frame, answer = event
                 self._answered += 1
-                answered_s = time.monotonic()
+                completed_s = time.monotonic()
                 decision = self._deciders[frame.feed].update(
                     answer.scores, frame.captured_s, answer.novelty, answer.finite
                 )
-                yield Result(frame, answer, answered_s, decision)
+                yield Result(frame, answer, completed_s, decision)
         for error in self._feeds.errors if not self._stops else ():
             raise error
 

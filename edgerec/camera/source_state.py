@@ -44,7 +44,7 @@ class StateChange:
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Timeouts of live sources, in seconds.
 
     Attributes:

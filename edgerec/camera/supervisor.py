@@ -13,7 +13,7 @@ from dataclasses import astuple
 from types import TracebackType
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, Source
 from edgerec.contract.preprocess import Image
 from edgerec.errors import SourceError
@@ -43,12 +43,12 @@ class Feeds:
     contains the errors of the sources that failed.
     """
 
-    def __init__(self, addresses: Sequence[Address], patience: Patience | None = None) -> None:
+    def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
         # Ctrl-C may interrupt the main thread between acquiring the lock and entering its block. The lock then stays
         # acquired, and with a plain Lock the same thread would wait for itself in __exit__.
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
-        self._feeds = [_Feed(address, patience or Patience(), lock, self._changed) for address in addresses]
+        self._feeds = [_Feed(address, timeouts or Timeouts(), lock, self._changed) for address in addresses]
         self._turn = 0
         self._stopped = False
 
@@ -119,12 +119,12 @@ class _Feed:
     """Reads and reconnects one source. Callers of a method must hold ``lock``, unless its docstring says otherwise."""
 
     def __init__(
-        self, address: Address, patience: Patience, lock: threading.RLock, changed: threading.Condition
+        self, address: Address, timeouts: Timeouts, lock: threading.RLock, changed: threading.Condition
     ) -> None:
         self.address, self.stopped, self.overtaken = address, False, 0
         self.state: State | None = None
         self.error: SourceError | None = None
-        self._patience, self._changed = patience, changed
+        self._timeouts, self._changed = timeouts, changed
         # Separate conditions, so that a frame wakes only the thread that waits for it.
         self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
@@ -211,7 +211,7 @@ class _Feed:
             self._watched.notify_all()
 
     def _supervise(self) -> None:
-        pauses = self._patience.pauses()
+        pauses = self._timeouts.pauses()
         with self._changed:
             while not self.stopped:
                 self._set(State.CONNECTING)
@@ -220,7 +220,7 @@ class _Feed:
                 if self.stopped:
                     return
                 if connection.count:
-                    pauses = self._patience.pauses()
+                    pauses = self._timeouts.pauses()
                 never = not self._count and not self.address.remote
                 if not self.address.live or never or self._give_up_in_s(connection) <= 0:
                     self._end(error)
@@ -235,21 +235,21 @@ class _Feed:
 
     def _watch(self, connection: _Connection) -> SourceError | None:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
-        patience, name = self._patience, self.address.name
+        timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
             # A source with a long period may stay silent until its next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf
             elif not connection.count:
-                left_s = patience.open_s - silent_s
-            elif silent_s < patience.stale_s:
-                left_s = patience.stale_s - silent_s
+                left_s = timeouts.open_s - silent_s
+            elif silent_s < timeouts.stale_s:
+                left_s = timeouts.stale_s - silent_s
             else:
-                left_s = patience.lost_s - silent_s
+                left_s = timeouts.lost_s - silent_s
                 if self.state is State.LIVE:
-                    self._set(State.STALE, f"no frame for {patience.stale_s:g} s")
-            if self.address.live and patience.give_up_s:  # 0 gives up when the connection is lost, not before
+                    self._set(State.STALE, f"no frame for {timeouts.stale_s:g} s")
+            if self.address.live and timeouts.give_up_s:  # 0 gives up when the connection is lost, not before
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -267,7 +267,7 @@ class _Feed:
         return SourceError(f"{name} failed: {connection.error}")
 
     def _give_up_in_s(self, connection: _Connection) -> float:
-        limit_s = self._patience.give_up_s
+        limit_s = self._timeouts.give_up_s
         return math.inf if limit_s is None else self._last_s + connection.period_s + limit_s - time.monotonic()
 
     def _lost_reason(self, error: SourceError | None) -> str:
@@ -303,7 +303,7 @@ class _Connection:
     def formats(self) -> str:
         """The image format of a live source, and the requested format if it differs, for messages."""
         address = self._feed.address
-        return _formats(self._source.format, address.wanted) if self._source and address.live else ""
+        return _formats(self._source.format, address.requested) if self._source and address.live else ""
 
     @property
     def period_s(self) -> float:
@@ -351,6 +351,6 @@ def _timeout(seconds: float) -> float | None:
     return None if seconds == math.inf else max(0.0, seconds)
 
 
-def _formats(got: CaptureFormat, wanted: CaptureFormat) -> str:
-    other = any(want and want != have for want, have in zip(astuple(wanted), astuple(got), strict=True))
-    return f"{got}{f' (asked for {wanted})' if other else ''}"
+def _formats(got: CaptureFormat, requested: CaptureFormat) -> str:
+    other = any(want and want != have for want, have in zip(astuple(requested), astuple(got), strict=True))
+    return f"{got}{f' (asked for {requested})' if other else ''}"

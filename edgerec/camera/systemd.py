@@ -31,7 +31,7 @@ class Service:
                 listens.
             watchdog_s: how long the service manager waits for a sign of life; 0 wants none.
         """
-        # The manager's advice is half of its patience; more often tells it nothing, and costs.
+        # The manager's advice is half of its timeouts; more often tells it nothing, and costs.
         self._every_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0

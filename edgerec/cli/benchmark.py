@@ -69,9 +69,9 @@ def benchmark(
 def _frames(address: Address) -> Generator[Frame]:
     """Yield the frames of a source. The source is opened on first use, so that it does not slow down the cold start."""
     from edgerec.camera import Feeds
-    from edgerec.camera.source_state import Patience
+    from edgerec.camera.source_state import Timeouts
 
-    with Feeds([address], Patience(give_up_s=GIVE_UP_S)) as feeds:
+    with Feeds([address], Timeouts(give_up_s=GIVE_UP_S)) as feeds:
         yield from feeds.frames()
 
 

@@ -16,7 +16,7 @@ from edgerec.utils.optional import require
 
 if TYPE_CHECKING:
     from edgerec.camera.frame_filters import View
-    from edgerec.camera.source_state import Patience
+    from edgerec.camera.source_state import Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +152,9 @@ def camera(
         fallback=fallback,
         threshold=threshold,
         decision=key_values(decision, "smoothing=vote"),
-        wanted=_format(size, rate, pixel_format),
+        requested=_format(size, rate, pixel_format),
         view=_view(roi, rotate=rotate, mirror=mirror, every=every, max_fps=max_fps, max_age_s=max_age, motion=motion),
-        patience=_patience(give_up_after),
+        timeouts=_timeouts(give_up_after),
         loop=loop,
     )
     wanted = Wanted(
@@ -217,11 +217,11 @@ def _format(size: str | None, rate: float, pixel_format: str) -> Any:
     return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
 
 
-def _patience(give_up_s: float | None) -> Patience:
-    from edgerec.camera.source_state import Patience
+def _timeouts(give_up_s: float | None) -> Timeouts:
+    from edgerec.camera.source_state import Timeouts
 
     try:
-        return Patience(give_up_s=give_up_s)
+        return Timeouts(give_up_s=give_up_s)
     except ValueError as error:
         raise typer.BadParameter(f"--give-up-after is {give_up_s}: {error}") from None
 

@@ -145,22 +145,22 @@ def _files(wanted: Wanted, camera: Camera) -> list[Callable[[], Sink]]:
 
         sinks.append(lambda: VideoFile(video, live=camera.live, overwrite=wanted.overwrite))
     if (folder := wanted.save_dir) is not None:
-        from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
+        from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
         from edgerec.utils.sizes import parse_size
 
-        spec: dict[str, Any] = {"rule": wanted.save, "most_bytes": parse_size(wanted.save_max)}
-        spec |= {"below": wanted.save_below, "least_s": wanted.save_every}
+        spec: dict[str, Any] = {"rule": wanted.save, "max_bytes": parse_size(wanted.save_max)}
+        spec |= {"below": wanted.save_below, "min_interval_s": wanted.save_every}
         save_spec = SaveSpec(**spec)
-        sinks.append(lambda: SavedPictures(folder, save_spec, camera.manifest.labels))
+        sinks.append(lambda: ImageRecorder(folder, save_spec, camera.manifest.labels))
     return sinks
 
 
 def _table(wanted: Wanted) -> list[Callable[[], Sink]]:
     if (path := wanted.csv) is None:
         return []
-    from edgerec.camera.sinks.csv import Table
+    from edgerec.camera.sinks.csv import CsvFile
 
-    return [lambda: Table(path, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")]
+    return [lambda: CsvFile(path, "append" if wanted.csv_append else "overwrite" if wanted.overwrite else "refuse")]
 
 
 def _served(wanted: Wanted, camera: Camera, stack: ExitStack) -> list[Callable[[], Sink]]:

@@ -83,7 +83,7 @@ def opened_by_opencv(monkeypatch):
     from edgerec.camera.sources.opencv import OpenCVSource
 
     opened = []
-    monkeypatch.setattr(OpenCVSource, "camera", lambda device, wanted: opened.append(device) or SimpleNamespace())
+    monkeypatch.setattr(OpenCVSource, "camera", lambda device, requested: opened.append(device) or SimpleNamespace())
     return opened
 
 

@@ -23,9 +23,9 @@ import pytest
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks import video as video_module
-from edgerec.camera.sinks.csv import COLUMNS, Table
-from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
-from edgerec.camera.sinks.video import MOST_GAP_S, VideoFile, fitted
+from edgerec.camera.sinks.csv import COLUMNS, CsvFile
+from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.video import MAX_GAP_S, VideoFile, fitted
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.contract.decision import Category, Classification, Decision
 from edgerec.data.readers import folder as image_folder
@@ -49,12 +49,12 @@ def rows(path: Path) -> list[list[str]]:
     return list(csv.reader(path.open(newline="", encoding="utf-8")))
 
 
-# Table
+# CsvFile
 
 
 def test_table_has_a_row_for_each_result(tmp_path):
     path = tmp_path / "out.csv"
-    table = Table(path)
+    table = CsvFile(path)
     table.write(made('a "strange", label\nwith ü', index=7))
     table.write(made(changed=True))
     # A row is there as soon as it was written.
@@ -69,29 +69,29 @@ def test_table_has_a_row_for_each_result(tmp_path):
 def test_table_refuses_overwrites_or_appends(tmp_path):
     path = tmp_path / "out.csv"
     for existing, expected in (("refuse", 2), ("append", 3), ("append", 4), ("overwrite", 2)):
-        table = Table(path, existing)
+        table = CsvFile(path, existing)
         table.write(made())
         table.close()
         assert len(rows(path)) == expected
     with pytest.raises(OutputExistsError, match="exists"):
-        Table(path)
+        CsvFile(path)
     path.write_text("my,own,table\n")
     with pytest.raises(EdgerecError, match="not a table"):
-        Table(path, "append")
+        CsvFile(path, "append")
     assert path.read_text() == "my,own,table\n"
     with pytest.raises(EdgerecError, match="cannot be written"):
-        Table(tmp_path / "nowhere" / "out.csv")
+        CsvFile(tmp_path / "nowhere" / "out.csv")
     with pytest.raises(EdgerecError, match="cannot be written"):
-        Table(tmp_path, "append")
+        CsvFile(tmp_path, "append")
 
 
 def test_table_goes_on_behind_a_row_that_was_cut_off(tmp_path):
     path = tmp_path / "out.csv"
-    table = Table(path)
+    table = CsvFile(path)
     table.write(made())
     table.close()
     path.write_bytes(path.read_bytes()[:-9])
-    table = Table(path, "append")
+    table = CsvFile(path, "append")
     table.write(made("dog"))
     table.close()
     assert [row[4] for row in rows(path)] == ["label", "cat", "dog"]
@@ -100,8 +100,8 @@ def test_table_goes_on_behind_a_row_that_was_cut_off(tmp_path):
 def test_a_killed_process_leaves_whole_rows(tmp_path):
     path = tmp_path / "out.csv"
     code = (
-        "import sys; from tests.camera.test_file_sinks import made, Table\n"
-        "table = Table(sys.argv[1])\n"
+        "import sys; from tests.camera.test_file_sinks import made, CsvFile\n"
+        "table = CsvFile(sys.argv[1])\n"
         "while True: table.write(made())"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
@@ -117,12 +117,12 @@ def test_a_killed_process_leaves_whole_rows(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_table_on_a_full_disk_is_one_line():
     with pytest.raises(EdgerecError, match="No space left"):
-        Table("/dev/full", "overwrite")
+        CsvFile("/dev/full", "overwrite")
 
 
 def test_table_leaves_no_half_row(tmp_path, monkeypatch):
     path = tmp_path / "out.csv"
-    table, write = Table(path), os.write
+    table, write = CsvFile(path), os.write
     table.write(made())
     before = path.read_bytes()
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:10]))
@@ -179,7 +179,7 @@ def test_video_cuts_long_gaps(tmp_path):
     for at_s in (0, 0.1, 3600, 3600.1):
         sink.write(made(at_s=1000 + at_s))
     sink.close()
-    assert len(read_video(tmp_path / "out.avi")[0]) == pytest.approx(MOST_GAP_S * 10 + 4, abs=2)
+    assert len(read_video(tmp_path / "out.avi")[0]) == pytest.approx(MAX_GAP_S * 10 + 4, abs=2)
 
 
 def test_video_keeps_its_size_when_the_stream_does_not(tmp_path):
@@ -215,7 +215,7 @@ def test_two_sources_are_two_videos(tmp_path):
 
 
 def test_a_table_is_not_executable(tmp_path):
-    Table(tmp_path / "t.csv").close()
+    CsvFile(tmp_path / "t.csv").close()
     assert not (tmp_path / "t.csv").stat().st_mode & 0o111
 
 
@@ -256,8 +256,8 @@ _RUN = """
 import signal, sys, contextlib, types
 import numpy as np
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
-from edgerec.camera.sinks.csv import Table
+from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.csv import CsvFile
 from edgerec.camera.sinks.video import VideoFile
 from edgerec.camera.sources import find_source
 from edgerec.contract.decision import DecisionSpec, decide
@@ -267,8 +267,8 @@ answer = decide(np.array([0.3, 0.7], np.float32), labels, spec)
 classifier = types.SimpleNamespace(manifest=manifest, classify=lambda image: answer, invalid=0)
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 folder = sys.argv[1]
-saver = SavedPictures(folder + "/saved", SaveSpec("all", reserve_bytes=0))
-sinks = [Table(folder + "/out.csv"), VideoFile(folder + "/out.mp4", fps=30), VideoFile(folder + "/out.avi"), saver]
+saver = ImageRecorder(folder + "/saved", SaveSpec("all", reserve_bytes=0))
+sinks = [CsvFile(folder + "/out.csv"), VideoFile(folder + "/out.mp4", fps=30), VideoFile(folder + "/out.avi"), saver]
 with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextlib.suppress(KeyboardInterrupt):
     camera.run(sinks)
 """
@@ -302,7 +302,7 @@ def spec(**values) -> SaveSpec:
 
 
 def test_saved_pictures_are_a_data_set(tmp_path):
-    sink = SavedPictures(tmp_path / "new", spec())
+    sink = ImageRecorder(tmp_path / "new", spec())
     sink.write(made("cat", 0.87, value=50))
     sink.write(made("dog", 1.0, value=150, feed="rtsp://host/Front door"))
     sink.write(made("unknown", 0.0))
@@ -320,15 +320,15 @@ def test_saved_pictures_are_a_data_set(tmp_path):
 def test_png_keeps_every_pixel(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     result = made()
-    result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.answered_s)
-    SavedPictures(tmp_path, spec(png=True)).write(result)
+    result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.completed_s)
+    ImageRecorder(tmp_path, spec(png=True)).write(result)
     (path,) = saved(tmp_path)
     assert path.suffix == ".png"
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], image)
 
 
 def test_what_is_of_low_confidence(tmp_path):
-    sink = SavedPictures(tmp_path, spec(rule="low-confidence", below=0.6, margin=0.2))
+    sink = ImageRecorder(tmp_path, spec(rule="low-confidence", below=0.6, margin=0.2))
     for label, score, second in (
         ("sure", 0.9, 0.1),
         ("weak", 0.5, 0.1),
@@ -341,18 +341,18 @@ def test_what_is_of_low_confidence(tmp_path):
 
 
 def test_changes_of_the_decision(tmp_path):
-    sink = SavedPictures(tmp_path, spec(rule="changes"))
+    sink = ImageRecorder(tmp_path, spec(rule="changes"))
     for label, changed in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
         sink.write(made(label, changed=changed))
     assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
 
 
 def test_changes_without_decisions_and_pauses(tmp_path):
-    sink = SavedPictures(tmp_path / "1", spec(rule="changes"))
+    sink = ImageRecorder(tmp_path / "1", spec(rule="changes"))
     for label in "aabba":
         sink.write(made(label))
     assert [path.parent.name for path in saved(tmp_path / "1")] == ["a", "b", "a"]
-    sink = SavedPictures(tmp_path / "2", spec(least_s=1.0))
+    sink = ImageRecorder(tmp_path / "2", spec(min_interval_s=1.0))
     for number in range(21):
         sink.write(made(at_s=1000 + number / 10))
     assert len(saved(tmp_path / "2")) == 3
@@ -366,7 +366,7 @@ def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
     mine.write_bytes(b"x" * 100_000)
     other = tmp_path / "README"
     other.write_text("mine, too")
-    sink = SavedPictures(tmp_path, spec(most_bytes=10 * 4096))
+    sink = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
     now = time.monotonic() - 100
     for number in range(35):
         sink.write(made("cat" if number % 2 else "dog", at_s=now + number))
@@ -378,7 +378,7 @@ def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
     assert other.exists()
     # The newest ones are left.
     sink.close()
-    again = SavedPictures(tmp_path, spec(most_bytes=10 * 4096))
+    again = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
     again.write(made("bird", at_s=now + 50))
     left = [path for path in saved(tmp_path) if path not in (mine, other)]
     assert left[:-1] == names[1:]
@@ -387,7 +387,7 @@ def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
 
 def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", 50, raising=False)
-    sink = SavedPictures(tmp_path, spec())
+    sink = ImageRecorder(tmp_path, spec())
     tracemalloc.start()
     try:
         sizes = []
@@ -403,14 +403,14 @@ def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypa
 
 
 def test_a_class_that_lost_its_last_picture_is_none(tmp_path):
-    sink = SavedPictures(tmp_path, spec(most_bytes=4096))
+    sink = ImageRecorder(tmp_path, spec(max_bytes=4096))
     sink.write(made("cat"))
     sink.write(made("dog"))
     assert [path.name for path in tmp_path.iterdir()] == ["dog"]
 
 
 def test_what_a_power_cut_left_is_cleaned_up(tmp_path):
-    sink = SavedPictures(tmp_path, spec())
+    sink = ImageRecorder(tmp_path, spec())
     sink.write(made())
     sink.close()
     (whole,) = saved(tmp_path)
@@ -418,7 +418,7 @@ def test_what_a_power_cut_left_is_cleaned_up(tmp_path):
     empty.write_bytes(b"")
     part = whole.with_name(f".{whole.name}.part")
     part.write_bytes(b"half")
-    SavedPictures(tmp_path, spec())
+    ImageRecorder(tmp_path, spec())
     assert saved(tmp_path) == [whole]
 
 
@@ -443,7 +443,7 @@ LABELS = [
 @pytest.mark.parametrize("label", LABELS)
 def test_no_label_leads_out_of_the_folder(tmp_path, label):
     inside = tmp_path / "in"
-    sink = SavedPictures(inside, spec())
+    sink = ImageRecorder(inside, spec())
     sink.write(made(label))
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -458,7 +458,7 @@ def test_the_reserve_of_the_disk_is_kept(tmp_path, monkeypatch):
     """Others fill the disk: first the oldest pictures go, then none is saved, and later it goes on."""
     usage = namedtuple("usage", "free")
     others = [0]
-    sink = SavedPictures(tmp_path, spec(reserve_bytes=100_000))
+    sink = ImageRecorder(tmp_path, spec(reserve_bytes=100_000))
 
     def free(_):
         return usage(200_000 - others[0] - 4096 * len(saved(tmp_path)))
@@ -482,7 +482,7 @@ def test_the_reserve_of_the_disk_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    sink = SavedPictures(tmp_path, spec())
+    sink = ImageRecorder(tmp_path, spec())
     sink.write(made())
 
     def full(self, content):
@@ -516,7 +516,7 @@ def small_disk(tmp_path):
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
 def test_a_really_full_disk(small_disk, caplog):
     """Through the worker, as the camera has it: counted, said once, and it goes on when there is room."""
-    sink = SavedPictures(small_disk, spec())
+    sink = ImageRecorder(small_disk, spec())
     worker = SinkWorker(sink, lossless=True)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -540,9 +540,9 @@ def test_a_really_full_disk(small_disk, caplog):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EdgerecError, match="cannot be saved"):
-        SavedPictures(tmp_path / "file")
+        ImageRecorder(tmp_path / "file")
     with pytest.raises(EdgerecError, match="cannot be saved"):
-        SavedPictures(tmp_path / "file" / "below")
+        ImageRecorder(tmp_path / "file" / "below")
 
 
 def test_unknown_rule_is_refused():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.frame_filters import Choice, View, parse_roi
+from edgerec.camera.frame_filters import FrameSelector, View, parse_roi
 from edgerec.camera.sinks.console import StateLines
 from edgerec.camera.sinks.worker import WAITING, SinkWorker
 from edgerec.camera.source_state import State, StateChange
@@ -45,17 +45,17 @@ def result(index):
     ],
 )
 def test_the_part_that_is_seen(view, expected):
-    seen = Choice(view).take(frame())
+    seen = FrameSelector(view).take(frame())
     assert np.array_equal(seen.image, expected)
 
 
 def test_a_region_outside_of_the_picture_is_an_error():
     with pytest.raises(SourceError, match=r"the region 500,1,2,2 lies outside of the pictures of .*, 8x6"):
-        Choice(View(roi=(500, 1, 2, 2))).take(frame())
+        FrameSelector(View(roi=(500, 1, 2, 2))).take(frame())
 
 
 def test_a_region_over_the_edge_is_told_of_once(caplog):
-    choice = Choice(View(roi=(0.75, 0, 0.5, 1)))
+    choice = FrameSelector(View(roi=(0.75, 0, 0.5, 1)))
     for _ in range(3):
         assert choice.take(frame()).image.shape == (6, 2, 3)
     assert caplog.text.count("what is looked at is 6,0,2,6") == 1
@@ -63,7 +63,7 @@ def test_a_region_over_the_edge_is_told_of_once(caplog):
 
 def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
     """A camera goes on: its old resolution may come back."""
-    choice = Choice(View(roi=(6, 4, 2, 2)))
+    choice = FrameSelector(View(roi=(6, 4, 2, 2)))
     small = replace(frame(), grabbed=NUMBERED[:3, :3])
     assert [choice.take(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
     assert choice.skipped == {"roi": 2}
@@ -77,7 +77,7 @@ def test_a_quarter_turn_clockwise_takes_the_left_up():
 
 
 def taken(view, frames):
-    choice = Choice(view)
+    choice = FrameSelector(view)
     return [f.index for f in frames if choice.take(f)], dict(choice.skipped)
 
 

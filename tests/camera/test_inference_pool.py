@@ -11,7 +11,7 @@ import pytest
 
 from edgerec import Camera
 from edgerec.camera.frame import Frame
-from edgerec.camera.inference_pool import answered
+from edgerec.camera.inference_pool import classify_events
 from edgerec.camera.source_state import State, StateChange
 
 
@@ -45,7 +45,7 @@ def test_answers_come_in_the_order_of_the_frames(count):
     classifiers, most = slow(count)
     given = frames(40)
     change = StateChange("made", State.ENDED, 0.0)
-    found = list(answered([*given, change], classifiers))
+    found = list(classify_events([*given, change], classifiers))
     assert found == [*((frame, frame.index) for frame in given), change]
     assert max(most) == count
 
@@ -53,14 +53,16 @@ def test_answers_come_in_the_order_of_the_frames(count):
 def test_no_more_frames_are_taken_than_can_be_answered():
     classifiers, _ = slow(2)
     taken = []
-    for number, (frame, _) in enumerate(answered((taken.append(1) or frame for frame in frames(30)), classifiers)):
+    for number, (frame, _) in enumerate(
+        classify_events((taken.append(1) or frame for frame in frames(30)), classifiers)
+    ):
         assert frame.index == number
         assert len(taken) - number <= 5
 
 
 def test_leaving_early_and_a_failure_end_the_threads():
     classifiers, _ = slow(3)
-    running = answered(frames(30), classifiers)
+    running = classify_events(frames(30), classifiers)
     next(running)
     running.close()
 
@@ -68,7 +70,7 @@ def test_leaving_early_and_a_failure_end_the_threads():
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        list(answered(frames(3), [*classifiers[:2], SimpleNamespace(classify=broken)]))
+        list(classify_events(frames(3), [*classifiers[:2], SimpleNamespace(classify=broken)]))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgerec-model")]
 
 

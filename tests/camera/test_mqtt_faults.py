@@ -16,17 +16,17 @@ from edgerec.camera.sinks.events import safe_name
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.mqtt import Mqtt
 from edgerec.camera.sinks.mqtt_client import Broker
-from edgerec.camera.sinks.mqtt_queue import Outbox
+from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.sinks.prometheus import Prometheus
 from edgerec.errors import EdgerecError
 from tests.network import MANIFEST, Listener, Mosquitto, change, result, wait_for
 
 
-def payloads(outbox: Outbox) -> list[bytes]:
+def payloads(outbox: MessageQueue) -> list[bytes]:
     return [message.payload for message in outbox.pending(1000)]
 
 
-def put(outbox: Outbox, *texts: str) -> None:
+def put(outbox: MessageQueue, *texts: str) -> None:
     for text in texts:
         outbox.put("topic", text.encode(), True)
 
@@ -34,7 +34,7 @@ def put(outbox: Outbox, *texts: str) -> None:
 @pytest.mark.parametrize("existing", [(), ("a", "b")])
 def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, existing):
     path = tmp_path / "queue.sqlite3"
-    outbox = Outbox(path)
+    outbox = MessageQueue(path)
     put(outbox, *existing)
     outbox.close()
 
@@ -43,13 +43,13 @@ def test_queue_opens_its_file_again_after_a_failure(tmp_path, monkeypatch, exist
 
     with monkeypatch.context() as patch:
         patch.setattr(sqlite3, "connect", fail)
-        outbox = Outbox(path)
+        outbox = MessageQueue(path)
         put(outbox, "c")
     monkeypatch.setattr(outbox_module, "REOPEN_S", 0.0)
     put(outbox, "d")
     assert payloads(outbox) == [text.encode() for text in (*existing, "c", "d")]
     outbox.close()
-    again = Outbox(path)
+    again = MessageQueue(path)
     assert payloads(again) == [text.encode() for text in (*existing, "c", "d")]
     assert again.dropped == outbox.dropped == 0
     again.close()
@@ -60,18 +60,18 @@ def test_messages_that_cannot_be_written_are_counted_as_lost(tmp_path, monkeypat
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(sqlite3, "connect", fail)
-    outbox = Outbox(tmp_path / "queue.sqlite3")
+    outbox = MessageQueue(tmp_path / "queue.sqlite3")
     put(outbox, "a", "b")
     outbox.close()
     assert (outbox.dropped, len(outbox)) == (2, 0)
 
 
 def test_closed_queue_does_not_open_its_file_again(tmp_path):
-    queue = Outbox(tmp_path / "queue.sqlite3")
+    queue = MessageQueue(tmp_path / "queue.sqlite3")
     number = queue.put("topic", b"payload", True)
     queue.close()
     queue.remove(number)  # the acknowledgment arrived late
-    again = Outbox(tmp_path / "queue.sqlite3")  # fails while another object holds the file
+    again = MessageQueue(tmp_path / "queue.sqlite3")  # fails while another object holds the file
     assert len(again) == 1
     again.close()
 

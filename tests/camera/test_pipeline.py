@@ -21,7 +21,7 @@ from edgerec import Bundle, Camera
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.console import JsonLines, TextLines
 from edgerec.camera.sinks.window import FrameRate, overlay
-from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Feeds
 from edgerec.errors import SourceError
@@ -56,7 +56,7 @@ class Made:
         self.was_closed = True
 
 
-def feeds(*sources, live, **patience):
+def feeds(*sources, live, **timeouts):
     """Feeds over one address that opens to each of the sources in turn; an exception is raised instead."""
     left = list(sources)
 
@@ -66,7 +66,7 @@ def feeds(*sources, live, **patience):
             raise source
         return source
 
-    return Feeds([Address("made", live, True, open_next)], Patience(**patience))
+    return Feeds([Address("made", live, True, open_next)], Timeouts(**timeouts))
 
 
 def frames_of(events):

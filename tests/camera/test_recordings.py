@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks.csv import Table
-from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
+from edgerec.camera.sinks.csv import CsvFile
+from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
 from edgerec.camera.sinks.video import VideoFile
 from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import Category, Classification
@@ -115,7 +115,7 @@ def images(folder) -> set:
 
 
 def save(folder, count, label="cat", at_s=0.0, blocks=10):
-    sink = SavedPictures(folder, SaveSpec("all", reserve_bytes=0, most_bytes=blocks * BLOCK))
+    sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=blocks * BLOCK))
     for number in range(count):
         sink.write(result(label, at_s + number))
     sink.close()
@@ -126,7 +126,7 @@ def test_images_that_were_moved_are_never_deleted_and_count_toward_the_limit(tmp
     folder = tmp_path / "saved"
     if not running:
         save(folder, 10)
-    sink = SavedPictures(folder, SaveSpec("all", reserve_bytes=0, most_bytes=10 * BLOCK))
+    sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK))
     if running:
         for number in range(10):
             sink.write(result("cat", number))
@@ -137,7 +137,7 @@ def test_images_that_were_moved_are_never_deleted_and_count_toward_the_limit(tmp
         corrected.add(path.rename(new))
     if not running:
         sink.close()
-        sink = SavedPictures(folder, SaveSpec("all", reserve_bytes=0, most_bytes=10 * BLOCK))
+        sink = ImageRecorder(folder, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK))
     for number in range(30):
         sink.write(result("cat", 100 + number))
         assert len(images(folder)) <= 10
@@ -166,7 +166,7 @@ def test_recorder_without_room_beside_moved_images_deletes_nothing_and_says_so(t
 
 
 def test_nothing_is_deleted_if_an_image_does_not_fit_beside_images_that_were_just_moved(tmp_path):
-    sink = SavedPictures(tmp_path, SaveSpec("all", reserve_bytes=0, most_bytes=10 * BLOCK, png=True))
+    sink = ImageRecorder(tmp_path, SaveSpec("all", reserve_bytes=0, max_bytes=10 * BLOCK, png=True))
     for number in range(10):
         sink.write(result(at_s=number))
     (tmp_path / "dog").mkdir()
@@ -204,16 +204,16 @@ def test_second_video_that_exists_is_refused_for_each_frame(tmp_path):
 
 def test_table_does_not_change_an_existing_file_before_the_first_event(tmp_path):
     path = tmp_path / "t.csv"
-    table = Table(path)
+    table = CsvFile(path)
     table.write(result())
     table.close()
     old = path.read_bytes()
     for existing in ("overwrite", "append"):
         path.write_bytes(old[:-5])
-        table = Table(path, existing)
+        table = CsvFile(path, existing)
         table.close()
         assert path.read_bytes() == old[:-5]
-    table = Table(path, "overwrite")
+    table = CsvFile(path, "overwrite")
     table.state(STARTED)
     table.close()
     assert len(path.read_text().splitlines()) == 1
@@ -235,8 +235,8 @@ def test_start_that_fails_does_not_change_existing_files(bundle, edgerec, tmp_pa
     "open_sink",
     [
         lambda folder: VideoFile(folder / "v.avi", overwrite=True),
-        lambda folder: SavedPictures(folder / "saved"),
-        lambda folder: Table(folder / "t.csv", "overwrite"),
+        lambda folder: ImageRecorder(folder / "saved"),
+        lambda folder: CsvFile(folder / "t.csv", "overwrite"),
     ],
     ids=["video", "images", "table"],
 )
@@ -250,8 +250,8 @@ def test_output_that_is_in_use_is_refused(tmp_path, open_sink):
 
 
 def test_two_processes_may_append_to_one_table(tmp_path):
-    Table(tmp_path / "t.csv").close()
-    tables = [Table(tmp_path / "t.csv", "append") for _ in range(2)]
+    CsvFile(tmp_path / "t.csv").close()
+    tables = [CsvFile(tmp_path / "t.csv", "append") for _ in range(2)]
     for number in range(10):
         tables[number % 2].write(result(at_s=number))
     for table in tables:

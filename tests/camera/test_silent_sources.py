@@ -11,7 +11,7 @@ import pytest
 
 from edgerec.camera.frame_filters import View
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.source_state import Patience, State
+from edgerec.camera.source_state import State, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.camera.supervisor import Feeds
 from edgerec.errors import SourceError
@@ -74,8 +74,8 @@ def test_give_up_ends_a_source_whose_connections_all_hang(hang_in, delivered):
             hang()
         return Scripted(hang)
 
-    patience = Patience(0.05, 0.05, 0.05, 0.01, 0.01, give_up_s=0.5)
-    feeds = Feeds([Address("camera", True, True, open_source)], patience)
+    timeouts = Timeouts(0.05, 0.05, 0.05, 0.01, 0.01, give_up_s=0.5)
+    feeds = Feeds([Address("camera", True, True, open_source)], timeouts)
     with feeds:
         events = in_thread(lambda: list(feeds))
         release.set()
@@ -86,8 +86,8 @@ def test_give_up_ends_a_source_whose_connections_all_hang(hang_in, delivered):
 
 def test_give_up_is_not_later_than_the_timeout_of_a_connection():
     release = threading.Event()
-    patience = Patience(open_s=LIMIT_S, give_up_s=0.1)
-    with Feeds([Address("camera", True, True, lambda: Scripted(lambda: release.wait(LIMIT_S)))], patience) as feeds:
+    timeouts = Timeouts(open_s=LIMIT_S, give_up_s=0.1)
+    with Feeds([Address("camera", True, True, lambda: Scripted(lambda: release.wait(LIMIT_S)))], timeouts) as feeds:
         in_thread(lambda: list(feeds))
         assert not release.is_set()
         release.set()
@@ -95,7 +95,7 @@ def test_give_up_is_not_later_than_the_timeout_of_a_connection():
 
 
 def test_pauses_double_up_to_the_longest():
-    pauses = Patience(first_wait_s=0.25, longest_wait_s=2.0).pauses()
+    pauses = Timeouts(first_wait_s=0.25, longest_wait_s=2.0).pauses()
     assert [next(pauses) for _ in range(6)] == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
 
 
@@ -111,10 +111,10 @@ def collected(bundle, connections, view=None, decision=None):
         waits = [lambda n=n: wait_until(lambda: len(results) >= known + n) for n in range(1, len(images) + 1)]
         return Scripted(*(step for pair in zip(images, waits, strict=True) for step in pair), gone)
 
-    patience = Patience(first_wait_s=0.01, longest_wait_s=0.01, give_up_s=0.5)
+    timeouts = Timeouts(first_wait_s=0.01, longest_wait_s=0.01, give_up_s=0.5)
     classifier = Classifier.open(bundle, decision=decision)
     address = Address("camera", True, True, open_source)
-    with Camera(classifier, [address], view=view, patience=patience) as camera, contextlib.suppress(SourceError):
+    with Camera(classifier, [address], view=view, timeouts=timeouts) as camera, contextlib.suppress(SourceError):
         for result in camera:
             results.append(result)
     return results
@@ -180,7 +180,7 @@ def test_a_window_is_polled_while_no_frame_is_classified(bundle, view):
     source = Scripted(first, *still, wait, gone)
     classifier = Classifier.open(bundle)
     address = Address("camera", True, True, lambda: source)
-    with Camera(classifier, [address], view=view, patience=Patience(give_up_s=0)) as camera, pytest.raises(SourceError):
+    with Camera(classifier, [address], view=view, timeouts=Timeouts(give_up_s=0)) as camera, pytest.raises(SourceError):
         camera.run([Polled(polled)])
     assert was_polled == [True]
 

@@ -14,11 +14,11 @@ import time
 import pytest
 
 from edgerec.camera.sinks import mqtt_client as broker_module
-from edgerec.camera.sinks.events import Changes, safe_name
+from edgerec.camera.sinks.events import DecisionChanges, safe_name
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.mqtt import Mqtt
 from edgerec.camera.sinks.mqtt_client import Broker, Connection
-from edgerec.camera.sinks.mqtt_queue import Outbox
+from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.errors import EdgerecError
 from tests.conftest import REPOSITORY
 from tests.network import MANIFEST, Listener, Mosquitto, change, free_port, result, wait_for
@@ -401,12 +401,12 @@ def waiting(outbox):
 
 
 def test_outbox_keeps_order_over_restarts(tmp_path):
-    outbox = Outbox(tmp_path / "deep" / "q.sqlite3")
+    outbox = MessageQueue(tmp_path / "deep" / "q.sqlite3")
     ids = fill(outbox, 5)
     assert [message.payload for message in outbox.pending(2)] == [b"0", b"1"]
     outbox.remove(ids[0])
     outbox.close()
-    again = Outbox(tmp_path / "deep" / "q.sqlite3")
+    again = MessageQueue(tmp_path / "deep" / "q.sqlite3")
     fill(again, 2, 5)
     assert waiting(again) == [1, 2, 3, 4, 5, 6]
     assert len(again) == 6
@@ -415,26 +415,26 @@ def test_outbox_keeps_order_over_restarts(tmp_path):
 
 
 def test_outbox_is_bounded_in_number_and_bytes(tmp_path):
-    outbox = Outbox(tmp_path / "q.sqlite3", most=3)
+    outbox = MessageQueue(tmp_path / "q.sqlite3", most=3)
     ids = fill(outbox, 5)
     assert (waiting(outbox), outbox.dropped) == ([2, 3, 4], 2)
     outbox.remove(ids[1])  # was under way, and arrived
     assert outbox.dropped == 1
     outbox.close()
-    small = Outbox(tmp_path / "small.sqlite3", most_bytes=100)
+    small = MessageQueue(tmp_path / "small.sqlite3", most_bytes=100)
     for _ in range(10):
         small.put("topic", bytes(25), False)
     assert (len(small), small.dropped) == (3, 7)
     small.put("topic", bytes(1000), False)  # larger than all room
     assert (len(small), small.dropped) == (0, 11)
     small.close()
-    reopened = Outbox(tmp_path / "q.sqlite3", most=1)
+    reopened = MessageQueue(tmp_path / "q.sqlite3", most=1)
     assert (waiting(reopened), reopened.dropped) == ([4], 2)
     reopened.close()
 
 
 def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
-    outbox = Outbox(tmp_path / "q.sqlite3", most=500)
+    outbox = MessageQueue(tmp_path / "q.sqlite3", most=500)
     fill(outbox, 10)
     pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
     outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
@@ -446,7 +446,7 @@ def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
     outbox._db.execute("PRAGMA max_page_count=1000000")
     fill(outbox, 1, 700)
     outbox.close()
-    again = Outbox(tmp_path / "q.sqlite3")
+    again = MessageQueue(tmp_path / "q.sqlite3")
     assert waiting(again) == list(range(201, 701))
     again.close()
 
@@ -484,7 +484,7 @@ def test_a_full_disk_does_not_stop_the_sending(broker, listener, tmp_path, monke
 def test_a_damaged_queue_is_put_aside(tmp_path, caplog):
     path = tmp_path / "q.sqlite3"
     path.write_bytes(b"nonsense" * 1000)
-    outbox = Outbox(path)
+    outbox = MessageQueue(path)
     fill(outbox, 3)
     assert waiting(outbox) == [0, 1, 2]
     assert "is damaged" in caplog.text
@@ -493,7 +493,7 @@ def test_a_damaged_queue_is_put_aside(tmp_path, caplog):
 
 
 def test_mutated_queues_crash_nothing(tmp_path):
-    outbox = Outbox(tmp_path / "good.sqlite3")
+    outbox = MessageQueue(tmp_path / "good.sqlite3")
     fill(outbox, 200)
     outbox.close()
     good, dice = (tmp_path / "good.sqlite3").read_bytes(), random.Random(3)
@@ -502,7 +502,7 @@ def test_mutated_queues_crash_nothing(tmp_path):
         for _ in range(dice.randrange(1, 40)):
             bad[dice.randrange(len(bad))] = dice.randrange(256)
         (tmp_path / "bad.sqlite3").write_bytes(bad[: dice.randrange(1, len(bad))] if number % 3 == 0 else bad)
-        outbox = Outbox(tmp_path / "bad.sqlite3")
+        outbox = MessageQueue(tmp_path / "bad.sqlite3")
         messages = outbox.pending(10_000)
         assert all(isinstance(m.topic, str) and isinstance(m.payload, bytes) for m in messages)
         assert [m.id for m in messages] == sorted({m.id for m in messages})
@@ -514,10 +514,10 @@ def test_mutated_queues_crash_nothing(tmp_path):
 def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
-        Outbox(tmp_path / "file" / "q.sqlite3")
+        MessageQueue(tmp_path / "file" / "q.sqlite3")
     (tmp_path / "q.sqlite3").mkdir()
     with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
-        Outbox(tmp_path / "q.sqlite3")
+        MessageQueue(tmp_path / "q.sqlite3")
 
 
 def test_a_result_that_is_lost_with_its_connection_is_counted():
@@ -599,7 +599,7 @@ def test_safe_names(text, name):
 
 
 def test_a_change_is_seen_even_when_its_result_was_lost():
-    changes = Changes()
+    changes = DecisionChanges()
     assert changes.new(result("a", since_s=1.0))
     assert not changes.new(result("a", since_s=1.0, changed=False))
     assert changes.new(result("b", since_s=2.0, changed=False))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgerec.camera.sinks import prometheus as module
-from edgerec.camera.sinks.prometheus import MOST_CLIENTS, Prometheus, parse_listen
+from edgerec.camera.sinks.prometheus import MAX_CLIENTS, Prometheus, parse_listen
 from edgerec.errors import EdgerecError
 from tests.network import MANIFEST, change, result, wait_for
 
@@ -104,9 +104,9 @@ def test_the_port_is_free_again_at_once():
 def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
     monkeypatch.setattr(module, "CLIENT_S", 3.0)
     sink = Prometheus(MANIFEST, port=0)
-    idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MOST_CLIENTS + 4)]
-    wait_for(lambda: len(threads()) > MOST_CLIENTS)
-    wait_for(lambda: len(threads()) <= MOST_CLIENTS + 1)  # the thread of a disconnected client ends a moment later
+    idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MAX_CLIENTS + 4)]
+    wait_for(lambda: len(threads()) > MAX_CLIENTS)
+    wait_for(lambda: len(threads()) <= MAX_CLIENTS + 1)  # the thread of a disconnected client ends a moment later
 
     def answers():
         try:

@@ -167,11 +167,11 @@ def test_hung_sink_does_not_prevent_others_from_finishing():
 def test_hung_sinks_are_waited_for_at_the_same_time():
     release, calls, patience_s = threading.Event(), [], [60.0]
 
-    def patience():
+    def timeouts():
         calls.append(patience_s[0])
         return patience_s[0]
 
-    worker = SinkWorker(Recorder(lambda _: release.wait(60)), lossless=False, patience_s=patience)
+    worker = SinkWorker(Recorder(lambda _: release.wait(60)), lossless=False, patience_s=timeouts)
     worker.put(result(0))
     worker.finish()
     time.sleep(0.2)  # another sink is waited for

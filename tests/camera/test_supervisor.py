@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgerec.camera.frame import Frame
-from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source, opencv
 from edgerec.camera.sources.mjpeg import JpegSplitter, decoded
 from edgerec.camera.sources.opencv import OpenCVSource
@@ -32,14 +32,14 @@ from tests.servers import HEAD, NUMBERS, MjpegServer, RtspServer, deaf_port, jpe
 
 # What is promised is 3 s; a machine that is busy with other things may take longer.
 BACK_S = 10.0
-PATIENCE = Patience(open_s=3.0, stale_s=0.5, lost_s=1.0, first_wait_s=0.05, longest_wait_s=1.0)
+PATIENCE = Timeouts(open_s=3.0, stale_s=0.5, lost_s=1.0, first_wait_s=0.05, longest_wait_s=1.0)
 
 
 class Watched:
     """A camera's sources, and everything that came of them."""
 
-    def __init__(self, *addresses: Address, patience: Patience = PATIENCE) -> None:
-        self._addresses, self._patience = addresses, patience
+    def __init__(self, *addresses: Address, timeouts: Timeouts = PATIENCE) -> None:
+        self._addresses, self._timeouts = addresses, timeouts
         self.frames: list[Frame] = []
         self.changes: list[StateChange] = []
         self.errors: list[SourceError] = []
@@ -47,7 +47,7 @@ class Watched:
     def __enter__(self) -> Watched:
         self._before = set(threading.enumerate())
         self._children = children()
-        self._feeds = Feeds(self._addresses, self._patience)
+        self._feeds = Feeds(self._addresses, self._timeouts)
         self._feeds.__enter__()
         self._thread = threading.Thread(target=self._take, name="test-take", daemon=True)
         self._thread.start()
@@ -95,8 +95,8 @@ class Watched:
         assert not bad, f"{len(bad)} of {len(self.frames)} pictures were never served: {bad[:5]}"
 
 
-def watch(server: MjpegServer | RtspServer, patience: Patience = PATIENCE) -> Watched:
-    return Watched(find_source(server.url), patience=patience)
+def watch(server: MjpegServer | RtspServer, timeouts: Timeouts = PATIENCE) -> Watched:
+    return Watched(find_source(server.url), timeouts=timeouts)
 
 
 def wait_for(condition, seconds, said=lambda: ""):
@@ -242,7 +242,7 @@ def test_fault_of_a_connection(fault):
 
 
 def test_closing_while_the_peer_is_silent_takes_no_time():
-    with MjpegServer(silent) as server, watch(server, Patience()) as camera:
+    with MjpegServer(silent) as server, watch(server, Timeouts()) as camera:
         wait_for(lambda: len(camera.frames) == 5, 10)
         began = time.monotonic()
         camera.__exit__(None)
@@ -532,8 +532,8 @@ def open_device_of(path):
 
 
 def test_back_within_seconds_after_a_long_absence():
-    """With the patience that people get: away for longer than the longest pause between two attempts."""
-    with MjpegServer() as server, watch(server, Patience()) as camera:
+    """With the timeouts that people get: away for longer than the longest pause between two attempts."""
+    with MjpegServer() as server, watch(server, Timeouts()) as camera:
         camera.live_again("first")
         known = len(camera.changes)
         server.kill()
@@ -634,8 +634,8 @@ def rtsp_folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
-    patience = Patience(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
-    with RtspServer(rtsp_folder) as server, watch(server, patience) as camera:
+    timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
+    with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
         camera.wait_until(State.LIVE)
         times = []
         for _ in range(10):
@@ -650,8 +650,8 @@ def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
 
 @pytest.mark.slow
 def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
-    patience = Patience(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
-    with RtspServer(rtsp_folder) as server, watch(server, patience) as camera:
+    timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
+    with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
         camera.wait_until(State.LIVE)
         known = len(camera.changes)
         server.freeze()
@@ -667,7 +667,7 @@ def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
 def test_closing_ends_the_wait_for_a_silent_rtsp_peer(rtsp_folder, monkeypatch):
     monkeypatch.setattr(opencv, "READ_MS", 60_000)  # FFmpeg itself would wait for minutes
-    with RtspServer(rtsp_folder) as server, watch(server, Patience()) as camera:
+    with RtspServer(rtsp_folder) as server, watch(server, Timeouts()) as camera:
         camera.wait_until(State.LIVE)
         server.freeze()
         camera.__exit__(None)

@@ -29,7 +29,7 @@ from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.web import WebSink, app, parse_address, server
 from edgerec.camera.sinks.web import label_store as album
 from edgerec.camera.sinks.web import state as board
-from edgerec.camera.sinks.web.label_store import Album
+from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import UNKNOWN, Decision, DecisionSpec, decide
@@ -207,7 +207,7 @@ def test_a_picture_is_waited_for(web):
 
 
 def test_no_new_picture_is_no_content(web, monkeypatch):
-    monkeypatch.setattr(app, "PICTURE_WAIT_S", 0.1)
+    monkeypatch.setattr(app, "IMAGE_WAIT_S", 0.1)
     assert ask(web, "/picture/0?after=7").status == 204
 
 
@@ -227,7 +227,7 @@ def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
 
 def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
     now = [100.0]
-    shown = board.Board()
+    shown = board.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
     numbers = []
     for number in range(100):  # a second of 100 frames
@@ -240,7 +240,7 @@ def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
 
 def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
     now = [100.0]
-    shown = board.Board()
+    shown = board.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
 
     def slow(_):
@@ -252,7 +252,7 @@ def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
         shown.write(result(int(now[0] * 1000)))
         shown.picture(0)
         now[0] += 0.01
-    assert shown.encoded * 0.1 == pytest.approx(10 * board.MOST_LOAD, rel=0.1)
+    assert shown.encoded * 0.1 == pytest.approx(10 * board.MAX_LOAD, rel=0.1)
 
 
 def test_sources_stand_side_by_side(web):
@@ -266,7 +266,7 @@ def test_sources_stand_side_by_side(web):
 
 def test_a_result_without_a_decision_is_shown(web):
     seen = result(8, 1)
-    web.write(Result(seen.frame, seen.classification, seen.answered_s))
+    web.write(Result(seen.frame, seen.classification, seen.completed_s))
     with stream(web) as following:
         following()
         assert following()[1]["sources"][0]["answer"]["label"] == "yield"
@@ -396,7 +396,7 @@ def test_saved_pictures_are_a_data_set(web, tmp_path):
 
 def test_hostile_labels_stay_in_the_folder(tmp_path):
     labels = ("..", "../../../x", "/etc/x", "a\0b", ".", "x" * 5000, "é" * 300)
-    saved = Album(tmp_path / "saved", labels)
+    saved = LabelStore(tmp_path / "saved", labels)
     for index in range(len(labels)):
         path = saved.save(result(1).frame, index).resolve()
         assert path.parent.parent == (tmp_path / "saved").resolve()
@@ -405,7 +405,7 @@ def test_hostile_labels_stay_in_the_folder(tmp_path):
 
 def test_names_of_pictures_are_unique(tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.web.label_store.time.time", lambda: 1e9)
-    saved = Album(tmp_path, LABELS)
+    saved = LabelStore(tmp_path, LABELS)
     assert len({saved.save(result(1).frame, 0) for _ in range(5)}) == 5
 
 
@@ -418,7 +418,7 @@ def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
-    saved = Album(tmp_path / "saved", LABELS)
+    saved = LabelStore(tmp_path / "saved", LABELS)
     (tmp_path / "saved" / "stop").write_text("")
     with pytest.raises(EdgerecError, match="cannot be written"):
         saved.save(result(1).frame, 0)
@@ -437,7 +437,7 @@ def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
 def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(album.os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(EdgerecError, match="it cannot be written"):
-        Album(tmp_path, LABELS)
+        LabelStore(tmp_path, LABELS)
 
 
 def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, edgerec):
@@ -499,7 +499,7 @@ def test_a_snapshots_name_is_source_and_time(feed, name):
 
 
 def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
-    shown = board.Board()
+    shown = board.PageState()
     shown.write(result(1))
     waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
     shown.spare(taken)
@@ -511,7 +511,7 @@ def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
 
 
 def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
-    shown = board.Board()
+    shown = board.PageState()
     shown.write(result(1))
     keys = [shown.hold(0, 1)[0] for _ in range(board.HELD + 3)]
     assert [shown.held(key) is not None for key in keys] == [False] * 3 + [True] * board.HELD
@@ -792,7 +792,7 @@ def test_requests_that_are_none(standing, sent, capfd):
 
 def test_many_clients(web):
     with ExitStack() as stack:
-        streams = [stack.enter_context(stream(web)) for _ in range(app.MOST_CLIENTS)]
+        streams = [stack.enter_context(stream(web)) for _ in range(app.MAX_CLIENTS)]
         refused = ask(web, "/events")
         assert (refused.status, b"close one" in refused.body) == (503, True)
         web.write(result(8, 1))
@@ -1111,9 +1111,7 @@ def test_the_page_opens_on_a_source_that_is_live(browser):
         began = time.monotonic()
         page.locator(".source").nth(2).click()
         expect(page.locator("#picture[data-frame='3']")).to_be_visible()
-        assert (
-            time.monotonic() - began < app.PICTURE_WAIT_S - 1
-        )  # the request for yard's next picture is not waited for
+        assert time.monotonic() - began < app.IMAGE_WAIT_S - 1  # the request for yard's next picture is not waited for
         page.locator(".source").nth(0).click()
         page.reload()
         expect(shown).to_have_text("yard")  # the first that is live

@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 from edgerec.camera.frame import Frame
 from edgerec.camera.sinks.prometheus import Prometheus
 from edgerec.camera.sinks.web import WebSink
-from edgerec.camera.sinks.web.label_store import Album
+from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.contract.target import Target
 from edgerec.errors import EdgerecError
 from edgerec.export.systemd import service_files
@@ -90,10 +90,10 @@ def frame(number):
 
 def test_saved_images_have_a_quota_that_counts_earlier_files(tmp_path):
     folder = tmp_path / "saved"
-    first = Album(folder, LABELS, max_bytes=50_000)
+    first = LabelStore(folder, LABELS, max_bytes=50_000)
     for number in range(3):  # each takes 16 KiB
         first.save(frame(number), 0)
-    for album in (first, Album(folder, LABELS, max_bytes=50_000)):
+    for album in (first, LabelStore(folder, LABELS, max_bytes=50_000)):
         with pytest.raises(EdgerecError, match=r"maximum size of 0 MB: .*--web-save-max"):
             album.save(frame(9), 1)
     assert len(list(folder.rglob("*.png"))) == 3

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from edgerec import Bundle, Camera, Recipe, ensemble, export_bundle, fit, import_tflite, show_data, write_report
-from edgerec.camera.sinks.csv import Table
+from edgerec.camera.sinks.csv import CsvFile
 from edgerec.camera.sinks.video import VideoFile
 from edgerec.cli.app import app
 from edgerec.errors import EdgerecError, OutputExistsError, OutputIsInputError, OutputNameError
@@ -134,12 +134,12 @@ def test_table_overwrites_only_tables(tmp_path, content):
     path = tmp_path / "mine.csv"
     path.write_bytes(content)
     with pytest.raises(OutputExistsError, match="not a table"):
-        Table(path, "overwrite")
+        CsvFile(path, "overwrite")
     assert path.read_bytes() == content
     with pytest.raises(EdgerecError):
-        Table(tmp_path / "table.mp4")
+        CsvFile(tmp_path / "table.mp4")
     for _ in range(2):
-        Table(tmp_path / "table.csv", "overwrite").close()
+        CsvFile(tmp_path / "table.csv", "overwrite").close()
 
 
 def test_camera_does_not_save_into_its_source_or_bundle(bundle, pictures, tmp_path):
@@ -273,7 +273,7 @@ def test_names_of_data_and_assignments_expand_the_home_folder(home, image_folder
 def test_python_interface_expands_the_home_folder(home, run, bundle):
     import_tflite(bundle / "model.tflite", "~/imported", labels=bundle / "labels.txt")
     Bundle.open("~/imported").copy("~/copied.zip")
-    Table("~/table.csv").close()
+    CsvFile("~/table.csv").close()
     show_data(Recipe(), "~/sheet.png")
     write_report(run, "~/page.html", pictures=False)
     names = {"imported", "copied.zip", "table.csv", "sheet.png", "page.html"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgerec.camera.sinks.console import JsonLines, StateLines, TextLines
-from edgerec.camera.sinks.csv import Table
+from edgerec.camera.sinks.csv import CsvFile
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.labels import parse_labels
 from edgerec.errors import BundleError, DataError, EdgerecError
@@ -136,7 +136,7 @@ def test_missing_file_cannot_add_a_line_to_an_error(bundle, tmp_path, edgerec):
 
 @pytest.mark.parametrize("text", ["=cmd|'/C calc'!A0", "+1+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "＝1"])
 def test_spreadsheet_does_not_evaluate_a_label(tmp_path, text):
-    sink = Table(tmp_path / "out.csv")
+    sink = CsvFile(tmp_path / "out.csv")
     sink.write(result(text, source=text))
     sink.close()
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
@@ -147,7 +147,7 @@ def test_spreadsheet_does_not_evaluate_a_label(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["-5", "+1.5", "-1e3", "stop", "a=b"])
 def test_numbers_and_ordinary_labels_are_not_changed_in_a_table(tmp_path, text):
-    sink = Table(tmp_path / "out.csv")
+    sink = CsvFile(tmp_path / "out.csv")
     sink.write(result(text))
     sink.close()
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ import pytest
 
 from edgerec import Bundle, Camera, import_tflite
 from edgerec.camera.frame_filters import View
-from edgerec.camera.source_state import Patience, State, StateChange
+from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat
 from edgerec.camera.systemd import Service
 from edgerec.contract.decision import Classification, DecisionSpec
@@ -126,7 +126,7 @@ def lost():
 
 @pytest.mark.parametrize(
     ("opened", "options"),
-    [(Pictures, {"view": View(every=100_000)}), (lost, {"patience": Patience(first_wait_s=0.02)})],
+    [(Pictures, {"view": View(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
     ids=["frames that nobody looks at", "a source that is lost"],
 )
 def test_signs_of_life_without_an_answer(manager, opened, options):

@@ -7,8 +7,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from edgerec.camera.sinks.image_recorder import SavedPictures, SaveSpec
-from edgerec.camera.sinks.web.label_store import Album
+from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
+from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.compress import calibration
 from edgerec.data.readers import find
 from edgerec.utils.names import file_name, file_names
@@ -93,8 +93,8 @@ def test_name_depends_on_the_labels_but_not_on_their_order():
     "labels", [("car", "train"), ("train", "test"), ("a/b", "a_b", "a:b"), ("Cat", "cat", "Unknown")]
 )
 def test_camera_and_web_page_use_the_same_folders(tmp_path, labels):
-    album = Album(tmp_path / "album", labels)
-    saver = SavedPictures(tmp_path / "saved", SaveSpec(rule="all", reserve_bytes=0), labels)
+    album = LabelStore(tmp_path / "album", labels)
+    saver = ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", reserve_bytes=0), labels)
     for index, label in enumerate(labels):
         album.save(result(label).frame, index)
         saver.write(result(label))

@@ -32,7 +32,7 @@ Existing = Literal["refuse", "overwrite", "append"]
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
 
 
-class Table:
+class CsvFile:
     """Writes a CSV file with a header and one row per result. ``captured_s`` is Unix time, and scores are in [0, 1].
 
     Each row is written immediately with a single system call, so that all rows are complete even if the process is

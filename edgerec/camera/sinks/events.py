@@ -12,7 +12,7 @@ from typing import Any
 from edgerec.camera.frame import Result
 from edgerec.utils.urls import redacted
 
-_LONGEST = 64
+_MAX_LENGTH = 64
 
 
 @lru_cache(maxsize=256)
@@ -26,7 +26,7 @@ def safe_name(text: str) -> str:
     text = redacted(text) if "://" in text else text
     ascii_text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     name = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-") or "source"
-    if len(name) <= _LONGEST and all(c.isascii() or not c.isalnum() for c in ascii_text):
+    if len(name) <= _MAX_LENGTH and all(c.isascii() or not c.isalnum() for c in ascii_text):
         return name
     return _with_digest(name, text)
 
@@ -34,7 +34,7 @@ def safe_name(text: str) -> str:
 def _with_digest(name: str, text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     # Keep the end of a long path or URL, because the end is more specific than the start.
-    return f"{name[-(_LONGEST - 9) :].strip('-')}-{digest}".strip("-")
+    return f"{name[-(_MAX_LENGTH - 9) :].strip('-')}-{digest}".strip("-")
 
 
 def source_name(source: str, sources: Collection[str]) -> str:
@@ -59,7 +59,7 @@ def decision_event(result: Result) -> dict[str, Any]:
     }
 
 
-class Changes:
+class DecisionChanges:
     """Tells each source's new decisions, even when the result that brought one was lost on the way."""
 
     def __init__(self) -> None:

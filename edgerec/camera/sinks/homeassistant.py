@@ -11,7 +11,7 @@ from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
 # An automation offers the choices of a sensor; a thousand help nobody.
-MOST_CHOICES = 100
+MAX_CHOICES = 100
 
 
 def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[str] = ()) -> dict[str, dict[str, Any]]:
@@ -47,7 +47,7 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
         "json_attributes_topic": decision,
         "icon": "mdi:cctv",
     }
-    if len(choices) <= MOST_CHOICES:
+    if len(choices) <= MAX_CHOICES:
         label |= {"device_class": "enum", "options": choices}
     score = {
         "name": f"{name} score",

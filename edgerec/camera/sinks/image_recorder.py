@@ -46,32 +46,32 @@ class SaveSpec:
 
     Attributes:
         rule: frames to save: ``low-confidence``, ``changes`` (frames that change the decision), or ``all``.
-        most_bytes: maximum total size of the images; the oldest are deleted first.
+        max_bytes: maximum total size of the images; the oldest are deleted first.
         reserve_bytes: minimum free disk space; images are also deleted to keep this space free.
         below: a frame has low confidence if its best score is less than this.
         margin: a frame also has low confidence if its two best scores differ by at most this.
-        least_s: minimum time in seconds between two saved images of a source.
+        min_interval_s: minimum time in seconds between two saved images of a source.
         png: save lossless PNG files, which are several times as large as JPEG files.
     """
 
     rule: Rule = "low-confidence"
-    most_bytes: int = 500_000_000
+    max_bytes: int = 500_000_000
     reserve_bytes: int = 200_000_000
     below: float = 0.6
     margin: float = 0.2
-    least_s: float = 0.0
+    min_interval_s: float = 0.0
     png: bool = False
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
             raise ValueError(f"save is {self.rule!r}; expected one of {', '.join(get_args(Rule))}")
-        if self.most_bytes < 1 or self.reserve_bytes < 0 or self.least_s < 0:
-            raise ValueError("most_bytes is 1 or more, reserve_bytes and least_s 0 or more")
+        if self.max_bytes < 1 or self.reserve_bytes < 0 or self.min_interval_s < 0:
+            raise ValueError("max_bytes is 1 or more, reserve_bytes and min_interval_s 0 or more")
         if not (0 <= self.below <= 1 and 0 <= self.margin <= 1):
             raise ValueError(f"below is {self.below} and margin {self.margin}; expected 0 to 1")
 
 
-class SavedPictures:
+class ImageRecorder:
     """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, so that ``edgerec train`` can use the folder.
 
     Each image shows the region that the model classified. The label is the predicted one; users correct a label by
@@ -154,7 +154,7 @@ class SavedPictures:
         """Return the label of the folder in which the frame is saved, or None if it is not selected."""
         spec, answer, decision = self._spec, result.classification, result.decision
         last_s, last_label = self._last.get(result.frame.feed, (float("-inf"), None))
-        if result.frame.stream and result.frame.captured_s - last_s < spec.least_s - TIME_TOLERANCE_S:
+        if result.frame.stream and result.frame.captured_s - last_s < spec.min_interval_s - TIME_TOLERANCE_S:
             return None
         if spec.rule == "all":
             return answer.label
@@ -206,9 +206,9 @@ class SavedPictures:
         spec = self._spec
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
         own = self._held - self._kept
-        if size + self._kept > spec.most_bytes or self._free() + own < spec.reserve_bytes + size:
+        if size + self._kept > spec.max_bytes or self._free() + own < spec.reserve_bytes + size:
             return False
-        while self._held + size > spec.most_bytes or self._free() < spec.reserve_bytes + size:
+        while self._held + size > spec.max_bytes or self._free() < spec.reserve_bytes + size:
             if not self._oldest:
                 if self._complete:
                     return False

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SIZE_PX = 24
 # Scale and thickness of OpenCV's font, which give letters about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
-MOST_CHARACTERS = 200
+MAX_CHARACTERS = 200
 # Size of most bitmap fonts in pixels. They have only this size, e.g. Noto Color Emoji.
 _BITMAP_PX = 109
 
@@ -73,7 +73,7 @@ def draw_ascii(image: Image, text: str, left: int, baseline: int) -> int:
 @functools.lru_cache(maxsize=32)  # up to 0.5 MB of pixels each
 def label_text(label: str, index: int) -> LabelText:
     """Render a label with Pillow if it is not ASCII. If Pillow or a font is missing, log once what to install."""
-    label = printable(label[:MOST_CHARACTERS])
+    label = printable(label[:MAX_CHARACTERS])
     if label.isascii():
         return LabelText(label)
     try:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.events import Changes, decision_event, safe_name, source_name, source_of
+from edgerec.camera.sinks.events import DecisionChanges, decision_event, safe_name, source_name, source_of
 from edgerec.camera.sinks.homeassistant import discovery
 from edgerec.camera.sinks.mqtt_client import Broker, Connection, is_topic_prefix
-from edgerec.camera.sinks.mqtt_queue import Outbox
+from edgerec.camera.sinks.mqtt_queue import MessageQueue
 from edgerec.camera.source_state import StateChange
 from edgerec.contract.manifest import Manifest
 from edgerec.errors import EdgerecError
@@ -83,7 +83,7 @@ class Mqtt:
             )
         self._least_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
-        self._changes = Changes()
+        self._changes = DecisionChanges()
         self._lock = threading.Lock()  # protects the next three attributes, which both threads use
         self._sources = dict.fromkeys(sources)
         self._known: set[str] = set()
@@ -97,7 +97,7 @@ class Mqtt:
         self._announced: set[str] = set()
         self._wake, self._deadline = threading.Event(), float("inf")
         status = f"{broker.prefix}/status"
-        self._outbox = Outbox(
+        self._outbox = MessageQueue(
             folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3", most=most, most_bytes=most_bytes
         )
         try:

@@ -33,7 +33,7 @@ REFUSED_S = 60
 # "Bad user name or password" and "not authorized", as paho numbers them for all versions of MQTT.
 _CREDENTIALS = (134, 135)
 # Results that may wait for a slow network; more are left out.
-LOOSE = 32
+MAX_LOOSE = 32
 # Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
 MAX_PACKET_BYTES = 1024
 
@@ -151,7 +151,7 @@ class Connection:
         """Send with QoS 0 if that can be done soon; otherwise count it."""
         while self._loose and _settled(self._loose[0]):
             self.missed += self._loose.popleft().rc > 0
-        if not self.connected or len(self._loose) >= LOOSE:
+        if not self.connected or len(self._loose) >= MAX_LOOSE:
             self.missed += 1
         else:
             self._loose.append(self._client.publish(topic, payload, qos=0))

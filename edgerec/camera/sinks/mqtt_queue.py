@@ -45,7 +45,7 @@ class Message:
         return len(self.topic.encode()) + len(self.payload)
 
 
-class Outbox:
+class MessageQueue:
     """A bounded queue in a SQLite file. Messages stay in the file until they are removed, even if the process ends.
 
     While the disk is full or broken, messages are kept in memory, within the same limits, and each new message triggers

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from edgerec._version import __version__
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.events import Changes, source_name, source_of
+from edgerec.camera.sinks.events import DecisionChanges, source_name, source_of
 from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9464
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 # A scrape takes milliseconds; a client that holds on longer is sent away.
-MOST_CLIENTS = 16
+MAX_CLIENTS = 16
 CLIENT_S = 10.0
 
 
@@ -87,7 +87,7 @@ class Prometheus:
         metrics = require("prometheus_client")
         registry = metrics.CollectorRegistry(auto_describe=False)
         self._labels = {*manifest.labels, UNKNOWN}
-        self._changes, self._sources = Changes(), dict.fromkeys(sources)
+        self._changes, self._sources = DecisionChanges(), dict.fromkeys(sources)
         self._frames = metrics.Counter("edgerec_frames", "Frames answered.", ["source"], registry=registry)
         self._age = metrics.Histogram(
             "edgerec_result_age_seconds",
@@ -178,7 +178,7 @@ class _Server(ThreadingHTTPServer):
     """A few clients at a time, none for long."""
 
     daemon_threads = False  # so that closing waits for them, after they were sent away
-    request_queue_size = MOST_CLIENTS
+    request_queue_size = MAX_CLIENTS
 
     def __init__(self, *arguments: Any) -> None:
         self._clients: dict[socket.socket, float] = {}
@@ -195,7 +195,7 @@ class _Server(ThreadingHTTPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
         with self._guard:
-            if len(self._clients) >= MOST_CLIENTS:
+            if len(self._clients) >= MAX_CLIENTS:
                 oldest = next(iter(self._clients))
                 del self._clients[oldest]
                 with suppress(OSError):

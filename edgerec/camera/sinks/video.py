@@ -30,7 +30,7 @@ _FRAGMENTED = ".ismv"
 # Players know this brand; FFmpeg writes the brand of Smooth Streaming.
 _BRAND = b"isom\0\0\2\0isomiso6"
 # A longer gap between two frames of a live source is shortened to this many seconds.
-MOST_GAP_S = 5.0
+MAX_GAP_S = 5.0
 # Recording stops when the free disk space falls below this, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
@@ -39,7 +39,7 @@ class VideoFile:
     """Writes each frame with its label and score into a video file, as the window shows them.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
-    as long as the stream; gaps are shortened to ``MOST_GAP_S``. If the frame size changes, later frames are scaled to
+    as long as the stream; gaps are shortened to ``MAX_GAP_S``. If the frame size changes, later frames are scaled to
     the size of the first frame, with black bars. The second source is written to ``NAME-2``, and so on. The file can
     be played at any time, even if the process is killed. The file is created, or replaced, when the first frame
     arrives.
@@ -158,8 +158,8 @@ class _Recording:
     def _place(self, grabbed_s: float) -> int:
         """Return the index of the frame in the video that corresponds to the time ``grabbed_s``."""
         due_s = self._began_s + self._count / self._fps
-        if grabbed_s - due_s > MOST_GAP_S:
-            self._began_s += grabbed_s - due_s - MOST_GAP_S
+        if grabbed_s - due_s > MAX_GAP_S:
+            self._began_s += grabbed_s - due_s - MAX_GAP_S
         return round((grabbed_s - self._began_s) * self._fps)
 
     def _put(self, picture: Image) -> None:

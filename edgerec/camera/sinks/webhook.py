@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from edgerec._version import __version__
 from edgerec.camera.frame import Result
-from edgerec.camera.sinks.events import Changes, decision_event
+from edgerec.camera.sinks.events import DecisionChanges, decision_event
 from edgerec.camera.source_state import StateChange
 from edgerec.camera.sources.http import Reader, connect, failure, handshake, remaining_s, status_text
 from edgerec.errors import AddressError, EdgerecError
@@ -120,7 +120,7 @@ class Webhook:
         self._timeout_s, self._tries, self._first_wait_s = timeout_s, tries, first_wait_s
         self._live = live
         self._tls = ssl.create_default_context() if hook.tls else None
-        self._changes = Changes()
+        self._changes = DecisionChanges()
         self._waiting: deque[bytes] = deque()
         self._changed = threading.Condition()
         self._ending = False

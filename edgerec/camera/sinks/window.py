@@ -19,7 +19,7 @@ from edgerec.utils.optional import require
 
 TITLE = "edgerec"
 # Smaller pictures are enlarged to this height, so that the text beside them can be read.
-LEAST_HEIGHT_PX = 360
+MIN_HEIGHT_PX = 360
 
 
 def has_screen() -> bool:
@@ -101,8 +101,8 @@ def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
     """Return the frame's image, uint8 RGB, with a bar below it that shows label, score, frame rate and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
-    if image.shape[0] < LEAST_HEIGHT_PX:
-        factor = -(-LEAST_HEIGHT_PX // image.shape[0])
+    if image.shape[0] < MIN_HEIGHT_PX:
+        factor = -(-MIN_HEIGHT_PX // image.shape[0])
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     bar = np.zeros((56, image.shape[1], 3), np.uint8)
     prediction = result.decision or result.classification

@@ -15,11 +15,11 @@ from edgerec.runtime.video_devices import ROOT, list_video_devices
 log = logging.getLogger(__name__)
 
 
-def open_automatic(wanted: CaptureFormat, root: Path = ROOT) -> Source:
+def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
     """Open the first camera module (CSI) through picamera2 if there is one, otherwise the first USB camera.
 
     Args:
-        wanted: size, rate and format to request from the camera.
+        requested: size, rate and format to request from the camera.
         root: folder that contains ``sys`` and ``dev``.
 
     Raises:
@@ -34,9 +34,9 @@ def open_automatic(wanted: CaptureFormat, root: Path = ROOT) -> Source:
         modules = []
     if modules:
         log.info("auto: using picamera2:%d", modules[0])
-        return PicameraSource(modules[0], wanted)
+        return PicameraSource(modules[0], requested)
     if sys.platform != "linux":
-        return OpenCVSource.camera(0, wanted)
+        return OpenCVSource.camera(0, requested)
     cameras = [device for device in devices if not device.raw and not device.helper]
     if not cameras:
         raise SourceError(
@@ -44,4 +44,4 @@ def open_automatic(wanted: CaptureFormat, root: Path = ROOT) -> Source:
             "edgerec doctor shows what is missing"
         )
     log.info("auto: using %s (%s)", cameras[0].path, cameras[0].name)
-    return OpenCVSource.camera(cameras[0].path, wanted)
+    return OpenCVSource.camera(cameras[0].path, requested)

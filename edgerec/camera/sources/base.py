@@ -69,7 +69,7 @@ class Address:
         remote: whether the source is a server. A server that does not respond at the start is tried again; a local
             camera that does not exist is an error.
         open: function that opens the source; raises :class:`SourceError` if this fails.
-        wanted: size, rate and format to request from a camera.
+        requested: size, rate and format to request from a camera.
         stream: True if the images form a continuous video; False for the images of a folder.
         identity: the URI without user and password; two addresses of the same source have the same identity.
     """
@@ -78,6 +78,6 @@ class Address:
     live: bool
     remote: bool
     open: Callable[[], Source]
-    wanted: CaptureFormat = CaptureFormat()
+    requested: CaptureFormat = CaptureFormat()
     stream: bool = True
     identity: str = field(default="", repr=False)

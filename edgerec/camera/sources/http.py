@@ -21,8 +21,8 @@ from edgerec.utils.urls import Url
 
 # Shorter than TCP's fourth try at 7 s: a peer that comes back is asked anew instead of waited for.
 CONNECT_S = 4.0
-ANSWER_S = 6.0
-MOST_HOPS = 5
+RESPONSE_S = 6.0
+MAX_REDIRECTS = 5
 _CHUNK = 1 << 16
 
 
@@ -103,7 +103,7 @@ class HttpStream:
 
     def _open(self, url: Url) -> http.client.HTTPResponse:
         at, credentials, has_account = url, "", bool(url.user or url.password)
-        for _ in range(MOST_HOPS):
+        for _ in range(MAX_REDIRECTS):
             response = self._get(at, credentials)
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
@@ -142,7 +142,7 @@ class HttpStream:
             *([f"Authorization: {credentials}"] if credentials else []),
         ]
         connected.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
-        self.deadline_s = time.monotonic() + ANSWER_S
+        self.deadline_s = time.monotonic() + RESPONSE_S
         response = http.client.HTTPResponse(Reader(connected, lambda: self.deadline_s), method="GET")  # type: ignore[arg-type]
         response.begin()
         return response

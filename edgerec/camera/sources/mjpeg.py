@@ -23,9 +23,9 @@ from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
 # From one whole picture to the next; the watchdog is usually quicker.
-PICTURE_S = 10.0
-MOST_BYTES = 32 << 20
-MOST_PIXELS = 64 << 20
+IMAGE_S = 10.0
+MAX_IMAGE_BYTES = 32 << 20
+MAX_PIXELS = 64 << 20
 # How long newer pictures that have come already may overtake one that waits to be decoded.
 _OVERTAKE_S = 0.1
 
@@ -128,15 +128,15 @@ class SnapshotSource:
             self._stream = None
 
     def _body(self, stream: HttpStream) -> bytes:
-        stream.deadline_s = time.monotonic() + PICTURE_S
+        stream.deadline_s = time.monotonic() + IMAGE_S
         content = bytearray()
         try:
             while chunk := stream.read():
                 content += chunk
-                if len(content) > MOST_BYTES:
-                    raise SourceError(f"{self.name} sends more than {MOST_BYTES >> 20} MB for one image")
+                if len(content) > MAX_IMAGE_BYTES:
+                    raise SourceError(f"{self.name} sends more than {MAX_IMAGE_BYTES >> 20} MB for one image")
         except TimeoutError:
-            raise SourceError(f"{self.name} did not send a complete image within {PICTURE_S:g} s") from None
+            raise SourceError(f"{self.name} did not send a complete image within {IMAGE_S:g} s") from None
         except OSError as error:
             raise SourceError(f"{self.name} closed the connection within an image: {error}") from None
         if stream.length not in (None, len(content)):
@@ -209,14 +209,12 @@ class MjpegSource:
     def _newest(self) -> bytes | None:
         """Return the newest complete JPEG file, or None if the response ended after one image and can be repeated."""
         before, stream, newest, until_s = self._came, self._stream, None, 0.0
-        stream.deadline_s = time.monotonic() + PICTURE_S
+        stream.deadline_s = time.monotonic() + IMAGE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
             try:
                 chunk = stream.read()
             except TimeoutError:
-                raise SourceError(
-                    f"{self.name} gave no whole picture for {PICTURE_S:g} s, after {self._came}"
-                ) from None
+                raise SourceError(f"{self.name} gave no whole picture for {IMAGE_S:g} s, after {self._came}") from None
             except OSError as error:
                 raise SourceError(f"{self.name} broke off after {self._came} pictures: {error}") from None
             if not chunk:
@@ -226,8 +224,8 @@ class MjpegSource:
                     return None
                 raise SourceError(f"{self.name} stopped giving pictures after {self._came}: is it still connected?")
             found = self._splitter.feed(chunk)
-            if self._splitter.waiting > MOST_BYTES:
-                raise SourceError(f"{self.name} sends a picture without an end: more than {MOST_BYTES >> 20} MB")
+            if self._splitter.waiting > MAX_IMAGE_BYTES:
+                raise SourceError(f"{self.name} sends a picture without an end: more than {MAX_IMAGE_BYTES >> 20} MB")
             if found and newest is None:
                 until_s = time.monotonic() + _OVERTAKE_S
             newest = found[-1] if found else newest
@@ -321,7 +319,7 @@ class JpegSplitter:
             if kind in _SIZES:
                 height, width = (int.from_bytes(data[self._at + i : self._at + i + 2], "big") for i in (5, 7))
                 self._pixels = max(self._pixels, height * width)
-                if not 0 < height * width <= MOST_PIXELS:
+                if not 0 < height * width <= MAX_PIXELS:
                     return 0
             length = int.from_bytes(data[self._at + 2 : self._at + 4], "big")
             if length < 2:

@@ -44,7 +44,7 @@ class OpenCVSource:
         )
 
     @classmethod
-    def camera(cls, device: int | str, wanted: CaptureFormat) -> OpenCVSource:
+    def camera(cls, device: int | str, requested: CaptureFormat) -> OpenCVSource:
         """The camera with that index, or device file."""
         capture = _open(device)
         if capture is None:
@@ -58,13 +58,13 @@ class OpenCVSource:
             )
         cv2 = require("cv2")
         # The format first: it decides which sizes and rates there are.
-        if wanted.fourcc:
-            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*wanted.fourcc))
-        if wanted.width:
-            capture.set(cv2.CAP_PROP_FRAME_WIDTH, wanted.width)
-            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, wanted.height)
-        if wanted.fps:
-            capture.set(cv2.CAP_PROP_FPS, wanted.fps)
+        if requested.fourcc:
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*requested.fourcc))
+        if requested.width:
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, requested.width)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.height)
+        if requested.fps:
+            capture.set(cv2.CAP_PROP_FPS, requested.fps)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
         return cls(capture, str(device), live=True)
 

@@ -23,7 +23,7 @@ class PicameraSource:
         captured_s: monotonic time in seconds at which the exposure of the last image started.
     """
 
-    def __init__(self, number: int, wanted: CaptureFormat) -> None:
+    def __init__(self, number: int, requested: CaptureFormat) -> None:
         """Open and start the camera with the index ``number`` in picamera2's list of cameras.
 
         Raises:
@@ -36,8 +36,8 @@ class PicameraSource:
         if number >= len(cameras):
             there = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(cameras)) or "none"
             raise SourceError(f"{self.name} does not exist: libcamera lists {there}; is the ribbon cable plugged in?")
-        size = (wanted.width or 1280, wanted.height or 720)
-        controls = {"FrameRate": wanted.fps} if wanted.fps else {}
+        size = (requested.width or 1280, requested.height or 720)
+        controls = {"FrameRate": requested.fps} if requested.fps else {}
         self._camera: Any = None
         try:
             self._camera = picamera2(number)
@@ -51,7 +51,7 @@ class PicameraSource:
                 self._camera.close()  # otherwise libcamera reports the camera as in use at the next attempt
             raise SourceError(f"{self.name} does not open ({error}): is another program using it?") from None
         width, height = self._camera.camera_configuration()["main"]["size"]
-        self.format = CaptureFormat(width, height, wanted.fps, "RGB3")
+        self.format = CaptureFormat(width, height, requested.fps, "RGB3")
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Yield each frame; raises :class:`SourceError` if the camera stops."""

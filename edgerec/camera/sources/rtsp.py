@@ -8,7 +8,7 @@ import re
 import ssl
 import time
 
-from edgerec.camera.sources.http import ANSWER_S, CONNECT_S, MOST_HOPS, authorization, connect
+from edgerec.camera.sources.http import CONNECT_S, MAX_REDIRECTS, RESPONSE_S, authorization, connect
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
@@ -25,7 +25,7 @@ def without_redirects(url: Url) -> Url:
     at, credentials = url, ""
     if not (url.user or url.password):
         return url
-    for _ in range(2 * MOST_HOPS):  # each server may ask for the password first
+    for _ in range(2 * MAX_REDIRECTS):  # each server may ask for the password first
         try:
             status, headers = _describe(at, credentials)
         except (OSError, ValueError) as error:
@@ -59,7 +59,7 @@ def _bare(url: Url) -> str:
 
 def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
     """Send a DESCRIBE request; return status and headers of the response."""
-    deadline_s = time.monotonic() + CONNECT_S + ANSWER_S
+    deadline_s = time.monotonic() + CONNECT_S + RESPONSE_S
     lines = [f"DESCRIBE {_bare(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
     if credentials:
         lines.append(f"Authorization: {credentials}")

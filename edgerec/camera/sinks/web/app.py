@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.events import safe_name, source_of
-from edgerec.camera.sinks.web.label_store import Album
-from edgerec.camera.sinks.web.state import Board, Shown
+from edgerec.camera.sinks.web.label_store import LabelStore
+from edgerec.camera.sinks.web.state import PageState, ShownImage
 from edgerec.contract.preprocess import encode_png
 from edgerec.errors import EdgerecError
 from edgerec.utils.bounded import parse_json
@@ -28,13 +28,13 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
-MOST_CLIENTS = 16
-MOST_BODY_BYTES = 1024
+MAX_CLIENTS = 16
+MAX_BODY_BYTES = 1024
 BODY_S = 5.0
 # How often a client's stream looks for something new, and how long it is silent at most.
 LOOK_S = 1 / 15
 BEAT_S = 1.0
-PICTURE_WAIT_S = 5.0
+IMAGE_WAIT_S = 5.0
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
@@ -42,7 +42,7 @@ FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/java
 class Page:
     """Answers from the board, and saves to the album."""
 
-    def __init__(self, board: Board, labels: Sequence[str], album: Album | None) -> None:
+    def __init__(self, board: PageState, labels: Sequence[str], album: LabelStore | None) -> None:
         self._board, self._labels, self._album = board, tuple(labels), album
         self._clients = 0
         self._saving, self._encoding = asyncio.Lock(), asyncio.Lock()
@@ -64,8 +64,8 @@ class Page:
 
     async def events(self, request: Request) -> Response:
         """Everything that changes, as server-sent events; a client that is slow gets fewer of them, not later ones."""
-        if self._clients >= MOST_CLIENTS:
-            raise HTTPException(503, f"{MOST_CLIENTS} pages look at this camera already: close one of them")
+        if self._clients >= MAX_CLIENTS:
+            raise HTTPException(503, f"{MAX_CLIENTS} pages look at this camera already: close one of them")
         page = self
 
         class Stream(StreamingResponse):
@@ -81,7 +81,7 @@ class Page:
     async def picture(self, request: Request) -> Response:
         """The newest picture of a source as JPEG, when it is another frame than ``?after=``; 204 when none came."""
         after = _whole(request.query_params.get("after", "-1"))
-        end = asyncio.get_running_loop().time() + PICTURE_WAIT_S
+        end = asyncio.get_running_loop().time() + IMAGE_WAIT_S
         while not self._board.closed and asyncio.get_running_loop().time() < end:
             shown = self._known(request.path_params["source"])
             if shown is not None and shown.result.frame.index != after:
@@ -150,13 +150,13 @@ class Page:
                 yield _event("news", news)
             await asyncio.sleep(LOOK_S)
 
-    def _known(self, source: int) -> Shown | None:
+    def _known(self, source: int) -> ShownImage | None:
         try:
             return self._board.picture(source)
         except LookupError:
             raise HTTPException(404, f"there is no source {source}") from None
 
-    def _kept(self, key: str) -> Shown:
+    def _kept(self, key: str) -> ShownImage:
         shown = self._board.held(key)
         if shown is None:
             raise HTTPException(410, "that picture is no longer kept: take it again")
@@ -167,16 +167,16 @@ async def _body(request: Request) -> dict[str, Any]:
     """The JSON object of a small request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected application/json")
-    too_much = HTTPException(413, f"expected at most {MOST_BODY_BYTES} bytes")
+    too_much = HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
     length = request.headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length[:9]) > MOST_BODY_BYTES:
+    if not length.isascii() or not length.isdigit() or int(length[:9]) > MAX_BODY_BYTES:
         raise too_much
     read = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
                 read += part
-                if len(read) > MOST_BODY_BYTES:
+                if len(read) > MAX_BODY_BYTES:
                     raise too_much
     except (TimeoutError, ClientDisconnect):
         raise HTTPException(408, "the request did not end") from None
@@ -210,7 +210,7 @@ def file_name(result: Result) -> str:
     return f"{safe_name(source_of(result))}-{stamp}-{int(grabbed_s * 1000) % 1000:03d}.png"
 
 
-def _jpeg(shown: Shown) -> Response:
+def _jpeg(shown: ShownImage) -> Response:
     return Response(shown.jpeg, media_type="image/jpeg", headers={"X-Frame": str(shown.result.frame.index)})
 
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # What the door itself needs, and anybody may have.
 OPEN = frozenset({"/page.css", "/icon.svg"})
 # The HTTP parser's own limit is for heads that come in parts.
-MOST_HEADER_BYTES = 16_384
+MAX_HEADER_BYTES = 16_384
 # Delay of the response to a wrong token, in seconds.
 WRONG_TOKEN_S = 0.5
 # After this many wrong tokens within LOCKOUT_S seconds, an address is locked out until LOCKOUT_S have passed.
@@ -61,7 +61,7 @@ class Lockout:
             self._failures.popitem(last=False)
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware; refuses what does not belong here, and adds the security headers to every answer.
 
     Args:
@@ -121,8 +121,8 @@ class Guard:
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         """The refusal of a request that is too large, or that another site made, or made look like ours."""
         host = headers.get("host", "")
-        if sum(len(name) + len(value) for name, value in headers.raw) > MOST_HEADER_BYTES:
-            return PlainTextResponse(f"Expected at most {MOST_HEADER_BYTES} bytes of headers.\n", 431)
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+            return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)
         if self._names is not None and _hostname(host) not in self._names:
             return PlainTextResponse("This name is not mine: open the address that edgerec printed.\n", 421)
         cross = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

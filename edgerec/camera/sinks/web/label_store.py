@@ -18,12 +18,12 @@ from edgerec.utils.names import file_names
 from edgerec.utils.sizes import disk_space
 
 # What a person labelled is never deleted, so saving ends while the rest of the system still has room.
-LEAST_FREE_BYTES = 100_000_000
+MIN_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor who has the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 
 
-class Album:
+class LabelStore:
     """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``. The folder can be used for training."""
 
     def __init__(self, root: Path, labels: Sequence[str], max_bytes: int = MAX_BYTES) -> None:
@@ -65,7 +65,7 @@ class Album:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_quota(len(png))
             free = shutil.disk_usage(folder).free
-            if free < LEAST_FREE_BYTES + len(png):
+            if free < MIN_FREE_BYTES + len(png):
                 raise EdgerecError(
                     f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): make room first"
                 )

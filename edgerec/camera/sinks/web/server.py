@@ -12,13 +12,13 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgerec.camera.sinks.web.auth import MOST_HEADER_BYTES
+from edgerec.camera.sinks.web.auth import MAX_HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
 # Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
-MOST_CONNECTIONS = 128
-MOST_CONNECTIONS_PER_ADDRESS = 64
+MAX_CONNECTIONS = 128
+MAX_CONNECTIONS_PER_ADDRESS = 64
 # To send a whole request, or to take what was sent.
 SLOW_S = 10.0
 # What is still open so long after the end was asked for is cut off; then the thread has as long to end.
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         everybody = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
         address = self.client[0] if self.client else ""
         same = [one for one in everybody if (one.client[0] if one.client else "") == address]
-        for connections, most in ((same, MOST_CONNECTIONS_PER_ADDRESS), (everybody, MOST_CONNECTIONS)):
+        for connections, most in ((same, MAX_CONNECTIONS_PER_ADDRESS), (everybody, MAX_CONNECTIONS)):
             if len(connections) > most:
                 idle = [one for one in connections if one is not self and one.idle]
                 min(idle, key=lambda one: one._since_s, default=self).transport.abort()
@@ -105,7 +105,7 @@ class Server:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 timeout_graceful_shutdown=1,
             )
         )

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from edgerec.camera.frame import Result
 from edgerec.camera.sinks.web.address import HOST, PORT, is_loopback, link, listen
-from edgerec.camera.sinks.web.label_store import MAX_BYTES, Album
-from edgerec.camera.sinks.web.state import Board
+from edgerec.camera.sinks.web.label_store import MAX_BYTES, LabelStore
+from edgerec.camera.sinks.web.state import PageState
 from edgerec.camera.source_state import StateChange
 from edgerec.errors import EdgerecError
 from edgerec.utils.atomic import checked_output
@@ -20,7 +20,7 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-LEAST_TOKEN = 8
+MIN_TOKEN_LENGTH = 8
 
 
 class WebSink:
@@ -60,11 +60,11 @@ class WebSink:
         """
         for module in ("starlette", "uvicorn", "cv2"):
             require(module)
-        if token is not None and len(token) < LEAST_TOKEN:
-            raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {LEAST_TOKEN}")
+        if token is not None and len(token) < MIN_TOKEN_LENGTH:
+            raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {MIN_TOKEN_LENGTH}")
         local = is_loopback(host)
         folder = None if save_dir is None else checked_output(save_dir, folder=True)
-        album = None if folder is None else Album(folder, labels, save_max_bytes)
+        album = None if folder is None else LabelStore(folder, labels, save_max_bytes)
         self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
         self.token = token if token is not None or local else secrets.token_urlsafe(24)
@@ -72,15 +72,15 @@ class WebSink:
         port = listener.getsockname()[1]
         self.address = link(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
-        self._board = Board()
+        self._board = PageState()
 
         from edgerec.camera.sinks.web.app import Page, page_file
-        from edgerec.camera.sinks.web.auth import Guard
+        from edgerec.camera.sinks.web.auth import AccessControl
         from edgerec.camera.sinks.web.server import Server
 
         page = Page(self._board, labels, album).app()
         names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if local else None
-        guard = Guard(page, token=self.token, names=names, port=port, door=page_file("door.html"))
+        guard = AccessControl(page, token=self.token, names=names, port=port, door=page_file("door.html"))
         self._server: Server | None = Server(guard, listener)
         self._server.start()
         log.info("the web page is at %s", self.address)

@@ -20,9 +20,9 @@ from edgerec.utils.optional import require
 
 # The page's picture is no wider or higher than this, and changes no more often.
 SHOWN_PX = 1280
-PICTURES_PER_S = 15
+IMAGES_PER_S = 15
 # The model comes first: on a small processor pictures become rarer, so that encoding takes no more of one core.
-MOST_LOAD = 0.25
+MAX_LOAD = 0.25
 JPEG_QUALITY = 80
 # Pictures that were just shown stay, so that the one a person points at is the one that is kept.
 RECENT = 4
@@ -33,7 +33,7 @@ TEMPERATURE_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """A result whose picture went to the page, as JPEG."""
 
     result: Result
@@ -41,15 +41,15 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldImage:
     """A shown picture that waits for its label."""
 
-    shown: Shown
+    shown: ShownImage
     since_s: float
 
 
 @dataclass
-class Channel:
+class SourceView:
     """One source on the board."""
 
     name: str
@@ -58,12 +58,12 @@ class Channel:
     label: str | None = None
     fps: float = 0.0
     rate: FrameRate = field(default_factory=FrameRate)
-    recent: deque[Shown] = field(default_factory=lambda: deque(maxlen=RECENT))
+    recent: deque[ShownImage] = field(default_factory=lambda: deque(maxlen=RECENT))
     next_s: float = 0.0
     story: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
-class Board:
+class PageState:
     """The newest of everything, and the last decisions.
 
     :meth:`write` and :meth:`state` belong to the sink's thread, everything else to the server's: pictures are encoded
@@ -75,9 +75,9 @@ class Board:
         self.closed = False
         self.encoded = 0
         self._lock = threading.Lock()
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, SourceView] = {}
         self._told = 0
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held: OrderedDict[str, HeldImage] = OrderedDict()
         self._temperature: tuple[float, float | None] = (-TEMPERATURE_EVERY_S, None)
 
     def write(self, result: Result) -> None:
@@ -117,8 +117,8 @@ class Board:
             "story": story,
         }
 
-    def picture(self, number: int) -> Shown | None:
-        """The newest picture of a source, encoded once, at most ``PICTURES_PER_S`` times a second.
+    def picture(self, number: int) -> ShownImage | None:
+        """The newest picture of a source, encoded once, at most ``IMAGES_PER_S`` times a second.
 
         Raises:
             LookupError: there is no such source.
@@ -128,15 +128,15 @@ class Board:
         newest = channel.recent[-1] if channel.recent else None
         now = time.monotonic()
         if result is not None and (newest is None or (result is not newest.result and now >= channel.next_s)):
-            newest = Shown(result, jpeg_of(result))
+            newest = ShownImage(result, jpeg_of(result))
             channel.recent.append(newest)
-            period_s = max(1 / PICTURES_PER_S, (time.monotonic() - now) / MOST_LOAD)
+            period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
             # From when it was due, not from when it was asked for: or 15 a second would become 10.
             channel.next_s = max(channel.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
-    def hold(self, number: int, frame: int) -> tuple[str, Shown] | None:
+    def hold(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
         """Keep the picture of that frame, or the nearest one that is still there, until it is labelled; its key.
 
         Raises:
@@ -151,10 +151,10 @@ class Board:
         while len(self._held) >= HELD:
             self._held.popitem(last=False)
         key = secrets.token_urlsafe(12)
-        self._held[key] = Held(shown, time.monotonic())
+        self._held[key] = HeldImage(shown, time.monotonic())
         return key, shown
 
-    def held(self, key: str) -> Shown | None:
+    def held(self, key: str) -> ShownImage | None:
         """The picture that was kept under ``key``, if it still is."""
         self._forget_old()
         held = self._held.get(key)
@@ -174,18 +174,18 @@ class Board:
         for key in [key for key, held in self._held.items() if now - held.since_s > HELD_S]:
             del self._held[key]
 
-    def _numbered(self, number: int) -> Channel:
+    def _numbered(self, number: int) -> SourceView:
         with self._lock:
             return list(self._channels.values())[number]
 
-    def _channel(self, name: str) -> Channel:
-        return self._channels.setdefault(name, Channel(name))
+    def _channel(self, name: str) -> SourceView:
+        return self._channels.setdefault(name, SourceView(name))
 
-    def _tell(self, channel: Channel, at_s: float, said: dict[str, Any]) -> None:
+    def _tell(self, channel: SourceView, at_s: float, said: dict[str, Any]) -> None:
         self._told += 1
         channel.story.append({"number": self._told, "at_s": unix_s(at_s), "source": channel.name, **said})
 
-    def _update_last(self, channel: Channel, answer: dict[str, Any]) -> None:
+    def _update_last(self, channel: SourceView, answer: dict[str, Any]) -> None:
         """Update the score of the last decision. The entry is replaced, because a reader may still use the old one."""
         for at in range(len(channel.story) - 1, -1, -1):
             entry = channel.story[at]
@@ -213,12 +213,12 @@ def jpeg_of(result: Result) -> bytes:
     )
 
 
-def _fields(channel: Channel) -> Iterator[tuple[str, Any]]:
+def _fields(channel: SourceView) -> Iterator[tuple[str, Any]]:
     yield "name", channel.name
     if (change := channel.state) is not None:
         yield from {"state": str(change.state), "since_s": unix_s(change.since_s), "reason": change.reason}.items()
     if (result := channel.result) is not None:
-        silent_s = time.monotonic() - result.answered_s
+        silent_s = time.monotonic() - result.completed_s
         yield "frame", result.frame.index
         yield "size", [result.frame.grabbed.shape[1], result.frame.grabbed.shape[0]]
         yield "fps", round(channel.fps if silent_s < 2 else 0.0, 1)
