@@ -33,10 +33,10 @@ def addresses(count: int) -> list[str]:
 
 def workers(count: int, together: bool = True) -> dict[str, float]:
     """What the first of so many processes measured; if not ``together``, each trains a model of its own."""
-    places = addresses(count)
+    replicas = addresses(count)
     processes = []
     for index in range(count):
-        config = {"cluster": {"worker": places}, "task": {"type": "worker", "index": index}}
+        config = {"cluster": {"worker": replicas}, "task": {"type": "worker", "index": index}}
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         environment |= {"TF_CONFIG": json.dumps(config)} if together else {}
         command = [sys.executable, __file__, "--worker", "--batch", str(BATCH if together else BATCH // count)]
@@ -58,27 +58,27 @@ def worker(batch: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(2)
     from edgerec import Recipe
     from edgerec.models import build
-    from edgerec.train.distribute import together
-    from edgerec.train.input_pipeline import Places
+    from edgerec.train.distribute import connected_team
+    from edgerec.train.input_pipeline import Replicas
 
     recipe = Recipe().override({"model.arch": "resnet8", "data.input_size": SHAPE[0], "data.channels": SHAPE[2]})
     prepare(recipe.train, 0)
-    with together(recipe.train) as team:
+    with connected_team(recipe.train) as team:
         rng = np.random.default_rng(0)
 
-        def feed(places: Places) -> Any:
-            size = batch // places.total
+        def feed(replicas: Replicas) -> Any:
+            size = batch // replicas.total
             pixels = rng.random((size, *SHAPE), np.float32)
             return tf.data.Dataset.from_tensors((pixels, np.arange(size) % 10)).cache().repeat()
 
         with team.scope():
             model = build(keras(), recipe.model, SHAPE, 10, recipe.normalise)
             compile_classifier(model, keras().optimizers.SGD(0.01), STEPS)
-        model.fit(team.spread(feed), steps_per_epoch=STEPS, verbose=0)
+        model.fit(team.distribute(feed), steps_per_epoch=STEPS, verbose=0)
         steps = []
         for _ in range(3):
             began = time.monotonic()
-            model.fit(team.spread(feed), steps_per_epoch=STEPS, verbose=0)
+            model.fit(team.distribute(feed), steps_per_epoch=STEPS, verbose=0)
             steps.append((time.monotonic() - began) / STEPS)
         gradients = [tf.zeros_like(variable) for variable in model.trainable_variables]
         exchanges = [exchange(team, gradients) for _ in range(4)][1:] if team.cluster is not None else [0.0]

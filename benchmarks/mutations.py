@@ -406,7 +406,7 @@ MUTATIONS = (
     Mutation(
         "fine-tuning: gradient accumulation",
         "compress/finetune.py",
-        "        parts=tune.train.accumulate,\n",
+        "        micro_batches=tune.train.accumulate,\n",
         "",
         "test_finetune.py::test_fine_tuning_accumulates_gradients_like_the_training",
     ),

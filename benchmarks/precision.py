@@ -20,7 +20,7 @@ from edgerec import Recipe
 from edgerec.models import build
 from edgerec.train.backend import compile_classifier, keras, prepare
 from edgerec.train.optimizer import optimizer
-from edgerec.train.precision import in_suited
+from edgerec.train.precision import in_training_precision
 from edgerec.utils.optional import require
 
 BATCH, CLASSES = 128, 10
@@ -35,7 +35,7 @@ def stepper(name: str, mixed: bool, size: int) -> Callable[[], Any]:
         | {"train.mixed_precision": mixed}
     )
     prepare(recipe.train, recipe.seed)
-    model = in_suited(build(keras(), recipe.model, recipe.preprocess.shape, CLASSES, recipe.normalise))
+    model = in_training_precision(build(keras(), recipe.model, recipe.preprocess.shape, CLASSES, recipe.normalise))
     compile_classifier(model, optimizer("sgd", 0.01), 1)
     rng = np.random.default_rng(0)
     pixels = tf.constant(rng.random((BATCH, size, size, 3), np.float32))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgerec.compress.methods import METHODS
 from edgerec.errors import GateError
-from edgerec.train.metrics import Measure
+from edgerec.train.metrics import ModelMetrics
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def form(
     outputs: npt.NDArray[np.float32],
     reference: npt.NDArray[np.float32],
     classes: npt.NDArray[np.int64],
-    measure: Measure,
+    measure: ModelMetrics,
     content: bytes = b"",
 ) -> Form:
     """A row from outputs ``(N, …)``, the float Keras model's, and the truth ``(N,)``."""
@@ -63,7 +63,7 @@ def form(
 def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of: str = "top-1") -> None:
     """The gate: raise :class:`GateError` when ``top1`` is more than ``max_drop`` points below ``float_top1``.
 
-    ``of`` says what it is that is lost, as :class:`~edgerec.train.metrics.Measure` does.
+    ``of`` says what it is that is lost, as :class:`~edgerec.train.metrics.ModelMetrics` does.
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:

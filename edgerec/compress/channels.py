@@ -15,7 +15,7 @@ from edgerec.compress.channel_graph import JOINTS, Channels, Wire, Wiring, trace
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.errors import ModelError
 from edgerec.train.backend import copied, keras, reconstructs
-from edgerec.train.input_pipeline import WHOLE
+from edgerec.train.input_pipeline import ONE_REPLICA
 from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
 
     scores = np.zeros(len(wiring.fixed))
     for pixels, classes, *_ in (
-        tune.feed(0, WHOLE).unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
+        tune.feed(0, ONE_REPLICA).unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
     ):
         change = np.zeros(len(scores))
         for (_, wire, _), values in zip(kernels, changes(pixels, classes), strict=True):

@@ -124,7 +124,7 @@ def compare(
     check_used(methods, recipe, options)
     with Bench.open(run, recipe, data, listener) as bench:
         comparison = _compared(bench, methods, overwrite)
-        plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.gained)
+        plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.top1_name)
         bench.run.write_json("compare.json", comparison.to_dict())
     return comparison
 

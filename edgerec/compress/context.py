@@ -24,18 +24,18 @@ from edgerec.runtime.interpreter import fingerprint
 from edgerec.tflite.flatbuffer import read_graph, weight_sparsity
 from edgerec.tflite.metadata import with_metadata
 from edgerec.train.backend import prepare, versions
-from edgerec.train.distillation import distance
-from edgerec.train.distribute import Team, together, written_by_the_chief
+from edgerec.train.distillation import teacher_loss
+from edgerec.train.distribute import Team, connected_team, run_to_write
 from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.input_pipeline import (
-    Places,
+    Replicas,
     evaluation_feed,
     evaluation_steps,
-    naming_broken_records,
+    reporting_damaged_records,
     steps_per_epoch,
     training_feed,
 )
-from edgerec.train.metrics import Measure, measure_of
+from edgerec.train.metrics import ModelMetrics, metrics_of
 from edgerec.train.run import Run
 from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
@@ -66,7 +66,7 @@ class Bench:
     dataset: Dataset
     split: Split
     model: Any
-    measure: Measure
+    measure: ModelMetrics
     reference: npt.NDArray[np.float32]
     val_top1: float
     team: Team
@@ -77,14 +77,14 @@ class Bench:
     def open(cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener) -> Iterator[Bench]:
         """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
-        with run.locked(), together(recipe.train) as team, written_by_the_chief(run, team) as own:
+        with run.locked(), connected_team(recipe.train) as team, run_to_write(run, team) as own:
             dataset, split = own.data(data, listener)
-            team.agree({"data": dataset.digest} | recipe.wherever.to_dict())
-            model, measure = own.model(), measure_of(own)
+            team.require_equal({"data": dataset.digest} | recipe.wherever.to_dict())
+            model, measure = own.model(), metrics_of(own)
             score = keras_scorer(model, recipe.normalise)
             val_top1 = measure.top1(score(dataset.pictures(split.val), listener), dataset.classes[split.val])
             reference = score(dataset.pictures(split.test), listener)
-            with naming_broken_records(dataset):
+            with reporting_damaged_records(dataset):
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
 
     def with_method(self, method: str) -> Bench:
@@ -188,19 +188,19 @@ class Bench:
         recipe = replace(self.recipe, augment=self.recipe.augment.unmixed)
         train, compress = recipe.train, recipe.compress
         # An autoencoder is trained to reproduce its input, so it needs no teacher.
-        teacher = distance([self.model]) if compress.teacher_weight and self.measure.labels else None
+        teacher = teacher_loss([self.model]) if compress.teacher_weight and self.measure.labels else None
         finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
 
-        def feed(epoch: int, places: Places) -> Any:
+        def feed(epoch: int, replicas: Replicas) -> Any:
             # Number the epochs after those of the training, so that image order and augmentation are not repeated.
-            return training_feed(dataset, split.train, recipe, places, first_epoch=train.epochs + epoch)
+            return training_feed(dataset, split.train, recipe, replicas, first_epoch=train.epochs + epoch)
 
         return FineTune(
             feed=feed,
             plain=training_feed(dataset, split.train, replace(recipe, augment=NOT_AUGMENTED), first_epoch=0),
             steps=steps_per_epoch(split.train, recipe),
             validation=partial(evaluation_feed, dataset, split.val, recipe.normalise),
-            validation_steps=evaluation_steps(split.val, self.team.places),
+            validation_steps=evaluation_steps(split.val, self.team.replicas),
             team=self.team,
             epochs=compress.epochs,
             learning_rate=compress.learning_rate or train.learning_rate * finer,

@@ -16,12 +16,12 @@ import numpy as np
 
 from edgerec.recipe import Recipe, TrainSection
 from edgerec.train.backend import cause, compile_classifier, freeze_batch_normalization, keras, reseed
-from edgerec.train.distillation import Teacher
+from edgerec.train.distillation import DistillationLoss
 from edgerec.train.distribute import Team
 from edgerec.train.fit import STEPS_PER_CALL
-from edgerec.train.input_pipeline import Places
+from edgerec.train.input_pipeline import Replicas
 from edgerec.train.optimizer import cosine, optimizer
-from edgerec.train.run import learned
+from edgerec.train.run import format_metrics
 from edgerec.utils.atomic import replacing
 from edgerec.utils.bounded import check_zip_file, parse_json
 from edgerec.utils.progress import Listener, Progress
@@ -39,10 +39,10 @@ class FineTune:
     """Data, schedule and settings of one fine-tuning run.
 
     Attributes:
-        feed: function ``(epoch, places)`` that returns augmented training batches, starting at ``epoch``.
+        feed: function ``(epoch, replicas)`` that returns augmented training batches, starting at ``epoch``.
         plain: training batches without augmentation.
         steps: number of steps per epoch.
-        validation: function ``(places)`` that returns ``validation_steps`` validation batches.
+        validation: function ``(replicas)`` that returns ``validation_steps`` validation batches.
         team: the devices used for training.
         epochs: number of epochs of each stage.
         learning_rate: peak learning rate; it falls to zero as a half cosine.
@@ -58,10 +58,10 @@ class FineTune:
         settings: the settings that the result depends on; a state saved with other settings is not resumed.
     """
 
-    feed: Callable[[int, Places], Any]
+    feed: Callable[[int, Replicas], Any]
     plain: Any
     steps: int
-    validation: Callable[[Places], Any]
+    validation: Callable[[Replicas], Any]
     validation_steps: int
     team: Team
     epochs: int
@@ -69,7 +69,7 @@ class FineTune:
     retraining_rate: float
     train: TrainSection
     freeze_bn: bool
-    teacher: Teacher | None
+    teacher: DistillationLoss | None
     teacher_weight: float
     seed: int
     listener: Listener
@@ -130,14 +130,14 @@ def fine_tune(
         trained,
         steps_per_call=steps_per_call,
         xla=tune.train.xla,
-        parts=tune.train.accumulate,
+        micro_batches=tune.train.accumulate,
         teacher=tune.teacher,
         teacher_weight=tune.teacher_weight,
     )
     with tune.team.scope():
         compiled(optimizer(tune.train.optimizer, rate, tune.train.weight_decay))
     done = state.restore(trained)
-    tune.team.agree({f"{stage}: epoch": done})
+    tune.team.require_equal({f"{stage}: epoch": done})
     for first, last in ((0, frozen_from), (frozen_from, tune.epochs)):
         if freeze and first == frozen_from < last:
             if calibrate and frozen_from > 0 and done <= frozen_from:
@@ -150,11 +150,11 @@ def fine_tune(
                 compiled(trained.optimizer)
         if max(first, done) < last:
             trained.fit(
-                tune.team.spread(partial(tune.feed, max(first, done))),
+                tune.team.distribute(partial(tune.feed, max(first, done))),
                 steps_per_epoch=tune.steps,
                 initial_epoch=max(first, done),
                 epochs=last,
-                validation_data=tune.team.spread(tune.validation),
+                validation_data=tune.team.distribute(tune.validation),
                 validation_steps=tune.validation_steps,
                 callbacks=[*callbacks, _recorder(state)],
                 verbose=0,
@@ -323,13 +323,13 @@ def _recorder(state: _State) -> Any:
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             done = self.epoch * tune.steps + batch + 1
-            text = f"epoch {self.epoch + 1}/{tune.epochs}  {learned(logs)}"
+            text = f"epoch {self.epoch + 1}/{tune.epochs}  {format_metrics(logs)}"
             tune.listener(Progress(stage, done, tune.epochs * tune.steps, text))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             # An autoencoder has no accuracy, so the epoch with the lowest loss is the best.
             state.record(self.model, epoch + 1, logs.get("val_accuracy", 1 / (1 + logs["val_loss"])))
             tune.team.merge_statistics(self.model)
-            log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, learned(logs))
+            log.info("%s: epoch %d/%d  %s", stage, epoch + 1, tune.epochs, format_metrics(logs))
 
     return Recorder()

@@ -15,7 +15,7 @@ from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.compress.quantize_configs import annotate
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
-from edgerec.train.backend import as_written, cause, keras
+from edgerec.train.backend import cause, keras, without_autograph
 from edgerec.utils.optional import require
 
 CALIBRATION_ROUNDS = 4
@@ -73,7 +73,7 @@ def rounded(
         scheme = (combine.Default8BitPrunePreserveQuantizeScheme(),)
     try:
         with quantization.quantize_scope():
-            aware = as_written(quantization.quantize_apply)(annotate(model), *scheme)
+            aware = without_autograph(quantization.quantize_apply)(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"quantization-aware training refuses {model.name}: {cause(error)}; use --method ptq"

@@ -136,7 +136,7 @@ def quantize(
         refuse_interrupted(run, with_method(recipe, name), resume, overwrite)
     with Bench.open(run, recipe, data, listener) as bench:
         report = (_auto if auto else make)(bench, resume=resume, overwrite=overwrite)
-    before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.gained
+    before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.top1_name
     try:
         check_drop(report.variant, before, after, recipe.compress.max_drop, gained)
     except GateError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec.importing.tfmot_support import ANNOTATED
-from edgerec.train.backend import as_written, keras
+from edgerec.train.backend import keras, without_autograph
 from edgerec.utils.optional import require
 
 
@@ -20,4 +20,4 @@ def annotate(model: Any) -> Any:
         own = configs.Default8BitOutputQuantizeConfig() if type(layer).__name__ in ANNOTATED else None
         return tfmot.quantization.keras.quantize_annotate_layer(layer, own)
 
-    return as_written(keras().models.clone_model)(model, clone_function=mark)
+    return without_autograph(keras().models.clone_model)(model, clone_function=mark)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgerec.errors import ModelError, unknown
 from edgerec.importing.indexing import selects_channels
-from edgerec.train.backend import as_written, cause, copied, keras
+from edgerec.train.backend import cause, copied, keras, without_autograph
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
@@ -38,7 +38,7 @@ def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
                 f"leave it alone with --skip {layer.name}"
             ) from None
 
-    return as_written(keras().models.clone_model)(copied(model), clone_function=wrapped)
+    return without_autograph(keras().models.clone_model)(copied(model), clone_function=wrapped)
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:

@@ -16,7 +16,7 @@ from edgerec.export.variants import choose, without_folders
 from edgerec.recipe import DataSource
 from edgerec.runtime.anomaly import Autoencoder
 from edgerec.tflite.edgetpu import compiled
-from edgerec.train.anomaly import KNOWN, fit_threshold
+from edgerec.train.anomaly import KNOWN_FRACTION, fit_threshold
 from edgerec.train.evaluate import tflite_scorer
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener
@@ -38,7 +38,7 @@ class Novelty:
 
     run: str | Path
     variant: str | None = None
-    known: float = KNOWN
+    known: float = KNOWN_FRACTION
 
     def __post_init__(self) -> None:
         if not 0 < self.known < 1:

@@ -38,7 +38,7 @@ def fitted_decision(
         listener: told of the progress.
     """
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
-    if run.answers() is not None:
+    if run.pseudo_labels() is not None:
         return decision  # without labels nobody knows how often a score is right
     scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.pictures(split.val), listener)
     classes = dataset.classes[split.val]

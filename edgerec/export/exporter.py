@@ -97,7 +97,7 @@ def export_bundle(
         TargetError: the target cannot run the variant; the message has the command that makes the right one.
         GateError: the variant lost more than ``max_drop``.
     """
-    run = Run.classifying(run.path if isinstance(run, Run) else run)
+    run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     aim = Target.load(target)
     if novelty is not None:
         refuse_kind(aim)

@@ -14,7 +14,7 @@ from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError, unknown
 from edgerec.recipe import DataSource, Recipe
 from edgerec.tflite.compatibility import require_fit
-from edgerec.train.metrics import measure_of
+from edgerec.train.metrics import metrics_of
 from edgerec.train.run import Run, best_int8
 from edgerec.utils.atomic import sha256
 from edgerec.utils.command_line import command, data_options
@@ -56,7 +56,7 @@ def choose(
         raise BundleError(f"{path} is not the file that was measured: quantize again")
     require_fit(content, target, str(path))
     before, after = report["forms"][0]["top1"], report["forms"][-1]["top1"]
-    check_drop(name, before, after, report["max_drop"] if max_drop is None else max_drop, measure_of(run).gained)
+    check_drop(name, before, after, report["max_drop"] if max_drop is None else max_drop, metrics_of(run).top1_name)
     return Chosen(name, report, content)
 
 

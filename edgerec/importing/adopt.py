@@ -26,10 +26,10 @@ from edgerec.recipe import DataSource, Recipe, one_or_tuple
 from edgerec.train.automatic_recipe import with_epochs
 from edgerec.train.backend import prepare, versions
 from edgerec.train.evaluate import figures, keras_scorer
-from edgerec.train.fit import placed
+from edgerec.train.fit import with_absolute_paths
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_files_beside, label_order
 from edgerec.train.leakage import Exposure, refuse_exposed
-from edgerec.train.run import ANSWERS, KERAS3, Run, split_record
+from edgerec.train.run import KERAS3, PSEUDO_LABELS, Run, split_record
 from edgerec.utils.atomic import checked_output, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.utils.progress import Listener, ignore
 
@@ -194,7 +194,7 @@ def _look_at(
 ) -> _Found:
     """Read the images in the size and color mode of the model's input, and determine the model's labels."""
     _, height, _, channels = model.input_shape
-    section = placed(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
+    section = with_absolute_paths(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
     dataset, section = load(section, least_size_px=1, flat=True, listener=listener)
     count = model.output_shape[1]
     if labels is not None and str(labels) != FOLDERS:
@@ -309,7 +309,7 @@ def _write(
             best = _answers(model, recipe.normalise, dataset, everything, listener)
             _warn_of_one_answer(best, labels)
             answers = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
-            new.write_json(ANSWERS, answers)
+            new.write_json(PSEUDO_LABELS, answers)
             dataset = dataset.relabelled(labels, answers)
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)

@@ -21,7 +21,7 @@ from edgerec.report.images import Pictures, take
 from edgerec.report.model import ClassFacts, Made, RunReport, Top1, VariantFacts
 from edgerec.report.scoring import FLOAT, Looked, look
 from edgerec.train.confidence_calibration import wilson_interval
-from edgerec.train.run import ANSWERS, Run
+from edgerec.train.run import PSEUDO_LABELS, Run
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path, write_file
 from edgerec.utils.command_line import command
 from edgerec.utils.optional import require
@@ -178,7 +178,7 @@ def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
         digest=str(run.split_record["digest"]),
         recipe=told.to_toml(),
         versions=dict(metrics.get("versions", {})),
-        truth="the model's own answers" if (run.path / ANSWERS).is_file() else "labels",
+        truth="the model's own answers" if (run.path / PSEUDO_LABELS).is_file() else "labels",
     )
 
 
@@ -211,7 +211,7 @@ def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
     """Whose figures the page shows by class: the float model's, unless its own answers are what is right."""
-    if run.answers() is None:
+    if run.pseudo_labels() is None:
         return FLOAT, metrics
     return (chosen, variants[chosen].get("figures", {})) if chosen else ("", {})
 

@@ -90,7 +90,7 @@ def look(
             float model.
         listener: receives the progress.
     """
-    test, own_answers = _Test(run, dataset, split, listener), run.answers() is not None
+    test, own_answers = _Test(run, dataset, split, listener), run.pseudo_labels() is not None
     looked = Looked() if own_answers else _look_at_float(test)
     missing = looked.missing
     names = [name for name in variants if variants[name]["precision"] == "int8" or name == shipped]

@@ -20,7 +20,7 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 # Part of the validation pictures that stay known.
-KNOWN = 0.99
+KNOWN_FRACTION = 0.99
 SHOWN = 8
 
 Errors = npt.NDArray[np.float32]
@@ -57,21 +57,22 @@ def fit_threshold(errors: Errors, known: float) -> float:
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
-def measured(
+def evaluate_autoencoder(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, plots: Path, listener: Listener = ignore
 ) -> dict[str, Any]:
     """Return the metrics of a trained autoencoder for ``metrics.json``, and write plots to the folder ``plots``.
 
     Returns:
         ``error``, the mean reconstruction error on the test images; ``per_class``, this error for each label;
-        ``threshold``, the error that the fraction ``KNOWN`` of the validation images does not exceed; ``known``, the
-        fraction of the test images that does not exceed the threshold; and ``images``, the number of test images.
+        ``threshold``, the error that the fraction ``KNOWN_FRACTION`` of the validation images does not exceed;
+        ``known``, the fraction of the test images whose error does not exceed the threshold; and ``images``, the number
+        of test images.
     """
     score = keras_scorer(model, recipe.normalise)
     errors, val_errors = (score(dataset.pictures(part), listener)[:, 0] for part in (parts.test, parts.val))
-    threshold = fit_threshold(val_errors, KNOWN)
-    reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
-    error_histogram(errors, threshold, plots / "errors.png")
+    threshold = fit_threshold(val_errors, KNOWN_FRACTION)
+    plot_reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
+    plot_error_histogram(errors, threshold, plots / "errors.png")
     classes = dataset.classes[parts.test]
     return {
         "error": float(errors.mean(dtype=np.float64)),
@@ -87,7 +88,7 @@ def measured(
     }
 
 
-def reconstructions(
+def plot_reconstructions(
     model: Any, normalise: Normalise, dataset: Dataset, part: npt.NDArray[np.int64], errors: Errors, path: Path
 ) -> None:
     """Draw images above their reconstructions, from the smallest reconstruction error in ``part`` to the largest."""
@@ -107,7 +108,7 @@ def reconstructions(
     save_figure(figure, path)
 
 
-def error_histogram(errors: Errors, threshold: float, path: Path) -> None:
+def plot_error_histogram(errors: Errors, threshold: float, path: Path) -> None:
     """Draw the histogram of the reconstruction errors, and the threshold."""
     low = max(float(errors.min()), 1e-9)
     bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)

@@ -46,7 +46,7 @@ def keras() -> Any:
     return module
 
 
-def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, and what it calls, for TensorFlow to trace as they stand.
 
     Otherwise AutoGraph first rewrites each of them, in case an ``if`` or ``for`` depends on a tensor. None does here,
@@ -122,8 +122,8 @@ def compile_classifier(
     steps_per_call: int,
     *,
     xla: bool = False,
-    parts: int = 1,
-    shares: bool = False,
+    micro_batches: int = 1,
+    soft_labels: bool = False,
     teacher: Callable[..., Any] | None = None,
     teacher_weight: float = 0.0,
 ) -> None:
@@ -140,8 +140,8 @@ def compile_classifier(
         optimizer: a Keras optimizer.
         steps_per_call: number of steps between two calls of the callbacks.
         xla: compile each step with XLA. This has no effect on several CPU devices, which TensorFlow does not support.
-        parts: number of micro-batches per batch for gradient accumulation, which reduces memory.
-        shares: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
+        micro_batches: number of micro-batches per batch for gradient accumulation, which reduces memory.
+        soft_labels: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
         teacher: distillation loss, a function of pixels, scores and image weights.
         teacher_weight: weight of the distillation loss, 0 to 1; the label loss has the weight ``1 - teacher_weight``.
     """
@@ -150,7 +150,7 @@ def compile_classifier(
     if xla and strategy.num_replicas_in_sync > 1 and "CPU" in strategy.extended.worker_devices[0]:
         log.warning("train.xla has no effect on several CPU devices, because XLA cannot access their variables")
         xla = False
-    loss_by_name = "categorical_crossentropy" if shares else "sparse_categorical_crossentropy"
+    loss_by_name = "categorical_crossentropy" if soft_labels else "sparse_categorical_crossentropy"
     model.compile(
         optimizer,
         loss="mean_squared_error" if again else loss_by_name,
@@ -158,7 +158,7 @@ def compile_classifier(
         steps_per_execution=steps_per_call,
         jit_compile=xla,
     )
-    if parts > 1 or teacher is not None:
+    if micro_batches > 1 or teacher is not None:
 
         def loss(pixels: Any, classes: Any, scores: Any, weight: Any) -> Any:
             labels = model.compute_loss(pixels, classes, scores, weight)
@@ -170,12 +170,14 @@ def compile_classifier(
             distance = teacher(pixels, scores, weight) / devices
             return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * distance
 
-        model.train_step = partial(_step_in_parts, model, parts, loss)
+        model.train_step = partial(_accumulated_step, model, micro_batches, loss)
     if again:
-        model.train_step, model.test_step = (partial(_of_itself, step) for step in (model.train_step, model.test_step))
-    model.train_step, model.test_step = as_written(model.train_step), as_written(model.test_step)
+        model.train_step, model.test_step = (
+            partial(_reconstruction_step, step) for step in (model.train_step, model.test_step)
+        )
+    model.train_step, model.test_step = without_autograph(model.train_step), without_autograph(model.test_step)
     scores = tf.zeros((1, *model.output_shape[1:]))
-    classes = scores if shares or again else tf.zeros((1, 1), tf.int64)
+    classes = scores if soft_labels or again else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
@@ -186,20 +188,27 @@ def reconstructs(model: Any) -> bool:
     return len(model.output_shape) == 4 and model.output_shape == model.input_shape
 
 
-def _of_itself(step: Callable[..., Any], data: Any) -> Any:
+def _reconstruction_step(step: Callable[..., Any], data: Any) -> Any:
     """A step of Keras' in which the pictures are what is to be learned."""
     pixels = keras().utils.unpack_x_y_sample_weight(data)[0]
     return step((pixels, pixels))
 
 
-def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) -> Any:
-    """A training step of a batch that is a multiple of ``parts``; ``loss`` of pixels, classes, scores and weights."""
+def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], data: Any) -> Any:
+    """Train one step with gradient accumulation, and return the metrics.
+
+    Args:
+        model: the compiled model.
+        micro_batches: number of micro-batches; divides the batch size.
+        loss: function of pixels, classes, scores and image weights (or None).
+        data: the batch from the input pipeline.
+    """
     tf = require("tensorflow")
     x, y, weights = keras().utils.unpack_x_y_sample_weight(data)
     optimizer, variables = model.optimizer, model.trainable_variables
     scaled = isinstance(optimizer, keras().mixed_precision.LossScaleOptimizer)
     sums, scores = [tf.zeros_like(variable) for variable in variables], []
-    pieces = [[None] * parts if value is None else tf.split(value, parts) for value in (x, y, weights)]
+    pieces = [[None] * micro_batches if value is None else tf.split(value, micro_batches) for value in (x, y, weights)]
     for pixels, classes, weight in zip(*pieces, strict=True):
         # One part at a time: side by side they would take the memory of the whole.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
@@ -208,7 +217,7 @@ def _step_in_parts(model: Any, parts: int, loss: Callable[..., Any], data: Any) 
             found = optimizer.get_scaled_loss(found) if scaled else found
         gradients = tape.gradient(found, variables)
         gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
-        sums = [total + _dense(gradient) / parts for total, gradient in zip(sums, gradients, strict=True)]
+        sums = [total + _dense(gradient) / micro_batches for total, gradient in zip(sums, gradients, strict=True)]
     optimizer.apply_gradients(zip(sums, variables, strict=True))
     return model.compute_metrics(x, y, tf.concat(scores, 0), weights)
 
@@ -237,7 +246,7 @@ def freeze_batch_normalization(model: Any) -> list[Any]:
 
 def copied(model: Any) -> Any:
     """A model of the same layers and weights that shares none of them."""
-    twin = as_written(keras().models.clone_model)(model)
+    twin = without_autograph(keras().models.clone_model)(model)
     twin.set_weights(model.get_weights())
     return twin
 

@@ -15,7 +15,7 @@ from edgerec.recipe import Recipe
 from edgerec.train.backend import keras, reseed
 from edgerec.train.distribute import Team
 from edgerec.train.optimizer import plateau_rate
-from edgerec.train.run import Run, best_epoch, learned
+from edgerec.train.run import Run, best_epoch, format_metrics
 from edgerec.train.transfer import Stage, stages
 from edgerec.utils.progress import Listener, Progress
 
@@ -28,7 +28,7 @@ _RECENT = 3
 
 
 @dataclass(frozen=True)
-class Bill:
+class TrainingCost:
     """Time and money of a training, so far and to come."""
 
     seconds: float
@@ -43,11 +43,11 @@ class Bill:
         return f"{said}; cost {cost:.2f} so far, {left:.2f} to come"
 
 
-def bill(history: list[dict[str, float]], recipe: Recipe) -> Bill:
+def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCost:
     """Return the time and cost of the completed epochs, and of the remaining ones if no stage ends early."""
     recent = [row["seconds"] for row in history[-_RECENT:]]
     left = (planned_epochs(recipe, history) - len(history)) * sum(recent) / max(1, len(recent))
-    return Bill(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
+    return TrainingCost(sum(row["seconds"] for row in history), left, recipe.train.price_per_hour)
 
 
 def duration(seconds: float) -> str:
@@ -142,7 +142,7 @@ def recorder(
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.check("loss", logs, f", by step {batch + 1} of {steps}")
-            text = f"epoch {self.epoch + 1}/{epochs}  {learned(logs)}"
+            text = f"epoch {self.epoch + 1}/{epochs}  {format_metrics(logs)}"
             done = self.epoch * steps + batch + 1
             listener(Progress("training", done, epochs * steps, text))
 
@@ -174,9 +174,9 @@ def recorder(
                 "epoch %d/%d  %s  %.1f s  (%s)",
                 epoch + 1,
                 epochs,
-                learned(row),
+                format_metrics(row),
                 row["seconds"],
-                bill(history, recipe),
+                training_cost(history, recipe),
             )
             if on_epoch is not None:
                 on_epoch(epoch + 1, self.model)

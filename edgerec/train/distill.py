@@ -9,7 +9,7 @@ from typing import Any
 
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
-from edgerec.train.distillation import check_alike
+from edgerec.train.distillation import check_same_data
 from edgerec.train.fit import fit
 from edgerec.train.run import Run
 from edgerec.utils.atomic import real_path
@@ -51,10 +51,10 @@ def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
     """
     if not teachers:
         raise RecipeError("a student needs a teacher: name one run or more")
-    runs = [Run.classifying(path) for path in teachers]
+    runs = [Run.open_classifier(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:
-        check_alike(run, first)
+        check_same_data(run, first)
     paths = [str(real_path(run.path)) for run in runs]
     if strange := next((path for path in paths if "," in path), None):
         raise RecipeError(f"the run {strange} has a comma in its path, which separates teachers: rename it")

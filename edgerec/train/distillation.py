@@ -7,13 +7,13 @@ from typing import Any
 
 from edgerec.errors import RecipeError
 from edgerec.recipe import Recipe
-from edgerec.train.precision import in_suited
+from edgerec.train.precision import in_training_precision
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
 # Function ``(pixels, scores, weights) -> loss`` that returns the distance between the scores of a student and those of
 # its teachers. ``weights`` contains the weight of each image, or is None.
-Teacher = Callable[..., Any]
+DistillationLoss = Callable[..., Any]
 
 # What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
 _SAME = (
@@ -24,7 +24,7 @@ _SAME = (
 )
 
 
-def check_alike(run: Run, recipe: Recipe) -> None:
+def check_same_data(run: Run, recipe: Recipe) -> None:
     """Raise :class:`RecipeError` if the teacher's preprocessing or split differs from that of the student's recipe."""
     for key in _SAME:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
@@ -32,19 +32,19 @@ def check_alike(run: Run, recipe: Recipe) -> None:
             raise RecipeError(f"the teacher {run.path} has {key} = {theirs!r}, expected {ours!r} as the student has it")
 
 
-def find_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
+def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
     """Return the distillation loss for the teachers in ``distill.teachers``; None if there are none."""
     if not recipe.distill.teachers:
         return None
-    runs = [Run.classifying(path.strip()) for path in recipe.distill.teachers.split(",")]
+    runs = [Run.open_classifier(path.strip()) for path in recipe.distill.teachers.split(",")]
     for run in runs:
-        check_alike(run, recipe)
+        check_same_data(run, recipe)
         if run.labels != tuple(labels):
             raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
-    return distance([in_suited(run.model()) for run in runs], recipe.distill.temperature)
+    return teacher_loss([in_training_precision(run.model()) for run in runs], recipe.distill.temperature)
 
 
-def distance(models: Sequence[Any], temperature: float = 1.0) -> Teacher:
+def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> DistillationLoss:
     """Return a loss that measures the distance of scores from the mean scores of ``models``.
 
     The loss is the Kullback–Leibler divergence of the softened scores, multiplied by the squared temperature. This

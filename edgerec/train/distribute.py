@@ -24,9 +24,9 @@ import numpy as np
 from edgerec.errors import RecipeError, TrainError
 from edgerec.recipe import TrainSection
 from edgerec.train.backend import versions
-from edgerec.train.input_pipeline import WHOLE, Places
+from edgerec.train.input_pipeline import ONE_REPLICA, Replicas
 from edgerec.train.run import Run
-from edgerec.train.worker_handshake import Cluster, meet
+from edgerec.train.worker_handshake import Cluster, handshake
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
@@ -43,12 +43,12 @@ class Team:
     Attributes:
         strategy: TensorFlow's; None where one device trains.
         cluster: where other processes take part.
-        places: what of each batch this process computes.
+        replicas: what of each batch this process computes.
     """
 
     strategy: Any = None
     cluster: Cluster | None = None
-    places: Places = WHOLE
+    replicas: Replicas = ONE_REPLICA
 
     @property
     def chief(self) -> bool:
@@ -59,11 +59,11 @@ class Team:
         """Where the variables of a model are made that the team trains."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
-    def spread(self, feed: Callable[[Places], Any]) -> Any:
-        """The batches for Keras, of a function that gives those of some places, one place's after the other."""
+    def distribute(self, feed: Callable[[Replicas], Any]) -> Any:
+        """The batches for Keras, of a function that gives those of some replicas, one place's after the other."""
         if self.strategy is None:
-            return feed(WHOLE)
-        return self.strategy.distribute_datasets_from_function(lambda _: feed(self.places))
+            return feed(ONE_REPLICA)
+        return self.strategy.distribute_datasets_from_function(lambda _: feed(self.replicas))
 
     def mean(self, value: float) -> float:
         """The mean of all workers' values: the same number for all of them."""
@@ -85,7 +85,7 @@ class Team:
         """Return when all workers are here."""
         self.mean(0.0)
 
-    def agree(self, facts: dict[str, Any]) -> None:
+    def require_equal(self, facts: dict[str, Any]) -> None:
         """Refuse to train where a worker has other facts than the chief.
 
         Args:
@@ -103,7 +103,7 @@ class Team:
         )
         chief: dict[str, Any] = {}
         for index, end in enumerate(sizes.cumsum()):
-            found = _flat(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
+            found = _flattened(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
             chief = chief or found
             if other := [key for key in chief if found.get(key) != chief[key]]:
                 raise TrainError(
@@ -117,7 +117,7 @@ class Team:
         Raises:
             RecipeError: the batch size is not a multiple of the number of devices times ``accumulate``.
         """
-        devices = self.places.total
+        devices = self.replicas.total
         if size % (devices * accumulate):
             each = f", each of which computes its share in {accumulate} steps (train.accumulate)" * (accumulate > 1)
             raise RecipeError(
@@ -130,7 +130,7 @@ ALONE = Team()
 
 
 @contextlib.contextmanager
-def together(section: TrainSection) -> Iterator[Team]:
+def connected_team(section: TrainSection) -> Iterator[Team]:
     """The team that trains: all workers of ``TF_CONFIG``, with all GPUs of each.
 
     It must be asked before TensorFlow computes anything. Where there are other workers, the block is left by all of
@@ -147,7 +147,7 @@ def together(section: TrainSection) -> Iterator[Team]:
     strategy = _connected(cluster, section.workers_wait_s)
     total = strategy.num_replicas_in_sync
     own = total // len(cluster.addresses)
-    team = Team(strategy, cluster, Places(cluster.index * own, own, total))
+    team = Team(strategy, cluster, Replicas(cluster.index * own, own, total))
     log.info("%s of %d workers, %d devices in all", cluster.name(cluster.index), len(cluster.addresses), total)
     try:
         yield team
@@ -168,7 +168,7 @@ def _one_machine() -> Team:
     if len(devices) < 2:
         return ALONE
     log.info("training on %d %ss", len(devices), kind)
-    return Team(_mirrored(tuple(devices)), None, Places(0, len(devices), len(devices)))
+    return Team(_mirrored(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
 @functools.cache  # a second strategy would reuse the collective keys of the first one for tensors of other shapes
@@ -179,7 +179,7 @@ def _mirrored(devices: tuple[str, ...]) -> Any:
 @functools.cache  # TensorFlow connects a process once
 def _connected(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
-    meet(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
+    handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
     try:
         with captured_stderr():
             return require("tensorflow").distribute.MultiWorkerMirroredStrategy()
@@ -198,7 +198,7 @@ def _lost(cluster: Cluster, said: str) -> str:
 
 
 @contextlib.contextmanager
-def written_by_the_chief(run: Run, team: Team) -> Iterator[Run]:
+def run_to_write(run: Run, team: Team) -> Iterator[Run]:
     """The run, or for a worker that is not the chief a copy of it, which is gone after the block."""
     if team.chief:
         team.wait()
@@ -215,8 +215,8 @@ def written_by_the_chief(run: Run, team: Team) -> Iterator[Run]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _flat(facts: dict[str, Any], path: str = "") -> dict[str, Any]:
+def _flattened(facts: dict[str, Any], path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in facts.items():
-        found |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        found |= _flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return found

@@ -275,7 +275,7 @@ def _open(path: Path, normalise: str | None, activation: str | None, fit: Fit | 
     if path.is_file() and path.suffix == ".tflite":
         return _open_tflite(path, normalise, activation, fit)
     if Run(path).begun:
-        return _open_run(Run.classifying(path))
+        return _open_run(Run.open_classifier(path))
     if path.is_file() or (path / "manifest.json").is_file():
         return _open_bundle(Bundle.open(path))
     raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file")
@@ -291,7 +291,7 @@ def _open_run(run: Run) -> _Subject:
         len(labels),
         origins=(origin_of_run(run),),
         own_data=True,
-        answers=run.answers(),
+        answers=run.pseudo_labels(),
     )
 
 

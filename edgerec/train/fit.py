@@ -20,9 +20,9 @@ from edgerec.importing.keras3 import offer_keras3
 from edgerec.importing.keras_files import check_opens, load_checkpoint, load_model, load_weights
 from edgerec.models import BACKBONE, least_size_px, own, reconstructs
 from edgerec.recipe import UNRESOLVED, DataSection, Recipe, one_or_tuple
-from edgerec.train import anomaly as novelty
 from edgerec.train import baseline
 from edgerec.train import training_plots as plots
+from edgerec.train.anomaly import check_autoencoder, evaluate_autoencoder
 from edgerec.train.automatic_recipe import with_architecture, with_epochs
 from edgerec.train.backend import (
     UNREADABLE,
@@ -32,31 +32,31 @@ from edgerec.train.backend import (
     versions,
 )
 from edgerec.train.callbacks import OnEpoch, checkpoints, next_stage, recorder
-from edgerec.train.distillation import Teacher, find_teacher
-from edgerec.train.distribute import Team, together, written_by_the_chief
+from edgerec.train.distillation import DistillationLoss, distillation_loss
+from edgerec.train.distribute import Team, connected_team, run_to_write
 from edgerec.train.evaluate import figures, keras_scorer
 from edgerec.train.extend import extend
 from edgerec.train.ignored import warn_ignored
 from edgerec.train.input_pipeline import (
     evaluation_feed,
     evaluation_steps,
-    naming_broken_records,
+    reporting_damaged_records,
     steps_per_epoch,
     training_feed,
 )
 from edgerec.train.leakage import check_exposure, with_weights_file
 from edgerec.train.optimizer import optimizer, restored_optimizer
-from edgerec.train.precision import in_float32, in_suited
+from edgerec.train.precision import in_float32, in_training_precision
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 from edgerec.train.transfer import (
     Stage,
     checked_source,
-    hold,
+    freeze_for_stage,
     input_size_px,
     network,
-    release,
     stage_rate,
     stages,
+    unfreeze,
 )
 from edgerec.utils.atomic import checked_output, real_path, refuse_existing, replacing_folder, user_path, write_file
 from edgerec.utils.command_line import command
@@ -113,9 +113,9 @@ def fit(
             _refuse(run, recipe, overwrite)
             _check_names(recipe)
         if reconstructs(recipe.model.arch):
-            novelty.check_autoencoder(recipe)
+            check_autoencoder(recipe)
         prepare(recipe.train, recipe.seed)
-        with together(recipe.train) as team, written_by_the_chief(run, team) as own_run:
+        with connected_team(recipe.train) as team, run_to_write(run, team) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
             team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
             stages(recipe)  # fails before anything is written if the stages are not valid
@@ -125,8 +125,10 @@ def fit(
                     model = _begun(recipe, len(dataset.labels))
             if resume:  # a newer version may split images by another rule than the version that began the run
                 parts = recorded_split(dataset, own_run.split_record)
-            team.agree({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
-            teacher = find_teacher(recipe, dataset.labels)  # behind the model, whose random weights it must not change
+            team.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
+            teacher = distillation_loss(
+                recipe, dataset.labels
+            )  # behind the model, whose random weights it must not change
             if not resume:
                 _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
                 if finish and team.chief:
@@ -134,7 +136,7 @@ def fit(
                         log.warning(problem)
                 warn_ignored(recipe)
             training = _Training(own_run, recipe, dataset, parts, teacher, team, listener, on_epoch)
-            with naming_broken_records(dataset):
+            with reporting_damaged_records(dataset):
                 while stage := next_stage(recipe, own_run.history()):
                     training.learn(model, stage, len(own_run.history()))
             if finish and team.chief:
@@ -152,7 +154,7 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
     if not run.begun:
         return False
     begun = run.recipe
-    wanted = replace(recipe, data=placed(recipe.data), model=with_weights_file(recipe.model))
+    wanted = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
     for section, keys in wanted.to_dict().items():
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
@@ -192,7 +194,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
             f"train.accumulate is {accumulate}, expected a divisor of the batch size {size}: set train.batch_size to a "
             f"multiple of {accumulate} that is not above {len(parts.train)}, the number of training images"
         )
-    return replace(recipe, data=placed(section), train=train), dataset, parts
+    return replace(recipe, data=with_absolute_paths(section), train=train), dataset, parts
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class _Training:
     recipe: Recipe
     dataset: Dataset
     parts: Split
-    teacher: Teacher | None
+    teacher: DistillationLoss | None
     team: Team
     listener: Listener
     on_epoch: OnEpoch | None
@@ -211,38 +213,38 @@ class _Training:
     def learn(self, model: Any, stage: Stage, done: int) -> None:
         """Train ``model`` for the remaining epochs of a stage; ``done`` is the number of completed epochs in total."""
         recipe, train, first = self.recipe, self.recipe.train, done
-        dataset, parts, shares = self.dataset, self.parts, recipe.augment.mixes
+        dataset, parts, soft_labels = self.dataset, self.parts, recipe.augment.mixes
         steps = steps_per_epoch(parts.train, recipe)
         with self.team.scope():
             if first == stage.first:
-                hold(model, recipe, stage)
+                freeze_for_stage(model, recipe, stage)
                 model.optimizer = optimizer(train.optimizer, stage_rate(recipe, stage, steps), train.weight_decay)
             compile_classifier(
                 model,
                 model.optimizer,
                 min(STEPS_PER_CALL, steps),
                 xla=train.xla,
-                parts=train.accumulate,
-                shares=shares,
+                micro_batches=train.accumulate,
+                soft_labels=soft_labels,
                 teacher=self.teacher,
                 teacher_weight=recipe.distill.weight,
             )
         record = recorder(self.run, recipe, stage, steps, self.team, self.listener, self.on_epoch)
         model.fit(
-            self.team.spread(partial(training_feed, dataset, parts.train, recipe, first_epoch=first)),
+            self.team.distribute(partial(training_feed, dataset, parts.train, recipe, first_epoch=first)),
             steps_per_epoch=steps,
             initial_epoch=first,
             epochs=stage.last,
-            validation_data=self.team.spread(
-                partial(evaluation_feed, dataset, parts.val, recipe.normalise, shares=shares)
+            validation_data=self.team.distribute(
+                partial(evaluation_feed, dataset, parts.val, recipe.normalise, soft_labels=soft_labels)
             ),
-            validation_steps=evaluation_steps(parts.val, self.team.places),
+            validation_steps=evaluation_steps(parts.val, self.team.replicas),
             callbacks=[*_tensorboard(self.run, recipe), record],
             verbose=0,
         )
 
 
-def placed(section: DataSection) -> DataSection:
+def with_absolute_paths(section: DataSection) -> DataSection:
     """Return the section with absolute paths, so that a run does not depend on the working directory.
 
     The paths of merged data sets are sorted, because their order has no effect.
@@ -356,7 +358,7 @@ def _built(recipe: Recipe, classes: int) -> Any:
     model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
-    return in_suited(model)
+    return in_training_precision(model)
 
 
 def _best(run: Run) -> tuple[int, Any]:
@@ -380,13 +382,13 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: 
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
     if recipe.model.pretrained:
-        release(model)
+        unfreeze(model)
     run.save_model(model, "model.keras")
     offer_keras3(model, run.path / KERAS3)
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
     row = next(row for row in history if row["epoch"] == best)
     if run.reconstructs:
-        found = novelty.measured(model, recipe, dataset, parts, run.path / "plots", listener) | {
+        found = evaluate_autoencoder(model, recipe, dataset, parts, run.path / "plots", listener) | {
             "val_loss": row["val_loss"]
         }
     else:

@@ -16,7 +16,7 @@ from edgerec.data.augment import augmenter, mixer
 from edgerec.data.tfrecord_reader import Packed
 from edgerec.models import reconstructs
 from edgerec.recipe import Recipe
-from edgerec.train.backend import as_written
+from edgerec.train.backend import without_autograph
 from edgerec.utils.optional import require
 
 Indices = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ BUFFER_BYTES, BUFFER_PICTURES = 64 << 20, 16384
 
 
 @dataclass(frozen=True)
-class Places:
+class Replicas:
     """Which parts of each batch a process computes: ``count`` from ``first`` on, of ``total`` equal ones."""
 
     first: int = 0
@@ -41,7 +41,7 @@ class Places:
         return range(self.first, self.first + self.count)
 
 
-WHOLE = Places()
+ONE_REPLICA = Replicas()
 
 
 def batch_size(wanted: int, count: int) -> int:
@@ -54,31 +54,33 @@ def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
     return len(part) // recipe.train.batch_size
 
 
-def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Places = WHOLE, *, first_epoch: int) -> Any:
+def training_feed(
+    dataset: Dataset, part: Indices, recipe: Recipe, replicas: Replicas = ONE_REPLICA, *, first_epoch: int
+) -> Any:
     """Return a ``tf.data.Dataset`` of endless epochs of :func:`steps_per_epoch` batches, starting at ``first_epoch``.
 
     The order of the images and the augmentation depend only on the seed and the epoch. A resumed run therefore gets
     the same batches as an uninterrupted run, and several processes together get the same images as a single process.
 
     Returns:
-        Batches ``(pixels, classes)``: float32 ``(batch_size / places.total, H, W, C)`` and int64
-        ``(batch_size / places.total,)``; the batches of the devices follow each other. With mixup or cutmix,
+        Batches ``(pixels, classes)``: float32 ``(batch_size / replicas.total, H, W, C)`` and int64
+        ``(batch_size / replicas.total,)``; the batches of the devices follow each other. With mixup or cutmix,
         ``classes`` contains soft labels, float32 ``(…, classes)``. With ``train.class_weights = "balanced"``, a third
         element contains the weight of each image, float32 ``(…,)``; see :func:`class_weights`.
     """
     tf = require("tensorflow")
     steps = steps_per_epoch(part, recipe)
-    size = recipe.train.batch_size // places.total
+    size = recipe.train.batch_size // replicas.total
     finish = _finisher(dataset, recipe, class_weights(dataset, part, recipe))
     if dataset.packed is not None and len(part) == sum(shard.pictures for shard in dataset.packed.of("train")):
-        return _streamed(dataset.packed, recipe, places, steps, finish, first_epoch)
+        return _streamed(dataset.packed, recipe, replicas, steps, finish, first_epoch)
 
     def positions(epoch: Any) -> Any:
         order = tf.random.experimental.stateless_shuffle(tf.constant(part), seed=[recipe.seed, epoch])
-        batches = tf.reshape(order[: steps * places.total * size], [steps, places.total, size])
-        own = batches[:, places.first : places.first + places.count]
-        first = (epoch * steps + tf.range(steps, dtype=tf.int64)) * places.total
-        numbers = first[:, tf.newaxis] + tf.constant([*places.numbers], tf.int64)
+        batches = tf.reshape(order[: steps * replicas.total * size], [steps, replicas.total, size])
+        own = batches[:, replicas.first : replicas.first + replicas.count]
+        first = (epoch * steps + tf.range(steps, dtype=tf.int64)) * replicas.total
+        numbers = first[:, tf.newaxis] + tf.constant([*replicas.numbers], tf.int64)
         return tf.data.Dataset.from_tensor_slices((tf.reshape(own, [-1, size]), tf.reshape(numbers, [-1])))
 
     def gather(batch: Any, number: Any) -> tuple[Any, ...]:
@@ -87,8 +89,8 @@ def training_feed(dataset: Dataset, part: Indices, recipe: Recipe, places: Place
 
     return _untuned(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(as_written(positions))
-        .map(as_written(gather), num_parallel_calls=tf.data.AUTOTUNE)
+        .flat_map(without_autograph(positions))
+        .map(without_autograph(gather), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -101,7 +103,7 @@ def _untuned(feed: Any) -> Any:
 
 
 def _streamed(
-    pack: Packed, recipe: Recipe, places: Places, steps: int, finish: Callable[..., Any], first_epoch: int
+    pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
     """The same of packed data, whose shards are read from one end to the other.
 
@@ -110,8 +112,8 @@ def _streamed(
     """
     tf = require("tensorflow")
     shards = pack.of("train")
-    size = recipe.train.batch_size // places.total
-    own = steps * size * places.count  # pictures of an epoch
+    size = recipe.train.batch_size // replicas.total
+    own = steps * size * replicas.count  # pictures of an epoch
     paths = tf.constant([pack.path(shard) for shard in shards])
     counts = tf.constant([shard.pictures for shard in shards], tf.int64)
     features = {
@@ -126,23 +128,23 @@ def _streamed(
         order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), seed=seed)
         sizes = tf.gather(counts, order)
         starts = tf.cumsum(sizes, exclusive=True)
-        first = tf.constant(steps * size * places.first, tf.int64)
+        first = tf.constant(steps * size * replicas.first, tf.int64)
         skipped = tf.clip_by_value(first - starts, 0, sizes)
         taken = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
         return (
             tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, taken))
-            .filter(as_written(lambda path, skip, take: take > 0))
+            .filter(without_autograph(lambda path, skip, take: take > 0))
             .interleave(
-                as_written(opened),
+                without_autograph(opened),
                 cycle_length=OPEN_SHARDS,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
             .rebatch(window)
             .enumerate(epoch * -(-own // window))
-            .map(as_written(shuffled))
+            .map(without_autograph(shuffled))
             .unbatch()
-            .enumerate(epoch * steps * places.count)
+            .enumerate(epoch * steps * replicas.count)
         )
 
     def opened(path: Any, skipped: Any, taken: Any) -> Any:
@@ -159,19 +161,19 @@ def _streamed(
     def read(number: Any, records: Any) -> tuple[Any, ...]:
         found = tf.io.parse_example(records, features)
         pixels = tf.reshape(tf.io.decode_raw(found["image"], tf.uint8), [size, *pack.preprocess.shape])
-        number = number // places.count * places.total + places.first + number % places.count
+        number = number // replicas.count * replicas.total + replicas.first + number % replicas.count
         return finish(pixels, found["label"], number)
 
     return _untuned(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        .flat_map(as_written(epoch_of))
-        .map(as_written(read), num_parallel_calls=tf.data.AUTOTUNE)
+        .flat_map(without_autograph(epoch_of))
+        .map(without_autograph(read), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
 
 @contextmanager
-def naming_broken_records(dataset: Dataset) -> Iterator[None]:
+def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
     """Say which record of which shard it is where TensorFlow finds one broken; raises :class:`DataError`."""
     errors = require("tensorflow").errors
     try:
@@ -218,32 +220,37 @@ def _finisher(
     return finish
 
 
-def evaluation_steps(part: Indices, places: Places = WHOLE) -> int:
+def evaluation_steps(part: Indices, replicas: Replicas = ONE_REPLICA) -> int:
     """Batches of :func:`evaluation_feed` for each place."""
-    return -(-len(part) // (places.total * EVALUATION_BATCH))
+    return -(-len(part) // (replicas.total * EVALUATION_BATCH))
 
 
 def evaluation_feed(
-    dataset: Dataset, part: Indices, normalise: Normalise, places: Places = WHOLE, *, shares: bool = False
+    dataset: Dataset,
+    part: Indices,
+    normalise: Normalise,
+    replicas: Replicas = ONE_REPLICA,
+    *,
+    soft_labels: bool = False,
 ) -> Any:
     """Each picture of the part once, in batches of about the same size: shapes and types as :func:`training_feed`.
 
-    ``shares`` gives classes as they are where pictures are mixed.
+    ``soft_labels`` gives classes as they are where pictures are mixed.
     """
     tf = require("tensorflow")
-    steps = evaluation_steps(part, places)
-    pieces = [np.array_split(part[number :: places.total], steps) for number in places.numbers]
+    steps = evaluation_steps(part, replicas)
+    pieces = [np.array_split(part[number :: replicas.total], steps) for number in replicas.numbers]
     batches = [piece for step in zip(*pieces, strict=True) for piece in step]
 
     def gather(batch: Any) -> tuple[Any, Any]:
         pixels = tf.ensure_shape(_pixels(dataset, batch), [None, *dataset.images.shape[1:]])
         classes = tf.gather(tf.constant(dataset.classes), batch)
         return normalise.apply(tf.cast(pixels, tf.float32)), (
-            tf.one_hot(classes, len(dataset.labels)) if shares else classes
+            tf.one_hot(classes, len(dataset.labels)) if soft_labels else classes
         )
 
     rows = tf.RaggedTensor.from_row_lengths(np.concatenate(batches), [len(batch) for batch in batches])
-    return _untuned(tf.data.Dataset.from_tensor_slices(rows).map(as_written(gather)).prefetch(2))
+    return _untuned(tf.data.Dataset.from_tensor_slices(rows).map(without_autograph(gather)).prefetch(2))
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:

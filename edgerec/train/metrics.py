@@ -16,21 +16,21 @@ from edgerec.train.evaluate import Figures, Indices, Reals, figures
 from edgerec.train.run import Run
 
 
-class Measure(Protocol):
+class ModelMetrics(Protocol):
     """How outputs of any form of one run's model become figures.
 
     Outputs are what a :data:`~edgerec.train.evaluate.Scorer` gives: ``(N, classes)`` scores or ``(N, 1)`` errors.
 
     Attributes:
         labels: one for each output that has one.
-        gained: what ``top1`` counts, in words.
+        top1_name: what ``top1`` counts, in words.
     """
 
     @property
     def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def gained(self) -> str: ...
+    def top1_name(self) -> str: ...
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
         """A .tflite of it, for :func:`~edgerec.train.evaluate.tflite_scorer`."""
@@ -49,11 +49,11 @@ class Measure(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class ClassifierMetrics:
     """Of a classifier: top-1 is the part of right answers, agreement that of the same answers."""
 
     labels: tuple[str, ...]
-    gained = "top-1"
+    top1_name = "top-1"
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
         return ImageModel(content, normalise, **options)
@@ -72,13 +72,13 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Errors:
+class AutoencoderMetrics:
     """Of an autoencoder: top-1 is the part of the pictures that it knows, whose error is not above ``threshold``, the
     float model's; agreement is Spearman's rank correlation with the float model's errors."""
 
     threshold: float
     labels: tuple[str, ...] = ()
-    gained = "known pictures"
+    top1_name = "known pictures"
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
         return Autoencoder(content, normalise, **options)
@@ -108,9 +108,9 @@ class Errors:
         )
 
 
-def measure_of(run: Run) -> Measure:
+def metrics_of(run: Run) -> ModelMetrics:
     """What judges the forms of a run's model."""
-    return Errors(run.metrics["threshold"]) if run.reconstructs else Answers(run.labels)
+    return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)
 
 
 def _ranks(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

@@ -24,7 +24,7 @@ def in_float32(model: Any) -> Any:
     return _again(model, "float32")
 
 
-def in_suited(model: Any) -> Any:
+def in_training_precision(model: Any) -> Any:
     """The model with each layer in the precision in force (``train.mixed_precision``) where that is fast and safe.
 
     The rest is float32: the last two layers, logits and scores; on a CPU batch normalisation of few channels, and a

@@ -98,7 +98,7 @@ MAX_FILE_BYTES = 256 << 20
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
 # The answers of an adopted model to pictures without labels.
-ANSWERS = "answers.json"
+PSEUDO_LABELS = "answers.json"
 AGREEMENT = "the pictures have no labels: figures are agreement with the float model's own answers, not accuracy"
 
 
@@ -129,7 +129,7 @@ class Run:
         return run
 
     @classmethod
-    def classifying(cls, path: str | Path) -> Run:
+    def open_classifier(cls, path: str | Path) -> Run:
         """A finished run of a classifier; raises :class:`RunError` for an autoencoder's, which knows no labels."""
         run = cls.open(path)
         if run.reconstructs:
@@ -239,7 +239,7 @@ class Run:
             DataError: the images differ from those that the run was trained on.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
-        answers = self.answers()
+        answers = self.pseudo_labels()
         least = least_size_px(recipe.model.arch)
         flat = answers is not None or self.reconstructs
         classes = 1 if self.reconstructs else 2
@@ -255,9 +255,9 @@ class Run:
         split = recorded_split(dataset, self.split_record)
         return dataset if self.reconstructs else dataset.relabelled(self.labels, answers), split
 
-    def answers(self) -> dict[str, str] | None:
+    def pseudo_labels(self) -> dict[str, str] | None:
         """The adopted model's answer to each picture by its name; None where the pictures have labels."""
-        return self._read(ANSWERS, _object({"*": str})) if (self.path / ANSWERS).is_file() else None
+        return self._read(PSEUDO_LABELS, _object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
 
     def variant(self, name: str) -> Path:
         """The folder of one variant, which may not exist yet."""
@@ -461,7 +461,7 @@ def best_epoch(history: list[dict[str, float]]) -> int:
     return int(max(history, key=lambda row: (row.get("val_accuracy", 0.0), -row["val_loss"]))["epoch"])
 
 
-def learned(row: Mapping[str, float]) -> str:
+def format_metrics(row: Mapping[str, float]) -> str:
     """What an epoch's or a step's figures say, for people: an autoencoder has no accuracy."""
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
     return "  ".join(f"{key} {row[key]:.4f}" for key in keys if key in row)

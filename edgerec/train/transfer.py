@@ -117,7 +117,7 @@ def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
     )
 
 
-def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
+def freeze_for_stage(model: Any, recipe: Recipe, stage: Stage) -> None:
     """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
 
     If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset, as
@@ -125,7 +125,7 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
     """
     if not recipe.model.pretrained:
         return
-    release(model)
+    unfreeze(model)
     body = [layer for layer in _leaves(model) if layer.weights and layer.name not in CLASSES]
     learning = round(len(body) * stage.part)
     for number, layer in enumerate(body):
@@ -135,7 +135,7 @@ def hold(model: Any, recipe: Recipe, stage: Stage) -> None:
     log.info("epoch %d: %d of %d layers before the head learn", stage.first + 1, learning, len(body))
 
 
-def release(model: Any) -> None:
+def unfreeze(model: Any) -> None:
     """Unfreeze all layers except the fixed input normalization, as fine-tuning expects."""
     for layer in model.layers:
         layer.trainable = True

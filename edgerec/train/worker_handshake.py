@@ -79,7 +79,7 @@ class Cluster:
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
-def meet(cluster: Cluster, about: dict[str, Any], wait_s: float) -> None:
+def handshake(cluster: Cluster, about: dict[str, Any], wait_s: float) -> None:
     """Return when all workers of the cluster are there.
 
     Args:

@@ -8,7 +8,7 @@ from edgerec import Recipe, fit
 from edgerec.compress.context import Bench
 from edgerec.compress.finetune import fine_tune
 from edgerec.train.backend import keras
-from edgerec.train.distillation import distance
+from edgerec.train.distillation import teacher_loss
 from edgerec.utils.progress import ignore
 from tests.conftest import red_and_blue
 
@@ -66,7 +66,7 @@ def test_fine_tuning_shrinks_kernels_like_the_training(unbalanced, tmp_path, dec
 def test_a_teachers_distance_weighs_images():
     tf = keras().backend  # the loss is a function of plain tensors
     teacher = keras().Sequential([keras().Input((1,)), keras().layers.Dense(2, "softmax", kernel_initializer="zeros")])
-    loss = distance([teacher])
+    loss = teacher_loss([teacher])
     pixels = tf.constant([[0.0], [0.0]])
     right, wrong = [0.5, 0.5], [0.9, 0.1]
     scores = tf.constant([right, wrong])

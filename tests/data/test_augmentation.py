@@ -190,7 +190,7 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     from edgerec import Run, fit
     from edgerec.compress.context import Bench
     from edgerec.data import readers as sources
-    from edgerec.train.input_pipeline import WHOLE
+    from edgerec.train.input_pipeline import ONE_REPLICA
     from edgerec.utils.progress import ignore
 
     digits = sources.find("digits")
@@ -222,7 +222,7 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     assert made.history()[-1]["accuracy"] < made.history()[-1]["val_accuracy"]
     with Bench.open(made, made.recipe, None, ignore) as bench:
         tune = bench.fine_tune(tmp_path)
-    for feed in (tune.feed(0, WHOLE), tune.plain):
+    for feed in (tune.feed(0, ONE_REPLICA), tune.plain):
         _, classes, _ = next(iter(feed))
         assert classes.dtype == np.int64
         assert classes.shape.rank == 1

@@ -385,7 +385,7 @@ def test_augmentation_is_seeded_and_does_what_it_says():
 
 def test_batches_are_those_of_the_seed_and_epoch():
     from edgerec import Recipe
-    from edgerec.train.input_pipeline import Places, steps_per_epoch, training_feed
+    from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
 
     dataset, resolved = load(section("digits"))
     recipe = Recipe(data=resolved).override({"train.batch_size": 16})
@@ -403,7 +403,8 @@ def test_batches_are_those_of_the_seed_and_epoch():
     assert batches[0][0].dtype == np.float32
     assert 0 <= np.min(batches[0][0]) <= np.max(batches[0][0]) <= 1
     # Two processes, the second with two devices of three: together they see the same batches.
-    one = iter(training_feed(dataset, part, recipe.override({"train.batch_size": 15}), Places(0, 1, 3), first_epoch=0))
-    two = iter(training_feed(dataset, part, recipe.override({"train.batch_size": 15}), Places(1, 2, 3), first_epoch=0))
-    for _, whole in training_feed(dataset, part, recipe.override({"train.batch_size": 15}), first_epoch=0).take(12):
+    recipe = recipe.override({"train.batch_size": 15})
+    one = iter(training_feed(dataset, part, recipe, Replicas(0, 1, 3), first_epoch=0))
+    two = iter(training_feed(dataset, part, recipe, Replicas(1, 2, 3), first_epoch=0))
+    for _, whole in training_feed(dataset, part, recipe, first_epoch=0).take(12):
         assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), whole)

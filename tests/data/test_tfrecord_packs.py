@@ -18,7 +18,7 @@ from edgerec.compress.calibration.check import check
 from edgerec.data import load, split_dataset
 from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
-from edgerec.train.input_pipeline import Places, steps_per_epoch, training_feed
+from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
 
 PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
 
@@ -79,7 +79,7 @@ def test_every_picture_is_read_once_an_epoch_in_another_order(packed, workers):
     for epoch in (0, 1):
         seen = []
         for worker in range(workers):
-            feed = training_feed(dataset, parts.train, recipe, Places(worker, 1, workers), first_epoch=epoch)
+            feed = training_feed(dataset, parts.train, recipe, Replicas(worker, 1, workers), first_epoch=epoch)
             batches = list(feed.take(2 * steps))
             assert all(len(classes) == 32 // workers for _, classes in batches)
             seen += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
@@ -91,7 +91,7 @@ def test_every_picture_is_read_once_an_epoch_in_another_order(packed, workers):
         for row in found:
             left.remove(row)  # fails where a picture comes twice
     assert not np.array_equal(epochs[0], epochs[1])
-    again = training_feed(dataset, parts.train, recipe, Places(0, 1, workers), first_epoch=1)
+    again = training_feed(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
     pixels, _ = next(iter(again))
     assert np.array_equal(np.rint(np.asarray(pixels) * 255), epochs[1][: 32 // workers])
 

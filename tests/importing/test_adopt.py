@@ -274,7 +274,7 @@ def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tm
     assert "agreement with the float model's own answers, not accuracy" in caplog.text
     assert run.labels == ("0", "1")
     # The model calls red 1.
-    assert {name.partition("_")[0] for name, label in run.answers().items() if label == "1"} == {"red"}
+    assert {name.partition("_")[0] for name, label in run.pseudo_labels().items() if label == "1"} == {"red"}
     assert report.forms[0].top1 == 1.0
     assert evaluate(run.path).accuracy == 1.0
     bundle = export_bundle(run, out=tmp_path / "bundle").bundle

@@ -85,10 +85,10 @@ def test_logarithmic_axis_has_enough_numbers(span):
 
 
 def test_error_histogram_has_a_readable_axis(drawn, tmp_path):
-    from edgerec.train.anomaly import error_histogram
+    from edgerec.train.anomaly import plot_error_histogram
 
     errors = np.random.default_rng(0).uniform(0.0012, 0.0048, 200)
-    error_histogram(errors, 0.005, tmp_path / "errors.png")
+    plot_error_histogram(errors, 0.005, tmp_path / "errors.png")
     assert readable(drawn[0].axes[0].xaxis, drawn[0])
 
 

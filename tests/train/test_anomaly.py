@@ -143,9 +143,9 @@ def test_variants_are_judged_by_their_errors(autoencoder, variant):
 
 
 def test_agreement_is_the_order_of_the_errors():
-    from edgerec.train.metrics import Errors
+    from edgerec.train.metrics import AutoencoderMetrics
 
-    measure, errors = Errors(0.5), np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
+    measure, errors = AutoencoderMetrics(0.5), np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
     assert measure.top1(errors, np.zeros(4, np.int64)) == 0.75
     assert measure.agreement(errors**2, errors) == pytest.approx(1)
     assert measure.agreement(-errors, errors) == pytest.approx(-1)

@@ -7,7 +7,7 @@ import pytest
 
 from edgerec import Recipe
 from edgerec.data import load, split_dataset
-from edgerec.train.input_pipeline import Places, training_feed
+from edgerec.train.input_pipeline import Replicas, training_feed
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +35,17 @@ def unbalanced(tmp_path_factory):
 EXPECTED = np.array([100 / 180, 100 / 90, 100 / 30])
 
 
-def batches(recipe, places=Places(), count=5):
+def batches(recipe, replicas=Replicas(), count=5):
     dataset, section = load(recipe.data, least_size_px=8)
     parts = split_dataset(dataset, section, recipe.seed)
     return [
         [part.numpy() for part in batch]
-        for batch in training_feed(dataset, parts.train, recipe, places, first_epoch=0).take(count)
+        for batch in training_feed(dataset, parts.train, recipe, replicas, first_epoch=0).take(count)
     ]
 
 
 def test_each_image_has_the_weight_of_its_class(unbalanced):
-    both = [batches(unbalanced), batches(unbalanced, Places(0, 2, 2), 10)]
+    both = [batches(unbalanced), batches(unbalanced, Replicas(0, 2, 2), 10)]
     for found in both:
         for _, classes, weights in found:
             assert weights == pytest.approx(EXPECTED[classes])

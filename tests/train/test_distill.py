@@ -10,12 +10,12 @@ import pytest
 from edgerec import Run, ensemble, evaluate, fit
 from edgerec.errors import RecipeError
 from edgerec.train.distill import student_recipe
-from edgerec.train.distillation import find_teacher
+from edgerec.train.distillation import distillation_loss
 
 
 def test_the_loss_is_the_distance_of_softened_answers(run):
     recipe = replace(run.recipe, distill=replace(run.recipe.distill, teachers=str(run.path), temperature=2.0))
-    distance = find_teacher(recipe, run.labels)
+    distance = distillation_loss(recipe, run.labels)
     dataset, parts = run.data()
     pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
     scores = np.asarray(run.model()(pixels, training=False), np.float64)
@@ -25,7 +25,7 @@ def test_the_loss_is_the_distance_of_softened_answers(run):
     soft /= soft.sum(axis=1, keepdims=True)
     expected = 4 * (soft * np.log(soft / 0.1)).sum(axis=1).mean()
     assert float(distance(pixels, other.astype(np.float32))) == pytest.approx(expected, rel=1e-3)
-    assert find_teacher(run.recipe, run.labels) is None
+    assert distillation_loss(run.recipe, run.labels) is None
 
 
 def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, here):

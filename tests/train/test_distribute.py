@@ -21,8 +21,8 @@ import pytest
 from edgerec import Recipe, Run
 from edgerec.errors import EdgerecError, RecipeError, TrainError
 from edgerec.train import worker_handshake as rendezvous
-from edgerec.train.input_pipeline import Places, evaluation_steps
-from edgerec.train.worker_handshake import Cluster, meet
+from edgerec.train.input_pipeline import Replicas, evaluation_steps
+from edgerec.train.worker_handshake import Cluster, handshake
 from tests.conftest import one_line
 
 WORKER = Path(__file__).parent.parent / "worker.py"
@@ -102,7 +102,7 @@ def met(clusters, about=None, wait_s=20):
 
     def run(number, cluster):
         try:
-            meet(cluster, (about or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
+            handshake(cluster, (about or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
         except EdgerecError as error:
             found[number] = str(error)
 
@@ -127,7 +127,7 @@ def test_workers_may_come_long_after_each_other(monkeypatch):
     """The last one later than anybody waits for a word of one who called."""
     monkeypatch.setattr(rendezvous, "_HELLO_S", 0.3)
     addresses = tuple(free_ports(3))
-    late = threading.Timer(1.2, meet, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
+    late = threading.Timer(1.2, handshake, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
     late.start()
     assert met([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
     late.join()
@@ -163,9 +163,9 @@ def test_others_than_were_expected_are_refused():
 
 
 def test_places_share_every_batch_and_every_validation_picture():
-    assert [list(Places(first, 2, 4).numbers) for first in (0, 2)] == [[0, 1], [2, 3]]
+    assert [list(Replicas(first, 2, 4).numbers) for first in (0, 2)] == [[0, 1], [2, 3]]
     assert evaluation_steps(np.arange(1000)) == 4
-    assert evaluation_steps(np.arange(1000), Places(1, 1, 4)) == 1
+    assert evaluation_steps(np.arange(1000), Replicas(1, 1, 4)) == 1
 
 
 # Recipes that together set every key of the sections train, augment and transfer to another value than its default.
@@ -263,9 +263,9 @@ def test_a_batch_that_cannot_be_shared():
     from edgerec.train.distribute import Team
 
     with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
-        Team(places=Places(0, 1, 4)).check_batch(50)
+        Team(replicas=Replicas(0, 1, 4)).check_batch(50)
     with pytest.raises(RecipeError, match=r"is 48, expected a multiple of 32: 4 devices share a batch, each of which"):
-        Team(places=Places(0, 1, 4)).check_batch(48, accumulate=8)
+        Team(replicas=Replicas(0, 1, 4)).check_batch(48, accumulate=8)
 
 
 # --- two processes, in earnest

@@ -12,7 +12,7 @@ from edgerec.errors import RecipeError
 from edgerec.recipe import TrainSection
 from edgerec.train import optimizer as optimizer_module
 from edgerec.train.backend import compile_classifier, keras, prepare
-from edgerec.train.callbacks import bill, duration, next_stage
+from edgerec.train.callbacks import duration, next_stage, training_cost
 from edgerec.train.optimizer import optimizer
 
 
@@ -34,10 +34,10 @@ def test_the_rate_halves_after_three_epochs_that_are_no_better():
 
 def test_time_and_cost_so_far_and_to_come():
     recipe = Recipe().override({"train.epochs": 10, "train.price_per_hour": 36.0})
-    told = bill([row(1, 100.0), row(2, 10.0), row(3, 10.0), row(4, 10.0)], recipe)
+    told = training_cost([row(1, 100.0), row(2, 10.0), row(3, 10.0), row(4, 10.0)], recipe)
     assert (told.seconds, told.seconds_left) == (130.0, 60.0)
     assert str(told) == "2:10 so far, 1:00 to go; cost 1.30 so far, 0.60 to come"
-    assert "cost" not in str(bill([row(1)], Recipe().override({"train.epochs": 10})))
+    assert "cost" not in str(training_cost([row(1)], Recipe().override({"train.epochs": 10})))
     assert [duration(n) for n in (0, 59.6, 3599, 3600, 90061)] == ["0:00", "1:00", "59:59", "1:00:00", "25:01:01"]
 
 
@@ -85,10 +85,10 @@ def stepped(pixels, classes, **how):
 def test_a_batch_in_parts_and_by_xla_gives_the_same_weights():
     _, pixels, classes = tiny()
     whole = stepped(pixels, classes)
-    assert np.abs(stepped(pixels, classes, parts=4) - whole).max() < 1e-6
+    assert np.abs(stepped(pixels, classes, micro_batches=4) - whole).max() < 1e-6
     assert np.abs(stepped(pixels, classes, xla=True) - whole).max() < 1e-6
     try:
-        mixed = [stepped(pixels, classes, parts=4, policy=f"mixed_{name}") for name in ("float16", "bfloat16")]
+        mixed = [stepped(pixels, classes, micro_batches=4, policy=f"mixed_{name}") for name in ("float16", "bfloat16")]
     finally:
         keras().mixed_precision.set_global_policy("float32")
     assert all(0 < np.abs(each - whole).max() < 1e-2 for each in mixed)

@@ -14,8 +14,8 @@ from edgerec.models import build
 from edgerec.recipe import ModelSection, TrainSection
 from edgerec.train import backend as module
 from edgerec.train.backend import has_bfloat16_units, keras, prepare
-from edgerec.train.distillation import find_teacher
-from edgerec.train.precision import in_float32, in_suited
+from edgerec.train.distillation import distillation_loss
+from edgerec.train.precision import in_float32, in_training_precision
 
 MIXED = TrainSection(mixed_precision=True)
 
@@ -72,18 +72,18 @@ def test_which_processors_have_units_for_bfloat16(monkeypatch, tmp_path, about, 
 def test_layers_that_bfloat16_makes_slower_stay_float32(monkeypatch, caplog):
     with_units(monkeypatch, True)
     prepare(MIXED, 0)
-    model = in_suited(network("resnet14", 1.5))
+    model = in_training_precision(network("resnet14", 1.5))
     slow = {layer.name for layer in model.layers if layer.compute_dtype == "float32"}
     few = {layer.name for layer in model.layers if "batch" in layer.name and layer.output_shape[-1] == 24}
     assert len(few) == 5
     assert slow == few | {"pixels", "logits", "scores"}
     assert model(np.zeros((1, 32, 32, 3), np.float32)).dtype == tf.float32
     with caplog.at_level(logging.INFO, "edgerec"):
-        model = in_suited(network("mobilenet_v1", 0.25))
+        model = in_training_precision(network("mobilenet_v1", 0.25))
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     assert "mobilenet_v1 has depthwise convolutions" in caplog.text
     keras().mixed_precision.set_global_policy("mixed_float16")  # on a GPU they are not slower
-    model = in_suited(network("mobilenet_v1", 0.25))
+    model = in_training_precision(network("mobilenet_v1", 0.25))
     assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} == {"pixels", "logits", "scores"}
 
 
@@ -93,7 +93,7 @@ def test_a_cell_computes_as_its_layer(monkeypatch):
     layers = keras().layers
     rows = layers.Input((8, 8))
     x = layers.Dense(3, dtype="float32")(layers.RNN(layers.LSTMCell(8))(rows))
-    model = in_suited(keras().Model(rows, layers.Activation("softmax", dtype="float32")(x)))
+    model = in_training_precision(keras().Model(rows, layers.Activation("softmax", dtype="float32")(x)))
     assert model.layers[1].cell.compute_dtype == model.layers[1].compute_dtype == "bfloat16"
     assert model(np.zeros((2, 8, 8), np.float32)).dtype == tf.float32
 
@@ -104,7 +104,7 @@ def test_a_network_answers_alike_in_both(monkeypatch):
     whole = in_float32(network("resnet8"))
     assert {layer.dtype_policy.name for layer in whole.layers} == {"float32"}
     pixels = np.random.default_rng(0).random((16, 32, 32, 3), np.float32)
-    half = in_suited(whole)
+    half = in_training_precision(whole)
     assert {layer.compute_dtype for layer in half.layers} == {"float32", "bfloat16"}
     assert 0 < np.abs(np.asarray(half(pixels)) - np.asarray(whole(pixels))).max() < 0.02
 
@@ -114,10 +114,10 @@ def test_a_teacher_answers_in_the_precision_of_the_training(monkeypatch, run):
     dataset, parts = run.data()
     pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
     scores = run.model()(pixels, training=False)
-    assert float(find_teacher(recipe, run.labels)(pixels, scores)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(recipe, run.labels)(pixels, scores)) == pytest.approx(0, abs=1e-6)
     with_units(monkeypatch, True)
     prepare(MIXED, 0)
-    assert 1e-6 < float(find_teacher(recipe, run.labels)(pixels, scores)) < 0.1
+    assert 1e-6 < float(distillation_loss(recipe, run.labels)(pixels, scores)) < 0.1
 
 
 def test_precision_is_of_the_training_alone(monkeypatch, tmp_path, image_folder):

@@ -25,11 +25,11 @@ def test_accumulated_gradients_are_the_mean_of_the_batch(weighted):
     pixels, classes = rng.random((8, 5), np.float32), np.arange(8) % 3
     weights = rng.random(8).astype(np.float32) if weighted else None
     steps = []
-    for parts in (1, 4):
+    for micro_batches in (1, 4):
         keras().utils.set_random_seed(0)
         model = keras().Sequential([keras().Input((5,)), keras().layers.Dense(3, "softmax")])
         before = model.get_weights()
-        compile_classifier(model, optimizer("sgd", 0.1), 1, parts=parts)
+        compile_classifier(model, optimizer("sgd", 0.1), 1, micro_batches=micro_batches)
         model.train_on_batch(pixels, classes, sample_weight=weights)
         steps.append([after - old for after, old in zip(model.get_weights(), before, strict=True)])
     for whole, accumulated in zip(*steps, strict=True):

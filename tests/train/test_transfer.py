@@ -8,7 +8,7 @@ import pytest
 from edgerec import Recipe, fit, quantize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.train.backend import keras
-from edgerec.train.transfer import hold, release, stages, with_new_classes
+from edgerec.train.transfer import freeze_for_stage, stages, unfreeze, with_new_classes
 
 
 def recipe(**changes):
@@ -69,14 +69,14 @@ def test_what_learns_in_a_stage(file):
     model, plan = with_new_classes(file, 3, transfer), stages(transfer)
     found = []
     for stage in plan:
-        hold(model, transfer, stage)
+        freeze_for_stage(model, transfer, stage)
         found.append(learning(model))
     every = {"logits", "first", "second"}
     assert found == [{"logits"}, {"logits", "second"}, every, every]
-    hold(model, transfer.override({"transfer.freeze_bn": False}), plan[-1])
+    freeze_for_stage(model, transfer.override({"transfer.freeze_bn": False}), plan[-1])
     assert learning(model) == {"logits", "first", "norm", "second"}
-    hold(model, transfer, plan[0])
-    release(model)
+    freeze_for_stage(model, transfer, plan[0])
+    unfreeze(model)
     assert learning(model) == {"logits", "first", "norm", "second"}
 
 
@@ -103,7 +103,7 @@ def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
     transfer = recipe(**{"model.weights": str(file)})
     learned = []
     for stage in stages(transfer):
-        hold(model, transfer, stage)
+        freeze_for_stage(model, transfer, stage)
         learned.append({name for name in trained() if name != "time_distributed"})
         # What learns by its batch's statistics changes them in training mode.
         before = [weight.numpy() for weight in model.non_trainable_weights]
@@ -111,7 +111,7 @@ def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
         for old, new in zip(before, model.non_trainable_weights, strict=True):
             assert np.array_equal(old, new)
     assert learned == [{"logits"}, {"logits", "second"}, {"logits", "second"}, {"logits", "first", "second"}]
-    hold(model, transfer.override({"transfer.freeze_bn": False}), stages(transfer)[-1])
+    freeze_for_stage(model, transfer.override({"transfer.freeze_bn": False}), stages(transfer)[-1])
     assert {"first", "norm", "second", "logits"} <= trained()
     assert not model.get_layer("inside").get_layer("imagenet_range").trainable
 

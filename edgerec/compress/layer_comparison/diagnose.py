@@ -78,7 +78,7 @@ def parity(
     Raises:
         EdgerecError: the run has no such variant, or its pictures or models cannot be read.
     """
-    run = Run.classifying(run.path if isinstance(run, Run) else run)
+    run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     name = _choose(run, variant)
     if images < 1:
         raise DataError(f"parity needs at least 1 picture, got images={images}")
