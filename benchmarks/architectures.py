@@ -26,7 +26,7 @@ import numpy.typing as npt
 from common import data_folder
 
 from edgerec.compress.convert import to_int8
-from edgerec.compress.qat import rounded
+from edgerec.compress.qat import with_fake_quantization
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.importing.passes import adapt
@@ -178,7 +178,7 @@ def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: N
         x = x.copy()
         x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # both ends of the input's range
         return to_int8(model, x), model
-    aware = rounded(pruned(model, x) if method == "pqat" else model, normalise, pruned=method == "pqat")
+    aware = with_fake_quantization(pruned(model, x) if method == "pqat" else model, normalise, pruned=method == "pqat")
     train(aware, x)
     return to_int8(aware), aware
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from edgerec.compress import calibration
-from edgerec.compress.accuracy_gate import form
+from edgerec.compress.accuracy_gate import parity_row
 from edgerec.compress.calibration.sampling import METHODS
 from edgerec.compress.convert import to_int8
 from edgerec.data import Dataset, Split
@@ -86,7 +86,7 @@ def main() -> None:
     images, classes = np.asarray(dataset.images[part]), dataset.classes[part]
     model = run.model()
     reference = keras_scorer(model, recipe.normalise)(images, ignore)
-    top1 = form("float32", reference, reference, classes).top1
+    top1 = parity_row("float32", reference, reference, classes).top1
     print(f"{recipe.model.arch}, {len(part)} validation pictures, float Keras {top1:.2%}\n")
     print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
     for name, case in cases(dataset, split, recipe.normalise):
@@ -94,7 +94,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             content = to_int8(model, case(seed).astype(np.float32))
             scores = tflite_scorer(ImageModel(content, recipe.normalise))(images, ignore)
-            row = form(name, scores, reference, classes)
+            row = parity_row(name, scores, reference, classes)
             moved = float(np.abs(scores - reference).sum(axis=1).mean()) / 2
             rows.append((row.top1, row.agreement, moved))
         print(f"| {name} | {' | '.join(_cell(values) for values in zip(*rows, strict=True))} |", flush=True)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgerec.compress import calibration
 from edgerec.compress.channels import cost, macs, shrink
-from edgerec.compress.context import Bench as RunBench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.compress.finetune import FineTune
 from edgerec.runtime.model import ImageModel
@@ -74,7 +74,7 @@ def bench(arguments: argparse.Namespace) -> Bench:
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
     if arguments.learning_rate:
         changes["compress.learning_rate"] = arguments.learning_rate
-    with RunBench.open(run, run.recipe.override(changes), arguments.data, ignore) as opened:
+    with CompressionContext.open(run, run.recipe.override(changes), arguments.data, ignore) as opened:
         return Bench(run, opened.dataset, opened.split, opened.fine_tune(Path(tempfile.mkdtemp())))
 
 

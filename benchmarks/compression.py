@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # A second training begins at the first's weights and at half of its rate; the small one also learns what the wide one
 # answers, in bfloat16 where that is faster, which its own depthwise convolutions are not.
-AGAIN: dict[str, Any] = {
+RETRAINING_RATE: dict[str, Any] = {
     "train.learning_rate": 0.05,
     "transfer.frozen": 0.0,
     "transfer.unfreeze": 0.0,
@@ -58,8 +58,8 @@ AGAIN: dict[str, Any] = {
     "transfer.freeze_bn": False,
 }
 SECOND: dict[str, dict[str, Any]] = {
-    "small": AGAIN | {"distill.weight": 0.9, "augment.cutout": 0.25, "train.mixed_precision": True},
-    "wide": AGAIN,
+    "small": RETRAINING_RATE | {"distill.weight": 0.9, "augment.cutout": 0.25, "train.mixed_precision": True},
+    "wide": RETRAINING_RATE,
 }
 # The first convolution has 288 of the 121,760 weights, two a filter if 80 % went: it is left alone, as is usual
 # (arXiv:1902.09574), and of all weights 80 % are zero.

@@ -1,4 +1,4 @@
-"""From a float model to an int8 .tflite that answers the same. Needs the train extra."""
+"""Compress a float model into an int8 .tflite model, and compare the two. Requires the train extra."""
 
 from edgerec.compress.quantize import quantize
 from edgerec.compress.variant_report import QuantizeReport

@@ -1,4 +1,4 @@
-"""How far two forms of a model agree on the same held-out pictures, and the gate that follows from it."""
+"""Rows of the parity table, and the gate that limits the loss of accuracy."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from edgerec.train.metrics import ModelMetrics
 
 
 @dataclass(frozen=True)
-class Form:
+class ParityRow:
     """One row of the parity table.
 
     Attributes:
         name: ``keras float32``, ``float32`` or the variant's name.
-        top1: part of the held-out pictures that it gets right, 0 to 1; of an autoencoder, that it knows, by float
-            Keras' threshold.
-        agreement: part on which its best class is the float Keras model's, 0 to 1; of an autoencoder, the rank
-            correlation of its errors with the float Keras model's, −1 to 1.
-        size_bytes: of the .tflite file; 0 for Keras.
-        gzip_bytes: the same, compressed.
-        error: of an autoencoder, the mean reconstruction error.
+        top1: top-1 accuracy on the test images, 0 to 1. For an autoencoder, the fraction of the images whose
+            reconstruction error is below the float Keras model's threshold.
+        agreement: fraction of the images with the same prediction as the float Keras model, 0 to 1. For an autoencoder,
+            the rank correlation of its errors with those of the float Keras model, −1 to 1.
+        size_bytes: size of the .tflite file; 0 for Keras.
+        gzip_bytes: size of the .tflite file after compression with gzip; 0 for Keras.
+        error: mean reconstruction error of an autoencoder; None for a classifier.
     """
 
     name: str
@@ -37,20 +37,29 @@ class Form:
     error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; the error only where there is one."""
+        """Return the fields as JSON values, without ``error`` if it is None."""
         return {key: value for key, value in asdict(self).items() if key != "error" or value is not None}
 
 
-def form(
+def parity_row(
     name: str,
     outputs: npt.NDArray[np.float32],
     reference: npt.NDArray[np.float32],
     classes: npt.NDArray[np.int64],
     measure: ModelMetrics,
     content: bytes = b"",
-) -> Form:
-    """A row from outputs ``(N, …)``, the float Keras model's, and the truth ``(N,)``."""
-    return Form(
+) -> ParityRow:
+    """Compute a row of the parity table.
+
+    Args:
+        name: name of the row.
+        outputs: outputs of the model, float32 ``(N, …)``.
+        reference: outputs of the float Keras model, float32 ``(N, …)``.
+        classes: true class of each image, int64 ``(N,)``.
+        measure: computes accuracy and agreement from outputs.
+        content: the .tflite file; empty for Keras.
+    """
+    return ParityRow(
         name,
         measure.top1(outputs, classes),
         measure.agreement(outputs, reference),
@@ -61,9 +70,9 @@ def form(
 
 
 def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of: str = "top-1") -> None:
-    """The gate: raise :class:`GateError` when ``top1`` is more than ``max_drop`` points below ``float_top1``.
+    """Raise :class:`GateError` if ``top1`` is more than ``max_drop`` percentage points below ``float_top1``.
 
-    ``of`` says what it is that is lost, as :class:`~edgerec.train.metrics.ModelMetrics` does.
+    ``of`` is the name of the accuracy in the message, :attr:`~edgerec.train.metrics.ModelMetrics.top1_name`.
     """
     drop = (float_top1 - top1) * 100
     if drop > max_drop + 1e-9:

@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels leave, and what stays is a smaller dense model."""
+"""Structured pruning: remove whole channels, so that the remaining model is dense and smaller."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.channel_graph import JOINTS, Channels, Wire, Wiring, trace
+from edgerec.compress.channel_graph import MERGING, ChannelGraph, Channels, LayerChannels, trace
 from edgerec.compress.finetune import FineTune, fine_tune
 from edgerec.errors import ModelError
 from edgerec.train.backend import copied, keras, reconstructs
@@ -23,38 +23,41 @@ log = logging.getLogger(__name__)
 Numbers = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# Pictures that the importance of channels is measured on, and how many share a gradient.
-PICTURES, TOGETHER = 1024, 16
-# Part of a layer's channels that stays in any case.
-LEAST = 0.125
-# What an int8 model's time goes by. XNNPACK on x86-64, one thread: 0.033 ns for a multiply-accumulate of a convolution,
-# 4 times that for one of a depthwise convolution, 20 times for each number that a layer writes.
-# What it leaves out makes it hopeful: a fixed time for each layer, and kernels that compute 16 channels at once.
-DEPTHWISE, WRITTEN = 4.0, 20.0
-# Int8 kernels compute in blocks of 8 or 16 channels: 12 take the time of 16. A small layer has too few for the larger.
+# Number of images on which the importance of channels is measured, and number of images per gradient.
+IMAGES, BATCH_SIZE = 1024, 16
+# Fraction of a layer's channels that is never removed.
+MIN_FRACTION = 0.125
+# Costs relative to one multiply-accumulate of a convolution: of one multiply-accumulate of a depthwise convolution, and
+# of each number that a layer writes. Measured with int8 models, XNNPACK on x86-64, one thread, 0.033 ns for a
+# multiply-accumulate of a convolution. The estimate is optimistic, because it ignores the fixed time of each layer and
+# kernels that always compute 16 channels.
+DEPTHWISE_COST, WRITE_COST = 4.0, 20.0
+# Int8 kernels compute blocks of 8 or 16 channels, so 12 channels take as long as 16. Layers with fewer than SMALL
+# channels use the smaller block, because larger blocks would remove too much at once.
 SMALL, MULTIPLES = 32, (8, 16)
 
 
-def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 0) -> Any:
-    """A smaller dense model: channels that matter least are left out, the rest keeps its weights and is fine-tuned.
+def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int = 0) -> Any:
+    """Remove the least important channels of a model, keep the other weights, and fine-tune the smaller model.
 
     Args:
         model: a float tf_keras classifier, functional or Sequential; it is not changed.
-        part: of the int8 model's time to save, as :func:`cost` estimates it, 0 to 0.9: a third makes it 1.5 times
-            as fast. Whole blocks of channels go, so somewhat more may.
-        tune: data to judge the channels by and to fine-tune with, and the schedule; with no epochs they are only
-            judged, and with None by their weights alone.
-        multiple: layers end at multiples of so many channels; 0 is 16, and 8 for layers with fewer than 32.
+        fraction: fraction of the int8 model's inference time to save, as :func:`cost` estimates it, 0 to 0.9. A third
+            makes the model 1.5 times as fast. Slightly more may be saved, because channels are removed in blocks.
+        tune: data for measuring the importance of channels and for fine-tuning, and the schedule. With 0 epochs, the
+            model is not fine-tuned. With None, the importance is computed from the weights alone.
+        multiple: the number of channels of a layer stays a multiple of this; 0 means 16, or 8 for layers with fewer
+            than 32 channels.
 
     Raises:
-        ModelError: there is nothing in it that can be removed.
+        ModelError: the model has no channels that can be removed.
     """
-    if not 0 <= part <= 0.9:
-        raise ModelError(f"the part of the time to save is {part:g}, expected 0 to 0.9")
+    if not 0 <= fraction <= 0.9:
+        raise ModelError(f"cannot save the fraction {fraction:g} of the inference time: expected 0 to 0.9")
     before, whole = macs(model), cost(model)
-    smaller = _removed(model, whole * (1 - part), tune, multiple) if part else model
+    smaller = _removed(model, whole * (1 - fraction), tune, multiple) if fraction else model
     log.info(
-        "channels removed: %.1f of %.1f million multiply-accumulates and about %.0f%% of the time are left",
+        "channels removed: %.1f of %.1f million multiply-accumulates and about %.0f%% of the inference time remain",
         *(macs(smaller) / 1e6, before / 1e6, 100 * cost(smaller) / whole),
     )
     if tune is None or not tune.epochs:
@@ -63,37 +66,37 @@ def shrink(model: Any, part: float, tune: FineTune | None, *, multiple: int = 0)
 
 
 def macs(model: Any) -> int:
-    """Multiply-accumulates for one picture, in convolutions and dense layers that :mod:`wiring` knows."""
+    """Return the number of multiply-accumulates per image in convolutions and dense layers."""
     return int(_Costs.of(trace(model), depthwise=1, written=0).left)
 
 
 def cost(model: Any) -> float:
-    """Estimate of the int8 model's time for one picture, as so many multiply-accumulates of a convolution."""
+    """Estimate the int8 model's time per image, in units of one multiply-accumulate of a convolution."""
     return _Costs.of(trace(model)).left
 
 
 def _removed(model: Any, target: float, tune: FineTune | None, multiple: int) -> Any:
-    """The model with a cost of at most ``target``, as far as its layers' least channels allow."""
-    wiring = trace(model)
-    if wiring.unknown:
-        held = ", ".join(f"{name} ({kind})" for name, kind in wiring.unknown.items())
-        log.warning("channels stay around layers that channel pruning does not know: %s", held)
-    groups = _groups(wiring)
+    """Return the model with a cost of at most ``target``, or with the smallest cost that the layers allow."""
+    graph = trace(model)
+    if graph.unknown:
+        names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
+        log.warning("channels of these layers are not removed, because channel pruning does not know them: %s", names)
+    groups = _groups(graph)
     if not any(len(group) > _multiple(group, multiple) for group in groups):
-        raise ModelError(_why_nothing(model, wiring, multiple or MULTIPLES[0]))
-    scores = weight_norms(wiring) if tune is None else taylor(model, wiring, tune)
-    keep = _choose(wiring, groups, scores, target, multiple)
-    smaller = _rebuilt(model, wiring, keep)
-    _verify(model, smaller, wiring, keep)
+        raise ModelError(_why_nothing(model, graph, multiple or MULTIPLES[0]))
+    scores = weight_importance(graph) if tune is None else taylor_importance(model, graph, tune)
+    keep = _choose(graph, groups, scores, target, multiple)
+    smaller = _rebuilt(model, graph, keep)
+    _verify(model, smaller, graph, keep)
     return smaller
 
 
-def _groups(wiring: Wiring) -> list[Channels]:
-    """The removable channels, those together that the same layers make."""
+def _groups(graph: ChannelGraph) -> list[Channels]:
+    """Group the removable channels by the layers that create them."""
     makers: dict[int, list[str]] = defaultdict(list)
-    for name, wire in wiring.wires.items():
-        if wire.makes:
-            for channel in set(wire.made[~wiring.fixed[wire.made]].tolist()):
+    for name, entry in graph.layers.items():
+        if entry.creates:
+            for channel in set(entry.outputs[~graph.fixed[entry.outputs]].tolist()):
                 makers[channel].append(name)
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for channel, names in makers.items():
@@ -101,41 +104,45 @@ def _groups(wiring: Wiring) -> list[Channels]:
     return [np.array(sorted(group)) for group in groups.values()]
 
 
-def _why_nothing(model: Any, wiring: Wiring, multiple: int) -> str:
-    if _groups(wiring):
-        return f"no layer of {model.name} has more than {multiple} channels that could be removed"
-    held = ", ".join(f"{name} ({kind})" for name, kind in wiring.unknown.items())
-    return f"no channel of {model.name} can be removed: " + (
-        f"{held} may need all of theirs" if held else "all of them are its classes"
+def _why_nothing(model: Any, graph: ChannelGraph, multiple: int) -> str:
+    if _groups(graph):
+        return f"cannot remove channels: no layer of {model.name} has more than {multiple} removable channels"
+    names = ", ".join(f"{name} ({kind})" for name, kind in graph.unknown.items())
+    return f"cannot remove channels of {model.name}: " + (
+        f"{names} may need all of their channels" if names else "the only channels are the classes"
     )
 
 
-def weight_norms(wiring: Wiring) -> Numbers:
-    """Importance by weights: the squared weights that make or use a channel, each layer's by their mean
-    (arXiv:1608.08710, arXiv:2301.12900)."""
-    scores = np.zeros(len(wiring.fixed))
-    for wire in wiring.wires.values():
-        if type(wire.layer).__name__ in ("BatchNormalization", "PReLU"):
+def weight_importance(graph: ChannelGraph) -> Numbers:
+    """Return the importance of each channel by its weights, float64 ``(channels,)``.
+
+    The importance is the sum of the squared weights that create or use the channel, divided by the mean over the
+    layer's channels (arXiv:1608.08710, arXiv:2301.12900).
+    """
+    scores = np.zeros(len(graph.fixed))
+    for entry in graph.layers.values():
+        if type(entry.layer).__name__ in ("BatchNormalization", "PReLU"):
             continue
-        for weight, axes in zip(wire.layer.get_weights(), wire.axes, strict=False):
+        for weight, axes in zip(entry.layer.get_weights(), entry.axes, strict=False):
             for letter in {"i", "o"} & set(axes) if len(axes) > 1 else ():
-                channels = _channels(wire, letter)
+                channels = _channels(entry, letter)
                 norms = (weight.astype(np.float64) ** 2).sum(_others(axes, letter))
                 np.add.at(scores, channels, norms / max(norms.mean(), 1e-30))
     return scores
 
 
-def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
-    """Importance by loss: what a channel's absence changes to first order (arXiv:1906.10771), root mean square.
+def taylor_importance(model: Any, graph: ChannelGraph, tune: FineTune) -> Numbers:
+    """Return the importance of each channel by its effect on the loss, float64 ``(channels,)``.
 
-    The change is that of the kernels that use the channel: gradient times weight, summed over them.
+    The importance is the root mean square of the first-order change of the loss if the channel is removed: the sum of
+    gradient times weight over the kernels that use the channel (arXiv:1906.10771, up to a constant factor).
     """
     tf = require("tensorflow")
     kernels = [
-        (layer.weights[0], wire, wire.axes[0])
-        for wire in wiring.wires.values()
-        if wire.makes and "i" in wire.axes[0]
-        for layer in (wire.layer,)
+        (layer.weights[0], entry, entry.axes[0])
+        for entry in graph.layers.values()
+        if entry.creates and "i" in entry.axes[0]
+        for layer in (entry.layer,)
     ]
 
     @tf.function  # type: ignore[untyped-decorator]
@@ -153,22 +160,22 @@ def taylor(model: Any, wiring: Wiring, tune: FineTune) -> Numbers:
             for (kernel, _, axes), gradient in zip(kernels, gradients, strict=True)
         ]
 
-    scores = np.zeros(len(wiring.fixed))
+    scores = np.zeros(len(graph.fixed))
     for pixels, classes, *_ in (
-        tune.feed(0, ONE_REPLICA).unbatch().batch(TOGETHER, drop_remainder=True).take(PICTURES // TOGETHER)
+        tune.feed(0, ONE_REPLICA).unbatch().batch(BATCH_SIZE, drop_remainder=True).take(IMAGES // BATCH_SIZE)
     ):
         change = np.zeros(len(scores))
-        for (_, wire, _), values in zip(kernels, changes(pixels, classes), strict=True):
-            np.add.at(change, wire.used, values.numpy())
+        for (_, entry, _), values in zip(kernels, changes(pixels, classes), strict=True):
+            np.add.at(change, entry.inputs, values.numpy())
         scores += change**2
     return np.sqrt(scores)
 
 
 @dataclass(frozen=True)
 class _Costs:
-    """The cost of each layer as a function of how many channels it uses and makes.
+    """Cost of each layer as a function of its numbers of input and output channels.
 
-    ``both``, ``using``, ``making`` are the layers' factors of used × made, of used and of made.
+    ``both``, ``using`` and ``making`` are the cost factors of inputs × outputs, of inputs, and of outputs.
     """
 
     both: Numbers
@@ -178,88 +185,92 @@ class _Costs:
     made: Numbers
 
     @classmethod
-    def of(cls, wiring: Wiring, depthwise: float = DEPTHWISE, written: float = WRITTEN) -> _Costs:
+    def of(cls, graph: ChannelGraph, depthwise: float = DEPTHWISE_COST, written: float = WRITE_COST) -> _Costs:
         rows = []
-        for wire in wiring.wires.values():
+        for entry in graph.layers.values():
             both = using = 0.0
-            for weight, axes in zip(wire.layer.weights, wire.axes, strict=False):
+            for weight, axes in zip(entry.layer.weights, entry.axes, strict=False):
                 if {"i", "e"} & set(axes):
-                    per = wire.positions * np.prod(weight.shape) / len(wire.used)
+                    per = entry.positions * np.prod(weight.shape) / len(entry.inputs)
                     if "o" in axes:
-                        both += per / len(wire.made)
+                        both += per / len(entry.outputs)
                     else:
                         using += per * depthwise
-            writes = both or using or type(wire.layer).__name__ in JOINTS
-            rows.append((both, using, writes and written * wire.positions, len(wire.used), len(wire.made)))
+            writes = both or using or type(entry.layer).__name__ in MERGING
+            rows.append((both, using, writes and written * entry.positions, len(entry.inputs), len(entry.outputs)))
         return cls(*np.array(rows, np.float64).reshape(-1, 5).T)
 
     @property
     def left(self) -> float:
-        """All layers together."""
+        """Total cost of all layers."""
         return float((self.both * self.used * self.made + self.using * self.used + self.making * self.made).sum())
 
     def without(self, used: Numbers, made: Numbers) -> _Costs:
-        """After so many channels went, by layer."""
+        """Return the costs after this many input and output channels of each layer were removed."""
         return replace(self, used=self.used - used, made=self.made - made)
 
 
-def _choose(wiring: Wiring, groups: list[Channels], scores: Numbers, target: float, multiple: int) -> Mask:
-    """Which channels stay, by their number.
+def _choose(graph: ChannelGraph, groups: list[Channels], scores: Numbers, target: float, multiple: int) -> Mask:
+    """Return a mask of the channels to keep, indexed by channel number.
 
-    Block by block goes what matters least for the time that it saves.
+    The block with the lowest importance per saved cost is removed first.
     """
-    whole = costs = _Costs.of(wiring)
-    counts = np.zeros((2, len(costs.used), len(scores)), np.float32)  # how often a layer uses, makes a channel
-    for number, wire in enumerate(wiring.wires.values()):
-        np.add.at(counts[0, number], wire.used, 1)
-        np.add.at(counts[1, number], wire.made, 1)
+    whole = costs = _Costs.of(graph)
+    counts = np.zeros((2, len(costs.used), len(scores)), np.float32)  # how often a layer reads and writes a channel
+    for number, entry in enumerate(graph.layers.values()):
+        np.add.at(counts[0, number], entry.inputs, 1)
+        np.add.at(counts[1, number], entry.outputs, 1)
     blocks = [_blocks(group[np.argsort(scores[group], kind="stable")], _multiple(group, multiple)) for group in groups]
-    shares = [[counts[..., block].sum(-1) for block in some] for some in blocks]
-    gone = [0] * len(groups)  # how many blocks of each group
+    shares = [[counts[..., block].sum(-1) for block in group_blocks] for group_blocks in blocks]
+    removed_blocks = [0] * len(groups)  # number of removed blocks of each group
 
     def loss(index: int, number: int, saved: float) -> float:
         return float(scores[blocks[index][number]].sum()) / saved
 
     while costs.left > target:
-        nexts = {i: costs.without(*shares[i][n]) for i, n in enumerate(gone) if n < len(blocks[i])}
+        nexts = {i: costs.without(*shares[i][n]) for i, n in enumerate(removed_blocks) if n < len(blocks[i])}
         if not nexts:
-            log.warning("every layer is at its least: about %.0f%% of the time is left", 100 * costs.left / whole.left)
+            remaining = 100 * costs.left / whole.left
+            log.warning("no more channels can be removed: about %.0f%% of the inference time remains", remaining)
             break
-        chosen = min(nexts, key=lambda i: loss(i, gone[i], costs.left - nexts[i].left))
-        gone[chosen], costs = gone[chosen] + 1, nexts[chosen]
-    while True:  # a large block that went late may have made others needless
-        backs = {i: costs.without(*-shares[i][n - 1]) for i, n in enumerate(gone) if n}
+        chosen = min(nexts, key=lambda i: loss(i, removed_blocks[i], costs.left - nexts[i].left))
+        removed_blocks[chosen], costs = removed_blocks[chosen] + 1, nexts[chosen]
+    while True:  # a large block that was removed late may make the removal of earlier blocks unnecessary
+        backs = {i: costs.without(*-shares[i][n - 1]) for i, n in enumerate(removed_blocks) if n}
         backs = {i: back for i, back in backs.items() if back.left <= target}
         if not backs:
             break
-        chosen = max(backs, key=lambda i: loss(i, gone[i] - 1, 1.0))
-        gone[chosen], costs = gone[chosen] - 1, backs[chosen]
+        chosen = max(backs, key=lambda i: loss(i, removed_blocks[i] - 1, 1.0))
+        removed_blocks[chosen], costs = removed_blocks[chosen] - 1, backs[chosen]
     keep = np.ones(len(scores), bool)
-    for some, count in zip(blocks, gone, strict=True):
-        keep[[channel for block in some[:count] for channel in block]] = False
+    for group_blocks, count in zip(blocks, removed_blocks, strict=True):
+        keep[[channel for block in group_blocks[:count] for channel in block]] = False
     return keep
 
 
-def _multiple(group: Channels, asked: int) -> int:
-    """What a group's layers end at multiples of."""
-    return asked or MULTIPLES[len(group) >= SMALL]
+def _multiple(group: Channels, multiple: int) -> int:
+    """Return the number of channels in a block of this group."""
+    return multiple or MULTIPLES[len(group) >= SMALL]
 
 
 def _blocks(order: Channels, multiple: int) -> list[Channels]:
-    """The channels of a group that may go, least important first, in blocks that end at the multiple."""
-    least = max(multiple, -(-round(len(order) * LEAST) // multiple) * multiple)
+    """Return the removable channels of a group, the least important first, in blocks.
+
+    The number of remaining channels is a multiple of the block size.
+    """
+    least = max(multiple, -(-round(len(order) * MIN_FRACTION) // multiple) * multiple)
     ends = range(len(order) % multiple or multiple, len(order) - least + 1, multiple)
     return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _rebuilt(model: Any, wiring: Wiring, keep: Mask) -> Any:
-    """A new model of the same layers without the channels."""
+def _rebuilt(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
+    """Build a model with the same layers without the removed channels."""
 
     def made(layer: Any) -> Any:
         config = layer.get_config()
-        wire = wiring.wires.get(layer.name)
-        if wire is not None:
-            count = int(keep[wire.made].sum())
+        entry = graph.layers.get(layer.name)
+        if entry is not None:
+            count = int(keep[entry.outputs].sum())
             for key in ("filters", "units"):
                 if key in config:
                     config[key] = count
@@ -270,54 +281,54 @@ def _rebuilt(model: Any, wiring: Wiring, keep: Mask) -> Any:
     smaller = keras().models.clone_model(model, clone_function=made)
     for layer in model.layers:
         weights = layer.get_weights()
-        wire = wiring.wires.get(layer.name)
-        if wire is not None:
+        entry = graph.layers.get(layer.name)
+        if entry is not None:
             weights = [
-                _without(weight, axes, wire, keep) for weight, axes in zip(weights, wire.axes, strict=False)
+                _without(weight, axes, entry, keep) for weight, axes in zip(weights, entry.axes, strict=False)
             ] or weights
         smaller.get_layer(layer.name).set_weights(weights)
     return smaller
 
 
-def _without(weight: npt.NDArray[Any], axes: str, wire: Wire, keep: Mask) -> npt.NDArray[Any]:
+def _without(weight: npt.NDArray[Any], axes: str, entry: LayerChannels, keep: Mask) -> npt.NDArray[Any]:
     axes = axes[-weight.ndim :]
     for axis, letter in enumerate(axes):
         if letter in "ieo":
-            weight = weight.compress(keep[_channels(wire, letter, weight.shape[axis])], axis)
+            weight = weight.compress(keep[_channels(entry, letter, weight.shape[axis])], axis)
     return weight
 
 
-def _channels(wire: Wire, letter: str, count: int = 0) -> Channels:
-    """The channels along a weight's axis."""
+def _channels(entry: LayerChannels, letter: str, count: int = 0) -> Channels:
+    """Return the channel numbers along an axis of a weight."""
     if letter == "e":
-        return np.repeat(wire.used, count // len(wire.used))
-    return wire.made if letter == "o" else wire.used
+        return np.repeat(entry.inputs, count // len(entry.inputs))
+    return entry.outputs if letter == "o" else entry.inputs
 
 
 def _others(axes: str, letter: str) -> tuple[int, ...]:
     return tuple(axis for axis, name in enumerate(axes) if name != letter)
 
 
-def masked(model: Any, wiring: Wiring, keep: Mask) -> Any:
-    """A copy of the model that does not look at the channels that are not kept."""
+def masked(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
+    """Return a copy of the model whose kernels ignore the removed channels."""
     copy = copied(model)
-    for name, wire in wiring.wires.items():
-        if wire.makes:
+    for name, entry in graph.layers.items():
+        if entry.creates:
             layer = copy.get_layer(name)
             kernel, *rest = layer.get_weights()
-            shape = [len(wire.used) if letter == "i" else 1 for letter in wire.axes[0]]
-            layer.set_weights([kernel * keep[wire.used].reshape(shape), *rest])
+            shape = [len(entry.inputs) if letter == "i" else 1 for letter in entry.axes[0]]
+            layer.set_weights([kernel * keep[entry.inputs].reshape(shape), *rest])
     return copy
 
 
-def _verify(model: Any, smaller: Any, wiring: Wiring, keep: Mask) -> None:
-    """Assert that the smaller model computes what the whole one does without the channels."""
+def _verify(model: Any, smaller: Any, graph: ChannelGraph, keep: Mask) -> None:
+    """Check that the smaller model computes the same outputs as the original model with the channels masked."""
     pixels = np.random.default_rng(0).random((4, *model.input_shape[1:]), np.float32)
-    expected = np.asarray(masked(model, wiring, keep)(pixels, training=False))
-    found = np.asarray(smaller(pixels, training=False))
-    difference = float(np.abs(expected - found).max())
+    expected = np.asarray(masked(model, graph, keep)(pixels, training=False))
+    actual = np.asarray(smaller(pixels, training=False))
+    difference = float(np.abs(expected - actual).max())
     if not difference <= 1e-4 * max(1.0, float(np.abs(expected).max())):
         raise ModelError(
-            f"{model.name} without some channels differs from what it should be by {difference:.2g}: "
-            "one of its layers does not treat channels as its kind says; leave channel pruning out"
+            f"cannot remove channels: the smaller {model.name} differs from the expected outputs by {difference:.2g}, "
+            "maybe because a layer's class does not process channels as its name says; leave channel pruning out"
         )

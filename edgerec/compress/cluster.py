@@ -11,16 +11,16 @@ from edgerec.utils.optional import require
 
 
 def cluster(model: Any, section: CompressSection, tune: FineTune, *, preserve_sparsity: bool) -> Any:
-    """A float model whose layers have at most ``section.clusters`` different weights each, fine-tuned.
+    """Reduce each layer to at most ``section.clusters`` different weight values, and fine-tune the model.
 
     Args:
-        model: a float model, pruned or not.
-        section: ``clusters`` and ``skip``.
+        model: a float model; it may be pruned.
+        section: the recipe section with ``clusters`` and ``skip``.
         tune: data and schedule.
-        preserve_sparsity: keep one of the values at zero, and zero weights with it.
+        preserve_sparsity: keep zero weights at zero, which uses one of the clusters.
     """
     clustering = require("tensorflow_model_optimization").clustering.keras
-    # The public function is the same without preserve_sparsity.
+    # The public function has no argument preserve_sparsity.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as experimental
 
     options = {

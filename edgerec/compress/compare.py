@@ -1,4 +1,4 @@
-"""All the ways to compress a run, side by side."""
+"""Compare the compression methods on one run by accuracy, size and inference time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerec.compress import compression_plots as plots
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.methods import FLOAT32, METHODS
-from edgerec.compress.quantize import check_used, make_or_take, with_options
+from edgerec.compress.quantize import check_used, reuse_or_make, with_options
 from edgerec.compress.variant_report import QuantizeReport
 from edgerec.errors import ModelError, RecipeError, unknown
 from edgerec.recipe import DataSource
@@ -24,7 +24,7 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 THREADS = 1
-# Two medians of the same file differ by so much here and there: a smaller gain is none.
+# Two medians of the same file can differ by this factor, so a smaller speedup is not reported as one.
 FASTER = 0.9
 
 
@@ -83,7 +83,7 @@ class Comparison:
     plot: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON values."""
+        """Return the comparison as JSON values."""
         return asdict(self)
 
 
@@ -96,23 +96,24 @@ def compare(
     listener: Listener = ignore,
     **options: Any,
 ) -> Comparison:
-    """Make each method's variant of a run where it is not there yet, and compare them all.
+    """Make each method's variant of a run if it does not exist yet, and compare all of them.
 
     Writes ``compare.json`` and ``plots/compare.png`` into the run.
 
     Args:
         run: a finished run, or its path.
-        methods: of :data:`~edgerec.compress.methods.METHODS`; None: all, but ``mixed`` only with ``float_layers``.
-        data: where the run's pictures are now, if they were moved.
-        overwrite: make variants anew that are there.
-        listener: told of the progress.
+        methods: keys of :data:`~edgerec.compress.methods.METHODS`; None uses all, but ``mixed`` only if
+            ``float_layers`` is set.
+        data: current location of the run's images, if they were moved.
+        overwrite: replace existing variants.
+        listener: receives the progress.
         options: as for :func:`~edgerec.compress.quantize.quantize`: ``channels``, ``sparsity``, ``clusters``,
             ``weight_bits``, ``epochs``, ``learning_rate``, ``teacher_weight``, ``max_drop``, ``skip``,
             ``float_layers``, ``calibration``.
 
     Raises:
-        EdgerecError: the run or its data do not allow it. A method that the model does not take is left out, and
-            the notes say why.
+        EdgerecError: the run or its data cannot be used. A method that the model does not support is left out, and the
+            notes contain the reason.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     if methods is None:
@@ -122,23 +123,23 @@ def compare(
             raise RecipeError(unknown("method", name, METHODS))
     recipe = with_options(run.recipe, options)
     check_used(methods, recipe, options)
-    with Bench.open(run, recipe, data, listener) as bench:
-        comparison = _compared(bench, methods, overwrite)
-        plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), bench.measure.top1_name)
-        bench.run.write_json("compare.json", comparison.to_dict())
+    with CompressionContext.open(run, recipe, data, listener) as context:
+        comparison = _compared(context, methods, overwrite)
+        plots.comparison_plot(comparison.float_top1, comparison.rows, Path(comparison.plot), context.measure.top1_name)
+        context.run.write_json("compare.json", comparison.to_dict())
     return comparison
 
 
-def _compared(bench: Bench, methods: Sequence[str], overwrite: bool) -> Comparison:
-    run = bench.run
-    reports, notes = {"none": bench.float32()}, []
+def _compared(context: CompressionContext, methods: Sequence[str], overwrite: bool) -> Comparison:
+    run = context.run
+    reports, notes = {"none": context.float32()}, []
     for name in methods:
         log.info("%s: %s", name, METHODS[name].variant)
         try:
-            reports[name] = make_or_take(bench.with_method(name), overwrite)
+            reports[name] = reuse_or_make(context.with_method(name), overwrite)
         except ModelError as error:
             notes.append(f"{name} is left out: {error}")
-    times = _times(bench, reports)
+    times = _times(context, reports)
     rows = tuple(_row(name, report, times[name]) for name, report in reports.items())
     return Comparison(
         run=str(run.path),
@@ -152,10 +153,10 @@ def _compared(bench: Bench, methods: Sequence[str], overwrite: bool) -> Comparis
     )
 
 
-def _times(bench: Bench, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:
-    pixels = bench.dataset.images[bench.split.val[0]]
+def _times(context: CompressionContext, reports: dict[str, QuantizeReport]) -> dict[str, Timing]:
+    pixels = context.dataset.images[context.split.val[0]]
     models = {
-        name: (bench.measure.model(Path(report.path).read_bytes(), bench.recipe.normalise, threads=THREADS), pixels)
+        name: (context.measure.model(Path(report.path).read_bytes(), context.recipe.normalise, threads=THREADS), pixels)
         for name, report in reports.items()
     }
     return time_models(models)
@@ -182,7 +183,7 @@ def _row(method: str, report: QuantizeReport, timing: Timing) -> Row:
 
 
 def _speed_notes(rows: Sequence[Row]) -> list[str]:
-    """Where zeros or shared weights buy no time, in words."""
+    """Return a note if pruned or clustered variants are not faster than the variants without pruning or clustering."""
     by_variant = {row.variant: row for row in rows}
     no_faster = []
     for row in rows:
@@ -190,8 +191,9 @@ def _speed_notes(rows: Sequence[Row]) -> list[str]:
         if dense is not None and row.median_ms > FASTER * dense.median_ms:
             time, size = row.median_ms / dense.median_ms, row.gzip_bytes / dense.gzip_bytes
             no_faster.append(
-                f"{row.variant} takes {time:.2f} of {dense.variant}'s time and {size:.2f} of its gzip bytes"
+                f"{row.variant} takes {time:.2f} times as long as {dense.variant}, with {size:.2f} times its gzip bytes"
             )
     if not no_faster:
         return []
-    return [f"zeros and shared weights buy no speed here, only a smaller download: {'; '.join(no_faster)}"]
+    text = "zero and shared weights do not make the model faster on this machine, only the compressed file smaller"
+    return [f"{text}: {'; '.join(no_faster)}"]

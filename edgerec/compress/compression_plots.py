@@ -179,7 +179,7 @@ def layer_bars(
     for tick, mark in zip(axes.get_yticklabels(), marked, strict=True):
         tick.set_color(ORANGE if mark else "black")
     axes.set(title=title.replace("$", r"\$"), xlabel="signal to quantization noise, dB", ylim=(len(names) - 0.4, -0.6))
-    # What is exact would press the others together.
+    # Leave layers with exact outputs out of the axis range, because their high SQNR would compress the other bars.
     finite = [ratio for row in ratios for ratio in row if ratio is not None and ratio < exact_db]
     axes.set_xlim(0, 10 + max(finite, default=low_db))
     axes.grid(alpha=0.25, axis="x")
@@ -195,20 +195,30 @@ def contact_sheet(
     path: Path,
     most: int = 60,
 ) -> None:
-    """Some of the pictures uint8 ``(N, H, W, C)`` with their titles, sorted and evenly chosen by title, above the
-    histogram of all their pixel values; that of ``reference`` is filled behind it."""
+    """Draw images with titles above a histogram of all pixel values, as a PNG.
+
+    Args:
+        images: uint8 ``(N, H, W, C)``.
+        titles: title of each image. The images are sorted by title and, if there are more than ``most``, evenly
+            sampled.
+        reference: images whose histogram is drawn in the background, uint8 ``(N, H, W, C)``; None draws none.
+        name: name of the set, for the heading.
+        path: the PNG.
+        most: largest number of images that are drawn.
+    """
     by_title = sorted(range(len(images)), key=lambda i: titles[i])
     some = [by_title[i] for i in np.linspace(0, len(images) - 1, num=min(most, len(images)), dtype=int)]
     columns = int(np.clip(len(some), 5, 10))
     rows = -(-len(some) // columns)
-    small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]  # more pixels are not seen
+    # The plot shows at most 128 pixels per image and axis.
+    small = images[some, :: -(-images.shape[1] // 128), :: -(-images.shape[2] // 128)]
     height, width = small.shape[1:3]
     tall = 11 / columns * height / width * 1.25 * rows
     figure = new_figure(11, tall + 3.4)
     shown = f", {len(some)} of them shown" if len(some) < len(images) else ""
-    figure.suptitle(f"{name}: {len(images)} pictures{shown}".replace("$", r"\$"))
+    figure.suptitle(f"{name}: {len(images)} images{shown}".replace("$", r"\$"))
     above, below = figure.subplots(2, 1, height_ratios=(tall, 3))
-    # One picture of all of them: an axes each would take seconds.
+    # Draw one large image that contains all images, because one axes object per image would take seconds.
     sheet = np.full((int(rows * height * 1.25), int(columns * width * 1.05), 3), 255, np.uint8)
     for cell, i in enumerate(some):
         top, left = int((cell // columns + 0.2) * height * 1.25), int(cell % columns * width * 1.05)
@@ -222,19 +232,19 @@ def contact_sheet(
 
 
 def _pixel_histogram(axes: Any, images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8] | None) -> None:
-    """How often each pixel value is in each channel, eight values a bin; filled for the reference."""
+    """Draw the distribution of the pixel values of each channel, in bins of 8 values; filled for the reference."""
     edges = np.arange(0, 257, 8)
-    grey = images.shape[3] == 1
-    named = [("grey", "black")] if grey else [("red", "#c0392b"), ("green", "#2e8b57"), ("blue", BLUE)]
+    gray = images.shape[3] == 1
+    channels = [("gray", "black")] if gray else [("red", "#c0392b"), ("green", "#2e8b57"), ("blue", BLUE)]
 
     def draw(pixels: npt.NDArray[np.uint8], note: str, **style: Any) -> None:
-        for channel, (name, colour) in enumerate(named):
-            parts = np.histogram(pixels[..., channel], edges)[0] / pixels[..., channel].size
-            axes.stairs(parts, edges, color=colour, label=name + note, **style)
+        for channel, (name, color) in enumerate(channels):
+            fractions = np.histogram(pixels[..., channel], edges)[0] / pixels[..., channel].size
+            axes.stairs(fractions, edges, color=color, label=name + note, **style)
 
     if reference is not None and reference.shape[3] == images.shape[3]:
-        draw(reference, ", training", fill=True, alpha=0.15)
+        draw(reference, ", training images", fill=True, alpha=0.15)
     draw(images, "", linewidth=1.5)
-    axes.set(xlabel="pixel value", ylabel="part of the pixels", xlim=(0, 256))
+    axes.set(xlabel="pixel value", ylabel="fraction of the pixels", xlim=(0, 256))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, ncols=2)

@@ -1,4 +1,4 @@
-"""What every form of a run's model is measured on, and against."""
+"""The run, data and float model that every compression method works on, and the accuracy measurement of variants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.accuracy_gate import Form, form
+from edgerec.compress.accuracy_gate import ParityRow, parity_row
 from edgerec.compress.convert import plain_names, to_float32
 from edgerec.compress.finetune import FineTune, resumable_settings
 from edgerec.compress.methods import FLOAT32, Method
@@ -41,24 +41,28 @@ from edgerec.utils.atomic import replacing_folder, sha256
 from edgerec.utils.progress import Listener
 from edgerec.utils.text import to_json
 
-# Of the training's rate: what brings a whole model's own answers to int8, what fine-tunes otherwise, and what trains
-# again a model of which a part was taken away. Chosen by validation, see docs/results.md.
-FINEST = 0.01
-FINER = {"adam": 0.1, "sgd": 0.01}
-AGAIN = {"adam": 1.0, "sgd": 0.3}
+# Learning rate of a stage, as a fraction of the training's learning rate: of QAT with a teacher, of other fine-tuning,
+# and of retraining after weights or channels were removed. Chosen on validation images, see docs/results.md.
+QAT_WITH_TEACHER_RATE = 0.01
+FINE_TUNING_RATE = {"adam": 0.1, "sgd": 0.01}
+RETRAINING_RATE = {"adam": 1.0, "sgd": 0.3}
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A run, its pictures, and the float Keras model's scores on them.
+class CompressionContext:
+    """A run, its images, and the float Keras model's outputs on them.
 
     Attributes:
-        recipe: the run's, with what this compression changes.
-        model: the float Keras model; nobody changes it.
-        measure: what judges outputs.
-        reference: float Keras' outputs, float32 ``(test pictures, classes)``.
-        val_top1: of float Keras on the validation pictures, 0 to 1.
-        team: what fine-tunes.
+        run: the run to compress.
+        recipe: the run's recipe with the options of this compression.
+        dataset: the run's images.
+        split: the training, validation and test images.
+        model: the float Keras model. It must not be changed.
+        measure: computes accuracy and agreement from outputs.
+        reference: outputs of the float Keras model, float32 ``(test images, classes)``.
+        val_top1: top-1 accuracy of the float Keras model on the validation images, 0 to 1.
+        team: the devices and workers that are used for fine-tuning.
+        listener: receives the progress.
     """
 
     run: Run
@@ -74,8 +78,10 @@ class Bench:
 
     @classmethod
     @contextmanager
-    def open(cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener) -> Iterator[Bench]:
-        """Load the pictures and score them by the float model; all workers of ``TF_CONFIG`` do so together."""
+    def open(
+        cls, run: Run, recipe: Recipe, data: DataSource | None, listener: Listener
+    ) -> Iterator[CompressionContext]:
+        """Load the images and run the float model on them; all workers of ``TF_CONFIG`` take part."""
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with run.locked(), connected_team(recipe.train) as team, run_to_write(run, team) as own:
             dataset, split = own.data(data, listener)
@@ -87,17 +93,17 @@ class Bench:
             with reporting_damaged_records(dataset):
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
 
-    def with_method(self, method: str) -> Bench:
-        """The same for another method."""
+    def with_method(self, method: str) -> CompressionContext:
+        """Return this context with another compression method."""
         return replace(self, recipe=self.recipe.override({"compress.method": method}))
 
-    def keep(
+    def save(
         self,
         method: Method,
         content: bytes,
         how: dict[str, Any],
         *,
-        float32: Form | None = None,
+        float32: ParityRow | None = None,
         before: Mapping[str, Any] | None = None,
         val_top1: float | None = None,
         overwrite: bool = False,
@@ -140,7 +146,7 @@ class Bench:
         method: Method,
         content: bytes,
         how: dict[str, Any],
-        float32: Form | None,
+        float32: ParityRow | None,
         before: Mapping[str, Any],
         val_top1: float,
     ) -> QuantizeReport:
@@ -148,14 +154,14 @@ class Bench:
         score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
         outputs = score(dataset.pictures(split.test), self.listener)
         classes = dataset.classes[split.test]
-        row = form(name, outputs, self.reference, classes, measure, content)
-        rows, agreements = [form("keras float32", self.reference, self.reference, classes, measure)], {}
+        row = parity_row(name, outputs, self.reference, classes, measure, content)
+        rows, agreements = [parity_row("keras float32", self.reference, self.reference, classes, measure)], {}
         if float32 is not None:
             rows.append(float32)
-        for done, model in before.items():
-            answers = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), self.listener)
-            rows.append(form(f"keras {done}", answers, self.reference, classes, measure))
-            agreements[rows[-1].name] = measure.agreement(outputs, answers)
+        for stage, model in before.items():
+            stage_outputs = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), self.listener)
+            rows.append(parity_row(f"keras {stage}", stage_outputs, self.reference, classes, measure))
+            agreements[rows[-1].name] = measure.agreement(outputs, stage_outputs)
         return QuantizeReport(
             run=str(self.run.path),
             variant=name,
@@ -175,11 +181,11 @@ class Bench:
         )
 
     def float32(self) -> QuantizeReport:
-        """The float32 TFLite's report; its variant is made if it is not there."""
+        """Return the report of the float32 TFLite variant, which is made if it does not exist."""
         report = self.run.variants().get(FLOAT32)
         if report is not None:
             return QuantizeReport.from_dict(report)
-        return self.keep(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
+        return self.save(Method(FLOAT32, "float32"), to_float32(self.model), {}, overwrite=True)
 
     def fine_tune(self, checkpoints: Path) -> FineTune:
         """Return the fine-tuning that the recipe describes; its stages save their states in ``checkpoints``."""
@@ -189,7 +195,11 @@ class Bench:
         train, compress = recipe.train, recipe.compress
         # An autoencoder is trained to reproduce its input, so it needs no teacher.
         teacher = teacher_loss([self.model]) if compress.teacher_weight and self.measure.labels else None
-        finer = FINEST if compress.method == "qat" and teacher is not None else FINER[train.optimizer]
+        rate = (
+            QAT_WITH_TEACHER_RATE
+            if compress.method == "qat" and teacher is not None
+            else FINE_TUNING_RATE[train.optimizer]
+        )
 
         def feed(epoch: int, replicas: Replicas) -> Any:
             # Number the epochs after those of the training, so that image order and augmentation are not repeated.
@@ -203,8 +213,8 @@ class Bench:
             validation_steps=evaluation_steps(split.val, self.team.replicas),
             team=self.team,
             epochs=compress.epochs,
-            learning_rate=compress.learning_rate or train.learning_rate * finer,
-            retraining_rate=compress.learning_rate or train.learning_rate * AGAIN[train.optimizer],
+            learning_rate=compress.learning_rate or train.learning_rate * rate,
+            retraining_rate=compress.learning_rate or train.learning_rate * RETRAINING_RATE[train.optimizer],
             train=train,
             freeze_bn=recipe.transfer.freeze_bn and _has_foreign_weights(recipe),
             teacher=teacher,

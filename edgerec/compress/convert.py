@@ -1,4 +1,4 @@
-"""Keras to TFLite bytes."""
+"""Convert Keras models to .tflite files in each precision, and check the result."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from edgerec.tflite.probing import remember
 from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
-# Parts of the names of tensors: a bias or a normalisation that a kernel took in, and tfmot's rounded weights.
+# Parts of tensor names: a bias or batch normalization that was fused into a kernel, and weights with fake quantization.
 _FUSED = re.compile(r"/(BiasAdd(/ReadVariableOp)?|FusedBatchNormV3)\d*$")
-_SIMULATED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
+_FAKE_QUANTIZED = re.compile(r"/\w+Quant/FakeQuantWithMinMaxVars\w*$")
 
 
 def to_float32(model: Any) -> bytes:
-    """The float model as TFLite: float32 ``(1, H, W, C)`` in, float32 ``(1, classes)`` out."""
+    """Convert to float32 TFLite: input float32 ``(1, H, W, C)``, output float32 ``(1, classes)``."""
     return _convert(_converter(model))
 
 
 def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> bytes:
-    """Full int8: uint8 pixels in, uint8 scores out, batch 1, no float tensor.
+    """Convert to full int8: input uint8 pixels, output uint8 scores, batch size 1, no float tensor.
 
     Args:
-        model: a quantization-aware model, or a float one.
-        calibration: for a float model, normalised pictures float32 ``(N, H, W, C)`` that set the ranges.
+        model: a quantization-aware model, or a float model.
+        calibration: normalized images float32 ``(N, H, W, C)`` that set the activation ranges; required for a float
+            model.
     """
     tf = require("tensorflow")
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.uint8  # other people's TFLite tools know no int8 scores
+    converter.inference_output_type = tf.uint8  # third-party TFLite tools do not expect int8 scores
     if calibration is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
@@ -49,7 +50,7 @@ def to_int8(model: Any, calibration: npt.NDArray[np.float32] | None = None) -> b
 
 
 def to_float16(model: Any) -> bytes:
-    """Weights as float16, computed in float32: float32 in and out, half the size."""
+    """Convert to float16 weights, which are computed in float32: float32 input and output, half the file size."""
     tf = require("tensorflow")
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -58,7 +59,10 @@ def to_float16(model: Any) -> bytes:
 
 
 def to_dynamic(model: Any) -> bytes:
-    """Weights as int8, activations float32 and quantized on the way where that is quicker: float32 in and out."""
+    """Convert to int8 weights and float32 activations: float32 input and output.
+
+    The kernels quantize activations during inference where this is faster.
+    """
     tf = require("tensorflow")
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -66,7 +70,7 @@ def to_dynamic(model: Any) -> bytes:
 
 
 def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
-    """Weights as int8, activations as int16: float32 in and out.
+    """Convert to int8 weights and int16 activations: float32 input and output.
 
     Args:
         model: a float model.
@@ -81,29 +85,29 @@ def to_int16x8(model: Any, calibration: npt.NDArray[np.float32]) -> bytes:
 
 
 def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Collection[str]) -> bytes:
-    """int8 by calibration but for some layers, which stay float32: float32 in and out.
+    """Convert to int8 by calibration, except for some layers that stay float32: float32 input and output.
 
     Args:
         model: a float model.
         calibration: as for :func:`to_int8`.
-        float_layers: names of Keras layers.
+        float_layers: names of the Keras layers that stay float32.
 
     Raises:
-        ModelError: a layer that no operator is named after.
+        ModelError: a layer has no operator with its name in the .tflite.
     """
     tf = require("tensorflow")
     operators = {op.outputs[0].name: layer_name(op) for op in read_graph(to_float32(model)).operators}
     if missing := set(float_layers) - set(operators.values()):
         raise ModelError(
-            f"layer {min(missing)!r} is no operator of its own in the .tflite (it may be part of another): "
-            f"choose of {', '.join(dict.fromkeys(operators.values()))}"
+            f"layer {min(missing)!r} has no operator of its own in the .tflite (it may be fused into another): "
+            f"choose from {', '.join(dict.fromkeys(operators.values()))}"
         )
     nodes = [output for output, layer in operators.items() if layer in float_layers]
     converter = _converter(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in calibration)
     with captured_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TensorFlow's own interpreter
+        warnings.simplefilter("ignore")  # TensorFlow's interpreter warns that it is deprecated
         options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=nodes)
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
@@ -112,17 +116,17 @@ def to_mixed(model: Any, calibration: npt.NDArray[np.float32], float_layers: Col
 
 
 def plain_names(content: bytes) -> bytes:
-    """The file with its tensors called after their layers alone, as people read them in a viewer.
+    """Shorten the tensor names in a .tflite file to the names of their layers, as people read them in a viewer.
 
-    The converter joins the names of all that it fused, with those of the helpers that simulated int8 rounding: some
-    kilobytes that no interpreter needs.
+    The converter joins the names of all fused layers and of the fake-quantization operators. These names take some
+    kilobytes, which no interpreter needs.
     """
     model = parse(content)
     for subgraph in model.subgraphs:
         used: Counter[str] = Counter()
         for tensor in subgraph.tensors:
             name = _plain((tensor.name or b"").decode())
-            tensor.name = f"{name}{used[name] or ''}".encode()  # numbered, as the converter does
+            tensor.name = f"{name}{used[name] or ''}".encode()  # number repeated names, as the converter does
             used[name] += 1
     content = pack(model)
     remember(content)
@@ -130,32 +134,35 @@ def plain_names(content: bytes) -> bytes:
 
 
 def _plain(name: str) -> str:
-    parts = [_SIMULATED.sub("/weights", part.replace("/quant_", "/")) for part in name.split(";")]
+    parts = [_FAKE_QUANTIZED.sub("/weights", part.replace("/quant_", "/")) for part in name.split(";")]
     return ";".join([part for part in parts if not _FUSED.search(part)] or parts[:1])
 
 
 def check_int8(content: bytes, normalise: Normalise) -> None:
-    """Assert what DESIGN promises of an int8 file; raises :class:`ModelError` with the first break.
+    """Check that a .tflite file is full int8 and that pixels pass through its input.
 
-    No float tensor anywhere, batch 1, and ``quantize(normalise(p)) == p`` for every pixel value p.
+    The file must have no float tensor and batch size 1, and ``quantize(normalize(p)) == p`` for every pixel value p.
+
+    Raises:
+        ModelError: the first condition that does not hold.
     """
     graph = read_graph(content, "the converted model")
     if floats := float_tensors(graph):
         names = ", ".join(tensor.name[-60:] for tensor in floats[:3])
-        raise ModelError(f"the converted model has {len(floats)} float tensors ({names}): it is not full int8")
-    given = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
-    if given.dtype != "uint8" or pixel_table(normalise, given) is not None:
+        raise ModelError(f"the converted model is not full int8: it has {len(floats)} float tensors ({names})")
+    spec = input_spec(open_interpreter(content, where="the converted model"), "the converted model")
+    if spec.dtype != "uint8" or pixel_table(normalise, spec) is not None:
         raise ModelError(
-            f"pixels do not pass through the converted model: its input is {given.dtype} "
-            f"with scale {given.scale:.8f} and zero point {given.zero_point}"
+            f"pixels do not pass through the converted model: its input is {spec.dtype} "
+            f"with scale {spec.scale:.8f} and zero point {spec.zero_point}"
         )
 
 
 def _converter(model: Any) -> Any:
     tf = require("tensorflow")
     signature = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    # The converter saves what it is given first. Of a Keras model that traces every layer once more, half a
-    # minute for MobileNetV2; of a module with the one function and its variables it does not.
+    # The converter first saves its argument as a SavedModel. Saving a Keras model traces every layer again, which takes
+    # half a minute for MobileNetV2. Saving a module with this one function and its variables does not.
     module = tf.Module()
     module.weights = list(model.variables)
     module.scores = tf.function(lambda pixels: model(pixels, training=False), [signature], autograph=False)
@@ -163,12 +170,12 @@ def _converter(model: Any) -> Any:
 
 
 def _convert(converter: Any) -> bytes:
-    with captured_stderr() as said:
+    with captured_stderr() as native_stderr:
         try:
             content = bytes(converter.convert())
         except Exception as error:  # the converter's C++ raises one class for everything
-            said.seek(0)
-            problem = f"{error}\n{said.read().decode(errors='replace')}".strip().splitlines()[0]
+            native_stderr.seek(0)
+            problem = f"{error}\n{native_stderr.read().decode(errors='replace')}".strip().splitlines()[0]
             raise ModelError(f"TensorFlow cannot convert the model: {problem}") from error
     remember(content)  # this process made the model, so no check in a child process is needed
     return content

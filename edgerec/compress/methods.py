@@ -1,4 +1,4 @@
-"""The ways to compress: what each trains, in which order, and what it converts to."""
+"""The compression methods: the fine-tuning stages of each, in order, and the precision of the converted model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Method:
     """One way to compress a run.
 
     Attributes:
-        variant: the name of what it makes.
-        precision: int8 (full: no float tensor), mixed (int8 but for some layers), int16x8 (activations of 16 bits),
-            dynamic (int8 weights, float activations) or float16 (weights).
-        stages: the fine-tunings before the conversion; without ``qat`` among them int8 is calibrated (PTQ).
-        like: the variant that is the same with nothing left out or shared: what to compare its time with.
+        variant: name of the variant that the method makes.
+        precision: ``int8`` (no float tensor), ``mixed`` (int8 with some float layers), ``int16x8`` (int16 activations
+            and int8 weights), ``dynamic`` (int8 weights, float activations) or ``float16`` (float16 weights).
+        stages: fine-tuning stages before the conversion. An int8 method without the stage ``qat`` is calibrated (PTQ).
+        like: the variant without the removed or shared weights, whose inference time this variant is compared with.
     """
 
     variant: str
@@ -30,23 +30,23 @@ class Method:
 
     @property
     def calibrates(self) -> bool:
-        """Whether pictures set the ranges of its activations."""
+        """Whether activation ranges are set by calibration images."""
         return self.precision in ("int8", "int16x8", "mixed") and "qat" not in self.stages
 
     @property
     def reductions(self) -> tuple[Stage, ...]:
-        """The stages that leave something out or share it, while the model is float."""
+        """The stages that remove or share weights of the float model."""
         return tuple(stage for stage in self.stages if stage != "qat")
 
     @property
     def milder(self) -> tuple[str, ...]:
-        """What may lose less, in the words of the command line."""
+        """Command-line options that may reduce the loss of accuracy, such as ``more --epochs``."""
         if self.precision not in ("int8", "mixed"):
             return ()
-        aware = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
-        learned = ("more --epochs",) if self.stages else ()
+        with_qat = () if "qat" in self.stages else (f"--method {'+'.join((*self.stages, 'qat'))}",)
+        longer = ("more --epochs",) if self.stages else ()
         options = {"channels": "less --channels", "prune": "less --sparsity", "cluster": "more --clusters"}
-        return (*aware, *learned, *(options[stage] for stage in self.reductions))
+        return (*with_qat, *longer, *(options[stage] for stage in self.reductions))
 
 
 METHODS = {

@@ -52,7 +52,7 @@ def quantization_aware(
         ModelError: a layer cannot be quantized; the message names the layer.
     """
     return fine_tune(
-        partial(rounded, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
+        partial(with_fake_quantization, model, normalise, pruned=pruned, clustered=clustered, weight_bits=weight_bits),
         tune,
         "quantization-aware training",
         calibrator=partial(range_calibrator, tune=tune),
@@ -60,10 +60,10 @@ def quantization_aware(
     )
 
 
-def rounded(
+def with_fake_quantization(
     model: Any, normalise: Normalise, *, pruned: bool = False, clustered: bool = False, weight_bits: int = 8
 ) -> Any:
-    """A copy of the model with int8 rounding simulated in every layer; not trained yet."""
+    """Return an untrained copy of the model with int8 fake quantization in every layer."""
     tfmot = require("tensorflow_model_optimization")
     quantization, combine = tfmot.quantization.keras, tfmot.experimental.combine
     scheme: tuple[Any, ...] = ()
@@ -76,29 +76,30 @@ def rounded(
             aware = without_autograph(quantization.quantize_apply)(annotate(model), *scheme)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
-            f"quantization-aware training refuses {model.name}: {cause(error)}; use --method ptq"
+            f"quantization-aware training does not support {model.name}: {cause(error)}; use --method ptq"
         ) from None
     _fix_input_range(aware, normalise)
     if not clustered:
-        _take_bits(aware, weight_bits)
+        _limit_weight_bits(aware, weight_bits)
     for wrapper in aware.layers:
         layer = getattr(wrapper, "layer", wrapper)
         if isinstance(layer, keras().layers.BatchNormalization):
-            layer.trainable = False  # keeps its statistics; tfmot's wrapper trains scale and offset all the same
+            # Freeze the statistics. The scale and offset are still trained, because they belong to tfmot's wrapper.
+            layer.trainable = False
     return aware
 
 
-def _take_bits(aware: Any, count: int) -> None:
-    """Let each weight be one of ``2**count - 1`` values, evenly apart: the converter takes so many of int8's 255."""
+def _limit_weight_bits(aware: Any, count: int) -> None:
+    """Limit weights to ``2**count - 1`` evenly spaced values. The converter stores each of them as an int8 value."""
     for wrapper in aware.layers:
         for _, quantizer, _ in getattr(wrapper, "_weight_vars", ()):
             quantizer.num_bits = count
 
 
 def _fix_input_range(aware: Any, normalise: Normalise) -> None:
-    """Give the input the range of all pixel values, instead of learning about that one from the data.
+    """Fix the input range to the range of all pixel values, instead of learning a range from the data.
 
-    Its scale is then 1/std and its zero point the mean: quantize(normalise(p)) == p.
+    The scale is then 1/std and the zero point is the mean, so that ``quantize(normalize(p)) == p``.
     """
     from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
@@ -193,9 +194,9 @@ class _Frozen:
 def activation_ranges(aware: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the two variables with the lower and upper end of each activation range."""
     for wrapper in aware.layers:
-        places = [(wrapper, "_output_quantizer_vars")]
+        owners = [(wrapper, "_output_quantizer_vars")]
         for activation in getattr(wrapper, "_quantize_activations", ()):
-            places += [(activation, "_pre_activation_vars"), (activation, "_post_activation_vars")]
-        for owner, name in places:
+            owners += [(activation, "_pre_activation_vars"), (activation, "_post_activation_vars")]
+        for owner, name in owners:
             if ends := getattr(owner, name, None):
                 yield ends["min_var"], ends["max_var"]

@@ -1,4 +1,4 @@
-"""Quantizing a run: prune, cluster and train for int8, convert, compare, and keep the result as a variant."""
+"""Quantize a run: prune, cluster, run quantization-aware training, convert, compare, and save the variant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgerec.compress.accuracy_gate import check_drop
 from edgerec.compress.calibration import CalibrationSet, draw, pin_range
 from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_dynamic, to_float16, to_int8, to_int16x8, to_mixed
 from edgerec.compress.finetune import is_complete, other_setting, resumable_settings
 from edgerec.compress.methods import METHODS, Method
@@ -134,9 +134,9 @@ def quantize(
         if not auto:
             refuse_existing(run.variant(METHODS[name].variant), overwrite)
         refuse_interrupted(run, with_method(recipe, name), resume, overwrite)
-    with Bench.open(run, recipe, data, listener) as bench:
-        report = (_auto if auto else make)(bench, resume=resume, overwrite=overwrite)
-    before, after, gained = report.forms[0].top1, report.forms[-1].top1, bench.measure.top1_name
+    with CompressionContext.open(run, recipe, data, listener) as context:
+        report = (_auto if auto else make)(context, resume=resume, overwrite=overwrite)
+    before, after, gained = report.forms[0].top1, report.forms[-1].top1, context.measure.top1_name
     try:
         check_drop(report.variant, before, after, recipe.compress.max_drop, gained)
     except GateError as error:
@@ -159,8 +159,8 @@ def with_method(recipe: Recipe, method: str) -> Recipe:
 
 def make_float32(run: Run, data: DataSource | None = None, listener: Listener = ignore) -> None:
     """Make the float32 TFLite variant of a run, if it does not exist."""
-    with Bench.open(run, run.recipe, data, listener) as bench:
-        bench.float32()
+    with CompressionContext.open(run, run.recipe, data, listener) as context:
+        context.float32()
 
 
 def interrupted_folder(run: Run, method: str) -> Path:
@@ -198,14 +198,14 @@ class Candidate:
     """A converted variant that was measured on the validation images, but not on the test images.
 
     Attributes:
-        bench: the run, with the candidate's method.
+        context: the run, with the candidate's method.
         content: the .tflite.
         provenance: fields of the report about how the variant was made.
         stages: the intermediate Keras models between the float model and the .tflite, by the name of their stage.
         val_top1: top-1 accuracy on the validation images, 0 to 1.
     """
 
-    bench: Bench
+    context: CompressionContext
     content: bytes
     provenance: dict[str, Any]
     stages: dict[str, Any]
@@ -214,50 +214,50 @@ class Candidate:
     @property
     def val_drop_points(self) -> float:
         """Top-1 accuracy lost against the float Keras model on the validation images, in percentage points."""
-        return (self.bench.val_top1 - self.val_top1) * 100
+        return (self.context.val_top1 - self.val_top1) * 100
 
-    def keep(self, overwrite: bool) -> QuantizeReport:
+    def save(self, overwrite: bool) -> QuantizeReport:
         """Measure the candidate on the test images, and save the candidate as a variant of the run."""
-        bench, method = self.bench, METHODS[self.bench.recipe.compress.method]
-        report = bench.keep(
+        context, method = self.context, METHODS[self.context.recipe.compress.method]
+        report = context.save(
             method,
             self.content,
             self.provenance,
-            float32=bench.float32().forms[-1],
+            float32=context.float32().forms[-1],
             before=self.stages,
             val_top1=self.val_top1,
             overwrite=overwrite,
         )
-        shutil.rmtree(interrupted_folder(bench.run, bench.recipe.compress.method), ignore_errors=True)
+        shutil.rmtree(interrupted_folder(context.run, context.recipe.compress.method), ignore_errors=True)
         return report
 
 
-def make(bench: Bench, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
-    """Make, measure and save the variant of the bench's method, without applying the accuracy gate."""
-    refuse_existing(bench.run.variant(METHODS[bench.recipe.compress.method].variant), overwrite)
-    return make_candidate(bench, resume=resume, overwrite=overwrite).keep(overwrite)
+def make(context: CompressionContext, *, resume: bool = False, overwrite: bool = False) -> QuantizeReport:
+    """Make, measure and save the variant of the context's method, without applying the accuracy gate."""
+    refuse_existing(context.run.variant(METHODS[context.recipe.compress.method].variant), overwrite)
+    return make_candidate(context, resume=resume, overwrite=overwrite).save(overwrite)
 
 
-def make_candidate(bench: Bench, *, resume: bool, overwrite: bool) -> Candidate:
-    """Compress and convert the run's model by the bench's method, and measure the result on the validation images."""
-    name = bench.recipe.compress.method
-    method, folder = METHODS[name], interrupted_folder(bench.run, name)
-    refuse_interrupted(bench.run, bench.recipe, resume, overwrite)
-    bench.float32()  # first, because it needs no training and fails early if the model cannot be converted
+def make_candidate(context: CompressionContext, *, resume: bool, overwrite: bool) -> Candidate:
+    """Compress and convert the run's model by the context's method, and measure the result on the validation images."""
+    name = context.recipe.compress.method
+    method, folder = METHODS[name], interrupted_folder(context.run, name)
+    refuse_interrupted(context.run, context.recipe, resume, overwrite)
+    context.float32()  # first, because it needs no training and fails early if the model cannot be converted
     if overwrite and not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    content, provenance, stages = _compressed(bench, method, folder)
+    content, provenance, stages = _compressed(context, method, folder)
     if method.precision == "int8":
-        check_int8(content, bench.recipe.normalise)
-    return Candidate(bench, content, provenance, stages, bench.validate(content, method.variant))
+        check_int8(content, context.recipe.normalise)
+    return Candidate(context, content, provenance, stages, context.validate(content, method.variant))
 
 
-def make_or_take(bench: Bench, overwrite: bool) -> QuantizeReport:
-    """Return the existing variant of the bench's method, or a new one if there is none or ``overwrite`` is set."""
-    report = None if overwrite else existing(bench.run, bench.recipe)
+def reuse_or_make(context: CompressionContext, overwrite: bool) -> QuantizeReport:
+    """Return the existing variant of the context's method, or a new one if there is none or ``overwrite`` is set."""
+    report = None if overwrite else existing(context.run, context.recipe)
     if report is None:
-        return make(bench, resume=not _is_interrupted_differently(bench) or not overwrite, overwrite=overwrite)
-    name, other = report.variant, used_differently(bench.run, bench.recipe)
+        return make(context, resume=not _is_interrupted_differently(context) or not overwrite, overwrite=overwrite)
+    name, other = report.variant, used_differently(context.run, context.recipe)
     how = f", made with {other}" if other else ""
     log.info("using the existing variant %s%s (--overwrite makes a new one)", name, how)
     return report
@@ -277,9 +277,9 @@ def used_differently(run: Run, recipe: Recipe) -> str:
     return ", ".join(f"{key} {saved[key]}" for key in used if key in saved and saved[key] != getattr(section, key))
 
 
-def _is_interrupted_differently(bench: Bench) -> bool:
-    folder = interrupted_folder(bench.run, bench.recipe.compress.method)
-    return bool(other_setting(folder, resumable_settings(bench.recipe)))
+def _is_interrupted_differently(context: CompressionContext) -> bool:
+    folder = interrupted_folder(context.run, context.recipe.compress.method)
+    return bool(other_setting(folder, resumable_settings(context.recipe)))
 
 
 def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) -> None:
@@ -301,12 +301,12 @@ def check_used(methods: Sequence[str], recipe: Recipe, options: dict[str, Any]) 
         raise RecipeError("--method mixed needs --float-layers: edgerec parity RUN names the layers that lose most")
 
 
-def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
+def _auto(context: CompressionContext, *, resume: bool, overwrite: bool) -> QuantizeReport:
     """Choose between PTQ, QAT and float16 by the accuracy that they lose on the validation images.
 
     Only the chosen variant is measured on the test images and kept. Existing variants are reused.
     """
-    budget, count = bench.recipe.compress.max_drop, len(bench.split.val)
+    budget, count = context.recipe.compress.max_drop, len(context.split.val)
     sources: dict[str, Candidate | QuantizeReport] = {}
     remarks: list[str] = []
 
@@ -318,7 +318,7 @@ def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
 
     def attempt(name: str) -> None:
         try:
-            sources[name] = _reused_or_made(bench.with_method(name), resume, overwrite)
+            sources[name] = _reused_or_made(context.with_method(name), resume, overwrite)
         except ModelError as error:
             remarks.append(f"{name} cannot be used")
             log.info("auto: %s: %s", remarks[-1], error)
@@ -333,7 +333,7 @@ def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
     if fits("ptq", budget * WORTH_QAT):
         reason = f"ptq loses so little that qat is not worth its time (it is tried above {budget * WORTH_QAT:g} points)"
         return _chosen(sources["ptq"], explained(reason), overwrite)
-    log.info("auto: trying qat, which trains for %d epochs", bench.recipe.compress.epochs)
+    log.info("auto: trying qat, which trains for %d epochs", context.recipe.compress.epochs)
     attempt("qat")
     int8 = sorted((name for name in AUTO if name in sources), key=loss)  # a stable sort: ptq wins a tie
     if int8 and fits(int8[0], budget):
@@ -355,11 +355,11 @@ def _auto(bench: Bench, *, resume: bool, overwrite: bool) -> QuantizeReport:
     raise error
 
 
-def _reused_or_made(bench: Bench, resume: bool, overwrite: bool) -> Candidate | QuantizeReport:
-    report = None if overwrite else existing(bench.run, bench.recipe)
+def _reused_or_made(context: CompressionContext, resume: bool, overwrite: bool) -> Candidate | QuantizeReport:
+    report = None if overwrite else existing(context.run, context.recipe)
     if report is None:
-        return make_candidate(bench, resume=resume, overwrite=overwrite)
-    if other := used_differently(bench.run, bench.recipe):
+        return make_candidate(context, resume=resume, overwrite=overwrite)
+    if other := used_differently(context.run, context.recipe):
         raise OutputExistsError(
             f"{report.variant} exists and was made with {other}: add --overwrite to replace it, or choose a --method"
         )
@@ -368,22 +368,26 @@ def _reused_or_made(bench: Bench, resume: bool, overwrite: bool) -> Candidate | 
 
 
 def _chosen(source: Candidate | QuantizeReport, why: str, overwrite: bool) -> QuantizeReport:
-    return replace(source.keep(overwrite) if isinstance(source, Candidate) else source, why=why)
+    return replace(source.save(overwrite) if isinstance(source, Candidate) else source, why=why)
 
 
-def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-    """The .tflite, what of :class:`QuantizeReport` tells how it was made, and the Keras models on the way.
+def _compressed(
+    context: CompressionContext, method: Method, checkpoints: Path
+) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """Compress and convert the run's model by a method.
 
-    Those are, by the stages that led to them, the float one with something left out or shared, and QAT's.
+    Returns:
+        The .tflite, the fields of :class:`QuantizeReport` about how the variant was made, and the intermediate Keras
+        models by the name of their stage: the pruned, clustered or smaller float model, and the model after QAT.
     """
-    recipe, model, stages = bench.recipe, bench.run.model(), method.stages
-    # Before any training: a set that is refused costs no time.
-    pictures = draw(recipe.compress.calibration, bench.dataset, bench.split) if method.calibrates else None
+    recipe, model, stages = context.recipe, context.run.model(), method.stages
+    # Draw the calibration set first, so that an invalid set is reported before hours of training.
+    calibration = draw(recipe.compress.calibration, context.dataset, context.split) if method.calibrates else None
     if stages:
         refuse_untrainable(model)
     adapted = adapt(model, _purpose(stages)) if isinstance(model, keras().Model) else Adapted(model, ())
     model = adapted.model
-    tune = bench.fine_tune(unfinished)
+    tune = context.fine_tune(checkpoints)
     if "channels" in stages:
         model = shrink(model, recipe.compress.channels, tune)
     if "prune" in stages:
@@ -400,31 +404,35 @@ def _compressed(bench: Bench, method: Method, unfinished: Path) -> tuple[bytes, 
             clustered="cluster" in stages,
             weight_bits=recipe.compress.weight_bits,
         )
-    bench.listener(Progress("converting", 0, 1))
-    content = _converted(bench, method, model, pictures)
-    bench.listener(Progress("converting", 1, 1))
-    how: dict[str, Any] = {"adapted": [change.to_dict() for change in adapted.changes]}
-    if pictures is not None:
-        how["calibration"] = {"recipe": pictures.recipe, "images": len(pictures.images), "digest": pictures.digest}
-    return content, how, before
+    context.listener(Progress("converting", 0, 1))
+    content = _converted(context, method, model, calibration)
+    context.listener(Progress("converting", 1, 1))
+    provenance: dict[str, Any] = {"adapted": [change.to_dict() for change in adapted.changes]}
+    if calibration is not None:
+        provenance["calibration"] = {
+            "recipe": calibration.recipe,
+            "images": len(calibration.images),
+            "digest": calibration.digest,
+        }
+    return content, provenance, before
 
 
 def _purpose(stages: Sequence[str]) -> Purpose:
-    """What the model must be fit for."""
+    """Return the kind of compression that the model has to support."""
     if "qat" in stages:
         return "pqat" if len(stages) > 1 else "qat"
     return "prune" if stages else "ptq"
 
 
-def _converted(bench: Bench, method: Method, model: Any, pictures: CalibrationSet | None) -> bytes:
+def _converted(context: CompressionContext, method: Method, model: Any, calibration: CalibrationSet | None) -> bytes:
     if method.precision == "float16":
         return to_float16(model)
     if method.precision == "dynamic":
         return to_dynamic(model)
-    if pictures is None:
+    if calibration is None:
         return to_int8(model)
-    pixels = bench.recipe.normalise.apply(pin_range(pictures.images).astype(np.float32))
+    pixels = context.recipe.normalise.apply(pin_range(calibration.images).astype(np.float32))
     if method.precision == "mixed":
-        float_layers = named_layers(model, bench.recipe.compress.float_layers, "compress.float_layers")
+        float_layers = named_layers(model, context.recipe.compress.float_layers, "compress.float_layers")
         return to_mixed(model, pixels, float_layers)
     return (to_int16x8 if method.precision == "int16x8" else to_int8)(model, pixels)

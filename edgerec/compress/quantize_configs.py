@@ -1,4 +1,4 @@
-"""What tensorflow-model-optimization knows, and a rounding for what int8 runs and it does not know."""
+"""Quantization settings for layers that tensorflow-model-optimization does not know, but int8 kernels support."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from edgerec.utils.optional import require
 
 
 def annotate(model: Any) -> Any:
-    """``model`` as ``quantize_apply`` wants it: every layer marked, with a rounding where tfmot has none of its own."""
+    """Annotate every layer of a model for ``quantize_apply``.
+
+    Layers that tfmot has no quantization settings for get fake quantization of their outputs.
+    """
     tfmot = require("tensorflow_model_optimization")
     from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
         default_8bit_quantize_configs as configs,
     )
 
-    def mark(layer: Any) -> Any:
-        own = configs.Default8BitOutputQuantizeConfig() if type(layer).__name__ in ANNOTATED else None
-        return tfmot.quantization.keras.quantize_annotate_layer(layer, own)
+    def annotated(layer: Any) -> Any:
+        config = configs.Default8BitOutputQuantizeConfig() if type(layer).__name__ in ANNOTATED else None
+        return tfmot.quantization.keras.quantize_annotate_layer(layer, config)
 
-    return without_autograph(keras().models.clone_model)(model, clone_function=mark)
+    return without_autograph(keras().models.clone_model)(model, clone_function=annotated)

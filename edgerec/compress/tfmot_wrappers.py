@@ -1,4 +1,4 @@
-"""Putting a wrapper of tensorflow-model-optimization around a model's layers, but for those that a person names."""
+"""Put wrappers of tensorflow-model-optimization around the layers of a model."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from edgerec.train.backend import cause, copied, keras, without_autograph
 
 
 def wrap(model: Any, wrapper: Callable[[Any], Any], skip: str) -> Any:
-    """``model`` with ``wrapper`` around every layer that has weights, but for those that ``skip`` names.
-
-    The layers are copies.
+    """Return a copy of ``model`` with ``wrapper`` around every layer that has weights.
 
     Args:
-        model: flat, functional or Sequential.
-        wrapper: layer to layer.
-        skip: names or patterns, separated by commas.
+        model: a functional or Sequential model without nested models.
+        wrapper: function that takes a layer and returns the wrapped layer.
+        skip: layers to leave unwrapped: names or patterns, separated by commas.
 
     Raises:
-        ModelError: ``skip`` names no layer, or a layer cannot be wrapped.
+        ModelError: ``skip`` does not match a layer, or a layer cannot be wrapped.
     """
-    left_alone = named_layers(model, skip, "compress.skip")
+    skipped = named_layers(model, skip, "compress.skip")
 
     def wrapped(layer: Any) -> Any:
-        unweighted = not layer.weights or isinstance(layer, keras().layers.BatchNormalization)
-        if unweighted or layer.name in left_alone or selects_channels(layer):
+        has_no_weights = not layer.weights or isinstance(layer, keras().layers.BatchNormalization)
+        if has_no_weights or layer.name in skipped or selects_channels(layer):
             return layer
         try:
             return wrapper(layer)
         except ValueError as error:
             raise ModelError(
                 f"layer {layer.name} ({type(layer).__name__}) cannot be compressed: {cause(error)}; "
-                f"leave it alone with --skip {layer.name}"
+                f"skip it with --skip {layer.name}"
             ) from None
 
     return without_autograph(keras().models.clone_model)(copied(model), clone_function=wrapped)
 
 
 def named_layers(model: Any, names: str, key: str) -> set[str]:
-    """The layers that ``names`` means: names or patterns, separated by commas.
+    """Return the names of the layers that match ``names``.
+
+    Args:
+        model: the model with the layers.
+        names: names or patterns, separated by commas.
+        key: recipe key that contains ``names``, for the error message.
 
     Raises:
-        ModelError: a name or pattern that fits no layer; ``key`` is where it was written.
+        ModelError: a name or pattern matches no layer.
     """
     layers = [layer.name for layer in model.layers]
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in filter(None, map(str.strip, names.split(","))):
-        fitting = {name for name in layers if fnmatchcase(name, pattern)}
-        if not fitting:
+        matches = {name for name in layers if fnmatchcase(name, pattern)}
+        if not matches:
             raise ModelError(f"{key}: {unknown('layer', pattern, layers)}")
-        found |= fitting
-    return found
+        matched |= matches
+    return matched

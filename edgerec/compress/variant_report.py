@@ -1,4 +1,4 @@
-"""What quantizing a run says."""
+"""The report that quantization saves with each variant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from edgerec.compress.accuracy_gate import Form
+from edgerec.compress.accuracy_gate import ParityRow
 from edgerec.train.evaluate import Figures
 
 T = TypeVar("T")
@@ -14,27 +14,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """What quantizing made.
+    """Accuracy, size and origin of a variant.
 
     Attributes:
-        run, variant, path: where the .tflite is.
-        method: as the recipe's ``compress.method``; ``none`` for float32.
-        precision: ``float32``, ``float16``, ``dynamic``, ``int16x8`` or ``int8``.
-        forms: the parity table, on the held-out test pictures: float Keras, float32 TFLite, the Keras models on the
-            way from one to the other, the variant. They are, where there are such stages, the float model of which
-            something was left out or shared (as ``keras prune``), and the one that learned with int8 rounding
-            simulated (``keras qat``).
-        val_top1: of the variant on the validation pictures, which choosing between variants may use.
-        val_drop_points: top-1 that it lost there against float Keras, in points.
-        drop_points: the same on the test pictures.
-        sparsity: part of zeros among its weights.
-        model_sha256: digest of the .tflite, by which export knows that these figures are its own.
-        figures: accuracy and per-class figures of the variant on the test pictures.
-        calibration: recipe, number of pictures and digest, for post-training quantization.
-        agreements: as the variant's ``agreement``, with each of those on the way. What is missing to ``keras prune``
-            int8 changed, what is missing to ``keras qat`` the conversion alone.
-        adapted: the layers that became others first: ``layer what why``, and ``max_difference`` of the outputs.
-        why: why ``auto`` took this one.
+        run: the run's folder.
+        variant: name of the variant.
+        path: path of the .tflite.
+        method: the recipe's ``compress.method``; ``none`` for float32.
+        precision: ``float32``, ``float16``, ``dynamic``, ``int16x8``, ``mixed`` or ``int8``.
+        forms: the parity table on the test images: float Keras, float32 TFLite, the intermediate Keras models, and the
+            variant. The intermediate models are the pruned, clustered or smaller float model (such as ``keras prune``),
+            and the model with fake quantization (``keras qat``), if the method has these stages.
+        val_top1: top-1 accuracy on the validation images, 0 to 1. It may be used to choose between variants.
+        val_drop_points: top-1 accuracy lost against float Keras on the validation images, in percentage points.
+        drop_points: top-1 accuracy lost against float Keras on the test images, in percentage points.
+        max_drop: the largest accepted value of ``drop_points``.
+        sparsity: fraction of zeros among the weights.
+        model_sha256: SHA-256 of the .tflite, with which the export checks that the figures belong to this file.
+        figures: accuracy and per-class figures of the variant on the test images.
+        calibration: recipe, number of images and digest of the calibration set, for post-training quantization.
+        adapted: the layers that were replaced before the compression: ``layer``, ``what``, ``why`` and
+            ``max_difference`` of the outputs.
+        why: why the method ``auto`` chose this variant.
+        agreements: agreement of the variant with each intermediate Keras model. Disagreement with ``keras prune`` is
+            due to int8, and disagreement with ``keras qat`` is due to the conversion alone.
     """
 
     run: str
@@ -42,7 +45,7 @@ class QuantizeReport:
     path: str
     method: str
     precision: str
-    forms: tuple[Form, ...]
+    forms: tuple[ParityRow, ...]
     val_top1: float
     val_drop_points: float
     drop_points: float
@@ -57,11 +60,11 @@ class QuantizeReport:
 
     @property
     def images(self) -> int:
-        """How many held-out pictures."""
+        """Number of test images."""
         return self.figures.images
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return vars(self) | {
             "forms": [row.to_dict() for row in self.forms],
             "figures": self.figures.to_dict(),
@@ -70,13 +73,13 @@ class QuantizeReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizeReport:
-        """Back from a variant's ``report.json``."""
-        made = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-        made["forms"] = tuple(_known(Form, row) for row in values["forms"])
-        made["figures"] = _known(Figures, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
-        return cls(**made)
+        """Read the values of a variant's ``report.json``."""
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        known["forms"] = tuple(_known(ParityRow, row) for row in values["forms"])
+        known["figures"] = _known(Figures, values["figures"] | {"labels": tuple(values["figures"]["labels"])})
+        return cls(**known)
 
 
 def _known(cls: Callable[..., T], values: Mapping[str, Any]) -> T:
-    """Build a dataclass from the values that belong to its fields."""
+    """Build a dataclass from the values of its own fields, and ignore other values."""
     return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})  # type: ignore[arg-type]

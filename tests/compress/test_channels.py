@@ -11,7 +11,7 @@ import pytest
 from edgerec.compress import channels
 from edgerec.compress.channel_graph import trace
 from edgerec.compress.channels import cost, macs, shrink
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import check_int8, to_int8
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
@@ -85,7 +85,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_shrunken_model_computes_what_the_masked_one_does(name, monkeypatch):
+def test_smaller_model_equals_model_with_masked_channels(name, monkeypatch):
     model = MODELS[name]()
     before = [weight.copy() for weight in model.get_weights()]
     made = {}
@@ -104,48 +104,48 @@ def test_the_shrunken_model_computes_what_the_masked_one_does(name, monkeypatch)
         np.testing.assert_array_equal(old, new)
 
 
-def blinded(model, wiring, keep):
+def blinded(model, graph, keep):
     """A copy with zeros for every weight that reads a removed channel."""
     copy = keras().models.clone_model(model)
     copy.set_weights(model.get_weights())
-    for name, wire in wiring.wires.items():
+    for name, entry in graph.layers.items():
         kernel_axis = {"Conv2D": 2, "Conv2DTranspose": 3, "SeparableConv2D": 2, "Dense": 0}.get(
-            type(wire.layer).__name__
+            type(entry.layer).__name__
         )
         if kernel_axis is not None:
             kernel, *rest = copy.get_layer(name).get_weights()
-            np.moveaxis(kernel, kernel_axis, 0)[~keep[wire.used]] = 0
+            np.moveaxis(kernel, kernel_axis, 0)[~keep[entry.inputs]] = 0
             copy.get_layer(name).set_weights([kernel, *rest])
     return copy
 
 
-def test_dead_channels_go_first_and_change_nothing():
+def test_dead_channels_are_removed_first_without_changing_outputs():
     model = ours("resnet8")
-    wiring = trace(model)
+    graph = trace(model)
     dead = {}
     rng = np.random.default_rng(0)
     for name in ("conv2d", "conv2d_1", "conv2d_3", "conv2d_4", "conv2d_6", "conv2d_7"):
         # Of each group of tied layers half of the channels: what makes them and what uses them.
-        name = next(layer for layer in wiring.wires if layer.removeprefix("conv2d") == suffix(wiring, name))
-        made = wiring.wires[name].made
+        name = next(layer for layer in graph.layers if layer.removeprefix("conv2d") == suffix(graph, name))
+        made = graph.layers[name].outputs
         dead |= dict.fromkeys(made[rng.permutation(len(made))[: len(made) // 2]].tolist())
-    for wire in wiring.wires.values():
-        weights = wire.layer.get_weights()
-        out = np.isin(wire.made, list(dead))
-        if wire.axes == ("hwio", "o") and out.any():
+    for entry in graph.layers.values():
+        weights = entry.layer.get_weights()
+        out = np.isin(entry.outputs, list(dead))
+        if entry.axes == ("hwio", "o") and out.any():
             weights[0][..., out], weights[1][out] = 0, 0
-        if len(wire.axes) == 4:
+        if len(entry.axes) == 4:
             weights[0][out], weights[1][out] = 0, 0
-        wire.layer.set_weights(weights)
+        entry.layer.set_weights(weights)
     smaller = shrink(model, 0.6, None)
     given = pixels(model)
     np.testing.assert_allclose(smaller(given).numpy(), model(given).numpy(), atol=1e-5)
     assert cost(smaller) <= 0.4 * cost(model)
 
 
-def suffix(wiring, name):
+def suffix(graph, name):
     """Keras numbers its layers through the process: the n-th convolution's own number."""
-    convolutions = [layer for layer in wiring.wires if layer.startswith("conv2d")]
+    convolutions = [layer for layer in graph.layers if layer.startswith("conv2d")]
     convolutions.sort(key=lambda layer: int(layer.partition("_")[2] or 0))
     return convolutions[int(name.partition("_")[2] or 0)].removeprefix("conv2d")
 
@@ -204,12 +204,12 @@ def test_what_is_unknown_is_left_whole(caplog):
     with caplog.at_level(logging.WARNING):
         smaller = shrink(built(features), 0.9, None)
     assert "mixing (Mixing), grouped (Conv2D)" in caplog.text
-    assert "every layer is at its least" in caplog.text
+    assert "no more channels can be removed" in caplog.text
     widths = {name: smaller.get_layer(name).filters for name in ("free", "held", "after", "grouped")}
     assert widths == {"free": 8, "held": 24, "after": 24, "grouped": 24}
 
 
-def test_a_layer_that_lies_about_its_kind_is_found():
+def test_layer_that_mixes_channels_under_a_known_name_is_refused():
     class Dropout(keras().layers.Layer):
         def call(self, x):
             return x - keras().backend.mean(x, axis=-1, keepdims=True)
@@ -217,29 +217,29 @@ def test_a_layer_that_lies_about_its_kind_is_found():
     def features(layers, x):
         return layers.GlobalAveragePooling2D()(Dropout()(layers.Conv2D(24, 3, activation="relu")(x)))
 
-    with pytest.raises(ModelError, match="does not treat channels as its kind says"):
+    with pytest.raises(ModelError, match="does not process channels as its name says"):
         shrink(built(features), 0.5, None)
 
 
-def test_where_nothing_can_go_the_error_says_why():
+def test_error_explains_why_no_channels_can_be_removed():
     layers = keras().layers
     classes_only = keras().Sequential([layers.Flatten(input_shape=(8, 8, 3)), layers.Dense(5, activation="softmax")])
-    with pytest.raises(ModelError, match="all of them are its classes"):
+    with pytest.raises(ModelError, match="the only channels are the classes"):
         shrink(classes_only, 0.5, None)
-    with pytest.raises(ModelError, match=r"no layer of .* has more than 8 channels"):
+    with pytest.raises(ModelError, match=r"no layer of .* has more than 8 removable channels"):
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(8, 3)(x))), 0.5, None)
-    with pytest.raises(ModelError, match=r"grouped \(Conv2D\) may need all of theirs"):
+    with pytest.raises(ModelError, match=r"grouped \(Conv2D\) may need all of their channels"):
         shrink(built(lambda layers, x: layers.Flatten()(layers.Conv2D(9, 3, groups=3, name="grouped")(x))), 0.5, None)
-    with pytest.raises(ModelError, match=r"is 0\.95, expected 0 to 0.9"):
+    with pytest.raises(ModelError, match=r"fraction 0\.95 .* expected 0 to 0.9"):
         shrink(classes_only, 0.95, None)
 
 
-def test_fine_tuning_brings_the_accuracy_back(run, tmp_path):
+def test_fine_tuning_restores_accuracy(run, tmp_path):
     recipe, (dataset, split) = run.recipe, run.data()
     model = run.model()
     quick = recipe.override({"compress.epochs": 2, "compress.learning_rate": 1e-3})
-    with Bench.open(run, quick, None, ignore) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with CompressionContext.open(run, quick, None, ignore) as context:
+        tune = context.fine_tune(tmp_path)
 
     def scored(model, part):
         return keras_scorer(model, recipe.normalise)(dataset.images[part], ignore), dataset.classes[part]
@@ -256,11 +256,11 @@ def test_fine_tuning_brings_the_accuracy_back(run, tmp_path):
     assert cost(smaller) <= 0.4 * cost(model)
     assert top1(smaller) > top1(model) - 0.03
     # Without fine-tuning: what matters least by the estimate matters less than what matters most by it.
-    wiring = trace(model)
-    scores = channels.taylor(model, wiring, tune)
-    groups, target = channels._groups(wiring), 0.5 * cost(model)
-    right, wrong = (channels._choose(wiring, groups, s, target, 0) for s in (scores, scores.max() - scores))
-    least, most = (channels._rebuilt(model, wiring, keep) for keep in (right, wrong))
+    graph = trace(model)
+    scores = channels.taylor_importance(model, graph, tune)
+    groups, target = channels._groups(graph), 0.5 * cost(model)
+    right, wrong = (channels._choose(graph, groups, s, target, 0) for s in (scores, scores.max() - scores))
+    least, most = (channels._rebuilt(model, graph, keep) for keep in (right, wrong))
     assert loss(least) < 0.5 * loss(most)
     judged = shrink(model, 0.5, replace(tune, epochs=0))
     assert loss(judged) == loss(least)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgerec import Recipe, fit
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.prune import prune
 from edgerec.train.backend import keras
@@ -69,8 +69,8 @@ def kept_and_recorded(run, folder, best_epoch, epochs, **options):
         def on_epoch_end(self, epoch, logs=None):
             recorded.append(self.model.get_weights()[0].copy())
 
-    with Bench.open(run, run.recipe.override({"compress.epochs": epochs}), None, ignore) as bench:
-        tune = bench.fine_tune(folder)
+    with CompressionContext.open(run, run.recipe.override({"compress.epochs": epochs}), None, ignore) as context:
+        tune = context.fine_tune(folder)
         tune = replace(tune, validation=Validation(tune.validation, best_epoch))
         model = fine_tune(always_first_class, tune, "fine-tuning", callbacks=[Recorder()], **options)
     assert len(recorded) == epochs
@@ -96,9 +96,9 @@ def test_an_early_epoch_is_not_kept_where_it_is_not_allowed(quick_run, tmp_path)
 
 def test_pruning_reaches_its_sparsity_although_an_early_epoch_is_better(quick_run, tmp_path):
     changes = {"compress.epochs": 4, "compress.sparsity": 0.8}
-    with Bench.open(quick_run, quick_run.recipe.override(changes), None, ignore) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with CompressionContext.open(quick_run, quick_run.recipe.override(changes), None, ignore) as context:
+        tune = context.fine_tune(tmp_path)
         tune = replace(tune, validation=Validation(tune.validation, 1))
-        model = prune(always_first_class(), bench.recipe.compress, tune)
+        model = prune(always_first_class(), context.recipe.compress, tune)
     kernel = next(weight for weight in model.get_weights() if weight.ndim == 2)
     assert float((kernel == 0).mean()) == pytest.approx(0.8, abs=0.01)

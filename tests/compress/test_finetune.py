@@ -11,7 +11,7 @@ import pytest
 from edgerec import Recipe, fit
 from edgerec.compress.channels import shrink
 from edgerec.compress.cluster import cluster
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import to_int8
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.prune import prune
@@ -46,9 +46,9 @@ def quick_run(tmp_path_factory):
 
 
 def opened(run, **changes):
-    """The run's bench, with keys of its recipe changed: ``transfer__freeze_bn=False``."""
+    """The run's context, with keys of its recipe changed: ``transfer__freeze_bn=False``."""
     recipe = run.recipe.override({key.replace("__", "."): value for key, value in changes.items()})
-    return Bench.open(run, recipe, None, ignore)
+    return CompressionContext.open(run, recipe, None, ignore)
 
 
 def batch_normalization(model):
@@ -68,10 +68,10 @@ def batch_normalization(model):
 )
 def test_retraining_follows_freeze_bn(quick_run, tmp_path, stage, weights, freeze_bn, frozen):
     changes = {"model__weights": weights, "transfer__freeze_bn": freeze_bn, "compress__learning_rate": 0.01}
-    with opened(quick_run, **changes) as bench:
+    with opened(quick_run, **changes) as context:
         model = small(normalized=True)
         before = batch_normalization(model)
-        model = STAGES[stage](model, bench.recipe, bench.fine_tune(tmp_path))
+        model = STAGES[stage](model, context.recipe, context.fine_tune(tmp_path))
     after = batch_normalization(model)
     assert len(before) == len(after) == 4
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
@@ -111,32 +111,32 @@ def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = F
 @pytest.mark.parametrize(("accumulate", "size"), [(1, 8), (4, 2)])
 def test_fine_tuning_accumulates_gradients_like_the_training(quick_run, tmp_path, accumulate, size):
     sizes: list[int] = []
-    with opened(quick_run, train__accumulate=accumulate) as bench:
+    with opened(quick_run, train__accumulate=accumulate) as context:
         model = small(recorder=batch_recorder(sizes))
-        fine_tune(lambda: model, bench.fine_tune(tmp_path), "fine-tuning")
+        fine_tune(lambda: model, context.fine_tune(tmp_path), "fine-tuning")
     assert set(sizes) == {size}
 
 
 @pytest.mark.parametrize("xla", [True, False])
 def test_fine_tuning_compiles_by_xla_like_the_training(quick_run, tmp_path, xla):
-    with opened(quick_run, train__xla=xla) as bench:
-        model = fine_tune(small, bench.fine_tune(tmp_path), "fine-tuning")
+    with opened(quick_run, train__xla=xla) as context:
+        model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
     assert model.jit_compile is xla
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_fine_tuning_uses_the_optimizer_of_the_training(quick_run, tmp_path, name):
-    with opened(quick_run, train__optimizer=name) as bench:
-        model = fine_tune(small, bench.fine_tune(tmp_path), "fine-tuning")
+    with opened(quick_run, train__optimizer=name) as context:
+        model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
     assert model.optimizer.name.lower() == name
 
 
 @pytest.mark.parametrize("size", [4, 8])
 def test_fine_tuning_uses_the_batch_size_of_the_training(quick_run, tmp_path, size):
     sizes: list[int] = []
-    with opened(quick_run, train__batch_size=size) as bench:
+    with opened(quick_run, train__batch_size=size) as context:
         model = small(recorder=batch_recorder(sizes))
-        fine_tune(lambda: model, bench.fine_tune(tmp_path), "fine-tuning")
+        fine_tune(lambda: model, context.fine_tune(tmp_path), "fine-tuning")
     assert set(sizes) == {size}
 
 
@@ -160,27 +160,27 @@ def test_dropout_does_not_widen_the_ranges(quick_run, tmp_path, kind):
     # At this rate nothing is learned, so that the ranges are those of one and the same model.
     plain, dropping = small(), small(0.7, kind=kind)
     dropping.set_weights(plain.get_weights())
-    with opened(quick_run, compress__learning_rate=1e-8) as bench:
+    with opened(quick_run, compress__learning_rate=1e-8) as context:
         scales = []
         for number, model in enumerate((plain, dropping)):
-            tune = bench.fine_tune(tmp_path / str(number))
-            scales.append(logits_scale(quantization_aware(model, bench.recipe.normalise, tune)))
+            tune = context.fine_tune(tmp_path / str(number))
+            scales.append(logits_scale(quantization_aware(model, context.recipe.normalise, tune)))
     assert scales[1] == pytest.approx(scales[0], rel=0.01)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_path, epochs):
-    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as bench:
+    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=epochs) as context:
         model = small()
-        tune = bench.fine_tune(tmp_path / "plain")
-        expected = logits_scale(quantization_aware(model, bench.recipe.normalise, tune))
+        tune = context.fine_tune(tmp_path / "plain")
+        expected = logits_scale(quantization_aware(model, context.recipe.normalise, tune))
 
         def white(epoch, places):
             return tune.feed(epoch, places).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
 
         # Ranges that follow the training batches would move by a third in so many steps of white images.
         white_tune = replace(tune, feed=white, steps=400, checkpoints=tmp_path / "white")
-        scale = logits_scale(quantization_aware(model, bench.recipe.normalise, white_tune))
+        scale = logits_scale(quantization_aware(model, context.recipe.normalise, white_tune))
     assert scale == pytest.approx(expected, rel=0.02)
 
 
@@ -219,8 +219,8 @@ def test_a_damaged_state_changes_nothing(quick_run, tmp_path, caplog, damage):
         if progress.text.startswith("epoch 2"):
             raise Interrupted
 
-    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=2) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with opened(quick_run, compress__learning_rate=1e-8, compress__epochs=2) as context:
+        tune = context.fine_tune(tmp_path)
         model = small()
         start = [weight.copy() for weight in model.get_weights()]
         with pytest.raises(Interrupted):
@@ -248,8 +248,8 @@ def test_an_undamaged_state_is_restored_with_its_optimizer(quick_run, tmp_path, 
         if progress.text.startswith("epoch 2"):
             raise Interrupted
 
-    with opened(quick_run, compress__epochs=2) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with opened(quick_run, compress__epochs=2) as context:
+        tune = context.fine_tune(tmp_path)
         with pytest.raises(Interrupted):
             fine_tune(small, replace(tune, listener=interrupt), "fine-tuning")
         with caplog.at_level(logging.INFO, "edgerec"):

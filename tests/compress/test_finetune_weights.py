@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgerec import Recipe, fit
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.finetune import fine_tune
 from edgerec.train.backend import keras
 from edgerec.train.distillation import teacher_loss
@@ -41,8 +41,8 @@ def biased():
 
 def fine_tuned(run, folder, build, **changes):
     recipe = run.recipe.override({key.replace("__", "."): value for key, value in changes.items()})
-    with Bench.open(run, recipe, None, ignore) as bench:
-        return fine_tune(build, bench.fine_tune(folder), "fine-tuning")
+    with CompressionContext.open(run, recipe, None, ignore) as context:
+        return fine_tune(build, context.fine_tune(folder), "fine-tuning")
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])

@@ -13,7 +13,7 @@ import pytest
 
 from edgerec import Recipe, Run, fit, quantize
 from edgerec.compress.compare import compare
-from edgerec.compress.context import Bench
+from edgerec.compress.context import CompressionContext
 from edgerec.compress.convert import plain_names, to_int8
 from edgerec.compress.finetune import fine_tune
 from edgerec.compress.quantize import make
@@ -128,8 +128,8 @@ def test_layers_that_are_skipped_stay_dense(run):
 
 def test_constant_sparsity_is_there_from_the_first_step(run):
     recipe = run.recipe.override({"compress.schedule": "constant", "compress.method": "prune"})
-    with Bench.open(run, recipe, None, ignore) as bench:
-        assert make(bench, overwrite=True).sparsity > 0.48
+    with CompressionContext.open(run, recipe, None, ignore) as context:
+        assert make(context, overwrite=True).sparsity > 0.48
 
 
 def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
@@ -221,13 +221,13 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
 
 def test_the_rate_goes_by_what_is_changed(run, tmp_path):
     rate = run.recipe.train.learning_rate
-    with Bench.open(run, run.recipe, None, ignore) as bench:
+    with CompressionContext.open(run, run.recipe, None, ignore) as context:
         whole, labels, smaller = (
             changed.fine_tune(tmp_path)
             for changed in (
-                bench.with_method("qat"),
-                replace(bench, recipe=bench.recipe.override({"compress.teacher_weight": 0.0})),
-                bench.with_method("prune+qat"),
+                context.with_method("qat"),
+                replace(context, recipe=context.recipe.override({"compress.teacher_weight": 0.0})),
+                context.with_method("prune+qat"),
             )
         )
     assert whole.learning_rate == pytest.approx(0.01 * rate)
@@ -242,8 +242,8 @@ def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
         return model
 
     ends = []
-    with Bench.open(run, run.recipe, None, ignore) as bench:
-        given = replace(bench.fine_tune(tmp_path), epochs=1, learning_rate=2e-4)  # enough to show which answers pull
+    with CompressionContext.open(run, run.recipe, None, ignore) as context:
+        given = replace(context.fine_tune(tmp_path), epochs=1, learning_rate=2e-4)  # enough to show which answers pull
         feed = given.feed
 
         def wrong(epoch, places):
@@ -263,15 +263,15 @@ def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
         model, start = smaller(), smaller()
         model.set_weights(right)
         pixels, _ = next(iter(given.plain))
-        distances = [float(given.teacher(pixels, scored(pixels))) for scored in (start, model, bench.model)]
+        distances = [float(given.teacher(pixels, scored(pixels))) for scored in (start, model, context.model)]
         assert distances[2] == pytest.approx(0, abs=1e-5)
         assert distances[1] < 0.5 * distances[0]
 
 
 def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
-    from edgerec.compress.qat import rounded
+    from edgerec.compress.qat import with_fake_quantization
 
-    aware = rounded(residual.model(), residual.recipe.normalise)
+    aware = with_fake_quantization(residual.model(), residual.recipe.normalise)
     content = to_int8(aware)
     plain = plain_names(content)
     before, after = read_graph(content), read_graph(plain)
@@ -323,6 +323,6 @@ def test_no_speed_from_zeros_is_said():
     pruned = Row("prune+qat", "int8-pqat", 0.9, 0, 1, 1000, 500, 0.5, 0.49, 0.6)
     faster = Row("cluster+qat", "int8-cqat", 0.9, 0, 1, 1000, 500, 0.5, 0.2, 0.6)
     (note,) = _speed_notes([dense, pruned, faster])
-    assert "buy no speed" in note
+    assert "do not make the model faster" in note
     assert "int8-pqat takes 0.98 of int8-qat's time" in note
     assert "int8-cqat" not in note

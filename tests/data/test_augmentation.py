@@ -188,7 +188,7 @@ def test_mixing_mixes_labels_as_it_mixes_pixels(tf, keys):
 def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path):
     """A run that mixes learns and goes on after a stop; what quantizing trains on has one label a picture."""
     from edgerec import Run, fit
-    from edgerec.compress.context import Bench
+    from edgerec.compress.context import CompressionContext
     from edgerec.data import readers as sources
     from edgerec.train.input_pipeline import ONE_REPLICA
     from edgerec.utils.progress import ignore
@@ -220,8 +220,8 @@ def test_mixing_reaches_training_and_leaves_fine_tuning_its_labels(tf, tmp_path)
     assert made.history()[:2] == stopped
     assert made.metrics["accuracy"] > 0.5
     assert made.history()[-1]["accuracy"] < made.history()[-1]["val_accuracy"]
-    with Bench.open(made, made.recipe, None, ignore) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with CompressionContext.open(made, made.recipe, None, ignore) as context:
+        tune = context.fine_tune(tmp_path)
     for feed in (tune.feed(0, ONE_REPLICA), tune.plain):
         _, classes, _ = next(iter(feed))
         assert classes.dtype == np.int64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgerec.compress.convert import to_int8
-from edgerec.compress.qat import rounded
+from edgerec.compress.qat import with_fake_quantization
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import ModelError
 from edgerec.importing import passes
@@ -92,7 +92,7 @@ def test_everything_at_once_trains_as_int8(pixels):
     assert told["rescaling"].what == "Rescaling → 1×1 depthwise convolution"
     assert {"TFOpLambda", "Sequential", "Rescaling"} & set(kinds(adapted.model)) == set()
     assert kinds(adapted.model).count("BatchNormalization") == 1  # the one that its convolution takes in
-    aware = rounded(adapted.model, RAW)
+    aware = with_fake_quantization(adapted.model, RAW)
     x = pixels.astype(np.float32)
     aware(x, training=True)  # ranges are learned
     content = to_int8(aware)

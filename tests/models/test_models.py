@@ -16,7 +16,7 @@ from edgerec import Recipe, Run, architecture, architectures, evaluate, fit, qua
 from edgerec.catalog.architectures import measured
 from edgerec.cli.app import app
 from edgerec.compress.convert import check_int8, to_int8
-from edgerec.compress.qat import rounded
+from edgerec.compress.qat import with_fake_quantization
 from edgerec.contract.tensors import Normalise
 from edgerec.errors import EdgerecError, ModelError, RecipeError, RunError
 from edgerec.importing.keras_files import load_model
@@ -93,7 +93,7 @@ def test_every_architecture_is_flat_and_has_a_width(arch):
 def test_a_new_family_trains_as_int8():
     model = built("ds_cnn", width=0.25)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *model.input_shape[1:]), np.uint8)
-    aware = rounded(adapt(model).model, UNIT)
+    aware = with_fake_quantization(adapt(model).model, UNIT)
     aware.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     aware.fit(UNIT.apply(pixels.astype(np.float32)), np.arange(8), batch_size=4, verbose=0)
     content = to_int8(aware)

@@ -166,13 +166,13 @@ def test_the_gate_speaks_of_known_pictures(autoencoder, run, monkeypatch):
 
 def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
     from edgerec.compress.channel_graph import trace
-    from edgerec.compress.channels import taylor
-    from edgerec.compress.context import Bench
+    from edgerec.compress.channels import taylor_importance
+    from edgerec.compress.context import CompressionContext
 
-    with Bench.open(autoencoder, autoencoder.recipe, None, lambda _: None) as bench:
-        tune = bench.fine_tune(tmp_path)
+    with CompressionContext.open(autoencoder, autoencoder.recipe, None, lambda _: None) as context:
+        tune = context.fine_tune(tmp_path)
     model = autoencoder.model()
-    scores = taylor(model, trace(model), tune)
+    scores = taylor_importance(model, trace(model), tune)
     assert np.isfinite(scores).all()
     assert np.count_nonzero(scores) > 8
 
