@@ -88,8 +88,8 @@ class CompressionContext:
             team.require_equal({"data": dataset.digest} | recipe.wherever.to_dict())
             model, measure = own.model(), metrics_of(own)
             score = keras_scorer(model, recipe.normalise)
-            val_top1 = measure.top1(score(dataset.pictures(split.val), listener), dataset.classes[split.val])
-            reference = score(dataset.pictures(split.test), listener)
+            val_top1 = measure.top1(score(dataset.select(split.val), listener), dataset.classes[split.val])
+            reference = score(dataset.select(split.test), listener)
             with reporting_damaged_records(dataset):
                 yield cls(own, recipe, dataset, split, model, measure, reference, val_top1, team, listener)
 
@@ -139,7 +139,7 @@ class CompressionContext:
         """Return the top-1 accuracy of a .tflite file on the validation images, 0 to 1."""
         score = tflite_scorer(self.measure.model(content, self.recipe.normalise, where=name))
         part = self.split.val
-        return self.measure.top1(score(self.dataset.pictures(part), self.listener), self.dataset.classes[part])
+        return self.measure.top1(score(self.dataset.select(part), self.listener), self.dataset.classes[part])
 
     def _measure(
         self,
@@ -152,14 +152,14 @@ class CompressionContext:
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
         score = tflite_scorer(measure.model(content, self.recipe.normalise, where=name))
-        outputs = score(dataset.pictures(split.test), self.listener)
+        outputs = score(dataset.select(split.test), self.listener)
         classes = dataset.classes[split.test]
         row = parity_row(name, outputs, self.reference, classes, measure, content)
         rows, agreements = [parity_row("keras float32", self.reference, self.reference, classes, measure)], {}
         if float32 is not None:
             rows.append(float32)
         for stage, model in before.items():
-            stage_outputs = keras_scorer(model, self.recipe.normalise)(dataset.pictures(split.test), self.listener)
+            stage_outputs = keras_scorer(model, self.recipe.normalise)(dataset.select(split.test), self.listener)
             rows.append(parity_row(f"keras {stage}", stage_outputs, self.reference, classes, measure))
             agreements[rows[-1].name] = measure.agreement(outputs, stage_outputs)
         return QuantizeReport(

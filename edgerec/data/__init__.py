@@ -1,6 +1,6 @@
-"""Pictures on disk become arrays: listing, pixel cache, split, augmentation."""
+"""Load image data sets as arrays: listing, pixel cache, split, augmentation and data checks."""
 
-from edgerec.data.dataset import Dataset, Pictures, load
+from edgerec.data.dataset import Dataset, SelectedImages, load
 from edgerec.data.split import Split, recorded_split, split_dataset
 
-__all__ = ["Dataset", "Pictures", "Split", "load", "recorded_split", "split_dataset"]
+__all__ = ["Dataset", "SelectedImages", "Split", "load", "recorded_split", "split_dataset"]

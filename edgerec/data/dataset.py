@@ -1,4 +1,4 @@
-"""A data set as training sees it: pixels, classes, names."""
+"""Load a data set: preprocessed pixels, classes, splits and names of its images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgerec.contract.image_files import Levels, decode, memory_for, read_image_file, why_unreadable
 from edgerec.contract.preprocess import PREPROCESS_VERSION, Image, PreprocessSpec, apply
-from edgerec.data import readers as sources
+from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS, Digests, Pixels, pixels
 from edgerec.data.merged import MergedImages, merged_pixels
@@ -24,17 +24,17 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# The input size that is chosen for a person lies between these, in pixels.
+# Smallest and largest input size that is chosen automatically, in pixels.
 AUTO_SIZE_PX = (28, 96)
-# Pictures that are read at once where they are looked at one by one.
-_TOGETHER = 256
+# Number of images that are read at once by an iteration over single images.
+_READ_BATCH = 256
 
 
 Images = npt.NDArray[np.uint8] | PackedImages | MergedImages
 
 
-class Pictures:
-    """Selected images of a data set, in a given order; supports ``len``, slices and iteration in batches."""
+class SelectedImages:
+    """Images of a data set at given positions, read on access; supports ``len``, slices and iteration."""
 
     def __init__(self, images: Images, positions: npt.NDArray[np.int64]) -> None:
         self._images, self._positions = images, positions
@@ -42,13 +42,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __getitem__(self, which: slice) -> npt.NDArray[np.uint8]:
-        """Return the images of a slice."""
-        return self._images[self._positions[which]]
+    def __getitem__(self, selection: slice) -> npt.NDArray[np.uint8]:
+        """Return the images of a slice, uint8 ``(n, height, width, channels)``."""
+        return self._images[self._positions[selection]]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        for start in range(0, len(self), _TOGETHER):
-            yield from self[start : start + _TOGETHER]
+        for start in range(0, len(self), _READ_BATCH):
+            yield from self[start : start + _READ_BATCH]
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,30 @@ class Dataset:
     _levels: Levels | None = None
 
     @classmethod
-    def of(cls, found: Source, section: DataSection, stored: Pixels | None = None) -> Dataset:
-        """The data set of what was found; without its stored pixels, one that has all but the images."""
-        names = found.names
+    def of(cls, source: Source, section: DataSection, stored: Pixels | None = None) -> Dataset:
+        """Create the data set of a source.
+
+        Args:
+            source: listed files or arrays.
+            section: preprocessing of the images.
+            stored: preprocessed pixels of ``source``. None creates a data set that has names and classes, but no
+                images and no digests.
+        """
+        names = source.names
         if stored is None:
-            nothing = np.empty((0, *section.preprocess.shape), np.uint8)
-            unknown = np.empty(0, f"S{DIGEST_CHARS}")
-            stored = Pixels(nothing, np.ones(len(found.classes), bool), "", unknown)
+            no_images = np.empty((0, *section.preprocess.shape), np.uint8)
+            no_digests = np.empty(0, f"S{DIGEST_CHARS}")
+            stored = Pixels(no_images, np.ones(len(source.classes), bool), "", no_digests)
         positions = np.flatnonzero(stored.valid)
         return cls(
             stored.images,
-            found.classes[positions],
-            found.splits[positions],
-            found.labels,
+            source.classes[positions],
+            source.splits[positions],
+            source.labels,
             tuple(names[i] for i in positions),
             stored.digest,
             tuple(names[i] for i in np.flatnonzero(~stored.valid)),
-            found,
+            source,
             positions,
             stored.contents if len(stored.contents) == len(positions) else None,
             section.levels,
@@ -125,12 +132,12 @@ class Dataset:
 
     @property
     def packed(self) -> Packed | None:
-        """The shards that it is read from, if it is packed."""
+        """The pack from which the images are read; None if the data set is not packed."""
         return self._originals if isinstance(self._originals, Packed) else None
 
-    def pictures(self, positions: npt.NDArray[np.int64]) -> Pictures:
-        """Those at ``positions``, read as they are asked for: a test split may be larger than memory."""
-        return Pictures(self.images, positions)
+    def select(self, positions: npt.NDArray[np.int64]) -> SelectedImages:
+        """Return the images at ``positions``. They are read on access, because a test split can exceed the memory."""
+        return SelectedImages(self.images, positions)
 
     def original(self, index: int) -> Image:
         """Return an image before preprocessing, or as stored in a pack: uint8 ``(H, W, 3)`` or ``(H, W[, 1])``."""
@@ -140,27 +147,28 @@ class Dataset:
         image = read_original(self._originals, int(position), self._levels)
         if image is None:
             raise DataError(
-                f"{self.names[index]} was a readable image when it was listed, but cannot be read now: restore the file"
+                f"{self.names[index]} was a readable image when the data was listed, but cannot be read now: "
+                "restore the file"
             )
         return image
 
-    def relabelled(self, labels: Sequence[str], answers: Mapping[str, str] | None = None) -> Dataset:
+    def relabeled(self, labels: Sequence[str], true_labels: Mapping[str, str] | None = None) -> Dataset:
         """Return a copy that uses the labels of a model, which may have additional classes.
 
         Args:
             labels: labels of the model.
-            answers: true label of each image by the image's name, for data without labels.
+            true_labels: true label of each image by the image's name, for data without labels.
 
         Raises:
-            DataError: a class of the data, or a label in ``answers``, is not among ``labels``.
+            DataError: a class of the data, or a label in ``true_labels``, is not among ``labels``.
         """
-        own = [answers.get(name, "") for name in self.names] if answers is not None else list(self.labels)
+        own = list(self.labels) if true_labels is None else [true_labels.get(name, "") for name in self.names]
         index = {label: i for i, label in enumerate(labels)}
         if missing := [label for label in own if label not in index]:
             known = ", ".join(labels[:10])
             raise DataError(f"the data has a class {missing[0]!r} that the model does not know ({known})")
-        chosen = np.array([index[label] for label in own], np.int64)
-        return replace(self, labels=tuple(labels), classes=chosen if answers is not None else chosen[self.classes])
+        indices = np.array([index[label] for label in own], np.int64)
+        return replace(self, labels=tuple(labels), classes=indices[self.classes] if true_labels is None else indices)
 
 
 def load(
@@ -187,32 +195,35 @@ def load(
         DataError: the data set does not exist, has too few classes, or has unreadable images with ``strict``.
     """
     if isinstance(section.source, str) and is_pack(section.source):
-        return _unpacked(Packed.open(section.source), section, least_size_px)
-    found, section = found_pictures(section, least_size_px=least_size_px, flat=flat, listener=listener)
+        return _load_pack(Packed.open(section.source), section, least_size_px)
+    source, section = list_images(section, least_size_px=least_size_px, flat=flat, listener=listener)
     spec = section.preprocess
-    stored = merged_pixels(found, spec, listener) if isinstance(found, Merged) else pixels(found, spec, listener)
-    dataset = Dataset.of(found, section, stored)
-    reason = _why_skipped(found, dataset)
+    stored = merged_pixels(source, spec, listener) if isinstance(source, Merged) else pixels(source, spec, listener)
+    dataset = Dataset.of(source, section, stored)
+    reason = _skip_reason(source, dataset)
     _report_skipped(dataset.skipped, section, reason)
     _check_classes(dataset, section.title, least_classes, reason)
     return dataset, section
 
 
-def found_pictures(
+def list_images(
     section: DataSection, *, least_size_px: int = 8, flat: bool = False, listener: Listener = ignore
 ) -> tuple[Source, DataSection]:
-    """List the images of ``section.source``, and return them with the section whose automatic values are resolved.
+    """List the images of ``section.source``, and determine the input size, channels and levels that are not set.
 
     Warnings about an unusual folder structure are logged.
+
+    Returns:
+        The listed images, and the section with these values filled in.
     """
-    found = sources.find(section.source, flat=flat, levels=section.levels)
-    if not isinstance(found, Arrays):
-        for text in found.warnings:
+    source = readers.find(section.source, flat=flat, levels=section.levels)
+    if not isinstance(source, Arrays):
+        for text in source.warnings:
             log.warning("%s", text)
     if section.levels is None:
-        levels = determine_levels(found, section.title, listener)
+        levels = determine_levels(source, section.title, listener)
         section = replace(section, black_level=levels.black, white_level=levels.white)
-    return found, _resolve(section, found, least_size_px)
+    return source, _resolve(section, source, least_size_px)
 
 
 def read_original(source: Source, position: int, levels: Levels | None) -> Image | None:
@@ -221,22 +232,22 @@ def read_original(source: Source, position: int, levels: Levels | None) -> Image
     Returns:
         uint8 ``(H, W, 3)`` RGB, or the row of the array; None if the file is not a readable image.
     """
-    part, place = source.locate(position)
-    return part.images[place] if isinstance(part, Arrays) else decode(read_image_file(part.paths[place]), levels)
+    part, index = source.locate(position)
+    return part.images[index] if isinstance(part, Arrays) else decode(read_image_file(part.paths[index]), levels)
 
 
 def read_fitted(source: Source, position: int, spec: PreprocessSpec) -> Image | None:
-    """Return a preprocessed image, ``spec.shape``; None if the file is not a readable image."""
-    part, place = source.locate(position)
+    """Return a preprocessed image, uint8 of shape ``spec.shape``; None if the file is not a readable image."""
+    part, index = source.locate(position)
     if isinstance(part, Arrays):
-        return apply(part.images[place], spec)
-    content = read_image_file(part.paths[place])
+        return apply(part.images[index], spec)
+    content = read_image_file(part.paths[index])
     with memory_for(content):
         image = decode(content, spec.levels)
         return None if image is None else apply(image, spec)
 
 
-def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
+def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[Dataset, DataSection]:
     spec = pack.preprocess
     packed: dict[str, Any] = {
         "input_size": spec.width,
@@ -250,15 +261,16 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
     }
     default = DataSection()
     for key, value in packed.items():
-        wanted = getattr(section, key)
-        if wanted not in (getattr(default, key), value):
+        requested = getattr(section, key)
+        if requested not in (getattr(default, key), value):
             raise RecipeError(
-                f"data.{key} is {wanted!r}, {pack.place} was packed with {value!r}: pack again with this value"
+                f"data.{key} is {requested!r}, but {pack.place} was packed with {value!r}: remove data.{key}, or pack "
+                "the data again with this value"
             )
     if spec.width < least_size_px:
         raise RecipeError(
-            f"{pack.place} has pictures of {spec.width} pixels, this architecture needs at least {least_size_px}: "
-            f"pack again with data.input_size={least_size_px}"
+            f"{pack.place} has images of {spec.width} pixels, but this architecture needs at least {least_size_px}: "
+            f"pack the data again with data.input_size={least_size_px}"
         )
     positions = np.arange(len(pack.index))
     classes = pack.index["class"].astype(np.int64)
@@ -277,19 +289,19 @@ def _unpacked(pack: Packed, section: DataSection, least_size_px: int) -> tuple[D
     return dataset, replace(section, **packed)
 
 
-def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSection:
-    if isinstance(found, Merged):
-        parts = [_resolve(section, part, least_size_px) for part in found.parts]
+def _resolve(section: DataSection, source: Source, least_size_px: int) -> DataSection:
+    if isinstance(source, Merged):
+        parts = [_resolve(section, part, least_size_px) for part in source.parts]
         size, channels = (max(getattr(part, key) for part in parts) for key in ("input_size", "channels"))
         return replace(parts[0], input_size=size, channels=channels)
     size, channels = section.input_size, section.channels
     if size and size < least_size_px:
-        raise RecipeError(f"data.input_size is {size}, this architecture needs at least {least_size_px} pixels")
-    if isinstance(found, Arrays):
-        own_size = min(found.images.shape[1:3])
-        own_channels = found.images.shape[3] if found.images.ndim == 4 else 1
+        raise RecipeError(f"data.input_size is {size}, but this architecture needs at least {least_size_px} pixels")
+    if isinstance(source, Arrays):
+        own_size = min(source.images.shape[1:3])
+        own_channels = source.images.shape[3] if source.images.ndim == 4 else 1
     else:
-        own_size, own_channels = (size or typical_side_px(found)), 3
+        own_size, own_channels = (size or typical_side_px(source)), 3
     low, high = AUTO_SIZE_PX
     size = size or int(np.clip(own_size, max(low, least_size_px), high))
     version = section.preprocess_version or PREPROCESS_VERSION
@@ -298,20 +310,20 @@ def _resolve(section: DataSection, found: Source, least_size_px: int) -> DataSec
 
 def typical_side_px(files: Files) -> int:
     """Return the median length of the shorter side of a sample of the images, in pixels."""
-    some = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
-    images = (decode(read_image_file(files.paths[i])) for i in some)
+    sample = np.linspace(0, len(files.paths) - 1, num=min(25, len(files.paths)), dtype=int)
+    images = (decode(read_image_file(files.paths[i])) for i in sample)
     sides = [min(image.shape[:2]) for image in images if image is not None]
     return int(np.median(sides)) if sides else 0
 
 
-def _why_skipped(found: Source, dataset: Dataset) -> str:
+def _skip_reason(source: Source, dataset: Dataset) -> str:
     """Return the reason why the first skipped file is not readable; an empty string if no file was skipped."""
     if not dataset.skipped:
         return ""
-    position = found.names.index(dataset.skipped[0])
-    part, place = found.locate(position)
+    position = source.names.index(dataset.skipped[0])
+    part, index = source.locate(position)
     try:
-        return why_unreadable(read_image_file(part.paths[place])) if isinstance(part, Files) else ""
+        return why_unreadable(read_image_file(part.paths[index])) if isinstance(part, Files) else ""
     except OSError as error:
         return str(error.strerror)
 
@@ -319,10 +331,10 @@ def _why_skipped(found: Source, dataset: Dataset) -> str:
 def _report_skipped(skipped: tuple[str, ...], section: DataSection, reason: str) -> None:
     if not skipped:
         return
-    few = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
-    text = f"{len(skipped)} files that are not readable images: {few} ({skipped[0]}: {reason})"
+    examples = ", ".join(skipped[:5]) + (" …" if len(skipped) > 5 else "")
+    text = f"{len(skipped)} files that are not readable images: {examples} ({skipped[0]}: {reason})"
     if section.strict:
-        raise DataError(f"{section.title} has {text}. Remove them, or train without --strict")
+        raise DataError(f"{section.title} has {text}. Remove these files, or train without --strict")
     log.warning("%s: skipped %s", section.title, text)
 
 
@@ -330,12 +342,17 @@ def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> No
     if not dataset.labels:
         if len(dataset.classes) < 3:
             raise DataError(
-                f"{source} has {len(dataset.classes)} images, expected at least 3 (training, validation, test)"
+                f"{source} has {len(dataset.classes)} images, expected at least 3 (for training, validation and test): "
+                "add images"
             )
         return
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     if empty := [label for label, count in zip(dataset.labels, counts, strict=True) if not count]:
         because = f" ({reason})" if reason else ""
-        raise DataError(f"{source}: class {empty[0]!r} has no readable image{because}: add some, or remove its folder")
+        raise DataError(
+            f"{source}: class {empty[0]!r} has no readable image{because}: add images, or remove the class folder"
+        )
     if len(dataset.labels) < least:
-        raise DataError(f"{source} has one class only ({dataset.labels[0]!r}): a classifier needs two or more")
+        raise DataError(
+            f"{source} has only one class ({dataset.labels[0]!r}), but a classifier needs two or more: add a class folder"
+        )

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgerec.contract.preprocess import Image, PreprocessSpec
 from edgerec.data.cache import DIGEST_CHARS, Digests, content_digests
-from edgerec.data.dataset import Dataset, found_pictures, read_fitted
+from edgerec.data.dataset import Dataset, list_images, read_fitted
 from edgerec.data.readers import Arrays, Files, Merged, Source
 from edgerec.data.split import split_dataset
 from edgerec.data.tfrecord_reader import (
@@ -95,7 +95,7 @@ def pack_data(
 
 
 def _packed(recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwrite: bool, listener: Listener) -> Packed:
-    source, section = found_pictures(recipe.data, least_size_px=least_size_px, listener=listener)
+    source, section = list_images(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
         raise DataError(
             f"{section.title} has no class folders, so that its images have no labels: move them into class folders"

@@ -112,7 +112,7 @@ def novelty_guard(
     chosen = choose(run, target, wanted.variant, max_drop=None, data=data, listener=listener)
     model = Autoencoder(chosen.content, recipe.normalise, where=f"{wanted.run}/{chosen.name}")
     score = tflite_scorer(model)
-    errors, held_out = (score(dataset.pictures(part), listener)[:, 0] for part in (split.val, split.test))
+    errors, held_out = (score(dataset.select(part), listener)[:, 0] for part in (split.val, split.test))
     threshold = fit_threshold(errors, wanted.known)
     if not threshold:
         raise EdgerecError(f"{wanted.run} makes its validation pictures again without any error: nothing is to be told")

@@ -40,7 +40,7 @@ def fitted_decision(
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
         return decision  # without labels nobody knows how often a score is right
-    scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.pictures(split.val), listener)
+    scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)
     thresholds = {}

@@ -222,7 +222,7 @@ def _look_at(
         model=replace(base.model, arch=OWN, width=base.model.width or 1.0, weights="none"),
         train=replace(with_epochs(base.train, len(parts.train)), mixed_precision=False),
     )
-    return _Found(known, dataset.relabelled(known) if dataset.labels else dataset, parts, recipe)
+    return _Found(known, dataset.relabeled(known) if dataset.labels else dataset, parts, recipe)
 
 
 def _check_and_choose(
@@ -289,7 +289,7 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Ch
 def _answers(
     model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
 ) -> npt.NDArray[np.int64]:
-    return keras_scorer(model, normalise)(dataset.pictures(part), listener).argmax(axis=1)
+    return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)
 
 
 def _write(
@@ -310,11 +310,11 @@ def _write(
             _warn_of_one_answer(best, labels)
             answers = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
             new.write_json(PSEUDO_LABELS, answers)
-            dataset = dataset.relabelled(labels, answers)
+            dataset = dataset.relabeled(labels, answers)
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)
-        result = figures(score(dataset.pictures(parts.test), listener), dataset.classes[parts.test], labels, "test")
-        right = score(dataset.pictures(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
+        result = figures(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
+        right = score(dataset.select(parts.val), listener).argmax(axis=1) == dataset.classes[parts.val]
         about = {
             "val_accuracy": float(np.mean(right)),
             "best_epoch": 0,

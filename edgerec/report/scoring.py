@@ -58,7 +58,7 @@ class _Test:
     listener: Listener
 
     def score(self, scorer: Scorer, part: Indices, form: str) -> Reals:
-        scores = scorer(self.dataset.pictures(part), self.listener)
+        scores = scorer(self.dataset.select(part), self.listener)
         if scores.shape[1] != len(self.dataset.labels):
             raise RunError(
                 f"{self.run.path}: {form} gives {scores.shape[1]} scores, labels.txt has {len(self.dataset.labels)} "

@@ -69,7 +69,7 @@ def evaluate_autoencoder(
         of test images.
     """
     score = keras_scorer(model, recipe.normalise)
-    errors, val_errors = (score(dataset.pictures(part), listener)[:, 0] for part in (parts.test, parts.val))
+    errors, val_errors = (score(dataset.select(part), listener)[:, 0] for part in (parts.test, parts.val))
     threshold = fit_threshold(val_errors, KNOWN_FRACTION)
     plot_reconstructions(model, recipe.normalise, dataset, parts.test, errors, plots / "reconstructions.png")
     plot_error_histogram(errors, threshold, plots / "errors.png")

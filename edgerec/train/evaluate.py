@@ -16,7 +16,7 @@ from edgerec.contract.labels import read_labels
 from edgerec.contract.manifest import origins
 from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.tensors import AnyNormalise
-from edgerec.data import Dataset, Pictures, load
+from edgerec.data import Dataset, SelectedImages, load
 from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.runtime.classifier import Classifier
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
 # pixels uint8 (N, H, W, C) -> scores float32 (N, classes); of an autoencoder, reconstruction errors (N, 1)
-Scorer = Callable[[npt.NDArray[np.uint8] | Pictures, Listener], Reals]
+Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def evaluate(
         if not known:
             raise DataError(f"{section.title} has no class folders, so there are no labels to measure {path} against")
         log.warning(AGREEMENT)
-        dataset = dataset.relabelled(subject.labels, subject.answers)
+        dataset = dataset.relabeled(subject.labels, subject.answers)
     trained = None
     if sides is not None and not any(origin.adopted for origin in subject.origins):
         trained = int(np.any([some[part] == "train" for some in sides], axis=0).sum())
@@ -227,7 +227,7 @@ class _Subject:
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
     """Scores of a Keras model; of an autoencoder, the mean squared error of each picture."""
 
-    def score(pixels: npt.NDArray[np.uint8] | Pictures, listener: Listener) -> npt.NDArray[np.float32]:
+    def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
         listener(Progress("evaluating", 0, len(pixels)))
         for start in range(0, len(pixels), EVALUATION_BATCH):
@@ -285,7 +285,7 @@ def _open_run(run: Run) -> _Subject:
     recipe, labels = run.recipe, run.labels
     scorer = keras_scorer(run.model(), recipe.normalise)
     return _Subject(
-        lambda dataset, part, listener: scorer(dataset.pictures(part), listener),
+        lambda dataset, part, listener: scorer(dataset.select(part), listener),
         labels,
         recipe.data,
         len(labels),
@@ -329,7 +329,7 @@ def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit 
     section = _data_section(PreprocessSpec(height, width, channels, fit), DataSection(), finished.where)
     scorer = tflite_scorer(model)
     return _Subject(
-        lambda dataset, part, listener: scorer(dataset.pictures(part), listener), labels, section, model.classes
+        lambda dataset, part, listener: scorer(dataset.select(part), listener), labels, section, model.classes
     )
 
 

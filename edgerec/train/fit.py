@@ -414,7 +414,7 @@ def _measured(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
     """Return the metrics of a trained classifier on the test images, and write plots to ``folder``."""
-    scores = keras_scorer(model, recipe.normalise)(dataset.pictures(parts.test), listener)
+    scores = keras_scorer(model, recipe.normalise)(dataset.select(parts.test), listener)
     result = figures(scores, dataset.classes[parts.test], dataset.labels, "test")
     plots.confusion_matrix(result, folder / "confusion_matrix.png")
     plots.worst_mistakes(dataset, parts.test, scores, folder / "worst_mistakes.png")

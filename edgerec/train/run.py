@@ -253,7 +253,7 @@ class Run:
         if answers is not None:
             log.warning(AGREEMENT)
         split = recorded_split(dataset, self.split_record)
-        return dataset if self.reconstructs else dataset.relabelled(self.labels, answers), split
+        return dataset if self.reconstructs else dataset.relabeled(self.labels, answers), split
 
     def pseudo_labels(self) -> dict[str, str] | None:
         """The adopted model's answer to each picture by its name; None where the pictures have labels."""

@@ -50,8 +50,8 @@ def test_a_pack_holds_the_same_split_of_the_same_pictures(packed):
         ours, theirs = parts.part(name), plain_parts.part(name)
         assert rows(dataset.images[ours]) == rows(plain.images[theirs])
         assert sorted(dataset.classes[ours]) == sorted(plain.classes[theirs])
-    assert list(dataset.pictures(parts.test))[3].shape == dataset.images.shape[1:]
-    assert np.array_equal(np.stack(list(dataset.pictures(parts.val))), dataset.images[parts.val])
+    assert list(dataset.select(parts.test))[3].shape == dataset.images.shape[1:]
+    assert np.array_equal(np.stack(list(dataset.select(parts.val))), dataset.images[parts.val])
     assert dataset.names[len(dataset.names) - 1].startswith("test-")
     assert dataset.names[0] == f"{packed.shards[0].file}#0"
     assert np.array_equal(dataset.original(5), dataset.images[5])
@@ -188,7 +188,7 @@ def test_an_index_of_another_pack(copy):
 
 
 def test_what_was_packed_otherwise_is_refused(packed):
-    with pytest.raises(RecipeError, match=r"data.input_size is 64, .* was packed with 28: pack again"):
+    with pytest.raises(RecipeError, match=r"data.input_size is 64, .* was packed with 28: remove"):
         load(on(packed).override({"data.input_size": 64}).data)
     with pytest.raises(RecipeError, match="needs at least 32"):
         load(on(packed).data, least_size_px=32)

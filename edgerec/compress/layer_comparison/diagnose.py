@@ -92,7 +92,7 @@ def parity(
     models = [
         ImageModel(content, normalise, where=each) for content, each in zip(contents, (FLOAT32, name), strict=True)
     ]
-    scores = [tflite_scorer(model)(dataset.pictures(split.val), listener) for model in models]
+    scores = [tflite_scorer(model)(dataset.select(split.val), listener) for model in models]
     predicted, classes = [each.argmax(axis=1) for each in scores], dataset.classes[split.val]
     findings = (
         *find_input(models[1].input, normalise),
