@@ -35,36 +35,36 @@ def determine_levels(source: Source, title: str, listener: Listener) -> Levels:
     """
     parts = (source,) if isinstance(source, Arrays | Files) else source.parts
     fixed = {part.levels for part in parts if isinstance(part, Arrays) and part.levels is not None}
-    deep = [path for part in parts if isinstance(part, Files) for path in _deep(part.paths)]
+    deep_paths = [path for part in parts if isinstance(part, Files) for path in _paths_above_8_bits(part.paths)]
     total: SampleRange | None = None
-    for done, found in enumerate(_ranges(deep)):
-        if found is not None:
-            total = found if total is None else total + found
-        if done in steps(len(deep)):
-            listener(Progress("reading 16-bit values", done + 1, len(deep)))
+    for position, sample_range in enumerate(_sample_ranges(deep_paths)):
+        if sample_range is not None:
+            total = sample_range if total is None else total + sample_range
+        if position in steps(len(deep_paths)):
+            listener(Progress("reading 16-bit values", position + 1, len(deep_paths)))
     if total is not None:
         fixed.add(total.levels)
     if len(fixed) > 1:
+        ranges = (f"{levels.black} to {levels.white}" for levels in sorted(fixed, key=lambda levels: levels.white))
         raise DataError(
-            f"{title}: the data sets have different ranges of 16-bit values "
-            f"({', '.join(f'{one.black} to {one.white}' for one in sorted(fixed, key=lambda one: one.white))}): "
+            f"{title}: the data sets have different ranges of 16-bit values ({', '.join(ranges)}): "
             "set data.black_level and data.white_level"
         )
     levels = fixed.pop() if fixed else Levels()
     if levels != Levels():
-        what = f"{len(deep):,} files have" if total is not None else "the arrays have"
+        subject = f"{len(deep_paths):,} files have" if total is not None else "the arrays have"
         log.info(
             "%s: %s more than 8 bits per sample: the value %d becomes black and %d white "
-            "(change it with data.black_level and data.white_level)",
-            *(title, what, levels.black, levels.white),
+            "(to change these levels, set data.black_level and data.white_level)",
+            *(title, subject, levels.black, levels.white),
         )
     return levels
 
 
-def _deep(paths: tuple[Path, ...]) -> list[Path]:
+def _paths_above_8_bits(paths: tuple[Path, ...]) -> list[Path]:
     """Return the files with more than 8 bits per sample."""
 
-    def check(path: Path) -> bool:
+    def is_above_8_bits(path: Path) -> bool:
         try:
             with path.open("rb") as file:
                 start = file.read(_START_BYTES)
@@ -74,12 +74,15 @@ def _deep(paths: tuple[Path, ...]) -> list[Path]:
             return False
         return bits_per_sample(start) > 8
 
-    some = [path for path in paths if path.suffix.lower() not in EIGHT_BIT_SUFFIXES]
+    candidates = [path for path in paths if path.suffix.lower() not in EIGHT_BIT_SUFFIXES]
     with ThreadPoolExecutor() as pool:
-        return [path for path, deep in zip(some, pool.map(check, some), strict=True) if deep]
+        selected = pool.map(is_above_8_bits, candidates)
+        return [path for path, above in zip(candidates, selected, strict=True) if above]
 
 
-def _ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
+def _sample_ranges(paths: list[Path]) -> Iterator[SampleRange | None]:
+    """Yield the range of the sample values of each file; None if the file is not a readable image."""
+
     def measure(path: Path) -> SampleRange | None:
         content = read_image_file(path)
         with memory_for(content):

@@ -129,7 +129,7 @@ class Looked:
     scan: Scan
 
     @property
-    def small(self) -> npt.NDArray[np.uint8]:
+    def thumbnails(self) -> npt.NDArray[np.uint8]:
         """uint8 ``(N, 32, 32, C)``."""
         return np.asarray(self.dataset.images)
 
@@ -194,7 +194,7 @@ def examine(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore)
 def _look(source: sources.Source, seen: Scan, recipe: Recipe, levels: Levels) -> tuple[Looked, list[Finding]]:
     positions = np.flatnonzero(seen.valid)
     names = source.names
-    small = seen.small if len(positions) == len(seen.small) else seen.small[positions]
+    small = seen.thumbnails if len(positions) == len(seen.thumbnails) else seen.thumbnails[positions]
     dataset = Dataset(
         small,
         source.classes[positions],
@@ -256,8 +256,8 @@ def _near(looked: Looked) -> Iterator[Finding]:
     if len(looked.positions) < 2:
         return
     digests = [looked.scan.digests[position] for position in looked.positions]
-    near = near_pairs(thumbnails(looked.small), [looked.splits, looked.dataset.classes])
-    pairs = confirmed(near, looked.small)
+    near = near_pairs(thumbnails(looked.thumbnails), [looked.splits, looked.dataset.classes])
+    pairs = confirmed(near, looked.thumbnails)
     for one, other, apart in zip(pairs.one, pairs.other, pairs.apart, strict=True):
         if digests[one] != digests[other]:
             yield _pair(looked, int(other), int(one), float(apart))
@@ -307,7 +307,7 @@ def _size(size: npt.NDArray[np.int64]) -> str:
 
 
 def _blank(looked: Looked) -> Iterator[Finding]:
-    for i, image in enumerate(looked.small):
+    for i, image in enumerate(looked.thumbnails):
         levels = float(image.std())
         if levels < BLANK_LEVELS:
             what = f"shows nothing: its values deviate by {levels:.1f} grey levels"
@@ -334,7 +334,7 @@ def _labels(looked: Looked, findings: list[Finding], listener: Listener) -> floa
     classes, labels = looked.dataset.classes, looked.dataset.labels
     if len(classes) < FEWEST_JUDGED or np.count_nonzero(np.bincount(classes)) < 2:
         return None
-    judged = judge(looked.small, classes, listener)
+    judged = judge(looked.thumbnails, classes, listener)
     if not judged.knows(classes):
         return None
     for i in judged.suspects(classes):

@@ -354,5 +354,5 @@ def _check_classes(dataset: Dataset, source: str, least: int, reason: str) -> No
         )
     if len(dataset.labels) < least:
         raise DataError(
-            f"{source} has only one class ({dataset.labels[0]!r}), but a classifier needs two or more: add a class folder"
+            f"{source} has only one class ({dataset.labels[0]!r}), but a classifier needs two or more: add a class"
         )

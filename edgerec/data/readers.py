@@ -121,16 +121,16 @@ class Merged:
         unlabeled = [part.name for part in parts if not part.labels]
         if unlabeled and len(unlabeled) < len(parts):
             raise DataError(
-                f"{unlabeled[0]} has no class folders, but other data has: move its images into class folders"
+                f"{unlabeled[0]} has no class folders, but another data set has: move its images into class folders"
             )
         labels = tuple(sorted({label for part in parts for label in part.labels}))
-        place = {label: index for index, label in enumerate(labels)}
+        index_of = {label: index for index, label in enumerate(labels)}
         parts = sorted(parts, key=lambda part: (part.name, _identity(part)))
         counts = Counter(part.name for part in parts)
         merged: list[Arrays | Files] = []
         part_names: list[str] = []
         for part in parts:
-            indices = np.array([place[label] for label in part.labels] or [0], np.int64)
+            indices = np.array([index_of[label] for label in part.labels] or [0], np.int64)
             merged.append(replace(part, classes=indices[part.classes], labels=labels))
             number = sum(name.rpartition("#")[0] == part.name for name in part_names) + 1
             part_names.append(f"{part.name}#{number}" if counts[part.name] > 1 else part.name)
@@ -201,14 +201,14 @@ def find(source: str | Sequence[str], *, flat: bool = False, levels: Levels | No
     Raises:
         DataError: the data set does not exist or cannot be used.
     """
-    places = [source] if isinstance(source, str) else list(source)
-    refuse_missing(places)
-    if len(places) == 1:
-        return _find_one(places[0], flat=flat, levels=levels)
-    distinct = {place if place in NAMED else str(real_path(user_path(place))): place for place in places}
-    if len(distinct) < len(places):
-        raise DataError(f"The same data is given twice ({', '.join(places)}): name each data set once")
-    return Merged.of([_find_one(place, flat=flat, levels=levels) for place in places])
+    names = [source] if isinstance(source, str) else list(source)
+    refuse_missing(names)
+    if len(names) == 1:
+        return _find_one(names[0], flat=flat, levels=levels)
+    distinct = {name if name in NAMED else str(real_path(user_path(name))) for name in names}
+    if len(distinct) < len(names):
+        raise DataError(f"The same data set is given twice ({', '.join(names)}): name each data set once")
+    return Merged.of([_find_one(name, flat=flat, levels=levels) for name in names])
 
 
 def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Files:
@@ -216,29 +216,33 @@ def _find_one(source: str, *, flat: bool, levels: Levels | None) -> Arrays | Fil
         return NAMED[source]()
     path = user_path(source)
     if is_pack(source):
-        raise DataError(f"{source} is packed data, but this command needs the original images")
+        raise DataError(
+            f"{source} is packed data, but this command needs the original images: give the folder that was packed"
+        )
     if path.is_dir():
         return folder(path, flat=flat)
     if path.suffix == ".npz" and path.is_file():
         return npz(path, levels)
     kind = describe_file(path)
-    raise DataError(f"{path} is neither an image folder nor an .npz file{f': it {kind}' if kind else ''}")
+    raise DataError(
+        f"{path} is neither an image folder nor an .npz file{f' (it {kind})' if kind else ''}: give one of these"
+    )
 
 
 def refuse_missing(source: str | Sequence[str]) -> None:
     """Raise :class:`DataError` if no data set of this name or path exists, without reading any images."""
-    for place in [source] if isinstance(source, str) else source:
-        if place in NAMED or is_remote(place):
+    for name in [source] if isinstance(source, str) else source:
+        if name in NAMED or is_remote(name):
             continue
-        path = user_path(place)
+        path = user_path(name)
         if path.exists():
             continue
-        if path.name == place:
-            raise DataError(f"{unknown('data set', place, NAMED)}; there is no file or folder of this name either")
+        if path.name == name:
+            raise DataError(f"{unknown('data set', name, NAMED)}; there is no file or folder of this name either")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         missing = path.absolute().relative_to(parent).parts[0]
         raise DataError(
-            f"There are no images at {place}, because {parent} has no {missing!r}. "
+            f"There are no images at {name}, because {parent} has no {missing!r}. "
             "If the images were moved, set --data to their new location"
         )
 
@@ -262,14 +266,16 @@ def folder(root: Path, *, flat: bool = False) -> Files:
     classes: list[int] = []
     splits: list[str] = []
     class_folders: list[Path] = []
-    for one in sorted(layout.folders, key=lambda folder: (order[folder.split], folder.label)):
-        files = visible_files(one.path, below=bool(one.label))
+    for class_folder in sorted(layout.folders, key=lambda folder: (order[folder.split], folder.label)):
+        files = visible_files(class_folder.path, below=bool(class_folder.label))
         paths += files
-        classes += [labels.index(one.label) if one.label else 0] * len(files)
-        splits += [one.split] * len(files)
-        class_folders += [one.path] * len(files)
+        classes += [labels.index(class_folder.label) if class_folder.label else 0] * len(files)
+        splits += [class_folder.split] * len(files)
+        class_folders += [class_folder.path] * len(files)
     if not paths and labels:
-        raise DataError(f"{root} has no images in its {len(labels)} class folders ({', '.join(labels[:5])} …)")
+        raise DataError(
+            f"{root} has no images in its {len(labels)} class folders ({', '.join(labels[:5])} …): add images"
+        )
     return Files(
         root,
         tuple(paths),
@@ -290,16 +296,24 @@ def npz(path: Path, levels: Levels | None = None) -> Arrays:
             the values from all images in the file.
     """
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is not an .npz file: {reason(path, 'it has another format')}. numpy.savez writes them")
+        raise DataError(
+            f"{path} is not an .npz file: {reason(path, 'it has another format')}. Write the file with numpy.savez"
+        )
     values = read_arrays(path)
     for name in ("x_train", "y_train"):
         if name not in values:
-            raise DataError(f"{path} has {', '.join(sorted(values)) or 'no arrays'}; {name} is missing")
+            present = ", ".join(sorted(values)) or "no arrays"
+            raise DataError(f"{path} has {present}, but {name} is missing: add the arrays x_train and y_train")
     return replace(_from_arrays(values, str(path), levels), name=path.name)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz file, or the one of an .npy file by the name ``array``; never unpickles."""
+    """Return the arrays of an .npz file by name, or the array of an .npy file under the name ``array``.
+
+    Raises:
+        DataError: the file is damaged, is too large for the memory, or contains pickled objects, which are never
+            unpickled.
+    """
     try:
         values = _load(path)
     except DataError:
@@ -307,16 +321,16 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (zipfile.BadZipFile, zlib.error, tokenize.TokenError, RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an {path.suffix} file: {reason(path, error)}") from None
     except MemoryError:
-        raise DataError(f"{path} says that it holds more than the memory does: give fewer pictures") from None
+        raise DataError(f"{path} cannot be read: its arrays do not fit into memory. Store fewer images in it") from None
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
-                f"{path} holds pickled objects, which can run code when read, and is refused: "
+                f"{path} is refused, because it contains pickled objects, which can execute code when they are read: "
                 "save plain uint8 and integer arrays with numpy.savez"
             ) from None
         raise DataError(f"{path} cannot be read: {reason(path, error)}") from None
-    if odd := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
-        raise DataError(f"{path}: {odd[0]} is no NumPy array")
+    if invalid := [name for name, value in values.items() if not isinstance(value, np.ndarray)]:
+        raise DataError(f"{path}: {invalid[0]} is not a NumPy array: save only arrays, with numpy.savez")
     return values
 
 
@@ -328,13 +342,13 @@ def _load(path: Path) -> dict[str, Any]:
             raise DataError(f"{path} cannot be read: {error}, which is not plausible for images") from None
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    with path.open("rb") as lone:
-        return {"array": np.lib.format.read_array(lone, allow_pickle=False)}
+    with path.open("rb") as npy_file:
+        return {"array": np.lib.format.read_array(npy_file, allow_pickle=False)}
 
 
 def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = None) -> Arrays:
-    deep = [values[key] for name in SPLITS if is_deep(values.get(key := f"x_{name}"))]
-    levels = (levels or levels_of(deep)) if deep else None
+    above_8_bits = [values[key] for name in SPLITS if is_above_8_bits(values.get(key := f"x_{name}"))]
+    levels = (levels or levels_of(above_8_bits)) if above_8_bits else None
     images: list[npt.NDArray[np.uint8]] = []
     targets: list[npt.NDArray[Any]] = []
     splits: list[str] = []
@@ -342,16 +356,19 @@ def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = Non
         if f"x_{split}" not in values:
             continue
         if f"y_{split}" not in values:
-            raise DataError(f"{where} has x_{split} but no y_{split}")
+            raise DataError(f"{where} has x_{split} but no y_{split}: add the classes of these images as y_{split}")
         x, y = _pixels(values[f"x_{split}"], f"{where}: x_{split}", levels), values[f"y_{split}"]
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or len(y) != len(x):
             raise DataError(
-                f"{where}: y_{split} is {y.dtype} {y.shape}, expected integers ({len(x)},), one per picture"
+                f"{where}: y_{split} is {y.dtype} {y.shape}, expected integers of shape ({len(x)},), one per image"
             )
         if images and x.shape[1:] != images[0].shape[1:]:
-            raise DataError(f"{where}: x_{split} is {x.shape}, x_train {images[0].shape}: expected the same size")
+            raise DataError(
+                f"{where}: x_{split} has shape {x.shape}, but x_train has shape {images[0].shape}: expected images of "
+                "the same size"
+            )
         images.append(x)
         targets.append(y)
         splits += [split] * len(x)
@@ -360,16 +377,19 @@ def _from_arrays(values: dict[str, Any], where: str, levels: Levels | None = Non
     if "labels" in values:
         names = values["labels"]
         if names.dtype.kind != "U" or names.ndim != 1 or known.min() < 0 or known.max() >= len(names):
-            raise DataError(f"{where}: labels is {names.dtype} {names.shape}, expected one text per class")
+            raise DataError(f"{where}: labels is {names.dtype} {names.shape}, expected one string per class")
         labels = tuple(str(names[value]) for value in known)
         if len(set(labels)) != len(labels) or not all(map(is_printable, labels)):
-            raise DataError(f"{where}: labels has a text twice, or one with a control character")
+            raise DataError(
+                f"{where}: labels contains a string twice, or a string with a control character: use unique, printable "
+                "strings"
+            )
     own_splits = len(images) > 1
     tags = np.array(splits if own_splits else [""] * len(splits))
     return Arrays(np.concatenate(images), classes.astype(np.int64), tags, labels, where, levels)
 
 
-def is_deep(x: Any) -> bool:
+def is_above_8_bits(x: Any) -> bool:
     """Return whether an array has integers of more than 8 bits, such as images of X-ray and thermal cameras."""
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu" or x.dtype.itemsize < 2 or not x.size:
         return False
@@ -396,8 +416,10 @@ def _pixels(x: npt.NDArray[Any], where: str, levels: Levels | None) -> npt.NDArr
         raise DataError(f"{where} is {x.dtype}, expected uint8 pixels")
     low, high = float(x.min()), float(x.max())
     factor = 255 if x.dtype.kind == "f" and high <= 1 else 1
-    if not 0 <= low <= high <= 255:  # also false for NaN
-        raise DataError(f"{where} is {x.dtype} from {low:g} to {high:g}, expected pixels in 0…255 or 0…1")
+    if not 0 <= low <= high <= 255:  # comparisons with NaN are false, so that NaN is rejected as well
+        raise DataError(
+            f"{where} is {x.dtype} with values from {low:g} to {high:g}, expected pixel values in 0…255 or 0…1"
+        )
     return np.rint(x * factor).astype(np.uint8)
 
 
@@ -412,11 +434,11 @@ def _keras(name: str, labels: str = "") -> Callable[[], Arrays]:
         module = getattr(require("tf_keras").datasets, name)
         try:
             (x_train, y_train), (x_test, y_test) = module.load_data()
-        except Exception as error:  # urllib raises a bare Exception around every cause
+        except Exception as error:  # Keras wraps every download error in a bare Exception
             reason = str(error).rpartition("-- ")[2] or type(error).__name__
             raise DataError(
-                f"{name} could not be downloaded ({reason}): connect once, "
-                f"or give the data as a file: --data {name}.npz"
+                f"The data set {name} could not be downloaded ({reason}): connect this machine to the Internet once, "
+                f"or pass the data as a file with --data {name}.npz"
             ) from None
         values = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
         if labels:

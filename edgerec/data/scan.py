@@ -1,4 +1,4 @@
-"""One look at every picture as it came: its bytes, its size, and a small copy."""
+"""Read every image of a source once: digest, size, fault and thumbnail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from edgerec.data.readers import Arrays, Source
 from edgerec.utils.atomic import sha256
 from edgerec.utils.progress import Listener, Progress, steps
 
-SMALL_PX = 32
+THUMBNAIL_PX = 32
+# Number of images that are decoded in parallel before their results are consumed.
 CHUNK = 256
 
 
@@ -28,13 +29,13 @@ class Scan:
         digests: SHA-256 of each file, or of each array row's pixels.
         sizes_px: ``(N, 2)``, height and width; 0 for files that are not readable images.
         faults: reason why a file is damaged or unreadable; an empty string for intact images.
-        small: uint8 ``(N, 32, 32, C)``, stretched thumbnails, stored on disk to save memory.
+        thumbnails: uint8 ``(N, 32, 32, C)``, not preserving the aspect ratio; stored on disk to save memory.
     """
 
     digests: tuple[str, ...]
     sizes_px: npt.NDArray[np.int64]
     faults: tuple[str, ...]
-    small: npt.NDArray[np.uint8]
+    thumbnails: npt.NDArray[np.uint8]
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -43,37 +44,45 @@ class Scan:
 
 
 def scan(source: Source, levels: Levels, listener: Listener) -> Scan:
-    """Read every image of a source once. ``levels`` are the values that become black and white in 16-bit files."""
+    """Read every image of a source once.
+
+    Args:
+        source: the data set.
+        levels: the values that become black (0) and white (255) in 16-bit files.
+        listener: called with the progress.
+    """
     count = len(source.classes)
     gray = isinstance(source, Arrays) and (source.images.ndim == 3 or source.images.shape[3] == 1)
     spec = PreprocessSpec(
-        SMALL_PX, SMALL_PX, 1 if gray else 3, "stretch", black_level=levels.black, white_level=levels.white
+        THUMBNAIL_PX, THUMBNAIL_PX, 1 if gray else 3, "stretch", black_level=levels.black, white_level=levels.white
     )
     reported = steps(count)
     with tempfile.TemporaryFile() as file:
-        small = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
+        thumbnails = np.memmap(file, np.uint8, "w+", shape=(count, *spec.shape))
         digests, faults, sizes_px = [], [], np.zeros((count, 2), np.int64)
-        for position, (digest, fault, image) in enumerate(_seen(source, spec, sizes_px)):
+        for position, (digest, fault, thumbnail) in enumerate(_read_images(source, spec, sizes_px)):
             digests.append(digest)
             faults.append(fault)
-            if image is not None:
-                small[position] = image
+            if thumbnail is not None:
+                thumbnails[position] = thumbnail
             if position in reported:
                 listener(Progress("reading images", position + 1, count))
-        return Scan(tuple(digests), sizes_px, tuple(faults), small)
+        return Scan(tuple(digests), sizes_px, tuple(faults), thumbnails)
 
 
-def _seen(
+def _read_images(
     source: Source, spec: PreprocessSpec, sizes_px: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, str, Image | None]]:
-    def look(position: int) -> tuple[str, str, Image | None]:
-        part, place = source.locate(position)
+    """Yield the digest, fault and thumbnail of each image, and store the image's size in ``sizes_px``."""
+
+    def read(position: int) -> tuple[str, str, Image | None]:
+        part, index = source.locate(position)
         if isinstance(part, Arrays):
-            image = part.images[place]
+            image = part.images[index]
             digest, fault = sha256(np.ascontiguousarray(image).tobytes()), ""
         else:
             try:
-                content = read_image_file(part.paths[place])
+                content = read_image_file(part.paths[index])
             except OSError as error:
                 return "", f"cannot be read ({error.strerror})", None
             with memory_for(content):
@@ -81,20 +90,18 @@ def _seen(
                 if image is None:
                     return sha256(content), why_unreadable(content), None
                 sizes_px[position] = image.shape[:2]
-                return sha256(content), cut_off(content), apply(image, spec)
+                return sha256(content), truncation(content), apply(image, spec)
         sizes_px[position] = image.shape[:2]
         return digest, fault, apply(image, spec)
 
     count = len(source.classes)
-    with ThreadPoolExecutor() as pool:  # OpenCV lets go of the interpreter while it decodes
+    with ThreadPoolExecutor() as pool:  # OpenCV releases the interpreter lock while it decodes
         for start in range(0, count, CHUNK):
-            yield from pool.map(look, range(start, min(start + CHUNK, count)))
+            yield from pool.map(read, range(start, min(start + CHUNK, count)))
 
 
-def cut_off(content: bytes) -> str:
-    """What is missing at the end of a JPEG or PNG file that decodes all the same, or nothing."""
-    if content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        return "is cut off: a part of the picture is missing"
-    if content[:4] == b"\x89PNG" and b"IEND" not in content:
-        return "is cut off: a part of the picture is missing"
-    return ""
+def truncation(content: bytes) -> str:
+    """Describe the truncation of a JPEG or PNG file that OpenCV can still decode; empty string for complete files."""
+    jpeg = content[:2] == b"\xff\xd8" and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    png = content[:4] == b"\x89PNG" and b"IEND" not in content
+    return "is truncated: the end of the file is missing" if jpeg or png else ""

@@ -362,7 +362,7 @@ def test_what_is_no_calibration_set(run, tmp_path):
     (tmp_path / "folder" / "a").mkdir(parents=True)
     (tmp_path / "folder" / "a" / "x.txt").write_text("x")
     for name, said in (
-        ("objects.npy", "pickled objects, which can run code"),
+        ("objects.npy", "pickled objects, which can execute code"),
         ("two.npz", "expected one array of pictures"),
         ("cut.npz", "cannot be read"),
         ("folder", "no pictures, only other files"),
