@@ -164,7 +164,7 @@ def test_empty_folder(tmp_path):
 
 def test_one_class_only(image_folder):
     shutil.rmtree(image_folder / "red")
-    with pytest.raises(DataError, match=r"one class only \('blue'\)"):
+    with pytest.raises(DataError, match=r"only one class \('blue'\)"):
         load(section(image_folder, input_size=16))
 
 
