@@ -1,4 +1,4 @@
-"""Frames in, answers out, in real time. Never imports TensorFlow."""
+"""The camera pipeline: read frames from sources, classify them, and pass the results to sinks. Needs no TensorFlow."""
 
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.pipeline import Camera

@@ -1,4 +1,4 @@
-"""Frames with their times, and the results of their classification."""
+"""A frame (an image with its times), and the result of its classification."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Frame:
     Attributes:
         grabbed: uint8 ``(H, W, 3)`` RGB. May be a view of the BGR image that OpenCV decoded, and must not be changed.
         index: number of the frame in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
-        grabbed_s: monotonic time in seconds of the exposure if the source knows it, otherwise of the arrival.
+        grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
+            at which the image arrived.
         source: name of the source as the user wrote it; for a folder, the path of the image.
         feed: name of the camera's source that delivered the frame.
         media_s: position in a video file, in seconds from its start; None for other sources.
@@ -55,8 +56,8 @@ class Frame:
     @property
     def size_bytes(self) -> int:
         """Memory of the frame in bytes: the decoded image, plus the contiguous copy if :attr:`image` creates one."""
-        whole = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
-        return whole.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
+        decoded = self.grabbed.base if isinstance(self.grabbed.base, np.ndarray) else self.grabbed
+        return decoded.nbytes + (0 if self.grabbed.flags.c_contiguous else self.grabbed.nbytes)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Result:
 
     Attributes:
         frame: the frame, with the image that was classified.
-        classification: the prediction for this image alone.
+        classification: the prediction for this image, without smoothing.
         completed_s: monotonic time at which the prediction was complete, in seconds.
         decision: the prediction smoothed over the frames of the source; None for a single image.
     """
@@ -86,20 +87,20 @@ class Result:
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values. ``captured_s`` is Unix time."""
-        answer = self.classification
-        decision, said = self.decision, {}
+        """Return the result as a dictionary that can be converted to JSON. ``captured_s`` is Unix time in seconds."""
+        prediction = self.classification
+        decision, decision_fields = self.decision, {}
         if decision is not None:
-            said = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}
+            decision_fields = {"decision": asdict(decision) | {"since_s": unix_s(decision.since_s)}}
         return {
             "frame": self.frame.index,
             "source": self.frame.source,
             "captured_s": unix_s(self.frame.captured_s),
             "age_ms": round(self.age_ms, 3),
-            "label": answer.label,
-            "index": answer.index,
-            "score": answer.score,
-            "categories": [asdict(category) for category in answer.categories],
-            **({} if answer.novelty is None else {"novelty": round(answer.novelty, 4)}),
-            **said,
+            "label": prediction.label,
+            "index": prediction.index,
+            "score": prediction.score,
+            "categories": [asdict(category) for category in prediction.categories],
+            **({} if prediction.novelty is None else {"novelty": round(prediction.novelty, 4)}),
+            **decision_fields,
         }

@@ -1,4 +1,4 @@
-"""Which frames are looked at, and what of them."""
+"""Select the frames to classify, and crop, rotate or mirror them."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ class View:
         if self.rotate not in (0, 90, 180, 270):
             raise ValueError(f"rotate is {self.rotate}; expected 0, 90, 180 or 270")
         if self.every < 1 or not (self.max_fps >= 0 and self.max_age_s >= 0) or not 0 <= self.motion <= 1:
-            raise ValueError("every is 1 or more, max_fps and max_age_s 0 or more, motion 0 to 1")
+            raise ValueError("every must be at least 1, max_fps and max_age_s at least 0, and motion between 0 and 1")
         if self.roi is not None:
             x, y, width, height = self.roi
             if not all(math.isfinite(n) for n in self.roi) or min(x, y) < 0 or min(width, height) <= 0:
                 raise ValueError(f"roi is {self.roi}; expected x,y,width,height")
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """``(left, top, right, bottom)`` of the region in a picture of this size, in pixels; it may lie outside."""
+        """Return the region ``(left, top, right, bottom)`` in pixels; it may exceed an image of the given size."""
         if self.roi is None:
             return 0, 0, width, height
         scale = (width, height, width, height) if max(self.roi) <= 1 else (1, 1, 1, 1)
-        x, y, columns, rows = (round(n * whole) for n, whole in zip(self.roi, scale, strict=True))
+        x, y, columns, rows = (round(n * factor) for n, factor in zip(self.roi, scale, strict=True))
         return x, y, x + max(columns, 1), y + max(rows, 1)
 
     def apply(self, image: Image) -> Image:
-        """The part of ``image``, RGB ``(H, W, 3)``, that the model sees; empty where the region lies outside of it."""
+        """Crop, rotate and mirror an image, RGB ``(H, W, 3)``. If the region is outside the image, return no pixels."""
         if self.roi is not None:
             left, top, right, bottom = self.box(*image.shape[:2])
             image = image[top:bottom, left:right]
@@ -80,40 +80,42 @@ class View:
 
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
-    """``x,y,width,height`` as typed; raises ValueError."""
+    """Parse ``x,y,width,height``; raise ValueError if ``text`` does not consist of four numbers."""
     try:
         x, y, width, height = (float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"roi is {text!r}; expected x,y,width,height in pixels, or in parts as 0.25,0,0.5,1") from None
+        raise ValueError(
+            f"roi is {text!r}; expected x,y,width,height in pixels, or as fractions of the frame, e.g. 0.25,0,0.5,1"
+        ) from None
     return x, y, width, height
 
 
 @dataclass
 class FrameSelector:
-    """Applies a view to frames as they come, and counts what it leaves out, by reason.
+    """Applies a view to the frames of all sources, and counts the skipped frames by reason.
 
-    A region outside of a source's first picture is an error; after a change of resolution it leaves frames out, so that
-    a camera goes on when the old one comes back.
+    If the region is outside the first frame of a source, an error is raised. If the region is outside after a later
+    change of the resolution, frames are only skipped, because the source may return to the earlier resolution.
     """
 
     view: View
     skipped: Counter[str] = field(default_factory=Counter)
-    _seen: Counter[str] = field(default_factory=Counter)
+    _frame_counts: Counter[str] = field(default_factory=Counter)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _next_s: dict[str, float] = field(default_factory=dict)
-    _before: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    _due_s: dict[str, float] = field(default_factory=dict)
+    _references: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def forget(self, feed: str) -> None:
         """Select the next frame of a source even without motion. Called after the source was lost."""
-        self._before.pop(feed, None)
+        self._references.pop(feed, None)
 
-    def take(self, frame: Frame) -> Frame | None:
-        """The frame as the model sees it, or None where it is left out."""
+    def select(self, frame: Frame) -> Frame | None:
+        """Return the frame with the view applied, or None if the frame is skipped."""
         reason = self._reason(frame)
         self._check_region(frame)
         if not reason:
             frame = replace(frame, grabbed=self.view.apply(frame.grabbed))
-            if frame.grabbed.size and (not self.view.motion or self._moved(frame)):
+            if frame.grabbed.size and (not self.view.motion or self._has_motion(frame)):
                 return frame
             reason = "motion" if frame.grabbed.size else "roi"
         self.skipped[reason] += 1
@@ -121,47 +123,51 @@ class FrameSelector:
 
     def _reason(self, frame: Frame) -> str:
         view, feed = self.view, frame.feed
-        number = self._seen[feed]
-        self._seen[feed] += 1
+        number = self._frame_counts[feed]
+        self._frame_counts[feed] += 1
         if number % view.every:
             return "every"
-        of_file = frame.media_s is not None or not frame.stream
-        if view.max_age_s and not of_file and time.monotonic() - frame.grabbed_s > view.max_age_s:
+        from_file = frame.media_s is not None or not frame.stream
+        if view.max_age_s and not from_file and time.monotonic() - frame.grabbed_s > view.max_age_s:
             return "age"
         if view.max_fps and frame.stream:
             at_s, period_s = frame.captured_s, 1 / view.max_fps
-            due_s = self._next_s.get(feed, at_s)
+            due_s = self._due_s.get(feed, at_s)
             if at_s < due_s - TIME_TOLERANCE_S:
                 return "rate"
             # Add the period to the due time instead of the frame's time. Otherwise, max_fps=25 would select only every
             # second frame of a source with 30 frames per second.
-            self._next_s[feed] = max(due_s + period_s, at_s - period_s)
+            self._due_s[feed] = max(due_s + period_s, at_s - period_s)
         return ""
 
     def _check_region(self, frame: Frame) -> None:
-        """Tell once of each size of a source's pictures in which the region is not whole."""
-        size, known = frame.grabbed.shape[:2], self._sizes.get(frame.feed)
-        if self.view.roi is None or size == known:
+        """Log a warning if the region exceeds the frame, once for each change of a source's frame size.
+
+        Raises:
+            SourceError: the region is outside the first frame of the source.
+        """
+        size, last_size = frame.grabbed.shape[:2], self._sizes.get(frame.feed)
+        if self.view.roi is None or size == last_size:
             return
         self._sizes[frame.feed] = size
         height, width = size
         left, top, right, bottom = self.view.box(height, width)
-        pictures = f"the pictures of {frame.feed}, {width}x{height}"
+        frames = f"the frames of {frame.feed}, {width}x{height}"
         if left >= width or top >= height:
-            said = f"the region {left},{top},{right - left},{bottom - top} lies outside of {pictures}"
-            if known is None:
-                raise SourceError(f"{said}: expected x,y,width,height inside of them")
-            log.warning("%s: they are left out", said)
+            problem = f"the region {left},{top},{right - left},{bottom - top} is outside {frames}"
+            if last_size is None:
+                raise SourceError(f"{problem}: choose a region x,y,width,height inside the frame")
+            log.warning("%s: these frames are skipped", problem)
         elif right > width or bottom > height:
-            seen = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"
-            log.warning("the region goes over the edge of %s: what is looked at is %s", pictures, seen)
+            cropped = f"{left},{top},{min(right, width) - left},{min(bottom, height) - top}"
+            log.warning("the region exceeds %s: only %s is classified", frames, cropped)
 
-    def _moved(self, frame: Frame) -> bool:
+    def _has_motion(self, frame: Frame) -> bool:
         cv2 = require("cv2")
         small = cv2.cvtColor(cv2.resize(frame.image, _SMALL, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        before = self._before.get(frame.feed)
-        changed = 1.0 if before is None else float(np.mean(cv2.absdiff(small, before) > 16))
+        reference = self._references.get(frame.feed)
+        changed = 1.0 if reference is None else float(np.mean(cv2.absdiff(small, reference) > 16))
         if changed > self.view.motion:
-            self._before[frame.feed] = small
+            self._references[frame.feed] = small
             return True
         return False

@@ -1,4 +1,4 @@
-"""Classify frames, either with one classifier or with several that run in parallel."""
+"""Classify frames with one classifier, or with several classifiers in parallel."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ ClassifiedEvent = StateChange | tuple[Frame, Classification] | None
 def classify_events(events: Iterable[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
     """Yield each frame with its classification and each state change, in the order of the events.
 
-    None means that no event arrived for some time. A single classifier finishes each frame before the next frame is
-    requested. With several classifiers, each one runs in its own thread, which requests the frames that it classifies.
-    At most twice as many frames as classifiers are requested before their results are consumed. This increases the
-    throughput and the latency. The threads end with the events, or when the iterator is closed.
+    An event that is None means that no frame or state change arrived for some time; it is passed on. A single
+    classifier finishes each frame before the next frame is requested. Several classifiers each run in their own thread,
+    which requests the frames that it classifies. At most twice as many frames as classifiers are requested before their
+    results are consumed, which increases the throughput, but also the latency. The threads end when there are no more
+    events, or when the iterator is closed.
     """
     if len(classifiers) == 1:
-        return (_answer(classifiers[0], event) for event in events)
+        return (_classify(classifiers[0], event) for event in events)
     return _in_parallel(iter(events), classifiers)
 
 
-def _answer(classifier: Classifier, event: Event | None) -> ClassifiedEvent:
+def _classify(classifier: Classifier, event: Event | None) -> ClassifiedEvent:
     return (event, classifier.classify(event.grabbed)) if isinstance(event, Frame) else event
 
 
 def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifier]) -> Iterator[ClassifiedEvent]:
-    # Each event has a number. `requests` contains the numbers of the events that may be requested.
+    # The events are numbered, so that the results can be sorted. `requests` has the numbers that may be requested.
     requests, results = SimpleQueue[int](), SimpleQueue[tuple[int, ClassifiedEvent | BaseException]]()
     turn, closing = threading.Lock(), threading.Event()
 
@@ -48,8 +49,8 @@ def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifie
                     if closing.is_set():
                         return
                     event = next(events)
-                results.put((number, _answer(classifier, event)))
-        except BaseException as error:  # raised again by the consumer; StopIteration marks the end of the events
+                results.put((number, _classify(classifier, event)))
+        except BaseException as error:  # raised again in the consumer's thread; StopIteration marks the end
             results.put((number, error))
 
     threads = [
@@ -64,7 +65,7 @@ def _in_parallel(events: Iterator[Event | None], classifiers: Sequence[Classifie
         for thread in threads:
             thread.join()
 
-    atexit.register(close)  # a thread that runs native code while Python exits would abort the process
+    atexit.register(close)  # if a thread runs native code while Python exits, the process aborts
     try:
         for thread in threads:
             thread.start()

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-# The signals for Ctrl-C, a stop by the service manager, a closed terminal, and Ctrl-Break on Windows.
+# Signals that are sent by Ctrl-C, by a service manager, by a closed terminal, and by Ctrl-Break on Windows.
 SIGNALS = tuple(
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if (number := getattr(signal, name, None)) is not None
 )
 
-SAME_S = 1.0
+# Signals within this many seconds count as one signal.
+DEBOUNCE_S = 1.0
 
 
 def raise_on_signals() -> None:
@@ -33,8 +34,8 @@ class Interrupts:
     block that releases the lock. The lock would then stay acquired, and other threads would wait for it forever.
 
     ``stop`` is called for each of the first two signals. Further signals raise ``KeyboardInterrupt`` immediately.
-    ``stop`` must only set flags and must not use a lock. Signals within ``SAME_S`` count as one, because ``timeout``
-    and shells send a signal both to the process and to its group.
+    ``stop`` must only set flags and must not use a lock. Signals within ``DEBOUNCE_S`` count as one signal, because the
+    command ``timeout`` and shells send a signal both to the process and to its process group.
 
     Only handlers that raise ``KeyboardInterrupt`` are replaced, and only in the main thread.
     """
@@ -60,9 +61,9 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
-        if now_s - self._counted_s < SAME_S:
+        if now_s - self._counted_s < DEBOUNCE_S:
             return
-        self._counted_s = now_s  # repeated signals that are ignored do not extend SAME_S
+        self._counted_s = now_s  # repeated signals that are ignored do not extend DEBOUNCE_S
         self._count += 1
         if self._count > 2:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The camera: sources, a classifier, and the answers in between."""
+"""The camera pipeline: read frames from sources, classify them, and pass the results to sinks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgerec.camera.sinks.worker import CLOSE_S, STALLED_S, SinkWorker
 from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.camera.supervisor import Event, Feeds
-from edgerec.camera.systemd import Service
+from edgerec.camera.systemd import ServiceNotifier
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
@@ -31,7 +31,7 @@ from edgerec.utils.atomic import checked_output, user_path
 
 log = logging.getLogger(__name__)
 
-# Interpreters for files where nobody says how many threads: one reader does not feed more.
+# Default limit on the number of parallel interpreters for files. A single thread that reads frames cannot supply more.
 MAX_INTERPRETERS = 4
 # Interval in seconds at which windows process their events and closed sinks are detected while no frame arrives.
 _POLL_S = 0.05
@@ -39,15 +39,16 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class RunReport:
-    """The counts of frames and results of one call of :meth:`Camera.run`. Earlier calls do not count.
+    """Numbers of frames and results of one call of :meth:`Camera.run`. Earlier calls do not count.
 
     Attributes:
         answered: number of classified frames.
         overtaken: number of live frames that were dropped because a newer frame arrived.
         skipped: number of frames that the view skipped, by reason.
-        dropped: number of lost results by sink: the result did not reach the sink, or the sink lost it.
-        incomplete: names of the sinks that lost results because they failed, did not finish, or lost accepted results.
-            Results that were dropped because a sink was too slow for a live source do not count.
+        dropped: number of lost results by name of the sink. Either the result did not reach the sink, or the sink lost
+            it.
+        incomplete: names of the sinks that lost results because of an error. A sink that was only too slow for a live
+            source is not included.
         invalid: number of frames whose scores were NaN or infinite. The label of such a frame is unknown.
     """
 
@@ -59,14 +60,15 @@ class RunReport:
     invalid: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a dictionary that can be converted to JSON."""
         return vars(self).copy()
 
 
 class Camera:
     """A pipeline that classifies the frames of one or several sources.
 
-    A lost live source is reconnected until it is back, or until ``timeouts`` ends. Frames of files are never dropped.
+    A lost live source is reconnected until it delivers frames again, or until ``timeouts.give_up_s`` has passed. Frames
+    of files are never dropped.
 
     Attributes:
         manifest: the bundle's manifest, with the settings that were overridden for this camera.
@@ -87,17 +89,17 @@ class Camera:
         view: View | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        """A camera over an open classifier.
+        """Create a camera that uses open classifiers.
 
         Args:
-            classifier: one, or several of the same bundle, which answer as many frames at once.
-            addresses: of the sources, which open on entering the camera.
-            view, timeouts: as for :meth:`open`.
+            classifier: a classifier, or several classifiers of the same bundle, which run in parallel.
+            addresses: addresses of the sources. The sources are opened when the camera's context is entered.
+            view, timeouts: see :meth:`open`.
 
         Raises:
-            SourceError: a source is named twice.
+            SourceError: two sources have the same name.
         """
-        _refuse_twice(names := [address.name for address in addresses], names)
+        _refuse_duplicates(names := [address.name for address in addresses], names)
         self._classifiers = tuple(classifier) if isinstance(classifier, Sequence) else (classifier,)
         self.manifest = self._classifiers[0].manifest
         self.live = any(address.live for address in addresses)
@@ -109,9 +111,9 @@ class Camera:
         self._feeds = Feeds(addresses, timeouts)
         labels, spec = self.manifest.labels, self.manifest.decision
         self._deciders = {a.name: Decider(spec if a.stream else spec.for_single(), labels) for a in addresses}
-        self._choice = FrameSelector(view or View())
+        self._selector = FrameSelector(view or View())
         self._entered = False
-        self._before = self._totals()
+        self._counts_before = self._totals()
 
     @classmethod
     def open(
@@ -130,41 +132,41 @@ class Camera:
 
         Args:
             bundle: the bundle's folder or .zip.
-            source: one or several sources, as :func:`~edgerec.camera.sources.find_source` reads them. Several sources
+            source: URI of a source, or several URIs; see :func:`~edgerec.camera.sources.find_source`. Several sources
                 take turns.
             threads: number of threads of the interpreter. 0 uses the number in the bundle; if the bundle has none, a
-                short measurement determines the best number and caches it. If no source is live and no delegate is
-                used, this many interpreters with one thread each run in parallel, which increases throughput but not
-                the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
+                short measurement determines the best number, which is then cached. If no source is live and no delegate
+                is used, this many interpreters with one thread each run in parallel instead, which increases the
+                throughput but not the speed of a single frame. 0 then means one interpreter per CPU, at most 4.
             requested: size, rate and format to request from cameras.
-            view: which frames, and which region of each frame, to classify.
-            timeouts: how long a live source may be silent.
+            view: selection of the frames, and of the region of each frame, to classify.
+            timeouts: timeouts of live sources.
             loop: whether video files and folders start again when they end.
-            options: options of :class:`~edgerec.runtime.classifier.Classifier`.
+            options: keyword arguments of :class:`~edgerec.runtime.classifier.Classifier`.
 
         Raises:
             SourceError: a source is not recognized, or is named twice.
             BundleError: the bundle does not exist or cannot be used.
         """
         sources = [source] if isinstance(source, str) else list(source)
-        opened = Bundle.open(user_path(bundle))
-        addresses = _distinct([find_source(uri, requested, opened.manifest.levels, loop=loop) for uri in sources])
-        manifest = opened.manifest
-        threads, at_once = threads or manifest.threads, 1
+        opened_bundle = Bundle.open(user_path(bundle))
+        manifest = opened_bundle.manifest
+        addresses = _with_unique_names([find_source(uri, requested, manifest.levels, loop=loop) for uri in sources])
+        threads, interpreters = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):
             if not any(address.live for address in addresses):
-                threads, at_once = 1, threads or min(processors(), MAX_INTERPRETERS)
+                threads, interpreters = 1, threads or min(processors(), MAX_INTERPRETERS)
             elif not threads:
-                threads = best_threads(opened.model, manifest.normalise)
-        classifiers = [Classifier(opened, threads=threads, **options) for _ in range(at_once)]
+                threads = best_threads(opened_bundle.model, manifest.normalise)
+        classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]
         camera = cls(classifiers, addresses, view=view, timeouts=timeouts)
         camera.inputs = (*camera.inputs, str(bundle))
         return camera
 
     @property
     def report(self) -> RunReport:
-        """The counts of the current or last call of :meth:`run`. May be read from another thread."""
-        total, before = self._totals(), self._before
+        """Counts of the current or last call of :meth:`run`. May be read from another thread."""
+        total, before = self._totals(), self._counts_before
         return replace(
             total,
             answered=total.answered - before.answered,
@@ -174,18 +176,18 @@ class Camera:
         )
 
     def _totals(self) -> RunReport:
-        """Return the counts since the camera was created, and the losses of the sinks of the current or last run."""
+        """Return the counts since the camera was created. Losses are those of the sinks of the current or last run."""
         return RunReport(
             self._answered,
             self._feeds.overtaken,
-            dict(self._choice.skipped),
+            dict(self._selector.skipped),
             {worker.name: worker.lost for worker in self._workers if worker.lost},
             tuple(worker.name for worker in self._workers if worker.incomplete),
             sum(classifier.invalid for classifier in self._classifiers),
         )
 
     def stop(self) -> None:
-        """Ask :meth:`run` to end: no more frames are read, and the sinks finish the results that they have accepted.
+        """Ask :meth:`run` to end. No more frames are read, and the sinks process their queued results.
 
         A second call abandons sinks that have not finished. This method may be called from any thread and from a
         signal handler, because it takes no lock.
@@ -204,14 +206,14 @@ class Camera:
         self._feeds.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Result]:
-        """Each frame's result; ends with the sources, and raises :class:`SourceError` when one of them failed."""
+        """Yield the result of each frame. After the last frame, raise :class:`SourceError` if a source failed."""
         return (event for event in self.events() if isinstance(event, Result))
 
     def events(self) -> Iterator[Result | StateChange]:
-        """Each frame's result and each change of a source's state, in the order of time for each source."""
-        return (event for event in self._events(Service()) if event is not None)
+        """Yield results and state changes; the events of each source are in chronological order."""
+        return (event for event in self._events(ServiceNotifier()) if event is not None)
 
-    def _events(self, service: Service, idle_s: float | None = None) -> Iterator[Result | StateChange | None]:
+    def _events(self, service: ServiceNotifier, idle_s: float | None = None) -> Iterator[Result | StateChange | None]:
         """Yield results and state changes, and None for skipped frames and after ``idle_s`` without a frame."""
         if not self._entered:
             raise RuntimeError("use the camera in a with block: with Camera.open(...) as camera")
@@ -219,46 +221,46 @@ class Camera:
             if event is None:
                 yield None
             elif isinstance(event, StateChange):
-                service.tell(event)
+                service.report_state(event)
                 if event.state is State.LOST:
                     self._deciders[event.source].reset()
                 yield event
             else:
-                frame, answer = event
+                frame, prediction = event
                 self._answered += 1
                 completed_s = time.monotonic()
                 decision = self._deciders[frame.feed].update(
-                    answer.scores, frame.captured_s, answer.novelty, answer.finite
+                    prediction.scores, frame.captured_s, prediction.novelty, prediction.finite
                 )
-                yield Result(frame, answer, completed_s, decision)
+                yield Result(frame, prediction, completed_s, decision)
         for error in self._feeds.errors if not self._stops else ():
             raise error
 
-    def _selected(self, service: Service, idle_s: float | None) -> Iterator[Event | None]:
+    def _selected(self, service: ServiceNotifier, idle_s: float | None) -> Iterator[Event | None]:
         """Yield state changes and the frames that the view selects, and None in place of other frames."""
         for event in self._feeds.events(idle_s):
-            # Without events, the watchdog must restart the service, because all sources may hang.
+            # Do not reset the watchdog without an event. If all sources hang, the service must be restarted.
             if event is not None:
                 service.alive()
             if isinstance(event, StateChange):
                 if event.state is State.LOST:
-                    self._choice.forget(event.source)
+                    self._selector.forget(event.source)
                 yield event
             else:
-                yield event and self._choice.take(event)
+                yield event and self._selector.select(event)
 
     def run(
         self,
         sinks: Iterable[Sink],
         max_frames: int | None = None,
         *,
-        service: Service | None = None,
+        service: ServiceNotifier | None = None,
         keep_open: bool = False,
     ) -> RunReport:
         """Send results and state changes to all sinks until the sources end, a sink closes, or a limit is reached.
 
-        At the end, the sinks finish all results that they have accepted. The wait for a sink ends if the sink makes no
-        progress for 10 s, or for 10 min if all sources are files and :meth:`stop` was not called.
+        At the end, the sinks process their queued results. A sink is abandoned if it makes no progress for 10 s, or for
+        10 min if all sources are files and :meth:`stop` was not called.
 
         In the main thread, Ctrl-C (and other signals whose handler is ``signal.default_int_handler``) calls
         :meth:`stop`. ``KeyboardInterrupt`` is raised after the sinks are closed. :attr:`report` is complete by then.
@@ -266,27 +268,26 @@ class Camera:
         Args:
             sinks: receivers of the results. A sink whose attribute ``inline`` is True, such as a window, is called in
                 this thread. Each other sink has its own thread.
-            max_frames: number of predictions in this call after which to stop; None means no limit.
-            service: connection to the service manager, which is notified of the start and the end of the run, of each
-                frame, and of each attempt to reconnect. If the model, a window or all connections hang, the
-                notifications stop, so that the watchdog of the service manager restarts the service.
-            keep_open: keep the sinks open after the last frame, so that a web page can still be read. The call then
+            max_frames: stop after this many predictions; None means no limit.
+            service: notifier of the service manager. If the model, a window or all connections hang, the notifications
+                stop, so that the watchdog of the service manager restarts the service.
+            keep_open: keep the sinks open after the last frame, so that a web page can still be viewed. The call then
                 returns when a sink closes or :meth:`stop` is called.
 
         Raises:
-            OutputIsInputError: the attribute ``outputs`` of a sink contains the path of a source.
+            OutputIsInputError: a sink would write to the path of a source.
             KeyboardInterrupt: a signal has stopped the camera.
         """
         with Interrupts(self.stop):
-            return self._run(list(sinks), max_frames, service or Service(), keep_open)
+            return self._run(list(sinks), max_frames, service or ServiceNotifier(), keep_open)
 
-    def _run(self, sinks: list[Sink], max_frames: int | None, service: Service, keep_open: bool) -> RunReport:
+    def _run(self, sinks: list[Sink], max_frames: int | None, service: ServiceNotifier, keep_open: bool) -> RunReport:
         inline = [sink for sink in sinks if getattr(sink, "inline", False)]
         threaded = [sink for sink in sinks if not getattr(sink, "inline", False)]
         workers = self._workers = [
-            SinkWorker(sink, lossless=not self.live, patience_s=self._patience_s) for sink in threaded
+            SinkWorker(sink, lossless=not self.live, timeout_s=self._sink_timeout_s) for sink in threaded
         ]
-        self._before = self._totals()
+        self._counts_before = self._totals()
         polled_s = time.monotonic()
 
         def poll() -> None:
@@ -310,7 +311,7 @@ class Camera:
                         worker.put(event, wait=source not in self._live_sources)
                     for sink in inline:
                         sink.state(event) if isinstance(event, StateChange) else sink.write(event)
-                enough = isinstance(event, Result) and self._answered - self._before.answered == max_frames
+                enough = isinstance(event, Result) and self._answered - self._counts_before.answered == max_frames
                 if enough or any(worker.closed for worker in workers) or any(sink.closed for sink in inline):
                     break
             while keep_open and not self._stops and not any(sink.closed for sink in sinks):
@@ -319,7 +320,7 @@ class Camera:
                 time.sleep(_POLL_S)
         finally:
             service.stopping()
-            for worker in workers:  # request all sinks to finish before waiting for the first one
+            for worker in workers:  # let all sinks finish at the same time instead of one after the other
                 worker.finish()
             for worker in workers:
                 worker.close()
@@ -330,19 +331,20 @@ class Camera:
                 if lost := report.dropped.get(name):
                     log.warning("%s lost %d of %d results", name, lost, report.answered)
                 else:
-                    log.warning("%s could not be finished", name)
+                    log.warning("%s did not finish: its output may be incomplete", name)
         return report
 
-    def _patience_s(self) -> float:
+    def _sink_timeout_s(self) -> float:
         """Return the number of seconds without progress after which a sink is considered hung."""
         if self._stops > 1:
             return 0.0
         return CLOSE_S if self._stops or self.live else STALLED_S
 
 
-def _distinct(addresses: Sequence[Address]) -> list[Address]:
-    """Append numbers to equal names of different addresses, e.g. if they differ only in a hidden URL parameter."""
-    _refuse_twice([address.identity or address.name for address in addresses], [address.name for address in addresses])
+def _with_unique_names(addresses: Sequence[Address]) -> list[Address]:
+    """Append numbers to equal names of different addresses, e.g. of URLs that differ only in a hidden parameter."""
+    names = [address.name for address in addresses]
+    _refuse_duplicates([address.identity or address.name for address in addresses], names)
     counts: Counter[str] = Counter()
     distinct = []
     for address in addresses:
@@ -352,10 +354,10 @@ def _distinct(addresses: Sequence[Address]) -> list[Address]:
     return distinct
 
 
-def _refuse_twice(identities: Sequence[str], names: Sequence[str]) -> None:
-    # Names must be unique, because frames and decisions refer to their source by its name.
-    for at, identity in enumerate(identities):
-        if identity in identities[:at]:
+def _refuse_duplicates(identities: Sequence[str], names: Sequence[str]) -> None:
+    # Names must be unique, because frames and decisions refer to a source by its name.
+    for index, identity in enumerate(identities):
+        if identity in identities[:index]:
             raise SourceError(
-                f"the source {names[at]} is named twice: name each source once (also if only the passwords differ)"
+                f"the source {names[index]} is named twice: specify each source only once, even if passwords differ"
             )

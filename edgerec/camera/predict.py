@@ -1,4 +1,4 @@
-"""Classify image files, with the same results as a camera's frames."""
+"""Classify image files in the same way as the frames of a camera."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ log = logging.getLogger(__name__)
 def predict(
     bundle: str | Path | Classifier, images: Iterable[str | Path], *, threshold: float | None = None
 ) -> Iterator[Result]:
-    """Classify image files one after the other.
+    """Yield the result of each image file.
 
     Args:
         bundle: a bundle's folder or .zip, or an open classifier.
-        images: paths of image files, or of folders whose files are classified in the order of their paths, including
-            those in subfolders. A file in a folder that is not an image is skipped with a warning.
-        threshold: score below which the label is ``unknown``, 0 to 1; None uses the threshold in the bundle.
+        images: paths of image files, or of folders. The files of a folder and its subfolders are classified in the
+            order of their paths; files that are not images are skipped with a warning.
+        threshold: minimum score, 0 to 1; if the score is lower, the label is ``unknown``. None uses the threshold of
+            the bundle.
 
     Raises:
         DataError: a file is not an image, or a folder contains no image.
@@ -32,7 +33,7 @@ def predict(
     classifier = bundle if isinstance(bundle, Classifier) else Classifier.open(bundle, threshold=threshold)
     index = 0
     for path in map(Path, images):
-        before = index
+        first_index = index
         for file in visible_files(path, below=True) if path.is_dir() else [path]:
             captured_s = time.monotonic()
             try:
@@ -40,10 +41,10 @@ def predict(
             except DataError as error:
                 if file == path:
                     raise
-                log.warning("skipped: %s", error)
+                log.warning("a file was skipped: %s", error)
                 continue
             frame = Frame(image, index, captured_s, str(file))
             yield Result(frame, classifier.classify(frame.image), time.monotonic())
             index += 1
-        if index == before:
-            raise DataError(f"{path} contains no image file: name a folder of images, or the images themselves")
+        if index == first_index:
+            raise DataError(f"{path} contains no image files: specify a folder with images, or the image files")

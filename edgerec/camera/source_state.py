@@ -1,4 +1,4 @@
-"""What a source is doing, and since when."""
+"""States of a source, state changes, and the timeouts that cause them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.clock import unix_s
 
 
 class State(StrEnum):
-    """``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting`` …, and ``ended`` once and for all."""
+    """State of a source: ``connecting`` → ``live`` ⇄ ``stale`` → ``lost`` → ``connecting`` …; finally ``ended``."""
 
     CONNECTING = "connecting"
     LIVE = "live"
@@ -22,13 +22,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class StateChange:
-    """A source's new state.
+    """A change of a source's state.
 
     Attributes:
-        source: the source as the user named it, without a password.
-        state: the new one.
-        since_s: monotonic time of the change, seconds.
-        reason: why, where there is something to say.
+        source: name of the source as entered by the user, without passwords.
+        state: the new state.
+        since_s: monotonic time of the change, in seconds.
+        reason: reason for the change; empty if there is none. For ``live``, the image format of the source.
     """
 
     source: str
@@ -37,7 +37,7 @@ class StateChange:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints. ``since_s`` is Unix time."""
+        """Return the JSON object that ``--json`` prints. ``since_s`` is Unix time in seconds."""
         return {"source": self.source, "state": str(self.state), "since_s": unix_s(self.since_s)} | (
             {"reason": self.reason} if self.reason else {}
         )
@@ -48,7 +48,7 @@ class Timeouts:
     """Timeouts of live sources, in seconds.
 
     Attributes:
-        open_s: maximum time from connecting to the first frame. If no frame arrives, a new connection is made.
+        open_s: maximum time from the start of a connection to its first frame. After it, a new connection is made.
         stale_s: time without a frame after which a source is stale.
         lost_s: time without a frame after which a source is lost and a new connection is made.
         first_wait_s: pause before the first attempt to reconnect. It doubles with each further attempt.
@@ -67,9 +67,9 @@ class Timeouts:
     def __post_init__(self) -> None:
         limits = (self.open_s, self.stale_s, self.lost_s, self.first_wait_s, self.longest_wait_s)
         if not all(seconds > 0 for seconds in limits) or not (self.give_up_s is None or self.give_up_s >= 0):
-            raise ValueError("timeouts of sources are positive numbers of seconds")
+            raise ValueError("timeouts of sources must be positive numbers of seconds; only give_up_s may be 0")
         if self.stale_s > self.lost_s:
-            raise ValueError(f"a source is stale ({self.stale_s:g} s) before it is lost ({self.lost_s:g} s)")
+            raise ValueError(f"stale_s ({self.stale_s:g} s) must not be greater than lost_s ({self.lost_s:g} s)")
 
     def pauses(self) -> Iterator[float]:
         """Yield the pauses between attempts to reconnect, in seconds."""

@@ -22,25 +22,26 @@ log = logging.getLogger(__name__)
 
 # Maximum number of decoded frames of a file that wait for the model, so that decoding and inference overlap.
 READ_AHEAD = 2
+# Maximum time in seconds to wait for the threads of closed sources.
 JOIN_S = 1.0
 # Maximum time in seconds to wait for a hanging connection when Python exits. FFmpeg and V4L2 return within this time.
 EXIT_S = 16.0
-# Maximum number of threads that hang in a driver at the same time. A hanging thread cannot be stopped, only abandoned.
+# Maximum number of hanging threads of a source. Python cannot stop a thread that hangs in a driver.
 MAX_HUNG = 3
-# Maximum number of state changes that wait for a consumer. If the consumer hangs for days, the oldest are dropped.
+# Maximum number of queued state changes. If there are more, e.g. because the consumer hangs, the oldest are dropped.
 MAX_CHANGES = 1000
-# Interval at which a wait for the next event checks whether stop() was called.
+# Interval in seconds at which a thread that waits for the next event checks whether stop() was called.
 _POLL_S = 0.1
 
 Event = Frame | StateChange
 
 
 class Feeds:
-    """Iterates over the frames and state changes of several sources, and serves the sources in turn.
+    """Iterates over the frames and state changes of several sources. The sources take turns.
 
     For a live source, only the newest frame is kept, so that predictions are up to date. For a file, every frame is
     kept, and reading pauses until the frames are consumed. Iteration ends when all sources have ended. :attr:`errors`
-    contains the errors of the sources that failed.
+    then contains the errors of the sources that failed.
     """
 
     def __init__(self, addresses: Sequence[Address], timeouts: Timeouts | None = None) -> None:
@@ -53,7 +54,7 @@ class Feeds:
         self._stopped = False
 
     def stop(self) -> None:
-        """Let the iteration end within ``_POLL_S``. Takes no lock, so any thread and signal handler may call it."""
+        """End the iteration within ``_POLL_S``. May be called from any thread or signal handler: it takes no lock."""
         self._stopped = True
 
     def __enter__(self) -> Feeds:
@@ -78,17 +79,17 @@ class Feeds:
         """Yield frames and state changes, and None whenever ``idle_s`` seconds pass without one."""
         while not self._stopped:
             with self._changed:
-                event = self._take()
+                event = self._pop()
                 if event is None:
                     if all(feed.state is State.ENDED for feed in self._feeds):
                         return
                     self._changed.wait(_POLL_S if idle_s is None else min(idle_s, _POLL_S))
-                    event = self._take()
+                    event = self._pop()
             if event is not None or idle_s is not None:
                 yield event
 
     def frames(self) -> Iterator[Frame]:
-        """Yield only the frames. Raises :class:`SourceError` at the end if a source failed."""
+        """Yield only the frames. After the last frame, raise :class:`SourceError` if a source failed."""
         for event in self:
             if isinstance(event, Frame):
                 yield event
@@ -97,7 +98,7 @@ class Feeds:
 
     @property
     def errors(self) -> list[SourceError]:
-        """The error of each source that failed."""
+        """Errors of the sources that failed."""
         return [feed.error for feed in self._feeds if feed.error is not None]
 
     @property
@@ -105,10 +106,10 @@ class Feeds:
         """Number of live frames dropped because a newer frame arrived before they were consumed."""
         return sum(feed.overtaken for feed in self._feeds)
 
-    def _take(self) -> Event | None:
+    def _pop(self) -> Event | None:
         count = len(self._feeds)
         for step in range(count):
-            event = self._feeds[(self._turn + step) % count].take()
+            event = self._feeds[(self._turn + step) % count].pop()
             if event is not None:
                 self._turn = (self._turn + step + 1) % count
                 return event
@@ -126,7 +127,7 @@ class _Feed:
         self.error: SourceError | None = None
         self._timeouts, self._changed = timeouts, changed
         # Separate conditions, so that a frame wakes only the thread that waits for it.
-        self._room, self._watched = threading.Condition(lock), threading.Condition(lock)
+        self._room_available, self._source_changed = threading.Condition(lock), threading.Condition(lock)
         self._frames: deque[Frame] = deque()
         self._changes: deque[StateChange] = deque(maxlen=MAX_CHANGES)
         self._count = 0
@@ -145,11 +146,11 @@ class _Feed:
         self.stopped = True
         if self._connection is not None:
             self._connection.interrupt()
-        for condition in (self._room, self._watched, self._changed):
+        for condition in (self._room_available, self._source_changed, self._changed):
             condition.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Wait until the threads end, at most until the monotonic time ``deadline``. Call without the lock."""
+        """Wait until the threads have ended, at most until the monotonic time ``deadline``. Call without the lock."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         for connection in (*self._hung, *([self._connection] if self._connection else [])):
             connection.thread.join(max(0.0, deadline - time.monotonic()))
@@ -157,20 +158,20 @@ class _Feed:
                 # CPython before 3.14 aborts the process if native code returns to Python while the interpreter ends.
                 atexit.register(connection.thread.join, EXIT_S)
 
-    def take(self) -> Event | None:
-        """Return the next frame or state change, if any. The change to ``ended`` is returned after the last frame."""
+    def pop(self) -> Event | None:
+        """Return the next frame or state change, or None. The change to ``ended`` is returned after the last frame."""
         if self._changes and (self._changes[0].state is not State.ENDED or not self._frames):
             return self._changes.popleft()
-        self._room.notify()
+        self._room_available.notify()
         return self._frames.popleft() if self._frames else None
 
     def offer(self, connection: _Connection, image: Image, name: str) -> bool:
-        """Queue a new image; return False if the connection must stop. Call without the lock."""
+        """Queue a new image. Return False if the connection must stop reading. Call without the lock."""
         grabbed_s = time.monotonic()
         captured_s = connection.captured_s or grabbed_s
         with self._changed:
             if not self.address.live:
-                self._room.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
+                self._room_available.wait_for(lambda: self.stopped or len(self._frames) < READ_AHEAD)
             if self.stopped or connection is not self._connection:
                 return False
             if not self._count:
@@ -179,10 +180,10 @@ class _Feed:
             media_s = None if self.address.live else connection.media_s()
             connection.count += 1
             if self.state is not State.LIVE:
-                self._set(State.LIVE, connection.formats())
-                self._watched.notify_all()  # from now on the source may become stale
-            passed = connection.passed()
-            self._count, self.overtaken = self._count + passed, self.overtaken + passed
+                self._set(State.LIVE, connection.format_text())
+                self._source_changed.notify_all()  # from now on, _watch must check whether the source becomes stale
+            overtaken = connection.new_overtaken()
+            self._count, self.overtaken = self._count + overtaken, self.overtaken + overtaken
             if self.address.live and self._frames:
                 self._frames.clear()
                 self.overtaken += 1
@@ -202,13 +203,13 @@ class _Feed:
             self._changed.notify_all()
             return True
 
-    def over(self, connection: _Connection, error: Exception | None) -> None:
-        """Record that the thread of a connection has ended, and its error. Call without the lock."""
+    def connection_ended(self, connection: _Connection, error: Exception | None) -> None:
+        """Record that the thread of a connection has ended, and store its error. Call without the lock."""
         with self._changed:
             connection.ended, connection.error = True, error
             if connection in self._hung:
                 self._hung.remove(connection)
-            self._watched.notify_all()
+            self._source_changed.notify_all()
 
     def _supervise(self) -> None:
         pauses = self._timeouts.pauses()
@@ -221,8 +222,8 @@ class _Feed:
                     return
                 if connection.count:
                     pauses = self._timeouts.pauses()
-                never = not self._count and not self.address.remote
-                if not self.address.live or never or self._give_up_in_s(connection) <= 0:
+                never_worked = not self._count and not self.address.remote
+                if not self.address.live or never_worked or self._give_up_in_s(connection) <= 0:
                     self._end(error)
                     return
                 self._set(State.LOST, self._lost_reason(error))
@@ -237,7 +238,7 @@ class _Feed:
         """Wait until a connection ends or a timeout expires; return the error, or None if the source has ended."""
         timeouts, name = self._timeouts, self.address.name
         while not (connection.ended or self.stopped):
-            # A source with a long period may stay silent until its next image is due.
+            # A source with a long period delivers no image until its next image is due.
             silent_s = time.monotonic() - connection.last_s - connection.period_s
             if not self.address.live:
                 left_s = math.inf
@@ -249,7 +250,7 @@ class _Feed:
                 left_s = timeouts.lost_s - silent_s
                 if self.state is State.LIVE:
                     self._set(State.STALE, f"no frame for {timeouts.stale_s:g} s")
-            if self.address.live and timeouts.give_up_s:  # 0 gives up when the connection is lost, not before
+            if self.address.live and timeouts.give_up_s:  # the value 0 applies only after the connection is lost
                 left_s = min(left_s, self._give_up_in_s(connection))
             if left_s <= 0:
                 self._hung.append(connection)
@@ -260,7 +261,7 @@ class _Feed:
                     f"{name} delivered no frame for {silent_s:.1f} s: check that the camera is connected and not used "
                     "by another program"
                 )
-            self._watched.wait(_timeout(left_s))
+            self._source_changed.wait(_timeout(left_s))
         if connection.error is None or isinstance(connection.error, SourceError):
             return connection.error
         log.debug("%s", name, exc_info=connection.error)
@@ -276,7 +277,7 @@ class _Feed:
         return f"{error}; {MAX_HUNG} connections hang, and edgerec waits until one of them ends before it reconnects"
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        self._watched.wait_for(lambda: self.stopped or condition(), _timeout(seconds))
+        self._source_changed.wait_for(lambda: self.stopped or condition(), _timeout(seconds))
 
     def _set(self, state: State, reason: str = "") -> None:
         self.state = state
@@ -296,18 +297,18 @@ class _Connection:
         self.error: Exception | None = None
         self._feed = feed
         self._source: Source | None = None
-        self._unwanted, self._passed = False, 0
+        self._interrupted, self._reported = False, 0
         self.thread = threading.Thread(target=self._read, name=f"edgerec-read-{feed.address.name}", daemon=True)
         self.thread.start()
 
-    def formats(self) -> str:
-        """The image format of a live source, and the requested format if it differs, for messages."""
+    def format_text(self) -> str:
+        """Return the image format of a live source, and the requested format if it differs, for messages."""
         address = self._feed.address
-        return _formats(self._source.format, address.requested) if self._source and address.live else ""
+        return _format_text(self._source.format, address.requested) if self._source and address.live else ""
 
     @property
     def period_s(self) -> float:
-        """Number of seconds between two images if the source has a slow, regular rate, otherwise 0."""
+        """Seconds between two images if the source has a slow, regular rate, otherwise 0."""
         return float(getattr(self._source, "period_s", 0.0))
 
     @property
@@ -316,19 +317,19 @@ class _Connection:
         return float(getattr(self._source, "captured_s", 0.0))
 
     def media_s(self) -> float | None:
-        """Media time of the current image; None if the source has no time."""
+        """Return the media time of the current image in seconds; None if the source has no media time."""
         position_s: float | None = getattr(self._source, "position_s", None)
         fps = self._source.format.fps if self._source and self._feed.address.stream else 0.0
         return self.count / fps if position_s is None and fps else position_s
 
-    def passed(self) -> int:
-        """Return the number of images that the source has dropped since the last call because newer ones arrived."""
-        before, self._passed = self._passed, getattr(self._source, "overtaken", 0)
-        return self._passed - before
+    def new_overtaken(self) -> int:
+        """Return how many images the source has dropped since the last call because newer images arrived."""
+        already_reported, self._reported = self._reported, getattr(self._source, "overtaken", 0)
+        return self._reported - already_reported
 
     def interrupt(self) -> None:
-        """Stop reading; may be called from another thread. A blocked read is ended if the source supports this."""
-        self._unwanted = True
+        """Stop reading, and end a blocked read if the source supports this. May be called from another thread."""
+        self._interrupted = True
         if interrupt := getattr(self._source, "interrupt", None):
             interrupt()
 
@@ -337,20 +338,20 @@ class _Connection:
         try:
             source = self._source = self._feed.address.open()
             try:
-                for image, name in source.images() if not self._unwanted else ():
+                for image, name in source.images() if not self._interrupted else ():
                     if not self._feed.offer(self, image, name):
                         break
             finally:
                 source.close()
-        except Exception as caught:  # reported by the feed in the consumer's thread
-            error = caught
-        self._feed.over(self, error)
+        except Exception as raised:  # reported in the consumer's thread
+            error = raised
+        self._feed.connection_ended(self, error)
 
 
 def _timeout(seconds: float) -> float | None:
     return None if seconds == math.inf else max(0.0, seconds)
 
 
-def _formats(got: CaptureFormat, requested: CaptureFormat) -> str:
-    other = any(want and want != have for want, have in zip(astuple(requested), astuple(got), strict=True))
-    return f"{got}{f' (asked for {requested})' if other else ''}"
+def _format_text(actual: CaptureFormat, requested: CaptureFormat) -> str:
+    differs = any(value and value != other for value, other in zip(astuple(requested), astuple(actual), strict=True))
+    return f"{actual}{f' (requested: {requested})' if differs else ''}"

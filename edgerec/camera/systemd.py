@@ -1,4 +1,4 @@
-"""What a service manager is told: that the camera runs, that it is alive, and that it ends (systemd's sd_notify)."""
+"""Notify the service manager that the camera has started, is alive, or stops (the sd_notify protocol of systemd)."""
 
 from __future__ import annotations
 
@@ -13,64 +13,69 @@ from edgerec.utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# A manager that does not read must not stop the camera.
+# Timeout of one notification in seconds, so that a service manager that does not read cannot block the camera.
 SEND_S = 0.2
 
 
-class Service:
-    """Sends states to the socket that systemd named, as ``man sd_notify`` describes them; without one, nothing.
+class ServiceNotifier:
+    """Sends notifications to the socket of the service manager, as described in ``man sd_notify``.
 
-    It has no thread of its own: the watchdog is fed by whoever does the work, when it did some.
+    If there is no service manager, nothing is sent. The class has no thread of its own. Instead, the thread that
+    processes frames calls :meth:`alive`, so that the watchdog expires if this thread hangs.
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        """Open nothing yet.
+        """Store the settings. A socket is opened only for the duration of each notification.
 
         Args:
-            address: of a datagram socket; one that begins with ``@`` is in Linux' abstract namespace. Empty: nobody
-                listens.
-            watchdog_s: how long the service manager waits for a sign of life; 0 wants none.
+            address: path of the service manager's datagram socket. A leading ``@`` denotes Linux' abstract namespace.
+                If empty, nothing is sent.
+            watchdog_s: watchdog timeout of the service manager in seconds; 0 if there is no watchdog.
         """
-        # The manager's advice is half of its timeouts; more often tells it nothing, and costs.
-        self._every_s = watchdog_s / 4
+        # sd_watchdog_enabled(3) recommends half of the timeout. A quarter leaves a margin for a slow frame.
+        self._interval_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0
         self._last_s = 0.0
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Service:
-        """As ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` say."""
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServiceNotifier:
+        """Create a notifier from the variables ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
+
+        Args:
+            environment: the environment variables; by default those of the pid.
+        """
         values = os.environ if environment is None else environment
-        micros, process = values.get("WATCHDOG_USEC", ""), values.get("WATCHDOG_PID", "")
-        ours = not process or process == str(os.getpid())
-        return cls(values.get("NOTIFY_SOCKET", ""), int(micros) / 1e6 if micros.isdecimal() and ours else 0.0)
+        timeout_us, pid = values.get("WATCHDOG_USEC", ""), values.get("WATCHDOG_PID", "")
+        has_watchdog = timeout_us.isdecimal() and (not pid or pid == str(os.getpid()))
+        return cls(values.get("NOTIFY_SOCKET", ""), int(timeout_us) / 1e6 if has_watchdog else 0.0)
 
     def ready(self) -> None:
-        """The camera is set up, whether its sources give pictures yet or not."""
+        """Report that the camera has started, even if its sources have not delivered frames yet."""
         self._send("READY=1")
 
     def alive(self) -> None:
-        """The work goes on. May be called for each frame: most calls send nothing."""
+        """Reset the watchdog. May be called for each frame, because most calls do not send a notification."""
         now = time.monotonic()
-        if self._watched and now - self._last_s >= self._every_s:
+        if self._watched and now - self._last_s >= self._interval_s:
             self._last_s = now
             self._send("WATCHDOG=1")
 
-    def tell(self, change: StateChange) -> None:
-        """A source's state, which ``systemctl status`` shows."""
-        words = f"{change.source}: {change.state}{f' ({change.reason})' if change.reason else ''}"
-        self._send("STATUS=" + printable(words))
+    def report_state(self, change: StateChange) -> None:
+        """Report the state of a source, which is shown by ``systemctl status``."""
+        status = f"{change.source}: {change.state}{f' ({change.reason})' if change.reason else ''}"
+        self._send("STATUS=" + printable(status))
 
     def stopping(self) -> None:
-        """No more frames; what is left to do is to finish."""
+        """Report that no more frames are read and that the sinks are being closed."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.settimeout(SEND_S)
-                out.sendto(message.encode(errors="replace"), self._address)
-        except (OSError, ValueError, AttributeError) as error:  # AttributeError: no such sockets on Windows
-            log.debug("the service manager did not take %s: %s", message, error)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+                connection.settimeout(SEND_S)
+                connection.sendto(message.encode(errors="replace"), self._address)
+        except (OSError, ValueError, AttributeError) as error:  # AttributeError: Windows has no AF_UNIX
+            log.debug("the notification %s could not be sent to the service manager: %s", message, error)

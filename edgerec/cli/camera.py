@@ -137,7 +137,7 @@ def camera(
     """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
-    from edgerec.camera.systemd import Service
+    from edgerec.camera.systemd import ServiceNotifier
     from edgerec.utils.allocator import limit_malloc_arenas
 
     chatter()
@@ -190,7 +190,7 @@ def camera(
         keep_open = bool(web) and not live.live and max_frames is None
         if keep_open and not loop:
             log.info("the web page stays open after the last frame until Ctrl-C is pressed; --max-frames stops earlier")
-        live.run(sinks, max_frames, service=Service.from_environment(), keep_open=keep_open)
+        live.run(sinks, max_frames, service=ServiceNotifier.from_environment(), keep_open=keep_open)
     if live.report.incomplete:  # the reasons have already been logged
         raise typer.Exit(1)
 

@@ -45,29 +45,29 @@ def result(index):
     ],
 )
 def test_the_part_that_is_seen(view, expected):
-    seen = FrameSelector(view).take(frame())
+    seen = FrameSelector(view).select(frame())
     assert np.array_equal(seen.image, expected)
 
 
 def test_a_region_outside_of_the_picture_is_an_error():
-    with pytest.raises(SourceError, match=r"the region 500,1,2,2 lies outside of the pictures of .*, 8x6"):
-        FrameSelector(View(roi=(500, 1, 2, 2))).take(frame())
+    with pytest.raises(SourceError, match=r"the region 500,1,2,2 is outside the frames of .*, 8x6"):
+        FrameSelector(View(roi=(500, 1, 2, 2))).select(frame())
 
 
 def test_a_region_over_the_edge_is_told_of_once(caplog):
-    choice = FrameSelector(View(roi=(0.75, 0, 0.5, 1)))
+    selector = FrameSelector(View(roi=(0.75, 0, 0.5, 1)))
     for _ in range(3):
-        assert choice.take(frame()).image.shape == (6, 2, 3)
-    assert caplog.text.count("what is looked at is 6,0,2,6") == 1
+        assert selector.select(frame()).image.shape == (6, 2, 3)
+    assert caplog.text.count("only 6,0,2,6 is classified") == 1
 
 
 def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
     """A camera goes on: its old resolution may come back."""
-    choice = FrameSelector(View(roi=(6, 4, 2, 2)))
+    selector = FrameSelector(View(roi=(6, 4, 2, 2)))
     small = replace(frame(), grabbed=NUMBERED[:3, :3])
-    assert [choice.take(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
-    assert choice.skipped == {"roi": 2}
-    assert caplog.text.count("they are left out") == 1
+    assert [selector.select(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
+    assert selector.skipped == {"roi": 2}
+    assert caplog.text.count("these frames are skipped") == 1
 
 
 def test_a_quarter_turn_clockwise_takes_the_left_up():
@@ -77,8 +77,8 @@ def test_a_quarter_turn_clockwise_takes_the_left_up():
 
 
 def taken(view, frames):
-    choice = FrameSelector(view)
-    return [f.index for f in frames if choice.take(f)], dict(choice.skipped)
+    selector = FrameSelector(view)
+    return [f.index for f in frames if selector.select(f)], dict(selector.skipped)
 
 
 def test_every_and_rate():

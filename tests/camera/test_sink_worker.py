@@ -165,17 +165,17 @@ def test_hung_sink_does_not_prevent_others_from_finishing():
 
 
 def test_hung_sinks_are_waited_for_at_the_same_time():
-    release, calls, patience_s = threading.Event(), [], [60.0]
+    release, calls, timeout_s = threading.Event(), [], [60.0]
 
     def timeouts():
-        calls.append(patience_s[0])
-        return patience_s[0]
+        calls.append(timeout_s[0])
+        return timeout_s[0]
 
-    worker = SinkWorker(Recorder(lambda _: release.wait(60)), lossless=False, patience_s=timeouts)
+    worker = SinkWorker(Recorder(lambda _: release.wait(60)), lossless=False, timeout_s=timeouts)
     worker.put(result(0))
     worker.finish()
     time.sleep(0.2)  # another sink is waited for
-    patience_s[0] = 0.1
+    timeout_s[0] = 0.1
     worker.close()
     release.set()
     assert calls == [0.1]  # the time since finish() counts, so close() does not wait again

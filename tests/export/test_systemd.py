@@ -25,7 +25,7 @@ from edgerec import Bundle, Camera, import_tflite
 from edgerec.camera.frame_filters import View
 from edgerec.camera.source_state import State, StateChange, Timeouts
 from edgerec.camera.sources import Address, CaptureFormat
-from edgerec.camera.systemd import Service
+from edgerec.camera.systemd import ServiceNotifier
 from edgerec.contract.decision import Classification, DecisionSpec
 from edgerec.contract.target import Target
 from edgerec.errors import SourceError, TargetError
@@ -112,7 +112,7 @@ def camera(opened, classify=None, **options) -> Camera:
 
 def test_the_manager_hears_of_a_run(manager):
     with camera(Pictures) as live:
-        live.run([], 50, service=Service.from_environment(manager.environment))
+        live.run([], 50, service=ServiceNotifier.from_environment(manager.environment))
     heard = manager.heard()
     assert heard[0] == "READY=1"
     assert heard[-1] == "STOPPING=1"
@@ -130,7 +130,7 @@ def lost():
     ids=["frames that nobody looks at", "a source that is lost"],
 )
 def test_signs_of_life_without_an_answer(manager, opened, options):
-    service = Service.from_environment(manager.environment)
+    service = ServiceNotifier.from_environment(manager.environment)
     with camera(opened, **options) as live:
         # It ends with the process: only a signal, or an answer that a sink ends with, ends it before.
         threading.Thread(target=live.run, args=([],), kwargs={"service": service}, daemon=True).start()
@@ -148,7 +148,7 @@ def test_a_model_that_hangs_is_none(manager):
 
     def run() -> None:
         with pytest.raises(SourceError):
-            live.run([], service=Service.from_environment(manager.environment))
+            live.run([], service=ServiceNotifier.from_environment(manager.environment))
 
     with camera(Pictures, classify) as live:
         thread = threading.Thread(target=run, daemon=True)
@@ -163,21 +163,21 @@ def test_a_model_that_hangs_is_none(manager):
 
 
 def test_the_environment_of_others_and_a_manager_that_is_gone(manager):
-    other = Service.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
+    other = ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
     other.ready()
     other.alive()
     assert manager.heard() == ["READY=1"]
-    Service.from_environment({}).ready()
-    Service.from_environment(manager.environment | {"WATCHDOG_USEC": "many"}).alive()
+    ServiceNotifier.from_environment({}).ready()
+    ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_USEC": "many"}).alive()
     assert manager.heard() == []
-    patient = Service(manager.address, watchdog_s=4000)
+    patient = ServiceNotifier(manager.address, watchdog_s=4000)
     for _ in range(50):
         patient.alive()
     assert manager.heard() == ["WATCHDOG=1"]
-    other.tell(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
+    other.report_state(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
     assert manager.heard() == ["STATUS=a\\nREADY=0: lost (x)"]
-    Service("/nowhere/at/all", 1).ready()
-    Service("x" * 500, 1).ready()
+    ServiceNotifier("/nowhere/at/all", 1).ready()
+    ServiceNotifier("x" * 500, 1).ready()
 
 
 # The files, without installing anything.

@@ -46,19 +46,19 @@ class SinkWorker:
             slow for a live source do not count.
     """
 
-    def __init__(self, sink: Sink, *, lossless: bool, patience_s: Callable[[], float] | None = None) -> None:
+    def __init__(self, sink: Sink, *, lossless: bool, timeout_s: Callable[[], float] | None = None) -> None:
         """Start the thread.
 
         Args:
             sink: the sink. All of its methods are called in the thread.
             lossless: whether :meth:`put` waits if the queue is full. Otherwise the oldest result is dropped.
-            patience_s: returns the number of seconds without progress after which the sink is considered hung; called
+            timeout_s: returns the number of seconds without progress after which the sink is considered hung; called
                 repeatedly during a wait. By default ``STALLED_S`` if lossless, otherwise ``CLOSE_S``.
         """
         self.name = str(getattr(sink, "name", type(sink).__name__))
         self.written = self.dropped = self.failed = 0
         self._sink, self._lossless = sink, lossless
-        self._patience_s = patience_s or (lambda: STALLED_S if lossless else CLOSE_S)
+        self._timeout_s = timeout_s or (lambda: STALLED_S if lossless else CLOSE_S)
         self._uses_images = bool(getattr(sink, "uses_images", True))
         self._entries: deque[_Entry] = deque()
         self._bytes = 0
@@ -143,7 +143,7 @@ class SinkWorker:
         warned = False
         while not condition():
             idle_s = time.monotonic() - self._progress_s
-            if idle_s >= self._patience_s():
+            if idle_s >= self._timeout_s():
                 return bool(condition())
             if idle_s >= _WARN_S and not warned:
                 warned = True
