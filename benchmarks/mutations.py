@@ -582,7 +582,7 @@ MUTATIONS = (
     Mutation(
         "HTTP camera: credentials after a redirect",
         "camera/sources/http.py",
-        "not credentials and at.origin == url.origin",
+        "not credentials and current_url.origin == url.origin",
         "not credentials",
         "test_secrets.py::test_password_does_not_follow_a_redirect_to_another_port",
     ),

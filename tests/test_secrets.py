@@ -141,7 +141,7 @@ def challenging():
 
 
 def test_password_without_a_user_is_sent_to_a_web_camera():
-    with challenging() as (server, requests), pytest.raises(SourceError, match="another user and password"):
+    with challenging() as (server, requests), pytest.raises(SourceError, match="rejected the user name or password"):
         find_source(server.url.replace("http://", "http://:SECRET@")).open()
     assert [b"Authorization: Basic OlNFQ1JFVA==" in request for request in requests] == [False, True]
 
@@ -232,7 +232,7 @@ def test_password_does_not_follow_a_redirect_of_an_rtsp_server(challenge):
     with (
         rtsp_server(lambda request: f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}") as (other, requests),
         rtsp_server(redirect) as (port, _),
-        pytest.raises(SourceError, match="does not open") as caught,
+        pytest.raises(SourceError, match="cannot be opened") as caught,
     ):
         find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert requests
@@ -246,7 +246,7 @@ def test_redirect_on_the_same_rtsp_server_keeps_the_password():
             return f"302 Found\r\nLocation: rtsp://127.0.0.1:{port}/y"
         return f"401 Unauthorized\r\nWWW-Authenticate: {CHALLENGES[0]}"
 
-    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
+    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
         find_source(f"rtsp://me:SECRET@127.0.0.1:{port}/x").open()
     assert any(b"/y" in request and b"Authorization: Basic bWU6U0VDUkVU" in request for request in requests)
 
@@ -287,7 +287,7 @@ def test_password_is_sent_for_the_first_challenge_that_is_supported(challenges, 
             return "401 Unauthorized\r\n" + "\r\n".join(f"WWW-Authenticate: {one}" for one in challenges)
         return "404 Not Found"
 
-    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="does not open"):
+    with rtsp_server(answer) as (port, requests), pytest.raises(SourceError, match="cannot be opened"):
         find_source(f"rtsp://{account}@127.0.0.1:{port}/x").open()
     own = [request for request in requests if b"User-Agent: edgerec\r\n" in request]
     assert [expected in request for request in own] == [False, True]
@@ -350,7 +350,7 @@ def test_secret_file_that_is_a_pipe_is_refused_without_waiting(tmp_path):
 
 def test_content_of_a_variable_that_is_no_address_is_not_shown(monkeypatch):
     monkeypatch.setenv("DOOR", "SECRET/stream")
-    with pytest.raises(SourceError, match="the source 'env:DOOR' is nothing that exists") as caught:
+    with pytest.raises(SourceError, match="the source 'env:DOOR' does not exist") as caught:
         find_source("env:DOOR")
     assert not leaked(str(caught.value))
 

@@ -46,7 +46,7 @@ def test_loop_of_an_unreadable_file_fails_instead_of_spinning(bundle, tmp_path, 
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     done = edgerec("camera", bundle, "--source", tmp_path / "broken.mp4", "--loop", "--json")
     assert done.returncode == 1
-    assert "is no video" in done.stderr
+    assert "is not a video" in done.stderr
 
 
 def test_web_page_of_a_video_stays_open_after_the_last_frame(bundle, video):
@@ -76,4 +76,4 @@ def test_web_accepts_a_host_name_without_a_port(bundle, edgerec):
     done = edgerec(*command, "--metrics", "localhost", "--web", "localhost:0")
     assert done.returncode == 0, done.stderr
     done = edgerec("camera", "--web", "localhost", bundle, "--source", "nowhere")
-    assert "the source 'nowhere' is nothing that exists" in done.stderr
+    assert "the source 'nowhere' does not exist" in done.stderr

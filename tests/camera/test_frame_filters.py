@@ -220,8 +220,8 @@ def test_a_sink_that_hangs_is_left_alone(monkeypatch, caplog):
 def test_attempts_that_fail_alike_are_said_once():
     out = io.StringIO()
     lines = StateLines(out)
-    lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c does not open")
+    lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c cannot be opened")
     trying, live = StateChange("rtsp://c", State.CONNECTING, 0.0), StateChange("rtsp://c", State.LIVE, 0.0, "4x4")
     for change in (lost, trying, lost, live):
         lines.state(change)
-    assert out.getvalue().splitlines() == ["rtsp://c: lost: does not open", "rtsp://c: live: 4x4"]
+    assert out.getvalue().splitlines() == ["rtsp://c: lost: cannot be opened", "rtsp://c: live: 4x4"]

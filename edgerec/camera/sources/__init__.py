@@ -1,4 +1,4 @@
-"""Sources of frames: cameras, streams, files, and the URIs that name them."""
+"""Sources of frames (cameras, streams, files), and the function that parses their URIs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ _SYNTHETIC = re.compile(r"synthetic:(\d{1,4})x(\d{1,4})(?:@(\d{1,4}(?:\.\d+)?))?
 def find_source(
     uri: str, requested: CaptureFormat | None = None, levels: Levels | None = None, *, loop: bool = False
 ) -> Address:
-    """Return the address that ``uri`` names, without opening it.
+    """Parse a URI and return the address of the source. The source is not opened.
 
     Args:
         uri: ``auto`` (a camera module, otherwise the first USB camera), ``0``, ``/dev/video0``, ``picamera2:0``,
-            ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file,
-            a folder of images, or ``synthetic:640x480@30``; ``env:NAME`` or ``@FILE`` if an environment variable or a
-            file with mode 0600 contains the URI.
+            ``rtsp://…``, ``http://…`` (MJPEG or single images), a video file, a folder of images, or
+            ``synthetic:640x480@30``. ``env:NAME`` and ``@FILE`` read the URI from an environment variable or from a
+            file with mode 0600.
         requested: size, rate and format to request from a camera.
-        levels: the values that become black and white in 16-bit files of a folder; None uses the bit depth of each
-            file.
+        levels: sample values of 16-bit image files that become black and white; None uses the bit depth of each file.
         loop: whether a video file or a folder starts again when it ends.
 
     Raises:
@@ -45,7 +44,7 @@ def find_source(
     from edgerec.camera.sources.picamera import PicameraSource
     from edgerec.camera.sources.synthetic import SyntheticSource
 
-    requested, typed = requested or CaptureFormat(), uri
+    requested, original_uri = requested or CaptureFormat(), uri
     if not os.path.exists(uri):
         try:
             uri = read_secret(uri)
@@ -53,16 +52,16 @@ def find_source(
             raise SourceError(f"the source cannot be used: {error}") from None
     scheme, colon, rest = uri.partition(":")
     if uri == "auto":
-        return Address(uri, True, False, lambda: _automatic(requested), requested)
+        return Address(uri, True, False, lambda: _open_automatic(requested), requested)
     if uri.isascii() and uri.isdigit() and len(uri) < 5:
         return Address(uri, True, False, lambda: OpenCVSource.camera(int(uri), requested), requested)
-    if made := _SYNTHETIC.fullmatch(uri):
-        width, height, fps = int(made[1]), int(made[2]), float(made[3] or 30)
+    if match := _SYNTHETIC.fullmatch(uri):
+        width, height, fps = int(match[1]), int(match[2]), float(match[3] or 30)
         if not (width and height):
-            raise SourceError(f"the source {uri!r} has no pixels: expected one as {_EXAMPLE}")
+            raise SourceError(f"the source {uri!r} has no pixels: use a width and a height above 0, e.g. {_EXAMPLE}")
         return Address(uri, fps > 0, False, lambda: SyntheticSource(width, height, fps))
     if scheme == "synthetic":
-        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, as {_EXAMPLE}")
+        raise SourceError(f"the source {uri!r} has no size: expected synthetic:WIDTHxHEIGHT@FPS, e.g. {_EXAMPLE}")
     if scheme == "picamera2" and rest.isdigit():
         return Address(uri, True, False, lambda: PicameraSource(int(rest), requested), requested)
     if scheme.lower() in _URL_SCHEMES and rest.startswith("//"):
@@ -70,24 +69,25 @@ def find_source(
             url = Url.parse(uri, *_URL_SCHEMES)
         except AddressError as error:
             raise SourceError(f"the source {redacted(uri)} cannot be used: {error}") from None
-        web = url.scheme in ("http", "https")
-        opener = (lambda: _web(url, requested.fps)) if web else (lambda: OpenCVSource.stream(url))
+        is_http = url.scheme in ("http", "https")
+        opener = (lambda: _open_http(url, requested.fps)) if is_http else (lambda: OpenCVSource.stream(url))
         return Address(str(url), True, True, opener, identity=url.identity)
-    # Not as Path asks: a name that is too long, or none at all, is just not there.
-    path, there = Path(uri), os.path.exists(uri)
+    # os.path.exists returns False for invalid names, e.g. too long ones. Path.exists would raise an exception.
+    path, exists = Path(uri), os.path.exists(uri)
     if os.path.isdir(uri):
         return Address(uri, False, False, _looping(lambda: FolderSource(path, levels), loop), stream=False)
-    if path.is_char_device() if there else uri.startswith("/dev/video"):
+    if path.is_char_device() if exists else uri.startswith("/dev/video"):
         return Address(uri, True, False, lambda: OpenCVSource.camera(uri, requested), requested)
     if os.path.isfile(uri):
         return Address(uri, False, False, _looping(lambda: OpenCVSource.video(path), loop))
-    near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
-    # A variable or file that contains no address may contain a secret in any form, so its content is not shown.
-    shown, hint = redacted(uri) if uri == typed else typed, f", did you mean {near[0]}:?" if near else ""
+    similar = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
+    # The content of a variable or file is not shown, because it may be a secret if it is not an address.
+    shown = redacted(uri) if uri == original_uri else original_uri
+    hint = f", did you mean {similar[0]}:?" if similar else ""
     raise SourceError(
-        f"the source {shown!r} is nothing that exists{hint}: "
+        f"the source {shown!r} does not exist{hint}: "
         "expected a camera (auto, 0, /dev/video0), a stream (rtsp://…, http://…), a video file, a folder of "
-        f"pictures, or {_EXAMPLE}"
+        f"images, or {_EXAMPLE}"
     )
 
 
@@ -97,13 +97,13 @@ def _looping(open_file: Callable[[], Source], loop: bool) -> Callable[[], Source
     return (lambda: LoopingSource(open_file)) if loop else open_file
 
 
-def _automatic(requested: CaptureFormat) -> Source:
+def _open_automatic(requested: CaptureFormat) -> Source:
     from edgerec.camera.sources.automatic import open_automatic
 
     return open_automatic(requested)
 
 
-def _web(url: Url, fps: float = 0.0) -> Source:
+def _open_http(url: Url, fps: float = 0.0) -> Source:
     from edgerec.camera.sources.mjpeg import open_web
 
     return open_web(url, fps)

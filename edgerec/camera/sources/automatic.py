@@ -1,4 +1,4 @@
-"""Select a camera for ``--source auto``: the camera module of a Raspberry Pi, otherwise the first USB camera."""
+"""Select a camera for ``--source auto``: a camera module of a Raspberry Pi, otherwise the first USB camera."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
 
     Args:
         requested: size, rate and format to request from the camera.
-        root: folder that contains ``sys`` and ``dev``.
+        root: folder that contains the folders ``sys`` and ``dev`` of the system.
 
     Raises:
-        SourceError: there is no camera, or the camera module cannot be used because picamera2 does not load.
+        SourceError: there is no camera, or there is a camera module but picamera2 cannot be imported.
     """
     devices, _ = list_video_devices(root)
     try:
         modules = camera_modules("auto")
     except SourceError as error:
         if any(device.raw for device in devices):
-            raise SourceError(f"{error}; or use a USB camera with --source /dev/videoN") from None
+            raise SourceError(f"{error}; alternatively, use a USB camera with --source /dev/videoN") from None
         modules = []
     if modules:
         log.info("auto: using picamera2:%d", modules[0])
@@ -40,7 +40,7 @@ def open_automatic(requested: CaptureFormat, root: Path = ROOT) -> Source:
     cameras = [device for device in devices if not device.raw and not device.helper]
     if not cameras:
         raise SourceError(
-            "auto: no camera was found; connect a USB camera or a camera module, or name another source: "
+            "auto: no camera was found: connect a USB camera or a camera module, or specify another source; "
             "edgerec doctor shows what is missing"
         )
     log.info("auto: using %s (%s)", cameras[0].path, cameras[0].name)

@@ -14,12 +14,12 @@ NOMINAL_FPS = 25.0
 
 @dataclass(frozen=True)
 class CaptureFormat:
-    """What a camera is asked for, or gives. 0 and an empty text leave it to the camera.
+    """Image format of a source. In a request, 0 and an empty string select the camera's default.
 
     Attributes:
-        width, height: pixels.
-        fps: frames a second.
-        fourcc: the pixel format by its four letters, such as ``MJPG`` or ``YUYV``.
+        width, height: size of the images in pixels.
+        fps: frames per second.
+        fourcc: four-character code of the pixel format, such as ``MJPG`` or ``YUYV``.
     """
 
     width: int = 0
@@ -34,14 +34,14 @@ class CaptureFormat:
 
 
 class Source(Protocol):
-    """Protocol of an open source. ``format`` is the actual format of the images, complete after the first image.
+    """Protocol of an open source. ``format`` is the actual image format; it is complete after the first image.
 
-    A source can have these optional members:
+    A source may have these optional members:
 
-    - ``interrupt()`` ends ``images`` from another thread, even while it waits for data.
+    - ``interrupt()`` ends the iteration over ``images`` from another thread, even while it waits for data.
     - ``overtaken`` is the number of images that were dropped because a newer image had arrived.
-    - ``captured_s`` is the monotonic time in seconds at which the last image was captured; without it, frames get the
-      time at which the image arrived.
+    - ``captured_s`` is the monotonic time in seconds at which the last image was captured. Without it, the time at
+      which the image arrived is used.
     - ``period_s`` is the number of seconds between two images, for sources with a slow, regular rate.
     - ``position_s`` is the media time of the current image in seconds from the start of a file. Without it, media time
       is computed from ``format.fps``.
@@ -51,11 +51,11 @@ class Source(Protocol):
     def format(self) -> CaptureFormat: ...
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each picture, uint8 ``(H, W, 3)`` RGB, with the name of where it comes from."""
+        """Yield each image, uint8 ``(H, W, 3)`` RGB, with the name of the source or the path of the image file."""
         ...
 
     def close(self) -> None:
-        """Let go of the device or file."""
+        """Release the device, file or connection."""
         ...
 
 
@@ -65,13 +65,14 @@ class Address:
 
     Attributes:
         name: the URI without secrets, for display.
-        live: whether the source delivers images in real time, such as a camera, so that old frames are useless.
-        remote: whether the source is a server. A server that does not respond at the start is tried again; a local
-            camera that does not exist is an error.
+        live: whether the source delivers images in real time, e.g. a camera. Old frames of such a source may be
+            dropped.
+        remote: whether the source is a server. If a server does not respond at the start, the connection is tried
+            again; if a local camera cannot be opened at the start, this is an error.
         open: function that opens the source; raises :class:`SourceError` if this fails.
         requested: size, rate and format to request from a camera.
         stream: True if the images form a continuous video; False for the images of a folder.
-        identity: the URI without user and password; two addresses of the same source have the same identity.
+        identity: the URI without user name and password; two addresses of the same source have the same identity.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sources of files: a folder of images, and the repetition of a folder or video."""
+"""A source that reads a folder of images, and a source that repeats another source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class FolderSource:
 
     Args:
         folder: the folder with the images.
-        levels: the values that become black and white in files with 16 bits per sample.
+        levels: sample values of 16-bit image files that become black and white; None uses the bit depth of each file.
+
+    Raises:
+        SourceError: the folder cannot be read or contains no files.
     """
 
     format = CaptureFormat()
@@ -30,15 +33,15 @@ class FolderSource:
         try:
             self._files = visible_files(folder)
             if not self._files:
-                inner = [path for path in visible_folders(folder) if visible_files(path)]
-                hint = f". Did you mean {inner[0]}?" if inner else ""
-                raise SourceError(f"the folder {folder} has no images directly in it{hint}")
+                subfolders_with_files = [path for path in visible_folders(folder) if visible_files(path)]
+                hint = f". Did you mean {subfolders_with_files[0]}?" if subfolders_with_files else ""
+                raise SourceError(f"the folder {folder} has no images, except perhaps in subfolders{hint}")
         except DataError as error:
             raise SourceError(str(error)) from None
 
     def images(self) -> Iterator[tuple[Image, str]]:
         """Yield each image with its path; raises :class:`SourceError` if no file is an image."""
-        shown = 0
+        count = 0
         for path in self._files:
             try:
                 content = read_image_file(path)
@@ -49,13 +52,13 @@ class FolderSource:
             if image is None:
                 log.warning("%s was skipped: %s", path, why_unreadable(content))
                 continue
-            shown += 1
+            count += 1
             yield image, str(path)
-        if not shown:
+        if not count:
             raise SourceError(f"none of the {len(self._files)} files in {self.name} is a readable image")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, because no file stays open."""
 
 
 class LoopingSource:

@@ -1,4 +1,4 @@
-"""HTTP requests with a time limit for each phase, so that a silent or very slow server cannot block the camera."""
+"""HTTP requests with a timeout for each phase, so that a silent or very slow server cannot block the camera."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typing import Any
 from edgerec.errors import AddressError, SourceError
 from edgerec.utils.urls import Url
 
-# Shorter than TCP's fourth try at 7 s: a peer that comes back is asked anew instead of waited for.
+# Timeouts in seconds. CONNECT_S ends before the fourth TCP SYN is sent after 7 s, because a new connection reaches a
+# server that has become available sooner than the retransmission does.
 CONNECT_S = 4.0
 RESPONSE_S = 6.0
 MAX_REDIRECTS = 5
@@ -39,11 +40,12 @@ class HttpStream:
     def __init__(self, url: Url) -> None:
         """Send the request and read the headers of the response. Redirects are followed.
 
-        User and password are sent only to the server (scheme, host and port) of ``url``, but not to another server
+        User name and password are sent only to the server (scheme, host and port) of ``url``, and not to another server
         after a redirect.
 
         Raises:
-            SourceError: the server does not respond in time, or its response has a status other than 200.
+            SourceError: the server cannot be reached, does not respond in time, or responds with a status other than
+                200.
         """
         self._name, self.deadline_s = str(url), 0.0
         self._socket: socket.socket | None = None
@@ -56,17 +58,17 @@ class HttpStream:
             self.close()
             raise SourceError(
                 f"{self._name} has a certificate that is not trusted ({error.verify_message}): "
-                "name the file of the camera's own certificate in SSL_CERT_FILE"
+                "set SSL_CERT_FILE to the path of the camera's certificate"
             ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             self.close()
             raise SourceError(
-                f"{self._name} does not open ({failure(error)}): is the address right, and does the stream run?"
+                f"{self._name} cannot be opened ({failure(error)}): check the address, and that the stream is running"
             ) from None
-        head = self._response.headers
-        self.content_type = head.get_content_type() if "Content-Type" in head else ""
+        headers = self._response.headers
+        self.content_type = headers.get_content_type() if "Content-Type" in headers else ""
         self.length = self._response.length
-        boundary = head.get_param("boundary", "")
+        boundary = headers.get_param("boundary", "")
         self.boundary = (boundary if isinstance(boundary, str) else "").lstrip("-")
 
     def __enter__(self) -> HttpStream:
@@ -78,64 +80,69 @@ class HttpStream:
         self.close()
 
     def read(self) -> bytes:
-        """The next bytes, empty at the end; raises TimeoutError, or another OSError when the connection breaks."""
+        """Return the next bytes of the body, or an empty byte string at its end.
+
+        Raises:
+            TimeoutError: no data arrived until ``deadline_s``.
+            OSError: the connection was lost.
+        """
         try:
             return self._response.read1(_CHUNK)
-        except (http.client.HTTPException, ValueError) as error:  # a broken chunk; closed meanwhile
+        except (http.client.HTTPException, ValueError) as error:  # an invalid chunk, or a closed socket
             raise OSError(failure(error)) from None
 
     def waiting(self) -> bool:
-        """Whether the next bytes are there already."""
+        """Return whether received bytes can be read without waiting."""
         if self._socket is None:
             return False
         return (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0) or _readable(self._socket)
 
     def interrupt(self) -> None:
-        """From another thread: a read that waits ends at once."""
+        """End a read that waits for data. May be called from another thread."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # the peer was quicker
+            with contextlib.suppress(OSError):  # the server may have closed the connection already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._socket is not None:
             self._socket.close()
 
     def _open(self, url: Url) -> http.client.HTTPResponse:
-        at, credentials, has_account = url, "", bool(url.user or url.password)
+        current_url, credentials, has_account = url, "", bool(url.user or url.password)
         for _ in range(MAX_REDIRECTS):
-            response = self._get(at, credentials)
+            response = self._get(current_url, credentials)
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
                 try:
-                    at, credentials = at.redirected(location, "http", "https"), ""
+                    current_url, credentials = current_url.redirected(location, "http", "https"), ""
                 except AddressError as error:
                     raise SourceError(f"{self._name} redirects to an address that cannot be used: {error}") from None
                 self.close()
                 continue
-            if response.status == 401 and has_account and not credentials and at.origin == url.origin:
-                credentials = authorization(url, at, response.headers.get_all("WWW-Authenticate") or [])
+            if response.status == 401 and has_account and not credentials and current_url.origin == url.origin:
+                credentials = authorization(url, current_url, response.headers.get_all("WWW-Authenticate") or [])
                 self.close()
                 if credentials:
                     continue
             break
         if response.status == 401:
-            raise SourceError(
-                f"{self._name} wants {'another' if has_account else 'a'} user and password: "
-                f"{at.scheme}://USER:PASSWORD@{at.host}/…"
-            )
+            problem = "rejected the user name or password" if has_account else "requires a user name and password"
+            raise SourceError(f"{self._name} {problem}: use {current_url.scheme}://USER:PASSWORD@{current_url.host}/…")
         if response.status != 200:
-            raise SourceError(f"{self._name} answers {status_text(response.status)}: is the path right?")
+            raise SourceError(
+                f"{self._name} responded with status {status_text(response.status)}: check the path of the address"
+            )
         return response
 
-    def _get(self, at: Url, credentials: str) -> http.client.HTTPResponse:
+    def _get(self, current_url: Url, credentials: str) -> http.client.HTTPResponse:
         deadline_s = time.monotonic() + CONNECT_S
-        tls = ssl.create_default_context() if at.scheme == "https" else None
-        connected = self._socket = connect(at.host, at.port, deadline_s, tls)
+        tls = ssl.create_default_context() if current_url.scheme == "https" else None
+        connected = self._socket = connect(current_url.host, current_url.port, deadline_s, tls)
         handshake(connected, deadline_s)
         lines = [
-            f"GET {at.target} HTTP/1.1",
-            f"Host: {at.netloc}",
+            f"GET {current_url.target} HTTP/1.1",
+            f"Host: {current_url.netloc}",
             "User-Agent: edgerec",
             "Accept: */*",
             "Connection: close",
@@ -152,10 +159,10 @@ def connect(host: str, port: int, deadline_s: float, tls: ssl.SSLContext | None 
     """Connect to a server.
 
     Args:
-        host, port: address of the server. If the name has several addresses, they are tried in turn.
-        deadline_s: monotonic time by which the name lookup and all attempts end.
-        tls: context for TLS. The returned socket then still needs :func:`handshake`, which can be interrupted by
-            shutting down the socket.
+        host, port: host and port of the server. If the host has several IP addresses, they are tried in turn.
+        deadline_s: monotonic time in seconds at which the name lookup and all attempts time out.
+        tls: TLS context, or None for an unencrypted connection. With TLS, the caller must then call
+            :func:`handshake`, which can be interrupted by shutting down the returned socket.
 
     Raises:
         OSError: no address can be reached, or the deadline has passed.
@@ -195,7 +202,7 @@ def remaining_s(deadline_s: float) -> float:
 
 
 def _look_up(host: str, port: int, deadline_s: float) -> list[Any]:
-    """Return the addresses of a host. The lookup has its own thread, because it has no timeout."""
+    """Return the addresses of a host. The lookup runs in a thread, because ``getaddrinfo`` has no timeout."""
     result: Future[list[Any]] = Future()
 
     def look_up() -> None:
@@ -224,7 +231,7 @@ def failure(error: Exception) -> str:
 
 
 class Reader(io.RawIOBase):
-    """Reads a socket for ``http.client``. Each read raises TimeoutError at the deadline, which a function returns."""
+    """Reads a socket for ``http.client``. Each read raises TimeoutError at the time that ``deadline_s`` returns."""
 
     def __init__(self, connected: socket.socket, deadline_s: Callable[[], float]) -> None:
         self._connected, self._deadline_s = connected, deadline_s
@@ -240,16 +247,18 @@ class Reader(io.RawIOBase):
         return self._connected.recv_into(buffer)
 
 
-def authorization(account: Url, at: Url, challenges: list[str], method: str = "GET", uri: str = "") -> str:
+def authorization(
+    credentials_url: Url, current_url: Url, challenges: list[str], method: str = "GET", uri: str = ""
+) -> str:
     """Return the value of the Authorization header for the server's challenges; empty if none is supported.
 
     Digest authentication is preferred to Basic authentication.
 
     Args:
-        account: address with user and password.
-        at: address of the request.
+        credentials_url: URL with user name and password.
+        current_url: URL of the request.
         challenges: the WWW-Authenticate headers of the response.
-        method, uri: method and URI of the request; an empty ``uri`` means path and query of ``at``.
+        method, uri: method and URI of the request; an empty ``uri`` means path and query of ``current_url``.
     """
     from urllib.request import (
         AbstractDigestAuthHandler,
@@ -259,15 +268,15 @@ def authorization(account: Url, at: Url, challenges: list[str], method: str = "G
         parse_keqv_list,
     )
 
-    user, password = account.user, account.password
+    user, password = credentials_url.user, credentials_url.password
     for challenge in challenges:
         scheme, _, rest = challenge.partition(" ")
         if scheme.lower() == "digest":
             passwords = HTTPPasswordMgrWithDefaultRealm()
-            address = f"{at.scheme}://{at.netloc}"
+            address = f"{current_url.scheme}://{current_url.netloc}"
             passwords.add_password(None, address, user, password)
-            request = Request(address + at.target, method=method)
-            request.selector = uri or at.target
+            request = Request(address + current_url.target, method=method)
+            request.selector = uri or current_url.target
             # A camera may offer an algorithm that is not supported, such as SHA-256, before another one.
             with contextlib.suppress(IndexError, ValueError, OSError):
                 asked = parse_keqv_list(parse_http_list(rest))

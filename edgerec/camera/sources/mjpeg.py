@@ -1,4 +1,4 @@
-"""Sources that read images over HTTP: MJPEG streams, and addresses that return one image per request.
+"""Sources that read MJPEG streams, or single images, over HTTP.
 
 FFmpeg is not used here, because it fills incomplete images with gray and waits too long for a silent server.
 """
@@ -22,30 +22,30 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
-# From one whole picture to the next; the watchdog is usually quicker.
+# Maximum time in seconds from one complete image to the next. The supervisor usually reconnects earlier.
 IMAGE_S = 10.0
 MAX_IMAGE_BYTES = 32 << 20
 MAX_PIXELS = 64 << 20
-# How long newer pictures that have come already may overtake one that waits to be decoded.
+# Maximum time in seconds during which further received bytes are read to find a newer image before decoding.
 _OVERTAKE_S = 0.1
 
 _MOTION_JPEG = ("multipart/", "image/jpeg", "video/x-motion-jpeg", "video/mjpeg", "video/x-jpeg")
 _START = b"\xff\xd8\xff"
-# In a scan, FF is followed by 00 (a data byte) or D0-D7 (a restart), and may be repeated as a fill byte.
+# Matches a marker in a scan. Not markers are FF 00 (a data byte FF), FF D0 to FF D7 (restart) and FF FF (fill bytes).
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *range(0xE0, 0xF0), 0xFE, 0xDA}
 _SCAN, _END = 0xDA, 0xD9
 _FILL = re.compile(rb"\xff+")
 # Limits on the decoding time. A complete baseline or progressive file has at least one bit for each block of 8x8
 # pixels. Images of cameras have one scan, and progressive files have about 10.
 _MAX_PIXELS_PER_BYTE, _MAX_SCANS = 512, 64
-# Maximum number of bytes that JpegSplitter may parse a second time to find a file that begins inside an invalid one.
+# Maximum number of bytes that JpegSplitter may parse a second time to find a file that starts inside an invalid file.
 _MAX_CREDIT = 256 << 10
 _END_MARKER = b"\xff\xd9"
-_SCAN_START, _INTERVAL = b"\xff\xda", b"\xff\xdd"
-# What libjpeg gives for data that are not there, and any data that give something else.
-_FILLED, _MORE = b"\x80\x80\x80", bytes(range(1, 255))
+_SCAN_START, _RESTART_INTERVAL = b"\xff\xda", b"\xff\xdd"
+# libjpeg fills the pixels of missing data with _FILLED. Appending _EXTRA_DATA changes these pixels.
+_FILLED, _EXTRA_DATA = b"\x80\x80\x80", bytes(range(1, 255))
 _LIBJPEG_WARNING = b"Corrupt JPEG data"
 
 
@@ -54,11 +54,11 @@ SNAPSHOT_FPS = 2.0
 
 
 def open_web(url: Url, fps: float = 0.0) -> Source:
-    """Open an HTTP address: an MJPEG stream, an address that returns single images, or a stream that FFmpeg reads.
+    """Open an HTTP address of an MJPEG stream, of a single image, or of a stream that FFmpeg can read.
 
     Args:
-        url: the address; may contain a user name and a password.
-        fps: requests per second for an address that returns single images; 0 means :data:`SNAPSHOT_FPS`.
+        url: the address, which may contain a user name and a password.
+        fps: requests per second if the address returns a single image; 0 means :data:`SNAPSHOT_FPS`.
 
     Raises:
         SourceError: the address cannot be opened, or returns a web page.
@@ -77,8 +77,8 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
         return SnapshotSource(None, url, fps)
     if kind == "text/html":
         raise SourceError(
-            f"{name} is a web page, not an image or a stream: use the address of the camera's image or stream itself, "
-            "which often ends in .jpg, .mjpg or /stream"
+            f"{name} is a web page, not an image or a stream: use the address of the camera's image or stream, which "
+            "often ends in .jpg, .mjpg or /stream"
         )
     from edgerec.camera.sources.opencv import OpenCVSource
 
@@ -86,14 +86,14 @@ def open_web(url: Url, fps: float = 0.0) -> Source:
 
 
 class SnapshotSource:
-    """A source that requests one image at a time from an address, at regular intervals.
+    """A source that requests a single image from an address at regular intervals.
 
     Attributes:
         period_s: seconds between two requests.
     """
 
     def __init__(self, stream: HttpStream | None, url: Url, fps: float = 0.0) -> None:
-        """Create the source; ``stream`` is the response to the first request if it was already sent, otherwise None."""
+        """Create the source. If the first request was already sent, ``stream`` is its response, otherwise None."""
         self.name, self.format = str(url), CaptureFormat()
         self.period_s = 1 / (fps or SNAPSHOT_FPS)
         self._url, self._stream = url, stream
@@ -111,7 +111,7 @@ class SnapshotSource:
             self.close()
             self.format = CaptureFormat(image.shape[1], image.shape[0])
             yield image, self.name
-            # After a slow request, the next request follows immediately. Requests that were missed are skipped.
+            # After a slow request, the next request is sent immediately, and missed requests are skipped.
             due_s = max(due_s + self.period_s, time.monotonic())
             self._stopped.wait(due_s - time.monotonic())
 
@@ -161,20 +161,24 @@ class MjpegSource:
     """
 
     def __init__(self, stream: HttpStream, name: str, snapshots: Callable[[], SnapshotSource] | None = None) -> None:
-        """Read from ``stream``. If it ends after its first image, ``snapshots`` opens a source for further images."""
+        """Read from ``stream``. If it ends after one image, ``snapshots`` returns a source that sends more requests."""
         self.name, self.format = name, CaptureFormat(fourcc="MJPG")
         self._open_snapshots = snapshots
         self._snapshots: SnapshotSource | None = None
         self._interrupted = False
         self.overtaken = 0
-        self._came = 0
+        self._received = 0
         self._stream = stream
-        # A short one may stand in a picture by chance, unless it has a line of its own.
-        line = b"\r\n--" if len(stream.boundary) < 4 else b"--"
-        self._splitter = JpegSplitter(line + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
+        # A short boundary may occur in image data by chance, so it counts only at the start of a line.
+        prefix = b"\r\n--" if len(stream.boundary) < 4 else b"--"
+        self._splitter = JpegSplitter(prefix + stream.boundary.encode("latin-1", "replace") if stream.boundary else b"")
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each whole picture, the newest when several have come; raises :class:`SourceError` when no more come."""
+        """Yield complete images. If several have arrived, yield only the newest.
+
+        Raises:
+            SourceError: the stream has ended, or no complete image arrives in time.
+        """
         cv2 = require("cv2")
         while True:
             newest = self._newest()
@@ -183,7 +187,7 @@ class MjpegSource:
                 yield from self._snapshots.images() if not self._interrupted else ()
                 return
             image = decoded(cv2, newest or b"")
-            if image is None:  # of no kind that OpenCV knows, or damaged inside
+            if image is None:  # the image is damaged, or OpenCV does not support its format
                 continue
             self.format = CaptureFormat(image.shape[1], image.shape[0], 0.0, "MJPG")
             yield image, self.name
@@ -208,38 +212,47 @@ class MjpegSource:
 
     def _newest(self) -> bytes | None:
         """Return the newest complete JPEG file, or None if the response ended after one image and can be repeated."""
-        before, stream, newest, until_s = self._came, self._stream, None, 0.0
+        before, stream, newest, until_s = self._received, self._stream, None, 0.0
         stream.deadline_s = time.monotonic() + IMAGE_S
         while newest is None or (time.monotonic() < until_s and stream.waiting()):
             try:
                 chunk = stream.read()
             except TimeoutError:
-                raise SourceError(f"{self.name} gave no whole picture for {IMAGE_S:g} s, after {self._came}") from None
+                raise SourceError(
+                    f"{self.name} sent no complete image for {IMAGE_S:g} s, after {self._received} images: check the "
+                    "camera and the network"
+                ) from None
             except OSError as error:
-                raise SourceError(f"{self.name} broke off after {self._came} pictures: {error}") from None
+                raise SourceError(
+                    f"the connection to {self.name} was lost after {self._received} images: {error}"
+                ) from None
             if not chunk:
                 if newest is not None:
                     break
-                if self._came == 1 and self._open_snapshots is not None:
+                if self._received == 1 and self._open_snapshots is not None:
                     return None
-                raise SourceError(f"{self.name} stopped giving pictures after {self._came}: is it still connected?")
-            found = self._splitter.feed(chunk)
+                raise SourceError(
+                    f"{self.name} stopped after {self._received} images: check that the camera is still connected"
+                )
+            files = self._splitter.feed(chunk)
             if self._splitter.waiting > MAX_IMAGE_BYTES:
-                raise SourceError(f"{self.name} sends a picture without an end: more than {MAX_IMAGE_BYTES >> 20} MB")
-            if found and newest is None:
+                raise SourceError(
+                    f"{self.name} sent an image of more than {MAX_IMAGE_BYTES >> 20} MB, which is refused"
+                )
+            if files and newest is None:
                 until_s = time.monotonic() + _OVERTAKE_S
-            newest = found[-1] if found else newest
-            self._came += len(found)
-        self.overtaken += self._came - before - 1
+            newest = files[-1] if files else newest
+            self._received += len(files)
+        self.overtaken += self._received - before - 1
         return newest
 
 
 class JpegSplitter:
     """Extracts complete JPEG files from a stream of bytes.
 
-    The markers of each file are parsed (ITU-T T.81, annex B). Therefore the end of an embedded thumbnail is not taken
-    for the end of the file, and truncated files are dropped. The parsing time is proportional to the number of bytes,
-    even if start markers occur at many positions.
+    The markers of each file are parsed (ITU-T T.81, annex B). Therefore the end of an embedded thumbnail is not
+    mistaken for the end of the file, and truncated files are dropped. The parsing time is proportional to the number of
+    bytes, even if start markers occur at many positions.
     """
 
     def __init__(self, boundary: bytes = b"") -> None:
@@ -260,7 +273,7 @@ class JpegSplitter:
         self._credit = min(self._credit + len(chunk), _MAX_CREDIT)
         files = []
         while self._at or self._find_start():
-            end = self._follow()
+            end = self._parse()
             if end is None:
                 break
             limit = end or self._at
@@ -270,7 +283,7 @@ class JpegSplitter:
                 del self._bytes[:end]
             elif boundary_at > 0:
                 del self._bytes[:boundary_at]
-            elif self._credit >= limit:  # another file may begin inside the parsed bytes
+            elif self._credit >= limit:  # another file may start inside the parsed bytes
                 self._credit -= limit
                 del self._bytes[:2]
             else:
@@ -292,8 +305,8 @@ class JpegSplitter:
         self._at = 2
         return True
 
-    def _follow(self) -> int | None:
-        """Parse the markers of the file; return its end, 0 if the file is not valid, or None if bytes are missing."""
+    def _parse(self) -> int | None:
+        """Parse the markers of the file. Return its end, 0 if the file is invalid, or None if more bytes are needed."""
         data = self._bytes
         while True:
             if self._in_scan:
@@ -311,12 +324,12 @@ class JpegSplitter:
                 self._at = fill.end() - 1
                 continue
             if kind == _END:
-                return self._at + 2 if self._in_scan and self._affordable() else 0
+                return self._at + 2 if self._in_scan and self._is_fast_to_decode() else 0
             if kind not in _SEGMENTS:
                 return 0
-            if len(data) < self._at + (9 if kind in _SIZES else 4):
+            if len(data) < self._at + (9 if kind in _FRAME_HEADERS else 4):
                 return None
-            if kind in _SIZES:
+            if kind in _FRAME_HEADERS:
                 height, width = (int.from_bytes(data[self._at + i : self._at + i + 2], "big") for i in (5, 7))
                 self._pixels = max(self._pixels, height * width)
                 if not 0 < height * width <= MAX_PIXELS:
@@ -328,33 +341,34 @@ class JpegSplitter:
             self._scans += self._in_scan
             self._at += 2 + length
 
-    def _affordable(self) -> bool:
+    def _is_fast_to_decode(self) -> bool:
         """Return whether the number of scans and the number of pixels per byte are within their limits."""
         return self._scans <= _MAX_SCANS and self._pixels <= _MAX_PIXELS_PER_BYTE * self._at
 
 
 def decoded(cv2: Any, jpeg: bytes) -> Image | None:
-    """The picture, uint8 ``(H, W, 3)`` RGB as a view, or None when OpenCV cannot read it or a part of it is missing.
+    """Decode a JPEG file to an image, uint8 ``(H, W, 3)`` RGB, as a view of the BGR image that OpenCV returns.
 
-    Other damage to the compressed data cannot be told from another picture: JPEG has no checksum.
+    Return None if OpenCV cannot decode the file or if image data are missing. Other damage cannot be detected, because
+    JPEG has no checksum.
     """
-    if not _in_order(jpeg):
+    if not _restart_markers_in_order(jpeg):
         return None
     image = _decoded(cv2, jpeg)
     if image is None:
         return None
-    # Where the data end too early, libjpeg fills up with grey. Whether a grey corner is that, or was seen, shows when
-    # there are more data: only what was filled up changes.
+    # If data are missing, libjpeg fills the rest of the image with gray. A corner with this gray may also be part of
+    # the image. To distinguish the two cases, decode the file with extra data, which change only filled pixels.
     if any(image[y, x].tobytes() == _FILLED for y in (0, -1) for x in (0, -1)):
-        longer = _decoded_quietly(cv2, jpeg[:-2] + _MORE + jpeg[-2:])
+        longer = _decoded_quietly(cv2, jpeg[:-2] + _EXTRA_DATA + jpeg[-2:])
         if longer is None or not np.array_equal(image, longer):
             return None
     return image[:, :, ::-1]
 
 
-def _in_order(jpeg: bytes) -> bool:
-    """Whether the restart markers of a scan count from D0 to D7 and over again, so that none is lost."""
-    if _INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras have none
+def _restart_markers_in_order(jpeg: bytes) -> bool:
+    """Return whether the restart markers of the last scan are complete, i.e. cycle from D0 to D7."""
+    if _RESTART_INTERVAL not in jpeg[: jpeg.find(_SCAN_START)]:  # most cameras use no restart markers
         return True
     data = np.frombuffer(jpeg, np.uint8)
     kinds = data[np.flatnonzero(data[:-1] == 0xFF) + 1]
@@ -370,10 +384,10 @@ def _decoded_quietly(cv2: Any, jpeg: bytes) -> Image | None:
         image = _decoded(cv2, jpeg)
         captured.seek(0)
         output = captured.read()
-    # Other threads may have written to stderr while it was captured.
-    others = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
-    if others and sys.stderr:
-        sys.stderr.write(others.decode(errors="backslashreplace"))
+    # Pass on lines that other threads have written to stderr while it was captured.
+    other_output = b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(_LIBJPEG_WARNING))
+    if other_output and sys.stderr:
+        sys.stderr.write(other_output.decode(errors="backslashreplace"))
     return image
 
 

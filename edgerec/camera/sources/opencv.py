@@ -1,4 +1,4 @@
-"""Everything that OpenCV opens: cameras, video files, RTSP and HTTP streams."""
+"""A source that reads cameras, video files, RTSP streams and HTTP streams with OpenCV."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from edgerec.runtime.device_users import programs_using
 from edgerec.utils.optional import require
 from edgerec.utils.urls import Url
 
+# FFmpeg's timeouts in milliseconds. If an RTSP server stops sending, FFmpeg returns only after three times READ_MS. A
+# shorter timeout would end a stream that only stutters. interrupt() ends a read earlier.
 OPEN_MS = 10_000
-# From an RTSP peer that went silent FFmpeg comes back after three times as long. Less would end a stream that only
-# stutters; who does not want to wait shuts its socket down.
 READ_MS = 5_000
 
 
 class OpenCVSource:
-    """A ``cv2.VideoCapture`` that opened."""
+    """A source that reads an open ``cv2.VideoCapture``.
+
+    Attributes:
+        position_s: media time of the current image of a video file, in seconds; None for live sources.
+    """
 
     def __init__(self, capture: Any, name: str, *, live: bool) -> None:
         self.name = name
@@ -45,19 +49,22 @@ class OpenCVSource:
 
     @classmethod
     def camera(cls, device: int | str, requested: CaptureFormat) -> OpenCVSource:
-        """The camera with that index, or device file."""
+        """Open the camera with an index or a device file, and request a format."""
         capture = _open(device)
         if capture is None:
             path = f"/dev/video{device}" if isinstance(device, int) else device
             if users := programs_using(path):
-                raise SourceError(f"camera {device} is in use by {', '.join(users)}: end that, or take another camera")
-            found = sorted(str(path) for path in Path("/dev").glob("video*"))
-            there = f"the system has {', '.join(found)}" if found else "the system shows no camera"
+                raise SourceError(
+                    f"camera {device} is in use by {', '.join(users)}: stop this program, or use another camera"
+                )
+            paths = sorted(str(path) for path in Path("/dev").glob("video*"))
+            available = f"the system has {', '.join(paths)}" if paths else "the system has no camera"
             raise SourceError(
-                f"camera {device} does not open: {there}; is it plugged in, free, and are you in the group video?"
+                f"camera {device} cannot be opened: {available}; check that the camera is connected and that you are "
+                "in the group video"
             )
         cv2 = require("cv2")
-        # The format first: it decides which sizes and rates there are.
+        # Set the pixel format first, because the available sizes and rates depend on it.
         if requested.fourcc:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*requested.fourcc))
         if requested.width:
@@ -65,12 +72,12 @@ class OpenCVSource:
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.height)
         if requested.fps:
             capture.set(cv2.CAP_PROP_FPS, requested.fps)
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver takes it: less delay
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # reduces the delay, if the driver supports it
         return cls(capture, str(device), live=True)
 
     @classmethod
     def stream(cls, url: Url) -> OpenCVSource:
-        """An RTSP or HTTP address."""
+        """Open an RTSP or HTTP stream; raise :class:`SourceError` if this fails."""
         cv2 = require("cv2")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS]
         peer, name = PeerSocket(), str(url)
@@ -78,25 +85,25 @@ class OpenCVSource:
             from edgerec.camera.sources.rtsp import without_redirects  # loads http.client and ssl
 
             url = without_redirects(url)
-        with peer.found(url.port):
+        with peer.detect(url.port):
             capture = _open(url.raw, cv2.CAP_FFMPEG, limits)
         if capture is None:
             peer.close()
-            raise SourceError(f"{name} does not open: is the address right, and does the stream run?")
+            raise SourceError(f"{name} cannot be opened: check the address, and that the stream is running")
         source = cls(capture, name, live=True)
         source._peer = peer
         return source
 
     @classmethod
     def video(cls, path: Path) -> OpenCVSource:
-        """A video file; every frame of it is read."""
+        """Open a video file; raise :class:`SourceError` if this fails."""
         capture = _open(str(path))
         if capture is None:
-            raise SourceError(f"{path} is no video that OpenCV can read")
+            raise SourceError(f"{path} is not a video that OpenCV can read")
         return cls(capture, str(path), live=False)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each frame; a video ends, a live source that stops giving raises :class:`SourceError`."""
+        """Yield each frame; raise :class:`SourceError` if a live source stops or if a video has no frames."""
         count, reported_s, cv2 = 0, 0.0, require("cv2")
         while True:
             ok, image = self._capture.read()
@@ -110,12 +117,12 @@ class OpenCVSource:
                 self.position_s = 0.0 if self.position_s is None else self.position_s + step_s
             yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[:, :, ::-1], self.name
         if self.live:
-            raise SourceError(f"{self.name} stopped giving pictures after {count}: is it still connected?")
+            raise SourceError(f"{self.name} stopped after {count} images: check that the camera is still connected")
         if not count:
-            raise SourceError(f"{self.name} has no frame that OpenCV can read")
+            raise SourceError(f"{self.name} has no frames that OpenCV can read")
 
     def interrupt(self) -> None:
-        """From another thread: end what waits for a silent peer."""
+        """End a read that waits for a server. May be called from another thread."""
         self._peer.shut_down()
 
     def close(self) -> None:
@@ -135,17 +142,18 @@ def _open(device: int | str, backend: int = 0, parameters: list[int] | None = No
 
 
 _prepared = threading.Lock()
-# OpenCV hands these to FFmpeg. A packet that was cut off would come out as a torn picture; RTSP over UDP tears, too.
+# OpenCV passes these options to FFmpeg. Truncated packets are discarded, because they give incomplete images. RTSP
+# prefers TCP, because packets that are lost with UDP also give incomplete images.
 _FFMPEG = {"OPENCV_FFMPEG_CAPTURE_OPTIONS": "rtsp_flags;prefer_tcp|fflags;discardcorrupt"}
-# We say in one line why something does not open; OpenCV and FFmpeg take ten, and more while a stream is disturbed.
+# Turn off the messages of FFmpeg, because edgerec reports each error in one line.
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
 
 
 def prepare(cv2: Any) -> None:
-    """What OpenCV reads from the environment, unless the person has set it; at the first opening, not at import."""
+    """Set OpenCV's environment variables, except those that the user has set. Called before a source is opened."""
     with _prepared:
         for name, value in (_FFMPEG | _QUIET).items():
             os.environ.setdefault(name, value)
         if "OPENCV_LOG_LEVEL" not in os.environ:
-            # It moved from OpenCV 4 to 5; 0 is silent.
+            # OpenCV 4 and OpenCV 5 have this function in different modules. Level 0 is silent.
             (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)

@@ -1,4 +1,4 @@
-"""Camera modules (CSI) of a Raspberry Pi, through libcamera."""
+"""A source that reads a camera module (CSI) of a Raspberry Pi with picamera2 and libcamera."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_AGE_S = 10.0
 
 
 class PicameraSource:
-    """A camera that is opened with picamera2, which is part of Raspberry Pi OS and cannot be installed with pip.
+    """A source that reads a camera with picamera2, which is part of Raspberry Pi OS. pip cannot install picamera2.
 
     Attributes:
         captured_s: monotonic time in seconds at which the exposure of the last image started.
@@ -27,29 +27,31 @@ class PicameraSource:
         """Open and start the camera with the index ``number`` in picamera2's list of cameras.
 
         Raises:
-            SourceError: picamera2 does not load, there is no such camera, or it cannot be opened.
+            SourceError: picamera2 cannot be imported, or the camera does not exist or cannot be opened.
         """
         self.name = f"picamera2:{number}"
         self.captured_s = 0.0
         picamera2 = _load(self.name)
         cameras = picamera2.global_camera_info()
         if number >= len(cameras):
-            there = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(cameras)) or "none"
-            raise SourceError(f"{self.name} does not exist: libcamera lists {there}; is the ribbon cable plugged in?")
+            listed = ", ".join(f"{i} ({info.get('Model', '?')})" for i, info in enumerate(cameras)) or "no camera"
+            raise SourceError(f"{self.name} does not exist: libcamera lists {listed}; check the ribbon cable")
         size = (requested.width or 1280, requested.height or 720)
         controls = {"FrameRate": requested.fps} if requested.fps else {}
         self._camera: Any = None
         try:
             self._camera = picamera2(number)
-            # libcamera names formats by their order in memory from the last byte: BGR888 is RGB in an array.
+            # libcamera names formats with the last byte in memory first, so that BGR888 is RGB in an array.
             self._camera.configure(
                 self._camera.create_video_configuration(main={"size": size, "format": "BGR888"}, controls=controls)
             )
             self._camera.start()
         except (RuntimeError, OSError, ValueError, IndexError) as error:
             if self._camera is not None:
-                self._camera.close()  # otherwise libcamera reports the camera as in use at the next attempt
-            raise SourceError(f"{self.name} does not open ({error}): is another program using it?") from None
+                self._camera.close()  # otherwise libcamera considers the camera to be in use at the next attempt
+            raise SourceError(
+                f"{self.name} cannot be opened ({error}): check that no other program is using it"
+            ) from None
         width, height = self._camera.camera_configuration()["main"]["size"]
         self.format = CaptureFormat(width, height, requested.fps, "RGB3")
 
@@ -87,21 +89,21 @@ def camera_modules(name: str) -> list[int]:
 def _load(name: str) -> Any:
     try:
         from picamera2 import Picamera2
-    except Exception as error:  # picamera2 imports many packages, which may be incompatible with this environment
+    except Exception as error:  # picamera2 imports many packages, which may be incompatible with each other
         if "size changed" in str(error):
             fix = "pip install --upgrade --force-reinstall simplejpeg"
         else:
             fix = "sudo apt install python3-picamera2, and create the environment with python3 -m venv "
             fix += "--system-site-packages"
-        raise SourceError(f"{name} needs picamera2, which does not load ({error}): {fix}") from None
+        raise SourceError(f"{name} needs picamera2, which cannot be imported ({error}): {fix}") from None
     return Picamera2
 
 
 def _monotonic_s(timestamp_ns: int | None) -> float:
     """Convert libcamera's SensorTimestamp to monotonic time in seconds.
 
-    According to libcamera's documentation, the timestamp is of the boot clock, but drivers use the monotonic clock. The
-    two clocks differ only if the machine was suspended. Therefore the clock that gives a plausible age is used.
+    According to libcamera's documentation, the timestamp refers to the boot clock, but drivers use the monotonic clock.
+    The two clocks differ only if the machine was suspended. Therefore the clock that gives a plausible age is used.
     """
     now_s = time.monotonic()
     if not timestamp_ns:

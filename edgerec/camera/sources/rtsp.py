@@ -1,4 +1,4 @@
-"""Follow the redirects of an RTSP server before FFmpeg does, because FFmpeg would send the password to any server."""
+"""Follow the redirects of an RTSP server, because FFmpeg would send the password to the server of a redirect."""
 
 from __future__ import annotations
 
@@ -22,63 +22,65 @@ def without_redirects(url: Url) -> Url:
         SourceError: the server cannot be reached, does not respond in time, or redirects to an address that cannot be
             used. All other errors are reported by FFmpeg when it opens the stream.
     """
-    at, credentials = url, ""
+    current_url, credentials = url, ""
     if not (url.user or url.password):
         return url
-    for _ in range(2 * MAX_REDIRECTS):  # each server may ask for the password first
+    for _ in range(2 * MAX_REDIRECTS):  # each server may first respond with 401
         try:
-            status, headers = _describe(at, credentials)
+            status, headers = _describe(current_url, credentials)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or ("timed out" if isinstance(error, OSError) else "not RTSP")
             raise SourceError(
-                f"{url} does not open ({reason}): is the address right, and does the stream run?"
+                f"{url} cannot be opened ({reason}): check the address, and that the stream is running"
             ) from None
         location = headers.get("Location", "")
         if 300 <= status < 400 and location:
             try:
-                at, credentials = at.redirected(location, "rtsp", "rtsps"), ""
+                current_url, credentials = current_url.redirected(location, "rtsp", "rtsps"), ""
             except AddressError as error:
                 raise SourceError(f"{url} redirects to an address that cannot be used: {error}") from None
-            if at.origin != url.origin:
-                return at
-            at = at.with_credentials(url)
+            if current_url.origin != url.origin:
+                return current_url
+            current_url = current_url.with_credentials(url)
         elif status == 401 and not credentials:
-            credentials = authorization(url, at, headers.get_all("WWW-Authenticate") or [], "DESCRIBE", _bare(at))
+            credentials = authorization(
+                url, current_url, headers.get_all("WWW-Authenticate") or [], "DESCRIBE", _request_uri(current_url)
+            )
             if not credentials:
                 break
         else:
             break
-    else:  # FFmpeg would follow further redirects with the password
-        raise SourceError(f"{url} redirects too often: give the address of the stream")
-    return at
+    else:  # FFmpeg would follow further redirects and send the password
+        raise SourceError(f"{url} redirects too often: use the final address of the stream")
+    return current_url
 
 
-def _bare(url: Url) -> str:
+def _request_uri(url: Url) -> str:
     return f"{url.scheme}://{url.netloc}{url.target if url.path or url.query else ''}"
 
 
 def _describe(url: Url, credentials: str) -> tuple[int, email.message.Message]:
-    """Send a DESCRIBE request; return status and headers of the response."""
+    """Send a DESCRIBE request, and return the status and the headers of the response."""
     deadline_s = time.monotonic() + CONNECT_S + RESPONSE_S
-    lines = [f"DESCRIBE {_bare(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
+    lines = [f"DESCRIBE {_request_uri(url)} RTSP/1.0", "CSeq: 1", "Accept: application/sdp", "User-Agent: edgerec"]
     if credentials:
         lines.append(f"Authorization: {credentials}")
     with connect(url.host, url.port, time.monotonic() + CONNECT_S) as plain:
         connection = plain
         if url.scheme == "rtsps":
             context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # as FFmpeg does
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # FFmpeg does not verify it either
             connection = context.wrap_socket(plain, server_hostname=url.host)
         with connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            head = b""
-            while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD_BYTES:
+            response = b""
+            while b"\r\n\r\n" not in response and len(response) < _MAX_HEAD_BYTES:
                 connection.settimeout(max(0.001, deadline_s - time.monotonic()))
                 if not (received := connection.recv(4096)):
                     break
-                head += received
-    first, _, fields = head.partition(b"\r\n")
-    status = re.match(rb"RTSP/\d\.\d (\d{3})\b", first)
+                response += received
+    status_line, _, fields = response.partition(b"\r\n")
+    status = re.match(rb"RTSP/\d\.\d (\d{3})\b", status_line)
     if status is None:
         raise ValueError("not RTSP")
     return int(status[1]), email.message_from_string(fields.decode("latin-1"))

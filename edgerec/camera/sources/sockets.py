@@ -1,4 +1,4 @@
-"""Waking a library that waits for a peer: the sockets that it opened are found, and shut down."""
+"""Interrupt a library that waits for network data, by shutting down the socket that the library has opened."""
 
 from __future__ import annotations
 
@@ -8,57 +8,59 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Where the system lists this process's open files; elsewhere nothing is found, and a wait ends by its own timeout.
-_OPEN = Path("/proc/self/fd")
+# Folder in which Linux lists the file descriptors of this process. On other systems no socket is found, so a library
+# that waits for data ends only by its own timeout.
+_DESCRIPTORS = Path("/proc/self/fd")
 
 
 class PeerSocket:
-    """The socket that another library opened to a port in :meth:`found`, if there is exactly one.
+    """The socket that another library has opened, so that it can be shut down.
 
-    It is held by a descriptor of our own, so that it stays the same one whatever that library does.
+    The object has its own duplicate of the file descriptor. The descriptor therefore refers to the same socket even
+    after the library has closed its descriptor.
     """
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
 
     @contextlib.contextmanager
-    def found(self, port: int) -> Iterator[None]:
-        """Look for the socket that the block opens. When others open some to that port meanwhile, none is taken."""
-        before = _inodes()
+    def detect(self, port: int) -> Iterator[None]:
+        """Detect the socket that is connected to ``port`` in the block. If there are several, none is selected."""
+        before = _descriptors()
         yield
-        new = {inode: number for inode, number in _inodes().items() if inode not in before}
-        held = [one for one in map(_held, new.values()) if one is not None]
-        mine = [one for one in held if _port(one) == port]
-        for one in held:
-            if len(mine) != 1 or one is not mine[0]:
-                one.close()
-        self._socket = mine[0] if len(mine) == 1 else None
+        new = {inode: number for inode, number in _descriptors().items() if inode not in before}
+        sockets = [candidate for candidate in map(_duplicate, new.values()) if candidate is not None]
+        matches = [candidate for candidate in sockets if _peer_port(candidate) == port]
+        for candidate in sockets:
+            if len(matches) != 1 or candidate is not matches[0]:
+                candidate.close()
+        self._socket = matches[0] if len(matches) == 1 else None
 
     def shut_down(self) -> None:
-        """Whoever waits for the peer sees it gone."""
+        """Shut down the socket, so that a read that waits for data returns."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the duplicate of the descriptor."""
         if self._socket is not None:
             self._socket.close()
 
 
-def _inodes() -> dict[str, int]:
-    """This process's sockets with a descriptor of each."""
-    found = {}
+def _descriptors() -> dict[str, int]:
+    """Return a file descriptor of each socket of this process, by the name (inode) of the socket."""
+    descriptors = {}
     with contextlib.suppress(OSError):
-        for number in os.listdir(_OPEN):
+        for number in os.listdir(_DESCRIPTORS):
             with contextlib.suppress(OSError):
-                if (name := os.readlink(_OPEN / number)).startswith("socket:"):
-                    found[name] = int(number)
-    return found
+                if (name := os.readlink(_DESCRIPTORS / number)).startswith("socket:"):
+                    descriptors[name] = int(number)
+    return descriptors
 
 
-def _held(number: int) -> socket.socket | None:
-    """The socket of that descriptor, by another one."""
+def _duplicate(number: int) -> socket.socket | None:
+    """Return a socket object with a duplicate of a file descriptor; None if the descriptor cannot be used."""
     try:
         copy = os.dup(number)
     except OSError:
@@ -70,10 +72,10 @@ def _held(number: int) -> socket.socket | None:
         return None
 
 
-def _port(one: socket.socket) -> int:
-    """The peer's port; 0 where there is none."""
+def _peer_port(connected: socket.socket) -> int:
+    """Return the port of the peer; 0 if the socket is not connected."""
     try:
-        address = one.getpeername()
+        address = connected.getpeername()
     except OSError:
         return 0
     return address[1] if isinstance(address, tuple) else 0

@@ -1,4 +1,4 @@
-"""Pictures without a camera: for trying things out, and for tests that run long."""
+"""A source of generated images, for trying edgerec without a camera and for long tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.contract.preprocess import Image
 
 
 class SyntheticSource:
-    """An endless test video: a color gradient that moves to the left by one pixel per frame.
+    """A source that delivers an endless test video: a color gradient that moves left by one pixel per frame.
 
     If ``fps`` is 0, the next image is delivered as soon as the previous one was consumed.
 
@@ -24,24 +24,24 @@ class SyntheticSource:
         self.name = f"synthetic:{width}x{height}@{fps:g}"
         self.format = CaptureFormat(width, height, fps)
         self.position_s = 0.0
-        across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
-        picture = np.empty((height, width, 3), np.uint8)
-        picture[..., 0], picture[..., 1], picture[..., 2] = across, down[:, np.newaxis], 255 - across
-        self._twice = np.concatenate([picture, picture], axis=1)
+        horizontal, vertical = np.linspace(0, 255, width), np.linspace(0, 255, height)
+        image = np.empty((height, width, 3), np.uint8)
+        image[..., 0], image[..., 1], image[..., 2] = horizontal, vertical[:, np.newaxis], 255 - horizontal
+        self._two_copies = np.concatenate([image, image], axis=1)
 
     def images(self) -> Iterator[tuple[Image, str]]:
-        """Each frame at its time; times that were missed are left out, as a camera does."""
+        """Yield each frame when it is due. Like a camera, skip frames if the consumer is too slow."""
         width, fps = self.format.width, self.format.fps
-        began, number = time.monotonic(), 0
+        start_s, number = time.monotonic(), 0
         while True:
-            at = number % width
+            left = number % width
             self.position_s = number / (fps or NOMINAL_FPS)
-            yield np.ascontiguousarray(self._twice[:, at : at + width]), self.name
+            yield np.ascontiguousarray(self._two_copies[:, left : left + width]), self.name
             number += 1
             if fps:
-                now = time.monotonic() - began
-                number = max(number, int(now * fps))
-                time.sleep(max(0.0, number / fps - now))
+                elapsed_s = time.monotonic() - start_s
+                number = max(number, int(elapsed_s * fps))
+                time.sleep(max(0.0, number / fps - elapsed_s))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, because the source uses no resources."""
