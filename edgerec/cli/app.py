@@ -1,4 +1,4 @@
-"""The command line's root: registers the commands and turns errors into one line."""
+"""The root of the command line: loads the commands, and prints the errors that a user can cause in one line."""
 
 from __future__ import annotations
 
@@ -6,56 +6,54 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+import typer.main
 
-from edgerec.cli import (
-    benchmark,
-    build,
-    cache,
-    calibration,
-    camera,
-    data,
-    diff,
-    distill,
-    doctor,
-    ensemble,
-    evaluate,
-    export,
-    import_,
-    inspect,
-    models,
-    parity,
-    predict,
-    quantize,
-    recipe,
-    report,
-    runs,
-    targets,
-    train,
-    tune,
-    verify,
-)
 from edgerec.cli.failures import explain
+from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import say
-from edgerec.cli.sinks import CameraCommand
 from edgerec.cli.user_paths import expand_user_paths
 
+# Names of the commands under the headings of --help. The module edgerec.cli.NAME contains the command NAME.
+COMMANDS = {
+    "Train": ("build", "train", "evaluate", "data", "models"),
+    "Compress": ("quantize", "parity"),
+    "Ship": ("export", "verify", "targets"),
+    "Run": ("camera", "predict", "benchmark"),
+    "Inspect": ("runs", "diff", "report", "inspect", "doctor", "cache"),
+    "Advanced": ("recipe", "tune", "distill", "calibration", "import", "ensemble"),
+}
 
-class Commands(TyperGroup):
-    """Root command group. Errors that a user can cause are printed in one line, and the exit code is 1."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        expand_user_paths(self)
+class Commands(GroupedCommands):
+    """Root command group. Errors that a user can cause are printed in one line, and the exit code is 1.
+
+    The module of a command is imported when the command is used, because importing all of them delays each start.
+    """
+
+    def headings(self, ctx: Any) -> Mapping[str, Sequence[str]]:
+        return COMMANDS
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for names in COMMANDS.values() for name in names]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        names = self.list_commands(ctx)
+        # For an unknown name, all commands are loaded, because Typer suggests a similar name from self.commands.
+        for name in [cmd_name] if cmd_name in names else names:
+            if name not in self.commands:
+                self.commands[name] = load_command(name)
+        return self.commands.get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read our output has enough of it, as head does.
+            # The program that reads stdout has closed the pipe, as head does. Writing to it again must not fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
@@ -66,47 +64,35 @@ class Commands(TyperGroup):
         raise typer.Exit(1)
 
 
+def load_command(name: str) -> Any:
+    """Import the module of a command and return its Click command.
+
+    The module contains either a Typer application ``app`` with subcommands, or a function with the name of the module.
+    """
+    module = import_module(f"edgerec.cli.{'import_' if name == 'import' else name}")
+    application = getattr(module, "app", None)
+    if application is None:
+        application = typer.Typer(add_completion=False, rich_markup_mode=None)
+        command_class = getattr(module, "COMMAND_CLASS", GroupedCommand)
+        application.command(name, cls=command_class)(getattr(module, module.__name__.rpartition(".")[2]))
+    command = typer.main.get_command(application)
+    expand_user_paths(command)
+    return command
+
+
 app = typer.Typer(
     name="edgerec",
-    help="From a folder of pictures to a live classifier on a small device.",
+    help="Train an image classifier, compress it to int8 and run it on a small device.",
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (
-    build.build,
-    recipe.recipe,
-    models.models,
-    train.train,
-    distill.distill,
-    tune.tune,
-    evaluate.evaluate,
-    quantize.quantize,
-    parity.parity,
-    runs.runs,
-    diff.diff,
-    report.report,
-    export.export,
-    import_.import_,
-    ensemble.ensemble,
-    inspect.inspect,
-    targets.targets,
-    verify.verify,
-    predict.predict,
-    benchmark.benchmark,
-    doctor.doctor,
-    cache.cache,
-):
-    app.command(command.__name__.rstrip("_"))(command)
-app.command("camera", cls=CameraCommand)(camera.camera)
-app.add_typer(calibration.app, name="calibration")
-app.add_typer(data.app, name="data")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from edgerec._version import __version__
 
         typer.echo(__version__)
@@ -115,16 +101,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
-    """Applies to all commands."""
+    """Define the options of ``edgerec`` itself."""
 
 
 def main() -> None:
-    """The ``edgerec`` program."""
+    """Run the command line as the program ``edgerec``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
+            stream.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     try:
         app()
     except SystemExit as end:

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import typer
 
+from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import JsonOption, progress, say, show_json, suggest
 
 app = typer.Typer(
-    help="Make, check and show the pictures that post-training quantization calibrates with.", no_args_is_help=True
+    help="Make, check and show calibration sets, the images that determine the activation ranges of an int8 model.",
+    cls=GroupedCommands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 _DATA = typer.Option(None, help="Where the run's pictures are now, if they were moved.")
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(None, metavar="RUN|RECIPE.toml", help="Whose training pictures."),
     out: Path = typer.Option(..., help="The set's folder."),
@@ -50,7 +55,7 @@ def make(
     suggest("calibration", "show", out, "--out", "sheet.png")
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def check(
     pictures: Path = typer.Argument(..., metavar="SET|FOLDER|NPZ", help="A set, an image folder, a .npz or .npy."),
     run: Path = typer.Option(..., help="The run that they are for."),
@@ -74,7 +79,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def show(
     pictures: Path = typer.Argument(..., metavar="SET", help="A set; with --run, whatever check takes."),
     out: Path = typer.Option(..., help="The PNG."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgerec.cli.output import chatter, warn_about_secrets
-from edgerec.cli.sinks import Wanted, open_sinks
+from edgerec.cli.sinks import CameraCommand, Wanted, open_sinks
 from edgerec.utils.optional import require
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgerec.camera.source_state import Timeouts
 
 log = logging.getLogger(__name__)
+
+COMMAND_CLASS = CameraCommand
 
 
 def camera(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgerec.cli.help import GroupedCommand, GroupedCommands
 from edgerec.cli.output import JsonOption, progress, repeated, say, show_json, suggest
 from edgerec.cli.recipe_options import compose_recipe
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from edgerec.data.checks import DataReport
     from edgerec.recipe import Recipe
 
-app = typer.Typer(help="Show, check and pack data sets.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, check and pack data sets.",
+    cls=GroupedCommands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 
 _SUBJECT = typer.Argument(
     ...,
@@ -26,7 +33,7 @@ _SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a key of the 
 _OVERWRITE = typer.Option(False, "--overwrite", help="Replace the PNG.")
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def show(
     subjects: list[str] = _SUBJECT,
     augment: bool = typer.Option(False, "--augment", help="Show augmented images."),
@@ -58,7 +65,7 @@ def show(
 MOST_LINES = 10
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def check(
     subjects: list[str] = _SUBJECT,
     group_by: str | None = typer.Option(
@@ -99,7 +106,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def pack(
     context: typer.Context,
     subjects: list[str] = _SUBJECT,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
 
+from edgerec.cli.help import GroupedCommand
 from edgerec.errors import EdgerecError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ OPTIONAL = {"--web": "127.0.0.1:8000", "--metrics": "127.0.0.1:9464"}
 _ADDRESS = re.compile(r"[^\s/]*:[^\s/]*|\d{1,5}|localhost|\d{1,3}(\.\d{1,3}){3}")
 
 
-class CameraCommand(TyperCommand):
+class CameraCommand(GroupedCommand):
     """Takes ``--web`` and ``--metrics`` with and without an address."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -30,7 +30,8 @@ from edgerec.utils.subprocesses import ProgramResult
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
 # What `edgerec predict`, `verify` and `camera` load there.
 _MODULES = (
-    "numpy", "cv2", "edgerec.cli.app", "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
+    "numpy", "cv2", "edgerec.cli.app", "edgerec.cli.camera", "edgerec.cli.predict", "edgerec.cli.verify",
+    "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
     "edgerec.camera.sources.opencv", "edgerec.camera.sources.files", "edgerec.camera.sinks",
 )  # fmt: skip
 
