@@ -1,4 +1,4 @@
-"""A recipe: everything needed to repeat a training and its compression. People write it as TOML."""
+"""Recipes: all settings that are needed to repeat a training and the compression of its model, stored as TOML."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UNRESOLVED: dict[str, Any] = {
     "train.batch_size": 0,
 }
 
-# How a run can be compressed; compress/methods.py says what each does.
+# Names of the compression methods, which are described in compress/methods.py.
 METHODS = (
     "qat",
     "ptq",
@@ -58,7 +58,7 @@ METHODS = (
 
 
 def _key(default: Any, about: str, expected: str, check: Check) -> Any:
-    """Declare a recipe key: default, help text, description of the accepted values, and a function that checks them."""
+    """Declare a recipe key with its default, help text, description of the accepted values, and validation function."""
     return field(default=default, metadata={"about": about, "expected": expected, "check": check})
 
 
@@ -156,19 +156,19 @@ class DataSection:
         return Levels(self.black_level, self.white_level) if self.white_level else None
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """Data sets of ``source`` as a tuple, usually with one element."""
+    def sources(self) -> tuple[str, ...]:
+        """Names or paths of the data sets in ``source``, as a tuple that usually has one element."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def title(self) -> str:
-        """Names or paths of the data sets for messages."""
-        return " + ".join(self.places)
+        """Names or paths of the data sets, joined for messages."""
+        return " + ".join(self.sources)
 
     @property
     def without_folders(self) -> DataSection:
         """Copy of the section with folder names instead of paths, for files that are shared with others."""
-        return replace(self, source=one_or_tuple(Path(place).name for place in self.places))
+        return replace(self, source=one_or_tuple(Path(source).name for source in self.sources))
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ class AugmentSection:
         return {name: value for name, value in chosen.items() if value}
 
 
-def one_or_tuple(places: Iterable[str]) -> str | tuple[str, ...]:
+def one_or_tuple(sources: Iterable[str]) -> str | tuple[str, ...]:
     """Return data sets in the form of :attr:`DataSection.source`: a string for one data set, otherwise a tuple."""
-    every = (places,) if isinstance(places, str) else tuple(places)
-    return every[0] if len(every) == 1 else every
+    names = (sources,) if isinstance(sources, str) else tuple(sources)
+    return names[0] if len(names) == 1 else names
 
 
 NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(AugmentSection()).items()})
@@ -234,7 +234,7 @@ NOT_AUGMENTED = AugmentSection(**{name: type(value)(0) for name, value in vars(A
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The network."""
+    """The architecture and its initial weights."""
 
     arch: str = _text(
         AUTO,
@@ -263,7 +263,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    """The training."""
+    """Training: duration, optimizer, learning rate and device."""
 
     epochs: int = _number(
         0, "number of training epochs; 0 = 15 to 60, depending on the number of training images", 0, 100000
@@ -324,7 +324,7 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class TransferSection:
-    """The stages of transfer learning, when model.weights are trained weights."""
+    """The stages of transfer learning, which are used if model.weights are trained weights."""
 
     frozen: float = _number(0.1, "fraction of the epochs in which only the head is trained", 0, 1)
     unfreeze: float = _number(
@@ -336,7 +336,7 @@ class TransferSection:
 
 @dataclass(frozen=True)
 class DistillSection:
-    """Learning from the outputs of other runs (edgerec distill)."""
+    """Knowledge distillation from other runs (edgerec distill)."""
 
     teachers: str = _text(
         "", "teacher runs, separated by commas, whose mean output the model learns; empty = learn from labels only"
@@ -418,13 +418,17 @@ class Recipe:
     def from_toml(cls, path: str | Path, *, base: Recipe | None = None) -> Recipe:
         """Read a recipe file; missing keys keep the values of ``base``, by default those of ``Recipe()``.
 
-        If the file is the recipe of a run without a recorded preprocessing version, the result is :attr:`unversioned`.
+        If the file is the recipe of a run that has no recorded preprocessing version, missing keys get the values of
+        :attr:`unversioned`.
+
+        Raises:
+            RecipeError: the file cannot be read, is not TOML, or contains an unknown key or an invalid value.
         """
         try:
             values = read_toml(user_path(path))
         except FileNotFoundError:
             write = f"{command('recipe')} > {shlex.quote(str(path))}"
-            raise RecipeError(f"{path} does not exist: write a complete one with {write}") from None
+            raise RecipeError(f"{path} does not exist: write a recipe with all keys with {write}") from None
         except OSError as error:
             raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
         except ValueError as error:
@@ -451,7 +455,11 @@ class Recipe:
         return replace(self, data=data)
 
     def override(self, assignments: Mapping[str, Any], where: str = "--set") -> Recipe:
-        """A copy with dotted keys replaced: ``{"train.epochs": 3}``."""
+        """Return a copy in which the values of some dotted keys are replaced, such as ``{"train.epochs": 3}``.
+
+        Raises:
+            RecipeError: a key is unknown or a value is invalid. The message contains ``where`` and the dotted key.
+        """
         recipe = self
         for path, value in assignments.items():
             section, _, key = path.rpartition(".")
@@ -466,7 +474,7 @@ class Recipe:
         return [key for key, value in UNRESOLVED.items() if value == _at(values, key)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries, the inverse of :meth:`from_dict`."""
+        """Return the recipe as nested dictionaries, which :meth:`from_dict` reads."""
         return {
             item.name: {key.name: getattr(value, key.name) for key in fields(value)} if is_dataclass(value) else value
             for item in fields(self)
@@ -474,7 +482,7 @@ class Recipe:
         }
 
     def to_toml(self, comments: bool = False) -> str:
-        """TOML text, with a comment on every key if wanted."""
+        """Return the recipe as TOML; if ``comments`` is true, each key has a comment with its help text."""
         lines = _toml_lines(self, comments)
         for item in fields(self):
             section = getattr(self, item.name)
@@ -485,17 +493,17 @@ class Recipe:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """What the model sees; only once ``input_size`` and ``channels`` are known (not 0)."""
+        """Preprocessing of the model's input; ``data.input_size`` and ``data.channels`` must be known (not 0)."""
         return self.data.preprocess
 
     @property
-    def wherever(self) -> Recipe:
-        """The same without its data's place, which each machine may have elsewhere."""
+    def without_source(self) -> Recipe:
+        """Copy of the recipe without the path of the data, which may differ between machines."""
         return replace(self, data=replace(self.data, source=""))
 
     @property
     def normalise(self) -> Normalise:
-        """From pixels to the model's real numbers."""
+        """Conversion of pixels to the real values of the model's input."""
         return Normalise.named(self.data.normalise)
 
 
@@ -503,7 +511,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Parse ``section.key=value``. A value that is not valid TOML is read as a string."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise RecipeError(f"{text!r} is no assignment; expected key=value, as train.epochs=3")
+        raise RecipeError(f"{text!r} is not an assignment; expected key=value, such as train.epochs=3")
     try:
         return path.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
@@ -521,12 +529,12 @@ def _toml_lines(section: Any, comments: bool) -> list[str]:
         value = getattr(section, item.name)
         if is_dataclass(value):
             continue
-        # JSON's texts, numbers and truth values are TOML's.
+        # The notation of strings, numbers, booleans and lists of strings in JSON is also valid in TOML.
         line = f"{item.name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
         if comments:
             about, expected = item.metadata["about"], item.metadata["expected"]
-            known = "" if expected in ("text", "true or false") else f" ({expected})"
-            line = f"{line:<28} # {about}{known}"
+            choices = "" if expected in ("a string", "true or false") else f" ({expected})"
+            line = f"{line:<28} # {about}{choices}"
         lines.append(line)
     return lines
 
@@ -541,6 +549,14 @@ def _expanded(value: str) -> str:
 
 
 def _merge(section: Any, values: Mapping[str, Any], where: str, path: str) -> Any:
+    """Return a copy of a section, or of a recipe, in which ``values`` are replaced.
+
+    Args:
+        section: the recipe or section.
+        values: new values by key; those of a section are nested.
+        where: name of the source of the values, for error messages.
+        path: dotted prefix of the keys, e.g. ``train.``; empty for a recipe.
+    """
     known = {item.name: getattr(section, item.name) for item in fields(section)}
     changes: dict[str, Any] = {}
     for name, value in values.items():
@@ -578,6 +594,7 @@ def _unknown_key(key: str, choices: Iterable[str]) -> str:
 
 
 def _check(section: Any, path: str) -> None:
+    """Raise :class:`RecipeError` if a value has the wrong type or is outside of the accepted range."""
     hints = get_type_hints(type(section))
     for item in fields(section):
         value = getattr(section, item.name)

@@ -85,7 +85,7 @@ class CompressionContext:
         prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
         with run.locked(), connected_team(recipe.train) as team, run_to_write(run, team) as own:
             dataset, split = own.data(data, listener)
-            team.require_equal({"data": dataset.digest} | recipe.wherever.to_dict())
+            team.require_equal({"data": dataset.digest} | recipe.without_source.to_dict())
             model, measure = own.model(), metrics_of(own)
             score = keras_scorer(model, recipe.normalise)
             val_top1 = measure.top1(score(dataset.select(split.val), listener), dataset.classes[split.val])

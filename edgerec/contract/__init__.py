@@ -1,1 +1,1 @@
-"""What training and the device agree on. Standard library and NumPy only (OpenCV and flatbuffers inside functions)."""
+"""Code that training and devices share: bundles, preprocessing, tensors, predictions, labels and targets."""

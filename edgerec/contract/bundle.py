@@ -1,4 +1,4 @@
-"""A bundle: the folder (or a .zip of it) that contains a model and its contract. Nothing in it is executed."""
+"""Read and write bundles: a folder or .zip with a model and its manifest. Files in a bundle are never executed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from edgerec.utils.bounded import UnpackedSizeError, open_zip, parse_json
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_BYTES = 1 << 30  # limit of the total size of all files
-# What leads elsewhere on some system, or is in no file's name on any.
-_NOWHERE = re.compile(r"[\\:\0\ud800-\udfff]")
+# Characters that separate folders or drives on some systems, or that no system allows in file names.
+_FORBIDDEN = re.compile(r"[\\:\0\ud800-\udfff]")
 
 # Function that takes a relative path and a maximum size in bytes, and returns the content of the file, or None if the
 # file does not exist.
@@ -69,13 +69,15 @@ class Bundle:
         if content is None:
             kind = describe_file(path)
             also = f" (it {kind})" if kind and kind != "is a folder" else ""
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}{also}; make one with edgerec export")
+            raise BundleError(
+                f"{path} is not a bundle: it has no {MANIFEST}{also}; create a bundle with edgerec export"
+            )
         manifest = Manifest.from_json(content, f"{path}/{MANIFEST}")
         files: dict[str, bytes] = {}
         warnings = []
         left_bytes = MAX_BYTES
         for name, digest in manifest.files.items():
-            _refuse_climbing(path, name)
+            _refuse_outside(path, name)
             try:
                 problem = _read_listed(read, left_bytes, path, name, digest, files)
             except BundleError as error:
@@ -95,12 +97,19 @@ class Bundle:
         return sorted(_added(self.path, {MANIFEST, *self.manifest.files}))
 
     def copy(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the manifest and all files that the manifest lists to another folder or .zip."""
+        """Write the manifest and all files that the manifest lists to another folder or .zip.
+
+        Raises:
+            OutputExistsError: ``path`` exists and ``overwrite`` is False.
+            BundleError: the manifest was deleted after the bundle was opened.
+        """
         path = checked_output(path, [self.path], suffixes=(".zip",), folder=True)
         refuse_existing(path, overwrite)
         content = _reader(self.path)(MANIFEST, MAX_MANIFEST_BYTES)
         if content is None:
-            raise BundleError(f"{self.path} is not a bundle any more: its {MANIFEST} was removed while it was copied")
+            raise BundleError(
+                f"cannot copy the bundle {self.path}: its {MANIFEST} was deleted; export the bundle again"
+            )
         _write(path, {MANIFEST: content, **self.files}, overwrite)
 
     @staticmethod
@@ -136,10 +145,14 @@ class Bundle:
             overwrite: replace an existing bundle.
             check: function that is called with the temporary path of the complete bundle before the bundle is renamed
                 to ``path``. If the function raises an error, an existing bundle is not replaced.
+
+        Raises:
+            OutputExistsError: ``path`` exists and ``overwrite`` is False.
+            BundleError: the manifest is inconsistent, or a file name leads out of the bundle.
         """
         path = checked_output(path, suffixes=(".zip",), folder=True)
         for name in files:
-            _refuse_climbing(path, name)
+            _refuse_outside(path, name)
         manifest = replace(manifest, files={name: sha256(files[name]) for name in sorted(files)})
         refuse_existing(path, overwrite)
         manifest.check(str(path))
@@ -200,10 +213,11 @@ def _added(path: Path, listed: set[str]) -> set[str]:
     return added
 
 
-def _refuse_climbing(path: Path, name: str) -> None:
+def _refuse_outside(path: Path, name: str) -> None:
+    """Raise :class:`BundleError` if a relative file name leads out of the bundle on any system."""
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or _NOWHERE.search(name):
-        raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not trust it")
+    if not parts or name.startswith("/") or ".." in parts or _FORBIDDEN.search(name):
+        raise BundleError(f"{path}: the file name {name!r} leads out of the bundle: do not trust this bundle")
 
 
 def _reader(path: Path) -> Reader:
@@ -212,21 +226,21 @@ def _reader(path: Path) -> Reader:
 
 def _folder_reader(path: Path) -> Reader:
     if not path.exists():
-        raise BundleError(f"{path} does not exist; expected a bundle's folder or .zip (edgerec export)")
+        raise BundleError(f"{path} does not exist: expected the folder or .zip of a bundle; edgerec export writes one")
     root = os.path.realpath(path)
 
     def read(name: str, max_bytes: int) -> bytes | None:
         try:
             file = Path(os.path.realpath(path / name))  # Path.resolve raises RuntimeError for a link to itself
             if not file.is_relative_to(root):
-                raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust it")
+                raise BundleError(f"{path}: {name} is a link that leads out of the bundle: do not trust this bundle")
             if not file.is_file():
                 return None
             _refuse_larger(path, name, file.stat().st_size, max_bytes)
             return read_at_most(file, max_bytes)
         except OSError as error:
             raise BundleError(
-                f"{path}: {name} cannot be read ({error.strerror}): look at its name and permissions"
+                f"{path}: {name} cannot be read ({error.strerror}): check the permissions of the file"
             ) from None
 
     return read
@@ -236,10 +250,10 @@ def _zip_reader(path: Path) -> Reader:
     try:
         archive = open_zip(read_at_most(path, MAX_BYTES), MAX_BYTES)
     except UnpackedSizeError as error:
-        raise BundleError(f"{path} is not a bundle, because {error}: do not trust it") from None
+        raise BundleError(f"{path} is not a bundle, because {error}: do not trust this file") from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         kind = describe_file(path) or "is neither a folder nor a .zip"
-        raise BundleError(f"{path} is not a bundle: it {kind}. edgerec export writes bundles") from None
+        raise BundleError(f"{path} is not a bundle: it {kind}: create one with edgerec export") from None
     prefix = _zip_prefix(archive.namelist())
 
     def read(name: str, max_bytes: int) -> bytes | None:
@@ -248,7 +262,7 @@ def _zip_reader(path: Path) -> Reader:
         except KeyError:
             return None
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise BundleError(f"{path}: {name} is a link: do not trust it")
+            raise BundleError(f"{path}: {name} is a link: do not trust this bundle")
         _refuse_larger(path, name, info.file_size, max_bytes)
         try:
             return archive.read(info)
@@ -261,8 +275,8 @@ def _zip_reader(path: Path) -> Reader:
 def _refuse_larger(path: Path, name: str, size_bytes: int, max_bytes: int) -> None:
     if size_bytes > max_bytes:
         raise BundleError(
-            f"{path}: {name} has {size_bytes:,} bytes, but a bundle may have {MAX_BYTES >> 20} MiB in total and a "
-            f"manifest of {MAX_MANIFEST_BYTES >> 20} MiB: do not trust it"
+            f"{path}: {name} has {size_bytes:,} bytes, but at most {MAX_BYTES >> 20} MiB are allowed in total, and "
+            f"{MAX_MANIFEST_BYTES >> 20} MiB for the manifest: do not trust this bundle"
         )
 
 
@@ -276,6 +290,6 @@ def _zip(content: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
-            # A fixed time: the same bundle is the same bytes.
+            # Use a fixed time, so that the same content always gives the same bytes.
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

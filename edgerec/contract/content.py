@@ -28,7 +28,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
     (b"\x93NUMPY", 0, "is a NumPy array (.npy)"),
     (b"SQLite format 3", 0, "is an SQLite database"),
     (b"PAR1", 0, "is a Parquet file"),
-    (b"\x80\x02", 0, "is a pickle, such as an old PyTorch model: edgerec never unpickles files"),
+    (b"\x80\x02", 0, "is a pickle, for example an old PyTorch model: edgerec never unpickles files"),
     (b"\x80\x03", 0, "is a pickle: edgerec never unpickles files"),
     (b"\x80\x04", 0, "is a pickle: edgerec never unpickles files"),
     (b"\x80\x05", 0, "is a pickle: edgerec never unpickles files"),
@@ -45,10 +45,10 @@ _SAVED_MODEL = re.compile(rb"\x08\x01\x12", re.DOTALL)
 
 
 def describe(content: bytes) -> str:
-    """Describe a file's format as the end of a sentence, such as ``is a PNG image``; return "" for unknown formats.
+    """Describe the format of a file as the end of a sentence, such as ``is a PNG image``; empty if it is not known.
 
     Args:
-        content: the file's bytes; :data:`HEAD_BYTES` of them are enough unless the file is an archive.
+        content: bytes of the file. Unless the file is a zip archive, the first :data:`HEAD_BYTES` are sufficient.
     """
     head = content[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")
     if not content:
@@ -58,7 +58,7 @@ def describe(content: bytes) -> str:
     if re.match(rb"(\.\./|/annex/|\.git/annex)?[^\n]{0,200}annex/objects/", head) and len(content) < 1024:
         return "is a git-annex pointer instead of the file itself: run git annex get in its repository"
     if _HTML.match(head):
-        return "is a web page: the download needs a login or another link (on GitHub: the 'raw' link)"
+        return "is a web page instead of the file itself: log in, or use a direct link (on GitHub: the 'raw' link)"
     if head.startswith(b"PK\x03\x04"):
         return _archive(io.BytesIO(content))
     for signature, at, text in _SIGNATURES:

@@ -1,4 +1,4 @@
-"""From scores to an answer."""
+"""Convert the scores of a model to a prediction, for single images and for streams of frames."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 UNKNOWN = "unknown"
 Smoothing = Literal["none", "mean", "vote"]
-# A stored score of zero is less than half of an int8 unit, not nothing.
-_LEAST = 1 / 512
-_TIE = 1e-3
-# Of a picture's newness: above it, it is unknown.
-_NEW = 0.5
+# Minimum score for logarithms. An int8 score of 0 stands for any score below 1/512, half of the quantization step.
+_MIN_SCORE = 1 / 512
+# Weight of the mean score compared with one vote, to break ties between classes with the same number of votes.
+_TIE_WEIGHT = 1e-3
+# Images with a relative novelty above this value are unknown, see DecisionSpec.relative_novelty.
+_MAX_RELATIVE_NOVELTY = 0.5
 
 # Tolerance for comparing durations in seconds, because video files round media times to milliseconds.
 TIME_TOLERANCE_S = 0.001
@@ -26,22 +27,24 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecisionSpec:
-    """How scores become an answer, of one picture and of a stream of them.
+    """Settings for the conversion of scores to a prediction, for one image and for a stream of frames.
 
     Attributes:
-        threshold: below this calibrated score the answer is ``unknown`` with index −1; 0 answers always.
-        top_k: how many categories a result lists.
-        temperature: divides the logarithms of the scores before they are compared with a threshold, so that they
-            say how often they are right (arXiv:1706.04599); 1 leaves them.
-        thresholds: a label's own threshold instead of the common one.
-        smoothing: over a stream's frames: ``none``; an exponential ``mean`` of the scores over about ``memory``
-            frames; or a ``vote``: a label that won ``votes`` of the last ``memory`` frames.
-        memory: frames.
-        votes: frames of ``memory``.
-        hysteresis: how much better than the present answer another must be, 0 to 1 in score.
-        least_s: how long an answer stays at least, seconds.
-        novelty: where the bundle has an autoencoder, how many times its threshold a picture's reconstruction error may
-            be; above it the answer is ``unknown``, whatever the scores; 0 lets every picture through.
+        threshold: minimum calibrated score, 0 to 1. If the best score is lower, the prediction is ``unknown`` with
+            index −1. With 0, the best class is always predicted.
+        top_k: number of categories in a classification.
+        temperature: temperature scaling (arXiv:1706.04599), which makes the scores match the accuracy; 1 does not
+            change the scores.
+        thresholds: minimum calibrated score of individual labels, which replaces ``threshold`` for these labels.
+        smoothing: smoothing over the frames of a stream: ``none``, ``mean`` (exponential moving average of the scores
+            over about ``memory`` frames) or ``vote`` (the label of at least ``votes`` of the last ``memory`` frames).
+        memory: number of frames for smoothing.
+        votes: minimum number of votes within ``memory`` frames.
+        hysteresis: amount by which the score of another class must exceed the score of the current one, 0 to 1.
+        least_s: minimum duration of a decision in seconds.
+        novelty: maximum reconstruction error of an image as a multiple of the autoencoder's threshold. If the error is
+            higher, the prediction is ``unknown`` regardless of the scores. 0 turns this check off. Only used if the
+            bundle has an autoencoder.
     """
 
     threshold: float = 0.0
@@ -56,47 +59,53 @@ class DecisionSpec:
     novelty: float = 1.0
 
     def __post_init__(self) -> None:
-        _within("threshold", self.threshold, 0, 1)
-        _whole("top_k", self.top_k)
-        _within("temperature", self.temperature, 0.01, 100)
+        _check_range("threshold", self.threshold, 0, 1)
+        _check_integer("top_k", self.top_k)
+        _check_range("temperature", self.temperature, 0.01, 100)
         if not isinstance(self.thresholds, Mapping):
-            raise ValueError(f"decision.thresholds is {self.thresholds!r}; expected labels with numbers")
+            raise ValueError(f"decision.thresholds is {self.thresholds!r}; expected an object with a number per label")
         for label, value in self.thresholds.items():
-            _within(f"thresholds[{label!r}]", value, 0, 1)
+            _check_range(f"thresholds[{label!r}]", value, 0, 1)
         if self.smoothing not in get_args(Smoothing):
             raise ValueError(f"decision.smoothing is {self.smoothing!r}; expected {', '.join(get_args(Smoothing))}")
-        _whole("memory", self.memory)
-        _whole("votes", self.votes)
+        _check_integer("memory", self.memory)
+        _check_integer("votes", self.votes)
         if self.smoothing == "vote" and self.votes > self.memory:
-            raise ValueError(f"decision.votes is {self.votes} of a memory of {self.memory} frames")
-        _within("hysteresis", self.hysteresis, 0, 1)
-        _within("least_s", self.least_s, 0, 86400)
-        _within("novelty", self.novelty, 0, 1000)
+            raise ValueError(f"decision.votes is {self.votes}; expected at most decision.memory ({self.memory})")
+        _check_range("hysteresis", self.hysteresis, 0, 1)
+        _check_range("least_s", self.least_s, 0, 86400)
+        _check_range("novelty", self.novelty, 0, 1000)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return vars(self) | {"thresholds": dict(self.thresholds)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecisionSpec:
-        """The inverse of :meth:`to_dict`; raises TypeError or ValueError on anything else."""
+        """Build a spec from the result of :meth:`to_dict`.
+
+        Raises:
+            TypeError, ValueError: a field is unknown, or a value is outside its range.
+        """
         return cls(**fields)
 
     def for_single(self) -> DecisionSpec:
-        """The same for pictures that have nothing to do with each other."""
+        """Return a copy without smoothing, for independent images."""
         return replace(self, smoothing="none", hysteresis=0.0, least_s=0.0)
 
     def threshold_of(self, label: str) -> float:
-        """The label's own threshold, or the common one."""
+        """Return the minimum calibrated score of a label."""
         return self.thresholds.get(label, self.threshold)
 
-    def newness(self, novelty: float | None) -> float:
-        """How new a picture is, from 0 to 1, where it has twice the ``novelty`` that is let through; above a half it
-        is unknown."""
+    def relative_novelty(self, novelty: float | None) -> float:
+        """Scale the novelty of an image so that the maximum ``self.novelty`` becomes 0.5, and clip the result to 1.
+
+        Return 0 if ``novelty`` is None or the check is turned off, and 1 if ``novelty`` is NaN.
+        """
         if novelty is None or not self.novelty:
             return 0.0
-        share = novelty / (2 * self.novelty)
-        return share if share <= 1 else 1.0  # also of NaN
+        ratio = novelty / (2 * self.novelty)
+        return ratio if ratio <= 1 else 1.0  # also 1.0 if the ratio is NaN
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,13 @@ class Classification:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a stream shows, steadier than each of its frames.
+    """The smoothed prediction for a stream of frames.
 
     Attributes:
-        label, index: a class, or ``unknown`` and −1.
-        score: its calibrated score after smoothing, in [0, 1]; of ``unknown``, the best one's.
-        since_s: monotonic time since which it is the answer, seconds.
-        changed: whether it became so with this frame.
+        label, index: the predicted class; ``unknown`` and −1 if there is none.
+        score: calibrated and smoothed score of the class, in [0, 1]; the best score if the label is ``unknown``.
+        since_s: capture time of the first frame with this decision, in seconds.
+        changed: whether the decision changed with this frame.
     """
 
     label: str
@@ -150,10 +159,10 @@ class Decision:
 
 
 def calibrated(scores: Scores, temperature: float) -> Scores:
-    """``softmax(log(scores) / temperature)``, float32 ``(…, classes)``; the order of the classes stays."""
+    """Return ``softmax(log(scores) / temperature)``, float32 ``(…, classes)``. The order of the classes stays."""
     if temperature == 1.0:
         return scores
-    powers = np.maximum(scores, _LEAST).astype(np.float64) ** (1 / temperature)
+    powers = np.maximum(scores, _MIN_SCORE).astype(np.float64) ** (1 / temperature)
     return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
@@ -163,11 +172,12 @@ def _mean(scores: Scores) -> Scores:
 
 def _vote(scores: Scores) -> Scores:
     votes = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
-    # Of as many votes the better mean wins: it counts for less than one vote.
-    return ((votes + _TIE * scores.mean(axis=0)) / (len(scores) + _TIE)).astype(np.float32)
+    # If two classes have the same number of votes, the class with the higher mean score wins.
+    return ((votes + _TIE_WEIGHT * scores.mean(axis=0)) / (len(scores) + _TIE_WEIGHT)).astype(np.float32)
 
 
-# What several models' scores, float32 (models, classes), become: float32 (classes,).
+# Functions that combine the scores of an ensemble, float32 (models, classes), to one score per class, float32
+# (classes,).
 COMBINATIONS: dict[str, Callable[[Scores], Scores]] = {"mean": _mean, "vote": _vote}
 
 
@@ -183,7 +193,7 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
         scores: probabilities, float32 ``(N, classes)``.
         classes: true class of each image, int64 ``(N,)``.
     """
-    logs = np.log(np.maximum(scores, _LEAST).astype(np.float64))
+    logs = np.log(np.maximum(scores, _MIN_SCORE).astype(np.float64))
     rows = np.arange(len(classes))
 
     def loss(exponent: float) -> float:
@@ -202,27 +212,28 @@ def fit_temperature(scores: Scores, classes: npt.NDArray[np.int64]) -> float:
 def fit_thresholds(
     scores: Scores, classes: npt.NDArray[np.int64], labels: Sequence[str], precision: float
 ) -> dict[str, float]:
-    """For each label the lowest threshold above which its answers are right as often as wanted.
+    """Return the lowest threshold of each label with which its predictions have the requested precision.
 
     Args:
-        scores: calibrated, float32 ``(N, classes)``, of pictures that the model did not learn.
-        classes: the true ones, ``(N,)``.
-        labels: one for each class.
-        precision: part of the answers that shall be right, 0 to 1.
+        scores: calibrated scores of images that were not used for training, float32 ``(N, classes)``.
+        classes: true class of each image, int64 ``(N,)``.
+        labels: label of each class.
+        precision: fraction of the predictions of a label that must be correct, 0 to 1.
 
     Returns:
-        A threshold for each label; 1 where no threshold reaches the precision, so that it is answered hardly ever.
+        The threshold of each label. It is 1 if no threshold reaches the precision, so that the label is hardly ever
+        predicted.
     """
-    found, best = {}, scores.argmax(axis=1)
+    thresholds, best = {}, scores.argmax(axis=1)
     for index, label in enumerate(labels):
-        answered = best == index
-        order = np.argsort(-scores[answered, index], kind="stable")
-        sure, right = scores[answered, index][order], (classes[answered] == index)[order]
-        # Equal scores are answered together: only the last of them is a place for the threshold.
-        ends = np.append(sure[1:] < sure[:-1], True) if len(sure) else np.zeros(0, bool)
-        kept = np.flatnonzero(ends & (np.cumsum(right) >= precision * np.arange(1, len(sure) + 1)))
-        found[label] = float(np.floor(float(sure[kept[-1]]) * 1e4) / 1e4) if len(kept) else 1.0
-    return found
+        predicted = best == index
+        order = np.argsort(-scores[predicted, index], kind="stable")
+        sorted_scores, correct = scores[predicted, index][order], (classes[predicted] == index)[order]
+        # A threshold cannot separate images with equal scores, so only the last one of them is a candidate.
+        last = np.append(sorted_scores[1:] < sorted_scores[:-1], True) if len(order) else np.zeros(0, bool)
+        precise = np.flatnonzero(last & (np.cumsum(correct) >= precision * np.arange(1, len(order) + 1)))
+        thresholds[label] = float(np.floor(float(sorted_scores[precise[-1]]) * 1e4) / 1e4) if len(precise) else 1.0
+    return thresholds
 
 
 def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: float | None = None) -> Classification:
@@ -237,7 +248,7 @@ def decide(scores: Scores, labels: Sequence[str], spec: DecisionSpec, novelty: f
     categories = tuple(Category(labels[i], int(i), float(scores[i])) for i in order)
     best = categories[0]
     unsure = float(calibrated(scores, spec.temperature)[best.index]) < spec.threshold_of(best.label)
-    if unsure or not finite or spec.newness(novelty) > _NEW:
+    if unsure or not finite or spec.relative_novelty(novelty) > _MAX_RELATIVE_NOVELTY:
         return Classification(UNKNOWN, -1, best.score, categories, scores, novelty, finite)
     return Classification(best.label, best.index, best.score, categories, scores, novelty)
 
@@ -252,9 +263,9 @@ class Decider:
     def reset(self) -> None:
         """Forget all frames, e.g. after the stream was interrupted. The next frame starts a new decision."""
         self._mean: Scores | None = None
-        self._newness = 0.0
+        self._novelty = 0.0  # smoothed relative novelty
         self._recent: deque[int] = deque(maxlen=self._spec.memory)
-        self._now: Decision | None = None
+        self._current: Decision | None = None
 
     def update(self, scores: Scores, at_s: float, novelty: float | None = None, finite: bool = True) -> Decision:
         """Add the classification of one frame, and return the smoothed decision.
@@ -266,16 +277,16 @@ class Decider:
                 unknown.
         """
         spec, finite = self._spec, bool(np.isfinite(scores).all()) and finite
-        seen = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)
-        newness = spec.newness(novelty) if finite else 1.0
+        frame_scores = calibrated(scores, spec.temperature) if finite else np.zeros_like(scores)
+        frame_novelty = spec.relative_novelty(novelty) if finite else 1.0
         if spec.smoothing == "mean" and self._mean is not None:
             weight = 2 / (spec.memory + 1)
-            self._mean = self._mean + np.float32(weight) * (seen - self._mean)
-            self._newness += weight * (newness - self._newness)
+            self._mean = self._mean + np.float32(weight) * (frame_scores - self._mean)
+            self._novelty += weight * (frame_novelty - self._novelty)
         else:
-            self._mean, self._newness = seen, newness
-        index = self._steady(self._mean, self._newness > _NEW)
-        now = self._now
+            self._mean, self._novelty = frame_scores, frame_novelty
+        index = self._smoothed_index(self._mean, self._novelty > _MAX_RELATIVE_NOVELTY)
+        now = self._current
         changed = now is None or (index != now.index and at_s - now.since_s >= spec.least_s - TIME_TOLERANCE_S)
         if now is not None and not changed:
             index, since_s = now.index, now.since_s
@@ -283,31 +294,31 @@ class Decider:
             since_s = at_s
         label = self._labels[index] if index >= 0 else UNKNOWN
         score = float(self._mean[index] if index >= 0 else self._mean.max())
-        self._now = Decision(label, index, score, since_s, changed)
-        return self._now
+        self._current = Decision(label, index, score, since_s, changed)
+        return self._current
 
-    def _steady(self, scores: Scores, new: bool) -> int:
-        """The class to answer with, −1 for unknown, after votes and hysteresis."""
-        spec, present = self._spec, self._now.index if self._now is not None else -1
+    def _smoothed_index(self, scores: Scores, novel: bool) -> int:
+        """Apply thresholds, votes and hysteresis, and return the index of the predicted class, −1 for unknown."""
+        spec, current = self._spec, self._current.index if self._current is not None else -1
         best = int(scores.argmax())
-        index = best if not new and scores[best] >= spec.threshold_of(self._labels[best]) else -1
+        index = best if not novel and scores[best] >= spec.threshold_of(self._labels[best]) else -1
         if spec.smoothing == "vote":
             self._recent.append(index)
-            if self._now is not None and self._recent.count(index) < spec.votes:
-                index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), present)
-        if present < 0 or index == present:
+            if self._current is not None and self._recent.count(index) < spec.votes:
+                index = next((i for i in set(self._recent) if self._recent.count(i) >= spec.votes), current)
+        if current < 0 or index == current:
             return index
-        if index < 0:  # unknown, but only when the picture is new, or the present answer clearly too weak
-            weak = scores[present] < spec.threshold_of(self._labels[present]) - spec.hysteresis
-            return -1 if new or weak else present
-        return index if scores[index] >= scores[present] + spec.hysteresis else present
+        if index < 0:  # change to unknown only if the image is novel, or the score is below the threshold by a margin
+            weak = scores[current] < spec.threshold_of(self._labels[current]) - spec.hysteresis
+            return -1 if novel or weak else current
+        return index if scores[index] >= scores[current] + spec.hysteresis else current
 
 
-def _within(name: str, value: Any, low: float, high: float) -> None:
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"decision.{name} is {value!r}; expected {low:g} to {high:g}")
 
 
-def _whole(name: str, value: Any) -> None:
+def _check_integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000:
-        raise ValueError(f"decision.{name} is {value!r}; expected a whole number from 1 to 10000")
+        raise ValueError(f"decision.{name} is {value!r}; expected an integer from 1 to 10000")

@@ -113,9 +113,9 @@ def read_image_file(path: Path) -> bytes:
 
 
 def memory_for(content: bytes) -> AbstractContextManager[object]:
-    """Return a context manager for decoding an image. Only one thread at a time can enter it with a very large image.
+    """Return a context manager for decoding an image, which limits the memory of threads that decode in parallel.
 
-    This limits the memory of threads that decode images in parallel.
+    If the image has more than :data:`LARGE_PIXELS` pixels, only one thread at a time can enter the context.
     """
     width, height = image_size(content)
     return _LARGE_IMAGE if width * height > LARGE_PIXELS else nullcontext()
@@ -182,13 +182,13 @@ class SampleRange:
         values = np.flatnonzero(self.counts)
         if not len(values):
             return Levels()
-        shares = np.cumsum(self.counts) / self.counts.sum()
+        cumulative = np.cumsum(self.counts) / self.counts.sum()
         low, high = int(values[0]) - _OFFSET, int(values[-1]) - _OFFSET
         if self.stated and low >= 0 and high <= self.stated:
             return Levels(0, self.stated)
         if self.stated:
             return Levels()  # the encoder has scaled the values to 16 bits
-        usual_low, usual_high = (int(np.searchsorted(shares, part)) - _OFFSET for part in (0.0001, 0.9999))
+        usual_low, usual_high = (int(np.searchsorted(cumulative, fraction)) - _OFFSET for fraction in (0.0001, 0.9999))
         span = usual_high - usual_low
         low, high = (usual_low if usual_low - low > span else low), (usual_high if high - usual_high > span else high)
         white = max((1 << max(high, 1).bit_length()) - 1, 255)
@@ -197,6 +197,7 @@ class SampleRange:
         return Levels(low, max(high, low + 255))
 
 
+# Offset from a sample value to its index in a histogram, and number of values.
 _OFFSET, _VALUES = 32768, 32768 + 65536
 
 
@@ -242,13 +243,13 @@ def why_unreadable(content: bytes) -> str:
             )
         return "it is a damaged HEIC file"
     if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
-        return "it is a damaged AVIF file, or this OpenCV reads no AVIF: convert it to JPEG or PNG"
+        return "it is a damaged AVIF file, or this OpenCV version does not support AVIF: convert it to JPEG or PNG"
     if content[:4] in TIFF_MARKS and bits_per_sample(content) > 16:
         return "it is a TIFF file with 32-bit samples: save it with 16-bit or 8-bit samples"
     if content[:2] == b"\xff\x0a" or content[4:8] == b"JXL ":
-        return "it is a JPEG XL file, which OpenCV does not read: convert it to JPEG or PNG"
+        return "it is a JPEG XL file, which OpenCV does not support: convert it to JPEG or PNG"
     if content[128:132] == b"DICM":
         return "it is a DICOM file: export its images as 16-bit PNG"
     kind = describe(content)
-    known = kind and not kind.endswith(("image", "(WebP, AVI or WAV)"))
-    return f"it {kind}" if known else "OpenCV cannot decode it; expected JPEG, PNG, BMP, TIFF or WebP"
+    other = kind and not kind.endswith(("image", "(WebP, AVI or WAV)"))
+    return f"it {kind}" if other else "OpenCV cannot decode it; expected JPEG, PNG, BMP, TIFF or WebP"

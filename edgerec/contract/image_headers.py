@@ -1,6 +1,6 @@
 """Read the size, orientation and bit depth of an image from the header of its file, without decoding pixels.
 
-OpenCV cannot read some of these values, or the result depends on the OpenCV version.
+This module exists because OpenCV cannot read some of these values, and reads others differently in different versions.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _image_size(content: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _pair(layout: str, content: bytes, place: int) -> tuple[int, int]:
-    first, second = struct.unpack_from(layout, content, place)
+def _pair(layout: str, content: bytes, offset: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(layout, content, offset)
     return first, second
 
 
@@ -119,7 +119,7 @@ def _jpeg_2000_bits(content: bytes) -> int:
 
 
 def _jpeg_2000_start(content: bytes) -> int:
-    """Return the start of the code stream of a JPEG 2000 file; -1 for other formats."""
+    """Return the position of the code stream in a JPEG 2000 file; -1 for other formats."""
     if content[4:8] != b"jP  " and content[:4] != b"\xff\x4f\xff\x51":
         return -1
     return content.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
@@ -139,6 +139,7 @@ def orientation(content: bytes) -> int:
 
 
 def orientation_to_apply(content: bytes) -> int:
+    """Return the EXIF orientation that must be applied to an image after OpenCV has decoded it."""
     # OpenCV's TIFF decoder always applies the orientation, even with IMREAD_IGNORE_ORIENTATION.
     return 1 if content[:4] in TIFF_MARKS else orientation(content)
 
@@ -174,12 +175,12 @@ def _tiff_tags(data: bytes) -> dict[int, list[int]]:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (count,) = struct.unpack_from(f"{order}H", data, start)
         tags = {}
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, number = struct.unpack_from(f"{order}HHI", data, place)
+        for offset in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(f"{order}HHI", data, offset)
             letter, size = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}.get(kind, ("", 0))
             if not letter or not 1 <= number <= 16:
                 continue
-            at = place + 8 if size * number <= 4 else struct.unpack_from(f"{order}I", data, place + 8)[0]
+            at = offset + 8 if size * number <= 4 else struct.unpack_from(f"{order}I", data, offset + 8)[0]
             tags[tag] = list(struct.unpack_from(f"{order}{number}{letter}", data, at))
         return tags
     except (KeyError, struct.error):
@@ -188,26 +189,26 @@ def _tiff_tags(data: bytes) -> dict[int, list[int]]:
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the marker and the data of each segment before the pixels of a JPEG file."""
-    place = 2
-    while place + 4 <= len(content) and content[place] == 0xFF:
-        kind, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+    offset = 2
+    while offset + 4 <= len(content) and content[offset] == 0xFF:
+        kind, length = content[offset + 1], int.from_bytes(content[offset + 2 : offset + 4], "big")
         if kind == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
             continue
         if kind in (0xDA, 0xD9):  # start of the pixels, or end of the image
             return
-        yield kind, content[place + 4 : place + 2 + length]
-        place += 2 + max(length, 2)
+        yield kind, content[offset + 4 : offset + 2 + length]
+        offset += 2 + max(length, 2)
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place = 8 if content[:8] == b"\x89PNG\r\n\x1a\n" else len(content)
-    while place + 12 <= len(content):
-        length = int.from_bytes(content[place : place + 4], "big")
-        kind = content[place + 4 : place + 8]
+    offset = 8 if content[:8] == b"\x89PNG\r\n\x1a\n" else len(content)
+    while offset + 12 <= len(content):
+        length = int.from_bytes(content[offset : offset + 4], "big")
+        kind = content[offset + 4 : offset + 8]
         if kind != b"IDAT":
-            yield kind, content[place + 8 : place + 8 + length]
-        place += 12 + length
+            yield kind, content[offset + 8 : offset + 8 + length]
+        offset += 12 + length
 
 
 def _png_exif(content: bytes) -> Iterator[bytes]:
@@ -227,11 +228,11 @@ def _png_exif(content: bytes) -> Iterator[bytes]:
 
 
 def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place = 12
-    while place + 8 <= len(content):
-        length = int.from_bytes(content[place + 4 : place + 8], "little")
-        yield content[place : place + 4], content[place + 8 : place + 8 + length]
-        place += 8 + length + (length & 1)
+    offset = 12
+    while offset + 8 <= len(content):
+        length = int.from_bytes(content[offset + 4 : offset + 8], "little")
+        yield content[offset : offset + 4], content[offset + 8 : offset + 8 + length]
+        offset += 8 + length + (length & 1)
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -1,4 +1,4 @@
-"""Everything that a device must know about a model, as one JSON file."""
+"""The manifest of a bundle: a JSON file with all information about a model that a device needs to run the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 # Structure of the fields that describe how the bundle was built, see check_structure.
-_FORM = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
+_VARIANT = {"name": str, "top1": float, "agreement": float, "size_bytes": int, "gzip_bytes": int}
 _FILE = {"file": str, "sha256": str}
 _ORIGIN = {
     "recipe?": {"data?": dict, "model?": dict},
@@ -32,7 +32,7 @@ _ORIGIN = {
     "adopted?": _FILE | {"truth": str},
     "imported?": _FILE,
 }
-_METRICS = {"forms?": [_FORM, 1]}
+_METRICS = {"forms?": [_VARIANT, 1]}
 _DESCRIPTION = {
     "metrics?": _METRICS | {"members?": [{"name": str, "variant": str, "metrics": _METRICS}], "novelty?": dict},
     "provenance?": _ORIGIN | {"members?": [_ORIGIN]},
@@ -62,36 +62,49 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` of its parts; raises TypeError, ValueError or KeyError on anything else."""
-        read = {key: _READERS[key](value) if key in _READERS else value for key, value in values.items()}
-        return cls(**read)
+        """Build a spec from the JSON values in a manifest.
+
+        Raises:
+            TypeError, ValueError, KeyError: a field is missing or unknown, or a value is not valid.
+        """
+        parsed = {key: _READERS[key](value) if key in _READERS else value for key, value in values.items()}
+        return cls(**parsed)
 
     def check(self, where: str, labels: tuple[str, ...], files: Mapping[str, str]) -> None:
-        """Raise :class:`BundleError` when the parts do not fit each other, or the bundle."""
-        self._check_texts(where)
+        """Raise :class:`BundleError` if the fields contradict each other, the labels or the files of the bundle.
+
+        Args:
+            where: name of the manifest for error messages.
+            labels: labels of the bundle.
+            files: digest of each file in the bundle.
+        """
+        self._check_strings(where)
         self._check_output(where, labels)
         if self.input.shape != (1, *self.preprocess.shape):
             raise BundleError(
-                f"{where}: input shape {list(self.input.shape)} does not fit preprocess {list(self.preprocess.shape)}"
+                f"{where}: the input has the shape {list(self.input.shape)}, but preprocess produces "
+                f"{list(self.preprocess.shape)}: export the bundle again"
             )
         if not 0 < self.normalise.std < math.inf or not math.isfinite(self.normalise.mean):
-            raise BundleError(f"{where}: {self.normalise}: expected a finite mean and a std above 0")
+            raise BundleError(f"{where}: normalise is {self.normalise}, expected a finite mean and a std above 0")
         for name in (self.model, *filter(None, [self.delegate_model])):
             if name not in files:
-                raise BundleError(f"{where} names {name!r} but lists no digest for it")
+                raise BundleError(f"{where} refers to {name!r}, but files contains no digest of this file")
 
-    def _check_texts(self, where: str) -> None:
+    def _check_strings(self, where: str) -> None:
         for key in ("model", "activation", "delegate_model"):
             if not isinstance(getattr(self, key), str):
-                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected text")
+                raise BundleError(f"{where}: {key} is {getattr(self, key)!r}, expected a string")
         if self.activation not in ACTIVATIONS:
             raise BundleError(f"{where}: {unknown('activation', self.activation, ACTIVATIONS)}")
 
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.size != (1 if self.activation in BINARY else len(labels)):
-            raise BundleError(f"{where} has {len(labels)} labels for an output of shape {list(self.output.shape)}")
+            raise BundleError(
+                f"{where} has {len(labels)} labels, but the output has the shape {list(self.output.shape)}"
+            )
         if self.activation in BINARY and len(labels) != 2:
-            raise BundleError(f"{where} has {len(labels)} labels for a binary classifier")
+            raise BundleError(f"{where} has {len(labels)} labels, but a binary classifier needs 2")
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,10 @@ class NoveltySpec(ModelSpec):
 
     def _check_output(self, where: str, labels: tuple[str, ...]) -> None:
         if self.output.shape != self.input.shape:
-            raise BundleError(f"{where} gives {list(self.output.shape)}, expected {list(self.input.shape)} as it takes")
+            raise BundleError(
+                f"{where}: the output has the shape {list(self.output.shape)}, expected {list(self.input.shape)}, the "
+                "shape of the input"
+            )
         threshold: Any = self.threshold
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
             raise BundleError(f"{where}: threshold is {threshold!r}, expected a number above 0")
@@ -185,29 +201,37 @@ class Manifest:
         for number, spec in enumerate(self.networks[1:], start=2):
             if spec.preprocess.levels != self.levels:
                 raise BundleError(
-                    f"{where}: model {number} was trained with other black and white levels of 16-bit images "
-                    f"({spec.preprocess.levels.black} and {spec.preprocess.levels.white}) than the first one "
-                    f"({self.levels.black} and {self.levels.white}): train them with the same data.white_level"
+                    f"{where}: model {number} was trained with other black and white levels for 16-bit images "
+                    f"({spec.preprocess.levels.black} and {spec.preprocess.levels.white}) than model 1 "
+                    f"({self.levels.black} and {self.levels.white}): train both with the same data.white_level"
                 )
 
     def to_json(self) -> str:
-        """The manifest as indented JSON, its schema version first."""
-        values = {"schema": SCHEMA_VERSION} | _plain(self)
+        """Return the manifest as indented JSON, starting with the schema version."""
+        values = {"schema": SCHEMA_VERSION} | _to_json_value(self)
         return to_json(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
-        """Read and check a manifest; raises :class:`BundleError` that names the key and what it should be."""
+        """Parse and check the JSON text of a manifest.
+
+        Args:
+            text: the JSON text, as a string or as UTF-8.
+            where: name of the manifest for error messages.
+
+        Raises:
+            BundleError: the text is not a valid manifest. The message contains the wrong key and the expected value.
+        """
         try:
             values = parse_json(text)
         except ValueError as error:
             raise BundleError(f"{where} is not JSON ({error}): copy the bundle again") from None
         if not isinstance(values, dict):
-            raise BundleError(f"{where} holds a {type(values).__name__}, expected an object")
+            raise BundleError(f"{where} contains a {type(values).__name__}, expected a JSON object")
         schema = values.pop("schema", None)
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise BundleError(
-                f"{where} has schema {schema}, this edgerec reads up to {SCHEMA_VERSION}: "
+                f"{where} has schema {schema}, but this version of edgerec supports schemas up to {SCHEMA_VERSION}: "
                 "upgrade it with pip install -U edgerec"
             )
         if schema != SCHEMA_VERSION:
@@ -219,15 +243,15 @@ class Manifest:
         known = {item.name for item in fields(cls)}
         if wrong := sorted(values.keys() - known):
             raise BundleError(f"{where} has an unknown key {wrong[0]!r}")
-        for key, read in _READERS.items():
+        for key, convert in _READERS.items():
             if key in values:
                 try:
-                    values[key] = read(values[key])
+                    values[key] = convert(values[key])
                 except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
                     raise BundleError(f"{where}: {key}: {error}") from None
         for key in ("name", "target", "variant", "delegate", "combine"):
             if key in values and not isinstance(values[key], str):
-                raise BundleError(f"{where}: {key} is {values[key]!r}, expected text")
+                raise BundleError(f"{where}: {key} is {values[key]!r}, expected a string")
         try:
             check_structure(values, _DESCRIPTION)
         except ValueError as error:
@@ -240,22 +264,26 @@ class Manifest:
         return manifest
 
     def check(self, where: str) -> None:
-        """Raise :class:`BundleError` when the parts do not fit each other."""
+        """Raise :class:`BundleError` if a value is not valid, or if values contradict each other.
+
+        Args:
+            where: name of the manifest for error messages.
+        """
         texts = {"name": self.name, "target": self.target, "variant": self.variant}
         for what, text in (*texts.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
             if not is_printable(text):
                 raise BundleError(
-                    f"{where}: {what} is {text!a}, which cannot be displayed: expected text without line breaks, "
+                    f"{where}: {what} is {text!a}, which cannot be displayed: expected a string without line breaks, "
                     "control characters, bidi controls and unpaired surrogates"
                 )
         if len(set(self.labels)) != len(self.labels):
-            raise BundleError(f"{where} has the same label twice")
+            raise BundleError(f"{where} contains the same label twice: give each class its own label")
         if self.combine not in COMBINATIONS:
             raise BundleError(f"{where}: {unknown('combine', self.combine, COMBINATIONS)}")
         if self.delegate not in DELEGATES:
             raise BundleError(
-                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that a bundle "
-                "chooses could contain any code: export the bundle again, and name this library with --delegate"
+                f"{where} names the delegate {self.delegate!r}, which is not loaded, because a library that is chosen "
+                "by a bundle may contain harmful code: export the bundle again, and choose the library with --delegate"
             )
         if re.search(r"[/\\]|\.toml$", self.target):
             raise BundleError(
@@ -272,13 +300,13 @@ class Manifest:
 def origins(manifest: Manifest) -> list[Mapping[str, Any]]:
     """Return the provenance of each model of a bundle."""
     members = manifest.provenance.get("members")
-    found = members if isinstance(members, list) and members else [manifest.provenance]
-    return [origin for origin in found if isinstance(origin, dict)] or [{}]
+    candidates = members if isinstance(members, list) and members else [manifest.provenance]
+    return [origin for origin in candidates if isinstance(origin, dict)] or [{}]
 
 
 def _labels(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
-        raise ValueError("expected a list of texts, one per class")
+        raise ValueError("expected a list of strings, one per class")
     return tuple(value)
 
 
@@ -290,10 +318,10 @@ def _threads(value: Any) -> int:
 
 def _files(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise ValueError("expected an object of file name to SHA-256")
+        raise ValueError("expected an object with the SHA-256 of each file by file name")
     for name, digest in value.items():
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise ValueError(f"{name!r} has no SHA-256: {digest!r}")
+            raise ValueError(f"the digest of {name!r} is {digest!r}, expected a SHA-256 (64 hexadecimal digits)")
     return value
 
 
@@ -309,6 +337,7 @@ def _novelty(value: Any) -> NoveltySpec | None:
     return None if value is None else NoveltySpec.from_dict(dict(value))
 
 
+# Functions that convert JSON values to fields of Manifest and ModelSpec, by key. Other fields are not converted.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "input": TensorSpec.from_dict,
     "output": TensorSpec.from_dict,
@@ -323,14 +352,14 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as what JSON can say."""
+def _to_json_value(value: Any) -> Any:
+    """Convert a field of the manifest to JSON values."""
     if isinstance(value, TensorSpec | PreprocessSpec | DecisionSpec):
         return value.to_dict()
     if isinstance(value, Normalise):
         return {"mean": value.mean, "std": value.std}
     if isinstance(value, Manifest | ModelSpec):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: _to_json_value(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     return value

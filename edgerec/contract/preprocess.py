@@ -58,7 +58,7 @@ class PreprocessSpec:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
                 raise ValueError(f"preprocess.{name} is {value!r}; expected 1 to 4096 pixels")
         if self.channels not in (1, 3):
-            raise ValueError(f"preprocess.channels is {self.channels!r}; expected 1 (grey) or 3 (RGB)")
+            raise ValueError(f"preprocess.channels is {self.channels!r}; expected 1 (grayscale) or 3 (RGB)")
         if self.fit not in get_args(Fit):
             raise ValueError(f"preprocess.fit is {self.fit!r}; expected one of {', '.join(get_args(Fit))}")
         if self.interpolation not in get_args(Interpolation):
@@ -123,21 +123,21 @@ def apply(image: Image, spec: PreprocessSpec) -> Image:
         ValueError: ``image`` has another dtype or shape.
     """
     if image.dtype != np.uint8:
-        raise ValueError(f"an image is uint8, got {image.dtype}")
+        raise ValueError(f"the image has the dtype {image.dtype}, expected uint8")
     if image.ndim == 2:
         image = image[:, :, np.newaxis]
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise ValueError(f"an image is (H, W, 3) RGB or (H, W) grey, got {image.shape}")
+        raise ValueError(f"the image has the shape {image.shape}, expected (H, W, 3) RGB or (H, W) grayscale")
     if spec.fit == "crop":
         image = _crop_to_aspect(image, spec.height, spec.width)
     height, width = _fitted_size(image, spec)
-    turned = image.strides[2] < 0
-    image = _resize(image[:, :, ::-1] if turned else image, height, width, spec)
-    if turned:
+    is_bgr_view = image.strides[2] < 0
+    image = _resize(image[:, :, ::-1] if is_bgr_view else image, height, width, spec)
+    if is_bgr_view:
         image = contiguous(image[:, :, ::-1])
     image = _channels(image, spec.channels)
     if (height, width) != (spec.height, spec.width):
-        image = _pad_centred(image, spec.height, spec.width)
+        image = _pad_to_center(image, spec.height, spec.width)
     return np.ascontiguousarray(image)
 
 
@@ -150,23 +150,28 @@ def contiguous(image: Image) -> Image:
 
 
 def encode_png(image: Image) -> bytes:
-    """PNG bytes of a uint8 ``(H, W, 3)`` RGB or ``(H, W, 1)`` grey image; :func:`decode` gives it back."""
+    """Encode a uint8 ``(H, W, 3)`` RGB or ``(H, W, 1)`` grayscale image as PNG without loss; return the bytes.
+
+    Raises:
+        ValueError: OpenCV cannot encode an image of this shape.
+    """
     cv2 = require("cv2")
     ok, content = cv2.imencode(".png", image[:, :, ::-1])
     if not ok:
-        raise ValueError(f"OpenCV could not encode an image of shape {image.shape}")
+        raise ValueError(f"OpenCV cannot encode an image of the shape {image.shape} as PNG")
     return bytes(content)
 
 
 def _crop_to_aspect(image: Image, height: int, width: int) -> Image:
     rows, columns = image.shape[:2]
-    kept_rows = max(1, min(rows, columns * height // width))
-    kept_columns = max(1, min(columns, rows * width // height))
-    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-    return image[top : top + kept_rows, left : left + kept_columns]
+    cropped_rows = max(1, min(rows, columns * height // width))
+    cropped_columns = max(1, min(columns, rows * width // height))
+    top, left = (rows - cropped_rows) // 2, (columns - cropped_columns) // 2
+    return image[top : top + cropped_rows, left : left + cropped_columns]
 
 
 def _fitted_size(image: Image, spec: PreprocessSpec) -> tuple[int, int]:
+    """Return the height and width of the resized image, before it is padded."""
     if spec.fit != "pad":
         return spec.height, spec.width
     rows, columns = image.shape[:2]
@@ -225,7 +230,7 @@ def _halve_columns(image: Image) -> Image:
 
 
 def _mean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the byte-wise mean of two uint8 or uint32 arrays. Halves are rounded to even."""
+    """Return the mean of each pair of bytes in two uint8 or uint32 arrays. Halves are rounded to even."""
     ones = np.full((), 0x01010101).astype(a.dtype)
     differences = a ^ b
     means = a | b
@@ -245,7 +250,7 @@ def _channels(image: Image, channels: int) -> Image:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
 
 
-def _pad_centred(image: Image, height: int, width: int) -> Image:
+def _pad_to_center(image: Image, height: int, width: int) -> Image:
     padded = np.zeros((height, width, image.shape[2]), np.uint8)
     top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
     padded[top : top + image.shape[0], left : left + image.shape[1]] = image

@@ -1,4 +1,4 @@
-"""A target: where a bundle will run, read from one file of ``targets/``."""
+"""Targets: the kinds of machines on which bundles run. Each target is described by a TOML file in ``targets/``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RULES = ("", "edgetpu")
 DELEGATES = ("", "gpu", "libedgetpu.so.1", "libedgetpu.1.dylib", "edgetpu.dll")
 _TYPES = ("int8", "float32")
 _TENSORS = ("uint8", "int8", "float32")
-# What each runtime has wheels for: systems and processors, as the module platform names them, and the last minor
-# version of Python 3.
+# Systems and CPU architectures for which each runtime has wheels, as named by the module platform, and the highest
+# supported minor version of Python 3.
 WHEELS = {
     "ai-edge-litert": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}, 14),
     "tflite-runtime": ({("Linux", "x86_64"), ("Linux", "aarch64"), ("Linux", "armv7l")}, 11),
@@ -97,8 +97,8 @@ class Target:
         path = find_shipped("targets", name)
         values = _read(name, ())
         target = cls(path.stem if path else name, **_checked(values, str(path)))
-        if reason := _impossible(target):
-            raise TargetError(f"{path}: {reason}")
+        if problem := _contradiction(target):
+            raise TargetError(f"{path}: {problem}")
         return target
 
     @classmethod
@@ -120,7 +120,7 @@ class Target:
         return self.delegate if self.delegate in DELEGATES else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The target as JSON values."""
+        """Return the fields as JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
             for key, value in vars(self).items()
@@ -128,16 +128,21 @@ class Target:
 
 
 def target_names() -> list[str]:
-    """The targets that come with edgerec."""
+    """Return the names of the targets that come with edgerec, sorted."""
     return shipped_names("targets")
 
 
-def _read(name: str, behind: tuple[str, ...]) -> dict[str, Any]:
-    """The values of a file, over those of the one that it is ``like``."""
+def _read(name: str, descendants: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values of a target file; missing values are taken from the target that its key ``like`` names.
+
+    Args:
+        name: name of the target, or path of a .toml file.
+        descendants: targets whose key ``like`` has led to this file, to detect cycles.
+    """
     path = find_shipped("targets", name)
     if path is None:
         if name.endswith(".toml"):
-            raise TargetError(f"target file {name} does not exist")
+            raise TargetError(f"the target file {name} does not exist: check its path")
         raise TargetError(unknown("target", name, target_names()))
     try:
         values = read_toml(path)
@@ -148,41 +153,42 @@ def _read(name: str, behind: tuple[str, ...]) -> dict[str, Any]:
     like = values.pop("like", None)
     if like is None:
         return values
-    # Only those that come with edgerec: a file does not lead to other files.
-    if like not in target_names() or like in behind:
-        raise TargetError(f"{path}: {unknown('target', str(like), target_names())} (like)")
-    return _read(like, (*behind, path.stem)) | values
+    # Only targets that come with edgerec are accepted, so that a target file cannot refer to other files.
+    if like not in target_names() or like in descendants:
+        raise TargetError(f"{path}: like: {unknown('target', str(like), target_names())}")
+    return _read(like, (*descendants, path.stem)) | values
 
 
 def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The values with the types of the fields."""
+    """Check the keys and types of the values in a target file, and return them with the types of the fields."""
     known = {item.name: str(item.type) for item in fields(Target) if item.name != "name"}
-    made: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise TargetError(f"{where}: {unknown('target key', key, [*known, 'like'])}")
         kind = known[key]
         if kind == "tuple[str, ...]":
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise TargetError(f"{where}: {key} is {value!r}, expected a list of texts")
-            made[key] = tuple(value)
+                raise TargetError(f"{where}: {key} is {value!r}, expected a list of strings")
+            checked[key] = tuple(value)
         elif kind.startswith("Mapping"):
             if not isinstance(value, dict) or not all(type(n) is int and n >= 0 for n in value.values()):
                 raise TargetError(f"{where}: {key} is {value!r}, expected operators and their highest version (0: any)")
-            made[key] = dict(value)
+            checked[key] = dict(value)
         elif type(value).__name__ != {"Kind": "str"}.get(kind, kind):
-            raise TargetError(f"{where}: {key} is {value!r}, expected {'text' if kind in ('str', 'Kind') else kind}")
+            expected = {"str": "a string", "Kind": "a string", "int": "an integer", "bool": "true or false"}[kind]
+            raise TargetError(f"{where}: {key} is {value!r}, expected {expected}")
         elif type(value) is int and value < 0:
             raise TargetError(f"{where}: {key} is {value}, expected 0 or more")
         else:
-            made[key] = value
-    if missing := [key for key in ("title", "arch", "types") if key not in made]:
-        raise TargetError(f"{where}: {missing[0]} is missing")
-    return made
+            checked[key] = value
+    if missing := [key for key in ("title", "arch", "types") if key not in checked]:
+        raise TargetError(f"{where}: the key {missing[0]} is missing")
+    return checked
 
 
-def _impossible(target: Target) -> str | None:
-    """Why no machine is as the file says, or None."""
+def _contradiction(target: Target) -> str | None:
+    """Return a reason why no machine can have the properties in the target file; None if there is no contradiction."""
     choices: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "types": (target.types, _TYPES),
         "inputs": (target.inputs, _TENSORS),
@@ -193,33 +199,36 @@ def _impossible(target: Target) -> str | None:
     }
     for key, (values, allowed) in choices.items():
         if wrong := [value for value in values if value not in allowed]:
-            return f"{key} has {wrong[0]!r}, expected {' or '.join(repr(name) for name in allowed if name)}"
+            return f"{key} contains {wrong[0]!r}, expected {' or '.join(repr(name) for name in allowed if name)}"
     if not target.types:
         return "types is empty: expected int8, float32 or both"
     if "int8" in target.types and not {"int8", "uint8"}.intersection(target.inputs):
-        return f"types has int8, and no input is an 8-bit integer: inputs is {list(target.inputs)}"
+        return f"types contains int8, but inputs contains no 8-bit integer: inputs is {list(target.inputs)}"
     if target.compiler and not target.delegate:
-        return f"compiler is {target.compiler!r} without a delegate that runs what it makes"
+        return f"compiler is {target.compiler!r}, but delegate is empty: name the delegate that runs the compiled file"
     if target.kind != "bundle" and (target.requirements or target.commands or target.service):
-        return f"kind is {target.kind!r}: requirements, commands and service are for kind 'bundle'"
+        return f"kind is {target.kind!r}, but requirements, commands and service are only for kind 'bundle'"
     if target.service and not target.requirements:
-        return "service is true without requirements, which install.sh installs"
+        return "service is true, but requirements is empty: list the packages that install.sh installs"
     if wrong := [version for version in target.python if not re.fullmatch(r"3\.\d{1,2}", version)]:
-        return f"python has {wrong[0]!r}, expected a version as '3.11'"
-    return _without_wheel(target)
+        return f"python contains {wrong[0]!r}, expected a version such as '3.11'"
+    return _missing_wheel(target)
 
 
-def _without_wheel(target: Target) -> str | None:
-    """Why no runtime can be installed on one of its processors or under one of its versions of Python, or None."""
+def _missing_wheel(target: Target) -> str | None:
+    """Return an architecture or Python version of the target for which no runtime has a wheel, as a sentence; or None.
+
+    Targets with runtimes that are not in ``WHEELS`` are not checked.
+    """
     names = [re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0] for line in target.runtimes]
     known = [WHEELS[name] for name in names if name in WHEELS]
     if not known or len(known) < len(names):
         return None
     for arch in target.arch:
-        if not any(arch == processor for systems, _ in known for _, processor in systems):
-            return f"{' and '.join(names)} have no wheel for {arch}: ai-edge-litert none for armv7l, tflite-runtime has"
+        if not any(arch == supported for systems, _ in known for _, supported in systems):
+            return f"no runtime ({', '.join(names)}) has a wheel for {arch}: for armv7l, only tflite-runtime has one"
     for version in target.python:
         if not any(int(version.partition(".")[2]) <= last for _, last in known):
             last = max(last for _, last in known)
-            return f"{' and '.join(names)} have no wheel for Python {version}: the last is for 3.{last}"
+            return f"no runtime ({', '.join(names)}) has a wheel for Python {version}: the latest is for 3.{last}"
     return None

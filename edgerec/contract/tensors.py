@@ -1,4 +1,4 @@
-"""A model's input and output as numbers: what a pixel becomes, and what an output unit means."""
+"""Input and output tensors of a model: normalization, quantization, and conversion of outputs to scores."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TensorSpec:
 
     Attributes:
         dtype: ``uint8``, ``int8``, ``int16`` or ``float32``.
-        shape: with the batch first.
-        scale, zero_point: ``real = scale · (stored − zero_point)``; 0.0 and 0 for float32.
+        shape: shape including the batch dimension, which is the first one.
+        scale, zero_point: quantization parameters: ``real = scale · (stored − zero_point)``. 0.0 and 0 for float32.
     """
 
     dtype: str
@@ -41,16 +41,16 @@ class TensorSpec:
 
     @property
     def quantized(self) -> bool:
-        """Whether the stored numbers are integers that stand for real ones."""
+        """Whether the stored values are integers that represent real values."""
         return self.dtype != "float32"
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of values in the tensor."""
         return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"shape": list(self.shape)}
 
     @classmethod
@@ -70,27 +70,31 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Normalise:
-    """``real = (pixel − mean) / std``, in pixel units, for all channels alike.
+    """Normalization with the same mean and standard deviation for all channels: ``real = (pixel − mean) / std``.
 
-    ``unit`` is [0, 1], ``signed`` is [−1, 1), and ``pixels`` leaves 0…255 as they are, for models that scale them
-    themselves. All have a scale and an integer zero point under which quantizing gives the pixel back, so that a
-    quantized model takes the camera's bytes as they are.
+    The named normalizations are ``unit`` (range [0, 1]), ``signed`` (range [−1, 1)) and ``pixels`` (no change, for
+    models that contain a normalization layer). Each of them has a scale and an integer zero point with which the
+    quantized value of a normalized pixel is the pixel itself. A quantized model therefore takes pixels without any
+    conversion.
+
+    Attributes:
+        mean, std: mean and standard deviation in pixel units.
     """
 
     mean: float
     std: float
 
     def apply(self, pixels: Any) -> Any:
-        """The real numbers of float pixels: an array or a TensorFlow tensor, of any shape."""
+        """Normalize float pixels, a NumPy array or a TensorFlow tensor of any shape, to real values."""
         return (pixels - self.mean) / self.std
 
     def to_text(self) -> str:
-        """The normalization in the form that :func:`parse_normalise` reads."""
+        """Return the normalization in the notation that :func:`parse_normalise` reads."""
         return f"{self.mean:.9g},{self.std:.9g}"
 
     @classmethod
     def named(cls, name: str) -> Normalise:
-        """``unit``, ``signed`` or ``pixels``; raises KeyError for another."""
+        """Return the normalization ``unit``, ``signed`` or ``pixels``; raise :class:`KeyError` for other names."""
         return NORMALISATIONS[name]
 
 
@@ -125,7 +129,7 @@ class ChannelNormalise:
         return kernel.astype(np.float32), (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
 
     def to_text(self) -> str:
-        """The normalization in the form that :func:`parse_normalise` reads."""
+        """Return the normalization in the notation that :func:`parse_normalise` reads."""
         mean, std = (",".join(f"{value:.9g}" for value in values) for values in (self.mean, self.std))
         return f"{'bgr:' if self.bgr else ''}{mean}/{std}"
 
@@ -145,7 +149,10 @@ def input_convolution(
         factor = np.eye(channels, dtype=np.float32) / np.float32(normalise.std)
         return factor, np.full(channels, -normalise.mean / normalise.std, np.float32)
     if channels != 3:
-        raise ModelError(f"{normalise.to_text()} is for RGB, and the model takes {channels} channel: use MEAN,STD")
+        raise ModelError(
+            f"the normalization {normalise.to_text()} is for RGB images, but the model's input has {channels} channel: "
+            "use MEAN,STD"
+        )
     return normalise.convolution()
 
 
@@ -167,14 +174,14 @@ def parse_normalise(text: str) -> AnyNormalise:
 
     Accepted are the names in ``NORMALISATIONS`` and ``PREPROCESS_INPUT``, ``MEAN,STD``, and ``M1,M2,M3/S1,S2,S3``
     with one mean and one standard deviation per channel (or a single one for all channels). Values are in pixel
-    units and in the order of the model's channels. The prefix ``bgr:`` marks a model that takes blue, green, red.
+    units and in the order of the model's channels. The prefix ``bgr:`` means that this order is blue, green, red.
 
     Raises:
         EdgerecError: the text has none of these forms, or a value is out of range.
     """
     order, colon, values = text.strip().rpartition(":")
     if colon and order not in ("rgb", "bgr"):
-        raise EdgerecError(f"normalisation {text!r}: the channel order is {order!r}; expected rgb or bgr")
+        raise EdgerecError(f"normalization {text!r}: the channel order is {order!r}; expected rgb or bgr")
     names = NORMALISATIONS | PREPROCESS_INPUT
     if values in names:
         named = names[values]
@@ -188,7 +195,7 @@ def parse_normalise(text: str) -> AnyNormalise:
 def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
     if "," not in values and "/" not in values:
         choices = NORMALISATIONS | PREPROCESS_INPUT
-        raise EdgerecError(f"{unknown('normalisation', values, choices)}; or give MEAN,STD or R,G,B/R,G,B")
+        raise EdgerecError(f"{unknown('normalization', values, choices)}; or use MEAN,STD or R,G,B/R,G,B")
     first, _, last = values.partition("/" if "/" in values else ",")
     try:
         mean, std = ([float(value) for value in part.split(",")] for part in (first, last))
@@ -196,15 +203,15 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
         mean, std = [], []
     if len(mean) not in (1, 3) or len(std) not in (1, 3) or ("/" not in values and len(std) > 1):
         raise EdgerecError(
-            f"normalisation {text!r} is not MEAN,STD (e.g. 127.5,127.5) or one mean and one standard deviation per "
+            f"normalization {text!r} is not MEAN,STD (e.g. 127.5,127.5) or one mean and one standard deviation per "
             "channel (e.g. 123.675,116.28,103.53/58.395,57.12,57.375)"
         )
     if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
-        raise EdgerecError(f"normalisation {text!r} needs finite means and standard deviations above 0")
+        raise EdgerecError(f"normalization {text!r} needs finite means and standard deviations above 0")
     if max(std) < 1 and max(map(abs, mean)) <= 1:
         shown = "/".join(",".join(f"{255 * value:g}" for value in part) for part in (mean, std))
         raise EdgerecError(
-            f"normalisation {text!r} is in units of [0, 1], expected pixel units (0 to 255): "
+            f"normalization {text!r} is in units of [0, 1], expected pixel units (0 to 255): "
             f"use {'bgr:' if bgr else ''}{shown}"
         )
     if not bgr and len(set(mean)) == len(set(std)) == 1:
@@ -214,14 +221,20 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
 
 
 def passing(spec: TensorSpec) -> Normalise:
-    """The normalisation under which pixels pass through a uint8 or int8 input: ``quantize(normalise(p), spec)`` is p,
-    or p − 128 for int8, whatever its scale and zero point."""
+    """Return the normalization with which a uint8 or int8 input takes pixels without conversion.
+
+    For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8. This is possible for
+    any scale and zero point.
+    """
     lowest = -128 if spec.dtype == "int8" else 0
     return Normalise(float(spec.zero_point - lowest), 1.0 / spec.scale)
 
 
 def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArray[Any]:
-    """Store real numbers as ``spec`` does: round half to even, saturate (TFLite's quantization spec)."""
+    """Quantize real values of any shape to ``spec.dtype``: round half to even, and clip to the range of the dtype.
+
+    Formula: TFLite 8-bit quantization specification. For a float32 spec, the values are only converted to float32.
+    """
     if not spec.quantized:
         return real.astype(np.float32)
     limits = np.iinfo(spec.dtype)
@@ -230,16 +243,16 @@ def quantize(real: npt.NDArray[np.floating[Any]], spec: TensorSpec) -> npt.NDArr
 
 
 def dequantize(stored: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """The real numbers that stored ones stand for, float32."""
+    """Return the real values, float32, that stored values of any shape represent."""
     if not spec.quantized:
         return stored.astype(np.float32)
     return ((stored.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
 
 def pixel_table(normalise: Normalise, spec: TensorSpec) -> npt.NDArray[Any] | None:
-    """What each of the 256 pixel values becomes at the input, or None when it stays itself.
+    """Return a lookup table from pixels to input values, ``(256,)`` of ``spec.dtype``; None if pixels do not change.
 
-    For a quantized input made by edgerec this is None: pixels pass through.
+    For the quantized inputs of models that edgerec has converted, the result is None.
     """
     pixels = np.arange(256)
     table = quantize(normalise.apply(pixels), spec)
@@ -252,20 +265,21 @@ Reals = npt.NDArray[np.float32]
 
 
 def _softmax(real: Reals) -> Reals:
-    powers = np.exp(real.astype(np.float64) - real.max())  # at most 1: nothing overflows
+    powers = np.exp(real.astype(np.float64) - real.max())  # subtract the maximum, so that exp does not overflow
     return (powers / powers.sum()).astype(np.float32)
 
 
 def _sigmoid(real: Reals) -> Reals:
-    return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)  # tanh does not overflow
+    # Use tanh, because exp(-x) would overflow for large negative values.
+    return (0.5 + 0.5 * np.tanh(real.astype(np.float64) / 2)).astype(np.float32)
 
 
 def _binary(real: Reals) -> Reals:
     return np.concatenate([1 - real, real])
 
 
-# Functions from a model's real outputs, ``(outputs,)``, to scores in [0, 1]. "none" is for models that compute scores
-# themselves. The binary ones have one output, the score or the logit of the second of two classes.
+# Functions that convert a model's real outputs, ``(outputs,)``, to scores in [0, 1]. "none" is for models whose outputs
+# are scores. "binary" and "binary_sigmoid" are for models with one output: the score or the logit of the second class.
 ACTIVATIONS: dict[str, Callable[[Reals], Reals]] = {
     "none": lambda real: real,
     "softmax": _softmax,

@@ -84,7 +84,7 @@ def write_report(
 
 def _data(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
     """The run's pictures, or why there are none."""
-    missing = [place for place in run.recipe.data.places if place not in NAMED and not Path(place).exists()]
+    missing = [place for place in run.recipe.data.sources if place not in NAMED and not Path(place).exists()]
     lost = "no pictures, no counts by class, no mistakes and no calibration"
     if data is None and missing:
         return None, [f"{lost}: {missing[0]} does not exist any more; if the images were moved, add --data"]
@@ -140,7 +140,7 @@ def _gather(
     if pictures:
         return replace(facts, next=advice(facts, data)), take(run, found, facts)
     # Nor does the page say where anything lies here.
-    places = {place: Path(place).name for place in run.recipe.data.places} | {facts.run: facts.name}
+    places = {place: Path(place).name for place in run.recipe.data.sources} | {facts.run: facts.name}
     told = tuple(_renamed(text, places) for text in facts.missing)
     return replace(facts, missing=told, next=advice(replace(facts, run=facts.name))), Pictures()
 

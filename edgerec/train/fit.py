@@ -125,7 +125,7 @@ def fit(
                     model = _begun(recipe, len(dataset.labels))
             if resume:  # a newer version may split images by another rule than the version that began the run
                 parts = recorded_split(dataset, own_run.split_record)
-            team.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.wherever.to_dict())
+            team.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
             teacher = distillation_loss(
                 recipe, dataset.labels
             )  # behind the model, whose random weights it must not change
@@ -250,10 +250,10 @@ def with_absolute_paths(section: DataSection) -> DataSection:
     The paths of merged data sets are sorted, because their order has no effect.
     """
     places = (
-        place if place in NAMED or is_remote(place) else str(real_path(user_path(place))) for place in section.places
+        place if place in NAMED or is_remote(place) else str(real_path(user_path(place))) for place in section.sources
     )
     placed_data = replace(section, source=one_or_tuple(sorted(places)))
-    if any("\udc80" <= character <= "\udcff" for place in placed_data.places for character in place):
+    if any("\udc80" <= character <= "\udcff" for place in placed_data.sources for character in place):
         raise DataError(f"The path {placed_data.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
     return placed_data
 
@@ -283,7 +283,7 @@ def _check_names(recipe: Recipe) -> None:
     least_size_px(recipe.model.arch)
     if own.is_own(recipe.model.arch):
         own.find_function(recipe.model.arch)
-    refuse_missing(recipe.data.places)
+    refuse_missing(recipe.data.sources)
 
 
 def _resumable(run: Run) -> Recipe:

@@ -245,7 +245,7 @@ class Run:
         classes = 1 if self.reconstructs else 2
         dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
         if dataset.digest != self.split_record["digest"]:
-            names = "" if len(recipe.data.places) == 1 else ", under the same folder names,"
+            names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
             raise DataError(
                 f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): restore the old "
                 f"images{names}, say where they are with --data, or train again"

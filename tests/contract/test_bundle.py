@@ -152,7 +152,7 @@ def test_link_that_leads_out(copy, tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"labels": ["one"]}, "1 labels for an output"),
+        ({"labels": ["one"]}, "has 1 labels, but the output"),
         ({"labels": []}, "labels"),
         ({"labels": ["one"] * 10}, "the same label twice"),
         ({"labels": [1, 2]}, "labels"),
@@ -167,9 +167,9 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"threads": "4"}, "threads"),
         ({"delegate": "a\0b"}, "which is not loaded"),
         ({"decision": {"threshold": 2}}, "threshold"),
-        ({"model": "other.tflite"}, "lists no digest"),
-        ({"model": ""}, "lists no digest"),
-        ({"model": 5}, "expected text"),
+        ({"model": "other.tflite"}, "contains no digest"),
+        ({"model": ""}, "contains no digest"),
+        ({"model": 5}, "expected a string"),
         ({"files": {"model.tflite": "short"}}, "no SHA-256"),
         ({"colour": "blue"}, "unknown key 'colour'"),
         ({"schema": "one"}, "schema 'one'"),

@@ -31,7 +31,7 @@ def test_shipped_targets():
     assert "CONV_2D" in targets["microcontroller"].operators
 
 
-def test_own_target_over_one_that_is_known(tmp_path):
+def test_own_target_inherits_missing_values_from_like(tmp_path):
     mine = Target.load(written(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n'))
     rpi = Target.load("rpi")
     assert (mine.name, mine.title, mine.threads, mine.operators) == ("mine", "Gate", 2, {"ADD": 4})
@@ -39,52 +39,52 @@ def test_own_target_over_one_that_is_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('title = "Mine"\nthread = 2\n', "did you mean 'threads'"),
-        ("title = 3\n", "title is 3, expected text"),
-        ('title = "Mine"\n', "arch is missing"),
+        ("title = 3\n", "title is 3, expected a string"),
+        ('title = "Mine"\n', "the key arch is missing"),
         ("title = \n", "not TOML"),
         ('like = "rpy"\n', "did you mean 'rpi'"),
         ('like = "other.toml"\n', "unknown target"),
         ("like = 3\n", "unknown target '3'"),
         (LEAST + "threads = -1\n", "threads is -1, expected 0 or more"),
-        (LEAST + "service = 1\n", "service is 1, expected bool"),
-        (LEAST + 'systems = "Linux"\n', "expected a list of texts"),
+        (LEAST + "service = 1\n", "service is 1, expected true or false"),
+        (LEAST + 'systems = "Linux"\n', "expected a list of strings"),
         (LEAST + "[operators]\nADD = true\n", "expected operators and their highest version"),
-        # What cannot be.
-        (LEAST.replace("int8", "int4"), "types has 'int4', expected 'int8' or 'float32'"),
+        # Values that contradict each other or are not known.
+        (LEAST.replace("int8", "int4"), "types contains 'int4', expected 'int8' or 'float32'"),
         (LEAST.replace('"int8"', ""), "types is empty"),
-        (LEAST + 'inputs = ["float32"]\n', "no input is an 8-bit integer"),
-        (LEAST + 'kind = "zip"\n', "kind has 'zip', expected 'bundle' or 'model' or 'c'"),
-        (LEAST + 'rules = "tpu"\n', "rules has 'tpu', expected 'edgetpu'"),
-        (LEAST + 'sources = ["webcam"]\n', "sources has 'webcam'"),
-        (LEAST + 'compiler = "edgetpu_compiler"\n', "without a delegate"),
-        (LEAST + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are for kind 'bundle'"),
-        (LEAST + "service = true\n", "service is true without requirements"),
-        (LEAST + 'python = ["3"]\n', "python has '3'"),
-        (LEAST.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "no wheel for armv7l"),
+        (LEAST + 'inputs = ["float32"]\n', "inputs contains no 8-bit integer"),
+        (LEAST + 'kind = "zip"\n', "kind contains 'zip', expected 'bundle' or 'model' or 'c'"),
+        (LEAST + 'rules = "tpu"\n', "rules contains 'tpu', expected 'edgetpu'"),
+        (LEAST + 'sources = ["webcam"]\n', "sources contains 'webcam'"),
+        (LEAST + 'compiler = "edgetpu_compiler"\n', "but delegate is empty"),
+        (LEAST + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are only for kind 'bundle'"),
+        (LEAST + "service = true\n", "service is true, but requirements is empty"),
+        (LEAST + 'python = ["3"]\n', "python contains '3'"),
+        (LEAST.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "has a wheel for armv7l"),
         (
             LEAST + 'python = ["3.13"]\nruntimes = ["tflite-runtime"]\n',
-            "Python 3.13: the last is for 3.11",
+            "Python 3.13: the latest is for 3.11",
         ),
     ],
 )
-def test_wrong_target_is_one_line(tmp_path, text, said):
+def test_error_for_invalid_target_is_one_line(tmp_path, text, message):
     path = written(tmp_path, text)
     with pytest.raises(TargetError) as error:
         Target.load(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).startswith(path)
     assert "\n" not in str(error.value)
 
 
-def test_unknown_target_names_the_nearest():
+def test_error_for_unknown_target_suggests_the_most_similar_one():
     with pytest.raises(TargetError, match="did you mean 'rpi'"):
         Target.load("rpi4")
 
 
-def test_command_lists_and_shows(edgerec, tmp_path):
+def test_targets_command_lists_targets_and_shows_one(edgerec, tmp_path):
     listed = edgerec("targets")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == target_names()
     shown = edgerec("targets", "coral")

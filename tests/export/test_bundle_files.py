@@ -104,7 +104,7 @@ def test_link_to_itself_is_reported_without_traceback(copy, edgerec, name):
 
 def test_bundle_whose_files_are_too_large_together_is_refused(copy, monkeypatch):
     monkeypatch.setattr("edgerec.contract.bundle.MAX_BYTES", 100_000)
-    with pytest.raises(BundleError, match="do not trust it"):
+    with pytest.raises(BundleError, match="do not trust this"):
         Bundle.open(copy)
 
 

@@ -183,7 +183,7 @@ def test_what_does_not_fit_together_is_refused(bundle, other, tmp_path):
     ("values", "said"),
     [
         ({"combine": "sum"}, "unknown combine 'sum'"),
-        ({"combine": 3}, "combine is 3, expected text"),
+        ({"combine": 3}, "combine is 3, expected a string"),
         ({"members": {}}, "members: expected a list"),
         ({"members": [3]}, "members: "),
         ({"members": [{"model": "model.tflite"}]}, "members: .*missing 4 required"),
@@ -204,5 +204,5 @@ def test_a_member_without_its_file_is_refused(three, tmp_path):
     members = json.loads((copy / "manifest.json").read_text())["members"]
     members[1]["model"] = "elsewhere.tflite"
     change(copy, members=members)
-    with pytest.raises(BundleError, match=r"members\[1\] names 'elsewhere.tflite' but lists no digest"):
+    with pytest.raises(BundleError, match=r"members\[1\] refers to 'elsewhere.tflite', but files contains no digest"):
         Bundle.open(copy)

@@ -362,13 +362,13 @@ def test_manifests_know_their_activation(bundle, tmp_path):
     assert before.activation == "none"
     for change, message in (
         ({"activation": "sofmax"}, "did you mean 'softmax'"),
-        ({"activation": "binary"}, "10 labels for an output"),
-        ({"activation": 3}, "expected text"),
+        ({"activation": "binary"}, "has 10 labels, but the output"),
+        ({"activation": 3}, "expected a string"),
     ):
         with pytest.raises(BundleError, match=message):
             type(opened.manifest).from_json(json.dumps(values | change))
     binary = replace(opened.manifest, activation="binary", output=replace(opened.manifest.output, shape=(1, 1)))
-    with pytest.raises(BundleError, match="for a binary classifier"):
+    with pytest.raises(BundleError, match="a binary classifier needs 2"):
         binary.check("here")
 
 

@@ -334,8 +334,11 @@ def test_bundles_without_one_still_open(bundle, pictures):
         ({"threshold": 0}, "expected a number above 0"),
         ({"threshold": True}, "expected a number above 0"),
         ({"threshold": "1"}, "expected a number above 0"),
-        ({"model": "other.tflite"}, "lists no digest"),
-        ({"output": {"dtype": "uint8", "shape": [1, 4, 4, 1], "scale": 1.0, "zero_point": 0}}, "as it takes"),
+        ({"model": "other.tflite"}, "contains no digest"),
+        (
+            {"output": {"dtype": "uint8", "shape": [1, 4, 4, 1], "scale": 1.0, "zero_point": 0}},
+            "the shape of the input",
+        ),
         ({"strange": 1}, "strange"),
     ],
 )
@@ -368,7 +371,7 @@ def test_benchmark_runs_it_too(guarded):
 # --- Decisions --------------------------------------------------------------------------------------------------
 
 
-def test_newness_decides_whatever_the_scores():
+def test_novel_image_is_unknown_regardless_of_its_scores():
     sure = np.array([0.99, 0.01], np.float32)
     for novelty, limit, index in ((None, 1, 0), (1.0, 1, 0), (1.01, 1, -1), (1.4, 1.5, 0), (9, 0, 0), (np.nan, 1, -1)):
         answer = decide(sure, LABELS, DecisionSpec(novelty=limit), novelty)

@@ -238,7 +238,7 @@ def test_resume_of_nothing(tmp_path, here):
         (["--epochs", "-1"], "train.epochs is -1, expected 0 to"),
         (["--data", "digits", "--weights", "nothing.h5"], "does not exist"),
         (["--data", "digits", "--weights", "imagenet"], "which exists for vgg16, resnet50, mobilenet_v1"),
-        (["nothing.toml"], "write a complete one with edgerec recipe > nothing.toml"),
+        (["nothing.toml"], "write a recipe with all keys with edgerec recipe > nothing.toml"),
     ],
 )
 def test_train_refuses(tmp_path, here, arguments, said):
