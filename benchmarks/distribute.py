@@ -33,10 +33,10 @@ def addresses(count: int) -> list[str]:
 
 def workers(count: int, together: bool = True) -> dict[str, float]:
     """What the first of so many processes measured; if not ``together``, each trains a model of its own."""
-    replicas = addresses(count)
+    workers = addresses(count)
     processes = []
     for index in range(count):
-        config = {"cluster": {"worker": replicas}, "task": {"type": "worker", "index": index}}
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         environment |= {"TF_CONFIG": json.dumps(config)} if together else {}
         command = [sys.executable, __file__, "--worker", "--batch", str(BATCH if together else BATCH // count)]

@@ -1,4 +1,4 @@
-"""What a training of an autoencoder leaves: its errors, the threshold above which a picture is new, and pictures."""
+"""Evaluate an autoencoder: reconstruction errors, the threshold for novel images, and plots."""
 
 from __future__ import annotations
 
@@ -19,41 +19,50 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# Part of the validation pictures that stay known.
+# Fraction of the validation images whose reconstruction error does not exceed the threshold.
 KNOWN_FRACTION = 0.99
+# Number of images in the plot of the reconstructions.
 SHOWN = 8
 
+# Mean squared error of each image, float32 ``(N,)``.
 Errors = npt.NDArray[np.float32]
 
 
 def check_autoencoder(recipe: Recipe) -> None:
-    """Refuse what means nothing to an autoencoder; raises :class:`RecipeError` with the key."""
-    what = f"model.arch is {recipe.model.arch!r}, an autoencoder"
+    """Raise :class:`RecipeError` if a recipe key is set to a value that an autoencoder cannot use."""
+    arch = f"an autoencoder (model.arch={recipe.model.arch!r})"
     if recipe.data.normalise == "pixels":
-        raise RecipeError(f"{what}: data.normalise is 'pixels', expected unit or signed, in which errors are measured")
+        raise RecipeError(
+            f"Cannot train {arch} with data.normalise='pixels', because reconstruction errors are measured in "
+            "normalized pixels: set data.normalise to unit or signed"
+        )
     if recipe.model.pretrained:
         raise RecipeError(
-            f"{what}: model.weights is {recipe.model.weights!r}, expected none: it starts from random ones"
+            f"Cannot train {arch} with model.weights={recipe.model.weights!r}, because its training starts from random "
+            "weights: set model.weights to none"
         )
     if recipe.distill.teachers:
-        raise RecipeError(f"{what}, which learns its pictures: distill.teachers is for a classifier, leave it empty")
+        raise RecipeError(
+            f"Cannot train {arch} with distill.teachers, because distillation is for a classifier: leave "
+            "distill.teachers empty"
+        )
 
 
 def fit_threshold(errors: Errors, known: float) -> float:
-    """The error that so large a part of the validation pictures does not exceed.
+    """Return the reconstruction error that the fraction ``known`` of the validation images does not exceed.
 
     Args:
-        errors: of the validation pictures, ``(N,)``.
-        known: the part, 0 to 1.
+        errors: reconstruction errors of the validation images, ``(N,)``.
+        known: the fraction, 0 to 1.
     """
     if len(errors) * (1 - known) < 1:
         log.warning(
-            "%d validation pictures are few to find the error that %g of them do not exceed: it is that of the worst; "
-            "more pictures, or a smaller part, make it surer",
+            "%d validation images are too few to estimate the error that a fraction of %g of them does not exceed: "
+            "the threshold is the largest error. Add images, or choose a smaller fraction",
             len(errors),
             known,
         )
-    # One of the errors themselves, and so not below what it should let through.
+    # The method "higher" returns one of the errors, so that rounding cannot put the threshold below this error.
     return float(np.quantile(errors.astype(np.float64), known, method="higher"))
 
 
@@ -95,15 +104,15 @@ def plot_reconstructions(
     order = np.argsort(errors, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
     originals = dataset.images[part[chosen]]
-    given = np.asarray(model(normalise.apply(originals.astype(np.float32)), training=False))
-    again = np.clip(np.rint(given * normalise.std + normalise.mean), 0, 255).astype(np.uint8)
+    outputs = np.asarray(model(normalise.apply(originals.astype(np.float32)), training=False))
+    reconstructed = np.clip(np.rint(outputs * normalise.std + normalise.mean), 0, 255).astype(np.uint8)
     figure = new_figure(1.5 * len(chosen), 3.7)
     figure.suptitle("images (above) and their reconstructions, from the smallest error to the largest", fontsize=10)
-    for row, pictures in zip(figure.subplots(2, len(chosen), squeeze=False), (originals, again), strict=True):
-        for axes, picture, error in zip(row, pictures, errors[chosen], strict=True):
+    for row, images in zip(figure.subplots(2, len(chosen), squeeze=False), (originals, reconstructed), strict=True):
+        for axes, image, error in zip(row, images, errors[chosen], strict=True):
             axes.set_axis_off()
-            axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-            if pictures is again:
+            axes.imshow(image[:, :, 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
+            if images is reconstructed:
                 axes.set_title(f"{error:.4f}", fontsize=8)
     save_figure(figure, path)
 
@@ -114,9 +123,9 @@ def plot_error_histogram(errors: Errors, threshold: float, path: Path) -> None:
     bins = np.geomspace(low, max(float(errors.max()), threshold, 1.01 * low), 60)
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
-    axes.hist(np.maximum(errors, low), bins=bins, color=BLUE, alpha=0.7, label="held-out pictures")
+    axes.hist(np.maximum(errors, low), bins=bins, color=BLUE, alpha=0.7, label="test images")
     axes.axvline(threshold, color=ORANGE, label=f"threshold {threshold:.3g}")
-    axes.set(xscale="log", xlabel="reconstruction error", ylabel="pictures")
+    axes.set(xscale="log", xlabel="reconstruction error", ylabel="number of images")
     axes.margins(x=0.02)
     label_log_axis(axes.xaxis)
     axes.grid(alpha=0.25, color=GREY)

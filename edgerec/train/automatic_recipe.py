@@ -22,6 +22,7 @@ from edgerec.utils.progress import Listener, Progress
 
 log = logging.getLogger(__name__)
 
+# Values that model.weights accepts, for error messages.
 WEIGHTS = "none, imagenet, a run, or a .keras or .h5 file"
 
 
@@ -30,8 +31,8 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
 
     ``data.input_size`` changes only if ``model.arch`` is ``auto``. If ``model.weights`` names a run, ``auto`` uses the
     architecture of the run. If it names another file, ``auto`` uses the network in the file. Otherwise the rules in
-    ``models/auto.py`` choose the architecture, and the log states the choice and the reason. If the rule that applies
-    uses ImageNet weights, but Keras cannot provide them, a rule without ImageNet weights is used instead.
+    ``models/automatic.py`` choose the architecture, and the log states the choice and the reason. If the rule that
+    applies uses ImageNet weights, but Keras cannot provide them, a rule without ImageNet weights is used instead.
 
     Raises:
         EdgerecError: the target does not exist, or the data cannot be read.
@@ -62,8 +63,8 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
         rule = _without_missing_weights(recipe, rule, situation, listener)
     chosen = _applied(recipe, rule, situation)
     if rule.imagenet:
-        having = [name for name, known in ARCHITECTURES.items() if known.imagenet]
-        imagenet.checked(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, having)
+        with_weights = [name for name, known in ARCHITECTURES.items() if known.imagenet]
+        imagenet.checked(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, with_weights)
     weights = "ImageNet weights" if rule.imagenet else "random weights"
     network, size = f"{rule.arch}, width {chosen.model.width:g}, {weights}", chosen.data.input_size
     log.info("arch auto: %s, %d px input, because %s (%s)", network, size, rule.reason, situation)
@@ -81,6 +82,7 @@ def with_epochs(train: TrainSection, images: int) -> TrainSection:
 
 
 def _situation(section: DataSection, target: Target | None) -> Situation:
+    """Return the facts about the images and the target that the rules for the architecture depend on."""
     summary = summarize(section)
     input_px = section.input_size or (summary.side_px if summary.packed else 0)
     channels = section.channels or summary.channels
@@ -110,16 +112,17 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
         return choose(situation, imagenet=False)
     finally:
         listener(Progress("downloading weights", 1, 1))
-        keras().utils.set_random_seed(recipe.seed)  # building a model for the weights used random numbers
+        keras().utils.set_random_seed(recipe.seed)  # building the model with these weights has used random numbers
     return rule
 
 
 def _applied(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
-    low = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
+    """Return the recipe with the architecture, width, weights and input size of a rule; set values are kept."""
+    min_px = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
     keys: Mapping[str, Any] = {
         "arch": rule.arch,
         "width": recipe.model.width or rule.width,
         "weights": "imagenet" if rule.imagenet else "none",
     }
-    side = situation.input_px or min(max(situation.side_px, low), rule.max_input_px)
-    return replace(recipe, data=replace(recipe.data, input_size=side), model=replace(recipe.model, **keys))
+    size_px = situation.input_px or min(max(situation.side_px, min_px), rule.max_input_px)
+    return replace(recipe, data=replace(recipe.data, input_size=size_px), model=replace(recipe.model, **keys))

@@ -1,6 +1,7 @@
-"""The only place that picks the Keras.
+"""Load Keras, and provide the Keras functions that the other modules share.
 
-It is tf_keras (Keras 2): tensorflow-model-optimization refuses the layers of Keras 3.
+This is the only module that chooses the version of Keras: tf_keras (Keras 2), because tensorflow-model-optimization
+does not accept layers of Keras 3.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
+# File in which Linux lists the features of the CPU.
 CPU = Path("/proc/cpuinfo")
 
+# Packages whose versions are recorded with each result.
 PACKAGES = ("edgerec", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
 
 def keras() -> Any:
-    """The Keras module. On first use TensorFlow is loaded, its chatter kept away unless the log is at DEBUG."""
+    """Return the module ``tf_keras``; the first call imports TensorFlow.
+
+    Messages that TensorFlow writes to stderr during the import are suppressed, unless the log level is DEBUG.
+    """
     if "tf_keras" in sys.modules:
         return sys.modules["tf_keras"]
     if logging.getLogger("edgerec").isEnabledFor(logging.DEBUG):
@@ -39,7 +45,7 @@ def keras() -> Any:
         log.info("starting TensorFlow …")
     with captured_stderr():
         tensorflow = require("tensorflow")
-        tensorflow.config.list_physical_devices("GPU")  # what it has to say about drivers, it says here
+        tensorflow.config.list_physical_devices("GPU")  # prints messages about drivers, which are captured here
         module = require("tf_keras")
     tensorflow.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel("ERROR")
@@ -47,45 +53,45 @@ def keras() -> Any:
 
 
 def without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, and what it calls, for TensorFlow to trace as they stand.
+    """Return a wrapper of a function that TensorFlow traces without AutoGraph.
 
-    Otherwise AutoGraph first rewrites each of them, in case an ``if`` or ``for`` depends on a tensor. None does here,
-    and a third of the time to a first step went into that.
+    AutoGraph rewrites the function and all functions that it calls, so that an ``if`` or ``for`` may depend on a
+    tensor. The functions in edgerec do not need this. AutoGraph took a third of the time until the first training step.
     """
-    written: Callable[..., Any] = require("tensorflow").autograph.experimental.do_not_convert(function)
-    return written
+    unconverted: Callable[..., Any] = require("tensorflow").autograph.experimental.do_not_convert(function)
+    return unconverted
 
 
 def prepare(section: TrainSection, seed: int) -> None:
-    """Choose the device, the precision and the random state for what is built from now on.
+    """Set the device, the dtype policy and the random seed for all models that this process builds afterwards.
 
     Raises:
-        EdgerecError: a GPU is asked for and TensorFlow sees none.
+        EdgerecError: ``train.device`` is ``gpu``, but TensorFlow finds no GPU.
     """
     keras()
     tf = require("tensorflow")
     gpus = tf.config.list_physical_devices("GPU")
     if section.device == "gpu" and not gpus:
         raise EdgerecError(
-            "train.device is 'gpu', TensorFlow sees none: "
-            'pip install "edgerec[train-gpu]" and look at nvidia-smi, or use --device cpu'
+            "Cannot use train.device='gpu', because TensorFlow finds no GPU: check the driver with nvidia-smi and run "
+            'pip install "edgerec[train-gpu]", or use --device cpu'
         )
     try:
         if section.device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)  # others may train on it too
+            tf.config.experimental.set_memory_growth(gpu, True)  # leave memory for other processes on the same GPU
     except RuntimeError:
         # TensorFlow fixes its devices at the first computation of the process.
-        logging.getLogger(__name__).debug("the devices were chosen earlier in this process")
+        log.debug("the device is not changed, because TensorFlow has already been used in this process")
     keras().mixed_precision.set_global_policy(_precision(section, bool(gpus)))
-    keras().backend.experimental.enable_tf_random_generator()  # dropout then has a state that reseed() can set
+    keras().backend.experimental.enable_tf_random_generator()  # gives dropout a state that reseed() can set
     keras().utils.set_random_seed(seed)
-    keras().backend.reset_uids()  # layers are called the same in every training, as weights in a file are found by name
+    keras().backend.reset_uids()  # weights in a file are found by layer name
 
 
 def _precision(section: TrainSection, gpu: bool) -> str:
-    """Keras' name of what is computed in: halves of float32 where the device has units for them."""
+    """Return the name of the Keras dtype policy: mixed precision if the device supports it, otherwise float32."""
     if not section.mixed_precision:
         return "float32"
     if gpu and section.device != "cpu":
@@ -93,26 +99,33 @@ def _precision(section: TrainSection, gpu: bool) -> str:
     if has_bfloat16_units():
         return "mixed_bfloat16"
     log.warning(
-        "train.mixed_precision brings nothing here, without a GPU, a CPU with AMX or AMD's with AVX512_BF16: "
-        "computing in float32"
+        "train.mixed_precision has no effect, because this machine has no GPU, no CPU with AMX and no AMD CPU with "
+        "AVX512_BF16: training in float32"
     )
     return "float32"
 
 
 def has_bfloat16_units() -> bool:
-    """Whether the CPU is faster in bfloat16 than in float32: with AMX, or AMD's AVX512_BF16, but not Intel's."""
+    """Return whether the CPU computes faster in bfloat16 than in float32.
+
+    This holds for CPUs with AMX and for AMD CPUs with AVX512_BF16, but not for Intel CPUs with AVX512_BF16 alone.
+    """
     try:
-        about = CPU.read_text(encoding="utf-8")
+        description = CPU.read_text(encoding="utf-8")
     except OSError:
         return False
-    return " amx_bf16" in about or ("AuthenticAMD" in about and " avx512_bf16" in about)
+    return " amx_bf16" in description or ("AuthenticAMD" in description and " avx512_bf16" in description)
 
 
 def reseed(model: Any, seed: int, epoch: int) -> None:
-    """Let what is random inside of a model, as dropout, follow from seed and epoch alone."""
-    layers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
-    generators = [found for random in layers if (found := getattr(random, "_generator", None)) is not None]
-    for number, generator in enumerate(generators):  # not by name: Keras counts the dropouts of a process
+    """Set the state of all random layers of a model, such as dropout, from the seed and the epoch.
+
+    A resumed training therefore draws the same random numbers as an uninterrupted one.
+    """
+    wrappers = [getattr(layer, "_random_generator", None) for layer in model.submodules]
+    states = [getattr(wrapper, "_generator", None) for wrapper in wrappers]
+    # Number the generators instead of using layer names, because Keras numbers layers across all models of a process.
+    for number, generator in enumerate(state for state in states if state is not None):
         generator.reset_from_seed(zlib.crc32(f"{seed} {epoch} {number}".encode()))
 
 
@@ -146,50 +159,51 @@ def compile_classifier(
         teacher_weight: weight of the distillation loss, 0 to 1; the label loss has the weight ``1 - teacher_weight``.
     """
     tf = require("tensorflow")
-    again, strategy = reconstructs(model), tf.distribute.get_strategy()
+    autoencoder, strategy = reconstructs(model), tf.distribute.get_strategy()
     if xla and strategy.num_replicas_in_sync > 1 and "CPU" in strategy.extended.worker_devices[0]:
         log.warning("train.xla has no effect on several CPU devices, because XLA cannot access their variables")
         xla = False
     loss_by_name = "categorical_crossentropy" if soft_labels else "sparse_categorical_crossentropy"
     model.compile(
         optimizer,
-        loss="mean_squared_error" if again else loss_by_name,
-        metrics=[] if again else ["accuracy"],
+        loss="mean_squared_error" if autoencoder else loss_by_name,
+        metrics=[] if autoencoder else ["accuracy"],
         steps_per_execution=steps_per_call,
         jit_compile=xla,
     )
     if micro_batches > 1 or teacher is not None:
 
         def loss(pixels: Any, classes: Any, scores: Any, weight: Any) -> Any:
-            labels = model.compute_loss(pixels, classes, scores, weight)
+            total = model.compute_loss(pixels, classes, scores, weight)
             if teacher is None:
-                return labels
+                return total
             devices = strategy.num_replicas_in_sync  # the gradients of all devices are summed
             # Do not scale the regularization losses by ``1 - teacher_weight``.
-            kept = tf.add_n(model.losses) / devices if model.losses else 0.0
-            distance = teacher(pixels, scores, weight) / devices
-            return kept + (1 - teacher_weight) * (labels - kept) + teacher_weight * distance
+            regularization = tf.add_n(model.losses) / devices if model.losses else 0.0
+            distillation = teacher(pixels, scores, weight) / devices
+            label_loss = total - regularization
+            return regularization + (1 - teacher_weight) * label_loss + teacher_weight * distillation
 
         model.train_step = partial(_accumulated_step, model, micro_batches, loss)
-    if again:
+    if autoencoder:
         model.train_step, model.test_step = (
             partial(_reconstruction_step, step) for step in (model.train_step, model.test_step)
         )
     model.train_step, model.test_step = without_autograph(model.train_step), without_autograph(model.test_step)
     scores = tf.zeros((1, *model.output_shape[1:]))
-    classes = scores if soft_labels or again else tf.zeros((1, 1), tf.int64)
+    classes = scores if soft_labels or autoencoder else tf.zeros((1, 1), tf.int64)
     model.compiled_loss.build(scores)
     model.compiled_metrics.build(scores, classes)
     model.optimizer.build(model.trainable_variables)
 
 
 def reconstructs(model: Any) -> bool:
-    """Whether a model is an autoencoder: what it gives has its input's shape."""
+    """Return whether a Keras model is an autoencoder, i.e. whether its output is an image of the shape of its input."""
     return len(model.output_shape) == 4 and model.output_shape == model.input_shape
 
 
 def _reconstruction_step(step: Callable[..., Any], data: Any) -> Any:
-    """A step of Keras' in which the pictures are what is to be learned."""
+    """Run a Keras training or test step in which the input images are also the targets."""
     pixels = keras().utils.unpack_x_y_sample_weight(data)[0]
     return step((pixels, pixels))
 
@@ -210,12 +224,13 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
     sums, scores = [tf.zeros_like(variable) for variable in variables], []
     pieces = [[None] * micro_batches if value is None else tf.split(value, micro_batches) for value in (x, y, weights)]
     for pixels, classes, weight in zip(*pieces, strict=True):
-        # One part at a time: side by side they would take the memory of the whole.
+        # The control dependency makes TensorFlow compute one micro-batch after the other. If they were computed in
+        # parallel, they would need as much memory as the whole batch.
         with tf.control_dependencies(sums), tf.GradientTape() as tape:
             scores.append(model(tf.identity(pixels), training=True))
-            found = loss(pixels, classes, scores[-1], weight)
-            found = optimizer.get_scaled_loss(found) if scaled else found
-        gradients = tape.gradient(found, variables)
+            value = loss(pixels, classes, scores[-1], weight)
+            value = optimizer.get_scaled_loss(value) if scaled else value
+        gradients = tape.gradient(value, variables)
         gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
         sums = [total + _dense(gradient) / micro_batches for total, gradient in zip(sums, gradients, strict=True)]
     optimizer.apply_gradients(zip(sums, variables, strict=True))
@@ -223,7 +238,10 @@ def _accumulated_step(model: Any, micro_batches: int, loss: Callable[..., Any], 
 
 
 def _dense(gradient: Any) -> Any:
-    """A gradient that can be summed: of weights that are looked up it comes in slices, of unused ones it is None."""
+    """Return a gradient as a dense tensor, so that gradients can be added.
+
+    The gradient of an embedding is sparse (``tf.IndexedSlices``), and the gradient of an unused weight is None.
+    """
     return 0.0 if gradient is None else require("tensorflow").convert_to_tensor(gradient)
 
 
@@ -245,7 +263,7 @@ def freeze_batch_normalization(model: Any) -> list[Any]:
 
 
 def copied(model: Any) -> Any:
-    """A model of the same layers and weights that shares none of them."""
+    """Return a copy of a model with the same weights; the copy shares no layers or variables with the model."""
     twin = without_autograph(keras().models.clone_model)(model)
     twin.set_weights(model.get_weights())
     return twin
@@ -301,11 +319,11 @@ def cause(error: BaseException) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what decides a result."""
-    found = {}
+    """Return the version of each installed package in :data:`PACKAGES`."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -23,24 +23,30 @@ log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[int, Any], None]
 
-# The epochs to come will take what these last ones took.
+# The remaining time is estimated from the mean duration of this many last epochs.
 _RECENT = 3
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Time and money of a training, so far and to come."""
+    """Time and cost of a training so far, and an estimate for the remaining epochs.
+
+    Attributes:
+        seconds: duration of the completed epochs, in seconds.
+        seconds_left: estimated duration of the remaining epochs, in seconds.
+        price_per_hour: price of the machine per hour, in any currency; 0 if it is not known.
+    """
 
     seconds: float
     seconds_left: float
     price_per_hour: float
 
     def __str__(self) -> str:
-        said = f"{duration(self.seconds)} so far, {duration(self.seconds_left)} to go"
+        time_text = f"{duration(self.seconds)} so far, {duration(self.seconds_left)} to go"
         if not self.price_per_hour:
-            return said
+            return time_text
         cost, left = (seconds / 3600 * self.price_per_hour for seconds in (self.seconds, self.seconds_left))
-        return f"{said}; cost {cost:.2f} so far, {left:.2f} to come"
+        return f"{time_text}; cost {cost:.2f} so far, {left:.2f} to come"
 
 
 def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCost:
@@ -51,16 +57,16 @@ def training_cost(history: list[dict[str, float]], recipe: Recipe) -> TrainingCo
 
 
 def duration(seconds: float) -> str:
-    """For people, as ``1:02:03``, or ``2:03`` where there are no hours."""
+    """Format a duration as ``1:02:03`` (hours, minutes, seconds), or as ``2:03`` if it is less than an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def checkpoints(run: Run) -> dict[int, Path]:
-    """The epochs whose model is there."""
-    found = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
-    return {int(path.stem.partition("-")[2]): path for path in found}
+    """Return the path of each checkpoint of a run, by the number of the epoch (counted from 1)."""
+    paths = (run.path / "checkpoints").glob("epoch-" + 5 * "[0-9]" + ".keras")
+    return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
@@ -71,9 +77,9 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
     """
     number = _stage_number(recipe, history[-1]) if history else 0
     for stage in stages(recipe)[number:]:
-        moved = stage.starting_at(len(history) - len(_rows(recipe, stage, history)))
-        if len(history) < moved.last and not early_end(recipe, moved, history):
-            return moved
+        actual = stage.starting_at(len(history) - len(_rows(recipe, stage, history)))
+        if len(history) < actual.last and not early_end(recipe, actual, history):
+            return actual
     return None
 
 
@@ -95,7 +101,7 @@ def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> 
     if train.max_hours and history:
         left_s = train.max_hours * stage.share * 3600 - sum(row["seconds"] for row in history)
         if history[-1]["seconds"] > left_s:
-            limit = f" ({stage.share:.0%} of it for {stage.about} and earlier stages)" * (stage.share < 1)
+            limit = f" ({stage.share:.0%} of this time is for {stage.about} and earlier stages)" * (stage.share < 1)
             return f"train.max_hours {train.max_hours:g}{limit} leaves no time for epoch {len(history) + 1}"
     if train.early_stopping and rows and len(history) - best_epoch(rows) >= train.early_stopping:
         return f"no better validation result for {train.early_stopping} epochs (train.early_stopping)"
@@ -103,11 +109,15 @@ def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> 
 
 
 def _rows(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the rows of the history that belong to a stage."""
     return [row for row in history if _stage_number(recipe, row) == stage.number]
 
 
 def _stage_number(recipe: Recipe, row: dict[str, float]) -> int:
-    """Return the number of the stage that an epoch belongs to. For older runs, which did not record it, compute it."""
+    """Return the number of the stage that an epoch belongs to.
+
+    Older versions did not record the stage in ``history.csv``. For their runs, the stage is computed from the recipe.
+    """
     plan = stages(recipe)
     number = row.get("stage", next((stage.number for stage in plan if row["epoch"] <= stage.last), 0))
     return min(int(number), len(plan) - 1)
@@ -125,7 +135,7 @@ def recorder(
         recipe: the resolved recipe.
         stage: the current stage.
         steps: number of steps per epoch.
-        team: the workers. All workers record the same times, so that all end a stage after the same epoch.
+        team: the workers. All of them record the same durations, so that they all end a stage after the same epoch.
         listener: receives the progress every few steps.
         on_epoch: called with the number and the model after every epoch.
     """
@@ -142,17 +152,18 @@ def recorder(
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.check("loss", logs, f", by step {batch + 1} of {steps}")
-            text = f"epoch {self.epoch + 1}/{epochs}  {format_metrics(logs)}"
+            status = f"epoch {self.epoch + 1}/{epochs}  {format_metrics(logs)}"
             done = self.epoch * steps + batch + 1
-            listener(Progress("training", done, epochs * steps, text))
+            listener(Progress("training", done, epochs * steps, status))
 
         def check(self, name: str, logs: Any, step: str = "") -> None:
+            """Raise :class:`TrainError` if the loss ``name`` is NaN or infinite."""
             loss = float(logs.get(name, 0.0))
             if not math.isfinite(loss):
                 raise TrainError(
                     f"the {name} became {loss} in epoch {self.epoch + 1}{step}: "
                     f"lower train.learning_rate (now {recipe.train.learning_rate:g}); "
-                    f"the checkpoints before stay in {run.path}"
+                    f"the checkpoints of earlier epochs are still in {run.path}"
                 )
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -166,9 +177,9 @@ def recorder(
             history = run.history()
             run.save_model(self.model, f"checkpoints/epoch-{epoch + 1:05d}.keras")
             team.merge_statistics(self.model)
-            kept = {epoch + 1, best_epoch(history)}
+            needed = {epoch + 1, best_epoch(history)}
             for number, path in checkpoints(run).items():
-                if number not in kept:
+                if number not in needed:
                     path.unlink()
             log.info(
                 "epoch %d/%d  %s  %.1f s  (%s)",
@@ -188,7 +199,7 @@ def recorder(
                     epoch + 1,
                     epochs,
                     reason,
-                    f"training {following.about}" if following else "measuring the best epoch",
+                    f"training {following.about}" if following else "evaluating the best epoch",
                 )
                 self.model.stop_training = True
 

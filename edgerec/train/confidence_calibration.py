@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# As in arXiv:1706.04599.
+# Number of bins, as in arXiv:1706.04599.
 BINS = 15
-# 95 % of a normal distribution lie within this number of standard deviations.
+# In a normal distribution, 95 % of the values lie within this number of standard deviations from the mean.
 DEVIATIONS = 1.96
 
 
@@ -22,9 +22,9 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     if count < 1:
         return 0.0, 1.0
     square = DEVIATIONS**2 / count
-    middle = (fraction + square / 2) / (1 + square)
-    reach = DEVIATIONS * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count)) / (1 + square)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    center = (fraction + square / 2) / (1 + square)
+    half_width = DEVIATIONS * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count)) / (1 + square)
+    return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,24 @@ class Reliability:
 
 
 def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64], bins: int = BINS) -> Reliability:
-    """The reliability of ``scores``, float32 ``(N, classes)`` in [0, 1], against the true ``classes``, ``(N,)``."""
+    """Return the calibration of scores.
+
+    Args:
+        scores: float32 ``(N, classes)``, 0 to 1.
+        classes: index of the true class of each image, int64 ``(N,)``.
+        bins: number of bins.
+    """
     best = scores.max(axis=1).astype(np.float64)
-    right = scores.argmax(axis=1) == classes
+    correct = scores.argmax(axis=1) == classes
     edges = np.linspace(0, 1, bins + 1)
-    place = np.digitize(best, edges[1:-1], right=True)
-    count = np.bincount(place, minlength=bins)
-    total_score = np.bincount(place, weights=best, minlength=bins)
-    total_right = np.bincount(place, weights=right, minlength=bins)
+    bin_index = np.digitize(best, edges[1:-1], right=True)
+    count = np.bincount(bin_index, minlength=bins)
+    total_score = np.bincount(bin_index, weights=best, minlength=bins)
+    total_correct = np.bincount(bin_index, weights=correct, minlength=bins)
     return Reliability(
-        ece=float(np.abs(total_right - total_score).sum() / len(best)),
+        ece=float(np.abs(total_correct - total_score).sum() / len(best)),
         score=float(best.mean()),
-        accuracy=float(right.mean()),
+        accuracy=float(correct.mean()),
         images=len(best),
         bins=tuple(
             Bin(
@@ -84,7 +90,7 @@ def reliability(scores: npt.NDArray[np.float32], classes: npt.NDArray[np.int64],
                 float(edges[i + 1]),
                 int(count[i]),
                 float(total_score[i] / count[i]) if count[i] else None,
-                float(total_right[i] / count[i]) if count[i] else None,
+                float(total_correct[i] / count[i]) if count[i] else None,
             )
             for i in range(bins)
         ),

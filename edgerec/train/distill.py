@@ -1,4 +1,4 @@
-"""Distillation: a small network learns what several large ones answer, not labels alone."""
+"""Distillation: train a small network (student) on the labels and on the outputs of finished models (teachers)."""
 
 from __future__ import annotations
 
@@ -25,38 +25,46 @@ def distill(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """Train a small network on the mean answer of finished runs, by the first one's recipe.
+    """Train a small network on the mean outputs of finished runs, with the recipe of the first run.
 
     Args:
-        teachers: runs, trained on the same pictures.
-        student: its architecture, trained from random weights.
-        out: the student's run.
-        changes: other keys of the recipe, dotted: ``{"model.width": 0.5, "distill.weight": 0.9}``.
-        overwrite: replace a run that is there.
-        listener: told of the progress.
+        teachers: folders of finished runs that were trained on the same images.
+        student: architecture of the student, which is trained from random weights.
+        out: folder of the student's run.
+        changes: changed recipe keys, such as ``{"model.width": 0.5, "distill.weight": 0.9}``.
+        overwrite: replace an existing run.
+        listener: receives the progress.
+
+    Returns:
+        The student's run.
 
     Raises:
-        EdgerecError: no such runs, or what :func:`edgerec.fit` raises.
+        EdgerecError: a teacher is not a finished run, or :func:`edgerec.fit` fails.
     """
     recipe = student_recipe(teachers, student).override(changes or {}, "changes")
     return fit(recipe, out, overwrite=overwrite, listener=listener)
 
 
 def student_recipe(teachers: Sequence[str | Path], arch: str) -> Recipe:
-    """The recipe of the first teacher for a student of another architecture, from random weights.
+    """Return the recipe for training a student: the recipe of the first teacher with another architecture.
+
+    The student starts from random weights.
 
     Raises:
-        EdgerecError: no finished run there.
-        RecipeError: teachers that saw other pictures than the first.
+        EdgerecError: a teacher is not a finished run of a classifier.
+        RecipeError: the teachers differ in their images, preprocessing or split, or there is no teacher.
     """
     if not teachers:
-        raise RecipeError("a student needs a teacher: name one run or more")
+        raise RecipeError("distillation needs at least one teacher: give one or more runs")
     runs = [Run.open_classifier(path) for path in teachers]
     first = runs[0].recipe
     for run in runs:
         check_same_data(run, first)
     paths = [str(real_path(run.path)) for run in runs]
-    if strange := next((path for path in paths if "," in path), None):
-        raise RecipeError(f"the run {strange} has a comma in its path, which separates teachers: rename it")
+    if invalid := next((path for path in paths if "," in path), None):
+        raise RecipeError(
+            f"Cannot use the run {invalid} as a teacher, because commas separate the paths in distill.teachers: rename "
+            "the folder, so that its path has no comma"
+        )
     model = replace(first.model, arch=arch, width=0.0, dropout=0.0, weights="none")
     return replace(first, model=model, distill=replace(first.distill, teachers=",".join(paths)))

@@ -15,7 +15,7 @@ from edgerec.utils.optional import require
 # its teachers. ``weights`` contains the weight of each image, or is None.
 DistillationLoss = Callable[..., Any]
 
-# What decides which pixels a network sees and which pictures it may learn from: a teacher's and a student's are equal.
+# Recipe keys that determine the preprocessing and the split. Teacher and student must have the same values.
 _SAME = (
     *("data.source", "data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise"),
     "data.preprocess_version",
@@ -29,7 +29,10 @@ def check_same_data(run: Run, recipe: Recipe) -> None:
     for key in _SAME:
         theirs, ours = _value(run.recipe, key), _value(recipe, key)
         if theirs != ours:
-            raise RecipeError(f"the teacher {run.path} has {key} = {theirs!r}, expected {ours!r} as the student has it")
+            raise RecipeError(
+                f"Cannot use the teacher {run.path}: its {key} is {theirs!r}, but that of the student is {ours!r}. Use "
+                "the same value for both"
+            )
 
 
 def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss | None:
@@ -40,7 +43,10 @@ def distillation_loss(recipe: Recipe, labels: Sequence[str]) -> DistillationLoss
     for run in runs:
         check_same_data(run, recipe)
         if run.labels != tuple(labels):
-            raise RecipeError(f"the teacher {run.path} knows {len(run.labels)} labels that are not the data's")
+            raise RecipeError(
+                f"Cannot use the teacher {run.path}: its {len(run.labels)} labels are not those of the data. Choose a "
+                "teacher that was trained on the same classes"
+            )
     return teacher_loss([in_training_precision(run.model()) for run in runs], recipe.distill.temperature)
 
 
@@ -61,8 +67,8 @@ def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> Distillatio
 
     def loss(pixels: Any, scores: Any, weights: Any = None) -> Any:
         mean = tf.add_n([tf.cast(model(pixels, training=False), tf.float32) for model in models]) / len(models)
-        wanted, given = softened(mean), softened(scores)
-        divergence = tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
+        target, log_scores = softened(mean), softened(scores)
+        divergence = tf.reduce_sum(tf.exp(target) * (target - log_scores), axis=-1)
         if weights is not None:
             divergence *= tf.cast(weights, divergence.dtype)
         return temperature**2 * tf.reduce_mean(divergence)
@@ -71,5 +77,6 @@ def teacher_loss(models: Sequence[Any], temperature: float = 1.0) -> Distillatio
 
 
 def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value of a recipe key such as ``data.fit``."""
     section, _, name = key.rpartition(".")
     return getattr(getattr(recipe, section) if section else recipe, name)

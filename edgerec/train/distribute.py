@@ -1,8 +1,8 @@
-"""Training on all GPUs of a machine, and on several machines (tf.distribute).
+"""Train on all GPUs of a machine, and on several machines, with ``tf.distribute``.
 
-Every worker runs the same program on its part of each batch, and gradients are averaged at each step, so that all have
-the same weights. TensorFlow saves a model only if all workers do: those that are not the chief write into a folder that
-is removed at the end.
+Every worker (process) runs the same program on a fraction of each batch. The gradients are averaged in each step, so
+that all workers have the same weights. The first worker is the chief, which writes the run. TensorFlow requires that
+all workers save a model together, so the other workers write to a temporary folder.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# How TensorFlow says that a worker does not answer.
+# Names of the TensorFlow exceptions that a lost connection to another worker causes.
 _LOST = ("UnavailableError", "AbortedError", "CancelledError", "InternalError", "DeadlineExceededError")
 
 
 @dataclass(frozen=True)
 class Team:
-    """The devices and processes that train one model; in most trainings one.
+    """The devices and workers that train one model. By default, this is one device in one worker.
 
     Attributes:
-        strategy: TensorFlow's; None where one device trains.
-        cluster: where other processes take part.
-        replicas: what of each batch this process computes.
+        strategy: TensorFlow's distribution strategy; None for a single device.
+        cluster: the workers; None if there is only one.
+        replicas: the replicas (devices) of this worker.
     """
 
     strategy: Any = None
@@ -52,21 +52,26 @@ class Team:
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes what is made."""
+        """Whether this worker writes the run."""
         return self.cluster is None or self.cluster.chief
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where the variables of a model are made that the team trains."""
+        """Return the context manager in which the variables of the trained model must be created."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def distribute(self, feed: Callable[[Replicas], Any]) -> Any:
-        """The batches for Keras, of a function that gives those of some replicas, one place's after the other."""
+        """Return the batches of all devices of this worker, for Keras.
+
+        Args:
+            feed: function that returns a ``tf.data.Dataset`` for some replicas. In each step, the dataset yields one
+                batch for each replica.
+        """
         if self.strategy is None:
             return feed(ONE_REPLICA)
         return self.strategy.distribute_datasets_from_function(lambda _: feed(self.replicas))
 
     def mean(self, value: float) -> float:
-        """The mean of all workers' values: the same number for all of them."""
+        """Return the mean of the values that all workers pass."""
         if self.cluster is None:
             return value
         tf = require("tensorflow")
@@ -82,17 +87,17 @@ class Team:
             model.set_weights(model.get_weights())
 
     def wait(self) -> None:
-        """Return when all workers are here."""
+        """Wait until all workers have called this method."""
         self.mean(0.0)
 
     def require_equal(self, facts: dict[str, Any]) -> None:
-        """Refuse to train where a worker has other facts than the chief.
+        """Raise an error in all workers if the facts of a worker differ from those of the chief.
 
         Args:
-            facts: JSON values, nested dictionaries or not; each should be the same for all.
+            facts: a dictionary of JSON values, which may be nested, such as the recipe.
 
         Raises:
-            TrainError: the first that is not, and whose it is; in all workers.
+            TrainError: a value differs. The message names the first such value and the worker.
         """
         if self.cluster is None:
             return
@@ -103,12 +108,12 @@ class Team:
         )
         chief: dict[str, Any] = {}
         for index, end in enumerate(sizes.cumsum()):
-            found = _flattened(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
-            chief = chief or found
-            if other := [key for key in chief if found.get(key) != chief[key]]:
+            worker = _flattened(json.loads(everything[end - sizes[index] : end].astype(np.uint8).tobytes()))
+            chief = chief or worker
+            if different := [key for key in chief if worker.get(key) != chief[key]]:
                 raise TrainError(
-                    f"{self.cluster.name(index)} has {other[0]} {found.get(other[0])!r}, the chief "
-                    f"{chief[other[0]]!r}: give all workers the same recipe, data and run folder"
+                    f"{self.cluster.name(index)} has {different[0]} {worker.get(different[0])!r}, but the chief has "
+                    f"{chief[different[0]]!r}: give all workers the same recipe, data and run folder"
                 )
 
     def check_batch(self, size: int, accumulate: int = 1) -> None:
@@ -119,25 +124,27 @@ class Team:
         """
         devices = self.replicas.total
         if size % (devices * accumulate):
-            each = f", each of which computes its share in {accumulate} steps (train.accumulate)" * (accumulate > 1)
+            each = f", and each device divides its share into {accumulate} micro-batches (train.accumulate)" * (
+                accumulate > 1
+            )
             raise RecipeError(
                 f"train.batch_size is {size}, expected a multiple of {devices * accumulate}: {devices} devices share "
                 f"a batch{each}"
             )
 
 
+# A single device in a single worker.
 ALONE = Team()
 
 
 @contextlib.contextmanager
 def connected_team(section: TrainSection) -> Iterator[Team]:
-    """The team that trains: all workers of ``TF_CONFIG``, with all GPUs of each.
+    """Connect all workers that ``TF_CONFIG`` lists, with all their GPUs.
 
-    It must be asked before TensorFlow computes anything. Where there are other workers, the block is left by all of
-    them at the same time.
+    Call this function before TensorFlow computes anything. At the end of the block, each worker waits for the others.
 
     Raises:
-        TrainError: a worker does not come, or is gone during the training.
+        TrainError: a worker did not connect in time, or its connection was lost during the training.
     """
     cluster = Cluster.from_environment()
     tf = require("tensorflow")
@@ -148,10 +155,12 @@ def connected_team(section: TrainSection) -> Iterator[Team]:
     total = strategy.num_replicas_in_sync
     own = total // len(cluster.addresses)
     team = Team(strategy, cluster, Replicas(cluster.index * own, own, total))
-    log.info("%s of %d workers, %d devices in all", cluster.name(cluster.index), len(cluster.addresses), total)
+    log.info(
+        "this is %s of %d workers with %d devices in total", cluster.name(cluster.index), len(cluster.addresses), total
+    )
     try:
         yield team
-        team.wait()  # TensorFlow takes one who leaves for one who was lost
+        team.wait()  # TensorFlow reports a worker that exits early as lost
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
         raise TrainError(_lost(cluster, str(error))) from None
 
@@ -176,7 +185,7 @@ def _mirrored(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
-@functools.cache  # TensorFlow connects a process once
+@functools.cache  # TensorFlow can connect a process only once
 def _connected(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
@@ -185,21 +194,25 @@ def _connected(cluster: Cluster, wait_s: float) -> Any:
             return require("tensorflow").distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise TrainError(
-            f"TensorFlow was used before the workers of TF_CONFIG met ({error}): begin with fit or quantize of a run"
+            f"Cannot connect the workers in TF_CONFIG, because this process has already used TensorFlow ({error}): "
+            "call fit or quantize first"
         ) from None
 
 
-def _lost(cluster: Cluster, said: str) -> str:
-    """What to do when TensorFlow says that a worker does not answer."""
-    tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", said)
-    gone = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
-    who = cluster.name(min(gone)) if gone and max(gone) < len(cluster.addresses) else "another worker"
-    return f"{who} is gone: start all workers again with --resume; they go on after the last checkpoint"
+def _lost(cluster: Cluster, message: str) -> str:
+    """Return the error message for a lost worker, given the message of TensorFlow's exception."""
+    tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
+    lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}
+    worker = cluster.name(min(lost)) if lost and max(lost) < len(cluster.addresses) else "another worker"
+    return f"The connection to {worker} was lost: start all workers again with --resume to continue"
 
 
 @contextlib.contextmanager
 def run_to_write(run: Run, team: Team) -> Iterator[Run]:
-    """The run, or for a worker that is not the chief a copy of it, which is gone after the block."""
+    """Return the run that this worker writes to: the chief writes to ``run``, other workers to a temporary copy.
+
+    The copy is removed at the end of the block.
+    """
     if team.chief:
         team.wait()
         yield run
@@ -209,14 +222,15 @@ def run_to_write(run: Run, team: Team) -> Iterator[Run]:
         own = scratch / run.path.name
         if run.begun:
             shutil.copytree(run.path, own, ignore=shutil.ignore_patterns("plots", "tensorboard"))
-        team.wait()  # the chief changes nothing before
+        team.wait()  # the chief does not change the run until all copies are complete
         yield Run(own)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _flattened(facts: dict[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flattened(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested dictionary as a flat one with keys such as ``train.epochs``."""
+    flat: dict[str, Any] = {}
     for key, value in facts.items():
-        found |= _flattened(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
+        flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

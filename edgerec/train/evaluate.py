@@ -1,4 +1,4 @@
-"""The same figures for any form of a model: run, bundle or .tflite file."""
+"""Measure the accuracy of a run, a bundle or a .tflite file on labeled images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgerec.runtime.model import ImageModel
 from edgerec.runtime.third_party import Finished
 from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_order
-from edgerec.train.origin import Origin, Sides, chosen_images, origin_of_bundle, origin_of_run
+from edgerec.train.origin import ImageSplits, Origin, chosen_images, origin_of_bundle, origin_of_run
 from edgerec.train.run import AGREEMENT, Run
 from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, Progress, ignore, steps
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
-# pixels uint8 (N, H, W, C) -> scores float32 (N, classes); of an autoencoder, reconstruction errors (N, 1)
+# Function that takes pixels, uint8 ``(N, H, W, C)``, and a progress listener. It returns the scores of a classifier,
+# float32 ``(N, classes)``, or the reconstruction errors of an autoencoder, float32 ``(N, 1)``.
 Scorer = Callable[[npt.NDArray[np.uint8] | SelectedImages, Listener], Reals]
 
 
@@ -67,7 +68,7 @@ class Figures:
     data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """Return the metrics as JSON values."""
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
@@ -82,7 +83,7 @@ class Figures:
 
     @property
     def measured(self) -> str:
-        """A description of the images, such as ``on 280 images (test; none of them was used for training)``."""
+        """Return a description of the images, such as ``on 280 images (test; none of them was used for training)``."""
         if self.training_images is None:
             origin = "it is not known whether the model was trained on them"
         elif self.training_images:
@@ -103,7 +104,7 @@ def figures(
     if invalid := int((~np.isfinite(scores).all(axis=1)).sum()):
         raise ModelError(
             f"the model gives scores that are not numbers (NaN) for {invalid} of {len(scores)} images: train or "
-            "convert it again"
+            "convert the model again"
         )
     metrics = require("sklearn.metrics")
     predicted, known = scores.argmax(axis=1), np.arange(len(labels))
@@ -172,20 +173,26 @@ def evaluate(
     if data is None and not subject.own_data:
         raise EdgerecError(f"{path} does not record where its images are: add --data")
     section = subject.data if data is None else replace(subject.data, source=one_or_tuple(data))
-    dataset, _ = load(section, flat=subject.answers is not None, listener=listener)
+    dataset, _ = load(section, flat=subject.pseudo_labels is not None, listener=listener)
     known = [origin for origin in subject.origins if origin.digest == dataset.digest]
     if data is None and not known:
-        raise DataError(f"{section.title} is not what {path} was trained on (its digest changed)")
-    sides = _sides(subject, dataset)
-    part, name = chosen_images(dataset, section.title, split, sides)
+        raise DataError(
+            f"{section.title} is not what {path} was trained on (its digest changed): restore the images, or choose "
+            "the data to measure with --data"
+        )
+    image_splits = _image_splits(subject, dataset)
+    part, name = chosen_images(dataset, section.title, split, image_splits)
     if not dataset.labels:
         if not known:
-            raise DataError(f"{section.title} has no class folders, so there are no labels to measure {path} against")
+            raise DataError(
+                f"{section.title} has no class folders, so its images have no labels to measure {path} against: put "
+                "the images of each class into a folder of their own"
+            )
         log.warning(AGREEMENT)
-        dataset = dataset.relabeled(subject.labels, subject.answers)
+        dataset = dataset.relabeled(subject.labels, subject.pseudo_labels)
     trained = None
-    if sides is not None and not any(origin.adopted for origin in subject.origins):
-        trained = int(np.any([some[part] == "train" for some in sides], axis=0).sum())
+    if image_splits is not None and not any(origin.adopted for origin in subject.origins):
+        trained = int(np.any([splits[part] == "train" for splits in image_splits], axis=0).sum())
     classes = _class_map(dataset, subject)[dataset.classes[part]]
     names = subject.labels or dataset.labels
     if assumed := not subject.labels and labels is None:
@@ -205,58 +212,80 @@ def evaluate(
     return result
 
 
-def _sides(subject: _Subject, dataset: Dataset) -> list[Sides] | None:
+def _image_splits(subject: _Subject, dataset: Dataset) -> list[ImageSplits] | None:
     """Return, for each model, the split that each image had in the model's training; None if it is not always known."""
-    sides = [some for origin in subject.origins if (some := origin.sides(dataset)) is not None]
-    return sides if sides and len(sides) == len(subject.origins) else None
+    known = [splits for origin in subject.origins if (splits := origin.image_splits(dataset)) is not None]
+    return known if known and len(known) == len(subject.origins) else None
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model of any form, opened."""
+    """A model that is ready to be evaluated.
+
+    Attributes:
+        score: function that takes a dataset, positions of images and a listener, and returns scores
+            ``(images, classes)``.
+        labels: label of each output; empty if they are not known.
+        data: data section of the recipe with the model's preprocessing.
+        classes: number of outputs.
+        origins: origin of the model; one for each model of an ensemble.
+        own_data: whether ``data`` names the images that the model was trained on.
+        pseudo_labels: predictions of an adopted model for its own images, by image name, if these images have no
+            labels.
+    """
 
     score: Callable[[Dataset, Indices, Listener], Reals]
     labels: tuple[str, ...]
     data: DataSection
     classes: int
-    origins: tuple[Origin, ...] = ()  # one for each model of an ensemble
+    origins: tuple[Origin, ...] = ()
     own_data: bool = False
-    answers: dict[str, str] | None = None  # of an adopted model, to its own pictures without labels
+    pseudo_labels: dict[str, str] | None = None
 
 
 def keras_scorer(model: Any, normalise: AnyNormalise) -> Scorer:
-    """Scores of a Keras model; of an autoencoder, the mean squared error of each picture."""
+    """Return a scorer for a Keras classifier or autoencoder. The score of an autoencoder is the mean squared error."""
 
     def score(pixels: npt.NDArray[np.uint8] | SelectedImages, listener: Listener) -> npt.NDArray[np.float32]:
         parts = []
         listener(Progress("evaluating", 0, len(pixels)))
         for start in range(0, len(pixels), EVALUATION_BATCH):
             batch = normalise.apply(pixels[start : start + EVALUATION_BATCH].astype(np.float32))
-            given = np.asarray(model(batch, training=False))
-            parts.append(_errors(given, batch) if given.shape == batch.shape else given)
+            outputs = np.asarray(model(batch, training=False))
+            parts.append(_errors(outputs, batch) if outputs.shape == batch.shape else outputs)
             listener(Progress("evaluating", min(start + EVALUATION_BATCH, len(pixels)), len(pixels)))
         return np.concatenate(parts)
 
     return score
 
 
-def _errors(given: Reals, wanted: Reals) -> Reals:
-    squares = np.square(given - wanted, dtype=np.float64)
-    return squares.reshape(len(given), -1).mean(axis=1, keepdims=True).astype(np.float32)
+def _errors(outputs: Reals, images: Reals) -> Reals:
+    """Return the mean squared error of each image, float32 ``(N, 1)``."""
+    squares = np.square(outputs - images, dtype=np.float64)
+    return squares.reshape(len(outputs), -1).mean(axis=1, keepdims=True).astype(np.float32)
 
 
 def tflite_scorer(model: ImageModel) -> Scorer:
-    """Scores of a .tflite model, by the runtime that the device uses."""
+    """Return a scorer for a .tflite model, which runs in the same interpreter as on the device."""
 
     return lambda pixels, listener: _one_by_one(map(model.scores, pixels), len(pixels), listener)
 
 
 def _one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Reals:
-    """float32 ``(count, classes)`` of scores that are computed as they are taken."""
+    """Compute the scores of one image after the other, and report the progress.
+
+    Args:
+        scores: an iterable that computes the scores of the next image, float32 ``(classes,)``.
+        count: number of images.
+        listener: receives the progress.
+
+    Returns:
+        float32 ``(count, classes)``.
+    """
     reported = steps(count)
     computed: list[Reals] = []
-    for position, one in enumerate(scores):
-        computed.append(one)
+    for position, image_scores in enumerate(scores):
+        computed.append(image_scores)
         if position in reported:
             listener(Progress("evaluating", position + 1, count))
     return np.stack(computed)
@@ -278,7 +307,7 @@ def _open(path: Path, normalise: str | None, activation: str | None, fit: Fit | 
         return _open_run(Run.open_classifier(path))
     if path.is_file() or (path / "manifest.json").is_file():
         return _open_bundle(Bundle.open(path))
-    raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file")
+    raise EdgerecError(f"{path} is neither a run, a bundle nor a .tflite file: check the path")
 
 
 def _open_run(run: Run) -> _Subject:
@@ -291,21 +320,21 @@ def _open_run(run: Run) -> _Subject:
         len(labels),
         origins=(origin_of_run(run),),
         own_data=True,
-        answers=run.pseudo_labels(),
+        pseudo_labels=run.pseudo_labels(),
     )
 
 
 def _open_bundle(bundle: Bundle) -> _Subject:
     classifier, manifest = Classifier(bundle, delegate=""), bundle.manifest
-    alike = len({spec.preprocess for spec in manifest.models}) == 1
+    same_preprocessing = len({spec.preprocess for spec in manifest.models}) == 1
 
     def score(dataset: Dataset, part: Indices, listener: Listener) -> Reals:
-        def seen(index: int) -> tuple[Image, ...]:
-            if alike:
+        def inputs(index: int) -> tuple[Image, ...]:
+            if same_preprocessing:
                 return (dataset.images[index],) * len(classifier.models)
             return classifier.pixels(dataset.original(index))
 
-        return _one_by_one((classifier.scores(seen(int(index))) for index in part), len(part), listener)
+        return _one_by_one((classifier.scores(inputs(int(index))) for index in part), len(part), listener)
 
     known = []
     for provenance in origins(manifest):
@@ -340,7 +369,9 @@ def _with_labels(subject: _Subject, path: Path, labels: str | Path) -> _Subject:
 
 def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSection:
     if spec.height != spec.width:
-        raise ModelError(f"{where} takes {spec.width}×{spec.height}; it is evaluated with a square input only")
+        raise ModelError(
+            f"Cannot evaluate {where}, because its input of {spec.width}×{spec.height} pixels is not square"
+        )
     return replace(
         base,
         input_size=spec.height,
@@ -354,14 +385,18 @@ def _data_section(spec: PreprocessSpec, base: DataSection, where: str) -> DataSe
 
 
 def _class_map(dataset: Dataset, subject: _Subject) -> npt.NDArray[np.int64]:
-    """The model's index for each of the data's classes."""
+    """Return the index of the model's output for each class of the data, int64 ``(classes of the data,)``."""
     if not subject.labels:
         if len(dataset.labels) != subject.classes:
-            raise DataError(f"the model has {subject.classes} classes, the data {len(dataset.labels)}")
+            raise DataError(
+                f"the model has {subject.classes} outputs, but the data has {len(dataset.labels)} classes: choose data "
+                "with the model's classes, or give the labels of the outputs with --labels"
+            )
         return np.arange(subject.classes)
     missing = [label for label in dataset.labels if label not in subject.labels]
     if missing:
         raise DataError(
-            f"the data has a class {missing[0]!r} that the model does not know ({', '.join(subject.labels[:10])})"
+            f"the data has a class {missing[0]!r} that the model does not know: remove or rename the folder of this "
+            f"class. The model's labels: {', '.join(subject.labels[:10])}"
         )
     return np.array([subject.labels.index(label) for label in dataset.labels])

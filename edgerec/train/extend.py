@@ -27,7 +27,7 @@ def extend(run: Run, epochs: int) -> None:
     The added epochs form a new stage that trains all layers. The optimizer and the learning-rate schedule restart.
     Early stopping counts from the first added epoch, and ``train.max_hours`` applies to the added epochs alone. The
     data, split and seed do not change, so that no test image is used for training. The run's model will be that of the
-    best epoch, among the earlier and the added epochs.
+    best of all epochs.
 
     The finished model and everything made from the model, such as variants, are moved to the folder
     ``after-N-epochs/`` of the run. This folder is itself a finished run.

@@ -1,4 +1,4 @@
-"""Training: a recipe in, a run out."""
+"""Train a model as a recipe describes, and write a run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
-# A Python call between steps costs more than a step of a small model: so many steps run in one.
+# Number of training steps in each call from Python to TensorFlow. For a small model, a single step is faster than the
+# call itself.
 STEPS_PER_CALL = 20
 
 
@@ -110,7 +111,7 @@ def fit(
                 log.info("%s is finished already", run.path)
                 return run
         else:
-            _refuse(run, recipe, overwrite)
+            _check_output(run, recipe, overwrite)
             _check_names(recipe)
         if reconstructs(recipe.model.arch):
             check_autoencoder(recipe)
@@ -118,17 +119,16 @@ def fit(
         with connected_team(recipe.train) as team, run_to_write(run, team) as own_run:
             recipe, dataset, parts = resolved(recipe, listener)
             team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
-            stages(recipe)  # fails before anything is written if the stages are not valid
+            stages(recipe)  # raises an error for invalid stages before anything is written
             with team.scope():
                 first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
                 if model is None:
-                    model = _begun(recipe, len(dataset.labels))
-            if resume:  # a newer version may split images by another rule than the version that began the run
+                    model = _initial_model(recipe, len(dataset.labels))
+            if resume:  # the version of edgerec that started the run may have split the images by another rule
                 parts = recorded_split(dataset, own_run.split_record)
             team.require_equal({"epoch": first_epoch, "data": dataset.digest} | recipe.without_source.to_dict())
-            teacher = distillation_loss(
-                recipe, dataset.labels
-            )  # behind the model, whose random weights it must not change
+            # Load the teachers after the model was built, because loading them changes the random state.
+            teacher = distillation_loss(recipe, dataset.labels)
             if not resume:
                 _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
                 if finish and team.chief:
@@ -145,7 +145,7 @@ def fit(
 
 
 def was_begun(recipe: Recipe, out: str | Path) -> bool:
-    """Return whether ``out`` has a training with the same recipe, so that the same command can begin and resume it.
+    """Return whether ``out`` has a training with the same recipe, so that the same command can start and resume it.
 
     Raises:
         RecipeError: ``out`` has a training with another recipe.
@@ -153,33 +153,33 @@ def was_begun(recipe: Recipe, out: str | Path) -> bool:
     run = Run.at(out)
     if not run.begun:
         return False
-    begun = run.recipe
-    wanted = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
-    for section, keys in wanted.to_dict().items():
+    recorded = run.recipe
+    requested = replace(recipe, data=with_absolute_paths(recipe.data), model=with_weights_file(recipe.model))
+    for section, keys in requested.to_dict().items():
         for key, value in keys.items() if isinstance(keys, dict) else {"": keys}.items():
             name = f"{section}.{key}" if key else section
-            found = getattr(getattr(begun, section), key) if key else getattr(begun, section)
+            old = getattr(getattr(recorded, section), key) if key else getattr(recorded, section)
             unset = UNRESOLVED | {"data.black_level": 0}
-            # The target only matters while the architecture is chosen.
-            chosen_by_training = name == "model.target" or (name in unset and value == unset[name])
+            # The target is only used to choose the architecture, so its value may change.
+            may_differ = name == "model.target" or (name in unset and value == unset[name])
             more = "; --resume --epochs +N adds epochs to a finished run" * (name == "train.epochs")
-            if value != found and not chosen_by_training:
+            if value != old and not may_differ:
                 raise RecipeError(
-                    f"{run.path} was begun with {name} {found!r}, now it is {value!r}: continue it unchanged with "
+                    f"{run.path} was started with {name} {old!r}, but now it is {value!r}: continue it unchanged with "
                     f"{command('train', '--resume', '--out', run.path)}, or choose another --out{more}"
                 )
     return True
 
 
 def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split]:
-    """Return the recipe with all automatic values chosen, its data set, and the split of the data set."""
+    """Return the recipe with values for all automatic keys, the data set, and the split of the data set."""
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
-    unlabelled = reconstructs(recipe.model.arch)  # an autoencoder learns from pictures alone
+    unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
     dataset, section = load(
         _sized(recipe),
         least_size_px=least_size_px(recipe.model.arch),
-        flat=unlabelled,
-        least_classes=1 if unlabelled else 2,
+        flat=unlabeled,
+        least_classes=1 if unlabeled else 2,
         listener=listener,
     )
     parts = split_dataset(dataset, section, recipe.seed)
@@ -187,7 +187,9 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
     size, accumulate = train.batch_size, train.accumulate
     if size < recipe.train.batch_size:
         log.warning(
-            "train.batch_size is %d: using %d, because there are no more training images", recipe.train.batch_size, size
+            "train.batch_size is %d, but there are fewer training images: using a batch size of %d",
+            recipe.train.batch_size,
+            size,
         )
     if size % accumulate:
         raise RecipeError(
@@ -199,7 +201,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
 
 @dataclass(frozen=True)
 class _Training:
-    """All that the stages of a training share."""
+    """What all stages of a training have in common."""
 
     run: Run
     recipe: Recipe
@@ -249,26 +251,31 @@ def with_absolute_paths(section: DataSection) -> DataSection:
 
     The paths of merged data sets are sorted, because their order has no effect.
     """
-    places = (
-        place if place in NAMED or is_remote(place) else str(real_path(user_path(place))) for place in section.sources
+    sources = (
+        source if source in NAMED or is_remote(source) else str(real_path(user_path(source)))
+        for source in section.sources
     )
-    placed_data = replace(section, source=one_or_tuple(sorted(places)))
-    if any("\udc80" <= character <= "\udcff" for place in placed_data.sources for character in place):
-        raise DataError(f"The path {placed_data.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
-    return placed_data
+    absolute = replace(section, source=one_or_tuple(sorted(sources)))
+    if any("\udc80" <= character <= "\udcff" for source in absolute.sources for character in source):
+        raise DataError(f"The path {absolute.title} is not valid UTF-8, so a recipe cannot contain it: rename it")
+    return absolute
 
 
 def _sized(recipe: Recipe) -> DataSection:
-    """The data's section with the input size of the file whose network is taken."""
+    """Return the data section; if the network comes from a file, with the input size of this network."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
     size = input_size_px(checked_source(recipe))
     if recipe.data.input_size not in (0, size):
-        raise RecipeError(f"data.input_size is {recipe.data.input_size}, {recipe.model.weights} takes {size} pixels")
+        raise RecipeError(
+            f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
+            f"{size} pixels: leave data.input_size out"
+        )
     return replace(recipe.data, input_size=size)
 
 
-def _refuse(run: Run, recipe: Recipe, overwrite: bool) -> None:
+def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
+    """Raise an error if the run's folder cannot be created or replaced."""
     inputs = [recipe.model.weights, *recipe.distill.teachers.split(",")]
     checked_output(run.path, inputs, data=recipe.data.source, folder=True)
     if run.begun and not run.finished and not overwrite:
@@ -279,7 +286,7 @@ def _refuse(run: Run, recipe: Recipe, overwrite: bool) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Let slips in names show before TensorFlow is loaded and pictures are read."""
+    """Raise an error for unknown names in the recipe before TensorFlow is loaded and images are read."""
     least_size_px(recipe.model.arch)
     if own.is_own(recipe.model.arch):
         own.find_function(recipe.model.arch)
@@ -287,6 +294,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _resumable(run: Run) -> Recipe:
+    """Return the recipe of a run; raise an error if there is no run to resume."""
     if not run.begun:
         raise EdgerecError(f"{run.path} cannot be resumed, because it is not a run: train without --resume")
     return run.recipe
@@ -295,6 +303,7 @@ def _resumable(run: Run) -> Recipe:
 def _start(
     run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
 ) -> None:
+    """Write the recipe, the labels and the split of a new run, and log the sizes of the subsets."""
     with replacing_folder(run.path, overwrite=overwrite) as partial:
         write_file(partial / "recipe.toml", recipe.to_toml())
         write_file(partial / "labels.txt", "".join(f"{label}\n" for label in dataset.labels))
@@ -306,20 +315,24 @@ def _start(
         len(parts.train),
         len(parts.val),
         len(parts.test),
-        f"held out for the test (listed in {run.path}/split.json)"
+        f"to test (listed in {run.path}/split.json)"
         if parts.held_out
-        else "in the data's own test split",
+        else "to test (the test split that the data defines)",
     )
 
 
 def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
+    """Return the number of completed epochs and the model of the last checkpoint that can be read.
+
+    The result is ``(0, None)`` if there is no such checkpoint.
+    """
     if dataset.digest != run.split_record["digest"]:
-        raise DataError(f"The images have changed since {run.path} was begun: train again with --overwrite")
+        raise DataError(f"The images have changed since {run.path} was started: train again with --overwrite")
     for path in sorted(checkpoints(run).values(), reverse=True):
         try:
             model = load_checkpoint(path)
         except UNREADABLE as error:
-            log.warning("%s cannot be read (%s): trying the one before", path, error)
+            log.warning("%s cannot be read (%s): trying the previous checkpoint", path, error)
             path.rename(path.with_suffix(".damaged"))
             continue
         epoch = int(path.stem.partition("-")[2])
@@ -328,26 +341,27 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
         log.info("resuming after epoch %d", epoch)
         return epoch, model
     if own.is_own(run.recipe.model.arch):
-        # A run may be somebody else's: nothing that it names is run.
+        # The run may come from another person, so its recipe must not cause any code to be executed.
         raise RunError(
-            f"{run.path} has no checkpoint, and its network is code ({run.recipe.model.arch}), which --resume does not "
-            "run: train again with --overwrite"
+            f"{run.path} has no checkpoint, and its network is your own code ({run.recipe.model.arch}), which --resume "
+            "does not execute: train again with --overwrite"
         )
     run.write_history([])
     log.info("no checkpoint in %s: starting at the first epoch", run.path)
     return 0, None
 
 
-def _begun(recipe: Recipe, classes: int) -> Any:
-    """The model before its first epoch."""
+def _initial_model(recipe: Recipe, classes: int) -> Any:
+    """Return the model with its initial weights."""
     model = _built(recipe, classes)
     if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
-        taken, total = load_weights(model, Path(recipe.model.weights))
-        log.info("%d of %d variables from %s", taken, total, recipe.model.weights)
+        loaded, total = load_weights(model, Path(recipe.model.weights))
+        log.info("loaded %d of %d variables from %s", loaded, total, recipe.model.weights)
     return model
 
 
 def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
+    """Return the TensorBoard callback in a list; an empty list if ``train.tensorboard`` is not set."""
     if not recipe.train.tensorboard:
         return []
     require("tensorboard")
@@ -355,6 +369,7 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
 
 
 def _built(recipe: Recipe, classes: int) -> Any:
+    """Build the recipe's network in the precision of the training."""
     model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
         check_opens(model, recipe.model.arch)
@@ -362,23 +377,24 @@ def _built(recipe: Recipe, classes: int) -> Any:
 
 
 def _best(run: Run) -> tuple[int, Any]:
-    """The best epoch whose checkpoint can be read, and its model."""
+    """Return the number of the best epoch whose checkpoint can be read, and the model of this checkpoint."""
     while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
         path = checkpoints(run)[best]
         try:
             return best, load_model(path)
         except ModelError as error:
-            log.warning("%s: taking the next best epoch", error)
+            log.warning("%s: using the next best epoch", error)
             path.rename(path.with_suffix(".damaged"))
     raise RunError(f"{run.path} has no checkpoint that can be read: train again with --overwrite")
 
 
 def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: Listener) -> None:
+    """Evaluate the model of the best epoch, and write the model, the plots and ``metrics.json``."""
     history = run.history()
     best, model = _best(run)
     if recipe.train.mixed_precision:
-        # Built again in float32, whatever the training computed in: that is what is converted.
+        # Rebuild the model in float32, because the conversion needs a float32 model.
         keras().mixed_precision.set_global_policy("float32")
         model = in_float32(model)
     if recipe.model.pretrained:
@@ -388,16 +404,16 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: 
     plots.learning_curves(history, best, run.path / "plots" / "learning_curves.png")
     row = next(row for row in history if row["epoch"] == best)
     if run.reconstructs:
-        found = evaluate_autoencoder(model, recipe, dataset, parts, run.path / "plots", listener) | {
+        metrics = evaluate_autoencoder(model, recipe, dataset, parts, run.path / "plots", listener) | {
             "val_loss": row["val_loss"]
         }
     else:
-        found = _measured(model, recipe, dataset, parts, run.path / "plots", listener)
-        found["val_accuracy"] = row["val_accuracy"]
-        found["majority_level"] = baseline.majority_level(found)
-        if problem := baseline.warning(found):
+        metrics = _evaluate_classifier(model, recipe, dataset, parts, run.path / "plots", listener)
+        metrics["val_accuracy"] = row["val_accuracy"]
+        metrics["majority_level"] = baseline.majority_level(metrics)
+        if problem := baseline.warning(metrics):
             log.warning("%s; %s", problem, baseline.ADVICE)
-    about = {
+    facts = {
         "best_epoch": best,
         "epochs": len(history),
         "seconds": round(sum(row["seconds"] for row in history), 1),
@@ -407,10 +423,10 @@ def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: 
         "data_digest": dataset.digest,
         "versions": versions(),
     }
-    run.write_json("metrics.json", found | about)
+    run.write_json("metrics.json", metrics | facts)
 
 
-def _measured(
+def _evaluate_classifier(
     model: Any, recipe: Recipe, dataset: Dataset, parts: Split, folder: Path, listener: Listener
 ) -> dict[str, Any]:
     """Return the metrics of a trained classifier on the test images, and write plots to ``folder``."""

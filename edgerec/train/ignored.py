@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 def ignored_keys(recipe: Recipe) -> dict[str, str]:
     """Return each key of a resolved recipe that is not at its default but has no effect, with the reason."""
     default, values = Recipe().to_dict(), recipe.to_dict()
-    found = {}
+    ignored = {}
     for key, reason in _without_effect(recipe):
         section, _, name = key.partition(".")
         if values[section][name] != default[section][name]:
-            found[key] = reason
-    return found
+            ignored[key] = reason
+    return ignored
 
 
 def warn_ignored(recipe: Recipe) -> None:
@@ -32,7 +32,7 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the keys that have no effect in this recipe, whatever their value is, and the reasons."""
     arch = recipe.model.arch
     if reconstructs(arch):
-        reason = f"{arch} is an autoencoder, which learns from images alone"
+        reason = f"the architecture {arch} is an autoencoder, which is trained without labels"
         yield "train.class_weights", reason
         yield "compress.teacher_weight", reason
     if arch == BACKBONE and recipe.model.width != 1:

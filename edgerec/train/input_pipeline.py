@@ -1,4 +1,4 @@
-"""Batches for training: shuffled, augmented, normalised; the same for the same seed and epoch."""
+"""Create the batches for training (shuffled, augmented and normalized) and evaluation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ from edgerec.utils.optional import require
 
 Indices = npt.NDArray[np.int64]
 
+# Number of images in a batch for evaluation.
 EVALUATION_BATCH = 256
-# Of packed data: shards that are open at a time, what is read at once of each, and how much is shuffled.
+# For packed data: number of shards that are read at the same time, size of the read buffer of each shard, and number of
+# records that are read from a shard before the next shard is read.
 OPEN_SHARDS, READ_BYTES, BLOCK = 8, 1 << 20, 64
-BUFFER_BYTES, BUFFER_PICTURES = 64 << 20, 16384
+# For packed data: maximum size of the shuffle buffer in bytes and in images.
+BUFFER_BYTES, BUFFER_IMAGES = 64 << 20, 16384
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Which parts of each batch a process computes: ``count`` from ``first`` on, of ``total`` equal ones."""
+    """The replicas (devices) of this process. Each replica computes an equal fraction of each batch.
+
+    Attributes:
+        first: number of this process's first replica, counted from 0 over all processes.
+        count: number of replicas in this process.
+        total: number of replicas in all processes.
+    """
 
     first: int = 0
     count: int = 1
@@ -37,20 +46,28 @@ class Replicas:
 
     @property
     def numbers(self) -> range:
-        """Of this process' parts."""
+        """Numbers of the replicas of this process."""
         return range(self.first, self.first + self.count)
 
 
+# A single device in a single process.
 ONE_REPLICA = Replicas()
 
 
-def batch_size(wanted: int, count: int) -> int:
-    """What is wanted for ``count`` pictures; for 0, a power of two of 16 to 128: small data needs many steps."""
-    return min(wanted or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
+def batch_size(requested: int, count: int) -> int:
+    """Return the batch size for ``count`` training images, at most ``count``.
+
+    If ``requested`` is 0, the batch size is a power of two from 16 to 128. It is smaller for fewer images, so that an
+    epoch has enough steps.
+    """
+    return min(requested or int(2 ** np.clip(np.floor(np.log2(count / 50)), 4, 7)), count)
 
 
 def steps_per_epoch(part: Indices, recipe: Recipe) -> int:
-    """Steps that see each picture of the part once, but for fewer than a batch, which are others in every epoch."""
+    """Return the number of steps in an epoch for the images at the positions ``part``.
+
+    The last incomplete batch of an epoch is left out. It has other images in each epoch.
+    """
     return len(part) // recipe.train.batch_size
 
 
@@ -61,6 +78,13 @@ def training_feed(
 
     The order of the images and the augmentation depend only on the seed and the epoch. A resumed run therefore gets
     the same batches as an uninterrupted run, and several processes together get the same images as a single process.
+
+    Args:
+        dataset: the images.
+        part: positions of the training images in the dataset, ``(N,)``.
+        recipe: the resolved recipe.
+        replicas: the devices of this process.
+        first_epoch: number of the first epoch, counted from 0.
 
     Returns:
         Batches ``(pixels, classes)``: float32 ``(batch_size / replicas.total, H, W, C)`` and int64
@@ -96,7 +120,7 @@ def training_feed(
 
 
 def _untuned(feed: Any) -> Any:
-    """A feed without the thread that tunes it, which Keras' fit waits for at its end."""
+    """Return the dataset without its autotuning thread, because Keras' ``fit`` waits for this thread at its end."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
     return feed.with_options(options)
@@ -105,23 +129,23 @@ def _untuned(feed: Any) -> Any:
 def _streamed(
     pack: Packed, recipe: Recipe, replicas: Replicas, steps: int, finish: Callable[..., Any], first_epoch: int
 ) -> Any:
-    """The same of packed data, whose shards are read from one end to the other.
+    """Return the same batches as :func:`training_feed` for packed data, whose shards are read sequentially.
 
-    In each epoch they come in another order, which is cut among the processes; several are open at a time, and what
-    comes out of them is shuffled, some thousand pictures at a time.
+    Each epoch has another order of the shards. Each process reads an equal fraction of this order. Several shards are
+    read at the same time, and their records are shuffled in a buffer of some thousand images.
     """
     tf = require("tensorflow")
     shards = pack.of("train")
     size = recipe.train.batch_size // replicas.total
-    own = steps * size * replicas.count  # pictures of an epoch
+    own = steps * size * replicas.count  # number of images that this process reads in an epoch
     paths = tf.constant([pack.path(shard) for shard in shards])
     counts = tf.constant([shard.pictures for shard in shards], tf.int64)
     features = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),
     }
-    picture_bytes = int(np.prod(pack.preprocess.shape))
-    window = size * int(max(4, min(BUFFER_BYTES // picture_bytes, BUFFER_PICTURES) // size))
+    image_bytes = int(np.prod(pack.preprocess.shape))
+    window = size * int(max(4, min(BUFFER_BYTES // image_bytes, BUFFER_IMAGES) // size))
 
     def epoch_of(epoch: Any) -> Any:
         seed = tf.stack([tf.constant(recipe.seed, tf.int64), epoch])
@@ -130,12 +154,12 @@ def _streamed(
         starts = tf.cumsum(sizes, exclusive=True)
         first = tf.constant(steps * size * replicas.first, tf.int64)
         skipped = tf.clip_by_value(first - starts, 0, sizes)
-        taken = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
+        remaining = tf.clip_by_value(first + own - starts, 0, sizes) - skipped
         return (
-            tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, taken))
+            tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), skipped, remaining))
             .filter(without_autograph(lambda path, skip, take: take > 0))
             .interleave(
-                without_autograph(opened),
+                without_autograph(open_shard),
                 cycle_length=OPEN_SHARDS,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
@@ -147,22 +171,22 @@ def _streamed(
             .enumerate(epoch * steps * replicas.count)
         )
 
-    def opened(path: Any, skipped: Any, taken: Any) -> Any:
-        # In blocks, which TensorFlow hands on much faster than single records.
-        return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skipped).take(taken).batch(BLOCK)
+    def open_shard(path: Any, skip: Any, take: Any) -> Any:
+        # TensorFlow passes on blocks of records much faster than single records.
+        return tf.data.TFRecordDataset(path, buffer_size=READ_BYTES).skip(skip).take(take).batch(BLOCK)
 
     def shuffled(number: Any, records: Any) -> Any:
-        # Not tf.data's own shuffle: TensorFlow takes no seed for it that follows from the epoch.
+        # The shuffle method of tf.data cannot be used, because its seed cannot depend on the epoch.
         order = tf.random.experimental.stateless_shuffle(
             tf.range(tf.shape(records)[0]), seed=tf.stack([tf.constant(recipe.seed, tf.int64), number])
         )
         return tf.reshape(tf.gather(records, order), [-1, size])
 
     def read(number: Any, records: Any) -> tuple[Any, ...]:
-        found = tf.io.parse_example(records, features)
-        pixels = tf.reshape(tf.io.decode_raw(found["image"], tf.uint8), [size, *pack.preprocess.shape])
+        parsed = tf.io.parse_example(records, features)
+        pixels = tf.reshape(tf.io.decode_raw(parsed["image"], tf.uint8), [size, *pack.preprocess.shape])
         number = number // replicas.count * replicas.total + replicas.first + number % replicas.count
-        return finish(pixels, found["label"], number)
+        return finish(pixels, parsed["label"], number)
 
     return _untuned(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -174,12 +198,12 @@ def _streamed(
 
 @contextmanager
 def reporting_damaged_records(dataset: Dataset) -> Iterator[None]:
-    """Say which record of which shard it is where TensorFlow finds one broken; raises :class:`DataError`."""
+    """Raise :class:`DataError` that names the damaged record and its shard if TensorFlow cannot read packed data."""
     errors = require("tensorflow").errors
     try:
         yield
     except (errors.DataLossError, errors.InvalidArgumentError):
-        # The first comes of a shard that is streamed, the second of a picture that is read.
+        # TensorFlow raises DataLossError for sequential reads, and InvalidArgumentError for reads of single images.
         if dataset.packed is not None:
             dataset.packed.verify()
         raise
@@ -221,7 +245,7 @@ def _finisher(
 
 
 def evaluation_steps(part: Indices, replicas: Replicas = ONE_REPLICA) -> int:
-    """Batches of :func:`evaluation_feed` for each place."""
+    """Return the number of batches of :func:`evaluation_feed` for each replica."""
     return -(-len(part) // (replicas.total * EVALUATION_BATCH))
 
 
@@ -233,9 +257,11 @@ def evaluation_feed(
     *,
     soft_labels: bool = False,
 ) -> Any:
-    """Each picture of the part once, in batches of about the same size: shapes and types as :func:`training_feed`.
+    """Return a ``tf.data.Dataset`` that yields each image at the positions ``part`` once, in nearly equal batches.
 
-    ``soft_labels`` gives classes as they are where pictures are mixed.
+    The batches ``(pixels, classes)`` have the dtypes of :func:`training_feed` and up to :data:`EVALUATION_BATCH`
+    images. With ``soft_labels``, the classes are one-hot encoded, float32 ``(batch, classes)``, as the loss expects
+    them if the training uses mixup or cutmix.
     """
     tf = require("tensorflow")
     steps = evaluation_steps(part, replicas)
@@ -254,5 +280,6 @@ def evaluation_feed(
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:
+    """Return the uint8 pixels of the images at the positions in ``batch``."""
     tf = require("tensorflow")
     return tf.numpy_function(lambda chosen: dataset.images[chosen], [batch], tf.uint8, stateful=False)

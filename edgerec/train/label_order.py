@@ -70,11 +70,11 @@ class LabelOrder:
 
     def describe(self) -> str:
         """Return a sentence with the counts and, if it is clearly better, the best order."""
-        assumed = f"{self.right} of {self.images} images have the right label"
+        assumed = f"{self.right} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed
         shown = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
-        return f"{assumed}; {self.right_reordered} would have it in the order: {shown}"
+        return f"{assumed}; {self.right_reordered} would be with the order: {shown}"
 
 
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
@@ -130,14 +130,14 @@ def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]
             try:
                 labels = read_labels(path, outputs)
             except DataError as error:
-                log.info("%s beside the model is not used: %s", path.name, error)
+                log.info("%s next to the model is not used: %s", path.name, error)
                 continue
             result[path] = labels
     return result
 
 
 def _belongs(path: Path, model: Path) -> bool:
-    """Return whether the name of a label file shows that it belongs to this model."""
+    """Return whether the name of a label file shows that the file belongs to this model."""
     own = path.stem.casefold().removeprefix(model.stem.casefold())
     return _GENERAL.fullmatch(own.strip(" _.-")) is not None or not own
 
@@ -155,7 +155,7 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
             log.info("%s has the same labels as the data, in the same order", path)
             continue
         same = sorted(beside) == sorted(labels)
-        what = "another order" if same else "other labels"
+        difference = "another order" if same else "other labels"
         if not same and not _belongs(path, model):
             log.warning(
                 "%s next to the model has other labels (%s): if they are the model's labels, add --labels",
@@ -164,7 +164,7 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
             )
             continue
         raise DataError(
-            f"{path} is next to {model.name} and has {what} ({_shown(beside)}) than the data's classes "
+            f"{path} is next to {model.name} and has {difference} ({_shown(beside)}) than the data's classes "
             f"({_shown(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
         )
 
@@ -178,9 +178,9 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
     if not order.doubtful:
         return
     if explicit:
-        log.warning("the outputs of %s do not fit the order of its labels: %s", where, order.describe())
+        log.warning("the outputs of %s do not match the order of its labels: %s", where, order.describe())
         return
-    cause = "are in another order than the data's classes" if order.clear else "do not fit the data's classes"
+    cause = "are in another order than the data's classes" if order.clear else "do not match the data's classes"
     raise DataError(
         f"the outputs of {where} {cause}: {order.describe()}. Give the labels in the order of the outputs with "
         f"--labels FILE, or accept the order of the data with --labels {FOLDERS}"
@@ -188,6 +188,7 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
 
 
 def _shown(labels: Sequence[str]) -> str:
+    """Return the first six labels as text."""
     return ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
 
 

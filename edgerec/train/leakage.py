@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Digests = npt.NDArray[np.bytes_]
 
+# Values of model.weights that do not name a file.
 RANDOM_OR_IMAGENET = ("none", "imagenet", AUTO)
 # A run is searched in this many parent folders of a model file, such as RUN/checkpoints/x.keras.
 DEPTH = 3
@@ -72,14 +73,14 @@ class Exposure:
 
     @classmethod
     def _of_run(cls, run: Run, dataset: Dataset) -> Exposure | None:
-        if run.recipe.model.arch == OWN:  # another tool trained it
+        if run.recipe.model.arch == OWN:  # another tool trained the model
             return None
         record = run.split_record
         if contents := record.get("contents"):
             return cls._recorded(contents, dataset, run.recipe.seed, vars(run.recipe.data))
         if dataset.contents is not None and dataset.digest == record["digest"]:
             parts, known = recorded_split(dataset, record), shortened(dataset.contents)
-            advice = "train it again, because an older version of edgerec split its images by another rule"
+            advice = "train this model again, because an older version of edgerec split its images by another rule"
             return cls(known[parts.train], known[parts.val], advice)
         return None
 
@@ -101,9 +102,9 @@ def with_weights_file(section: ModelSection) -> ModelSection:
 
 
 def run_of(path: str | Path) -> Run | None:
-    """Return the run that contains a model file, or that a folder is; None if the path is not in a run."""
-    for place in dict.fromkeys((Path(path).absolute(), real_path(path))):
-        for folder in (place, *place.parents[:DEPTH]):
+    """Return the run at a path, or the run that contains the model file at this path; None if there is no run."""
+    for location in dict.fromkeys((Path(path).absolute(), real_path(path))):
+        for folder in (location, *location.parents[:DEPTH]):
             if Run(folder).begun:
                 return Run(folder)
     return None
@@ -145,8 +146,8 @@ def refuse_exposed(path: str | Path, what: str, dataset: Dataset, parts: Split) 
     exposure = Exposure.of_file(path, dataset)
     if exposure is None or dataset.contents is None:
         log.warning(
-            "%s: it is not known which images it was trained on; if test images are among them, the accuracy measured "
-            "here is too high",
+            "%s: it is not known which images it was trained on; if test images are among them, the accuracy on the "
+            "test set is too high",
             what,
         )
         return None

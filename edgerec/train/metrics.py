@@ -1,4 +1,4 @@
-"""What a run's model is judged by: a classifier by its answers, an autoencoder by its reconstruction errors."""
+"""Compute the metrics of a run's model: accuracy of a classifier, reconstruction errors of an autoencoder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from edgerec.train.run import Run
 
 
 class ModelMetrics(Protocol):
-    """How outputs of any form of one run's model become figures.
+    """Metrics for the outputs of a run's model or of a variant of this model.
 
-    Outputs are what a :data:`~edgerec.train.evaluate.Scorer` gives: ``(N, classes)`` scores or ``(N, 1)`` errors.
+    The outputs come from a :data:`~edgerec.train.evaluate.Scorer`: scores of a classifier, float32 ``(N, classes)``, or
+    reconstruction errors of an autoencoder, float32 ``(N, 1)``.
 
     Attributes:
-        labels: one for each output that has one.
-        top1_name: what ``top1`` counts, in words.
+        labels: label of each output; empty for an autoencoder.
+        top1_name: description of the value that :meth:`top1` returns, for messages.
     """
 
     @property
@@ -33,24 +34,33 @@ class ModelMetrics(Protocol):
     def top1_name(self) -> str: ...
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
-        """A .tflite of it, for :func:`~edgerec.train.evaluate.tflite_scorer`."""
+        """Return a .tflite variant of the model, as :func:`~edgerec.train.evaluate.tflite_scorer` expects it.
+
+        Args:
+            content: the .tflite file.
+            normalise: normalization of the input.
+            options: further arguments of :class:`~edgerec.runtime.model.ImageModel`.
+        """
 
     def top1(self, outputs: Reals, classes: Indices) -> float:
-        """The part of the pictures that it gets right, 0 to 1."""
+        """Return the fraction of the images that are classified correctly, or recognized as known, 0 to 1."""
 
     def agreement(self, outputs: Reals, reference: Reals) -> float:
-        """How far it agrees with the float model, up to 1."""
+        """Return the agreement with the outputs of the float model (``reference``); 1 is the maximum."""
 
     def error(self, outputs: Reals) -> float | None:
-        """The mean reconstruction error, where it has one."""
+        """Return the mean reconstruction error; None for a classifier."""
 
     def figures(self, outputs: Reals, classes: Indices, labels: Sequence[str]) -> Figures:
-        """All of its figures on the test pictures."""
+        """Return all metrics for the outputs on the test images."""
 
 
 @dataclass(frozen=True)
 class ClassifierMetrics:
-    """Of a classifier: top-1 is the part of right answers, agreement that of the same answers."""
+    """Metrics of a classifier.
+
+    The agreement is the fraction of the images for which both models predict the same class.
+    """
 
     labels: tuple[str, ...]
     top1_name = "top-1"
@@ -73,12 +83,15 @@ class ClassifierMetrics:
 
 @dataclass(frozen=True)
 class AutoencoderMetrics:
-    """Of an autoencoder: top-1 is the part of the pictures that it knows, whose error is not above ``threshold``, the
-    float model's; agreement is Spearman's rank correlation with the float model's errors."""
+    """Metrics of an autoencoder.
+
+    ``top1`` is the fraction of known images, whose reconstruction error is not above the threshold of the float model.
+    The agreement is Spearman's rank correlation with the errors of the float model, -1 to 1.
+    """
 
     threshold: float
     labels: tuple[str, ...] = ()
-    top1_name = "known pictures"
+    top1_name = "known images"
 
     def model(self, content: bytes, normalise: Normalise, **options: Any) -> ImageModel:
         return Autoencoder(content, normalise, **options)
@@ -89,7 +102,7 @@ class AutoencoderMetrics:
     def agreement(self, outputs: Reals, reference: Reals) -> float:
         ours, theirs = (_ranks(errors[:, 0]) for errors in (outputs, reference))
         spread = float(ours.std() * theirs.std())
-        if not spread:  # all errors alike, on one side or both
+        if not spread:  # all errors of one model or of both models are equal
             return float(np.array_equal(ours, theirs))
         return float(np.mean((ours - ours.mean()) * (theirs - theirs.mean())) / spread)
 
@@ -109,11 +122,11 @@ class AutoencoderMetrics:
 
 
 def metrics_of(run: Run) -> ModelMetrics:
-    """What judges the forms of a run's model."""
+    """Return the metrics that suit the kind of a run's model."""
     return AutoencoderMetrics(run.metrics["threshold"]) if run.reconstructs else ClassifierMetrics(run.labels)
 
 
 def _ranks(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """The place of each value in their order; equal ones share their mean place."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+    """Return the rank of each value, counted from 1; equal values share their mean rank."""
+    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[groups]

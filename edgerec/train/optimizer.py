@@ -31,9 +31,12 @@ def optimizer(name: str, rate: Any, weight_decay: float = 0.0) -> Any:
     """
     options = {"learning_rate": rate, "weight_decay": weight_decay or None}
     optimizers = keras().optimizers
-    made = optimizers.SGD(momentum=0.9, nesterov=True, **options) if name == "sgd" else optimizers.Adam(**options)
-    made.exclude_from_weight_decay(var_names=[NOT_DECAYED])
-    return made
+    if name == "sgd":
+        result = optimizers.SGD(momentum=0.9, nesterov=True, **options)
+    else:
+        result = optimizers.Adam(**options)
+    result.exclude_from_weight_decay(var_names=[NOT_DECAYED])
+    return result
 
 
 def restored_optimizer(saved: Any, variables: Sequence[Any]) -> Any:

@@ -18,7 +18,7 @@ from edgerec.train.run import Run, separated_digests
 
 # Split of each image in a model's training, string ``(N,)``: ``train``, ``val`` or ``test``; empty for an image that
 # was not in the data set of the training.
-Sides = npt.NDArray[np.str_]
+ImageSplits = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Origin:
 
     Attributes:
         digest: digest of the data set; empty if it is not known.
-        sides: function that takes a data set and returns the split that each image had in the training; None if this
-            cannot be determined.
+        image_splits: function that takes a data set and returns the split that each image had in the training; None if
+            this cannot be determined.
         adopted: whether another tool trained the model, so that the training images are not known.
     """
 
     digest: str
-    sides: Callable[[Dataset], Sides | None]
+    image_splits: Callable[[Dataset], ImageSplits | None]
     adopted: bool = False
 
 
@@ -41,32 +41,32 @@ def origin_of_run(run: Run) -> Origin:
     """Return the origin of a run's model, as recorded in the run."""
     record = run.split_record
 
-    def sides(dataset: Dataset) -> Sides | None:
+    def image_splits(dataset: Dataset) -> ImageSplits | None:
         if dataset.digest == record["digest"]:
-            return _of_split(dataset, recorded_split(dataset, record))
+            return _split_names(dataset, recorded_split(dataset, record))
         contents = record.get("contents")
         if not contents or dataset.contents is None or not dataset.identifies(contents["of"]):
             return None
         known = shortened(dataset.contents)
-        found = np.full(len(known), "", "<U5")
+        splits = np.full(len(known), "", "<U5")
         for name in ("test", "val", "inherited", "train"):
-            found[np.isin(known, separated_digests(contents[name]))] = "train" if name == "inherited" else name
-        return found
+            splits[np.isin(known, separated_digests(contents[name]))] = "train" if name == "inherited" else name
+        return splits
 
-    return Origin(record["digest"], sides, "adopted" in run.metrics)
+    return Origin(record["digest"], image_splits, "adopted" in run.metrics)
 
 
 def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
     """Return the origin of a bundle's model, given the ``provenance`` and ``recipe`` stored in the bundle."""
     digest, summary = str(provenance.get("data_digest", "")), provenance.get("split")
 
-    def sides(dataset: Dataset) -> Sides | None:
+    def image_splits(dataset: Dataset) -> ImageSplits | None:
         same, tagged = bool(digest) and dataset.digest == digest, "test" in dataset.splits
         if not isinstance(summary, dict):
             # Older versions split images by another rule, but did not train on the test split that the data defines.
             return np.where(dataset.splits == "test", "test", "train") if same and tagged else None
         if same:
-            return _of_split(dataset, split_dataset(dataset, recipe.data, recipe.seed))
+            return _split_names(dataset, split_dataset(dataset, recipe.data, recipe.seed))
         if dataset.contents is None or not dataset.identifies(str(summary.get("of"))):
             return None
         try:
@@ -84,11 +84,11 @@ def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
         expected[np.isin(known, moved)] = "train"
         return expected
 
-    return Origin(digest, sides, "adopted" in provenance)
+    return Origin(digest, image_splits, "adopted" in provenance)
 
 
 def chosen_images(
-    dataset: Dataset, source: str, split: str | None, sides: list[Sides] | None
+    dataset: Dataset, source: str, split: str | None, image_splits: list[ImageSplits] | None
 ) -> tuple[npt.NDArray[np.int64], str]:
     """Return the positions of the images to measure a model on, and the name of their split.
 
@@ -96,7 +96,8 @@ def chosen_images(
         dataset: the images.
         source: name of the data set, for messages.
         split: the split that the user requested; None chooses images that the model was not trained on.
-        sides: for each model of an ensemble, the split of each image in the model's training; None if it is not known.
+        image_splits: for each model of an ensemble, the split of each image in the model's training; None if it is not
+            known.
 
     Raises:
         DataError: the requested split has no images, or all images were used for training.
@@ -104,7 +105,7 @@ def chosen_images(
     everything, tagged = np.arange(len(dataset.classes)), dataset.splits
     if split == "all":
         return everything, "all"
-    overlap = sides is not None and any((some != "").any() for some in sides)
+    overlap = image_splits is not None and any((splits != "").any() for splits in image_splits)
     if not overlap:
         if split is None and "test" not in tagged:
             return everything, "all"
@@ -115,13 +116,13 @@ def chosen_images(
                 "use --split all"
             )
         return part, name
-    assert sides is not None
+    assert image_splits is not None
     if split is not None:
-        part, name = everything[np.all([some == split for some in sides], axis=0)], split
+        part, name = everything[np.all([splits == split for splits in image_splits], axis=0)], split
     else:
-        unseen = np.all([(some == "test") | (some == "") for some in sides], axis=0)
+        unseen = np.all([(splits == "test") | (splits == "") for splits in image_splits], axis=0)
         part = everything[unseen]
-        new = np.any([some[part] == "" for some in sides], axis=0)
+        new = np.any([splits[part] == "" for splits in image_splits], axis=0)
         name = "held-out" if new.any() else "test"
     if not len(part):
         raise DataError(
@@ -131,9 +132,10 @@ def chosen_images(
     return part, name
 
 
-def _of_split(dataset: Dataset, split: Any) -> Sides:
-    found = np.full(len(dataset.classes), "", "<U5")
+def _split_names(dataset: Dataset, split: Any) -> ImageSplits:
+    """Return the name of each image's split, string ``(N,)``."""
+    names = np.full(len(dataset.classes), "", "<U5")
     for name in ("train", "val", "test"):
-        found[split.part(name)] = name
-    found[split.excluded] = "test"  # copies of validation or test images, not used for training
-    return found
+        names[split.part(name)] = name
+    names[split.excluded] = "test"  # copies of validation or test images, not used for training
+    return names

@@ -1,4 +1,4 @@
-"""Networks built again to compute in another precision: float32, or halves of it where they are faster."""
+"""Rebuild a model with another dtype policy: float32 or mixed precision."""
 
 from __future__ import annotations
 
@@ -11,51 +11,61 @@ from edgerec.train.backend import every_layer, keras
 
 log = logging.getLogger(__name__)
 
-# oneDNN's bfloat16 batch normalisation is fast for multiples of so many channels alone: 24 take over ten times as long.
-CHANNELS_TOGETHER = 16
+# The bfloat16 batch normalization of oneDNN is fast only if the number of channels is a multiple of 16. With 24
+# channels, it takes more than ten times as long.
+FAST_CHANNELS_MULTIPLE = 16
 
 
 def in_float32(model: Any) -> Any:
-    """The model as it is, or built again where some layer computes in another precision."""
+    """Return the model itself if all its layers compute in float32, otherwise a copy that does."""
     policies = {layer.dtype_policy.name for layer in every_layer(model)}
     if policies == {"float32"}:
         return model
-    log.info("%s computes in %s; it is taken in float32", model.name, " and ".join(sorted(policies)))
-    return _again(model, "float32")
+    log.info("%s computes in %s: converting the layers to float32", model.name, " and ".join(sorted(policies)))
+    return _rebuilt(model, "float32")
 
 
 def in_training_precision(model: Any) -> Any:
-    """The model with each layer in the precision in force (``train.mixed_precision``) where that is fast and safe.
+    """Return the model with the global dtype policy, which :func:`prepare` sets from ``train.mixed_precision``.
 
-    The rest is float32: the last two layers, logits and scores; on a CPU batch normalisation of few channels, and a
-    whole network with depthwise convolutions.
+    Some layers stay in float32. These are the last two layers (logits and scores) for numerical stability, and on a CPU
+    batch normalization whose number of channels is not a multiple of 16. On a CPU, a model with depthwise convolutions
+    stays in float32 completely, because bfloat16 makes it slower.
     """
     layers, policy = keras().layers, keras().mixed_precision.global_policy().name
     if policy == "float32":
         return model
     on_cpu = policy == "mixed_bfloat16"
     if on_cpu and any(isinstance(layer, layers.DepthwiseConv2D) for layer in every_layer(model)):
-        log.info("%s has depthwise convolutions, slower in bfloat16 on a CPU: computing in float32", model.name)
-        return _again(model, "float32")
+        log.info(
+            "%s has depthwise convolutions, which are slower in bfloat16 on a CPU: training in float32", model.name
+        )
+        return _rebuilt(model, "float32")
 
-    def stays(layer: Any) -> bool:
+    def stays_float32(layer: Any) -> bool:
         if layer in model.layers[-2:] or isinstance(layer, layers.InputLayer):
             return True
-        normalises = isinstance(layer, layers.BatchNormalization)
-        return bool(on_cpu and normalises and layer.output_shape[-1] % CHANNELS_TOGETHER)
+        is_normalization = isinstance(layer, layers.BatchNormalization)
+        return bool(on_cpu and is_normalization and layer.output_shape[-1] % FAST_CHANNELS_MULTIPLE)
 
-    return _again(model, policy, {layer.name for layer in every_layer(model) if stays(layer)})
+    return _rebuilt(model, policy, {layer.name for layer in every_layer(model) if stays_float32(layer)})
 
 
-def _again(model: Any, policy: str, kept: Collection[str] = ()) -> Any:
-    """The model built again by the policy, cells inside of layers too; the layers named in ``kept`` in float32."""
+def _rebuilt(model: Any, policy: str, float32_layers: Collection[str] = ()) -> Any:
+    """Return a copy of the model with another dtype policy, also for nested models and recurrent cells.
 
-    def changed(value: dict[str, Any]) -> dict[str, Any]:
+    Args:
+        model: the model.
+        policy: name of the Keras dtype policy.
+        float32_layers: names of the layers that compute in float32 instead.
+    """
+
+    def with_policy(value: dict[str, Any]) -> dict[str, Any]:
         if not {"dtype", "name"} <= set(value):
             return value
-        return value | {"dtype": "float32" if value["name"] in kept else policy}
+        return value | {"dtype": "float32" if value["name"] in float32_layers else policy}
 
-    config = json.loads(json.dumps(model.get_config()), object_hook=changed)
-    again = type(model).from_config(config)
-    again.set_weights(model.get_weights())
-    return again
+    config = json.loads(json.dumps(model.get_config()), object_hook=with_policy)
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    return copy

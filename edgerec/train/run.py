@@ -1,4 +1,4 @@
-"""A run: the folder that a training made, and everything in it."""
+"""Read and write a run, the folder that contains a trained model and its records."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from edgerec.utils.text import to_json
 
 log = logging.getLogger(__name__)
 
+# Columns of history.csv.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds", "stage")
 # Structure of the run's JSON files, see check_structure. Optional keys are missing in files of older versions.
 _CLASS = {"precision": float, "recall": float, "f1": float, "support": int}
@@ -91,46 +92,55 @@ COMPARISON = {"rows": [_ROW], "machine": str, "threads": int, "notes": [str]}
 
 # File inside the model.keras archive that lists the training images, so that a copied model file can be checked too.
 TRAINED_IMAGES = "edgerec_trained_images.json"
-# The same model for Keras 3.
+# File with the same model in the format of Keras 3.
 KERAS3 = "model_keras3.keras"
 # Maximum size of a text file in a run. The largest one is split.json, which lists all images.
 MAX_FILE_BYTES = 256 << 20
 # File that records the exported variants and their targets.
 EXPORTS = "exports.json"
-# The answers of an adopted model to pictures without labels.
+# File with the predictions of an adopted model for its images, if the images have no labels.
 PSEUDO_LABELS = "answers.json"
-AGREEMENT = "the pictures have no labels: figures are agreement with the float model's own answers, not accuracy"
+# Warning for metrics that were measured with pseudo-labels.
+AGREEMENT = (
+    "the images have no labels: all figures are the agreement with the float model's own predictions, not accuracy"
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder: ``recipe.toml model.keras labels.txt split.json history.csv metrics.json plots/ checkpoints/``,
-    ``model_keras3.keras`` for users of Keras 3, and one folder for each variant.
+    """The folder that a training writes.
 
-    A run that was made of somebody's SavedModel has ``saved_model/`` in place of ``model.keras``; one that was made
-    with pictures without labels has ``answers.json``. A run is finished when it has ``metrics.json``, written last.
+    The folder contains ``recipe.toml``, ``model.keras``, ``model_keras3.keras`` (the same model for Keras 3),
+    ``labels.txt``, ``split.json``, ``history.csv``, ``metrics.json``, ``plots/``, ``checkpoints/``, and one folder for
+    each variant. The run of an adopted SavedModel has ``saved_model/`` instead of ``model.keras``. The run of a model
+    that was adopted with unlabeled images has ``answers.json`` with the predictions of the model.
+
+    ``metrics.json`` is written last. A run is finished when it has this file.
     """
 
     path: Path
 
     @classmethod
     def at(cls, path: str | Path) -> Run:
-        """The run in that folder, begun or not; the working directory gets its name, which its bundle will need."""
+        """Return the run in a folder, which may not exist yet.
+
+        The paths ``.`` and ``..`` are replaced by absolute paths, because a bundle is named after the run's folder.
+        """
         return cls(real_path(path) if str(path) in (".", "..") else user_path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """A finished run; raises :class:`EdgerecError` when there is none."""
+        """Return a finished run; raise :class:`EdgerecError` if there is none in the folder."""
         run = cls.at(path)
         if not run.begun:
-            raise EdgerecError(f"{path} is not a run: make one with {command('train', 'DATA', '--out', path)}")
+            raise EdgerecError(f"{path} is not a run: create one with {command('train', 'DATA', '--out', path)}")
         if not run.finished:
             raise EdgerecError(f"{path} is unfinished: resume it with {command('train', '--resume', '--out', path)}")
         return run
 
     @classmethod
     def open_classifier(cls, path: str | Path) -> Run:
-        """A finished run of a classifier; raises :class:`RunError` for an autoencoder's, which knows no labels."""
+        """Return a finished run of a classifier; raise :class:`RunError` if its model is an autoencoder."""
         run = cls.open(path)
         if run.reconstructs:
             raise RunError(
@@ -152,28 +162,28 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether a training was begun here."""
+        """Whether a training has been started in this folder."""
         return (self.path / "recipe.toml").is_file() and (self.path / "split.json").is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether the training is complete and its model has been evaluated."""
         return (self.path / "metrics.json").is_file()
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe: no key is left to be chosen."""
+        """The resolved recipe, i.e. without automatic values."""
         recipe = Recipe.from_toml(self.path / "recipe.toml")
         if keys := recipe.unresolved:
             raise RunError(
-                f"{self.path}: recipe.toml is not what training wrote there ({keys[0]} is missing): "
+                f"{self.path}: recipe.toml is damaged ({keys[0]} has no value, although training always writes one): "
                 "train again with --overwrite"
             )
         return recipe
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One per class, in the order of the scores."""
+        """The label of each class, in the order of the model's scores."""
         labels: tuple[str, ...] = self._read("labels.txt", _parse_labels)
         if self.finished and self.metrics.get("labels", list(labels)) != list(labels):
             raise RunError(f"{self.path}: labels.txt is damaged (metrics.json has other labels): restore this file")
@@ -181,7 +191,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What training measured."""
+        """The content of ``metrics.json``."""
         own = ("error", "threshold") if self.reconstructs else ("accuracy", "val_accuracy")
         metrics: dict[str, Any] = self._read("metrics.json", _object(METRICS | dict.fromkeys(own, float)))
         if metrics["images"] < 1:
@@ -197,12 +207,12 @@ class Run:
 
     @property
     def reconstructs(self) -> bool:
-        """Whether its model is an autoencoder."""
+        """Whether the model of this run is an autoencoder."""
         return reconstructs(self.recipe.model.arch)
 
     @property
     def split_record(self) -> dict[str, Any]:
-        """The data's digest and which pictures were held out."""
+        """The content of ``split.json``, see :func:`split_record`."""
         return self._read("split.json", _object(SPLIT))
 
     def model(self) -> Any:
@@ -239,36 +249,40 @@ class Run:
             DataError: the images differ from those that the run was trained on.
         """
         recipe = self.recipe if source is None else self.recipe.override({"data.source": source}, "--data")
-        answers = self.pseudo_labels()
+        pseudo_labels = self.pseudo_labels()
         least = least_size_px(recipe.model.arch)
-        flat = answers is not None or self.reconstructs
+        flat = pseudo_labels is not None or self.reconstructs
         classes = 1 if self.reconstructs else 2
         dataset, _ = load(recipe.data, least_size_px=least, flat=flat, least_classes=classes, listener=listener)
         if dataset.digest != self.split_record["digest"]:
             names = "" if len(recipe.data.sources) == 1 else ", under the same folder names,"
             raise DataError(
                 f"{recipe.data.title} is not what {self.path} was trained on (its digest changed): restore the old "
-                f"images{names}, say where they are with --data, or train again"
+                f"images{names}, give their folder with --data, or train again"
             )
-        if answers is not None:
+        if pseudo_labels is not None:
             log.warning(AGREEMENT)
         split = recorded_split(dataset, self.split_record)
-        return dataset if self.reconstructs else dataset.relabeled(self.labels, answers), split
+        return dataset if self.reconstructs else dataset.relabeled(self.labels, pseudo_labels), split
 
     def pseudo_labels(self) -> dict[str, str] | None:
-        """The adopted model's answer to each picture by its name; None where the pictures have labels."""
+        """Return the label that an adopted model predicted for each image, by image name.
+
+        These labels replace the missing ones, so that variants can be compared with the adopted model. The result is
+        None if the images have labels.
+        """
         return self._read(PSEUDO_LABELS, _object({"*": str})) if (self.path / PSEUDO_LABELS).is_file() else None
 
     def variant(self, name: str) -> Path:
-        """The folder of one variant, which may not exist yet."""
+        """Return the folder of a variant, which may not exist yet."""
         return self.path / name
 
     def variants(self) -> dict[str, dict[str, Any]]:
-        """Each finished variant's report, by its name."""
-        found = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
+        """Return the report of each finished variant, by the name of the variant."""
+        names = [report.parent.name for report in sorted(self.path.glob("[!.]*/report.json"))]
         return {
             name: self._read(f"{name}/report.json", _object(REPORT))
-            for name in found
+            for name in names
             if (self.path / name / "model.tflite").is_file()
         }
 
@@ -329,7 +343,7 @@ class Run:
         write_file(self.path / name, to_json(value, indent=1) + "\n")
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
-        """One of the run's files; raises :class:`RunError` when it is missing or damaged."""
+        """Read and parse a file of the run; raise :class:`RunError` if the file is missing or damaged."""
         try:
             return parse(read_at_most(self.path / name, MAX_FILE_BYTES).decode())
         except FileNotFoundError:
@@ -367,8 +381,9 @@ def _object(structure: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
 
 def _parse_labels(text: str) -> tuple[str, ...]:
     labels = tuple(text.splitlines())
-    if len(set(labels)) < len(labels):  # the run of an autoencoder may have no labels
-        raise ValueError("it has a label twice")
+    # The run of an autoencoder may have no labels.
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label occurs twice")
     return labels
 
 
@@ -456,18 +471,20 @@ def separated_digests(text: str) -> npt.NDArray[np.bytes_]:
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
-    """The epoch with the highest validation accuracy; of equal ones, and of an autoencoder's, that with the lowest
-    loss."""
+    """Return the number of the epoch with the highest validation accuracy, counted from 1.
+
+    If several epochs have the same accuracy, or if the model is an autoencoder, the validation loss decides.
+    """
     return int(max(history, key=lambda row: (row.get("val_accuracy", 0.0), -row["val_loss"]))["epoch"])
 
 
 def format_metrics(row: Mapping[str, float]) -> str:
-    """What an epoch's or a step's figures say, for people: an autoencoder has no accuracy."""
+    """Format the metrics of an epoch or a step, such as ``loss 0.1234  accuracy 0.9500``."""
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
     return "  ".join(f"{key} {row[key]:.4f}" for key in keys if key in row)
 
 
 def best_int8(variants: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Of a run's variants the int8 one with the best validation top-1, which goes to a device; None without one."""
+    """Return the name of the int8 variant with the highest validation accuracy; None if there is no int8 variant."""
     top1 = {name: report["val_top1"] for name, report in variants.items() if report["precision"] == "int8"}
     return max(top1, key=lambda name: top1[name]) if top1 else None

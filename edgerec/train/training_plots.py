@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, confusion matrix, worst mistakes."""
+"""Draw the plots of a run: learning curves, confusion matrix and worst mistakes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from edgerec.data import Dataset
 from edgerec.train.evaluate import Figures
 from edgerec.utils.figures import BLUE, GREY, ORANGE, new_figure, plain, save_figure
 
-# Of more epochs the curve alone is seen.
-MOST_DOTS = 40
+# Maximum number of epochs that are marked with dots on a learning curve.
+MAX_DOTS = 40
 
 
 def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> None:
-    """Loss and, where there is one, accuracy of training and validation over the epochs; the chosen one is marked."""
+    """Draw the training and validation loss, and the accuracy if there is one, over the epochs.
+
+    Args:
+        history: rows of ``history.csv``.
+        best: number of the epoch whose model was selected; 0 if there is none yet.
+        path: PNG file to write.
+    """
     keys = [key for key in ("loss", "accuracy") if key in history[0]]
     figure = new_figure(4.5 * len(keys), 3.8)
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
@@ -27,13 +33,20 @@ def learning_curves(history: list[dict[str, float]], best: int, path: Path) -> N
 
 
 def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int, key: str) -> None:
-    """``loss`` or ``accuracy`` of training and validation; ``best`` is the epoch that was kept, 0 none yet."""
+    """Draw the curves of training and validation for one metric.
+
+    Args:
+        axes: Matplotlib axes.
+        history: rows of ``history.csv``.
+        best: number of the epoch whose model was selected; 0 if there is none yet.
+        key: ``loss`` or ``accuracy``.
+    """
     epochs = [row["epoch"] for row in history]
-    style = ".-" if len(epochs) <= MOST_DOTS else "-"
+    style = ".-" if len(epochs) <= MAX_DOTS else "-"
     axes.plot(epochs, [row[key] for row in history], style, color=GREY, label="training")
     axes.plot(epochs, [row[f"val_{key}"] for row in history], style, color=BLUE, label="validation")
     if best:
-        axes.axvline(best, color=ORANGE, linewidth=1, label=f"kept: epoch {best}")
+        axes.axvline(best, color=ORANGE, linewidth=1, label=f"selected: epoch {best}")
     axes.set(xlabel="epoch", title=key)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
@@ -41,29 +54,40 @@ def learning_curve(axes: Any, history: Sequence[Mapping[str, float]], best: int,
 
 
 def confusion_matrix(figures: Figures, path: Path) -> None:
-    """Rows are the true classes; the colour is the part of the row, the number the count."""
+    """Draw the confusion matrix. Rows are true classes, and columns are predicted classes.
+
+    The color shows the fraction of the row, and the number in a cell is the number of images.
+    """
     counts = np.array(figures.confusion)
-    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.5 * len(counts) + 2, 4, 24))
     figure = new_figure(size, size)
     axes = figure.subplots()
     names = [plain(label, 40) for label in figures.labels]
-    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {figures.accuracy:.2%} on {figures.images} images")
     ticks = range(len(counts))
     axes.set_xticks(ticks, names, rotation=90 if len(max(figures.labels, key=len)) > 2 else 0)
     axes.set_yticks(ticks, names)
     if len(counts) <= 30:
         for row, column in np.argwhere(counts):
-            colour = "white" if parts[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if fractions[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
     save_figure(figure, path)
 
 
 def worst_mistakes(
     dataset: Dataset, part: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], path: Path, most: int = 24
 ) -> None:
-    """Draw the wrong predictions of the float model with the highest scores, with the images in input resolution."""
+    """Draw the images with the wrong predictions that have the highest scores, in the resolution of the model's input.
+
+    Args:
+        dataset: the images.
+        part: positions of the images in the dataset, ``(N,)``.
+        scores: scores of the float model for these images, float32 ``(N, classes)``.
+        path: PNG file to write.
+        most: maximum number of images.
+    """
     classes, predicted = dataset.classes[part], scores.argmax(axis=1)
     wrong = np.flatnonzero(predicted != classes)
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")][:most]
@@ -71,10 +95,10 @@ def worst_mistakes(
     rows = max(1, -(-len(wrong) // columns))
     figure = new_figure(max(4.0, 1.9 * columns), 2.3 * rows + 0.4)
     total = int((predicted != classes).sum())
-    about = f"{total} {'mistake' if total == 1 else 'mistakes'} of the float model on {len(part)} test images"
+    title = f"{total} {'mistake' if total == 1 else 'mistakes'} of the float model on {len(part)} test images"
     if total > len(wrong):
-        about += f"; the {len(wrong)} with the highest scores"
-    figure.suptitle(about, fontsize=10 if columns > 3 else 8)
+        title += f"; the {len(wrong)} with the highest scores"
+    figure.suptitle(title, fontsize=10 if columns > 3 else 8)
     for cell, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if cell >= len(wrong):

@@ -19,9 +19,11 @@ from edgerec.train.optimizer import learning_rate
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("logits", "scores")
-# Steps in which the layers join: each is traced anew, which takes seconds.
-MOST_GROUPS = 4
+# Names of the layers of the head: the dense layer and the softmax.
+HEAD = ("logits", "scores")
+# Maximum number of groups of layers that are unfrozen one after the other. TensorFlow traces the training step again
+# for each group, which takes seconds.
+MAX_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ def stages(recipe: Recipe) -> list[Stage]:
     """
     train = recipe.train
     ends = [*restarts(recipe), train.epochs]
-    found = _first_stages(recipe, ends[0])
+    plan = _first_stages(recipe, ends[0])
     # A restart trains all layers, even if the first stages of the recipe train only the head or some of the layers.
     rate = train.learning_rate * (recipe.transfer.rate if recipe.model.pretrained else 1.0)
-    found += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
-    return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(found)]
+    plan += [Stage(0, first, last, 1.0, rate, train.schedule) for first, last in itertools.pairwise(ends)]
+    return [replace(stage, number=number, share=stage.last / train.epochs) for number, stage in enumerate(plan)]
 
 
 def restarts(recipe: Recipe) -> list[int]:
@@ -80,14 +82,14 @@ def restarts(recipe: Recipe) -> list[int]:
     """
     text, epochs = recipe.train.restarts, recipe.train.epochs
     try:
-        found = [int(number) for number in text.split(",")] if text.strip() else []
+        starts = [int(number) for number in text.split(",")] if text.strip() else []
     except ValueError:
-        found = [0]
-    if any(first >= second for first, second in itertools.pairwise([0, *found, epochs])):
+        starts = [0]  # fails the following check
+    if any(first >= second for first, second in itertools.pairwise([0, *starts, epochs])):
         raise RecipeError(
             f"train.restarts is {text!r}, expected increasing epochs below train.epochs ({epochs}), such as '10, 20'"
         )
-    return found
+    return starts
 
 
 def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
@@ -95,19 +97,19 @@ def _first_stages(recipe: Recipe, epochs: int) -> list[Stage]:
     train, transfer = recipe.train, recipe.transfer
     if not recipe.model.pretrained:
         return [Stage(0, 0, epochs, 1.0, train.learning_rate, train.schedule)]
-    alone = min(epochs, round(epochs * transfer.frozen))
-    joining = min(epochs - alone, round(epochs * transfer.unfreeze))
+    frozen = min(epochs, round(epochs * transfer.frozen))
+    unfreezing = min(epochs - frozen, round(epochs * transfer.unfreeze))
     rate = train.learning_rate * transfer.rate
-    found = []
-    if alone:
-        found.append(Stage(0, 0, alone, 0.0, train.learning_rate, "cosine" if alone < epochs else train.schedule))
-    groups = min(joining, MOST_GROUPS)
+    plan = []
+    if frozen:
+        plan.append(Stage(0, 0, frozen, 0.0, train.learning_rate, "cosine" if frozen < epochs else train.schedule))
+    groups = min(unfreezing, MAX_GROUPS)
     for number in range(groups):
-        first, last = (alone + joining * n // groups for n in (number, number + 1))
-        found.append(Stage(0, first, last, (number + 1) / (groups + 1), rate, "constant"))
-    if alone + joining < epochs:
-        found.append(Stage(0, alone + joining, epochs, 1.0, rate, train.schedule))
-    return found
+        first, last = (frozen + unfreezing * n // groups for n in (number, number + 1))
+        plan.append(Stage(0, first, last, (number + 1) / (groups + 1), rate, "constant"))
+    if frozen + unfreezing < epochs:
+        plan.append(Stage(0, frozen + unfreezing, epochs, 1.0, rate, train.schedule))
+    return plan
 
 
 def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
@@ -120,19 +122,19 @@ def stage_rate(recipe: Recipe, stage: Stage, steps: int) -> Any:
 def freeze_for_stage(model: Any, recipe: Recipe, stage: Stage) -> None:
     """Unfreeze the layers that a stage trains, and freeze all others, including the layers of nested models.
 
-    If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset, as
-    statistics of few images are less accurate than those of the data that the weights were trained on.
+    If ``transfer.freeze_bn`` is set, batch normalization before the head keeps its statistics, scale and offset,
+    because statistics of few images are less accurate than those of the data that the weights were trained on.
     """
     if not recipe.model.pretrained:
         return
     unfreeze(model)
-    body = [layer for layer in _leaves(model) if layer.weights and layer.name not in CLASSES]
-    learning = round(len(body) * stage.part)
+    body = [layer for layer in _leaves(model) if layer.weights and layer.name not in HEAD]
+    trainable = round(len(body) * stage.part)
     for number, layer in enumerate(body):
-        layer.trainable = number >= len(body) - learning and layer.name != RANGE
+        layer.trainable = number >= len(body) - trainable and layer.name != RANGE
     if recipe.transfer.freeze_bn:
         freeze_batch_normalization(model)
-    log.info("epoch %d: %d of %d layers before the head learn", stage.first + 1, learning, len(body))
+    log.info("epoch %d: training %d of %d layers before the head", stage.first + 1, trainable, len(body))
 
 
 def unfreeze(model: Any) -> None:
@@ -167,29 +169,34 @@ def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or len(model.outputs) != 1 or None in shape[1:]:
         raise ModelError(
-            f"{path} takes {shape}, expected one picture of a fixed size: (batch, height, width, channels)"
+            f"Cannot use the network in {path}: its input has the shape {shape}, expected a single image of a fixed "
+            "size (batch, height, width, channels) and a single output"
         )
     if shape[3] != channels:
-        raise ModelError(f"{path} takes pictures of {shape[3]} channels, the data has {channels}: set data.channels")
+        raise ModelError(
+            f"{path} takes images with {shape[3]} channels, but the data has {channels}: set data.channels"
+        )
     if expects_pixels(model) and recipe.data.normalise != "pixels":
-        raise ModelError(f"{path} scales pixels 0 to 255 itself: give it those with --set data.normalise=pixels")
+        raise ModelError(
+            f"{path} scales pixels 0 to 255 itself: disable the normalization with --set data.normalise=pixels"
+        )
     layers, model = keras().layers, Rebuild(flatten).run(model)
     x = features(model)
     if len(x.shape) == 4:
         x = layers.GlobalAveragePooling2D(name="features")(x)  # for a 1×1 feature map, this only changes the shape
     x = layers.Dropout(dropout)(x) if dropout else x
-    x = layers.Dense(classes, name=CLASSES[0], dtype="float32")(x)
-    scores = layers.Activation("softmax", name=CLASSES[1], dtype="float32")(x)
+    x = layers.Dense(classes, name=HEAD[0], dtype="float32")(x)
+    scores = layers.Activation("softmax", name=HEAD[1], dtype="float32")(x)
     try:
         return keras().Model(model.inputs, scores, name=BACKBONE)
     except ValueError as error:
         raise ModelError(
-            f"{path} cannot get new classes ({error}): rename its layers {' and '.join(CLASSES)}"
+            f"Cannot add a new head to the network in {path} ({error}): rename its layers {' and '.join(HEAD)}"
         ) from None
 
 
 def input_size_px(path: Path) -> int:
-    """The side of the pictures that a Keras file's network takes."""
+    """Return the height of the images that the network in a Keras file takes, in pixels; 0 if it is not fixed."""
     shape = read_foreign(path).input_shape
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
@@ -198,8 +205,8 @@ def checked_source(recipe: Recipe) -> Path:
     """Return the file that contains the recipe's network; raise :class:`RecipeError` if the recipe names no file."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(
-            f"model.arch is {BACKBONE!r} and model.weights {recipe.model.weights!r}: expected a whole .keras or .h5 "
-            "model to take the network from, as --weights vww_96.h5"
+            f"model.arch is {BACKBONE!r} and model.weights is {recipe.model.weights!r}, expected a complete .keras or "
+            ".h5 model that contains the network, such as --weights vww_96.h5"
         )
     return Path(recipe.model.weights)
 
@@ -221,10 +228,10 @@ def features(model: Any) -> Any:
         scores = scores or _gives_scores(layer)
         if kind == "Dense" or (kind == "Conv2D" and _is_head(layer, tensor, model, scores)):
             return layer.get_input_at(number)
-        taken = layer.get_input_at(number)
-        if kind not in (_BEHIND_HEAD | _BEFORE_SCORES if scores else _BEHIND_HEAD) or isinstance(taken, (list, dict)):
+        source = layer.get_input_at(number)
+        if kind not in (_BEHIND_HEAD | _BEFORE_SCORES if scores else _BEHIND_HEAD) or isinstance(source, (list, dict)):
             break
-        tensor = taken
+        tensor = source
     if scores:
         raise ModelError(
             f"cannot find the layer that computes the scores of {model.name}: there is a {kind} ({layer.name}) before "

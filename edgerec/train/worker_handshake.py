@@ -1,7 +1,7 @@
-"""How the workers of a training find each other before TensorFlow connects them.
+"""Check that all workers of a training are reachable before TensorFlow connects them.
 
-TensorFlow itself waits in silence, for ever, and does not say for whom. So the chief calls at each worker's address
-first, and nobody goes on before all have answered.
+TensorFlow waits for missing workers without a timeout, and does not report their names. Therefore, the chief (the first
+worker) connects to the address of each other worker first. All workers wait until the chief has reached all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import IO, Any
 from edgerec.errors import TrainError
 from edgerec.utils.bounded import parse_json
 
-# One who calls at a worker's address and says nothing is none of us.
+# A connection without a message within this many seconds does not come from a worker.
 _HELLO_S = 5.0
-_AGAIN_S = 0.2
-_LONGEST_LINE = 1 << 16
+# Pause between two attempts to connect, in seconds.
+_RETRY_S = 0.2
+# Maximum length of a message in characters.
+_MAX_MESSAGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Cluster:
     """The processes that train one model together.
 
     Attributes:
-        addresses: ``host:port`` of each; the first is the chief's, who writes the run.
-        index: which of them this process is.
-        chiefs: 1 where ``TF_CONFIG`` has a job of its own for the chief, 0 where he is worker 0.
+        addresses: ``host:port`` of each worker; the first worker is the chief, which writes the run.
+        index: position of this process in ``addresses``.
+        chiefs: 1 if ``TF_CONFIG`` has a job ``chief``, 0 if the chief is worker 0.
     """
 
     addresses: tuple[str, ...]
@@ -40,7 +42,13 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> Cluster | None:
-        """The cluster that ``TF_CONFIG`` tells of, as Kubernetes' and Slurm's launchers set it; None without one."""
+        """Return the cluster in the environment variable ``TF_CONFIG``, which launchers for Kubernetes and Slurm set.
+
+        The result is None if ``TF_CONFIG`` is not set or lists only one worker.
+
+        Raises:
+            TrainError: ``TF_CONFIG`` is not valid.
+        """
         text = os.environ.get("TF_CONFIG", "").strip()
         if not text:
             return None
@@ -49,157 +57,169 @@ class Cluster:
             jobs, task = config.get("cluster", {}), config.get("task", {})
             if not jobs:
                 return None
-            if others := set(jobs) - {"chief", "worker"}:
-                raise ValueError(f"it has the job {min(others)!r}; expected worker, or chief and worker")
+            if unknown := set(jobs) - {"chief", "worker"}:
+                raise ValueError(f"it has the job {min(unknown)!r}, expected worker, or chief and worker")
             chiefs, workers = ([str(address) for address in jobs.get(job, [])] for job in ("chief", "worker"))
             kind, number = task["type"], task["index"]
             if kind not in jobs or not 0 <= int(number) < len(jobs[kind]):
-                raise ValueError(f"its task is {kind} {number}, of which the cluster has none")
+                raise ValueError(f"there is no {kind} {number} in the cluster")
             for address in chiefs + workers:
                 _host_and_port(address)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrainError(
-                f"TF_CONFIG cannot be used ({error!s}): expected "
+                f"TF_CONFIG cannot be used ({error!s}), expected "
                 '{"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": 0}}'
             ) from None
-        found = cls((*chiefs, *workers), 0, len(chiefs))
-        return replace(found, index=found.position(kind, int(number))) if len(found.addresses) > 1 else None
+        cluster = cls((*chiefs, *workers), 0, len(chiefs))
+        return replace(cluster, index=cluster.position(kind, int(number))) if len(cluster.addresses) > 1 else None
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes the run."""
+        """Whether this process is the chief, which writes the run."""
         return self.index == 0
 
     def position(self, job: str, task: int) -> int:
-        """The index of what ``TF_CONFIG`` and TensorFlow call so."""
+        """Return the position in ``addresses`` of a job and task, as ``TF_CONFIG`` and TensorFlow number them."""
         return task + (self.chiefs if job == "worker" else 0)
 
     def name(self, index: int) -> str:
-        """A worker as a person finds it."""
+        """Return the name and address of a worker, for messages."""
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
-def handshake(cluster: Cluster, about: dict[str, Any], wait_s: float) -> None:
-    """Return when all workers of the cluster are there.
+def handshake(cluster: Cluster, facts: dict[str, Any], wait_s: float) -> None:
+    """Wait until all workers of the cluster are reachable, and check that they match.
 
     Args:
-        cluster: who is expected.
-        about: what must be the same in all of them, as versions of packages: JSON values.
-        wait_s: how long to wait for the others, seconds.
+        cluster: the expected workers.
+        facts: JSON values that must be equal in all workers, such as package versions.
+        wait_s: timeout in seconds.
 
     Raises:
-        TrainError: somebody did not come in time, or is not whom the cluster expects.
+        TrainError: a worker was not reachable before the timeout, or has other facts or another ``TF_CONFIG``.
     """
     deadline = time.monotonic() + wait_s
     if cluster.chief:
-        _call(cluster, about, deadline, wait_s)
+        _call_workers(cluster, facts, deadline, wait_s)
     else:
-        _answer(cluster, about, deadline, wait_s)
+        _wait_for_chief(cluster, facts, deadline, wait_s)
 
 
-def _call(cluster: Cluster, about: dict[str, Any], deadline: float, wait_s: float) -> None:
+def _call_workers(cluster: Cluster, facts: dict[str, Any], deadline: float, wait_s: float) -> None:
+    """Connect to all workers, compare their facts with those of the chief, and send each worker the result."""
     with contextlib.ExitStack() as stack:
-        found = [_called(cluster, index, stack, deadline, wait_s) for index in range(1, len(cluster.addresses))]
-        differences = (_difference(cluster, index, about, answer) for index, (_, answer) in enumerate(found, start=1))
-        wrong = next(filter(None, differences), "")
-        for line, _ in found:
+        replies = [_call(cluster, index, stack, deadline, wait_s) for index in range(1, len(cluster.addresses))]
+        differences = (_difference(cluster, index, facts, reply) for index, (_, reply) in enumerate(replies, start=1))
+        error = next(filter(None, differences), "")
+        for stream, _ in replies:
             with contextlib.suppress(OSError):
-                _say(line, {"error": wrong})
-    if wrong:
-        raise TrainError(wrong)
+                _send(stream, {"error": error})
+    if error:
+        raise TrainError(error)
 
 
-def _called(
+def _call(
     cluster: Cluster, index: int, stack: contextlib.ExitStack, deadline: float, wait_s: float
 ) -> tuple[IO[str], dict[str, Any]]:
-    """A worker's line and what it says of itself, as soon as it is there; others may be long in coming."""
-    error: object = "it does not answer as a worker of edgerec"
+    """Connect to a worker, and repeat this until the worker replies. Return the open stream and the reply."""
+    error: object = "there is no edgerec worker at this address"
     while True:
         try:
             connection = socket.create_connection(_host_and_port(cluster.addresses[index]), timeout=_HELLO_S)
-            line = stack.enter_context(_lines(connection, time.monotonic() + _HELLO_S))
-            _say(line, {"cluster": cluster.addresses})
-            if (answer := _heard(line)) is not None:
-                return line, answer
+            stream = stack.enter_context(_stream(connection, time.monotonic() + _HELLO_S))
+            _send(stream, {"cluster": cluster.addresses})
+            if (reply := _receive(stream)) is not None:
+                return stream, reply
         except OSError as refused:
             error = refused
         if time.monotonic() > deadline:
             raise TrainError(
-                f"{cluster.name(index)} did not come within {wait_s:g} s ({error}): was it started with the same "
-                "TF_CONFIG? train.workers_wait_s says how long to wait"
+                f"{cluster.name(index)} did not answer within {wait_s:g} s ({error}): check that it was started with "
+                "the same TF_CONFIG, or set a longer train.workers_wait_s"
             )
-        time.sleep(_AGAIN_S)
+        time.sleep(_RETRY_S)
 
 
-def _difference(cluster: Cluster, index: int, about: dict[str, Any], answer: dict[str, Any]) -> str:
-    if answer.get("index") != index:
-        return f"{cluster.name(index)} says that it is worker {answer.get('index')}: give all the same cluster"
-    theirs = answer.get("about")
-    for key, value in about.items():
-        found = theirs.get(key) if isinstance(theirs, dict) else None
-        if found != value:
-            return f"{cluster.name(index)} has {key} {found}, the chief {value}: install the same on all"
+def _difference(cluster: Cluster, index: int, facts: dict[str, Any], reply: dict[str, Any]) -> str:
+    """Return a message about the first difference between a worker's facts and those of the chief; empty if equal."""
+    if reply.get("index") != index:
+        return (
+            f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "
+            "in TF_CONFIG"
+        )
+    worker, theirs = cluster.name(index), reply.get("about")
+    for key, value in facts.items():
+        other = theirs.get(key) if isinstance(theirs, dict) else None
+        if other != value:
+            return f"{worker} has {key} {other}, but the chief has {value}: install the same version on all"
     return ""
 
 
-def _answer(cluster: Cluster, about: dict[str, Any], deadline: float, wait_s: float) -> None:
-    with _listening(cluster) as listener:
+def _wait_for_chief(cluster: Cluster, facts: dict[str, Any], deadline: float, wait_s: float) -> None:
+    """Wait until the chief connects, send this worker's facts, and wait until the chief has reached all workers."""
+    with _listening(cluster) as server:
         while True:
-            listener.settimeout(max(0.1, deadline - time.monotonic()))
+            server.settimeout(max(0.1, deadline - time.monotonic()))
             try:
-                connection, _ = listener.accept()
+                connection, _ = server.accept()
             except TimeoutError:
                 raise TrainError(
-                    f"{cluster.name(0)} did not come within {wait_s:g} s: was it started with the same TF_CONFIG? "
-                    "train.workers_wait_s says how long to wait"
+                    f"{cluster.name(0)} did not connect within {wait_s:g} s: check that it was started with the same "
+                    "TF_CONFIG, or set a longer train.workers_wait_s"
                 ) from None
-            with _lines(connection, time.monotonic() + _HELLO_S) as line:
-                hello = _heard(line)
+            with _stream(connection, time.monotonic() + _HELLO_S) as stream:
+                hello = _receive(stream)
                 if hello is None or hello.get("cluster") != list(cluster.addresses):
                     continue
                 try:
-                    _say(line, {"index": cluster.index, "about": about})
+                    _send(stream, {"index": cluster.index, "about": facts})
                 except OSError:
                     continue
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
-                verdict = _heard(line)
+                verdict = _receive(stream)
             if verdict is None:
-                raise TrainError(f"{cluster.name(0)} was stopped, or not all workers came within its time")
+                raise TrainError(
+                    f"the connection to {cluster.name(0)} was closed: it was stopped, or a worker was missing. Start "
+                    "all workers again"
+                )
             if verdict.get("error"):
                 raise TrainError(str(verdict["error"]))
             return
 
 
 def _listening(cluster: Cluster) -> socket.socket:
+    """Return a server socket at the address of this worker."""
     host, port = _host_and_port(cluster.addresses[cluster.index])
     try:
         return socket.create_server((host, port))
     except OSError:
-        # The name is that of a service before this machine: TensorFlow's own server listens everywhere too.
+        # The host name may be that of a proxy service, which this machine cannot bind. TensorFlow's own server also
+        # listens on all interfaces.
         try:
             return socket.create_server(("", port))
         except OSError as error:
             raise TrainError(
-                f"port {port} of TF_CONFIG cannot be listened at ({error.strerror}): does another training use it?"
+                f"Cannot listen on port {port} of TF_CONFIG ({error.strerror}): check whether another training uses it"
             ) from None
 
 
 @contextlib.contextmanager
-def _lines(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
+def _stream(connection: socket.socket, deadline: float) -> Iterator[IO[str]]:
+    """Return a text stream of the connection with a timeout at ``deadline``."""
     connection.settimeout(max(0.1, deadline - time.monotonic()))
-    with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as line:
-        yield line
+    with connection, connection.makefile("rw", encoding="utf-8", newline="\n") as stream:
+        yield stream
 
 
-def _say(line: IO[str], value: dict[str, Any]) -> None:
-    line.write(json.dumps(value) + "\n")
-    line.flush()
+def _send(stream: IO[str], value: dict[str, Any]) -> None:
+    stream.write(json.dumps(value) + "\n")
+    stream.flush()
 
 
-def _heard(line: IO[str]) -> dict[str, Any] | None:
-    """What the other said; None when that is nothing, or nothing of ours."""
+def _receive(stream: IO[str]) -> dict[str, Any] | None:
+    """Return the next message; None if the connection was closed or the message is not a JSON object."""
     try:
-        value = parse_json(line.readline(_LONGEST_LINE))
+        value = parse_json(stream.readline(_MAX_MESSAGE))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -208,5 +228,5 @@ def _heard(line: IO[str]) -> dict[str, Any] | None:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"{address!r} is no HOST:PORT")
+        raise ValueError(f"{address!r} is not HOST:PORT")
     return host.strip("[]"), int(port)

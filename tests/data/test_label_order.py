@@ -58,9 +58,7 @@ def images(tmp_path):
 def test_another_order_is_refused_with_the_order_that_fits(tmp_path, images, order, scales):
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
-    with pytest.raises(
-        DataError, match=rf"another order .* would have it in the order: {expected}\. .*--labels folders"
-    ):
+    with pytest.raises(DataError, match=rf"another order .* would be with the order: {expected}\. .*--labels folders"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -73,7 +71,7 @@ def test_labels_file_and_folders_are_explicit_choices(tmp_path, images, caplog):
     with caplog.at_level(logging.WARNING, "edgerec"):
         run = adopt(tmp_path / "m.keras", str(images), tmp_path / "sorted", labels="folders")
     assert run.labels == tuple(COLORS)
-    assert "do not fit the order of its labels" in caplog.text
+    assert "do not match the order of its labels" in caplog.text
 
 
 def test_the_command_line_refuses_and_accepts(tmp_path, images):
@@ -90,14 +88,14 @@ def test_the_command_line_refuses_and_accepts(tmp_path, images):
     ]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 1
-    assert "24 of 48 images have the right label; 48 would" in " ".join(done.output.split())
+    assert "24 of 48 images are classified correctly; 48 would" in " ".join(done.output.split())
     assert CliRunner().invoke(app, [*call, "--labels", "folders"]).exit_code == 0
 
 
 def test_two_classes_the_wrong_way_round_are_refused(tmp_path):
     images = write_images(tmp_path / "images", ["a", "b"], images=6)
     color_model((1, 0)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="0 of 12 images have the right label; 12 would have it in the order: b, a"):
+    with pytest.raises(DataError, match="0 of 12 images are classified correctly; 12 would be with the order: b, a"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "run")
 
 
@@ -107,7 +105,7 @@ def test_labels_of_an_npz_file_are_checked(tmp_path):
     pixels = np.clip(rng.normal(np.array(list(COLORS.values()))[classes, None, None], 12, (48, 12, 12, 3)), 0, 255)
     np.savez(tmp_path / "d.npz", x_train=pixels.astype(np.uint8), y_train=classes)
     color_model((3, 0, 1, 2)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match="would have it in the order: 3, 0, 1, 2"):
+    with pytest.raises(DataError, match="would be with the order: 3, 0, 1, 2"):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
@@ -119,7 +117,7 @@ def test_no_right_image_is_refused(tmp_path):
     pixels = noise + np.array(list(COLORS.values()), np.uint8)[shown, None, None]
     np.savez(tmp_path / "d.npz", x_train=pixels, y_train=classes)
     color_model((0, 1, 2, 3)).save(tmp_path / "m.keras")
-    with pytest.raises(DataError, match=r"0 of 24 images have the right label.*--labels folders"):
+    with pytest.raises(DataError, match=r"0 of 24 images are classified correctly.*--labels folders"):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
@@ -168,7 +166,7 @@ def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
 
     model = tmp_path / "m.tflite"
     model.write_bytes(tf.lite.TFLiteConverter.from_keras_model(color_model((1, 0, 2, 3))).convert())
-    with pytest.raises(DataError, match="would have it in the order: berry, apple, cress, date"):
+    with pytest.raises(DataError, match="would be with the order: berry, apple, cress, date"):
         evaluate(model, str(images), normalise="pixels")
     assert evaluate(model, str(images), normalise="pixels", labels="folders").accuracy == 0.5
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")

@@ -271,7 +271,7 @@ def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tm
     with caplog.at_level(logging.WARNING, "edgerec"):
         run = adopt(model, str(flat), tmp_path / "run", normalise="unit")
         report = quantize(run, "ptq", max_drop=20)
-    assert "agreement with the float model's own answers, not accuracy" in caplog.text
+    assert "agreement with the float model's own predictions, not accuracy" in caplog.text
     assert run.labels == ("0", "1")
     # The model calls red 1.
     assert {name.partition("_")[0] for name, label in run.pseudo_labels().items() if label == "1"} == {"red"}

@@ -113,9 +113,9 @@ def test_pictures_need_no_labels(tmp_path, image_folder):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("data.normalise", "pixels", "expected unit or signed"),
-        ("model.weights", "imagenet", "expected none"),
-        ("distill.teachers", "somewhere", "is for a classifier"),
+        ("data.normalise", "pixels", "set data.normalise to unit or signed"),
+        ("model.weights", "imagenet", "set model.weights to none"),
+        ("distill.teachers", "somewhere", "distillation is for a classifier"),
     ],
 )
 def test_what_means_nothing_to_it_is_refused(tmp_path, key, value, said):
@@ -160,7 +160,7 @@ def test_the_gate_speaks_of_known_pictures(autoencoder, run, monkeypatch):
     from edgerec.contract.target import Target
     from edgerec.export.variants import choose
 
-    with pytest.raises(GateError, match="points of known pictures"):
+    with pytest.raises(GateError, match="points of known images"):
         choose(autoencoder, Target.load("rpi"), "int8", max_drop=None, data=None, listener=lambda _: None)
 
 

@@ -251,7 +251,7 @@ def test_gpu_that_is_not_there(tmp_path, here):
 
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("there is one")
-    assert "TensorFlow sees none" in one_line(
+    assert "TensorFlow finds no GPU" in one_line(
         here("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
     )
 

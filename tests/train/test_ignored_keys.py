@@ -37,7 +37,7 @@ def test_an_autoencoder_says_that_it_ignores_class_weights(tmp_path, caplog):
     }
     with caplog.at_level(logging.WARNING, "edgerec"):
         fit(Recipe().override(changes), tmp_path / "run")
-    assert "train.class_weights has no effect: autoencoder is an autoencoder, which learns from images" in caplog.text
+    assert "train.class_weights has no effect: the architecture autoencoder is an autoencoder" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def test_it_is_what_the_device_is_fast_in(monkeypatch, caplog):
     with_units(monkeypatch, False)
     with caplog.at_level(logging.WARNING, "edgerec"):
         assert chosen(MIXED) == "float32"
-    assert "brings nothing here, without a GPU, a CPU with AMX or AMD's with AVX512_BF16" in caplog.text
+    assert (
+        "has no effect, because this machine has no GPU, no CPU with AMX and no AMD CPU with AVX512_BF16" in caplog.text
+    )
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
     assert chosen(MIXED) == "mixed_float16"

@@ -151,7 +151,7 @@ def test_a_training_that_ended_early_is_extended_from_its_end(tmp_path):
 def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):
     for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
         assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
-    assert "make one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
+    assert "create one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
     assert here("train", "--resume", "--epochs", "+3", "--width", "2", "--out", first_run.path).returncode == 2
     with pytest.raises(EdgerecError, match="expected a positive number together with resume"):
         fit(first_run.recipe, tmp_path / "run", more_epochs=3)

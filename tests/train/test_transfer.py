@@ -148,10 +148,10 @@ def test_networks_that_cannot_be_taken(file, image_folder, tmp_path):
             fit(recipe(**data | changes), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    refused("expected a whole .keras or .h5", **{"model.weights": "none"})
+    refused("expected a complete .keras or .h5", **{"model.weights": "none"})
     refused("does not exist", **{"model.weights": str(tmp_path / "no.h5")})
-    refused("data.input_size is 64, .* takes 32 pixels", **{"data.input_size": 64})
-    refused("takes pictures of 3 channels, the data has 1", **{"data.channels": 1})
+    refused("data.input_size is 64, .* takes images of 32 pixels", **{"data.input_size": 64})
+    refused("takes images with 3 channels, but the data has 1", **{"data.channels": 1})
     network(scaling=True).save(tmp_path / "scaling.keras")
     refused("scales pixels 0 to 255 itself", **{"model.weights": str(tmp_path / "scaling.keras")})
 
