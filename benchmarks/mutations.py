@@ -654,7 +654,7 @@ MUTATIONS = (
     Mutation(
         "verify: label on another runtime",
         "runtime/golden.py",
-        "if 2 * report.same_labels <= report.pictures:",
+        "if 2 * report.same_labels <= report.images:",
         "if False:",
         "test_verify_delegate.py::test_flat_scores_do_not_hide_a_model_with_other_labels",
     ),

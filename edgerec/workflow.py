@@ -38,7 +38,7 @@ class BuildReport:
         accuracy: top-1 accuracy of the float model on the test set, 0 to 1.
         top1: top-1 accuracy of the compressed variant on the same images, 0 to 1.
         size_bytes: size of the model file in the bundle, in bytes.
-        golden: number of golden vectors that were verified.
+        golden: number of golden images that were verified.
         reused: names of the steps that were skipped because their results were complete (``train``, ``quantize``,
             ``export``).
         warning: a sentence if the float accuracy is not clearly better than the majority-class baseline.
@@ -86,7 +86,7 @@ def build(
         GateError: the accuracy loss of the variant exceeds ``compress.max_drop``.
         EdgerecError: a step failed.
     """
-    aim = Target.load(target)  # report an unknown target before training, not after it
+    loaded_target = Target.load(target)  # reports an unknown target before training, not after it
     if reconstructs(recipe.model.arch):
         raise RecipeError(
             f"model.arch is {recipe.model.arch!r}, which is not a classifier: train it with edgerec train, then "
@@ -110,34 +110,36 @@ def build(
     else:
         check_drop(quantized.variant, quantized.forms[0].top1, quantized.forms[-1].top1, recipe.compress.max_drop)
         reused.append("quantize")
-    place = run.path.with_name(f"{run.path.name}-{aim.name}")
-    if not overwrite and Bundle.stands_at(place):
-        manifest = Bundle.open(place).manifest
+    bundle_path = run.path.with_name(f"{run.path.name}-{loaded_target.name}")
+    if not overwrite and Bundle.stands_at(bundle_path):
+        manifest = Bundle.open(bundle_path).manifest
         if manifest.files.get(manifest.model) != quantized.model_sha256:
-            raise OutputExistsError(f"{place} holds a bundle of another model: add --overwrite, or move it away")
-        log.info("%s is complete already", place)
+            raise OutputExistsError(
+                f"{bundle_path} contains a bundle with another model: add --overwrite to replace it, or move it"
+            )
+        log.info("%s is already complete", bundle_path)
         reused.append("export")
     else:
         export_bundle(
             run,
             target,
             variant=quantized.variant,
-            out=place,
+            out=bundle_path,
             max_drop=recipe.compress.max_drop,
             overwrite=overwrite,
             listener=listener,
         )
-    verified = verify(place, delegate="")  # the delegate is on the device
+    verified = verify(bundle_path, delegate="")  # the delegate is on the device
     page = write_report(run, overwrite=True, listener=listener)
     return BuildReport(
         run=str(run.path),
         variant=quantized.variant,
-        bundle=str(place),
+        bundle=str(bundle_path),
         page=page.page,
         accuracy=run.metrics["accuracy"],
         top1=quantized.forms[-1].top1,
         size_bytes=quantized.forms[-1].size_bytes,
-        golden=verified.pictures,
+        golden=verified.images,
         reused=tuple(reused),
         warning=baseline.warning(run.metrics),
     )

@@ -62,11 +62,11 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
     for warning in report.warnings:
         say(f"warning: {warning}", err=True)
     how = "bit for bit" if report.exact else f"within {report.max_difference:g} (allowed {report.tolerance:g})"
-    say(f"ok: {report.files} files unchanged, scores of {report.pictures} golden images equal {how}")
+    say(f"ok: {report.files} files unchanged, scores of {report.images} golden images equal {how}")
     if not report.exact:
-        say(f"the predicted label is the same for {report.same_labels} of {report.pictures} golden images")
+        say(f"the predicted label is the same for {report.same_labels} of {report.images} golden images")
         say(
-            f"{report.decisive} of {report.pictures} golden images are decisive: their labels must be the same, "
+            f"{report.decisive} of {report.images} golden images are decisive: their labels must be the same, "
             f"because their two best scores are further apart than {report.tolerance:g}"
         )
     say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")

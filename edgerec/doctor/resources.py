@@ -11,8 +11,7 @@ from pathlib import Path
 
 from edgerec.doctor.finding import Finding, note, ok, problem
 from edgerec.doctor.system import System
-from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c
-from edgerec.runtime.thermal import look as look_at_health
+from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, read_health
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
@@ -67,7 +66,7 @@ class Resources:
 def look() -> Resources:
     """Those of this machine."""
     total, available = _memory()
-    health = look_at_health()
+    health = read_health()
     return Resources(
         total,
         available,

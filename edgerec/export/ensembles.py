@@ -17,7 +17,7 @@ from edgerec.contract.target import Target
 from edgerec.errors import BundleError, unknown
 from edgerec.export.exporter import export_bundle
 from edgerec.export.writer import write_verified
-from edgerec.runtime.verification import golden_pictures
+from edgerec.runtime.verification import golden_images
 from edgerec.tflite.compatibility import require_fit
 from edgerec.train.run import Run
 from edgerec.utils.atomic import checked_output, refuse_existing, sha256, user_path
@@ -107,7 +107,7 @@ def ensemble(
         provenance={"members": members, "edgerec": __version__},
         files={},
     )
-    pictures = list(golden_pictures(opened[0]).items())
+    pictures = list(golden_images(opened[0]).items())
     files, golden = write_verified(path, manifest, models, aim, pictures, None, overwrite=overwrite)
     return EnsembleReport(
         bundle=str(path),

@@ -20,7 +20,7 @@ from edgerec.errors import DataError
 from edgerec.export.exporter import DELEGATE_MODEL, shrunk
 from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
-from edgerec.runtime.third_party import Finished
+from edgerec.runtime.third_party import ThirdPartyModel
 from edgerec.tflite.compatibility import require_fit
 from edgerec.tflite.edgetpu import EdgeTpuReport, compiled
 from edgerec.tflite.metadata import Metadata, has_metadata, with_metadata, without_metadata
@@ -125,7 +125,7 @@ def import_tflite(
     source, aim = user_path(model), Target.load(target)
     path = checked_output(out, [source, labels, *pictures], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    original = Finished.open(
+    original = ThirdPartyModel.open(
         source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
     )
     names, label_source = _labels(labels, original)
@@ -191,14 +191,14 @@ def import_tflite(
     )
 
 
-def _overridden(finished: Finished, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
+def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, normalise: str | None) -> bool:
     """Return whether the user chose labels or a normalization that differ from the TFLite metadata."""
     metadata = finished.metadata or Metadata("", "", (), ())
     other_labels = labels is not None and metadata.labels != labels
     return other_labels or (normalise is not None and set(metadata.normalise) != {finished.expected(normalise)})
 
 
-def _labels(path: str | Path | None, finished: Finished) -> tuple[tuple[str, ...], str]:
+def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[str, ...], str]:
     """Return the labels, and the file that they come from."""
     where, classes, metadata = finished.where, finished.classes, finished.metadata
     if path is not None:

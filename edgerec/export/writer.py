@@ -69,7 +69,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").pictures  # the delegate is on the device
+            golden_images = verify(partial, delegate="").images  # the delegate is on the device
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

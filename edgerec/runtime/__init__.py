@@ -1,10 +1,10 @@
-"""The half that runs on a device: interpreter, classifier, verification. Never imports TensorFlow."""
+"""Run a bundle on a device: interpreter, classifier, verification and benchmark. TensorFlow is never imported."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Loaded at first use: the doctor also runs where NumPy does not load.
+# Imported on first use, because edgerec doctor must also run on machines where NumPy cannot be imported.
 _PUBLIC = {"Classifier": "edgerec.runtime.classifier", "verify": "edgerec.runtime.verification"}
 
 __all__ = ["Classifier", "verify"]

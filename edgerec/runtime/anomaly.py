@@ -1,4 +1,4 @@
-"""How new a picture is: the error with which an autoencoder makes it again."""
+"""Detect unknown images by the reconstruction error of an autoencoder."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ from edgerec.runtime.model import ImageModel
 
 
 class Autoencoder(ImageModel):
-    """Pixels in, their reconstruction error out. Not thread-safe: one for each thread."""
+    """Computes the reconstruction error of an image. Not thread-safe: create one autoencoder for each thread."""
 
     def __init__(self, model: bytes, normalise: Normalise, **options: Any) -> None:
-        """Prepare the .tflite bytes; raises :class:`ModelError` when they do not give what has their input's shape."""
+        """Load an autoencoder.
+
+        Args:
+            model: the .tflite file.
+            normalise: normalization of the input pixels.
+            options: further arguments of :class:`ImageModel`.
+
+        Raises:
+            ModelError: the file is not a TFLite model, or its output does not have the shape of its input.
+        """
         super().__init__(model, normalise, **options)
         self._normalise = normalise
 
     def _check_output(self, where: str) -> None:
         if self.output.shape != self.input.shape:
             raise ModelError(
-                f"{where} gives {list(self.output.shape)}, expected its input's shape {list(self.input.shape)}: "
-                "it is no autoencoder"
+                f"{where} is not an autoencoder: its output has the shape {list(self.output.shape)}, expected "
+                f"{list(self.input.shape)} as for its input"
             )
 
     def reconstruction(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """What it makes of uint8 ``(height, width, channels)`` pixels: as many, normalised."""
+        """Return the reconstruction of uint8 ``(height, width, channels)`` pixels: normalized, of the same shape."""
         return dequantize(self.invoke(pixels), self.output).reshape(self.input.shape[1:])
 
     def error(self, pixels: Image) -> float:
-        """The mean squared difference to the normalised pixels, 0 or more."""
-        apart = self.reconstruction(pixels) - self._normalise.apply(pixels.astype(np.float32))
-        return float(np.mean(np.square(apart, dtype=np.float64)))
+        """Return the reconstruction error: the mean squared difference from the normalized pixels, 0 or more."""
+        difference = self.reconstruction(pixels) - self._normalise.apply(pixels.astype(np.float32))
+        return float(np.mean(np.square(difference, dtype=np.float64)))
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """The error alone, float32 ``(1,)``."""
+        """Return the reconstruction error as float32 ``(1,)``."""
         return np.array([self.error(pixels)], np.float32)

@@ -1,4 +1,4 @@
-"""Time and memory of a bundle on the machine that this runs on."""
+"""Measure the latency, throughput and memory use of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from edgerec.errors import BundleError, MissingExtraError, SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
 from edgerec.runtime.profile import OperatorTime, profile_operators
-from edgerec.runtime.thermal import Health, look
-from edgerec.runtime.verification import golden_pictures
+from edgerec.runtime.thermal import Health, read_health
+from edgerec.runtime.verification import golden_images
 from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.child_process import ask_python
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# A clock that falls below this part of what it was, while the model runs, has been throttled.
+# The CPU counts as throttled if its clock falls below this fraction of the clock before the measurement.
 THROTTLED = 0.9
+# Minimum number of measured images, unless the source delivers fewer.
 LEAST_IMAGES = 50
+# Python code of the process that measures the cold start.
 _COLD = """
 import json, sys, time
 from edgerec.runtime.classifier import Classifier, read_image
@@ -44,7 +46,7 @@ print(json.dumps([ended, kilobytes]))
 
 
 class Grabbed(Protocol):
-    """A picture and when it was grabbed, monotonic seconds, as a camera's frames are."""
+    """An image with the time of its grab in monotonic seconds, such as a frame of a camera."""
 
     @property
     def grabbed(self) -> Image: ...
@@ -55,7 +57,7 @@ class Grabbed(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """Milliseconds of one stage over all pictures."""
+    """Percentiles of the latency of one stage over all images, in milliseconds."""
 
     name: str
     p50_ms: float
@@ -63,9 +65,9 @@ class Stage:
     p99_ms: float
 
     @classmethod
-    def of(cls, name: str, taken_ms: Sequence[float]) -> Stage:
-        """The percentiles of what was measured."""
-        return cls(name, *(round(float(p), 4) for p in np.percentile(taken_ms, (50, 95, 99))))
+    def of(cls, name: str, latencies_ms: Sequence[float]) -> Stage:
+        """Compute the percentiles of measured latencies."""
+        return cls(name, *(round(float(p), 4) for p in np.percentile(latencies_ms, (50, 95, 99))))
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class BenchmarkReport:
     operators_error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return asdict(self)
 
 
@@ -121,58 +123,58 @@ def benchmark(
     operators: bool = True,
     listener: Listener = ignore,
 ) -> BenchmarkReport:
-    """Measure a bundle on its golden pictures, or on what a source gives.
+    """Measure a bundle with its golden images, or with the frames of a source.
 
     Args:
-        path: a bundle's folder or .zip.
-        frames: of a source, as :meth:`edgerec.camera.Feeds.frames` gives them; None takes the golden pictures.
-        source: what the frames come from, for the report.
-        seconds: for the stages, and again for the operators.
+        path: the bundle's folder or .zip.
+        frames: frames of a source, e.g. from :meth:`edgerec.camera.Feeds.frames`; None uses the golden images.
+        source: name of the source, for the report.
+        seconds: duration of the measurement of the stages in seconds, and again of the measurement of the operators.
         threads, delegate: as for :class:`Classifier`.
-        operators: time each operator too.
-        listener: told of the progress.
+        operators: whether to measure each operator too.
+        listener: called with the progress.
 
     Raises:
-        BundleError: no such bundle, or one without golden pictures.
-        SourceError: the source gives no frames.
+        BundleError: the bundle does not exist, cannot be run, or has no golden images.
+        SourceError: the source delivers fewer than two frames.
     """
     bundle = Bundle.open(path)
     classifier = Classifier(bundle, threads=threads, delegate=delegate)
-    pictures = golden_pictures(bundle)
+    images = golden_images(bundle)
     listener(Progress("starting a new process", 0, 3))
-    cold_start_s, peak = _cold(bundle, pictures, {"threads": threads, "delegate": delegate})
-    before = look()
+    cold_start_s, peak = _measure_cold_start(bundle, images, {"threads": threads, "delegate": delegate})
+    before = read_health()
     listener(Progress("measuring the stages", 1, 3))
     if frames is None:
-        taken, _ = _stages(classifier, _over_and_over(pictures.values()), seconds)
-        del taken["end to end"]  # nothing was grabbed
-        fps = 1000 / float(np.mean(taken["together"]))
+        latencies_ms, _ = _measure_stages(classifier, _repeat(images.values()), seconds)
+        del latencies_ms["end to end"]  # golden images are not grabbed from a camera
+        fps = 1000 / float(np.mean(latencies_ms["together"]))
     else:
-        taken, elapsed_s = _stages(classifier, iter(frames), seconds)
-        fps = len(taken["together"]) / elapsed_s
-    after = look()
+        latencies_ms, elapsed_s = _measure_stages(classifier, iter(frames), seconds)
+        fps = len(latencies_ms["together"]) / elapsed_s
+    after = read_health()
     operators_error = _unreadable_graph() if operators else ""
     operators = operators and not operators_error
     listener(Progress("measuring the operators", 2, 3))
-    manifest, used = bundle.manifest, threads or bundle.manifest.threads
+    manifest, used_threads = bundle.manifest, threads or bundle.manifest.threads
     contents = [bundle.files[spec.model] for spec in manifest.networks]
-    timed = profile_operators(contents, threads=used, budget_s=seconds) if operators else ()
+    operator_times = profile_operators(contents, threads=used_threads, budget_s=seconds) if operators else ()
     listener(Progress("measuring the operators", 3, 3))
     return BenchmarkReport(
         bundle=str(path),
         variant=manifest.variant,
         runtime=fingerprint(),
-        threads=used,
+        threads=used_threads,
         delegate=manifest.delegate if delegate is None else delegate,
-        stages=tuple(Stage.of(name, values) for name, values in taken.items()),
+        stages=tuple(Stage.of(name, values) for name, values in latencies_ms.items()),
         fps=round(fps, 2),
-        images=len(taken["together"]),
+        images=len(latencies_ms["together"]),
         cold_start_s=round(cold_start_s, 4),
         peak_memory_bytes=peak,
         before=before,
         after=after,
         throttled=_throttled(before, after),
-        operators=timed,
+        operators=operator_times,
         source=source,
         operators_error=operators_error,
     )
@@ -189,7 +191,7 @@ def _unreadable_graph() -> str:
 
 @dataclass(frozen=True)
 class _Golden:
-    """A golden picture, as if it was grabbed when it is asked for."""
+    """A golden image with the current time as the time of its grab."""
 
     grabbed: Image
 
@@ -198,52 +200,58 @@ class _Golden:
         return time.monotonic()
 
 
-def _over_and_over(pictures: Iterable[Image]) -> Iterator[Grabbed]:
-    return cycle([_Golden(picture) for picture in pictures])
+def _repeat(images: Iterable[Image]) -> Iterator[Grabbed]:
+    return cycle([_Golden(image) for image in images])
 
 
-def _stages(classifier: Classifier, frames: Iterator[Grabbed], seconds: float) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of each stage for each frame but the first, and how many seconds all of it took."""
+def _measure_stages(
+    classifier: Classifier, frames: Iterator[Grabbed], seconds: float
+) -> tuple[dict[str, list[float]], float]:
+    """Return the latencies of each stage in milliseconds, and the duration of the measurement in seconds.
+
+    The first frame is not measured.
+    """
     manifest = classifier.manifest
     decider = Decider(manifest.decision, manifest.labels)
-    taken: dict[str, list[float]] = {"preprocess": [], "invoke": [], "decision": [], "together": [], "end to end": []}
+    names = ("preprocess", "invoke", "decision", "together", "end to end")
+    latencies_ms: dict[str, list[float]] = {name: [] for name in names}
     first = next(frames, None)
     if first is None:
-        raise SourceError("the source gave no frame to measure with: expected two or more")
-    classifier.classify(first.grabbed)  # what only the first picture takes
+        raise SourceError("the source delivered no frames: the benchmark needs at least two")
+    classifier.classify(first.grabbed)  # the first image takes longer, e.g. because memory is allocated
     began = time.perf_counter()
     for frame in frames:
-        times = [time.perf_counter_ns()]
+        times_ns = [time.perf_counter_ns()]
         pixels = classifier.pixels(frame.grabbed)
-        times.append(time.perf_counter_ns())
+        times_ns.append(time.perf_counter_ns())
         scores, novelty = classifier.scores(pixels), classifier.novelty(pixels)
-        times.append(time.perf_counter_ns())
+        times_ns.append(time.perf_counter_ns())
         decide(scores, manifest.labels, manifest.decision, novelty)
         decider.update(scores, frame.grabbed_s, novelty)
-        times.append(time.perf_counter_ns())
+        times_ns.append(time.perf_counter_ns())
         since_grab_ms = (time.monotonic() - frame.grabbed_s) * 1000
-        spans_ms = [span / 1e6 for span in (*np.diff(times), times[-1] - times[0])]
-        for values, span in zip(taken.values(), (*spans_ms, since_grab_ms), strict=True):
-            values.append(span)
-        if len(taken["together"]) >= LEAST_IMAGES and time.perf_counter() - began >= seconds:
+        stages_ms = [duration / 1e6 for duration in (*np.diff(times_ns), times_ns[-1] - times_ns[0])]
+        for values, duration_ms in zip(latencies_ms.values(), (*stages_ms, since_grab_ms), strict=True):
+            values.append(duration_ms)
+        if len(latencies_ms["together"]) >= LEAST_IMAGES and time.perf_counter() - began >= seconds:
             break
-    if not taken["together"]:
-        raise SourceError("the source gave one frame only: expected two or more to measure with")
-    return taken, time.perf_counter() - began
+    if not latencies_ms["together"]:
+        raise SourceError("the source delivered only one frame: the benchmark needs at least two")
+    return latencies_ms, time.perf_counter() - began
 
 
-def _cold(bundle: Bundle, pictures: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
-    """Seconds from a new process's start to its first answer, and the most memory that it held."""
-    first = Path(bundle.path) / next(iter(pictures))
-    if not first.is_file():  # in a .zip
+def _measure_cold_start(bundle: Bundle, images: dict[str, Image], options: dict[str, Any]) -> tuple[float, int]:
+    """Return the time from the start of a new process to its first prediction in seconds, and its peak memory."""
+    first = Path(bundle.path) / next(iter(images))
+    if not first.is_file():  # the bundle is a .zip
         from edgerec.utils.package_data import shipped
 
         first = next(shipped("calibration").glob("digits/*/*.png"))
     began = time.time()
-    times, reason = ask_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
+    result, reason = ask_python(_COLD, str(bundle.path), str(first), json.dumps(options), timeout_s=300)
     if reason:
-        raise BundleError(f"{bundle.path} cannot be run in a new process: {reason[-300:]}")
-    ended, kilobytes = times
+        raise BundleError(f"the process that measures the cold start of {bundle.path} failed: {reason[-300:]}")
+    ended, kilobytes = result
     return ended - began, kilobytes * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -1,4 +1,4 @@
-"""The classifier that a bundle holds: an image in, an answer out."""
+"""Classify images with the model of a bundle."""
 
 from __future__ import annotations
 
@@ -52,47 +52,49 @@ class Classifier:
         threshold: float | None = None,
         decision: Mapping[str, Any] | None = None,
     ) -> None:
-        """Prepare an opened bundle.
+        """Load the models of an opened bundle.
 
         Args:
-            bundle: what :meth:`Bundle.open` gave.
-            threads: interpreter threads; 0 takes the bundle's number.
-            delegate: shared library of a delegate to use, such as ``libedgetpu.so.1``; ``gpu`` for LiteRT's own;
-                an empty text runs on the processor; None does what the bundle was made for. With a delegate, the
-                file compiled for it is used where the bundle has one.
-            delegate_options: what the delegate takes, by name, as ``{"device": "usb:1"}``.
-            fallback: run on the processor where the delegate does not load, and log that; without it that is an
-                error.
-            threshold: another ``unknown`` threshold than the bundle's, in [0, 1]; for all labels.
-            decision: other fields of :class:`DecisionSpec` than the bundle's.
+            bundle: the bundle, as returned by :meth:`Bundle.open`.
+            threads: number of interpreter threads; 0 uses the number in the bundle.
+            delegate: shared library of a delegate, such as ``libedgetpu.so.1``; ``gpu`` for LiteRT's GPU accelerator;
+                an empty string for the CPU. None uses the bundle's delegate. If the bundle has a model file that was
+                compiled for the delegate, this file is used with the delegate.
+            delegate_options: options of the delegate, e.g. ``{"device": "usb:1"}``.
+            fallback: whether to log a warning and use the CPU if the delegate cannot be loaded, instead of raising
+                :class:`DelegateError`.
+            threshold: threshold of all labels in [0, 1], below which the label is ``unknown``. It replaces the
+                thresholds of the bundle.
+            decision: fields of :class:`DecisionSpec` that replace those of the bundle.
 
         Raises:
-            BundleError: the model is not what the manifest says.
-            DelegateError: the delegate does not load.
+            BundleError: a model does not match the manifest.
+            DelegateError: the delegate cannot be loaded, or there are options but no delegate.
+            RecipeError: ``threshold`` or ``decision`` is not valid.
         """
         manifest = bundle.manifest
         delegate = manifest.delegate if delegate is None else delegate
 
-        def opened(delegate: str) -> tuple[ImageModel, ...]:
+        def load_models(delegate: str) -> tuple[ImageModel, ...]:
             return tuple(
-                _opened(bundle, spec, threads=threads, delegate=delegate, delegate_options=delegate_options)
+                _load_model(bundle, spec, threads=threads, delegate=delegate, delegate_options=delegate_options)
                 for spec in manifest.networks
             )
 
         try:
-            found = opened(delegate)
+            models = load_models(delegate)
         except DelegateError as error:
             if not fallback:
                 raise
-            log.warning("%s; running on the processor, slower", error)
-            found = opened("")
-        self.models = found[: len(manifest.models)]
-        self.autoencoder = found[-1] if isinstance(found[-1], Autoencoder) else None
+            log.warning("%s; running on the CPU instead, which is slower", error)
+            models = load_models("")
+        self.models = models[: len(manifest.models)]
+        self.autoencoder = models[-1] if isinstance(models[-1], Autoencoder) else None
         if delegate_options and not delegate:
-            raise DelegateError("there are options for a delegate, and no delegate: name its library with --delegate")
+            raise DelegateError("there are delegate options, but no delegate: give its library with --delegate")
         changes = dict(decision or {})
-        if strange := next((key for key in changes if key not in manifest.decision.to_dict()), None):
-            raise RecipeError(unknown("decision", strange, manifest.decision.to_dict()))
+        if unknown_key := next((key for key in changes if key not in manifest.decision.to_dict()), None):
+            raise RecipeError(unknown("decision", unknown_key, manifest.decision.to_dict()))
         if threshold is not None:
             changes |= {"threshold": threshold, "thresholds": {}}
         try:
@@ -105,7 +107,7 @@ class Classifier:
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Classifier:
-        """Open the bundle (folder or .zip) at ``path``; options as for the constructor."""
+        """Open the bundle (folder or .zip) at ``path``. The options are the arguments of the constructor."""
         return cls(Bundle.open(path), **options)
 
     @property
@@ -114,55 +116,72 @@ class Classifier:
         return self.manifest.levels
 
     def classify(self, image: Image) -> Classification:
-        """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grey, of any size."""
+        """Classify one image, uint8 ``(H, W, 3)`` RGB or ``(H, W)`` grayscale, of any size."""
         pixels = self.pixels(image)
         result = decide(self.scores(pixels), self.manifest.labels, self.manifest.decision, self.novelty(pixels))
         if not result.finite:
             if not self.invalid:
                 log.warning(
-                    "the model gives scores that are not numbers (NaN), so images are unknown: check it with edgerec "
-                    "verify, and export it again"
+                    "the model returned scores that are not numbers (NaN), so its images are labeled unknown: check "
+                    "the bundle with edgerec verify, and export it again"
                 )
             self.invalid += 1
         return result
 
     def pixels(self, image: Image) -> tuple[Image, ...]:
-        """What each model, and last the autoencoder, sees of an image: uint8 ``(height, width, channels)``."""
-        made = {spec: apply(image, spec) for spec in {spec.preprocess for spec in self._specs}}
-        return tuple(made[spec.preprocess] for spec in self._specs)
+        """Return the preprocessed pixels of an image for each model, uint8 ``(height, width, channels)``.
+
+        If the bundle has an autoencoder, its pixels are the last ones.
+        """
+        pixels = {preprocess: apply(image, preprocess) for preprocess in {spec.preprocess for spec in self._specs}}
+        return tuple(pixels[spec.preprocess] for spec in self._specs)
 
     def scores(self, pixels: Sequence[Image]) -> npt.NDArray[np.float32]:
-        """float32 ``(classes,)`` in [0, 1] of all models together, for what :meth:`pixels` gave."""
-        found = [model.scores(seen) for model, seen in zip(self.models, pixels, strict=False)]
-        return found[0] if len(found) == 1 else COMBINATIONS[self.manifest.combine](np.stack(found))
+        """Return the combined scores of all models, float32 ``(classes,)`` in [0, 1].
+
+        Args:
+            pixels: the pixels of an image for each model, as returned by :meth:`pixels`.
+        """
+        scores = [model.scores(model_pixels) for model, model_pixels in zip(self.models, pixels, strict=False)]
+        return scores[0] if len(scores) == 1 else COMBINATIONS[self.manifest.combine](np.stack(scores))
 
     def novelty(self, pixels: Sequence[Image]) -> float | None:
-        """How new the picture is for what :meth:`pixels` gave, as in :class:`Classification`; None where the bundle
-        has no autoencoder, or its decision lets every picture through."""
+        """Return the anomaly score of an image for the pixels from :meth:`pixels`, as in :class:`Classification`.
+
+        The anomaly score is the reconstruction error divided by its threshold. It is None if the bundle has no
+        autoencoder, or if its decision accepts every image.
+        """
         if self._novelty is None or not self.manifest.decision.novelty:
             return None
         return self.error(pixels) / self._novelty.threshold
 
     def error(self, pixels: Sequence[Image]) -> float:
-        """The autoencoder's reconstruction error for what :meth:`pixels` gave."""
+        """Return the autoencoder's reconstruction error for the pixels from :meth:`pixels`.
+
+        Raises:
+            BundleError: the bundle has no autoencoder.
+        """
         if self.autoencoder is None:
             raise BundleError(
-                "the bundle has no autoencoder: edgerec export RUN --novelty AUTOENCODER_RUN gives it one"
+                "the bundle has no autoencoder: export it again with edgerec export RUN --novelty AUTOENCODER_RUN"
             )
         return self.autoencoder.error(pixels[-1])
 
     def stored_scores(self, image: Image) -> tuple[npt.NDArray[Any], ...]:
-        """The output as each model stores it, in the output's dtype; behind an activation, the scores."""
+        """Return the output of each model in the dtype of its output tensor.
+
+        If an activation follows the model, return the scores instead, float32 in [0, 1].
+        """
         return tuple(
             model.invoke(pixels) if spec.activation == "none" else model.scores(pixels)
             for spec, model, pixels in zip(self._specs, self.models, self.pixels(image), strict=False)
         )
 
 
-def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **options: Any) -> ImageModel:
+def _load_model(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **options: Any) -> ImageModel:
     name = spec.delegate_model if delegate and spec.delegate_model else spec.model
-    kind = Autoencoder if isinstance(spec, NoveltySpec) else ImageModel
-    model = kind(
+    model_class = Autoencoder if isinstance(spec, NoveltySpec) else ImageModel
+    model = model_class(
         bundle.files[name],
         spec.normalise,
         activation=spec.activation,
@@ -171,10 +190,11 @@ def _opened(bundle: Bundle, spec: ModelSpec, *, threads: int, delegate: str, **o
         where=f"{bundle.path}/{name}",
         **options,
     )
-    for what, found, expected in (("input", model.input, spec.input), ("output", model.output, spec.output)):
-        if found != expected:
+    for tensor, actual, expected in (("input", model.input, spec.input), ("output", model.output, spec.output)):
+        if actual != expected:
             raise BundleError(
-                f"{bundle.path}: the {what} of {name} is {found}, the manifest says {expected}: export the bundle again"
+                f"{bundle.path}: the {tensor} of {name} is {actual}, but the manifest says {expected}: export the "
+                "bundle again"
             )
     return model
 

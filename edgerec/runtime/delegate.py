@@ -15,6 +15,7 @@ from edgerec.utils.messages import first_sentence
 from edgerec.utils.native_output import captured_stderr
 
 PROBE_S = 20.0
+# Python code of the child process that loads a delegate and runs the model.
 _PROBE = """
 import json, sys
 from edgerec.runtime.interpreter import find_runtime
@@ -59,13 +60,13 @@ def load_delegate(module: Any, library: str, options: Mapping[str, str] | None =
             "this folder from LD_LIBRARY_PATH, or give the full path with --delegate"
         )
     if reason := try_delegate(library, delegate_options, model):
-        raise _refused(library, reason)
+        raise _delegate_error(library, reason)
     with captured_stderr():
         try:
             return module.load_delegate(library, delegate_options)
         except (ValueError, OSError) as error:
             reason = first_sentence(error)
-    raise _refused(library, reason)
+    raise _delegate_error(library, reason)
 
 
 def _in_current_folder(library: str) -> bool:
@@ -96,16 +97,16 @@ def probe(code: str, *arguments: str, content: bytes = b"") -> str:
         The reason why the code failed; empty if it succeeded.
     """
     try:
-        done = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
+        result = run_python(code, *arguments, content=content, timeout_s=PROBE_S)
     except ValueError:  # an argument contains a null character or a lone surrogate
-        return "that is not a file name"
-    if done.code == 3:
-        return done.stdout.strip() or "no reason was given"
-    return "" if done.code == 0 and "loaded" in done.stdout else done.reason or "it printed no result"
+        return "the name of the library contains invalid characters"
+    if result.code == 3:
+        return result.stdout.strip() or "no reason was given"
+    return "" if result.code == 0 and "loaded" in result.stdout else result.reason or "it printed no result"
 
 
-def _refused(library: str, reason: str) -> DelegateError:
+def _delegate_error(library: str, reason: str) -> DelegateError:
     return DelegateError(
         f"the delegate {library} does not load ({reason}): is its driver installed, the device plugged in, and the "
-        "library built for this runtime? --delegate none uses the CPU"
+        "library built for this runtime? Use --delegate none to run on the CPU"
     )

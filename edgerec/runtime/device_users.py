@@ -1,4 +1,4 @@
-"""Which other programs hold a file or device open."""
+"""Find the programs that have opened a file or device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from edgerec.utils.text import printable
 
 
 def programs_using(path: str | Path) -> list[str]:
-    """The other programs that hold a file or device open, as ``name (process 123)``, as far as Linux tells us."""
+    """Return the other programs that have opened a file or device, e.g. ``ffmpeg (process 123)``.
+
+    The result is incomplete if this user may not inspect a process, and empty on other systems than Linux.
+    """
     try:
-        wanted = os.stat(path)
+        target = os.stat(path)
     except OSError:
         return []
-    found = set()
+    programs = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         process = link.parts[2]
         with contextlib.suppress(OSError):
-            if process != str(os.getpid()) and os.path.samestat(link.stat(), wanted):
+            if process != str(os.getpid()) and os.path.samestat(link.stat(), target):
                 name = printable(read_text(Path("/proc", process, "comm")))
-                found.add(f"{name} (process {process})")
-    return sorted(found)
+                programs.add(f"{name} (process {process})")
+    return sorted(programs)

@@ -1,4 +1,4 @@
-"""The GPU, where LiteRT has an accelerator for it: WebGPU over Vulkan, Metal or Direct3D."""
+"""Run a model with LiteRT's GPU accelerator, which uses WebGPU over Vulkan, Metal or Direct3D."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from edgerec.utils.native_output import captured_output
 
 log = logging.getLogger(__name__)
 
-# What --delegate is given, in the place of a library.
+# The value of --delegate that selects the GPU, instead of the name of a library.
 GPU = "gpu"
 PRECISIONS = ("fp32", "fp16")
+# Python code of the child process that runs the model on the GPU.
 _PROBE = """
 import json, sys
 from edgerec.errors import DelegateError
@@ -38,24 +39,26 @@ print("loaded")
 
 
 class GpuInterpreter:
-    """A model on the GPU, behind those of an interpreter's methods that edgerec uses.
+    """A model on the GPU, with the methods of the TFLite interpreter that edgerec uses.
 
     Attributes:
-        whole: whether the GPU takes every operator; what it does not take runs on the processor.
+        fully_accelerated: whether the GPU runs every operator. Otherwise, the CPU runs the other operators.
     """
 
-    whole: bool
+    fully_accelerated: bool
 
     def __init__(self, interpreter: Any, model: bytes, options: Mapping[str, str]) -> None:
-        """Compile the .tflite bytes for the GPU; :func:`open_gpu` tries that in a child process first.
+        """Compile a model for the GPU. A driver may crash, so :func:`open_gpu` does this in a child process first.
 
         Args:
-            interpreter: of the same model on the processor: it knows the tensors.
-            model: the .tflite file's bytes.
-            options: ``precision``: ``fp32`` answers as the processor does; ``fp16`` is faster and less exact.
+            interpreter: CPU interpreter of the same model, which describes the tensors.
+            model: the .tflite file.
+            options: ``precision`` is ``fp32``, with scores close to those of the CPU, or ``fp16``, which is faster and
+                less accurate.
 
         Raises:
-            DelegateError: this runtime has no GPU accelerator, there is no GPU that it takes, or an unknown option.
+            DelegateError: this runtime has no GPU accelerator, it supports no GPU of this machine, or an option is
+                unknown.
         """
         fp32 = _precision(options) == "fp32"
         try:
@@ -67,76 +70,80 @@ class GpuInterpreter:
                 Options,
             )
         except ImportError:
-            raise DelegateError("the GPU needs a newer runtime: pip install -U ai-edge-litert") from None
-        self._given, self._asked = interpreter.get_input_details(), interpreter.get_output_details()
-        with captured_output() as said:  # it tells of every library that it tries
+            raise DelegateError("--delegate gpu needs a newer LiteRT: pip install -U ai-edge-litert") from None
+        self._input_details, self._output_details = interpreter.get_input_details(), interpreter.get_output_details()
+        with captured_output() as output:  # LiteRT prints every library that it tries to load
             try:
-                wanted = Options(HardwareAccelerator.GPU, cpu_options=CpuOptions(), gpu_options=GpuOptions(fp32))
-                compiled = CompiledModel.from_buffer(model, options=wanted)
+                litert_options = Options(
+                    HardwareAccelerator.GPU, cpu_options=CpuOptions(), gpu_options=GpuOptions(fp32)
+                )
+                compiled = CompiledModel.from_buffer(model, options=litert_options)
                 inputs, outputs = compiled.create_input_buffers(0), compiled.create_output_buffers(0)
-                spec = self._given[0]
+                spec = self._input_details[0]
                 inputs[0].write(np.zeros(spec["shape"], spec["dtype"]))
-                compiled.run_by_index(0, inputs, outputs)  # the first run makes another environment, and says so
+                compiled.run_by_index(0, inputs, outputs)  # the first run creates an environment, and prints messages
             except RuntimeError as error:
-                said.seek(0)
-                reasons = re.findall(r"INTERNAL: (.+)", said.read().decode(errors="replace"))
+                output.seek(0)
+                reasons = re.findall(r"INTERNAL: (.+)", output.read().decode(errors="replace"))
                 raise DelegateError(reasons[0] if reasons else first_sentence(error)) from None
-        self._held: list[Any] = [compiled, inputs, outputs]
-        self.whole = bool(compiled.is_fully_accelerated())
-        weakref.finalize(self, _release, self._held)
+        self._resources: list[Any] = [compiled, inputs, outputs]
+        self.fully_accelerated = bool(compiled.is_fully_accelerated())
+        weakref.finalize(self, _release, self._resources)
 
     def get_input_details(self) -> list[dict[str, Any]]:
-        """As of the interpreter on the processor."""
-        return self._given
+        """Return the input details of the CPU interpreter."""
+        return self._input_details
 
     def get_output_details(self) -> list[dict[str, Any]]:
-        """As of the interpreter on the processor."""
-        return self._asked
+        """Return the output details of the CPU interpreter."""
+        return self._output_details
 
     def set_tensor(self, index: int, value: npt.NDArray[Any]) -> None:
-        """Store the only input; ``index`` is not looked at."""
-        self._held[1][0].write(np.ascontiguousarray(value))
+        """Set the only input. ``index`` is ignored."""
+        self._resources[1][0].write(np.ascontiguousarray(value))
 
     def invoke(self) -> None:
         """Run the model."""
-        compiled, inputs, outputs = self._held
+        compiled, inputs, outputs = self._resources
         compiled.run_by_index(0, inputs, outputs)
 
     def get_tensor(self, index: int) -> npt.NDArray[Any]:
-        """The only output; ``index`` is not looked at."""
-        spec = self._asked[0]
-        read = self._held[2][0].read(int(np.prod(spec["shape"])), spec["dtype"])
-        return np.asarray(read, spec["dtype"]).reshape(spec["shape"])
+        """Return the only output. ``index`` is ignored."""
+        spec = self._output_details[0]
+        values = self._resources[2][0].read(int(np.prod(spec["shape"])), spec["dtype"])
+        return np.asarray(values, spec["dtype"]).reshape(spec["shape"])
 
 
 def open_gpu(interpreter: Any, model: bytes, options: Mapping[str, str] | None, where: str) -> GpuInterpreter:
-    """The model on the GPU, after a child process has shown that its driver neither crashes nor hangs.
+    """Load a model on the GPU. A child process runs the model first, because the GPU driver may crash or hang.
 
     Raises:
-        DelegateError: with the reason, and how to go on without it.
+        DelegateError: the GPU cannot run the model. The message states the reason, and how to continue without the GPU.
     """
-    wanted = dict(options or {})
-    _precision(wanted)
-    reason = probe(_PROBE, json.dumps(wanted), content=model)
+    gpu_options = dict(options or {})
+    _precision(gpu_options)
+    reason = probe(_PROBE, json.dumps(gpu_options), content=model)
     if reason:
         raise DelegateError(
-            f"the GPU does not compute {where} ({reason}): is its Vulkan, Metal or Direct3D driver installed? "
-            "--delegate none runs on the processor"
+            f"the GPU cannot run {where} ({reason}): is its Vulkan, Metal or Direct3D driver installed? Use --delegate "
+            "none to run on the CPU"
         )
-    opened = GpuInterpreter(interpreter, model, wanted)
-    if not opened.whole:
-        log.warning("%s: the GPU takes a part of it only, the rest runs on the processor", where)
-    return opened
+    gpu_interpreter = GpuInterpreter(interpreter, model, gpu_options)
+    if not gpu_interpreter.fully_accelerated:
+        log.warning("%s: the GPU supports only some of the operators, the CPU runs the others", where)
+    return gpu_interpreter
 
 
 def _precision(options: Mapping[str, str]) -> str:
     precision = options.get("precision", "fp32")
     if options.keys() - {"precision"} or precision not in PRECISIONS:
-        said = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise DelegateError(f"the GPU's options are {said!r}, expected precision={' or precision='.join(PRECISIONS)}")
+        text = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise DelegateError(
+            f"the options of --delegate gpu are {text!r}, expected precision={' or precision='.join(PRECISIONS)}"
+        )
     return precision
 
 
-def _release(held: list[Any]) -> None:
-    with captured_output():  # it tells of every library that it leaves
-        held.clear()
+def _release(resources: list[Any]) -> None:
+    with captured_output():  # LiteRT prints every library that it unloads
+        resources.clear()

@@ -1,4 +1,4 @@
-"""The TFLite interpreter, whichever runtime is installed."""
+"""Find the installed TFLite runtime, and open models with its interpreter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What decides whether two computations give the same bits: runtime, its version, the processor."""
+    """The runtime, its version and the CPU. Two machines with equal fingerprints compute bit-identical scores.
+
+    Attributes:
+        runtime: name of the runtime's Python package.
+        version: version of this package; ``unknown`` if it is not known.
+        machine: CPU architecture.
+        cpu: name of the CPU.
+    """
 
     runtime: str
     version: str
@@ -35,29 +42,33 @@ class Fingerprint:
     cpu: str
 
     def to_dict(self) -> dict[str, str]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def find_runtime() -> tuple[str, Any]:
-    """The first runtime that is installed: its package name and its interpreter module."""
+    """Return the package name and the interpreter module of the first installed runtime.
+
+    Raises:
+        MissingExtraError: no runtime is installed.
+    """
     for package, module in RUNTIMES.items():
         try:
             return package, importlib.import_module(module)
-        except ImportError as error:  # not there, or not for this system's libraries or NumPy
+        except ImportError as error:  # the package is missing, or needs other system libraries or another NumPy
             if not isinstance(error, ModuleNotFoundError):
-                log.warning("%s is installed but does not load: %s", package, error)
+                log.warning("%s is installed but cannot be imported: %s", package, error)
     raise MissingExtraError(
         "no TFLite runtime is installed: pip install ai-edge-litert (on 32-bit ARM: tflite-runtime)"
     )
 
 
 def fingerprint() -> Fingerprint:
-    """This machine's runtime and processor."""
+    """Return the fingerprint of this machine."""
     package, _ = find_runtime()
     try:
         version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # TensorFlow has several packages
+    except importlib.metadata.PackageNotFoundError:  # TensorFlow may be installed under another package name
         version = "unknown"
     return Fingerprint(package, version, platform.machine(), _cpu_name())
 
@@ -97,25 +108,25 @@ def open_interpreter(
     # load_delegate also runs the model in a child process first.
     delegates = [load_delegate(module, delegate, delegate_options, model)] if delegate else None
     try:
-        with captured_stderr():  # it tells of every delegate that it creates
+        with captured_stderr():  # the runtime prints every delegate that it creates
             interpreter = module.Interpreter(
                 model_content=model, num_threads=threads or None, experimental_delegates=delegates
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{package} cannot prepare {where}: {first_sentence(error)}") from None
-    except MemoryError:  # a damaged model may have a tensor of any size
-        raise ModelError(f"{package} cannot prepare {where}: it needs more memory than there is") from None
+    except MemoryError:  # a tensor of a damaged model can have any size
+        raise ModelError(f"{package} cannot prepare {where}: it needs more memory than is available") from None
     return interpreter
 
 
 def input_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """The only input; raises :class:`ModelError` when there is not exactly one."""
+    """Return the only input; raise :class:`ModelError` if the model does not have exactly one."""
     return _only_spec(interpreter.get_input_details, "input", where)
 
 
 def output_spec(interpreter: Any, where: str = "the model") -> TensorSpec:
-    """The only output; raises :class:`ModelError` when there is not exactly one."""
+    """Return the only output; raise :class:`ModelError` if the model does not have exactly one."""
     return _only_spec(interpreter.get_output_details, "output", where)
 
 
@@ -123,13 +134,13 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     try:
         details = read()
     except UnicodeDecodeError:
-        raise ModelError(f"{where} is damaged: the name of its {what} is no text") from None
+        raise ModelError(f"{where} is damaged: the name of its {what} is not valid UTF-8: convert it again") from None
     if len(details) != 1:
         raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":
-        scale = 1.0  # integers that stand for themselves
+        scale = 1.0  # integers without quantization, such as pixels
     try:
         return TensorSpec(
             dtype=dtype,
@@ -147,5 +158,5 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     names = ("model name", "Model", "CPU part", "Hardware")
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return next((found[name] for name in names if name in found), platform.processor())
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return next((fields[name] for name in names if name in fields), platform.processor())

@@ -1,4 +1,4 @@
-"""A model that knows images, over an interpreter that knows tensors."""
+"""Compute scores for preprocessed pixels with a .tflite image classifier."""
 
 from __future__ import annotations
 
@@ -39,9 +39,17 @@ class ImageModel:
         delegate_options: Mapping[str, str] | None = None,
         where: str = "the model",
     ) -> None:
-        """Prepare the .tflite bytes; raises :class:`ModelError` when they are no image classifier.
+        """Load a model.
 
-        ``activation`` is what makes scores of the output, a name in ``ACTIVATIONS``.
+        Args:
+            model: the .tflite file.
+            normalise: normalization of the input pixels.
+            activation: activation that turns the output into scores; a key of ``ACTIVATIONS``.
+            threads, delegate, delegate_options, where: as for :func:`open_interpreter`.
+
+        Raises:
+            ModelError: the file is not an image classifier, or this runtime cannot run it.
+            DelegateError: the delegate cannot be loaded.
         """
         self._interpreter: Any = open_interpreter(
             model, threads=threads, delegate=delegate, delegate_options=delegate_options, where=where
@@ -49,7 +57,10 @@ class ImageModel:
         self.input = input_spec(self._interpreter, where)
         self.output = output_spec(self._interpreter, where)
         if len(self.input.shape) != 4 or self.input.shape[0] != 1 or self.input.shape[3] not in (1, 3):
-            raise ModelError(f"{where} takes {list(self.input.shape)}, expected [1, height, width, 1 or 3]")
+            raise ModelError(
+                f"{where} is not an image classifier: its input has the shape {list(self.input.shape)}, expected [1, "
+                "height, width, 1 or 3]"
+            )
         self._check_output(where)
         self.classes = 2 if activation in BINARY else self.output.size
         self._where = where
@@ -61,19 +72,26 @@ class ImageModel:
 
     def _check_output(self, where: str) -> None:
         if max(self.output.shape, default=0) != self.output.size:
-            raise ModelError(f"{where} gives {list(self.output.shape)}, expected [1, classes]")
+            raise ModelError(
+                f"{where} is not a classifier: its output has the shape {list(self.output.shape)}, expected [1, "
+                "classes]"
+            )
 
     def invoke(self, pixels: Image) -> npt.NDArray[Any]:
-        """Stored output ``(outputs,)`` in the output's dtype for uint8 ``(height, width, channels)`` pixels."""
-        stored = pixels if self._table is None else self._table[pixels]
-        self._interpreter.set_tensor(self._input_index, stored[np.newaxis])
+        """Run the model on uint8 ``(height, width, channels)`` pixels.
+
+        Returns:
+            The output ``(outputs,)`` in the dtype of the output tensor, i.e. not dequantized.
+        """
+        values = pixels if self._table is None else self._table[pixels]
+        self._interpreter.set_tensor(self._input_index, values[np.newaxis])
         self._reset()  # otherwise the state of an LSTM would carry over from the previous image
         try:
             self._interpreter.invoke()
-        except RuntimeError as error:  # what could be prepared may yet lack the data of a tensor
+        except RuntimeError as error:  # e.g. a tensor has no data, which is not detected when tensors are allocated
             raise ModelError(f"{self._where} cannot be run: {first_sentence(error)}") from None
         return self._interpreter.get_tensor(self._output_index).reshape(-1)
 
     def scores(self, pixels: Image) -> npt.NDArray[np.float32]:
-        """float32 ``(classes,)`` in [0, 1] for uint8 ``(height, width, channels)`` pixels."""
+        """Return the scores, float32 ``(classes,)`` in [0, 1], of uint8 ``(height, width, channels)`` pixels."""
         return self._activate(dequantize(self.invoke(pixels), self.output))

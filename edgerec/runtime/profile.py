@@ -65,14 +65,14 @@ def profile_operators(
         MissingExtraError: no package that can read the graph is installed.
     """
     graphs = [read_graph(content).operators for content in contents]
-    share_s = budget_s / max(1, sum(map(len, graphs)))
+    budget_per_operator_s = budget_s / max(1, sum(map(len, graphs)))
     times_ms = [
-        _operator_times(content, len(operators), threads, share_s * len(operators))
+        _operator_times(content, len(operators), threads, budget_per_operator_s * len(operators))
         for content, operators in zip(contents, graphs, strict=True)
     ]
-    whole = sum(sum(times) for times in times_ms) or 1.0
+    total_ms = sum(sum(times) for times in times_ms) or 1.0
     return tuple(
-        OperatorTime(number, op.index, op.name, op.outputs[0].name, round(ms, 5), round(ms / whole, 4))
+        OperatorTime(number, op.index, op.name, op.outputs[0].name, round(ms, 5), round(ms / total_ms, 4))
         for number, (operators, times) in enumerate(zip(graphs, times_ms, strict=True))
         for op, ms in zip(operators, times, strict=True)
     )
@@ -80,6 +80,7 @@ def profile_operators(
 
 def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -> list[float]:
     """Return the median time of each of a model's ``count`` operators in milliseconds."""
+    # Each open model needs about twice the size of its file.
     model, group = _Prefixes(content), max(1, OPEN_BYTES // (2 * len(content)))
     times: list[float] = []
     for begin in range(0, count, group):
@@ -88,21 +89,21 @@ def _operator_times(content: bytes, count: int, threads: int, budget_s: float) -
         # computed as a difference within the group.
         runs = [_Run(model.first(length), threads) for length in range(begin or 1, end + 1)]
         _sample(runs, budget_s * (end - begin) / count)
-        upto = [float(np.median(run.taken_ms)) for run in runs]
+        cumulative_ms = [float(np.median(run.samples_ms)) for run in runs]
         del runs  # free the memory before the next group is opened
 
         # A longer model cannot take less time than a shorter one, so differences below 0 are noise.
-        upto = list(np.maximum.accumulate(upto if begin else [0.0, *upto]))
-        times += [float(ms) for ms in np.diff(upto)]
+        cumulative_ms = list(np.maximum.accumulate(cumulative_ms if begin else [0.0, *cumulative_ms]))
+        times += [float(ms) for ms in np.diff(cumulative_ms)]
     return times
 
 
 def _sample(runs: Sequence[_Run], budget_s: float) -> None:
-    order = np.random.default_rng(0)
-    began, rounds = time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or time.perf_counter() - began < budget_s:
-        for at in order.permutation(len(runs)):
-            runs[at].sample()
+    generator = np.random.default_rng(0)
+    start, rounds = time.perf_counter(), 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() - start < budget_s:
+        for index in generator.permutation(len(runs)):
+            runs[index].sample()
         rounds += 1
 
 
@@ -119,10 +120,10 @@ class _Prefixes:
         subgraph = self._model.subgraphs[0]
         subgraph.operators = self._operators[:count]
         subgraph.outputs = np.array([subgraph.operators[-1].outputs[0]], np.int32)
-        used = {int(index) for operator in subgraph.operators for index in operator.inputs if index >= 0}
-        kept = {subgraph.tensors[index].buffer for index in used}
+        used_tensors = {int(index) for operator in subgraph.operators for index in operator.inputs if index >= 0}
+        used_buffers = {subgraph.tensors[index].buffer for index in used_tensors}
         empty = type(self._buffers[0])()
-        self._model.buffers = [buffer if at in kept else empty for at, buffer in enumerate(self._buffers)]
+        self._model.buffers = [buffer if index in used_buffers else empty for index, buffer in enumerate(self._buffers)]
         return pack(self._model)
 
 
@@ -130,20 +131,20 @@ class _Run:
     """An interpreter for a truncated model, with a random input and the measured times."""
 
     def __init__(self, content: bytes, threads: int) -> None:
-        self.taken_ms: list[float] = []
-        self._interpreter: Any = open_interpreter(content, threads=threads, where="a part of the model", trusted=True)
+        self.samples_ms: list[float] = []
+        self._interpreter: Any = open_interpreter(content, threads=threads, where="a truncated model", trusted=True)
         detail = self._interpreter.get_input_details()[0]
         random = np.random.default_rng(0).integers(0, 127, detail["shape"])
         self._interpreter.set_tensor(detail["index"], random.astype(detail["dtype"]))
         self._interpreter.invoke()
         start = time.perf_counter()
         self._interpreter.invoke()
-        self._times = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
+        self._repetitions = max(1, int(SAMPLE_S / (time.perf_counter() - start)))
 
     def sample(self) -> None:
         """Measure the mean time of several runs, and add it to the samples."""
         self._interpreter.invoke()  # reload the CPU caches, which another model has overwritten
         start = time.perf_counter_ns()
-        for _ in range(self._times):
+        for _ in range(self._repetitions):
             self._interpreter.invoke()
-        self.taken_ms.append((time.perf_counter_ns() - start) / 1e6 / self._times)
+        self.samples_ms.append((time.perf_counter_ns() - start) / 1e6 / self._repetitions)

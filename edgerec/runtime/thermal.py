@@ -1,4 +1,4 @@
-"""What the machine says of its own state: temperature, clock, throttling, memory."""
+"""Read the CPU temperature, the CPU clock and the throttling state of this machine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 from edgerec.utils.child_process import run_program
 
 _ZONES = Path("/sys/class/thermal")
-# Kinds of thermal zones that are the processor, most particular first.
+# Types of thermal zones that measure the CPU, from the most specific to the least specific.
 _KINDS = ("x86_pkg_temp", "cpu", "soc", "package", "acpitz")
 _CLOCKS = Path("/sys/devices/system/cpu")
-# Bits of `vcgencmd get_throttled`, as the Raspberry Pi's documentation names them.
+# Bits of `vcgencmd get_throttled`, from the documentation of the Raspberry Pi. The same bits, shifted by 16, are set if
+# the condition has occurred since the start.
 _PI_BITS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 @dataclass(frozen=True)
 class Health:
-    """One look at the machine; None where it does not tell.
+    """The state of the machine at one time. A field is None if the machine does not report it.
 
     Attributes:
-        temperature_c: of the processor, degrees Celsius.
-        clock_mhz: mean over the processors.
-        throttled: what a Raspberry Pi says holds it back right now.
+        temperature_c: CPU temperature in degrees Celsius.
+        clock_mhz: mean clock of the CPU cores in MHz.
+        throttled: reasons why a Raspberry Pi currently limits its speed.
     """
 
     temperature_c: float | None
@@ -32,23 +33,30 @@ class Health:
     throttled: tuple[str, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
-def look() -> Health:
-    """Ask the machine; never fails."""
-    clocks = [kilo / 1000 for kilo in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
+def read_health() -> Health:
+    """Return the current state of the machine. This function never raises an error."""
+    clocks_mhz = [khz / 1000 for khz in _numbers(_CLOCKS, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
     return Health(
         temperature_c=processor_temperature_c(),
-        clock_mhz=sum(clocks) / len(clocks) if clocks else None,
+        clock_mhz=sum(clocks_mhz) / len(clocks_mhz) if clocks_mhz else None,
         throttled=_pi_throttled(),
     )
 
 
 def processor_temperature_c(zones: Path | None = None) -> float | None:
-    """Degrees Celsius from the kernel's thermal zones (Documentation/driver-api/thermal/sysfs-api); None if unknown."""
-    found = []
+    """Return the CPU temperature in degrees Celsius; None if it is not known.
+
+    It is read from the thermal zones of the Linux kernel (Documentation/driver-api/thermal/sysfs-api). If several zones
+    have the same type, the hottest one counts.
+
+    Args:
+        zones: folder that contains the thermal zones; None uses ``/sys/class/thermal``.
+    """
+    candidates = []
     for zone in sorted((zones or _ZONES).glob("thermal_zone*")):
         try:
             kind = (zone / "type").read_text().strip().lower()
@@ -57,29 +65,29 @@ def processor_temperature_c(zones: Path | None = None) -> float | None:
             continue
         rank = next((rank for rank, known in enumerate(_KINDS) if known in kind), None)
         if rank is not None and -40 < degrees < 150:
-            found.append((rank, -degrees))
-    return -min(found)[1] if found else None
+            candidates.append((rank, -degrees))
+    return -min(candidates)[1] if candidates else None
 
 
 def _numbers(folder: Path, pattern: str) -> list[float]:
-    found = []
+    numbers = []
     for path in sorted(folder.glob(pattern)):
         try:
-            found.append(float(path.read_text()))
-        except (OSError, ValueError):  # some sensors answer with an error
+            numbers.append(float(path.read_text()))
+        except (OSError, ValueError):  # reading some sensors fails
             continue
-    return found
+    return numbers
 
 
 def earlier_throttled() -> tuple[str, ...]:
-    """What a Raspberry Pi says held it back at some time since it was started; empty on other machines."""
+    """Return why a Raspberry Pi has limited its speed at any time since its start; empty on other machines."""
     bits = _pi_bits()
-    return tuple(word for bit, word in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
+    return tuple(reason for bit, reason in _PI_BITS.items() if (bits or 0) >> (bit + 16) & 1)
 
 
 def _pi_throttled() -> tuple[str, ...] | None:
     bits = _pi_bits()
-    return None if bits is None else tuple(word for bit, word in _PI_BITS.items() if bits >> bit & 1)
+    return None if bits is None else tuple(reason for bit, reason in _PI_BITS.items() if bits >> bit & 1)
 
 
 def _pi_bits() -> int | None:

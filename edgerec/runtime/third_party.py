@@ -1,4 +1,4 @@
-"""Open .tflite image classifiers that were made by other tools."""
+"""Open .tflite image classifiers that other tools created."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _BOUNDED_ACTIVATIONS = (2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A .tflite file that is an image classifier.
+class ThirdPartyModel:
+    """A .tflite image classifier that another tool created.
 
     Attributes:
         where: path of the file, for messages.
@@ -55,7 +55,7 @@ class Finished:
         activation_reason: how the activation was determined.
         sums_to_one: whether the scores of an image add up to 1; they do not if several labels can apply to an image.
         metadata: TFLite metadata in the file, or None.
-        family: the tool that made the file, which defines how images are fitted.
+        family: the tool that created the file, which defines how images are fitted.
         layout: input layout of the file if it has no channel axis, or the channel axis first; otherwise None.
     """
 
@@ -80,7 +80,7 @@ class Finished:
         activation: str | None = None,
         own_labels: bool = False,
         own_normalise: bool = False,
-    ) -> Finished:
+    ) -> ThirdPartyModel:
         """Read the file, and run it on test inputs in a child process.
 
         Args:
@@ -113,7 +113,10 @@ class Finished:
         if layout is not None:
             content = with_image_input(content, layout, where)
             shape = list(graph.inputs[0].shape)
-            log.info("%s takes %s (%s): a %s was added at its start", where, shape, layout.description, layout.operator)
+            log.info(
+                "%s has an input of shape %s (%s): added a %s operator at its start",
+                *(where, shape, layout.description, layout.operator),
+            )
         probe = probe_model(content)
         if probe.error:
             raise ModelError(f"{where} cannot be run: {probe.error}")
@@ -145,10 +148,10 @@ class Finished:
         """Return the normalization in ``text``; if that is None, return the normalization that the file states."""
         if not text and self.family.normalise and not self.input.quantized and not (self.metadata or _NONE).normalise:
             text = self.family.normalise
-            log.info("%s: normalization %s, as %s models have it", self.where, text, self.family.name)
+            log.info("%s: using normalization %s, as in %s models", self.where, text, self.family.name)
         return parse_normalise(text) if text else normalise_for(self.input, self.metadata, self.where)
 
-    def normalised(self, text: str | None) -> tuple[Finished, Normalise]:
+    def normalised(self, text: str | None) -> tuple[ThirdPartyModel, Normalise]:
         """Return the model to run, and the normalization of its input.
 
         If the normalization differs between channels, or the model takes BGR, a layer is added to the start of the
@@ -178,24 +181,29 @@ def _check(graph: Graph, where: str) -> None:
         )
     for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         if len(tensors) != 1:
-            raise ModelError(f"{where} has {len(tensors)} {what}s, an image classifier has one")
+            raise ModelError(f"{where} has {len(tensors)} {what}s, but an image classifier has one")
         shape, dtype = tensors[0].shape, tensors[0].dtype
         if dtype not in _DTYPES:
-            raise ModelError(f"{where}: its {what} is {dtype}, expected {', '.join(_DTYPES)}: convert it with one")
-        if -1 in shape[1:]:  # a batch of any size is used as one
             raise ModelError(
-                f"{where}: its {what} has a dynamic shape {list(shape)} (-1 is any): convert it with a fixed one"
+                f"{where}: the dtype of its {what} is {dtype}, expected {' or '.join(_DTYPES)}: convert it again"
+            )
+        if -1 in shape[1:]:  # a batch axis of any size is used with size 1
+            raise ModelError(
+                f"{where}: its {what} has the dynamic shape {list(shape)} (-1 is any size): convert the model with a "
+                "fixed shape"
             )
     shape = graph.inputs[0].shape
     sized = len(shape) == 4 and all(1 <= n <= 4096 for n in shape[1:3])
     if layout_of(shape) is None and (not sized or shape[0] not in (1, -1) or shape[3] not in (1, 3)):
         raise ModelError(
-            f"{where} takes {list(shape)}; expected [1, height, width, 1 or 3], [1, 1 or 3, height, width] or "
-            "[1, height, width] with at most 4096 pixels per side"
+            f"{where} has an input of shape {list(shape)}; expected [1, height, width, 1 or 3], [1, 1 or 3, height, "
+            "width] or [1, height, width] with at most 4096 pixels per side"
         )
     shape = graph.outputs[0].shape
     if not shape or (len(shape) > 1 and shape[0] not in (1, -1)) or sum(n > 1 for n in shape) > 1:
-        raise ModelError(f"{where} gives {list(shape)}, expected [1, classes]: it is not an image classifier")
+        raise ModelError(
+            f"{where} is not an image classifier: its output has the shape {list(shape)}, expected [1, classes]"
+        )
 
 
 def _sources(graph: Graph) -> dict[int, Operator]:
@@ -235,7 +243,7 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
     several, single = CHOICES[choice or "none"]
     if choice is not None:
         if output.size == 1 and not single:
-            raise ModelError(f"{where} gives one number; --activation {choice} needs one output per label")
+            raise ModelError(f"{where} has a single output, but --activation {choice} needs one output for each label")
         return (single if output.size == 1 else several), "chosen with --activation"
     name = last.name if last is not None else "nothing"
     unbounded = _unbounded(graph, last)
@@ -246,8 +254,8 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
         if bounded:
             return "binary", f"all outputs of {probe.runs} test inputs were in [0, 1]"
         raise ModelError(
-            f"{where} gives one number that no sigmoid computed (it comes from {name}), so it is not a classifier. If "
-            "it is the logit of the second of two classes, add --activation sigmoid"
+            f"{where} is not a classifier: its single output is computed by {name} and not by a sigmoid. If the output "
+            "is the logit of the second of two classes, add --activation sigmoid"
         )
     if name in ("SOFTMAX", "LOGISTIC"):
         return "none", f"computed by {name}"
@@ -258,7 +266,7 @@ def _activation(graph: Graph, output: TensorSpec, probe: Probe, choice: str | No
     total = probe.highest_sum
     if probe.runs and total > 1.5 and probe.lowest >= 0 and probe.sums_to(total, 0.01 * total) and not unbounded:
         raise ModelError(
-            f"{where} gives scores that add up to {total:g}, expected 1: convert it without the scaling at its end, or "
+            f"the scores of {where} add up to {total:g}, expected 1: convert it without the scaling at its end, or "
             "choose with --activation none, softmax or sigmoid"
         )
     return "softmax", f"the outputs of {name} were not probabilities"

@@ -1,4 +1,4 @@
-"""Measure once which number of threads suits a model on this machine, and cache the result."""
+"""Measure the best number of interpreter threads for a model on this machine, and cache the result."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from edgerec.utils.atomic import cache_folder, write_file
 
 log = logging.getLogger(__name__)
 
+# Maximum number of rounds of the measurement, and its approximate time limit.
 ROUNDS, BUDGET_S = 30, 0.3
-# More threads must be so much quicker: they also take the processors from the camera and the sinks.
-WORTH = 0.9
+# More threads are used only if they reduce the time below this fraction, because the camera and the sinks also need
+# CPU cores.
+MAX_TIME_RATIO = 0.9
 
 
 def best_threads(content: bytes, normalise: Normalise) -> int:
@@ -32,40 +34,40 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
     available = processors()
     if available == 1:
         return 1
-    about = f"{fingerprint().to_dict()} {available}".encode()
-    remembered = None
+    machine = f"{fingerprint().to_dict()} {available}".encode()
+    cache_file = None
     try:
-        remembered = cache_folder() / f"threads-{hashlib.sha256(content + about).hexdigest()[:32]}"
-        return min(available, max(1, int(remembered.read_text(encoding="ascii"))))
+        cache_file = cache_folder() / f"threads-{hashlib.sha256(content + machine).hexdigest()[:32]}"
+        return min(available, max(1, int(cache_file.read_text(encoding="ascii"))))
     except (OSError, ValueError):
-        chosen = _measured(content, normalise, available)
-    if remembered is None:  # the user has no home folder
-        return chosen
+        best = _measure(content, normalise, available)
+    if cache_file is None:  # the user has no home folder
+        return best
     try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_file(remembered, str(chosen))
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(cache_file, str(best))
     except OSError as error:
-        log.debug("the number of threads is not remembered: %s", error)
-    return chosen
+        log.debug("the number of threads cannot be cached: %s", error)
+    return best
 
 
-def _measured(content: bytes, normalise: Normalise, most: int) -> int:
-    counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= most]
+def _measure(content: bytes, normalise: Normalise, available: int) -> int:
+    counts = [n for n in (1, 2, 3, 4, 6, 8) if n <= available]
     models = {count: ImageModel(content, normalise, threads=count) for count in counts}
     pixels: Image = np.zeros(models[1].input.shape[1:], np.uint8)
-    taken: dict[int, list[float]] = {count: [] for count in counts}
+    times_s: dict[int, list[float]] = {count: [] for count in counts}
     began = time.perf_counter()
-    for done in range(ROUNDS):
-        if done >= 3 and time.perf_counter() - began > BUDGET_S:
+    for number in range(ROUNDS):
+        if number >= 3 and time.perf_counter() - began > BUDGET_S:
             break
         for count, model in models.items():
-            model.invoke(pixels)
+            model.invoke(pixels)  # reload the CPU caches, which another model has overwritten
             start = time.perf_counter()
             model.invoke(pixels)
-            taken[count].append(time.perf_counter() - start)
-    chosen = 1
+            times_s[count].append(time.perf_counter() - start)
+    best = 1
     for count in counts:
-        if np.median(taken[count]) < WORTH * np.median(taken[chosen]):
-            chosen = count
-    log.debug("threads: %d", chosen)
-    return chosen
+        if np.median(times_s[count]) < MAX_TIME_RATIO * np.median(times_s[best]):
+            best = count
+    log.debug("threads: %d", best)
+    return best

@@ -1,4 +1,4 @@
-"""How long models take, one against the other, on the machine that this runs on."""
+"""Compare the latency of models on this machine."""
 
 from __future__ import annotations
 
@@ -17,40 +17,47 @@ WARM_UP = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one picture, from pixels to stored scores: median, 95th percentile, and over how many."""
+    """Latency of a model for one image, from the preprocessed pixels to the output, in milliseconds.
+
+    Attributes:
+        median_ms, p95_ms: median and 95th percentile.
+        rounds: number of measurements.
+    """
 
     median_ms: float
     p95_ms: float
     rounds: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def time_models(
     models: Mapping[str, tuple[ImageModel, Image]], *, budget_s: float = 2.0, most_rounds: int = 1000
 ) -> dict[str, Timing]:
-    """Time models in turn, in another order each round, so that what else the machine does falls on all of them alike.
+    """Measure the latency of models.
+
+    In each round, every model runs once, in random order, so that other load on the machine affects all models equally.
 
     Args:
-        models: by name, each with uint8 pixels ``(height, width, channels)`` for it.
-        budget_s: about how long this may take for each model; a slow one gets fewer rounds, at least 20.
-        most_rounds: at most so many.
+        models: models by name, each with uint8 pixels ``(height, width, channels)`` as its input.
+        budget_s: approximate time limit for each model in seconds; at least 20 rounds are measured.
+        most_rounds: maximum number of rounds.
     """
-    taken: dict[str, list[float]] = {name: [] for name in models}
+    times_ms: dict[str, list[float]] = {name: [] for name in models}
     for model, pixels in models.values():
         for _ in range(WARM_UP):
             model.invoke(pixels)
-    order = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     began = time.perf_counter()
-    for done in range(most_rounds):
-        if done >= 20 and time.perf_counter() - began > budget_s * len(models):
+    for number in range(most_rounds):
+        if number >= 20 and time.perf_counter() - began > budget_s * len(models):
             break
-        for name in order.permutation(list(models)):
+        for name in generator.permutation(list(models)):
             model, pixels = models[name]
-            model.invoke(pixels)  # the one before left the caches to itself
+            model.invoke(pixels)  # reload the CPU caches, which another model has overwritten
             start = time.perf_counter_ns()
             model.invoke(pixels)
-            taken[name].append((time.perf_counter_ns() - start) / 1e6)
-    return {name: Timing(float(np.median(ms)), float(np.percentile(ms, 95)), len(ms)) for name, ms in taken.items()}
+            times_ms[name].append((time.perf_counter_ns() - start) / 1e6)
+    return {name: Timing(float(np.median(ms)), float(np.percentile(ms, 95)), len(ms)) for name, ms in times_ms.items()}

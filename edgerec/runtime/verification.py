@@ -31,8 +31,8 @@ GOLDEN = "golden/golden.json"
 # models). tflite-runtime differs from LiteRT by up to 48, and between two CPUs by up to 35. No delegate was measured.
 UNITS_OTHER_MACHINE = 16
 UNITS_OTHER_RUNTIME = 50
-# A mean is summed in another order by another NumPy.
-SUMMED = 1e-9
+# Relative tolerance for the mean of a reconstruction error, because NumPy versions sum in different orders.
+MEAN_TOLERANCE = 1e-9
 # Tolerances of float scores on another machine, because CPUs round differently, and with a delegate, which may use
 # float16.
 FLOAT_OTHER_MACHINE, FLOAT_DELEGATE = 1e-3, 1e-2
@@ -97,23 +97,23 @@ class VerifyReport:
     warnings: tuple[str, ...] = ()
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Number of golden images."""
         return len({result.image for result in self.golden})
 
     @property
     def same_labels(self) -> int:
         """Number of golden images for which every model predicts the same label as on the exporting machine."""
-        return self.pictures - len({result.image for result in self.golden if result.label != result.golden_label})
+        return self.images - len({result.image for result in self.golden if result.label != result.golden_label})
 
     @property
     def decisive(self) -> int:
         """Number of golden images whose label must be the same on every runtime, for every model."""
-        return self.pictures - len({result.image for result in self.golden if not result.decisive})
+        return self.images - len({result.image for result in self.golden if not result.decisive})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        counts = {"pictures": self.pictures, "same_labels": self.same_labels, "decisive": self.decisive}
+        counts = {"pictures": self.images, "same_labels": self.same_labels, "decisive": self.decisive}
         return {"ok": True} | counts | asdict(self)
 
 
@@ -140,8 +140,8 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
         )
         if not all(np.isfinite(scores).all() for scores in vectors[-1]["scores"]):
             raise BundleError(
-                f"the model gives scores that are not numbers (NaN) for the golden image {origin}: train or convert it "
-                "again"
+                f"the model returned scores that are not numbers (NaN) for the golden image {origin}: train or convert "
+                "it again"
             )
         if classifier.autoencoder is not None:
             vectors[-1]["error"] = classifier.error(classifier.pixels(image))
@@ -150,20 +150,20 @@ def make_golden(classifier: Classifier, images: Sequence[tuple[str, Image]]) -> 
     return files
 
 
-def golden_pictures(bundle: Bundle) -> dict[str, Image]:
+def golden_images(bundle: Bundle) -> dict[str, Image]:
     """Return the golden images of a bundle by their file names, at most :data:`MAX_PIXELS` pixels in total.
 
     Raises:
         BundleError: there are no golden images.
     """
-    pictures: dict[str, Image] = {}
+    images: dict[str, Image] = {}
     for name in sorted(bundle.files):
         image = decode(bundle.files[name]) if name.endswith(".png") else None
-        if image is not None and sum(each.size for each in (image, *pictures.values())) <= 3 * MAX_PIXELS:
-            pictures[name] = image
-    if not pictures:
-        raise BundleError(f"{bundle.path} has no golden pictures: export it again")
-    return pictures
+        if image is not None and sum(each.size for each in (image, *images.values())) <= 3 * MAX_PIXELS:
+            images[name] = image
+    if not images:
+        raise BundleError(f"{bundle.path} has no golden images: export it again")
+    return images
 
 
 def verify(
@@ -244,29 +244,31 @@ def verify(
             *(f"{path}: {name} was not run, because the bundle was verified on the CPU" for name in unused),
         ),
     )
-    if 2 * report.decisive <= report.pictures and not report.exact:
+    if 2 * report.decisive <= report.images and not report.exact:
         report = replace(report, warnings=(*report.warnings, _indecisive(report)))
-    if 2 * report.same_labels <= report.pictures:
+    if 2 * report.same_labels <= report.images:
         raise BundleError(
             f"{path}: the predicted label is the same as on the machine that exported the bundle for only "
-            f"{report.same_labels} of {report.pictures} golden images (here {where}): export the bundle again"
+            f"{report.same_labels} of {report.images} golden images (here {where}): export the bundle again"
         )
     return report
 
 
 def _indecisive(report: VerifyReport) -> str:
     return (
-        f"{report.bundle}: the labels of only {report.decisive} of {report.pictures} golden images must be the same on "
+        f"{report.bundle}: the labels of only {report.decisive} of {report.images} golden images must be the same on "
         "every runtime, because the best scores of the other images are too similar: measure the accuracy on this "
         "machine with edgerec evaluate BUNDLE --data FOLDER"
     )
 
 
 def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
-    """Where a bundle's golden vectors were made, and for each its ``image``, ``pixels_sha256`` and ``scores``.
+    """Return the fingerprint of the exporting machine, and the golden vectors of a bundle.
+
+    Each golden vector has ``image``, ``pixels_sha256`` and ``scores``, a float64 array ``(models, labels)``.
 
     Raises:
-        BundleError: it has none, or they are damaged.
+        BundleError: the bundle has no golden vectors, or they are damaged.
     """
     content = bundle.files.get(GOLDEN)
     if content is None:
@@ -275,13 +277,13 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
         values = parse_json(content)
         made_on, vectors = Fingerprint(**values["made_on"]), list(values["vectors"])
         if not vectors:
-            raise ValueError("no vectors")
+            raise ValueError("it contains no golden vectors")
         for vector in vectors:
-            # A bundle of one model may have its scores alone.
+            # If the bundle has only one model, its scores may be stored without the axis for the models.
             vector["scores"] = np.atleast_2d(np.asarray(vector["scores"], np.float64))
-            found, wanted = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
-            if found != wanted:
-                raise ValueError(f"scores of shape {found}, expected {wanted}: models and labels")
+            shape, expected = vector["scores"].shape, (len(bundle.manifest.models), len(bundle.manifest.labels))
+            if shape != expected:
+                raise ValueError(f"scores of shape {shape}, expected (models, labels) = {expected}")
             if vector["image"] not in bundle.files:
                 raise ValueError(f"{vector['image']!r} is not in the bundle")
             if "pixels_sha256" not in vector:
@@ -294,7 +296,7 @@ def read_golden(bundle: Bundle) -> tuple[Fingerprint, list[Mapping[str, Any]]]:
 
 
 def _digest(classifier: Classifier, image: Image) -> str:
-    """Of the pixels that the models see."""
+    """Return the SHA-256 of the preprocessed pixels of all models."""
     return sha256(b"".join(pixels.tobytes() for pixels in classifier.pixels(image)))
 
 
@@ -303,14 +305,16 @@ def _recompute(
 ) -> Iterator[GoldenResult]:
     image, labels = decode(bundle.files[vector["image"]]), bundle.manifest.labels
     if image is None:
-        raise BundleError(f"{bundle.path}: {vector['image']} is no picture: export the bundle again")
+        raise BundleError(f"{bundle.path}: {vector['image']} is not a readable image: export the bundle again")
     if _digest(classifier, image) != vector["pixels_sha256"]:
         raise BundleError(
-            f"{bundle.path}: {vector['image']}: preprocessing gives other pixels here than where the bundle was made; "
-            "please report this with both OpenCV versions"
+            f"{bundle.path}: {vector['image']}: preprocessing returned other pixels here than on the machine that "
+            "exported the bundle: report this with the OpenCV versions of both machines"
         )
-    stored = classifier.stored_scores(image)
-    for spec, allowed, scores, golden in zip(bundle.manifest.models, tolerances, stored, vector["scores"], strict=True):
+    outputs = classifier.stored_scores(image)
+    for spec, allowed, scores, golden in zip(
+        bundle.manifest.models, tolerances, outputs, vector["scores"], strict=True
+    ):
         best = np.sort(golden)[::-1]
         yield GoldenResult(
             image=vector["image"],
@@ -359,8 +363,8 @@ def error_tolerance(
     ``error`` is the golden reconstruction error of the image. If each output differs by at most d, the mean of
     (e + d)² differs by at most 2·d·mean|e| + d², and mean|e| is at most the square root of the error.
     """
-    off = tolerance(made_on, here, spec, delegate) * (spec.output.scale or 1.0)
-    return 2 * off * math.sqrt(error) + off**2 + SUMMED * (1 + error)
+    difference = tolerance(made_on, here, spec, delegate) * (spec.output.scale or 1.0)
+    return 2 * difference * math.sqrt(error) + difference**2 + MEAN_TOLERANCE * (1 + error)
 
 
 def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate: str = "") -> float:
@@ -369,7 +373,7 @@ def tolerance(made_on: Fingerprint, here: Fingerprint, spec: ModelSpec, delegate
         return 0.0
     if not spec.output.quantized:
         return FLOAT_DELEGATE if delegate else FLOAT_OTHER_MACHINE
-    measured = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
-    units = UNITS_OTHER_MACHINE if measured else UNITS_OTHER_RUNTIME
-    # No activation moves a score by more than the output moved.
+    same_kernels = not delegate and {made_on.runtime, here.runtime} <= {"ai-edge-litert", "tensorflow"}
+    units = UNITS_OTHER_MACHINE if same_kernels else UNITS_OTHER_RUNTIME
+    # With every activation, a score changes by at most the change of the output.
     return units if spec.activation == "none" else units * spec.output.scale

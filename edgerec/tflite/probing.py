@@ -213,7 +213,7 @@ def _probe(runs: int, load: Callable[[], Any]) -> Probe:
     except (RuntimeError, ValueError) as error:
         return Probe(error=f"the interpreter cannot run it: {first_sentence(error)}")
     except MemoryError:
-        return Probe(error="the interpreter needs more memory than there is")
+        return Probe(error="the interpreter needs more memory than is available")
     if not totals:
         return Probe()
     lowest, highest, sums = zip(*totals, strict=True)

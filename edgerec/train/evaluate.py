@@ -21,7 +21,7 @@ from edgerec.errors import DataError, EdgerecError, ModelError
 from edgerec.recipe import DataSection, DataSource, Recipe, one_or_tuple
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.model import ImageModel
-from edgerec.runtime.third_party import Finished
+from edgerec.runtime.third_party import ThirdPartyModel
 from edgerec.train.input_pipeline import EVALUATION_BATCH
 from edgerec.train.label_order import FOLDERS, check_files_beside, check_order, label_order
 from edgerec.train.origin import ImageSplits, Origin, chosen_images, origin_of_bundle, origin_of_run
@@ -346,7 +346,7 @@ def _open_bundle(bundle: Bundle) -> _Subject:
 
 
 def _open_tflite(path: Path, text: str | None, activation: str | None, fit: Fit | None) -> _Subject:
-    original = Finished.open(path, activation=activation, own_labels=True, own_normalise=text is not None)
+    original = ThirdPartyModel.open(path, activation=activation, own_labels=True, own_normalise=text is not None)
     finished, normalise = original.normalised(text)
     model = ImageModel(finished.content, normalise, activation=finished.activation, where=finished.where)
     metadata, _, height, width, channels = original.metadata, *finished.input.shape

@@ -79,7 +79,7 @@ def test_the_mean_and_the_vote():
 
 def test_every_model_is_verified(three, tmp_path):
     report = verify(three)
-    assert (report.exact, report.pictures, len(report.golden)) == (True, 10, 30)
+    assert (report.exact, report.images, len(report.golden)) == (True, 10, 30)
     assert {result.model for result in report.golden} == {"model.tflite", "model-2.tflite", "model-3.tflite"}
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)

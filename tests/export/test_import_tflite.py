@@ -288,7 +288,7 @@ def test_labels_must_be_as_many_as_scores(given, tmp_path):
     [
         ("two_outputs", "has 2 outputs"),
         ("any_size", "dynamic shape"),
-        ("one_number", "no sigmoid"),
+        ("one_number", "not by a sigmoid"),
         ("picture_out", "is not an image classifier"),
     ],
 )

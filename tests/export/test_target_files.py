@@ -17,7 +17,7 @@ from edgerec.contract.target import Target
 from edgerec.errors import BundleError, TargetError
 from edgerec.export.tflm import sources, spelled
 from edgerec.runtime.classifier import Classifier
-from edgerec.runtime.verification import golden_pictures
+from edgerec.runtime.verification import golden_images
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
 from edgerec.tflite.metadata import read_metadata
@@ -141,7 +141,7 @@ def test_readme_says_what_to_write(micro):
 def test_tensorflow_lite_micro_gives_the_golden_scores_in_the_estimated_arena(micro, tmp_path):
     """On the bundle's own pictures; the plan is the same to the byte, the whole arena is enough and not far off."""
     classifier, golden = Classifier(micro), json.loads(micro.files["golden/golden.json"])["vectors"]
-    pixels = np.stack([classifier.pixels(picture)[0] for picture in golden_pictures(micro).values()])
+    pixels = np.stack([classifier.pixels(picture)[0] for picture in golden_images(micro).values()])
     np.save(tmp_path / "pixels.npy", pixels)
     (tmp_path / "model.tflite").write_bytes(micro.model)
     graph = read_graph(micro.model)

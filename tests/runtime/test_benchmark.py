@@ -125,7 +125,7 @@ def test_the_picture_says_what_was_measured():
         return benchmark_figure(report(2.5, source=source)).get_suptitle().splitlines()[0]
 
     assert title("rtsp://camera.example/live") == "signs (full-int8), measured on rtsp://camera.example/live"
-    assert title("") == "signs (full-int8), measured on its golden pictures"
+    assert title("") == "signs (full-int8), measured on its golden images"
     long = title("rtsp://camera.example/" + "x" * 500 + "/live.mp4")
     assert "rtsp://camera.example/" in long
     assert long.endswith("x/live.mp4")
@@ -167,12 +167,12 @@ def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(health, "_ZONES", tmp_path)
     monkeypatch.setattr(health, "_CLOCKS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    seen = health.look()
+    seen = health.read_health()
     assert seen.temperature_c == 67.5
     assert seen.clock_mhz is None
     assert seen.throttled == ("under-voltage", "throttled")
     tool.write_text("#!/bin/sh\necho broken\n")
-    assert health.look().throttled is None
+    assert health.read_health().throttled is None
 
 
 def test_few_shortened_models_are_open_at_a_time(bundle, monkeypatch):

@@ -85,13 +85,13 @@ def test_delegate_that_is_missing_is_an_error(bundle, pictures, caplog):
         Classifier.open(bundle, delegate="libnothing.so.1")
     # On the processor only where that was allowed, and it is said.
     there = Classifier.open(bundle, delegate="libnothing.so.1", fallback=True)
-    assert "running on the processor, slower" in caplog.text
+    assert "running on the CPU instead, which is slower" in caplog.text
     image = read_image(pictures[0])
     assert np.array_equal(there.stored_scores(image), Classifier.open(bundle).stored_scores(image))
 
 
 def test_options_without_a_delegate_are_refused(bundle):
-    with pytest.raises(DelegateError, match="no delegate: name its library with --delegate"):
+    with pytest.raises(DelegateError, match="no delegate: give its library with --delegate"):
         Classifier.open(bundle, delegate_options={"device": "usb:1"})
 
 
@@ -125,8 +125,8 @@ def test_the_number_of_threads_is_measured_once(bundle, monkeypatch, tmp_path):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     opened = Bundle.open(bundle)
     measured = []
-    real = threads._measured
-    monkeypatch.setattr(threads, "_measured", lambda *a: measured.append(1) or real(*a))
+    real = threads._measure
+    monkeypatch.setattr(threads, "_measure", lambda *a: measured.append(1) or real(*a))
     first = threads.best_threads(opened.model, opened.manifest.normalise)
     assert first in (1, 2, 3, 4)
     assert threads.best_threads(opened.model, opened.manifest.normalise) == first
@@ -169,5 +169,5 @@ def test_a_model_that_wants_too_much_memory(bundle, monkeypatch):
             raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr(interpreter, "find_runtime", lambda: ("a runtime", SimpleNamespace(Interpreter=Interpreter)))
-    with pytest.raises(ModelError, match="more memory than there is"):
+    with pytest.raises(ModelError, match="more memory than is available"):
         interpreter.open_interpreter((bundle / "model.tflite").read_bytes())

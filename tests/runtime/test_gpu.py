@@ -51,7 +51,7 @@ def test_the_gpu_answers_as_the_processor_does(bundle, pictures, edgerec, precis
 def test_without_a_gpu_it_is_an_error_and_not_silence(bundle, edgerec, tmp_path):
     arguments = ("benchmark", bundle, "--delegate", "gpu", "--seconds", "0.1", "--no-operators")
     said = one_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
-    assert "the GPU does not compute" in said
+    assert "the GPU cannot run" in said
     assert "--delegate none" in said
 
 
@@ -63,7 +63,7 @@ def test_an_unknown_option_is_refused(bundle):
 
 def test_a_gpu_that_takes_a_part_only_is_told_of(bundle, monkeypatch, caplog):
     class Partial:
-        whole = False
+        fully_accelerated = False
 
         def __init__(self, interpreter, *_):
             self.__dict__.update({name: getattr(interpreter, name) for name in METHODS})
@@ -73,4 +73,4 @@ def test_a_gpu_that_takes_a_part_only_is_told_of(bundle, monkeypatch, caplog):
     monkeypatch.setattr(gpu, "probe", lambda *_, **__: "")
     answer = Classifier.open(bundle, delegate="gpu").classify(np.zeros((28, 28, 3), np.uint8))
     assert answer.scores.shape == (10,)
-    assert "takes a part of it only, the rest runs on the processor" in caplog.text
+    assert "the GPU supports only some of the operators" in caplog.text

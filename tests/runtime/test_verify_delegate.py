@@ -164,7 +164,7 @@ def flat(tmp_path):
 
 def test_flat_scores_do_not_hide_a_model_with_other_labels(flat, tmp_path):
     same = verify(elsewhere(flat, tmp_path / "same", lambda index, scores: scores))
-    assert same.same_labels == same.pictures == 3
+    assert same.same_labels == same.images == 3
     with pytest.raises(BundleError, match=r"the predicted label is the same .* for only 0 of 3 golden images"):
         verify(elsewhere(flat, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
 

@@ -178,7 +178,7 @@ def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
 
 
 def test_a_classifier_is_no_autoencoder(run, autoencoder):
-    with pytest.raises(ModelError, match="no autoencoder"):
+    with pytest.raises(ModelError, match="not an autoencoder"):
         Autoencoder((run.path / "int8-qat" / "model.tflite").read_bytes(), UNIT)
     with pytest.raises(ModelError, match=r"expected \[1, classes\]"):
         ImageModel((autoencoder.path / "int8" / "model.tflite").read_bytes(), UNIT)
@@ -310,7 +310,7 @@ def test_ensemble_keeps_it(guarded, bundle, run, tmp_path):
     assert made.models == 2
     classifier = Classifier.open(made.bundle)
     assert classifier.classify(noise()).label == "unknown"
-    assert verify(made.bundle).pictures == 10
+    assert verify(made.bundle).images == 10
 
 
 def test_bundles_without_one_still_open(bundle, pictures):
