@@ -490,14 +490,14 @@ MUTATIONS = (
     # camera
     Mutation(
         "ring buffer: maximum size of the saved images",
-        "camera/sinks/saver.py",
-        "self._held + size > spec.max_bytes or self._free()",
+        "camera/sinks/image_recorder.py",
+        "self._total_bytes + size > spec.max_bytes or self._free()",
         "self._free()",
         "test_file_sinks.py::test_the_ring_removes_the_oldest_of_its_own",
     ),
     Mutation(
         "ring buffer: images that a person moved",
-        "camera/sinks/saver.py",
+        "camera/sinks/image_recorder.py",
         "own = name is not None and name[1] == _digest(path.parent)",
         "own = name is not None",
         "test_recordings.py::test_images_that_were_moved_are_never_deleted_and_count_toward_the_limit",
@@ -505,8 +505,8 @@ MUTATIONS = (
     Mutation(
         "queue of a sink: limit in bytes",
         "camera/sinks/worker.py",
-        "len(self._entries) < WAITING and self._bytes + entry.size_bytes <= WAITING_BYTES",
-        "len(self._entries) < WAITING",
+        "len(self._entries) < MAX_EVENTS and self._bytes + entry.size_bytes <= MAX_BYTES",
+        "len(self._entries) < MAX_EVENTS",
         "test_sink_worker.py::test_queue_is_limited_in_bytes_and_in_length",
     ),
     Mutation(
@@ -539,7 +539,7 @@ MUTATIONS = (
     ),
     Mutation(
         "feed: wait for hung connections",
-        "camera/feed.py",
+        "camera/supervisor.py",
         "self._wait(lambda: len(self._hung) < MAX_HUNG, self._give_up_in_s(connection))",
         "self._wait(lambda: len(self._hung) < MAX_HUNG, math.inf)",
         "test_silent_sources.py::test_give_up_ends_a_source_whose_connections_all_hang",
@@ -560,21 +560,21 @@ MUTATIONS = (
     ),
     Mutation(
         "web page: Origin of requests that write",
-        "camera/sinks/web/guard.py",
+        "camera/sinks/web/auth.py",
         'elif cross or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
         "elif cross:",
         "test_web.py::test_other_sites_may_not_save",
     ),
     Mutation(
         "web page: lockout after wrong tokens",
-        "camera/sinks/web/guard.py",
+        "camera/sinks/web/auth.py",
         "attempts = [bool(query), bool(kind), bool(cookie)].count(True)",
         "attempts = int(bool(query))",
         "test_secrets.py::test_every_form_of_a_wrong_token_counts_toward_the_lockout",
     ),
     Mutation(
         "web page: quota of the saved images",
-        "camera/sinks/web/album.py",
+        "camera/sinks/web/label_store.py",
         "            self._check_quota(len(png))\n",
         "            pass\n",
         "test_web_limits.py::test_saved_images_have_a_quota_that_counts_earlier_files",

@@ -13,7 +13,7 @@ import pytest
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.frame_filters import FrameSelector, View, parse_roi
 from edgerec.camera.sinks.console import StateLines
-from edgerec.camera.sinks.worker import WAITING, SinkWorker
+from edgerec.camera.sinks.worker import MAX_EVENTS, SinkWorker
 from edgerec.camera.source_state import State, StateChange
 from edgerec.contract.decision import Classification
 from edgerec.errors import SourceError
@@ -174,7 +174,7 @@ def test_a_slow_sink_loses_the_oldest_and_counts_them():
     assert quick.was_closed
     assert slow.results[-1] == 499
     assert len(slow.results) + workers[0].dropped == 500
-    assert workers[0].dropped >= 500 - WAITING - 60
+    assert workers[0].dropped >= 500 - MAX_EVENTS - 60
     assert len(quick.results) + workers[1].dropped == 500
 
 

@@ -40,7 +40,7 @@ def fonts(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         fonts.installed_fonts.cache_clear()
         label_text.label_text.cache_clear()
-        label_text.advise.cache_clear()
+        label_text.warn_once.cache_clear()
 
     yield install
     install()

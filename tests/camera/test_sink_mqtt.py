@@ -600,10 +600,10 @@ def test_safe_names(text, name):
 
 def test_a_change_is_seen_even_when_its_result_was_lost():
     changes = DecisionChanges()
-    assert changes.new(result("a", since_s=1.0))
-    assert not changes.new(result("a", since_s=1.0, changed=False))
-    assert changes.new(result("b", since_s=2.0, changed=False))
-    assert changes.new(result("b", source="other", since_s=2.0))
+    assert changes.is_new(result("a", since_s=1.0))
+    assert not changes.is_new(result("a", since_s=1.0, changed=False))
+    assert changes.is_new(result("b", since_s=2.0, changed=False))
+    assert changes.is_new(result("b", source="other", since_s=2.0))
 
 
 def test_results_keep_their_rate(tmp_path, paho, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 from edgerec.camera.frame import Frame, Result
 from edgerec.camera.interrupts import Interrupts
 from edgerec.camera.pipeline import Camera
-from edgerec.camera.sinks.worker import WAITING, SinkWorker
+from edgerec.camera.sinks.worker import MAX_EVENTS, SinkWorker
 from edgerec.camera.sources import Address, CaptureFormat, find_source
 from edgerec.contract.decision import Classification, DecisionSpec
 from tests.conftest import REPOSITORY
@@ -74,7 +74,7 @@ def test_frames_of_a_file_are_kept_beside_a_live_source():
         name, format = "file", CaptureFormat()
 
         def images(self):
-            yield from ((np.zeros((8, 8, 3), np.uint8), "file") for _ in range(3 * WAITING))
+            yield from ((np.zeros((8, 8, 3), np.uint8), "file") for _ in range(3 * MAX_EVENTS))
 
         def close(self):
             pass
@@ -85,7 +85,7 @@ def test_frames_of_a_file_are_kept_beside_a_live_source():
     with camera_of(file, find_source("synthetic:8x8@30")) as camera:
         threading.Timer(3, camera.stop).start()
         report = camera.run([slow])
-    assert per_source["file"] == list(range(3 * WAITING))
+    assert per_source["file"] == list(range(3 * MAX_EVENTS))
     # Live frames wait with those of the file, so that the source drops them instead of the sink.
     assert report.dropped == {}
 
@@ -94,11 +94,11 @@ def test_slow_sink_of_a_live_source_drops_visibly(caplog):
     release = threading.Event()
     sink = Recorder(lambda _: release.wait(20))
     worker = SinkWorker(sink, lossless=False)
-    for index in range(WAITING + 30):
+    for index in range(MAX_EVENTS + 30):
         worker.put(result(index))
     release.set()
     worker.close()
-    assert worker.dropped == WAITING + 30 - len(sink.indices) > 0
+    assert worker.dropped == MAX_EVENTS + 30 - len(sink.indices) > 0
     assert not worker.incomplete
     assert "the sink is too slow" in caplog.text
 
@@ -120,16 +120,16 @@ def test_queue_is_limited_in_bytes_and_in_length(shape):
     release, waiting = threading.Event(), []
     sink = Recorder(lambda _: release.wait(20))
     worker = SinkWorker(sink, lossless=False)
-    for index in range(2 * WAITING):
+    for index in range(2 * MAX_EVENTS):
         worker.put(result(index, shape))
         waiting.append(index)
     release.set()
     worker.close()
     taken = len(sink.indices)
     assert taken * shape[0] * shape[1] * 3 < 80_000_000
-    assert taken <= WAITING + 2
-    assert taken + worker.dropped == 2 * WAITING
-    assert sink.indices[-1] == 2 * WAITING - 1
+    assert taken <= MAX_EVENTS + 2
+    assert taken + worker.dropped == 2 * MAX_EVENTS
+    assert sink.indices[-1] == 2 * MAX_EVENTS - 1
 
 
 def test_sinks_that_use_no_images_do_not_hold_them():

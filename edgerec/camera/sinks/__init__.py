@@ -1,4 +1,4 @@
-"""Sinks: receivers of results, such as a CSV file, a video or a broker."""
+"""Sinks receive the results of a camera, e.g. to write a CSV file or a video, or to publish them to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from edgerec.camera.source_state import StateChange
 
 
 class Sink(Protocol):
-    """A receiver of results and of state changes of the sources. All calls come from the same thread.
+    """Protocol of a receiver of results and state changes. All methods are called from the same thread.
 
-    Optional attributes: ``name`` for messages; ``uses_images``, False if ``write`` does not use the image of a result,
-    so that waiting results do not keep it in memory; ``dropped``, the number of accepted results that the sink has
-    lost; ``inline``, True if the sink must be called in the thread of :meth:`Camera.run`; ``outputs``, the paths that
-    the sink writes.
+    A sink may have these optional attributes:
+
+    - ``name`` is the name of the sink in messages.
+    - ``uses_images`` is False if ``write`` does not use the image of a result. Queued results then have no image, which
+      saves memory.
+    - ``dropped`` is the number of accepted results that the sink has lost.
+    - ``inline`` is True if the sink must be called in the thread of :meth:`Camera.run`.
+    - ``outputs`` contains the paths that the sink writes.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Print results as lines of text or JSON."""
+"""Print results and state changes as lines of text or JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.utils.text import printable, to_json
 
 
 class _Lines:
-    """Writes and flushes lines. If ``out`` is a pipe and its reader closes it, the sink asks the camera to stop."""
+    """Writes and flushes lines. If ``out`` is a pipe whose reader has ended, the sink asks the camera to stop."""
 
     uses_images = False
 
@@ -19,49 +19,49 @@ class _Lines:
         self.closed = False
         self._out = out
 
-    def _line(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         try:
             print(printable(text), file=self._out, flush=True)
-        except BrokenPipeError:  # as with: edgerec camera … | head
+        except BrokenPipeError:  # e.g. edgerec camera … | head
             self.closed = True
-            # What its buffer still holds is written when Python ends, and would fail again: it goes nowhere.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._out.fileno())
-            os.close(nowhere)
+            # Python flushes the buffer of the stream at exit, which would fail again. Redirect the stream to /dev/null.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._out.fileno())
+            os.close(null)
 
     def close(self) -> None:
         """Leave the stream open, because the caller owns it."""
 
 
 class JsonLines(_Lines):
-    """Writes one JSON object for each frame and each state change."""
+    """Writes one line with a JSON object for each frame and each state change."""
 
     def write(self, result: Result) -> None:
-        """Write one line."""
-        self._line(to_json({"event": "result"} | result.to_dict()))
+        """Write the result."""
+        self._write_line(to_json({"event": "result"} | result.to_dict()))
 
     def state(self, change: StateChange) -> None:
-        """Write one line."""
-        self._line(to_json({"event": "state"} | change.to_dict()))
+        """Write the state change."""
+        self._write_line(to_json({"event": "state"} | change.to_dict()))
 
 
 class TextLines(_Lines):
-    """Writes one short line for each frame, with the label of this frame before any smoothing."""
+    """Writes one short line for each frame, with the predicted label before smoothing."""
 
     def __init__(self, out: TextIO, *, named: bool = False) -> None:
-        """Write to ``out``. If ``named``, each line begins with the name of the source."""
+        """Write to ``out``. If ``named`` is True, each line begins with the name of the source."""
         super().__init__(out)
         self._named = named
 
     def write(self, result: Result) -> None:
-        """Write one line."""
-        answer, where = result.classification, f"{result.frame.feed}  " if self._named else ""
-        novelty = "" if answer.novelty is None else f"  novelty {answer.novelty:.2f}"
-        said = f"{answer.label}  {answer.score:.2f}{novelty}"
-        self._line(f"{where}frame {result.frame.index}  {said}  {result.age_ms:.1f} ms")
+        """Write the result."""
+        prediction, source = result.classification, f"{result.frame.feed}  " if self._named else ""
+        novelty = "" if prediction.novelty is None else f"  novelty {prediction.novelty:.2f}"
+        label = f"{prediction.label}  {prediction.score:.2f}{novelty}"
+        self._write_line(f"{source}frame {result.frame.index}  {label}  {result.age_ms:.1f} ms")
 
     def state(self, change: StateChange) -> None:
-        """State changes are written by :class:`StateLines`."""
+        """Do nothing, because :class:`StateLines` writes state changes."""
 
 
 class StateLines(_Lines):
@@ -69,16 +69,16 @@ class StateLines(_Lines):
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
-        self._said: dict[str, str] = {}
+        self._last_lines: dict[str, str] = {}
 
     def write(self, result: Result) -> None:
-        """Results are written by the other classes."""
+        """Do nothing, because other sinks write results."""
 
     def state(self, change: StateChange) -> None:
-        """Write the new state and its reason, unless the source is a file or the last line of the source was equal."""
+        """Write the new state and its reason. Do not repeat a line, and write nothing if there is no reason."""
         if not change.reason or change.state not in (State.LIVE, State.STALE, State.LOST):
             return
         text = f"{change.source}: {change.state}: {change.reason.removeprefix(f'{change.source} ')}"
-        if text != self._said.get(change.source):
-            self._line(text)
-        self._said[change.source] = text
+        if text != self._last_lines.get(change.source):
+            self._write_line(text)
+        self._last_lines[change.source] = text

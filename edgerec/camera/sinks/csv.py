@@ -1,4 +1,4 @@
-"""Predictions as rows of a CSV file."""
+"""Write predictions to a CSV file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
     "changed",
 )
 Existing = Literal["refuse", "overwrite", "append"]
-SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # "": a pipe or a device
+SUFFIXES = (".csv", ".tsv", ".txt", ".log", "")  # pipes and devices usually have no suffix
 
 
 class CsvFile:
@@ -48,114 +48,112 @@ class CsvFile:
 
         Args:
             path: the file, with the suffix .csv, .tsv, .txt or .log, or without a suffix.
-            existing: what to do if the file exists: ``"refuse"``, ``"overwrite"`` a table that this class wrote, or
-                ``"append"`` to a table with the same columns, e.g. after a service was restarted.
+            existing: what to do if the file exists. ``"refuse"`` raises an error, ``"overwrite"`` replaces a file that
+                this class wrote, and ``"append"`` adds rows to a file with the same columns.
 
         Raises:
-            OutputExistsError: the file exists, and either ``existing`` is ``"refuse"`` or the file is not a table.
+            OutputExistsError: the file exists, and either ``existing`` is ``"refuse"``, or ``"overwrite"`` was chosen
+                for a file that this class did not write.
+            InUseError: another process writes the file.
             EdgerecError: the file cannot be written, has another suffix, or has other columns.
         """
         if existing not in get_args(Existing):
             raise ValueError(f"existing is {existing!r}; expected one of {get_args(Existing)}")
         self._path = checked_output(path, suffixes=SUFFIXES)
         self.outputs = (self._path,)
-        self._overwrite, self._replaces = existing == "overwrite", existing != "append"
-        self._begun = False
+        self._overwrite, self._exclusive = existing == "overwrite", existing != "append"
+        self._prepared = False
         if self._overwrite:
             _refuse_other_file(self._path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         try:
             self._file = os.open(self._path, flags | (os.O_EXCL if existing == "refuse" else 0), 0o666)
         except FileExistsError:
-            raise OutputExistsError(
-                f"{path} exists: give another name, or --overwrite it, or --csv-append to it"
-            ) from None
+            raise OutputExistsError(f"{path} exists: choose another name, or use --overwrite or --csv-append") from None
         except OSError as error:
             raise EdgerecError(
-                f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
+                f"{path} cannot be written ({error.strerror}): choose a file in an existing, writable folder"
             ) from None
         try:
-            self._check()
+            self._lock_and_check()
         except BaseException:
             os.close(self._file)
             raise
 
     def write(self, result: Result) -> None:
         """Write one row. If this fails, remove the incomplete row from the file and raise :class:`EdgerecError`."""
-        self._begin()
-        answer, decision = result.classification, result.decision
-        said = result.to_dict()
-        decided: list[Any] = ["", "", ""]
+        self._prepare()
+        prediction, decision = result.classification, result.decision
+        decision_values: list[Any] = ["", "", ""]
         if decision is not None:
-            decided = [decision.label, f"{decision.score:.4f}", int(decision.changed)]
-        self._row(
+            decision_values = [decision.label, f"{decision.score:.4f}", int(decision.changed)]
+        self._write_row(
             [
-                f"{said['captured_s']:.6f}",
+                f"{result.to_dict()['captured_s']:.6f}",
                 result.frame.source,
                 result.frame.index,
                 f"{result.age_ms:.3f}",
-                answer.label,
-                answer.index,
-                f"{answer.score:.4f}",
-                *decided,
+                prediction.label,
+                prediction.index,
+                f"{prediction.score:.4f}",
+                *decision_values,
             ]
         )
 
     def state(self, change: StateChange) -> None:
-        """Prepare the file at the first state change, which shows that the camera has started. Write no row."""
-        self._begin()
+        """Prepare the file when the camera has started, i.e. at the first state change. State changes have no rows."""
+        self._prepare()
 
     def close(self) -> None:
         """Flush the rows to the disk."""
-        with contextlib.suppress(OSError):  # a pipe or a device
+        with contextlib.suppress(OSError):  # pipes and devices do not support fsync
             os.fsync(self._file)
         os.close(self._file)
 
-    def _check(self) -> None:
+    def _lock_and_check(self) -> None:
         """Lock the file and check its header. A new file gets its header; an existing file does not change."""
         status = os.fstat(self._file)
         # A shared lock, because several processes may append rows to the same table.
-        if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._replaces):
+        if stat.S_ISREG(status.st_mode) and not lock_descriptor(self._file, shared=not self._exclusive):
             raise InUseError(f"{self._path} is in use by another edgerec camera: choose another name")
         if not status.st_size:
-            self._row(COLUMNS)
-            self._begun = True
+            self._write_row(COLUMNS)
+            self._prepared = True
             return
         header = _line(COLUMNS)
         if not self._overwrite and _read_at(self._file, 0, len(header)) != header:
             raise EdgerecError(
-                f"{self._path} is not a table that edgerec camera wrote with these columns: give another name"
+                f"{self._path} is not a table of edgerec camera with the same columns: choose another name"
             )
 
-    def _begin(self) -> None:
-        """Truncate or repair an existing file. Called at the first event, because all other sinks are open by then."""
-        if self._begun:
+    def _prepare(self) -> None:
+        """Truncate or repair an existing file, once. Called at the first event, when all other sinks have opened."""
+        if self._prepared:
             return
-        self._begun = True
+        self._prepared = True
         if self._overwrite:
             os.ftruncate(self._file, 0)
-            self._row(COLUMNS)
-        elif (
-            _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n"
-        ):  # a power failure has truncated the last row
-            os.write(self._file, b"\n")
+            self._write_row(COLUMNS)
+        elif _read_at(self._file, os.fstat(self._file).st_size - 1, 1) != b"\n":
+            os.write(self._file, b"\n")  # end the last row, which a power failure has truncated
 
-    def _row(self, values: Sequence[Any]) -> None:
+    def _write_row(self, values: Sequence[Any]) -> None:
         line, before = _line(values), os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
         except OSError as error:
-            raise EdgerecError(f"{self._path}: {error.strerror}; its rows so far are whole") from None
+            raise EdgerecError(
+                f"{self._path} cannot be written ({error.strerror}); all previous rows are complete"
+            ) from None
         if written < len(line):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
-            raise EdgerecError(f"{self._path}: no space left for another row; its rows so far are whole")
+            raise EdgerecError(f"{self._path} has no space left for another row; all previous rows are complete")
 
 
 def _read_at(file: int, position: int, count: int) -> bytes:
-    os.lseek(
-        file, position, os.SEEK_SET
-    )  # Windows has no os.pread. The changed position does not matter, because writes always append.
+    # Windows has no os.pread. The changed position does not matter, because writes always append.
+    os.lseek(file, position, os.SEEK_SET)
     return os.read(file, count)
 
 

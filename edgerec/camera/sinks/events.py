@@ -46,31 +46,34 @@ def source_name(source: str, sources: Collection[str]) -> str:
 
 
 def source_of(result: Result) -> str:
-    """The camera's source that a result comes from, as its state changes name it."""
+    """Return the name of the camera's source that delivered the frame, which is also the name in state changes."""
     return result.frame.feed or result.frame.source
 
 
 def decision_event(result: Result) -> dict[str, Any]:
-    """A decision as JSON values; ``since_s`` and ``captured_s`` are Unix time. The result must have one."""
-    whole = result.to_dict()
-    said = {key: value for key, value in whole["decision"].items() if key != "changed"}
-    return {"event": "decision", "source": source_of(result), **said} | {
-        key: whole[key] for key in ("frame", "captured_s", "age_ms", "novelty") if key in whole
+    """Return the decision of a result as a dictionary that can be converted to JSON.
+
+    The result must have a decision. ``since_s`` and ``captured_s`` are Unix time in seconds.
+    """
+    fields = result.to_dict()
+    decision = {key: value for key, value in fields["decision"].items() if key != "changed"}
+    return {"event": "decision", "source": source_of(result), **decision} | {
+        key: fields[key] for key in ("frame", "captured_s", "age_ms", "novelty") if key in fields
     }
 
 
 class DecisionChanges:
-    """Tells each source's new decisions, even when the result that brought one was lost on the way."""
+    """Detects new decisions of each source, even if the result with which a decision changed was dropped."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, float]] = {}
 
-    def new(self, result: Result) -> bool:
-        """Whether the result's decision is another one than its source's last."""
+    def is_new(self, result: Result) -> bool:
+        """Return whether the decision of the result differs from the last decision of its source."""
         if result.decision is None:
             return False
-        now = (result.decision.label, result.decision.since_s)
-        if self._last.get(source_of(result)) == now:
+        decision = (result.decision.label, result.decision.since_s)
+        if self._last.get(source_of(result)) == decision:
             return False
-        self._last[source_of(result)] = now
+        self._last[source_of(result)] = decision
         return True

@@ -1,4 +1,4 @@
-"""What makes a camera appear in Home Assistant by itself (https://www.home-assistant.io/integrations/mqtt/)."""
+"""Messages for MQTT discovery in Home Assistant (https://www.home-assistant.io/integrations/mqtt/)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgerec.camera.sinks.events import safe_name, source_name
 from edgerec.contract.decision import UNKNOWN
 from edgerec.contract.manifest import Manifest
 
-# An automation offers the choices of a sensor; a thousand help nobody.
+# If there are more labels, they are not announced, because a longer list of choices in an automation is not useful.
 MAX_CHOICES = 100
 
 
@@ -23,7 +23,7 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
     Args:
         manifest: manifest of the bundle.
         prefix: prefix of the camera's topics.
-        source: the source, as entered by the user.
+        source: name of the source as entered by the user.
         sources: all sources of the camera, which are needed to give each source unique topics and IDs.
     """
     device, name = safe_name(f"edgerec-{prefix}-{manifest.name}"), source_name(source, sources)

@@ -31,11 +31,11 @@ from edgerec.utils.sizes import disk_space
 
 Rule = Literal["low-confidence", "changes", "all"]
 JPEG_QUALITY = 95
-# Number of the oldest images whose paths are in memory. After their deletion, the folder is searched again.
+# Maximum number of paths in memory, those of the oldest images. After their deletion, the folder is searched again.
 MAX_LISTED = 4096
-# Pattern for the names of saved images. The name contains a digest of the folder that the image was written to. If the
-# digest belongs to another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec
-# wrote names without a digest.
+# Pattern for the names of saved images. The name contains a digest of the path of the folder. If the digest belongs to
+# another folder, a user has moved the image, e.g. to correct its label. Older versions of edgerec wrote names without
+# a digest.
 _SAVED = re.compile(r"edgerec_\d{8}T\d{6}\.\d{6}Z_[\w-]{1,64}?_(?:([0-9a-f]{8})_)?s\d{3}\.(?:jpg|png)", re.ASCII)
 _PART = re.compile(r"\.edgerec_\d{8}T\S{1,160}\.part")
 
@@ -66,18 +66,18 @@ class SaveSpec:
         if self.rule not in get_args(Rule):
             raise ValueError(f"save is {self.rule!r}; expected one of {', '.join(get_args(Rule))}")
         if self.max_bytes < 1 or self.reserve_bytes < 0 or self.min_interval_s < 0:
-            raise ValueError("max_bytes is 1 or more, reserve_bytes and min_interval_s 0 or more")
+            raise ValueError("max_bytes must be at least 1, and reserve_bytes and min_interval_s at least 0")
         if not (0 <= self.below <= 1 and 0 <= self.margin <= 1):
-            raise ValueError(f"below is {self.below} and margin {self.margin}; expected 0 to 1")
+            raise ValueError(f"below is {self.below} and margin is {self.margin}; both must be between 0 and 1")
 
 
 class ImageRecorder:
     """Saves frames as ``FOLDER/LABEL/edgerec_TIME_SOURCE_SCORE.jpg``, so that ``edgerec train`` can use the folder.
 
-    Each image shows the region that the model classified. The label is the predicted one; users correct a label by
-    moving the file to another subfolder. If the total size would exceed the limit, the oldest images are deleted,
-    including images of earlier runs. Only files that this class has written and that were not moved are deleted.
-    Images that were moved within the folder are never deleted but count toward the limit.
+    Each image shows the region that was classified. LABEL is the predicted label; a user can correct it by moving the
+    file to another subfolder. If the total size would exceed the limit, the oldest images are deleted, including images
+    of earlier runs. Only files that this class has written and that were not moved are deleted. Images that were moved
+    within the folder are never deleted, but count toward the limit.
 
     Attributes:
         saved: number of saved files.
@@ -91,8 +91,8 @@ class ImageRecorder:
 
         Args:
             folder: folder of the images.
-            spec: which images to save, and the size limits.
-            labels: labels of the bundle. If some of them differ only in case, their folders get different names.
+            spec: selection of the images to save, and the size limits.
+            labels: labels of the bundle. Labels that differ only in case get different folder names.
 
         Raises:
             InUseError: another process saves images in the folder.
@@ -102,10 +102,10 @@ class ImageRecorder:
         self._folder, self._spec = checked_output(folder, folder=True), spec or SaveSpec()
         self.outputs = (self._folder,)
         self._names = file_names((*labels, UNKNOWN))
-        self._last: dict[str, tuple[float, str]] = {}
+        self._last_saved: dict[str, tuple[float, str]] = {}
         self._oldest: deque[tuple[Path, int]] = deque()
-        self._complete = True  # whether _oldest contains all images that may be deleted
-        self._held = self._kept = 0
+        self._lists_all = True  # whether _oldest contains all images that may be deleted
+        self._total_bytes = self._moved_bytes = 0
         lock = None
         try:
             lock = Lock(self._folder)
@@ -124,23 +124,27 @@ class ImageRecorder:
         self._lock = lock
 
     def write(self, result: Result) -> None:
-        """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is no room."""
-        label = self._wanted(result)
+        """Save the frame if the rule selects it; raise :class:`EdgerecError` if there is not enough space."""
+        label = self._selected_label(result)
         if label is None:
             return
-        content = self._encoded(result.frame.image)
+        content = self._encode(result.frame.image)
         path = self._path(result, label)
         try:
             if not self._make_room(disk_space(len(content))):
-                kept = f"; images that were moved within the folder use {self._kept / 1e6:.1f} MB" if self._kept else ""
+                moved = (
+                    f"; images that were moved within the folder use {self._moved_bytes / 1e6:.1f} MB"
+                    if self._moved_bytes
+                    else ""
+                )
                 raise EdgerecError(
-                    f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{kept}. "
-                    "Free some space, move images out of the folder, or increase --save-max"
+                    f"no room for an image in {self._folder}: the disk is full, or --save-max is too small{moved}. "
+                    "Free some disk space, move images out of the folder, or increase --save-max"
                 )
             self._write(path, content)
         except OSError as error:
             raise EdgerecError(f"an image cannot be saved in {self._folder}: {error.strerror}") from None
-        self._last[result.frame.feed] = result.frame.captured_s, label
+        self._last_saved[result.frame.feed] = result.frame.captured_s, label
         self.saved += 1
 
     def state(self, change: StateChange) -> None:
@@ -150,29 +154,30 @@ class ImageRecorder:
         """Release the lock of the folder."""
         self._lock.close()
 
-    def _wanted(self, result: Result) -> str | None:
-        """Return the label of the folder in which the frame is saved, or None if it is not selected."""
-        spec, answer, decision = self._spec, result.classification, result.decision
-        last_s, last_label = self._last.get(result.frame.feed, (float("-inf"), None))
+    def _selected_label(self, result: Result) -> str | None:
+        """Return the label under which the frame is saved, or None if the rule does not select the frame."""
+        spec, prediction, decision = self._spec, result.classification, result.decision
+        last_s, last_label = self._last_saved.get(result.frame.feed, (float("-inf"), None))
         if result.frame.stream and result.frame.captured_s - last_s < spec.min_interval_s - TIME_TOLERANCE_S:
             return None
         if spec.rule == "all":
-            return answer.label
+            return prediction.label
         if spec.rule == "changes":
-            label = decision.label if decision else answer.label
+            label = decision.label if decision else prediction.label
             changed = decision.changed if decision else label != last_label
             return label if changed else None
-        best, second = [category.score for category in answer.categories[:2]] + [0.0] * (2 - len(answer.categories[:2]))
-        sure = answer.label != UNKNOWN and best >= spec.below and best - second > spec.margin
-        return None if sure else answer.label
+        scores = [category.score for category in prediction.categories[:2]]
+        best, second = scores + [0.0] * (2 - len(scores))
+        is_confident = prediction.label != UNKNOWN and best >= spec.below and best - second > spec.margin
+        return None if is_confident else prediction.label
 
-    def _encoded(self, image: Image) -> bytes:
+    def _encode(self, image: Image) -> bytes:
         if self._spec.png:
             return encode_png(image)
         cv2 = require("cv2")
         ok, content = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if not ok:
-            raise EdgerecError(f"an image of shape {image.shape} cannot be written as JPEG")
+            raise EdgerecError(f"OpenCV cannot encode an image of shape {image.shape} as JPEG")
         return content.tobytes()
 
     def _path(self, result: Result, label: str) -> Path:
@@ -196,32 +201,32 @@ class ImageRecorder:
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        self._complete = self._complete and len(self._oldest) < MAX_LISTED
-        if self._complete:
+        self._lists_all = self._lists_all and len(self._oldest) < MAX_LISTED
+        if self._lists_all:
             self._oldest.append((path, disk_space(len(content))))
-        self._held += disk_space(len(content))
+        self._total_bytes += disk_space(len(content))
 
     def _make_room(self, size: int) -> bool:
-        """Delete the oldest images that are still where they were written, until an image of ``size`` bytes fits."""
+        """Delete the oldest images that were not moved until ``size`` bytes fit; return whether this was possible."""
         spec = self._spec
         # Delete nothing if even deleting all images would not free enough space, e.g. if other programs fill the disk.
-        own = self._held - self._kept
-        if size + self._kept > spec.max_bytes or self._free() + own < spec.reserve_bytes + size:
+        deletable_bytes = self._total_bytes - self._moved_bytes
+        if size + self._moved_bytes > spec.max_bytes or self._free() + deletable_bytes < spec.reserve_bytes + size:
             return False
-        while self._held + size > spec.max_bytes or self._free() < spec.reserve_bytes + size:
+        while self._total_bytes + size > spec.max_bytes or self._free() < spec.reserve_bytes + size:
             if not self._oldest:
-                if self._complete:
+                if self._lists_all:
                     return False
                 self._scan()
                 return self._make_room(size)
-            path, taken = self._oldest.popleft()
+            path, freed_bytes = self._oldest.popleft()
             try:
                 path.unlink()
             except FileNotFoundError:  # a user has moved or deleted the file
                 self._scan()
                 return self._make_room(size)
-            self._held -= taken
-            with contextlib.suppress(OSError):  # training would treat an empty folder as a class without images
+            self._total_bytes -= freed_bytes
+            with contextlib.suppress(OSError):  # delete an empty folder, because training would treat it as a class
                 path.parent.rmdir()
         return True
 
@@ -229,27 +234,27 @@ class ImageRecorder:
         return shutil.disk_usage(self._folder).free
 
     def _scan(self) -> None:
-        """Find the size of all saved images, and list the oldest. Delete files that a power failure left incomplete."""
-        self._held = self._kept = 0
+        """Compute the total size of all saved images, and list the oldest. Delete incomplete files."""
+        self._total_bytes = self._moved_bytes = 0
         oldest = heapq.nsmallest(MAX_LISTED + 1, self._own_images(), key=lambda image: image[0].name)
-        self._complete = len(oldest) <= MAX_LISTED
+        self._lists_all = len(oldest) <= MAX_LISTED
         self._oldest = deque(oldest[:MAX_LISTED])
 
     def _own_images(self) -> Iterator[tuple[Path, int]]:
-        """Count the sizes of all saved images, and yield path and size of those that are where they were written."""
+        """Add up the sizes of all saved images, and yield the path and the size of each image that was not moved."""
         for path in self._folder.rglob("*edgerec_*"):
             if path.is_symlink() or not path.is_file():
                 continue
             size, name = path.stat().st_size, _SAVED.fullmatch(path.name)
             own = name is not None and name[1] == _digest(path.parent)
-            if _PART.fullmatch(path.name) or (own and not size):
+            if _PART.fullmatch(path.name) or (own and not size):  # a crash or a power failure left an incomplete file
                 path.unlink(missing_ok=True)
             elif name is not None:
-                self._held += disk_space(size)
+                self._total_bytes += disk_space(size)
                 if own:
                     yield path, disk_space(size)
                 else:
-                    self._kept += disk_space(size)
+                    self._moved_bytes += disk_space(size)
 
 
 def _digest(folder: Path) -> str:

@@ -19,10 +19,10 @@ from edgerec.utils.text import printable
 log = logging.getLogger(__name__)
 
 SIZE_PX = 24
-# Scale and thickness of OpenCV's font, which give letters about SIZE_PX high.
+# Scale and thickness of OpenCV's font, for letters that are about SIZE_PX high.
 SCALE, THICKNESS = 0.8, 2
 MAX_CHARACTERS = 200
-# Size of most bitmap fonts in pixels. They have only this size, e.g. Noto Color Emoji.
+# The only size in pixels that most bitmap fonts support, e.g. Noto Color Emoji.
 _BITMAP_PX = 109
 
 
@@ -31,7 +31,7 @@ class LabelText:
     """A label that is ready to be drawn.
 
     Attributes:
-        text: the label, or the ASCII text that replaces it because it cannot be drawn here.
+        text: the label, or an ASCII text that replaces a label that cannot be drawn on this system.
         pixels: uint8 RGBA ``(H, W, 4)``, with the baseline ``SIZE_PX`` below the top; None if OpenCV draws the text.
     """
 
@@ -45,7 +45,7 @@ def draw_label(image: Image, label: str, index: int, left: int, baseline: int) -
     Args:
         image: uint8 RGB, changed in place.
         label: text in any script.
-        index: index of the class, which is drawn instead of a label that cannot be drawn.
+        index: index of the class, which is used if the label cannot be drawn.
         left, baseline: position of the text, in pixels.
 
     Returns:
@@ -78,20 +78,20 @@ def label_text(label: str, index: int) -> LabelText:
         return LabelText(label)
     try:
         return LabelText(label, _render(label))
-    except _CannotDraw as error:
-        advise(str(error))
+    except _CannotDrawError as error:
+        warn_once(str(error))
     text = ascii_text(label)
     return LabelText(text if "\\" not in text else f"class {index} ({text[:30]})")
 
 
-class _CannotDraw(Exception):
-    """Something that is needed to draw a label is not installed."""
+class _CannotDrawError(Exception):
+    """A label cannot be drawn, because software or fonts are missing. The message says what to install."""
 
 
 @functools.cache
-def advise(advice: str) -> None:
-    """Log once what to install so that labels can be drawn."""
-    log.warning("some labels are shown in ASCII on the video: %s", advice)
+def warn_once(advice: str) -> None:
+    """Log, once for each text, what to install so that labels can be drawn."""
+    log.warning("some labels are drawn in ASCII, because their characters cannot be drawn: %s", advice)
 
 
 def _render(label: str) -> npt.NDArray[np.uint8]:
@@ -101,24 +101,24 @@ def _render(label: str) -> npt.NDArray[np.uint8]:
         draw_module = importlib.import_module("PIL.ImageDraw")
         font_module = importlib.import_module("PIL.ImageFont")
     except ImportError:
-        raise _CannotDraw("install Pillow with pip install pillow") from None
+        raise _CannotDrawError("install Pillow with pip install pillow") from None
     shaped = bool(features.check("raqm"))
     if needs_shaping(label) and not shaped:
-        raise _CannotDraw("install the text layout library of Pillow, e.g. with apt install libraqm0 libfribidi0")
+        raise _CannotDrawError("install the text layout library of Pillow, e.g. with apt install libraqm0 libfribidi0")
     fonts = installed_fonts()
     if not fonts:
-        raise _CannotDraw("install fontconfig and fonts, e.g. with apt install fontconfig fonts-noto")
+        raise _CannotDrawError("install fontconfig and fonts, e.g. with apt install fontconfig fonts-noto")
     parts = split_by_font(label, fonts)
     if parts is None:
-        raise _CannotDraw(
-            "no installed font has their characters: install fonts, e.g. with "
+        raise _CannotDrawError(
+            "install fonts that have these characters, e.g. with "
             "apt install fonts-noto fonts-noto-cjk fonts-noto-color-emoji"
         )
     layout = font_module.Layout.RAQM if shaped else font_module.Layout.BASIC
     try:
         drawn = [_render_part(text, font, layout, (image_module, draw_module, font_module)) for text, font in parts]
     except (OSError, ValueError) as error:
-        raise _CannotDraw(f"Pillow cannot use the installed fonts ({error}): install fonts-noto") from None
+        raise _CannotDrawError(f"install fonts-noto, because Pillow cannot use the installed fonts ({error})") from None
     return np.concatenate(drawn, axis=1)
 
 
@@ -127,7 +127,7 @@ def _render_part(text: str, font: Font, layout: Any, pillow: tuple[Any, Any, Any
     size = SIZE_PX
     try:
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
-    except OSError:  # the font consists of bitmaps
+    except OSError:  # bitmap fonts do not support other sizes
         size = _BITMAP_PX
         loaded = font_module.truetype(str(font.path), size, index=font.index & 0xFFFF, layout_engine=layout)
     left, _, right, _ = loaded.getbbox(text, anchor="ls")

@@ -126,7 +126,7 @@ class Mqtt:
     def write(self, result: Result) -> None:
         """Publish the decision if it is new, and the result if ``results_per_s`` allows it."""
         source = source_of(result)
-        if self._changes.new(result):
+        if self._changes.is_new(result):
             self._keep(source, "decision", decision_event(result))
         now = time.monotonic()
         if self._least_s < float("inf") and now >= self._next_s.get(source, now):

@@ -129,7 +129,7 @@ class Prometheus:
         self._age.labels(source).observe(result.age_ms / 1000)
         if result.decision is not None:
             self._score.labels(source).set(result.decision.score)
-            if self._changes.new(result):
+            if self._changes.is_new(result):
                 label = result.decision.label
                 self._decisions.labels(source, label if label in self._labels else "other").inc()
 

@@ -132,7 +132,7 @@ class Webhook:
 
     def write(self, result: Result) -> None:
         """Queue the decision if it is new, or the result if every result is posted."""
-        new = self._changes.new(result)
+        new = self._changes.is_new(result)
         if not (self._every or new):
             return
         event = result.to_dict() if self._every else decision_event(result)

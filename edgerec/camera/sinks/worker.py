@@ -15,18 +15,19 @@ from edgerec.camera.source_state import StateChange
 
 log = logging.getLogger(__name__)
 
-# Maximum number and total size of the events in a queue. The newest event is accepted even if it exceeds the size.
-WAITING = 64
-WAITING_BYTES = 64_000_000
-# Number of seconds without a finished event after which a sink is considered hung. STALLED_S is used while results of a
-# file wait for the sink, and CLOSE_S while a live or interrupted camera is being closed.
+# Maximum number and total size of the events in a queue. An empty queue accepts an event of any size.
+MAX_EVENTS = 64
+MAX_BYTES = 64_000_000
+# Timeouts in seconds: a sink that has not processed an event for this long is considered hung. STALLED_S is used for
+# results of files, and CLOSE_S when a live camera, or an interrupted camera, is closed.
 STALLED_S = 600.0
 CLOSE_S = 10.0
 _POLL_S = 0.1
+# Minimum time in seconds between two warnings about a sink, so that the log does not fill the disk.
 _WARN_S = 60.0
 
 
-class _Entry(NamedTuple):
+class _QueuedEvent(NamedTuple):
     event: Result | StateChange
     size_bytes: int
     droppable: bool
@@ -38,12 +39,12 @@ class SinkWorker:
     If the attribute ``uses_images`` of the sink is False, the queue holds results without their images.
 
     Attributes:
-        name: name of the sink, by default the name of its class.
+        name: name of the sink; by default the name of its class.
         written: number of results that the sink has accepted.
         dropped: number of results that did not reach the sink because it was too slow, failed or hung.
         failed: number of exceptions that the sink has raised.
-        incomplete: whether results were lost that count as an error. Results that were dropped because the sink was too
-            slow for a live source do not count.
+        incomplete: whether results were lost because of an error, and not only because the sink was too slow for a live
+            source.
     """
 
     def __init__(self, sink: Sink, *, lossless: bool, timeout_s: Callable[[], float] | None = None) -> None:
@@ -52,20 +53,21 @@ class SinkWorker:
         Args:
             sink: the sink. All of its methods are called in the thread.
             lossless: whether :meth:`put` waits if the queue is full. Otherwise the oldest result is dropped.
-            timeout_s: returns the number of seconds without progress after which the sink is considered hung; called
-                repeatedly during a wait. By default ``STALLED_S`` if lossless, otherwise ``CLOSE_S``.
+            timeout_s: function that returns the number of seconds without progress after which the sink is considered
+                hung. It is called repeatedly during a wait. The default timeout is ``STALLED_S`` if ``lossless``,
+                otherwise ``CLOSE_S``.
         """
         self.name = str(getattr(sink, "name", type(sink).__name__))
         self.written = self.dropped = self.failed = 0
         self._sink, self._lossless = sink, lossless
         self._timeout_s = timeout_s or (lambda: STALLED_S if lossless else CLOSE_S)
         self._uses_images = bool(getattr(sink, "uses_images", True))
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_QueuedEvent] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._current: Result | StateChange | None = None
-        self._ending = self._finished = self._incomplete = False
-        self._overruns = 0
+        self._finishing = self._finished = self._incomplete = False
+        self._unreported_drops = 0
         self._progress_s, self._warned_s = time.monotonic(), -_WARN_S
         self._thread = threading.Thread(target=self._work, name=f"edgerec-{self.name}", daemon=True)
         self._thread.start()
@@ -77,7 +79,7 @@ class SinkWorker:
 
     @property
     def lost(self) -> int:
-        """Number of results that did not reach the sink, plus those that the sink itself has lost."""
+        """Number of results that did not reach the sink, plus the number of results that the sink itself has lost."""
         return self.dropped + self._dropped_by_sink
 
     @property
@@ -92,15 +94,15 @@ class SinkWorker:
         """Queue an event.
 
         Args:
-            event: the event.
-            wait: whether to wait while the queue is full, e.g. with a frame of a file. Otherwise the oldest result is
-                dropped; but if the queue contains results that must not be dropped, this call waits as well.
-                The default is ``lossless``.
+            event: a result or a state change.
+            wait: whether to wait while the queue is full, because the event must not be dropped, e.g. a frame of a
+                file. If False, the oldest result in the queue is dropped, unless the queue contains results that must
+                not be dropped. The default is ``lossless``.
         """
         wait = self._lossless if wait is None else wait
         if isinstance(event, Result) and not self._uses_images:
             event = event.without_image
-        entry = _Entry(event, event.frame.size_bytes if isinstance(event, Result) else 0, not wait)
+        entry = _QueuedEvent(event, event.frame.size_bytes if isinstance(event, Result) else 0, not wait)
         with self._changed:
             if not self._entries and self._current is None:
                 self._progress_s = time.monotonic()
@@ -108,7 +110,7 @@ class SinkWorker:
                 pass
             elif wait or any(not waiting.droppable and isinstance(waiting.event, Result) for waiting in self._entries):
                 if not self._wait(lambda: self._has_room(entry) or self._sink.closed):
-                    self._lose(int(isinstance(event, Result)), "the sink is hung")
+                    self._count_lost(int(isinstance(event, Result)), "the sink hangs")
                     return
             else:
                 while not self._has_room(entry):
@@ -118,28 +120,28 @@ class SinkWorker:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Ask the thread to close the sink after all queued events; return immediately."""
+        """Ask the thread to close the sink after all queued events, without waiting for it."""
         with self._changed:
-            if not self._ending:  # close() after finish() must not extend the timeout
-                self._ending, self._progress_s = True, time.monotonic()
+            if not self._finishing:  # close() after finish() must not extend the timeout
+                self._finishing, self._progress_s = True, time.monotonic()
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait until the sink has processed all queued events and is closed, as long as it makes progress."""
+        """Wait until the sink has processed all queued events and is closed, or until it is considered hung."""
         self.finish()
         with self._changed:
             if not self._wait(lambda: self._finished):
-                waiting = [entry.event for entry in self._entries] + [self._current]
+                unprocessed = [entry.event for entry in self._entries] + [self._current]
                 self._entries.clear()
-                self._lose(sum(isinstance(event, Result) for event in waiting), "the sink does not finish")
+                self._count_lost(sum(isinstance(event, Result) for event in unprocessed), "the sink does not finish")
                 return
         self._thread.join()
 
-    def _has_room(self, entry: _Entry) -> bool:
-        return not self._entries or (len(self._entries) < WAITING and self._bytes + entry.size_bytes <= WAITING_BYTES)
+    def _has_room(self, entry: _QueuedEvent) -> bool:
+        return not self._entries or (len(self._entries) < MAX_EVENTS and self._bytes + entry.size_bytes <= MAX_BYTES)
 
     def _wait(self, condition: Callable[[], Any]) -> bool:
-        """Wait until ``condition`` is true; return False if the sink makes no progress. The caller holds the lock."""
+        """Wait until ``condition`` is true. Return False if the sink is considered hung. The caller holds the lock."""
         warned = False
         while not condition():
             idle_s = time.monotonic() - self._progress_s
@@ -162,7 +164,7 @@ class SinkWorker:
         self._bytes -= entry.size_bytes
         if isinstance(entry.event, Result):
             self.dropped += 1
-            self._overruns += 1
+            self._unreported_drops += 1
 
     def _work(self) -> None:
         while (event := self._next()) is not None:
@@ -172,7 +174,7 @@ class SinkWorker:
                 else:
                     self._sink.write(event)
                     self.written += 1
-            except Exception as error:  # no error of a sink may stop the camera
+            except Exception as error:  # a failing sink must not stop the camera
                 self._failure(error, int(isinstance(event, Result)))
         try:
             self._sink.close()
@@ -186,30 +188,29 @@ class SinkWorker:
         with self._changed:
             self._current, self._progress_s = None, time.monotonic()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._entries or self._ending)
+            self._changed.wait_for(lambda: self._entries or self._finishing)
             if not self._entries:
                 return None
             entry = self._entries.popleft()
             self._bytes -= entry.size_bytes
             self._current, self._progress_s = entry.event, time.monotonic()
-            overruns, self._overruns = self._overruns, 0
-        if overruns:  # logged in this thread, because stderr may block, and must not block the camera
+            drops, self._unreported_drops = self._unreported_drops, 0
+        if drops:  # logged in this thread, because writing to stderr may block, which must not affect the camera
             self._warn("the sink is too slow")
         return entry.event
 
     def _failure(self, error: Exception, lost: int) -> None:
         self.failed += 1
-        self._lose(lost, str(error))
+        self._count_lost(lost, str(error))
 
-    def _lose(self, count: int, why: str) -> None:
+    def _count_lost(self, count: int, reason: str) -> None:
         with self._changed:
             self.dropped += count
             self._incomplete = True
-        self._warn(why)
+        self._warn(reason)
 
-    def _warn(self, why: str) -> None:
-        # Log at most one line per minute, so that the log does not fill the disk.
+    def _warn(self, reason: str) -> None:
         now = time.monotonic()
         if now - self._warned_s >= _WARN_S:
             self._warned_s = now
-            log.warning("%s: %d results lost so far: %s", self.name, self.dropped, why)
+            log.warning("%s: %d results lost so far: %s", self.name, self.dropped, reason)
