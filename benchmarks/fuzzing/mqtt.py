@@ -102,7 +102,7 @@ def use(connections: list[list[tuple[bytes, int]]], out: Path) -> None:
             connected.recv(65536)
 
     manifest = SimpleNamespace(name="fuzz", target="rpi", variant="int8", labels=("a",), model="m", files={})
-    with Peers(serve) as peers, mock.patch.multiple(broker_module, RETRY_S=(0, 0), REFUSED_S=0):
+    with Peers(serve) as peers, mock.patch.multiple(broker_module, RETRY_S=(0, 0), REJECTED_S=0):
         sink = Mqtt(Broker("127.0.0.1", peers.port, prefix="fuzz"), out, manifest, results_per_s=float("inf"))
         try:
             for number in range(MESSAGES):

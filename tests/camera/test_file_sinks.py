@@ -25,7 +25,7 @@ from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks import video as video_module
 from edgerec.camera.sinks.csv import COLUMNS, CsvFile
 from edgerec.camera.sinks.image_recorder import ImageRecorder, SaveSpec
-from edgerec.camera.sinks.video import MAX_GAP_S, VideoFile, fitted
+from edgerec.camera.sinks.video import MAX_GAP_S, VideoFile, fit_with_bars
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.contract.decision import Category, Classification, Decision
 from edgerec.data.readers import folder as image_folder
@@ -197,12 +197,12 @@ def test_video_keeps_its_size_when_the_stream_does_not(tmp_path):
 
 def test_fitted_keeps_proportions():
     image = np.full((50, 100, 3), 255, np.uint8)
-    whole = fitted(image, (100, 100))
+    whole = fit_with_bars(image, (100, 100))
     assert whole.shape == (100, 100, 3)
     assert whole[:25].max() == 0
     assert whole[25:75].min() == 255
     assert whole[75:].max() == 0
-    assert fitted(np.zeros((1, 500, 3), np.uint8), (20, 20)).shape == (20, 20, 3)
+    assert fit_with_bars(np.zeros((1, 500, 3), np.uint8), (20, 20)).shape == (20, 20, 3)
 
 
 def test_two_sources_are_two_videos(tmp_path):

@@ -201,7 +201,7 @@ def test_ten_restarts_and_an_outage_lose_nothing(broker, listener, tmp_path, cap
 
 def test_what_has_no_room_is_counted(tmp_path, paho, broker):
     broker.stop()
-    sink = sink_to(broker.port, tmp_path / "out", most=30)
+    sink = sink_to(broker.port, tmp_path / "out", max_messages=30)
     sent = [f"d{number}" for number in range(100)]
     for label in sent:
         sink.write(result(label))
@@ -246,7 +246,7 @@ def test_wrong_password_is_one_line(tmp_path, caplog):
         time.sleep(0.5)
         (record,) = caplog.records
         message = record.getMessage()
-        assert "refuses user 'cam' (not authorized): check user and password; asking again every 60 s" in message
+        assert "rejected user 'cam' (not authorized): check user name and password; trying again every 60 s" in message
         assert "wr?ong" not in caplog.text
         assert "wr%3Fong" not in caplog.text
         assert record.exc_info is None
@@ -327,7 +327,7 @@ def test_a_silent_broker_holds_nobody_up(tmp_path, paho, caplog):
     sink.close()
     assert time.monotonic() - begun < 3
     silent.close()
-    assert "50 messages wait for the next start" in caplog.text
+    assert "50 queued messages will be sent at the next start" in caplog.text
     assert sink.missed > 0
     wait_for(lambda: names() == [])
 
@@ -352,7 +352,7 @@ def test_a_broker_that_takes_and_never_acknowledges(tmp_path, paho):
 def test_nonsense_from_a_broker_ends_nothing(tmp_path, paho, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "edgerec")
     monkeypatch.setattr(broker_module, "RETRY_S", (0.01, 0.01))
-    monkeypatch.setattr(broker_module, "REFUSED_S", 0.01)
+    monkeypatch.setattr(broker_module, "REJECTED_S", 0.01)
     dice = random.Random(7)
 
     def nonsense(number):
@@ -415,26 +415,26 @@ def test_outbox_keeps_order_over_restarts(tmp_path):
 
 
 def test_outbox_is_bounded_in_number_and_bytes(tmp_path):
-    outbox = MessageQueue(tmp_path / "q.sqlite3", most=3)
+    outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=3)
     ids = fill(outbox, 5)
     assert (waiting(outbox), outbox.dropped) == ([2, 3, 4], 2)
     outbox.remove(ids[1])  # was under way, and arrived
     assert outbox.dropped == 1
     outbox.close()
-    small = MessageQueue(tmp_path / "small.sqlite3", most_bytes=100)
+    small = MessageQueue(tmp_path / "small.sqlite3", max_bytes=100)
     for _ in range(10):
         small.put("topic", bytes(25), False)
     assert (len(small), small.dropped) == (3, 7)
     small.put("topic", bytes(1000), False)  # larger than all room
     assert (len(small), small.dropped) == (0, 11)
     small.close()
-    reopened = MessageQueue(tmp_path / "q.sqlite3", most=1)
+    reopened = MessageQueue(tmp_path / "q.sqlite3", max_messages=1)
     assert (waiting(reopened), reopened.dropped) == ([4], 2)
     reopened.close()
 
 
 def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
-    outbox = MessageQueue(tmp_path / "q.sqlite3", most=500)
+    outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=500)
     fill(outbox, 10)
     pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
     outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
@@ -513,10 +513,10 @@ def test_mutated_queues_crash_nothing(tmp_path):
 
 def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
+    with pytest.raises(EdgerecError, match="cannot store queued messages"):
         MessageQueue(tmp_path / "file" / "q.sqlite3")
     (tmp_path / "q.sqlite3").mkdir()
-    with pytest.raises(EdgerecError, match="cannot hold waiting messages"):
+    with pytest.raises(EdgerecError, match="cannot store queued messages"):
         MessageQueue(tmp_path / "q.sqlite3")
 
 
@@ -530,7 +530,7 @@ def test_a_result_that_is_lost_with_its_connection_is_counted():
     connection._client.publish = lambda *_, **__: lost
     connection.connected = True
     for _ in range(3):
-        connection.publish_loose("t", b"")
+        connection.publish_qos0("t", b"")
     assert connection.missed == 2  # and the third one waits to be looked at
     connection.close(5.0)
 
@@ -609,7 +609,7 @@ def test_a_change_is_seen_even_when_its_result_was_lost():
 def test_results_keep_their_rate(tmp_path, paho, monkeypatch):
     sink = sink_to(free_port(), tmp_path / "out", results_per_s=10)
     now, sent = [100.0], []
-    monkeypatch.setattr(sink._connection, "publish_loose", lambda topic, payload: sent.append(topic))
+    monkeypatch.setattr(sink._connection, "publish_qos0", lambda topic, payload: sent.append(topic))
     monkeypatch.setattr("edgerec.camera.sinks.mqtt.time.monotonic", lambda: now[0])
     frame = result(since_s=1.0)
     for _ in range(250):

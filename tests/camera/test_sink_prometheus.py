@@ -162,5 +162,5 @@ def test_where_to_listen(text, address):
 
 @pytest.mark.parametrize("text", ["a b", "host:99999", "http://host:80", "1:2:3"])
 def test_where_nothing_listens(text):
-    with pytest.raises(EdgerecError, match="no address to listen on"):
+    with pytest.raises(EdgerecError, match="not an address to listen on"):
         parse_listen(text)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from edgerec.camera.sinks.webhook import WAITING, Hook, Webhook
+from edgerec.camera.sinks.webhook import MAX_QUEUED, Hook, Webhook
 from edgerec.errors import EdgerecError
 from tests.network import change, free_port, result, wait_for
 
@@ -130,13 +130,13 @@ def test_what_passes_is_tried_again(serve):
 @pytest.mark.parametrize(
     ("status", "requests", "said"),
     [
-        (500, 4, "says 500 Internal Server Error"),
-        (404, 1, "says 404 Not Found"),
-        (302, 1, "redirects (302), which is not followed"),
-        ("slow", 4, "does not answer"),
-        ("drip", 4, "does not answer"),
-        ("hang up", 4, "does not answer"),
-        ("nonsense", 4, "does not answer"),
+        (500, 4, "responded with status 500 Internal Server Error"),
+        (404, 1, "responded with status 404 Not Found"),
+        (302, 1, "redirect (302), which is not followed"),
+        ("slow", 4, "did not respond"),
+        ("drip", 4, "did not respond"),
+        ("hang up", 4, "did not respond"),
+        ("nonsense", 4, "did not respond"),
     ],
 )
 def test_what_does_not_pass_is_counted_and_said_once(serve, caplog, status, requests, said):
@@ -167,30 +167,30 @@ def test_a_slow_server_holds_nobody_up(serve):
     server = serve("slow")
     sink = hook_to(server.url, timeout_s=60)
     begun = time.monotonic()
-    for number in range(WAITING + 51):
+    for number in range(MAX_QUEUED + 51):
         sink.write(result(f"d{number}"))
     assert time.monotonic() - begun < 5
     wait_for(lambda: server.requests)
     assert sink.dropped >= 50
     sent, dropped = ended(sink)
-    assert (sent, dropped) == (0, WAITING + 51)
+    assert (sent, dropped) == (0, MAX_QUEUED + 51)
 
 
 def test_every_decision_of_a_file_is_posted(serve):
     server = serve(200)
     sink = hook_to(server.url, live=False)
-    for number in range(WAITING + 100):
+    for number in range(MAX_QUEUED + 100):
         sink.write(result(f"d{number}"))
-    assert ended(sink) == (WAITING + 100, 0)
+    assert ended(sink) == (MAX_QUEUED + 100, 0)
 
 
 def test_closing_after_a_file_ends_at_the_first_request_that_fails(serve):
     server = serve("slow")
     sink = hook_to(server.url, live=False, tries=1)
-    for number in range(WAITING):
+    for number in range(MAX_QUEUED):
         sink.write(result(f"d{number}"))
-    assert ended(sink) == (0, WAITING)
-    assert len(server.requests) < WAITING
+    assert ended(sink) == (0, MAX_QUEUED)
+    assert len(server.requests) < MAX_QUEUED
 
 
 def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypatch):

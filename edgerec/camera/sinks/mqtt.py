@@ -1,4 +1,4 @@
-"""States, decisions and results to an MQTT broker."""
+"""Publish states, decisions and results to an MQTT broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 # Maximum number of sent messages that the broker has not acknowledged yet.
 WINDOW = 16
+# Maximum time in seconds to send queued messages when the sink is closed.
 FLUSH_S = 1.0
+# Maximum time in seconds to publish the status "offline" and to disconnect.
 GOODBYE_S = 0.5
 # Interval in seconds between attempts to pass a message to paho.
 RETRY_S = 5.0
@@ -56,49 +58,52 @@ class Mqtt:
         *,
         results_per_s: float = 0.0,
         discovery_prefix: str = "homeassistant",
-        most: int = 10_000,
-        most_bytes: int = 10_000_000,
+        max_messages: int = 10_000,
+        max_bytes: int = 10_000_000,
         sources: Sequence[str] = (),
     ) -> None:
         """Open the queue, and connect to the broker in the background.
 
         Args:
             broker: address of the broker.
-            folder: folder for the file with the queue of messages.
+            folder: folder for the file that stores the queued messages.
             manifest: manifest of the bundle, which is used to announce the camera to Home Assistant.
             results_per_s: maximum number of results per second and source; 0 publishes none, infinity publishes all.
             discovery_prefix: topic prefix of Home Assistant's discovery; an empty string turns discovery off.
-            most, most_bytes: maximum number and total size of queued messages; beyond, the oldest are dropped.
+            max_messages, max_bytes: maximum number and total size in bytes of the queued messages. If one is exceeded,
+                the oldest messages are dropped.
             sources: all sources of the camera, which are needed to give each source unique topics.
 
         Raises:
             EdgerecError: the folder cannot be used, another process uses it, or ``discovery_prefix`` is not valid.
             MissingExtraError: paho-mqtt is not installed.
         """
-        self._broker, self._manifest, self._discovery = broker, manifest, discovery_prefix.strip("/")
-        if not is_topic_prefix(self._discovery):
+        self._broker, self._manifest, self._discovery_prefix = broker, manifest, discovery_prefix.strip("/")
+        if not is_topic_prefix(self._discovery_prefix):
             raise EdgerecError(
-                f"{discovery_prefix!r} cannot be the topic prefix of discovery: use levels such as home/hall, "
-                "without + # $"
+                f"{discovery_prefix!r} cannot be used as the topic prefix of discovery: use levels such as home/hall, "
+                "without the characters + # $"
             )
-        self._least_s = 1 / results_per_s if results_per_s > 0 else float("inf")
+        self._interval_s = 1 / results_per_s if results_per_s > 0 else float("inf")
         self._next_s: dict[str, float] = {}
         self._changes = DecisionChanges()
         self._lock = threading.Lock()  # protects the next three attributes, which both threads use
         self._sources = dict.fromkeys(sources)
-        self._known: set[str] = set()
+        self._seen_sources: set[str] = set()
         self._latest: dict[str, tuple[int, bytes]] = {}
-        # The following are used only by the sending thread. Maps paho's packet IDs to message IDs in the outbox.
-        self._under_way: dict[int, int] = {}
-        self._repeated: set[int] = set()
-        self._greetings: set[int] = set()
+        # The following attributes are used only by the sending thread. paho identifies messages by packet IDs.
+        self._in_flight: dict[int, int] = {}  # packet IDs of unacknowledged messages of the queue -> message IDs
+        self._resent: set[int] = set()  # packet IDs that paho sends again after a reconnection
+        self._status_ids: set[int] = set()  # packet IDs of unacknowledged messages that are not in the queue
         self._session = 0
         self._failed_s = float("-inf")
         self._announced: set[str] = set()
         self._wake, self._deadline = threading.Event(), float("inf")
         status = f"{broker.prefix}/status"
         self._outbox = MessageQueue(
-            folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3", most=most, most_bytes=most_bytes
+            folder / f"mqtt-{safe_name(f'{broker}/{broker.prefix}')}.sqlite3",
+            max_messages=max_messages,
+            max_bytes=max_bytes,
         )
         try:
             self._connection = Connection(broker, will_topic=status, will="offline", changed=self._wake.set)
@@ -110,7 +115,7 @@ class Mqtt:
 
     @property
     def dropped(self) -> int:
-        """Number of states and decisions that were lost because the queue was full, damaged or could not be written."""
+        """Number of states and decisions that were lost because the queue was full, damaged or not writable."""
         return self._outbox.dropped
 
     @property
@@ -127,16 +132,16 @@ class Mqtt:
         """Publish the decision if it is new, and the result if ``results_per_s`` allows it."""
         source = source_of(result)
         if self._changes.is_new(result):
-            self._keep(source, "decision", decision_event(result))
+            self._enqueue(source, "decision", decision_event(result))
         now = time.monotonic()
-        if self._least_s < float("inf") and now >= self._next_s.get(source, now):
+        if self._interval_s < float("inf") and now >= self._next_s.get(source, now):
             # Add the interval to the time at which this result was due, so that delays do not lower the rate.
-            self._next_s[source] = max(self._next_s.get(source, now) + self._least_s, now)
-            self._connection.publish_loose(self._topic(source, "result"), _bytes(result.to_dict()))
+            self._next_s[source] = max(self._next_s.get(source, now) + self._interval_s, now)
+            self._connection.publish_qos0(self._topic(source, "result"), _encode(result.to_dict()))
 
     def state(self, change: StateChange) -> None:
         """Publish a state change."""
-        self._keep(change.source, "state", change.to_dict())
+        self._enqueue(change.source, "state", change.to_dict())
 
     def close(self) -> None:
         """Send queued messages for up to a second and disconnect. The next start sends the remaining messages."""
@@ -146,117 +151,115 @@ class Mqtt:
         self._connection.close(GOODBYE_S)
         self._outbox.close()
         if waiting := len(self._outbox):
-            log.warning("%s: %d messages wait for the next start", self._broker, waiting)
+            log.warning("%s: %d queued messages will be sent at the next start", self._broker, waiting)
         if self.missed:
             log.warning(
                 "%s: %d results were not sent, because the connection was lost or too slow", self._broker, self.missed
             )
 
-    def _topic(self, source: str, what: str) -> str:
-        return f"{self._broker.prefix}/{source_name(source, self._sources)}/{what}"
+    def _topic(self, source: str, kind: str) -> str:
+        return f"{self._broker.prefix}/{source_name(source, self._sources)}/{kind}"
 
-    def _keep(self, source: str, what: str, event: dict[str, Any]) -> None:
-        topic, payload = self._topic(source, what), _bytes(event)
+    def _enqueue(self, source: str, kind: str, event: dict[str, Any]) -> None:
+        topic, payload = self._topic(source, kind), _encode(event)
         number = self._outbox.put(topic, payload, True)
         with self._lock:
             if source not in self._sources:
-                self._sources = {
-                    **self._sources,
-                    source: None,
-                }  # create a new dict, because the other thread may iterate over the old one
-            self._known.add(source)
+                # Create a new dictionary, because the other thread may iterate over the old one.
+                self._sources = {**self._sources, source: None}
+            self._seen_sources.add(source)
             self._latest[topic] = (number, payload)
         self._wake.set()
 
     def _send(self) -> None:
-        """Main function of the sending thread. All messages with QoS 1 are sent here, so that they stay in order."""
+        """Main function of the sending thread. Only this thread sends messages with QoS 1, which keeps their order."""
         while True:
-            self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._ending else RETRY_S)
+            self._wake.wait(max(0.0, self._deadline - time.monotonic()) if self._closing else RETRY_S)
             self._wake.clear()
             try:
                 self._acknowledge()
                 if self._connection.connected:
-                    self._greet()
-                    self._announce()
-                    self._advance()
-            except Exception as error:  # later messages must still be sent
+                    self._publish_status()
+                    self._publish_discovery()
+                    self._send_queued()
+            except Exception as error:  # keep the thread alive, so that later messages are sent
                 if time.monotonic() - self._failed_s >= 60:
                     self._failed_s = time.monotonic()
-                    log.warning("%s: a message could not be sent; trying again: %s", self._broker, error)
-            if self._ending and not (self._connection.connected and len(self._outbox) and self._left_s > 0):
+                    log.warning("%s: a message could not be sent (%s): trying again", self._broker, error)
+            if self._closing and not (self._connection.connected and len(self._outbox) and self._remaining_s > 0):
                 break
         if self._connection.connected:
-            self._goodbye()
+            self._publish_offline()
 
     @property
-    def _ending(self) -> bool:
+    def _closing(self) -> bool:
         return self._deadline < float("inf")
 
     @property
-    def _left_s(self) -> float:
+    def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
 
     def _acknowledge(self) -> None:
         while self._connection.acknowledged:
             number = self._connection.acknowledged.popleft()
-            self._repeated.discard(number)
-            self._greetings.discard(number)
-            if (kept := self._under_way.pop(number, None)) is not None:
-                self._outbox.remove(kept)
+            self._resent.discard(number)
+            self._status_ids.discard(number)
+            if (queued_id := self._in_flight.pop(number, None)) is not None:
+                self._outbox.remove(queued_id)
 
-    def _greet(self) -> None:
-        """Publish the status and the latest message of each topic once after each reconnection."""
+    def _publish_status(self) -> None:
+        """Publish the status, and the latest message of each topic, once after each connection."""
         if self._session == self._connection.sessions:
             return
         self._session = self._connection.sessions
-        self._repeated = set(self._under_way)  # paho sends these again, before newer messages
-        if self._greetings:  # paho also sends these again; they must not accumulate
+        self._resent = set(self._in_flight)  # paho sends these messages again, before newer messages
+        if self._status_ids:  # paho also sends these messages again, so new ones would accumulate
             return
         self._announced.clear()
-        self._greet_with(f"{self._broker.prefix}/status", b"online")
+        self._publish_retained(f"{self._broker.prefix}/status", b"online")
         with self._lock:
             latest = dict(self._latest)
         for topic, (number, payload) in latest.items():
             if number not in self._outbox:
-                self._greet_with(topic, payload)
+                self._publish_retained(topic, payload)
 
-    def _announce(self) -> None:
+    def _publish_discovery(self) -> None:
         with self._lock:
-            new = [source for source in self._sources if source in self._known - self._announced]
+            new = [source for source in self._sources if source in self._seen_sources - self._announced]
         for source in new:
             self._announced.add(source)
-            if self._discovery:
+            if self._discovery_prefix:
                 for topic, entity in discovery(self._manifest, self._broker.prefix, source, self._sources).items():
-                    self._greet_with(f"{self._discovery}/{topic}", _bytes(entity))
+                    self._publish_retained(f"{self._discovery_prefix}/{topic}", _encode(entity))
 
-    def _advance(self) -> None:
-        room = WINDOW - len(self._under_way)
-        sent = set(self._under_way.values())
-        if self._repeated or room <= 0 or len(self._outbox) <= sum(number in self._outbox for number in sent):
+    def _send_queued(self) -> None:
+        room = WINDOW - len(self._in_flight)
+        sent = set(self._in_flight.values())
+        if self._resent or room <= 0 or len(self._outbox) <= sum(number in self._outbox for number in sent):
             return
         for message in self._outbox.pending(WINDOW):
-            if message.id in sent or len(self._under_way) >= WINDOW:
+            if message.id in sent or len(self._in_flight) >= WINDOW:
                 continue
             try:
                 number = self._connection.publish(message.topic, message.payload, retain=message.retain)
             except ValueError as error:  # e.g. an invalid topic in a damaged file
-                log.warning("a message of the queue cannot be sent: %s", error)
+                log.warning("a queued message was discarded, because it cannot be sent: %s", error)
                 self._outbox.discard(message.id)
             else:
-                self._under_way[number] = message.id
+                self._in_flight[number] = message.id
 
-    def _goodbye(self) -> None:
-        number, end = self._greet_with(f"{self._broker.prefix}/status", b"offline"), time.monotonic() + GOODBYE_S
-        while number in self._greetings and self._connection.connected and (left_s := end - time.monotonic()) > 0:
+    def _publish_offline(self) -> None:
+        number, end = self._publish_retained(f"{self._broker.prefix}/status", b"offline"), time.monotonic() + GOODBYE_S
+        while number in self._status_ids and self._connection.connected and (left_s := end - time.monotonic()) > 0:
             self._wake.wait(left_s)
             self._wake.clear()
             self._acknowledge()
 
-    def _greet_with(self, topic: str, payload: bytes) -> int:
+    def _publish_retained(self, topic: str, payload: bytes) -> int:
         number = self._connection.publish(topic, payload, retain=True)
-        self._greetings.add(number)
+        self._status_ids.add(number)
         return number
 
 
-def _bytes(event: dict[str, Any]) -> bytes:
+def _encode(event: dict[str, Any]) -> bytes:
     return to_json(event).encode()

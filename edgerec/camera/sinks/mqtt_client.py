@@ -1,4 +1,4 @@
-"""An MQTT broker's address, and a connection to it that is made again whenever it is lost."""
+"""The address of an MQTT broker, and a connection to the broker that reconnects automatically."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 PASSWORD = "EDGEREC_MQTT_PASSWORD"
 KEEPALIVE_S = 30
 CONNECT_S = 5.0
-# Pauses between attempts, the first and the longest; a broker that refuses us is not asked that often.
+# First and longest pause between attempts to connect, in seconds.
 RETRY_S = (1, 2)
-REFUSED_S = 60
-# "Bad user name or password" and "not authorized", as paho numbers them for all versions of MQTT.
-_CREDENTIALS = (134, 135)
-# Results that may wait for a slow network; more are left out.
-MAX_LOOSE = 32
+# Pause in seconds after the broker has rejected the user name or password.
+REJECTED_S = 60
+# paho's reason codes for "bad user name or password" and "not authorized", in all versions of MQTT.
+_CREDENTIAL_ERRORS = (134, 135)
+# Maximum number of messages with QoS 0 that wait for a slow network. Further messages are not sent.
+MAX_UNSENT = 32
 # Maximum size of a packet from the broker. Acknowledgments, the only packets that edgerec expects, have 4 bytes.
 MAX_PACKET_BYTES = 1024
 
@@ -45,13 +46,13 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Broker:
-    """Where to publish.
+    """Address of an MQTT broker, credentials, and topic prefix.
 
     Attributes:
-        host, port: of the broker.
-        tls: whether the connection is encrypted and the broker's certificate checked.
-        user, password: empty for none.
-        prefix: the first levels of every topic.
+        host, port: host and port of the broker.
+        tls: whether to encrypt the connection and to check the broker's certificate.
+        user, password: credentials; empty strings if there are none.
+        prefix: first levels of every topic.
     """
 
     host: str
@@ -62,17 +63,17 @@ class Broker:
     prefix: str = "edgerec"
 
     def __str__(self) -> str:
-        """As it may be shown and logged."""
+        """Return the address without user name, password and prefix, for messages."""
         return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
 
     @classmethod
     def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> Broker:
         """Parse ``mqtt[s]://user:password@host:port/prefix``; user, password, port and prefix are optional.
 
-        ``env:NAME`` or ``@FILE`` names an environment variable or a file with mode 0600 that contains the address. The
-        password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file that
-        ``EDGEREC_MQTT_PASSWORD_FILE`` names. The default prefix is ``edgerec/`` and the name of this machine, so that
-        the cameras of two machines publish to different topics.
+        ``env:NAME`` and ``@FILE`` read the address from an environment variable or from a file with mode 0600. The
+        password may also be in the environment variable ``EDGEREC_MQTT_PASSWORD``, or in the file whose path is in
+        ``EDGEREC_MQTT_PASSWORD_FILE``. The default prefix is ``edgerec/HOSTNAME``, so that the cameras of two machines
+        publish to different topics.
 
         Raises:
             EdgerecError: the address is not valid. The message contains no part of it.
@@ -82,41 +83,46 @@ class Broker:
         except AddressError as error:
             raise EdgerecError(f"the broker's address cannot be used: {error}; {_EXPECTED}") from None
         if parts.query or "#" in parts.raw:
-            raise EdgerecError(f"the broker's address is not understood: {_EXPECTED}")
+            raise EdgerecError(f"the broker's address has a query or a fragment: {_EXPECTED}")
         user = parts.user
         password = parts.password or secret_variable(PASSWORD, environment)
         if password and not user:
-            raise EdgerecError(f"the broker's address has a password and no user: {_EXPECTED}")
+            raise EdgerecError(f"there is a password but no user name for the broker: {_EXPECTED}")
         prefix = unquote(parts.path).strip("/") or f"edgerec/{safe_name(socket.gethostname())}"
         if not is_topic_prefix(prefix):
             raise EdgerecError(
-                "the topic prefix in the broker's address cannot be used: expected levels as home/hall, without + # $"
+                "the topic prefix in the broker's address cannot be used: use levels such as home/hall, without the "
+                "characters + # $"
             )
         return cls(parts.host, parts.port, parts.scheme == "mqtts", user, password, prefix)
 
 
 def is_topic_prefix(text: str) -> bool:
-    """Return whether ``text`` is valid as the first part of an MQTT topic name. An empty string is valid."""
+    """Return whether ``text`` can be used as the first levels of an MQTT topic. An empty string is valid."""
     return not re.search(r"[+#\x00-\x1f\x7f\ud800-\udfff]|//|^\$", text) and len(text.encode(errors="replace")) <= 200
 
 
 class Connection:
-    """Keeps a connection to a broker by paho's network thread. All methods may be called from any thread.
+    """A connection to a broker that reconnects automatically, in paho's network thread.
+
+    All methods may be called from any thread.
 
     Attributes:
-        connected: whether the broker has accepted us.
-        sessions: how often it did.
-        acknowledged: numbers of messages of QoS 1 that it has taken, to be popped from the left.
-        missed: messages of QoS 0 that were not sent.
+        connected: whether the broker has accepted the connection.
+        sessions: number of connections that the broker has accepted.
+        acknowledged: packet IDs of messages with QoS 1 that the broker has acknowledged. The caller removes them from
+            the left.
+        missed: number of messages with QoS 0 that were not sent.
     """
 
     def __init__(self, broker: Broker, *, will_topic: str, will: str, changed: Callable[[], None]) -> None:
-        """Begin to connect, in the background.
+        """Start to connect in the background.
 
         Args:
-            broker: where.
-            will_topic, will: what the broker publishes, retained, when we vanish.
-            changed: called, in the network thread, when an attribute has changed.
+            broker: address of the broker.
+            will_topic, will: topic and payload of the last will. The broker publishes it as a retained message if the
+                connection is lost.
+            changed: function that is called in the network thread after an attribute has changed.
 
         Raises:
             MissingExtraError: paho-mqtt is not installed.
@@ -124,10 +130,10 @@ class Connection:
         self.connected, self.sessions, self.missed = False, 0, 0
         self.acknowledged: deque[int] = deque()
         self._broker, self._changed = broker, changed
-        self._loose: deque[Any] = deque()
+        self._unsent: deque[Any] = deque()
         self._closing, self._ended = threading.Event(), threading.Event()
-        self._trouble, self._aloud = "", False
-        self._said_s: dict[str, float] = {}
+        self._problem, self._was_logged = "", False
+        self._logged_s: dict[str, float] = {}
         self._client = client = _client(self._network)
         if broker.user:
             client.username_pw_set(broker.user, broker.password or None)
@@ -135,7 +141,7 @@ class Connection:
             client.tls_set_context(ssl.create_default_context())
         client.will_set(will_topic, will, qos=1, retain=True)
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # who calls counts
+        client.max_inflight_messages_set(0)  # no limit, because the caller limits the number of messages
         client.reconnect_delay_set(*RETRY_S)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_publish = self._on_connect_fail, self._on_publish
@@ -143,33 +149,36 @@ class Connection:
         client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int:
-        """Send with QoS 1; the number that :attr:`acknowledged` will have. What is not acknowledged when the
-        connection is lost is sent again by itself, in its order, when there is another."""
+        """Send a message with QoS 1, and return its packet ID, which is later added to :attr:`acknowledged`.
+
+        If the connection is lost before the acknowledgment, paho sends the messages again in the same order after the
+        reconnection.
+        """
         return int(self._client.publish(topic, payload, qos=1, retain=retain).mid)
 
-    def publish_loose(self, topic: str, payload: bytes) -> None:
-        """Send with QoS 0 if that can be done soon; otherwise count it."""
-        while self._loose and _settled(self._loose[0]):
-            self.missed += self._loose.popleft().rc > 0
-        if not self.connected or len(self._loose) >= MAX_LOOSE:
+    def publish_qos0(self, topic: str, payload: bytes) -> None:
+        """Send a message with QoS 0. If it cannot be sent soon, drop it and count it in :attr:`missed`."""
+        while self._unsent and _is_finished(self._unsent[0]):
+            self.missed += self._unsent.popleft().rc > 0
+        if not self.connected or len(self._unsent) >= MAX_UNSENT:
             self.missed += 1
         else:
-            self._loose.append(self._client.publish(topic, payload, qos=0))
+            self._unsent.append(self._client.publish(topic, payload, qos=0))
 
     def close(self, seconds: float) -> None:
-        """Say good-bye and wait so long for the network thread; one that hangs ends with the process."""
+        """Disconnect, and wait for the network thread for at most ``seconds``."""
         self._closing.set()
         self._client.disconnect()
         self._ended.wait(seconds)
 
     def _network(self, loop: Callable[[], Any]) -> None:
-        """Paho's thread: whatever a broker sends, the camera goes on."""
+        """Main function of the network thread. If paho's network loop fails because of invalid data, run it again."""
         while not self._closing.is_set():
             try:
                 loop()
-            except Exception as error:  # paho trusts that lengths in packets are right
+            except Exception as error:  # paho does not check the lengths in packets
                 log.debug("%s", self._broker, exc_info=error)
-                self._lost(f"sends what is not MQTT ({type(error).__name__}); trying again until it does")
+                self._lost(f"sent data that is not valid MQTT ({type(error).__name__}): trying to reconnect")
             if not self._closing.wait(RETRY_S[1]):
                 self._client.connect_async(self._broker.host, self._broker.port, KEEPALIVE_S)
         self._ended.set()
@@ -177,28 +186,30 @@ class Connection:
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if self._closing.is_set():
             client.disconnect()
-        elif reason.is_failure and reason.value in _CREDENTIALS:
-            client.reconnect_delay_set(REFUSED_S, REFUSED_S)
-            who = f"user {self._broker.user!r}" if self._broker.user else "a client without user and password"
-            why = str(reason).lower()
-            self._say(f"refuses {who} ({why}): check user and password; asking again every {REFUSED_S} s")
+        elif reason.is_failure and reason.value in _CREDENTIAL_ERRORS:
+            client.reconnect_delay_set(REJECTED_S, REJECTED_S)
+            client_text = f"user {self._broker.user!r}" if self._broker.user else "a client without user name"
+            self._warn(
+                f"rejected {client_text} ({str(reason).lower()}): check user name and password; trying again every "
+                f"{REJECTED_S} s"
+            )
         elif reason.is_failure:
-            self._say(f"does not take us ({str(reason).lower()}); trying again until it does")
+            self._warn(f"rejected the connection ({str(reason).lower()}): trying again")
         else:
             client.reconnect_delay_set(*RETRY_S)
-            log.log(logging.WARNING if self._aloud else logging.INFO, "%s is connected", self._broker)
-            self._trouble, self._aloud = "", False
+            log.log(logging.WARNING if self._was_logged else logging.INFO, "%s is connected", self._broker)
+            self._problem, self._was_logged = "", False
             self.sessions += 1
             self.connected = True
             self._changed()
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
-        # Called while paho handles the error, which it does not hand over.
-        self._lost(f"cannot be reached ({sys.exc_info()[1]}); trying again until it can")
+        # paho does not pass the exception to this callback, but calls the callback while it handles the exception.
+        self._lost(f"cannot be reached ({sys.exc_info()[1]}): trying again")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if not self._closing.is_set() and not self._trouble:
-            self._lost(f"is gone ({str(reason).lower()}); trying again until it is back")
+        if not self._closing.is_set() and not self._problem:
+            self._lost(f"is disconnected ({str(reason).lower()}): trying to reconnect")
         self.connected = False
         self._changed()
 
@@ -206,28 +217,27 @@ class Connection:
         self.acknowledged.append(number)
         self._changed()
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, problem: str) -> None:
         self.connected = False
-        self._say(why)
+        self._warn(problem)
         self._changed()
 
-    def _say(self, trouble: str) -> None:
-        """Once for each outage and kind of trouble, and once a minute when they come and go: a broker that is down
-        for a month is one line."""
-        kind, now = trouble.partition("(")[0], time.monotonic()
-        if self._closing.is_set() or kind == self._trouble:
+    def _warn(self, problem: str) -> None:
+        """Log a problem once for each outage and kind of problem, and each kind of problem at most once per minute."""
+        kind, now = problem.partition("(")[0], time.monotonic()
+        if self._closing.is_set() or kind == self._problem:
             return
-        self._trouble = kind
-        if now - self._said_s.get(kind, -60.0) >= 60:
-            self._said_s[kind], self._aloud = now, True
-            log.warning("%s %s", self._broker, trouble)
+        self._problem = kind
+        if now - self._logged_s.get(kind, -60.0) >= 60:
+            self._logged_s[kind], self._was_logged = now, True
+            log.warning("%s %s", self._broker, problem)
 
 
-def _settled(message: Any) -> bool:
-    """Whether a message was sent, or never will be."""
+def _is_finished(message: Any) -> bool:
+    """Return whether a message was sent, or was lost with its connection, so that it will never be sent."""
     try:
         return bool(message.is_published())
-    except (RuntimeError, ValueError):  # so paho tells of one that was lost with its connection
+    except (RuntimeError, ValueError):  # paho raises these exceptions if the message was lost
         return True
 
 
@@ -246,13 +256,13 @@ def _client(run: Callable[[Callable[[], Any]], None]) -> Any:
 
         def _sock_recv(self, bufsize: int) -> Any:
             if bufsize > MAX_PACKET_BYTES:
-                raise ValueError(f"a packet of {bufsize} bytes")
+                raise ValueError(f"the broker sent a packet of {bufsize} bytes")
             return super()._sock_recv(bufsize)
 
         def _packet_handle(self) -> Any:
             kind = self._in_packet["command"] & 0xF0
             if kind not in (mqtt.CONNACK, mqtt.PUBACK, mqtt.PINGRESP) or (kind == mqtt.CONNACK and self.is_connected()):
-                raise ValueError(f"an unexpected packet of type {kind >> 4}")
+                raise ValueError(f"the broker sent an unexpected packet of type {kind >> 4}")
             return super()._packet_handle()
 
     # A random client ID of 23 characters, the maximum length that every broker must accept.

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus at ``/metrics``."""
+"""An HTTP server that provides metrics for Prometheus at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9464
+# Buckets of the histogram of result ages, in seconds.
 AGE_S = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
-# A scrape takes milliseconds; a client that holds on longer is sent away.
+# Maximum number of clients, and maximum duration of a connection in seconds. A scrape takes only milliseconds.
 MAX_CLIENTS = 16
 CLIENT_S = 10.0
 
 
 class Counters(Protocol):
-    """What a camera has counted so far, as its :class:`~edgerec.camera.pipeline.RunReport` does."""
+    """Protocol of a camera's counters, such as :class:`~edgerec.camera.pipeline.RunReport`."""
 
     @property
     def overtaken(self) -> int: ...
@@ -46,11 +47,17 @@ class Counters(Protocol):
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``, ``HOST``, ``PORT`` or nothing; raises :class:`EdgerecError`."""
-    found = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*))?:?(\d{1,5})?", text)
-    if found is None or int(found[3] or 0) > 65535:
-        raise EdgerecError(f"{text!r} is no address to listen on: expected HOST:PORT, as 127.0.0.1:{DEFAULT_PORT}")
-    return found[1] or found[2] or DEFAULT_HOST, int(found[3]) if found[3] else DEFAULT_PORT
+    """Parse ``HOST:PORT``, ``HOST``, ``PORT`` or an empty string, and return host and port.
+
+    Missing parts are replaced by :data:`DEFAULT_HOST` and :data:`DEFAULT_PORT`.
+
+    Raises:
+        EdgerecError: ``text`` has another form, or the port is greater than 65535.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*))?:?(\d{1,5})?", text)
+    if match is None or int(match[3] or 0) > 65535:
+        raise EdgerecError(f"{text!r} is not an address to listen on: use HOST:PORT, e.g. 127.0.0.1:{DEFAULT_PORT}")
+    return match[1] or match[2] or DEFAULT_HOST, int(match[3]) if match[3] else DEFAULT_PORT
 
 
 class Prometheus:
@@ -88,25 +95,28 @@ class Prometheus:
         registry = metrics.CollectorRegistry(auto_describe=False)
         self._labels = {*manifest.labels, UNKNOWN}
         self._changes, self._sources = DecisionChanges(), dict.fromkeys(sources)
-        self._frames = metrics.Counter("edgerec_frames", "Frames answered.", ["source"], registry=registry)
+        self._frames = metrics.Counter("edgerec_frames", "Number of classified frames.", ["source"], registry=registry)
         self._age = metrics.Histogram(
             "edgerec_result_age_seconds",
-            "Age of a frame when its answer was there.",
+            "Time from the capture of a frame to its prediction.",
             ["source"],
             buckets=AGE_S,
             registry=registry,
         )
         self._score = metrics.Gauge("edgerec_score", "Score of the last decision.", ["source"], registry=registry)
         self._decisions = metrics.Counter(
-            "edgerec_decisions", "Decisions that became the answer.", ["source", "label"], registry=registry
+            "edgerec_decisions", "Number of new decisions.", ["source", "label"], registry=registry
         )
         self._state = metrics.Gauge(
-            "edgerec_source_state", "1 for the state that a source has.", ["source", "state"], registry=registry
+            "edgerec_source_state",
+            "1 for the current state of a source, 0 for the others.",
+            ["source", "state"],
+            registry=registry,
         )
-        metrics.Info("edgerec_bundle", "What runs.", registry=registry).info(_about(manifest))
+        metrics.Info("edgerec_bundle", "The bundle that is running.", registry=registry).info(_bundle_info(manifest))
         metrics.ProcessCollector(registry=registry)
         if counters is not None:
-            registry.register(_Counted(counters))
+            registry.register(_CounterCollector(counters))
         self._server = _listen(host, port, metrics.MetricsHandler.factory(registry))
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
@@ -143,50 +153,50 @@ class Prometheus:
         return source_name(source, self._sources)
 
     def close(self) -> None:
-        """Stop listening, send the clients away and end the threads; may be called again."""
+        """Stop listening, disconnect all clients, and end the threads. May be called more than once."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
-            self._server.send_away(0.0)
+            self._server.disconnect(0.0)
             self._server.server_close()
 
 
-class _Counted:
-    """A collector of what the camera counts."""
+class _CounterCollector:
+    """A collector that returns the camera's counters as metrics."""
 
     def __init__(self, counters: Callable[[], Counters]) -> None:
         self._counters = counters
 
     def collect(self) -> Iterator[Any]:
-        """Ask the camera."""
+        """Read the camera's counters."""
         core = require("prometheus_client.core")
-        counted = self._counters()
-        overtaken = core.CounterMetricFamily("edgerec_frames_overtaken", "Frames that newer ones replaced.")
-        overtaken.add_metric([], counted.overtaken)
-        skipped = core.CounterMetricFamily("edgerec_frames_skipped", "Frames left out.", labels=["reason"])
-        for reason, count in counted.skipped.items():
+        counters = self._counters()
+        overtaken = core.CounterMetricFamily("edgerec_frames_overtaken", "Frames dropped for newer frames.")
+        overtaken.add_metric([], counters.overtaken)
+        skipped = core.CounterMetricFamily("edgerec_frames_skipped", "Skipped frames.", labels=["reason"])
+        for reason, count in counters.skipped.items():
             skipped.add_metric([reason], count)
-        dropped = core.CounterMetricFamily("edgerec_results_dropped", "Results a sink lost.", labels=["sink"])
-        for sink, count in counted.dropped.items():
+        dropped = core.CounterMetricFamily("edgerec_results_dropped", "Lost results.", labels=["sink"])
+        for sink, count in counters.dropped.items():
             dropped.add_metric([sink], count)
-        invalid = core.CounterMetricFamily("edgerec_frames_invalid", "Frames with scores that are not numbers.")
-        invalid.add_metric([], counted.invalid)
+        invalid = core.CounterMetricFamily("edgerec_frames_invalid", "Frames with NaN or infinite scores.")
+        invalid.add_metric([], counters.invalid)
         return iter((overtaken, skipped, dropped, invalid))
 
 
 class _Server(ThreadingHTTPServer):
-    """A few clients at a time, none for long."""
+    """HTTP server that limits the number of clients and the duration of their connections."""
 
-    daemon_threads = False  # so that closing waits for them, after they were sent away
+    daemon_threads = False  # server_close() then waits for the threads of the clients
     request_queue_size = MAX_CLIENTS
 
     def __init__(self, *arguments: Any) -> None:
         self._clients: dict[socket.socket, float] = {}
-        self._guard = threading.Lock()
+        self._clients_lock = threading.Lock()
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
-        """Without the look-up of the machine's name that HTTPServer does, which may take long."""
+        """Bind the socket, but do not look up the host name as ``HTTPServer`` does, because this may be slow."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -194,7 +204,7 @@ class _Server(ThreadingHTTPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Accept a client. If there are too many clients, disconnect the oldest, which is probably idle or slow."""
-        with self._guard:
+        with self._clients_lock:
             if len(self._clients) >= MAX_CLIENTS:
                 oldest = next(iter(self._clients))
                 del self._clients[oldest]
@@ -204,24 +214,24 @@ class _Server(ThreadingHTTPServer):
             return True
 
     def shutdown_request(self, request: Any) -> None:
-        with self._guard:
+        with self._clients_lock:
             self._clients.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
         super().service_actions()
-        self.send_away(CLIENT_S)
+        self.disconnect(CLIENT_S)
 
-    def send_away(self, older_s: float) -> None:
-        """End the connections that are older."""
-        with self._guard:
+    def disconnect(self, older_s: float) -> None:
+        """Close all connections that are older than ``older_s`` seconds."""
+        with self._clients_lock:
             for request, since_s in self._clients.items():
                 if time.monotonic() - since_s >= older_s:
                     with suppress(OSError):
                         request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up or sends nonsense is its own trouble."""
+        """Log the exception at debug level, because a client may disconnect or send invalid data at any time."""
         log.debug("a request for /metrics failed", exc_info=True)
 
 
@@ -233,7 +243,7 @@ def _listen(host: str, port: int, handler: Any) -> _Server:
             if self.path.partition("?")[0] == "/metrics":
                 super().do_GET()
             else:
-                self.send_error(404, "only /metrics is here")
+                self.send_error(404, "only /metrics is available")
 
     class Server(_Server):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -243,10 +253,12 @@ def _listen(host: str, port: int, handler: Any) -> _Server:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise EdgerecError(f"port {port} of {host} is in use by another program: choose another port") from None
-        raise EdgerecError(f"cannot listen on {host}:{port} for Prometheus ({error.strerror or error})") from None
+        raise EdgerecError(
+            f"cannot listen on {host}:{port} for Prometheus ({error.strerror or error}): choose another address"
+        ) from None
 
 
-def _about(manifest: Manifest) -> dict[str, str]:
+def _bundle_info(manifest: Manifest) -> dict[str, str]:
     return {
         "name": manifest.name,
         "target": manifest.target,

@@ -1,4 +1,4 @@
-"""Video files that show each frame with its prediction."""
+"""Write video files that show each frame with its prediction."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from edgerec.utils.lock import Lock
 from edgerec.utils.optional import require
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-# FFmpeg's suffix for MP4 files that consist of fragments. An ordinary MP4 file cannot be played until its index is
-# written at the end, so that a killed process or a full disk would lose the recording.
+# FFmpeg's suffix for fragmented MP4 files. An ordinary MP4 file cannot be played until its index is written at the end,
+# so that a killed process or a full disk would lose the recording.
 _FRAGMENTED = ".ismv"
-# Players know this brand; FFmpeg writes the brand of Smooth Streaming.
+# Brand of the MP4 file that players support. It replaces the brand of Smooth Streaming, which FFmpeg writes.
 _BRAND = b"isom\0\0\2\0isomiso6"
 # A longer gap between two frames of a live source is shortened to this many seconds.
 MAX_GAP_S = 5.0
-# Recording stops when the free disk space falls below this, because the encoder does not report a full disk.
+# Recording stops if less disk space is free, because the encoder does not report a full disk.
 RESERVE_BYTES = 50_000_000
 
 
 class VideoFile:
-    """Writes each frame with its label and score into a video file, as the window shows them.
+    """Writes each frame to a video file, with its label and score, as in the window.
 
     A file has a constant frame rate and size. Frames of a live source are repeated or skipped, so that the video lasts
     as long as the stream; gaps are shortened to ``MAX_GAP_S``. If the frame size changes, later frames are scaled to
-    the size of the first frame, with black bars. The second source is written to ``NAME-2``, and so on. The file can
-    be played at any time, even if the process is killed. The file is created, or replaced, when the first frame
-    arrives.
+    the size of the first frame, with black bars. The second source is written to ``NAME-2``, the third to ``NAME-3``,
+    and so on. The file can be played at any time, even if the process was killed. The file is created or replaced when
+    the first frame arrives.
     """
 
     closed = False
@@ -66,15 +66,15 @@ class VideoFile:
         self.outputs = (self._path,)
         self._fps, self._live, self._overwrite = fps, live, overwrite
         if not 0 < fps <= 240:
-            raise EdgerecError(f"a video of {fps:g} frames per second: expected more than 0, up to 240")
+            raise EdgerecError(f"cannot write a video with {fps:g} frames per second: use more than 0 and at most 240")
         self._recordings: dict[str, _Recording] = {}
-        self._refuse(self._path)
+        self._refuse_existing(self._path)
         try:
             with tempfile.TemporaryDirectory(prefix=".edgerec-", dir=self._path.parent) as folder:
                 _Encoder(Path(folder) / f"try{self._path.suffix}", fps, (64, 48)).close()
         except OSError as error:
             raise EdgerecError(
-                f"{path} cannot be written ({error.strerror}): expected a file in a folder that exists"
+                f"{path} cannot be written ({error.strerror}): choose a file in an existing, writable folder"
             ) from None
         self._locks = [Lock(self._path)]
 
@@ -85,13 +85,13 @@ class VideoFile:
             number = len(self._recordings) + 1
             path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
             if number > 1:
-                self._refuse(path)
+                self._refuse_existing(path)
                 self._locks.append(Lock(path))
             self._recordings[feed] = _Recording(path, self._fps, self._live)
         self._recordings[feed].write(result)
 
     def state(self, change: StateChange) -> None:
-        """State changes are not part of a video."""
+        """Do nothing, because a video does not show state changes."""
 
     def close(self) -> None:
         """Complete all files; raise :class:`EdgerecError` if a file lacks frames."""
@@ -101,9 +101,9 @@ class VideoFile:
             for recording in self._recordings.values():
                 stack.callback(recording.close)
 
-    def _refuse(self, path: Path) -> None:
+    def _refuse_existing(self, path: Path) -> None:
         if path.exists() and not self._overwrite:
-            raise OutputExistsError(f"{path} exists: give another name, or --overwrite it")
+            raise OutputExistsError(f"{path} exists: choose another name, or use --overwrite")
 
 
 class _Recording:
@@ -114,27 +114,27 @@ class _Recording:
         self._rate = FrameRate()
         self._encoder: _Encoder | None = None
         self._size = (0, 0)
-        self._count, self._began_s = 0, 0.0
+        self._count, self._start_s = 0, 0.0
         self._last: Image | None = None
-        self._full = False
+        self._disk_full = False
 
     def write(self, result: Result) -> None:
-        if self._full:
-            raise EdgerecError(f"{self._path} was ended because the disk was full: free some space and start again")
-        picture = overlay(result, self._rate.tick(), hint="")
+        if self._disk_full:
+            raise EdgerecError(f"{self._path} was ended, because the disk is full: free some space and start again")
+        image = overlay(result, self._rate.tick(), hint="")
         if self._encoder is None:
-            self._size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2  # codecs want even sides
+            self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2  # codecs require an even width and height
             self._check_space()
             self._encoder = _Encoder(self._path, self._fps, self._size)
-            self._began_s = result.frame.grabbed_s
-        at = self._place(result.frame.grabbed_s) if self._live else self._count
-        if at < self._count:  # more frames than the video has
+            self._start_s = result.frame.grabbed_s
+        index = self._frame_index(result.frame.grabbed_s) if self._live else self._count
+        if index < self._count:  # the source has a higher frame rate than the video
             return
-        picture = np.ascontiguousarray(fitted(picture, self._size)[:, :, ::-1])
-        while self._last is not None and self._count < at:
-            self._put(self._last)
-        self._put(picture)
-        self._last = picture
+        image = np.ascontiguousarray(fit_with_bars(image, self._size)[:, :, ::-1])
+        while self._last is not None and self._count < index:
+            self._encode_frame(self._last)
+        self._encode_frame(image)
+        self._last = image
 
     def close(self) -> None:
         if self._encoder is None:
@@ -149,52 +149,52 @@ class _Recording:
             )
 
     def _check_space(self) -> None:
-        """Raise an error if the disk is nearly full. Called for each frame, because frames may be minutes apart."""
+        """Raise an error if the disk is nearly full. Called for each frame, as there may be minutes between frames."""
         if _free_bytes(self._path) < RESERVE_BYTES:
-            self._full = True
+            self._disk_full = True
             self.close()
             raise EdgerecError(f"the disk is full: {self._path} ends here. Free some space and start again")
 
-    def _place(self, grabbed_s: float) -> int:
+    def _frame_index(self, grabbed_s: float) -> int:
         """Return the index of the frame in the video that corresponds to the time ``grabbed_s``."""
-        due_s = self._began_s + self._count / self._fps
+        due_s = self._start_s + self._count / self._fps
         if grabbed_s - due_s > MAX_GAP_S:
-            self._began_s += grabbed_s - due_s - MAX_GAP_S
-        return round((grabbed_s - self._began_s) * self._fps)
+            self._start_s += grabbed_s - due_s - MAX_GAP_S
+        return round((grabbed_s - self._start_s) * self._fps)
 
-    def _put(self, picture: Image) -> None:
+    def _encode_frame(self, image: Image) -> None:
         self._check_space()
         assert self._encoder is not None
         if self._encoder.error:
             raise EdgerecError(f"{self._path} ends after {self._count} frames: {self._encoder.error.strerror}")
-        self._encoder.write(picture)
+        self._encoder.write(image)
         self._count += 1
 
 
-def fitted(image: Image, size: tuple[int, int]) -> Image:
-    """``image``, uint8 ``(H, W, 3)``, in a picture of ``size`` (width, height): scaled as a whole, with black bars."""
+def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
+    """Scale an image, uint8 ``(H, W, 3)``, to ``size`` (width, height). Keep its aspect ratio, and add black bars."""
     width, height = size
     rows, columns = image.shape[:2]
     if 0 <= rows - height <= 1 and 0 <= columns - width <= 1:
         return image[:height, :width]
     cv2 = require("cv2")
     factor = min(width / columns, height / rows)
-    inner = max(1, min(width, round(columns * factor))), max(1, min(height, round(rows * factor)))
-    whole = np.zeros((height, width, 3), np.uint8)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    whole[top : top + inner[1], left : left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
-    return whole
+    scaled = max(1, min(width, round(columns * factor))), max(1, min(height, round(rows * factor)))
+    result = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - scaled[0]) // 2, (height - scaled[1]) // 2
+    result[top : top + scaled[1], left : left + scaled[0]] = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA)
+    return result
 
 
 class _Encoder:
     """Encodes images to a file.
 
-    FFmpeg writes fragmented MP4 into a named pipe, and a thread copies the data from the pipe to the file. If FFmpeg
-    wrote the file directly, it would buffer up to 256 KiB, which is many seconds of a still scene and is lost if the
-    process is killed. FFmpeg would also ignore write errors.
+    FFmpeg writes a fragmented MP4 to a named pipe, and a thread copies the data from the pipe to the file. If FFmpeg
+    wrote the file directly, it would buffer up to 256 KiB, which may be many seconds of video. They would be lost if
+    the process is killed. FFmpeg would also ignore write errors.
 
     Attributes:
-        error: exception of the failed write; None if all writes succeeded.
+        error: exception of a failed write to the file; None if all writes succeeded.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
@@ -227,7 +227,7 @@ class _Encoder:
             self._writer.release()
             other = next(name for name in CODECS if name != suffix)
             raise EdgerecError(
-                f"this OpenCV cannot write {path.suffix} ({CODECS[suffix]}, {size[0]}x{size[1]}): try {other}"
+                f"this OpenCV cannot write {path.suffix} files ({CODECS[suffix]}, {size[0]}x{size[1]}): try {other}"
             )
 
     def write(self, image: Image) -> None:
@@ -248,7 +248,7 @@ class _Encoder:
                 try:
                     while data and not self.error:
                         data = data[file.write(data) :]
-                except OSError as error:  # keep reading, because FFmpeg would wait for a full pipe
+                except OSError as error:  # keep reading, because FFmpeg would block if the pipe were full
                     self.error = error
 
 

@@ -1,4 +1,4 @@
-"""Decisions to a web server, by POST."""
+"""Send decisions to a web server with HTTP POST requests."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ from edgerec.utils.urls import Url
 
 log = logging.getLogger(__name__)
 
-# Requests that wait for a slow server; of more, the oldest go.
-WAITING = 256
+# Maximum number of queued requests. If there are more, the oldest are dropped.
+MAX_QUEUED = 256
+# Maximum time in seconds to send the queued requests of a live camera when the sink is closed.
 FLUSH_S = 1.0
 _PART_BYTES = 16_384  # size of a TLS record
-# Of the server's own troubles, which may pass; anything else that is not 2xx stays as it is.
-_PASSING = frozenset({408, 425, 429})
+# Statuses after which another attempt may succeed, in addition to 5xx.
+_TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Where to post; shown without user, password, path and query, which are often secret.
+    """Address of a webhook. As a string, it has no user, password, path or query, because these are often secret.
 
     Attributes:
-        host, port, tls: of the server.
-        path: with the query.
-        authorization: the header's value, or empty.
+        host, port: host and port of the server.
+        tls: whether the server uses HTTPS.
+        path: path and query of the address.
+        authorization: value of the Authorization header; empty if there is none.
     """
 
     host: str
@@ -70,22 +72,25 @@ class Hook:
                 f"the webhook's address cannot be used: {error}; expected http[s]://[user:password@]host[:port]/path"
             ) from None
         if not parts.target.isascii():
-            raise EdgerecError("the webhook's address has letters that are not ASCII: write them as %C3%A9 or the like")
+            raise EdgerecError(
+                "the webhook's address has characters that are not ASCII: percent-encode them, e.g. é as %C3%A9"
+            )
         user = f"{parts.user}:{parts.password}"
         authorization = f"Basic {base64.b64encode(user.encode()).decode()}" if user != ":" else ""
         return cls(parts.host, parts.port, parts.scheme == "https", parts.target, authorization)
 
 
 class Webhook:
-    """Posts each new decision as JSON, or each result where asked for, from a thread of its own.
+    """Posts each new decision, or each result, as JSON in a separate thread.
 
-    A request is tried again, after growing pauses, when the server cannot be reached, takes too long, or says 5xx,
-    408, 425 or 429. Each carries ``X-Edgerec-Delivery``, the same for all attempts; with a secret,
-    ``X-Edgerec-Signature: sha256=…`` has the HMAC-SHA256 of the body in hexadecimal. Redirects are not followed.
+    A request is tried again, with increasing pauses, if the server cannot be reached, does not respond in time, or
+    responds with status 5xx, 408, 425 or 429. The header ``X-Edgerec-Delivery`` identifies the request and is the same
+    in all attempts. If there is a secret, the header ``X-Edgerec-Signature: sha256=…`` contains the HMAC-SHA256 of the
+    body in hexadecimal. Redirects are not followed.
 
     Attributes:
-        sent: requests that the server took.
-        dropped: requests that it did not take, or that had to go because newer ones needed their room.
+        sent: number of requests that the server has accepted.
+        dropped: number of requests that the server has not accepted, or that were dropped because the queue was full.
     """
 
     closed = False
@@ -121,12 +126,12 @@ class Webhook:
         self._live = live
         self._tls = ssl.create_default_context() if hook.tls else None
         self._changes = DecisionChanges()
-        self._waiting: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque()
         self._changed = threading.Condition()
-        self._ending = False
+        self._finishing = False
         self._stop = threading.Event()
         self._socket: socket.socket | None = None
-        self._said_s = -60.0
+        self._logged_s = -60.0
         self._thread = threading.Thread(target=self._work, name="edgerec-webhook", daemon=True)
         self._thread.start()
 
@@ -138,53 +143,53 @@ class Webhook:
         event = result.to_dict() if self._every else decision_event(result)
         with self._changed:
             if not self._live:
-                self._changed.wait_for(lambda: len(self._waiting) < WAITING)
-            if len(self._waiting) >= WAITING:
-                self._waiting.popleft()
-                self._failed("takes less than there is")
-            self._waiting.append(to_json(event).encode())
+                self._changed.wait_for(lambda: len(self._queue) < MAX_QUEUED)
+            if len(self._queue) >= MAX_QUEUED:
+                self._queue.popleft()
+                self._count_lost("is too slow")
+            self._queue.append(to_json(event).encode())
             self._changed.notify_all()
 
     def state(self, change: StateChange) -> None:
         """Do nothing, because state changes are not posted."""
 
     def close(self) -> None:
-        """Post the remaining requests, for at most a second if ``live``. Requests that are left count as dropped."""
+        """Post the queued requests, for at most a second if ``live``. The remaining requests count as dropped."""
         with self._changed:
-            self._ending = True
+            self._finishing = True
             self._changed.notify_all()
         self._thread.join(FLUSH_S if self._live else None)
         self._stop.set()
         self._abort()
         self._thread.join(FLUSH_S / 2)
-        self.dropped += len(self._waiting)
+        self.dropped += len(self._queue)
 
     def _work(self) -> None:
         while not self._stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ending)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._queue or self._finishing)
+                if not self._queue:
                     return
-                body = self._waiting.popleft()
+                body = self._queue.popleft()
                 self._changed.notify_all()
             try:
                 self._deliver(body)
             except Exception as error:  # keep the thread alive, so that later requests are sent
-                self._failed(f"cannot be asked ({error})")
+                self._count_lost(f"failed ({error})")
 
     def _deliver(self, body: bytes) -> None:
         headers = self._headers(body)
         wait_s = self._first_wait_s
         for attempt in range(1, self._tries + 1):
-            trouble, passing = self._post(body, headers)
-            if not trouble:
+            problem, is_temporary = self._post(body, headers)
+            if not problem:
                 self.sent += 1
                 return
-            if not passing or attempt == self._tries or self._stop.wait(wait_s):
+            if not is_temporary or attempt == self._tries or self._stop.wait(wait_s):
                 break
             wait_s *= 2
-        self._failed(trouble)
-        if self._ending:
+        self._count_lost(problem)
+        if self._finishing:
             self._stop.set()
 
     def _headers(self, body: bytes) -> dict[str, str]:
@@ -216,7 +221,7 @@ class Webhook:
         except ssl.SSLCertVerificationError as error:
             return f"has a certificate that is not trusted ({error.verify_message})", False
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return f"does not answer ({failure(error)})", True
+            return f"did not respond ({failure(error)})", True
         finally:
             self._socket = None
             with suppress(OSError):
@@ -224,27 +229,30 @@ class Webhook:
         if 200 <= status < 300:
             return "", False
         if 300 <= status < 400:
-            return f"redirects ({status}), which is not followed: give the address that it leads to", False
-        return f"says {status_text(status)}", status >= 500 or status in _PASSING
+            return f"responded with a redirect ({status}), which is not followed: use the final address", False
+        return f"responded with status {status_text(status)}", status >= 500 or status in _TEMPORARY_STATUSES
 
     def _abort(self) -> None:
-        """End an attempt from another thread."""
+        """Abort the current attempt. Called from another thread."""
         if (connected := self._socket) is not None:
             with suppress(OSError):
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
-    def _failed(self, why: str) -> None:
+    def _count_lost(self, reason: str) -> None:
         """Count a lost request, and log it at most once per minute."""
         with self._changed:  # both threads count
             self.dropped += 1
-            if time.monotonic() - self._said_s < 60:
+            if time.monotonic() - self._logged_s < 60:
                 return
-            self._said_s = time.monotonic()
-        log.warning("the webhook at %s %s: %d posts lost so far", self._hook, why, self.dropped)
+            self._logged_s = time.monotonic()
+        log.warning("the webhook at %s %s: %d requests lost so far", self._hook, reason, self.dropped)
 
 
 def _parts(body: bytes, connected: socket.socket, deadline_s: float) -> Iterator[bytes]:
-    """Yield a request's body in parts, and limit the time to send each part. With TLS, a timeout is per record."""
+    """Yield the body of a request in parts, and set the socket's timeout to the remaining time before each part.
+
+    With TLS, the timeout of a socket applies to each TLS record, and not to the whole body.
+    """
     for start in range(0, len(body), _PART_BYTES):
         connected.settimeout(remaining_s(deadline_s))
         yield body[start : start + _PART_BYTES]

@@ -1,4 +1,4 @@
-"""The picture in a window, with its answer."""
+"""Show each frame with its prediction in a window."""
 
 from __future__ import annotations
 
@@ -18,39 +18,41 @@ from edgerec.utils.native_output import captured_stderr
 from edgerec.utils.optional import require
 
 TITLE = "edgerec"
-# Smaller pictures are enlarged to this height, so that the text beside them can be read.
+# Smaller images are enlarged to at least this height, so that the text below the image can be read.
 MIN_HEIGHT_PX = 360
 
 
 def has_screen() -> bool:
-    """Whether a window has somewhere to be, as far as the system tells."""
+    """Return whether a window can be opened. On Linux, this requires an X11 or Wayland display."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class Window:
-    """Shows each frame with label, score and frames per second; ``q`` or closing it ends."""
+    """Shows each frame with label, score and frame rate. Pressing ``q`` or closing the window stops the camera."""
 
-    inline = True  # OpenCV's windows want the thread that made them
+    inline = True  # a window of OpenCV must be used in the thread that created it
 
     def __init__(self) -> None:
         self.closed = False
         self._fps = FrameRate()
 
     def __enter__(self) -> Window:
-        """Open the window; raises :class:`EdgerecError` where there is no screen or no window support."""
+        """Open the window; raise :class:`EdgerecError` if there is no display or OpenCV has no window support."""
         cv2 = require("cv2")
-        # Qt ends the whole process when it finds no display, so we look first.
+        # Qt aborts the process if there is no display, so this is checked first.
         if not has_screen():
             raise EdgerecError(
-                "there is no display for the window: add --headless for lines, --json for a script, --web for a page"
+                "there is no display for a window: use --headless or --json to print the results, or --web to serve a "
+                "web page"
             )
         try:
-            with captured_stderr():  # Qt complains about fonts that it does not need
+            with captured_stderr():  # Qt prints warnings about fonts that are not needed
                 cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
                 cv2.waitKey(1)
         except cv2.error:
             raise EdgerecError(
-                'this OpenCV has no windows (opencv-python-headless): add --headless, or pip install "edgerec[desktop]"'
+                "this OpenCV has no windows (opencv-python-headless): use --headless, or install OpenCV with windows: "
+                'pip install "edgerec[desktop]"'
             ) from None
         return self
 
@@ -60,44 +62,44 @@ class Window:
         require("cv2").destroyAllWindows()
 
     def write(self, result: Result) -> None:
-        """Show one frame and look for a key."""
+        """Show one frame, and process the window's events."""
         cv2 = require("cv2")
         cv2.imshow(TITLE, overlay(result, self._fps.tick())[:, :, ::-1])
         self.poll()
 
     def poll(self) -> None:
-        """Process the window's events. Without this call, the window ignores keys and its close button."""
+        """Process the window's events. The window ignores keys and its close button until this is called."""
         cv2 = require("cv2")
         key = cv2.waitKey(1) & 0xFF
         self.closed = key == ord("q") or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
 
     def state(self, change: StateChange) -> None:
-        """The picture stands still while its source does; the words are on stderr."""
+        """Do nothing, because state changes are printed to stderr."""
 
     def close(self) -> None:
-        """Leaving the window's with block closes it."""
+        """Do nothing, because the window is closed when its context is left."""
 
 
 class FrameRate:
-    """Frames per second, averaged over the last second or so."""
+    """Computes the frame rate, averaged over about one second."""
 
     def __init__(self) -> None:
-        self._last: float | None = None
+        self._last_s: float | None = None
         self._period_s = 0.0
 
     def tick(self) -> float:
-        """Count a frame; 0.0 until two were counted."""
-        now = time.monotonic()
-        if self._last is not None:
-            period = now - self._last
-            # An exponential mean whose memory is one second, whatever the rate.
-            weight = min(1.0, max(period, 0.05)) if self._period_s else 1.0
-            self._period_s += weight * (period - self._period_s)
-        self._last = now
+        """Count a frame, and return the frame rate in frames per second; 0.0 at the first frame."""
+        now_s = time.monotonic()
+        if self._last_s is not None:
+            period_s = now_s - self._last_s
+            # Exponential moving average with a time constant of one second, independent of the frame rate.
+            weight = min(1.0, max(period_s, 0.05)) if self._period_s else 1.0
+            self._period_s += weight * (period_s - self._period_s)
+        self._last_s = now_s
         return 1 / self._period_s if self._period_s else 0.0
 
 
-def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
+def overlay(result: Result, fps: float, hint: str = "press q to quit") -> Image:
     """Return the frame's image, uint8 RGB, with a bar below it that shows label, score, frame rate and ``hint``."""
     cv2 = require("cv2")
     image = result.frame.image
@@ -109,7 +111,7 @@ def overlay(result: Result, fps: float, hint: str = "q ends") -> Image:
     right = draw_label(bar, prediction.label, prediction.index, 10, 26)
     draw_ascii(bar, f"  {prediction.score:.0%}", right, 26)
     novelty = result.classification.novelty
-    new = "" if novelty is None else f"novelty {novelty:.1f}   "
-    small = f"{new}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
-    cv2.putText(bar, small, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
+    novelty_text = "" if novelty is None else f"novelty {novelty:.1f}   "
+    status = f"{novelty_text}{fps:.0f} frames/s   {result.age_ms:.0f} ms   {hint}"
+    cv2.putText(bar, status, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (170, 170, 170), 1, cv2.LINE_AA)
     return np.vstack([image, bar])

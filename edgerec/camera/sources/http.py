@@ -127,8 +127,10 @@ class HttpStream:
                     continue
             break
         if response.status == 401:
-            problem = "rejected the user name or password" if has_account else "requires a user name and password"
-            raise SourceError(f"{self._name} {problem}: use {current_url.scheme}://USER:PASSWORD@{current_url.host}/…")
+            required = "a different user name and password" if has_account else "a user name and password"
+            raise SourceError(
+                f"{self._name} requires {required}: use {current_url.scheme}://USER:PASSWORD@{current_url.host}/…"
+            )
         if response.status != 200:
             raise SourceError(
                 f"{self._name} responded with status {status_text(response.status)}: check the path of the address"
