@@ -1,7 +1,7 @@
-"""Random changes of the training pictures, a batch at a time, inside TensorFlow's graph.
+"""Augment batches of training images inside TensorFlow's graph.
 
-What is drawn follows from the seed alone, and a picture's from its place in the batch, never from its neighbours;
-only mixup and cutmix look at another picture.
+The random parameters depend only on the seed and on the position of the image in the batch. Only mixup and cutmix
+combine an image with another image of the batch.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgerec.data.augmentation import camera, colour, geometry, mixing, randaugment
+from edgerec.data.augmentation import camera, color, geometry, mixing, randaugment
 from edgerec.recipe import AugmentSection
 
 
 def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
-    """A function ``(pixels, seed) -> pixels``, or None when everything is turned off.
+    """Return a function ``(pixels, seed) -> pixels`` that augments a batch; None if all augmentations are disabled.
 
-    Pixels are float32 ``(batch, H, W, C)`` in 0…255 in and out; the seed is an int ``(2,)`` tensor: the same
-    seed gives the same changes. Grey pictures have no colours to change.
+    Input and output pixels are float32 ``(batch, H, W, C)`` in 0…255. The seed is an integer tensor of shape ``(2,)``,
+    and equal seeds give equal results. Saturation and hue do not change grayscale images.
     """
-    # In the order in which light meets them: the scene moves, is lit, blurs on the sensor, is exposed and stored.
+    # The order is that of image formation: the scene moves, is lit, blurs on the sensor, is exposed and is compressed.
     steps: list[Callable[[Any, Any, AugmentSection], Any]] = []
     if section.flip or section.shift or section.rotate_deg or section.zoom or section.crop or section.randaugment:
-        steps.append(geometry.move)
+        steps.append(geometry.transform)
     if section.randaugment:
-        steps.append(randaugment.repaint)
+        steps.append(randaugment.change_pixel_values)
     if section.brightness or section.contrast:
-        steps.append(colour.light)
+        steps.append(color.change_brightness_and_contrast)
     if section.saturation or section.hue_deg:
-        steps.append(colour.tint)
+        steps.append(color.change_saturation_and_hue)
     if section.motion_blur:
         steps.append(camera.motion_blur)
     if section.exposure_stops or section.gamma:
-        steps.append(camera.expose)
+        steps.append(camera.change_exposure_and_gamma)
     if section.noise:
-        steps.append(camera.noise)
+        steps.append(camera.add_noise)
     if section.jpeg:
-        steps.append(camera.jpeg)
+        steps.append(camera.compress_as_jpeg)
     if section.cutout:
         steps.append(mixing.cutout)
     if not steps:
@@ -51,11 +51,11 @@ def augmenter(section: AugmentSection) -> Callable[[Any, Any], Any] | None:
 
 
 def mixer(section: AugmentSection) -> Callable[[Any, Any, Any], tuple[Any, Any]] | None:
-    """A function ``(pixels, shares, seed) -> (pixels, shares)``, or None when nothing is mixed.
+    """Return a function ``(pixels, soft_labels, seed) -> (pixels, soft_labels)``; None without mixup and cutmix.
 
-    Pixels are as for :func:`augmenter`; shares float32 ``(batch, classes)``, how much of each class a picture shows:
-    one-hot in, and summing to 1 out.
+    Pixels and seed are as for :func:`augmenter`. Soft labels are float32 ``(batch, classes)``: one-hot in the input,
+    and class probabilities that sum to 1 in the output.
     """
     if not section.mixes:
         return None
-    return lambda pixels, shares, seed: mixing.mix(pixels, shares, seed, section)
+    return lambda pixels, soft_labels, seed: mixing.mix(pixels, soft_labels, seed, section)

@@ -29,8 +29,9 @@ from edgerec.utils.progress import Listener, Progress, steps
 # Format version, part of every cache key. Increase it when preprocess.apply or the file format changes, so that
 # entries of older versions are not used.
 FORMAT = 3
+# Number of images that are decoded in parallel before their results are written.
 CHUNK = 256
-# Number of attempts. Another process can clear the cache between writing an entry and opening it.
+# Number of attempts to write and open an entry, because another process can clear the cache in between.
 ATTEMPTS = 2
 # Length of a content digest in hexadecimal digits. The digest is the start of the SHA-256 of the image's file, or of
 # its pixels if the image comes from an array.
@@ -88,12 +89,12 @@ def content_digests(images: npt.NDArray[np.uint8]) -> Digests:
 
 def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
     """Return a cache entry and record that it was used now; None if the entry does not exist or is incomplete."""
-    about = store.with_suffix(".json")
+    description = store.with_suffix(".json")
     lock = cache_limit.lock_shared(store)
     if lock is None:
         return None
     try:
-        values = read_json(about)
+        values = read_json(description)
         valid = np.ones(values["count"], bool)
         valid[values["skipped"]] = False
         shape = (int(valid.sum()), *spec.shape)
@@ -104,7 +105,7 @@ def _stored(store: Path, spec: PreprocessSpec) -> Pixels | None:
             return Pixels(np.empty(shape, np.uint8), valid, str(values["digest"]), np.empty(0, f"S{DIGEST_CHARS}"))
         images = np.memmap(store, np.uint8, "r", shape=shape)
         contents = np.fromfile(store, f"S{DIGEST_CHARS}", offset=math.prod(shape))
-        cache_limit.mark_used(about)
+        cache_limit.mark_used(description)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         os.close(lock)
         return None
@@ -126,7 +127,7 @@ def _arrays_digest(source: Arrays) -> str:
 def _key(source: Arrays | Files, digest: str, spec: PreprocessSpec) -> str:
     key = hashlib.sha256(f"{FORMAT} {spec} {digest}".encode())
     if isinstance(source, Files):
-        # Reading every byte to find out whether one changed would be the work that the store saves.
+        # Compare sizes and modification times, because hashing all files would take as long as reading them again.
         for path in source.paths:
             status = path.stat()
             key.update(os.fsencode(real_path(path)) + b"\0" + os.fsencode(path.relative_to(source.root)))
@@ -139,22 +140,22 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
     reported = steps(count)
     skipped: list[int] = []
     contents: list[str] = []
-    over_all = hashlib.sha256()
+    total_digest = hashlib.sha256()
     with replacing(store) as partial, partial.open("wb") as file:
-        for position, (name, content, image) in enumerate(_fitted(source, spec)):
-            over_all.update(name + b"\0" + content)
+        for position, (name, content_digest, image) in enumerate(_preprocessed(source, spec)):
+            total_digest.update(name + b"\0" + content_digest)
             if image is None:
                 skipped.append(position)
             else:
                 file.write(image.tobytes())
-                contents.append(content.hex()[:DIGEST_CHARS])
+                contents.append(content_digest.hex()[:DIGEST_CHARS])
             if position in reported:
                 listener(Progress("reading images", position + 1, count))
         file.write("".join(contents).encode())
     values = {
         "count": count,
         "skipped": skipped,
-        "digest": digest or over_all.hexdigest(),
+        "digest": digest or total_digest.hexdigest(),
         "source": str(source.root) if isinstance(source, Files) else "arrays",
         "input": list(spec.shape),
         "created": time.time(),
@@ -162,7 +163,7 @@ def _fill(store: Path, source: Arrays | Files, digest: str, spec: PreprocessSpec
     write_file(store.with_suffix(".json"), json.dumps(values))
 
 
-def _fitted(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
+def _preprocessed(source: Arrays | Files, spec: PreprocessSpec) -> Iterator[tuple[bytes, bytes, Image | None]]:
     """Yield the name, content SHA-256 and pixels of each file or array row; the pixels of unreadable files are None."""
 
     def fit(position: int) -> tuple[bytes, bytes, Image | None]:

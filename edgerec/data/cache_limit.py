@@ -156,10 +156,10 @@ def unlock_with(images: npt.NDArray[np.uint8], descriptor: int) -> None:
     weakref.finalize(images if mapping is None else mapping, os.close, descriptor)
 
 
-def mark_used(about: Path) -> None:
-    """Record that the entry with the description file ``about`` is used now."""
+def mark_used(description: Path) -> None:
+    """Record that the entry with the description file ``description`` is used now."""
     with suppress(OSError):  # a read-only cache can still be used
-        os.utime(about)
+        os.utime(description)
 
 
 def _evict(limit_bytes: int, keep: str = "") -> list[CacheEntry]:
@@ -179,12 +179,12 @@ def _evict(limit_bytes: int, keep: str = "") -> list[CacheEntry]:
 def _entries(folder: Path) -> Iterator[CacheEntry]:
     keys = {path.stem for suffix in ("raw", "json") for path in folder.glob(f"*.{suffix}") if _KEY.fullmatch(path.stem)}
     for key in keys:
-        store, about = folder / f"{key}.raw", folder / f"{key}.json"
+        store, description = folder / f"{key}.raw", folder / f"{key}.json"
         try:
-            files = [path.stat() for path in (store, about) if path.exists()]
+            files = [path.stat() for path in (store, description) if path.exists()]
         except OSError:  # another process has just deleted the file
             continue
-        source, images, shape = _description(about)
+        source, images, shape = _description(description)
         yield CacheEntry(
             key,
             source,
@@ -196,23 +196,23 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
         )
 
 
-def _description(about: Path) -> tuple[str, int, tuple[int, ...]]:
+def _description(description: Path) -> tuple[str, int, tuple[int, ...]]:
     """Return the source, number of images and input shape; empty values if the description is missing or damaged."""
     try:
-        values = read_json(about)
+        values = read_json(description)
         return str(values.get("source", "")), int(values["count"]), tuple(map(int, values.get("input", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "", 0, ()
 
 
 def _in_use(store: Path) -> bool:
-    with _exclusively(store) as locked:
+    with _exclusive_lock(store) as locked:
         return not locked
 
 
 def _delete(store: Path) -> bool:
     """Delete an entry and return True, or return False if a process is using it."""
-    with _exclusively(store) as locked:
+    with _exclusive_lock(store) as locked:
         if locked:
             try:
                 # Delete the pixel file last, because it carries the lock.
@@ -224,7 +224,7 @@ def _delete(store: Path) -> bool:
 
 
 @contextmanager
-def _exclusively(store: Path) -> Iterator[bool]:
+def _exclusive_lock(store: Path) -> Iterator[bool]:
     """Hold an exclusive lock on an entry; yield False if another process is using the entry."""
     try:
         descriptor = os.open(store, os.O_RDONLY)

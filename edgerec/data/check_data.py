@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgerec.data.checks import DataReport, examine
+from edgerec.data.checks import DataReport, run_checks
 from edgerec.data.findings_report import refuse_output, write_report
 from edgerec.recipe import Recipe
 from edgerec.utils.atomic import checked_output
@@ -20,23 +20,23 @@ def check_data(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> DataReport:
-    """Look for broken files, copies, imbalance, odd sizes and likely wrong labels in the data of a recipe.
+    """Look for damaged files, duplicates, class imbalance, unusual sizes and likely label errors in a recipe's data.
 
     Args:
-        recipe: which data, and how it is split: ``data.group_by`` keeps together what belongs together.
-        out: a .png for a picture of the suspects, or a folder for it with all findings.
-        labels: also look for wrong labels, which takes longest.
-        overwrite: replace what is at ``out``.
-        listener: told of the progress.
+        recipe: names the data, and how it is split. ``data.group_by`` keeps related images in the same set.
+        out: a .png file for a plot of the affected images, or a folder for this plot and all findings.
+        labels: also look for label errors. This check takes the most time.
+        overwrite: replace an existing ``out``.
+        listener: called with the progress.
 
     Raises:
-        EdgerecError: nothing there, nothing that is a picture, or ``out`` exists.
+        EdgerecError: the data does not exist, no file is a readable image, or ``out`` exists.
     """
     if out is not None:
         out = checked_output(out, data=recipe.data.source, suffixes=(".png",), folder=True)
         refuse_output(out, overwrite)
         require("matplotlib")
-    report, looked = examine(recipe, labels=labels, listener=listener)
+    report, images = run_checks(recipe, labels=labels, listener=listener)
     if out is not None:
-        write_report(report, looked, Path(out), overwrite=overwrite)
+        write_report(report, images, Path(out), overwrite=overwrite)
     return report

@@ -153,7 +153,7 @@ class Looked:
         return Finding(severity, kind, names, what, advice, weight, like, positions)
 
 
-def examine(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore) -> tuple[DataReport, Looked]:
+def run_checks(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore) -> tuple[DataReport, Looked]:
     """Look through the data of a recipe.
 
     Args:

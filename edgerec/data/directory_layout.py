@@ -86,17 +86,17 @@ def find_layout(root: Path, *, flat: bool = False) -> Layout:
     Raises:
         DataError: there are no class folders, or the layout is ambiguous.
     """
-    place, children = root, visible_folders(root)
+    folder, children = root, visible_folders(root)
     for _ in range(DEEPEST):
-        if splits := _splits(place, children, flat=flat):
-            if place != root:
-                log.info("%s: using the split folders in %s", root, place)
-            unused = _unused_images(root) if place != root else ()
+        if splits := _splits(folder, children, flat=flat):
+            if folder != root:
+                log.info("%s: using the split folders in %s", root, folder)
+            unused = _unused_images(root) if folder != root else ()
             return Layout(splits.folders, (*unused, *splits.warnings))
         child = _only_child(children)
-        if child is None or (flat and _has_images(place)):
+        if child is None or (flat and _has_images(folder)):
             break
-        place, children = child, visible_folders(child)
+        folder, children = child, visible_folders(child)
     children = visible_folders(root)
     if flat and not children:
         return Layout((ClassFolder(root, ""),))
@@ -132,8 +132,8 @@ def _unused_images(folder: Path) -> tuple[str, ...]:
     return (f"{folder}: the images directly in this folder are not used, because they belong to no class",)
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _join_names(names: Sequence[str], max_names: int = 4) -> str:
+    return ", ".join(names[:max_names]) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
 
 
 # Split folders
@@ -146,44 +146,45 @@ def _splits(root: Path, children: Sequence[Path], *, flat: bool) -> Layout | Non
     labeled = {child: split for child, (split, _) in named.items() if split}
     if not labeled:
         return None
-    strays = [child for child in children if child not in named and _has_images_below(child)]
+    unrecognized = [child for child in children if child not in named and _has_images_below(child)]
     with_classes = [child for child in labeled if visible_folders(child)]
-    if strays and ("train" not in labeled.values() or not with_classes):
+    if unrecognized and ("train" not in labeled.values() or not with_classes):
         return None  # class names that look like splits, e.g. train (the vehicle), bus and car
-    _refuse_unclear(root, labeled, strays)
+    _refuse_unclear(root, labeled, unrecognized)
     if not with_classes and len(labeled) == 1 and usual[0][0]:
         return None  # a single class whose name contains a split word
     if not with_classes:
         return _unlabeled_splits(root, labeled, flat=flat)
     folders, warnings = [], []
     for child, split in labeled.items():
-        inner = _same_again(child)
+        inner = _innermost_split_folder(child)
         classes = visible_folders(inner)
         _refuse_copy(inner, classes)
         folders += [ClassFolder(path, path.name, split) for path in classes]
         if not classes or _has_images(inner):
             warnings.append(f"{inner}: the images directly in this folder are not used, because they have no label")
-    for child, (role, _) in named.items():
-        if not role:
+    for child, (split, _) in named.items():
+        if not split:
             log.info("%s: the images in %s are not used, because they have no labels", root, child.name)
     return Layout(tuple(folders), (*warnings, *_repeated(root, [folder.label for folder in folders])))
 
 
-def _refuse_unclear(root: Path, labeled: dict[Path, str], strays: Sequence[Path]) -> None:
-    if strays:
+def _refuse_unclear(root: Path, labeled: dict[Path, str], unrecognized: Sequence[Path]) -> None:
+    if unrecognized:
         raise DataError(
-            f"{root} has the split folders {_listed([path.name for path in labeled])} and also {strays[0].name}: "
-            "it is not clear whether the latter is a class. Move it elsewhere, or move all classes into one folder"
+            f"{root} has the split folders {_join_names([path.name for path in labeled])} and also "
+            f"{unrecognized[0].name}: it is not clear whether the latter is a class. Move it elsewhere, or move all "
+            "classes into one folder"
         )
     for split in ("train", "val", "test"):
         same = [path.name for path in labeled if labeled[path] == split]
         if len(same) > 1:
             raise DataError(
-                f"{root} has {len(same)} folders for the split {split!r} ({_listed(same)}): keep one, or rename it"
+                f"{root} has {len(same)} folders for the split {split!r} ({_join_names(same)}): keep one, or rename it"
             )
 
 
-def _same_again(split: Path) -> Path:
+def _innermost_split_folder(split: Path) -> Path:
     """Return the inner folder of a doubled split folder such as ``seg_train/seg_train``, otherwise ``split``."""
     for _ in range(DEEPEST):
         inner = visible_folders(split)
@@ -202,7 +203,7 @@ def _unlabeled_splits(root: Path, labeled: dict[Path, str], *, flat: bool) -> La
         return Layout(tuple(ClassFolder(child, "", split) for child, split in labeled.items()))
     first = next(iter(labeled))
     raise DataError(
-        f"{root} has the split folders {_listed([path.name for path in labeled])}, but no class folders in them: "
+        f"{root} has the split folders {_join_names([path.name for path in labeled])}, but no class folders in them: "
         f"expected {first}/<class>/*.jpg"
     )
 
@@ -229,7 +230,7 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
     """Raise :class:`DataError` if the class folders are at a deeper level, or if the data contains a copy of itself."""
     if not children:
         where = "contains images, but no class folders" if _has_images(root) else "has no class folders"
-        raise DataError(f"{root} {where}: expected {root}/<class>/*.jpg")
+        raise DataError(f"{root} {where}: move the images of each class into a folder {root}/<class>")
     deeper = root
     for _ in range(DEEPEST):
         inner = _only_child(visible_folders(deeper))
@@ -240,7 +241,7 @@ def _refuse_wrong_level(root: Path, children: Sequence[Path]) -> None:
         classes = [path.name for path in visible_folders(deeper)]
         raise DataError(
             f"{root} has images only in the folder {deeper.relative_to(root).parts[0]}, and no second class. "
-            f"Did you mean {deeper} (with {_listed(classes)})?"
+            f"Did you mean {deeper} (with {_join_names(classes)})?"
         )
     _refuse_copy(root, children)
 
@@ -251,8 +252,8 @@ def _refuse_copy(root: Path, children: Sequence[Path]) -> None:
         inside = {path.name.casefold() for path in visible_folders(child)}
         if len(inside & names) >= 2 and 2 * len(inside & names) >= len(names) - 1:
             raise DataError(
-                f"{root} contains its own classes again in {child.name} ({_listed(sorted(inside & names))}), so that "
-                f"the same images would be in several classes: remove that folder, or did you mean {child}?"
+                f"{root} contains its own classes again in {child.name} ({_join_names(sorted(inside & names))}), so "
+                f"that the same images would be in several classes: remove that folder, or did you mean {child}?"
             )
 
 
@@ -261,7 +262,7 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
     splits = [name for name in names if (stated := split_of(name)) is not None and not stated[1]]
     if len(splits) > 1:
         yield (
-            f"{root}: the classes {_listed(splits)} look like splits of a data set. If they are, each of them must "
+            f"{root}: the classes {_join_names(splits)} look like splits of a data set. If they are, each of them must "
             "contain the class folders"
         )
     yield from _repeated(root, names)
@@ -274,23 +275,23 @@ def _warnings(root: Path, children: Sequence[Path]) -> Iterator[str]:
     shared = sorted(folder for folder, classes in holders.items() if len(classes) > 1)
     if len(shared) > 1:
         yield (
-            f"{root}: the folders {_listed(list(inner))} contain the same folders ({_listed(shared)}). "
-            f"{_listed(list(inner))} are used as the classes; if the inner folders are the classes, merge them"
+            f"{root}: the folders {_join_names(list(inner))} contain the same folders ({_join_names(shared)}). "
+            f"{_join_names(list(inner))} are used as the classes; if the inner folders are the classes, merge them"
         )
     elif inner and len(inner) < len(children):
         name = next(iter(inner))
         yield (
-            f"{root}: the class folder {name} contains only folders ({_listed(inner[name])}), while others contain "
+            f"{root}: the class folder {name} contains only folders ({_join_names(inner[name])}), while others contain "
             f"images. All images below it belong to the class {name!r}"
         )
 
 
 def _repeated(root: Path, labels: Sequence[str]) -> Iterator[str]:
     """Yield a warning for labels that differ only in case, spaces or Unicode form and are probably one class."""
-    same: dict[str, set[str]] = defaultdict(set)
+    spellings_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
-        same[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)
-    for spellings in same.values():
+        spellings_of[re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()].add(label)
+    for spellings in spellings_of.values():
         if len(spellings) > 1:
-            names = _listed(sorted(map(repr, spellings)))
+            names = _join_names(sorted(map(repr, spellings)))
             yield f"{root}: the classes {names} differ only in spelling: rename one of them"

@@ -1,4 +1,4 @@
-"""Combine the preprocessed pixels of several data sets, each of which has its own entry in the pixel cache."""
+"""Combine the preprocessed pixels of several data sets, each of selection has its own entry in the pixel cache."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class MergedImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
+    def __getitem__(self, selection: Any) -> npt.NDArray[np.uint8]:
         """Return the image at an integer index, or the images selected by a slice, an index array or a Boolean mask."""
-        if isinstance(which, tuple):
-            raise IndexError(f"expected one index, not one for each of {len(which)} axes: images[position][row]")
-        if isinstance(which, slice):
-            which = np.arange(*which.indices(len(self)))
-        positions = np.asarray(which)
+        if isinstance(selection, tuple):
+            raise IndexError(f"expected one index, not one for each of {len(selection)} axes: images[position][row]")
+        if isinstance(selection, slice):
+            selection = np.arange(*selection.indices(len(self)))
+        positions = np.asarray(selection)
         if positions.dtype == bool:
             positions = np.flatnonzero(positions)
         positions = np.where(positions < 0, positions + len(self), positions).astype(np.int64)
         if np.any((positions < 0) | (positions >= len(self))):
-            raise IndexError(f"position {which} is out of range for {len(self)} images")
+            raise IndexError(f"position {selection} is out of range for {len(self)} images")
         flat = positions.reshape(-1)
         images = np.empty((len(flat), *self.shape[1:]), np.uint8)
         for number, part in enumerate(self._parts):

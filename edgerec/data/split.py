@@ -31,15 +31,15 @@ Indices = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.float64]
 
 TEST, VAL, TRAIN = range(3)
-SIDES = ("test", "validation", "training")
+SUBSET_NAMES = ("test", "validation", "training")
 # Largest accepted difference between a realized and the requested fraction: TOLERANCE, or in a small data set
 # DEVIATIONS standard deviations of the binomial distribution.
 TOLERANCE, DEVIATIONS = 0.05, 4.0
 # Number of alternative seeds that are tried so that an error message can recommend one.
 OTHER_SEEDS = 200
-# Maximum number of repair rounds. When groups span classes, moving a group for one class can leave another class
-# without an image, so that one round is not always enough.
-ROUNDS = 10
+# Maximum number of rounds that move groups. If a group contains several classes, moving the group for the sake of one
+# class can leave another class without an image, so that one round is not always enough.
+MAX_ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def split_dataset(dataset: Dataset, section: DataSection, seed: int) -> Split:
         group_by = section.group_by if dataset.packed is None else ""
         request = _Request(section.test_fraction * held_out, section.val_fraction * choose_val, bool(group_by))
         members = _Members.of(dataset, group_by).at(train)
-        sides, was_moved, fractions = _chosen(members, dataset.classes[train], dataset.labels, request, seed)
-        test = train[sides == TEST] if held_out else test
-        val = train[sides == VAL] if choose_val else val
-        train, moved = train[sides == TRAIN], train[was_moved]
+        subsets, was_moved, fractions = _assign(members, dataset.classes[train], dataset.labels, request, seed)
+        test = train[subsets == TEST] if held_out else test
+        val = train[subsets == VAL] if choose_val else val
+        train, moved = train[subsets == TRAIN], train[was_moved]
         notes += fractions
     counts = np.bincount(dataset.classes[train], minlength=len(dataset.labels))
     if missing := [label for label, count in zip(dataset.labels, counts, strict=False) if not count]:
@@ -143,13 +143,15 @@ def recorded_split(dataset: Dataset, record: Mapping[str, Any]) -> Split:
             for key in ("val", "test", "excluded", "moved")
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"split.json names the image {error}, which the data does not have: train again") from None
+        raise DataError(
+            f"split.json names the image {error}, which is not in the data: restore the image, or train again"
+        ) from None
     used = np.concatenate([val, test, excluded])
     train = np.setdiff1d(np.arange(len(dataset.classes)), used)
     return Split(train, val, test, bool(record.get("held_out_here", False)), moved, excluded)
 
 
-def expected_sides(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
+def expected_subsets(dataset: Dataset, section: DataSection, seed: int) -> npt.NDArray[np.str_] | None:
     """Return ``test``, ``val`` or ``train`` for each image, as selected by the hash alone, ``(N,)``.
 
     The result is also defined for images that were not part of a run's data: it is the set to which the run would
@@ -232,8 +234,8 @@ class _Request:
 
     @property
     def needed(self) -> tuple[int, ...]:
-        """Sets (``TEST``, ``VAL``, ``TRAIN``) in which each class needs at least one image."""
-        return tuple(side for side, fraction in ((TEST, self.test), (VAL, self.val), (TRAIN, 1.0)) if fraction)
+        """Return the sets (``TEST``, ``VAL``, ``TRAIN``) in which each class needs at least one image."""
+        return tuple(subset for subset, fraction in ((TEST, self.test), (VAL, self.val), (TRAIN, 1.0)) if fraction)
 
 
 @dataclass(frozen=True)
@@ -259,14 +261,14 @@ class _Units:
         return cls(values, of_image, pairs, sizes)
 
 
-def _chosen(
+def _assign(
     members: _Members, classes: Indices, labels: tuple[str, ...], request: _Request, seed: int
 ) -> tuple[Indices, npt.NDArray[np.bool_], tuple[str, ...]]:
     """Return each image's set, whether the image was moved for the sake of its class, and notes for the user."""
     if request.test + request.val > 1 - 1e-9:
         raise RecipeError(
             f"data.test_fraction {request.test:g} and data.val_fraction {request.val:g} leave no images for training: "
-            "expected a sum below 1"
+            "reduce them so that their sum is below 1"
         )
     if request.grouped and len(members.keys) < len(request.needed):
         raise DataError(
@@ -277,54 +279,55 @@ def _chosen(
     def attempt(seed: int) -> tuple[Indices, npt.NDArray[np.bool_], str, tuple[float, float]]:
         units = _Units.of(members.hashes(seed), classes)
         by_hash = np.searchsorted(np.cumsum(request.fractions), units.hashes, side="right").astype(np.int64)
-        sides = _with_every_class(units, by_hash, request, labels)
-        realized = _realized(units, sides)
-        problem = _deviation(units, by_hash, sides, request)
-        return sides[units.of_image], (sides != by_hash)[units.of_image], problem, realized
+        subsets = _with_every_class(units, by_hash, request, labels)
+        realized = _realized(units, subsets)
+        problem = _deviation(units, by_hash, subsets, request)
+        return subsets[units.of_image], (subsets != by_hash)[units.of_image], problem, realized
 
-    sides, moved, problem, realized = attempt(seed)
+    subsets, moved, problem, realized = attempt(seed)
     if problem:
         others = range(seed + 1, seed + 1 + OTHER_SEEDS) if len(members.keys) <= 5000 else ()
-        better = next(((other, now[3]) for other in others if not (now := attempt(other))[2]), None)
+        attempts = ((other, attempt(other)) for other in others)
+        better = next(((other, fractions) for other, (_, _, failure, fractions) in attempts if not failure), None)
         advice = "change data.test_fraction or data.val_fraction"
         if better is not None:
             test, val = better[1]
             advice = f"set seed to {better[0]} (test {test:.1%}, validation {val:.1%}), or {advice}"
         raise DataError(f"with seed {seed}, {problem}: {advice}")
     parts = ", ".join(
-        f"{fraction:.1%} {SIDES[side]} (requested {requested:.1%})"
-        for side, (fraction, requested) in enumerate(zip(realized, request.fractions, strict=True))
+        f"{fraction:.1%} {SUBSET_NAMES[subset]} (requested {requested:.1%})"
+        for subset, (fraction, requested) in enumerate(zip(realized, request.fractions, strict=True))
         if requested
     )
-    off = max(abs(fraction - requested) for fraction, requested in zip(realized, request.fractions, strict=True))
-    why = "; with so few images, the fractions depend on the seed" if off > TOLERANCE else ""
+    deviation = max(abs(fraction - requested) for fraction, requested in zip(realized, request.fractions, strict=True))
+    why = "; with so few images, the fractions depend on the seed" if deviation > TOLERANCE else ""
     notes = [f"split by {'group' if request.grouped else 'image content'}: {parts}{why}"]
     if moved.any():
         notes.append(f"{moved.sum()} images were moved so that each class is in the training, validation and test set")
-    return sides, moved, tuple(notes)
+    return subsets, moved, tuple(notes)
 
 
-def _realized(units: _Units, sides: Indices) -> tuple[float, float]:
+def _realized(units: _Units, subsets: Indices) -> tuple[float, float]:
     """Return the realized fractions of test and validation images."""
-    counts = np.bincount(sides, units.sizes, minlength=3) / units.sizes.sum()
+    counts = np.bincount(subsets, units.sizes, minlength=3) / units.sizes.sum()
     return float(counts[TEST]), float(counts[VAL])
 
 
-def _deviation(units: _Units, by_hash: Indices, sides: Indices, request: _Request) -> str:
+def _deviation(units: _Units, by_hash: Indices, subsets: Indices, request: _Request) -> str:
     """Describe a fraction that differs too much from the requested one; return an empty string if there is none.
 
     A deviation that is caused only by images that were moved for the sake of a class is accepted.
     """
     count = len(units.hashes)
-    for side, requested in enumerate(request.fractions):
+    for subset, requested in enumerate(request.fractions):
         if not requested:
             continue
         chance = 1 / count if request.grouped else DEVIATIONS * math.sqrt(requested * (1 - requested) / count)
-        realized = [_realized(units, some)[side] for some in (sides, by_hash)]
+        realized = [_realized(units, assignment)[subset] for assignment in (subsets, by_hash)]
         if min(abs(fraction - requested) for fraction in realized) > max(TOLERANCE, chance) + 1e-9:
             what = "groups" if request.grouped else "distinct images"
             return (
-                f"{realized[0]:.1%} of the images ({count:,} {what}) are {SIDES[side]} images, "
+                f"{realized[0]:.1%} of the images ({count:,} {what}) are {SUBSET_NAMES[subset]} images, "
                 f"requested {requested:.1%}"
             )
     return ""
@@ -338,70 +341,76 @@ def _with_every_class(units: _Units, by_hash: Indices, request: _Request, labels
         raise _too_few(int(few), int(number[few]), request, labels)
     limits = np.cumsum([0.0, *request.fractions])
     limits = np.append(limits, 1.0)
-    sides, fixed = by_hash.copy(), np.zeros(len(by_hash), bool)
-    missing = _missing(units, sides, request)
-    for _ in range(ROUNDS):
-        for index, side in missing:
-            mine = of_pair[classes == index]
-            if (sides[mine] == side).any():
+    subsets, fixed = by_hash.copy(), np.zeros(len(by_hash), bool)
+    missing = _missing(units, subsets, request)
+    for _ in range(MAX_ROUNDS):
+        for index, subset in missing:
+            of_class = of_pair[classes == index]
+            if (subsets[of_class] == subset).any():
                 continue
-            distance = np.maximum(limits[side] - units.hashes[mine], units.hashes[mine] - limits[side + 1])
-            free = [unit for unit in mine[np.argsort(distance, kind="stable")] if not fixed[unit]]
+            hashes = units.hashes[of_class]
+            distance = np.maximum(limits[subset] - hashes, hashes - limits[subset + 1])
+            free = [unit for unit in of_class[np.argsort(distance, kind="stable")] if not fixed[unit]]
             # Prefer the nearest unit whose move leaves every class represented in the unit's old set. If there is none,
             # it is enough that this class remains represented there.
-            spare = [unit for unit in free if _is_spare(unit, units, sides)]
-            spare = spare or [unit for unit in free if np.count_nonzero(sides[mine] == sides[unit]) > 1]
+            spare = [unit for unit in free if _is_spare(unit, units, subsets)]
+            spare = spare or [unit for unit in free if np.count_nonzero(subsets[of_class] == subsets[unit]) > 1]
             if not spare:
                 raise _too_few(index, int(number[index]), request, labels)
-            sides[spare[0]], fixed[spare[0]] = side, True
-        missing = _missing(units, sides, request)
+            subsets[spare[0]], fixed[spare[0]] = subset, True
+        missing = _missing(units, subsets, request)
         if not missing:
-            return sides
+            return subsets
     raise _too_few(missing[0][0], int(number[missing[0][0]]), request, labels)
 
 
-def _missing(units: _Units, sides: Indices, request: _Request) -> list[tuple[int, int]]:
+def _missing(units: _Units, subsets: Indices, request: _Request) -> list[tuple[int, int]]:
     """Return all pairs of a class and a set in which the class has no unit."""
-    counts = _counts(units, sides)
+    counts = _counts(units, subsets)
     present = counts.any(axis=1)
-    return [(int(index), side) for side in request.needed for index in np.flatnonzero(present & (counts[:, side] == 0))]
+    return [
+        (int(index), subset)
+        for subset in request.needed
+        for index in np.flatnonzero(present & (counts[:, subset] == 0))
+    ]
 
 
-def _counts(units: _Units, sides: Indices) -> npt.NDArray[np.int64]:
+def _counts(units: _Units, subsets: Indices) -> npt.NDArray[np.int64]:
     """Return the number of units of each class in the test, validation and training set, ``(classes, 3)``."""
     classes, of_pair = units.pairs
     counts = np.zeros((classes.max() + 1, 3), np.int64)
-    np.add.at(counts, (classes, sides[of_pair]), 1)
+    np.add.at(counts, (classes, subsets[of_pair]), 1)
     return counts
 
 
-def _is_spare(unit: int, units: _Units, sides: Indices) -> bool:
+def _is_spare(unit: int, units: _Units, subsets: Indices) -> bool:
+    """Return whether every class of a unit has another unit in the same set, so that the unit can be moved away."""
     classes, of_pair = units.pairs
-    return bool((_counts(units, sides)[classes[of_pair == unit], sides[unit]] > 1).all())
+    return bool((_counts(units, subsets)[classes[of_pair == unit], subsets[unit]] > 1).all())
 
 
 def _too_few(index: int, number: int, request: _Request, labels: tuple[str, ...]) -> DataError:
     where = f"class {labels[index]!r}" if labels else "the data"
-    sides = ", ".join(SIDES[side] for side in reversed(request.needed))
+    subsets = ", ".join(SUBSET_NAMES[subset] for subset in reversed(request.needed))
     if request.grouped:
         return DataError(
-            f"{where} has images in too few groups for one in each split ({sides}): it has {number}; "
-            "add images, or set data.group_by to an expression that gives smaller groups"
+            f"{where} has images in too few groups for one group in each set ({subsets}): the number of groups is "
+            f"{number}. Add images, or set data.group_by to an expression that gives smaller groups"
         )
     return DataError(
-        f"{where} has too few images: {number} distinct ones, expected at least {len(request.needed)} ({sides}); "
-        "add images, or remove the class"
+        f"{where} has too few images: {number} distinct images, expected at least {len(request.needed)} ({subsets}). "
+        "Add images, or remove the class"
     )
 
 
-def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], sides: Mapping[str, Indices]) -> None:
+def _refuse_shared(dataset: Dataset, groups: npt.NDArray[np.str_], subsets: Mapping[str, Indices]) -> None:
     """Raise :class:`DataError` if a group has images in two of the data's own splits."""
-    for (one, first), (two, second) in itertools.combinations(sides.items(), 2):
+    for (one, first), (two, second) in itertools.combinations(subsets.items(), 2):
         if shared := set(groups[first]) & set(groups[second]):
             name = next(dataset.names[i] for i in first if groups[i] in shared)
             raise DataError(
-                f"the group of {name} is both in {one} and in {two}, {len(shared)} groups in all: "
-                "the data's own split leaks; repair the split, or train without --group-by"
+                f"the data's own split leaks: the group of {name} is in both the {one} and the {two} set "
+                f"({len(shared)} such groups in total). Repair the split, or train without --group-by"
             )
 
 
@@ -418,14 +427,18 @@ def _groups(dataset: Dataset, expression: str) -> npt.NDArray[np.str_]:
         if match is None:
             raise DataError(
                 f"data.group_by {expression!r} matches nothing in {dataset.names[index]!r} (below the class folder): "
-                "expected a match for every image"
+                "use an expression that matches the path of every image"
             )
         groups.append((match.group(1) if pattern.groups else match.group()) or "")
     return np.array(groups)
 
 
 def _without_copies(dataset: Dataset, test: Indices, val: Indices, train: Indices) -> tuple[Indices, Indices, Indices]:
-    """Return validation and training images without copies of held-out images, and the excluded copies."""
+    """Remove exact copies of test images from the validation set, and of test and validation images from training.
+
+    Returns:
+        The remaining validation images, the remaining training images, and the excluded copies.
+    """
     excluded: Indices = np.empty(0, np.int64)
     if dataset.contents is None or not len(test) + len(val):
         return val, train, excluded

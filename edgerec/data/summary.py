@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgerec.data import readers as sources
+from edgerec.data import readers as readers
 from edgerec.data.dataset import typical_side_px
 from edgerec.data.readers import Arrays, Files, Merged
 from edgerec.data.tfrecord_reader import Packed, is_pack
@@ -36,7 +36,7 @@ def summarize(section: DataSection) -> DataSummary:
         pack = Packed.open(section.source)
         images = sum(shard.pictures for shard in pack.shards if shard.split != "test")
         return DataSummary(images, len(pack.labels), pack.preprocess.width, pack.preprocess.channels, packed=True)
-    data = sources.find(section.source, levels=section.levels)
+    data = readers.find(section.source, levels=section.levels)
     parts = data.parts if isinstance(data, Merged) else (data,)
     sides, channels = zip(*map(_shape, parts), strict=True)
     return DataSummary(int((data.splits != "test").sum()), len(data.labels), max(sides), max(channels))

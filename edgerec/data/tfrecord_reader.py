@@ -1,7 +1,7 @@
-"""Reading data that ``edgerec data pack`` wrote: TFRecord shards, from a disk or an object store.
+"""Read packs that ``edgerec data pack`` wrote: TFRecord shards on a disk or in an object store.
 
-Training streams the shards; everything else, as calibration or the test, reads single pictures at the places that the
-index knows. Neither holds more than a few shards' worth of pictures in memory.
+Training streams the shards. Other steps, such as calibration and evaluation, read single images at the offsets that
+the index contains. Neither of them holds more than the images of a few shards in memory.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ MANIFEST, INDEX = "pack.json", "index.npy"
 # Name of the file with the content digest of each image. Packs of older versions do not have this file.
 CONTENTS = "contents.npy"
 MAX_NPY_HEADER_BYTES = 1 << 16
-# Of each picture, in the order of the shards: where its pixels begin in its shard, its class, and zlib.crc32 of them.
+# Index entry of an image: offset of its pixels in the shard in bytes, index of its class, and zlib.crc32 of its pixels.
 ENTRY = np.dtype([("pixels", "<u8"), ("class", "<i4"), ("crc", "<u4")])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of records.
+    """Description of one TFRecord file of a pack.
 
     Attributes:
-        file: its name in the pack's folder.
+        file: name of the file in the pack's folder.
         split: ``train``, ``val`` or ``test``.
-        pictures: how many.
-        size_bytes: of the file.
-        sha256: of the file.
+        pictures: number of images.
+        size_bytes: size of the file.
+        sha256: SHA-256 of the file.
     """
 
     file: str
@@ -73,7 +73,7 @@ _STRUCTURE = {
 
 @dataclass(frozen=True)
 class Packed:
-    """An opened pack: its manifest and its index.
+    """An open_file pack: its manifest and its index.
 
     Attributes:
         place: folder of the pack, or its URL in an object store.
@@ -103,7 +103,8 @@ class Packed:
             check_structure(about, {"schema": int})
             if about["schema"] != SCHEMA:
                 raise DataError(
-                    f"{place} was packed in form {about['schema']}; this edgerec reads {SCHEMA}: pack again"
+                    f"{place} has the format version {about['schema']}, but this version of edgerec reads {SCHEMA}: "
+                    "pack the data again with edgerec data pack"
                 )
             check_structure(about, _STRUCTURE)
             pack = cls(
@@ -118,29 +119,31 @@ class Packed:
             )
             pack._check()
             if pack.digest != manifest_digest(about):
-                raise ValueError("its digest shows that it was changed")
+                raise ValueError("its digest does not match its content")
         except DataError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{place}: {MANIFEST} is damaged ({error}): pack again with edgerec data pack") from None
+            raise DataError(
+                f"{place}: {MANIFEST} is damaged ({error}): pack the data again with edgerec data pack"
+            ) from None
         for shard in pack.shards:
             size = file_size(place, shard.file)
             if size != shard.size_bytes:
-                what = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
-                raise DataError(f"{place}: {shard.file} {what}: copy it again, or pack again with edgerec data pack")
+                fault = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
+                raise DataError(f"{place}: {shard.file} {fault}: copy this file again, or pack the data again")
         return pack
 
     def _check(self) -> None:
         """Raise :class:`ValueError` if the values of the manifest contradict each other."""
         if len(set(self.labels)) < len(self.labels) or not all(map(is_printable, self.labels)):
-            raise ValueError("it has a label twice, or one with a control character")
+            raise ValueError("it has a label twice, or a label with a control character")
         if self.preprocess.height != self.preprocess.width:
             raise ValueError("its images are not square")
         if len({shard.file for shard in self.shards}) < len(self.shards):
             raise ValueError("it lists a shard twice")
         for shard in self.shards:
             if not shard.file or "\0" in shard.file or Path(shard.file).name != shard.file:
-                raise ValueError(f"it names {shard.file!r}, which is not in its folder")
+                raise ValueError(f"it names {shard.file!r}, which is not a file directly in the pack's folder")
             if shard.split not in SPLITS:
                 raise ValueError(f"{shard.file} belongs to {unknown('split', shard.split, SPLITS)}")
             if not 0 <= shard.pictures * self._image_bytes <= shard.size_bytes:
@@ -152,10 +155,10 @@ class Packed:
 
     def path(self, shard: Shard) -> str:
         """Return the path or URL of a shard."""
-        return joined(self.place, shard.file)
+        return join_path(self.place, shard.file)
 
     def of(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split."""
+        """Return the shards of a split: ``train``, ``val`` or ``test``."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     @cached_property
@@ -165,7 +168,10 @@ class Packed:
         ends = np.repeat([shard.size_bytes for shard in self.shards], [shard.pictures for shard in self.shards])
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
         if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
-            raise DataError(f"{self.place}: {INDEX} has an entry outside of its shard or of the labels: pack again")
+            raise DataError(
+                f"{self.place}: {INDEX} is damaged, because an entry has an invalid offset or class: "
+                "pack the data again with edgerec data pack"
+            )
         return index
 
     @cached_property
@@ -180,7 +186,8 @@ class Packed:
             return parse_npy(content, dtype, count)
         except ValueError as error:
             raise DataError(
-                f"{self.place}: {name} does not match the shards of the pack ({error}): copy it again, or pack again"
+                f"{self.place}: {name} does not match the shards of the pack ({error}): copy this file again, or pack "
+                "the data again"
             ) from None
 
     @property
@@ -245,37 +252,38 @@ class PackedImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: Any) -> npt.NDArray[np.uint8]:
+    def __getitem__(self, selection: Any) -> npt.NDArray[np.uint8]:
         """Return the image at an integer index, or the images selected by a slice or an index array."""
-        if isinstance(which, slice):
-            which = np.arange(*which.indices(len(self)))
-        positions = np.asarray(which, np.int64)
+        if isinstance(selection, slice):
+            selection = np.arange(*selection.indices(len(self)))
+        positions = np.asarray(selection, np.int64)
         positions = np.where(positions < 0, positions + len(self), positions)
         images = np.empty((positions.size, *self.shape[1:]), np.uint8)
         shards = np.searchsorted(self._pack.ends, positions.reshape(-1), side="right")
         for number in np.unique(shards):
-            places = np.flatnonzero(shards == number)
-            self._read(self._pack.shards[number], positions.reshape(-1)[places], images, places)
+            rows = np.flatnonzero(shards == number)
+            self._read(self._pack.shards[number], positions.reshape(-1)[rows], images, rows)
         return images.reshape(*positions.shape, *self.shape[1:])
 
-    def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], places: Indices) -> None:
+    def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], rows: Indices) -> None:
+        """Read the images at ``positions``, which are all in ``shard``, into the given rows of ``images``."""
         size = images[0].size
-        with opened(self._pack.place, shard.file) as file:
-            for position, place in zip(positions, places, strict=True):
+        with open_file(self._pack.place, shard.file) as file:
+            for position, row in zip(positions, rows, strict=True):
                 entry = self._pack.index[position]
                 file.seek(int(entry["pixels"]))
                 content = file.read(size)
                 if len(content) != size or zlib.crc32(content) != entry["crc"]:
                     first = self._pack.ends[self._pack.shards.index(shard)] - shard.pictures
                     raise DataError(
-                        f"{self._pack.path(shard)}: record {position - first} of {shard.pictures} is not what was "
-                        "packed: copy the shard again, or pack again"
+                        f"{self._pack.path(shard)}: record {position - first} of {shard.pictures} is damaged, because "
+                        "its checksum does not match: copy the shard again, or pack the data again"
                     )
-                images[place] = np.frombuffer(content, np.uint8).reshape(images.shape[1:])
+                images[row] = np.frombuffer(content, np.uint8).reshape(images.shape[1:])
 
 
 class PackedNames(Sequence[str]):
-    """``SHARD#RECORD`` for each picture, made as they are asked for."""
+    """Names of the images of a pack, ``SHARD#RECORD``, created on access."""
 
     def __init__(self, pack: Packed) -> None:
         self._pack = pack
@@ -284,21 +292,21 @@ class PackedNames(Sequence[str]):
         return len(self._pack.index)
 
     @overload
-    def __getitem__(self, which: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, which: slice) -> Sequence[str]: ...
-    def __getitem__(self, which: int | slice) -> str | Sequence[str]:
-        """A picture's name."""
-        if isinstance(which, slice):
-            return [self[i] for i in range(len(self))[which]]
-        position = range(len(self))[which]
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        """Return the name of the image at an index, or the names of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        position = range(len(self))[index]
         number = int(np.searchsorted(self._pack.ends, position, side="right"))
         shard = self._pack.shards[number]
         return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.pictures)}"
 
 
 def is_remote(place: str) -> bool:
-    """Whether it is an address that TensorFlow's file systems read, as ``gs://bucket/folder``."""
+    """Return whether ``place`` is a URL for one of TensorFlow's file systems, such as ``gs://bucket/folder``."""
     return "://" in place
 
 
@@ -307,15 +315,15 @@ def is_pack(place: str) -> bool:
     return is_remote(place) or (Path(place) / MANIFEST).is_file()
 
 
-def joined(place: str, name: str) -> str:
-    """A file in a folder or in an object store."""
+def join_path(place: str, name: str) -> str:
+    """Return the path or URL of a file in a folder or in an object store."""
     return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
 
 
 @contextmanager
-def opened(place: str, name: str) -> Iterator[BinaryIO]:
-    """A file for reading; raises :class:`DataError`, in the block too."""
-    path = joined(place, name)
+def open_file(place: str, name: str) -> Iterator[BinaryIO]:
+    """Open a file of a pack for reading. Errors in opening and in reading are raised as :class:`DataError`."""
+    path = join_path(place, name)
     if is_remote(place):
         with _remote(path) as file:
             yield file
@@ -335,8 +343,8 @@ def _remote(path: str) -> Iterator[BinaryIO]:
             yield file
     except tf.errors.UnimplementedError:
         raise DataError(
-            f"{path}: TensorFlow has no file system for {path.partition('://')[0]}://; import one that has "
-            "(pip install tensorflow-io), or mount the bucket as a folder"
+            f"{path} cannot be read, because TensorFlow has no file system for {path.partition('://')[0]}://. "
+            "Install and import tensorflow-io, or mount the bucket as a folder"
         ) from None
     except tf.errors.OpError as error:
         raise DataError(f"{path} cannot be read: {error.message}") from None
@@ -344,10 +352,12 @@ def _remote(path: str) -> Iterator[BinaryIO]:
 
 def read_file(place: str, name: str, max_bytes: int) -> bytes:
     """Return the content of a file; raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
-    with opened(place, name) as file:
+    with open_file(place, name) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DataError(f"{joined(place, name)} is larger than {max_bytes:,} bytes, which is not plausible: pack again")
+        raise DataError(
+            f"{join_path(place, name)} is larger than {max_bytes:,} bytes, which is not plausible: pack again"
+        )
     return content
 
 
@@ -363,20 +373,20 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("it has another version of the format")
-        shape, _, found = np.lib.format.read_array_header_1_0(file)
+        shape, _, stored_dtype = np.lib.format.read_array_header_1_0(file)
     except (tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None
-    if found != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
+    if stored_dtype != dtype or shape != (count,) or len(content) != file.tell() + count * dtype.itemsize:
         raise ValueError(f"it does not have {count:,} values of the type {dtype}")
     return np.frombuffer(content, dtype, offset=file.tell())
 
 
 def file_size(place: str, name: str) -> int | None:
-    """Of a file, bytes; None where it is missing."""
+    """Return the size of a file in bytes; None if the file does not exist."""
     if is_remote(place):
         tf = require("tensorflow")
         try:
-            return int(tf.io.gfile.stat(joined(place, name)).length)
+            return int(tf.io.gfile.stat(join_path(place, name)).length)
         except tf.errors.OpError:
             return None
     try:

@@ -1,4 +1,4 @@
-"""Writing data that does not fit into memory as TFRecord shards."""
+"""Write a data set as a pack of TFRecord shards, so that training can stream data that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ from edgerec.utils.progress import Listener, Progress, ignore, steps
 
 log = logging.getLogger(__name__)
 
-# Shards of about this size are read from an object store at its speed; but at least so many, so that an epoch can
-# begin anywhere in them, as long as each has some pictures.
+# Largest size of a shard. Files of this size can be read from an object store at its full bandwidth.
 SHARD_BYTES = 64 << 20
-SHARDS, LEAST_PICTURES = 16, 64
+# A split has at least MIN_SHARDS shards, so that the order of the shards can be shuffled, unless a shard would then
+# have fewer than MIN_IMAGES images.
+MIN_SHARDS, MIN_IMAGES = 16, 64
+# Number of images that are preprocessed in parallel before they are written.
 _CHUNK = 256
 
 
@@ -91,41 +93,43 @@ def pack_data(
     out = real_path(out) if str(out) in (".", "..") else out
     refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
     with Lock(out):
-        return _packed(recipe, out, least_size_px, resume, overwrite, listener)
+        return _write_pack(recipe, out, least_size_px, resume, overwrite, listener)
 
 
-def _packed(recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwrite: bool, listener: Listener) -> Packed:
+def _write_pack(
+    recipe: Recipe, out: Path, least_size_px: int, resume: bool, overwrite: bool, listener: Listener
+) -> Packed:
     source, section = list_images(recipe.data, least_size_px=least_size_px, listener=listener)
     if not source.labels:
         raise DataError(
             f"{section.title} has no class folders, so that its images have no labels: move them into class folders"
         )
-    light = Dataset.of(source, section)
+    dataset = Dataset.of(source, section)
     unfinished = out.with_name(f".{out.name}.packing")
-    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(light.names)}
+    settings = {"source": section.source, "data": asdict(section), "seed": recipe.seed, "names": _digest(dataset.names)}
     _begin(unfinished, settings, resume)
-    light = replace(light, contents=_contents(source, unfinished / CONTENTS, listener))
-    parts = split_dataset(light, section, recipe.seed)
+    dataset = replace(dataset, contents=_contents(source, unfinished / CONTENTS, listener))
+    parts = split_dataset(dataset, section, recipe.seed)
     parts.report()
-    picture_bytes = int(np.prod(section.preprocess.shape))
-    plan = [shard for split in SPLITS for shard in _planned(split, parts.part(split), picture_bytes, recipe.seed)]
-    writer = _Writer(source, light, section.preprocess, unfinished)
-    done, count = 0, len(light.names)
+    image_bytes = int(np.prod(section.preprocess.shape))
+    plan = [shard for split in SPLITS for shard in _plan_shards(split, parts.part(split), image_bytes, recipe.seed)]
+    writer = _Writer(source, dataset, section.preprocess, unfinished)
+    position, count = 0, len(dataset.names)
     reported = steps(count)
     for name, positions in plan:
         for _ in writer.shard(name, positions, section.strict):
-            if done in reported:
-                listener(Progress("packing", done + 1, count))
-            done += 1
-    return _finished(writer, plan, section, out, overwrite)
+            if position in reported:
+                listener(Progress("packing", position + 1, count))
+            position += 1
+    return _finish(writer, plan, section, out, overwrite)
 
 
 def _contents(source: Source, path: Path, listener: Listener) -> Digests:
     """Return the content digest of each file or array row; read it from ``path`` if an interrupted pack wrote it."""
     if path.is_file():
-        with _explained(path.parent):
-            kept: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
-        return kept
+        with _damage_explained(path.parent):
+            stored: Digests = parse_npy(path.read_bytes(), np.dtype(f"S{DIGEST_CHARS}"), len(source.classes))
+        return stored
     parts = source.parts if isinstance(source, Merged) else (source,)
     contents = np.concatenate([_part_contents(part, listener) for part in parts])
     _write_array(path, contents)
@@ -133,7 +137,7 @@ def _contents(source: Source, path: Path, listener: Listener) -> Digests:
 
 
 @contextmanager
-def _explained(unfinished: Path) -> Iterator[None]:
+def _damage_explained(unfinished: Path) -> Iterator[None]:
     """Raise :class:`DataError` if a file of an interrupted pack is damaged."""
     try:
         yield
@@ -165,11 +169,11 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _planned(split: str, positions: Indices, picture_bytes: int, seed: int) -> list[tuple[str, Indices]]:
-    """The shards of a split, each a name and the pictures in it."""
+def _plan_shards(split: str, positions: Indices, image_bytes: int, seed: int) -> list[tuple[str, Indices]]:
+    """Return the name of each shard of a split, and the positions of its images in the data set."""
     shuffled = np.random.default_rng([seed, SPLITS.index(split)]).permutation(positions)
-    large = -(-len(positions) * picture_bytes // SHARD_BYTES)
-    count = max(large, min(SHARDS, len(positions) // LEAST_PICTURES), 1)
+    count_by_size = -(-len(positions) * image_bytes // SHARD_BYTES)
+    count = max(count_by_size, min(MIN_SHARDS, len(positions) // MIN_IMAGES), 1)
     names = (f"{split}-{number:05d}-of-{count:05d}.tfrecord" for number in range(count))
     return list(zip(names, np.array_split(shuffled, count), strict=True))
 
@@ -180,7 +184,7 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
     if unfinished.exists():
         same = plan.is_file() and plan.read_text(encoding="utf-8") == text
         if resume and same:
-            log.info("going on with what a stopped pack left")
+            log.info("resuming the interrupted pack")
             return
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
@@ -188,10 +192,13 @@ def _begin(unfinished: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 class _Writer:
-    """Writer of shards. Each shard is written atomically, together with a file that describes its content."""
+    """Writer of shards. Each shard is written atomically, together with a file that describes its content.
 
-    def __init__(self, source: Source, light: Dataset, spec: PreprocessSpec, folder: Path) -> None:
-        self.source, self.light, self.spec, self.folder = source, light, spec, folder
+    ``dataset`` has the names, classes and digests of the images of ``source``, but not their pixels.
+    """
+
+    def __init__(self, source: Source, dataset: Dataset, spec: PreprocessSpec, folder: Path) -> None:
+        self.source, self.dataset, self.spec, self.folder = source, dataset, spec, folder
 
     def shard(self, name: str, positions: Indices, strict: bool) -> Iterator[None]:
         """Write the shard ``name`` unless it already exists; yield once per image."""
@@ -206,7 +213,7 @@ class _Writer:
                 for position, image in zip(positions, self._images(positions), strict=True):
                     yield
                     if image is None:
-                        skipped.append(self.light.names[position])
+                        skipped.append(self.dataset.names[position])
                         if strict:
                             raise DataError(
                                 f"{skipped[0]} is not a readable image: remove it, or pack without --strict"
@@ -214,11 +221,11 @@ class _Writer:
                         continue
                     pixels = image.tobytes()
                     label = int(self.source.classes[position])
-                    record = _example(tf, pixels, label, self.light.names[position])
+                    record = _example(tf, pixels, label, self.dataset.names[position])
                     file.write(record)
-                    # A record is its length (8 bytes) and that one's checksum (4), itself, and its checksum (4).
+                    # Layout of a TFRecord: length (8 bytes), CRC of the length (4), data, CRC of the data (4).
                     entries.append((end + 12 + record.index(pixels), label, zlib.crc32(pixels)))
-                    contents.append(b"" if self.light.contents is None else self.light.contents[position])
+                    contents.append(b"" if self.dataset.contents is None else self.dataset.contents[position])
                     end += 16 + len(record)
             with partial.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -258,12 +265,12 @@ def _example(tf: Any, pixels: bytes, label: int, name: str) -> bytes:
     return record
 
 
-def _finished(
+def _finish(
     writer: _Writer, plan: list[tuple[str, Indices]], section: DataSection, out: Path, overwrite: bool
 ) -> Packed:
     shards, indices, contents, skipped = [], [], [], []
     for name, positions in plan:
-        with _explained(writer.folder):
+        with _damage_explained(writer.folder):
             about = read_json(writer.folder / f"{name}.json")
             check_structure(about, {"size_bytes": int, "sha256": str, "skipped": [str]})
             count = len(positions) - len(about["skipped"])
@@ -274,18 +281,18 @@ def _finished(
         shards.append(Shard(name, name.partition("-")[0], count, about["size_bytes"], about["sha256"]))
     index = np.concatenate(indices)
     train = index["class"][: sum(shard.pictures for shard in shards if shard.split == "train")]
-    if empty := set(range(len(writer.light.labels))) - set(np.unique(train).tolist()):
-        raise DataError(f"class {writer.light.labels[min(empty)]!r} has no training images")
+    if empty := set(range(len(writer.dataset.labels))) - set(np.unique(train).tolist()):
+        raise DataError(f"class {writer.dataset.labels[min(empty)]!r} has no training images: add images to this class")
     if skipped:
         log.warning("skipped %d files that are not readable images: %s", len(skipped), ", ".join(skipped[:5]))
     about = {
         "schema": SCHEMA,
-        "labels": list(writer.light.labels),
+        "labels": list(writer.dataset.labels),
         "preprocess": asdict(section.preprocess),
         "group_by": section.group_by,
         "shards": [asdict(shard) for shard in shards],
         "skipped": skipped,
-        "contents_of": writer.light.contents_of,
+        "contents_of": writer.dataset.contents_of,
     }
     about["digest"] = manifest_digest(about)
     with replacing_folder(out, overwrite=overwrite) as partial:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.data import Dataset, recorded_split, split_dataset
-from edgerec.data.split import expected_sides
+from edgerec.data.split import expected_subsets
 from edgerec.errors import DataError
 from edgerec.recipe import Recipe
 from edgerec.train.leakage import shortened
@@ -78,7 +78,7 @@ def origin_of_bundle(provenance: Mapping[str, Any], recipe: Recipe) -> Origin:
         trained = np.isin(known, sketch)
         if complete or not trained.any():
             return np.where(trained, "train", "").astype("<U5")
-        expected = expected_sides(dataset, recipe.data, recipe.seed) if by_content else None
+        expected = expected_subsets(dataset, recipe.data, recipe.seed) if by_content else None
         if expected is None:
             return None
         expected[np.isin(known, moved)] = "train"

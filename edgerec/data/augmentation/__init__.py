@@ -1,1 +1,1 @@
-"""The changes themselves, by what they change."""
+"""Augmentations, one module per kind."""

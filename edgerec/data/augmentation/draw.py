@@ -1,4 +1,4 @@
-"""Random numbers that follow from a seed and a name alone."""
+"""Random numbers that depend only on the seed of a batch and the name of the random parameter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 from edgerec.utils.optional import require
 
-# Names are numbered below this, so that two seeds never meet.
-NAMES = 64
+# Number of random streams per seed. All members of Stream are smaller, so that different seeds never share a stream.
+STREAMS = 64
 
 
-class Name(IntEnum):
-    """What is drawn. A number stays with its name: the same seed gives the same changes in every version."""
+class Stream(IntEnum):
+    """Random streams, one for each random parameter of an augmentation.
+
+    The numbers never change, so that a seed gives the same augmentations in every version.
+    """
 
     TURN = 0
     ZOOM = 1
@@ -41,27 +44,28 @@ class Name(IntEnum):
     MIX_OTHER = 24
     MIX_RIGHT = 25
     MIX_DOWN = 26
-    RANDAUGMENT_KIND = 32  # and one more for each further change of a picture, as for the next
+    # The n-th RandAugment operation of an image uses the numbers RANDAUGMENT_KIND + n and RANDAUGMENT_SIGN + n.
+    RANDAUGMENT_KIND = 32
     RANDAUGMENT_SIGN = 48
 
 
-def key(seed: Any, name: int) -> list[Any]:
-    """The seed of one drawing."""
-    return [seed[0] * NAMES + int(name), seed[1]]
+def stream_seed(seed: Any, stream: int) -> list[Any]:
+    """Return the seed of one random stream, for TensorFlow's stateless random functions."""
+    return [seed[0] * STREAMS + int(stream), seed[1]]
 
 
-def uniform(count: Any, seed: Any, name: int, low: float, high: float) -> Any:
-    """float32 ``(count,)``, evenly from ``low`` to ``high``."""
+def uniform(count: Any, seed: Any, stream: int, low: float, high: float) -> Any:
+    """Return uniformly distributed random numbers in [``low``, ``high``), float32 ``(count,)``."""
     tf = require("tensorflow")
-    return tf.random.stateless_uniform([count], key(seed, name), low, high)
+    return tf.random.stateless_uniform([count], stream_seed(seed, stream), low, high)
 
 
-def sign(count: Any, seed: Any, name: int) -> Any:
+def sign(count: Any, seed: Any, stream: int) -> Any:
     """Return random signs -1 or 1 with equal probability, float32 ``(count,)``. Unlike ``tf.sign``, never return 0."""
     tf = require("tensorflow")
-    return tf.where(uniform(count, seed, name, -1.0, 1.0) < 0, -1.0, 1.0)
+    return tf.where(uniform(count, seed, stream, -1.0, 1.0) < 0, -1.0, 1.0)
 
 
-def per_picture(values: Any) -> Any:
-    """``(batch,)`` as ``(batch, 1, 1, 1)``, one for all of a picture's pixels."""
+def per_image(values: Any) -> Any:
+    """Reshape ``(batch,)`` to ``(batch, 1, 1, 1)``, so that each value applies to all pixels of one image."""
     return values[:, None, None, None]

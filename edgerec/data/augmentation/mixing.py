@@ -1,60 +1,80 @@
-"""What covers a part of a picture, or mixes it with another one of the batch."""
+"""Cutout, mixup and cutmix."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgerec.data.augmentation.draw import Name, key, per_picture, uniform
+from edgerec.data.augmentation.draw import Stream, per_image, stream_seed, uniform
 from edgerec.recipe import AugmentSection
 from edgerec.utils.optional import require
 
 
 def cutout(pixels: Any, seed: Any, section: AugmentSection) -> Any:
-    """A square of the picture's mean colour somewhere on it, or partly beside it (arXiv:1708.04552)."""
+    """Cover a random square of each image with the image's mean color (arXiv:1708.04552).
+
+    The side of the square is the fraction ``section.cutout`` of the image's sides. The center of the square is inside
+    the image, but the square can extend beyond the image.
+    """
     tf = require("tensorflow")
     side = tf.fill([tf.shape(pixels)[0]], section.cutout)
-    inside = _box(pixels, seed, (Name.CUTOUT_RIGHT, Name.CUTOUT_DOWN), side)
+    inside = _box(pixels, seed, (Stream.CUTOUT_RIGHT, Stream.CUTOUT_DOWN), side)
     covered = tf.cast(inside, tf.float32)
     return (1 - covered) * pixels + covered * tf.reduce_mean(pixels, axis=[1, 2], keepdims=True)
 
 
-def mix(pixels: Any, shares: Any, seed: Any, section: AugmentSection) -> tuple[Any, Any]:
-    """Each picture with the one before it in the batch: blended (mixup, arXiv:1710.09412) or a box of the other pasted
-    in (cutmix, arXiv:1905.04899), and the shares of the classes alike. With both turned on, each picture draws which.
+def mix(pixels: Any, soft_labels: Any, seed: Any, section: AugmentSection) -> tuple[Any, Any]:
+    """Mix each image and its soft labels with the previous image of the batch.
+
+    Mixup (arXiv:1710.09412) blends the two images. Cutmix (arXiv:1905.04899) pastes a box of the other image. If both
+    are enabled, each image uses one of them at random.
+
+    Args:
+        pixels: float32 ``(batch, H, W, C)`` in 0…255.
+        soft_labels: float32 ``(batch, classes)``.
+        seed: integer tensor ``(2,)``.
+        section: parameters of the augmentation.
     """
     tf = require("tensorflow")
     count = tf.shape(pixels)[0]
-    pastes = uniform(count, seed, Name.MIX_KIND, 0, 1) < 0.5
+    uses_cutmix = uniform(count, seed, Stream.MIX_KIND, 0, 1) < 0.5
     if not (section.mixup and section.cutmix):
-        pastes = tf.fill([count], bool(section.cutmix))
-    kept = _beta(seed, tf.where(pastes, section.cutmix, section.mixup))
-    inside = _box(pixels, seed, (Name.MIX_RIGHT, Name.MIX_DOWN), tf.sqrt(1 - kept))
-    blend = tf.where(per_picture(pastes), 1 - tf.cast(inside, tf.float32), per_picture(kept))
-    # What was pasted can lie partly beside the picture: the shares are those of the pixels.
-    kept = tf.reduce_mean(blend, axis=[1, 2, 3])[:, None]
-    pixels = blend * pixels + (1 - blend) * tf.roll(pixels, 1, axis=0)
-    shares = kept * shares + (1 - kept) * tf.roll(shares, 1, axis=0)
-    return tf.clip_by_value(pixels, 0.0, 255.0), shares
+        uses_cutmix = tf.fill([count], bool(section.cutmix))
+    fraction = _beta(seed, tf.where(uses_cutmix, section.cutmix, section.mixup))
+    inside = _box(pixels, seed, (Stream.MIX_RIGHT, Stream.MIX_DOWN), tf.sqrt(1 - fraction))
+    weight = tf.where(per_image(uses_cutmix), 1 - tf.cast(inside, tf.float32), per_image(fraction))
+    # Compute the fraction again from the pixels, because the pasted box can extend beyond the image.
+    fraction = tf.reduce_mean(weight, axis=[1, 2, 3])[:, None]
+    pixels = weight * pixels + (1 - weight) * tf.roll(pixels, 1, axis=0)
+    soft_labels = fraction * soft_labels + (1 - fraction) * tf.roll(soft_labels, 1, axis=0)
+    return tf.clip_by_value(pixels, 0.0, 255.0), soft_labels
 
 
 def _beta(seed: Any, alpha: Any) -> Any:
-    """Of Beta(alpha, alpha), ``(batch,)``; where both gamma variates are too small for a float, 0."""
+    """Return samples of Beta(alpha, alpha), ``(batch,)``; 0 if both gamma variates underflow to 0."""
     tf = require("tensorflow")
-    one, other = (
-        tf.random.stateless_gamma(tf.shape(alpha), key(seed, name), alpha) for name in (Name.MIX_ONE, Name.MIX_OTHER)
+    first, second = (
+        tf.random.stateless_gamma(tf.shape(alpha), stream_seed(seed, stream), alpha)
+        for stream in (Stream.MIX_ONE, Stream.MIX_OTHER)
     )
-    return tf.math.divide_no_nan(one, one + other)
+    return tf.math.divide_no_nan(first, first + second)
 
 
-def _box(pixels: Any, seed: Any, names: tuple[int, int], side: Any) -> Any:
-    """bool ``(batch, H, W, 1)``: a box of ``side`` (parts of the picture's sides) about a point of the picture."""
+def _box(pixels: Any, seed: Any, streams: tuple[int, int], side: Any) -> Any:
+    """Return a mask of a box with a random center inside each image, bool ``(batch, H, W, 1)``.
+
+    Args:
+        pixels: the images, ``(batch, H, W, C)``.
+        seed: seed of the batch.
+        streams: random streams for the horizontal and the vertical position.
+        side: sides of the box as a fraction of the image's sides, ``(batch,)``.
+    """
     tf = require("tensorflow")
 
-    def between(length: int, name: int) -> Any:
+    def interval(length: int, stream: int) -> Any:
         half = side * length / 2
-        centre = uniform(tf.shape(pixels)[0], seed, name, 0, length)
-        places = tf.range(length, dtype=tf.float32)[None] + 0.5
-        return (places > (centre - half)[:, None]) & (places < (centre + half)[:, None])
+        center = uniform(tf.shape(pixels)[0], seed, stream, 0, length)
+        positions = tf.range(length, dtype=tf.float32)[None] + 0.5
+        return (positions > (center - half)[:, None]) & (positions < (center + half)[:, None])
 
-    columns, rows = between(pixels.shape[2], names[0]), between(pixels.shape[1], names[1])
+    columns, rows = interval(pixels.shape[2], streams[0]), interval(pixels.shape[1], streams[1])
     return rows[:, :, None, None] & columns[:, None, :, None]
