@@ -22,7 +22,7 @@ from common import data_folder, signs_by_person, unpacked
 
 from edgerec.contract.image_files import Levels
 from edgerec.data import readers as sources
-from edgerec.data.label_errors import judge
+from edgerec.data.label_errors import cross_validate
 from edgerec.data.scan import scan
 from edgerec.utils.progress import ignore
 
@@ -41,7 +41,7 @@ def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], 
     else:
         part = sources.Arrays(found.images[some], found.classes[some], found.splits[some], found.labels)
     began = time.perf_counter()
-    small = scan(part, Levels(), ignore).small
+    small = scan(part, Levels(), ignore).thumbnails
     return small, part.classes, len(some) / (time.perf_counter() - began)
 
 
@@ -55,22 +55,22 @@ def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
         wrong, (classes + rng.integers(1, classes.max() + 1, len(classes))) % (classes.max() + 1), classes
     )
     began = time.perf_counter()
-    judged = judge(small, exchanged, ignore)
+    predictions = cross_validate(small, exchanged, ignore)
     seconds = time.perf_counter() - began
-    accused = judged.suspects(exchanged)
-    untouched = judge(small, classes, ignore)
+    accused = predictions.label_errors(exchanged)
+    untouched = cross_validate(small, classes, ignore)
     return {
         "data": name,
         "pictures": len(classes),
         "read_per_second": round(speed),
         "judged_per_second": round(len(classes) / seconds),
         "exchanged": int(wrong.sum()),
-        "accuracy_of_the_quick_classifier": round(judged.accuracy, 3),
+        "accuracy_of_the_quick_classifier": round(predictions.accuracy, 3),
         "accused": len(accused),
         "precision": round(float(wrong[accused].mean()), 3),
         "recall": round(float(wrong[accused].sum() / wrong.sum()), 3),
         "precision_of_the_first_20": round(float(wrong[accused[:20]].mean()), 3),
-        "accused_of_untouched_labels": round(len(untouched.suspects(classes)) / len(classes), 4),
+        "accused_of_untouched_labels": round(len(untouched.label_errors(classes)) / len(classes), 4),
     }
 
 

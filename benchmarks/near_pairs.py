@@ -43,8 +43,8 @@ def measure(name: str, work: Path, count: int, levels: float) -> dict[str, Any]:
         "data": name,
         "images": len(classes),
         "levels": levels,
-        "pairs_per_image": round(len(pairs.one) / len(classes), 3),
-        "confirmed_pairs": len(confirmed(pairs, small).one),
+        "pairs_per_image": round(len(pairs.first) / len(classes), 3),
+        "confirmed_pairs": len(confirmed(pairs, small).first),
         "seconds": round(seconds, 2),
     }
 

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: broken files, copies, balance, sizes, likely wrong labels."""
+"""Check a data set for damaged files, duplicates, class imbalance, unusual sizes and likely label errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.contract.image_files import Levels
-from edgerec.data import readers as sources
+from edgerec.data import readers
 from edgerec.data.bit_depth import determine_levels
 from edgerec.data.cache import DIGEST_CHARS
 from edgerec.data.dataset import AUTO_SIZE_PX, Dataset
-from edgerec.data.label_errors import judge
+from edgerec.data.label_errors import cross_validate
 from edgerec.data.near_duplicates import confirmed, near_pairs, thumbnails
 from edgerec.data.scan import Scan, scan
 from edgerec.data.split import split_dataset
@@ -27,7 +27,7 @@ from edgerec.utils.progress import Listener, ignore
 Severity = Literal["error", "warning", "note"]
 Indices = npt.NDArray[np.int64]
 
-# What spoils a result most stands first.
+# Kinds of findings, in the order in which they are reported: kinds that distort results most come first.
 KINDS = (
     "broken",
     "cut-off",
@@ -46,29 +46,31 @@ KINDS = (
     "copy",
     "near",
 )
-# A class with fewer pictures teaches little, and one with so many times another's drowns it.
+# A class with fewer images than FEW is reported, and a class with less than 1/UNBALANCED of the largest class's images.
 FEW, UNBALANCED = 20, 5
-# Deviation of pixel values, grey levels, of a picture on which nothing is to be seen.
+# An image is blank if the standard deviation of its pixel values is smaller, in gray levels.
 BLANK_LEVELS = 2.0
-# A picture that must be enlarged so many times, or whose sides differ so many times as much as is usual, is named.
+# An image is reported if it must be enlarged by more than the factor ENLARGED, or if its aspect ratio exceeds the median
+# by more than the factor ELONGATED.
 ENLARGED, ELONGATED = 2.0, 2.0
-# A quick classifier needs this many pictures of two classes to say anything.
-FEWEST_JUDGED = 100
+# Minimum number of images for the search for label errors, because a classifier trained on fewer images is unreliable.
+MIN_IMAGES_FOR_LABELS = 100
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a data set that a person should know.
+    """A problem of a data set.
 
     Attributes:
-        severity: an ``error`` spoils a result, a ``warning`` can cost accuracy, a ``note`` is to be known.
+        severity: an ``error`` makes measured accuracies wrong or stops training, a ``warning`` can reduce the accuracy,
+            a ``note`` is for information.
         kind: one of :data:`KINDS`.
-        names: the pictures, the suspect first; none for a class as a whole.
-        what: what is the case.
-        advice: what to do.
-        weight: findings of a kind are sorted by it, the heaviest first.
-        like: the label that it should perhaps have.
-        positions: of the pictures in the source.
+        names: names of the affected images, the image to fix first; empty for findings about a class or all data.
+        what: description of the problem.
+        advice: what to do about the problem.
+        weight: findings of the same kind are sorted by descending weight.
+        like: for a likely label error, the label that the classifier predicts.
+        positions: positions of the affected images in the source.
     """
 
     severity: Severity
@@ -81,7 +83,7 @@ class Finding:
     positions: tuple[int, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values, without the positions."""
         return {key: value for key, value in vars(self).items() if key != "positions"}
 
     def __str__(self) -> str:
@@ -90,15 +92,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found.
+    """Result of the checks of a data set.
 
     Attributes:
-        source: the data.
-        pictures: how many there are, broken ones aside.
-        counts: pictures of each class in each split, by label and split; the split is that which training would make
-            where the data has none.
-        findings: sorted, the heaviest first.
-        label_accuracy: of the quick classifier that judged the labels, 0 to 1; None where it could not.
+        source: name of the data.
+        pictures: number of readable images.
+        counts: number of images of each class in each split, by label and split. If the data has no split of its own,
+            the split is the one that training would use.
+        findings: problems, the most severe kind first.
+        label_accuracy: cross-validated accuracy of the classifier that searched for label errors, 0 to 1; None if the
+            labels were not checked.
     """
 
     source: str
@@ -109,20 +112,28 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that spoils a result."""
+        """Whether there is no finding with severity ``error``."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         findings = [finding.to_dict() for finding in self.findings]
         return {"ok": self.ok} | vars(self) | {"findings": findings}
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The pictures of a data set that can be decoded, and where each stands in the source."""
+class CheckedImages:
+    """Readable images of a source.
 
-    source: sources.Source
+    Attributes:
+        source: the source, including files that are not readable images.
+        dataset: the readable images as thumbnails, with their classes and names.
+        splits: split of each readable image, ``(N,)``.
+        positions: position of each readable image in the source, ``(N,)``, ascending.
+        scan: digest, size and fault of each file of the source.
+    """
+
+    source: readers.Source
     dataset: Dataset
     splits: npt.NDArray[np.str_]
     positions: Indices
@@ -130,73 +141,78 @@ class Looked:
 
     @property
     def thumbnails(self) -> npt.NDArray[np.uint8]:
-        """uint8 ``(N, 32, 32, C)``."""
+        """Thumbnails of the readable images, uint8 ``(N, 32, 32, C)``."""
         return np.asarray(self.dataset.images)
 
     def index(self, position: int) -> int:
-        """Where the source's picture stands among those that can be decoded."""
+        """Return the index of an image among the readable images from its position in the source."""
         return int(np.searchsorted(self.positions, position))
 
     def finding(
         self,
         severity: Severity,
         kind: str,
-        which: tuple[int, ...],
+        indices: tuple[int, ...],
         what: str,
         advice: str,
         weight: float,
         like: str = "",
     ) -> Finding:
-        """A finding about these pictures."""
-        names = tuple(self.dataset.names[i] for i in which)
-        positions = tuple(int(self.positions[i]) for i in which)
+        """Create a finding about the readable images at ``indices``."""
+        names = tuple(self.dataset.names[i] for i in indices)
+        positions = tuple(int(self.positions[i]) for i in indices)
         return Finding(severity, kind, names, what, advice, weight, like, positions)
 
 
-def run_checks(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore) -> tuple[DataReport, Looked]:
-    """Look through the data of a recipe.
+def run_checks(recipe: Recipe, *, labels: bool = True, listener: Listener = ignore) -> tuple[DataReport, CheckedImages]:
+    """Check the data of a recipe.
 
     Args:
-        recipe: which data, and how it is split: ``data.group_by`` keeps together what belongs together.
-        labels: also look for wrong labels, which takes longest.
-        listener: told of the progress.
+        recipe: names the data, and how it is split. ``data.group_by`` keeps related images in the same set.
+        labels: also look for label errors. This check takes the most time.
+        listener: called with the progress.
 
     Returns:
-        The report, and the pictures that it is about.
+        The report, and the images that its findings refer to.
 
     Raises:
-        DataError: nothing there, or nothing that is a picture.
+        DataError: the data does not exist, or no file is a readable image.
     """
-    source = sources.find(recipe.data.source, flat=True, levels=recipe.data.levels)
+    source = readers.find(recipe.data.source, flat=True, levels=recipe.data.levels)
     levels = recipe.data.levels or determine_levels(source, recipe.data.title, listener)
-    seen = scan(source, levels, listener)
-    if not seen.valid.any():
-        first = f"; {seen.faults[0]}" if seen.faults else ""
-        raise DataError(f"{recipe.data.title}: none of its {len(seen.faults)} files is an image{first}")
-    looked, findings = _look(source, seen, recipe, levels)
-    findings += _layout(source)
-    findings += _faults(source, seen)
-    findings += _copies(looked)
-    findings += _near(looked)
-    findings += _sizes(looked, recipe)
-    findings += _blank(looked)
+    scanned = scan(source, levels, listener)
+    if not scanned.valid.any():
+        first = f" ({source.names[0]} {scanned.faults[0]})" if scanned.faults else ""
+        raise DataError(
+            f"{recipe.data.title}: none of its {len(scanned.faults)} files is an image{first}: choose another folder"
+        )
+    images, findings = _readable_images(source, scanned, recipe, levels)
+    findings += _layout_findings(source)
+    findings += _file_findings(source, scanned)
+    findings += _copy_findings(images)
+    findings += _near_duplicate_findings(images)
+    findings += _size_findings(images, recipe)
+    findings += _blank_findings(images)
     accuracy = None
-    if looked.dataset.labels:
-        findings += _balance(looked)
+    if images.dataset.labels:
+        findings += _balance_findings(images)
         if labels:
-            accuracy = _labels(looked, findings, listener)
-    rank = {kind: place for place, kind in enumerate(KINDS)}
-    findings.sort(key=lambda one: (rank[one.kind], -one.weight, one.names))
-    report = DataReport(recipe.data.title, len(looked.positions), _counts(looked), tuple(findings), accuracy)
-    return report, looked
+            accuracy = _find_label_errors(images, findings, listener)
+    rank = {kind: index for index, kind in enumerate(KINDS)}
+    findings.sort(key=lambda finding: (rank[finding.kind], -finding.weight, finding.names))
+    report = DataReport(recipe.data.title, len(images.positions), _counts(images), tuple(findings), accuracy)
+    return report, images
 
 
-def _look(source: sources.Source, seen: Scan, recipe: Recipe, levels: Levels) -> tuple[Looked, list[Finding]]:
-    positions = np.flatnonzero(seen.valid)
+def _readable_images(
+    source: readers.Source, scanned: Scan, recipe: Recipe, levels: Levels
+) -> tuple[CheckedImages, list[Finding]]:
+    """Return the readable images of a source with their split, and a finding if the data cannot be split."""
+    positions = np.flatnonzero(scanned.valid)
     names = source.names
-    small = seen.thumbnails if len(positions) == len(seen.thumbnails) else seen.thumbnails[positions]
+    all_valid = len(positions) == len(scanned.thumbnails)
     dataset = Dataset(
-        small,
+        scanned.thumbnails if all_valid else scanned.thumbnails[positions],
         source.classes[positions],
         source.splits[positions],
         source.labels,
@@ -206,7 +222,7 @@ def _look(source: sources.Source, seen: Scan, recipe: Recipe, levels: Levels) ->
         source,
         positions,
         _levels=levels,
-        contents=np.array([seen.digests[i][:DIGEST_CHARS] for i in positions], f"S{DIGEST_CHARS}"),
+        contents=np.array([scanned.digests[i][:DIGEST_CHARS] for i in positions], f"S{DIGEST_CHARS}"),
     )
     splits, findings = source.splits[positions].astype("<U5"), []
     try:
@@ -214,140 +230,156 @@ def _look(source: sources.Source, seen: Scan, recipe: Recipe, levels: Levels) ->
         for name in SPLITS:
             splits[parts.part(name)] = name
     except DataError as error:
-        findings.append(Finding("error", "split", (), str(error), "training would stop with this"))
-    return Looked(source, dataset, splits, positions, seen), findings
+        findings.append(Finding("error", "split", (), str(error), "training stops with this error"))
+    return CheckedImages(source, dataset, splits, positions, scanned), findings
 
 
-def _layout(source: sources.Source) -> Iterator[Finding]:
-    if not isinstance(source, sources.Arrays):
+def _layout_findings(source: readers.Source) -> Iterator[Finding]:
+    if not isinstance(source, readers.Arrays):
         for text in source.warnings:
             yield Finding("warning", "layout", (), text, "training uses the folders as they are")
 
 
-def _faults(source: sources.Source, seen: Scan) -> Iterator[Finding]:
+def _file_findings(source: readers.Source, scanned: Scan) -> Iterator[Finding]:
     names = source.names
-    for position, fault in enumerate(seen.faults):
+    for position, fault in enumerate(scanned.faults):
         if fault:
-            kind = "cut-off" if seen.valid[position] else "broken"
-            severity: Severity = "warning" if seen.valid[position] else "error"
-            yield Finding(
-                severity, kind, (names[position],), fault, "remove it, or bring it again", positions=(position,)
-            )
+            kind = "cut-off" if scanned.valid[position] else "broken"
+            severity: Severity = "warning" if scanned.valid[position] else "error"
+            advice = "remove the file, or copy it again"
+            yield Finding(severity, kind, (names[position],), fault, advice, positions=(position,))
 
 
-def _copies(looked: Looked) -> Iterator[Finding]:
-    """The same bytes again: each copy is named with one that it spoils, or else with the first."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for i, position in enumerate(looked.positions):
-        same[looked.scan.digests[position]].append(i)
-    for group in same.values():
+def _copy_findings(images: CheckedImages) -> Iterator[Finding]:
+    """Yield a finding for each image that has the same bytes as an earlier image.
+
+    The finding names the copy in another split or class if there is one, otherwise the first image.
+    """
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for i, position in enumerate(images.positions):
+        by_digest[images.scan.digests[position]].append(i)
+    for group in by_digest.values():
         for i in group[1:]:
-            yield _pair(looked, i, _worst_partner(looked, i, group), 0.0)
+            yield _pair_finding(images, i, _worst_partner(images, i, group), 0.0)
 
 
-def _worst_partner(looked: Looked, i: int, group: list[int]) -> int:
-    classes, splits = looked.dataset.classes, looked.splits
+def _worst_partner(images: CheckedImages, i: int, group: list[int]) -> int:
+    """Return the copy of image ``i`` that does the most harm: preferably one in another split, then another class."""
+    classes, splits = images.dataset.classes, images.splits
     return max(
         (j for j in group if j != i), key=lambda j: (splits[j] != splits[i], classes[j] != classes[i], j == group[0])
     )
 
 
-def _near(looked: Looked) -> Iterator[Finding]:
-    if len(looked.positions) < 2:
+def _near_duplicate_findings(images: CheckedImages) -> Iterator[Finding]:
+    if len(images.positions) < 2:
         return
-    digests = [looked.scan.digests[position] for position in looked.positions]
-    near = near_pairs(thumbnails(looked.thumbnails), [looked.splits, looked.dataset.classes])
-    pairs = confirmed(near, looked.thumbnails)
-    for one, other, apart in zip(pairs.one, pairs.other, pairs.apart, strict=True):
-        if digests[one] != digests[other]:
-            yield _pair(looked, int(other), int(one), float(apart))
+    digests = [images.scan.digests[position] for position in images.positions]
+    candidates = near_pairs(thumbnails(images.thumbnails), [images.splits, images.dataset.classes])
+    pairs = confirmed(candidates, images.thumbnails)
+    for first, second, distance in zip(pairs.first, pairs.second, pairs.distance_levels, strict=True):
+        if digests[first] != digests[second]:
+            yield _pair_finding(images, int(second), int(first), float(distance))
 
 
-def _pair(looked: Looked, i: int, j: int, apart: float) -> Finding:
-    """About two pictures that are the same, or nearly (``apart`` in grey levels)."""
-    dataset, splits = looked.dataset, looked.splits
-    exact = looked.scan.digests[looked.positions[i]] == looked.scan.digests[looked.positions[j]]
-    kind, how = ("copy", "the same picture as") if exact else ("near", f"nearly the same ({apart:.1f} grey levels) as")
-    what, weight = f"{how} {dataset.names[j]}", -apart
+def _pair_finding(images: CheckedImages, i: int, j: int, distance_levels: float) -> Finding:
+    """Return a finding about two images that are exact copies or near-duplicates."""
+    dataset, splits = images.dataset, images.splits
+    exact = images.scan.digests[images.positions[i]] == images.scan.digests[images.positions[j]]
+    kind = "copy" if exact else "near"
+    relation = "is a copy of" if exact else "is a near-duplicate of"
+    what, weight = f"{relation} {dataset.names[j]}", -distance_levels
+    if not exact:
+        what += f" (distance {distance_levels:.1f} gray levels)"
     if splits[i] != splits[j]:
-        what += f", one in {splits[i] or 'no split'}, one in {splits[j] or 'no split'}"
-        tagged = bool(np.any(dataset.splits != ""))
-        advice = "keep one" if tagged else "keep one, or keep them together with --group-by"
-        return looked.finding("error" if exact else "warning", f"{kind}-across-splits", (i, j), what, advice, weight)
+        what += f", and the two images are in different splits ({splits[i] or 'none'}, {splits[j] or 'none'})"
+        has_splits = bool(np.any(dataset.splits != ""))
+        advice = "remove one of them" if has_splits else "remove one of them, or keep them together with --group-by"
+        return images.finding("error" if exact else "warning", f"{kind}-across-splits", (i, j), what, advice, weight)
     if dataset.classes[i] != dataset.classes[j]:
-        one, other = (dataset.labels[dataset.classes[k]] for k in (i, j))
-        what += f", one is {one!r}, one {other!r}"
-        advice = "one label is wrong: keep the right one" if exact else "look which labels are right"
-        return looked.finding("error" if exact else "warning", f"{kind}-across-classes", (i, j), what, advice, weight)
-    return looked.finding("note", kind, (i, j), what, "one of them teaches nothing new", weight)
+        label, other_label = (dataset.labels[dataset.classes[k]] for k in (i, j))
+        what += f", but the labels differ ({label!r}, {other_label!r})"
+        advice = "remove the image with the wrong label" if exact else "check both labels"
+        return images.finding("error" if exact else "warning", f"{kind}-across-classes", (i, j), what, advice, weight)
+    return images.finding("note", kind, (i, j), what, "remove one of them, because it adds no information", weight)
 
 
-def _sizes(looked: Looked, recipe: Recipe) -> Iterator[Finding]:
-    sizes = looked.scan.sizes_px[looked.positions]
+def _size_findings(images: CheckedImages, recipe: Recipe) -> Iterator[Finding]:
+    sizes = images.scan.sizes_px[images.positions]
     shorter, ratios = sizes.min(axis=1), sizes.max(axis=1) / sizes.min(axis=1)
-    wanted = recipe.data.input_size or min(int(np.median(shorter)), AUTO_SIZE_PX[1])
-    small = np.flatnonzero(shorter * ENLARGED < wanted)
+    input_px = recipe.data.input_size or min(int(np.median(shorter)), AUTO_SIZE_PX[1])
+    small = np.flatnonzero(shorter * ENLARGED < input_px)
     if len(small) > len(sizes) / 2:
-        what = f"{len(small):,} of {len(sizes):,} pictures are enlarged more than twice for {wanted}×{wanted}"
-        yield Finding("warning", "small", (), what, "take a smaller data.input_size, or bring larger pictures")
+        what = (
+            f"{len(small):,} of {len(sizes):,} images are enlarged by more than a factor of {ENLARGED:g} for the input "
+            f"size {input_px}×{input_px}"
+        )
+        yield Finding("warning", "small", (), what, "set a smaller data.input_size, or use larger images")
         small = small[:0]
-    usual = float(np.median(ratios))
+    median_ratio = float(np.median(ratios))
     for i in small:
-        enlarged = wanted / shorter[i]
-        what = f"is {_size(sizes[i])}, and is enlarged {enlarged:.1f} times for {wanted}×{wanted}"
-        yield looked.finding("warning", "small", (int(i),), what, "bring it larger, or remove it", float(enlarged))
-    for i in np.flatnonzero(ratios > ELONGATED * usual):
-        what = f"is {_size(sizes[i])}, {ratios[i]:.1f} times as long as wide; usual here is {usual:.1f}"
-        advice = "its ends are cut away: crop it yourself, or take data.fit=pad"
-        yield looked.finding("note", "shape", (int(i),), what, advice, float(ratios[i]))
+        factor = input_px / shorter[i]
+        what = f"has {_size(sizes[i])}, and is enlarged by a factor of {factor:.1f} for {input_px}×{input_px}"
+        advice = "replace it with a larger image, or remove it"
+        yield images.finding("warning", "small", (int(i),), what, advice, float(factor))
+    for i in np.flatnonzero(ratios > ELONGATED * median_ratio):
+        what = f"has {_size(sizes[i])}, an aspect ratio of {ratios[i]:.1f} (median of all images: {median_ratio:.1f})"
+        advice = "its ends are cropped: crop the image yourself, or set data.fit=pad"
+        yield images.finding("note", "shape", (int(i),), what, advice, float(ratios[i]))
 
 
 def _size(size: npt.NDArray[np.int64]) -> str:
     return f"{size[1]}×{size[0]} pixels"
 
 
-def _blank(looked: Looked) -> Iterator[Finding]:
-    for i, image in enumerate(looked.thumbnails):
+def _blank_findings(images: CheckedImages) -> Iterator[Finding]:
+    for i, image in enumerate(images.thumbnails):
         levels = float(image.std())
         if levels < BLANK_LEVELS:
-            what = f"shows nothing: its values deviate by {levels:.1f} grey levels"
-            yield looked.finding("warning", "blank", (i,), what, "remove it", -levels)
+            what = f"is blank: the standard deviation of its pixel values is {levels:.1f} gray levels"
+            yield images.finding("warning", "blank", (i,), what, "remove it", -levels)
 
 
-def _balance(looked: Looked) -> Iterator[Finding]:
-    labels = looked.dataset.labels
-    counts = np.bincount(looked.dataset.classes, minlength=len(labels))
-    most = int(counts.max())
+def _balance_findings(images: CheckedImages) -> Iterator[Finding]:
+    labels = images.dataset.labels
+    counts = np.bincount(images.dataset.classes, minlength=len(labels))
+    largest = int(counts.max())
     for label, count in zip(labels, counts, strict=True):
         if count < FEW:
             severity: Severity = "warning" if count else "error"
-            what = f"class {label!r} has {count} pictures; expected are {FEW} at the least"
-            yield Finding(severity, "few", (), what, "add pictures of it", float(-count))
-        elif count * UNBALANCED < most:
-            what = f"class {label!r} has {count:,} pictures, another has {most:,}"
-            advice = "add pictures of it, or take train.class_weights=balanced"
-            yield Finding("warning", "balance", (), what, advice, most / count)
+            what = f"class {label!r} has {count} image{'s' * (count != 1)}, expected at least {FEW}"
+            yield Finding(severity, "few", (), what, "add images to this class", float(-count))
+        elif count * UNBALANCED < largest:
+            what = f"class {label!r} has {count:,} images, but the largest class has {largest:,}"
+            advice = "add images to this class, or set train.class_weights=balanced"
+            yield Finding("warning", "balance", (), what, advice, largest / count)
 
 
-def _labels(looked: Looked, findings: list[Finding], listener: Listener) -> float | None:
-    """Add what is likely labelled wrong; gives the quick classifier's accuracy, where it learnt anything."""
-    classes, labels = looked.dataset.classes, looked.dataset.labels
-    if len(classes) < FEWEST_JUDGED or np.count_nonzero(np.bincount(classes)) < 2:
+def _find_label_errors(images: CheckedImages, findings: list[Finding], listener: Listener) -> float | None:
+    """Append likely label errors to ``findings``, and return the cross-validated accuracy of the classifier.
+
+    Return None if there are too few images, or if the accuracy is too low for reliable findings.
+    """
+    classes, labels = images.dataset.classes, images.dataset.labels
+    if len(classes) < MIN_IMAGES_FOR_LABELS or np.count_nonzero(np.bincount(classes)) < 2:
         return None
-    judged = judge(looked.thumbnails, classes, listener)
-    if not judged.knows(classes):
+    predictions = cross_validate(images.thumbnails, classes, listener)
+    if not predictions.are_reliable(classes):
         return None
-    for i in judged.suspects(classes):
-        best = int(judged.scores[i].argmax())
-        own, other = judged.scores[i, classes[i]], judged.scores[i, best]
-        what = f"is labelled {labels[classes[i]]!r} ({own:.1%}) and looks like {labels[best]!r} ({other:.0%})"
+    for i in predictions.label_errors(classes):
+        best = int(predictions.scores[i].argmax())
+        own, other = predictions.scores[i, classes[i]], predictions.scores[i, best]
+        what = (
+            f"is labeled {labels[classes[i]]!r} (score {own:.1%}), but a quick classifier predicts {labels[best]!r} "
+            f"(score {other:.0%})"
+        )
         weight = float(other / max(own, 1e-9))
-        findings.append(looked.finding("warning", "label", (int(i),), what, "look at it", weight, labels[best]))
-    return judged.accuracy
+        findings.append(images.finding("warning", "label", (int(i),), what, "check the label", weight, labels[best]))
+    return predictions.accuracy
 
 
-def _counts(looked: Looked) -> dict[str, dict[str, int]]:
-    labels = looked.dataset.labels or ("",)
-    counted = Counter(zip(looked.dataset.classes.tolist(), looked.splits.tolist(), strict=True))
-    names = [name for name in (*SPLITS, "") if name in looked.splits]
+def _counts(images: CheckedImages) -> dict[str, dict[str, int]]:
+    labels = images.dataset.labels or ("",)
+    counted = Counter(zip(images.dataset.classes.tolist(), images.splits.tolist(), strict=True))
+    names = [name for name in (*SPLITS, "") if name in images.splits]
     return {label: {name: counted[index, name] for name in names} for index, label in enumerate(labels)}

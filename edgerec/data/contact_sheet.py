@@ -1,4 +1,4 @@
-"""A contact sheet of a data set, as the model sees it: its classes, and what augmentation makes of them."""
+"""Draw a contact sheet of a data set: preprocessed images of each class, and optionally their augmented versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgerec.contract.preprocess import Image
 from edgerec.data.augment import augmenter, mixer
 from edgerec.data.dataset import Dataset, load
-from edgerec.data.dataset_plots import Row, picture_table
+from edgerec.data.dataset_plots import ImageRow, image_table
 from edgerec.data.tfrecord_reader import SPLITS
 from edgerec.errors import RecipeError
 from edgerec.recipe import AugmentSection, DataSection, Recipe
@@ -22,19 +22,19 @@ from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, ignore
 
 COLUMNS = 8
-# Rows that a sheet has where there are few classes, and at most.
-FEWEST_ROWS, MOST_ROWS = 8, 60
+# Minimum number of rows of a sheet of augmented images, and maximum number of classes on a sheet.
+MIN_ROWS, MAX_CLASSES = 8, 60
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What was drawn.
+    """Description of a contact sheet.
 
     Attributes:
-        path: the PNG.
-        counts: pictures of each class, by its label.
-        shown: classes that are on the sheet.
-        augment: the keys that were active, with their values; none without augmentation.
+        path: path of the PNG file.
+        counts: number of images of each class, by label.
+        shown: number of classes on the sheet.
+        augment: active augmentation keys and their values; empty without augmentation.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Sheet:
     augment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -56,42 +56,43 @@ def show_data(
     least_size_px: int = 8,
     listener: Listener = ignore,
 ) -> Sheet:
-    """Draw a contact sheet: a row per class with its count.
+    """Draw a contact sheet with one row of images per class, labeled with the number of images.
 
     Args:
-        recipe: its data, its seed and its augmentation.
-        out: the PNG.
-        augment: each row is one training picture and what augmentation makes of it, as the model will see it.
-        overwrite: replace the PNG.
-        least_size_px: the architecture's smallest input.
-        listener: told of the reading.
+        recipe: the recipe. Only its data, seed and augmentation are used.
+        out: path of the PNG file.
+        augment: show one training image per row, followed by augmented versions of this image.
+        overwrite: replace an existing file.
+        least_size_px: smallest input size of the architecture, in pixels.
+        listener: called with the progress.
 
     Raises:
-        EdgerecError: no such data, nothing to augment with, or ``out`` exists.
+        EdgerecError: the data does not exist, all augmentations are disabled, or ``out`` exists.
     """
     path = checked_output(out, [recipe.data.source], suffixes=(".png",))
     refuse_existing(path, overwrite, ours=not path.is_dir())
     if augment and not recipe.augment.active:
         raise RecipeError(
-            "the recipe's [augment] turns everything off: there is nothing to show; set augment.shift=0.1"
+            "There are no augmented images to show, because the recipe disables all augmentations: set, for example, "
+            "augment.shift=0.1"
         )
     require("matplotlib")
     dataset, section = load(recipe.data, least_size_px=least_size_px, listener=listener)
-    classes = range(min(len(dataset.labels), MOST_ROWS))
-    heading = f"{section.title}: {len(dataset.classes):,} pictures of {len(dataset.labels)} classes"
+    classes = range(min(len(dataset.labels), MAX_CLASSES))
+    heading = f"{section.title}: {len(dataset.classes):,} images of {len(dataset.labels)} classes"
     if len(classes) < len(dataset.labels):
-        heading += f", {len(classes)} of them shown"
+        heading += f" (the first {len(classes)} classes are shown)"
     if augment:
         rows, titles = _augmented(dataset, classes, recipe)
         active = ", ".join(_setting(name, value) for name, value in recipe.augment.active.items())
-        caption = f"augment: {active}; seed {recipe.seed}. {_seen(section)}"
+        caption = f"Augmentation: {active}; seed {recipe.seed}. {_input_text(section)}"
     else:
         rows = [
-            Row(dataset.labels[i], _counts(dataset, i), [dataset.images[p] for p in _some(dataset, i, COLUMNS)])
+            ImageRow(dataset.labels[i], _counts(dataset, i), [dataset.images[p] for p in _sample(dataset, i, COLUMNS)])
             for i in classes
         ]
-        titles, caption = [], f"Evenly chosen in each class. {_seen(section)}"
-    picture_table(rows, titles, heading, caption, path)
+        titles, caption = [], f"Evenly spaced sample of each class. {_input_text(section)}"
+    image_table(rows, titles, heading, caption, path)
     counts = np.bincount(dataset.classes, minlength=len(dataset.labels))
     return Sheet(
         str(path),
@@ -105,57 +106,57 @@ def _setting(name: str, value: Any) -> str:
     return name if value is True else f"{name} {value:g}"
 
 
-def _seen(section: DataSection) -> str:
-    colours = "grey" if section.channels == 1 else "RGB"
-    return f"{section.input_size}×{section.input_size} {colours}, as the model sees them."
+def _input_text(section: DataSection) -> str:
+    color = "grayscale" if section.channels == 1 else "RGB"
+    return f"Images are preprocessed to the model's input, {section.input_size}×{section.input_size} {color}."
 
 
 def _counts(dataset: Dataset, index: int) -> str:
-    """How many, and where the data has its own splits, how many in each."""
-    mine = dataset.splits[dataset.classes == index]
+    """Return the number of images of a class, for each split if the data has its own splits."""
+    splits = dataset.splits[dataset.classes == index]
     if not np.any(dataset.splits != ""):
-        return f"{len(mine):,} pictures"
-    return "\n".join(f"{np.sum(mine == split):,} {split}" for split in SPLITS if split in dataset.splits)
+        return f"{len(splits):,} images"
+    return "\n".join(f"{np.sum(splits == split):,} {split}" for split in SPLITS if split in dataset.splits)
 
 
-def _some(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
-    """Up to ``count`` positions of a class, evenly chosen; of the training pictures where the data says which."""
+def _sample(dataset: Dataset, index: int, count: int) -> npt.NDArray[np.int64]:
+    """Return up to ``count`` evenly spaced positions of a class, from the training images if the data has splits."""
     of_class = dataset.classes == index
-    trained = of_class & ((dataset.splits == "train") | (dataset.splits == ""))
-    positions = np.flatnonzero(trained if trained.any() else of_class)
+    training = of_class & ((dataset.splits == "train") | (dataset.splits == ""))
+    positions = np.flatnonzero(training if training.any() else of_class)
     return positions[np.linspace(0, len(positions) - 1, num=min(count, len(positions)), dtype=int)]
 
 
-def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[Row], list[str]]:
-    """A row per picture: as it is, then changed by one seed after the other."""
-    each = max(1, FEWEST_ROWS // len(classes))
-    chosen = np.concatenate([_some(dataset, i, each) for i in classes])
-    versions = [_one_version(dataset, chosen, recipe.augment, (recipe.seed, number)) for number in range(1, COLUMNS)]
+def _augmented(dataset: Dataset, classes: Sequence[int], recipe: Recipe) -> tuple[list[ImageRow], list[str]]:
+    """Return one row per image, which has the original and one augmented version per seed, and the column titles."""
+    images_per_class = max(1, MIN_ROWS // len(classes))
+    positions = np.concatenate([_sample(dataset, i, images_per_class) for i in classes])
+    versions = [_augment_batch(dataset, positions, recipe.augment, (recipe.seed, i)) for i in range(1, COLUMNS)]
     rows = []
-    for place, position in enumerate(chosen):
+    for row, position in enumerate(positions):
         index = dataset.classes[position]
-        images = [dataset.images[position], *(images[place] for images, _ in versions)]
-        notes = ["", *(_share_text(dataset, shares[place]) for _, shares in versions)] if recipe.augment.mixes else []
-        rows.append(Row(dataset.labels[index], _counts(dataset, index), images, notes))
-    return rows, ["as it is", *(f"augmented {number}" for number in range(1, COLUMNS))]
+        images = [dataset.images[position], *(images[row] for images, _ in versions)]
+        notes = ["", *(_label_text(dataset, labels[row]) for _, labels in versions)] if recipe.augment.mixes else []
+        rows.append(ImageRow(dataset.labels[index], _counts(dataset, index), images, notes))
+    return rows, ["original", *(f"augmented {number}" for number in range(1, COLUMNS))]
 
 
-def _one_version(
-    dataset: Dataset, chosen: npt.NDArray[np.int64], section: AugmentSection, seed: tuple[int, int]
+def _augment_batch(
+    dataset: Dataset, positions: npt.NDArray[np.int64], section: AugmentSection, seed: tuple[int, int]
 ) -> tuple[list[Image], npt.NDArray[np.float32]]:
-    """The pictures changed as a batch of training is, and each one's shares of the classes."""
+    """Augment the images at ``positions`` as one training batch; return the images and their soft labels."""
     tf = require("tensorflow")
-    change, mix = augmenter(section), mixer(section)
-    pixels = tf.constant(dataset.images[chosen], tf.float32)
-    shares = tf.one_hot(dataset.classes[chosen], len(dataset.labels))
-    if change is not None:
-        pixels = change(pixels, tf.constant(seed, tf.int64))
+    augment, mix = augmenter(section), mixer(section)
+    pixels = tf.constant(dataset.images[positions], tf.float32)
+    soft_labels = tf.one_hot(dataset.classes[positions], len(dataset.labels))
+    if augment is not None:
+        pixels = augment(pixels, tf.constant(seed, tf.int64))
     if mix is not None:
-        pixels, shares = mix(pixels, shares, tf.constant(seed, tf.int64))
-    return list(np.rint(np.asarray(pixels)).astype(np.uint8)), np.asarray(shares)
+        pixels, soft_labels = mix(pixels, soft_labels, tf.constant(seed, tf.int64))
+    return list(np.rint(np.asarray(pixels)).astype(np.uint8)), np.asarray(soft_labels)
 
 
-def _share_text(dataset: Dataset, shares: npt.NDArray[np.float32]) -> str:
-    """The classes that a mixed picture shows, the largest first, a line each."""
-    order = [i for i in np.argsort(-shares, kind="stable")[:2] if shares[i] >= 0.005]
-    return "\n".join(f"{dataset.labels[i][:12]} {shares[i]:.0%}" for i in order)
+def _label_text(dataset: Dataset, soft_labels: npt.NDArray[np.float32]) -> str:
+    """Return the classes of a mixed image with their percentages, one line each, the largest first."""
+    order = [i for i in np.argsort(-soft_labels, kind="stable")[:2] if soft_labels[i] >= 0.005]
+    return "\n".join(f"{dataset.labels[i][:12]} {soft_labels[i]:.0%}" for i in order)

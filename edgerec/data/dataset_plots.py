@@ -1,4 +1,4 @@
-"""Figures as PNG, and pictures in a table."""
+"""Draw a table of images as a PNG file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgerec.contract.preprocess import Image
 from edgerec.utils.figures import DARK, new_figure, plain, save_figure
 from edgerec.utils.optional import require
 
-# Of a table's cell, in pixels of the composed sheet; the gap belongs to it.
+# Size of a cell in pixels, including a gap of GAP_PX on each side, and size of a drawn cell in inches.
 CELL_PX, GAP_PX = 128, 6
 CELL_INCHES = 0.95
 
 
 @dataclass(frozen=True)
-class Row:
-    """Pictures side by side.
+class ImageRow:
+    """Row of an image table.
 
     Attributes:
-        label: what they are, at their left.
-        about: a line or two below the label, in grey.
-        images: uint8 ``(H, W, 1)`` or ``(H, W, 3)``, of any sizes.
-        notes: a short text below each; none or one per picture.
-        marked: with a frame.
+        label: title at the left of the images.
+        about: one or two lines below the label, in gray.
+        images: uint8 ``(H, W, 1)`` or ``(H, W, 3)``, of any size.
+        notes: text below each image; empty or one string per image.
+        marked: whether each image has a colored frame; empty or one value per image.
     """
 
     label: str
@@ -38,8 +38,16 @@ class Row:
     marked: Sequence[bool] = ()
 
 
-def picture_table(rows: Sequence[Row], titles: Sequence[str], heading: str, caption: str, path: Path) -> None:
-    """Rows of pictures with their labels; ``titles`` stand above the columns."""
+def image_table(rows: Sequence[ImageRow], titles: Sequence[str], heading: str, caption: str, path: Path) -> None:
+    """Draw rows of images.
+
+    Args:
+        rows: the images and their texts.
+        titles: titles of the columns; empty for none.
+        heading: text above the table.
+        caption: text below the table.
+        path: path of the PNG file.
+    """
     columns = max(len(row.images) for row in rows)
     noted = max((note.count("\n") + 1 for row in rows for note in row.notes), default=0)
     row_inches = CELL_INCHES + 0.14 * noted
@@ -50,7 +58,7 @@ def picture_table(rows: Sequence[Row], titles: Sequence[str], heading: str, capt
     above, below = 0.66 if titles else 0.5, 0.25 + 0.17 * len(lines)
     height = above + len(rows) * row_inches + below
     figure = new_figure(width, height)
-    figure.set_layout_engine("none")  # every place is known
+    figure.set_layout_engine("none")  # all positions are computed below
     figure.text(0.15 / width, 1 - 0.12 / height, plain(heading, int(width * 9)), va="top", fontsize=11, weight="bold")
     figure.text(0.15 / width, 0.1 / height, plain("\n".join(lines)), va="bottom", fontsize=8, color=DARK)
     for number, title in enumerate(titles):
@@ -68,31 +76,31 @@ def picture_table(rows: Sequence[Row], titles: Sequence[str], heading: str, capt
         axes = figure.add_axes((left / width, bottom, wide, CELL_INCHES / height))
         axes.imshow(_strip(row), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        for place, note in enumerate(row.notes):
-            x = (left + (place + 0.5) * CELL_INCHES) / width
+        for column, note in enumerate(row.notes):
+            x = (left + (column + 0.5) * CELL_INCHES) / width
             figure.text(x, bottom, plain(note), ha="center", va="top", fontsize=6.5, color=DARK, linespacing=1.1)
     save_figure(figure, path)
 
 
-def _strip(row: Row) -> npt.NDArray[np.uint8]:
-    """The row's pictures as one, each in a cell of its own. An axes for every picture would take seconds."""
+def _strip(row: ImageRow) -> npt.NDArray[np.uint8]:
+    """Combine the images of a row into one image, because separate axes for all images would take seconds to draw."""
     strip = np.full((CELL_PX, CELL_PX * len(row.images), 3), 255, np.uint8)
-    for place, image in enumerate(row.images):
+    for column, image in enumerate(row.images):
         fitted = fit_cell(image)
-        high, wide = fitted.shape[:2]
-        top, start = (CELL_PX - high) // 2, place * CELL_PX + (CELL_PX - wide) // 2
-        if row.marked and row.marked[place]:
-            strip[top - 3 : top + high + 3, start - 3 : start + wide + 3] = (224, 122, 47)  # ORANGE
-        strip[top : top + high, start : start + wide] = fitted
+        height, width = fitted.shape[:2]
+        top, left = (CELL_PX - height) // 2, column * CELL_PX + (CELL_PX - width) // 2
+        if row.marked and row.marked[column]:
+            strip[top - 3 : top + height + 3, left - 3 : left + width + 3] = (224, 122, 47)  # ORANGE
+        strip[top : top + height, left : left + width] = fitted
     return strip
 
 
 def fit_cell(image: Image) -> Image:
-    """uint8 ``(h, w, 3)``, neither side longer than a cell; small pictures show their pixels."""
+    """Scale an image to the size of a cell without interpolating enlarged images; return uint8 ``(h, w, 3)``."""
     cv2 = require("cv2")
-    most = CELL_PX - 2 * GAP_PX
-    scale = most / max(image.shape[:2])
+    longest_px = CELL_PX - 2 * GAP_PX
+    scale = longest_px / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    how = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
-    fitted = cv2.resize(np.ascontiguousarray(image), size, interpolation=how)
+    interpolation = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    fitted = cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
     return cv2.cvtColor(fitted, cv2.COLOR_GRAY2RGB) if fitted.ndim == 2 else fitted

@@ -1,8 +1,9 @@
-"""Labels that are likely wrong: where a quick classifier that never saw a picture contradicts its label.
+"""Find likely label errors: images whose label contradicts the prediction of a cross-validated quick classifier.
 
 The features are those of A. Coates, H. Lee and A. Ng, "An analysis of single-layer networks in unsupervised feature
-learning" (AISTATS 2011), with patches of the data itself as filters; the classifier is a ridge regression, trained on
-some of the pictures and asked about the others; what it says is weighed as in confident learning (arXiv:1911.00068).
+learning" (AISTATS 2011), with patches of the data as filters. The classifier is a ridge regression that predicts each
+image from the images of the other folds. Labels are compared with these predictions as in confident learning
+(arXiv:1911.00068).
 """
 
 from __future__ import annotations
@@ -19,48 +20,62 @@ from edgerec.utils.progress import Listener, Progress
 Reals = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-SIDE_PX, PATCH_PX, STRIDE_PX, FILTERS = 32, 6, 2, 128
-# So many pictures are judged together: memory stays bounded, and time grows as their number does.
+PATCH_PX, STRIDE_PX, FILTERS = 6, 2, 128
+# Number of images that are cross-validated together. This bounds the memory, and makes the time linear in the number
+# of images.
 BLOCK = 20000
+# Number of images whose features are computed at once.
 CHUNK = 128
 FOLDS = 5
+# Candidates for the penalty of the ridge regression, and for the inverse temperature of the softmax.
 PENALTIES = (0.003, 0.03, 0.3)
-SHARPNESS = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
-LEAST_RATIO, RATIO_PER_ERROR = 20.0, 200.0
+INVERSE_TEMPERATURES = tuple(2.0**power for power in np.arange(-1, 6.01, 0.25))
+# A label is a likely error if the score of another class is more than BASE_RATIO + RATIO_PER_ERROR * (1 - accuracy)
+# times the score of the label.
+BASE_RATIO, RATIO_PER_ERROR = 20.0, 200.0
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a classifier that did not see the pictures says of them.
+class CrossValidation:
+    """Predictions for each image by a classifier that was not trained on the image.
 
     Attributes:
-        scores: float32 ``(N, classes)``, calibrated, summing to 1.
-        accuracy: how often its best class is the label, 0 to 1.
+        scores: float32 ``(N, classes)``, calibrated probabilities that sum to 1.
+        accuracy: fraction of the images whose predicted class is the label, 0 to 1.
     """
 
     scores: Reals
     accuracy: float
 
-    def suspects(self, classes: Indices) -> Indices:
-        """Positions whose label is likely wrong, the likeliest first.
+    def label_errors(self, classes: Indices) -> Indices:
+        """Return the positions of likely label errors, the most likely first.
 
-        Another class must have so many times the score of the label; the more, the less the classifier knows. With
-        5 % of the labels exchanged, benchmarks/data_check.py has what that finds and what it accuses wrongly.
+        A label is a likely error if another class has a much higher score. The less accurate the classifier is, the
+        higher the required ratio of the two scores. benchmarks/data_check.py measures precision and recall on data
+        in which 5 % of the labels were changed.
         """
-        needed = LEAST_RATIO + RATIO_PER_ERROR * (1 - self.accuracy)
+        min_ratio = BASE_RATIO + RATIO_PER_ERROR * (1 - self.accuracy)
         own = np.maximum(self.scores[np.arange(len(classes)), classes], 1e-9)
         ratio = self.scores.max(axis=1) / own
         order = np.argsort(-ratio, kind="stable")
-        return order[ratio[order] > needed]
+        return order[ratio[order] > min_ratio]
 
-    def knows(self, classes: Indices) -> bool:
-        """Whether it is right clearly more often than by always giving the most frequent label."""
-        chance = np.bincount(classes).max() / len(classes)
-        return self.accuracy > chance + 0.25 * (1 - chance)
+    def are_reliable(self, classes: Indices) -> bool:
+        """Return whether the accuracy is clearly higher than that of always predicting the most frequent class."""
+        baseline = np.bincount(classes).max() / len(classes)
+        return self.accuracy > baseline + 0.25 * (1 - baseline)
 
 
-def judge(images: npt.NDArray[np.uint8], classes: Indices, listener: Listener) -> Judgement:
-    """Out-of-fold scores of pictures uint8 ``(N, 32, 32, C)``, by chance in blocks of at most 20,000."""
+def cross_validate(images: npt.NDArray[np.uint8], classes: Indices, listener: Listener) -> CrossValidation:
+    """Predict each image by a classifier that is trained on other images.
+
+    The images are divided at random into blocks of at most 20,000, and each block is cross-validated separately.
+
+    Args:
+        images: uint8 ``(N, 32, 32, C)``.
+        classes: ``(N,)``, class of each image.
+        listener: called with the progress.
+    """
     count = int(classes.max()) + 1
     scores = np.zeros((len(classes), count), np.float32)
     order = np.random.default_rng(0).permutation(len(classes))
@@ -71,33 +86,33 @@ def judge(images: npt.NDArray[np.uint8], classes: Indices, listener: Listener) -
         for part in _features(images, block):
             parts.append(part)
             done += len(part)
-            listener(Progress("looking at labels", done, len(order)))
-        # On a busy machine small systems take ten times as long on all processors as on one.
+            listener(Progress("checking labels", done, len(order)))
+        # Use one thread, because on a busy machine, small linear systems take ten times as long on all CPU cores.
         with require("threadpoolctl").threadpool_limits(1):
             scores[block] = _out_of_fold(np.concatenate(parts), classes[block], count)
-    return Judgement(scores, float(np.mean(scores.argmax(axis=1) == classes)))
+    return CrossValidation(scores, float(np.mean(scores.argmax(axis=1) == classes)))
 
 
 def _features(images: npt.NDArray[np.uint8], positions: Indices) -> Iterator[Reals]:
-    """Chunks of float32 ``(n, features)``."""
+    """Yield the features of the images at ``positions`` in chunks, float32 ``(n, features)``."""
     rng = np.random.default_rng(0)
-    some = _patches(np.asarray(images[np.sort(rng.permutation(positions)[:500])])).reshape(
+    sample = _patches(np.asarray(images[np.sort(rng.permutation(positions)[:500])])).reshape(
         -1, PATCH_PX**2 * images.shape[3]
     )
-    some = some[rng.permutation(len(some))[:20000]]
-    mean = some.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((some - mean).T) + 0.1 * np.eye(some.shape[1]))
+    sample = sample[rng.permutation(len(sample))[:20000]]
+    mean = sample.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((sample - mean).T) + 0.1 * np.eye(sample.shape[1]))
     whiten = (vectors / np.sqrt(values)) @ vectors.T
-    filters = (some[rng.permutation(len(some))[:FILTERS]] - mean) @ whiten
+    filters = (sample[rng.permutation(len(sample))[:FILTERS]] - mean) @ whiten
     filters /= np.linalg.norm(filters, axis=1, keepdims=True) + 1e-6
     matrix = (whiten @ filters.T).astype(np.float32)
     offset = (mean @ matrix).astype(np.float32)
     for start in range(0, len(positions), CHUNK):
         patches = _patches(images[positions[start : start + CHUNK]])
-        answers = patches @ matrix - offset
-        half = answers.shape[1] // 2
-        quarters = [answers[:, rows, columns] for rows in _halves(half) for columns in _halves(half)]
-        pooled = [np.maximum(s * q - 0.25, 0).mean(axis=(1, 2)) for q in quarters for s in (1, -1)]
+        responses = patches @ matrix - offset
+        half = responses.shape[1] // 2
+        quadrants = [responses[:, rows, columns] for rows in _halves(half) for columns in _halves(half)]
+        pooled = [np.maximum(sign * part - 0.25, 0).mean(axis=(1, 2)) for part in quadrants for sign in (1, -1)]
         yield np.concatenate(pooled, axis=1)
 
 
@@ -106,7 +121,11 @@ def _halves(middle: int) -> tuple[slice, slice]:
 
 
 def _patches(images: npt.NDArray[np.uint8]) -> Reals:
-    """float32 ``(n, rows, columns, values)``: patches of the pictures, each of mean 0 and about deviation 1."""
+    """Return the patches of each image, normalized to mean 0 and a standard deviation of about 1.
+
+    Returns:
+        float32 ``(n, rows, columns, values)``.
+    """
     view = np.lib.stride_tricks.sliding_window_view(images, (PATCH_PX, PATCH_PX), axis=(1, 2))
     view = view[:, ::STRIDE_PX, ::STRIDE_PX]
     patches = view.reshape(*view.shape[:3], -1).astype(np.float32)
@@ -116,21 +135,24 @@ def _patches(images: npt.NDArray[np.uint8]) -> Reals:
 
 
 def _out_of_fold(features: Reals, classes: Indices, count: int) -> Reals:
-    """Scores of each picture by a ridge regression of the other folds, at the best penalty and sharpness."""
+    """Return scores of each image by a ridge regression on the other folds, ``(N, count)``.
+
+    The penalty and the temperature are those with the lowest cross-entropy loss.
+    """
     features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-3)
     features = np.concatenate([features, np.ones((len(features), 1), np.float32)], axis=1)
     targets = np.eye(count, dtype=np.float32)[classes]
     fold = np.random.default_rng(1).permutation(len(classes)) % FOLDS
-    solve = _by_pictures if len(features) < features.shape[1] else _by_features
+    solve = _solve_dual if len(features) < features.shape[1] else _solve_primal
     best: tuple[float, Reals] = (np.inf, targets)
     for raw in solve(features, targets, fold):
         scores, loss = _calibrated(raw, classes)
-        best = min(best, (loss, scores), key=lambda one: one[0])
+        best = min(best, (loss, scores), key=lambda candidate: candidate[0])
     return best[1]
 
 
-def _by_features(features: Reals, targets: Reals, fold: Indices) -> Iterator[Reals]:
-    """The ridge regressions' answers out of fold, at each penalty."""
+def _solve_primal(features: Reals, targets: Reals, fold: Indices) -> Iterator[Reals]:
+    """Yield the out-of-fold outputs of the ridge regression for each penalty, ``(N, classes)``."""
     squares = [features[fold == i].T @ features[fold == i] for i in range(FOLDS)]
     products = [features[fold == i].T @ targets[fold == i] for i in range(FOLDS)]
     for penalty in PENALTIES:
@@ -142,26 +164,26 @@ def _by_features(features: Reals, targets: Reals, fold: Indices) -> Iterator[Rea
         yield raw
 
 
-def _by_pictures(features: Reals, targets: Reals, fold: Indices) -> Iterator[Reals]:
-    """The same for fewer pictures than features, by the smaller matrix of their products (the dual form)."""
+def _solve_dual(features: Reals, targets: Reals, fold: Indices) -> Iterator[Reals]:
+    """Yield the same as :func:`_solve_primal` from the dual form, which is faster for fewer images than features."""
     kernel = features @ features.T
     for penalty in PENALTIES:
         raw = np.empty_like(targets)
         ridge = penalty * len(features) * np.eye(len(features), dtype=np.float32)
         for i in range(FOLDS):
-            mine, others = fold == i, fold != i
-            among = (kernel + ridge)[np.ix_(others, others)]
-            raw[mine] = kernel[np.ix_(mine, others)] @ np.linalg.solve(among, targets[others])
+            held_out, training = fold == i, fold != i
+            system = (kernel + ridge)[np.ix_(training, training)]
+            raw[held_out] = kernel[np.ix_(held_out, training)] @ np.linalg.solve(system, targets[training])
         yield raw
 
 
 def _calibrated(raw: Reals, classes: Indices) -> tuple[Reals, float]:
-    """Softmax at the sharpness that makes the given labels likeliest, and the mean loss there, nats."""
-    found = []
-    for sharpness in SHARPNESS:
-        powers = np.exp(sharpness * (raw - raw.max(axis=1, keepdims=True)))
-        scores = powers / powers.sum(axis=1, keepdims=True)
+    """Return softmax scores at the temperature with the lowest cross-entropy loss, and this loss in nats."""
+    candidates = []
+    for inverse_temperature in INVERSE_TEMPERATURES:
+        exponentials = np.exp(inverse_temperature * (raw - raw.max(axis=1, keepdims=True)))
+        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
         loss = -np.log(np.maximum(scores[np.arange(len(classes)), classes], 1e-9)).mean()
-        found.append((float(loss), scores))
-    loss, scores = min(found, key=lambda one: one[0])
+        candidates.append((float(loss), scores))
+    loss, scores = min(candidates, key=lambda candidate: candidate[0])
     return scores, loss

@@ -1,4 +1,4 @@
-"""How alike pictures are, seen from afar: small enough to compare all with all."""
+"""Find near-duplicate images by comparing small thumbnails of all pairs of images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ Thumbnails = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 SIDE_PX = 8
-# So many are compared with so many at once.
+# Number of thumbnails in each of the two blocks whose pairwise distances are computed at once.
 BLOCK = 2048
-# Pictures no farther apart than this are near duplicates. Measured in grey levels on digits, hand signs and
-# CIFAR-10: the same picture again as JPEG, with noise or brighter 0.5 to 4, two different pictures 9 and more.
+# Maximum distance of near-duplicates, as root mean square difference of 8×8 thumbnails in gray levels. On digits, hand
+# signs and CIFAR-10, the distance is 0.5 to 4 between an image and its copy with JPEG compression, noise or another
+# brightness, and at least 9 between different images.
 NEAR_LEVELS = 4.0
-# Thin strokes in few places, as handwritten ones, come nearer than that. In 16×16 cells nine of ten such pairs of MNIST
-# are farther apart than this; the same picture as JPEG, enlarged or brighter is not (median 1.5 to 5.5).
+# Different images of thin strokes, such as handwritten digits, can be closer than that. On MNIST, 16×16 thumbnails
+# separate nine of ten such pairs by more than FINE_LEVELS, whereas the median distance of recompressed, enlarged or
+# brightened copies is 1.5 to 5.5.
 FINE_PX, FINE_LEVELS = 16, 5.5
 
 
 def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbnails:
-    """Pictures ``(N, H, W, C)`` as float32 ``(N, 64·C)``: the means of 8×8 cells, about the picture's own mean, so
-    that another exposure of a scene stays near it."""
+    """Return the means of ``side_px`` × ``side_px`` cells of each image, minus the mean of the image.
+
+    Subtracting the mean makes the distance of two images independent of their brightness.
+
+    Args:
+        images: uint8 ``(N, H, W, C)``.
+        side_px: number of cells per side.
+
+    Returns:
+        float32 ``(N, side_px² · C)``, in gray levels.
+    """
     cv2 = require("cv2")
     cells = np.empty((len(images), side_px * side_px * images.shape[3]), np.float32)
     for row, image in zip(cells, images, strict=True):
@@ -36,71 +47,83 @@ def thumbnails(images: npt.NDArray[np.uint8], side_px: int = SIDE_PX) -> Thumbna
     return cells - cells.mean(axis=1, keepdims=True)
 
 
-def distances(some: Thumbnails, others: Thumbnails) -> npt.NDArray[np.float32]:
-    """Root mean square difference of all pairs in grey levels, ``(len(some), len(others))``."""
-    squares = (some**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None] - 2 * some @ others.T
-    return np.sqrt(np.maximum(squares, 0) / some.shape[1])
+def distances(first: Thumbnails, second: Thumbnails) -> npt.NDArray[np.float32]:
+    """Return the root mean square difference of all pairs in gray levels, ``(len(first), len(second))``."""
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
+    return np.sqrt(np.maximum(squares, 0) / first.shape[1])
 
 
-def to_nearest_other(some: Thumbnails) -> npt.NDArray[np.float32]:
-    """How far each one's nearest neighbour among the others is, ``(N,)``, for two or more."""
-    apart = distances(some, some)
-    np.fill_diagonal(apart, np.inf)
-    return apart.min(axis=1)
+def nearest_neighbor_distances(images: Thumbnails) -> npt.NDArray[np.float32]:
+    """Return the distance of each image to its nearest neighbor, ``(N,)``. There must be at least two images."""
+    levels = distances(images, images)
+    np.fill_diagonal(levels, np.inf)
+    return levels.min(axis=1)
 
 
-def farthest_first(some: Thumbnails, count: int) -> npt.NDArray[np.int64]:
-    """The first one, then always the one that is farthest from all chosen (T. F. Gonzalez, 1985)."""
-    chosen = [0]
-    apart = distances(some[:1], some)[0]
-    while len(chosen) < min(count, len(some)):
-        chosen.append(int(apart.argmax()))
-        apart = np.minimum(apart, distances(some[chosen[-1:]], some)[0])
-    return np.array(chosen, np.int64)
+def farthest_first(images: Thumbnails, count: int) -> npt.NDArray[np.int64]:
+    """Select ``count`` diverse images by farthest-first traversal (T. F. Gonzalez, 1985).
+
+    The first image is selected, then repeatedly the image that is farthest from all selected images.
+
+    Returns:
+        Positions of the selected images.
+    """
+    selected = [0]
+    levels = distances(images[:1], images)[0]
+    while len(selected) < min(count, len(images)):
+        selected.append(int(levels.argmax()))
+        levels = np.minimum(levels, distances(images[selected[-1:]], images)[0])
+    return np.array(selected, np.int64)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures that are alike: ``one[i]`` and ``other[i]``, the later one, are ``apart[i]`` grey levels apart."""
+    """Pairs of images.
 
-    one: npt.NDArray[np.int64]
-    other: npt.NDArray[np.int64]
-    apart: npt.NDArray[np.float32]
+    Attributes:
+        first: position of the first image of each pair, ``(M,)``.
+        second: position of the second image of each pair, ``(M,)``.
+        distance_levels: distance of the two images in gray levels, ``(M,)``.
+    """
+
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+    distance_levels: npt.NDArray[np.float32]
 
 
-def near_pairs(some: Thumbnails, tags: Sequence[npt.NDArray[Any]], most_levels: float = NEAR_LEVELS) -> Pairs:
-    """Find the nearest neighbor of each image within a distance of ``most_levels`` gray levels.
+def near_pairs(images: Thumbnails, tags: Sequence[npt.NDArray[Any]], max_levels: float = NEAR_LEVELS) -> Pairs:
+    """Find the nearest neighbor of each image within a distance of ``max_levels`` gray levels.
 
     Each array in ``tags`` has one tag per image, such as its split or class. For each of these arrays, the nearest
     neighbor with a different tag is returned as well. The number of pairs is therefore at most
-    ``len(some) * (1 + len(tags))``, even if many images are near-duplicates.
+    ``len(images) * (1 + len(tags))``, even if many images are near-duplicates.
 
     The search is exact, but compares only images whose projections onto the first principal component are close. This
     is sufficient, because the distance of two projections is never greater than the distance of the images.
     """
-    along = _main_direction(some)
-    order = np.argsort(along, kind="stable")
-    along, sorted_ = along[order], some[order]
+    projections = _main_direction(images)
+    order = np.argsort(projections, kind="stable")
+    projections, sorted_images = projections[order], images[order]
     tags = [tag[order] for tag in tags]
-    reach = most_levels * np.sqrt(some.shape[1])
-    nearest = [_Nearest(len(some)) for _ in (None, *tags)]
-    for start in range(0, len(some), BLOCK):
-        end = min(start + BLOCK, len(some))
-        last = int(np.searchsorted(along, along[end - 1] + reach, side="right"))
+    reach = max_levels * np.sqrt(images.shape[1])
+    nearest = [_Nearest(len(images)) for _ in (None, *tags)]
+    for start in range(0, len(images), BLOCK):
+        end = min(start + BLOCK, len(images))
+        last = int(np.searchsorted(projections, projections[end - 1] + reach, side="right"))
         for begin in range(start, last, BLOCK):
             stop = min(begin + BLOCK, last)
-            apart = distances(sorted_[start:end], sorted_[begin:stop])
-            row, column = np.nonzero(apart <= most_levels)
-            one, other, levels = row + start, column + begin, apart[row, column]
-            later = other > one
-            one, other, levels = one[later], other[later], levels[later]
+            block = distances(sorted_images[start:end], sorted_images[begin:stop])
+            row, column = np.nonzero(block <= max_levels)
+            first, second, levels = row + start, column + begin, block[row, column]
+            ordered = second > first
+            first, second, levels = first[ordered], second[ordered], levels[ordered]
             for tag, best in zip((None, *tags), nearest, strict=True):
-                chosen = np.ones(len(one), bool) if tag is None else tag[one] != tag[other]
-                best.update(one[chosen], other[chosen], levels[chosen])
-                best.update(other[chosen], one[chosen], levels[chosen])
+                chosen = np.ones(len(first), bool) if tag is None else tag[first] != tag[second]
+                best.update(first[chosen], second[chosen], levels[chosen])
+                best.update(second[chosen], first[chosen], levels[chosen])
     pairs, levels = (np.concatenate(parts) for parts in zip(*(best.pairs(order) for best in nearest), strict=True))
-    pairs, first = np.unique(pairs, axis=0, return_index=True)
-    return Pairs(pairs[:, 0], pairs[:, 1], levels[first])
+    pairs, unique = np.unique(pairs, axis=0, return_index=True)
+    return Pairs(pairs[:, 0], pairs[:, 1], levels[unique])
 
 
 class _Nearest:
@@ -133,15 +156,15 @@ def confirmed(pairs: Pairs, images: Any) -> Pairs:
         pairs: candidate pairs.
         images: array-like; ``images[positions]`` must return ``(M, H, W, C)``.
     """
-    kept = np.zeros(len(pairs.one), bool)
-    for start in range(0, len(kept), BLOCK):
+    near = np.zeros(len(pairs.first), bool)
+    for start in range(0, len(near), BLOCK):
         end = start + BLOCK
-        one, other = (thumbnails(images[some[start:end]], FINE_PX) for some in (pairs.one, pairs.other))
-        kept[start:end] = np.sqrt(((one - other) ** 2).mean(axis=1)) <= FINE_LEVELS
-    return Pairs(pairs.one[kept], pairs.other[kept], pairs.apart[kept])
+        first, second = (thumbnails(images[side[start:end]], FINE_PX) for side in (pairs.first, pairs.second))
+        near[start:end] = np.sqrt(((first - second) ** 2).mean(axis=1)) <= FINE_LEVELS
+    return Pairs(pairs.first[near], pairs.second[near], pairs.distance_levels[near])
 
 
-def _main_direction(some: Thumbnails) -> npt.NDArray[np.float32]:
+def _main_direction(images: Thumbnails) -> npt.NDArray[np.float32]:
     """Return the projection of each thumbnail onto the first principal component, in gray levels."""
-    centred = some - some.mean(axis=0)
-    return centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
+    centered = images - images.mean(axis=0)
+    return centered @ np.linalg.eigh(centered.T @ centered)[1][:, -1]

@@ -14,11 +14,14 @@ from edgerec.data.split import Split
 
 Indices = npt.NDArray[np.int64]
 
-# Limits of the duplicate check: number of held-out images, number of training images, and their size in bytes.
+# Limits of the duplicate check: number of validation and test images, number of training images, and size of the
+# training images in bytes.
 HELD_OUT, TRAINING, SAMPLE_BYTES = 500, 20_000, 1 << 28
+# Number of training images that are compared at once.
 CHUNK = 2048
-# Fraction of near-duplicates that causes a warning. A few different images look alike by chance.
+# Fraction of near-duplicates that causes a warning. A few different images are similar by chance.
 DUPLICATES = 0.02
+# Maximum number of classes that a warning names.
 NAMED = 3
 
 
@@ -59,26 +62,26 @@ def _duplicates(dataset: Dataset, split: Split) -> Iterator[str]:
     if not len(train) or not len(held_out):
         return
     pairs = _near(dataset, held_out, train)
-    share = len(pairs.one) / len(held_out)
-    if share >= DUPLICATES:
-        one, other = dataset.names[pairs.one[0]], dataset.names[pairs.other[0]]
+    fraction = len(pairs.first) / len(held_out)
+    if fraction >= DUPLICATES:
+        first, second = dataset.names[pairs.first[0]], dataset.names[pairs.second[0]]
         yield (
-            f"likely duplicates across splits: {len(pairs.one)} of {len(held_out)} validation and test images "
-            f"({share:.0%}) are nearly the same as a training image, such as {one} and {other}, so that the accuracy "
-            "is too high: keep related images together with --group-by, or see edgerec data check"
+            f"likely duplicates across splits: {len(pairs.first)} of {len(held_out)} validation and test images "
+            f"({fraction:.0%}) are near-duplicates of a training image, such as {first} and {second}, so that the "
+            "measured accuracy is too high: keep related images together with --group-by, or run edgerec data check"
         )
 
 
 def _near(dataset: Dataset, held_out: Indices, train: Indices) -> Pairs:
     """Return pairs of a held-out image and its nearest training image, if the two are near-duplicates."""
-    ours = thumbnails(dataset.images[held_out])
+    held_out_thumbnails = thumbnails(dataset.images[held_out])
     best, partner = np.full(len(held_out), np.inf, np.float32), np.zeros(len(held_out), np.int64)
     for start in range(0, len(train), CHUNK):
-        some = train[start : start + CHUNK]
-        apart = distances(ours, thumbnails(dataset.images[some]))
-        nearest = apart.argmin(axis=1)
-        levels = apart[np.arange(len(ours)), nearest]
+        chunk = train[start : start + CHUNK]
+        block = distances(held_out_thumbnails, thumbnails(dataset.images[chunk]))
+        nearest = block.argmin(axis=1)
+        levels = block[np.arange(len(held_out)), nearest]
         nearer = levels < best
-        best[nearer], partner[nearer] = levels[nearer], some[nearest[nearer]]
+        best[nearer], partner[nearer] = levels[nearer], chunk[nearest[nearer]]
     near = best <= NEAR_LEVELS
     return confirmed(Pairs(held_out[near], partner[near], best[near]), dataset.images)

@@ -20,7 +20,7 @@ from edgerec.compress.calibration.check import check, examine
 from edgerec.compress.calibration.loading import Offered, open_offered
 from edgerec.compress.calibration.sampling import METHODS
 from edgerec.data import load, split_dataset
-from edgerec.data.near_duplicates import thumbnails, to_nearest_other
+from edgerec.data.near_duplicates import nearest_neighbor_distances, thumbnails
 from edgerec.errors import DataError, EdgerecError, OutputExistsError, RecipeError
 from edgerec.utils.package_data import shipped, shipped_names
 
@@ -443,4 +443,4 @@ def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):
 def test_distances_are_in_grey_levels():
     images = np.zeros((3, 16, 16, 1), np.uint8)
     images[1, :8], images[2, :8] = 20, 24
-    assert to_nearest_other(thumbnails(images)) == pytest.approx([10, 2, 2], abs=1e-4)
+    assert nearest_neighbor_distances(thumbnails(images)) == pytest.approx([10, 2, 2], abs=1e-4)

@@ -154,7 +154,7 @@ def test_each_of_randaugments_changes_takes_a_batch_of_none_and_of_one(tf):
     from edgerec.data.augmentation import randaugment
 
     pixels = blobs()
-    for kind, change in randaugment.REPAINTS.items():
+    for kind, change in randaugment.PIXEL_OPERATIONS.items():
         for some in (pixels[:0], pixels[:1], pixels):
             seen = np.asarray(change(tf.constant(some), tf.ones((len(some), 1, 1, 1)), 0.7))
             assert seen.shape == some.shape, kind
@@ -162,7 +162,7 @@ def test_each_of_randaugments_changes_takes_a_batch_of_none_and_of_one(tf):
         assert np.abs(seen - pixels).max() > 5, kind
     flat = tf.fill((2, 8, 8, 3), 90.0)  # nothing to spread
     for kind in ("autocontrast", "equalize", "sharpness", "contrast"):
-        assert np.allclose(randaugment.REPAINTS[kind](flat, tf.ones((2, 1, 1, 1)), 0.7), 90, atol=0.01), kind
+        assert np.allclose(randaugment.PIXEL_OPERATIONS[kind](flat, tf.ones((2, 1, 1, 1)), 0.7), 90, atol=0.01), kind
     assert len(randaugment.KINDS) == 14
 
 

@@ -92,10 +92,10 @@ def test_what_is_planted_is_found_and_ranked(planted, tmp_path):
         assert (kind, name) in found, (kind, name)
     assert {"half.png"} == {name for kind, name in found if kind in ("broken", "cut-off")} - {"notes.txt"}
     text = "\n".join(map(str, report.findings))
-    assert "class 'd9' has 1 pictures" in text
-    assert "the same picture as train/d0/01.png, one in test, one in train" in text
-    assert "is labelled 'd7'" in text
-    assert "looks like 'd0'" in text
+    assert "class 'd9' has 1 image, expected" in text
+    assert "is a copy of train/d0/01.png, and the two images are in different splits (test, train)" in text
+    assert "is labeled 'd7'" in text
+    assert "a quick classifier predicts 'd0'" in text
     places = [KINDS.index(finding.kind) for finding in report.findings]
     assert places == sorted(places)
     assert not report.ok
@@ -166,12 +166,14 @@ def test_near_pairs_are_those_of_all_with_all():
     some[200:] = some[:100] + rng.normal(0, 2, (100, 64))
     tags = [np.arange(300) % 2]
     pairs = near_pairs(some, tags)
-    assert set(zip(pairs.one, pairs.other, strict=True)) == {(i, i + 200) for i in range(100)}
-    assert np.allclose(pairs.apart, np.sqrt(((some[pairs.one] - some[pairs.other]) ** 2).mean(axis=1)), atol=0.05)
+    assert set(zip(pairs.first, pairs.second, strict=True)) == {(i, i + 200) for i in range(100)}
+    assert np.allclose(
+        pairs.distance_levels, np.sqrt(((some[pairs.first] - some[pairs.second]) ** 2).mean(axis=1)), atol=0.05
+    )
     burst = np.repeat(some[:1], 500, axis=0)  # frames all alike: not every pair of them
     near = near_pairs(burst, [np.arange(500) < 250])
-    assert set(near.one) | set(near.other) == set(range(500))
-    assert 250 <= len(near.one) <= 1000  # at most one neighbor per image, and one of the other class
+    assert set(near.first) | set(near.second) == set(range(500))
+    assert 250 <= len(near.first) <= 1000  # at most one neighbor per image, and one of the other class
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -203,7 +205,7 @@ def test_a_sheet_of_a_recipe_and_of_a_run(sound, tmp_path):
 
 
 def test_bad_input_is_one_line(sound, tmp_path):
-    with pytest.raises(RecipeError, match="nothing to show"):
+    with pytest.raises(RecipeError, match="no augmented images to show"):
         show_data(replace(of(sound), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
     with pytest.raises(OutputNameError, match=r"does not end in \.png"):
         show_data(of(sound), tmp_path / "x.jpg")

@@ -17,7 +17,7 @@ from edgerec.compress.calibration.loading import Finding, Offered, listed, open_
 from edgerec.compress.calibration.sampling import stratified
 from edgerec.contract.preprocess import PreprocessSpec
 from edgerec.data import Dataset, Split
-from edgerec.data.near_duplicates import NEAR_LEVELS, distances, thumbnails, to_nearest_other
+from edgerec.data.near_duplicates import NEAR_LEVELS, distances, nearest_neighbor_distances, thumbnails
 from edgerec.recipe import DataSource
 from edgerec.train.run import Run
 from edgerec.utils.progress import Listener, ignore
@@ -168,8 +168,8 @@ def _variety(offered: Offered, dataset: Dataset, split: Split) -> Iterator[Findi
     if count < 2:
         return
     drawn = stratified(dataset, split.train, count, np.random.default_rng(0))
-    usual = to_nearest_other(thumbnails(dataset.images[drawn])) if len(drawn) > 1 else np.zeros(1)
-    apart = to_nearest_other(thumbnails(given))
+    usual = nearest_neighbor_distances(thumbnails(dataset.images[drawn])) if len(drawn) > 1 else np.zeros(1)
+    apart = nearest_neighbor_distances(thumbnails(given))
     what = f"the pictures differ from their nearest by {np.median(apart):.1f} grey levels, training pictures by "
     if np.median(apart) < np.median(usual) / 2:
         advice = "take pictures of other moments and places, or the recipe diverse"
