@@ -50,8 +50,8 @@ KINDS = (
 FEW, UNBALANCED = 20, 5
 # An image is blank if the standard deviation of its pixel values is smaller, in gray levels.
 BLANK_LEVELS = 2.0
-# An image is reported if it must be enlarged by more than the factor ENLARGED, or if its aspect ratio exceeds the median
-# by more than the factor ELONGATED.
+# An image is reported if it must be enlarged by more than the factor ENLARGED, or if its aspect ratio exceeds the
+# median by more than the factor ELONGATED.
 ENLARGED, ELONGATED = 2.0, 2.0
 # Minimum number of images for the search for label errors, because a classifier trained on fewer images is unreliable.
 MIN_IMAGES_FOR_LABELS = 100
