@@ -72,7 +72,7 @@ def import_(
         normalise=normalise,
         activation=activation,
         fit=cast(Fit | None, fit),
-        pictures=pictures,
+        images=pictures,
         overwrite=overwrite,
     )
     if json:

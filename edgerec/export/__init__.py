@@ -1,4 +1,4 @@
-"""From a variant of a run, a finished .tflite, or several bundles, to the bundle that a device runs."""
+"""Create bundles from a variant of a run, from an existing .tflite file, or from several other bundles."""
 
 from edgerec.export.anomaly import Novelty
 from edgerec.export.ensembles import EnsembleReport, ensemble

@@ -1,4 +1,4 @@
-"""The autoencoder that a classifier's bundle carries, and the threshold by which it says that a picture is unknown."""
+"""Add an autoencoder to the bundle of a classifier, so that unfamiliar images get the label ``unknown``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ MODEL, DELEGATE_MODEL = "novelty.tflite", "novelty_edgetpu.tflite"
 
 @dataclass(frozen=True)
 class Novelty:
-    """What is to find novelty in a bundle.
+    """Settings of the autoencoder that a bundle uses to detect unfamiliar images.
 
     Attributes:
-        run: an autoencoder's run.
-        variant: of it; None takes the one that the target can run with the best validation figures.
-        known: part of its validation pictures that are to stay known, 0 to 1, both excluded.
+        run: run of the autoencoder, or its path.
+        variant: name of the variant; None chooses the best variant, measured on the validation images, among those that
+            the target can run.
+        known: fraction of the autoencoder's validation images whose reconstruction error must be below the threshold,
+            between 0 and 1 (both excluded).
     """
 
     run: str | Path
@@ -42,23 +44,23 @@ class Novelty:
 
     def __post_init__(self) -> None:
         if not 0 < self.known < 1:
-            raise EdgerecError(f"known is {self.known!r}, expected a part between 0 and 1, as 0.99")
+            raise EdgerecError(f"known is {self.known!r}, expected a fraction between 0 and 1, such as 0.99")
 
     @classmethod
-    def of(cls, given: Novelty | str | Path) -> Novelty:
-        """A run alone, with nothing else chosen."""
-        return given if isinstance(given, Novelty) else cls(given)
+    def of(cls, novelty: Novelty | str | Path) -> Novelty:
+        """Return the settings unchanged, or the default settings for the path of a run."""
+        return novelty if isinstance(novelty, Novelty) else cls(novelty)
 
 
 @dataclass(frozen=True)
 class Guard:
-    """An autoencoder ready to go into a bundle.
+    """An autoencoder with a fitted threshold, which can be added to a bundle.
 
     Attributes:
-        spec: what the manifest says of it.
-        files: its models, by their names in the bundle.
-        about: what was measured, for people and ``metrics``.
-        origin: where it comes from, for ``provenance``.
+        spec: entry ``novelty`` of the manifest.
+        files: content of the model files by their names in the bundle.
+        about: measurements, which become ``metrics["novelty"]`` of the manifest.
+        origin: recipe and digest of the training data, which become ``provenance["novelty"]`` of the manifest.
     """
 
     spec: NoveltySpec
@@ -67,7 +69,7 @@ class Guard:
     origin: dict[str, Any]
 
     def added_to(self, manifest: Manifest) -> Manifest:
-        """The manifest of the bundle with it."""
+        """Return the manifest with this autoencoder."""
         return replace(
             manifest,
             novelty=self.spec,
@@ -77,45 +79,49 @@ class Guard:
 
 
 def refuse_kind(target: Target) -> None:
-    """Raise :class:`BundleError` for a target that takes one model and nothing of edgerec's."""
+    """Raise :class:`BundleError` if the target uses a single model without edgerec."""
     if target.kind != "bundle":
         raise BundleError(
-            f"target {target.name} takes one model: novelty is found where edgerec runs, as on desktop or rpi; "
-            "leave --novelty out"
+            f"target {target.name} takes one model, but --novelty needs a target that runs edgerec, such as desktop or "
+            "rpi: omit --novelty, or choose another target"
         )
 
 
 def novelty_guard(
-    wanted: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
+    novelty: Novelty, classifier: Run, target: Target, data: DataSource | None, listener: Listener
 ) -> Guard:
-    """Choose the autoencoder's variant, and fit its threshold as it runs on the device.
+    """Choose the autoencoder's variant, and fit its threshold to the .tflite model that will run on the device.
 
     Args:
-        wanted: the autoencoder.
-        classifier: the run that it is to stand beside; pictures that were moved were moved for both.
-        target: where both will run.
-        data: where the classifier's pictures are now, if they were moved.
-        listener: told of the progress.
+        novelty: settings of the autoencoder.
+        classifier: run of the classifier in the same bundle.
+        target: target of the bundle.
+        data: current location of the classifier's images, if they were moved. It is used for the autoencoder too if
+            both runs were trained on the same data source.
+        listener: receives the progress.
 
     Raises:
-        EdgerecError: it is no autoencoder's run, its pictures are not there, or the target cannot run it.
+        EdgerecError: the run is not that of an autoencoder, its images do not exist, or the target cannot run it.
     """
-    run = Run.open(wanted.run)
+    run = Run.open(novelty.run)
     if not run.reconstructs:
         raise EdgerecError(
-            f"{wanted.run} is a classifier, --novelty takes an autoencoder's run: "
-            "make one with edgerec train --arch autoencoder"
+            f"{novelty.run} is the run of a classifier, but --novelty needs the run of an autoencoder: "
+            "create one with edgerec train --arch autoencoder"
         )
     recipe = run.recipe
     data = data if recipe.data.source == classifier.recipe.data.source else None
     dataset, split = run.data(data, listener)
-    chosen = choose(run, target, wanted.variant, max_drop=None, data=data, listener=listener)
-    model = Autoencoder(chosen.content, recipe.normalise, where=f"{wanted.run}/{chosen.name}")
+    chosen = choose(run, target, novelty.variant, max_drop=None, data=data, listener=listener)
+    model = Autoencoder(chosen.content, recipe.normalise, where=f"{novelty.run}/{chosen.name}")
     score = tflite_scorer(model)
-    errors, held_out = (score(dataset.select(part), listener)[:, 0] for part in (split.val, split.test))
-    threshold = fit_threshold(errors, wanted.known)
+    errors, held_out = (score(dataset.select(subset), listener)[:, 0] for subset in (split.val, split.test))
+    threshold = fit_threshold(errors, novelty.known)
     if not threshold:
-        raise EdgerecError(f"{wanted.run} makes its validation pictures again without any error: nothing is to be told")
+        raise EdgerecError(
+            f"{novelty.run} reconstructs its validation images without any error, so no threshold can be fitted: "
+            "check that the validation images differ from each other"
+        )
     edgetpu = compiled(chosen.content, target) if target.compiler else None
     files = {MODEL: chosen.content}
     if edgetpu is not None and edgetpu.content:
@@ -132,7 +138,7 @@ def novelty_guard(
     about = {
         "variant": chosen.name,
         "threshold": threshold,
-        "known": wanted.known,
+        "known": novelty.known,
         "validation_images": len(errors),
         "known_held_out": float(np.mean(held_out <= threshold)),
         "error": float(held_out.mean(dtype=np.float64)),

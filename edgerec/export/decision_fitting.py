@@ -1,4 +1,4 @@
-"""The decision that travels with a bundle, fitted on the validation pictures."""
+"""Fit the decision settings of a bundle (temperature and thresholds) on the validation images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.utils.progress import Listener
 
 log = logging.getLogger(__name__)
 
-# A stream's answer is the mean over about so many frames: a sixth of a second of most cameras.
+# Scores of a stream are averaged over about this many frames, which is a sixth of a second at 30 frames per second.
 MEMORY = 5
 
 
@@ -27,25 +27,30 @@ def fitted_decision(
     precision: float | None,
     listener: Listener,
 ) -> DecisionSpec:
-    """How the variant's scores become an answer.
+    """Return the decision settings that convert the variant's scores to a label.
 
     Args:
-        run: whose labels they are.
-        content: the variant's .tflite.
-        dataset, split: the temperature, and the thresholds for ``precision``, are fitted on the validation pictures.
-        threshold: of all labels.
-        precision: part of each label's answers that shall be right; None fits no thresholds.
-        listener: told of the progress.
+        run: the run that provides the labels and the normalization.
+        content: content of the variant's .tflite file.
+        dataset, split: images and split of the run. The temperature and the thresholds for ``precision`` are fitted on
+            the validation images.
+        threshold: score threshold for all labels, in [0, 1].
+        precision: precision that each label must reach on the validation images, in [0, 1]; None fits no thresholds.
+        listener: receives the progress.
     """
     decision = DecisionSpec(threshold=threshold, smoothing="mean", memory=MEMORY)
     if run.pseudo_labels() is not None:
-        return decision  # without labels nobody knows how often a score is right
+        return decision  # a temperature can be fitted only to images with true labels
     scores = tflite_scorer(ImageModel(content, run.recipe.normalise))(dataset.select(split.val), listener)
     classes = dataset.classes[split.val]
     temperature = fit_temperature(scores, classes)
     thresholds = {}
     if precision is not None:
         thresholds = fit_thresholds(calibrated(scores, temperature), classes, run.labels, precision)
-        if never := [label for label, value in thresholds.items() if value == 1.0]:
-            log.warning("no threshold makes %s right %g of the time: always unknown", ", ".join(never), precision)
+        if always_unknown := [label for label, value in thresholds.items() if value == 1.0]:
+            log.warning(
+                "no threshold reaches a precision of %g for these labels, so they are never predicted: %s",
+                precision,
+                ", ".join(always_unknown),
+            )
     return DecisionSpec(**vars(decision) | {"temperature": temperature, "thresholds": thresholds})

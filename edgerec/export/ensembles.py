@@ -1,4 +1,4 @@
-"""A bundle of several models that answer together."""
+"""Combine the models of several bundles or runs in one bundle (an ensemble)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ Spec = TypeVar("Spec", bound=ModelSpec)
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """What :func:`ensemble` wrote.
+    """Result of :func:`ensemble`.
 
     Attributes:
-        bundle: the folder or .zip.
-        models: how many answer together.
-        combine: what their scores become.
-        size_bytes: of all the model files.
-        golden: pictures that were verified.
+        bundle: path of the bundle's folder or .zip.
+        models: number of models.
+        combine: how the scores are combined: ``mean`` or ``vote``.
+        size_bytes: total size of the model files.
+        files: names of the files in the bundle, sorted.
+        golden: number of golden images that were verified.
     """
 
     bundle: str
@@ -45,7 +46,7 @@ class EnsembleReport:
     golden: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a JSON-compatible dict."""
         return vars(self) | {"files": list(self.files)}
 
 
@@ -58,34 +59,40 @@ def ensemble(
     threshold: float = 0.0,
     overwrite: bool = False,
 ) -> EnsembleReport:
-    """Write one bundle of the models of several bundles or runs, and verify it where it stands.
+    """Write one bundle that contains the models of several bundles or runs, and verify the bundle on this machine.
 
-    Each model keeps its own preprocessing, so they may have inputs of different sizes, and be imported ones.
+    Each model keeps its own preprocessing, so the models may have inputs of different sizes, and imported models are
+    possible too.
 
     Args:
-        bundles: folders or .zip files, of the same labels and for the same target; or runs, which are exported for it.
-        out: the new bundle's folder, or a .zip.
-        combine: ``mean`` of the scores; or ``vote``, the part of the models that answer with a label.
-        target: a name in ``targets/``, or a .toml file; None is what the bundles are for, and desktop for runs.
-        threshold: below this score the bundle answers ``unknown``, in [0, 1].
-        overwrite: replace a bundle that is there.
+        bundles: paths of bundles (folders or .zip files) with the same labels and the same target, or of runs. Each run
+            is exported first, for the same target.
+        out: path of the new bundle: a folder, or a .zip.
+        combine: ``mean`` averages the scores; ``vote`` scores each label with the fraction of the models that predict
+            it.
+        target: a name in ``targets/``, or a .toml file; None uses the target of the bundles, or desktop if there are
+            only runs.
+        threshold: predict ``unknown`` if the combined score is below this value, in [0, 1].
+        overwrite: replace an existing bundle.
 
     Raises:
-        BundleError: fewer than two models, or bundles that do not fit each other.
-        TargetError: the target cannot run one of them.
+        BundleError: there are fewer than two models, or the bundles have different labels or targets.
+        TargetError: the target cannot run one of the models.
     """
     if combine not in COMBINATIONS:
         raise BundleError(unknown("combination", combine, COMBINATIONS))
     path = checked_output(out, bundles, suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
-    opened = _opened([user_path(bundle) for bundle in bundles], target)
-    _check_alike(opened)
+    opened = _open_all([user_path(bundle) for bundle in bundles], target)
+    _check_consistent(opened)
     first = opened[0].manifest
     aim = Target.load(target) if target else Target.of_manifest(first.target)
     if aim.kind != "bundle":
-        raise BundleError(f"target {aim.name} takes one model: an ensemble is for what runs edgerec, as desktop or rpi")
+        raise BundleError(
+            f"target {aim.name} takes one model: an ensemble needs a target that runs edgerec, such as desktop or rpi"
+        )
     models: dict[str, bytes] = {}
-    specs = [_taken(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
+    specs = [_add_model(bundle, spec, models) for bundle in opened for spec in bundle.manifest.models]
     for spec in specs:
         require_fit(models[spec.model], aim, spec.model)
     novelty = _novelty(opened, models)
@@ -101,14 +108,14 @@ def ensemble(
         combine=combine,
         novelty=novelty,
         delegate=next((bundle.manifest.delegate for bundle in opened if bundle.manifest.delegate), ""),
-        # What was fitted to one model's scores says nothing of all together.
+        # A temperature and thresholds that were fitted to the scores of one model do not suit combined scores.
         decision=replace(first.decision, temperature=1.0, threshold=threshold, thresholds={}),
         metrics={"members": [_summary(bundle.manifest) for bundle in opened]},
         provenance={"members": members, "edgerec": __version__},
         files={},
     )
-    pictures = list(golden_images(opened[0]).items())
-    files, golden = write_verified(path, manifest, models, aim, pictures, None, overwrite=overwrite)
+    images = list(golden_images(opened[0]).items())
+    files, golden = write_verified(path, manifest, models, aim, images, None, overwrite=overwrite)
     return EnsembleReport(
         bundle=str(path),
         models=len(specs),
@@ -119,20 +126,21 @@ def ensemble(
     )
 
 
-def _opened(paths: Sequence[Path], target: str | None) -> list[Bundle]:
-    """The bundles, and those of the runs among them, which are read whole and not kept."""
-    found = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
-    named = next((bundle.manifest.target for bundle in found.values()), "desktop")
-    aim = target or Target.of_manifest(named).name
+def _open_all(paths: Sequence[Path], target: str | None) -> list[Bundle]:
+    """Open all bundles. Runs are exported to a temporary folder first, and read into memory."""
+    bundles = {path: Bundle.open(path) for path in paths if not (path / "recipe.toml").is_file()}
+    common_target = next((bundle.manifest.target for bundle in bundles.values()), "desktop")
+    aim = target or Target.of_manifest(common_target).name
     with tempfile.TemporaryDirectory(prefix="edgerec-ensemble-") as folder:
-        for number, path in enumerate(path for path in paths if path not in found):
+        for number, path in enumerate(path for path in paths if path not in bundles):
             name = Run.open(path).path.name
-            made = export_bundle(path, aim, out=Path(folder) / str(number) / name).bundle
-            found[path] = replace(Bundle.open(made), path=path)
-    return [found[path] for path in paths]
+            exported = export_bundle(path, aim, out=Path(folder) / str(number) / name).bundle
+            bundles[path] = replace(Bundle.open(exported), path=path)
+    return [bundles[path] for path in paths]
 
 
-def _check_alike(bundles: Sequence[Bundle]) -> None:
+def _check_consistent(bundles: Sequence[Bundle]) -> None:
+    """Raise :class:`BundleError` unless there are several different models with the same labels and target."""
     if len(bundles) < 2:
         raise BundleError(f"an ensemble needs two bundles or more, got {len(bundles)}")
     first = bundles[0]
@@ -140,52 +148,54 @@ def _check_alike(bundles: Sequence[Bundle]) -> None:
         (sha256(bundle.files[spec.model]), spec.preprocess) for bundle in bundles for spec in bundle.manifest.models
     ]
     if len(set(models)) < len(models):
-        raise BundleError("the same model is in the ensemble twice: expected different ones")
+        raise BundleError("the same model is in the ensemble twice: remove one of the two")
     for other in bundles[1:]:
         if other.manifest.labels != first.manifest.labels:
             theirs, ours = other.manifest.labels, first.manifest.labels
-            number, said = next(
+            number, (their_label, our_label) = next(
                 (number, pair) for number, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1]
             )
             raise BundleError(
-                f"{other.path} and {first.path} have different labels: number {number} is {said[0]!r} and {said[1]!r}; "
-                "an ensemble's models must know the same ones in the same order"
+                f"{other.path} and {first.path} have different labels: number {number} is {their_label!r} and "
+                f"{our_label!r}; the models of an ensemble must have the same labels in the same order"
             )
         if other.manifest.target != first.manifest.target:
             raise BundleError(
                 f"{other.path} is for {other.manifest.target}, {first.path} for {first.manifest.target}: "
-                "export both for the same target"
+                "export both bundles for the same target"
             )
 
 
-def _taken(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
-    """The model with its files under names of their own, which are added to ``files``."""
+def _add_model(bundle: Bundle, spec: Spec, files: dict[str, bytes]) -> Spec:
+    """Add the model files to ``files`` under names that are not in use, and return the spec with these names."""
 
-    def take(name: str) -> str:
+    def add(name: str) -> str:
         stem, suffix = PurePosixPath(name).stem.partition("-")[0], PurePosixPath(name).suffix
         numbered = (f"{stem}-{number}{suffix}" for number in count(2))
-        free = next(found for found in chain([f"{stem}{suffix}"], numbered) if found not in files)
-        files[free] = bundle.files[name]
-        return free
+        unused = next(candidate for candidate in chain([f"{stem}{suffix}"], numbered) if candidate not in files)
+        files[unused] = bundle.files[name]
+        return unused
 
-    return replace(
-        spec, model=take(spec.model), delegate_model=take(spec.delegate_model) if spec.delegate_model else ""
-    )
+    return replace(spec, model=add(spec.model), delegate_model=add(spec.delegate_model) if spec.delegate_model else "")
 
 
 def _novelty(bundles: Sequence[Bundle], files: dict[str, bytes]) -> NoveltySpec | None:
-    """The autoencoder of the bundles that have one, with its files; raises where they have different ones."""
-    having = [(bundle, bundle.manifest.novelty) for bundle in bundles if bundle.manifest.novelty is not None]
-    if not having:
+    """Return the spec of the bundles' autoencoder and add its files to ``files``; None if no bundle has one.
+
+    Raises:
+        BundleError: the bundles have different autoencoders.
+    """
+    with_novelty = [(bundle, bundle.manifest.novelty) for bundle in bundles if bundle.manifest.novelty is not None]
+    if not with_novelty:
         return None
-    (first, spec), *others = having
+    (first, spec), *others = with_novelty
     same = (first.files[spec.model], spec.threshold)
     if other := next((bundle for bundle, its in others if (bundle.files[its.model], its.threshold) != same), None):
         raise BundleError(
-            f"{first.path} and {other.path} have different autoencoders, an ensemble has one: "
-            "export all but one without --novelty"
+            f"{first.path} and {other.path} have different autoencoders, but an ensemble can have only one: "
+            "export all but one of the bundles without --novelty"
         )
-    return _taken(first, spec, files)
+    return _add_model(first, spec, files)
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

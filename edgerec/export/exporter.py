@@ -1,4 +1,4 @@
-"""Writing the bundle."""
+"""Export a variant of a run as a bundle for a target."""
 
 from __future__ import annotations
 
@@ -26,24 +26,29 @@ from edgerec.train.run import Run, split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
 
-# Golden pictures: one of each class, so many classes at most; larger ones are shrunk to this side.
-GOLDEN_PICTURES = 10
+# Golden images: one image of each of the first 10 classes. The longer side is reduced to at most this many pixels.
+GOLDEN_IMAGES = 10
 GOLDEN_SIDE_PX = 320
 DELEGATE_MODEL = "model_edgetpu.tflite"
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What export wrote.
+    """Result of :func:`export_bundle`.
 
     Attributes:
-        bundle: the folder or .zip.
-        top1: of the variant on the held-out pictures; ``drop_points`` against float Keras.
-        size_bytes: of the model file.
-        files: names in the bundle.
-        edgetpu: for Coral: whether the model was compiled, and what to do if not.
-        novelty: of the autoencoder, where the bundle has one: ``variant``, ``threshold``, ``known`` (of its validation
-            pictures), ``known_held_out``, ``error``, ``size_bytes`` …
+        bundle: path of the bundle's folder or .zip.
+        target: name of the target.
+        variant: name of the exported variant.
+        top1: top-1 accuracy of the variant on the test images, in [0, 1].
+        drop_points: top-1 that the variant lost compared with the float Keras model, in percentage points.
+        size_bytes: size of the model file.
+        files: names of the files in the bundle, sorted.
+        golden: number of golden images that were verified.
+        edgetpu: result of the Edge TPU compiler for Coral targets; None for other targets.
+        novelty: details about the autoencoder, such as ``variant``, ``threshold``, ``known`` (fraction of its
+            validation images that are below the threshold), ``known_held_out`` (the same for its test images),
+            ``error`` and ``size_bytes``; None if the bundle has no autoencoder.
     """
 
     bundle: str
@@ -58,7 +63,7 @@ class ExportReport:
     novelty: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a JSON-compatible dict."""
         return vars(self) | {"files": list(self.files), "edgetpu": self.edgetpu and self.edgetpu.to_dict()}
 
 
@@ -76,25 +81,27 @@ def export_bundle(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> ExportReport:
-    """Write the bundle of a run's variant for a target, and verify it where it stands.
+    """Write a bundle from a variant of a run, and verify the bundle on this machine.
 
     Args:
         run: a finished run, or its path.
         target: a name in ``targets/``, or a .toml file.
-        variant: None takes the one that the target can run with the best validation top-1.
-        out: the bundle's folder, or a .zip; None is ``RUN-TARGET`` beside the run.
-        max_drop: points of top-1 that the variant may have lost; None takes what quantize allowed.
-        threshold: below this calibrated score the bundle answers ``unknown``.
-        precision: fit a threshold for each label, so that this part of its answers on the validation pictures is
-            right, 0 to 1.
-        novelty: an autoencoder's run, or :class:`~edgerec.export.anomaly.Novelty`: the bundle answers ``unknown`` to
-            pictures that it makes again badly.
-        data: where the run's pictures are now, if they were moved.
-        overwrite: replace a bundle that is there.
-        listener: told of the progress.
+        variant: name of the variant; None chooses the variant with the best validation top-1 among those that the
+            target can run.
+        out: path of the new bundle: a folder, or a .zip; None uses ``RUN-TARGET`` in the folder that contains the run.
+        max_drop: maximum loss of top-1 compared with the float Keras model, in percentage points; None uses the limit
+            with which the variant was quantized.
+        threshold: predict ``unknown`` if the calibrated score is below this value, in [0, 1].
+        precision: fit a threshold for each label, so that its predictions on the validation images have this
+            precision, in [0, 1]; None fits no thresholds.
+        novelty: run of an autoencoder, or :class:`~edgerec.export.anomaly.Novelty`. The bundle predicts ``unknown`` for
+            images with a large reconstruction error.
+        data: current location of the run's images, if they were moved.
+        overwrite: replace an existing bundle.
+        listener: receives the progress.
 
     Raises:
-        TargetError: the target cannot run the variant; the message has the command that makes the right one.
+        TargetError: the target cannot run the variant. The message contains the command that creates a suitable one.
         GateError: the variant lost more than ``max_drop``.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
@@ -126,8 +133,8 @@ def export_bundle(
     if guard is not None:
         models |= guard.files
         manifest = guard.added_to(manifest)
-    pictures = _golden_pictures(dataset, split)
-    files, golden = write_verified(path, manifest, models, aim, pictures, report["figures"], overwrite=overwrite)
+    images = _golden_images(dataset, split)
+    files, golden = write_verified(path, manifest, models, aim, images, report["figures"], overwrite=overwrite)
     run.record_export(chosen.name, report["model_sha256"], aim.name, str(path))
     return ExportReport(
         bundle=str(path),
@@ -176,17 +183,17 @@ def _manifest(
     )
 
 
-def _golden_pictures(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
-    """A held-out picture of each class, so many at most, with its name."""
+def _golden_images(dataset: Dataset, split: Split) -> list[tuple[str, Image]]:
+    """Return one test image of each of the first ``GOLDEN_IMAGES`` classes, with its name."""
     chosen = [
         next(int(i) for i in split.test if dataset.classes[i] == index)
-        for index in np.unique(dataset.classes[split.test])[:GOLDEN_PICTURES]
+        for index in np.unique(dataset.classes[split.test])[:GOLDEN_IMAGES]
     ]
-    return [(dataset.names[i], shrunk(dataset.original(i))) for i in chosen]
+    return [(dataset.names[i], shrink(dataset.original(i))) for i in chosen]
 
 
-def shrunk(image: Image) -> Image:
-    """A golden picture of ``image``: no side longer than ``GOLDEN_SIDE_PX``."""
+def shrink(image: Image) -> Image:
+    """Return the image resized so that no side is longer than ``GOLDEN_SIDE_PX``, as ``(height, width, channels)``."""
     longest = max(image.shape[:2])
     if longest <= GOLDEN_SIDE_PX:
         return image if image.ndim == 3 else image[:, :, np.newaxis]

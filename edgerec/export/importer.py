@@ -1,4 +1,4 @@
-"""A bundle of a finished .tflite model that others made."""
+"""Import a .tflite image classifier that was made with another tool: write a bundle that contains it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgerec.contract.preprocess import Fit, Image, PreprocessSpec
 from edgerec.contract.target import Target
 from edgerec.contract.tensors import TensorSpec
 from edgerec.errors import DataError
-from edgerec.export.exporter import DELEGATE_MODEL, shrunk
+from edgerec.export.exporter import DELEGATE_MODEL, shrink
 from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
 from edgerec.runtime.third_party import ThirdPartyModel
@@ -75,7 +75,7 @@ class ImportReport:
     edgetpu: EdgeTpuReport | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a JSON-compatible dict."""
         return vars(self) | {
             "input": self.input.to_dict(),
             "output": self.output.to_dict(),
@@ -94,7 +94,7 @@ def import_tflite(
     normalise: str | None = None,
     activation: str | None = None,
     fit: Fit | None = None,
-    pictures: Sequence[str | Path] = (),
+    images: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> ImportReport:
     """Write a bundle from an existing .tflite image classifier, and verify the bundle on this machine.
@@ -114,7 +114,7 @@ def import_tflite(
             inputs whether the outputs are probabilities already.
         fit: how an image with another aspect ratio is fitted to the input. If None and the tool that made the model is
             recognized, the fit of that tool's apps is used, otherwise ``stretch``.
-        pictures: image files for the golden vectors; if empty, the images that come with edgerec are used.
+        images: image files for the golden vectors; if empty, the images that come with edgerec are used.
         overwrite: replace an existing bundle.
 
     Raises:
@@ -123,7 +123,7 @@ def import_tflite(
         TargetError: the target cannot run the model.
     """
     source, aim = user_path(model), Target.load(target)
-    path = checked_output(out, [source, labels, *pictures], suffixes=(".zip",), folder=True)
+    path = checked_output(out, [source, labels, *images], suffixes=(".zip",), folder=True)
     refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
     original = ThirdPartyModel.open(
         source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
@@ -139,7 +139,7 @@ def import_tflite(
         log.info("the metadata of %s is replaced, because it differs from --labels or --normalise", original.where)
         content = without_metadata(content)
     if not has_metadata(content) and (aim.kind == "model" or finished is not original):
-        content = with_metadata(content, names, pixels, source.stem)  # where apps look for them
+        content = with_metadata(content, names, pixels, source.stem)  # apps read the labels and the normalization there
     edgetpu = compiled(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
     if edgetpu is not None and edgetpu.content:
@@ -166,8 +166,8 @@ def import_tflite(
             "edgerec": __version__,
         },
     )
-    shown = _golden_pictures(pictures)
-    files, golden = write_verified(path, manifest, models, aim, shown, None, overwrite=overwrite)
+    golden_images = _golden_images(images)
+    files, golden = write_verified(path, manifest, models, aim, golden_images, None, overwrite=overwrite)
     return ImportReport(
         bundle=str(path),
         target=aim.name,
@@ -199,7 +199,7 @@ def _overridden(finished: ThirdPartyModel, labels: tuple[str, ...] | None, norma
 
 
 def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[str, ...], str]:
-    """Return the labels, and the file that they come from."""
+    """Return the labels, and the path or name of the file that contains them."""
     where, classes, metadata = finished.where, finished.classes, finished.metadata
     if path is not None:
         return distinct(read_labels(Path(path), classes, where), str(path)), str(path)
@@ -213,9 +213,12 @@ def _labels(path: str | Path | None, finished: ThirdPartyModel) -> tuple[tuple[s
     return distinct(labels, origin), metadata.label_file if metadata else ""
 
 
-def _golden_pictures(pictures: Sequence[str | Path]) -> list[tuple[str, Image]]:
-    """The given pictures, or one of each shipped digit: not what the model knows, but its arithmetic is proven."""
-    paths = [Path(picture) for picture in pictures] or [
+def _golden_images(images: Sequence[str | Path]) -> list[tuple[str, Image]]:
+    """Return the images with their file names. If there are none, return one image of each digit in ``calibration/``.
+
+    Images of digits are sufficient for a model with other labels, because they only test the arithmetic.
+    """
+    paths = [Path(image) for image in images] or [
         sorted(folder.iterdir())[0] for folder in sorted((shipped("calibration") / "digits").glob("[0-9]"))
     ]
-    return [(path.name, shrunk(read_image(path))) for path in paths]
+    return [(path.name, shrink(read_image(path))) for path in paths]

@@ -1,4 +1,4 @@
-"""Generate the README.md of a bundle: commands and model card."""
+"""Generate the README.md of a bundle, which contains the commands for the target and a model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _APT_INSTALL = "sudo apt-get install --no-install-recommends"
 
 
 def requirements(target: Target) -> str:
-    """The bundle's requirements.txt."""
+    """Return the content of the bundle's requirements.txt."""
     return "".join(f"{_filled(line)}\n" for line in target.requirements)
 
 
@@ -106,8 +106,8 @@ def _service(container: bool) -> list[str]:
         "system packages, and refuses a wheel of this bundle that was changed:",
         "",
         "```sh",
-        "sudo sh install.sh              # --dry-run shows the steps, --undo removes everything again",
-        "sudo sh install.sh --service    # also starts the camera with the machine",
+        "sudo sh install.sh              # --dry-run shows the steps, --undo removes everything",
+        "sudo sh install.sh --service    # also starts the camera at boot",
         "```",
         "",
         "To install without a network, add the wheels of the other packages to the folder `wheels`.",
@@ -136,18 +136,20 @@ def _service(container: bool) -> list[str]:
 
 def _card(manifest: Manifest, figures: dict[str, Any]) -> list[str]:
     recipe = manifest.provenance["recipe"]
-    model, done, against = f"{recipe['model']['arch']}, width {recipe['model']['width']:g}", "Trained on", ""
+    model, data_role, reference = f"{recipe['model']['arch']}, width {recipe['model']['width']:g}", "Trained on", ""
     if adopted := manifest.provenance.get("adopted"):
         model = f"{adopted['file']}, trained elsewhere (SHA-256 {adopted['sha256'][:16]}…)"
-        done = "Compressed with"
-        against = "" if adopted["truth"] == "labels" else f" without labels: top-1 is agreement with {adopted['truth']}"
+        data_role = "Compressed with"
+        reference = (
+            "" if adopted["truth"] == "labels" else f" without labels: top-1 is agreement with {adopted['truth']}"
+        )
     lines = [
         "## Model card",
         "",
         f"- Model: {model}, variant {manifest.variant}",
         _input(manifest),
-        f"- {done}: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
-        f"- Measured on: {figures['images']} held-out test images{against}",
+        f"- {data_role}: {recipe['data']['source']} (digest {manifest.provenance['data_digest'][:16]})",
+        f"- Measured on: {figures['images']} test images{reference}",
         "",
         "| form | top-1 | agrees with float Keras | bytes | gzip bytes |",
         "|---|---|---|---|---|",
@@ -228,7 +230,7 @@ def _novelty(manifest: Manifest) -> list[str]:
         "",
         "## Novelty",
         "",
-        f"An autoencoder ({spec.model}, {_seen(spec.preprocess)}) reconstructs each image. If its mean squared",
+        f"An autoencoder ({spec.model}, {_input_format(spec.preprocess)}) reconstructs each image. If its mean squared",
         f"error is above the threshold {spec.threshold:.6g}, the image is unlike the training images, and the label is",
         "`unknown`, whatever the scores. `novelty` in a result is the error divided by the threshold.",
         "`edgerec camera . --decision novelty=1.5` raises the threshold by half, and `novelty=0` switches it off.",
@@ -236,27 +238,29 @@ def _novelty(manifest: Manifest) -> list[str]:
     about = manifest.metrics.get("novelty")
     if not about:
         return lines
-    left = f"{about['known']:.4g} of {about['validation_images']} validation images"
-    held_out = f"{about['known_held_out']:.2%} of {about['images']} test images"
+    validation = f"{about['known']:.2%} of {about['validation_images']} validation images"
+    test = f"{about['known_held_out']:.2%} of {about['images']} test images"
     return [
         *lines,
         "",
-        f"With this threshold, {left} and {held_out} are known. The fraction of other images that become",
-        "`unknown` depends on what they show: try some with `edgerec predict . IMAGES --json`.",
+        f"{validation} and {test} are below this threshold. The fraction of other images that",
+        "get the label `unknown` depends on their content: try some with `edgerec predict . IMAGES --json`.",
     ]
 
 
-def _seen(spec: PreprocessSpec) -> str:
+def _input_format(spec: PreprocessSpec) -> str:
     return f"{spec.width}×{spec.height} {'RGB' if spec.channels == 3 else 'grayscale'}"
 
 
 def _input(manifest: Manifest) -> str:
     spec = manifest.preprocess
-    return f"- Input: {_seen(spec)}, from images of any size (fit {spec.fit}, interpolation {spec.interpolation})"
+    return (
+        f"- Input: {_input_format(spec)}, from images of any size (fit {spec.fit}, interpolation {spec.interpolation})"
+    )
 
 
 def _filled(line: str) -> str:
-    """A target's line with the versions that this bundle was made with."""
+    """Return the line with ``{edgerec}`` and ``{litert}`` replaced by the versions that are installed here."""
     return line.replace("{edgerec}", _version("edgerec")).replace("{litert}", _version("ai-edge-litert"))
 
 
@@ -264,4 +268,6 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise TargetError(f"the target asks for the version of {package}, which is not installed here") from None
+        raise TargetError(
+            f"the target needs the version of {package}, which is not installed: run pip install {package}"
+        ) from None

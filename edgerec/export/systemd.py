@@ -1,4 +1,4 @@
-"""What a bundle brings for a machine that shall run it by itself: install.sh, a service for systemd, a Dockerfile."""
+"""Create the files that install a bundle on a device: install.sh, a systemd unit and a Dockerfile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.utils.package_data import shipped
 
-# Debian's releases by the Python that they have; an image is made of the newest that the target takes.
+# Debian releases by Python version, newest first. The Dockerfile uses the newest release that the target supports.
 _SUITES = {"3.13": "trixie", "3.11": "bookworm"}
-# 32-bit ARM is left out: under a 64-bit kernel pip takes such an image for a 64-bit machine.
+# 32-bit ARM is missing, because in a 32-bit container on a 64-bit kernel pip would choose wheels for 64-bit systems.
 _PLATFORMS = {"aarch64": "linux/arm64", "x86_64": "linux/amd64"}
-# The kernel's names of what a source opens (/proc/devices).
+# Kernel names (/proc/devices) of the devices that each kind of camera source opens.
 _DEVICES = {"opencv": ("char-video4linux",), "picamera2": ("char-video4linux", "char-media", "char-dma_heap")}
 # Debian packages for a camera module (CSI); only Raspberry Pi OS has them.
 CSI_PACKAGES = ("python3-picamera2",)
@@ -21,18 +21,19 @@ _EDGETPU = ("char-usb_device", "char-apex")
 
 
 def service_files(target: Target) -> dict[str, bytes]:
-    """The files by their names in the bundle.
+    """Return the content of the files by their names in the bundle.
 
-    Only the target's own words get into them, each checked or quoted; nothing of a bundle's name or labels does.
+    Only values of the target are inserted into the files, and each value is validated or quoted. The bundle's name and
+    labels are never inserted.
 
     Raises:
-        TargetError: the target names a processor or package as none is named.
+        TargetError: the target contains an invalid name of an architecture, a package or a Python version.
     """
-    packages = " ".join(_words("system_packages", target.system_packages, r"[a-z0-9][a-z0-9+.-]+"))
-    arch = _words("arch", target.arch, r"\w+")
+    packages = " ".join(_validated("system_packages", target.system_packages, r"[a-z0-9][a-z0-9+.-]+"))
+    arch = _validated("arch", target.arch, r"\w+")
     install = {
         "ARCH": " ".join(arch),
-        "PYTHONS": " ".join(_words("python", target.python, r"3\.\d{1,2}")),
+        "PYTHONS": " ".join(_validated("python", target.python, r"3\.\d{1,2}")),
         "PACKAGES": f"python3 {packages}".strip(),
         "SITE": "--system-site-packages" if _sees_system_packages(target) else "",
         "CSI": " ".join(CSI_PACKAGES) if "picamera2" in target.sources else "",
@@ -53,6 +54,7 @@ def _sees_system_packages(target: Target) -> bool:
 
 
 def _unit(target: Target) -> dict[str, str]:
+    """Return the values for the systemd unit: the groups and the devices that the service may use."""
     devices = dict.fromkeys(name for source in target.sources for name in _DEVICES.get(source, ()))
     groups = ["video"]
     if target.delegate:
@@ -61,12 +63,14 @@ def _unit(target: Target) -> dict[str, str]:
     return {"GROUPS": " ".join(groups), "DEVICES": "\n".join(f"DeviceAllow={name} rw" for name in devices)}
 
 
-def _words(key: str, values: tuple[str, ...], form: str) -> tuple[str, ...]:
-    if wrong := [value for value in values if not re.fullmatch(form, value, re.ASCII)]:
-        raise TargetError(f"the target's {key} has {wrong[0]!r}: none is named so (expected {form})")
+def _validated(key: str, values: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+    """Return the values, or raise :class:`TargetError` if one of them does not match the regular expression."""
+    if invalid := [value for value in values if not re.fullmatch(pattern, value, re.ASCII)]:
+        raise TargetError(f"the target's {key} has {invalid[0]!r}, which is not valid: expected a match of {pattern}")
     return values
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
+    """Return a template of ``targets/service`` with each ``@KEY@`` replaced by its value."""
     text = (shipped("targets") / "service" / name).read_text(encoding="utf-8")
-    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text)
+    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)

@@ -1,4 +1,4 @@
-"""Which variant of a run goes to a target, and whether it may."""
+"""Choose the variant of a run for a target, and check that the target can run it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A variant that a target runs: its name, its report as ``report.json`` has it, and its .tflite."""
+class ChosenVariant:
+    """A variant that the target can run.
+
+    Attributes:
+        name: name of the variant.
+        report: content of the variant's ``report.json``.
+        content: content of the .tflite file.
+    """
 
     name: str
     report: dict[str, Any]
@@ -33,35 +39,42 @@ class Chosen:
 
 
 def choose(
-    run: Run, target: Target, wanted: str | None, *, max_drop: float | None, data: DataSource | None, listener: Listener
-) -> Chosen:
-    """The variant to export.
+    run: Run,
+    target: Target,
+    variant: str | None,
+    *,
+    max_drop: float | None,
+    data: DataSource | None,
+    listener: Listener,
+) -> ChosenVariant:
+    """Choose the variant of a run to export.
 
     Args:
-        run: whose.
-        target: what will run it.
-        wanted: its name; None takes the one that the target can run with the best validation top-1.
-        max_drop: points that it may have lost; None takes what quantize allowed.
-        data: where the run's pictures are now, if they were moved.
-        listener: told of the progress, where float32 must be made.
+        run: the run.
+        target: the target that will run the variant.
+        variant: name of the variant; None chooses the variant with the best validation top-1 among those that the
+            target can run.
+        max_drop: maximum loss of top-1 in percentage points; None uses the limit with which the variant was quantized.
+        data: current location of the run's images, if they were moved.
+        listener: receives the progress if the variant float32 must be created first.
 
     Raises:
-        TargetError: the target cannot run it; the message has the command that makes the right one.
-        GateError: it lost more than ``max_drop``.
+        TargetError: the target cannot run the variant. The message contains the command that creates a suitable one.
+        GateError: the variant lost more than ``max_drop``.
     """
-    name = _choose(run, target, wanted, data, listener)
+    name = _choose_name(run, target, variant, data, listener)
     report, path = run.variants()[name], run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != report["model_sha256"]:
-        raise BundleError(f"{path} is not the file that was measured: quantize again")
+        raise BundleError(f"{path} was changed after it was measured: run edgerec quantize again")
     require_fit(content, target, str(path))
     before, after = report["forms"][0]["top1"], report["forms"][-1]["top1"]
     check_drop(name, before, after, report["max_drop"] if max_drop is None else max_drop, metrics_of(run).top1_name)
-    return Chosen(name, report, content)
+    return ChosenVariant(name, report, content)
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """The recipe as others may see it: the names of its data, weights and calibration set, not where they lay."""
+    """Return the recipe without private paths: only the names of the data, weights and calibration set remain."""
     data = recipe.data.without_folders
     compress = replace(recipe.compress, calibration=Path(recipe.compress.calibration).name)
     return replace(
@@ -69,25 +82,25 @@ def without_folders(recipe: Recipe) -> Recipe:
     )
 
 
-def _choose(run: Run, target: Target, wanted: str | None, data: DataSource | None, listener: Listener) -> str:
-    """The name of the variant; float32 is made where it is what is wanted and not there yet."""
+def _choose_name(run: Run, target: Target, variant: str | None, data: DataSource | None, listener: Listener) -> str:
+    """Return the name of the variant to export. Create the variant float32 if it is chosen and does not exist yet."""
     variants = run.variants()
-    make_int8 = f"make an int8 one with: {command('quantize', run.path, *data_options(data))}"
-    if wanted is None:
+    make_int8 = f"create an int8 variant with: {command('quantize', run.path, *data_options(data))}"
+    if variant is None:
         best = best_int8(variants)
         if best is not None and "int8" in target.types:
             return best
         if "float32" not in target.types:
-            raise TargetError(f"target {target.name} runs int8 only and {run.path} has no int8 variant: {make_int8}")
-        log.warning("%s has no int8 variant, float32 it is; %s", run.path, make_int8)
-        wanted = FLOAT32
-    full_int8 = wanted != FLOAT32 and (wanted not in variants or variants[wanted]["precision"] == "int8")
-    if ("int8" if full_int8 else "float32") not in target.types:
-        raise TargetError(f"target {target.name} runs {' and '.join(target.types)}, not {wanted}: {make_int8}")
-    if wanted == FLOAT32 and wanted not in variants:
+            raise TargetError(f"target {target.name} runs only int8, but {run.path} has no int8 variant: {make_int8}")
+        log.warning("%s has no int8 variant, so float32 is exported; %s", run.path, make_int8)
+        variant = FLOAT32
+    is_int8 = variant != FLOAT32 and (variant not in variants or variants[variant]["precision"] == "int8")
+    if ("int8" if is_int8 else "float32") not in target.types:
+        raise TargetError(f"target {target.name} runs {' and '.join(target.types)}, not {variant}: {make_int8}")
+    if variant == FLOAT32 and variant not in variants:
         make_float32(run, data, listener)
-    elif wanted not in variants:
+    elif variant not in variants:
         raise TargetError(
-            f"{run.path}: {unknown('variant', wanted, [*variants, FLOAT32])}; edgerec quantize makes them"
+            f"{run.path}: {unknown('variant', variant, [*variants, FLOAT32])}; edgerec quantize creates variants"
         )
-    return wanted
+    return variant

@@ -19,7 +19,7 @@ from edgerec.utils.package_data import shipped
 FOLDER = "wheels"
 # Data folders at the top level of a checkout; in an installed edgerec they are part of the package.
 _SHIPPED = ("targets", "calibration")
-_LEFT_OUT = frozenset({".pyc", ".pyo", ".orig", ".rej"})
+_EXCLUDED_SUFFIXES = frozenset({".pyc", ".pyo", ".orig", ".rej"})
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgerec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
@@ -44,12 +44,14 @@ def edgerec_wheel() -> tuple[str, bytes]:
     try:
         distribution = importlib.metadata.distribution("edgerec")
     except importlib.metadata.PackageNotFoundError:
-        raise TargetError("edgerec runs without being installed: run pip install . in its folder") from None
+        raise TargetError(
+            "edgerec is not installed, so no wheel can be built: run pip install . in the source folder"
+        ) from None
     metadata = distribution.read_text("METADATA") or ""
     if distribution.version != __version__ or not metadata:
         raise TargetError(
             f"edgerec {__version__} is running, but the installed metadata is of {distribution.version}: "
-            "install it again with pip install"
+            "run pip install again"
         )
     stem = f"edgerec-{distribution.version}"
     info = f"{stem}.dist-info"
@@ -65,6 +67,7 @@ def edgerec_wheel() -> tuple[str, bytes]:
 
 
 def _package() -> dict[str, bytes]:
+    """Return the content of edgerec's modules and data files by their names in the wheel."""
     files = _tree(Path(__file__).resolve().parent.parent, "edgerec")
     for name in _SHIPPED:
         files |= _tree(shipped(name), f"edgerec/_shipped/{name}")
@@ -72,18 +75,18 @@ def _package() -> dict[str, bytes]:
 
 
 def _tree(folder: Path, prefix: str) -> dict[str, bytes]:
-    """Return the contents of the files below ``folder`` by their names in the wheel, without caches and hidden
-    files."""
+    """Return the content of the files in ``folder`` by their names in the wheel, except caches and hidden files."""
     files = {}
     for path in folder.rglob("*"):
         relative = PurePosixPath(path.relative_to(folder).as_posix())
         hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-        if path.is_file() and not hidden and path.suffix not in _LEFT_OUT:
+        if path.is_file() and not hidden and path.suffix not in _EXCLUDED_SUFFIXES:
             files[f"{prefix}/{relative}"] = path.read_bytes()
     return files
 
 
 def _packed(files: Mapping[str, bytes], info: str) -> bytes:
+    """Return the content of the wheel: the files and their RECORD in a .zip archive with fixed times."""
     record = "".join(f"{name},sha256={_digest(files[name])},{len(files[name])}\n" for name in sorted(files))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -27,7 +27,7 @@ def write_verified(
     manifest: Manifest,
     models: Mapping[str, bytes],
     target: Target,
-    pictures: Sequence[tuple[str, Image]],
+    images: Sequence[tuple[str, Image]],
     figures: dict[str, Any] | None,
     *,
     overwrite: bool,
@@ -39,7 +39,7 @@ def write_verified(
         manifest: manifest of the bundle. This function computes its digests.
         models: content of the model files that the manifest names.
         target: target of the bundle.
-        pictures: names and images for the golden vectors.
+        images: names and images for the golden vectors.
         figures: results on the test images, see :func:`~edgerec.export.readme.readme`.
         overwrite: replace an existing bundle.
 
@@ -47,7 +47,7 @@ def write_verified(
         The names of the bundle's files, sorted, and the number of golden images that were verified.
     """
     files = {**models, "labels.txt": "".join(f"{label}\n" for label in manifest.labels).encode()}
-    files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), pictures)
+    files |= make_golden(Classifier(Bundle(path, manifest, files), delegate=""), images)
     if target.requirements:
         files["requirements.txt"] = requirements(target).encode()
     if target.service:
@@ -69,7 +69,7 @@ def write_verified(
     def check(partial: Path) -> None:
         nonlocal golden_images
         try:
-            golden_images = verify(partial, delegate="").images  # the delegate is on the device
+            golden_images = verify(partial, delegate="").images  # the delegate may exist only on the device
         except BundleError as error:
             raise BundleError(str(error).replace(str(partial), str(path))) from None
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs this bundle on the machine that it lies on: sh install.sh --help
+# Installs this bundle on this machine. For the options, type: sh install.sh --help
 set -eu
 umask 022
 
-# What the bundle needs; edgerec export wrote it.
+# Requirements of the bundle, inserted by edgerec export.
 ARCH=@ARCH@
 PYTHONS=@PYTHONS@
 PACKAGES=@PACKAGES@
@@ -17,16 +17,16 @@ OPTIONS=/etc/default/edgerec
 usage() {
   cat <<END
 Usage: sh install.sh [OPTION]...
-Installs this bundle and what it needs into a virtual environment, and verifies it there.
-Once more does no harm; what is new in this folder is taken over.
+Install this bundle and its requirements into a virtual environment, and verify the bundle there.
+The script can be run again to update an installation to the bundle in this folder.
 
-  --prefix DIR      where to [/opt/edgerec]
+  --prefix DIR      folder to install into [default: /opt/edgerec]
   --find-links DIR  also use the wheels in this folder, e.g. to install without a network
-  --service         also make it a service that starts with the machine: $UNIT, $OPTIONS
-  --yes             install system packages, or remove them, without asking
-  --dry-run         say what would be done, and do nothing
-  --undo            take away what this script brought, and nothing else
-  --help            this text
+  --service         also install a service that starts at boot: $UNIT, $OPTIONS
+  --yes             install or remove system packages without asking
+  --dry-run         show what would be done, but change nothing
+  --undo            remove everything that this script installed, and nothing else
+  --help            show this help and exit
 END
 }
 
@@ -37,24 +37,24 @@ fail() {
   exit 1
 }
 
-# What changes something is done by this.
+# Runs a command that changes the system; with --dry-run, prints the command instead.
 run() {
   if [ -n "$dry" ]; then printf 'would run: %s\n' "$*"; else "$@"; fi
 }
 
 confirm() {
   if [ -n "$yes" ] || [ -n "$dry" ]; then return 0; fi
-  [ -t 0 ] || fail "$1 There is nobody to answer: --yes agrees"
+  [ -t 0 ] || fail "cannot ask '$1', because stdin is not a terminal: add --yes to agree"
   printf '%s [y/N] ' "$1"
   read -r answer || answer=
-  case $answer in [yY]*) ;; *) fail "stopped, as you said no" ;; esac
+  case $answer in [yY]*) ;; *) fail "stopped, because the answer was not yes" ;; esac
 }
 
-# The first number is of the programs: a 64-bit kernel may run 32-bit ones, as Raspberry Pi OS 32-bit does.
+# Prints 32 or 64 for the system's programs. The kernel may differ: Raspberry Pi OS 32-bit can run a 64-bit kernel.
 bits() { getconf LONG_BIT 2>/dev/null || echo 64; }
 
 check_machine() {
-  [ "$(uname -s)" = Linux ] || fail "this bundle is for Linux, this is $(uname -s)"
+  [ "$(uname -s)" = Linux ] || fail "this bundle is for Linux, but this system is $(uname -s)"
   machine=$(uname -m)
   case $(bits)$machine in 32aarch64 | 32armv8l) machine=armv7l ;; 32x86_64) machine=i686 ;; esac
   case " $ARCH " in
@@ -63,28 +63,29 @@ check_machine() {
   esac
 }
 
-# The names are those of the kernel's drivers: unicam on a Raspberry Pi 4 or older, rp1-cfe on a Raspberry Pi 5.
+# The kernel's driver for the camera module is unicam on a Raspberry Pi 4 or older, and rp1-cfe on a Raspberry Pi 5.
 has_camera_module() {
   [ -n "$CSI_PACKAGES" ] && cat "${SYSFS:-/sys}"/class/video4linux/*/name 2>/dev/null | grep -Eq 'unicam|rp1-cfe'
 }
 
-# Sets $python and $version, or leaves $found with the versions that do not fit.
+# Sets $python and $version. If no suitable Python is found, sets $unsuitable to the versions that were found.
 find_python() {
-  python='' found='' system=''
+  python='' unsuitable='' system=''
   # Debian's packages, such as picamera2, are visible only to the system's own Python.
   if has_camera_module; then system=/usr/bin/python3; fi
   for name in $system python3 $(for number in $PYTHONS; do echo "python$number"; done); do
     path=$(command -v "$name") || continue
     version=$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     case " $PYTHONS " in *" $version "* | "  ") python=$path && return 0 ;; esac
-    found="$found $version"
+    unsuitable="$unsuitable $version"
   done
 }
 
 check_python() {
   find_python
-  if [ -z "$python" ] && [ -n "$found" ]; then
-    fail "this bundle needs Python $(say "$PYTHONS" | sed 's/ / or /g'), here is$found: use a system that has one of them"
+  if [ -z "$python" ] && [ -n "$unsuitable" ]; then
+    supported=$(say "$PYTHONS" | sed 's/ / or /g')
+    fail "this bundle needs Python $supported, but this system has$unsuitable: install a supported version"
   fi
 }
 
@@ -99,7 +100,7 @@ add_csi_packages() {
   if csi_packages_exist; then
     PACKAGES="$PACKAGES $CSI_PACKAGES"
   else
-    say "This system does not offer $CSI_PACKAGES, so only USB cameras and streams can be used. Raspberry Pi OS has it."
+    say "$CSI_PACKAGES is not available, so only USB cameras and streams can be used. Raspberry Pi OS provides it."
   fi
 }
 
@@ -113,17 +114,18 @@ missing_packages() {
   done
 }
 
-# apt-get's plan: the packages that it would bring, one a line; those that it would only upgrade are not ours to remove.
+# Prints the packages that apt-get would newly install, one per line. Packages that it would only upgrade are left out,
+# so that --undo does not remove them.
 planned() {
   # shellcheck disable=SC2086  # a list
   apt-get -s install --no-install-recommends $1 2>/dev/null | awk '$1 == "Inst" && $3 !~ /^\[/ { print $2 }'
 }
 
-# Sets $missing, and $new with all that would come; says them and asks.
+# Sets $missing, and $new to these packages and their dependencies. Prints both, and asks for permission.
 plan_packages() {
   missing='' new=''
   if ! command -v dpkg-query >/dev/null; then
-    say "No Debian: what it calls $PACKAGES must be here."
+    say "This system is not Debian: install the equivalents of the Debian packages $PACKAGES yourself."
     return 0
   fi
   missing=$(missing_packages)
@@ -135,11 +137,11 @@ plan_packages() {
   fi
   new=$(planned "$missing")
   if [ -z "$new" ] && [ -z "$dry" ]; then
-    apt-get -q update >/dev/null || fail "apt-get update failed: is there a network?"
+    apt-get -q update >/dev/null || fail "apt-get update failed: check the network connection"
     new=$(planned "$missing")
-    [ -n "$new" ] || fail "apt-get cannot install $missing: apt-get install $missing says why"
+    [ -n "$new" ] || fail "apt-get cannot install $missing: type apt-get install $missing to see the reason"
   fi
-  [ -z "$new" ] || say "With what they need, $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
+  [ -z "$new" ] || say "With their dependencies, $(say "$new" | wc -l) packages: $(say "$new" | tr '\n' ' ')"
   confirm "Install them?"
 }
 
@@ -148,18 +150,18 @@ install_packages() {
   for package in $new; do remember "package $package"; done
   # shellcheck disable=SC2086
   run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing ||
-    fail "apt-get failed: what it says is above"
+    fail "apt-get failed: see its messages above"
 }
 
-# The prefix is ours when it has our record, or holds nothing.
+# The prefix must be empty, or have the record of an earlier installation.
 check_prefix() {
   if [ ! -f "$record" ] && [ -e "$prefix" ] && [ -n "$(ls -A "$prefix" 2>/dev/null || echo file)" ]; then
     fail "$prefix holds something else: choose another --prefix"
   fi
-  above=$prefix
-  while [ ! -e "$above" ]; do above=$(dirname "$above"); done
-  if [ ! -d "$above" ] || [ ! -w "$above" ] && [ -z "$dry" ]; then
-    fail "$prefix cannot be written: use sudo, or --prefix with a folder of your own"
+  parent=$prefix
+  while [ ! -e "$parent" ]; do parent=$(dirname "$parent"); done
+  if [ ! -d "$parent" ] || [ ! -w "$parent" ] && [ -z "$dry" ]; then
+    fail "$prefix is not writable: use sudo, or choose a writable folder with --prefix"
   fi
 }
 
@@ -169,21 +171,22 @@ open_prefix() {
   [ -f "$record" ] || : >"$record"
 }
 
-# Written before the thing is done, so that --undo finds it also after a power cut.
+# Adds an entry to the record. This is done before the installation itself, so that --undo works after a power failure.
 remember() {
   [ -n "$dry" ] || grep -qxF "$1" "$record" || say "$1" >>"$record"
 }
 
 make_environment() {
-  seen=false
-  [ -z "$SITE" ] || seen=true
+  site_packages=false
+  [ -z "$SITE" ] || site_packages=true
   if [ -d "$prefix/venv/lib/python$version/site-packages/pip" ] &&
-    grep -q "include-system-site-packages = $seen" "$prefix/venv/pyvenv.cfg"; then
+    grep -q "include-system-site-packages = $site_packages" "$prefix/venv/pyvenv.cfg"; then
     return 0
   fi
-  say "Making $prefix/venv with Python $version."
+  say "Creating $prefix/venv with Python $version."
   # shellcheck disable=SC2086  # empty, or one option
-  run "$python" -m venv --clear $SITE "$prefix/venv" || fail "Python $version makes no environment: is python3-venv here?"
+  run "$python" -m venv --clear $SITE "$prefix/venv" ||
+    fail "Python $version cannot create a virtual environment: install python3-venv"
 }
 
 pip_install() {
@@ -197,7 +200,7 @@ install_from() {
   if pip_install --no-index "$@"; then return 0; fi
   pip_install "$@" && return 0
   reason=$(sed -n 's/^ERROR: //p' "$prefix/pip.log" | head -n 1)
-  fail "pip: ${reason:-it failed} (all of it: $prefix/pip.log; wheels that are in no package index: --find-links DIR)"
+  fail "pip: ${reason:-it failed} (see $prefix/pip.log; add --find-links DIR to use wheels of your own)"
 }
 
 # The code in a wheel will run on this device, so a wheel of this bundle is installed only if its digest is the one in
@@ -220,14 +223,15 @@ for path in sorted(folder.glob("wheels/*")):
         break
 ' "$here" 2>/dev/null) || fail "$here/manifest.json cannot be read: copy the whole bundle here again"
   [ -z "$changed" ] ||
-    fail "$here/$changed is not the file that manifest.json lists, so nothing is installed: copy or export the bundle again"
+    fail "$here/$changed is not the file that manifest.json lists and is not installed: copy the bundle here again"
 }
 
 install_wheels() {
-  say "Installing what $here/requirements.txt names; on a small machine this takes minutes."
+  say "Installing the packages in $here/requirements.txt. On a small device, this takes minutes."
   [ -z "$dry" ] || return 0
   if [ "$(bits)" = 32 ] && [ "$(uname -m)" = aarch64 ]; then
-    # pip takes such a system for a 64-bit one where it asks what a package needs. NumPy and OpenCV are the system's.
+    # pip resolves dependencies for the 64-bit kernel. Therefore dependencies are installed explicitly, except NumPy and
+    # OpenCV, which are system packages.
     install_from --no-deps -r "$here/requirements.txt"
     install_from 'typer>=0.15' 'starlette>=1.0' 'uvicorn>=0.40'
   else
@@ -263,9 +267,9 @@ Bundle.open(sys.argv[1]).copy(sys.argv[2], overwrite=True)
 check_service() {
   [ -n "$service" ] || return 0
   if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "--service needs root: sudo sh install.sh --service"; fi
-  [ -d /etc/systemd/system ] || fail "there is no systemd here, which --service is for"
+  [ -d /etc/systemd/system ] || fail "--service needs systemd, which is missing here: install without --service"
   if [ -e "$UNIT" ] && ! grep -qsxF "unit $UNIT" "$record"; then
-    fail "$UNIT is there already, and not by this --prefix: undo it where it was installed"
+    fail "$UNIT exists already and was not installed with this --prefix: run --undo with the --prefix that installed it"
   fi
 }
 
@@ -295,7 +299,7 @@ END
     )
     remember "options $OPTIONS $(cksum <"$OPTIONS")"
   fi
-  if [ -e "$OPTIONS" ]; then run chmod o-rwx "$OPTIONS"; fi # it may be from a version that let all users read it
+  if [ -e "$OPTIONS" ]; then run chmod o-rwx "$OPTIONS"; fi # an earlier version of this script let all users read it
   say "The service is $UNIT, its options are in $OPTIONS."
   if booted; then
     run systemctl daemon-reload
@@ -304,11 +308,11 @@ END
   fi
 }
 
-tell() {
+show_next_steps() {
   say
-  say 'Type:'
+  say 'To start the camera, or to check the installation, type:'
   say "  $prefix/venv/bin/edgerec camera $prefix/bundle --source auto --headless"
-  say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (says what is missing for that)"
+  say "  $prefix/venv/bin/edgerec doctor --bundle $prefix/bundle     (reports what is missing)"
   if [ -n "$service" ]; then
     say '  systemctl status edgerec'
     token=$(sed -n 's/^EDGEREC_WEB_TOKEN=//p' "$OPTIONS" 2>/dev/null || true)
@@ -316,14 +320,15 @@ tell() {
     say "Predictions are at http://127.0.0.1:8000/${token:+?token=$token}"
     say 'From another computer, first type there: ssh -L 8000:127.0.0.1:8000 USER@THIS_DEVICE'
   else
-    say '  sudo sh install.sh --service     (to start it with the machine)'
+    say '  sudo sh install.sh --service     (to start the camera at boot)'
   fi
 }
 
 install() {
   check_machine
   check_python
-  [ -f "$here/requirements.txt" ] || fail "$here is not a whole bundle: it has no requirements.txt"
+  [ -f "$here/requirements.txt" ] ||
+    fail "$here is not a complete bundle, because it has no requirements.txt: copy the whole bundle here again"
   check_service
   check_prefix
   add_csi_packages
@@ -332,8 +337,8 @@ install() {
   install_packages
   if [ -z "$python" ]; then check_python; fi
   if [ -z "$python" ]; then
-    [ -n "$dry" ] || fail "there is no Python: sudo apt-get install python3"
-    python=python3 version=${PYTHONS%% *} # it would be there by now
+    [ -n "$dry" ] || fail "Python is not installed: sudo apt-get install python3"
+    python=python3 version=${PYTHONS%% *} # a real run would have installed it
   fi
   check_wheels
   make_environment
@@ -341,27 +346,27 @@ install() {
   copy_bundle
   run "$prefix/venv/bin/edgerec" verify "$prefix/bundle"
   install_service
-  tell
+  show_next_steps
 }
 
-# Those that the script brought, without which nothing else would go too.
+# Removes the system packages that the script installed, unless another package depends on them.
 remove_packages() {
-  brought=$(sed -n 's/^package //p' "$record" | tr '\n' ' ')
-  [ -n "$brought" ] || return 0
-  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $brought: sudo sh install.sh --undo"; fi
+  installed=$(sed -n 's/^package //p' "$record" | tr '\n' ' ')
+  [ -n "$installed" ] || return 0
+  if [ "$(id -u)" != 0 ] && [ -z "$dry" ]; then fail "only root can remove $installed: sudo sh install.sh --undo"; fi
   # shellcheck disable=SC2086
-  gone=$(apt-get -s remove $brought 2>/dev/null | awk '$1 == "Remv" { print $2 }')
-  for package in $gone; do
-    case " $brought " in
+  removals=$(apt-get -s remove $installed 2>/dev/null | awk '$1 == "Remv" { print $2 }')
+  for package in $removals; do
+    case " $installed " in
       *" $package "*) ;;
-      *) say "These system packages stay, because $package needs them by now: $brought" && return 0 ;;
+      *) say "These system packages are kept, because $package needs them: $installed" && return 0 ;;
     esac
   done
-  [ -n "$gone" ] || return 0
-  say "System packages that were installed with it: $brought"
+  [ -n "$removals" ] || return 0
+  say "System packages that this script installed: $installed"
   confirm "Remove them?"
   # shellcheck disable=SC2086
-  run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge $brought
+  run env DEBIAN_FRONTEND=noninteractive apt-get -qq -y purge $installed
 }
 
 remove_service() {
@@ -373,22 +378,22 @@ remove_service() {
     if grep -qxF "options $OPTIONS $(cksum <"$OPTIONS")" "$record"; then
       run rm -f "$OPTIONS"
     else
-      say "$OPTIONS stays: it was changed, or there before."
+      say "$OPTIONS is kept, because it was changed or existed before."
     fi
   fi
   if booted; then run systemctl daemon-reload; fi
-  if [ -e /var/lib/edgerec ]; then say "/var/lib/edgerec stays: it is what the camera saved."; fi
+  if [ -e /var/lib/edgerec ]; then say "/var/lib/edgerec is kept, because it contains files of the camera."; fi
 }
 
 undo() {
-  [ -f "$record" ] || fail "nothing to undo: $prefix was not installed by this script (--prefix DIR names another place)"
-  [ -w "$prefix" ] || [ -n "$dry" ] || fail "$prefix cannot be written: sudo sh install.sh --undo"
+  [ -f "$record" ] || fail "nothing to undo: this script did not install $prefix (for another folder, add --prefix DIR)"
+  [ -w "$prefix" ] || [ -n "$dry" ] || fail "$prefix is not writable: sudo sh install.sh --undo"
   remove_service
   remove_packages
   run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log" "$prefix/.edgerec-wheel"
   run rm -f "$record"
-  [ -n "$dry" ] || rmdir "$prefix" 2>/dev/null || say "$prefix stays: there is something else in it."
-  say "Undone."
+  [ -n "$dry" ] || rmdir "$prefix" 2>/dev/null || say "$prefix is kept, because it contains other files."
+  say "The installation was removed."
 }
 
 prefix=/opt/edgerec links='' service='' yes='' dry='' what=install
@@ -416,7 +421,7 @@ esac
 prefix=${prefix%/}
 record=$prefix/.edgerec-brought
 if [ -n "$links" ]; then
-  links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "--find-links: there is no such folder"
+  links=$(CDPATH='' cd -- "$links" 2>/dev/null && pwd -P) || fail "--find-links: no such folder"
 fi
-cd / # or Python would take modules from where the person stands
+cd / # so that Python does not import modules from the current folder
 "$what"

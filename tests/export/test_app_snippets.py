@@ -1,4 +1,4 @@
-"""The code in the README of an app's bundle is executed, and compared with the preprocessing of the training."""
+"""The code in the README of an app's bundle gives the same pixels as the preprocessing of the training."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_web_code_prepares_the_pixels_of_the_training(bundle, tmp_path, fit, int
         assert (prepared[:, :, 3] == 255).all()
 
 
-def test_readme_says_how_mediapipe_differs_from_the_training(bundle):
+def test_readme_describes_how_mediapipe_differs_from_the_training(bundle):
     """Kotlin is not executed here, so the README must not claim equal pixels."""
     manifest = Bundle.open(bundle).manifest
     text = " ".join(apps.usage(manifest, Target.load("android")))

@@ -1,4 +1,4 @@
-"""Files of a bundle besides the model: edited texts, added files, and the wheel of edgerec."""
+"""Files of a bundle besides the model: edited text files, added files, and the wheel of edgerec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def copy(bundle, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(bundle, tmp_path_factory):
-    """Import the model of the bundle for a target; returns the new bundle's files."""
+    """Return a function that imports the bundle's model for a target, and returns the new bundle."""
 
     def call(target: str) -> Bundle:
         out = tmp_path_factory.mktemp("imported") / f"{target}.zip"
@@ -77,7 +77,7 @@ def test_verify_prints_warnings_and_succeeds(copy, edgerec):
 
 
 @pytest.mark.parametrize("name", ["model.tflite", "labels.txt", "golden/golden.json", "golden/000.png"])
-def test_file_that_the_runtime_uses_blocks(copy, name):
+def test_bundle_with_a_changed_runtime_file_is_refused(copy, name):
     edit(copy / name)
     with pytest.raises(BundleError, match="changed or damaged"):
         Bundle.open(copy)
@@ -102,7 +102,7 @@ def test_link_to_itself_is_reported_without_traceback(copy, edgerec, name):
     assert f"{name} is missing" in line
 
 
-def test_bundle_whose_files_are_too_large_together_is_refused(copy, monkeypatch):
+def test_bundle_that_exceeds_the_total_size_limit_is_refused(copy, monkeypatch):
     monkeypatch.setattr("edgerec.contract.bundle.MAX_BYTES", 100_000)
     with pytest.raises(BundleError, match="do not trust this"):
         Bundle.open(copy)
@@ -139,7 +139,7 @@ def wheel_of(bundle: Bundle) -> bytes:
     return bundle.files[name]
 
 
-def test_every_target_that_installs_edgerec_gets_the_same_wheel(bundle, imported):
+def test_bundles_for_all_targets_that_install_edgerec_contain_the_same_wheel(bundle, imported):
     wheel = wheel_of(Bundle.open(bundle))
     for target in ("desktop", "coral-usb", "rpi-32bit"):
         opened = imported(target)
@@ -150,7 +150,7 @@ def test_every_target_that_installs_edgerec_gets_the_same_wheel(bundle, imported
 
 @pytest.fixture(scope="module")
 def installed(bundle, tmp_path_factory):
-    """Install edgerec from the bundle's own wheels, without an index; returns a call of that Python."""
+    """Install edgerec from the bundle's wheels without an index, and return a function that runs Python with it."""
     folder = tmp_path_factory.mktemp("device")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--find-links", "wheels"]
     subprocess.run([*command, "--target", folder / "site", "edgerec[headless,web]"], check=True, cwd=bundle)
@@ -166,7 +166,7 @@ def installed(bundle, tmp_path_factory):
     return call
 
 
-def test_edgerec_of_the_wheel_verifies_the_bundle(installed, bundle):
+def test_edgerec_installed_from_the_wheel_verifies_the_bundle(installed, bundle):
     assert Path(installed("-c", "import edgerec; print(edgerec.__file__)").strip()).is_relative_to(installed.site)
     assert json.loads(installed("-m", "edgerec", "verify", bundle, "--json"))["exact"]
     assert (installed.site / "edgerec" / "_shipped" / "targets" / "service" / "install.sh").is_file()
@@ -174,7 +174,7 @@ def test_edgerec_of_the_wheel_verifies_the_bundle(installed, bundle):
     assert {"METADATA", "WHEEL", "RECORD", "entry_points.txt"} <= {path.name for path in info.iterdir()}
 
 
-def test_installed_edgerec_without_source_tree_packs_the_same_wheel(installed, bundle):
+def test_installed_edgerec_builds_the_same_wheel_without_a_source_tree(installed, bundle):
     code = (
         "import hashlib; from edgerec.export.wheel import edgerec_wheel as w; print(hashlib.sha256(w()[1]).hexdigest())"
     )
@@ -184,7 +184,7 @@ def test_installed_edgerec_without_source_tree_packs_the_same_wheel(installed, b
 # The service.
 
 
-def test_service_serves_the_web_page_and_readme_says_where_predictions_are(bundle):
+def test_service_starts_the_web_page_and_readme_describes_it(bundle):
     opened = Bundle.open(bundle)
     unit, readme = (opened.files[name].decode() for name in ("edgerec.service", "README.md"))
     assert '"OPTIONS=--source auto --headless --web 127.0.0.1:8000"' in unit
@@ -196,7 +196,7 @@ def test_service_serves_the_web_page_and_readme_says_where_predictions_are(bundl
 
 @pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
 def test_install_writes_service_options_with_a_token_that_only_root_reads(tmp_path):
-    """Run install.sh with stand-ins for the system: its Python, and paths below a temporary folder."""
+    """Run install.sh with a stand-in for Python, and with system paths replaced by a temporary folder."""
     tools, folder, units = tmp_path / "tools", tmp_path / "bundle", tmp_path / "units"
     for path in (tools, folder, units):
         path.mkdir()

@@ -1,4 +1,4 @@
-"""Several models in a bundle answer together, and each as it does alone."""
+"""Ensembles: bundles that combine the scores of several models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.contract.test_bundle import change, rewrite
 
 @pytest.fixture(scope="module")
 def other(bundle, tmp_path_factory):
-    """The same model under another preprocessing: its pixels, and so its scores, are others."""
+    """A bundle of the same model with different preprocessing, so that its scores differ."""
     opened = Bundle.open(bundle)
     spec = replace(opened.manifest.preprocess, fit="pad", interpolation="nearest")
     manifest = replace(opened.manifest, name="other", preprocess=spec)
@@ -34,13 +34,13 @@ def other(bundle, tmp_path_factory):
 
 
 def wide(opened, bundle):
-    """A picture that the two preprocessings see differently."""
+    """Return an image for which the two kinds of preprocessing give different pixels."""
     return np.pad(read_image(bundle / "golden" / "003.png"), ((0, 0), (40, 90), (0, 0)))
 
 
 @pytest.fixture(scope="module")
 def float32(first_run, tmp_path_factory):
-    """The float model of the same run."""
+    """A bundle of the float32 variant of the same run."""
     folder = tmp_path_factory.mktemp("float32")
     shutil.copytree(first_run.path, folder / "digits")
     return export_bundle(folder / "digits", "rpi", variant="float32", out=folder / "float32").bundle
@@ -55,29 +55,29 @@ def three(bundle, other, float32, tmp_path_factory):
 
 
 @pytest.mark.parametrize("combine", ["mean", "vote"])
-def test_together_is_what_each_says_alone(bundle, other, float32, tmp_path, combine):
-    parts = [bundle, other, float32]
-    ensemble(parts, tmp_path / "e", combine=combine)
+def test_ensemble_combines_the_scores_of_the_single_models(bundle, other, float32, tmp_path, combine):
+    bundles = [bundle, other, float32]
+    ensemble(bundles, tmp_path / "e", combine=combine)
     image = wide(Bundle.open(bundle), bundle)
-    alone = np.stack([Classifier.open(path).classify(image).scores for path in parts])
+    alone = np.stack([Classifier.open(path).classify(image).scores for path in bundles])
     assert not np.array_equal(alone[0], alone[1])
     together = Classifier.open(tmp_path / "e").classify(image)
     assert np.array_equal(together.scores, COMBINATIONS[combine](alone))
     assert together.scores.dtype == np.float32
 
 
-def test_the_mean_and_the_vote():
+def test_mean_and_vote_combine_scores():
     scores = np.array([[0.1, 0.9, 0.0], [0.6, 0.4, 0.0], [0.5, 0.1, 0.4]], np.float32)
     assert COMBINATIONS["mean"](scores) == pytest.approx([0.4, 1.4 / 3, 0.4 / 3])
     assert COMBINATIONS["vote"](scores) == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-3)
-    # One vote each: the better mean wins, by less than a vote.
+    # In a tie, the label with the higher mean score gets a slightly higher result.
     tie = COMBINATIONS["vote"](scores[:2])
     assert tie.argmax() == 1
     assert tie == pytest.approx([0.5, 0.5, 0], abs=1e-3)
     assert tie.sum() == pytest.approx(1)
 
 
-def test_every_model_is_verified(three, tmp_path):
+def test_verify_checks_every_model_of_an_ensemble(three, tmp_path):
     report = verify(three)
     assert (report.exact, report.images, len(report.golden)) == (True, 10, 30)
     assert {result.model for result in report.golden} == {"model.tflite", "model-2.tflite", "model-3.tflite"}
@@ -88,18 +88,18 @@ def test_every_model_is_verified(three, tmp_path):
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
     with pytest.raises(BundleError, match=r"004\.png: scores of model-2\.tflite are off by 1, allowed are 0"):
         verify(copy)
-    # Elsewhere each by its own measure: units of int8, or scores of float32.
+    # On another machine, the tolerance is 16 quantization steps for int8 models, and 0.001 for float32 models.
     golden["made_on"]["machine"] = "elsewhere"
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
     assert {result.tolerance for result in verify(copy).golden} == {16, 1e-3}
 
 
-def test_it_runs_wherever_a_bundle_does(three, video, pictures, edgerec):
+def test_ensemble_works_with_camera_benchmark_and_predict(three, video, pictures, edgerec):
     with Camera.open(three, str(video)) as camera:
         results = list(camera)
     assert len(results) == 30
-    right = [result.frame.index // 3 == result.classification.index for result in results]
-    assert sum(right) > 15
+    correct = [result.frame.index // 3 == result.classification.index for result in results]
+    assert sum(correct) > 15
     report = benchmark(three, seconds=0.1)
     assert {operator.model for operator in report.operators} == {0, 1, 2}
     assert sum(operator.part for operator in report.operators) == pytest.approx(1, abs=0.01)
@@ -107,30 +107,30 @@ def test_it_runs_wherever_a_bundle_does(three, video, pictures, edgerec):
     assert json.loads(done.stdout)["label"] == Classifier.open(three).classify(read_image(pictures[3])).label
 
 
-def test_held_out_is_what_no_model_has_seen(three, bundle, first_run):
-    """Evaluation finds the test split again, for models of different preprocessing too."""
+def test_ensemble_is_evaluated_on_images_that_no_model_was_trained_on(three, bundle, first_run):
+    """Only images that are in the test split of every model are used, even if the preprocessing differs."""
     alone, together = evaluate(bundle, "digits"), evaluate(three, "digits")
     assert (together.split, together.images) == ("test", alone.images)
     assert together.accuracy > alone.accuracy - 0.03
     dataset, split = first_run.data()
     section = first_run.recipe.data
 
-    def sides(seed):
-        """The side of each image in a training with another seed."""
+    def subsets(seed):
+        """Return the subset of each image in a split with this seed."""
         parts, result = split_dataset(dataset, section, seed), np.full(len(dataset.classes), "train")
         for name in ("val", "test"):
             result[parts.part(name)] = name
         return result
 
-    part, name = chosen_images(dataset, "digits", None, [sides(0), sides(1)])
+    chosen, name = chosen_images(dataset, "digits", None, [subsets(0), subsets(1)])
     assert name == "test"
-    assert set(part) < set(split.test)
-    assert 0 < len(part) < len(split.test) / 2
+    assert set(chosen) < set(split.test)
+    assert 0 < len(chosen) < len(split.test) / 2
     with pytest.raises(DataError, match="no image is in the test split of every one"):
-        chosen_images(dataset, "digits", None, [sides(seed) for seed in range(12)])
+        chosen_images(dataset, "digits", None, [subsets(seed) for seed in range(12)])
 
 
-def test_an_ensemble_may_have_ensembles_in_it(bundle, other, float32, tmp_path):
+def test_ensemble_of_ensembles_contains_all_models(bundle, other, float32, tmp_path):
     ensemble([other, float32], tmp_path / "two")
     report = ensemble([bundle, tmp_path / "two"], tmp_path / "three.zip")
     assert report.models == 3
@@ -142,7 +142,7 @@ def test_an_ensemble_may_have_ensembles_in_it(bundle, other, float32, tmp_path):
         ensemble([tmp_path / "two", other], tmp_path / "e")
 
 
-def test_the_command_line(bundle, other, tmp_path, edgerec):
+def test_ensemble_command(bundle, other, tmp_path, edgerec):
     out = tmp_path / "both"
     done = edgerec("ensemble", bundle, other, "--out", out, "--combine", "vote", "--threshold", "0.6", "--json")
     assert done.returncode == 0, done.stderr
@@ -161,7 +161,7 @@ def test_the_command_line(bundle, other, tmp_path, edgerec):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_does_not_fit_together_is_refused(bundle, other, tmp_path):
+def test_ensemble_refuses_bundles_with_other_labels_or_targets(bundle, other, tmp_path):
     with pytest.raises(BundleError, match="two bundles or more, got 1"):
         ensemble([bundle], tmp_path / "e")
     copy = tmp_path / "copy"
@@ -180,7 +180,7 @@ def test_what_does_not_fit_together_is_refused(bundle, other, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"combine": "sum"}, "unknown combine 'sum'"),
         ({"combine": 3}, "combine is 3, expected a string"),
@@ -190,15 +190,15 @@ def test_what_does_not_fit_together_is_refused(bundle, other, tmp_path):
         ({"members": [{"colour": "red"}]}, "members: .*colour"),
     ],
 )
-def test_damaged_members_are_refused(three, tmp_path, values, said):
+def test_damaged_members_are_refused(three, tmp_path, values, message):
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)
     change(copy, **values)
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         Bundle.open(copy)
 
 
-def test_a_member_without_its_file_is_refused(three, tmp_path):
+def test_member_without_a_model_file_is_refused(three, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)
     members = json.loads((copy / "manifest.json").read_text())["members"]

@@ -1,4 +1,4 @@
-"""From a variant to a bundle, whole or not at all, for each target."""
+"""Export of a variant as a bundle, completely or not at all, for each target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgerec.tflite.flatbuffer import read_graph
 from tests.conftest import one_line
 
 
-def test_rpi_bundle_says_what_to_type(bundle):
+def test_rpi_bundle_contains_the_commands(bundle):
     readme = (bundle / "README.md").read_text()
     block = readme.split("```sh\n")[1].split("```")[0]
     assert block.strip().splitlines() == [
@@ -37,7 +37,7 @@ def test_rpi_bundle_says_what_to_type(bundle):
     assert "ai-edge-litert==" in requirements
 
 
-def test_manifest_carries_what_made_it(bundle, run):
+def test_manifest_contains_the_provenance(bundle, run):
     manifest = Bundle.open(bundle).manifest
     assert manifest.provenance["recipe"] == run.recipe.to_dict()
     assert manifest.provenance["data_digest"] == run.split_record["digest"]
@@ -45,16 +45,16 @@ def test_manifest_carries_what_made_it(bundle, run):
     assert manifest.metrics["forms"] == run.variants()["int8-qat"]["forms"]
 
 
-def test_manifest_tells_no_folders(image_folder, tmp_path):
+def test_bundle_contains_no_private_paths(image_folder, tmp_path):
     recipe = Recipe().override({"data.source": str(image_folder), "train.epochs": 1})
-    made = fit(recipe, tmp_path / "run")
-    bundle = export_bundle(made, "desktop", out=tmp_path / "bundle").bundle
+    trained = fit(recipe, tmp_path / "run")
+    bundle = export_bundle(trained, "desktop", out=tmp_path / "bundle").bundle
     for file in Path(bundle).rglob("*"):
         if file.is_file():
             assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
-def test_quantize_with_a_larger_drop_is_exported_without_saying_it_again(run, tmp_path):
+def test_export_uses_the_max_drop_of_quantize(run, tmp_path):
     report = run.variant("int8-qat") / "report.json"
     before = report.read_text()
     values = json.loads(before) | {"max_drop": 50.0}
@@ -66,13 +66,13 @@ def test_quantize_with_a_larger_drop_is_exported_without_saying_it_again(run, tm
         report.write_text(before)
 
 
-def test_the_best_int8_variant_by_validation_is_taken(run, tmp_path):
+def test_export_chooses_the_int8_variant_with_the_best_validation_accuracy(run, tmp_path):
     variants = {name: report for name, report in run.variants().items() if name != "float32"}
     best = max(variants.values(), key=lambda report: report["val_top1"])
     assert export_bundle(run, "desktop", out=tmp_path / "b").variant == best["variant"]
 
 
-def test_float32_bundle_runs_too(run, tmp_path):
+def test_float32_variant_can_be_exported(run, tmp_path):
     report = export_bundle(run, "desktop", variant="float32", out=tmp_path / "b.zip", threshold=0.5)
     assert verify(tmp_path / "b.zip").exact
     manifest = Bundle.open(tmp_path / "b.zip").manifest
@@ -81,7 +81,7 @@ def test_float32_bundle_runs_too(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--target", "rp"], "did you mean 'rpi'"),
         (["--target", "coral", "--variant", "float32"], "edgerec quantize {run}"),
@@ -89,13 +89,13 @@ def test_float32_bundle_runs_too(run, tmp_path):
         (["--target", "mine.toml"], "target file mine.toml does not exist"),
     ],
 )
-def test_export_refuses(run, tmp_path, edgerec, arguments, said):
+def test_export_refuses_unknown_or_unsuitable_choices(run, tmp_path, edgerec, arguments, expected):
     message = one_line(edgerec("export", run.path, *arguments, "--out", tmp_path / "b"))
-    assert said.format(run=run.path) in message
+    assert expected.format(run=run.path) in message
     assert not (tmp_path / "b").exists()
 
 
-def test_existing_bundle_is_kept(run, bundle, tmp_path, edgerec):
+def test_existing_files_are_not_overwritten(run, bundle, tmp_path, edgerec):
     assert "already exists" in one_line(edgerec("export", run.path, "--target", "rpi", "--out", bundle))
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "my web app"}')
@@ -105,18 +105,18 @@ def test_existing_bundle_is_kept(run, bundle, tmp_path, edgerec):
             export_bundle(run, "rpi", out=tmp_path / mine, overwrite=True)
     (tmp_path / "empty").mkdir()
     first = export_bundle(run, "rpi", out=tmp_path / "empty")
-    (tmp_path / "empty" / "labels.txt").unlink()  # damaged, still a bundle
+    (tmp_path / "empty" / "labels.txt").unlink()  # a damaged bundle may be overwritten
     assert export_bundle(run, "rpi", out=tmp_path / "empty", overwrite=True) == first
 
 
-def test_export_from_inside_the_run(run, monkeypatch, tmp_path, edgerec):
+def test_export_works_in_the_folder_of_the_run(run, monkeypatch, tmp_path, edgerec):
     done = edgerec("export", ".", "--target", "desktop", cwd=run.path)
     assert done.returncode == 0, done.stderr
     assert verify(run.path.with_name(f"{run.path.name}-desktop")).exact
 
 
-def test_compiled_bundle_wants_its_delegate(run, tmp_path, monkeypatch, edgerec, pictures):
-    """Verified on the processor where it was made; elsewhere it runs on the Edge TPU, or says why not."""
+def test_compiled_bundle_needs_its_delegate(run, tmp_path, monkeypatch, edgerec, pictures):
+    """The export verifies on the CPU. The camera uses the Edge TPU, or fails with the reason."""
     monkeypatch.setenv("PATH", script(tmp_path, 'cp "$4" "$3/model_edgetpu.tflite"')["PATH"])
     bundle = export_bundle(run, "coral", out=tmp_path / "b").bundle
     message = one_line(edgerec("camera", bundle, "--source", pictures[0].parent, "--headless"))
@@ -126,7 +126,7 @@ def test_compiled_bundle_wants_its_delegate(run, tmp_path, monkeypatch, edgerec,
     assert done.returncode == 0
 
 
-def test_export_speaks_json(run, tmp_path, edgerec):
+def test_export_prints_json(run, tmp_path, edgerec):
     done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", "--json")
     value = json.loads(done.stdout)
     assert value["bundle"] == str(tmp_path / "b")
@@ -137,8 +137,8 @@ def test_export_speaks_json(run, tmp_path, edgerec):
 
 @pytest.mark.slow
 def test_killed_export_leaves_nothing_half_written(run, tmp_path):
-    """Killed at ten moments over its life: the destination is whole or not there."""
-    whole = 0
+    """The export is killed at ten different times. The bundle is then either complete or missing."""
+    complete = 0
     for number in range(10):
         out = tmp_path / f"bundle{number}"
         process = subprocess.Popen(
@@ -148,7 +148,7 @@ def test_killed_export_leaves_nothing_half_written(run, tmp_path):
         )
         if number < 5:
             time.sleep(0.4 * (number + 1))
-        else:  # the moment in which it writes
+        else:  # while the bundle is written
             until = time.monotonic() + 60
             while not list(tmp_path.glob(f".bundle{number}.*")) and not out.exists():
                 assert time.monotonic() < until
@@ -157,13 +157,13 @@ def test_killed_export_leaves_nothing_half_written(run, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         if out.exists():
-            whole += verify(out).exact
+            complete += verify(out).exact
             continue
-    assert whole == sum((tmp_path / f"bundle{n}").exists() for n in range(10))
+    assert complete == sum((tmp_path / f"bundle{n}").exists() for n in range(10))
 
 
 def script(folder, text):
-    """A stand-in for Google's closed compiler, on the PATH."""
+    """Create a stand-in for Google's Edge TPU compiler, and return a PATH that contains it."""
     path = folder / "edgetpu_compiler"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
@@ -171,7 +171,7 @@ def script(folder, text):
 
 
 def test_compiler_on_the_path_is_run(run, tmp_path, edgerec):
-    # "-s -o FOLDER MODEL", as the real one is called.
+    # edgerec calls the compiler with the arguments "-s -o FOLDER MODEL".
     environment = script(tmp_path, 'echo "Model compiled successfully"; cp "$4" "$3/model_edgetpu.tflite"')
     done = edgerec("export", run.path, "--target", "coral", "--out", tmp_path / "b", env=os.environ | environment)
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ def test_compiler_that_hangs_is_stopped(run, tmp_path, monkeypatch):
         export_bundle(run, "coral", out=tmp_path / "b")
 
 
-def test_edge_tpu_refuses_float_with_a_way_out(run):
+def test_edge_tpu_check_of_a_float_model_suggests_quantize(run):
     graph = read_graph((run.variant("float32") / "model.tflite").read_bytes())
     findings = edgetpu.check(graph)
     assert {finding.op for finding in findings} >= {"input", "output", "CONV_2D"}
@@ -211,7 +211,7 @@ def test_edge_tpu_refuses_float_with_a_way_out(run):
         ("deeplabv3_mnv2_dm05_pascal_quant", True),
     ],
 )
-def test_edge_tpu_rules_agree_with_what_the_compiler_did(real_data, name, refused):
-    """Three of these were mapped whole by Google's compiler, one was not."""
+def test_edge_tpu_rules_agree_with_the_compiler(real_data, name, refused):
+    """Google's compiler mapped three of these models completely, and one of them partially."""
     findings = edgetpu.check(read_graph((real_data / "edgetpu" / f"{name}.tflite").read_bytes()))
     assert bool(findings) == refused

@@ -1,4 +1,4 @@
-"""A model that others made, as they made it, answers in a bundle as it does alone."""
+"""Import of third-party .tflite models: the bundle predicts the same as the model alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from edgerec.runtime.verification import GOLDEN
 from edgerec.tflite.metadata import with_metadata
 from tests.conftest import one_line
 
-SHAPE = (14, 10, 3)  # as wide as it is not high
+SHAPE = (14, 10, 3)  # height and width differ
 LABELS = ("heron", "crane", "digger")
 
 
 class Factory:
-    """Tiny models as others convert them, each made once."""
+    """Creates tiny .tflite models as other tools convert them. Each model is created only once."""
 
     def __init__(self) -> None:
         import tf_keras
@@ -36,12 +36,12 @@ class Factory:
         x = tf_keras.layers.Conv2D(6, 3, strides=2, activation="relu")(self.inputs)
         self.features = tf_keras.layers.Flatten()(x)
         self.logits = tf_keras.layers.Dense(3)(self.features)
-        self.made: dict[str, bytes] = {}
+        self.models: dict[str, bytes] = {}
 
     def __call__(self, name: str) -> bytes:
-        if name not in self.made:
-            self.made[name] = getattr(self, name)()
-        return self.made[name]
+        if name not in self.models:
+            self.models[name] = getattr(self, name)()
+        return self.models[name]
 
     def keras_model(self, *outputs):
         return self.keras.Model(self.inputs, outputs[0] if len(outputs) == 1 else outputs)
@@ -49,7 +49,7 @@ class Factory:
     def converted(self, model, dtypes=None, calibration=None) -> bytes:
         import tensorflow as tf
 
-        converter = tf.lite.TFLiteConverter.from_keras_model(model)  # its batch is of any size
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)  # the batch size is dynamic
         if dtypes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -58,9 +58,9 @@ class Factory:
         return converter.convert()
 
     def ranging(self, low, high):
-        pictures = np.random.default_rng(1).uniform(low, high, (20, *SHAPE)).astype(np.float32)
-        pictures[0].reshape(-1)[:2] = low, high
-        return pictures
+        images = np.random.default_rng(1).uniform(low, high, (20, *SHAPE)).astype(np.float32)
+        images[0].reshape(-1)[:2] = low, high
+        return images
 
     def float_softmax(self) -> bytes:
         return self.converted(self.keras_model(self.keras.layers.Softmax()(self.logits)))
@@ -85,7 +85,7 @@ class Factory:
         return self.converted(self.keras_model(self.logits), (tf.uint8, tf.float32), self.ranging(0.0, 1.0))
 
     def uint8_cast(self) -> bytes:
-        """Bytes that no scale belongs to: the graph casts them itself."""
+        """A model with a uint8 input that is not quantized: the graph casts it to float."""
         inputs = self.keras.Input(SHAPE, dtype="uint8")
         x = self.keras.layers.Flatten()(self.keras.layers.Rescaling(1 / 255)(inputs))
         return self.converted(self.keras.Model(inputs, self.keras.layers.Dense(3, activation="softmax")(x)))
@@ -111,7 +111,7 @@ class Factory:
         x = self.keras.layers.Conv2D(3, 3)(inputs)
         return self.converted(self.keras.Model(inputs, self.keras.layers.GlobalAveragePooling2D()(x)))
 
-    def picture_out(self) -> bytes:
+    def image_output(self) -> bytes:
         return self.converted(self.keras.Model(self.inputs, self.keras.layers.Conv2D(1, 3)(self.inputs)))
 
 
@@ -122,7 +122,7 @@ def models():
 
 @pytest.fixture
 def given(models, tmp_path):
-    """A model's file, with a file of three labels beside it."""
+    """Return a function that writes a model file and a file with three labels, and returns the model's path."""
 
     def write(name: str):
         path = tmp_path / f"{name}.tflite"
@@ -143,14 +143,14 @@ def picture(tmp_path_factory):
 
 
 def alone(content: bytes, stored: np.ndarray) -> np.ndarray:
-    """What the bare interpreter makes of a stored input, as real numbers."""
+    """Run the TFLite interpreter directly on an input tensor, and return the dequantized output."""
     interpreter = open_interpreter(content)
     (before,), (after,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.set_tensor(before["index"], stored[np.newaxis].astype(before["dtype"]))
     interpreter.invoke()
-    answer = interpreter.get_tensor(after["index"]).reshape(-1)
+    output = interpreter.get_tensor(after["index"]).reshape(-1)
     scale, zero_point = after["quantization"]
-    return (answer.astype(np.float64) - zero_point) * scale if scale else answer.astype(np.float64)
+    return (output.astype(np.float64) - zero_point) * scale if scale else output.astype(np.float64)
 
 
 def softmax(real: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ def softmax(real: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "normalise", "stored", "behind"),
+    ("name", "normalise", "stored", "activation"),
     [
         ("float_softmax", "unit", lambda p: p / 255, lambda y: y),
         ("float_softmax", "127.5,127.5", lambda p: p / 127.5 - 1, lambda y: y),
@@ -172,7 +172,7 @@ def softmax(real: np.ndarray) -> np.ndarray:
         ("four_dimensions", "unit", lambda p: p / 255, lambda y: y),
     ],
 )
-def test_a_bundle_answers_as_the_model_alone(given, tmp_path, picture, name, normalise, stored, behind):
+def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, name, normalise, stored, activation):
     path = given(name)
     labels = tmp_path / "labels.txt"
     if name == "int8_sigmoid":
@@ -182,17 +182,17 @@ def test_a_bundle_answers_as_the_model_alone(given, tmp_path, picture, name, nor
     image = read_image(picture)
     pixels = apply(image, classifier.manifest.preprocess)
     assert pixels.shape == SHAPE
-    expected = behind(alone(path.read_bytes(), stored(pixels)))
-    found = classifier.classify(image)
-    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
-    assert found.label == classifier.manifest.labels[int(expected.argmax())]
-    assert found.scores.min() >= 0
-    assert found.scores.sum() == pytest.approx(1, abs=0.02)
+    expected = activation(alone(path.read_bytes(), stored(pixels)))
+    result = classifier.classify(image)
+    np.testing.assert_allclose(result.scores, expected, atol=1e-5)
+    assert result.label == classifier.manifest.labels[int(expected.argmax())]
+    assert result.scores.min() >= 0
+    assert result.scores.sum() == pytest.approx(1, abs=0.02)
     assert verify(report.bundle).exact
     assert (tmp_path / "b" / "model.tflite").read_bytes() == path.read_bytes()
 
 
-def test_odd_scales_really_are_odd(models):
+def test_model_with_odd_scales_has_no_standard_normalization(models):
     spec = import_spec(models("int8_odd_logits"))
     assert spec.dtype == "int8"
     assert passing(spec) not in (Normalise(0.0, 255.0), Normalise(128.0, 128.0))
@@ -205,7 +205,7 @@ def import_spec(content: bytes) -> TensorSpec:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_pixels_pass_whatever_scale_and_zero_point(dtype):
+def test_pixels_pass_unchanged_for_every_scale_and_zero_point(dtype):
     pixels = np.arange(256)
     expected = pixels if dtype == "uint8" else pixels - 128
     limits = np.iinfo(dtype)
@@ -216,13 +216,13 @@ def test_pixels_pass_whatever_scale_and_zero_point(dtype):
         assert np.array_equal(quantize(passing(spec).apply(pixels), spec), expected), spec
 
 
-def test_activations_are_sound():
+def test_activations_handle_extreme_values():
     huge = np.array([3e38, -3e38, 0], np.float32)
     assert ACTIVATIONS["softmax"](huge).tolist() == [1, 0, 0]
     assert ACTIVATIONS["binary"](np.array([0.25], np.float32)).tolist() == [0.75, 0.25]
 
 
-def test_a_float_model_must_say_what_pixels_become(given, models, tmp_path):
+def test_float_model_needs_a_normalization(given, models, tmp_path):
     path = given("float_softmax")
     with pytest.raises(ModelError, match=r"takes float32 and does not state .* --normalise unit .*MEAN,STD"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
@@ -233,7 +233,7 @@ def test_a_float_model_must_say_what_pixels_become(given, models, tmp_path):
     assert (manifest.labels, manifest.normalise) == (LABELS, Normalise(100.0, 50.0))
 
 
-def test_normalisations_that_people_type():
+def test_normalization_options_are_parsed():
     assert parse_normalise("127.5, 127.5") == Normalise(127.5, 127.5)
     for wrong, message in (
         ("sign", "did you mean 'signed'"),
@@ -245,13 +245,13 @@ def test_normalisations_that_people_type():
             parse_normalise(wrong)
 
 
-def test_label_files_as_people_have_them(tmp_path):
+def test_label_files_of_different_formats_are_read(tmp_path):
     path = tmp_path / "labels.txt"
     for text, expected in (
         ("\ufeffa\r\nb b\r\n\r\n", ("a", "b b")),
         ("0  background\n1  tench, Tinca tinca\n", ("background", "tench, Tinca tinca")),
         ("1: dog\n0: cat\n", ("cat", "dog")),
-        ("7\n8\n", ("7", "8")),  # these are the labels
+        ("7\n8\n", ("7", "8")),  # numbers without names are labels themselves
         ("2 apples\n3 pears\n", ("2 apples", "3 pears")),
     ):
         path.write_bytes(text.encode())
@@ -263,7 +263,7 @@ def test_label_files_as_people_have_them(tmp_path):
         read_labels(tmp_path / "none.txt")
 
 
-def test_a_label_that_comes_twice_is_numbered(caplog):
+def test_repeated_labels_are_numbered(caplog):
     with caplog.at_level("WARNING"):
         assert distinct(["crane", "crane (2)", "crane", "crane"], "f") == (
             "crane",
@@ -274,7 +274,7 @@ def test_a_label_that_comes_twice_is_numbered(caplog):
     assert "f has the label 'crane' twice: output 2 is called 'crane (3)'" in caplog.text
 
 
-def test_labels_must_be_as_many_as_scores(given, tmp_path):
+def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
     path = given("uint8_softmax")
     with pytest.raises(DataError, match=r"no labels in it: add --labels labels.txt, with 3 lines"):
         import_tflite(path, tmp_path / "b")
@@ -289,16 +289,16 @@ def test_labels_must_be_as_many_as_scores(given, tmp_path):
         ("two_outputs", "has 2 outputs"),
         ("any_size", "dynamic shape"),
         ("one_number", "not by a sigmoid"),
-        ("picture_out", "is not an image classifier"),
+        ("image_output", "is not an image classifier"),
     ],
 )
-def test_what_is_no_image_classifier_is_refused(given, tmp_path, name, message):
+def test_models_that_are_not_image_classifiers_are_refused(given, tmp_path, name, message):
     with pytest.raises(ModelError, match=message):
         import_tflite(given(name), tmp_path / "b", labels=tmp_path / "labels.txt", normalise="unit")
     assert not (tmp_path / "b").exists()
 
 
-def test_what_is_no_model_is_refused(given, tmp_path, edgerec):
+def test_damaged_and_missing_model_files_are_refused(given, tmp_path, edgerec):
     path = given("uint8_softmax")
     content = path.read_bytes()
     for damaged in (b"", b"hello", content[:1000], content[: len(content) // 2]):
@@ -309,20 +309,20 @@ def test_what_is_no_model_is_refused(given, tmp_path, edgerec):
     assert "none.tflite cannot be read: No such file" in message
 
 
-def test_a_target_takes_what_it_runs(given, tmp_path):
+def test_target_refuses_models_that_it_cannot_run(given, tmp_path):
     labels = given("float_logits").parent / "labels.txt"
     with pytest.raises(TargetError, match=r"coral cannot run .*float_logits.tflite: .*FLOAT32.*quantize it"):
         import_tflite(given("float_logits"), tmp_path / "b", labels=labels, target="coral", normalise="unit")
-    # A batch of any size is one for an interpreter; the Edge TPU's compiler wants it said.
+    # The interpreter uses 1 for a dynamic batch size, but the Edge TPU compiler needs a fixed batch size.
     with pytest.raises(TargetError, match="dynamic shape"):
         import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="coral")
     report = import_tflite(given("uint8_softmax"), tmp_path / "b", labels=labels, target="rpi")
     assert "requirements.txt" in report.files
 
 
-def test_bundles_are_written_as_export_writes_them(given, tmp_path, picture):
+def test_import_writes_a_complete_bundle_atomically(given, tmp_path, picture):
     path = given("int8_odd_logits")
-    options = {"labels": tmp_path / "labels.txt", "pictures": [picture]}
+    options = {"labels": tmp_path / "labels.txt", "images": [picture]}
     report = import_tflite(path, tmp_path / "birds.zip", **options)
     assert report.golden == 1
     opened = Bundle.open(tmp_path / "birds.zip")
@@ -336,29 +336,29 @@ def test_bundles_are_written_as_export_writes_them(given, tmp_path, picture):
     assert import_tflite(path, tmp_path / "birds.zip", overwrite=True, **options) == report
 
 
-def test_golden_scores_behind_a_softmax_have_a_tolerance_in_scores(given, tmp_path):
-    """On another machine, the stored output may differ by 16 units, which move a score by no more than that."""
+def test_tolerance_of_golden_scores_after_a_softmax_is_in_score_units(given, tmp_path):
+    """On another machine, the output may differ by 16 quantization steps, and the score by the same amount."""
     bundle = Bundle.open(import_tflite(given("int8_odd_logits"), tmp_path / "b", labels=tmp_path / "labels.txt").bundle)
     values = json.loads(bundle.files[GOLDEN])
     values["made_on"]["cpu"] = "another"
     scale = bundle.manifest.output.scale
-    for off, fine in ((15.9, True), (16.1, False)):
+    for steps, accepted in ((15.9, True), (16.1, False)):
         moved = json.loads(json.dumps(values))
-        moved["vectors"][0]["scores"][0][0] += off * scale
+        moved["vectors"][0]["scores"][0][0] += steps * scale
         files = bundle.files | {GOLDEN: json.dumps(moved).encode()}
         Bundle.write(tmp_path / "moved", bundle.manifest, files, overwrite=True)
-        if fine:
+        if accepted:
             assert verify(tmp_path / "moved").max_difference == pytest.approx(15.9 * scale, rel=1e-3)
         else:
             with pytest.raises(BundleError, match=r"scores of model\.tflite are off"):
                 verify(tmp_path / "moved")
 
 
-def test_manifests_know_their_activation(bundle, tmp_path):
+def test_manifest_validates_the_activation(bundle, tmp_path):
     opened = Bundle.open(bundle)
     values = json.loads((bundle / "manifest.json").read_text())
     assert values.pop("activation") == "none"
-    before = type(opened.manifest).from_json(json.dumps(values))  # as older ones are
+    before = type(opened.manifest).from_json(json.dumps(values))  # older manifests have no activation
     assert before.activation == "none"
     for change, message in (
         ({"activation": "sofmax"}, "did you mean 'softmax'"),
@@ -372,8 +372,8 @@ def test_manifests_know_their_activation(bundle, tmp_path):
         binary.check("here")
 
 
-def test_evaluate_takes_imported_bundles_and_bare_files(run, tmp_path, edgerec):
-    """The run's own int8 file stands for one that others made: a bundle without a recipe, and no bundle at all."""
+def test_evaluate_accepts_imported_bundles_and_tflite_files(run, tmp_path, edgerec):
+    """The int8 file of a run serves as a third-party model, both in a bundle without a recipe and as a bare file."""
     model = run.variant("int8-qat") / "model.tflite"
     imported = import_tflite(model, tmp_path / "b").bundle
     one, other = evaluate(imported, "digits"), evaluate(model, "digits")
@@ -390,7 +390,7 @@ def test_evaluate_refuses_an_input_that_is_not_square(given, tmp_path, image_fol
             evaluate(model, str(image_folder))
 
 
-def test_importing_needs_no_tensorflow(given, tmp_path):
+def test_import_does_not_load_tensorflow(given, tmp_path):
     code = (
         "import sys\nfrom edgerec import import_tflite\n"
         f"import_tflite({str(given('uint8_softmax'))!r}, 'b', labels='labels.txt')\n"
@@ -400,7 +400,7 @@ def test_importing_needs_no_tensorflow(given, tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_line(given, tmp_path, picture, edgerec):
+def test_import_command(given, tmp_path, picture, edgerec):
     path = given("float_logits")
     labels = ("--labels", tmp_path / "labels.txt")
     assert "--normalise unit" in one_line(edgerec("import", path, *labels, "--out", tmp_path / "b"))
@@ -416,8 +416,8 @@ def test_the_command_line(given, tmp_path, picture, edgerec):
     assert "verified 1 golden images" in done.stdout
 
 
-def test_coral_s_mobilenet_says_what_it_is(real_data, tmp_path, edgerec):
-    """Google's uint8 file with 1001 labels of which one comes twice: predict, camera and verify."""
+def test_coral_mobilenet_predicts_the_correct_label(real_data, tmp_path, edgerec):
+    """Google's uint8 model with 1001 labels, one of which is repeated, works with predict, camera and verify."""
     import cv2
 
     model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
@@ -425,34 +425,34 @@ def test_coral_s_mobilenet_says_what_it_is(real_data, tmp_path, edgerec):
     done = edgerec(*command)
     assert done.returncode == 0, done.stderr
     assert "has the label 'crane' twice: output 518 is called 'crane (2)'" in done.stderr
-    # 54 of 256 as Coral's own tools give it, whose plain bilinear resizing is done here beforehand.
+    # Coral's tools give a score of 54/256. They use bilinear interpolation, so the image is resized that way here.
     cat = cv2.imread(str(real_data / "cat_720p.jpg"))
     (tmp_path / "cats").mkdir()
     cv2.imwrite(str(tmp_path / "cats" / "small.png"), cv2.resize(cat, (128, 128), interpolation=cv2.INTER_LINEAR))
     value = json.loads(edgerec("predict", tmp_path / "b", tmp_path / "cats" / "small.png", "--json").stdout)
     assert (value["label"], round(value["score"] * 256)) == ("tiger cat", 54)
-    # Stretched from 720p by exact halvings, the image resembles an Egyptian cat about as much.
+    # edgerec averages while it shrinks the 720p image, which then looks almost as much like an Egyptian cat.
     assert "tiger cat" in edgerec("predict", tmp_path / "b", real_data / "cat_720p.jpg").stdout
     assert "tiger cat" in edgerec("camera", tmp_path / "b", "--source", tmp_path / "cats", "--headless").stdout
     assert "bit for bit" in edgerec("verify", tmp_path / "b").stdout
 
 
-def test_what_was_compiled_for_the_edge_tpu_is_refused(real_data, tmp_path):
+def test_model_compiled_for_the_edge_tpu_is_refused(real_data, tmp_path):
     model = real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
     with pytest.raises(ModelError, match="compiled for the Edge TPU"):
         import_tflite(model, tmp_path / "b")
 
 
-def test_the_loss_of_logits_is_that_of_their_softmax(tmp_path):
+def test_loss_of_logits_equals_loss_of_their_softmax(tmp_path):
     import tensorflow as tf
     import tf_keras
 
     inputs = tf_keras.Input((8, 8, 1))
     logits = tf_keras.layers.Dense(10)(tf_keras.layers.Flatten()(inputs))
-    found = {}
+    results = {}
     for name, end in (("logits", logits), ("softmax", tf_keras.layers.Softmax()(logits))):
         path = tmp_path / f"{name}.tflite"
         path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(tf_keras.Model(inputs, end)).convert())
-        found[name] = evaluate(path, "digits", normalise="unit", labels="folders")
-    assert found["logits"].loss == pytest.approx(found["softmax"].loss, rel=1e-5)
-    assert found["logits"].accuracy == found["softmax"].accuracy
+        results[name] = evaluate(path, "digits", normalise="unit", labels="folders")
+    assert results["logits"].loss == pytest.approx(results["softmax"].loss, rel=1e-5)
+    assert results["logits"].accuracy == results["softmax"].accuracy

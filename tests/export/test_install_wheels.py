@@ -1,4 +1,4 @@
-"""install.sh installs a wheel of the bundle only if it is the file that the manifest lists."""
+"""install.sh installs a wheel of the bundle only if its digest is the one in the manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgerec.export.systemd import service_files
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
 
 PYTHON = f"3.{sys.version_info[1]}"
-# The real Python, except that it makes no environment and records what pip would install.
+# Runs the real Python, but creates no virtual environment, and records the calls of pip instead of executing them.
 STAND_IN = f"""#!/bin/sh
 case $* in
   '-m venv'*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python"
@@ -33,7 +33,7 @@ esac
 
 @pytest.fixture
 def install(bundle, tmp_path):
-    """Run install.sh of a copy of the bundle; returns the completed process and the calls of pip."""
+    """Return a function that runs install.sh of a copy of the bundle, and returns the process and the calls of pip."""
     copy, tools = tmp_path / "bundle", tmp_path / "tools"
     shutil.copytree(bundle, copy)
     script = service_files(Target.load("rpi"))["install.sh"].decode()

@@ -1,4 +1,4 @@
-"""A bundle that a machine runs by itself: what the service manager hears, install.sh, the unit, the Dockerfile."""
+"""The files that install a bundle on a device (install.sh, systemd unit, Dockerfile), and messages to systemd."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="install.sh and its s
 
 
 class Manager:
-    """A service manager's end of the socket."""
+    """A stand-in for systemd, which receives the messages of a service (sd_notify)."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -46,28 +46,28 @@ class Manager:
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
         self.environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())}
         self._messages: list[str] = []
-        self._came = threading.Condition()
+        self._received = threading.Condition()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
         while (message := self._socket.recv(4096).decode()) != "END":
-            with self._came:
+            with self._received:
                 self._messages.append(message)
-                self._came.notify_all()
+                self._received.notify_all()
         self._socket.close()
 
-    def heard(self) -> list[str]:
-        """What came since the last call."""
+    def messages(self) -> list[str]:
+        """Return the messages that were received since the last call."""
         time.sleep(0.05)
-        with self._came:
+        with self._received:
             messages, self._messages = self._messages, []
             return messages
 
     def wait_for(self, message: str) -> None:
-        """Until it came; what came before it is forgotten."""
-        with self._came:
-            assert self._came.wait_for(lambda: message in self._messages, 20)
+        """Wait until the message is received, and discard all messages up to it."""
+        with self._received:
+            assert self._received.wait_for(lambda: message in self._messages, 20)
             del self._messages[: self._messages.index(message) + 1]
 
     def close(self) -> None:
@@ -79,14 +79,14 @@ class Manager:
 @pytest.fixture(params=["file", "abstract"])
 def manager(request, tmp_path):
     if sys.platform != "linux":
-        pytest.skip("systemd is Linux'")
-    made = Manager(str(tmp_path / "notify") if request.param == "file" else f"@edgerec-test-{uuid.uuid4()}")
-    yield made
-    made.close()
+        pytest.skip("systemd exists only on Linux")
+    stand_in = Manager(str(tmp_path / "notify") if request.param == "file" else f"@edgerec-test-{uuid.uuid4()}")
+    yield stand_in
+    stand_in.close()
 
 
-class Pictures:
-    """A live source of black pictures; what it does before each is the test's."""
+class BlackImages:
+    """A live source of black images that calls ``before`` before each image."""
 
     format = CaptureFormat()
 
@@ -104,20 +104,20 @@ class Pictures:
 
 
 def camera(opened, classify=None, **options) -> Camera:
-    answer = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
+    prediction = Classification("a", 0, 1.0, (), np.array([1, 0], np.float32))
     manifest = SimpleNamespace(labels=("a", "b"), decision=DecisionSpec())
-    classifier = SimpleNamespace(manifest=manifest, classify=classify or (lambda image: answer), invalid=0)
+    classifier = SimpleNamespace(manifest=manifest, classify=classify or (lambda image: prediction), invalid=0)
     return Camera(classifier, [Address("black", True, True, opened)], **options)
 
 
-def test_the_manager_hears_of_a_run(manager):
-    with camera(Pictures) as live:
+def test_camera_reports_start_state_watchdog_and_stop_to_systemd(manager):
+    with camera(BlackImages) as live:
         live.run([], 50, service=ServiceNotifier.from_environment(manager.environment))
-    heard = manager.heard()
-    assert heard[0] == "READY=1"
-    assert heard[-1] == "STOPPING=1"
-    assert "STATUS=black: live" in heard
-    assert heard.count("WATCHDOG=1") >= 2
+    messages = manager.messages()
+    assert messages[0] == "READY=1"
+    assert messages[-1] == "STOPPING=1"
+    assert "STATUS=black: live" in messages
+    assert messages.count("WATCHDOG=1") >= 2
 
 
 def lost():
@@ -126,19 +126,19 @@ def lost():
 
 @pytest.mark.parametrize(
     ("opened", "options"),
-    [(Pictures, {"view": View(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
-    ids=["frames that nobody looks at", "a source that is lost"],
+    [(BlackImages, {"view": View(every=100_000)}), (lost, {"timeouts": Timeouts(first_wait_s=0.02)})],
+    ids=["skipped frames", "lost source"],
 )
-def test_signs_of_life_without_an_answer(manager, opened, options):
+def test_watchdog_signals_are_sent_without_predictions(manager, opened, options):
     service = ServiceNotifier.from_environment(manager.environment)
     with camera(opened, **options) as live:
-        # It ends with the process: only a signal, or an answer that a sink ends with, ends it before.
+        # Without frames or sinks, run() returns only after a signal, so a daemon thread executes it.
         threading.Thread(target=live.run, args=([],), kwargs={"service": service}, daemon=True).start()
         for _ in range(3):
             manager.wait_for("WATCHDOG=1")
 
 
-def test_a_model_that_hangs_is_none(manager):
+def test_no_watchdog_signal_while_the_model_hangs(manager):
     hanging, ended = threading.Event(), threading.Event()
 
     def classify(image):
@@ -150,46 +150,46 @@ def test_a_model_that_hangs_is_none(manager):
         with pytest.raises(SourceError):
             live.run([], service=ServiceNotifier.from_environment(manager.environment))
 
-    with camera(Pictures, classify) as live:
+    with camera(BlackImages, classify) as live:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         assert hanging.wait(20)
-        manager.heard()
-        time.sleep(0.3)  # frames come all the while
-        assert manager.heard() == []
+        manager.messages()
+        time.sleep(0.3)  # frames continue to arrive
+        assert manager.messages() == []
         ended.set()
         thread.join(20)
-    assert manager.heard()[-1] == "STOPPING=1"
+    assert manager.messages()[-1] == "STOPPING=1"
 
 
-def test_the_environment_of_others_and_a_manager_that_is_gone(manager):
+def test_watchdog_of_another_process_and_invalid_environments_are_ignored(manager):
     other = ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_PID": "1"})
     other.ready()
     other.alive()
-    assert manager.heard() == ["READY=1"]
+    assert manager.messages() == ["READY=1"]
     ServiceNotifier.from_environment({}).ready()
     ServiceNotifier.from_environment(manager.environment | {"WATCHDOG_USEC": "many"}).alive()
-    assert manager.heard() == []
+    assert manager.messages() == []
     patient = ServiceNotifier(manager.address, watchdog_s=4000)
     for _ in range(50):
         patient.alive()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.messages() == ["WATCHDOG=1"]
     other.report_state(StateChange("a\nREADY=0", State.LOST, 0.0, "x"))
-    assert manager.heard() == ["STATUS=a\\nREADY=0: lost (x)"]
+    assert manager.messages() == ["STATUS=a\\nREADY=0: lost (x)"]
     ServiceNotifier("/nowhere/at/all", 1).ready()
     ServiceNotifier("x" * 500, 1).ready()
 
 
-# The files, without installing anything.
+# Content of the files.
 
 
-def mine(**changes) -> Target:
-    """A target that is this machine, with a Python that only the stand-in has."""
+def this_machine(**changes) -> Target:
+    """Return a target for this machine that needs Python 3.99, which only the stand-in for Python reports."""
     base = replace(Target.load("rpi"), name="mine", arch=(platform.machine(),), python=("3.99",), system_packages=())
     return replace(base, **changes)
 
 
-def test_the_pi_gets_them_and_others_do_not(bundle):
+def test_service_files_match_the_target(bundle):
     assert {"install.sh", "edgerec.service", "Dockerfile"} <= {path.name for path in bundle.iterdir()}
     readme = (bundle / "README.md").read_text()
     assert "sudo sh install.sh --service" in readme
@@ -205,25 +205,25 @@ def test_the_pi_gets_them_and_others_do_not(bundle):
 
 
 @pytest.mark.parametrize("key", ["arch", "python", "system_packages"])
-def test_a_target_s_words_do_not_become_commands(key):
+def test_service_files_refuse_shell_code_in_target_values(key):
     with pytest.raises(TargetError, match=rf"the target's {key} has "):
-        service_files(mine(**{key: ("$(reboot)",)}))
+        service_files(this_machine(**{key: ("$(reboot)",)}))
 
 
-def test_without_a_known_processor_there_is_no_dockerfile():
-    assert "Dockerfile" not in service_files(mine(arch=()))
+def test_no_dockerfile_without_a_known_architecture():
+    assert "Dockerfile" not in service_files(this_machine(arch=()))
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
-def test_shellcheck_finds_nothing(name, tmp_path):
+def test_install_script_passes_shellcheck(name, tmp_path):
     (tmp_path / "install.sh").write_bytes(service_files(Target.load(name))["install.sh"])
     done = subprocess.run(["shellcheck", tmp_path / "install.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
-def test_the_unit_is_sound_and_hardened(tmp_path):
+def test_unit_is_valid_and_hardened(tmp_path):
     program = tmp_path / "venv" / "bin" / "edgerec"
     executable(program, "")
     unit = tmp_path / "edgerec.service"
@@ -235,11 +235,11 @@ def test_the_unit_is_sound_and_hardened(tmp_path):
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unrecognized option" in done.stderr:
-        pytest.skip("this systemd-analyze does not look at files that are not installed")
+        pytest.skip("this systemd-analyze cannot analyze files that are not installed")
     assert done.returncode == 0, done.stdout[-200:]
 
 
-# install.sh in a world of stand-ins: no root, no network, no packages.
+# install.sh with stand-ins for Python and apt-get, so that no root, network or packages are needed.
 
 
 def executable(path: Path, text: str) -> None:
@@ -256,8 +256,8 @@ case $* in
     for folder; do :; done
     echo "$*" >"$WORLD/venv"
     mkdir -p "$folder/bin" "$folder/lib/python$MADE_VERSION/site-packages/pip"
-    case $* in *--system-site-packages*) seen=true ;; *) seen=false ;; esac
-    echo "include-system-site-packages = $seen" >"$folder/pyvenv.cfg"
+    case $* in *--system-site-packages*) site=true ;; *) site=false ;; esac
+    echo "include-system-site-packages = $site" >"$folder/pyvenv.cfg"
     cp "$0" "$folder/bin/python"
     printf '#!/bin/sh\\necho "verified $2"\\n' >"$folder/bin/edgerec"
     chmod +x "$folder/bin/edgerec"
@@ -268,7 +268,7 @@ case $* in
     if [ -n "$MADE_PIP_FAILS" ]; then echo "ERROR: No matching distribution found for edgerec"; exit 1; fi ;;
 esac
 """
-# `have` lists what is installed; libdep comes with libwanted.
+# The file `have` lists the installed packages. libwanted depends on libdep.
 APT_STAND_IN = """
 case $* in
   *-s*install*) echo 'Inst libdep (1)'; echo 'Inst libwanted (1)'; echo 'Inst libc6 [1] (2)' ;;
@@ -281,7 +281,7 @@ esac
 
 @pytest.fixture
 def world(tmp_path):
-    """Calls install.sh of a target's bundle with stand-ins on the PATH; gives the completed process."""
+    """Return a function that runs install.sh with the stand-ins on the PATH, and returns the completed process."""
     if sys.platform != "linux":
         pytest.skip("install.sh is for Linux")
     tools, folder = tmp_path / "tools", tmp_path / "bundle"
@@ -292,7 +292,7 @@ def world(tmp_path):
     folder.mkdir()
 
     def call(*arguments, target=None, **environment):
-        for name, content in service_files(target or mine(system_packages=("libwanted",))).items():
+        for name, content in service_files(target or this_machine(system_packages=("libwanted",))).items():
             (folder / name).write_bytes(
                 content.replace(b"'python3 libwanted'", b"libwanted").replace(b"=python3\n", b"=\n")
             )
@@ -313,7 +313,7 @@ def world(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rpi", "rpi-32bit"])
-def test_readme_and_install_script_make_the_same_environment(bundle, name):
+def test_readme_and_install_script_create_the_same_environment(bundle, name):
     target, manifest = Target.load(name), Bundle.open(bundle).manifest
     manifest = replace(manifest, provenance={"imported": {"file": "a.tflite", "sha256": "0" * 64}})
     text, script = readme(manifest, target, None), service_files(target)["install.sh"].decode()
@@ -331,13 +331,13 @@ def test_readme_and_install_script_make_the_same_environment(bundle, name):
 
 @pytest.mark.parametrize("driver", ["unicam-image", "rp1-cfe-csi2_ch0", "HD Webcam C270"])
 @pytest.mark.parametrize("offered", [True, False])
-def test_install_brings_picamera2_for_a_camera_module(world, driver, offered):
+def test_install_adds_picamera2_for_a_camera_module(world, driver, offered):
     name = world.path / "sys" / "class" / "video4linux" / "video0" / "name"
     name.parent.mkdir(parents=True)
     name.write_text(f"{driver}\n")
-    # The package lists are fetched first.
-    known = '[ -e "$WORLD/updated" ]' if offered else "exit 100"
-    executable(world.path / "tools" / "apt-cache", known)
+    # The stand-in knows picamera2 only after apt-get update.
+    apt_cache = '[ -e "$WORLD/updated" ]' if offered else "exit 100"
+    executable(world.path / "tools" / "apt-cache", apt_cache)
     executable(world.path / "tools" / "apt-get", f'case $* in *update*) : >"$WORLD/updated" ;; esac{APT_STAND_IN}')
     done = world("--yes", SYSFS=str(world.path / "sys"))
     assert done.returncode == 0, done.stderr
@@ -353,10 +353,10 @@ def refused(done, code=1) -> str:
     return line
 
 
-def test_install_checks_the_machine_first(world):
-    assert "this bundle is for sparc, this system is" in refused(world(target=mine(arch=("sparc",))))
+def test_install_checks_the_machine_before_it_changes_anything(world):
+    assert "this bundle is for sparc, this system is" in refused(world(target=this_machine(arch=("sparc",))))
     message = refused(world(MADE_VERSION="3.9"))
-    assert message == "error: this bundle needs Python 3.99, here is 3.9: use a system that has one of them"
+    assert message == "error: this bundle needs Python 3.99, but this system has 3.9: install a supported version"
     assert "unknown option --prefx" in refused(world("--prefx"), 2)
     assert "needs a folder" in refused(world("--find-links"), 2)
     assert "no such folder" in refused(world("--find-links", "/nowhere"))
@@ -369,7 +369,7 @@ def test_install_asks_before_it_installs_packages(world):
     done = world()
     assert "missing: libwanted" in done.stdout
     assert "2 packages: libdep libwanted" in done.stdout
-    assert "--yes agrees" in refused(done)
+    assert "add --yes to agree" in refused(done)
     assert not (world.path / "prefix").exists()
     assert "only root can install them: sudo apt-get install" in refused(world(MADE_USER="1000"))
     done = world("--dry-run", MADE_USER="1000")
@@ -379,7 +379,7 @@ def test_install_asks_before_it_installs_packages(world):
     assert not (world.path / "have").exists()
 
 
-def test_install_twice_and_undo(world):
+def test_repeated_install_changes_nothing_and_undo_removes_everything(world):
     first = world("--yes")
     assert first.returncode == 0, first.stderr
     assert "made-venv" in first.stdout
@@ -389,66 +389,68 @@ def test_install_twice_and_undo(world):
     assert "made-venv" not in second.stdout
     assert "System packages" not in second.stdout
     record = (world.path / "prefix" / ".edgerec-brought").read_text()
-    assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only made newer
-    newer = world("--yes", MADE_VERSION="3.98", target=mine(python=("3.99", "3.98")))  # the system was upgraded
-    assert "made-venv" in newer.stdout
+    assert record.splitlines() == ["package libdep", "package libwanted"]  # libc6 was only upgraded
+    upgraded = world(
+        "--yes", MADE_VERSION="3.98", target=this_machine(python=("3.99", "3.98"))
+    )  # the system was upgraded
+    assert "made-venv" in upgraded.stdout
     done = world("--undo", "--yes")
     assert done.returncode == 0, done.stderr
     assert "purge libdep libwanted" in done.stdout
     assert not (world.path / "prefix").exists()
 
 
-def test_wheels_of_a_folder_come_first(world):
+def test_install_tries_the_wheel_folder_before_the_package_index(world):
     (world.path / "bundle" / "wheels").mkdir()
     assert world("--yes").returncode == 0
-    (asked,) = (world.path / "pip").read_text().splitlines()
-    assert f"--only-binary :all: --no-index --find-links {world.path}/bundle/wheels -r " in asked
+    (call,) = (world.path / "pip").read_text().splitlines()
+    assert f"--only-binary :all: --no-index --find-links {world.path}/bundle/wheels -r " in call
     message = refused(world(MADE_PIP_FAILS="yes"))
     assert message.startswith("error: pip: No matching distribution found for edgerec (")
-    asked = (world.path / "pip").read_text().splitlines()
-    assert len(asked) == 3  # the folder alone, then with the index
-    assert "--no-index" not in asked[2]
+    calls = (world.path / "pip").read_text().splitlines()
+    assert len(calls) == 3  # the second run tries the folder alone, then the folder and the index
+    assert "--no-index" not in calls[2]
 
 
-def test_a_32_bit_system_on_a_64_bit_kernel(world):
-    """pip takes it for a 64-bit one where it reads edgerec's requirements, and finds no wheel; so they are not read."""
+def test_install_on_a_32_bit_system_with_a_64_bit_kernel(world):
+    """pip must not resolve edgerec's requirements, because it would look for wheels for a 64-bit system."""
     executable(world.path / "tools" / "uname", "case $1 in -s) echo Linux ;; *) echo aarch64 ;; esac")
     executable(world.path / "tools" / "getconf", "echo 32")
-    assert "this bundle is for aarch64, this system is armv7l" in refused(world(target=mine(arch=("aarch64",))))
-    assert world(target=mine(arch=("armv7l",))).returncode == 0
+    assert "this bundle is for aarch64, this system is armv7l" in refused(world(target=this_machine(arch=("aarch64",))))
+    assert world(target=this_machine(arch=("armv7l",))).returncode == 0
     first, second = (world.path / "pip").read_text().splitlines()
     assert "--no-deps -r " in first
     assert second.endswith("typer>=0.15 starlette>=1.0 uvicorn>=0.40")
 
 
-def test_undo_leaves_what_others_need_and_what_others_brought(world):
+def test_undo_keeps_packages_that_others_need_and_files_of_the_user(world):
     assert world("--yes").returncode == 0
     (world.path / "more").write_text("Remv a-program-of-mine [1]\n")
     (world.path / "prefix" / "mine.txt").write_text("mine")
     done = world("--undo", "--yes")
-    assert "stay, because a-program-of-mine needs them" in done.stdout
+    assert "are kept, because a-program-of-mine needs them" in done.stdout
     assert "purged" not in done.stdout
     assert [path.name for path in (world.path / "prefix").iterdir()] == ["mine.txt"]
     assert "holds something else" in refused(world("--yes"))
 
 
-def test_a_bundle_in_pieces_and_a_prefix_that_is_a_file(world):
+def test_install_refuses_a_prefix_that_is_a_file(world):
     (world.path / "prefix").write_text("mine")
     assert "holds something else" in refused(world("--yes"))
     assert (world.path / "prefix").read_text() == "mine"
 
 
-# And in earnest.
+# Installation without stand-ins.
 
 
 @pytest.mark.slow
 @linux
-def test_install_in_earnest(bundle, tmp_path):
-    """A real wheel in a real environment, once more over it, and then nothing is left."""
+def test_install_repeat_and_undo_with_real_python_and_pip(bundle, tmp_path):
+    """Install a real wheel in a real virtual environment, repeat the installation, and undo it."""
     wheels, prefix, toml = tmp_path / "wheels", tmp_path / "prefix", tmp_path / "mine.toml"
     toml.write_text(f'like = "rpi"\narch = ["{platform.machine()}"]\npython = ["{PYTHON}"]\nsystem_packages = []\n')
-    made = tmp_path / "made"
-    import_tflite(bundle / "model.tflite", made, labels=bundle / "labels.txt", target=str(toml))
+    copy = tmp_path / "copy"
+    import_tflite(bundle / "model.tflite", copy, labels=bundle / "labels.txt", target=str(toml))
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, REPOSITORY]
     subprocess.run(build, check=True, capture_output=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "EDGEREC"))}
@@ -458,7 +460,7 @@ def test_install_in_earnest(bundle, tmp_path):
     }
 
     def install(*arguments):
-        command = ["sh", made / "install.sh", "--prefix", prefix, "--find-links", wheels, *arguments]
+        command = ["sh", copy / "install.sh", "--prefix", prefix, "--find-links", wheels, *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=tmp_path
         )
@@ -473,7 +475,7 @@ def test_install_in_earnest(bundle, tmp_path):
     assert {path.name for path in shipped.iterdir()} == {"install.sh", "edgerec.service", "Dockerfile"}
     again = install()
     assert again.returncode == 0, again.stderr
-    assert "Making" not in again.stdout
-    assert sorted(path.name for path in (prefix / "bundle").iterdir()) == sorted(path.name for path in made.iterdir())
+    assert "Creating" not in again.stdout
+    assert sorted(path.name for path in (prefix / "bundle").iterdir()) == sorted(path.name for path in copy.iterdir())
     assert install("--undo").returncode == 0
     assert not prefix.exists()

@@ -1,4 +1,4 @@
-"""What is written for microcontrollers and for apps."""
+"""Files of bundles for microcontrollers and apps."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
 from edgerec.tflite.metadata import read_metadata
 
-# TFLite Micro's interpreter aborts the process where it does not like a model: it runs in one of its own.
+# TFLite Micro's interpreter aborts the process if it cannot run a model, so it runs in a separate process.
 MICRO = """
 import sys, numpy as np
 from tflite_micro import runtime
 model, pixels = open(sys.argv[1], "rb").read(), np.load(sys.argv[2])
 interpreter = runtime.Interpreter.from_bytes(model, arena_size=int(sys.argv[4]))
 scores = []
-for picture in pixels:
-    interpreter.set_input(picture[np.newaxis], 0)
+for image in pixels:
+    interpreter.set_input(image[np.newaxis], 0)
     interpreter.invoke()
     scores.append(interpreter.get_output(0).reshape(-1))
 np.save(sys.argv[3], np.stack(scores))
 interpreter.print_allocations()
 """
 
-# Stands in for TensorFlow Lite Micro's header: takes the operators that the sources add, and counts them.
+# A stand-in for TensorFlow Lite Micro's header, which counts the operators that the sources add.
 RESOLVER = """
 #pragma once
 enum TfLiteStatus { kTfLiteOk = 0, kTfLiteError = 1 };
@@ -68,12 +68,12 @@ int main() {
 
 @pytest.fixture(scope="module")
 def micro(run, tmp_path_factory):
-    """The run's bundle for a microcontroller."""
+    """A bundle of the run for a microcontroller."""
     return Bundle.open(export_bundle(run, "microcontroller", out=tmp_path_factory.mktemp("micro") / "digits").bundle)
 
 
 def compiled(files, folder) -> subprocess.CompletedProcess:
-    """Build the sources with every warning an error, and run what writes the model and the labels."""
+    """Compile the sources with warnings as errors, and run a program that prints the model and the labels."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: sources are not compiled")
@@ -91,7 +91,7 @@ def compiled(files, folder) -> subprocess.CompletedProcess:
     return subprocess.run([folder / "show"], capture_output=True, check=False, timeout=30)
 
 
-def test_sources_hold_the_model_its_labels_and_its_operators(micro, tmp_path):
+def test_sources_contain_model_labels_and_operators(micro, tmp_path):
     files = {name: micro.files[name] for name in ("model.h", "model.cc", "model_operators.h")}
     done = compiled(files, tmp_path)
     assert done.returncode == 0
@@ -99,11 +99,11 @@ def test_sources_hold_the_model_its_labels_and_its_operators(micro, tmp_path):
     assert done.stderr.decode().splitlines() == list(micro.manifest.labels)
     operators = {operator.name for operator in read_graph(micro.model).operators}
     assert f"MicroMutableOpResolver<{len(operators)}>" in files["model_operators.h"].decode()
-    assert verify(micro.path).exact  # it is a bundle still, which a desk can check
+    assert verify(micro.path).exact  # the bundle can still be verified on a computer
     assert "requirements.txt" not in micro.files
 
 
-def test_labels_cannot_break_out_of_their_literals(micro, tmp_path):
+def test_special_characters_in_labels_are_escaped(micro, tmp_path):
     from dataclasses import replace
 
     odd = ['"; int x = 1; //', "back\\slash\\", "Ölfaß ??/ 猫", *micro.manifest.labels[3:]]
@@ -112,8 +112,8 @@ def test_labels_cannot_break_out_of_their_literals(micro, tmp_path):
     assert done.stderr.decode().splitlines() == odd
 
 
-def test_what_is_no_pixel_itself_is_looked_up(run, tmp_path):
-    """A float model's input: (pixel - mean) / std for each of the 256 pixels."""
+def test_float_model_gets_a_table_of_normalized_pixels(run, tmp_path):
+    """The table contains (pixel - mean) / std for each of the 256 pixel values."""
     bundle = Bundle.open(export_bundle(run, "microcontroller", variant="float32", out=tmp_path / "b").bundle)
     files = {name: bundle.files[name] for name in ("model.h", "model.cc", "model_operators.h")}
     assert compiled(files, tmp_path).stdout == bundle.model
@@ -123,13 +123,13 @@ def test_what_is_no_pixel_itself_is_looked_up(run, tmp_path):
     assert "data.f[i] = edgerec::kStored[pixels[i]];" in bundle.files["README.md"].decode()
 
 
-def test_an_ensemble_is_no_firmware(run, tmp_path):
+def test_ensemble_for_a_microcontroller_is_refused(run, tmp_path):
     bundles = [export_bundle(run, "rpi", variant=v, out=tmp_path / v).bundle for v in ("int8-qat", "float32")]
     with pytest.raises(BundleError, match="target microcontroller takes one model"):
         ensemble(bundles, tmp_path / "b", target="microcontroller")
 
 
-def test_readme_says_what_to_write(micro):
+def test_readme_contains_code_for_the_firmware(micro):
     readme = micro.files["README.md"].decode()
     assert "AddModelOperators(operators)" in readme
     assert f"{microcontroller_bytes(read_graph(micro.model)):,} bytes of RAM" in readme
@@ -139,9 +139,9 @@ def test_readme_says_what_to_write(micro):
 
 @pytest.mark.skipif(importlib.util.find_spec("tflite_micro") is None, reason="tflite_micro is not installed")
 def test_tensorflow_lite_micro_gives_the_golden_scores_in_the_estimated_arena(micro, tmp_path):
-    """On the bundle's own pictures; the plan is the same to the byte, the whole arena is enough and not far off."""
+    """The golden scores match, the planned tensor memory is exact, and the arena is at most a third too large."""
     classifier, golden = Classifier(micro), json.loads(micro.files["golden/golden.json"])["vectors"]
-    pixels = np.stack([classifier.pixels(picture)[0] for picture in golden_images(micro).values()])
+    pixels = np.stack([classifier.pixels(image)[0] for image in golden_images(micro).values()])
     np.save(tmp_path / "pixels.npy", pixels)
     (tmp_path / "model.tflite").write_bytes(micro.model)
     graph = read_graph(micro.model)
@@ -153,13 +153,13 @@ def test_tensorflow_lite_micro_gives_the_golden_scores_in_the_estimated_arena(mi
     expected = np.array([vector["scores"][0] for vector in golden])
     assert np.abs(scores - expected).max() <= 2
     assert (scores.argmax(1) == expected.argmax(1)).all()
-    told = done.stdout + done.stderr
-    head, total = (int(told.split(f"Arena allocation {what} ")[1].split()[0]) for what in ("head", "total"))
+    log = done.stdout + done.stderr
+    head, total = (int(log.split(f"Arena allocation {kind} ")[1].split()[0]) for kind in ("head", "total"))
     assert head == plan_bytes(graph, MICRO_ALIGNMENT)
     assert 0.75 * microcontroller_bytes(graph) < total <= microcontroller_bytes(graph)
 
 
-def test_a_model_larger_than_the_memory_is_refused(run, tmp_path):
+def test_model_larger_than_the_memory_is_refused(run, tmp_path):
     (tmp_path / "tiny.toml").write_text('like = "microcontroller"\nmemory_bytes = 20000\n')
     with pytest.raises(TargetError, match=r"memory: it needs about .* bytes, expected up to 20,000; use a smaller"):
         export_bundle(run, str(tmp_path / "tiny.toml"), out=tmp_path / "b")
@@ -167,15 +167,15 @@ def test_a_model_larger_than_the_memory_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "snippet"),
     [
         ("android", "ImageClassifier.createFromFile"),
         ("web", "createFromOptions"),
         ("coral-dev-board", "make_interpreter"),
     ],
 )
-def test_apps_get_the_file_with_its_metadata(run, tmp_path, target, said):
+def test_app_bundles_contain_a_model_with_metadata_and_a_snippet(run, tmp_path, target, snippet):
     bundle = Bundle.open(export_bundle(run, target, out=tmp_path / "b").bundle)
     assert read_metadata(bundle.model).labels == bundle.manifest.labels
-    assert said in bundle.files["README.md"].decode()
+    assert snippet in bundle.files["README.md"].decode()
     assert not {"requirements.txt", "install.sh"} & set(bundle.files)

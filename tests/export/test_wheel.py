@@ -1,4 +1,4 @@
-"""The wheel in an empty environment, with what a device has: no TensorFlow."""
+"""The wheel in a new virtual environment without TensorFlow, as on a device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wheel(tmp_path_factory):
 
 
 def installed(wheel, bundle, folder, interpreter=sys.executable):
-    """An environment made with the bundle's own requirements, as on a Pi; gives what calls its Python."""
+    """Create a virtual environment with the bundle's requirements, and return a function that runs its Python."""
     subprocess.run([interpreter, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     subprocess.run(
@@ -54,8 +54,8 @@ def device(wheel, bundle, tmp_path_factory):
     return installed(wheel, bundle, tmp_path_factory.mktemp("device"))
 
 
-def test_source_distribution_has_what_the_wheel_is_built_of(wheel):
-    """``python -m build`` made the wheel from it and not from the checkout."""
+def test_source_distribution_contains_everything_that_the_wheel_needs(wheel):
+    """``python -m build`` builds the wheel from the source distribution, not from the checkout."""
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "edgerec/__init__.py", "targets/rpi.toml"} <= names
@@ -64,13 +64,13 @@ def test_source_distribution_has_what_the_wheel_is_built_of(wheel):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_wheel_runs_under_every_python_at_hand(wheel, bundle, tmp_path, version):
-    """The one that runs these tests has its own, and the userland's another (test_userland.py)."""
+def test_wheel_works_with_every_supported_python_that_is_installed(wheel, bundle, tmp_path, version):
+    """The Python version that runs the tests is covered by the fixture ``device``."""
     if sys.version.startswith(f"{version}."):
-        pytest.skip(f"Python {version} runs these tests: the device above has it")
+        pytest.skip(f"Python {version} runs these tests and is covered by the other tests")
     interpreter = shutil.which(f"python{version}")
     if interpreter is None or subprocess.run([interpreter, "-c", "import ensurepip"], capture_output=True).returncode:
-        pytest.skip(f"no Python {version} with ensurepip at hand")
+        pytest.skip(f"Python {version} with ensurepip is not installed")
     call = installed(wheel, bundle, tmp_path, interpreter)
     done = call("-m", "edgerec", "verify", bundle, "--json")
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_device_has_no_tensorflow_and_finds_its_data(device):
 
 
 @pytest.mark.slow
-def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
+def test_device_verifies_exactly_and_classifies_a_video(device, bundle, video):
     done = device("-m", "edgerec", "verify", bundle, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["exact"] is True
@@ -120,7 +120,7 @@ def test_device_classifies_a_video_bit_for_bit(device, bundle, video):
         ["report", "{run}"],
     ],
 )
-def test_device_says_what_training_needs(device, bundle, run, command):
+def test_training_commands_name_the_missing_extra_on_a_device(device, bundle, run, command):
     done = device("-m", "edgerec", *(part.format(bundle=bundle, run=run.path) for part in command))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -129,7 +129,7 @@ def test_device_says_what_training_needs(device, bundle, run, command):
 
 
 @pytest.mark.slow
-def test_window_without_window_support_says_headless(device, bundle, video):
+def test_window_error_suggests_headless_if_opencv_has_no_windows(device, bundle, video):
     done = device("-m", "edgerec", "camera", bundle, "--source", video)
     assert done.returncode == 1
     assert "--headless" in done.stderr

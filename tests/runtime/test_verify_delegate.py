@@ -157,7 +157,7 @@ def flat(tmp_path):
         labels=tmp_path / "labels.txt",
         normalise="pixels",
         activation="none",
-        pictures=pictures,
+        images=pictures,
     )
     return tmp_path / "b"
 
