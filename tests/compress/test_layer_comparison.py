@@ -1,4 +1,4 @@
-"""Where a compressed model leaves the float one: healthy variants, and such as are broken by real means."""
+"""Layer comparison of healthy variants and of variants with typical faults."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from edgerec import Run, parity
 from edgerec.compress import calibration
 from edgerec.compress.convert import to_float32, to_int8, to_mixed
-from edgerec.compress.layer_comparison.extra_outputs import exposed, float_twin
-from edgerec.compress.layer_comparison.findings import LOW_DB, costliest, find_answers, find_input, find_layers
+from edgerec.compress.layer_comparison.extra_outputs import float_twin, with_all_outputs
+from edgerec.compress.layer_comparison.findings import LOW_DB, costliest, find_input, find_layers, find_outputs
 from edgerec.compress.layer_comparison.graph_matching import layer_name, match
 from edgerec.compress.layer_comparison.runner import FLOAT_MODEL, FLOAT_TWIN, layer_parity
 from edgerec.contract.tensors import Normalise
@@ -26,15 +26,15 @@ UNIT = Normalise.named("unit")
 
 
 @pytest.fixture(scope="module")
-def pictures(run):
-    """48 validation pictures."""
+def images(run):
+    """48 validation images, uint8."""
     dataset, split = run.data()
     return dataset.images[split.val][:48]
 
 
 @pytest.fixture(scope="module")
 def calibrating(run):
-    """The run's calibration pictures, float32 pixels 0 to 255."""
+    """The run's calibration images, float32 pixels 0 to 255."""
     return calibration.pin_range(calibration.draw("stratified", *run.data()).images).astype(np.float32)
 
 
@@ -50,7 +50,7 @@ def ptq(run, calibrating) -> bytes:
 
 @pytest.fixture
 def with_variant(run, tmp_path):
-    """A copy of the run whose only compressed variant is the given file."""
+    """Return a function that copies the run with the given file as its only compressed variant."""
 
     def make(content: bytes) -> Run:
         copy = Run(tmp_path / "copy")
@@ -71,19 +71,19 @@ def kinds(report) -> list[str]:
     return [finding.kind for finding in report.findings]
 
 
-def test_looking_inside_changes_no_bit(run, pictures, ptq):
+def test_intermediate_outputs_leave_scores_bit_identical(run, images, ptq):
     for content in (ptq, (run.variant("int8-qat") / "model.tflite").read_bytes()):
-        whole, inside = open_interpreter(content), open_interpreter(exposed(content))
-        given, answer = whole.get_input_details()[0]["index"], whole.get_output_details()[0]["index"]
-        for image in pictures[:16]:
+        whole, inside = open_interpreter(content), open_interpreter(with_all_outputs(content))
+        input_index, output_index = whole.get_input_details()[0]["index"], whole.get_output_details()[0]["index"]
+        for image in images[:16]:
             for interpreter in (whole, inside):
-                interpreter.set_tensor(given, image[np.newaxis])
+                interpreter.set_tensor(input_index, image[np.newaxis])
                 interpreter.invoke()
-            assert np.array_equal(whole.get_tensor(answer), inside.get_tensor(answer))
+            assert np.array_equal(whole.get_tensor(output_index), inside.get_tensor(output_index))
 
 
-def test_healthy_ptq(floating, ptq, pictures):
-    report = layer_parity(floating, ptq, pictures, UNIT)
+def test_healthy_ptq_model_has_no_findings(floating, ptq, images):
+    report = layer_parity(floating, ptq, images, UNIT)
     assert report.reference == FLOAT_MODEL
     assert report.unmatched == 0
     assert list(find_layers(report, "runs/x")) == []
@@ -94,15 +94,15 @@ def test_healthy_ptq(floating, ptq, pictures):
     assert layers["input"].sqnr_db == 120
     assert all(layer.sqnr_db > 22 and layer.clipped < 0.2 and layer.finite for layer in report.layers)
     assert all(layer.weight_db > 30 for layer in report.layers if layer.weight_db)
-    # What a pooling layer gives, it was given.
+    # A pooling layer adds no noise of its own, but its output has the noise of its input.
     assert layers["max_pooling2d"].own_db == 120 > layers["max_pooling2d"].sqnr_db
 
 
-def test_ratio_is_what_other_kernels_give(floating, ptq, pictures):
-    """Against the interpreter's own way to keep all tensors, which has other kernels."""
+def test_sqnr_equals_sqnr_of_reference_kernels(floating, ptq, images):
+    """Compare with the interpreter's option to preserve all tensors, which uses other kernels."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    kept = []
+    interpreters = []
     for content in (floating, ptq):
         interpreter = Interpreter(
             model_content=content,
@@ -110,15 +110,15 @@ def test_ratio_is_what_other_kernels_give(floating, ptq, pictures):
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
         interpreter.allocate_tensors()
-        kept.append(interpreter)
+        interpreters.append(interpreter)
     outputs = [
         next(o.outputs[0] for o in read_graph(c).operators if layer_name(o) == "conv2d_1") for c in (floating, ptq)
     ]
     signal = noise = 0.0
-    for image in pictures:
+    for image in images:
         found = []
         for interpreter, stored, output in zip(
-            kept, (UNIT.apply(image.astype(np.float32)), image), outputs, strict=True
+            interpreters, (UNIT.apply(image.astype(np.float32)), image), outputs, strict=True
         ):
             interpreter.set_tensor(
                 interpreter.get_input_details()[0]["index"],
@@ -129,11 +129,11 @@ def test_ratio_is_what_other_kernels_give(floating, ptq, pictures):
             found.append((value - output.zero_points[0]) * output.scales[0] if output.scales else value)
         signal += (found[0] ** 2).sum()
         noise += ((found[0] - found[1]) ** 2).sum()
-    layer = next(layer for layer in layer_parity(floating, ptq, pictures, UNIT).layers if layer.name == "conv2d_1")
+    layer = next(layer for layer in layer_parity(floating, ptq, images, UNIT).layers if layer.name == "conv2d_1")
     assert layer.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=0.5)
 
 
-def test_qat_is_compared_with_its_own_twin(run):
+def test_qat_variant_is_compared_with_float_twin(run):
     report = parity(run)
     assert (report.variant, report.reference) == ("int8-qat", FLOAT_TWIN)
     assert not {"input-scale", "collapse", "dead", "not-finite"} & set(kinds(report))
@@ -144,14 +144,14 @@ def test_qat_is_compared_with_its_own_twin(run):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_float_twin_computes_what_the_model_does(ptq, floating, pictures):
-    twin = scores(float_twin(ptq), pictures)
-    assert np.abs(twin - scores(floating, pictures)).max() < 0.05  # the weights are rounded
-    assert layer_parity(None, ptq, pictures[:4], UNIT).reference == FLOAT_TWIN
+def test_float_twin_is_close_to_float_model(ptq, floating, images):
+    twin = scores(float_twin(ptq), images)
+    assert np.abs(twin - scores(floating, images)).max() < 0.05  # the weights are rounded
+    assert layer_parity(None, ptq, images[:4], UNIT).reference == FLOAT_TWIN
 
 
-def test_layer_with_one_huge_channel_is_named_first(run, pictures, calibrating, with_variant):
-    """ReLU passes a factor on: one channel 300 times larger, and its weights in the next layer as much smaller."""
+def test_layer_with_one_huge_channel_is_named_first(run, images, calibrating, with_variant):
+    """Scale one channel by 300, and the next layer's weights for it by 1/300, which keeps the float outputs."""
     model = run.model()
     source, reader = model.get_layer("conv2d_1"), model.get_layer("dense")
     kernel, bias = source.get_weights()
@@ -172,41 +172,41 @@ def test_layer_with_one_huge_channel_is_named_first(run, pictures, calibrating, 
     assert "half of its channels" in report.findings[0].text
     named = report.findings[0].text.rpartition("--method mixed --float-layers ")[2]
     assert named == "conv2d_1,max_pooling2d_1,flatten,dense"
-    # The way out leads out; without what reads the range it does not.
-    for names, cured in ((named.split(","), True), (["conv2d_1"], False)):
+    # The recommended float layers solve the problem. Without the layers that read the range, the problem remains.
+    for names, solved in ((named.split(","), True), (["conv2d_1"], False)):
         mixed = to_mixed(model, UNIT.apply(calibrating), names)
-        found = list(find_layers(layer_parity(floating, mixed, pictures[:16], UNIT), "runs/x"))
-        assert (found == []) == cured
+        found = list(find_layers(layer_parity(floating, mixed, images[:16], UNIT), "runs/x"))
+        assert (found == []) == solved
     layers = {layer.name: layer for layer in report.layers}
     assert costliest(report.layers).name == "conv2d_1"
     assert layers["conv2d_1"].alone_db < LOW_DB < layers["dense"].alone_db
-    # Its ratio at its own output is splendid: the huge channel hides the others.
+    # Its SQNR at its own output is high, because the huge channel hides the noise of the others.
     assert layers["conv2d_1"].sqnr_db > LOW_DB > layers["dense"].sqnr_db
     assert report.findings[1].kind == "leaves-float"
     assert report.findings[1].layer == "dense"
 
 
 @pytest.mark.parametrize("wrong", ["not at all", "twice"])
-def test_wrong_input_scale(run, calibrating, with_variant, wrong):
+def test_wrong_input_scale_is_found(run, calibrating, with_variant, wrong):
     pixels = calibrating if wrong == "not at all" else UNIT.apply(UNIT.apply(calibrating))
     report = parity(with_variant(to_int8(run.model(), pixels)), images=16)
     first = report.findings[0]
     assert (first.kind, first.layer) == ("input-scale", "input")
     assert "2 of 256 pixel values" in first.text
     assert report.layers[0].sqnr_db < LOW_DB
-    # Too narrow a range clips, too wide a one does not.
+    # Only a range that is too narrow clips values.
     assert (report.layers[0].clipped > 0.1) == (wrong == "twice")
 
 
-def test_input_that_passes_pixels_is_right(ptq, floating):
+def test_input_that_passes_pixels_through_has_no_finding(ptq, floating):
     for content in (ptq, floating):
         assert list(find_input(ImageModel(content, UNIT).input, UNIT)) == []
-    # The same model in the hands of one who normalises otherwise.
+    # The same model used with another normalization.
     (finding,) = find_input(ImageModel(ptq, UNIT).input, Normalise.named("signed"))
     assert "-1 to 0.99" in finding.text
 
 
-def test_collapse_to_one_class(run, calibrating, with_variant):
+def test_collapse_to_one_class_is_found(run, calibrating, with_variant):
     model = run.model()
     weights, bias = model.get_layer("logits").get_weights()
     bias[:] = 0
@@ -214,45 +214,45 @@ def test_collapse_to_one_class(run, calibrating, with_variant):
     model.get_layer("logits").set_weights([np.zeros_like(weights), bias])
     report = parity(with_variant(to_int8(model, UNIT.apply(calibrating))), images=16)
     assert report.findings[0].kind == "collapse"
-    assert "'7' for 100% of the validation pictures" in report.findings[0].text
+    assert "'7' for 100% of the validation images" in report.findings[0].text
     assert report.agreement < 0.3
 
 
-def test_collapse_of_the_float_model_is_no_fault_of_int8():
+def test_collapse_of_float_model_is_not_attributed_to_int8():
     rng = np.random.default_rng(0)
     spread, collapsed = rng.random((100, 3), np.float32), np.tile(np.float32([0.1, 0.8, 0.1]), (100, 1))
     labels = ("a", "b", "c")
-    assert "float model itself" in next(find_answers(collapsed, collapsed, labels)).text
-    assert list(find_answers(spread, spread, labels)) == []
-    assert next(find_answers(spread, collapsed, labels)).text.startswith("collapse to one class: 'b' for 100%")
+    assert "float model itself" in next(find_outputs(collapsed, collapsed, labels)).text
+    assert list(find_outputs(spread, spread, labels)) == []
+    assert next(find_outputs(spread, collapsed, labels)).text.startswith("collapse to one class: 'b' for 100%")
     sure = np.eye(3, dtype=np.float32)[spread.argmax(axis=1)]
-    assert [finding.kind for finding in find_answers(spread, sure, labels)] == ["saturated"]
+    assert [finding.kind for finding in find_outputs(spread, sure, labels)] == ["saturated"]
 
 
-def test_nan_is_named_where_it_begins(run, ptq, pictures):
+def test_first_layer_with_nan_is_named(run, ptq, images):
     model = run.model()
     kernel, bias = model.get_layer("conv2d_1").get_weights()
     model.get_layer("conv2d_1").set_weights([kernel, bias * np.nan])
-    report = layer_parity(to_float32(model), ptq, pictures[:2], UNIT)
+    report = layer_parity(to_float32(model), ptq, images[:2], UNIT)
     (finding,) = find_layers(report, "runs/x")
     assert (finding.kind, finding.layer) == ("not-finite", "conv2d_1")
 
 
 @pytest.fixture(scope="module")
 def branched():
-    """Two convolutions of one shape side by side, added: as float32, float16, dynamic range and int8."""
+    """Two parallel convolutions with equal shapes, added: as float32, float16, dynamic range and int8."""
     import tensorflow as tf
     import tf_keras as keras
 
     keras.utils.set_random_seed(1)
-    given = keras.Input((16, 16, 3))
-    stem = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(given)
+    inputs = keras.Input((16, 16, 3))
+    stem = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(inputs)
     left = keras.layers.Conv2D(8, 3, padding="same", name="left")(stem)
     right = keras.layers.Conv2D(8, 3, padding="same", name="right")(stem)
     joined = keras.layers.Add(name="joined")([keras.layers.Conv2D(8, 3, padding="same", name="deep")(left), right])
     both = keras.layers.Concatenate(name="both")([joined, stem])
     scores = keras.layers.Dense(4, activation="softmax", name="scores")(keras.layers.GlobalAveragePooling2D()(both))
-    model = keras.Model(given, scores)
+    model = keras.Model(inputs, scores)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
 
     def convert(**options) -> bytes:
@@ -278,10 +278,13 @@ def nameless(content: bytes) -> bytes:
     return pack(model)
 
 
-def test_branches_find_their_own(branched):
+def test_parallel_branches_with_equal_shapes_are_matched(branched):
     contents, pixels = branched
-    found = match(read_graph(contents["float32"]), read_graph(contents["int8"]))
-    names = [(layer_name(ours), layer_name(theirs)) for ours, theirs in found.pairs]
+    matched = match(read_graph(contents["float32"]), read_graph(contents["int8"]))
+    names = [
+        (layer_name(reference_operator), layer_name(variant_operator))
+        for reference_operator, variant_operator in matched.pairs
+    ]
     assert {("left", "left"), ("right", "right"), ("deep", "deep"), ("joined", "joined")} <= set(names)
     named = layer_parity(contents["float32"], contents["int8"], pixels, UNIT)
     unnamed = layer_parity(nameless(contents["float32"]), nameless(contents["int8"]), pixels, UNIT)
@@ -289,7 +292,7 @@ def test_branches_find_their_own(branched):
     assert min(layer.sqnr_db for layer in named.layers) > LOW_DB
 
 
-def test_forms_with_float_activations(branched):
+def test_variants_with_float_activations_have_no_range_figures(branched):
     contents, pixels = branched
     half = layer_parity(contents["float32"], contents["float16"], pixels, UNIT)
     dynamic = layer_parity(contents["float32"], contents["dynamic"], pixels, UNIT)
@@ -302,11 +305,11 @@ def test_forms_with_float_activations(branched):
     assert joined.own_db == 120
 
 
-def test_what_cannot_be_compared_is_refused(run, ptq, floating, pictures, with_variant, tmp_path):
-    with pytest.raises(ModelError, match=r"takes \[1, 28, 28, 1\], the pictures are \[48, 9"):
-        layer_parity(floating, ptq, pictures[:, :9], UNIT)
+def test_incomparable_models_are_refused(run, ptq, floating, images, with_variant, tmp_path):
+    with pytest.raises(ModelError, match=r"takes \[1, 28, 28, 1\], the images are \[48, 9"):
+        layer_parity(floating, ptq, images[:, :9], UNIT)
     with pytest.raises(ModelError, match="not a TFLite model"):
-        layer_parity(floating, b"not a model", pictures, UNIT)
+        layer_parity(floating, b"not a model", images, UNIT)
     with pytest.raises(RunError, match=r"unknown variant 'int9'; did you mean 'int8'\?"):
         parity(with_variant(ptq), "int9")
     shutil.rmtree(tmp_path / "copy" / "int8")
@@ -314,7 +317,7 @@ def test_what_cannot_be_compared_is_refused(run, ptq, floating, pictures, with_v
         parity(tmp_path / "copy")
 
 
-def test_command(run, tmp_path, here):
+def test_parity_command_writes_table_plot_and_json(run, tmp_path, here):
     import cv2
     from typer.testing import CliRunner
 
@@ -324,7 +327,7 @@ def test_command(run, tmp_path, here):
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--out", str(picture)])
     assert done.exit_code == 0, done.output
     assert "conv2d_1" in done.stdout
-    assert "int8-qat against its float twin, on 8 validation pictures" in done.stdout
+    assert "int8-qat against its float twin, on 8 validation images" in done.stdout
     height, width, _ = cv2.imread(str(picture)).shape
     assert width > height / 2 > 100
     done = CliRunner().invoke(app, ["parity", str(run.path), "--images", "8", "--json"])

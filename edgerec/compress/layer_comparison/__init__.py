@@ -1,5 +1,6 @@
-"""Parity down to the layer: where a compressed model leaves the float one, and which layer makes it.
+"""Compare a compressed model with the float model layer by layer, and find the layers that lose accuracy.
 
-``match`` says which operator is which, ``rewire`` makes a graph's inner tensors readable, ``probe`` and ``measure``
-compare them, ``findings`` puts the result into words, ``diagnose`` does it all for a run.
+``graph_matching`` pairs the operators of both models, ``extra_outputs`` rewrites graphs so that intermediate tensors
+can be read, ``instrumentation`` and ``runner`` measure the noise of each layer, ``findings`` explains the result, and
+``diagnose`` does all of this for a run.
 """

@@ -1,4 +1,4 @@
-"""Parity of a run's variant with its float model: layer by layer, at the input, and in the answers."""
+"""Compare a run's variant with the float model: input scale, layers, and predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgerec.compress.compression_plots import layer_bars
-from edgerec.compress.layer_comparison.findings import LOW_DB, Finding, costliest, find_answers, find_input, find_layers
+from edgerec.compress.layer_comparison.findings import LOW_DB, Finding, costliest, find_input, find_layers, find_outputs
 from edgerec.compress.layer_comparison.runner import EXACT_DB, Layer, layer_parity
 from edgerec.compress.methods import FLOAT32
 from edgerec.compress.quantize import make_float32
@@ -26,15 +26,19 @@ from edgerec.utils.progress import Listener, ignore
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A variant beside its float model, layer by layer.
+    """Result of comparing a variant with its float model.
 
     Attributes:
-        run, variant: what was compared.
-        reference: with what: ``float model``, or ``float twin`` where fine-tuning moved the weights.
-        layers: in execution order, over ``images`` validation pictures.
-        unmatched: operators that could not be compared.
-        findings: what is wrong, the gravest first; empty for a healthy variant.
-        float_top1, top1, agreement: on all ``val_images`` validation pictures, 0 to 1.
+        run, variant: the run's folder and the name of the compared variant.
+        reference: the model that the layers are compared with: ``float model``, or ``float twin`` (the variant with its
+            weights in float32) if fine-tuning changed the weights.
+        layers: the layers in execution order, measured on ``images`` validation images.
+        images: number of validation images for the layers.
+        unmatched: number of operators without an equivalent in the reference.
+        findings: problems, the most severe first; empty if there are none.
+        float_top1, top1: top-1 accuracy of the float model and of the variant on all validation images, 0 to 1.
+        agreement: fraction of all validation images with the same prediction in both models, 0 to 1.
+        val_images: number of all validation images.
     """
 
     run: str
@@ -50,7 +54,7 @@ class ParityReport:
     val_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return vars(self) | {
             "layers": [layer.to_dict() for layer in self.layers],
             "findings": [asdict(finding) for finding in self.findings],
@@ -66,22 +70,23 @@ def parity(
     data: DataSource | None = None,
     listener: Listener = ignore,
 ) -> ParityReport:
-    """Compare a variant of a run with the float model, down to the layer.
+    """Compare a variant of a run with the float model, layer by layer.
 
     Args:
         run: a finished run, or its path.
-        variant: None takes the int8 one with the best validation top-1, or else the best.
-        images: how many validation pictures the layers are compared on, evenly over the classes.
-        data: where the run's pictures are now, if they were moved.
-        listener: told of the progress.
+        variant: name of the variant. None uses the int8 variant with the best top-1 accuracy on the validation images,
+            or the best variant if there is none with int8.
+        images: number of validation images for the comparison of layers, evenly sampled from the classes.
+        data: current location of the run's images, if they were moved.
+        listener: receives the progress.
 
     Raises:
-        EdgerecError: the run has no such variant, or its pictures or models cannot be read.
+        EdgerecError: the run has no such variant, or its images or models cannot be read.
     """
     run = Run.open_classifier(run.path if isinstance(run, Run) else run)
     name = _choose(run, variant)
     if images < 1:
-        raise DataError(f"parity needs at least 1 picture, got images={images}")
+        raise DataError(f"cannot compare layers with images={images}: expected at least 1")
     if FLOAT32 not in run.variants():
         make_float32(run, data, listener)
     normalise = run.recipe.normalise
@@ -90,13 +95,14 @@ def parity(
     pixels = dataset.images[_sample(dataset, split.val, images)]
     layers = layer_parity(contents[0], contents[1], pixels, normalise, listener)
     models = [
-        ImageModel(content, normalise, where=each) for content, each in zip(contents, (FLOAT32, name), strict=True)
+        ImageModel(content, normalise, where=model_name)
+        for content, model_name in zip(contents, (FLOAT32, name), strict=True)
     ]
     scores = [tflite_scorer(model)(dataset.select(split.val), listener) for model in models]
-    predicted, classes = [each.argmax(axis=1) for each in scores], dataset.classes[split.val]
+    predicted, classes = [output.argmax(axis=1) for output in scores], dataset.classes[split.val]
     findings = (
         *find_input(models[1].input, normalise),
-        *find_answers(scores[0], scores[1], dataset.labels),
+        *find_outputs(scores[0], scores[1], dataset.labels),
         *find_layers(layers, str(run.path), data),
     )
     return ParityReport(
@@ -115,36 +121,36 @@ def parity(
 
 
 def draw_layers(report: ParityReport, path: Path) -> None:
-    """A PNG of the report's layers; those of its findings are marked, and the one that costs most."""
+    """Draw the report's layers as a PNG, and mark the costliest layer and the layers with findings."""
     worst = costliest(report.layers)
-    blamed = {finding.layer for finding in report.findings} | ({worst.name} if worst else set())
+    marked = {finding.layer for finding in report.findings} | ({worst.name} if worst else set())
     layer_bars(
         [layer.name for layer in report.layers],
         [(layer.sqnr_db, layer.own_db, layer.alone_db) for layer in report.layers],
-        [layer.name in blamed for layer in report.layers],
+        [layer.name in marked for layer in report.layers],
         (LOW_DB, EXACT_DB),
-        f"{Path(report.run).name}: {report.variant} against its {report.reference}, {report.images} pictures",
+        f"{Path(report.run).name}: {report.variant} compared with its {report.reference}, {report.images} images",
         path,
     )
 
 
-def _choose(run: Run, wanted: str | None) -> str:
+def _choose(run: Run, variant: str | None) -> str:
     compressed = {name: report["val_top1"] for name, report in run.variants().items() if name != FLOAT32}
     if not compressed:
         raise RunError(
             f"{run.path} has no variant to compare with float: make one with {command('quantize', run.path)}"
         )
-    if wanted is None:
-        # Forms with float activations agree in any case.
+    if variant is None:
+        # Variants with float activations hardly differ from the float model, so an int8 variant is more useful.
         int8 = [name for name in compressed if name.startswith("int8")] or compressed
         return max(int8, key=lambda name: compressed[name])
-    if wanted not in compressed:
-        raise RunError(f"{run.path}: {unknown('variant', wanted, compressed)}; edgerec quantize makes them")
-    return wanted
+    if variant not in compressed:
+        raise RunError(f"{run.path}: {unknown('variant', variant, compressed)}; edgerec quantize makes variants")
+    return variant
 
 
 def _sample(dataset: Dataset, part: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """So many positions of ``part``: one of each class, then the second of each …"""
+    """Return ``count`` positions from ``part``: an image of each class, then a second image of each, and so on."""
     order = np.random.default_rng(0).permutation(part)
     classes = dataset.classes[order]
     turn = np.empty(len(order), np.int64)

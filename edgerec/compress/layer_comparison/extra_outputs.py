@@ -1,9 +1,9 @@
-"""Other wirings of a .tflite graph, which bring to light what an interpreter keeps to itself.
+"""Rewrite .tflite graphs so that intermediate tensors can be read and changed.
 
-An interpreter's delegate keeps intermediate tensors where nobody can read them. Asking for all tensors
-(``experimental_preserve_all_tensors``) works only without the delegate, with other kernels than those that run
-later: the int8 scores of a MobileNet, given noise, differ by up to 38 of 255 units between the two. A graph whose
-intermediate tensors *are outputs* is computed by the kernels that count, and its scores are the same bit for bit.
+An interpreter with a delegate does not let its intermediate tensors be read. The option
+``experimental_preserve_all_tensors`` makes them readable, but only without the delegate. The kernels are then others
+than on the device, and the int8 scores of a MobileNet on noise differ by up to 38 of 255 units. If the intermediate
+tensors are outputs of the graph, the same kernels run as on the device, and the scores are bit-identical.
 """
 
 from __future__ import annotations
@@ -18,68 +18,73 @@ from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import Graph, Operator, pack, parse, read_graph, real_values
 from edgerec.tflite.schema import tflite_schema
 
-# Between two forms of the same numbers.
+# Operators that only convert between number formats.
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def open_graph(content: bytes, where: str) -> Graph:
-    """Read a graph that can be rewired; raises :class:`ModelError` where it has control flow or several inputs."""
+    """Read a graph for the comparison of layers; raise :class:`ModelError` if it has control flow or several inputs."""
     graph = read_graph(content, where)
     if graph.subgraphs > 1:
-        raise ModelError(f"{where} has control flow ({graph.subgraphs} subgraphs): its layers cannot be compared")
+        raise ModelError(f"cannot compare the layers of {where}: it has control flow ({graph.subgraphs} subgraphs)")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError(
-            f"{where} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, an image classifier one of each"
+            f"cannot compare the layers of {where}: it has {len(graph.inputs)} inputs and {len(graph.outputs)} "
+            "outputs, "
+            "expected one of each"
         )
     return graph
 
 
-def computed(graph: Graph) -> list[Operator]:
-    """The operators, in execution order, that depend on the picture: not those that unpack weights."""
-    flowing = {tensor.index for tensor in graph.inputs}
-    found = []
+def image_operators(graph: Graph) -> list[Operator]:
+    """Return the operators whose results depend on the image, in execution order, without those that unpack weights."""
+    image_tensors = {tensor.index for tensor in graph.inputs}
+    dependent = []
     for operator in graph.operators:
-        if any(tensor is not None and tensor.index in flowing for tensor in operator.inputs):
-            flowing.update(tensor.index for tensor in operator.outputs)
-            found.append(operator)
-    return found
+        if any(tensor is not None and tensor.index in image_tensors for tensor in operator.inputs):
+            image_tensors.update(tensor.index for tensor in operator.outputs)
+            dependent.append(operator)
+    return dependent
 
 
-def exposed(content: bytes) -> bytes:
-    """The same model with everything that it computes as outputs."""
+def with_all_outputs(content: bytes) -> bytes:
+    """Return the model with all results of its operators as outputs."""
     model = parse(content)
-    _wire(model, model.subgraphs[0].inputs, _results(content))
+    _set_inputs_and_outputs(model, model.subgraphs[0].inputs, _operator_outputs(content))
     return pack(model)
 
 
-def isolated(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
-    """The same operators with every connection between them cut: each computes from inputs of its own.
+def with_disconnected_operators(content: bytes) -> tuple[bytes, dict[tuple[int, int], int]]:
+    """Return the model with its operators disconnected, so that each operator reads only from inputs of its own.
 
-    Returns the model, whose outputs are the operators' own, and for (operator, tensor that it reads) the input that
-    stands for it.
+    Returns:
+        The model, whose outputs are the outputs of the operators, and a dictionary from (operator position, index of a
+        tensor that the operator reads) to the index of the input that replaces the tensor.
     """
     model = parse(content)
     main = model.subgraphs[0]
-    results = _results(content)
-    flowing = {int(main.inputs[0]), *results}
-    given: dict[tuple[int, int], int] = {}
+    results = _operator_outputs(content)
+    image_tensors = {int(main.inputs[0]), *results}
+    new_inputs: dict[tuple[int, int], int] = {}
     for position, operator in enumerate(main.operators):
-        for index in flowing.intersection(map(int, operator.inputs)):
-            name = f"given_{position}_{index}"
-            given[position, index] = _add_tensor(main, copy.copy(main.tensors[index]), name)
-        operator.inputs = [given.get((position, int(index)), int(index)) for index in operator.inputs]
-    _wire(model, given.values(), results)
-    return pack(model), given
+        for index in image_tensors.intersection(map(int, operator.inputs)):
+            name = f"input_{position}_{index}"
+            new_inputs[position, index] = _add_tensor(main, copy.copy(main.tensors[index]), name)
+        operator.inputs = [new_inputs.get((position, int(index)), int(index)) for index in operator.inputs]
+    _set_inputs_and_outputs(model, new_inputs.values(), results)
+    return pack(model), new_inputs
 
 
-def disturbed(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """A float model to which something can be added at some of its ``tensors``, with everything as outputs.
+def with_additions(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, tuple[int, int]]]:
+    """Return a float model with an addition after some of its ``tensors``, and all results as outputs.
 
-    Returns the model, and for each tensor the input that is added to it and their sum.
+    Returns:
+        The model, and a dictionary from the index of each tensor to the indices of the input that is added and of the
+        sum.
     """
     schema = tflite_schema()
     model = parse(content)
-    main, wanted, results = model.subgraphs[0], set(tensors), _results(content)
+    main, selected, results = model.subgraphs[0], set(tensors), _operator_outputs(content)
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.ADD
     model.operatorCodes.append(code)
@@ -88,25 +93,27 @@ def disturbed(content: bytes, tensors: Iterable[int]) -> tuple[bytes, dict[int, 
     for operator in main.operators:
         operator.inputs = [added.get(int(index), (0, int(index)))[1] for index in operator.inputs]
         operators.append(operator)
-        for index in wanted.intersection(map(int, operator.outputs)):
-            given, total = (_add_tensor(main, copy.copy(main.tensors[index]), f"{n}_{index}") for n in ("added", "sum"))
-            added[index] = given, total
+        for index in selected.intersection(map(int, operator.outputs)):
+            new_input, total = (
+                _add_tensor(main, copy.copy(main.tensors[index]), f"{n}_{index}") for n in ("added", "sum")
+            )
+            added[index] = new_input, total
             adding = schema.OperatorT()
             adding.opcodeIndex = len(model.operatorCodes) - 1
-            adding.inputs, adding.outputs = [index, given], [total]
+            adding.inputs, adding.outputs = [index, new_input], [total]
             adding.builtinOptionsType, adding.builtinOptions = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
             operators.append(adding)
     main.operators = operators
     sums = [total for _, total in added.values()]
-    _wire(model, [*main.inputs, *(given for given, _ in added.values())], [*results, *sums])
+    _set_inputs_and_outputs(model, [*main.inputs, *(new_input for new_input, _ in added.values())], [*results, *sums])
     return pack(model), added
 
 
 def float_twin(content: bytes) -> bytes:
-    """The same operators in float32, with the weights that the quantized model has.
+    """Return the quantized model with all operators in float32 and with the dequantized weights.
 
-    It is what the model would compute if only its activations were not rounded. Tensors keep their index; that of a
-    QUANTIZE or DEQUANTIZE is computed no more, its input stands in for it.
+    This model computes what the quantized model would compute if its activations were not rounded. Tensors keep their
+    indices. QUANTIZE and DEQUANTIZE operators are removed, and their readers use their inputs.
     """
     schema = tflite_schema()
     model = parse(content)
@@ -121,27 +128,27 @@ def float_twin(content: bytes) -> bytes:
             model.buffers.append(buffer)
             tensor.buffer = len(model.buffers) - 1
         tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
-    same: dict[int, int] = {}
+    replacements: dict[int, int] = {}
     operators = []
     for operator, read in zip(main.operators, graph.operators, strict=True):
-        operator.inputs = [same.get(int(index), int(index)) for index in operator.inputs]
+        operator.inputs = [replacements.get(int(index), int(index)) for index in operator.inputs]
         if read.name in CONVERSIONS:
-            same[int(operator.outputs[0])] = operator.inputs[0]
+            replacements[int(operator.outputs[0])] = operator.inputs[0]
         else:
             operators.append(operator)
     main.operators = operators
-    _wire(model, main.inputs, [same.get(int(index), int(index)) for index in main.outputs])
+    _set_inputs_and_outputs(model, main.inputs, [replacements.get(int(index), int(index)) for index in main.outputs])
     return pack(model)
 
 
-def _results(content: bytes) -> list[int]:
-    return [tensor.index for operator in computed(read_graph(content)) for tensor in operator.outputs]
+def _operator_outputs(content: bytes) -> list[int]:
+    return [tensor.index for operator in image_operators(read_graph(content)) for tensor in operator.outputs]
 
 
-def _wire(model: Any, inputs: Iterable[int], outputs: Iterable[int]) -> None:
+def _set_inputs_and_outputs(model: Any, inputs: Iterable[int], outputs: Iterable[int]) -> None:
     main = model.subgraphs[0]
     main.inputs, main.outputs = [int(i) for i in inputs], [int(i) for i in outputs]
-    model.signatureDefs = []  # they name the old ones
+    model.signatureDefs = []  # the signatures name the old inputs and outputs
 
 
 def _add_tensor(main: Any, tensor: Any, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What the figures of parity mean, in words, each with a way out."""
+"""Explain the result of a layer comparison in sentences, and recommend what to do."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from edgerec.contract.tensors import Normalise, TensorSpec, dequantize, pixel_ta
 from edgerec.recipe import DataSource
 from edgerec.utils.command_line import command, data_options
 
-# A noise of a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48 dB; with
-# one scale for all channels' weights, which is known to cost accuracy, they came down to 20.
+# At 20 dB, the noise is a tenth of the signal. Healthy int8 layers of simple_cnn, ResNet8 and MobileNetV1 had 25 to 48
+# dB. With one scale for the weights of all channels, which is known to cost accuracy, they dropped to 20 dB.
 LOW_DB = 20.0
-# One class for more than this part of the pictures is a collapse, unless the float model does the same.
+# Predicting one class for more than this fraction of the images is a collapse, unless the float model does the same.
 _COLLAPSED = 0.9
-# How many of the 256 pixel values the input must tell apart.
+# Minimum number of the 256 pixel values that the quantized input has to distinguish.
 _PIXEL_LEVELS = 230
-# A best score that leaves no doubt, and how much more often than float's it may be one.
+# Scores are saturated if the fraction of images with a best score of at least _SURE is greater by _MORE_SURE than with
+# the float model.
 _SURE, _MORE_SURE = 0.99, 0.25
-# A cause is named from here on: the part of its values out of range, the part of its range that is in use (a
-# quarter is two bits less) and that half of its channels have, and the SQNR of its weights.
+# Thresholds for the probable cause: fraction of values out of range, fraction of the range in use (a quarter loses two
+# bits), fraction of the range in use by the median channel, and SQNR of the weights in dB.
 _CLIPPED, _RANGE, _CHANNEL_RANGE, _WEIGHT_DB = 0.005, 1 / 4, 1 / 32, 30.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """A problem that the comparison found.
 
     Attributes:
-        kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the one that costs most),
-            ``leaves-float`` (the first that is far off) or ``dead``.
-        layer: its name, where it is about one.
-        text: what was found, and the way out.
+        kind: ``input-scale``, ``collapse``, ``saturated``, ``not-finite``, ``layer`` (the layer that costs most
+            accuracy), ``leaves-float`` (the first layer that differs much from float) or ``dead``.
+        layer: name of the layer; None if the finding is about the whole model.
+        text: the problem and the recommended action.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Finding:
 
 
 def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[Finding]:
-    """A quantized input, ``spec``, that does not tell pixel values apart."""
+    """Yield a finding if the quantized input ``spec`` maps many different pixel values to the same number."""
     if not spec.quantized:
         return
     table = pixel_table(normalise, spec)
@@ -57,40 +58,46 @@ def find_input(spec: TensorSpec, normalise: Normalise) -> Iterator[Finding]:
     yield Finding(
         "input-scale",
         "input",
-        f"wrong input scale: the input holds {least:.4g} to {most:.4g} in {limits.max - limits.min + 1} steps, the "
-        f"pixels are {low:.4g} to {high:.4g}, so that {levels} of 256 pixel values are told apart: calibrate with "
-        "pictures normalised as in training, exactly once",
+        f"wrong input scale: the input can represent {least:.4g} to {most:.4g} in {limits.max - limits.min + 1} steps, "
+        f"but normalized pixels are {low:.4g} to {high:.4g}, so that only {levels} of 256 pixel values are "
+        "distinguished: calibrate with images that are normalized exactly once, as in training",
     )
 
 
-def find_answers(
+def find_outputs(
     reference: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], labels: Sequence[str]
 ) -> Iterator[Finding]:
-    """Collapse to one class and scores without doubt, from both models' scores ``(N, classes)``."""
-    ours, theirs = reference.argmax(axis=1), scores.argmax(axis=1)
-    answer = int(np.bincount(theirs).argmax())
-    before, after = float(np.mean(ours == answer)), float(np.mean(theirs == answer))
+    """Yield findings about predictions of one class and saturated scores.
+
+    Args:
+        reference: scores of the float model, float32 ``(N, classes)``.
+        scores: scores of the variant, float32 ``(N, classes)``.
+        labels: label of each class.
+    """
+    float_predictions, predictions = reference.argmax(axis=1), scores.argmax(axis=1)
+    prediction = int(np.bincount(predictions).argmax())
+    before, after = float(np.mean(float_predictions == prediction)), float(np.mean(predictions == prediction))
     if before > _COLLAPSED:
         yield Finding(
             "collapse",
             None,
-            f"the float model itself answers {labels[answer]!r} for {before:.0%} of the validation pictures: "
-            "look at their classes, or train it longer",
+            f"the float model itself predicts {labels[prediction]!r} for {before:.0%} of the validation images: check "
+            "their classes, or train the model longer",
         )
     elif after > _COLLAPSED:
         yield Finding(
             "collapse",
             None,
-            f"collapse to one class: {labels[answer]!r} for {after:.0%} of the validation pictures, {before:.0%} in "
-            "float: look at the first layer that leaves float, then quantize again",
+            f"collapse to one class: {labels[prediction]!r} for {after:.0%} of the validation images, {before:.0%} "
+            "with float: find the first layer that differs from float, then quantize again",
         )
     was_sure, sure = (float(np.mean(each.max(axis=1) >= _SURE)) for each in (reference, scores))
     if sure > was_sure + _MORE_SURE:
         yield Finding(
             "saturated",
             None,
-            f"{sure:.0%} of the best scores are {_SURE} or more, {was_sure:.0%} in float: they say nothing about "
-            "confidence any more, so thresholds do not hold; quantize again",
+            f"saturated scores: {sure:.0%} of the best scores are {_SURE} or more, {was_sure:.0%} with float, so that "
+            "scores no longer express confidence and thresholds do not work: quantize again",
         )
 
 
@@ -102,36 +109,38 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
             yield Finding(
                 "not-finite", layer.name, f"{layer.name} gives NaN or infinity: train again with a lower learning rate"
             )
-            return  # whatever follows it is not finite either
+            return  # the outputs of all following layers are not finite either
     if (worst := costliest(layers)) and _low(worst.alone_db):
         yield Finding(
             "layer",
             worst.name,
-            f"{worst.name} costs most: alone in the float model it leaves {worst.alone_db:.1f} dB at the logits "
-            f"({cause(worst)}): {_way_out(worst, parity.reference, run, data)}",
+            f"{worst.name} costs most: its noise alone leaves {worst.alone_db:.1f} dB at the float model's logits "
+            f"({cause(worst)}): {_recommendation(worst, parity.reference, run, data)}",
         )
     if first := next((layer for layer in layers if _low(layer.sqnr_db)), None):
-        innocent = first.own_db is not None and first.own_db >= LOW_DB
-        blame = f", though not by itself ({first.own_db:.1f} dB)" if innocent else ""
+        small_noise = first.own_db is not None and first.own_db >= LOW_DB
+        blame = f", but its own noise is small ({first.own_db:.1f} dB)" if small_noise else ""
         yield Finding(
             "leaves-float",
             first.name,
-            f"{first.name} is the first layer that leaves float: {first.sqnr_db:.1f} dB, below {LOW_DB:g}, is a noise "
-            f"of more than a tenth of its signal{blame}",
+            f"{first.name} is the first layer that differs from float: {first.sqnr_db:.1f} dB is below {LOW_DB:g} dB, "
+            f"so the noise is more than a tenth of the signal{blame}",
         )
     if dead := [layer for layer in layers if layer.dead and _low(layer.sqnr_db)]:
         names = ", ".join(layer.name for layer in dead[:5])
         yield Finding(
             "dead",
             dead[0].name,
-            f"{names}: one value for all pictures, not so in float, since its range is far too wide or too narrow: "
-            f"{_way_out(dead[0], parity.reference, run, data)}",
+            f"{names}: constant for all images, unlike in float, because the range is far too wide or too narrow: "
+            f"{_recommendation(dead[0], parity.reference, run, data)}",
         )
 
 
-def _way_out(layer: Layer, reference: str, run: str, data: DataSource | None) -> str:
+def _recommendation(layer: Layer, reference: str, run: str, data: DataSource | None) -> str:
     trained = (
-        "train it for int8 (--method qat)" if reference == FLOAT_MODEL else "calibrate its range longer (more --epochs)"
+        "use quantization-aware training (--method qat)"
+        if reference == FLOAT_MODEL
+        else "calibrate longer (more --epochs)"
     )
     names = ",".join(dict.fromkeys((layer.name, *layer.readers)))
     mixed = command("quantize", run, "--method", "mixed", "--float-layers", names, *data_options(data))
@@ -143,19 +152,22 @@ def _low(ratio_db: float | None) -> bool:
 
 
 def costliest(layers: Sequence[Layer]) -> Layer | None:
-    """The layer whose own noise is largest at the logits."""
+    """Return the layer whose own noise is largest at the logits; None if no layer has this measurement."""
     costs = {layer.alone_db: layer for layer in reversed(layers) if layer.alone_db is not None}
     return costs[min(costs)] if costs else None
 
 
 def cause(layer: Layer) -> str:
-    """Why a layer is far off."""
+    """Describe the probable cause of a layer's noise."""
     if layer.clipped is not None and layer.clipped > _CLIPPED:
-        return f"{layer.clipped:.1%} of its values are past the ends of its range"
+        return f"{layer.clipped:.1%} of its values are outside of its range"
     if layer.range_used and layer.range_used < _RANGE:
-        return f"its values reach {layer.range_used:.1%} of its range"
+        return f"its values use only {layer.range_used:.1%} of its range"
     if layer.range_used and layer.channel_used and layer.channel_used < _CHANNEL_RANGE < layer.range_used:
-        return f"half of its channels have {layer.channel_used:.1%} of its range or less, since one needs all of it"
+        return (
+            f"half of its channels use {layer.channel_used:.1%} of its range or less, because one channel needs all of "
+            "it"
+        )
     if layer.weight_db is not None and layer.weight_db < _WEIGHT_DB:
-        return f"its weights alone keep {layer.weight_db:.1f} dB"
-    return "its values need finer steps"
+        return f"its weights have {layer.weight_db:.1f} dB"
+    return "its range is too coarse for its values"

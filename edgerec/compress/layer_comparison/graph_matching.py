@@ -1,4 +1,4 @@
-"""Which operator of one .tflite graph does the work of which in another."""
+"""Match the operators of one .tflite graph to the equivalent operators of another."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, computed
+from edgerec.compress.layer_comparison.extra_outputs import CONVERSIONS, image_operators
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, real_values
 
-# How TensorFlow calls the kernel that a layer's weights are named after.
+# TensorFlow's names for the kernels, which are part of the names of a layer's weights.
 _KERNELS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
-# Where more of a layer's weights are further off than rounding takes them, they were trained again.
-_MOVED_PART = 0.01
+# A layer counts as fine-tuned if more than this fraction of its weights differs by more than the rounding error.
+_CHANGED_FRACTION = 0.01
 
 Pair = tuple[Operator, Operator]
 
 
 @dataclass(frozen=True)
 class Match:
-    """How a variant's graph lies on its reference's.
+    """Operators and tensors of a variant, and the equivalent operators and tensors of its reference.
 
     Attributes:
-        tensors: index of a computed tensor of the variant to that of the reference's.
+        tensors: index of a computed tensor of the variant -> index of the reference's tensor.
         pairs: operators (reference, variant) in the variant's execution order.
-        unmatched: how many operators of the variant, conversions aside, the reference does not have.
+        unmatched: number of operators of the variant without an equivalent in the reference, not counting conversions.
     """
 
     tensors: dict[int, int]
@@ -36,48 +36,55 @@ class Match:
 
 
 def match(reference: Graph, variant: Graph) -> Match:
-    """Match by operator, output shape, fused activation and layer name; what finds no name, by its order.
+    """Match operators by type, output shape, fused activation and layer name, and the others by their order.
 
-    A pair is dropped when its inputs are known to be others': two branches of one shape may have changed places.
+    A pair is dropped if its operators are known to read different inputs, because two branches with equal shapes may be
+    in a different order.
     """
-    ours, theirs = _work(reference), _work(variant)
-    chosen = _by_name(ours, theirs)
-    taken = {operator.index for operator in chosen.values()}
-    chosen |= _by_order([o for o in ours if o.index not in taken], [t for t in theirs if t.index not in chosen])
+    reference_operators, variant_operators = _without_conversions(reference), _without_conversions(variant)
+    chosen = _by_name(reference_operators, variant_operators)
+    matched = {operator.index for operator in chosen.values()}
+    chosen |= _by_order(
+        [o for o in reference_operators if o.index not in matched],
+        [t for t in variant_operators if t.index not in chosen],
+    )
     tensors = {variant.inputs[0].index: reference.inputs[0].index}
     pairs: list[Pair] = []
-    for operator in computed(variant):
+    for operator in image_operators(variant):
         if operator.name in CONVERSIONS:
-            for source in _flowing(operator, tensors):
+            for source in _matched_inputs(operator, tensors):
                 tensors[operator.outputs[0].index] = tensors[source]
-        elif (twin := chosen.get(operator.index)) and _consistent(twin, operator, tensors):
-            tensors |= {mine.index: its.index for its, mine in zip(twin.outputs, operator.outputs, strict=True)}
-            pairs.append((twin, operator))
-    return Match(tensors, pairs, len(theirs) - len(pairs))
+        elif (counterpart := chosen.get(operator.index)) and _consistent(counterpart, operator, tensors):
+            tensors |= {
+                variant_tensor.index: reference_tensor.index
+                for reference_tensor, variant_tensor in zip(counterpart.outputs, operator.outputs, strict=True)
+            }
+            pairs.append((counterpart, operator))
+    return Match(tensors, pairs, len(variant_operators) - len(pairs))
 
 
-def retrained(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
-    """Whether the variant's weights are others than the reference's rounded ones (or none could be compared)."""
-    moved = []
-    for ours, theirs in pairs:
-        before, after = weights(ours, reference), weights(theirs, variant)
+def fine_tuned(pairs: Sequence[Pair], reference: Graph, variant: Graph) -> bool:
+    """Return whether the variant's weights are more than rounded copies of the reference's, or cannot be compared."""
+    changed = []
+    for reference_operator, variant_operator in pairs:
+        before, after = weights(reference_operator, reference), weights(variant_operator, variant)
         if before is not None and after is not None:
-            moved.append(_moved_part(before, after) > _MOVED_PART)
-    return not moved or any(moved)
+            changed.append(_changed_fraction(before, after) > _CHANGED_FRACTION)
+    return not changed or any(changed)
 
 
 def weights(operator: Operator, graph: Graph) -> Tensor | None:
-    """The constant with two or more axes that an operator computes with, unpacked by no operator."""
+    """Return the weights of an operator, before any DEQUANTIZE: its first constant input with two or more axes."""
     packed = {o.outputs[0].index: o.inputs[0] for o in graph.operators if o.name == "DEQUANTIZE"}
     for tensor in operator.inputs:
-        found = packed.get(tensor.index, tensor) if tensor is not None else None
-        if found is not None and found.constant and len(found.shape) > 1:
-            return found
+        candidate = packed.get(tensor.index, tensor) if tensor is not None else None
+        if candidate is not None and candidate.constant and len(candidate.shape) > 1:
+            return candidate
     return None
 
 
 def layer_name(operator: Operator) -> str:
-    """The Keras layer's name, as far as the file still tells: ``conv2d_1``, without ``quant_``."""
+    """Return the name of the operator's Keras layer, such as ``conv2d_1``, or the operator's type if it is unknown."""
     kernel = _KERNELS.get(operator.name)
     candidates = [t.name for t in operator.inputs if kernel and t is not None and len(t.shape) > 1 and t.constant]
     paths = [part.split("/") for name in (*candidates, operator.outputs[0].name) for part in name.split(";")]
@@ -85,61 +92,64 @@ def layer_name(operator: Operator) -> str:
     named = [path for path in paths if kernel and path[-1].startswith(kernel)] or paths[-1:]
     if not named:
         return operator.name.lower()
-    # The model's name before, the kernel's after it; a layer's own name may have strokes, as MobileNetV3's have.
+    # Remove the model's name at the start and the kernel's name at the end. Layer names may contain slashes, for
+    # example in MobileNetV3.
     inner = named[0][1:-1] or named[0][:1]
     return "/".join(part.removeprefix("quant_") for part in inner if not part.startswith("StatefulPartitionedCall"))
 
 
-def _work(graph: Graph) -> list[Operator]:
-    return [operator for operator in computed(graph) if operator.name not in CONVERSIONS]
+def _without_conversions(graph: Graph) -> list[Operator]:
+    return [operator for operator in image_operators(graph) if operator.name not in CONVERSIONS]
 
 
 def _kind(operator: Operator) -> Hashable:
     fused = getattr(operator.options, "fusedActivationFunction", 0)
-    # Without the batch, which a converter may leave open.
+    # Leave out the batch size, because a converter may leave it undefined.
     return operator.name, fused, *(tensor.shape[1:] for tensor in operator.outputs)
 
 
-def _by_name(ours: list[Operator], theirs: list[Operator]) -> dict[int, Operator]:
-    """Those whose kind and name exist once on either side: index of theirs to ours."""
+def _by_name(reference_operators: list[Operator], variant_operators: list[Operator]) -> dict[int, Operator]:
+    """Match operators whose type, shape and name are unique in both graphs: variant's index -> reference's operator."""
 
     def unique(operators: list[Operator]) -> dict[Hashable, Operator]:
         keys = [(_kind(operator), layer_name(operator)) for operator in operators]
         counts = Counter(keys)
         return {key: operator for key, operator in zip(keys, operators, strict=True) if counts[key] == 1}
 
-    known = unique(ours)
-    return {operator.index: known[key] for key, operator in unique(theirs).items() if key in known}
+    known = unique(reference_operators)
+    return {operator.index: known[key] for key, operator in unique(variant_operators).items() if key in known}
 
 
-def _by_order(ours: list[Operator], theirs: list[Operator]) -> dict[int, Operator]:
-    matcher = SequenceMatcher(None, [_kind(o) for o in ours], [_kind(t) for t in theirs], autojunk=False)
+def _by_order(reference_operators: list[Operator], variant_operators: list[Operator]) -> dict[int, Operator]:
+    matcher = SequenceMatcher(
+        None, [_kind(o) for o in reference_operators], [_kind(t) for t in variant_operators], autojunk=False
+    )
     return {
-        theirs[block.b + i].index: ours[block.a + i]
+        variant_operators[block.b + i].index: reference_operators[block.a + i]
         for block in matcher.get_matching_blocks()
         for i in range(block.size)
     }
 
 
-def _flowing(operator: Operator, known: dict[int, int]) -> list[int]:
+def _matched_inputs(operator: Operator, known: dict[int, int]) -> list[int]:
     return [tensor.index for tensor in operator.inputs if tensor is not None and tensor.index in known]
 
 
-def _consistent(ours: Operator, theirs: Operator, tensors: dict[int, int]) -> bool:
-    """Whether the inputs agree, as far as they are known on both sides."""
-    mapped = {tensors[index] for index in _flowing(theirs, tensors)}
+def _consistent(reference_operator: Operator, variant_operator: Operator, tensors: dict[int, int]) -> bool:
+    """Return whether both operators read the same inputs, as far as the inputs are matched."""
+    mapped = {tensors[index] for index in _matched_inputs(variant_operator, tensors)}
     reached = set(tensors.values())
-    expected = {tensor.index for tensor in ours.inputs if tensor is not None and tensor.index in reached}
+    expected = {tensor.index for tensor in reference_operator.inputs if tensor is not None and tensor.index in reached}
     return not (mapped and expected) or bool(mapped & expected)
 
 
-def _moved_part(ours: Tensor, theirs: Tensor) -> float:
-    """Part of the weights that are off by more than rounding: half a step, or float16's precision."""
-    real, rounded = real_values(ours), real_values(theirs)
+def _changed_fraction(reference: Tensor, variant: Tensor) -> float:
+    """Return the fraction of the weights that differ by more than half a quantization step or float16's precision."""
+    real, rounded = real_values(reference), real_values(variant)
     if real.shape != rounded.shape:
         return 1.0
     allowed = np.abs(real) * 2.0**-10 + 1e-7
-    if theirs.scales:
-        along = [-1 if axis == theirs.axis and len(theirs.scales) > 1 else 1 for axis in range(real.ndim)]
-        allowed = allowed + 0.5 * np.array(theirs.scales).reshape(along)
+    if variant.scales:
+        shape = [-1 if axis == variant.axis and len(variant.scales) > 1 else 1 for axis in range(real.ndim)]
+        allowed = allowed + 0.5 * np.array(variant.scales).reshape(shape)
     return float(np.mean(np.abs(real - rounded) > allowed))

@@ -1,4 +1,4 @@
-"""The interpreters that a variant's layers are measured with, and the sums that are kept while pictures go by."""
+"""Interpreters that measure the noise of each layer, and the sums over images that they update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgerec.compress.layer_comparison.extra_outputs import disturbed, exposed, isolated
+from edgerec.compress.layer_comparison.extra_outputs import (
+    with_additions,
+    with_all_outputs,
+    with_disconnected_operators,
+)
 from edgerec.compress.layer_comparison.graph_matching import Pair
 from edgerec.contract.tensors import TensorSpec, dequantize, quantize
 from edgerec.runtime.interpreter import open_interpreter
@@ -17,33 +21,33 @@ from edgerec.runtime.interpreter import open_interpreter
 Array = npt.NDArray[Any]
 
 
-class Probe:
-    """An interpreter whose tensors go by their index in the file; inputs are zero until they are given."""
+class TensorInterpreter:
+    """An interpreter whose tensors are addressed by their index in the file. Inputs are zero until they are set."""
 
     def __init__(self, content: bytes) -> None:
         self._interpreter = open_interpreter(content, trusted=True)
         self.set, self.read = self._interpreter.set_tensor, self._interpreter.get_tensor
-        for given in self._interpreter.get_input_details():
-            self.set(given["index"], np.zeros(given["shape"], given["dtype"]))
+        for spec in self._interpreter.get_input_details():
+            self.set(spec["index"], np.zeros(spec["shape"], spec["dtype"]))
 
     def run(self, feeds: dict[int, Array]) -> None:
-        """Invoke with these inputs; others keep what they have."""
+        """Set these inputs, ``feeds``, and run the model. Other inputs keep their values."""
         for index, value in feeds.items():
             self.set(index, value)
         self._interpreter.invoke()
 
 
 @dataclass
-class Row:
-    """A layer, and its sums while the pictures go by."""
+class LayerSums:
+    """A layer, and sums of its measurements over the images."""
 
     name: str
     operator: str
-    pair: Pair | None  # None for the input and for a change of scale
-    sources: tuple[int, ...]  # what the variant's operator reads
+    pair: Pair | None  # the reference's and the variant's operator; None for the input and for a change of scale
+    sources: tuple[int, ...]  # indices of the tensors that the variant's operator reads
     readers: tuple[str, ...]
-    reference: int  # the output's index there
-    variant: int  # and here
+    reference: int  # index of the output in the reference
+    variant: int  # index of the output in the variant
     spec: TensorSpec
     own_known: bool
     before_logits: bool
@@ -59,8 +63,14 @@ class Row:
     low: Array = field(default_factory=lambda: np.array(np.inf))
     high: Array = field(default_factory=lambda: np.array(-np.inf))
 
-    def take(self, real: Array, stored: Array, own: Array) -> None:
-        """Count one picture's outputs, and the noise that the layer alone makes."""
+    def add(self, real: Array, stored: Array, own: Array) -> None:
+        """Add the measurements of one image.
+
+        Args:
+            real: output of the reference, float32.
+            stored: output of the variant, in its quantized dtype.
+            own: noise that this layer alone adds.
+        """
         channels = tuple(range(stored.ndim - 1))
         self.low = np.minimum(self.low, stored.min(axis=channels))
         self.high = np.maximum(self.high, stored.max(axis=channels))
@@ -77,52 +87,59 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is compared with what.
+class ComparisonPlan:
+    """Which layers and tensors of two models are compared.
 
     Attributes:
-        contents, inputs: of the reference and of the variant: the .tflite, and its input's index.
+        contents: the .tflite of the reference and of the variant.
+        inputs: index of the input tensor of the reference and of the variant.
         rows: the layers, the input first.
-        tensors: index of a tensor of the variant to that of the reference's.
-        specs: of the variant's tensors.
-        logits: index of the reference's tensor whose differences decide.
-        softmax: whether it is followed by one.
+        tensors: index of a tensor of the variant -> index of the reference's tensor.
+        specs: index of a tensor of the variant -> its spec.
+        logits: index of the reference's tensor with the logits.
+        softmax: whether a softmax follows the logits.
     """
 
     contents: tuple[bytes, bytes]
     inputs: tuple[int, int]
-    rows: tuple[Row, ...]
+    rows: tuple[LayerSums, ...]
     tensors: dict[int, int]
     specs: dict[int, TensorSpec]
     logits: int
     softmax: bool
 
 
-class Bench:
-    """The interpreters that a plan is measured with."""
+class LayerMeasurement:
+    """The interpreters that measure the layers of a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ComparisonPlan) -> None:
         self._plan = plan
         reference, variant = plan.contents
-        inside, self._added = disturbed(reference, [row.reference for row in plan.rows])
-        (cut, self._given), (cut_float, self._float_given) = isolated(variant), isolated(reference)
-        self._reference, self._variant = Probe(inside), Probe(exposed(variant))
-        self._isolated, self._float_isolated = Probe(cut), Probe(cut_float)
+        inside, self._added = with_additions(reference, [row.reference for row in plan.rows])
+        (cut, self._given), (cut_float, self._float_given) = (
+            with_disconnected_operators(variant),
+            with_disconnected_operators(reference),
+        )
+        self._reference, self._variant = TensorInterpreter(inside), TensorInterpreter(with_all_outputs(variant))
+        self._isolated, self._float_isolated = TensorInterpreter(cut), TensorInterpreter(cut_float)
 
     def measure(self, real_input: Array, stored_input: Array, *, alone: bool) -> None:
-        """Let one picture through, ``(1, H, W, C)`` as either model takes it."""
-        ours, theirs = self._plan.inputs
-        self._reference.run({ours: real_input})
-        self._variant.run({theirs: stored_input})
-        real = {index: self._reference.read(there) for index, there in self._plan.tensors.items()}
+        """Run both models on one image ``(1, H, W, C)``, given in the input format of each, and add the measurements.
+
+        ``alone`` also measures the effect of each layer's noise on the logits.
+        """
+        reference_input, variant_input = self._plan.inputs
+        self._reference.run({reference_input: real_input})
+        self._variant.run({variant_input: stored_input})
+        real = {index: self._reference.read(reference_index) for index, reference_index in self._plan.tensors.items()}
         own = self._own_noise(real, stored_input)
         for row, noise in zip(self._plan.rows, own, strict=True):
-            row.take(real[row.variant], self._variant.read(row.variant), noise)
+            row.add(real[row.variant], self._variant.read(row.variant), noise)
         if alone:
             self._measure_alone(real_input, own)
 
     def _own_noise(self, real: dict[int, Array], stored_input: Array) -> list[Array]:
-        """What each row adds by itself, in the shape of its output; zeros where that is not known."""
+        """Return the noise that each layer adds by itself, in the shape of its output; zeros if it is unknown."""
         specs = self._plan.specs
         stored = {index: quantize(value, specs[index]) for index, value in real.items()}
         rounded = {index: dequantize(value, specs[index]) for index, value in stored.items()}
@@ -137,36 +154,36 @@ class Bench:
         )
         noises = []
         for row in self._plan.rows:
-            wanted, made = real[row.variant], stored_input
-            if row.sources:  # all but the input
-                made = self._isolated.read(row.variant)
-                wanted = self._float_isolated.read(row.reference) if row.pair else rounded[row.sources[0]]
-            noise = dequantize(made, row.spec) - wanted
+            expected, actual = real[row.variant], stored_input
+            if row.sources:  # every row except the input
+                actual = self._isolated.read(row.variant)
+                expected = self._float_isolated.read(row.reference) if row.pair else rounded[row.sources[0]]
+            noise = dequantize(actual, row.spec) - expected
             noises.append(noise if row.own_known else np.zeros_like(noise))
         return noises
 
     def _measure_alone(self, real_input: Array, noises: list[Array]) -> None:
-        """One layer's noise after the other through the float model, all others silent."""
+        """Add the noise of one layer after the other to the float model, and measure the change of the logits."""
         logits = self._read_logits()
         for row, noise in zip(self._plan.rows, noises, strict=True):
             if not (row.own_known and row.before_logits):
                 continue
-            spot, silence = self._plan.inputs[0], real_input
+            index, no_noise = self._plan.inputs[0], real_input
             if row.reference in self._added:
-                spot, silence = self._added[row.reference][0], np.zeros_like(noise)
-            self._reference.run({spot: silence + noise})
+                index, no_noise = self._added[row.reference][0], np.zeros_like(noise)
+            self._reference.run({index: no_noise + noise})
             row.logits += power(logits)
             row.alone += power(self._read_logits() - logits)
-            self._reference.set(spot, silence)
+            self._reference.set(index, no_noise)
 
     def _read_logits(self) -> Array:
         _, total = self._added.get(self._plan.logits, (0, self._plan.logits))
         logits = self._reference.read(total)
-        # Softmax does not see what is added to all of them.
+        # A softmax is not affected by a constant that is added to all logits.
         return logits - logits.mean() if self._plan.softmax else logits
 
 
 def power(values: Array) -> float:
-    """The sum of squares."""
+    """Return the sum of squares."""
     flat = values.ravel()
     return float(np.dot(flat, flat))
