@@ -14,35 +14,34 @@ from edgerec.train.fit import was_begun
 
 
 def main(out: Path, settings: dict[str, object], methods: list[str]) -> None:
-    recipe, weights, seen = Recipe().override(settings), [], {}
+    recipe, weights, image_digests = Recipe().override(settings), [], {}
 
     def after_epoch(epoch, model):
         content = b"".join(value.tobytes() for value in model.get_weights())
         weights.append(hashlib.sha256(content).hexdigest())
-        Path(f"{out}.seen").touch()
 
-    def note(number, rows):
-        seen[int(number)] = [zlib.crc32(row.tobytes()) for row in rows]
+    def record(number, images):
+        image_digests[int(number)] = [zlib.crc32(image.tobytes()) for image in images]
 
     finisher = feed._finisher
 
-    def watched(*arguments):
+    def recording_finisher(*arguments):
         import tensorflow as tf
 
         finish = finisher(*arguments)
 
-        def told(pixels, classes, number):
+        def recording_finish(pixels, classes, number):
             batch, *others = finish(pixels, classes, number)
-            with tf.control_dependencies([tf.numpy_function(note, [number, pixels], [])]):
+            with tf.control_dependencies([tf.numpy_function(record, [number, pixels], [])]):
                 return tf.identity(batch), *others
 
-        return told
+        return recording_finish
 
-    feed._finisher = watched
+    feed._finisher = recording_finisher
     run = fit(recipe, out, resume=was_begun(recipe, out), on_epoch=after_epoch)
-    first = dict(seen)
+    trained_images = dict(image_digests)  # without the images of the fine-tuning
     models = {method: quantize(run, method).model_sha256 for method in methods}
-    print(json.dumps({"weights": weights, "seen": first, "models": models}))
+    print(json.dumps({"weights": weights, "images": trained_images, "models": models}))
 
 
 if __name__ == "__main__":

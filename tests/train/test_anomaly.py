@@ -1,4 +1,4 @@
-"""The autoencoder: training, compressing, and what a bundle answers that carries one."""
+"""Autoencoders: training, compression, and novelty detection in a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgerec.tflite.flatbuffer import float_tensors, read_graph
 
 UNIT = Normalise.named("unit")
 LABELS = ("cat", "dog")
-# Digits as they are, 8×8, where the classifier of the other tests sees them enlarged.
+# The digits in their original size of 8×8 pixels. The classifier of the other tests takes enlarged images.
 RECIPE = {
     "data": {"input_size": 8},
     "model": {"arch": "autoencoder", "width": 0.5},
@@ -34,22 +34,22 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory) -> Run:
     """A finished run with the variants int8 and int8-qat."""
-    made = fit(Recipe.from_dict(RECIPE), tmp_path_factory.mktemp("autoencoder") / "again")
-    quantize(made, "ptq")
-    quantize(made, "qat")
-    return made
+    trained = fit(Recipe.from_dict(RECIPE), tmp_path_factory.mktemp("autoencoder") / "run")
+    quantize(trained, "ptq")
+    quantize(trained, "qat")
+    return trained
 
 
 @pytest.fixture(scope="module")
-def guarded(run, autoencoder, tmp_path_factory):
-    """The digits' bundle with the autoencoder's int8 variant."""
-    out = tmp_path_factory.mktemp("guarded") / "digits.zip"
+def novelty_bundle(run, autoencoder, tmp_path_factory):
+    """A bundle of the digits' classifier with the int8 variant of the autoencoder."""
+    out = tmp_path_factory.mktemp("novelty_bundle") / "digits.zip"
     export_bundle(run, "rpi", novelty=Novelty(autoencoder.path, "int8", 0.95), out=out)
     return out
 
 
 def noise(seed: int = 0, side: int = 8):
-    """A picture that is no digit."""
+    """Return an image of random pixels, which is not a digit."""
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
 
 
@@ -57,7 +57,7 @@ def noise(seed: int = 0, side: int = 8):
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (30, 3), (53, 1)])
-def test_it_gives_what_it_takes_at_any_size(side, channels):
+def test_output_has_the_shape_of_the_input(side, channels):
     from edgerec.models import build
     from edgerec.train.backend import keras
 
@@ -68,7 +68,7 @@ def test_it_gives_what_it_takes_at_any_size(side, channels):
     assert np.prod(code[1:]) <= side * side * channels / 2
 
 
-def test_training_tells_errors_and_no_accuracy(autoencoder):
+def test_training_records_errors_and_no_accuracy(autoencoder):
     rows, metrics = autoencoder.history(), autoencoder.metrics
     assert not any("accuracy" in key for key in (*rows[0], *metrics))
     assert metrics["best_epoch"] == min(rows, key=lambda row: row["val_loss"])["epoch"]
@@ -80,7 +80,7 @@ def test_training_tells_errors_and_no_accuracy(autoencoder):
     assert (autoencoder.path / "model_keras3.keras").is_file()
 
 
-def test_threshold_is_the_quantile_of_validation(autoencoder):
+def test_threshold_is_the_quantile_of_the_validation_errors(autoencoder):
     from edgerec.train.evaluate import keras_scorer
 
     dataset, split = autoencoder.data()
@@ -88,8 +88,8 @@ def test_threshold_is_the_quantile_of_validation(autoencoder):
     assert np.mean(errors <= autoencoder.metrics["threshold"]) == pytest.approx(0.99, abs=0.01)
 
 
-def test_pictures_need_no_labels(tmp_path, image_folder):
-    """A folder of pictures, or of one class."""
+def test_images_need_no_labels(tmp_path, image_folder):
+    """An autoencoder is trained on a folder without class folders, or with a single class."""
     from edgerec.train.fit import resolved
 
     flat = tmp_path / "flat"
@@ -100,10 +100,10 @@ def test_pictures_need_no_labels(tmp_path, image_folder):
     (image_folder / "red").rename(tmp_path / "one" / "red")
     small = {"data": {"input_size": 8}, "train": {"epochs": 1}, "model": RECIPE["model"]}
     recipe = Recipe.from_dict(small).override({"data.source": str(tmp_path / "flat")})
-    made = fit(recipe, tmp_path / "run")
-    assert made.labels == ()
-    assert made.metrics["per_class"] == {}
-    assert len(made.data()[0].images) == 40
+    trained = fit(recipe, tmp_path / "run")
+    assert trained.labels == ()
+    assert trained.metrics["per_class"] == {}
+    assert len(trained.data()[0].images) == 40
     one = recipe.override({"data.source": str(tmp_path / "one")})
     assert resolved(one, lambda _: None)[1].labels == ("red",)
     with pytest.raises(EdgerecError, match="one class only"):
@@ -111,24 +111,24 @@ def test_pictures_need_no_labels(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("data.normalise", "pixels", "set data.normalise to unit or signed"),
         ("model.weights", "imagenet", "set model.weights to none"),
         ("distill.teachers", "somewhere", "distillation is for a classifier"),
     ],
 )
-def test_what_means_nothing_to_it_is_refused(tmp_path, key, value, said):
-    with pytest.raises(RecipeError, match=said):
+def test_unsuitable_recipe_keys_are_refused(tmp_path, key, value, message):
+    with pytest.raises(RecipeError, match=message):
         fit(Recipe.from_dict(RECIPE).override({key: value}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-# --- Compressing ------------------------------------------------------------------------------------------------
+# --- Compression ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["int8", "int8-qat"])
-def test_variants_are_judged_by_their_errors(autoencoder, variant):
+def test_variants_are_measured_by_their_reconstruction_errors(autoencoder, variant):
     report = autoencoder.variants()[variant]
     keras, float32, *_, form = report["forms"]
     assert keras["agreement"] == pytest.approx(1)
@@ -142,7 +142,7 @@ def test_variants_are_judged_by_their_errors(autoencoder, variant):
     assert Autoencoder(content, UNIT).reconstruction(np.zeros((8, 8, 1), np.uint8)).shape == (8, 8, 1)
 
 
-def test_agreement_is_the_order_of_the_errors():
+def test_agreement_is_the_rank_correlation_of_the_errors():
     from edgerec.train.metrics import AutoencoderMetrics
 
     measure, errors = AutoencoderMetrics(0.5), np.array([[0.1], [0.2], [0.3], [0.9]], np.float32)
@@ -153,7 +153,7 @@ def test_agreement_is_the_order_of_the_errors():
     assert measure.error(errors) == pytest.approx(0.375)
 
 
-def test_the_gate_speaks_of_known_pictures(autoencoder, run, monkeypatch):
+def test_accuracy_gate_compares_the_fraction_of_known_images(autoencoder, run, monkeypatch):
     report = dict(autoencoder.variants()["int8"])
     report["forms"] = [*report["forms"][:-1], report["forms"][-1] | {"top1": 0.5}]
     monkeypatch.setattr(Run, "variants", lambda self: {"int8": report, "int8-qat": report})
@@ -164,7 +164,7 @@ def test_the_gate_speaks_of_known_pictures(autoencoder, run, monkeypatch):
         choose(autoencoder, Target.load("rpi"), "int8", max_drop=None, data=None, listener=lambda _: None)
 
 
-def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
+def test_channel_pruning_ranks_channels_by_the_reconstruction_error(autoencoder, tmp_path):
     from edgerec.compress.channel_graph import trace
     from edgerec.compress.channels import taylor_importance
     from edgerec.compress.context import CompressionContext
@@ -177,17 +177,17 @@ def test_channels_are_judged_by_the_error(autoencoder, tmp_path):
     assert np.count_nonzero(scores) > 8
 
 
-def test_a_classifier_is_no_autoencoder(run, autoencoder):
+def test_classifier_and_autoencoder_are_not_interchangeable(run, autoencoder):
     with pytest.raises(ModelError, match="not an autoencoder"):
         Autoencoder((run.path / "int8-qat" / "model.tflite").read_bytes(), UNIT)
     with pytest.raises(ModelError, match=r"expected \[1, classes\]"):
         ImageModel((autoencoder.path / "int8" / "model.tflite").read_bytes(), UNIT)
 
 
-# --- What makes no sense of it says so --------------------------------------------------------------------------
+# --- Commands for classifiers --------------------------------------------------------------------------
 
 
-def test_commands_for_classifiers_refuse_it(autoencoder, tmp_path):
+def test_commands_for_classifiers_refuse_an_autoencoder(autoencoder, tmp_path):
     from edgerec import distill, evaluate, parity, tune, write_report
 
     classifying = Recipe.from_dict({})
@@ -208,7 +208,7 @@ def test_commands_for_classifiers_refuse_it(autoencoder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_export_refuses_what_is_none(run, autoencoder, tmp_path):
+def test_export_refuses_unsuitable_novelty_options(run, autoencoder, tmp_path):
     with pytest.raises(EdgerecError, match="is a classifier"):
         export_bundle(run, "rpi", novelty=run.path, out=tmp_path / "out")
     with pytest.raises(BundleError, match="leave --novelty out"):
@@ -223,8 +223,8 @@ def test_export_refuses_what_is_none(run, autoencoder, tmp_path):
 # --- In a bundle ------------------------------------------------------------------------------------------------
 
 
-def test_threshold_is_that_of_the_shipped_model(guarded, autoencoder):
-    bundle = Bundle.open(guarded)
+def test_threshold_is_measured_with_the_exported_model(novelty_bundle, autoencoder):
+    bundle = Bundle.open(novelty_bundle)
     spec, about = bundle.manifest.novelty, bundle.manifest.metrics["novelty"]
     dataset, split = autoencoder.data()
     model = Autoencoder(bundle.files["novelty.tflite"], spec.normalise)
@@ -235,59 +235,59 @@ def test_threshold_is_that_of_the_shipped_model(guarded, autoencoder):
     assert "## Novelty" in bundle.files["README.md"].decode()
 
 
-def test_new_pictures_are_unknown(guarded, pictures):
+def test_novel_images_are_unknown(novelty_bundle, pictures):
     from edgerec import read_image
 
-    classifier = Classifier.open(guarded)
+    classifier = Classifier.open(novelty_bundle)
     digits = [classifier.classify(read_image(path)) for path in pictures]
-    assert sum(answer.index >= 0 for answer in digits) >= 8
-    strange = classifier.classify(noise())
-    assert (strange.label, strange.index) == ("unknown", -1)
-    assert strange.novelty > 1 > min(answer.novelty for answer in digits)
-    assert strange.score == strange.categories[0].score  # what it would have been
-    everything = Classifier.open(guarded, decision={"novelty": 0.0}).classify(noise())
+    assert sum(prediction.index >= 0 for prediction in digits) >= 8
+    novel = classifier.classify(noise())
+    assert (novel.label, novel.index) == ("unknown", -1)
+    assert novel.novelty > 1 > min(prediction.novelty for prediction in digits)
+    assert novel.score == novel.categories[0].score  # the scores are those of the classifier
+    everything = Classifier.open(novelty_bundle, decision={"novelty": 0.0}).classify(noise())
     assert everything.index >= 0
     assert everything.novelty is None
-    looser = Classifier.open(guarded, decision={"novelty": 2 * strange.novelty}).classify(noise())
+    looser = Classifier.open(novelty_bundle, decision={"novelty": 2 * novel.novelty}).classify(noise())
     assert looser.index >= 0
 
 
-def test_camera_and_predict_say_why(guarded, tmp_path):
+def test_camera_and_predict_output_the_novelty(novelty_bundle, tmp_path):
     import cv2
 
     for number in range(4):
         cv2.imwrite(str(tmp_path / f"{number}.png"), noise(number))
-    with Camera.open(guarded, str(tmp_path), threads=2) as camera:  # several interpreters
+    with Camera.open(novelty_bundle, str(tmp_path), threads=2) as camera:  # one interpreter for each thread
         results = list(camera)
     assert [result.decision.index for result in results] == [-1] * 4
     assert all(result.to_dict()["novelty"] > 1 for result in results)
-    done = CliRunner().invoke(app, ["predict", str(guarded), str(tmp_path / "0.png"), "--json"])
+    done = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png"), "--json"])
     assert json.loads(done.stdout.splitlines()[-1])["novelty"] > 1
-    done = CliRunner().invoke(app, ["predict", str(guarded), str(tmp_path / "0.png")])
+    done = CliRunner().invoke(app, ["predict", str(novelty_bundle), str(tmp_path / "0.png")])
     assert "unknown" in done.stdout
     assert "novelty" in done.stdout
 
 
-def test_golden_errors_are_verified(guarded, tmp_path):
-    report = verify(guarded)
+def test_golden_errors_are_verified(novelty_bundle, tmp_path):
+    report = verify(novelty_bundle)
     assert report.exact
     assert [result.model for result in report.golden if result.image == "golden/000.png"] == [
         "model.tflite",
         "novelty.tflite",
     ]
-    bundle = Bundle.open(guarded)
+    bundle = Bundle.open(novelty_bundle)
     golden = json.loads(bundle.files["golden/golden.json"])
-    for change, said in ((1.01, "are off by"), (float("nan"), "is damaged")):
+    for change, message in ((1.01, "are off by"), (float("nan"), "is damaged")):
         other = json.loads(json.dumps(golden))
         other["vectors"][0]["error"] *= change
         files = bundle.files | {"golden/golden.json": json.dumps(other).encode()}
         Bundle.write(tmp_path / "bundle", bundle.manifest, files, overwrite=True)
-        with pytest.raises(BundleError, match=said):
+        with pytest.raises(BundleError, match=message):
             verify(tmp_path / "bundle")
 
 
 def test_error_tolerance_holds_for_the_worst_output():
-    """Every output off by as much as allowed moves the error by no more than is allowed."""
+    """If each output differs by the permitted amount, the error differs by at most its tolerance."""
     from edgerec.contract.manifest import NoveltySpec
     from edgerec.contract.preprocess import PreprocessSpec
     from edgerec.contract.tensors import TensorSpec
@@ -296,24 +296,24 @@ def test_error_tolerance_holds_for_the_worst_output():
 
     tensor = TensorSpec("uint8", (1, 8, 8, 1), 0.01, 20)
     spec = NoveltySpec("m", tensor, tensor, PreprocessSpec(8, 8, 1), UNIT, threshold=0.1)
-    made, here = Fingerprint("litert", "1", "x", "a"), Fingerprint("litert", "1", "y", "b")
+    other, here = Fingerprint("litert", "1", "x", "a"), Fingerprint("litert", "1", "y", "b")
     apart = np.random.default_rng(0).normal(0, 0.1, 64)
     error = float(np.mean(apart**2))
     worst = float(np.mean((np.abs(apart) + UNITS_OTHER_MACHINE * 0.01) ** 2))
-    assert worst - error <= error_tolerance(made, here, spec, error)
-    assert error_tolerance(made, made, spec, error) < 1e-8
+    assert worst - error <= error_tolerance(other, here, spec, error)
+    assert error_tolerance(other, other, spec, error) < 1e-8
 
 
-def test_ensemble_keeps_it(guarded, bundle, run, tmp_path):
+def test_ensemble_keeps_the_autoencoder(novelty_bundle, bundle, run, tmp_path):
     other = export_bundle(run, "rpi", variant="float32", out=tmp_path / "float").bundle
-    made = ensemble([other, guarded], tmp_path / "both")
-    assert made.models == 2
-    classifier = Classifier.open(made.bundle)
+    combined = ensemble([other, novelty_bundle], tmp_path / "both")
+    assert combined.models == 2
+    classifier = Classifier.open(combined.bundle)
     assert classifier.classify(noise()).label == "unknown"
-    assert verify(made.bundle).images == 10
+    assert verify(combined.bundle).images == 10
 
 
-def test_bundles_without_one_still_open(bundle, pictures):
+def test_bundles_without_an_autoencoder_still_open(bundle, pictures):
     from edgerec import read_image
 
     opened = Bundle.open(bundle)
@@ -322,14 +322,14 @@ def test_bundles_without_one_still_open(bundle, pictures):
     del values["decision"]["novelty"]
     before = Manifest.from_json(json.dumps(values))
     assert before == opened.manifest
-    answer = Classifier(replace(opened, manifest=before)).classify(read_image(pictures[0]))
-    assert answer.novelty is None
+    prediction = Classifier(replace(opened, manifest=before)).classify(read_image(pictures[0]))
+    assert prediction.novelty is None
     with pytest.raises(BundleError, match="has no autoencoder"):
         Classifier(opened).error(())
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"threshold": 0}, "expected a number above 0"),
         ({"threshold": True}, "expected a number above 0"),
@@ -342,30 +342,32 @@ def test_bundles_without_one_still_open(bundle, pictures):
         ({"strange": 1}, "strange"),
     ],
 )
-def test_damaged_manifests_are_refused(guarded, change, said):
-    values = json.loads(Bundle.open(guarded).manifest.to_json())
+def test_damaged_manifests_are_refused(novelty_bundle, change, message):
+    values = json.loads(Bundle.open(novelty_bundle).manifest.to_json())
     values["novelty"] |= change
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         Manifest.from_json(json.dumps(values))
 
 
-def test_the_rest_of_the_command_line_knows_it(guarded, autoencoder, run, tmp_path):
-    shown = CliRunner().invoke(app, ["inspect", str(guarded)])
+def test_inspect_export_and_resume_support_autoencoders(novelty_bundle, autoencoder, run, tmp_path):
+    shown = CliRunner().invoke(app, ["inspect", str(novelty_bundle)])
     assert "novelty  novelty.tflite" in shown.stdout
     arguments = ["export", str(run.path), "--novelty", str(autoencoder.path), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*arguments, "--novelty-variant", "int8-qat", "--known", "0.9", "--json"])
     about = json.loads(done.stdout)["novelty"]
     assert (about["variant"], about["known"]) == ("int8-qat", 0.9)
-    coral = export_bundle(run, "coral", novelty=autoencoder.path, out=tmp_path / "coral")  # every operator is checked
+    coral = export_bundle(
+        run, "coral", novelty=autoencoder.path, out=tmp_path / "coral"
+    )  # the export checks that the target supports each operator
     assert "novelty.tflite" in coral.files
     assert CliRunner().invoke(app, ["train", "--resume", "--out", str(autoencoder.path)]).stdout.startswith("error ")
 
 
-def test_benchmark_runs_it_too(guarded):
+def test_benchmark_includes_the_autoencoder(novelty_bundle):
     from edgerec import benchmark
 
-    made = benchmark(guarded, seconds=0.2)
-    assert "RESIZE_NEAREST_NEIGHBOR" in {operator.op for operator in made.operators}
+    report = benchmark(novelty_bundle, seconds=0.2)
+    assert "RESIZE_NEAREST_NEIGHBOR" in {operator.op for operator in report.operators}
 
 
 # --- Decisions --------------------------------------------------------------------------------------------------
@@ -374,23 +376,25 @@ def test_benchmark_runs_it_too(guarded):
 def test_novel_image_is_unknown_regardless_of_its_scores():
     sure = np.array([0.99, 0.01], np.float32)
     for novelty, limit, index in ((None, 1, 0), (1.0, 1, 0), (1.01, 1, -1), (1.4, 1.5, 0), (9, 0, 0), (np.nan, 1, -1)):
-        answer = decide(sure, LABELS, DecisionSpec(novelty=limit), novelty)
-        assert answer.index == index, (novelty, limit)
+        prediction = decide(sure, LABELS, DecisionSpec(novelty=limit), novelty)
+        assert prediction.index == index, (novelty, limit)
     with pytest.raises(ValueError, match="novelty"):
         DecisionSpec(novelty=-1)
 
 
 @pytest.mark.parametrize("smoothing", ["none", "mean", "vote"])
-def test_a_stream_becomes_unknown_and_comes_back(smoothing):
+def test_smoothed_decision_becomes_unknown_and_recovers(smoothing):
     decider = Decider(DecisionSpec(smoothing=smoothing, hysteresis=0.1), LABELS)
     sure = np.array([0.99, 0.01], np.float32)
-    seen = [decider.update(sure, float(i), novelty).index for i, novelty in enumerate([0.5] * 5 + [50] * 5 + [0.5] * 9)]
-    assert seen[4] == 0
-    assert seen[9] == -1
-    assert seen[-1] == 0
+    indices = [
+        decider.update(sure, float(i), novelty).index for i, novelty in enumerate([0.5] * 5 + [50] * 5 + [0.5] * 9)
+    ]
+    assert indices[4] == 0
+    assert indices[9] == -1
+    assert indices[-1] == 0
 
 
-def test_one_strange_frame_does_not_move_the_mean():
+def test_single_novel_frame_does_not_change_the_smoothed_decision():
     decider = Decider(DecisionSpec(smoothing="mean"), LABELS)
     sure = np.array([0.99, 0.01], np.float32)
     assert [decider.update(sure, float(i), n).index for i, n in enumerate([0.4, 0.4, 1000.0, 0.4])] == [0, 0, 0, 0]

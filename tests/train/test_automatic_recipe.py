@@ -1,4 +1,4 @@
-"""``arch = "auto"``: the network, the initial weights and the number of epochs that suit the images and the target."""
+"""``arch = "auto"`` chooses the network, the initial weights and the number of epochs for the images and the target."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ V2_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_{}_no_top.h5"
 def home(tmp_path, monkeypatch):
     """A home folder without downloaded weights, on a machine without a network.
 
-    urllib reads the proxy variables once, when it builds its global opener. A
-    fresh opener sees them here and is dropped afterwards: kept, it would send
-    the requests of later tests to a proxy that does not exist.
+    urllib reads the proxy variables only once, when it creates its global opener. A new opener is therefore created
+    for this test, and removed afterwards, because it would send the requests of later tests to a missing proxy.
     """
     monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -57,7 +56,7 @@ def photos(tmp_path):
 
 
 def chosen(source, **changes):
-    """The resolved recipe."""
+    """Return the resolved recipe for a data set."""
     return resolved(Recipe().override({"data.source": str(source)} | changes), ignore)[0]
 
 
@@ -103,7 +102,7 @@ def test_every_rule_can_be_built():
         assert rule.max_input_px >= known.least_size_px
 
 
-def test_a_run_names_the_network_that_was_chosen(run):
+def test_run_records_the_chosen_network(run):
     model = run.recipe.model
     assert (model.arch, model.width, model.weights) == ("simple_cnn", 1.0, "none")
     assert not run.recipe.unresolved
@@ -116,7 +115,7 @@ def test_photographs_without_network_get_a_mobilenet_with_random_weights(home, p
         assert network(chosen(photos)) == ("mobilenet_v2", 0.35, "none", 64)
     assert "weights of mobilenet_v2 could not be downloaded" in caplog.text
     assert "arch auto: mobilenet_v2, width 0.35, random weights, 64 px input, because" in caplog.text
-    assert capsys.readouterr().out == ""  # Keras' own message about the download is not there, where --json is
+    assert capsys.readouterr().out == ""  # stdout is for --json, so Keras must not print its download message there
 
 
 def test_photographs_get_a_mobilenet_with_imagenet_weights(home, photos):
@@ -124,7 +123,7 @@ def test_photographs_get_a_mobilenet_with_imagenet_weights(home, photos):
     weights.save_weights(home / V2_FILE.format(224))
     weights.save_weights(home / V2_FILE.format(96))
     assert network(chosen(photos)) == ("mobilenet_v2", 0.35, "imagenet", 64)
-    # What the user sets decides first.
+    # Values that the user sets are not changed.
     assert network(chosen(photos, **{"model.weights": "none"})) == ("mobilenet_v2", 0.35, "none", 64)
     assert network(chosen(photos, **{"model.width": 0.3})) == ("mobilenet_v2", 0.3, "none", 64)
     assert network(chosen(photos, **{"data.input_size": 96})) == ("mobilenet_v2", 0.35, "imagenet", 96)
@@ -149,7 +148,7 @@ def test_auto_with_a_weights_file_uses_its_network(run, tmp_path):
         chosen("digits", **{"model.weights": str(file), "model.width": 0.5})
 
 
-def test_several_data_sets_are_one(photos, tmp_path):
+def test_merged_data_sets_determine_the_network_together(photos, tmp_path):
     (tmp_path / "more" / "bird").mkdir(parents=True)
     for number in range(20):
         cv2.imwrite(str(tmp_path / "more" / "bird" / f"{number}.png"), np.full((96, 96, 3), 10 * number, np.uint8))
@@ -157,13 +156,13 @@ def test_several_data_sets_are_one(photos, tmp_path):
     assert network(resolved(recipe, ignore)[0]) == ("mobilenet_v2", 0.35, "none", 96)
 
 
-def test_a_student_may_be_chosen_too(run):
+def test_auto_chooses_the_architecture_of_a_student(run):
     recipe, *_ = resolved(student_recipe([run.path], "auto"), ignore)
     assert network(recipe) == ("simple_cnn", 1.0, "none", 28)
 
 
-def test_the_random_weights_are_those_of_the_resolved_recipe(home, photos):
-    """Looking for ImageNet weights builds a network, which must not change the random weights that follow."""
+def test_random_weights_are_those_of_the_resolved_recipe(home, photos):
+    """The search for ImageNet weights builds a network, which must not change the random weights of the run."""
 
     def first_kernel(recipe):
         prepare(recipe.train, recipe.seed)
@@ -180,7 +179,7 @@ def test_epochs_depend_on_the_number_of_training_images():
     assert chosen("digits", **{"train.epochs": 3}).train.epochs == 3
 
 
-def test_what_auto_refuses(run, tmp_path, here):
+def test_unknown_target_and_unsuitable_weights_are_refused(run, tmp_path, here):
     with pytest.raises(TargetError, match="unknown target 'raspberry'"):
         chosen("digits", **{"model.target": "raspberry"})
     with pytest.raises(RecipeError, match="on RGB pictures"):

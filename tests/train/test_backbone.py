@@ -1,4 +1,4 @@
-"""The feature layer of other people's classifiers, to which ``--arch backbone`` adds a new head."""
+"""Find the features of third-party classifiers, to which ``--arch backbone`` adds a new head."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_features(model, width):
     inner = keras().Model(model.inputs, tensor)
     before = {layer.name for layer in inner.layers}
     weighted = [layer for layer in model.layers if layer.weights and layer.name not in before]
-    assert len(weighted) == 1  # the head alone is left out
+    assert len(weighted) == 1  # only the head is left out
     assert weighted[0].output.shape[-1] == model.output_shape[-1]
 
 
@@ -70,7 +70,7 @@ def test_features_of_deep_families(module, function, options, width):
 SMALL = ("simple_cnn", "resnet8", "mobilenet_v3_small_minimalistic", "ds_cnn", "lstm")
 
 
-def test_features_of_our_own_architectures():
+def test_features_of_edgerec_architectures():
     from edgerec.contract.tensors import Normalise
     from edgerec.models import build
 
@@ -81,7 +81,7 @@ def test_features_of_our_own_architectures():
 
 
 @pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small"])
-def test_a_convolutional_head_is_replaced_and_not_followed(name, tmp_path):
+def test_convolutional_head_is_replaced(name, tmp_path):
     options = {"alpha": 0.25} if name == "MobileNet" else {"alpha": 0.75, "minimalistic": True}
     if name == "MobileNetV3Small":
         options["include_preprocessing"] = False
@@ -101,7 +101,7 @@ def conv_net(*head):
     return keras().Sequential([layers.Input((16, 16, 3)), layers.Conv2D(5, 3, name="body"), *head])
 
 
-def test_heads_of_other_kinds():
+def test_features_before_other_kinds_of_heads():
     layers = keras().layers
     squeeze = conv_net(layers.Conv2D(4, 1), layers.GlobalAveragePooling2D(), layers.Softmax())
     normalized = conv_net(layers.Flatten(), layers.Dense(4), layers.BatchNormalization(), layers.Activation("softmax"))
@@ -115,7 +115,7 @@ def test_heads_of_other_kinds():
     assert transfer.features(pooled) is pooled.outputs[0]
 
 
-def test_scores_without_a_layer_that_computes_them_are_refused():
+def test_model_without_a_layer_that_computes_the_scores_is_refused():
     layers = keras().layers
     inputs = keras().Input((8, 8, 4))
     means = layers.GlobalAveragePooling2D()(inputs)

@@ -1,4 +1,4 @@
-"""Class weights: of plain and of mixed images, on one device and on two."""
+"""Class weights of images with and without mixup or cutmix, on one device and on two."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def batches(recipe, replicas=Replicas(), count=5):
 
 def test_each_image_has_the_weight_of_its_class(unbalanced):
     both = [batches(unbalanced), batches(unbalanced, Replicas(0, 2, 2), 10)]
-    for found in both:
-        for _, classes, weights in found:
+    for measured in both:
+        for _, classes, weights in measured:
             assert weights == pytest.approx(EXPECTED[classes])
         total = np.zeros(3)
-        for _, classes, weights in found:
+        for _, classes, weights in measured:
             np.add.at(total, classes, weights)
         assert total == pytest.approx([100 / 3] * 3)  # each class contributes the same to an epoch
 
@@ -58,13 +58,13 @@ def test_each_image_has_the_weight_of_its_class(unbalanced):
 @pytest.mark.parametrize(
     "changes", [{"augment.mixup": 1.0}, {"augment.cutmix": 1.0}, {"augment.mixup": 0.2, "augment.cutmix": 1.0}]
 )
-def test_a_mixed_image_has_the_mean_weight_of_its_classes(unbalanced, changes):
-    found = batches(unbalanced.override(changes))
-    for _, shares, weights in found:
-        assert weights == pytest.approx(shares @ EXPECTED, rel=1e-5)
-    argmax = np.concatenate([EXPECTED[shares.argmax(1)] for _, shares, _ in found])
-    assert not np.allclose(argmax, np.concatenate([weights for *_, weights in found]))
+def test_mixed_image_has_the_mean_weight_of_its_classes(unbalanced, changes):
+    measured = batches(unbalanced.override(changes))
+    for _, soft_labels, weights in measured:
+        assert weights == pytest.approx(soft_labels @ EXPECTED, rel=1e-5)
+    argmax = np.concatenate([EXPECTED[soft_labels.argmax(1)] for _, soft_labels, _ in measured])
+    assert not np.allclose(argmax, np.concatenate([weights for *_, weights in measured]))
 
 
-def test_no_weights_unless_asked_for(unbalanced):
+def test_batches_have_no_weights_by_default(unbalanced):
     assert {len(batch) for batch in batches(unbalanced.override({"train.class_weights": "none"}))} == {2}

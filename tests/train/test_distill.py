@@ -1,4 +1,4 @@
-"""A small network that learns what others answer."""
+"""Distillation: a small network learns the outputs of its teachers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.train.distill import student_recipe
 from edgerec.train.distillation import distillation_loss
 
 
-def test_the_loss_is_the_distance_of_softened_answers(run):
+def test_distillation_loss_is_the_divergence_of_softened_scores(run):
     recipe = replace(run.recipe, distill=replace(run.recipe.distill, teachers=str(run.path), temperature=2.0))
     distance = distillation_loss(recipe, run.labels)
     dataset, parts = run.data()
@@ -21,14 +21,14 @@ def test_the_loss_is_the_distance_of_softened_answers(run):
     scores = np.asarray(run.model()(pixels, training=False), np.float64)
     assert float(distance(pixels, scores.astype(np.float32))) == pytest.approx(0, abs=1e-4)
     other = np.full_like(scores, 0.1)
-    soft = (scores + 1e-7) ** 0.5  # log(p) / 2, back
+    soft = (scores + 1e-7) ** 0.5  # exp(log(p) / temperature)
     soft /= soft.sum(axis=1, keepdims=True)
     expected = 4 * (soft * np.log(soft / 0.1)).sum(axis=1).mean()
     assert float(distance(pixels, other.astype(np.float32))) == pytest.approx(expected, rel=1e-3)
     assert distillation_loss(run.recipe, run.labels) is None
 
 
-def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, here):
+def test_student_is_trained_with_the_distillation_loss(run, tmp_path, here):
     options = ["--student", "simple_cnn", "--width", "0.25", "--epochs", "3", "--out", tmp_path / "student"]
     done = here("distill", "--teacher", run.path, *options)
     assert done.returncode == 0, done.stderr
@@ -36,14 +36,14 @@ def test_a_student_learns_from_its_teacher_and_answers_with_it(run, tmp_path, he
     assert student.recipe.model.width == 0.25
     assert student.recipe.distill.teachers == str(run.path.resolve())
     assert student.metrics["parameters"] < run.metrics["parameters"] / 4
-    # Of labels alone: a teacher that counts nothing changes nothing.
+    # With distill.weight 0, the training is the same as without a teacher.
     alone = student_recipe([run.path], "simple_cnn").override({"train.epochs": 1, "distill.weight": 0.0})
     plain = replace(alone, distill=replace(alone.distill, teachers=""))
     both = [fit(recipe, tmp_path / str(number)).history()[0] for number, recipe in enumerate((alone, plain))]
     assert both[0]["val_loss"] == pytest.approx(both[1]["val_loss"], abs=1e-4)
 
 
-def test_teachers_that_saw_other_pictures_are_refused(run, tmp_path):
+def test_teacher_with_other_preprocessing_or_split_is_refused(run, tmp_path):
     recipe = student_recipe([run.path], "simple_cnn")
     for key, value in (("data.normalise", "signed"), ("seed", 7)):
         with pytest.raises(RecipeError, match=f"its {key} is .*, but that of the student is"):
@@ -53,10 +53,10 @@ def test_teachers_that_saw_other_pictures_are_refused(run, tmp_path):
         student_recipe([], "simple_cnn")
 
 
-def test_an_ensemble_of_runs(run, bundle, tmp_path):
+def test_ensemble_of_runs_has_high_accuracy(run, bundle, tmp_path):
     from edgerec import quantize
 
-    quantize(run, "ptq", overwrite=True)  # of equal top-1 the best variant may be another than the bundle's
+    quantize(run, "ptq", overwrite=True)  # the ensemble needs an int8 variant, which may differ from the bundle's
     other = fit(run.recipe.override({"seed": 3, "train.epochs": 1}), tmp_path / "other")
     quantize(other, "ptq", max_drop=100)
     report = ensemble([bundle, other.path], tmp_path / "both")

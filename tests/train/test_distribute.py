@@ -1,4 +1,4 @@
-"""Several processes and several devices that train one model."""
+"""Training one model with several processes and on several devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 
 from edgerec import Recipe, Run
 from edgerec.errors import EdgerecError, RecipeError, TrainError
-from edgerec.train import worker_handshake as rendezvous
+from edgerec.train import worker_handshake
 from edgerec.train.input_pipeline import Replicas, evaluation_steps
 from edgerec.train.worker_handshake import Cluster, handshake
 from tests.conftest import one_line
@@ -53,34 +53,34 @@ def start_all(out, settings, *methods, count=2):
     ]
 
 
-def ends(processes):
-    told = []
+def outputs_of(processes):
+    outputs = []
     for process in processes:
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error[-3000:]
-        told.append(json.loads(out.splitlines()[-1]))
-    return told
+        outputs.append(json.loads(out.splitlines()[-1]))
+    return outputs
 
 
-# --- who is there
+# --- The workers connect
 
 
-def test_tf_config_is_read_as_launchers_write_it(monkeypatch):
+def test_cluster_is_read_from_tf_config(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert Cluster.from_environment() is None
     cluster = {"chief": ["a:1"], "worker": ["b:2", "[::1]:3"]}
     for kind, number, index in (("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)):
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": number}}))
-        found = Cluster.from_environment()
-        assert (found.index, found.chief, found.addresses) == (index, index == 0, ("a:1", "b:2", "[::1]:3"))
-        assert found.position(kind, number) == index
-    for nobody_else in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'):
-        monkeypatch.setenv("TF_CONFIG", nobody_else)
+        read = Cluster.from_environment()
+        assert (read.index, read.chief, read.addresses) == (index, index == 0, ("a:1", "b:2", "[::1]:3"))
+        assert read.position(kind, number) == index
+    for single_worker in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'):
+        monkeypatch.setenv("TF_CONFIG", single_worker)
         assert Cluster.from_environment() is None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "TF_CONFIG cannot be used"),
         ("[]", "TF_CONFIG cannot be used"),
@@ -90,21 +90,21 @@ def test_tf_config_is_read_as_launchers_write_it(monkeypatch):
         ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG cannot be used"),
     ],
 )
-def test_a_tf_config_that_cannot_be(monkeypatch, text, said):
+def test_invalid_tf_config_is_refused(monkeypatch, text, message):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(TrainError, match=said):
+    with pytest.raises(TrainError, match=message):
         Cluster.from_environment()
 
 
-def met(clusters, about=None, wait_s=20):
-    """What each of the workers raises, or None."""
-    found = [None] * len(clusters)
+def connected(clusters, about=None, wait_s=20):
+    """Run the handshake of all workers; return the error message of each worker, or None."""
+    errors = [None] * len(clusters)
 
     def run(number, cluster):
         try:
             handshake(cluster, (about or [{"edgerec": "1"}] * len(clusters))[number], wait_s)
         except EdgerecError as error:
-            found[number] = str(error)
+            errors[number] = str(error)
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(clusters)]
     for thread in threads:
@@ -112,24 +112,24 @@ def met(clusters, about=None, wait_s=20):
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    return found
+    return errors
 
 
-def test_workers_find_each_other_whatever_calls_in_between():
+def test_workers_connect_despite_connections_from_other_programs():
     addresses = tuple(free_ports(3))
     strangers = threading.Thread(target=disturb, args=(addresses[1],))
     strangers.start()
-    assert met([Cluster(addresses, index) for index in range(3)]) == [None] * 3
+    assert connected([Cluster(addresses, index) for index in range(3)]) == [None] * 3
     strangers.join()
 
 
-def test_workers_may_come_long_after_each_other(monkeypatch):
-    """The last one later than anybody waits for a word of one who called."""
-    monkeypatch.setattr(rendezvous, "_HELLO_S", 0.3)
+def test_workers_may_start_long_after_each_other(monkeypatch):
+    """The last worker starts later than the timeout for the first message of a connection."""
+    monkeypatch.setattr(worker_handshake, "_HELLO_S", 0.3)
     addresses = tuple(free_ports(3))
     late = threading.Timer(1.2, handshake, (Cluster(addresses, 2), {"edgerec": "1"}, 20))
     late.start()
-    assert met([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
+    assert connected([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "1"}] * 2) == [None] * 2
     late.join()
 
 
@@ -140,37 +140,38 @@ def disturb(address):
             connection.sendall(text)
 
 
-def test_who_does_not_come_is_named():
+def test_missing_worker_is_named_after_the_timeout():
     addresses = tuple(free_ports(3))
-    chief, worker = met([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
+    chief, worker = connected([Cluster(addresses, 0), Cluster(addresses, 1)], wait_s=1)
     assert chief.startswith(f"worker 2 ({addresses[2]}) did not answer within 1 s")
     assert worker.startswith(f"the connection to the chief ({addresses[0]}) was closed")
-    [alone] = met([Cluster(addresses, 1)], wait_s=0.3)
+    [alone] = connected([Cluster(addresses, 1)], wait_s=0.3)
     assert alone.startswith(f"the chief ({addresses[0]}) did not connect within 0.3 s")
 
 
-def test_others_than_were_expected_are_refused():
+def test_different_version_and_occupied_port_are_refused():
     addresses = tuple(free_ports(2))
-    said = met([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "2"}, {"edgerec": "1"}])
+    messages = connected([Cluster(addresses, 0), Cluster(addresses, 1)], [{"edgerec": "2"}, {"edgerec": "1"}])
     assert (
-        said == [f"worker 1 ({addresses[1]}) has edgerec 1, but the chief has 2: install the same version on all"] * 2
+        messages
+        == [f"worker 1 ({addresses[1]}) has edgerec 1, but the chief has 2: install the same version on all"] * 2
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = f"127.0.0.1:{taken.getsockname()[1]}"
-        [said] = met([Cluster((addresses[0], busy), 1)], wait_s=1)
-    assert "Cannot listen on port" in said
+        [message] = connected([Cluster((addresses[0], busy), 1)], wait_s=1)
+    assert "Cannot listen on port" in message
 
 
-# --- what each computes
+# --- Batches on several devices
 
 
-def test_places_share_every_batch_and_every_validation_picture():
+def test_replicas_share_training_and_validation_batches():
     assert [list(Replicas(first, 2, 4).numbers) for first in (0, 2)] == [[0, 1], [2, 3]]
     assert evaluation_steps(np.arange(1000)) == 4
     assert evaluation_steps(np.arange(1000), Replicas(1, 1, 4)) == 1
 
 
-# Recipes that together set every key of the sections train, augment and transfer to another value than its default.
+# Recipes that together set every key of the sections train, augment and transfer to a value other than its default.
 ON_TWO_DEVICES = [
     {
         "train.class_weights": "balanced",
@@ -241,7 +242,7 @@ for number, changes in enumerate(json.loads(text)):
     def on_epoch(_, model):
         devices.append(len(model.weights[0].values))
     fit(Recipe().override(small | changes), {str(tmp_path)!r} + f"/{{number}}", on_epoch=on_epoch)
-# A run whose batches two devices cannot share: PTQ does not train, QAT does.
+# Two devices cannot share the batches of this run. This is an error for QAT, which trains, but not for PTQ.
 recipe = Path({str(tmp_path / "0" / "recipe.toml")!r})
 recipe.write_text(recipe.read_text().replace("batch_size = 32", "batch_size = 33"))
 ptq = quantize(recipe.parent, "ptq", max_drop=100)
@@ -261,7 +262,7 @@ except RecipeError as error:
         assert run.history()[-1]["loss"] < run.history()[0]["loss"]
 
 
-def test_a_batch_that_cannot_be_shared():
+def test_batch_size_must_be_divisible_by_devices_and_micro_batches():
     from edgerec.train.distribute import Team
 
     with pytest.raises(RecipeError, match=r"train\.batch_size is 50, expected a multiple of 4: 4 devices share"):
@@ -272,11 +273,11 @@ def test_a_batch_that_cannot_be_shared():
         Team(replicas=Replicas(0, 1, 4)).check_batch(48, accumulate=8)
 
 
-# --- two processes, in earnest
+# --- Two worker processes
 
 
-def all_pictures(run):
-    """How often each picture is there to train on."""
+def training_images(run):
+    """The number of occurrences of each training image, by the checksum of its pixels."""
     dataset, parts = run.data()
     return Counter(zlib.crc32(image.tobytes()) for image in dataset.images[parts.train])
 
@@ -292,7 +293,7 @@ SETTINGS = {
 
 
 @pytest.mark.slow
-def test_two_workers_train_prune_and_quantize_to_the_same_weights_and_go_on_after_a_kill(tmp_path):
+def test_two_workers_have_equal_weights_and_resume_after_one_is_killed(tmp_path):
     out = tmp_path / "run"
     chief, worker = start_all(out, SETTINGS)
     until = time.monotonic() + 200
@@ -308,41 +309,41 @@ def test_two_workers_train_prune_and_quantize_to_the_same_weights_and_go_on_afte
     assert not Run(out).finished
     epochs_done = len(Run(out).history())
     assert 1 <= epochs_done < 3
-    mine, theirs = ends(start_all(out, SETTINGS, "qat", "prune"))
+    mine, theirs = outputs_of(start_all(out, SETTINGS, "qat", "prune"))
     assert mine["weights"] == theirs["weights"]
-    assert len(mine["weights"]) == 3 - epochs_done  # went on after the last checkpoint
+    assert len(mine["weights"]) == 3 - epochs_done  # resumed after the last checkpoint
     assert mine["models"] == theirs["models"]
     run = Run.open(out)
     assert [row["epoch"] for row in run.history()] == [1, 2, 3]
     assert run.variants()["int8-qat"]["model_sha256"] == mine["models"]["qat"]
     assert run.metrics["accuracy"] > 0.7
-    # In each epoch every picture is seen once, by one of them, but for those that fill no batch.
+    # In each epoch, one of the workers trains on each image once, except for images of the last incomplete batch.
     train = run.split_record["train_images"]
     numbers = train // 32 * 2
     for epoch in range(epochs_done, 3):
-        seen = Counter()
-        for told in (mine, theirs):
-            for number, pictures in told["seen"].items():
-                seen.update(pictures if int(number) // numbers == epoch else [])
-        assert sum(seen.values()) == train // 32 * 32
-        assert not seen - all_pictures(run)
+        trained = Counter()
+        for output in (mine, theirs):
+            for number, images in output["images"].items():
+                trained.update(images if int(number) // numbers == epoch else [])
+        assert sum(trained.values()) == train // 32 * 32
+        assert not trained - training_images(run)
     assert not list(Path(tmp_path).rglob("*partial*"))
 
 
 @pytest.mark.slow
 def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
-    addresses, said = free_ports(2), [None, None]
+    addresses, results = free_ports(2), [None, None]
 
     def train(index):
         arguments = ("--out", tmp_path / "run", "--epochs", 2, "--learning-rate", (0.1, 0.2)[index])
-        said[index] = edgerec("train", "--data", "digits", *arguments, env=os.environ | configured(addresses, index))
+        results[index] = edgerec("train", "--data", "digits", *arguments, env=os.environ | configured(addresses, index))
 
     threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for done in said:
+    for done in results:
         assert done.returncode == 1
         assert (
             f"worker 1 ({addresses[1]}) has train.learning_rate 0.2, but the chief has 0.1: give all workers the same"
@@ -352,7 +353,7 @@ def test_workers_with_different_recipes_are_refused(tmp_path, edgerec):
     assert not (tmp_path / "run").exists()
 
 
-def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, first_run):
+def test_same_recipe_continues_a_run_and_other_recipe_is_refused(tmp_path, first_run):
     from edgerec.train.fit import was_begun
 
     assert not was_begun(Recipe(), tmp_path / "nothing")
@@ -363,7 +364,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(tmp_path, first_run):
         was_begun(as_typed.override({"train.epochs": 5}), first_run.path)
 
 
-def test_one_line_where_tf_config_is_wrong(edgerec, tmp_path):
+def test_command_reports_invalid_tf_config_in_one_line(edgerec, tmp_path):
     done = edgerec("train", "--data", "digits", "--out", tmp_path / "run", env=os.environ | {"TF_CONFIG": "{"})
     assert "TF_CONFIG cannot be used" in one_line(done)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Training: what a run holds, that it resumes, and what it refuses."""
+"""Training: files of a run, resuming, and error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from edgerec.utils.progress import ignore
 from tests.conftest import one_line
 
 
-def test_a_run_holds_what_is_documented(run):
+def test_run_contains_the_documented_files(run):
     names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
     assert {
         "recipe.toml",
@@ -57,7 +57,7 @@ def test_a_run_holds_what_is_documented(run):
     }
 
 
-def test_metrics_are_scikit_learn_s(run):
+def test_metrics_equal_those_of_scikit_learn(run):
     from sklearn.metrics import classification_report
 
     dataset, split = run.data()
@@ -73,14 +73,14 @@ def test_metrics_are_scikit_learn_s(run):
     assert np.array(metrics["confusion"]).sum() == metrics["images"] == len(split.test)
 
 
-def test_the_resolved_recipe_repeats_the_run(run, recipe):
+def test_run_records_the_resolved_recipe(run, recipe):
     resolved = run.recipe
     assert resolved.data.input_size == 28
     assert resolved.train.batch_size == 16
     assert resolved.seed == recipe.seed
 
 
-def test_held_out_pictures_are_listed(run):
+def test_split_record_lists_the_test_images(run):
     record = run.split_record
     assert len(record["test"]) == 250
     assert not set(record["test"]) & set(record["val"])
@@ -89,7 +89,7 @@ def test_held_out_pictures_are_listed(run):
 
 
 @pytest.mark.parametrize("name", ["learning_curves", "confusion_matrix", "worst_mistakes"])
-def test_plots_are_pictures(run, name):
+def test_plots_are_readable_images(run, name):
     image = cv2.imread(str(run.path / "plots" / f"{name}.png"))
     assert image.shape[0] > 200
     assert image.std() > 5
@@ -112,19 +112,19 @@ def test_best_epoch_prefers_accuracy_then_loss():
     assert best_epoch(rows) == 3
 
 
-def test_every_form_gives_the_same_figures(run, bundle):
+def test_run_bundle_and_tflite_file_have_similar_accuracy(run, bundle):
     own = evaluate(run.path)
     assert own.accuracy == pytest.approx(run.metrics["accuracy"])
     float32 = evaluate(run.path / "float32" / "model.tflite", "digits", split="all")
     assert float32.images == 1797
     of_bundle = evaluate(bundle, "digits")
-    assert of_bundle.split == "test"  # it knows what it was trained on
+    assert of_bundle.split == "test"  # the bundle records its training images
     assert of_bundle.images == 250
     assert abs(of_bundle.accuracy - own.accuracy) <= 0.03
     assert of_bundle.accuracy == run.variants()["int8-qat"]["forms"][-1]["top1"]
 
 
-def test_evaluate_speaks_json(run, here):
+def test_evaluate_prints_json(run, here):
     value = json.loads(here("evaluate", run.path, "--json").stdout)
     assert {"accuracy", "loss", "per_class", "confusion"} <= set(value)
     assert set(value["per_class"]["3"]) == {"precision", "recall", "f1", "support"}
@@ -145,18 +145,18 @@ def test_evaluate_on_a_folder_maps_classes_by_name(run, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nothing"], "neither a run, a bundle nor"),
         (["{bundle}"], "add --data"),
         (["{bundle}", "--data", "nothing"], "unknown data set 'nothing'"),
     ],
 )
-def test_evaluate_of_nothing(bundle, here, arguments, said):
-    assert said in one_line(here("evaluate", *(a.format(bundle=bundle) for a in arguments)))
+def test_evaluate_refuses_missing_model_or_data(bundle, here, arguments, message):
+    assert message in one_line(here("evaluate", *(a.format(bundle=bundle) for a in arguments)))
 
 
-def test_existing_run_is_kept(run, recipe, tmp_path):
+def test_existing_folder_is_not_replaced(run, recipe, tmp_path):
     with pytest.raises(OutputExistsError, match="--overwrite"):
         fit(recipe, run.path)
     (tmp_path / "precious").mkdir()
@@ -169,9 +169,11 @@ def test_existing_run_is_kept(run, recipe, tmp_path):
 
 def start(out, *arguments) -> subprocess.Popen:
     command = [sys.executable, "-m", "edgerec", "train", "--data", "digits", "--out", str(out), *arguments]
-    # Where the tests run in the background of a shell, Ctrl-C is ignored, and what they start inherits that.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    # A process in the background of a shell ignores SIGINT, and its child processes inherit this setting.
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=restore_sigint
+    )
 
 
 def wait_for(path, process, seconds=120):
@@ -183,7 +185,7 @@ def wait_for(path, process, seconds=120):
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec, here):
+def test_killed_run_resumes_and_ends_like_an_uninterrupted_run(tmp_path, edgerec, here):
     out, epochs = tmp_path / "run", ["--epochs", "4", "--set", "model.dropout=0.3"]
     process = start(out, *epochs)
     wait_for(out / "checkpoints" / "epoch-00001.keras", process)
@@ -198,15 +200,15 @@ def test_killed_run_resumes_and_ends_like_an_unbroken_one(tmp_path, edgerec, her
     resumed = Run.open(out)
     assert [row["epoch"] for row in resumed.history()] == [1, 2, 3, 4]
     assert not list(out.rglob("*partial*"))
-    assert here("train", "--data", "digits", *epochs, "--out", tmp_path / "unbroken").returncode == 0
-    for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "unbroken").history(), strict=True):
+    assert here("train", "--data", "digits", *epochs, "--out", tmp_path / "uninterrupted").returncode == 0
+    for ours, theirs in zip(resumed.history(), Run.open(tmp_path / "uninterrupted").history(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-5)
-    assert here("train", "--resume", "--out", out).returncode == 0  # finished already
+    assert here("train", "--resume", "--out", out).returncode == 0  # a finished run is not an error
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def test_ctrl_c_prints_the_command_to_resume(tmp_path):
     process = start(tmp_path / "run", "--epochs", "500")
     wait_for(tmp_path / "run" / "checkpoints" / "epoch-00001.keras", process)
     process.send_signal(signal.SIGINT)
@@ -219,7 +221,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert "Traceback" not in error
 
 
-def test_resume_of_nothing(tmp_path, here):
+def test_resume_of_a_missing_run_is_refused(tmp_path, here):
     assert "cannot be resumed, because it is not a run" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
     done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
@@ -227,7 +229,7 @@ def test_resume_of_nothing(tmp_path, here):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--data", "digit"], "did you mean 'digits'"),
         (
@@ -241,16 +243,16 @@ def test_resume_of_nothing(tmp_path, here):
         (["nothing.toml"], "write a recipe with all keys with edgerec recipe > nothing.toml"),
     ],
 )
-def test_train_refuses(tmp_path, here, arguments, said):
-    assert said in one_line(here("train", *arguments, "--out", tmp_path / "run"))
+def test_train_refuses_invalid_arguments(tmp_path, here, arguments, message):
+    assert message in one_line(here("train", *arguments, "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_gpu_that_is_not_there(tmp_path, here):
+def test_missing_gpu_is_an_error(tmp_path, here):
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     assert "TensorFlow finds no GPU" in one_line(
         here("train", "--data", "digits", "--device", "gpu", "--out", tmp_path / "run")
     )
@@ -298,19 +300,19 @@ def test_options_of_training_work_together(image_folder, tmp_path):
             "augment.flip": True,
         }
     )
-    made = fit(recipe, tmp_path / "run")
-    assert {weight.dtype for weight in made.model().get_weights()} == {np.dtype("float32")}
-    assert {layer.compute_dtype for layer in made.model().layers} == {"float32"}
-    assert evaluate(made.path).accuracy == made.metrics["accuracy"]
+    finished = fit(recipe, tmp_path / "run")
+    assert {weight.dtype for weight in finished.model().get_weights()} == {np.dtype("float32")}
+    assert {layer.compute_dtype for layer in finished.model().layers} == {"float32"}
+    assert evaluate(finished.path).accuracy == finished.metrics["accuracy"]
 
 
-def test_early_stopping_stops(image_folder, tmp_path):
+def test_early_stopping_ends_the_training(image_folder, tmp_path):
     recipe = quick(
         **{
             "data.source": str(image_folder),
             "train.epochs": 50,
             "train.early_stopping": 2,
-            "train.learning_rate": 1e-8,  # nothing gets better
+            "train.learning_rate": 1e-8,  # too low for any improvement
         }
     )
     history = fit(recipe, tmp_path / "run").history()
@@ -318,12 +320,12 @@ def test_early_stopping_stops(image_folder, tmp_path):
     assert len(history) < 50
 
 
-def test_weights_of_a_file_are_taken(run, tmp_path):
+def test_weights_are_loaded_from_a_file(run, tmp_path):
     again = fit(quick(**{"model.weights": str(run.path / "model.keras")}), tmp_path / "run")
     assert again.history()[0]["val_accuracy"] > 0.9
 
 
-def test_weights_that_fit_nothing_are_refused(tmp_path, run):
+def test_unsuitable_weights_are_refused(tmp_path, run):
     with pytest.raises(ModelError, match="none of the weights"):
         fit(quick(**{"model.weights": str(run.path / "model.keras"), "model.arch": "resnet8"}), tmp_path / "a")
     (tmp_path / "no.h5").write_bytes(b"hello")
@@ -331,30 +333,30 @@ def test_weights_that_fit_nothing_are_refused(tmp_path, run):
         fit(quick(**{"model.weights": str(tmp_path / "no.h5"), "model.arch": "simple_cnn"}), tmp_path / "b")
 
 
-def test_changed_data_are_not_evaluated_as_the_run_s(image_folder, tmp_path):
-    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+def test_changed_images_are_not_evaluated(image_folder, tmp_path):
+    finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
     next((image_folder / "red").iterdir()).unlink()
     with pytest.raises(DataError, match="is not what"):
-        evaluate(made.path)
+        evaluate(finished.path)
     with pytest.raises(DataError, match="is not what"):
-        made.data()
+        finished.data()
 
 
-def test_second_epoch_reads_no_files(image_folder, tmp_path, monkeypatch):
-    """The pictures are gone after the first use; epochs, calibration and evaluation do not miss them."""
+def test_each_image_is_decoded_once(image_folder, tmp_path, monkeypatch):
+    """Later epochs and the evaluation read the decoded images from the cache."""
     from edgerec.data import cache
 
     decoded = []
     real = cache.decode
     monkeypatch.setattr(cache, "decode", lambda *arguments: decoded.append(1) or real(*arguments))
-    made = fit(quick(**{"data.source": str(image_folder), "train.epochs": 3}), tmp_path / "run")
+    finished = fit(quick(**{"data.source": str(image_folder), "train.epochs": 3}), tmp_path / "run")
     assert len(decoded) == 40
-    evaluate(made.path)
+    evaluate(finished.path)
     assert len(decoded) == 40
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="mounting a small disk needs root")
-def test_full_disk_is_one_line_and_loses_nothing(tmp_path, here, run, monkeypatch):
+def test_full_disk_is_reported_in_one_line_without_partial_files(tmp_path, here, run, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=False)
@@ -375,12 +377,12 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path, here, run, monkeypatc
         subprocess.run(["umount", disk], check=True)
 
 
-def test_unfinished_folder_is_no_run(tmp_path):
+def test_empty_folder_is_not_a_run(tmp_path):
     with pytest.raises(EdgerecError, match="is not a run"):
         Run.open(tmp_path)
 
 
-def test_unknown_recipe_key_in_a_file(tmp_path, here):
+def test_unknown_recipe_key_in_a_file_is_refused(tmp_path, here):
     (tmp_path / "my.toml").write_text("[train]\nepoch = 3\n")
     message = one_line(here("train", tmp_path / "my.toml", "--out", tmp_path / "run"))
     assert "my.toml: unknown recipe key 'train.epoch'; did you mean 'train.epochs'?" in message
@@ -388,7 +390,7 @@ def test_unknown_recipe_key_in_a_file(tmp_path, here):
         Recipe.from_toml(tmp_path / "my.toml")
 
 
-def test_imagenet_weights_offline_say_what_to_do(image_folder, tmp_path, monkeypatch):
+def test_failed_download_of_imagenet_weights_names_the_solution(image_folder, tmp_path, monkeypatch):
     import tf_keras
 
     real = tf_keras.applications.MobileNetV2
@@ -404,27 +406,27 @@ def test_imagenet_weights_offline_say_what_to_do(image_folder, tmp_path, monkeyp
         fit(recipe, tmp_path / "run")
 
 
-def test_moved_pictures_are_found_again(image_folder, tmp_path):
-    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+def test_moved_images_can_be_given_with_data(image_folder, tmp_path):
+    finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
     image_folder.rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="There are no images at"):
-        made.data()
-    _, split = made.data(str(tmp_path / "elsewhere"))
-    assert len(split.test) == len(made.split_record["test"])
-    assert evaluate(made.path, str(tmp_path / "elsewhere")).split == "test"
+        finished.data()
+    _, split = finished.data(str(tmp_path / "elsewhere"))
+    assert len(split.test) == len(finished.split_record["test"])
+    assert evaluate(finished.path, str(tmp_path / "elsewhere")).split == "test"
 
 
-def test_relative_data_are_found_from_elsewhere(image_folder, tmp_path, monkeypatch):
+def test_relative_data_path_works_from_another_directory(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
-    made = fit(quick(**{"data.source": image_folder.name}), tmp_path / "run")
+    finished = fit(quick(**{"data.source": image_folder.name}), tmp_path / "run")
     monkeypatch.chdir("/")
-    assert len(made.data()[0].classes) == 40
+    assert len(finished.data()[0].classes) == 40
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "\x00"])
 @pytest.mark.parametrize("name", ["metrics.json", "split.json", "recipe.toml", "labels.txt", "int8-qat/report.json"])
-def test_damaged_run_is_one_line(run, tmp_path, name, content, capsys):
-    """Every command that reads a run says what is damaged, or does not need that file."""
+def test_damaged_run_is_reported_in_one_line(run, tmp_path, name, content, capsys):
+    """Each command that reads a damaged file of a run fails with one line; other commands work."""
     import shutil
 
     from typer.testing import CliRunner
@@ -445,24 +447,24 @@ def test_damaged_run_is_one_line(run, tmp_path, name, content, capsys):
         assert done.stderr.strip().rpartition("\n")[2].startswith("error: ") is not unused
 
 
-def test_damaged_checkpoint_is_set_aside(recipe, tmp_path):
-    made = fit(quick(**{"train.epochs": 2}), tmp_path / "run")
+def test_damaged_checkpoint_is_skipped(recipe, tmp_path):
+    finished = fit(quick(**{"train.epochs": 2}), tmp_path / "run")
     for name in ("metrics.json", "model.keras"):
-        (made.path / name).unlink()
-    newest = made.path / "checkpoints" / "epoch-00002.keras"
+        (finished.path / name).unlink()
+    newest = finished.path / "checkpoints" / "epoch-00002.keras"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    (made.path / "checkpoints" / "epoch-00003 (copy).keras").write_bytes(b"mine")
-    again = fit(recipe, made.path, resume=True)
+    (finished.path / "checkpoints" / "epoch-00003 (copy).keras").write_bytes(b"mine")
+    again = fit(recipe, finished.path, resume=True)
     assert again.finished
     assert [row["epoch"] for row in again.history()] == [1, 2]
-    for path in (made.path / "checkpoints").glob("epoch-0000?.keras"):
+    for path in (finished.path / "checkpoints").glob("epoch-0000?.keras"):
         path.write_bytes(b"damaged")
-    (made.path / "metrics.json").unlink()
-    restarted = fit(recipe, made.path, resume=True)  # no checkpoint is left: from the first epoch
+    (finished.path / "metrics.json").unlink()
+    restarted = fit(recipe, finished.path, resume=True)  # without a checkpoint, the training starts at the first epoch
     assert [row["epoch"] for row in restarted.history()] == [1, 2]
 
 
-def test_half_a_variant_is_none(run):
+def test_partially_written_variant_is_not_listed(run):
     partial = run.path / ".int8-qat.x.partial"
     partial.mkdir()
     try:
@@ -475,17 +477,17 @@ def test_half_a_variant_is_none(run):
         partial.rmdir()
 
 
-def test_class_names_may_be_odd(image_folder, tmp_path):
+def test_class_names_may_have_special_characters(image_folder, tmp_path):
     (image_folder / "red").rename(image_folder / "$$$ rot_")
     (image_folder / "blue").rename(image_folder / "blau ö %s {x}")
-    made = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
-    assert made.labels == ("$$$ rot_", "blau ö %s {x}")
+    finished = fit(quick(**{"data.source": str(image_folder)}), tmp_path / "run")
+    assert finished.labels == ("$$$ rot_", "blau ö %s {x}")
     (image_folder / "blau ö %s {x}").rename(image_folder / "a\nb")
     with pytest.raises(DataError, match="control character"):
         fit(quick(**{"data.source": str(image_folder)}), tmp_path / "other")
 
 
-def test_file_names_may_be_any_bytes(image_folder, tmp_path, edgerec, here):
+def test_file_names_need_not_be_valid_utf8(image_folder, tmp_path, edgerec, here):
     some = sorted((image_folder / "red").iterdir())
     for number, path in enumerate(some):
         os.rename(path, os.fsencode(path.parent) + b"/M\xfcller" + str(number).encode() + b".jpg")

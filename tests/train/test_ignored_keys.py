@@ -1,4 +1,4 @@
-"""Recipe keys without effect are named, and a random mirror never removes an image."""
+"""Recipe keys without effect are reported, and random flipping keeps or mirrors each image."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from edgerec.data.augment import augmenter
 from edgerec.recipe import NOT_AUGMENTED
 
 
-def test_flipping_leaves_or_mirrors_every_image():
+def test_random_flip_keeps_or_mirrors_each_image():
     """The uniform number that decides about image 1826 is exactly 0 for this seed."""
     import tensorflow as tf
 
     pixels = np.zeros((4096, 2, 4, 1), np.float32)
     pixels[:, :, 0] = 200.0
     changed = augmenter(replace(NOT_AUGMENTED, flip=True))(tf.constant(pixels), tf.constant([0, 2352], tf.int64))
-    kept = np.isclose(changed, pixels, atol=1e-2).all((1, 2, 3))
+    unchanged = np.isclose(changed, pixels, atol=1e-2).all((1, 2, 3))
     mirrored = np.isclose(changed, pixels[:, :, ::-1], atol=1e-2).all((1, 2, 3))
-    assert (kept | mirrored).all()
-    assert 0.4 < kept.mean() < 0.6
+    assert (unchanged | mirrored).all()
+    assert 0.4 < unchanged.mean() < 0.6
 
 
-def test_an_autoencoder_says_that_it_ignores_class_weights(tmp_path, caplog):
+def test_autoencoder_training_warns_about_ignored_class_weights(tmp_path, caplog):
     changes = {
         "model.arch": "autoencoder",
         "model.width": 0.25,
@@ -51,14 +51,14 @@ def test_an_autoencoder_says_that_it_ignores_class_weights(tmp_path, caplog):
         ("train.class_weights", "balanced", {"model.arch": "autoencoder"}),
     ],
 )
-def test_keys_without_effect_are_named(key, value, others):
+def test_keys_without_effect_are_reported(key, value, others):
     from edgerec.train.ignored import ignored_keys
 
     assert list(ignored_keys(Recipe().override(others | {key: value}))) == [key]
     assert not ignored_keys(Recipe().override(others))
 
 
-def test_keys_with_effect_are_not_named():
+def test_keys_with_effect_are_not_reported():
     from edgerec.train.ignored import ignored_keys
 
     changes = {

@@ -43,18 +43,18 @@ def trained(folder, tmp_path_factory):
 
 @pytest.fixture(params=["run", "model.keras", "checkpoint", "link", "copy"])
 def weights(trained, request, tmp_path):
-    """The run's weights, named in each possible way."""
+    """The weights of the run, given as a folder, a file, a checkpoint, a link or a copy."""
     if request.param == "link":
         (tmp_path / "link.keras").symlink_to(trained.path / "model.keras")
         return tmp_path / "link.keras"
     if request.param == "copy":
         return shutil.copy(trained.path / "model.keras", tmp_path / "copy.keras")
-    places = {
+    paths = {
         "run": trained.path,
         "model.keras": trained.path / "model.keras",
         "checkpoint": next((trained.path / "checkpoints").glob("*.keras"), trained.path / "model.keras"),
     }
-    return places[request.param]
+    return paths[request.param]
 
 
 def test_weights_of_another_split_are_refused(trained, weights, folder, tmp_path):
@@ -64,7 +64,7 @@ def test_weights_of_another_split_are_refused(trained, weights, folder, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_the_same_split_are_taken(trained, weights, folder, tmp_path):
+def test_weights_of_the_same_split_are_accepted(trained, weights, folder, tmp_path):
     again = fit(recipe(folder, **{"model.weights": str(weights)}), tmp_path / "run")
     assert again.split_record["test"] == trained.split_record["test"]
 
@@ -103,14 +103,14 @@ def test_moved_images_are_recognized(trained, folder, tmp_path):
         fit(recipe(tmp_path / "data", **changes), tmp_path / "run")
 
 
-def test_weights_are_taken_after_images_were_added(trained, folder, tmp_path):
+def test_weights_are_accepted_after_images_were_added(trained, folder, tmp_path):
     grown = shutil.copytree(folder, tmp_path / "grown")
     write_images(grown, [f"cat/new{number}.png" for number in range(10)], seed=1)
     assert fit(recipe(grown, **{"model.weights": str(trained.path)}), tmp_path / "run").finished
 
 
-def test_images_of_earlier_weights_count_too(trained, folder, tmp_path):
-    """The second run was trained on other images, but started from the first one's weights."""
+def test_training_images_of_earlier_weights_are_recognized(trained, folder, tmp_path):
+    """The second run was trained on other images, but started from the weights of the first run."""
     other = write_images(
         tmp_path / "other", [f"{label}/{n}.png" for label in ("cat", "dog") for n in range(40)], seed=5
     )
@@ -139,7 +139,7 @@ def test_teacher_of_a_grown_data_set_keeps_its_split(folder, tmp_path):
     assert set(teacher.split_record["test"]) <= set(student.split_record["test"])
 
 
-def test_weights_of_unknown_origin_are_warned_of(trained, folder, tmp_path, caplog):
+def test_weights_of_unknown_origin_cause_a_warning(trained, folder, tmp_path, caplog):
     trained.model().save_weights(tmp_path / "weights.h5")
     fit(recipe(folder, **{"model.weights": str(tmp_path / "weights.h5")}), tmp_path / "run")
     assert "it is not known which images it was trained on" in caplog.text
@@ -151,7 +151,7 @@ def test_unfinished_run_as_weights_is_refused(folder, tmp_path):
         fit(recipe(folder, **{"model.weights": str(tmp_path / "begun")}), tmp_path / "run")
 
 
-# ---------------------------------------------------------------- which images were measured
+# --- Evaluation reports which images were measured
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def renamed(folder, tmp_path_factory):
     return data
 
 
-def test_held_out_images_are_found_again(model, trained, renamed, tmp_path):
+def test_evaluation_measures_test_images_among_renamed_images(model, trained, renamed, tmp_path):
     figures = evaluate(model, str(renamed))
     assert (figures.training_images, figures.images) == (0, trained.metrics["images"])
     grown = shutil.copytree(renamed, tmp_path / "grown")
@@ -182,14 +182,14 @@ def test_held_out_images_are_found_again(model, trained, renamed, tmp_path):
     assert evaluate(model, str(grown)).training_images == 0
 
 
-def test_training_images_are_counted(model, trained, renamed, caplog):
+def test_evaluation_counts_measured_training_images(model, trained, renamed, caplog):
     figures = evaluate(model, str(renamed), split="all")
     assert figures.images == 120
     assert trained.metrics["train_images"] <= figures.training_images <= 120 - trained.metrics["images"]
     assert "were used for training" in caplog.text
 
 
-def test_new_images_are_all_measured(model, tmp_path):
+def test_evaluation_measures_all_images_of_new_data(model, tmp_path):
     new = write_images(
         tmp_path / "new", [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(4)], 9
     )
@@ -197,7 +197,7 @@ def test_new_images_are_all_measured(model, tmp_path):
     assert (figures.split, figures.images, figures.training_images) == ("all", 8, 0)
 
 
-def test_nothing_is_claimed_of_a_bare_model(trained, exported, folder, here):
+def test_training_images_of_a_bare_tflite_file_are_unknown(trained, exported, folder, here):
     done = here("evaluate", trained.path / "float32" / "model.tflite", "--data", folder, "--json")
     assert json.loads(done.stdout)["training_images"] is None
     assert "it is not known whether the model was trained on them" in done.stderr
@@ -205,14 +205,14 @@ def test_nothing_is_claimed_of_a_bare_model(trained, exported, folder, here):
         evaluate(trained.path / "float32" / "model.tflite", str(folder), split="test")
 
 
-def test_text_says_what_was_measured(trained, renamed, here):
+def test_printed_text_states_whether_training_images_were_measured(trained, renamed, here):
     assert "none of them was used for training" in here("evaluate", trained.path, "--data", renamed).stdout
     everything = here("evaluate", trained.path, "--data", renamed, "--split", "all")
     assert "of them were used for training" in everything.stdout
     assert "the accuracy on new images is lower" in everything.stderr
 
 
-def test_bundle_of_an_older_version_claims_nothing(trained, exported, folder, tmp_path, monkeypatch):
+def test_training_images_of_an_older_bundle_are_unknown(trained, exported, folder, tmp_path, monkeypatch):
     record = Run.open(trained.path).split_record
     del record["contents"], record["split_by"]
     old = shutil.copytree(trained.path, tmp_path / "old")

@@ -1,4 +1,4 @@
-"""Trainings that are long: what they take, when they end, how they go on, and how they fit into memory."""
+"""Long trainings: estimated time and cost, time limits, early stopping and gradient accumulation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def row(epoch, seconds=1.0, accuracy=0.5):
     return {"epoch": epoch, "seconds": seconds, "val_accuracy": accuracy, "val_loss": 1.0}
 
 
-def test_the_rate_halves_after_three_epochs_that_are_no_better():
+def test_plateau_halves_the_rate_after_three_epochs_without_improvement():
     def plateau_rate(losses):
         return optimizer_module.plateau_rate(0.8, 0.0, losses)
 
@@ -32,27 +32,27 @@ def test_the_rate_halves_after_three_epochs_that_are_no_better():
     assert plateau_rate([2, float("nan"), float("nan"), float("nan")]) == 0.4
 
 
-def test_time_and_cost_so_far_and_to_come():
+def test_training_cost_includes_completed_and_remaining_epochs():
     recipe = Recipe().override({"train.epochs": 10, "train.price_per_hour": 36.0})
-    told = training_cost([row(1, 100.0), row(2, 10.0), row(3, 10.0), row(4, 10.0)], recipe)
-    assert (told.seconds, told.seconds_left) == (130.0, 60.0)
-    assert str(told) == "2:10 so far, 1:00 to go; cost 1.30 so far, 0.60 to come"
+    cost = training_cost([row(1, 100.0), row(2, 10.0), row(3, 10.0), row(4, 10.0)], recipe)
+    assert (cost.seconds, cost.seconds_left) == (130.0, 60.0)
+    assert str(cost) == "2:10 so far, 1:00 to go; cost 1.30 so far, 0.60 to come"
     assert "cost" not in str(training_cost([row(1)], Recipe().override({"train.epochs": 10})))
     assert [duration(n) for n in (0, 59.6, 3599, 3600, 90061)] == ["0:00", "1:00", "59:59", "1:00:00", "25:01:01"]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
-def test_times_as_people_type_them(text, expected):
+def test_durations_are_parsed(text, expected):
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "90", "0h", "-1h", "2x", "1h30m", "nan h"])
-def test_what_is_no_time(text):
+def test_invalid_durations_are_refused(text):
     with pytest.raises(typer.BadParameter, match="is no time"):
         seconds(text)
 
 
-def test_when_a_training_is_complete():
+def test_training_ends_by_epochs_time_limit_or_early_stopping():
     recipe = Recipe().override({"train.epochs": 5})
     assert next_stage(recipe, [])
     assert not next_stage(recipe, [row(n) for n in range(1, 6)])
@@ -65,36 +65,39 @@ def test_when_a_training_is_complete():
 
 
 def tiny():
-    """A model that knows one random layer, and a batch for it."""
+    """A model with one trainable layer, and a random batch for the model."""
     layers = keras().layers
     model = keras().Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")])
     rng = np.random.default_rng(0)
     return model, rng.random((32, 8, 8, 1), np.float32), rng.integers(0, 3, 32)
 
 
-def stepped(pixels, classes, **how):
+def trained_weights(pixels, classes, policy="float32", **options):
+    """Train the model for two steps, and return its kernel."""
     prepare(TrainSection(), 0)
-    keras().mixed_precision.set_global_policy(how.pop("policy", "float32"))
+    keras().mixed_precision.set_global_policy(policy)
     model, *_ = tiny()
-    compile_classifier(model, optimizer("sgd", 0.1), 1, **how)
-    weight = how.get("weight")
-    model.fit(pixels, classes, batch_size=32, epochs=2, sample_weight=weight, shuffle=False, verbose=0)
+    compile_classifier(model, optimizer("sgd", 0.1), 1, **options)
+    model.fit(pixels, classes, batch_size=32, epochs=2, shuffle=False, verbose=0)
     return model.get_weights()[0]
 
 
-def test_a_batch_in_parts_and_by_xla_gives_the_same_weights():
+def test_gradient_accumulation_and_xla_give_the_same_weights():
     _, pixels, classes = tiny()
-    whole = stepped(pixels, classes)
-    assert np.abs(stepped(pixels, classes, micro_batches=4) - whole).max() < 1e-6
-    assert np.abs(stepped(pixels, classes, xla=True) - whole).max() < 1e-6
+    full_batch = trained_weights(pixels, classes)
+    assert np.abs(trained_weights(pixels, classes, micro_batches=4) - full_batch).max() < 1e-6
+    assert np.abs(trained_weights(pixels, classes, xla=True) - full_batch).max() < 1e-6
     try:
-        mixed = [stepped(pixels, classes, micro_batches=4, policy=f"mixed_{name}") for name in ("float16", "bfloat16")]
+        mixed = [
+            trained_weights(pixels, classes, micro_batches=4, policy=f"mixed_{name}")
+            for name in ("float16", "bfloat16")
+        ]
     finally:
         keras().mixed_precision.set_global_policy("float32")
-    assert all(0 < np.abs(each - whole).max() < 1e-2 for each in mixed)
+    assert all(0 < np.abs(each - full_batch).max() < 1e-2 for each in mixed)
 
 
-def test_a_batch_that_its_parts_do_not_divide(tmp_path):
+def test_accumulate_must_divide_the_batch_size(tmp_path):
     recipe = Recipe().override({"train.batch_size": 32, "train.accumulate": 5})
     with pytest.raises(RecipeError, match=r"train\.accumulate is 5, expected a divisor of the batch size 32"):
         fit(recipe, tmp_path / "run")
@@ -102,14 +105,14 @@ def test_a_batch_that_its_parts_do_not_divide(tmp_path):
 
 
 @pytest.mark.slow
-def test_limits_and_logs_of_a_run(tmp_path, here):
+def test_time_limit_cost_and_tensorboard_logs(tmp_path, here):
     pytest.importorskip("tensorboard")
     options = ["--data", "digits", "--epochs", "50", "--max-time", "2s", "--tensorboard", "--set", "train.accumulate=2"]
     done = here("train", "--out", tmp_path / "run", *options, "--set", "train.price_per_hour=3600")
     assert done.returncode == 0, done.stderr
-    made = Run.open(tmp_path / "run")
-    assert 1 <= len(made.history()) < 50
+    finished = Run.open(tmp_path / "run")
+    assert 1 <= len(finished.history()) < 50
     assert "leaves no time for epoch" in done.stderr
     assert "to come)" in done.stderr
-    assert list((made.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
+    assert list((finished.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
     assert "2x is no time" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr

@@ -1,4 +1,4 @@
-"""Images that were moved or cannot be read: the message names the folder and the fix."""
+"""Messages about images that were moved or cannot be read name the folder and the solution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import one_line, red_and_blue
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """A run whose images were moved, and the place where they are now."""
+    """A run whose images were moved, the old folder of the images, and the new one."""
     folder = tmp_path_factory.mktemp("moved")
     images = red_and_blue(folder / "my photos" / "signs")
     recipe = {
@@ -31,7 +31,7 @@ def moved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["quantize", "evaluate", "calibration make"])
-def test_moved_images_are_named_with_the_option_that_finds_them(moved, here, tmp_path, command):
+def test_message_about_moved_images_names_the_data_option(moved, here, tmp_path, command):
     run, images, _ = moved
     options = {"quantize": ("--method", "ptq"), "calibration make": ("--out", tmp_path / "set")}.get(command, ())
     error = one_line(here(*command.split(), run, *options))
@@ -40,7 +40,7 @@ def test_moved_images_are_named_with_the_option_that_finds_them(moved, here, tmp
     assert "--data" in error
 
 
-def test_quantize_continues_with_the_new_place(moved, here):
+def test_quantize_accepts_the_new_folder_of_moved_images(moved, here):
     run, _, new = moved
     copy = run.with_name("copy")
     shutil.copytree(run, copy)
@@ -51,7 +51,7 @@ def test_quantize_continues_with_the_new_place(moved, here):
 
 @pytest.fixture
 def other_user():
-    """Run as a user who may not read what the tests write, and become root again."""
+    """Run the test as a user without access to the files of the tests; switch back to root afterwards."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         yield
@@ -62,7 +62,10 @@ def other_user():
 
 @pytest.fixture
 def closed_folder():
-    """An image folder outside pytest's own, which other users cannot enter; the class ``blue`` cannot be read."""
+    """An image folder in which the class folder ``blue`` cannot be read.
+
+    It is not in pytest's temporary folder, because other users have no access to this folder.
+    """
     folder = Path(tempfile.mkdtemp())
     red_and_blue(folder / "images")
     folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Which precision a training computes in, and which of its layers stay float32."""
+"""Mixed precision: the dtype policy of a training, and the layers that stay in float32."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _float32_again():
     keras().mixed_precision.set_global_policy("float32")
 
 
-def with_units(monkeypatch, found):
-    monkeypatch.setattr(module, "has_bfloat16_units", lambda: found)
+def set_bfloat16_units(monkeypatch, available):
+    monkeypatch.setattr(module, "has_bfloat16_units", lambda: available)
 
 
 def chosen(section):
@@ -39,12 +39,12 @@ def network(arch, width=1.0):
     return build(keras(), ModelSection(arch, width), (32, 32, 3), 10, Normalise.named("unit"))
 
 
-def test_it_is_what_the_device_is_fast_in(monkeypatch, caplog):
+def test_policy_depends_on_the_device(monkeypatch, caplog):
     assert isinstance(has_bfloat16_units(), bool)
-    with_units(monkeypatch, True)
+    set_bfloat16_units(monkeypatch, True)
     assert chosen(TrainSection()) == "float32"
     assert chosen(MIXED) == "mixed_bfloat16"
-    with_units(monkeypatch, False)
+    set_bfloat16_units(monkeypatch, False)
     with caplog.at_level(logging.WARNING, "edgerec"):
         assert chosen(MIXED) == "float32"
     assert (
@@ -56,7 +56,7 @@ def test_it_is_what_the_device_is_fast_in(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("about", "faster"),
+    ("cpuinfo", "faster"),
     [
         ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile\n", True),
         ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16\n", False),
@@ -64,15 +64,15 @@ def test_it_is_what_the_device_is_fast_in(monkeypatch, caplog):
         ("vendor_id : AuthenticAMD\nflags : avx2\n", False),
     ],
 )
-def test_which_processors_have_units_for_bfloat16(monkeypatch, tmp_path, about, faster):
+def test_cpus_with_fast_bfloat16(monkeypatch, tmp_path, cpuinfo, faster):
     monkeypatch.setattr(module, "CPU", tmp_path / "cpuinfo")
     assert not has_bfloat16_units()
-    (tmp_path / "cpuinfo").write_text(about)
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert has_bfloat16_units() == faster
 
 
-def test_layers_that_bfloat16_makes_slower_stay_float32(monkeypatch, caplog):
-    with_units(monkeypatch, True)
+def test_layers_that_bfloat16_makes_slower_stay_in_float32(monkeypatch, caplog):
+    set_bfloat16_units(monkeypatch, True)
     prepare(MIXED, 0)
     model = in_training_precision(network("resnet14", 1.5))
     slow = {layer.name for layer in model.layers if layer.compute_dtype == "float32"}
@@ -84,13 +84,13 @@ def test_layers_that_bfloat16_makes_slower_stay_float32(monkeypatch, caplog):
         model = in_training_precision(network("mobilenet_v1", 0.25))
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     assert "mobilenet_v1 has depthwise convolutions" in caplog.text
-    keras().mixed_precision.set_global_policy("mixed_float16")  # on a GPU they are not slower
+    keras().mixed_precision.set_global_policy("mixed_float16")  # on a GPU, depthwise convolutions are not slower
     model = in_training_precision(network("mobilenet_v1", 0.25))
     assert {layer.name for layer in model.layers if layer.compute_dtype == "float32"} == {"pixels", "logits", "scores"}
 
 
-def test_a_cell_computes_as_its_layer(monkeypatch):
-    with_units(monkeypatch, True)
+def test_recurrent_cell_has_the_precision_of_its_layer(monkeypatch):
+    set_bfloat16_units(monkeypatch, True)
     prepare(MIXED, 0)
     layers = keras().layers
     rows = layers.Input((8, 8))
@@ -100,35 +100,35 @@ def test_a_cell_computes_as_its_layer(monkeypatch):
     assert model(np.zeros((2, 8, 8), np.float32)).dtype == tf.float32
 
 
-def test_a_network_answers_alike_in_both(monkeypatch):
-    with_units(monkeypatch, True)
+def test_outputs_in_float32_and_bfloat16_are_similar(monkeypatch):
+    set_bfloat16_units(monkeypatch, True)
     prepare(MIXED, 0)
-    whole = in_float32(network("resnet8"))
-    assert {layer.dtype_policy.name for layer in whole.layers} == {"float32"}
+    full = in_float32(network("resnet8"))
+    assert {layer.dtype_policy.name for layer in full.layers} == {"float32"}
     pixels = np.random.default_rng(0).random((16, 32, 32, 3), np.float32)
-    half = in_training_precision(whole)
+    half = in_training_precision(full)
     assert {layer.compute_dtype for layer in half.layers} == {"float32", "bfloat16"}
-    assert 0 < np.abs(np.asarray(half(pixels)) - np.asarray(whole(pixels))).max() < 0.02
+    assert 0 < np.abs(np.asarray(half(pixels)) - np.asarray(full(pixels))).max() < 0.02
 
 
-def test_a_teacher_answers_in_the_precision_of_the_training(monkeypatch, run):
+def test_teacher_computes_in_the_precision_of_the_training(monkeypatch, run):
     recipe = run.recipe.override({"distill.teachers": str(run.path)})
     dataset, parts = run.data()
     pixels = recipe.normalise.apply(dataset.images[parts.val[:8]].astype(np.float32))
     scores = run.model()(pixels, training=False)
     assert float(distillation_loss(recipe, run.labels)(pixels, scores)) == pytest.approx(0, abs=1e-6)
-    with_units(monkeypatch, True)
+    set_bfloat16_units(monkeypatch, True)
     prepare(MIXED, 0)
     assert 1e-6 < float(distillation_loss(recipe, run.labels)(pixels, scores)) < 0.1
 
 
-def test_precision_is_of_the_training_alone(monkeypatch, tmp_path, image_folder):
+def test_finished_model_and_evaluation_are_float32(monkeypatch, tmp_path, image_folder):
     from edgerec import evaluate, fit
 
-    with_units(monkeypatch, True)
+    set_bfloat16_units(monkeypatch, True)
     changes = {"data.source": str(image_folder), "data.input_size": 32, "model.arch": "resnet8", "train.epochs": 1}
-    made = fit(Recipe().override(changes | {"train.mixed_precision": True}), tmp_path / "run")
-    checkpoint = keras().models.load_model(next((made.path / "checkpoints").glob("*.keras")), compile=False)
+    finished = fit(Recipe().override(changes | {"train.mixed_precision": True}), tmp_path / "run")
+    checkpoint = keras().models.load_model(next((finished.path / "checkpoints").glob("*.keras")), compile=False)
     assert "mixed_bfloat16" in {layer.dtype_policy.name for layer in checkpoint.layers}
-    assert {layer.dtype_policy.name for layer in made.model().layers} == {"float32"}
-    assert evaluate(made.path).accuracy == made.metrics["accuracy"]
+    assert {layer.dtype_policy.name for layer in finished.model().layers} == {"float32"}
+    assert evaluate(finished.path).accuracy == finished.metrics["accuracy"]

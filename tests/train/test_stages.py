@@ -1,4 +1,4 @@
-"""The stages of a training: each with its own patience, warm-up and share of the time; and more epochs afterwards."""
+"""Stages of a training have their own early stopping, warm-up and time limit, and finished runs can be extended."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def trained(path, changes, stop_after=None, finish=False, **options):
     return Run.at(path), learning
 
 
-def test_a_stage_without_progress_ends_alone_also_after_a_resume(weights, tmp_path, caplog):
+def test_early_stopping_ends_only_the_current_stage_also_after_a_resume(weights, tmp_path, caplog):
     changes = weights | {"train.epochs": 8, "train.early_stopping": 1, "train.learning_rate": 1e-8}
     with caplog.at_level(logging.WARNING, "edgerec"):
         unbroken, learning = trained(tmp_path / "unbroken", changes)
-    assert learning[-1] > learning[0]  # every stage had its turn
+    assert learning[-1] > learning[0]  # the last stage trains more layers than the first
     rows = unbroken.history()
     assert sorted({row["stage"] for row in rows}) == [stage.number for stage in stages(unbroken.recipe)]
     assert len(rows) < 8
@@ -64,7 +64,7 @@ def test_a_stage_without_progress_ends_alone_also_after_a_resume(weights, tmp_pa
     assert "no better validation result for 1 epochs (train.early_stopping); next: training the head and" in caplog.text
     assert "training all layers: ending after" in caplog.text
 
-    stop_after = next(int(row["epoch"]) for row in rows if row["stage"] == 1)  # right after an early end
+    stop_after = next(int(row["epoch"]) for row in rows if row["stage"] == 1)  # right after a stage that ended early
     _, before = trained(tmp_path / "cut", changes, stop_after=stop_after)
     resumed, after = trained(tmp_path / "cut", changes, resume=True)
     assert before + after == learning
@@ -72,8 +72,8 @@ def test_a_stage_without_progress_ends_alone_also_after_a_resume(weights, tmp_pa
     assert stage_of_epoch[0] == stage_of_epoch[1]
 
 
-def test_each_stage_has_its_share_of_the_time(weights, tmp_path, caplog):
-    """Every epoch takes longer than the limit, so each stage but the first has no time at all."""
+def test_time_limit_is_divided_among_the_stages(weights, tmp_path, caplog):
+    """Each epoch takes longer than the limit, so that all stages except the first have no time left."""
     with caplog.at_level(logging.WARNING, "edgerec"):
         run, learning = trained(tmp_path / "run", weights | {"train.epochs": 200, "train.max_hours": 1e-9})
     assert len(learning) == 1
@@ -83,7 +83,7 @@ def test_each_stage_has_its_share_of_the_time(weights, tmp_path, caplog):
     recipe = run.recipe.override({"train.max_hours": 100 / 3600})
     rows = [{"epoch": n, "stage": 0, "seconds": 1.0, "val_loss": 1.0, "val_accuracy": 0.5} for n in range(1, 36)]
     assert next_stage(recipe, rows[:32]).number == 0
-    following = next_stage(recipe, rows)  # the head's 34 % of 100 s are over, long before its 68 epochs
+    following = next_stage(recipe, rows)  # 34 % of 100 s are used before the 68 epochs of the head are complete
     assert (following.number, following.first) == (1, 35)
 
 
@@ -112,7 +112,7 @@ def test_plateau_counts_from_the_start_of_its_stage(weights, tmp_path):
     assert rates[:3] == pytest.approx([last.rate] * 3)
 
 
-def test_a_finished_run_is_extended(tmp_path, here):
+def test_finished_run_is_extended(tmp_path, here):
     out = tmp_path / "run"
     run, _ = trained(out, {"train.epochs": 2, "train.early_stopping": 5}, finish=True)
     split = run.split_record
@@ -125,7 +125,7 @@ def test_a_finished_run_is_extended(tmp_path, here):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
     assert [row["stage"] for row in rows] == [0, 0, 1, 1, 1]
     assert (run.recipe.train.epochs, run.recipe.train.restarts) == (5, "2")
-    assert rows[2]["learning_rate"] > rows[1]["learning_rate"]  # the cosine starts again
+    assert rows[2]["learning_rate"] > rows[1]["learning_rate"]  # the cosine schedule restarts
     assert rows[4]["learning_rate"] < rows[2]["learning_rate"]
     assert run.split_record == split
     assert Run.open(out / "after-2-epochs").metrics["epochs"] == 2
@@ -140,7 +140,7 @@ def test_a_finished_run_is_extended(tmp_path, here):
     assert run.recipe.train.restarts == "2, 5"
 
 
-def test_a_training_that_ended_early_is_extended_from_its_end(tmp_path):
+def test_extension_starts_at_the_last_epoch_of_a_training_that_ended_early(tmp_path):
     out = tmp_path / "run"
     trained(out, {"train.epochs": 50, "train.max_hours": 1e-9}, finish=True)
     run, _ = trained(out, {}, resume=True, more_epochs=2)
@@ -148,7 +148,7 @@ def test_a_training_that_ended_early_is_extended_from_its_end(tmp_path):
     assert (run.recipe.train.epochs, run.recipe.train.restarts) == (3, "1")
 
 
-def test_extending_is_refused_where_it_cannot_work(first_run, tmp_path, here):
+def test_extension_of_unsuitable_runs_is_refused(first_run, tmp_path, here):
     for arguments in (["--epochs", "+3"], ["--resume", "--epochs", "+0"], ["--epochs", "many"]):
         assert here("train", *arguments, "--data", "digits", "--out", tmp_path / "run").returncode == 2
     assert "create one with" in one_line(here("train", "--resume", "--epochs", "+3", "--out", tmp_path / "run"))
@@ -164,7 +164,7 @@ def test_restarts_out_of_order_are_refused(text, tmp_path):
 
 
 def test_stages_of_new_epochs_are_recorded_in_a_run_without_stages(tmp_path):
-    # Versions before stages were recorded wrote no such column.
+    # Older versions wrote history.csv without the column "stage".
     keys = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
     old = [dict.fromkeys(keys, 1.0) | {"epoch": number} for number in (1.0, 2.0)]
     run = Run(tmp_path)
@@ -173,9 +173,9 @@ def test_stages_of_new_epochs_are_recorded_in_a_run_without_stages(tmp_path):
     assert run.history() == [*old, old[0] | {"epoch": 3.0, "stage": 1.0}]
 
 
-@pytest.mark.parametrize("shares", [{"frozen": 1.0}, {"frozen": 0.5, "unfreeze": 0.5}])
-def test_restart_trains_all_layers_at_the_rate_and_schedule_of_the_recipe(shares):
-    keys = {f"transfer.{name}": value for name, value in shares.items()}
+@pytest.mark.parametrize("fractions", [{"frozen": 1.0}, {"frozen": 0.5, "unfreeze": 0.5}])
+def test_restart_trains_all_layers_at_the_rate_and_schedule_of_the_recipe(fractions):
+    keys = {f"transfer.{name}": value for name, value in fractions.items()}
     settings = {"model.weights": "imagenet", "train.epochs": 12, "train.restarts": "8", "train.schedule": "cosine"}
     last = stages(Recipe().override(settings | keys | {"train.learning_rate": 0.01, "transfer.rate": 0.5}))[-1]
     assert (last.first, last.last, last.part, last.rate, last.schedule) == (8, 12, 1.0, 0.005, "cosine")

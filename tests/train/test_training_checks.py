@@ -1,4 +1,4 @@
-"""Training warns of problems in the data, and does not continue when nothing was learned."""
+"""Training warns about problems in the data, and about models that are hardly better than the majority class."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def noise(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("data") / "pets", names)
 
 
-def test_few_images_and_imbalance_are_warned_of(tmp_path, caplog):
+def test_few_images_and_imbalance_cause_warnings(tmp_path, caplog):
     names = [f"cat/{number}.png" for number in range(80)] + [f"dog/{number}.png" for number in range(9)]
     fit(recipe(write_images(tmp_path / "data", names)), tmp_path / "run")
     assert "too few images: dog 9, expected at least 20 per class" in caplog.text
     assert "imbalance: class 'dog' has 9 images, 'cat' has 80" in caplog.text
 
 
-def test_likely_duplicates_across_splits_are_warned_of(tmp_path, caplog):
-    """Frames of a video: each scene is on all sides of the split."""
+def test_likely_duplicates_across_splits_cause_a_warning(tmp_path, caplog):
+    """The frames of each video scene are distributed over the training, validation and test set."""
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
         (tmp_path / "data" / label).mkdir(parents=True)
@@ -48,12 +48,12 @@ def test_likely_duplicates_across_splits_are_warned_of(tmp_path, caplog):
     assert "--group-by" in caplog.text
 
 
-def test_good_data_has_no_warning(caplog, tmp_path):
+def test_good_data_causes_no_warning(caplog, tmp_path):
     fit(recipe("digits", **{"train.epochs": 4}), tmp_path / "run")
     assert "WARNING" not in caplog.text
 
 
-def test_result_at_the_majority_level_is_said(noise, tmp_path, here):
+def test_result_near_the_majority_baseline_is_reported(noise, tmp_path, here):
     done = here("train", "--data", noise, "--epochs", "1", "--width", "0.25", "--out", tmp_path / "run")
     assert done.returncode == 0
     assert "not clearly better than always predicting the most frequent class" in done.stderr
@@ -69,7 +69,7 @@ def test_result_at_the_majority_level_is_said(noise, tmp_path, here):
     assert "edgerec export" not in done.stdout
 
 
-def test_good_result_continues_with_quantize_and_export(run, here):
+def test_good_result_suggests_export_as_the_next_step(run, here):
     assert "WARNING" not in here("evaluate", run.path).stderr
     assert "next     edgerec export" in here("quantize", run.path, "--method", "ptq", "--overwrite").stdout
 
@@ -86,12 +86,12 @@ def test_good_result_continues_with_quantize_and_export(run, here):
         (0.1, 0.11, 250, True),
     ],
 )
-def test_near_means_not_told_apart_from_chance(accuracy, level, images, near):
+def test_is_near_compares_accuracy_with_the_majority_baseline(accuracy, level, images, near):
     assert is_near(accuracy, level, images) is near
 
 
 def test_near_duplicates_are_at_most_one_per_image_and_tag(tmp_path):
-    """A burst of 2,500 frames is larger than a block of the comparison."""
+    """A burst of 2,500 similar frames is larger than a block of the comparison."""
     frames = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 12, 12), np.uint8), 2500, axis=0)
     frames[:, 0, 0] = np.arange(2500) % 251
     frames[:, 0, 1] = np.arange(2500) // 251

@@ -1,4 +1,4 @@
-"""Training steps: the learning rate falls to zero, and accumulated gradients are those of the whole batch."""
+"""The cosine schedule ends at zero, and gradient accumulation gives the gradients of the whole batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgerec.train.optimizer import learning_rate, optimizer
 
 
 @pytest.mark.parametrize("warmup", [0, 20])
-def test_the_cosine_falls_to_zero(warmup):
+def test_cosine_schedule_falls_to_zero(warmup):
     rate = learning_rate(0.5, "cosine", 100, warmup)
     rates = [float(rate(step)) for step in range(101)]
     assert rates[warmup] == pytest.approx(0.5)
@@ -32,6 +32,6 @@ def test_accumulated_gradients_are_the_mean_of_the_batch(weighted):
         compile_classifier(model, optimizer("sgd", 0.1), 1, micro_batches=micro_batches)
         model.train_on_batch(pixels, classes, sample_weight=weights)
         steps.append([after - old for after, old in zip(model.get_weights(), before, strict=True)])
-    for whole, accumulated in zip(*steps, strict=True):
-        assert np.abs(whole).max() > 1e-3
-        np.testing.assert_allclose(accumulated, whole, rtol=1e-4, atol=1e-7)
+    for single_step, accumulated in zip(*steps, strict=True):
+        assert np.abs(single_step).max() > 1e-3
+        np.testing.assert_allclose(accumulated, single_step, rtol=1e-4, atol=1e-7)

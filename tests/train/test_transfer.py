@@ -1,4 +1,4 @@
-"""Transfer learning: which layers learn when, and other people's networks with new classes."""
+"""Transfer learning: the layers that each stage trains, and third-party networks with a new head."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def recipe(**changes):
     return Recipe().override({"train.epochs": 8, "train.learning_rate": 0.01, **slow, **changes})
 
 
-def test_the_classes_first_then_the_layers_from_behind():
-    (whole,) = stages(recipe())
-    assert (whole.first, whole.last, whole.part) == (0, 8, 1.0)
+def test_stages_train_the_head_first_and_then_more_and_more_layers():
+    (single,) = stages(recipe())
+    assert (single.first, single.last, single.part) == (0, 8, 1.0)
     plan = stages(recipe(**{"model.weights": "x.keras"}))
     schedules = ["cosine", "constant", "constant", "cosine"]
     assert [(s.first, s.last, s.schedule) for s in plan] == list(
@@ -34,7 +34,7 @@ def test_the_classes_first_then_the_layers_from_behind():
 
 
 def network(size=32, classes=2, scaling=False):
-    """Somebody's network with a frozen network inside, and what edgerec adds before published weights."""
+    """A third-party network that contains a frozen model with edgerec's input normalization for ImageNet weights."""
     layers = keras().layers
     inside = keras().Sequential(
         [
@@ -64,7 +64,7 @@ def file(tmp_path_factory):
     return path
 
 
-def test_what_learns_in_a_stage(file):
+def test_each_stage_trains_its_layers(file):
     transfer = recipe(**{"model.weights": str(file), "data.channels": 3})
     model, plan = with_new_classes(file, 3, transfer), stages(transfer)
     found = []
@@ -80,7 +80,7 @@ def test_what_learns_in_a_stage(file):
     assert learning(model) == {"logits", "first", "norm", "second"}
 
 
-def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
+def test_layers_in_nested_models_and_wrappers_are_frozen_and_unfrozen(file):
     layers = keras().layers
     inside = keras().Sequential(
         [
@@ -105,7 +105,7 @@ def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
     for stage in stages(transfer):
         freeze_for_stage(model, transfer, stage)
         learned.append({name for name in trained() if name != "time_distributed"})
-        # What learns by its batch's statistics changes them in training mode.
+        # In training mode, batch normalization changes its statistics unless the layer is frozen.
         before = [weight.numpy() for weight in model.non_trainable_weights]
         model(np.random.default_rng(0).random((4, 8, 8, 3), np.float32), training=True)
         for old, new in zip(before, model.non_trainable_weights, strict=True):
@@ -116,12 +116,12 @@ def test_layers_of_nested_models_and_wrappers_learn_like_all_others(file):
     assert not model.get_layer("inside").get_layer("imagenet_range").trainable
 
 
-def test_a_network_with_new_classes_goes_on_to_int8(file, image_folder, tmp_path):
+def test_network_with_new_head_can_be_trained_resumed_and_quantized(file, image_folder, tmp_path):
     changes = {"model.arch": "backbone", "model.weights": str(file), "data.source": str(image_folder)}
-    made = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")
-    assert made.recipe.data.input_size == 32
-    model, theirs = made.model(), keras().models.load_model(file, compile=False)
-    assert model.output_shape == (None, len(made.labels))
+    finished = fit(recipe(**changes, **{"train.epochs": 4}), tmp_path / "run")
+    assert finished.recipe.data.input_size == 32
+    model, theirs = finished.model(), keras().models.load_model(file, compile=False)
+    assert model.output_shape == (None, len(finished.labels))
     assert learning(model) == {"first", "norm", "second", "logits"}
     theirs = theirs.get_layer("inside").get_layer("norm").moving_mean.numpy()
     assert np.array_equal(model.get_layer("norm").moving_mean.numpy(), theirs)
@@ -134,14 +134,16 @@ def test_a_network_with_new_classes_goes_on_to_int8(file, image_folder, tmp_path
             raise Stop
 
     with pytest.raises(Stop):
-        fit(made.recipe, tmp_path / "cut", on_epoch=stop)
-    again = fit(made.recipe, tmp_path / "cut", resume=True)
-    assert [row["loss"] for row in again.history()] == pytest.approx([row["loss"] for row in made.history()], abs=1e-5)
-    quantize(made, "ptq", max_drop=100)
-    assert made.variants()["int8"]["precision"] == "int8"
+        fit(finished.recipe, tmp_path / "cut", on_epoch=stop)
+    again = fit(finished.recipe, tmp_path / "cut", resume=True)
+    assert [row["loss"] for row in again.history()] == pytest.approx(
+        [row["loss"] for row in finished.history()], abs=1e-5
+    )
+    quantize(finished, "ptq", max_drop=100)
+    assert finished.variants()["int8"]["precision"] == "int8"
 
 
-def test_networks_that_cannot_be_taken(file, image_folder, tmp_path):
+def test_unsuitable_backbones_are_refused(file, image_folder, tmp_path):
     def refused(expected, **changes):
         data = {"model.arch": "backbone", "model.weights": str(file), "data.source": str(image_folder)}
         with pytest.raises((ModelError, RecipeError), match=expected):
@@ -156,7 +158,7 @@ def test_networks_that_cannot_be_taken(file, image_folder, tmp_path):
     refused("scales pixels 0 to 255 itself", **{"model.weights": str(tmp_path / "scaling.keras")})
 
 
-def test_weights_of_other_shapes_are_named(run, tmp_path, caplog):
+def test_message_names_weights_with_other_shapes(run, tmp_path, caplog):
     weights = str(run.path / "model.keras")
     half = {"model.arch": "simple_cnn", "model.width": 0.5}
     with pytest.raises(ModelError, match=r"conv2d/kernel is \(3, 3, 1, 16\) here, \(3, 3, 1, 32\) there"):

@@ -1,4 +1,4 @@
-"""Weight decay: decoupled from the gradient, for kernels only, on every device and after a resume."""
+"""Weight decay reduces only kernels, independently of the gradient, also on several devices and after a resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Random images without blue: the gradient of the first kernel's blue part is exactly zero."""
+    """Settings for images without blue, so that the gradient of the first kernel's blue weights is exactly zero."""
     path = tmp_path_factory.mktemp("data") / "no_blue.npz"
     images = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), np.uint8)
     images[..., 2] = 0
@@ -44,20 +44,20 @@ def settings(tmp_path_factory):
     return SETTINGS | {"data.source": str(path)}
 
 
-def blue_part(model) -> np.ndarray:
-    """The part of the first kernel that only weight decay changes."""
+def blue_weights(model) -> np.ndarray:
+    """The weights of the first kernel for the blue channel, which only weight decay changes."""
     return next(layer for layer in model.layers if layer.weights).get_weights()[0][:, :, 2]
 
 
 def trained(settings, path, stop_after=None, **options) -> list[np.ndarray]:
-    """Train, and return the blue part after every epoch."""
+    """Train, and return the blue weights after each epoch."""
     after = []
 
     class Stop(Exception):
         pass
 
     def on_epoch(number, model):
-        after.append(blue_part(model))
+        after.append(blue_weights(model))
         if number == stop_after:
             raise Stop
 
@@ -67,7 +67,7 @@ def trained(settings, path, stop_after=None, **options) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_kernel_without_gradient_shrinks_by_rate_times_decay(settings, optimizer, tmp_path):
+def test_kernel_without_gradient_shrinks_by_rate_times_decay(settings, optimizer, tmp_path):
     first, _, third = trained(settings | {"train.optimizer": optimizer}, tmp_path / "run")
     assert third == pytest.approx(first * (1 - RATE * DECAY) ** (2 * STEPS), rel=1e-4)
 
@@ -91,9 +91,9 @@ def test_only_kernels_decay():
         for variable in model.trainable_variables:
             variable.assign(np.full(variable.shape, 0.5))
         zeros = [np.zeros(variable.shape, np.float32) for variable in model.trainable_variables]
-        made = optimizer("adam", RATE, DECAY)
-        made.apply_gradients(zip(zeros, model.trainable_variables, strict=True))
-        restored_optimizer(made, model.trainable_variables).apply_gradients(
+        adam = optimizer("adam", RATE, DECAY)
+        adam.apply_gradients(zip(zeros, model.trainable_variables, strict=True))
+        restored_optimizer(adam, model.trainable_variables).apply_gradients(
             zip(zeros, model.trainable_variables, strict=True)
         )
         after = {variable.name: np.unique(variable.numpy()) for variable in model.trainable_variables}
@@ -103,7 +103,7 @@ def test_only_kernels_decay():
             assert after[name] == pytest.approx([0.5 * (1 - RATE * DECAY) ** 2])
 
 
-def test_two_devices_decay_as_one(settings, tmp_path):
+def test_decay_on_two_devices_is_the_same_as_on_one(settings, tmp_path):
     program = f"""
 import json, sys
 import tensorflow as tf
@@ -121,6 +121,6 @@ print(json.dumps(after))
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, _, third = json.loads(done.stdout.splitlines()[-1])
-    assert len(first) == 2  # a copy for each device
+    assert len(first) == 2  # each device has its own copy of the kernel
     for one, three in zip(first, third, strict=True):
         assert three == pytest.approx(np.multiply(one, (1 - RATE * DECAY) ** (2 * STEPS)).tolist(), rel=1e-4)
