@@ -561,8 +561,8 @@ MUTATIONS = (
     Mutation(
         "web page: Origin of requests that write",
         "camera/sinks/web/auth.py",
-        'elif cross or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
-        "elif cross:",
+        'elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
+        "elif is_cross_site:",
         "test_web.py::test_other_sites_may_not_save",
     ),
     Mutation(

@@ -26,9 +26,8 @@ pytest.importorskip("starlette", reason='no Starlette (pip install "edgerec[web]
 pytest.importorskip("uvicorn", reason='no uvicorn (pip install "edgerec[web]")')
 
 from edgerec.camera.frame import Frame, Result
-from edgerec.camera.sinks.web import WebSink, app, parse_address, server
-from edgerec.camera.sinks.web import label_store as album
-from edgerec.camera.sinks.web import state as board
+from edgerec.camera.sinks.web import WebSink, app, label_store, parse_address, server
+from edgerec.camera.sinks.web import state as page_state
 from edgerec.camera.sinks.web.label_store import LabelStore
 from edgerec.camera.sinks.worker import SinkWorker
 from edgerec.camera.source_state import State, StateChange
@@ -214,7 +213,7 @@ def test_no_new_picture_is_no_content(web, monkeypatch):
 def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
     for number in range(10, 60):
         web.write(result(number))
-    assert web._board.encoded == 0
+    assert web._state.encoded == 0
     answers = []
     clients = [threading.Thread(target=lambda: answers.append(ask(web, "/picture/0"))) for _ in range(8)]
     for client in clients:
@@ -222,12 +221,12 @@ def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
     for client in clients:
         client.join()
     assert {answer.headers["X-Frame"] for answer in answers} == {"59"}
-    assert web._board.encoded == 1
+    assert web._state.encoded == 1
 
 
 def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
     now = [100.0]
-    shown = board.PageState()
+    shown = page_state.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
     numbers = []
     for number in range(100):  # a second of 100 frames
@@ -240,19 +239,19 @@ def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
 
 def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
     now = [100.0]
-    shown = board.PageState()
+    shown = page_state.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
 
     def slow(_):
         now[0] += 0.1
         return b""
 
-    monkeypatch.setattr(board, "jpeg_of", slow)
+    monkeypatch.setattr(page_state, "jpeg_of", slow)
     while now[0] < 110:
         shown.write(result(int(now[0] * 1000)))
         shown.picture(0)
         now[0] += 0.01
-    assert shown.encoded * 0.1 == pytest.approx(10 * board.MAX_LOAD, rel=0.1)
+    assert shown.encoded * 0.1 == pytest.approx(10 * page_state.MAX_LOAD, rel=0.1)
 
 
 def test_sources_stand_side_by_side(web):
@@ -275,24 +274,24 @@ def test_a_result_without_a_decision_is_shown(web):
 def test_the_story_is_bounded(web):
     for number in range(1000):
         web.write(result(number, number % 2))
-    assert len(web._board.news(0)["story"]) == board.REMEMBERED
-    assert len(web._board.news(998)["story"]) == 3  # the state was told too
-    assert web._board.news(5000)["story"] == []
+    assert len(web._state.news(0)["story"]) == page_state.MAX_ENTRIES
+    assert len(web._state.news(998)["story"]) == 3  # the state was told too
+    assert web._state.news(5000)["story"] == []
 
 
 def test_a_source_that_flickers_pushes_out_no_other(web):
     web.write(result(1, 2, "yard"))
     for number in range(1000):
         web.write(result(number, number % 2))
-    told = web._board.news(0)["story"]
+    told = web._state.news(0)["story"]
     assert [entry["label"] for entry in told if entry["source"] == "yard"] == ["no entry"]
-    assert len(told) == board.REMEMBERED + 1
+    assert len(told) == page_state.MAX_ENTRIES + 1
     assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
 
 
 def test_unknown_comes_with_the_best_class(web):
     def entries():
-        news = web._board.news(0)
+        news = web._state.news(0)
         return news["sources"][0]["answer"], news["story"][-1]
 
     web.write(unsure(8, 1))
@@ -410,7 +409,7 @@ def test_names_of_pictures_are_unique(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
-    monkeypatch.setattr(album.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(label_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     answer = ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": 0})
     assert answer.status == 507
     assert b"nearly full" in answer.body
@@ -428,14 +427,14 @@ def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
     before = threads()
     (tmp_path / "file").write_text("")
-    with pytest.raises(EdgerecError, match="pictures cannot be saved in") as error:
+    with pytest.raises(EdgerecError, match="images cannot be saved in") as error:
         WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / where)
     assert "\n" not in str(error.value)
     assert threads() - before == set()
 
 
 def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(album.os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(label_store.os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(EdgerecError, match="it cannot be written"):
         LabelStore(tmp_path, LABELS)
 
@@ -445,7 +444,7 @@ def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, ed
     done = edgerec(
         "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
     )
-    assert f"pictures cannot be saved in {tmp_path / 'file'}" in one_line(done)
+    assert f"images cannot be saved in {tmp_path / 'file'}" in one_line(done)
 
 
 def test_without_a_folder_nothing_is_saved():
@@ -499,23 +498,23 @@ def test_a_snapshots_name_is_source_and_time(feed, name):
 
 
 def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
-    shown = board.PageState()
+    shown = page_state.PageState()
     shown.write(result(1))
     waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
-    shown.spare(taken)
-    for _ in range(board.HELD - 1):
+    shown.release_first(taken)
+    for _ in range(page_state.HELD - 1):
         shown.hold(0, 1)
     assert shown.held(taken) is None
     assert shown.held(waits) is not None
-    shown.spare("a key that was never given")
+    shown.release_first("a key that was never given")
 
 
 def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
-    shown = board.PageState()
+    shown = page_state.PageState()
     shown.write(result(1))
-    keys = [shown.hold(0, 1)[0] for _ in range(board.HELD + 3)]
-    assert [shown.held(key) is not None for key in keys] == [False] * 3 + [True] * board.HELD
-    later = time.monotonic() + board.HELD_S + 1
+    keys = [shown.hold(0, 1)[0] for _ in range(page_state.HELD + 3)]
+    assert [shown.held(key) is not None for key in keys] == [False] * 3 + [True] * page_state.HELD
+    later = time.monotonic() + page_state.HELD_S + 1
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: later)
     assert shown.held(keys[-1]) is None
 
@@ -545,9 +544,9 @@ def test_keys_that_were_never_given(standing, hold):
     "path",
     [
         "/../../etc/passwd",
-        "/page/../board.py",
+        "/page/../page_state.py",
         "/%2e%2e/%2e%2e/etc/passwd",
-        "/board.py",
+        "/page_state.py",
         "/held/..%2f..%2fetc%2fpasswd",
         "/held/%00",
         "/held/x/file",
@@ -858,7 +857,7 @@ def test_a_port_in_use(web):
         WebSink("127.0.0.1", port, LABELS)
     said = str(error.value)
     assert f"port {port} of 127.0.0.1" in said
-    assert f"another program uses it; choose another, as {port + 1}" in said
+    assert f"another program uses the port; choose another port, e.g. {port + 1}" in said
     assert "\n" not in said
 
 
@@ -930,7 +929,7 @@ def test_stopping_does_not_wait_for_clients_that_take_nothing():
         connection.connect(("127.0.0.1", port_of(sink)))
         request = f"GET /picture/0 HTTP/1.1\r\nHost: 127.0.0.1:{port_of(sink)}\r\n\r\n".encode()
         connection.sendall(request * 8)
-        wait_for(lambda: sink._board.encoded)
+        wait_for(lambda: sink._state.encoded)
         sink.close()
     assert threads() - before == set()
 
@@ -1000,7 +999,7 @@ def browser():
 def test_in_a_browser(browser, tmp_path, monkeypatch):
     from playwright.sync_api import expect
 
-    monkeypatch.setattr(board, "processor_temperature_c", lambda: 51.4)
+    monkeypatch.setattr(page_state, "processor_temperature_c", lambda: 51.4)
     saved = tmp_path / "saved"
     with WebSink("127.0.0.1", 0, LABELS, token=TOKEN, save_dir=saved) as sink:
         page = browser.new_page()
@@ -1027,7 +1026,7 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
         assert re.fullmatch(r"front-\d{8}-\d{6}-\d{3}\.png", download.value.suggested_filename)
         assert (cv2.imread(str(download.value.path())) == 200).all()
         assert list(saved.rglob("*.png")) == []
-        page.click("#toast >> text=Save as “stop” too")
+        page.click("#toast >> text=Also save as “stop”")
         expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
         assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
 
@@ -1059,7 +1058,7 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
         expect(page.locator("#label")).to_have_text("–")
         expect(page.locator("#picture[data-frame]")).to_have_count(0)
         sink.close()
-        expect(page.locator("#veil")).to_contain_text("no answer from the camera")
+        expect(page.locator("#veil")).to_contain_text("no connection to the camera")
         page.close()
 
 
@@ -1145,7 +1144,7 @@ def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
         page = browser.new_page()
         page.goto(sink.url)
         rows = page.locator("#story li:not(.state)")
-        expect(page.locator("#story-head")).to_have_text("SinceAnswerScoreFor")
+        expect(page.locator("#story-head")).to_have_text("StartLabelScoreDuration")
         expect(page.locator("#story-title")).to_have_text("Decisions · front")
         expect(rows.locator(".what")).to_have_text(["stop", "no entry", UNKNOWN, "stop"])
         expect(rows.locator(".score")).to_have_text(["80 %", "80 %", "", "80 %"])

@@ -1,4 +1,4 @@
-"""The camera's web page: live picture, answers and states, and buttons that save pictures for the next training."""
+"""A web page with the live image, the predictions and the source states, which can also save labeled images."""
 
 from edgerec.camera.sinks.web.address import is_loopback, parse_address
 from edgerec.camera.sinks.web.sink import WebSink

@@ -1,4 +1,4 @@
-"""The page's requests and their answers."""
+"""The web application of the page: routes, requests and responses."""
 
 from __future__ import annotations
 
@@ -31,27 +31,35 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 16
 MAX_BODY_BYTES = 1024
 BODY_S = 5.0
-# How often a client's stream looks for something new, and how long it is silent at most.
-LOOK_S = 1 / 15
-BEAT_S = 1.0
+# Interval in seconds at which the event stream of a client checks for new data.
+POLL_S = 1 / 15
+# Maximum time in seconds between two events of a stream.
+HEARTBEAT_S = 1.0
+# Maximum time in seconds for which a request for an image waits for a new image.
 IMAGE_WAIT_S = 5.0
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 class Page:
-    """Answers from the board, and saves to the album."""
+    """Handles the requests of the web page.
 
-    def __init__(self, board: PageState, labels: Sequence[str], album: LabelStore | None) -> None:
-        self._board, self._labels, self._album = board, tuple(labels), album
+    Args:
+        state: state of the page.
+        labels: labels of the bundle.
+        label_store: where labeled images are saved; None if saving is disabled.
+    """
+
+    def __init__(self, state: PageState, labels: Sequence[str], label_store: LabelStore | None) -> None:
+        self._state, self._labels, self._label_store = state, tuple(labels), label_store
         self._clients = 0
         self._saving, self._encoding = asyncio.Lock(), asyncio.Lock()
 
     def app(self) -> Starlette:
-        """The application, without its guard."""
+        """Return the web application, without access control."""
         routes = [
-            Route("/", _file("page.html")),
-            *(Route(f"/{name}", _file(name)) for name in FILES if name != "page.html"),
+            Route("/", _serve_file("page.html")),
+            *(Route(f"/{name}", _serve_file(name)) for name in FILES if name != "page.html"),
             Route("/events", self.events),
             Route("/picture/{source:int}", self.picture),
             Route("/held/{key}", self.held),
@@ -59,13 +67,17 @@ class Page:
             Route("/hold", self.hold, methods=["POST"]),
             Route("/save", self.save, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _refused, EdgerecError: _failed, Exception: _broken}
+        handlers: dict[Any, Any] = {
+            HTTPException: _http_error,
+            EdgerecError: _edgerec_error,
+            Exception: _unexpected_error,
+        }
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def events(self, request: Request) -> Response:
-        """Everything that changes, as server-sent events; a client that is slow gets fewer of them, not later ones."""
+        """Send all changes as server-sent events. A slow client receives fewer events, but not delayed events."""
         if self._clients >= MAX_CLIENTS:
-            raise HTTPException(503, f"{MAX_CLIENTS} pages look at this camera already: close one of them")
+            raise HTTPException(503, f"this camera is already open in {MAX_CLIENTS} pages: close one of them")
         page = self
 
         class Stream(StreamingResponse):
@@ -79,41 +91,49 @@ class Page:
         return Stream(self._news(), media_type="text/event-stream")
 
     async def picture(self, request: Request) -> Response:
-        """The newest picture of a source as JPEG, when it is another frame than ``?after=``; 204 when none came."""
-        after = _whole(request.query_params.get("after", "-1"))
+        """Send the newest image of a source as JPEG, as soon as its frame differs from ``?after=``.
+
+        The status is 204 if there is no such image within ``IMAGE_WAIT_S``.
+        """
+        after = _parse_frame_index(request.query_params.get("after", "-1"))
         end = asyncio.get_running_loop().time() + IMAGE_WAIT_S
-        while not self._board.closed and asyncio.get_running_loop().time() < end:
-            shown = self._known(request.path_params["source"])
+        while not self._state.closed and asyncio.get_running_loop().time() < end:
+            shown = self._newest_image(request.path_params["source"])
             if shown is not None and shown.result.frame.index != after:
                 return _jpeg(shown)
-            await asyncio.sleep(LOOK_S / 4)
+            await asyncio.sleep(POLL_S / 4)
         return Response(status_code=204)
 
     async def hold(self, request: Request) -> Response:
-        """Keep the picture that a person points at until it has its label."""
+        """Hold the image that the user sees until the user has selected its label."""
         fields = await _body(request)
         source, frame = _integer(fields, "source"), _integer(fields, "frame")
-        self._known(source)
-        kept = self._board.hold(source, frame)
-        if kept is None:
-            raise HTTPException(409, "there is no picture yet")
-        key, shown = kept
+        self._newest_image(source)
+        held_image = self._state.hold(source, frame)
+        if held_image is None:
+            raise HTTPException(409, "the source has no image yet: try again later")
+        key, shown = held_image
         result = shown.result
-        answer = result.decision or result.classification
-        said = {"frame": result.frame.index, "label": answer.label, "index": answer.index, "file": file_name(result)}
-        return JSONResponse({"hold": key} | said)
+        prediction = result.decision or result.classification
+        fields = {
+            "frame": result.frame.index,
+            "label": prediction.label,
+            "index": prediction.index,
+            "file": file_name(result),
+        }
+        return JSONResponse({"hold": key} | fields)
 
     async def held(self, request: Request) -> Response:
-        """A picture that is kept, as JPEG."""
-        return _jpeg(self._kept(request.path_params["key"]))
+        """Send a held image as JPEG."""
+        return _jpeg(self._held_image(request.path_params["key"]))
 
     async def snapshot(self, request: Request) -> Response:
-        """A picture that is kept, whole and without loss, as a file that the browser puts where it puts files."""
+        """Send a held image as a PNG file of full resolution, which the browser downloads."""
         key = request.path_params["key"]
-        result = self._kept(key).result
-        async with self._encoding:  # a large picture takes a while: never more than one of them at a time
+        result = self._held_image(key).result
+        async with self._encoding:  # encode only one image at a time, because a large image takes long
             png = await asyncio.to_thread(encode_png, result.frame.image)
-        self._board.spare(key)
+        self._state.release_first(key)
         return Response(
             png,
             media_type="image/png",
@@ -121,67 +141,67 @@ class Page:
         )
 
     async def save(self, request: Request) -> Response:
-        """Write a picture that is kept under the label of the given index."""
+        """Save a held image with the label that the user has selected."""
         fields = await _body(request)
         key, index = fields.get("hold"), _integer(fields, "index")
-        if self._album is None:
-            raise HTTPException(409, "there is no folder to save to: start with --web-save DIR")
+        if self._label_store is None:
+            raise HTTPException(409, "there is no folder for labeled images: start edgerec camera with --web-save DIR")
         if not isinstance(key, str):
-            raise HTTPException(400, "hold is the key that /hold gave")
-        frame = self._kept(key).result.frame
+            raise HTTPException(400, "the field hold must be the key that /hold has returned")
+        frame = self._held_image(key).result.frame
         try:
-            async with self._saving:  # one after the other: a disk gains nothing by more, and names stay unique
-                path = await asyncio.to_thread(self._album.save, frame, index)
+            async with self._saving:  # save only one image at a time, so that the names of the files are unique
+                path = await asyncio.to_thread(self._label_store.save, frame, index)
         except LookupError as error:
             raise HTTPException(400, str(error)) from None
-        self._board.release(key)
-        return JSONResponse({"label": self._labels[index], "file": path.name, "saved": self._album.saved})
+        self._state.release(key)
+        return JSONResponse({"label": self._labels[index], "file": path.name, "saved": self._label_store.saved})
 
     async def _news(self) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
-        yield _event("hello", {"labels": self._labels, "saves": self._album is not None})
-        seen, told, sent_s = -1, 0, 0.0
-        while not self._board.closed:
-            version = self._board.version
-            if version != seen or loop.time() - sent_s >= BEAT_S:
-                news = self._board.news(told)
-                seen, sent_s = version, loop.time()
-                told = news["story"][-1]["number"] if news["story"] else told
+        yield _event("hello", {"labels": self._labels, "saves": self._label_store is not None})
+        last_version, last_number, sent_s = -1, 0, 0.0
+        while not self._state.closed:
+            version = self._state.version
+            if version != last_version or loop.time() - sent_s >= HEARTBEAT_S:
+                news = self._state.news(last_number)
+                last_version, sent_s = version, loop.time()
+                last_number = news["story"][-1]["number"] if news["story"] else last_number
                 yield _event("news", news)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
-    def _known(self, source: int) -> ShownImage | None:
+    def _newest_image(self, source: int) -> ShownImage | None:
         try:
-            return self._board.picture(source)
+            return self._state.picture(source)
         except LookupError:
             raise HTTPException(404, f"there is no source {source}") from None
 
-    def _kept(self, key: str) -> ShownImage:
-        shown = self._board.held(key)
+    def _held_image(self, key: str) -> ShownImage:
+        shown = self._state.held(key)
         if shown is None:
-            raise HTTPException(410, "that picture is no longer kept: take it again")
+            raise HTTPException(410, "this image was released: take it again")
         return shown
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a small request."""
+    """Return the JSON object in the body of a request; raise HTTPException if the body is too large or not valid."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected application/json")
-    too_much = HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
+    too_large = HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
     length = request.headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit() or int(length[:9]) > MAX_BODY_BYTES:
-        raise too_much
-    read = bytearray()
+        raise too_large
+    content = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
-                read += part
-                if len(read) > MAX_BODY_BYTES:
-                    raise too_much
+                content += part
+                if len(content) > MAX_BODY_BYTES:
+                    raise too_large
     except (TimeoutError, ClientDisconnect):
-        raise HTTPException(408, "the request did not end") from None
+        raise HTTPException(408, "the request was not complete in time") from None
     try:
-        fields = parse_json(bytes(read))
+        fields = parse_json(bytes(content))
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
@@ -192,15 +212,15 @@ async def _body(request: Request) -> dict[str, Any]:
 def _integer(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or not 0 <= value < 2**53:
-        raise HTTPException(400, f"{name} is a whole number, 0 or more")
+        raise HTTPException(400, f"{name} must be an integer that is not negative")
     return value
 
 
-def _whole(text: str) -> int:
+def _parse_frame_index(text: str) -> int:
     try:
         return int(text[:20])
     except ValueError:
-        raise HTTPException(400, "after is a frame's number") from None
+        raise HTTPException(400, "after must be the index of a frame") from None
 
 
 def file_name(result: Result) -> str:
@@ -219,11 +239,11 @@ def _event(kind: str, fields: dict[str, Any]) -> str:
 
 
 def page_file(name: str) -> str:
-    """The text of one of the page's files."""
+    """Return the content of a file of the page."""
     return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _file(name: str) -> Any:
+def _serve_file(name: str) -> Any:
     text = page_file(name)
 
     async def answer(request: Request) -> Response:
@@ -232,15 +252,15 @@ def _file(name: str) -> Any:
     return answer
 
 
-async def _refused(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
 
-async def _failed(request: Request, error: EdgerecError) -> Response:
+async def _edgerec_error(request: Request, error: EdgerecError) -> Response:
     return PlainTextResponse(f"{error}\n", 507)
 
 
-async def _broken(request: Request, error: Exception) -> Response:
-    log.error("the web page failed at %s: %s", request.url.path, error)
-    log.debug("the web page", exc_info=error)
-    return PlainTextResponse("edgerec failed at this; its log says why\n", 500)
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    log.error("the web page failed to process a request for %s: %s", request.url.path, error)
+    log.debug("the web page failed", exc_info=error)
+    return PlainTextResponse("An internal error occurred: see the log of edgerec.\n", 500)

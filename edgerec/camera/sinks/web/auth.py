@@ -1,4 +1,4 @@
-"""Who may see the page: token, Host and Origin are looked at before anything else."""
+"""Access control of the web page: check the token and the headers Host and Origin of each request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What the door itself needs, and anybody may have.
+# Paths that need no token, because the login page uses them.
 OPEN = frozenset({"/page.css", "/icon.svg"})
-# The HTTP parser's own limit is for heads that come in parts.
+# Maximum size of all headers. The limit of the HTTP parser applies only to headers that arrive in several parts.
 MAX_HEADER_BYTES = 16_384
 # Delay of the response to a wrong token, in seconds.
 WRONG_TOKEN_S = 0.5
@@ -62,87 +62,91 @@ class Lockout:
 
 
 class AccessControl:
-    """ASGI middleware; refuses what does not belong here, and adds the security headers to every answer.
+    """ASGI middleware that rejects unauthorized requests, and adds security headers to each response.
 
     Args:
-        app: what is guarded.
-        token: what a visitor must know; None asks for none.
-        names: the only names, without port, that the Host header may have; None takes all. A page of another site
-            whose name was made to point here (DNS rebinding) has another one.
-        port: of the cookie's name, as browsers share cookies between a machine's ports.
-        door: the page for a browser that has no token.
+        app: the protected application.
+        token: token that visitors need; None if no token is needed.
+        names: host names, without port, that are allowed in the Host header; None allows all. This prevents DNS
+            rebinding: another site whose name resolves to this machine sends its own name.
+        port: port of the server. It is part of the cookie's name, because all ports of a host share their cookies.
+        login_page: HTML page for a browser that has sent no token or a wrong token.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, names: frozenset[str] | None, port: int, door: str) -> None:
-        self._app, self._names, self._door = app, names, door
+    def __init__(
+        self, app: ASGIApp, *, token: str | None, names: frozenset[str] | None, port: int, login_page: str
+    ) -> None:
+        self._app, self._names, self._login_page = app, names, login_page
         self._token = token.encode() if token is not None else None
         self._cookie = f"edgerec_{port}"
         self._lockout = Lockout()
-        self._pass = hashlib.sha256(b"edgerec web page\0" + (self._token or b"")).hexdigest()
+        self._cookie_value = hashlib.sha256(b"edgerec web page\0" + (self._token or b"")).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Process a request."""
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        refusal, cookie = self._stranger(scope, headers), None
-        if refusal is None and self._token is not None and scope["path"] not in OPEN:
-            refusal, cookie = await self._admit(scope, headers)
-        await (refusal or self._app)(scope, receive, _adding(send, cookie))
+        rejection, cookie = self._reject_foreign(scope, headers), None
+        if rejection is None and self._token is not None and scope["path"] not in OPEN:
+            rejection, cookie = await self._authenticate(scope, headers)
+        await (rejection or self._app)(scope, receive, _with_headers(send, cookie))
 
-    async def _admit(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
-        """Check the token of a request; return the response if the request is refused, and the cookie to set."""
+    async def _authenticate(self, scope: Scope, headers: Headers) -> tuple[Response | None, str | None]:
+        """Check the token of a request. Return the response if the request is rejected, and the cookie to set."""
         address = (scope.get("client") or ("", 0))[0]
         query = _query(scope).get("token", "")
         cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
         kind, _, bearer = headers.get("authorization", "").partition(" ")
-        known = {
-            "query": self._knows(query),
-            "header": kind.lower() == "bearer" and self._knows(bearer.strip()),
-            "cookie": secrets.compare_digest(cookie.encode(errors="replace"), self._pass.encode()),
+        valid = {
+            "query": self._is_token(query),
+            "header": kind.lower() == "bearer" and self._is_token(bearer.strip()),
+            "cookie": secrets.compare_digest(cookie.encode(errors="replace"), self._cookie_value.encode()),
         }
         attempts = [bool(query), bool(kind), bool(cookie)].count(True)
         remaining_s = self._lockout.remaining_s(address) if attempts else 0.0
         if remaining_s > 0:
             wait = str(math.ceil(remaining_s))
-            said = f"There were too many wrong tokens: wait {wait} s."
-            return self._closed_door(headers, said, 429, {"Retry-After": wait}), None
-        if any(known.values()):
-            lasting = f"{self._cookie}={self._pass}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
-            return None, lasting if known["query"] else None
+            message = f"There were too many wrong tokens: wait {wait} s."
+            return self._unauthorized(headers, message, 429, {"Retry-After": wait}), None
+        if any(valid.values()):
+            new_cookie = f"{self._cookie}={self._cookie_value}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000"
+            return None, new_cookie if valid["query"] else None
         if attempts:
             self._lockout.add(address, attempts)
             await asyncio.sleep(WRONG_TOKEN_S)
-        said = "That token is not right." if query else "edgerec printed it when the camera started."
+        message = "The token is wrong." if query else "edgerec printed the token when the camera started."
         # Delete an outdated cookie. Otherwise, a page that is still open would send it repeatedly and be locked out.
         expired = f"{self._cookie}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0" if cookie else None
-        return self._closed_door(headers, said, 401, {"WWW-Authenticate": "Bearer"}), expired
+        return self._unauthorized(headers, message, 401, {"WWW-Authenticate": "Bearer"}), expired
 
-    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
-        """The refusal of a request that is too large, or that another site made, or made look like ours."""
+    def _reject_foreign(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return the response if the headers are too large or the request comes from another site, otherwise None."""
         host = headers.get("host", "")
         if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             return PlainTextResponse(f"Expected at most {MAX_HEADER_BYTES} bytes of headers.\n", 431)
         if self._names is not None and _hostname(host) not in self._names:
-            return PlainTextResponse("This name is not mine: open the address that edgerec printed.\n", 421)
-        cross = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+            return PlainTextResponse("This host name is not allowed: open the address that edgerec printed.\n", 421)
+        is_cross_site = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         if scope["method"] in ("GET", "HEAD"):
-            if cross and headers.get("sec-fetch-mode") != "navigate":
-                return PlainTextResponse("This is not for other sites.\n", 403)
-        elif cross or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):
-            return PlainTextResponse("Only the page itself may do this.\n", 403)
+            if is_cross_site and headers.get("sec-fetch-mode") != "navigate":
+                return PlainTextResponse("Requests from other sites are not allowed.\n", 403)
+        elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):
+            return PlainTextResponse("Only the web page of the camera may send this request.\n", 403)
         return None
 
-    def _knows(self, given: str) -> bool:
-        return self._token is not None and secrets.compare_digest(given.encode(errors="replace"), self._token)
+    def _is_token(self, candidate: str) -> bool:
+        return self._token is not None and secrets.compare_digest(candidate.encode(errors="replace"), self._token)
 
-    def _closed_door(self, headers: Headers, said: str, status: int, more: Mapping[str, str]) -> Response:
+    def _unauthorized(self, headers: Headers, message: str, status: int, headers_to_add: Mapping[str, str]) -> Response:
         if "text/html" in headers.get("accept", ""):
-            return HTMLResponse(self._door.replace("{{said}}", html.escape(said)), status, more)
+            return HTMLResponse(self._login_page.replace("{{message}}", html.escape(message)), status, headers_to_add)
         if status == 429:
-            return PlainTextResponse(f"{said}\n", status, more)
+            return PlainTextResponse(f"{message}\n", status, headers_to_add)
         return PlainTextResponse(
-            "This needs the token that edgerec printed: ?token=… or Authorization: Bearer …\n", status, more
+            "The token that edgerec printed is required: send ?token=… or Authorization: Bearer …\n",
+            status,
+            headers_to_add,
         )
 
 
@@ -156,8 +160,8 @@ def _network(address: str) -> str:
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
-def _adding(send: Send, cookie: str | None) -> Send:
-    async def sending(message: Message) -> None:
+def _with_headers(send: Send, cookie: str | None) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers.update(HEADERS)
@@ -165,7 +169,7 @@ def _adding(send: Send, cookie: str | None) -> Send:
                 headers.append("Set-Cookie", cookie)
         await send(message)
 
-    return sending
+    return send_with_headers
 
 
 def _query(scope: Scope) -> Mapping[str, str]:

@@ -17,14 +17,18 @@ from edgerec.utils.atomic import write_file
 from edgerec.utils.names import file_names
 from edgerec.utils.sizes import disk_space
 
-# What a person labelled is never deleted, so saving ends while the rest of the system still has room.
+# Labeled images are never deleted. Saving stops if less disk space is free, so that other programs can still write.
 MIN_FREE_BYTES = 100_000_000
 # Default limit in bytes, so that a visitor who has the token cannot fill the disk.
 MAX_BYTES = 2_000_000_000
 
 
 class LabelStore:
-    """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``. The folder can be used for training."""
+    """Writes labeled images to ``DIR/LABEL/TIME-FRAME.png``, so that the folder can be used for training.
+
+    Attributes:
+        saved: number of saved images.
+    """
 
     def __init__(self, root: Path, labels: Sequence[str], max_bytes: int = MAX_BYTES) -> None:
         """Create the folder.
@@ -43,16 +47,20 @@ class LabelStore:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EdgerecError(f"pictures cannot be saved in {root}: {error.strerror}") from None
+            raise EdgerecError(f"images cannot be saved in {root} ({error.strerror}): choose another folder") from None
         if not os.access(root, os.W_OK | os.X_OK):
-            raise EdgerecError(f"pictures cannot be saved in {root}: it cannot be written")
+            raise EdgerecError(f"images cannot be saved in {root}, because it cannot be written: choose another folder")
         self._used_bytes = _size_of(root)
 
     def save(self, frame: Frame, index: int) -> Path:
-        """Save the image of a frame as a PNG file in the folder of the label ``index``, and return its path.
+        """Save the image of a frame as a PNG file in the folder of a label, and return the path of the file.
+
+        Args:
+            frame: the frame.
+            index: index of the label.
 
         Raises:
-            LookupError: there is no label ``index``.
+            LookupError: there is no label with this index.
             EdgerecError: the disk is full, the folder has reached its maximum size, or the folder cannot be written.
         """
         if not 0 <= index < len(self._labels):
@@ -67,7 +75,7 @@ class LabelStore:
             free = shutil.disk_usage(folder).free
             if free < MIN_FREE_BYTES + len(png):
                 raise EdgerecError(
-                    f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): make room first"
+                    f"the disk of {self._folder} is nearly full ({free // 10**6} MB free): free some space"
                 )
             path = folder / f"{stamp}-{frame.index}.png"
             number = 1

@@ -1,4 +1,4 @@
-"""Uvicorn in a thread, with limits on what a connection may take."""
+"""A uvicorn server in a thread, with limits on the number and the duration of connections."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 # Maximum number of open connections in total, and per address. A browser opens up to six connections for each page.
 MAX_CONNECTIONS = 128
 MAX_CONNECTIONS_PER_ADDRESS = 64
-# To send a whole request, or to take what was sent.
+# Maximum time in seconds for a client to send the headers of a request, or to receive data that wait to be sent.
 SLOW_S = 10.0
-# What is still open so long after the end was asked for is cut off; then the thread has as long to end.
+# When the server is stopped, open connections are aborted after GRACE_S. The thread then has STOP_S to end.
 GRACE_S = 0.4
 STOP_S = 2.0
 
@@ -34,22 +34,30 @@ class Connection(H11Protocol):
     """
 
     _since_s = 0.0
-    _late: asyncio.TimerHandle | None = None
-    _full: asyncio.TimerHandle | None = None
+    _request_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Close an idle connection if there are too many, and start the time limit for the first request."""
         super().connection_made(transport)
         self._since_s = self.loop.time()
-        everybody = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
+        all_connections = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, Connection) and not connection.transport.is_closing()
+        ]
         address = self.client[0] if self.client else ""
-        same = [one for one in everybody if (one.client[0] if one.client else "") == address]
-        for connections, most in ((same, MAX_CONNECTIONS_PER_ADDRESS), (everybody, MAX_CONNECTIONS)):
-            if len(connections) > most:
-                idle = [one for one in connections if one is not self and one.idle]
-                min(idle, key=lambda one: one._since_s, default=self).transport.abort()
+        same_address = [
+            connection
+            for connection in all_connections
+            if (connection.client[0] if connection.client else "") == address
+        ]
+        for connections, limit in ((same_address, MAX_CONNECTIONS_PER_ADDRESS), (all_connections, MAX_CONNECTIONS)):
+            if len(connections) > limit:
+                idle = [connection for connection in connections if connection is not self and connection.idle]
+                min(idle, key=lambda connection: connection._since_s, default=self).transport.abort()
                 break
-        self._late = self.loop.call_later(SLOW_S, transport.abort)
+        self._request_timer = self.loop.call_later(SLOW_S, transport.abort)
 
     @property
     def idle(self) -> bool:
@@ -59,36 +67,36 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Process received bytes, and start or stop the time limit, which applies until the headers are complete."""
         super().data_received(data)
-        waits = self.idle
-        if waits and self._late is None:
-            self._late = self.loop.call_later(SLOW_S, self.transport.abort)
-        elif not waits and self._late is not None:
-            self._late.cancel()
-            self._late = None
+        is_idle = self.idle
+        if is_idle and self._request_timer is None:
+            self._request_timer = self.loop.call_later(SLOW_S, self.transport.abort)
+        elif not is_idle and self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
+        """Start the time limit for sending, because the client receives data too slowly."""
         super().pause_writing()
-        if self._full is None:
-            self._full = self.loop.call_later(SLOW_S, self.transport.abort)
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(SLOW_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It took what waited."""
+        """Stop the time limit for sending, because the client has received the data."""
         super().resume_writing()
-        if self._full is not None:
-            self._full.cancel()
-            self._full = None
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the times."""
-        for timer in (self._late, self._full):
+        """Cancel the time limits."""
+        for timer in (self._request_timer, self._send_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
 
 class Server:
-    """Serves an application on a socket that listens already, from :meth:`start` to :meth:`stop`."""
+    """Serves an application on a listening socket, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self._listener = listener
@@ -101,7 +109,7 @@ class Server:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.CRITICAL,  # what strangers send is not worth a line
+                log_level=logging.CRITICAL,  # do not log invalid requests, which any client can send
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -112,18 +120,18 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="edgerec-web", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the server's thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, also in front of clients that do not; the thread is gone after it."""
+        """Stop the server, abort the remaining connections, and wait for the thread."""
         self._uvicorn.should_exit = True
         self._thread.join(GRACE_S)
         if self._thread.is_alive() and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cut)
+            self._loop.call_soon_threadsafe(self._abort_connections)
             self._thread.join(STOP_S)
         if self._thread.is_alive():
-            log.warning("the web page's server does not end: left alone")
+            log.warning("the server of the web page does not stop: its thread is abandoned")
         self._listener.close()
 
     def _run(self) -> None:
@@ -135,9 +143,9 @@ class Server:
             await self._uvicorn.serve(sockets=[self._listener])
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # the camera goes on without its page
-            log.error("the web page's server failed: %s", error)
+        except Exception as error:  # the camera continues without the web page
+            log.error("the server of the web page failed: %s", error)
 
-    def _cut(self) -> None:
+    def _abort_connections(self) -> None:
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()

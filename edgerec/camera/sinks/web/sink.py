@@ -1,4 +1,4 @@
-"""The sink behind the page."""
+"""The sink that serves the web page."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
+# Minimum length of a token in characters.
 MIN_TOKEN_LENGTH = 8
 
 
 class WebSink:
-    """Serves a web page with the live image and the predictions, from construction until :meth:`close`.
+    """Serves a web page with the live image and the predictions. The server runs until :meth:`close` is called.
 
     Attributes:
         url: address of the page including the token. It is never logged.
         address: address of the page without the token.
-        token: token that visitors need; None if everybody on this machine may open the page.
+        token: token that visitors need; None if every user of this machine may open the page.
         closed: always False, because the page never stops the camera.
     """
 
@@ -45,8 +46,8 @@ class WebSink:
         """Start the web server.
 
         Args:
-            host: address to listen on. Every address except the loopback addresses needs a token; if ``token`` is
-                empty, a random token is generated.
+            host: address to listen on. All addresses except loopback addresses require a token; if ``token`` is None, a
+                random token is generated.
             port: port to listen on; 0 selects a free port.
             labels: labels of the bundle, in the order of the model's outputs.
             token: token that visitors need, at least 8 characters.
@@ -61,26 +62,28 @@ class WebSink:
         for module in ("starlette", "uvicorn", "cv2"):
             require(module)
         if token is not None and len(token) < MIN_TOKEN_LENGTH:
-            raise EdgerecError(f"the web page's token has {len(token)} characters: give at least {MIN_TOKEN_LENGTH}")
-        local = is_loopback(host)
+            raise EdgerecError(
+                f"the token of the web page has {len(token)} characters: use at least {MIN_TOKEN_LENGTH} characters"
+            )
+        is_local = is_loopback(host)
         folder = None if save_dir is None else checked_output(save_dir, folder=True)
-        album = None if folder is None else LabelStore(folder, labels, save_max_bytes)
+        label_store = None if folder is None else LabelStore(folder, labels, save_max_bytes)
         self.outputs = () if folder is None else (folder,)
         self.closed, self.name = False, "web"
-        self.token = token if token is not None or local else secrets.token_urlsafe(24)
+        self.token = token if token is not None or is_local else secrets.token_urlsafe(24)
         listener = listen(host, port)
         port = listener.getsockname()[1]
         self.address = link(host, port)
         self.url = self.address + (f"?token={quote(self.token, safe='')}" if self.token else "")
-        self._board = PageState()
+        self._state = PageState()
 
         from edgerec.camera.sinks.web.app import Page, page_file
         from edgerec.camera.sinks.web.auth import AccessControl
         from edgerec.camera.sinks.web.server import Server
 
-        page = Page(self._board, labels, album).app()
-        names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if local else None
-        guard = AccessControl(page, token=self.token, names=names, port=port, door=page_file("door.html"))
+        page = Page(self._state, labels, label_store).app()
+        names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_local else None
+        guard = AccessControl(page, token=self.token, names=names, port=port, login_page=page_file("door.html"))
         self._server: Server | None = Server(guard, listener)
         self._server.start()
         log.info("the web page is at %s", self.address)
@@ -94,16 +97,16 @@ class WebSink:
         self.close()
 
     def write(self, result: Result) -> None:
-        """Show one result; whoever looks takes the newest."""
-        self._board.write(result)
+        """Store a result. The page shows only the newest image."""
+        self._state.write(result)
 
     def state(self, change: StateChange) -> None:
-        """Show one change of state."""
-        self._board.state(change)
+        """Store a state change."""
+        self._state.state(change)
 
     def close(self) -> None:
-        """Stop the server and its thread, within a second."""
-        self._board.closed = True
+        """Stop the server and its thread."""
+        self._state.closed = True
         if self._server is not None:
             self._server.stop()
             self._server = None

@@ -1,4 +1,4 @@
-"""What the page shows: the sink's thread writes it, the server's reads it."""
+"""State of the web page, which the thread of the sink writes and the thread of the web server reads."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from edgerec.runtime.thermal import processor_temperature_c
 from edgerec.utils.clock import unix_s
 from edgerec.utils.optional import require
 
-# The page's picture is no wider or higher than this, and changes no more often.
+# Maximum width and height, and maximum rate, of the images on the page.
 SHOWN_PX = 1280
 IMAGES_PER_S = 15
-# The model comes first: on a small processor pictures become rarer, so that encoding takes no more of one core.
+# Maximum CPU time for encoding images, as a fraction of one core. On a slow CPU the image rate is reduced, so that the
+# model has enough CPU time.
 MAX_LOAD = 0.25
 JPEG_QUALITY = 80
-# Pictures that were just shown stay, so that the one a person points at is the one that is kept.
+# Number of recent images in memory, so that the image that a user sees can be held when the user clicks a button.
 RECENT = 4
+# Maximum number of held images, and maximum time in seconds for which an image is held.
 HELD = 6
 HELD_S = 300.0
-REMEMBERED = 300
-TEMPERATURE_EVERY_S = 2.0
+# Maximum number of decisions and state changes of each source in memory.
+MAX_ENTRIES = 300
+TEMPERATURE_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A result whose picture went to the page, as JPEG."""
+    """A result whose image was sent to the page, and the image as a JPEG file."""
 
     result: Result
     jpeg: bytes
@@ -42,7 +45,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class HeldImage:
-    """A shown picture that waits for its label."""
+    """An image that is held until the user has selected its label. ``since_s`` is monotonic time."""
 
     shown: ShownImage
     since_s: float
@@ -50,7 +53,19 @@ class HeldImage:
 
 @dataclass
 class SourceView:
-    """One source on the board."""
+    """State of one source on the page.
+
+    Attributes:
+        name: name of the source.
+        state: the last state change.
+        result: the newest result.
+        label: label of the last decision; None if the next result starts a new decision.
+        fps: results per second.
+        rate: computes ``fps``.
+        recent: images that were recently sent to the page.
+        next_s: monotonic time at which the next image is due.
+        entries: the last decisions and state changes, as JSON values.
+    """
 
     name: str
     state: StateChange | None = None
@@ -60,14 +75,19 @@ class SourceView:
     rate: FrameRate = field(default_factory=FrameRate)
     recent: deque[ShownImage] = field(default_factory=lambda: deque(maxlen=RECENT))
     next_s: float = 0.0
-    story: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    entries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
 
 
 class PageState:
-    """The newest of everything, and the last decisions.
+    """The newest result of each source, and the last decisions and state changes.
 
-    :meth:`write` and :meth:`state` belong to the sink's thread, everything else to the server's: pictures are encoded
-    only when somebody asks for one, once for everybody.
+    The thread of the sink calls :meth:`write` and :meth:`state`, and the thread of the server calls all other methods.
+    An image is encoded only when a client requests it, and only once for all clients.
+
+    Attributes:
+        version: number of changes, so that clients can detect new data.
+        closed: whether the sink was closed.
+        encoded: number of encoded images.
     """
 
     def __init__(self) -> None:
@@ -75,79 +95,87 @@ class PageState:
         self.closed = False
         self.encoded = 0
         self._lock = threading.Lock()
-        self._channels: dict[str, SourceView] = {}
-        self._told = 0
+        self._sources: dict[str, SourceView] = {}
+        self._last_number = 0
         self._held: OrderedDict[str, HeldImage] = OrderedDict()
-        self._temperature: tuple[float, float | None] = (-TEMPERATURE_EVERY_S, None)
+        self._temperature: tuple[float, float | None] = (-TEMPERATURE_INTERVAL_S, None)
 
     def write(self, result: Result) -> None:
         """Store a result. If the label is unchanged, update the score of the last decision."""
         with self._lock:
-            channel = self._channel(result.frame.feed or result.frame.source)
-            channel.result, channel.fps = result, channel.rate.tick()
-            answer = result.decision or result.classification
-            if answer.label != channel.label:
-                channel.label = answer.label
-                self._tell(channel, result.frame.captured_s, _answer(result))
+            source = self._source_named(result.frame.feed or result.frame.source)
+            source.result, source.fps = result, source.rate.tick()
+            prediction = result.decision or result.classification
+            if prediction.label != source.label:
+                source.label = prediction.label
+                self._add_entry(source, result.frame.captured_s, _prediction_fields(result))
             else:
-                self._update_last(channel, _answer(result))
+                self._update_last(source, _prediction_fields(result))
             self.version += 1
 
     def state(self, change: StateChange) -> None:
-        """Take a change of state."""
+        """Store a state change."""
         with self._lock:
-            channel = self._channel(change.source)
-            channel.state = change
+            source = self._source_named(change.source)
+            source.state = change
             if change.state != "live":
-                channel.label = None  # what comes back is told again
-            self._tell(channel, change.since_s, {"state": str(change.state), "reason": change.reason})
+                source.label = None  # after an outage, the next result is a new decision even if its label is equal
+            self._add_entry(source, change.since_s, {"state": str(change.state), "reason": change.reason})
             self.version += 1
 
     def news(self, after: int) -> dict[str, Any]:
-        """Every source as it is now, and what was told since number ``after``, as JSON values."""
+        """Return the current state of each source, and all entries with a number above ``after``, as JSON values."""
         with self._lock:
-            channels = list(self._channels.values())
-            # Each source has its own, so that one that flickers does not push out another's.
-            newer = [takewhile(lambda entry: entry["number"] > after, reversed(one.story)) for one in channels]
-            story = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
+            sources = list(self._sources.values())
+            # Each source has its own list, so that a source with many changes does not displace the entries of others.
+            newer = [takewhile(lambda entry: entry["number"] > after, reversed(source.entries)) for source in sources]
+            entries = sorted(chain.from_iterable(newer), key=lambda entry: entry["number"])
         return {
             "now_s": time.time(),
-            "temperature_c": self._degrees(),
-            "sources": [dict(_fields(channel)) for channel in channels],
-            "story": story,
+            "temperature_c": self._current_temperature_c(),
+            "sources": [dict(_source_fields(source)) for source in sources],
+            "story": entries,
         }
 
     def picture(self, number: int) -> ShownImage | None:
-        """The newest picture of a source, encoded once, at most ``IMAGES_PER_S`` times a second.
+        """Return the newest image of the source with the index ``number``; None if the source has no image yet.
+
+        At most ``IMAGES_PER_S`` images per second are encoded.
 
         Raises:
-            LookupError: there is no such source.
+            LookupError: there is no source with this index.
         """
-        channel = self._numbered(number)
-        result = channel.result
-        newest = channel.recent[-1] if channel.recent else None
+        source = self._source_view(number)
+        result = source.result
+        newest = source.recent[-1] if source.recent else None
         now = time.monotonic()
-        if result is not None and (newest is None or (result is not newest.result and now >= channel.next_s)):
+        if result is not None and (newest is None or (result is not newest.result and now >= source.next_s)):
             newest = ShownImage(result, jpeg_of(result))
-            channel.recent.append(newest)
+            source.recent.append(newest)
             period_s = max(1 / IMAGES_PER_S, (time.monotonic() - now) / MAX_LOAD)
-            # From when it was due, not from when it was asked for: or 15 a second would become 10.
-            channel.next_s = max(channel.next_s + period_s, now + period_s / 2)
+            # Add the period to the due time, and not to the time of the request, so that delays do not lower the rate.
+            source.next_s = max(source.next_s + period_s, now + period_s / 2)
             self.encoded += 1
         return newest
 
     def hold(self, number: int, frame: int) -> tuple[str, ShownImage] | None:
-        """Keep the picture of that frame, or the nearest one that is still there, until it is labelled; its key.
+        """Hold the image of a frame until it is labeled, and return its key; None if the source has no image yet.
+
+        If the image of this frame is no longer in memory, the image of the nearest frame is used.
+
+        Args:
+            number: index of the source.
+            frame: index of the frame.
 
         Raises:
-            LookupError: there is no such source.
+            LookupError: there is no source with this index.
         """
         self.picture(number)
-        channel = self._numbered(number)
-        if not channel.recent:
+        source = self._source_view(number)
+        if not source.recent:
             return None
-        shown = min(channel.recent, key=lambda shown: abs(shown.result.frame.index - frame))
-        self._forget_old()
+        shown = min(source.recent, key=lambda shown: abs(shown.result.frame.index - frame))
+        self._release_expired()
         while len(self._held) >= HELD:
             self._held.popitem(last=False)
         key = secrets.token_urlsafe(12)
@@ -155,54 +183,54 @@ class PageState:
         return key, shown
 
     def held(self, key: str) -> ShownImage | None:
-        """The picture that was kept under ``key``, if it still is."""
-        self._forget_old()
+        """Return the held image with this key; None if it was released."""
+        self._release_expired()
         held = self._held.get(key)
         return held.shown if held else None
 
-    def spare(self, key: str) -> None:
-        """Keep that picture still, but let it be the first to go: it was taken already."""
+    def release_first(self, key: str) -> None:
+        """Keep holding the image, but make it the first image to be released, e.g. because it was downloaded."""
         if key in self._held:
             self._held.move_to_end(key, last=False)
 
     def release(self, key: str) -> None:
-        """Forget a picture that was kept."""
+        """Release a held image."""
         self._held.pop(key, None)
 
-    def _forget_old(self) -> None:
+    def _release_expired(self) -> None:
         now = time.monotonic()
         for key in [key for key, held in self._held.items() if now - held.since_s > HELD_S]:
             del self._held[key]
 
-    def _numbered(self, number: int) -> SourceView:
+    def _source_view(self, number: int) -> SourceView:
         with self._lock:
-            return list(self._channels.values())[number]
+            return list(self._sources.values())[number]
 
-    def _channel(self, name: str) -> SourceView:
-        return self._channels.setdefault(name, SourceView(name))
+    def _source_named(self, name: str) -> SourceView:
+        return self._sources.setdefault(name, SourceView(name))
 
-    def _tell(self, channel: SourceView, at_s: float, said: dict[str, Any]) -> None:
-        self._told += 1
-        channel.story.append({"number": self._told, "at_s": unix_s(at_s), "source": channel.name, **said})
+    def _add_entry(self, source: SourceView, at_s: float, fields: dict[str, Any]) -> None:
+        self._last_number += 1
+        source.entries.append({"number": self._last_number, "at_s": unix_s(at_s), "source": source.name, **fields})
 
-    def _update_last(self, channel: SourceView, answer: dict[str, Any]) -> None:
-        """Update the score of the last decision. The entry is replaced, because a reader may still use the old one."""
-        for at in range(len(channel.story) - 1, -1, -1):
-            entry = channel.story[at]
+    def _update_last(self, source: SourceView, fields: dict[str, Any]) -> None:
+        """Update the score of the last decision. The entry is replaced, because another thread may use the old one."""
+        for index in range(len(source.entries) - 1, -1, -1):
+            entry = source.entries[index]
             if "state" not in entry:
-                channel.story[at] = {key: entry[key] for key in ("number", "at_s", "source")} | answer
+                source.entries[index] = {key: entry[key] for key in ("number", "at_s", "source")} | fields
                 return
 
-    def _degrees(self) -> float | None:
-        at_s, degrees = self._temperature
-        if time.monotonic() - at_s >= TEMPERATURE_EVERY_S:
-            degrees = processor_temperature_c()
-            self._temperature = (time.monotonic(), degrees)
-        return degrees
+    def _current_temperature_c(self) -> float | None:
+        at_s, temperature_c = self._temperature
+        if time.monotonic() - at_s >= TEMPERATURE_INTERVAL_S:
+            temperature_c = processor_temperature_c()
+            self._temperature = (time.monotonic(), temperature_c)
+        return temperature_c
 
 
 def jpeg_of(result: Result) -> bytes:
-    """The result's picture as JPEG, made smaller where it is larger than the page shows."""
+    """Encode the image of a result as a JPEG file, scaled down to at most ``SHOWN_PX`` pixels."""
     cv2 = require("cv2")
     image = result.frame.image
     factor = SHOWN_PX / max(image.shape[:2])
@@ -213,29 +241,32 @@ def jpeg_of(result: Result) -> bytes:
     )
 
 
-def _fields(channel: SourceView) -> Iterator[tuple[str, Any]]:
-    yield "name", channel.name
-    if (change := channel.state) is not None:
+def _source_fields(source: SourceView) -> Iterator[tuple[str, Any]]:
+    yield "name", source.name
+    if (change := source.state) is not None:
         yield from {"state": str(change.state), "since_s": unix_s(change.since_s), "reason": change.reason}.items()
-    if (result := channel.result) is not None:
+    if (result := source.result) is not None:
         silent_s = time.monotonic() - result.completed_s
         yield "frame", result.frame.index
         yield "size", [result.frame.grabbed.shape[1], result.frame.grabbed.shape[0]]
-        yield "fps", round(channel.fps if silent_s < 2 else 0.0, 1)
+        yield "fps", round(source.fps if silent_s < 2 else 0.0, 1)
         yield "age_ms", round(result.age_ms, 1)
         yield "silent_s", round(silent_s, 2)
-        yield "answer", _answer(result)
+        yield "answer", _prediction_fields(result)
         yield "categories", [[c.label, c.index, round(c.score, 4)] for c in result.classification.categories]
 
 
-def _answer(result: Result) -> dict[str, Any]:
-    """The answer that is shown; with ``unknown``, the best class of the frame and its score as ``best``, and its
-    ``novelty`` where there is one."""
-    answer = result.decision or result.classification
-    said = {"label": answer.label, "index": answer.index, "score": round(answer.score, 4)}
-    if answer.index < 0 and result.classification.categories:
+def _prediction_fields(result: Result) -> dict[str, Any]:
+    """Return the prediction that the page shows, as JSON values.
+
+    If the label is ``unknown``, ``best`` has the label and the score of the best class of the frame, and ``novelty``
+    has the novelty if the model computes it.
+    """
+    prediction = result.decision or result.classification
+    fields = {"label": prediction.label, "index": prediction.index, "score": round(prediction.score, 4)}
+    if prediction.index < 0 and result.classification.categories:
         best = result.classification.categories[0]
-        said["best"] = [best.label, round(best.score, 4)]
+        fields["best"] = [best.label, round(best.score, 4)]
         if result.classification.novelty is not None:
-            said["novelty"] = round(result.classification.novelty, 2)
-    return said
+            fields["novelty"] = round(result.classification.novelty, 2)
+    return fields
