@@ -152,7 +152,8 @@ def compile_classifier(
         model: a model with softmax scores ``(batch, classes)`` as its output, or an autoencoder.
         optimizer: a Keras optimizer.
         steps_per_call: number of steps between two calls of the callbacks.
-        xla: compile each step with XLA. This has no effect on several CPU devices, which TensorFlow does not support.
+        xla: compile each step with XLA. This has no effect on several CPU devices, because TensorFlow does not
+            support this.
         micro_batches: number of micro-batches per batch for gradient accumulation, which reduces memory.
         soft_labels: whether the labels are soft labels ``(batch, classes)`` instead of class indices ``(batch,)``.
         teacher: distillation loss, a function of pixels, scores and image weights.

@@ -17,7 +17,7 @@ DEVIATIONS = 1.96
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     """Return the 95 % confidence interval (Wilson score interval) of a fraction measured on ``count`` images.
 
-    Both ends are 0 to 1. Source: doi:10.1080/01621459.1927.10502953.
+    Returns the lower and the upper limit, 0 to 1. Source: doi:10.1080/01621459.1927.10502953.
     """
     if count < 1:
         return 0.0, 1.0
@@ -29,7 +29,7 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose highest score is in (``low``, ``high``].
+    """A bin of the reliability diagram: the images whose highest score is in the interval (``low``, ``high``].
 
     Attributes:
         images: number of images.

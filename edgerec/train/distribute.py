@@ -90,11 +90,11 @@ class Team:
         """Wait until all workers have called this method."""
         self.mean(0.0)
 
-    def require_equal(self, facts: dict[str, Any]) -> None:
-        """Raise an error in all workers if the facts of a worker differ from those of the chief.
+    def require_equal(self, values: dict[str, Any]) -> None:
+        """Raise an error in all workers if a worker passes other values than the chief.
 
         Args:
-            facts: a dictionary of JSON values, which may be nested, such as the recipe.
+            values: JSON values by name, such as those of the recipe; dictionaries may be nested.
 
         Raises:
             TrainError: a value differs. The message names the first such value and the worker.
@@ -102,7 +102,7 @@ class Team:
         if self.cluster is None:
             return
         tf = require("tensorflow")
-        mine = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        mine = np.frombuffer(json.dumps(values).encode(), np.uint8)
         sizes, everything = (
             self.strategy.gather(tf.constant(values, tf.int32), axis=0).numpy() for values in ([len(mine)], mine)
         )
@@ -228,9 +228,9 @@ def run_to_write(run: Run, team: Team) -> Iterator[Run]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _flattened(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested dictionary as a flat one with keys such as ``train.epochs``."""
     flat: dict[str, Any] = {}
-    for key, value in facts.items():
+    for key, value in values.items():
         flat |= _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -207,7 +207,9 @@ def evaluate(
             "%s was measured %s; %s",
             path,
             result.measured,
-            "the accuracy on new images is lower" if trained else "if it was, the accuracy on new images is lower",
+            "the accuracy on new images is lower"
+            if trained
+            else "if it was trained on them, the accuracy on new images is lower",
         )
     return result
 

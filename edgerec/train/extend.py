@@ -89,7 +89,7 @@ def _archive(run: Run, archive: Path) -> None:
 
 
 def _results(run: Run) -> Iterator[Path]:
-    """Yield all that only finished runs have, beginning with ``metrics.json``, which marks a run as finished."""
+    """Yield the files and folders that only finished runs have, beginning with ``metrics.json``."""
     yield run.path / "metrics.json"
     yield from (path for path in run.path.glob("*.json") if path.name not in (*_COPIED, "metrics.json"))
     yield from run.path.glob("*.keras")

@@ -201,7 +201,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
 
 @dataclass(frozen=True)
 class _Training:
-    """What all stages of a training have in common."""
+    """Data and settings that all stages of a training share."""
 
     run: Run
     recipe: Recipe
@@ -294,7 +294,7 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _resumable(run: Run) -> Recipe:
-    """Return the recipe of a run; raise an error if there is no run to resume."""
+    """Return the recipe of an existing run; raise an error if there is no run."""
     if not run.begun:
         raise EdgerecError(f"{run.path} cannot be resumed, because it is not a run: train without --resume")
     return run.recipe

@@ -46,7 +46,7 @@ class Replicas:
 
     @property
     def numbers(self) -> range:
-        """Numbers of the replicas of this process."""
+        """The numbers of the replicas of this process, counted from 0 over all processes."""
         return range(self.first, self.first + self.count)
 
 
@@ -224,7 +224,11 @@ def class_weights(dataset: Dataset, part: Indices, recipe: Recipe) -> npt.NDArra
 def _finisher(
     dataset: Dataset, recipe: Recipe, weights: npt.NDArray[np.float32] | None
 ) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
-    """Return the function that augments a batch, given its pixels, classes and number, and adds image weights."""
+    """Return the function that augments and normalizes a batch, and adds image weights.
+
+    The function takes the pixels, the classes and the number of the batch. The number determines the random values of
+    the augmentation.
+    """
     tf = require("tensorflow")
     change, mix, normalise = augmenter(recipe.augment), mixer(recipe.augment), recipe.normalise
 

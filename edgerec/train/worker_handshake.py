@@ -87,29 +87,31 @@ class Cluster:
         return f"{'the chief' if index == 0 else f'worker {index}'} ({self.addresses[index]})"
 
 
-def handshake(cluster: Cluster, facts: dict[str, Any], wait_s: float) -> None:
+def handshake(cluster: Cluster, versions: dict[str, Any], wait_s: float) -> None:
     """Wait until all workers of the cluster are reachable, and check that they match.
 
     Args:
         cluster: the expected workers.
-        facts: JSON values that must be equal in all workers, such as package versions.
+        versions: versions of the packages that must be equal in all workers, by package name.
         wait_s: timeout in seconds.
 
     Raises:
-        TrainError: a worker was not reachable before the timeout, or has other facts or another ``TF_CONFIG``.
+        TrainError: a worker was not reachable in time, or has other package versions or another ``TF_CONFIG``.
     """
     deadline = time.monotonic() + wait_s
     if cluster.chief:
-        _call_workers(cluster, facts, deadline, wait_s)
+        _call_workers(cluster, versions, deadline, wait_s)
     else:
-        _wait_for_chief(cluster, facts, deadline, wait_s)
+        _wait_for_chief(cluster, versions, deadline, wait_s)
 
 
-def _call_workers(cluster: Cluster, facts: dict[str, Any], deadline: float, wait_s: float) -> None:
-    """Connect to all workers, compare their facts with those of the chief, and send each worker the result."""
+def _call_workers(cluster: Cluster, versions: dict[str, Any], deadline: float, wait_s: float) -> None:
+    """Connect to all workers, compare their package versions, and send each worker the result."""
     with contextlib.ExitStack() as stack:
         replies = [_call(cluster, index, stack, deadline, wait_s) for index in range(1, len(cluster.addresses))]
-        differences = (_difference(cluster, index, facts, reply) for index, (_, reply) in enumerate(replies, start=1))
+        differences = (
+            _difference(cluster, index, versions, reply) for index, (_, reply) in enumerate(replies, start=1)
+        )
         error = next(filter(None, differences), "")
         for stream, _ in replies:
             with contextlib.suppress(OSError):
@@ -140,23 +142,23 @@ def _call(
         time.sleep(_RETRY_S)
 
 
-def _difference(cluster: Cluster, index: int, facts: dict[str, Any], reply: dict[str, Any]) -> str:
-    """Return a message about the first difference between a worker's facts and those of the chief; empty if equal."""
+def _difference(cluster: Cluster, index: int, versions: dict[str, Any], reply: dict[str, Any]) -> str:
+    """Return a message about the first package whose version differs from that of the chief; empty if there is none."""
     if reply.get("index") != index:
         return (
             f"{cluster.name(index)} replied that it is worker {reply.get('index')}: give all workers the same cluster "
             "in TF_CONFIG"
         )
     worker, theirs = cluster.name(index), reply.get("about")
-    for key, value in facts.items():
+    for key, value in versions.items():
         other = theirs.get(key) if isinstance(theirs, dict) else None
         if other != value:
             return f"{worker} has {key} {other}, but the chief has {value}: install the same version on all"
     return ""
 
 
-def _wait_for_chief(cluster: Cluster, facts: dict[str, Any], deadline: float, wait_s: float) -> None:
-    """Wait until the chief connects, send this worker's facts, and wait until the chief has reached all workers."""
+def _wait_for_chief(cluster: Cluster, versions: dict[str, Any], deadline: float, wait_s: float) -> None:
+    """Wait until the chief connects, send the package versions, and wait until the chief has reached all workers."""
     with _listening(cluster) as server:
         while True:
             server.settimeout(max(0.1, deadline - time.monotonic()))
@@ -172,7 +174,7 @@ def _wait_for_chief(cluster: Cluster, facts: dict[str, Any], deadline: float, wa
                 if hello is None or hello.get("cluster") != list(cluster.addresses):
                     continue
                 try:
-                    _send(stream, {"index": cluster.index, "about": facts})
+                    _send(stream, {"index": cluster.index, "about": versions})
                 except OSError:
                     continue
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
