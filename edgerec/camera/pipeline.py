@@ -26,7 +26,7 @@ from edgerec.contract.decision import Decider
 from edgerec.errors import SourceError
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.threads import best_threads
-from edgerec.tflite.runtimes import processors
+from edgerec.tflite.runtimes import available_cpus
 from edgerec.utils.atomic import checked_output, user_path
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Camera:
         threads, interpreters = threads or manifest.threads, 1
         if not (options.get("delegate") or manifest.delegate):
             if not any(address.live for address in addresses):
-                threads, interpreters = 1, threads or min(processors(), MAX_INTERPRETERS)
+                threads, interpreters = 1, threads or min(available_cpus(), MAX_INTERPRETERS)
             elif not threads:
                 threads = best_threads(opened_bundle.model, manifest.normalise)
         classifiers = [Classifier(opened_bundle, threads=threads, **options) for _ in range(interpreters)]

@@ -12,7 +12,7 @@ from edgerec.errors import ModelError, RecipeError
 from edgerec.models import ARCHITECTURES, build, find, own
 from edgerec.tflite.cost import macs
 from edgerec.tflite.flatbuffer import read_graph
-from edgerec.tflite.inspection import what_targets_say
+from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
@@ -132,7 +132,7 @@ def measured(
         "macs": sum(macs(operator) for operator in graph.operators),
         "int8_bytes": len(content),
         "methods": methods,
-        "targets": what_targets_say(graph, content),
+        "targets": target_problems(graph, content),
         "pi4_ms": float(f"{pi4_ms(graph):.4g}"),
     }
     listener(Progress("converting", 2, 2))

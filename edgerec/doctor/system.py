@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgerec.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.video_devices import ROOT, read_text
-from edgerec.tflite.runtimes import processors
+from edgerec.tflite.runtimes import available_cpus
 
 # Nobody has this version earlier; files that pip wrote say more.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
@@ -101,7 +101,7 @@ def look(root: Path = ROOT) -> System:
         bits=own_bits(),
         board=read_text(root / "proc/device-tree/model"),
         kernel=read_text(root / "proc/sys/kernel/osrelease"),
-        processors=processors(),
+        processors=available_cpus(),
         avx=_avx(),
         root=hasattr(os, "geteuid") and os.geteuid() == 0,
         user=os.environ.get("USER", "") if re.fullmatch(r"[\w.-]+", os.environ.get("USER", "")) else "",

@@ -15,7 +15,7 @@ from edgerec.errors import BundleError, EdgerecError
 from edgerec.export.variants import choose, without_folders
 from edgerec.recipe import DataSource
 from edgerec.runtime.anomaly import Autoencoder
-from edgerec.tflite.edgetpu import compiled
+from edgerec.tflite.edgetpu import compile_for_edgetpu
 from edgerec.train.anomaly import KNOWN_FRACTION, fit_threshold
 from edgerec.train.evaluate import tflite_scorer
 from edgerec.train.run import Run
@@ -122,7 +122,7 @@ def novelty_guard(
             f"{novelty.run} reconstructs its validation images without any error, so no threshold can be fitted: "
             "check that the validation images differ from each other"
         )
-    edgetpu = compiled(chosen.content, target) if target.compiler else None
+    edgetpu = compile_for_edgetpu(chosen.content, target) if target.compiler else None
     files = {MODEL: chosen.content}
     if edgetpu is not None and edgetpu.content:
         files[DELEGATE_MODEL] = edgetpu.content

@@ -21,7 +21,7 @@ from edgerec.export.variants import choose, without_folders
 from edgerec.export.writer import write_verified
 from edgerec.recipe import DataSource
 from edgerec.runtime.model import ImageModel
-from edgerec.tflite.edgetpu import EdgeTpuReport, compiled
+from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
 from edgerec.train.run import Run, split_summary
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.progress import Listener, ignore
@@ -119,7 +119,7 @@ def export_bundle(
     decision = fitted_decision(
         run, content, dataset, split, threshold=threshold, precision=precision, listener=listener
     )
-    edgetpu = compiled(content, aim) if aim.compiler else None
+    edgetpu = compile_for_edgetpu(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content

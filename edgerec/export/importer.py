@@ -22,7 +22,7 @@ from edgerec.export.writer import write_verified
 from edgerec.runtime.classifier import read_image
 from edgerec.runtime.third_party import ThirdPartyModel
 from edgerec.tflite.compatibility import require_fit
-from edgerec.tflite.edgetpu import EdgeTpuReport, compiled
+from edgerec.tflite.edgetpu import EdgeTpuReport, compile_for_edgetpu
 from edgerec.tflite.metadata import Metadata, has_metadata, with_metadata, without_metadata
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path
 from edgerec.utils.package_data import shipped
@@ -140,7 +140,7 @@ def import_tflite(
         content = without_metadata(content)
     if not has_metadata(content) and (aim.kind == "model" or finished is not original):
         content = with_metadata(content, names, pixels, source.stem)  # apps read the labels and the normalization there
-    edgetpu = compiled(content, aim) if aim.compiler else None
+    edgetpu = compile_for_edgetpu(content, aim) if aim.compiler else None
     models = {"model.tflite": content}
     if edgetpu is not None and edgetpu.content:
         models[DELEGATE_MODEL] = edgetpu.content

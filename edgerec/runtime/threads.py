@@ -12,7 +12,7 @@ from edgerec.contract.preprocess import Image
 from edgerec.contract.tensors import Normalise
 from edgerec.runtime.interpreter import fingerprint
 from edgerec.runtime.model import ImageModel
-from edgerec.tflite.runtimes import processors
+from edgerec.tflite.runtimes import available_cpus
 from edgerec.utils.atomic import cache_folder, write_file
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def best_threads(content: bytes, normalise: Normalise) -> int:
         content: the bytes of a .tflite image classifier.
         normalise: normalization of the input pixels.
     """
-    available = processors()
+    available = available_cpus()
     if available == 1:
         return 1
     machine = f"{fingerprint().to_dict()} {available}".encode()

@@ -1,4 +1,4 @@
-"""Whether a model runs on a target, found out from its file alone."""
+"""Check from a .tflite file alone whether a target can run the model."""
 
 from __future__ import annotations
 
@@ -14,42 +14,59 @@ from edgerec.tflite.memory import microcontroller_bytes, plan_bytes
 from edgerec.utils.command_line import command
 
 _QUANTIZE = "quantize it: edgerec quantize RUN, or edgerec quantize MODEL --data FOLDER"
-_INTEGERS = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
-# Those that TFLite itself registers.
-_CUSTOM = {"CUSTOM TFLite_Detection_PostProcess", "CUSTOM Mfcc", "CUSTOM AudioSpectrogram", "CUSTOM NumericVerify"}
-# Of a computer's memory, what Python, OpenCV and the system are left with.
-_SHARE = 2
+_INTEGER_TYPES = {"INT8", "UINT8", "INT32", "INT64", "BOOL"}
+# Custom operators that TFLite itself registers.
+_SUPPORTED_CUSTOM = {
+    "CUSTOM TFLite_Detection_PostProcess",
+    "CUSTOM Mfcc",
+    "CUSTOM AudioSpectrogram",
+    "CUSTOM NumericVerify",
+}
+# A model may use at most 1 / _MEMORY_DIVISOR of a computer's memory. Python, OpenCV and the system need the rest.
+_MEMORY_DIVISOR = 2
 
 
 def require_fit(content: bytes, target: Target, where: str = "the model") -> Graph:
-    """The graph of a .tflite file that the target runs.
+    """Check that a target can run a model, and return the graph of the model.
+
+    Args:
+        content: bytes of the .tflite file.
+        target: the target.
+        where: name of the model for error messages.
 
     Raises:
-        TargetError: it does not; the message has the first reason, how many more there are, and the way out.
+        TargetError: the target cannot run the model. The message states the first reason, a solution, and the number
+            of further reasons.
+        ModelError: the bytes are not a .tflite file.
     """
     graph = read_graph(content, where)
     with reading_graph(where):
-        found = findings(graph, content, target)
-    if found:
+        problems = findings(graph, content, target)
+    if problems:
         # A model inside a bundle's .zip has no path that `edgerec inspect` could read.
         show = f": {command('inspect', where, '--target', target.name)}" if Path(where).is_file() else ""
-        more = f" (and {len(found) - 1} more{show})" if len(found) > 1 else ""
-        raise TargetError(f"target {target.name} cannot run {where}: {found[0]}{more}")
+        more = f" (and {len(problems) - 1} more{show})" if len(problems) > 1 else ""
+        raise TargetError(f"target {target.name} cannot run {where}: {problems[0]}{more}")
     return graph
 
 
 def findings(graph: Graph, content: bytes, target: Target) -> list[Finding]:
-    """Every reason why ``target`` cannot run a model as it stands; an empty list: it runs.
+    """Return all reasons why ``target`` cannot run a model; an empty list if it can.
 
     Args:
-        graph: of the .tflite file.
-        content: its bytes.
-        target: its types, inputs, outputs, operators with versions, rules and memory count.
+        graph: graph of the model.
+        content: bytes of the .tflite file.
+        target: the target, with its data types, operators and their versions, rules and memory.
     """
     if target.rules == "edgetpu":
-        # The Edge TPU's own rules say all of it, with reasons that fit it better.
+        # The rules of the Edge TPU include the checks of types and operators, with more specific reasons.
         return [*check(graph, target), *_memory(graph, content, target)]
-    return [*_types(graph, target), *_ends(graph, target), *_operators(graph, target), *_memory(graph, content, target)]
+    return [
+        *_types(graph, target),
+        *_input_and_output_types(graph, target),
+        *_operators(graph, target),
+        *_memory(graph, content, target),
+    ]
 
 
 def _types(graph: Graph, target: Target) -> Iterator[Finding]:
@@ -57,14 +74,14 @@ def _types(graph: Graph, target: Target) -> Iterator[Finding]:
         return
     for operator in graph.operators:
         for tensor in (*operator.inputs, *operator.outputs):
-            if tensor is not None and tensor.dtype not in _INTEGERS and tensor.shape != (0,):
+            if tensor is not None and tensor.dtype not in _INTEGER_TYPES and tensor.shape != (0,):
                 reason = f"tensor {tensor.name[-60:]!r} is {tensor.dtype}, expected {' or '.join(target.types)}"
                 layer = operator.outputs[0].name if operator.outputs else ""
                 yield Finding(operator.index, operator.name, layer, reason, _QUANTIZE)
                 return
 
 
-def _ends(graph: Graph, target: Target) -> Iterator[Finding]:
+def _input_and_output_types(graph: Graph, target: Target) -> Iterator[Finding]:
     ends: list[tuple[str, tuple[Tensor, ...], tuple[str, ...]]] = [
         ("input", graph.inputs, target.inputs),
         ("output", graph.outputs, target.outputs),
@@ -72,7 +89,7 @@ def _ends(graph: Graph, target: Target) -> Iterator[Finding]:
     for what, tensors, allowed in ends:
         for tensor in tensors:
             if tensor.dtype.lower() not in allowed:
-                reason = f"it is {tensor.dtype.lower()}, expected {' or '.join(allowed)}"
+                reason = f"its type is {tensor.dtype.lower()}, expected {' or '.join(allowed)}"
                 way_out = f"convert it with inference_{what}_type=tf.{allowed[0]}"
                 yield Finding(-1, what, tensor.name, reason, way_out)
 
@@ -81,38 +98,40 @@ def _operators(graph: Graph, target: Target) -> Iterator[Finding]:
     for operator in graph.operators:
         layer = operator.outputs[0].name if operator.outputs else ""
         if operator.name == "CUSTOM edgetpu-custom-op":
-            reason, way_out = "it was compiled for the Edge TPU", "take the file from before the compiler"
-        elif operator.name in _CUSTOM and target.kind != "c":
+            reason, way_out = "it was compiled for the Edge TPU", "use the .tflite file that was the compiler's input"
+        elif operator.name in _SUPPORTED_CUSTOM and target.kind != "c":
             continue
         elif operator.name.startswith("CUSTOM"):
-            reason, way_out = "it is no operator of TFLite's own", "leave it out, and do what it does outside"
-        elif target.kind == "c" and (wrong := _not_for_micro(operator)):
-            reason, way_out = wrong, "convert it with int8 inside, as edgerec quantize does"
+            reason = "it is a custom operator, which TFLite does not provide"
+            way_out = "remove it from the model, and compute it in the application"
+        elif target.kind == "c" and (wrong := _unsupported_by_micro(operator)):
+            reason, way_out = wrong, "quantize the model to int8, for example with edgerec quantize"
         elif not target.operators:
             continue
         elif operator.name not in target.operators:
-            reason, way_out = "its runtime has no such operator", "use an architecture without it, or another --target"
+            reason = "the target's runtime does not support this operator"
+            way_out = "use an architecture without it, or another --target"
         elif 0 < target.operators[operator.name] < operator.version:
             highest = target.operators[operator.name]
-            reason = f"it is of version {operator.version}, its runtime knows up to {highest}"
-            way_out = "convert it with an older TensorFlow, or with edgerec"
+            reason = f"it has version {operator.version}, but the target's runtime supports versions up to {highest}"
+            way_out = "convert the model with an older version of TensorFlow, or with edgerec"
         else:
             continue
         yield Finding(operator.index, operator.name, layer, reason, way_out)
 
 
-def _not_for_micro(operator: Operator) -> str | None:
-    """Why TensorFlow Lite Micro's kernel does not take these types, or None."""
-    given = operator.inputs[0] if operator.inputs else None
-    if given is not None and given.dtype == "FLOAT16":
-        return "it works on float16, which TensorFlow Lite Micro does not have"
-    if given is None or operator.name in ("QUANTIZE", "DEQUANTIZE", "RESHAPE"):
+def _unsupported_by_micro(operator: Operator) -> str | None:
+    """Return why TensorFlow Lite Micro cannot run an operator with its data types; None if it can."""
+    data = operator.inputs[0] if operator.inputs else None
+    if data is not None and data.dtype == "FLOAT16":
+        return "its input is float16, which TensorFlow Lite Micro does not support"
+    if data is None or operator.name in ("QUANTIZE", "DEQUANTIZE", "RESHAPE"):
         return None
-    if given.dtype == "UINT8":
-        return "it works on uint8, TensorFlow Lite Micro's on int8"
+    if data.dtype == "UINT8":
+        return "its input is uint8, but TensorFlow Lite Micro supports only int8"
     weights = operator.inputs[1] if len(operator.inputs) > 1 else None
-    if given.dtype == "FLOAT32" and weights is not None and weights.dtype == "INT8":
-        return "it has int8 weights for float32 numbers, which TensorFlow Lite Micro does not mix"
+    if data.dtype == "FLOAT32" and weights is not None and weights.dtype == "INT8":
+        return "it has int8 weights and a float32 input, which TensorFlow Lite Micro does not support"
     return None
 
 
@@ -120,11 +139,11 @@ def _memory(graph: Graph, content: bytes, target: Target) -> Iterator[Finding]:
     if not target.memory_bytes:
         return
     if target.kind == "c":
-        # Weights stay in flash; the arena, and something for the program's own variables, must fit.
+        # Weights stay in flash memory. Only the arena must fit into RAM.
         needs, has = microcontroller_bytes(graph), target.memory_bytes
         way_out = "use a smaller --input-size or --width"
     else:
-        needs, has = len(content) + plan_bytes(graph), target.memory_bytes // _SHARE
+        needs, has = len(content) + plan_bytes(graph), target.memory_bytes // _MEMORY_DIVISOR
         way_out = "use a smaller --input-size or --width, or a target with more memory"
     if needs > has:
-        yield Finding(-1, "memory", "", f"it needs about {needs:,} bytes, expected up to {has:,}", way_out)
+        yield Finding(-1, "memory", "", f"the model needs about {needs:,} bytes, but only {has:,} can be used", way_out)

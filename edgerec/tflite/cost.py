@@ -1,4 +1,4 @@
-"""How much an operator computes."""
+"""Compute the cost of operators (multiply-accumulates) and the size of tensors."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from edgerec.tflite.flatbuffer import Operator, Tensor
 
 
 def macs(operator: Operator) -> int:
-    """Multiply-accumulates of an operator for one picture; 0 for those that only move, add or look up.
+    """Return the number of multiply-accumulates of an operator for one image.
 
-    Bias additions, activations, poolings and means are not counted, as it is usual. A dynamic dimension counts as 1.
+    As usual, bias additions, activations, poolings and means are not counted. The result is 0 for operators without
+    weights, such as additions and reshapes. A dynamic dimension counts as 1.
     """
-    weights = [_shape(tensor) for tensor in operator.inputs]
-    made = _size(operator.outputs[0]) if operator.outputs else 0
+    shapes = [_shape(tensor) for tensor in operator.inputs]
+    output_size = _size(operator.outputs[0]) if operator.outputs else 0
     match operator.name:
         case "CONV_2D" | "CONV_3D":
-            return made * prod(weights[1][1:] if operator.name == "CONV_2D" else weights[1][:-1])
+            return output_size * prod(shapes[1][1:] if operator.name == "CONV_2D" else shapes[1][:-1])
         case "DEPTHWISE_CONV_2D":
-            return made * prod(weights[1][1:3])
+            return output_size * prod(shapes[1][1:3])
         case "FULLY_CONNECTED":
-            return made * weights[1][-1]
+            return output_size * shapes[1][-1]
         case "TRANSPOSE_CONV":
-            return prod(weights[2]) * prod(weights[1][:3])
+            return prod(shapes[2]) * prod(shapes[1][:3])
         case "BATCH_MATMUL":
-            return made * weights[0][-2 if operator.options.adjX else -1]
+            return output_size * shapes[0][-2 if operator.options.adjX else -1]
         case "UNIDIRECTIONAL_SEQUENCE_LSTM":
-            steps = weights[0][0 if operator.options.timeMajor else 1]
-            return steps * sum(prod(shape) for shape in weights[1:9] if len(shape) == 2)
+            steps = shapes[0][0 if operator.options.timeMajor else 1]
+            return steps * sum(prod(shape) for shape in shapes[1:9] if len(shape) == 2)
     return 0
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """What a tensor's numbers take; a dynamic dimension counts as 1."""
+    """Return the size of the values of a tensor in bytes. A dynamic dimension counts as 1."""
     return (_size(tensor) * _BITS.get(tensor.dtype, 8) + 7) // 8
 
 
@@ -44,6 +45,7 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...]:
     return () if tensor is None else tuple(abs(n) for n in tensor.shape)
 
 
+# Bits per value of each data type. Data types that are not listed have 8 bits.
 _BITS = {
     "FLOAT64": 64,
     "FLOAT32": 32,

@@ -1,4 +1,4 @@
-"""What a target has against a model."""
+"""The reasons why a target cannot run a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """An operator (index −1: the whole model) that a target refuses, why, and the way out."""
+    """A reason why a target cannot run a model.
+
+    Attributes:
+        index: index of the operator; −1 if the finding is about the whole model.
+        op: name of the operator, or of the part of the model, such as ``input``.
+        layer: name of the operator's first output; empty if there is none.
+        reason: why the target cannot run the operator.
+        way_out: how to solve the problem.
+    """
 
     index: int
     op: str
@@ -17,10 +25,10 @@ class Finding:
     way_out: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Return operator, layer, reason and solution as one line."""
         where = f"{self.op} {self.layer[-60:]!r}: " if self.layer else f"{self.op}: "
         return f"{where}{self.reason}; {self.way_out}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return dict(vars(self))

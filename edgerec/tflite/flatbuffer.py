@@ -1,4 +1,4 @@
-"""Read the operators and tensors of a .tflite file without TensorFlow."""
+"""Read and write the operators and tensors of a .tflite file without TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ MAX_MODEL_BYTES = 1 << 31
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor. ``shape`` has −1 where it is dynamic; ``data`` is its content, uint8, when that is in the file.
+    """A tensor of a model.
 
-    ``index`` is its place in its subgraph, by which interpreters know it too; ``axis`` is that of the channels
-    where there are several ``scales``.
+    Attributes:
+        name: name of the tensor.
+        dtype: name of the type in the TFLite schema, such as ``INT8``.
+        shape: shape of the tensor; dynamic dimensions are −1.
+        scales, zero_points: quantization parameters: none, one, or one per channel.
+        data: content of a constant tensor, uint8 ``(bytes,)``; None for other tensors.
+        axis: axis of the channels if there are several ``scales``.
+        index: index of the tensor in its subgraph, which is also its index in an interpreter.
     """
 
     name: str
@@ -39,13 +45,21 @@ class Tensor:
 
     @property
     def constant(self) -> bool:
-        """Whether its numbers are in the file."""
+        """Whether the values of the tensor are stored in the file."""
         return self.data is not None
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator with its builtin name, version, tensors, and its options object of the TFLite schema."""
+    """An operator of a model.
+
+    Attributes:
+        index: position of the operator in the first subgraph.
+        name: builtin name in the TFLite schema, e.g. ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
+        version: version of the operator.
+        inputs, outputs: tensors of the operator; an optional input that is absent is None.
+        options: options object of the TFLite schema.
+    """
 
     index: int
     name: str
@@ -57,7 +71,14 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model with one subgraph, the first; ``subgraphs`` says how many there are."""
+    """The graph of a model.
+
+    Attributes:
+        tensors: tensors of all subgraphs.
+        operators: operators of the first subgraph, in the order of execution.
+        inputs, outputs: inputs and outputs of the first subgraph.
+        subgraphs: number of subgraphs; more than one if the model contains control flow.
+    """
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
@@ -93,14 +114,15 @@ def parse(model: bytes, where: str = "the model") -> Any:
     check_bounds(model, where)
     try:
         return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
-    except Exception as error:  # a damaged flatbuffer fails anywhere: struct, index, type …
+    except Exception as error:  # a damaged flatbuffer can cause any error, such as struct.error or IndexError
         raise ModelError(f"{where} is a damaged TFLite model: {error}") from None
 
 
 def pack(model: Any) -> bytes:
-    """The inverse of :func:`parse`. Equal vectors are written once, and their owners point to the same place.
+    """Return the .tflite bytes of a ``ModelT`` object, see :func:`parse`. Identical vectors are stored only once.
 
-    Each tensor with a scale per channel brings as many zero points of 8 bytes, all zero: an eighth of a small model.
+    This matters because every tensor with a scale per channel also has a zero point of 8 bytes per channel. These zero
+    points are all zero, but take an eighth of a small model.
     """
     written: dict[tuple[str, bytes], int] = {}
 
@@ -117,48 +139,49 @@ def pack(model: Any) -> bytes:
 
 
 def real_values(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """What the numbers of a constant tensor stand for, in its shape: ``scale · (stored − zero point)``.
+    """Return the real values of a constant tensor, float32 in its shape: ``scale · (stored − zero_point)``.
 
     Raises:
-        ModelError: stored in a way that NumPy does not know, as 4-bit or sparse.
+        ModelError: the values are stored in a format that NumPy does not support, such as 4-bit integers.
     """
     data = np.empty(0, np.uint8) if tensor.data is None else tensor.data
     try:
         stored = data.view(tensor.dtype.lower()).reshape(tensor.shape)
     except (TypeError, ValueError):
         raise ModelError(
-            f"the tensor {tensor.name[-60:]} is stored packed ({tensor.dtype}): it cannot be read"
+            f"the tensor {tensor.name[-60:]!r} cannot be read, because its values are stored in a packed format "
+            f"({tensor.dtype})"
         ) from None
     if not tensor.scales:
         return stored.astype(np.float32)
-    across = [-1 if axis == tensor.axis and len(tensor.scales) > 1 else 1 for axis in range(stored.ndim)]
-    scales = np.array(tensor.scales, np.float64).reshape(across or [])
-    zero_points = np.array(tensor.zero_points or [0] * len(tensor.scales), np.float64).reshape(across or [])
+    broadcast = [-1 if axis == tensor.axis and len(tensor.scales) > 1 else 1 for axis in range(stored.ndim)]
+    scales = np.array(tensor.scales, np.float64).reshape(broadcast or [])
+    zero_points = np.array(tensor.zero_points or [0] * len(tensor.scales), np.float64).reshape(broadcast or [])
     return ((stored - zero_points) * scales).astype(np.float32)
 
 
 def float_tensors(graph: Graph) -> list[Tensor]:
-    """The tensors that hold floating-point numbers: none in a fully quantized model.
+    """Return the floating-point tensors of a model. A fully quantized model has none.
 
-    An int8 LSTM lists four that have a scale and no element; nothing is computed with them.
+    Empty tensors are ignored, because an int8 LSTM has four of them, which store only a scale.
     """
     return [tensor for tensor in graph.tensors if "FLOAT" in tensor.dtype and tensor.shape != (0,)]
 
 
 def weight_sparsity(graph: Graph) -> float:
-    """The part of zeros among the int8 convolution and dense weights, whose zero point is 0."""
+    """Return the fraction of zeros among the int8 weights of convolutions and dense layers, whose zero point is 0."""
     weights = [t.data for t in graph.tensors if t.data is not None and t.dtype == "INT8" and len(t.shape) > 1]
     return float(sum((w == 0).sum() for w in weights) / max(1, sum(w.size for w in weights)))
 
 
 def _graph(schema: Any, model: Any) -> Graph:
-    # A lite file has one subgraph unless it has control flow; its tensors are all checked the same way.
+    # A model without control flow has one subgraph. Callers also check the tensors of the other subgraphs.
     tensors: list[Tensor] = []
     first: tuple[Tensor, ...] = ()
     for subgraph in model.subgraphs:
-        own = tuple(_tensor(schema, model, tensor, index) for index, tensor in enumerate(subgraph.tensors))
-        first = first or own
-        tensors += own
+        current = tuple(_tensor(schema, model, tensor, index) for index, tensor in enumerate(subgraph.tensors))
+        first = first or current
+        tensors += current
     main = model.subgraphs[0]
     return Graph(
         tuple(tensors),
@@ -215,7 +238,7 @@ def _options(schema: Any, name: str, options: Any, index: int) -> Any:
     if create is None:
         return options
     if options is not None and not isinstance(options, create):
-        raise ValueError(f"operator {index} ({name}) has {type(options).__name__.removesuffix('T')}")
+        raise ValueError(f"operator {index} ({name}) has options of type {type(options).__name__.removesuffix('T')}")
     return create() if options is None else options
 
 

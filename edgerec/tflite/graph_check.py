@@ -115,19 +115,19 @@ class GraphCheck:
     def _check_numbers(self, where: str, code: int, reads: list[int], writes: list[int]) -> None:
         if not 0 <= code <= _MAX_OPERATOR:
             raise ValueError(f"{where} has the unknown operator code {code}")
-        least, most = _INPUTS.get(code, (0, _MANY))
-        if not least <= len(reads) <= most:
-            raise ValueError(f"{where} has {len(reads)} inputs, expected {least} to {most}")
-        least, most = _OUTPUTS.get(code, (1, _MANY))
-        if not least <= len(writes) <= most:
-            raise ValueError(f"{where} has {len(writes)} outputs, expected {least} to {most}")
+        minimum, maximum = _INPUTS.get(code, (0, _MANY))
+        if not minimum <= len(reads) <= maximum:
+            raise ValueError(f"{where} has {len(reads)} inputs, expected {minimum} to {maximum}")
+        minimum, maximum = _OUTPUTS.get(code, (1, _MANY))
+        if not minimum <= len(writes) <= maximum:
+            raise ValueError(f"{where} has {len(writes)} outputs, expected {minimum} to {maximum}")
 
     def _check_reads(self, where: str, code: int, reads: list[int], tensors: int, known: set[int]) -> None:
-        for place, index in enumerate(reads):
-            if index == -1 and place in _OPTIONAL.get(code, ()):
+        for position, index in enumerate(reads):
+            if index == -1 and position in _OPTIONAL.get(code, ()):
                 continue
             if not 0 <= index < tensors:
-                raise ValueError(f"input {place} of {where} is tensor {index}, which does not exist")
+                raise ValueError(f"input {position} of {where} is tensor {index}, which does not exist")
             if index not in known:
                 raise ValueError(f"{where} reads tensor {index} before an operator computes it")
 

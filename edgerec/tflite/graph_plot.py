@@ -1,4 +1,4 @@
-"""A model's graph as a picture."""
+"""Draw the graph of a model as a PNG image."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
     from edgerec.tflite.inspection import InspectedOperator, InspectReport
 
-# Inches. A row holds so many operators at most: the heads of a detector are many.
+# Sizes in inches: the box of an operator, the height of a row, the width of a lane, and the space between columns.
 BOX_WIDTH, BOX_HEIGHT, ROW, LANE, GUTTER = 1.72, 0.46, 0.72, 1.98, 0.26
-MOST_LANES = 4
-# How much wider than high the picture shall be.
+# Maximum number of operators in a row. Object detectors, for example, have many parallel branches.
+MAX_LANES = 4
+# Desired ratio of the width to the height of the image.
 ASPECT = 1.35
 EDGE, TEXT = "#718096", "#1a202c"
-ON = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
-KINDS = {
+# Fill color and edge color of operators, by where they run for targets with an Edge TPU, or by kind.
+PLACEMENT_COLORS = {"edgetpu": ("#bee3f8", "#2b6cb0"), "cpu": ("#feebc8", "#dd6b20"), "refused": ("#fed7d7", "#c53030")}
+KIND_COLORS = {
     "weights": ("#bee3f8", "#2b6cb0"),
     "pooling": ("#c6f6d5", "#2f855a"),
     "arithmetic": ("#fefcbf", "#b7791f"),
@@ -41,8 +43,15 @@ _SHORT = {"DEPTHWISE_CONV_2D": "DEPTHWISE_CONV", "UNIDIRECTIONAL_SEQUENCE_LSTM":
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an operator is drawn: row in the whole graph, lane in its row, and the middle of its box in inches."""
+class BoxPosition:
+    """Position of an operator in the image.
+
+    Attributes:
+        row: row of the operator, counted over all columns.
+        lane: position of the operator in its row.
+        column: column that contains the row.
+        x, y: center of the operator's box in inches.
+    """
 
     row: int
     lane: int
@@ -52,80 +61,92 @@ class Place:
 
 
 def graph_plot(report: InspectReport, path: Path) -> None:
-    """Draw the operators into a PNG: rows from the top, in columns from the left."""
+    """Draw the operators of a model to a PNG file. Rows run from top to bottom, and columns from left to right.
+
+    Args:
+        report: result of :func:`~edgerec.tflite.inspection.inspect`.
+        path: path of the PNG file.
+    """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = layout(report)
-    width = max((place.x for place in places.values()), default=1) + LANE / 2 + GUTTER
-    height = max((place.y for place in places.values()), default=1) + BOX_HEIGHT + 0.15
-    width, head = max(width, 5.5), 0.75
-    figure = Figure(figsize=(width, height + head))
+    positions = layout(report)
+    width = max((position.x for position in positions.values()), default=1) + LANE / 2 + GUTTER
+    height = max((position.y for position in positions.values()), default=1) + BOX_HEIGHT + 0.15
+    width, header = max(width, 5.5), 0.75
+    figure = Figure(figsize=(width, height + header))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, height / (height + head)))
+    axes = figure.add_axes((0.0, 0.0, 1.0, height / (height + header)))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.axis("off")
-    _draw_edges(axes, report, places)
+    _draw_edges(axes, report, positions)
     for operator in report.operators:
-        _draw_box(axes, operator, places[operator.index], _colours(operator, report))
-    _draw_head(figure, report, width, height + head)
+        _draw_box(axes, operator, positions[operator.index], _colors(operator, report))
+    _draw_header(figure, report, width, height + header)
     save_figure(figure, checked_output(path, suffixes=(".png",)), dpi=_dpi(width, height))
 
 
-def layout(report: InspectReport) -> dict[int, Place]:
-    """Each operator's place: below all that it needs, and in the lane of the first of those where that is free."""
-    needs = _needs(report)
+def layout(report: InspectReport) -> dict[int, BoxPosition]:
+    """Return the position of each operator, by index.
+
+    An operator is below all operators whose outputs it reads. If possible, it is in the lane of the first of them.
+    """
+    predecessors = _predecessors(report)
     rows: dict[int, int] = {}
     lanes: dict[int, int] = {}
-    taken: dict[int, set[int]] = {}
+    used_lanes: dict[int, set[int]] = {}
     for operator in report.operators:
-        before = [index for index in needs[operator.index] if index in rows]
+        before = [index for index in predecessors[operator.index] if index in rows]
         row = 1 + max((rows[index] for index in before), default=-1)
-        while len(taken.setdefault(row, set())) >= MOST_LANES:
+        while len(used_lanes.setdefault(row, set())) >= MAX_LANES:
             row += 1
-        wanted = min((lanes[index] for index in before), default=0)
-        free = (lane for lane in [wanted, *range(MOST_LANES)] if lane not in taken[row])
+        preferred = min((lanes[index] for index in before), default=0)
+        free = (lane for lane in [preferred, *range(MAX_LANES)] if lane not in used_lanes[row])
         rows[operator.index], lanes[operator.index] = row, next(free)
-        taken[row].add(lanes[operator.index])
+        used_lanes[row].add(lanes[operator.index])
     depth = 1 + max(rows.values(), default=0)
-    widest = max((max(used) + 1 for used in taken.values() if used), default=1)
-    each = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
-    each = math.ceil(depth / math.ceil(depth / each))  # all columns about equally long
+    widest = max((max(used) + 1 for used in used_lanes.values() if used), default=1)
+    rows_per_column = max(1, math.ceil(math.sqrt(depth * (LANE * widest + GUTTER) / ROW / ASPECT)))
+    rows_per_column = math.ceil(depth / math.ceil(depth / rows_per_column))  # give all columns about the same length
     left, starts = GUTTER, list[float]()
-    for column in range(math.ceil(depth / each)):
+    for column in range(math.ceil(depth / rows_per_column)):
         starts.append(left)
-        used = [max(taken[row]) + 1 for row in range(column * each, min(depth, (column + 1) * each)) if taken.get(row)]
+        used = [
+            max(used_lanes[row]) + 1
+            for row in range(column * rows_per_column, min(depth, (column + 1) * rows_per_column))
+            if used_lanes.get(row)
+        ]
         left += LANE * max(used, default=1) + GUTTER
     return {
-        index: Place(
+        index: BoxPosition(
             row,
             lanes[index],
-            row // each,
-            starts[row // each] + LANE * lanes[index] + LANE / 2,
-            0.45 + ROW * (row % each) + BOX_HEIGHT / 2,
+            row // rows_per_column,
+            starts[row // rows_per_column] + LANE * lanes[index] + LANE / 2,
+            0.45 + ROW * (row % rows_per_column) + BOX_HEIGHT / 2,
         )
         for index, row in rows.items()
     }
 
 
-def _needs(report: InspectReport) -> dict[int, list[int]]:
-    """The operators whose tensors each operator takes."""
-    makes = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
+def _predecessors(report: InspectReport) -> dict[int, list[int]]:
+    """Return the indices of the operators whose outputs each operator reads, by index."""
+    producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     return {
-        operator.index: list(dict.fromkeys(makes[t] for t in operator.inputs if t is not None and t in makes))
+        operator.index: list(dict.fromkeys(producers[t] for t in operator.inputs if t is not None and t in producers))
         for operator in report.operators
     }
 
 
-def _draw_edges(axes: Axes, report: InspectReport, places: dict[int, Place]) -> None:
-    for index, before in _needs(report).items():
+def _draw_edges(axes: Axes, report: InspectReport, positions: dict[int, BoxPosition]) -> None:
+    for index, before in _predecessors(report).items():
         for other in before:
-            _draw_edge(axes, places[other], places[index])
+            _draw_edge(axes, positions[other], positions[index])
 
 
-def _draw_edge(axes: Axes, start: Place, end: Place) -> None:
+def _draw_edge(axes: Axes, start: BoxPosition, end: BoxPosition) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Line
 
@@ -135,12 +156,12 @@ def _draw_edge(axes: Axes, start: Place, end: Place) -> None:
         points, curve = [bottom, top], False
     elif end.column == start.column and end.row > start.row and end.row - start.row <= 1:
         points, curve = [bottom, (start.x, start.y + half + out), (end.x, end.y - half - out), top], True
-    elif end.column == start.column:  # around the boxes between them
+    elif end.column == start.column:  # go around the boxes between start and end
         side = max(start.x, end.x) + LANE / 2 - 0.06
         points = [bottom, (start.x, bottom[1] + out * 1.6), (side, bottom[1] + out), (side, bottom[1] + 2 * out)]
         points += [(side, top[1] - 2 * out), (side, top[1] - out), (end.x, top[1] - out * 1.6), top]
         curve = True
-    else:  # through the gutter on the left of the column where it ends
+    else:  # go through the space on the left of the end's column
         side = end.x - LANE * end.lane - LANE / 2 - GUTTER / 2
         points = [bottom, (start.x, bottom[1] + out), (side, bottom[1] + out), (side, bottom[1])]
         points += [(side, top[1]), (side, top[1] - out), (end.x, top[1] - out), top]
@@ -156,18 +177,18 @@ def _draw_edge(axes: Axes, start: Place, end: Place) -> None:
     )
 
 
-def _draw_box(axes: Axes, operator: InspectedOperator, place: Place, colours: tuple[str, str]) -> None:
+def _draw_box(axes: Axes, operator: InspectedOperator, position: BoxPosition, colors: tuple[str, str]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    corner = (place.x - BOX_WIDTH / 2, place.y - BOX_HEIGHT / 2)
+    corner = (position.x - BOX_WIDTH / 2, position.y - BOX_HEIGHT / 2)
     axes.add_patch(
         FancyBboxPatch(
             corner,
             BOX_WIDTH,
             BOX_HEIGHT,
             boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor=colours[0],
-            edgecolor=colours[1],
+            facecolor=colors[0],
+            edgecolor=colors[1],
             lw=1.1,
             zorder=2,
         )
@@ -175,43 +196,43 @@ def _draw_box(axes: Axes, operator: InspectedOperator, place: Place, colours: tu
     name = _SHORT.get(operator.op, operator.op.removeprefix("CUSTOM "))
     name = name if len(name) <= 17 else f"{name[:16]}…"
     text = f"{operator.index} {name}"
-    axes.text(place.x, place.y - 0.075, text, ha="center", va="center", fontsize=7.2, color=TEXT, zorder=3)
+    axes.text(position.x, position.y - 0.075, text, ha="center", va="center", fontsize=7.2, color=TEXT, zorder=3)
     below = "×".join(str(n) for n in operator.shape[1:]) or "–"
     if operator.macs:
         below += f" · {_count(operator.macs)}"
-    axes.text(place.x, place.y + 0.105, below, ha="center", va="center", fontsize=6.2, color="#4a5568", zorder=3)
+    axes.text(position.x, position.y + 0.105, below, ha="center", va="center", fontsize=6.2, color="#4a5568", zorder=3)
 
 
-def _colours(operator: InspectedOperator, report: InspectReport) -> tuple[str, str]:
+def _colors(operator: InspectedOperator, report: InspectReport) -> tuple[str, str]:
     refused = {finding.index for finding in report.findings}
     if report.edgetpu is not None:
-        return ON["refused" if operator.index in refused else operator.on]
+        return PLACEMENT_COLORS["refused" if operator.index in refused else operator.on]
     if report.target:
-        return ON["refused"] if operator.index in refused else KINDS["weights"]
-    return KINDS[_kind(operator)]
+        return PLACEMENT_COLORS["refused"] if operator.index in refused else KIND_COLORS["weights"]
+    return KIND_COLORS[_kind(operator)]
 
 
 def _kind(operator: InspectedOperator) -> str:
     return next((kind for kind, names in _KIND_OF.items() if operator.op in names), "other")
 
 
-def _draw_head(figure: object, report: InspectReport, width: float, height: float) -> None:
-    """Two lines and the colours' meaning, above the graph."""
+def _draw_header(figure: object, report: InspectReport, width: float, height: float) -> None:
+    """Write the name of the model, a summary and the legend above the graph."""
     path = Path(report.file)
     name = "/".join(path.parts[-2:]) if path.name == "model.tflite" else path.name
-    name = name.replace("$", r"\$")  # dollar signs would begin a formula
+    name = name.replace("$", r"\$")  # matplotlib would read text between dollar signs as a formula
     name = name if len(name) <= 60 else f"{name[:30]}…{name[-29:]}"
-    facts = f"{len(report.operators)} operators · {_count(report.macs)} multiply-adds · {report.size_bytes:,} bytes"
+    facts = f"{len(report.operators)} operators · {_count(report.macs)} MACs · {report.size_bytes:,} bytes"
     if report.edgetpu is not None:
-        there = sum(operator.on == "edgetpu" for operator in report.operators)
-        part = 1 - report.edgetpu.cpu_macs / report.edgetpu.macs if report.edgetpu.macs else there > 0
-        facts = f"{there} of {len(report.operators)} operators on the Edge TPU, {part:.1%} of the arithmetic"
+        mapped = sum(operator.on == "edgetpu" for operator in report.operators)
+        fraction = 1 - report.edgetpu.cpu_macs / report.edgetpu.macs if report.edgetpu.macs else mapped > 0
+        facts = f"{mapped} of {len(report.operators)} operators on the Edge TPU, {fraction:.1%} of the MACs"
     text = figure.text  # type: ignore[attr-defined]
     text(GUTTER / width, 1 - 0.22 / height, name, fontsize=11, weight="bold", color=TEXT, va="center")
     text(GUTTER / width, 1 - 0.44 / height, facts, fontsize=8.5, color="#4a5568", va="center")
     x = GUTTER
-    for label, colour in _legend(report):
-        text(x / width, 1 - 0.66 / height, "■", fontsize=9, color=colour, va="center")
+    for label, color in _legend(report):
+        text(x / width, 1 - 0.66 / height, "■", fontsize=9, color=color, va="center")
         text((x + 0.16) / width, 1 - 0.66 / height, label, fontsize=8, color=TEXT, va="center")
         x += 0.32 + 0.066 * len(label)
 
@@ -219,17 +240,17 @@ def _draw_head(figure: object, report: InspectReport, width: float, height: floa
 def _legend(report: InspectReport) -> list[tuple[str, str]]:
     refused = {finding.index for finding in report.findings}
     if report.edgetpu is not None:
-        behind = any(operator.on == "cpu" and operator.index not in refused for operator in report.operators)
+        stranded = any(operator.on == "cpu" and operator.index not in refused for operator in report.operators)
         return [
-            ("Edge TPU", ON["edgetpu"][1]),
-            *([("refused", ON["refused"][1])] if refused - {-1} else []),
-            *([("processor, behind what is refused", ON["cpu"][1])] if behind else []),
+            ("Edge TPU", PLACEMENT_COLORS["edgetpu"][1]),
+            *([("refused", PLACEMENT_COLORS["refused"][1])] if refused - {-1} else []),
+            *([("CPU, depends on a refused operator", PLACEMENT_COLORS["cpu"][1])] if stranded else []),
         ]
     if report.target:
-        runs = (f"{report.target} has the operator", KINDS["weights"][1])
-        return [runs, ("refused", ON["refused"][1])] if refused - {-1} else [runs]
+        supported = (f"supported by {report.target}", KIND_COLORS["weights"][1])
+        return [supported, ("refused", PLACEMENT_COLORS["refused"][1])] if refused - {-1} else [supported]
     kinds = Counter(_kind(operator) for operator in report.operators)
-    return [(f"{kind} ({kinds[kind]})", KINDS[kind][1]) for kind in KINDS if kinds[kind]]
+    return [(f"{kind} ({kinds[kind]})", KIND_COLORS[kind][1]) for kind in KIND_COLORS if kinds[kind]]
 
 
 def _count(number: int) -> str:
@@ -240,5 +261,5 @@ def _count(number: int) -> str:
 
 
 def _dpi(width: float, height: float) -> int:
-    """Sharp, and never larger than what viewers open."""
+    """Return the resolution in dots per inch. It is lower for large graphs, as viewers cannot open huge images."""
     return max(50, min(130, int(12_000 / max(width, height))))

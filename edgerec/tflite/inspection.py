@@ -1,4 +1,4 @@
-"""Everything that a model's file tells: operators, tensors, arithmetic, memory, and what each target says to it."""
+"""Inspect a .tflite file or bundle: operators, tensors, cost, memory, and the targets that can run the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.contract.target import Target, target_names
 from edgerec.errors import ModelError, TargetError
 from edgerec.tflite.compatibility import findings
 from edgerec.tflite.cost import macs, tensor_bytes
-from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compiled
+from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compile_for_edgetpu
 from edgerec.tflite.edgetpu.diagnosis import Diagnosis, diagnose
 from edgerec.tflite.finding import Finding
 from edgerec.tflite.flatbuffer import MAX_MODEL_BYTES, Graph, Operator, Tensor, read_graph, reading_graph
@@ -25,7 +25,17 @@ from edgerec.utils.atomic import read_at_most
 
 @dataclass(frozen=True)
 class InspectedTensor:
-    """A tensor as the file has it; ``shape`` has −1 where it is dynamic, ``axis`` is that of several ``scales``."""
+    """A tensor of the model.
+
+    Attributes:
+        index, name: index of the tensor in the first subgraph, and its name.
+        dtype: data type in lowercase, such as ``int8``.
+        shape: shape of the tensor; dynamic dimensions are −1.
+        scales, zero_points: quantization parameters: none, one, or one per channel.
+        axis: axis of the channels if there are several ``scales``.
+        constant: whether the values of the tensor are stored in the file.
+        size_bytes: size of the values.
+    """
 
     index: int
     name: str
@@ -38,20 +48,25 @@ class InspectedTensor:
     size_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class InspectedOperator:
-    """One operator.
+    """An operator of the model.
 
     Attributes:
-        layer: the name of what it gives.
-        inputs, outputs: indexes of tensors; None where an optional one is left out.
-        parameter_bytes: of its constants.
-        on: ``edgetpu`` or ``cpu`` for a target with an Edge TPU; else ``cpu``; empty without a target.
-        reason: why it is not on the Edge TPU, or why the target refuses it.
+        index: position of the operator in the first subgraph.
+        op: builtin name in the TFLite schema, such as ``CONV_2D``, or ``CUSTOM`` followed by the name of the operator.
+        version: version of the operator.
+        layer: name of the first output.
+        inputs, outputs: indices of tensors; an optional input that is absent is None.
+        shape: shape of the first output.
+        macs: multiply-accumulates for one image.
+        parameter_bytes: size of the constant inputs.
+        on: where the operator runs on the target: ``edgetpu`` or ``cpu``; empty if no target was given.
+        reason: why the operator does not run on the Edge TPU, or why the target cannot run it; empty if it does.
     """
 
     index: int
@@ -67,7 +82,7 @@ class InspectedOperator:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
@@ -122,18 +137,18 @@ class InspectReport:
     metadata_faults: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        plain = vars(self) | {
+        """Return the report as JSON values."""
+        values = vars(self) | {
             key: [item.to_dict() for item in getattr(self, key)]
             for key in ("inputs", "outputs", "tensors", "operators", "findings")
         }
         edgetpu = None
         if self.edgetpu is not None:
-            # Its operators are the report's.
+            # Operators and findings are already in the report.
             edgetpu = {
                 key: value for key, value in self.edgetpu.to_dict().items() if key not in ("operators", "findings")
             }
-        return plain | {
+        return values | {
             "labels": list(self.labels),
             "metadata_faults": list(self.metadata_faults),
             "normalise": [list(n) for n in self.normalise],
@@ -156,21 +171,21 @@ def inspect(path: str | Path, target: str | None = None, *, compiler: bool = Tru
         BundleError: the bundle is damaged.
         TargetError: the target is unknown or invalid.
     """
-    aim = Target.load(target) if target else None
+    loaded = Target.load(target) if target else None
     with reading_graph(str(path)):
-        return _inspect(Path(path), aim, compiler)
+        return _inspect(Path(path), loaded, compiler)
 
 
-def _inspect(where: Path, aim: Target | None, compiler: bool) -> InspectReport:
-    name, content, novelty = _content(where)
+def _inspect(where: Path, target: Target | None, compiler: bool) -> InspectReport:
+    name, content, novelty = _read_model(where)
     graph = read_graph(content, str(where))
     error = _interpreter_error(graph, content)
-    found = tuple(_all_findings(graph, content, aim, error)) if aim else ()
-    diagnosis = diagnose(graph, aim) if aim and aim.rules == "edgetpu" else None
+    problems = tuple(_all_findings(graph, content, target, error)) if target else ()
+    diagnosis = diagnose(graph, target) if target and target.rules == "edgetpu" else None
     operators = tuple(_operator(operator) for operator in graph.operators)
-    if aim is not None:
-        operators = _placed(operators, found, diagnosis)
-    made, refusal = _compiled(content, aim) if aim and compiler else (None, "")
+    if target is not None:
+        operators = _with_placement(operators, problems, diagnosis)
+    compiler_report, compiler_error = _compile(content, target) if target and compiler else (None, "")
     metadata = read_metadata(content, str(where), needs=()) or Metadata("", "", (), ())
     return InspectReport(
         file=str(where),
@@ -188,56 +203,65 @@ def _inspect(where: Path, aim: Target | None, compiler: bool) -> InspectReport:
         operators=operators,
         labels=metadata.labels,
         normalise=tuple((each.mean, each.std) for each in metadata.normalise),
-        targets=what_targets_say(graph, content, error),
+        targets=target_problems(graph, content, error),
         interpreter_error=error,
         metadata_faults=tuple(f"{part}: {fault}" for part, fault in metadata.faults.items()),
-        target=aim.name if aim else "",
-        findings=found,
+        target=target.name if target else "",
+        findings=problems,
         edgetpu=diagnosis,
-        compiler=made,
-        compiler_error=refusal,
+        compiler=compiler_report,
+        compiler_error=compiler_error,
         novelty=novelty,
     )
 
 
-def what_targets_say(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
-    """Return the first reason why each target of ``targets/`` cannot run the model; empty if the target can.
+def target_problems(graph: Graph, content: bytes, error: str = "") -> dict[str, str]:
+    """Return the first reason why each target cannot run the model, by target; empty if the target can.
 
-    ``error`` is the reason why the interpreter of this machine cannot load the model; empty if it can.
+    Args:
+        graph: graph of the model.
+        content: bytes of the .tflite file.
+        error: reason why the interpreter of this machine cannot load the model; empty if it can.
     """
-    said = {}
+    first_problems = {}
     for name in target_names():
-        found = _all_findings(graph, content, Target.load(name), error)
-        said[name] = str(found[0]) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
-    return said
+        problems = _all_findings(graph, content, Target.load(name), error)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        first_problems[name] = f"{problems[0]}{more}" if problems else ""
+    return first_problems
 
 
 def _interpreter_error(graph: Graph, content: bytes) -> str:
-    """Return why the interpreter cannot load the model, or "" if the model only needs operators of another chip."""
+    """Return why the interpreter cannot load the model; empty if it can, or if the model has custom operators."""
     if any(operator.name.startswith("CUSTOM") for operator in graph.operators):
         return ""  # the findings of each target state whether it has these operators
     return probe_model(content).error
 
 
 def _all_findings(graph: Graph, content: bytes, target: Target, error: str) -> list[Finding]:
-    found = findings(graph, content, target)
+    problems = findings(graph, content, target)
     if error and target.kind != "c":  # "c" targets use the interpreter of TensorFlow Lite Micro
-        found.append(Finding(-1, "interpreter", "", error, "convert the model again, with a current TensorFlow"))
-    return found
+        problems.append(Finding(-1, "interpreter", "", error, "convert the model again with a current TensorFlow"))
+    return problems
 
 
-def _compiled(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
-    """What the target's compiler did, or why it failed; neither where it is not installed."""
+def _compile(content: bytes, target: Target) -> tuple[EdgeTpuReport | None, str]:
+    """Run the target's compiler.
+
+    Returns:
+        The report of the compiler, or None; and the reason why the compiler failed, or an empty string. If no compiler
+        is installed, None and an empty string.
+    """
     if not target.compiler or shutil.which(target.compiler) is None:
         return None, ""
     try:
-        return compiled(content, target), ""
+        return compile_for_edgetpu(content, target), ""
     except TargetError as error:
         return None, str(error)
 
 
-def _content(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
-    """The model's name and bytes, and of a bundle what :class:`InspectReport` says of its autoencoder."""
+def _read_model(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
+    """Return name and bytes of the model, and the value of :attr:`InspectReport.novelty`."""
     if path.is_dir() or path.suffix == ".zip":
         bundle = Bundle.open(path)
         spec, novelty = bundle.manifest.novelty, None
@@ -248,15 +272,15 @@ def _content(path: Path) -> tuple[str, bytes, dict[str, Any] | None]:
     try:
         return path.name, read_at_most(path, MAX_MODEL_BYTES), None
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; expected a .tflite file or a bundle") from None
+        raise ModelError(f"{path} cannot be read ({error.strerror}): expected a .tflite file or a bundle") from None
 
 
 def _used(graph: Graph) -> list[Tensor]:
-    """The tensors of the first subgraph that something needs or gives, in their order."""
-    found = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    """Return the tensors of the first subgraph that are used by an operator or are an input or output, by index."""
+    used = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     for operator in graph.operators:
-        found |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
-    return sorted(found.values(), key=lambda tensor: tensor.index)
+        used |= {id(t): t for t in (*operator.inputs, *operator.outputs) if t is not None}
+    return sorted(used.values(), key=lambda tensor: tensor.index)
 
 
 def _tensor(tensor: Tensor) -> InspectedTensor:
@@ -287,14 +311,14 @@ def _operator(operator: Operator) -> InspectedOperator:
     )
 
 
-def _placed(
-    operators: tuple[InspectedOperator, ...], found: tuple[Finding, ...], diagnosis: Diagnosis | None
+def _with_placement(
+    operators: tuple[InspectedOperator, ...], problems: tuple[Finding, ...], diagnosis: Diagnosis | None
 ) -> tuple[InspectedOperator, ...]:
-    """The operators with where they run and why."""
+    """Set ``on`` and ``reason`` of the operators."""
     if diagnosis is not None:
         return tuple(
-            replace(operator, on=placed.on, reason=placed.reason)
-            for operator, placed in zip(operators, diagnosis.operators, strict=True)
+            replace(operator, on=placement.on, reason=placement.reason)
+            for operator, placement in zip(operators, diagnosis.operators, strict=True)
         )
-    reasons = {finding.index: finding.reason for finding in found}
+    reasons = {finding.index: finding.reason for finding in problems}
     return tuple(replace(operator, on="cpu", reason=reasons.get(operator.index, "")) for operator in operators)

@@ -1,4 +1,4 @@
-"""How much memory a model works in, estimated from its file."""
+"""Estimate the working memory (arena) of a model from its file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from math import prod
 from edgerec.tflite.cost import tensor_bytes
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor
 
-# TFLite and TFLite Micro place every tensor at a multiple of it (kDefaultTensorAlignment: 64 on computers).
+# The address of each tensor is a multiple of this number of bytes: kDefaultTensorAlignment in TFLite, and the
+# alignment of TFLite Micro.
 ALIGNMENT, MICRO_ALIGNMENT = 64, 16
-# What TFLite Micro keeps beside the plan, measured with its interpreter on x86-64; a 32-bit board needs less of it.
-# For the interpreter, each tensor, each operator, and each output channel with its own multiplier and shift.
+# Memory in bytes that TFLite Micro needs in addition to the tensors: for the interpreter, for each tensor, for each
+# operator, and for each output channel with its own multiplier and shift. The values were measured with the
+# interpreter of TFLite Micro on x86-64. 32-bit boards need less.
 _MICRO_BASE, _MICRO_TENSOR, _MICRO_OPERATOR, _MICRO_CHANNEL = 1024, 40, 160, 8
-# What differs between its releases.
-_MICRO_MARGIN = 1.05
+# Safety margin for differences between the releases of TFLite Micro.
+_MICRO_SAFETY_FACTOR = 1.05
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor in the plan: where it lies, and from which operator to which one it is needed (−1: before the first)."""
+    """Memory of one tensor in the arena.
+
+    Attributes:
+        tensor: the tensor.
+        offset, size: position and size in the arena, in bytes.
+        first, last: indices of the first and the last operator during which the tensor must be stored; −1 means before
+            the first operator.
+    """
 
     tensor: Tensor
     offset: int
@@ -29,13 +38,14 @@ class Slot:
 
 
 def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
-    """Place every tensor that is no constant, as the arena planners of TFLite and TFLite Micro do.
+    """Assign memory in the arena to all tensors that are not constant, as TFLite and TFLite Micro do.
 
-    Greedily, the largest first, each at the lowest place that is free while it is needed (Pisarchyk and Lee,
-    "Efficient Memory Management for Deep Neural Net Inference", 2020). Without what single kernels take for themselves.
+    The greedy algorithm places the largest tensor first, and each tensor at the lowest offset that is free during its
+    lifetime (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). Temporary buffers
+    of kernels are not included.
     """
     slots: list[Slot] = []
-    for tensor, (first, last) in sorted(_lives(graph), key=lambda item: -tensor_bytes(item[0])):
+    for tensor, (first, last) in sorted(_lifetimes(graph), key=lambda item: -tensor_bytes(item[0])):
         size = _aligned(tensor_bytes(tensor), alignment)
         at = 0
         for other in sorted((o for o in slots if o.first <= last and first <= o.last), key=lambda o: o.offset):
@@ -47,68 +57,69 @@ def plan(graph: Graph, alignment: int = ALIGNMENT) -> list[Slot]:
 
 
 def plan_bytes(graph: Graph, alignment: int = ALIGNMENT) -> int:
-    """The size of the arena of :func:`plan`."""
+    """Return the size of the arena of :func:`plan` in bytes."""
     return max((slot.offset + slot.size for slot in plan(graph, alignment)), default=0)
 
 
 def microcontroller_bytes(graph: Graph) -> int:
-    """Arena that TensorFlow Lite Micro needs, with a margin, to a whole KiB."""
-    needs = plan_bytes(graph, MICRO_ALIGNMENT) + _scratch_bytes(graph) + _variable_bytes(graph) + _MICRO_BASE
+    """Estimate the arena size in bytes that TensorFlow Lite Micro needs, with a margin and rounded up to whole KiB."""
+    needs = plan_bytes(graph, MICRO_ALIGNMENT) + _max_scratch_bytes(graph) + _variable_bytes(graph) + _MICRO_BASE
     needs += sum(_MICRO_TENSOR for _ in graph.tensors)
     needs += sum(_MICRO_OPERATOR + _MICRO_CHANNEL * _channels(operator) for operator in graph.operators)
-    return _aligned(int(needs * _MICRO_MARGIN), 1024)
+    return _aligned(int(needs * _MICRO_SAFETY_FACTOR), 1024)
 
 
 def parameter_bytes(graph: Graph) -> int:
-    """What the constants of all tensors take."""
+    """Return the total size of all constant tensors in bytes."""
     return sum(len(tensor.data) for tensor in graph.tensors if tensor.data is not None)
 
 
-def _lives(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Each tensor that comes and goes, with the first and the last operator that needs it."""
-    lives = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
+def _lifetimes(graph: Graph) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Return all inputs and operator outputs, each with the first and the last operator that uses the tensor."""
+    lifetimes = {id(tensor): (tensor, -1, -1) for tensor in graph.inputs}
     for operator in graph.operators:
-        lives |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}
+        lifetimes |= {id(tensor): (tensor, operator.index, operator.index) for tensor in operator.outputs}
         for tensor in operator.inputs:
-            if tensor is not None and id(tensor) in lives:
-                lives[id(tensor)] = (tensor, lives[id(tensor)][1], operator.index)
+            if tensor is not None and id(tensor) in lifetimes:
+                lifetimes[id(tensor)] = (tensor, lifetimes[id(tensor)][1], operator.index)
     for tensor in graph.outputs:
-        if id(tensor) in lives:
-            lives[id(tensor)] = (tensor, lives[id(tensor)][1], len(graph.operators))
-    return [(tensor, (first, last)) for tensor, first, last in lives.values()]
+        if id(tensor) in lifetimes:
+            lifetimes[id(tensor)] = (tensor, lifetimes[id(tensor)][1], len(graph.operators))
+    return [(tensor, (first, last)) for tensor, first, last in lifetimes.values()]
 
 
 def _variable_bytes(graph: Graph) -> int:
-    """Of tensors that no operator makes and no file holds: an LSTM keeps its state in them."""
-    made = {id(tensor) for tensor, _ in _lives(graph)}
-    needed = {id(t): t for operator in graph.operators for t in operator.inputs if t is not None and not t.constant}
-    return sum(_aligned(tensor_bytes(t), MICRO_ALIGNMENT) for key, t in needed.items() if key not in made)
+    """Return the size of the variable tensors, e.g. the state of an LSTM. They are neither constant nor computed."""
+    computed = {id(tensor) for tensor, _ in _lifetimes(graph)}
+    read = {id(t): t for operator in graph.operators for t in operator.inputs if t is not None and not t.constant}
+    return sum(_aligned(tensor_bytes(t), MICRO_ALIGNMENT) for key, t in read.items() if key not in computed)
 
 
-def _scratch_bytes(graph: Graph) -> int:
-    """The most that one kernel takes for itself while it runs."""
-    return max((_scratch(operator) for operator in graph.operators), default=0)
+def _max_scratch_bytes(graph: Graph) -> int:
+    """Return the size of the largest temporary buffer of a kernel. Kernels run one after the other and share it."""
+    return max((_scratch_bytes(operator) for operator in graph.operators), default=0)
 
 
-def _scratch(operator: Operator) -> int:
+def _scratch_bytes(operator: Operator) -> int:
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN unfolds two pixels' windows as 16-bit integers
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":  # CMSIS-NN copies the windows of two pixels as int16
             weights = operator.inputs[1]
             return 4 * prod(weights.shape[1:]) if weights is not None else 0
-        case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # their sums as 32-bit integers
+        case "TRANSPOSE_CONV" | "MEAN" | "SUM":  # sums as int32
             return 4 * sum(tensor_bytes(t) for t in operator.outputs)
-        case "UNIDIRECTIONAL_SEQUENCE_LSTM":  # four gates in 16 bits
+        case "UNIDIRECTIONAL_SEQUENCE_LSTM":  # four gates as int16
             return 8 * sum(tensor_bytes(t) for t in operator.inputs[18:19] if t is not None)
     return 0
 
 
 def _channels(operator: Operator) -> int:
-    """Output channels with a multiplier of their own."""
+    """Return the number of output channels that have their own multiplier and shift."""
     if operator.name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"):
         return 0
     weights = operator.inputs[1]
     return len(weights.scales) if weights is not None else 0
 
 
-def _aligned(size: int, to: int) -> int:
-    return -(-size // to) * to
+def _aligned(size: int, alignment: int) -> int:
+    """Round ``size`` up to a multiple of ``alignment``."""
+    return -(-size // alignment) * alignment

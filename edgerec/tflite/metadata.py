@@ -1,7 +1,8 @@
-"""TFLite metadata: labels and normalisation inside a .tflite file, where other people's tools look for them.
+"""Read and write TFLite metadata: labels and normalization that are stored in a .tflite file for other tools.
 
-The format is tflite-support's metadata_schema.fbs, version 1.0: a flatbuffer of its own in the buffer that the model
-lists as TFLITE_METADATA, and the label file in an uncompressed zip behind the model, where no interpreter looks.
+The format is metadata_schema.fbs of tflite-support, version 1.0. The metadata is a separate flatbuffer, which is stored
+in a buffer of the model with the name TFLITE_METADATA. The label file is in an uncompressed zip archive, appended
+to the model. Interpreters ignore both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.optional import require
 
 LABEL_FILE = "labels.txt"
-# What a damaged file can make the reader hold.
+# Limits for damaged files, which could otherwise make the reader use too much memory.
 MAX_LABEL_BYTES = 1 << 24
 MAX_TEXT_BYTES = 1 << 16
 MAX_ITEMS = 10_000
@@ -37,7 +38,7 @@ _IDENTIFIERS = re.compile(r"/[mg]/\w+|n\d{8}|Q\d+|None|\?+|background", re.IGNOR
 # Command-line options that override a part of the metadata.
 _OPTIONS = {"labels": "--labels", "normalise": "--normalise"}
 
-# Fields of the tables that are used, each in its slot; a union takes two.
+# Names of the fields of each table that is used, in the order of their slots. A union has two slots.
 _Fields = tuple[str, ...]
 _MODEL = (
     *("name", "description", "version", "subgraph_metadata"),
@@ -52,7 +53,7 @@ _NORMALIZATION = ("mean", "std")
 _FILE = ("name", "description", "type", "locale", "version")
 _BYTES = {"content_properties_type", "color_space", "options_type", "type"}
 _IMAGE_PROPERTIES, _RGB, _GRAYSCALE, _NORMALIZATION_OPTIONS, _TENSOR_AXIS_LABELS = 2, 1, 2, 1, 2
-# The same of TFLite's own schema.fbs.
+# Fields of the tables in TFLite's schema.fbs.
 _TFLITE = ("version", "operator_codes", "subgraphs", "description", "buffers", "metadata_buffer", "metadata")
 _TFLITE_ENTRY = ("name", "buffer")
 _TFLITE_BUFFER = ("data",)
@@ -80,21 +81,28 @@ class Metadata:
 
 
 def with_metadata(content: bytes, labels: Sequence[str], normalise: Normalise, name: str) -> bytes:
-    """A classifier's .tflite bytes with metadata: the same operators and tensors, one more buffer, the labels behind.
+    """Add metadata to a classifier and return the new .tflite bytes. The same arguments always give the same bytes.
 
-    The same arguments give the same bytes. Raises :class:`ModelError` when there is metadata already.
+    Args:
+        content: .tflite bytes of a model with one image input. Its operators and tensors are not changed.
+        labels: label of each output.
+        normalise: conversion of pixels to the real values of the input.
+        name: human-readable name of the model.
+
+    Raises:
+        ModelError: the model already has metadata.
     """
     schema, model = tflite_schema(), parse(content)
     if has_metadata(content):
-        raise ModelError("the model has TFLite metadata already")
+        raise ModelError("cannot add TFLite metadata, because the model already has TFLite metadata")
     subgraph = model.subgraphs[0]
     channels = int(subgraph.tensors[subgraph.inputs[0]].shape[-1])
     buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(_described(labels, normalise, name, channels), np.uint8)
+    buffer.data = np.frombuffer(_metadata_buffer(labels, normalise, name, channels), np.uint8)
     entry.name, entry.buffer = METADATA_ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or ()), entry]
-    return _with_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
+    return _with_label_file(pack(model), "".join(f"{label}\n" for label in labels).encode())
 
 
 def without_metadata(content: bytes) -> bytes:
@@ -126,7 +134,7 @@ def read_metadata(
     try:
         root = _metadata_root(content)
         metadata = None if root is None else _metadata(root, content)
-    except Exception as error:  # a damaged flatbuffer or zip fails anywhere: struct, index, type, decoding …
+    except Exception as error:  # a damaged flatbuffer or zip can cause any error, such as struct.error or IndexError
         metadata = Metadata("", "", (), (), faults=dict.fromkeys(_OPTIONS, str(error)))
     for part in needs:
         if metadata is not None and part in metadata.faults:
@@ -137,39 +145,44 @@ def read_metadata(
     return metadata
 
 
-def normalise_for(given: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
-    """Return the normalization that the model expects at the input ``given``.
+def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the model") -> AnyNormalise:
+    """Return the normalization that a model expects at its input.
 
     For uint8 and int8 inputs, pixels are not normalized, as in TFLite's own tools. For other dtypes, the normalization
     is read from the metadata.
 
+    Args:
+        spec: input tensor of the model.
+        metadata: TFLite metadata of the model; None if it has none.
+        where: name of the model for error messages.
+
     Raises:
         ModelError: the metadata does not state the normalization, or states it for another number of channels.
     """
-    if given.dtype in ("uint8", "int8"):
-        return passing(given)
+    if spec.dtype in ("uint8", "int8"):
+        return passing(spec)
     if metadata is None or not metadata.normalise:
         raise ModelError(
-            f"{where} takes {given.dtype} and does not state its normalization: add --normalise {NORMALISE_CHOICES}"
+            f"{where} takes {spec.dtype} and does not state its normalization: add --normalise {NORMALISE_CHOICES}"
         )
     if len(set(metadata.normalise)) == 1:
         return metadata.normalise[0]
-    if len(metadata.normalise) != 3 or given.shape[-1] != 3:
+    if len(metadata.normalise) != 3 or spec.shape[-1] != 3:
         raise ModelError(
-            f"the metadata of {where} has {len(metadata.normalise)} normalizations for {given.shape[-1]} channels: "
+            f"the metadata of {where} has {len(metadata.normalise)} normalizations for {spec.shape[-1]} channels: "
             "set the right one with --normalise"
         )
     first, second, third = metadata.normalise
     return ChannelNormalise((first.mean, second.mean, third.mean), (first.std, second.std, third.std))
 
 
-def _described(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
-    """The metadata's own flatbuffer."""
+def _metadata_buffer(labels: Sequence[str], normalise: Normalise, name: str, channels: int) -> bytes:
+    """Return the metadata as a flatbuffer."""
     write = _Writer()
     text, table, tables = write.text, write.table, write.tables
     image = table(_IMAGE, color_space=_RGB if channels == 3 else _GRAYSCALE)
     options = table(_NORMALIZATION, mean=write.floats(normalise.mean), std=write.floats(normalise.std))
-    given = table(
+    image_input = table(
         _TENSOR,
         name=text("image"),
         description=text("The picture to classify."),
@@ -188,14 +201,14 @@ def _described(labels: Sequence[str], normalise: Normalise, name: str, channels:
         name=text(name),
         description=text(f"Classifies a picture as one of {len(labels)} labels. Made by edgerec."),
         subgraph_metadata=tables(
-            table(_SUBGRAPH, input_tensor_metadata=tables(given), output_tensor_metadata=tables(scores))
+            table(_SUBGRAPH, input_tensor_metadata=tables(image_input), output_tensor_metadata=tables(scores))
         ),
         min_parser_version=text("1.0.0"),
     )
     return write.finished(model)
 
 
-def _with_file(model: bytes, labels: bytes) -> bytes:
+def _with_label_file(model: bytes, labels: bytes) -> bytes:
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(LABEL_FILE, (1980, 1, 1, 0, 0, 0)), labels)
@@ -209,14 +222,14 @@ def _metadata_root(content: bytes) -> _Table | None:
             buffers = model.tables("buffers", _TFLITE_BUFFER, MAX_BUFFERS)
             data = buffers[entry.number("buffer")].content("data")
             if data[4:8] != _IDENTIFIER:
-                raise ValueError(f"it lacks the {_IDENTIFIER.decode()} mark")
+                raise ValueError(f"it does not have the identifier {_IDENTIFIER.decode()}")
             return _Table.root(data, _MODEL)
     return None
 
 
 def _metadata(root: _Table, content: bytes) -> Metadata:
     subgraphs = root.tables("subgraph_metadata", _SUBGRAPH)
-    given = subgraphs[0].tables("input_tensor_metadata", _TENSOR) if subgraphs else []
+    inputs = subgraphs[0].tables("input_tensor_metadata", _TENSOR) if subgraphs else []
     scores = subgraphs[0].tables("output_tensor_metadata", _TENSOR) if subgraphs else []
     faults: dict[str, str] = {}
 
@@ -232,20 +245,20 @@ def _metadata(root: _Table, content: bytes) -> Metadata:
         candidates = {
             file.text("name"): file.text("locale") for file in files if file.byte("type") == _TENSOR_AXIS_LABELS
         }
-        return _preferred(content, candidates) if candidates else ()
+        return _preferred_labels(content, candidates) if candidates else ()
 
     chosen = usable("labels", labels)
     return Metadata(
         name=root.text("name"),
         description=root.text("description"),
         labels=chosen[0] if chosen else (),
-        normalise=usable("normalise", lambda: _normalise(given[0]) if given else ()),
+        normalise=usable("normalise", lambda: _normalise(inputs[0]) if inputs else ()),
         label_file=chosen[1] if chosen else "",
         faults=faults,
     )
 
 
-def _preferred(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+def _preferred_labels(content: bytes, files: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
     """Select the label file in the user's language, otherwise in English, without a locale, or any other one.
 
     Args:
@@ -278,13 +291,13 @@ def _user_languages() -> list[str]:
     return []
 
 
-def _normalise(given: _Table) -> tuple[Normalise, ...]:
-    for unit in given.tables("process_units", _PROCESS_UNIT):
+def _normalise(tensor: _Table) -> tuple[Normalise, ...]:
+    for unit in tensor.tables("process_units", _PROCESS_UNIT):
         options = unit.table("options", _NORMALIZATION)
         if unit.byte("options_type") == _NORMALIZATION_OPTIONS and options is not None:
             means, stds = options.floats("mean"), options.floats("std")
             if not all(math.isfinite(mean) for mean in means) or not all(0 < std < math.inf for std in stds):
-                raise ValueError(f"normalisation by mean {means} and std {stds}")
+                raise ValueError(f"the normalization has the mean {means} and the std {stds}")
             return tuple(Normalise(mean, std) for mean, std in zip(means, stds, strict=True))
     return ()
 
@@ -298,7 +311,11 @@ def _labels(content: bytes, name: str) -> tuple[str, ...]:
 
 
 class _Writer:
-    """Writes tables from the leaves up, as a flatbuffer wants; every method gives the place of what it wrote."""
+    """Writer for flatbuffer tables.
+
+    A table must be written after all strings, vectors and tables to which it refers. Each method returns the offset of
+    the written object.
+    """
 
     def __init__(self) -> None:
         self._builder = require("flatbuffers").Builder(1024)
@@ -314,14 +331,16 @@ class _Writer:
                 self._builder.PrependUOffsetTRelativeSlot(slot, value, 0)
         return int(self._builder.EndObject())
 
-    def tables(self, only: int) -> int:
+    def tables(self, table: int) -> int:
+        """Write a vector of one table."""
         self._builder.StartVector(4, 1, 4)
-        self._builder.PrependUOffsetTRelative(only)
+        self._builder.PrependUOffsetTRelative(table)
         return int(self._builder.EndVector())
 
-    def floats(self, only: float) -> int:
+    def floats(self, value: float) -> int:
+        """Write a vector of one float32."""
         self._builder.StartVector(4, 1, 4)
-        self._builder.PrependFloat32(only)
+        self._builder.PrependFloat32(value)
         return int(self._builder.EndVector())
 
     def finished(self, root: int) -> bytes:
@@ -330,7 +349,7 @@ class _Writer:
 
 
 class _Table:
-    """Reads one table. What lies outside of the content raises something, and nothing is read without a bound."""
+    """Reader for one table of a flatbuffer. Sizes are limited, and offsets outside of the content cause an error."""
 
     def __init__(self, table: Any, fields: _Fields) -> None:
         self._table, self._fields = table, fields
@@ -340,10 +359,11 @@ class _Table:
         return cls(require("flatbuffers").Table(content, int.from_bytes(content[:4], "little")), fields)
 
     def text(self, name: str) -> str:
+        """Return a string field; empty if it is absent."""
         return self.content(name, MAX_TEXT_BYTES).decode()
 
-    def content(self, name: str, most: int = 1 << 31) -> bytes:
-        start, count = self._vector(name, 1, most)
+    def content(self, name: str, max_items: int = 1 << 31) -> bytes:
+        start, count = self._vector(name, 1, max_items)
         return bytes(self._table.Bytes[start : start + count])
 
     def floats(self, name: str) -> list[float]:
@@ -351,36 +371,45 @@ class _Table:
         return [float(n) for n in np.frombuffer(self._table.Bytes, "<f4", count, start)] if count else []
 
     def byte(self, name: str) -> int:
-        at = self._at(name)
+        at = self._position(name)
         return int(self._table.Bytes[at]) if at else 0
 
     def number(self, name: str) -> int:
-        at = self._at(name)
+        at = self._position(name)
         return int.from_bytes(self._table.Bytes[at : at + 4], "little") if at else 0
 
     def table(self, name: str, fields: _Fields) -> _Table | None:
-        at = self._at(name)
+        at = self._position(name)
         return self._child(at, fields) if at else None
 
-    def tables(self, name: str, fields: _Fields, most: int = MAX_ITEMS) -> list[_Table]:
-        start, count = self._vector(name, 4, most)
+    def tables(self, name: str, fields: _Fields, max_items: int = MAX_ITEMS) -> list[_Table]:
+        start, count = self._vector(name, 4, max_items)
         return [self._child(start + 4 * i, fields) for i in range(count)]
 
     def _child(self, at: int, fields: _Fields) -> _Table:
         return _Table(type(self._table)(self._table.Bytes, self._table.Indirect(at)), fields)
 
-    def _at(self, name: str) -> int:
-        """Where the field is stored, or 0."""
+    def _position(self, name: str) -> int:
+        """Return the position of a field in the content; 0 if the field is absent."""
         offset = self._table.Offset(4 + 2 * self._fields.index(name))
         return int(self._table.Pos + offset) if offset else 0
 
-    def _vector(self, name: str, size: int, most: int) -> tuple[int, int]:
-        """Where a vector or text begins, and how many items of ``size`` bytes it has; (0, 0) when it is left out."""
-        at = self._at(name)
+    def _vector(self, name: str, size: int, max_items: int) -> tuple[int, int]:
+        """Return the position and the number of items of a vector or string; ``(0, 0)`` if it is absent.
+
+        Args:
+            name: name of the field.
+            size: size of an item in bytes.
+            max_items: maximum number of items.
+
+        Raises:
+            ValueError: the vector has too many items, or is not inside of the content.
+        """
+        at = self._position(name)
         if not at:
             return 0, 0
         start = int(self._table.Indirect(at)) + 4
         count = int.from_bytes(self._table.Bytes[start - 4 : start], "little")
-        if count > most or start + count * size > len(self._table.Bytes):
-            raise ValueError(f"{name} claims {count} items")
+        if count > max_items or start + count * size > len(self._table.Bytes):
+            raise ValueError(f"the field {name} has an invalid number of items: {count:,}")
         return start, count

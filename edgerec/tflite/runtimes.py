@@ -1,11 +1,11 @@
-"""What a device offers: the TFLite runtimes that edgerec knows, processors. Needs no package."""
+"""The TFLite runtimes that edgerec supports, and the number of CPUs. This module needs no third-party package."""
 
 from __future__ import annotations
 
 import os
 
-# Packages and their interpreter modules, in the order of preference: the fast successor, the last small one, the one
-# inside TensorFlow.
+# Interpreter module of each runtime package, in order of preference: LiteRT is the current and fastest runtime,
+# tflite-runtime is its predecessor, and TensorFlow also contains an interpreter.
 RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",
@@ -13,6 +13,6 @@ RUNTIMES = {
 }
 
 
-def processors() -> int:
-    """How many this process may use."""
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The TFLite schema's generated classes, from whichever package has them."""
+"""Import the generated classes of the TFLite schema from LiteRT or TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from edgerec.errors import MissingExtraError
 
 
 def tflite_schema() -> Any:
-    """LiteRT's or TensorFlow's ``schema_py_generated`` module; raises :class:`MissingExtraError` without both."""
+    """Return the module ``schema_py_generated`` of LiteRT or TensorFlow.
+
+    Raises:
+        MissingExtraError: neither of the two packages is installed.
+    """
     try:
         from ai_edge_litert import schema_py_generated
     except ModuleNotFoundError:
         try:
             from tensorflow.lite.python import schema_py_generated
         except ModuleNotFoundError:
-            raise MissingExtraError(f"reading the graph of a .tflite file needs LiteRT: {_advice()}") from None
+            raise MissingExtraError(f"the graph of a .tflite file cannot be read without LiteRT: {_advice()}") from None
     return schema_py_generated
 
 
 def _advice() -> str:
     if struct.calcsize("P") == 4:
-        return "it has no package for 32-bit systems, so use another computer for this"
+        return "LiteRT has no package for 32-bit systems, so use another computer for this"
     return "pip install ai-edge-litert"

@@ -15,25 +15,26 @@ from edgerec.tflite.graph_check import GraphCheck
 
 # Estimated size of a table in the file in bytes. For a file without shared tables, the sum is less than the file size.
 _TABLE_BYTES = 8
-MOST_GROWTH, MIN_BYTES = 8, 1 << 20
+MAX_GROWTH, MIN_BYTES = 8, 1 << 20
 
-# What a field points to: a text, a vector of numbers of so many bytes, a table, or a vector of tables.
-# Fields that hold plain numbers are left out: they lie in their table, whose bounds are checked.
-_TEXT = "text"
+# Kinds of the fields of each table, by field number: a string (_STRING), a vector of numbers (bytes per number),
+# a table (its name) or a vector of tables (tuple with the name). Fields with a single number are not listed, because
+# they are stored in the table itself, whose bounds are checked.
+_STRING = "string"
 _Kind = str | int | tuple[str]
 _TABLES: dict[str, dict[int, _Kind]] = {
     "Model": {
         1: ("OperatorCode",),
         2: ("SubGraph",),
-        3: _TEXT,
+        3: _STRING,
         4: ("Buffer",),
         5: 4,
         6: ("Metadata",),
         7: ("SignatureDef",),
     },
-    "OperatorCode": {1: _TEXT},
-    "SubGraph": {0: ("Tensor",), 1: 4, 2: 4, 3: ("Operator",), 4: _TEXT},
-    "Tensor": {0: 4, 3: _TEXT, 4: "Quantization", 6: "Sparsity", 7: 4, 9: ("VariantSubType",)},
+    "OperatorCode": {1: _STRING},
+    "SubGraph": {0: ("Tensor",), 1: 4, 2: 4, 3: ("Operator",), 4: _STRING},
+    "Tensor": {0: 4, 3: _STRING, 4: "Quantization", 6: "Sparsity", 7: 4, 9: ("VariantSubType",)},
     "Quantization": {0: 4, 1: 4, 2: 4, 3: 8, 5: "Options"},
     "Sparsity": {0: 4, 1: 4, 2: ("Dimension",)},
     "Dimension": {3: "Indices", 5: "Indices"},
@@ -41,16 +42,17 @@ _TABLES: dict[str, dict[int, _Kind]] = {
     "VariantSubType": {0: 4},
     "Operator": {1: 4, 2: 4, 4: "Options", 5: 1, 7: 1, 8: 4, 12: "Options"},
     "Buffer": {0: 1},
-    "Metadata": {0: _TEXT},
-    "SignatureDef": {0: ("TensorMap",), 1: ("TensorMap",), 2: _TEXT, 3: _TEXT},
-    "TensorMap": {0: _TEXT},
+    "Metadata": {0: _STRING},
+    "SignatureDef": {0: ("TensorMap",), 1: ("TensorMap",), 2: _STRING, 3: _STRING},
+    "TensorMap": {0: _STRING},
     "Options": {},
     "Shape": {0: 4},
     "Embeddings": {1: 4, 2: 4},
 }
-# Without these there is no model, and runtimes do not ask whether they are there.
-_NEEDED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
-# The options of operators that hold more than numbers, by their type: of RESHAPE, SQUEEZE, CONCAT_EMBEDDINGS.
+# Required fields of each table, by field number. Runtimes do not check whether these fields are present.
+_REQUIRED = {"Model": (1, 2, 4), "SubGraph": (0, 1, 2, 3), "Operator": (1, 2)}
+# Tables with the options of RESHAPE, SQUEEZE and CONCAT_EMBEDDINGS, by type of the options. The options of all
+# other operators contain only numbers.
 _OPTIONS = {17: "Shape", 30: "Shape", 3: "Embeddings"}
 
 
@@ -59,8 +61,8 @@ def check_bounds(model: bytes, where: str = "the model") -> None:
     walk = _Walk(model)
     try:
         size = walk.table(walk.number("<I", 0), "Model")
-        if size > MOST_GROWTH * len(model) + MIN_BYTES:
-            raise ValueError("its tables share so many parts that they would need far more memory than the file")
+        if size > MAX_GROWTH * len(model) + MIN_BYTES:
+            raise ValueError("its tables share so many parts that parsing it would take far more memory than the file")
         GraphCheck(model, walk.fields).check()
     except (struct.error, ValueError, IndexError) as error:
         raise ModelError(f"{where} is a damaged TFLite model ({error}): copy or convert it again") from None
@@ -74,9 +76,13 @@ class _Walk:
         self._sizes: dict[tuple[int, str], int] = {}
 
     def number(self, form: str, at: int) -> int:
-        """The number there; raises struct.error outside of the file."""
-        if at < 0:  # Python would count from the end
-            raise ValueError("a table lies outside of the file")
+        """Return the number at a position of the file; ``form`` is its format as in the module struct.
+
+        Raises:
+            struct.error, ValueError: the position is outside of the file.
+        """
+        if at < 0:  # struct would count from the end of the file
+            raise ValueError("a table is outside of the file")
         return int(struct.unpack_from(form, self._data, at)[0])
 
     def table(self, at: int, name: str) -> int:
@@ -85,8 +91,8 @@ class _Walk:
             return self._sizes[at, name]
         self._sizes[at, name] = 0
         fields = self.fields(at)
-        if any(field not in fields for field in _NEEDED.get(name, ())):
-            raise ValueError(f"a {name} lacks a part")
+        if any(field not in fields for field in _REQUIRED.get(name, ())):
+            raise ValueError(f"a {name} table lacks a required field")
         size = _TABLE_BYTES
         for field, kind in self._kinds(name, fields).items():
             if field in fields:
@@ -105,28 +111,29 @@ class _Walk:
         """Return the position of each field of a table, by field number."""
         if at % 4:
             raise ValueError("a table is not aligned")
-        places = at - self.number("<i", at)
-        size, length = self.number("<H", places), self.number("<H", places + 2)
+        vtable = at - self.number("<i", at)
+        size, length = self.number("<H", vtable), self.number("<H", vtable + 2)
         if size < 4 or size % 2 or length < 4 or at + length > len(self._data):
-            raise ValueError("a table lies outside of the file")
-        found = {}
+            raise ValueError("a table is outside of the file")
+        positions = {}
         for field in range((size - 4) // 2):
-            if offset := self.number("<H", places + 4 + 2 * field):
+            if offset := self.number("<H", vtable + 4 + 2 * field):
                 if not 4 <= offset < length:
-                    raise ValueError("a field lies outside of its table")
-                found[field] = at + offset
-        return found
+                    raise ValueError("a field is outside of its table")
+                positions[field] = at + offset
+        return positions
 
     def _target(self, at: int, kind: _Kind) -> int:
-        if isinstance(kind, str) and kind != _TEXT:
+        """Check the table, vector or string at a position, and return its size in bytes."""
+        if isinstance(kind, str) and kind != _STRING:
             return self.table(at, kind)
         width = 4 if isinstance(kind, tuple) else kind if isinstance(kind, int) else 1
         count, begin = self.number("<I", at), at + 4
         end = begin + count * width
-        if begin % width or end + (kind == _TEXT) > len(self._data):
-            raise ValueError("a list lies outside of the file")
-        if kind == _TEXT and self._data[end]:
-            raise ValueError("a text has no end")
+        if begin % width or end + (kind == _STRING) > len(self._data):
+            raise ValueError("a vector or string is outside of the file")
+        if kind == _STRING and self._data[end]:
+            raise ValueError("a string does not end with a zero byte")
         if isinstance(kind, tuple):
-            return sum(self.table(place + self.number("<I", place), kind[0]) for place in range(begin, end, 4))
+            return sum(self.table(offset + self.number("<I", offset), kind[0]) for offset in range(begin, end, 4))
         return end - begin

@@ -158,7 +158,7 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"labels": [1, 2]}, "labels"),
         ({"input": {"dtype": "float64", "shape": [1]}}, "float64"),
         ({"input": 3}, "input"),
-        ({"preprocess": {"height": 5, "width": 5}}, "does not fit"),
+        ({"preprocess": {"height": 5, "width": 5}}, "but preprocess produces"),
         ({"preprocess": {"hight": 5}}, "hight"),
         ({"normalise": {"mean": 0}}, "std"),
         ({"normalise": {"mean": 0, "std": 0}}, "above 0"),

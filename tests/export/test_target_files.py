@@ -161,7 +161,7 @@ def test_tensorflow_lite_micro_gives_the_golden_scores_in_the_estimated_arena(mi
 
 def test_model_larger_than_the_memory_is_refused(run, tmp_path):
     (tmp_path / "tiny.toml").write_text('like = "microcontroller"\nmemory_bytes = 20000\n')
-    with pytest.raises(TargetError, match=r"memory: it needs about .* bytes, expected up to 20,000; use a smaller"):
+    with pytest.raises(TargetError, match=r"memory: the model needs about .* bytes, but only 20,000 can be used;"):
         export_bundle(run, str(tmp_path / "tiny.toml"), out=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -1,4 +1,4 @@
-"""What the Edge TPU's compiler does with a model, predicted; and the compiler, for which a script stands in."""
+"""The predicted and the actual result of the Edge TPU compiler. A shell script replaces the real compiler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgerec import inspect
 from edgerec.contract.target import Target
 from edgerec.errors import TargetError
 from edgerec.tflite.compatibility import findings
-from edgerec.tflite.edgetpu import compiled, compiler, diagnose, left_on_cpu
-from edgerec.tflite.edgetpu.partition import mapped
-from edgerec.tflite.edgetpu.rules import refused
+from edgerec.tflite.edgetpu import compile_for_edgetpu, compiler, diagnose, left_on_cpu
+from edgerec.tflite.edgetpu.partition import mapped_operators
+from edgerec.tflite.edgetpu.rules import refusal_reason
 from edgerec.tflite.flatbuffer import Graph, Operator, Tensor, read_graph
 from edgerec.tflite.schema import tflite_schema
 from edgerec.utils.atomic import cache_folder
@@ -37,32 +37,35 @@ def pair(real_data, name) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_operator_is_where_the_compiler_put_it(real_data, name):
+def test_predicted_placement_is_the_placement_in_compiled_models_of_google(real_data, name):
     before, after = (read_graph(path.read_bytes()) for path in pair(real_data, name))
     left = left_on_cpu(before, after)
-    kept = [operator for operator in after.operators if operator.name != compiler.CUSTOM]
-    assert len(left) == len(kept)  # every operator of the compiled file was found again
+    unmapped = [operator for operator in after.operators if operator.name != compiler.CUSTOM]
+    assert len(left) == len(unmapped)  # every operator of the compiled file was matched
     predicted = {operator.index for operator in diagnose(before).operators if operator.on == "cpu"}
     assert predicted == left
 
 
-def test_inspect_tells_it_as_json(real_data, edgerec):
+def test_inspect_json_contains_placement_and_reason_of_each_operator(real_data, edgerec):
     before, after = pair(real_data, "deeplabv3_mnv2_dm05_pascal_quant")
     value = json.loads(edgerec("inspect", before, "--target", "coral-usb", "--json").stdout)
     left = left_on_cpu(read_graph(before.read_bytes()), read_graph(after.read_bytes()))
     assert [operator["index"] for operator in value["operators"]] == list(range(72))
     assert {operator["index"] for operator in value["operators"] if operator["on"] == "cpu"} == left
     by_index = {operator["index"]: operator for operator in value["operators"]}
-    assert by_index[64]["reason"] == "it resizes 1×1 to 33×33, which loses precision there"
-    assert by_index[66]["reason"].startswith("it needs QUANTIZE 'ResizeBilinear1', which stays on the processor")
-    assert by_index[71]["reason"] == "the Edge TPU has no such operator"
+    assert by_index[64]["reason"] == "it resizes 1×1 to 33×33, which the Edge TPU cannot compute precisely"
+    assert by_index[66]["reason"].startswith("it needs the output of QUANTIZE 'ResizeBilinear1', which runs on the CPU")
+    assert by_index[71]["reason"] == "the Edge TPU does not support this operator"
     assert all(operator["reason"] == "" for operator in value["operators"] if operator["on"] == "edgetpu")
     assert value["edgetpu"]["cpu_macs"] == sum(by_index[index]["macs"] for index in left)
     assert 0.15 < value["edgetpu"]["cpu_macs"] / value["edgetpu"]["macs"] < 0.2
 
 
 def chain(*names: str, wires: dict[int, tuple[int, ...]] | None = None) -> Graph:
-    """Operators in order, each of which takes what the one before gives, or those in ``wires`` (−1: the input)."""
+    """Return a graph in which each operator reads the output of the previous one.
+
+    ``wires`` contains the operators whose outputs an operator reads instead, by its index; −1 stands for the input.
+    """
     tensors = [Tensor(f"t{i}", "INT8", (1, 4), (1.0,), (0,), None, 0, i) for i in range(len(names) + 1)]
     operators = tuple(
         Operator(
@@ -74,26 +77,26 @@ def chain(*names: str, wires: dict[int, tuple[int, ...]] | None = None) -> Graph
 
 
 @pytest.mark.parametrize(
-    ("graph", "not_there", "on_chip"),
+    ("graph", "refused", "on_chip"),
     [
         (chain("A", "B", "C"), (), {0, 1, 2}),
         (chain("A", "B", "C"), (0, 1, 2), set()),
-        (chain("A", "B", "C", "D"), (2,), {0, 1}),  # what follows stays, though nothing is wrong with it
-        (chain("A", "B", "C", "D"), (0,), {1, 2, 3}),  # what comes first delays, and does not end
+        (chain("A", "B", "C", "D"), (2,), {0, 1}),  # a supported operator after a refused one is not mapped
+        (chain("A", "B", "C", "D"), (0,), {1, 2, 3}),  # refused operators at the start do not prevent mapping
         (chain("A", "B", "C", "D"), (0, 2), {1}),
-        # A branch behind a refused operator that needs nothing of it, as in MoveNet; and where they meet.
+        # Operator 2 comes after the refused operator 1, but does not depend on it (as in MoveNet). Operator 3 does.
         (chain("A", "B", "C", "D", wires={2: (0,), 3: (1, 2)}), (1,), {0, 2}),
-        # Two branches from the input, of which the first begins with a refused operator.
+        # Two branches start at the input, and the first one starts with a refused operator.
         (chain("A", "B", "C", "D", wires={1: (-1,), 2: (0,), 3: (1,)}), (0,), {1, 2, 3}),
-        # The largest part is not the one that is taken: the first is (google-coral/edgetpu issue 342).
+        # The compiler maps the first part, even if another part is larger (google-coral/edgetpu issue 342).
         (chain("A", "B", "C", "D", "E"), (1,), {0}),
     ],
 )
-def test_one_part_is_mapped_the_first(graph, not_there, on_chip):
-    assert mapped(graph, not_there) == on_chip
+def test_only_the_first_supported_part_is_mapped(graph, refused, on_chip):
+    assert mapped_operators(graph, refused) == on_chip
 
 
-def test_the_upsampling_of_feature_pyramids_is_mapped():
+def test_upsampling_with_pack_and_reshape_is_mapped():
     shapes = [(1, 5, 5, 8), (1, 5, 5, 2, 8), (1, 5, 2, 5, 2, 8), (1, 10, 10, 8)]
     tensors = [Tensor(f"t{i}", "INT8", shape, (1.0,), (0,), None, 0, i) for i, shape in enumerate(shapes)]
     pack = tflite_schema().PackOptionsT()
@@ -103,15 +106,15 @@ def test_the_upsampling_of_feature_pyramids_is_mapped():
         Operator(i, name, 1, (tensors[i],) * count, (tensors[i + 1],), pack)
         for i, (name, count) in enumerate((("PACK", 2), ("PACK", 2), ("RESHAPE", 1)))
     )
-    assert [refused(operator, versions) for operator in (wide, high, back)] == [None, None, None]
+    assert [refusal_reason(operator, versions) for operator in (wide, high, back)] == [None, None, None]
     other = replace(tensors[0], name="another")
     mixed = replace(wide, inputs=(tensors[0], other))
-    assert "only the three innermost dimensions may exceed 1" in refused(mixed, versions)
+    assert "only the three innermost dimensions may exceed 1" in refusal_reason(mixed, versions)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """Makes small models with TensorFlow: a convolution, perhaps hard-swish, and a dense layer."""
+    """Return a function that builds a small model: two convolutions, optionally with hard-swish, and a dense layer."""
     import tensorflow as tf
 
     from edgerec.train.backend import keras
@@ -142,21 +145,21 @@ def small():
     return make
 
 
-def test_a_whole_int8_model_is_mapped_whole(small):
+def test_all_operators_of_an_int8_model_are_mapped(small):
     diagnosis = diagnose(read_graph(small("int8")))
     assert {operator.on for operator in diagnosis.operators} == {"edgetpu"}
     assert (diagnosis.findings, diagnosis.cpu_macs) == ((), 0)
     assert diagnosis.macs == 36 * 4 * 27 + 16 * 4 * 36 + 4 * 5
 
 
-def test_a_float_model_is_refused(small):
+def test_float_model_is_refused(small):
     diagnosis = diagnose(read_graph(small("float")))
     assert {operator.on for operator in diagnosis.operators} == {"cpu"}
     assert all("FLOAT32, expected 8-bit integers" in operator.reason for operator in diagnosis.operators)
     assert all("edgerec quantize" in finding.way_out for finding in diagnosis.findings)
 
 
-def test_a_dynamic_batch_is_refused(small):
+def test_dynamic_batch_size_is_refused(small):
     diagnosis = diagnose(read_graph(small("int8", batch=None)))
     assert {operator.on for operator in diagnosis.operators} == {"cpu"}
     assert "dynamic shape [-1, 8, 8, 3]" in diagnosis.findings[0].reason
@@ -164,55 +167,55 @@ def test_a_dynamic_batch_is_refused(small):
     assert all("dynamic" in operator.reason for operator in diagnosis.operators)
 
 
-def test_sixteen_bits_are_refused(small):
+def test_int16_activations_are_refused(small):
     diagnosis = diagnose(read_graph(small("int16x8")))
     assert {operator.on for operator in diagnosis.operators} == {"cpu"}
     assert any("INT16, expected 8-bit integers" in operator.reason for operator in diagnosis.operators)
 
 
-def test_hard_swish_splits_the_model(small):
+def test_operators_that_depend_on_hard_swish_run_on_the_cpu(small):
     diagnosis = diagnose(read_graph(small("int8", swish=True)))
     placed = [(operator.op, operator.on) for operator in diagnosis.operators]
     at = [op for op, _ in placed].index("HARD_SWISH")
     assert {on for _, on in placed[:at]} == {"edgetpu"}
     assert {on for _, on in placed[at:]} == {"cpu"}
-    assert diagnosis.operators[at].reason == "the Edge TPU has no such operator"
+    assert diagnosis.operators[at].reason == "the Edge TPU does not support this operator"
     assert "HARD_SWISH" in diagnosis.operators[at + 1].reason
     assert [finding.way_out for finding in diagnosis.findings if finding.op == "HARD_SWISH"] == [
-        "train it with ReLU6 in its place (MobileNetV3 minimalistic)"
+        "train it with ReLU6 instead (MobileNetV3 minimalistic)"
     ]
     assert 0 < diagnosis.cpu_macs < diagnosis.macs
     assert findings(read_graph(small("int8", swish=True)), b"", CORAL)
 
 
-def test_versions_that_its_compiler_does_not_know_are_refused(real_data):
+def test_operator_version_that_the_compiler_does_not_support_is_refused(real_data):
     graph = read_graph(pair(real_data, PAIRS[0])[0].read_bytes())
     first = graph.operators[0]
     newer = Operator(first.index, first.name, 6, first.inputs, first.outputs, first.options)
     changed = Graph(graph.tensors, (newer, *graph.operators[1:]), graph.inputs, graph.outputs, 1)
     finding = diagnose(changed).findings[0]
-    assert finding.reason == "it is of version 6, the compiler knows up to 5"
+    assert finding.reason == "it has version 6, but the compiler supports versions up to 5"
 
 
-def test_parameters_beyond_the_chip_are_a_remark(real_data, tmp_path):
+def test_remark_states_that_weights_exceed_the_memory_of_the_chip(real_data, tmp_path):
     (tmp_path / "small.toml").write_text('like = "coral-usb"\nparameter_bytes = 100000\n')
     graph = read_graph(pair(real_data, PAIRS[0])[0].read_bytes())
     diagnosis = diagnose(graph, Target.load(str(tmp_path / "small.toml")))
     assert diagnosis.findings == ()
     assert diagnosis.parameter_bytes > 400_000
     assert diagnosis.chip_bytes == 100_000
-    assert "sent over USB for each picture" in diagnosis.remarks[0]
+    assert "transferred over USB for each image" in diagnosis.remarks[0]
 
 
 def script(folder, text, monkeypatch) -> None:
-    """A stand-in for Google's closed compiler, on the PATH; called as ``-s -o FOLDER MODEL``."""
+    """Put a shell script on the PATH that replaces the compiler. Its arguments are ``-s -o FOLDER MODEL``."""
     path = folder / "edgetpu_compiler"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-SAID = """Edge TPU Compiler version 16.0.384591198
+COMPILER_OUTPUT = """Edge TPU Compiler version 16.0.384591198
 Number of operations that will run on Edge TPU: 64
 Operator                       Count      Status
 
@@ -222,48 +225,49 @@ RESIZE_BILINEAR                1          Image-interpolation layer won't run pr
 """
 
 
-def test_the_compiler_is_compared_with_the_prediction(real_data, tmp_path, monkeypatch, caplog):
+def test_report_lists_differences_between_compiler_and_prediction(real_data, tmp_path, monkeypatch, caplog):
     before, after = pair(real_data, "deeplabv3_mnv2_dm05_pascal_quant")
-    (tmp_path / "said").write_text(SAID)
-    script(tmp_path, f'cat {tmp_path}/said; cp {after} "$3/model_edgetpu.tflite"', monkeypatch)
-    report = compiled(before.read_bytes(), CORAL)
+    (tmp_path / "output").write_text(COMPILER_OUTPUT)
+    script(tmp_path, f'cat {tmp_path}/output; cp {after} "$3/model_edgetpu.tflite"', monkeypatch)
+    report = compile_for_edgetpu(before.read_bytes(), CORAL)
     assert report.content == after.read_bytes()
     assert report.differences == ()
     assert (report.statuses[0].op, report.statuses[0].count) == ("CONV_2D", 2)
     assert len(report.statuses) == 3
     assert inspect(before, "coral-usb").compiler == report
     assert inspect(before, "coral-usb", compiler=False).compiler is None
-    # A newer compiler may leave everything where it was; the log file counts as much as what was printed.
-    script(tmp_path, f'cp {tmp_path}/said "$3/model_edgetpu.log"; cp "$4" "$3/model_edgetpu.tflite"', monkeypatch)
-    report = compiled(before.read_bytes(), CORAL)
+    # This compiler maps nothing, and writes its report to the log file instead of stdout.
+    script(tmp_path, f'cp {tmp_path}/output "$3/model_edgetpu.log"; cp "$4" "$3/model_edgetpu.tflite"', monkeypatch)
+    report = compile_for_edgetpu(before.read_bytes(), CORAL)
     assert len(report.differences) == 64
-    assert "on the cpu (More than one subgraph is not supported), not on the edgetpu" in report.differences[0]
-    assert "did otherwise than predicted" in caplog.text
+    reason = "(More than one subgraph is not supported)"
+    assert f"runs on the CPU {reason}, but was predicted for the Edge TPU" in report.differences[0]
+    assert "the compiler's result differs from the prediction" in caplog.text
 
 
-def test_what_a_failing_compiler_said_is_kept(real_data, tmp_path, monkeypatch):
+def test_output_of_a_failing_compiler_is_saved(real_data, tmp_path, monkeypatch):
     script(
         tmp_path,
         'echo "ERROR: Registration failed."; echo "Internal compiler error. Aborting!" >&2; exit 1',
         monkeypatch,
     )
-    with pytest.raises(TargetError, match=r"exit code 1: Internal compiler error.*all that it said is in ") as caught:
-        compiled(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
+    with pytest.raises(TargetError, match=r"exit code 1: Internal compiler error.*its output is in ") as caught:
+        compile_for_edgetpu(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
     assert "exit code 1" in inspect(pair(real_data, PAIRS[0])[0], "coral-usb").compiler_error
-    kept = Path(str(caught.value).rpartition(" is in ")[2])
-    assert kept == cache_folder() / "edgetpu_compiler.log"
-    assert "Registration failed" in kept.read_text()
+    saved = Path(str(caught.value).rpartition(" is in ")[2])
+    assert saved == cache_folder() / "edgetpu_compiler.log"
+    assert "Registration failed" in saved.read_text()
 
 
-def test_a_hanging_compiler_is_stopped_with_its_children(real_data, tmp_path, monkeypatch):
+def test_compiler_that_times_out_is_stopped_with_its_child_processes(real_data, tmp_path, monkeypatch):
     script(tmp_path, f"echo working; sleep 60 & echo $! > {tmp_path}/child; wait", monkeypatch)
     monkeypatch.setattr(compiler, "COMPILE_TIMEOUT_S", 1)
-    with pytest.raises(TargetError, match=r"timed out after 1 s and was stopped: try again; what it said is in "):
-        compiled(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
+    with pytest.raises(TargetError, match=r"timed out after 1 s and was stopped: try again; its output is in "):
+        compile_for_edgetpu(pair(real_data, PAIRS[0])[0].read_bytes(), CORAL)
     assert "working" in (cache_folder() / "edgetpu_compiler.log").read_text()
     child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
-    for _ in range(200):  # the kernel ends a killed process a moment later
-        if not child.exists() or child.read_text().split()[2] == "Z":  # gone, or waits for init to fetch it
+    for _ in range(200):  # wait, because the kernel ends a killed process with a delay
+        if not child.exists() or child.read_text().split()[2] == "Z":  # the process has ended or is a zombie
             return
         time.sleep(0.05)
     pytest.fail("the compiler's child is still running")

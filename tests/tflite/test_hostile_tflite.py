@@ -220,7 +220,7 @@ def test_options_of_another_operator_are_refused(tmp_path):
     first, last = model.subgraphs[0].operators[0], model.subgraphs[0].operators[-1]
     first.builtinOptions, first.builtinOptionsType = last.builtinOptions, last.builtinOptionsType
     (tmp_path / "model.tflite").write_bytes(pack(model))
-    with pytest.raises(ModelError, match=r"operator 0 \(MEAN\) has SoftmaxOptions"):
+    with pytest.raises(ModelError, match=r"operator 0 \(MEAN\) has options of type SoftmaxOptions"):
         inspect(tmp_path / "model.tflite")
 
 

@@ -1,4 +1,4 @@
-"""What a model's file tells, and what each target says to it."""
+"""Inspection of models: operators, cost, memory plan, plot of the graph, and compatibility with targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mobilenet(real_data):
     return real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite"
 
 
-def test_a_bundle_tells_all_that_is_in_its_model(bundle, edgerec):
+def test_json_of_a_bundle_is_complete_and_consistent(bundle, edgerec):
     value = json.loads(edgerec("inspect", bundle, "--json").stdout)
     assert value == inspect(bundle).to_dict()
     assert value["model"] == "model.tflite"
@@ -42,10 +42,10 @@ def test_a_bundle_tells_all_that_is_in_its_model(bundle, edgerec):
         weights = [tensors[i]["size_bytes"] for i in operator["inputs"] if i is not None and tensors[i]["constant"]]
         assert operator["parameter_bytes"] == sum(weights)
     assert set(value["targets"]) == set(target_names())
-    assert set(value["targets"].values()) == {""}  # each of them runs an int8 model of edgerec's
+    assert set(value["targets"].values()) == {""}  # every target can run an int8 model from edgerec
 
 
-def test_a_table_for_people(mobilenet, edgerec):
+def test_inspect_prints_a_table(mobilenet, edgerec):
     done = edgerec("inspect", mobilenet, "-t", "coral")
     assert done.returncode == 0, done.stderr
     assert "  0 CONV_2D" in done.stdout
@@ -54,15 +54,15 @@ def test_a_table_for_people(mobilenet, edgerec):
     assert "microcontroller  no: CONV_2D" in done.stdout
 
 
-def test_known_arithmetic(mobilenet, real_data):
-    """MobileNet's paper and TensorFlow's model zoo give 14 and 13.6 million for width 0.25 at 128 pixels."""
+def test_macs_match_published_numbers(mobilenet, real_data):
+    """The MobileNet paper states 14 million for width 0.25 at 128 pixels, and TensorFlow's model zoo 13.6 million."""
     assert inspect(mobilenet).macs == 13_570_304
     assert inspect(real_data / "edgetpu" / "mobilenet_v1_0.5_160_quant.tflite").macs == pytest.approx(77e6, rel=0.02)
 
 
-def test_the_plan_gives_no_place_twice(deeplab):
+def test_memory_of_tensors_with_overlapping_lifetimes_does_not_overlap(deeplab):
     slots = plan(read_graph(deeplab.read_bytes()))
-    assert len(slots) == 73  # what every operator gives, and the input
+    assert len(slots) == 73  # the input, and one output of each operator
     for number, one in enumerate(slots):
         for other in slots[:number]:
             together = one.first <= other.last and other.first <= one.last
@@ -72,90 +72,91 @@ def test_the_plan_gives_no_place_twice(deeplab):
     assert largest <= max(slot.offset + slot.size for slot in slots) < 1.5 * largest
 
 
-def test_the_graph_as_a_picture(deeplab, tmp_path, edgerec):
+def test_graph_plot_colors_operators_by_placement(deeplab, tmp_path, edgerec):
     cv2 = pytest.importorskip("cv2")
     pytest.importorskip("matplotlib")
     path = tmp_path / "graph.png"
     assert edgerec("inspect", deeplab, "--plot", path, "--target", "coral-usb").returncode == 0
     image = cv2.imread(str(path))
     assert min(image.shape[:2]) > 800
-    # BGR of the boxes on the Edge TPU, of those refused, and of those behind them: 64, 3 and 5 boxes.
-    on_chip, refused, behind = (
-        int((image == colour).all(-1).sum()) for colour in ((248, 227, 190), (215, 215, 254), (200, 235, 254))
+    # Number of pixels in the BGR colors of three kinds of boxes: 64 operators on the Edge TPU, 3 refused operators, and
+    # 5 operators that depend on refused ones.
+    on_chip, refused, dependent = (
+        int((image == color).all(-1).sum()) for color in ((248, 227, 190), (215, 215, 254), (200, 235, 254))
     )
     assert on_chip / refused == pytest.approx(64 / 3, rel=0.1)
-    assert behind / refused == pytest.approx(5 / 3, rel=0.1)
+    assert dependent / refused == pytest.approx(5 / 3, rel=0.1)
 
 
 @pytest.mark.parametrize("target", [None, "microcontroller"])
-def test_pictures_of_other_targets(mobilenet, tmp_path, target):
+def test_graph_plot_works_for_targets_without_edge_tpu(mobilenet, tmp_path, target):
     pytest.importorskip("matplotlib")
     graph_plot(inspect(mobilenet, target), tmp_path / "graph.png")
     assert (tmp_path / "graph.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_boxes_do_not_overlap_and_stand_below_what_they_need(deeplab):
+def test_boxes_do_not_overlap_and_are_below_their_inputs(deeplab):
     report = inspect(deeplab)
-    places = layout(report)
-    boxes = list(places.values())
+    positions = layout(report)
+    boxes = list(positions.values())
     for number, one in enumerate(boxes):
         for other in boxes[:number]:
             assert abs(one.x - other.x) >= BOX_WIDTH or abs(one.y - other.y) >= BOX_HEIGHT
-    makes = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
+    producers = {tensor: operator.index for operator in report.operators for tensor in operator.outputs}
     for operator in report.operators:
         for tensor in operator.inputs:
-            if tensor in makes:
-                assert places[makes[tensor]].row < places[operator.index].row
+            if tensor in producers:
+                assert positions[producers[tensor]].row < positions[operator.index].row
 
 
-def test_what_is_no_model_is_said_in_one_line(tmp_path, edgerec, mobilenet):
+def test_error_for_other_files_is_one_line(tmp_path, edgerec, mobilenet):
     (tmp_path / "half.tflite").write_bytes(mobilenet.read_bytes()[:5000])
     assert "half.tflite is a damaged TFLite model" in one_line(edgerec("inspect", tmp_path / "half.tflite"))
     (tmp_path / "text.tflite").write_text("no model at all")
-    for path, target, said in (
+    for path, target, message in (
         (tmp_path / "text.tflite", None, "is not a TFLite model"),
         (tmp_path / "none.tflite", None, "cannot be read: No such file"),
         (tmp_path, None, "is not a bundle"),
         (mobilenet, "corel", "did you mean 'coral'"),
     ):
-        with pytest.raises(EdgerecError, match=said):
+        with pytest.raises(EdgerecError, match=message):
             inspect(path, target)
 
 
-def test_what_was_compiled_is_looked_at_too(real_data):
+def test_model_that_was_compiled_for_the_edge_tpu_can_be_inspected(real_data):
     report = inspect(real_data / "edgetpu" / "deeplabv3_mnv2_dm05_pascal_quant_edgetpu.tflite", "desktop")
     assert report.operators[0].op == "CUSTOM edgetpu-custom-op"
-    assert any("take the file from before the compiler" in finding.way_out for finding in report.findings)
+    assert any("the compiler's input" in finding.way_out for finding in report.findings)
 
 
-def test_it_needs_no_tensorflow(mobilenet):
+def test_inspect_does_not_import_tensorflow(mobilenet):
     code = f"import sys, edgerec; edgerec.inspect({str(mobilenet)!r}, 'coral'); print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
 
 
-def test_an_operator_version_beyond_the_runtime_is_refused(mobilenet, tmp_path):
-    """tflite-runtime's target has versions; LiteRT's says nothing of them."""
+def test_operator_version_that_the_runtime_does_not_support_is_refused(mobilenet, tmp_path):
+    """The target for tflite-runtime lists the supported versions, and the target for LiteRT accepts all versions."""
     model = parse(mobilenet.read_bytes())
     model.operatorCodes[0].version = 40
     content, path = pack(model), tmp_path / "newer.tflite"
     path.write_bytes(content)
     (finding, *_) = findings(read_graph(content), content, Target.load("rpi-32bit"))
-    assert "is of version 40, its runtime knows up to" in finding.reason
+    assert "it has version 40, but the target's runtime supports versions up to" in finding.reason
     assert findings(read_graph(content), content, Target.load("rpi")) == []
-    with pytest.raises(TargetError, match=r"target rpi-32bit cannot run .*newer.tflite: .* is of version 40"):
+    with pytest.raises(TargetError, match=r"target rpi-32bit cannot run .*newer.tflite: .* it has version 40"):
         require_fit(content, Target.load("rpi-32bit"), str(path))
 
 
-def test_import_refuses_what_the_target_does_not_run(mobilenet, tmp_path):
+def test_import_refuses_a_model_that_the_target_cannot_run(mobilenet, tmp_path):
     with pytest.raises(
-        TargetError, match=r"microcontroller cannot run .*it works on uint8, .* 29 more: edgerec inspect"
+        TargetError, match=r"microcontroller cannot run .*its input is uint8, .* 29 more: edgerec inspect"
     ):
         import_tflite(mobilenet, tmp_path / "b", target="microcontroller")
     assert not (tmp_path / "b").exists()
 
 
-def test_every_reason_of_a_target_has_a_way_out(deeplab):
+def test_every_finding_has_a_reason_and_a_solution(deeplab):
     content = deeplab.read_bytes()
     graph = read_graph(content)
     for name in target_names():

@@ -1,4 +1,4 @@
-"""Labels and normalisation inside the .tflite, as tflite-support's schema has them, and the model as it was."""
+"""TFLite metadata: labels and normalization in .tflite files, in the format of tflite-support."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ UNIT = Normalise(0.0, 255.0)
 
 @pytest.fixture(scope="module")
 def bare(run) -> bytes:
-    """The run's float model, converted and left so."""
+    """The float model of the run as .tflite without metadata."""
     return to_float32(run.model())
 
 
 @pytest.fixture(scope="module")
-def described(bare, run) -> bytes:
+def with_labels(bare, run) -> bytes:
     return with_metadata(bare, run.labels, UNIT, "simple_cnn")
 
 
 def graph_of(content: bytes):
-    """All of a graph that can be compared."""
+    """Return the tensors and operators of a graph in a form that can be compared."""
     graph = read_graph(content)
     tensors = [
         (t.name, t.dtype, t.shape, t.scales, t.zero_points, None if t.data is None else t.data.tobytes())
@@ -49,40 +49,40 @@ def graph_of(content: bytes):
     return tensors, operators
 
 
-def test_every_variant_says_what_it_is(run):
+def test_every_variant_has_metadata(run):
     for name, report in run.variants().items():
         content = (run.variant(name) / "model.tflite").read_bytes()
-        found = read_metadata(content)
-        assert found.labels == run.labels
-        assert found.normalise == (run.recipe.normalise,)
-        assert found.name == "simple_cnn"
-        assert "10 labels" in found.description
+        metadata = read_metadata(content)
+        assert metadata.labels == run.labels
+        assert metadata.normalise == (run.recipe.normalise,)
+        assert metadata.name == "simple_cnn"
+        assert "10 labels" in metadata.description
         assert report["forms"][-1]["size_bytes"] == len(content)
 
 
-def test_the_model_stays_as_it_was(bare, described, run):
-    assert graph_of(described) == graph_of(bare)
+def test_metadata_does_not_change_the_model(bare, with_labels, run):
+    assert graph_of(with_labels) == graph_of(bare)
     assert read_metadata(bare) is None
     dataset, _ = run.data()
-    before, after = ImageModel(bare, UNIT), ImageModel(described, UNIT)
+    before, after = ImageModel(bare, UNIT), ImageModel(with_labels, UNIT)
     for image in dataset.images[:20]:
         assert np.array_equal(before.invoke(image), after.invoke(image))
     schema = tflite_schema()
-    names = [entry.name for entry in schema.ModelT.InitFromObj(schema.Model.GetRootAs(described, 0)).metadata]
+    names = [entry.name for entry in schema.ModelT.InitFromObj(schema.Model.GetRootAs(with_labels, 0)).metadata]
     assert names == [b"min_runtime_version", b"CONVERSION_METADATA", b"TFLITE_METADATA"]
 
 
-def test_it_is_small_and_the_same_bytes_again(bare, described, run):
-    assert 0 < len(described) - len(bare) < 1000
-    assert with_metadata(bare, run.labels, UNIT, "simple_cnn") == described
-    with pytest.raises(ModelError, match="metadata already"):
-        with_metadata(described, run.labels, UNIT, "simple_cnn")
+def test_metadata_is_small_and_reproducible(bare, with_labels, run):
+    assert 0 < len(with_labels) - len(bare) < 1000
+    assert with_metadata(bare, run.labels, UNIT, "simple_cnn") == with_labels
+    with pytest.raises(ModelError, match="the model already has TFLite metadata"):
+        with_metadata(with_labels, run.labels, UNIT, "simple_cnn")
 
 
-def test_the_label_file_is_a_zip_that_others_open(described, run):
-    with zipfile.ZipFile(io.BytesIO(described)) as archive:
+def test_label_file_is_an_uncompressed_zip_entry(with_labels, run):
+    with zipfile.ZipFile(io.BytesIO(with_labels)) as archive:
         (info,) = archive.infolist()
-        # MediaPipe maps the file and reads no compressed one.
+        # MediaPipe cannot read compressed files, because it maps the label file into memory.
         assert (info.filename, info.compress_type, info.date_time[0]) == ("labels.txt", zipfile.ZIP_STORED, 1980)
         assert archive.read(info).decode().splitlines() == list(run.labels)
 
@@ -93,29 +93,29 @@ def test_labels_in_any_language(bare):
     assert read_metadata(with_metadata(bare, labels, UNIT, "名")).name == "名"
 
 
-def test_metadata_that_google_wrote(real_data):
+def test_metadata_of_a_model_from_google_is_read(real_data):
     content = (real_data / "edgetpu" / "mobilenet_v1_0.25_128_quant.tflite").read_bytes()
-    found = read_metadata(content)
-    assert found.name == "ImageClassifier"
-    assert list(found.labels) == (real_data / "imagenet_labels.txt").read_text().splitlines()
-    assert found.normalise == (Normalise(127.5, 127.5),)
+    metadata = read_metadata(content)
+    assert metadata.name == "ImageClassifier"
+    assert list(metadata.labels) == (real_data / "imagenet_labels.txt").read_text().splitlines()
+    assert metadata.normalise == (Normalise(127.5, 127.5),)
 
 
-def test_what_pixels_become():
-    given = TensorSpec("float32", (1, 8, 8, 3))
-    grey, coloured = (UNIT,), (UNIT, UNIT, Normalise(1.0, 255.0))
-    assert normalise_for(given, Metadata("", "", (), grey)) == UNIT
-    assert normalise_for(given, Metadata("", "", (), coloured)) == ChannelNormalise((0, 0, 1), (255, 255, 255))
+def test_normalization_is_read_from_metadata_for_float_inputs_only():
+    spec = TensorSpec("float32", (1, 8, 8, 3))
+    common, per_channel = (UNIT,), (UNIT, UNIT, Normalise(1.0, 255.0))
+    assert normalise_for(spec, Metadata("", "", (), common)) == UNIT
+    assert normalise_for(spec, Metadata("", "", (), per_channel)) == ChannelNormalise((0, 0, 1), (255, 255, 255))
     with pytest.raises(ModelError, match="2 normalizations for 3 channels: set the right one with --normalise"):
-        normalise_for(given, Metadata("", "", (), coloured[1:]))
+        normalise_for(spec, Metadata("", "", (), per_channel[1:]))
     with pytest.raises(ModelError, match="takes float32 and does not state its normalization"):
-        normalise_for(given, Metadata("", "", (), ()))
-    # Through integers they pass, whatever somebody wrote.
+        normalise_for(spec, Metadata("", "", (), ()))
+    # Pixels are not normalized for integer inputs, regardless of the metadata.
     quantized = TensorSpec("uint8", (1, 8, 8, 3), 0.5, 3)
-    assert normalise_for(quantized, Metadata("", "", (), coloured)) == Normalise(3.0, 2.0)
+    assert normalise_for(quantized, Metadata("", "", (), per_channel)) == Normalise(3.0, 2.0)
 
 
-def test_evaluate_reads_a_bare_float_file(run, bare, tmp_path, image_folder):
+def test_evaluate_needs_a_normalization_for_a_float_file_without_metadata(run, bare, tmp_path, image_folder):
     own = evaluate(run.variant("float32") / "model.tflite", "digits")
     assert own.labels == run.labels
     assert own.accuracy > 0.9
@@ -127,43 +127,43 @@ def test_evaluate_reads_a_bare_float_file(run, bare, tmp_path, image_folder):
     assert evaluate(tmp_path / "bare.tflite", "digits", normalise="unit").accuracy == own.accuracy
 
 
-def test_a_damaged_file_is_refused_and_never_believed(described, monkeypatch):
-    """Bytes changed in the metadata and in the zip behind the model, and the end cut off."""
-    places = [*span(described), *range(described.index(b"PK\x03\x04"), len(described))]
+def test_damaged_metadata_causes_only_model_errors(with_labels, monkeypatch):
+    """Change bytes in the metadata and in the appended zip archive, and truncate the file."""
+    positions = [*span(with_labels), *range(with_labels.index(b"PK\x03\x04"), len(with_labels))]
     rng = np.random.default_rng(0)
     outcomes = set()
     for _ in range(600):
-        changed = bytearray(described)
-        for place in rng.choice(places, 3):
-            changed[place] = rng.integers(256)
+        changed = bytearray(with_labels)
+        for position in rng.choice(positions, 3):
+            changed[position] = rng.integers(256)
         outcomes.add(outcome(bytes(changed)))
     for cut in range(1, 900, 9):
-        outcomes.add(outcome(described[:-cut]))
+        outcomes.add(outcome(with_labels[:-cut]))
     assert outcomes == {"refused", "read"}
     with pytest.raises(ModelError, match=r"f\.tflite has damaged TFLite metadata"):
-        read_metadata(described[:-10], "f.tflite")
+        read_metadata(with_labels[:-10], "f.tflite")
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 10)
     with pytest.raises(ModelError, match=r"labels.txt has more than 10 bytes"):
-        read_metadata(described)
+        read_metadata(with_labels)
 
 
-def test_claims_are_bounded(described):
-    """Every four bytes of the metadata in turn claim to be enormous."""
-    for start in span(described)[::4]:
-        for claim in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
-            outcome(described[:start] + claim + described[start + 4 :])
+def test_huge_sizes_in_metadata_do_not_use_much_memory(with_labels):
+    """Replace each group of four bytes in the metadata by a huge size."""
+    for start in span(with_labels)[::4]:
+        for size in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
+            outcome(with_labels[:start] + size + with_labels[start + 4 :])
 
 
 def span(content: bytes) -> range:
-    """Where the metadata's own flatbuffer lies: its length stands before it."""
+    """Return the range of bytes of the metadata flatbuffer. Its length is stored before the flatbuffer."""
     at = content.index(b"M001") - 4
     return range(at, at + int.from_bytes(content[at - 4 : at], "little"))
 
 
 def outcome(content: bytes) -> str:
     try:
-        found = read_metadata(content)
+        metadata = read_metadata(content)
     except ModelError:
         return "refused"
-    assert found is None or all(one.std > 0 for one in found.normalise)
+    assert metadata is None or all(one.std > 0 for one in metadata.normalise)
     return "read"

@@ -1,6 +1,14 @@
-"""The Edge TPU: what it takes, what its compiler will map, and the compiler where there is one."""
+"""Check whether the Edge TPU can run a model, predict the result of its compiler, and run the compiler."""
 
-from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compiled, left_on_cpu
-from edgerec.tflite.edgetpu.diagnosis import Diagnosis, Placed, check, diagnose
+from edgerec.tflite.edgetpu.compiler import EdgeTpuReport, compile_for_edgetpu, left_on_cpu
+from edgerec.tflite.edgetpu.diagnosis import Diagnosis, OperatorPlacement, check, diagnose
 
-__all__ = ["Diagnosis", "EdgeTpuReport", "Placed", "check", "compiled", "diagnose", "left_on_cpu"]
+__all__ = [
+    "Diagnosis",
+    "EdgeTpuReport",
+    "OperatorPlacement",
+    "check",
+    "compile_for_edgetpu",
+    "diagnose",
+    "left_on_cpu",
+]

@@ -1,4 +1,4 @@
-"""Google's ``edgetpu_compiler``, where it is installed, and what it says."""
+"""Run Google's ``edgetpu_compiler`` if it is installed, and compare its result with the prediction."""
 
 from __future__ import annotations
 
@@ -23,20 +23,27 @@ log = logging.getLogger(__name__)
 COMPILE_TIMEOUT_S = 300
 CUSTOM = "CUSTOM edgetpu-custom-op"
 HOW_TO_COMPILE = (
-    "install edgetpu_compiler (x86-64 Debian or Ubuntu, from Coral's package archive; see coral.ai, "
-    "'Edge TPU Compiler') and export again with --overwrite; until then the bundle runs on the processor"
+    "install edgetpu_compiler (for x86-64 Debian or Ubuntu, from Coral's package archive, see coral.ai, "
+    "'Edge TPU Compiler') and export again with --overwrite; until then, the bundle runs on the CPU"
 )
-# What is read of its output, which nobody bounds.
-_MOST_BYTES = 1 << 20
-# So many differences go to the log; the report has all.
-_MOST_TOLD = 5
+# Limit of the compiler output that is read.
+_MAX_LOG_BYTES = 1 << 20
+# Maximum number of differences that are logged. The report contains all differences.
+_MAX_LOGGED = 5
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]+)\s+(\d+)\s+(\S.*)$")
 _MAPPED = "Mapped to Edge TPU"
+_NAMES = {"cpu": "CPU", "edgetpu": "Edge TPU"}
 
 
 @dataclass(frozen=True)
 class Status:
-    """A row of the compiler's report: so many operators of a kind, and what became of them."""
+    """A row of the compiler's report.
+
+    Attributes:
+        op: kind of the operators, such as ``CONV_2D``.
+        count: number of operators of this kind.
+        status: what the compiler did with these operators, such as ``Mapped to Edge TPU``.
+    """
 
     op: str
     count: int
@@ -45,15 +52,15 @@ class Status:
 
 @dataclass(frozen=True)
 class EdgeTpuReport:
-    """A model that the rules take, and what the compiler said; ``content`` is empty without a compiler.
+    """Result of the compilation of a model for the Edge TPU.
 
     Attributes:
-        operators: of the model before the compiler.
-        compiler: its path, or empty.
-        log: what it said, or how to get it.
-        content: the compiled file.
-        statuses: the table in its report.
-        differences: where it did otherwise than predicted.
+        operators: number of operators of the model before compilation.
+        compiler: path of the compiler; empty if it is not installed.
+        log: output of the compiler, or instructions to install it.
+        content: bytes of the compiled file; empty if the compiler is not installed.
+        statuses: rows of the compiler's report.
+        differences: operators whose placement differs from the prediction, one sentence each.
     """
 
     operators: int
@@ -64,7 +71,7 @@ class EdgeTpuReport:
     differences: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, without the file."""
+        """Return the report as JSON values, without the compiled file."""
         return {
             "operators": self.operators,
             "compiled": bool(self.content),
@@ -75,32 +82,32 @@ class EdgeTpuReport:
         }
 
 
-def compiled(content: bytes, target: Target) -> EdgeTpuReport:
-    """Compile a .tflite file when the target's compiler is on the PATH, and compare with what was predicted.
+def compile_for_edgetpu(content: bytes, target: Target) -> EdgeTpuReport:
+    """Compile a .tflite file if the target's compiler is on the PATH, and compare the result with the prediction.
 
     Raises:
-        TargetError: the compiler fails or hangs; its log is kept, and the message says where.
+        TargetError: the compiler failed or timed out. The message contains the path of its saved output.
     """
     graph = read_graph(content)
     program = shutil.which(target.compiler) if target.compiler else None
     if program is None:
-        log.warning("not compiled for the Edge TPU: %s", HOW_TO_COMPILE)
+        log.warning("the model is not compiled for the Edge TPU: %s", HOW_TO_COMPILE)
         return EdgeTpuReport(len(graph.operators), "", HOW_TO_COMPILE, b"")
-    result, said = compile_model(program, content)
-    statuses = parse_log(said)
+    result, output = compile_model(program, content)
+    statuses = parse_log(output)
     differences = compare(graph, diagnose(graph, target), result, statuses)
-    for difference in differences[:_MOST_TOLD]:
-        log.warning("the compiler did otherwise than predicted: %s", difference)
-    if len(differences) > _MOST_TOLD:
-        log.warning("and %d operators more", len(differences) - _MOST_TOLD)
-    return EdgeTpuReport(len(graph.operators), program, said, result, statuses, differences)
+    for difference in differences[:_MAX_LOGGED]:
+        log.warning("the compiler's result differs from the prediction: %s", difference)
+    if len(differences) > _MAX_LOGGED:
+        log.warning("the placement of %d more operators differs from the prediction", len(differences) - _MAX_LOGGED)
+    return EdgeTpuReport(len(graph.operators), program, output, result, statuses, differences)
 
 
 def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
-    """Run ``edgetpu_compiler``; gives the compiled file and what the compiler said, with its operation log.
+    """Run ``edgetpu_compiler``; return the compiled .tflite bytes, and the compiler's output and operation log.
 
     Raises:
-        TargetError: it failed, or took longer than five minutes.
+        TargetError: the compiler failed, or took longer than ``COMPILE_TIMEOUT_S``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,44 +115,58 @@ def compile_model(compiler: str, content: bytes) -> tuple[bytes, str]:
         source.write_bytes(content)
         command = [compiler, "-s", "-o", str(folder), str(source)]
         try:
-            with open(folder / "said.txt", "wb") as stream:
+            with open(folder / "output.txt", "wb") as stream:
                 code = call(command, timeout_s=COMPILE_TIMEOUT_S, output=stream, errors=stream).code
         except TargetError as error:
-            raise TargetError(f"{error}; what it said is in {_keep(_read(folder / 'said.txt'))}") from None
-        said = _read(folder / "said.txt")
+            raise TargetError(f"{error}; its output is in {_save_log(_read(folder / 'output.txt'))}") from None
+        output = _read(folder / "output.txt")
         if operations := _read(folder / "model_edgetpu.log"):
-            said = f"{said}\n\n{operations}"
+            output = f"{output}\n\n{operations}"
         result = folder / "model_edgetpu.tflite"
         if code or not result.is_file():
-            last = said.splitlines()[-1] if said else "it said nothing"
-            raise TargetError(f"{compiler} failed with exit code {code}: {last}; all that it said is in {_keep(said)}")
-        return result.read_bytes(), said
+            last = output.splitlines()[-1] if output else "it printed nothing"
+            raise TargetError(f"{compiler} failed with exit code {code}: {last}; its output is in {_save_log(output)}")
+        return result.read_bytes(), output
 
 
-def parse_log(said: str) -> tuple[Status, ...]:
-    """The rows ``OPERATOR  COUNT  STATUS`` of the compiler's output or log file, each once."""
-    rows = (_ROW.match(line.strip()) for line in said.splitlines())
-    found = [Status(row[1], int(row[2]), row[3].strip()) for row in rows if row]
-    return tuple(dict.fromkeys(found))
+def parse_log(output: str) -> tuple[Status, ...]:
+    """Parse the rows ``OPERATOR  COUNT  STATUS`` in the compiler's output or log file; return each row once."""
+    rows = (_ROW.match(line.strip()) for line in output.splitlines())
+    statuses = [Status(row[1], int(row[2]), row[3].strip()) for row in rows if row]
+    return tuple(dict.fromkeys(statuses))
 
 
 def left_on_cpu(before: Graph, after: Graph) -> set[int]:
-    """The operators that a compiled file still has beside its ``edgetpu-custom-op``, as indexes of the model before.
+    """Return the operators that the compiler left on the CPU, as indices of the model before compilation.
 
-    The compiler keeps the names of tensors; operators are found again by their kind and what they give.
+    In the compiled file, these are all operators except ``edgetpu-custom-op``. The compiler keeps the names of
+    tensors, so that operators can be matched by their kind and the names of their outputs.
+
+    Args:
+        before: the model before compilation.
+        after: the compiled model.
     """
-    kept = Counter((operator.name, _gives(operator)) for operator in after.operators if operator.name != CUSTOM)
-    left = set()
+    unmapped = Counter(
+        (operator.name, _output_names(operator)) for operator in after.operators if operator.name != CUSTOM
+    )
+    indices = set()
     for operator in before.operators:
-        key = (operator.name, _gives(operator))
-        if kept[key]:
-            kept[key] -= 1
-            left.add(operator.index)
-    return left
+        key = (operator.name, _output_names(operator))
+        if unmapped[key]:
+            unmapped[key] -= 1
+            indices.add(operator.index)
+    return indices
 
 
 def compare(graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[Status, ...]) -> tuple[str, ...]:
-    """Where the compiled file is not as predicted, a line for each operator."""
+    """Return a sentence for each operator whose placement in the compiled file differs from the prediction.
+
+    Args:
+        graph: the model before compilation.
+        diagnosis: the prediction.
+        content: bytes of the compiled file.
+        statuses: rows of the compiler's report.
+    """
     try:
         left = left_on_cpu(graph, read_graph(content, "the compiled file"))
     except ModelError as error:
@@ -153,14 +174,17 @@ def compare(graph: Graph, diagnosis: Diagnosis, content: bytes, statuses: tuple[
     reasons = {row.op: row.status for row in statuses if row.status != _MAPPED}
     lines = []
     for operator in diagnosis.operators:
-        did = "cpu" if operator.index in left else "edgetpu"
-        if did != operator.on:
-            said = f" ({reasons[operator.op]})" if did == "cpu" and operator.op in reasons else ""
-            lines.append(f"{operator.op} {operator.layer[-60:]!r} is on the {did}{said}, not on the {operator.on}")
+        actual = "cpu" if operator.index in left else "edgetpu"
+        if actual != operator.on:
+            reason = f" ({reasons[operator.op]})" if actual == "cpu" and operator.op in reasons else ""
+            layer = f"{operator.op} {operator.layer[-60:]!r}"
+            lines.append(
+                f"{layer} runs on the {_NAMES[actual]}{reason}, but was predicted for the {_NAMES[operator.on]}"
+            )
     return tuple(lines)
 
 
-def _gives(operator: Any) -> tuple[str, ...]:
+def _output_names(operator: Any) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in operator.outputs)
 
 
@@ -168,14 +192,14 @@ def _read(path: Path) -> str:
     if not path.is_file():
         return ""
     with path.open("rb") as stream:
-        return stream.read(_MOST_BYTES).decode(errors="replace").strip()
+        return stream.read(_MAX_LOG_BYTES).decode(errors="replace").strip()
 
 
-def _keep(said: str) -> Path:
+def _save_log(output: str) -> Path:
     try:
         folder = cache_folder()
     except NoHomeError:
         folder = Path(tempfile.mkdtemp(prefix="edgerec-"))
     path = folder / "edgetpu_compiler.log"
-    write_file(path, said + "\n")
+    write_file(path, output + "\n")
     return path

@@ -1,4 +1,4 @@
-"""What the Edge TPU's compiler will do with a model, told before there is any compiler."""
+"""Predict the result of the Edge TPU compiler without running it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from typing import Any, Literal
 from edgerec.contract.target import Target
 from edgerec.tflite.cost import macs, tensor_bytes
 from edgerec.tflite.edgetpu import rules
-from edgerec.tflite.edgetpu.partition import mapped
-from edgerec.tflite.edgetpu.rules import ONE_PICTURE, QUANTIZE, refused
+from edgerec.tflite.edgetpu.partition import mapped_operators
+from edgerec.tflite.edgetpu.rules import ONE_IMAGE, QUANTIZE, refusal_reason
 from edgerec.tflite.finding import Finding
 from edgerec.tflite.flatbuffer import Graph, Operator
 
 Place = Literal["edgetpu", "cpu"]
-STRANDED = "it needs {op} {layer!r}, which stays on the processor, and the compiler maps one part only"
-BEHIND = "it is not in the part that begins first, and the compiler maps one part only"
+STRANDED = (
+    "it needs the output of {op} {layer!r}, which runs on the CPU, and the compiler maps only one part of a graph"
+)
+OTHER_PART = "it is not in the first part of the graph that can be mapped, and the compiler maps only one part"
 
 
 @dataclass(frozen=True)
-class Placed:
-    """One operator, where it will run, and why it is not on the Edge TPU (empty where it is)."""
+class OperatorPlacement:
+    """The predicted placement of an operator.
+
+    Attributes:
+        index, op, layer: position of the operator, its kind, and the name of its first output.
+        on: where the operator will run.
+        reason: why the operator does not run on the Edge TPU; empty if it does.
+        macs: multiply-accumulates of the operator for one image.
+    """
 
     index: int
     op: str
@@ -32,39 +41,41 @@ class Placed:
     macs: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A model as the Edge TPU's compiler will take it.
+    """Predicted result of the Edge TPU compiler for a model.
 
     Attributes:
-        findings: what it refuses, each with the way out; empty: the whole model is mapped.
-        operators: every operator, and where it will run.
-        parameter_bytes: of the mapped operators; ``chip_bytes`` of them fit on the chip, the rest is sent each time.
-        remarks: what does not hinder it, and is good to know.
+        findings: operators and properties of the model that the compiler refuses, each with a solution; empty if the
+            compiler maps all operators.
+        operators: predicted placement of each operator.
+        parameter_bytes: size of the weights of the operators on the Edge TPU.
+        chip_bytes: size of the weights that fit into the memory of the chip. The others are transferred for each image.
+        remarks: notes that do not prevent the mapping, e.g. about speed.
     """
 
     findings: tuple[Finding, ...]
-    operators: tuple[Placed, ...]
+    operators: tuple[OperatorPlacement, ...]
     parameter_bytes: int
     chip_bytes: int
     remarks: tuple[str, ...]
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the whole model."""
+        """Multiply-accumulates of all operators."""
         return sum(operator.macs for operator in self.operators)
 
     @property
     def cpu_macs(self) -> int:
-        """Those that stay on the processor."""
+        """Multiply-accumulates of the operators on the CPU."""
         return sum(operator.macs for operator in self.operators if operator.on == "cpu")
 
     def to_dict(self) -> dict[str, Any]:
-        """The diagnosis as JSON values."""
+        """Return the diagnosis as JSON values."""
         return {
             "whole": not self.findings,
             "findings": [finding.to_dict() for finding in self.findings],
@@ -78,28 +89,30 @@ class Diagnosis:
 
 
 def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
-    """Judge every operator and tensor by the rules, and divide the graph as the compiler does.
+    """Apply the rules to all operators and tensors, and divide the graph as the compiler does.
 
     Args:
-        graph: the model before the compiler.
-        target: whose operators, versions and on-chip memory count; None is ``coral-usb``.
+        graph: the model before compilation.
+        target: the target, with its operators, their versions, and its on-chip memory; None for ``coral-usb``.
     """
     target = target or _coral()
-    whole = _of_the_model(graph)
-    why = {
-        operator.index: reason for operator in graph.operators if (reason := refused(operator, target.operators or {}))
+    model_findings = _model_findings(graph)
+    refusals = {
+        operator.index: reason
+        for operator in graph.operators
+        if (reason := refusal_reason(operator, target.operators or {}))
     }
-    findings = [*whole, *(_finding(graph.operators[index], reason) for index, reason in why.items())]
-    # A graph with a loop or an open size is refused as it stands, before any operator is looked at.
-    stopped = next((finding.reason for finding in whole if finding.op in ("model", "batch")), "")
-    on_chip = set() if stopped else mapped(graph, why)
-    operators = tuple(_placed(operator, graph, on_chip, why, stopped) for operator in graph.operators)
+    findings = [*model_findings, *(_finding(graph.operators[index], reason) for index, reason in refusals.items())]
+    # The compiler refuses a graph with control flow or dynamic shapes before it checks any operator.
+    graph_refusal = next((finding.reason for finding in model_findings if finding.op in ("model", "batch")), "")
+    on_chip = set() if graph_refusal else mapped_operators(graph, refusals)
+    operators = tuple(_placement(operator, graph, on_chip, refusals, graph_refusal) for operator in graph.operators)
     parameters = _parameter_bytes(graph, on_chip)
     remarks = []
     if 0 < target.parameter_bytes < parameters:
         remarks.append(
-            f"its parameters take {parameters:,} bytes, of which about {target.parameter_bytes:,} stay on the chip: "
-            "the rest is sent over USB for each picture, which makes it slower"
+            f"the weights take {parameters:,} bytes, of which about {target.parameter_bytes:,} fit into the memory of "
+            "the chip: the others are transferred over USB for each image, which makes inference slower"
         )
     return Diagnosis(
         tuple(findings), operators, parameters, min(parameters, target.parameter_bytes or parameters), tuple(remarks)
@@ -107,7 +120,7 @@ def diagnose(graph: Graph, target: Target | None = None) -> Diagnosis:
 
 
 def check(graph: Graph, target: Target | None = None) -> list[Finding]:
-    """Everything that the rules refuse; an empty list means that the whole model is mapped."""
+    """Return all findings of :func:`diagnose`; an empty list if the compiler maps all operators."""
     return list(diagnose(graph, target).findings)
 
 
@@ -116,7 +129,7 @@ def _coral() -> Target:
     return Target.load("coral-usb")
 
 
-def _of_the_model(graph: Graph) -> list[Finding]:
+def _model_findings(graph: Graph) -> list[Finding]:
     findings = []
     if graph.subgraphs > 1:
         reason = f"it has {graph.subgraphs} subgraphs, expected one"
@@ -125,20 +138,20 @@ def _of_the_model(graph: Graph) -> list[Finding]:
         for tensor in tensors:
             if tensor.dtype not in ("INT8", "UINT8"):
                 reason = f"it is {tensor.dtype}, expected INT8 or UINT8"
-                way_out = QUANTIZE if "FLOAT" in tensor.dtype else f"leave out what makes this {what}"
+                way_out = QUANTIZE if "FLOAT" in tensor.dtype else f"remove this {what} from the model"
                 findings.append(Finding(-1, what, tensor.name, reason, way_out))
             if what == "input" and -1 in tensor.shape:
                 reason = f"it has a dynamic shape {list(tensor.shape)}, expected a batch of 1 and fixed sizes"
-                findings.append(Finding(-1, "batch", tensor.name, reason, ONE_PICTURE))
+                findings.append(Finding(-1, "batch", tensor.name, reason, ONE_IMAGE))
             elif what == "input" and len(tensor.shape) == 4 and tensor.shape[0] != 1:
-                reason = f"it takes {tensor.shape[0]} pictures at a time, {list(tensor.shape)}: expected a batch of 1"
-                findings.append(Finding(-1, "input", tensor.name, reason, ONE_PICTURE))
+                reason = f"it has a batch of {tensor.shape[0]} images, {list(tensor.shape)}: expected a batch of 1"
+                findings.append(Finding(-1, "input", tensor.name, reason, ONE_IMAGE))
     return findings
 
 
 def _parameter_bytes(graph: Graph, on_chip: set[int]) -> int:
-    mapped_operators = (operator for operator in graph.operators if operator.index in on_chip)
-    constants = {id(t): t for operator in mapped_operators for t in operator.inputs if t is not None and t.constant}
+    on_chip_operators = (operator for operator in graph.operators if operator.index in on_chip)
+    constants = {id(t): t for operator in on_chip_operators for t in operator.inputs if t is not None and t.constant}
     return sum(tensor_bytes(tensor) for tensor in constants.values())
 
 
@@ -146,22 +159,24 @@ def _finding(operator: Operator, reason: str) -> Finding:
     return Finding(operator.index, operator.name, _layer(operator), reason, rules.way_out(operator, reason))
 
 
-def _placed(operator: Operator, graph: Graph, on_chip: set[int], why: Mapping[int, str], stopped: str) -> Placed:
+def _placement(
+    operator: Operator, graph: Graph, on_chip: set[int], refusals: Mapping[int, str], graph_refusal: str
+) -> OperatorPlacement:
     on: Place = "edgetpu" if operator.index in on_chip else "cpu"
     reason = ""
     if on == "cpu":
-        reason = why.get(operator.index, "") or stopped or _stranded(operator, graph, on_chip)
-    return Placed(operator.index, operator.name, _layer(operator), on, reason, macs(operator))
+        reason = refusals.get(operator.index, "") or graph_refusal or _dependency_reason(operator, graph, on_chip)
+    return OperatorPlacement(operator.index, operator.name, _layer(operator), on, reason, macs(operator))
 
 
-def _stranded(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
-    """Which operator on the processor it needs."""
-    made_by = {id(t): other for other in graph.operators for t in other.outputs}
+def _dependency_reason(operator: Operator, graph: Graph, on_chip: set[int]) -> str:
+    """Return why a supported operator runs on the CPU: it depends on an operator on the CPU, or is in another part."""
+    producers = {id(t): other for other in graph.operators for t in other.outputs}
     for tensor in operator.inputs:
-        before = made_by.get(id(tensor))
+        before = producers.get(id(tensor))
         if before is not None and before.index not in on_chip:
             return STRANDED.format(op=before.name, layer=_layer(before)[-60:])
-    return BEHIND
+    return OTHER_PART
 
 
 def _layer(operator: Operator) -> str:

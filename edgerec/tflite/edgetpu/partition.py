@@ -1,4 +1,4 @@
-"""Which operators the Edge TPU compiler maps, where it refuses some."""
+"""Predict which operators the Edge TPU compiler maps to the Edge TPU if it refuses some of them."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from collections.abc import Collection
 from edgerec.tflite.flatbuffer import Graph
 
 
-def mapped(graph: Graph, refused: Collection[int]) -> set[int]:
-    """The indexes of the operators that become the one ``edgetpu-custom-op``.
+def mapped_operators(graph: Graph, refused: Collection[int]) -> set[int]:
+    """Return the indices of the operators that the compiler maps to the Edge TPU.
 
-    The compiler is a TensorFlow Lite delegate, and TFLite divides a graph for a delegate into alternating steps: one
-    takes every operator of its kind (refused or not) whose inputs are there, and all that follow from those; the next
-    takes those of the other kind (``PartitionGraphIntoIndependentNodeSubsets`` in TensorFlow's lite/graph_info.cc).
-    The compiler keeps the first step that is not refused, and leaves everything else on the processor. So an operator
-    on a branch that needs nothing from the processor is mapped, even behind a refused one; and what begins on the
-    processor, as the conversion of a float input, delays the first step without ending it.
+    The compiler is a TensorFlow Lite delegate. TFLite divides the graph into alternating subsets of supported and
+    refused operators (``PartitionGraphIntoIndependentNodeSubsets`` in lite/graph_info.cc of TensorFlow). Each subset
+    contains all operators of its kind whose inputs come from earlier subsets or from the subset itself. The compiler
+    maps only the first subset of supported operators, and leaves all other operators on the CPU.
+
+    An operator is therefore mapped even if it comes after a refused operator, as long as it does not depend on the
+    refused operator. Operators on the CPU at the start of the graph, e.g. the conversion of a float input, do not
+    prevent the mapping of the operators after them.
 
     Args:
-        graph: the model before the compiler.
-        refused: indexes of its operators that the Edge TPU cannot run.
+        graph: the model before compilation.
+        refused: indices of the operators that the Edge TPU cannot run.
     """
-    made_by = {id(t): operator.index for operator in graph.operators for t in operator.outputs}
-    needs = {
-        operator.index: {made_by[id(t)] for t in operator.inputs if t is not None and id(t) in made_by}
+    producers = {id(t): operator.index for operator in graph.operators for t in operator.outputs}
+    dependencies = {
+        operator.index: {producers[id(t)] for t in operator.inputs if t is not None and id(t) in producers}
         for operator in graph.operators
     }
-    left, done = [operator.index for operator in graph.operators], set[int]()
-    while left:
-        first = next((index for index in left if needs[index] <= done), None)
-        if first is None:  # a loop, which only a damaged file has
+    remaining, done = [operator.index for operator in graph.operators], set[int]()
+    while remaining:
+        first = next((index for index in remaining if dependencies[index] <= done), None)
+        if first is None:  # only a damaged file contains a cycle
             return set()
-        kind = first in refused
-        step = _step(left, needs, done, refused, kind)
-        if not kind:
-            return step
-        done |= step
-        left = [index for index in left if index not in step]
+        is_refused = first in refused
+        subset = _next_subset(remaining, dependencies, done, refused, is_refused)
+        if not is_refused:
+            return subset
+        done |= subset
+        remaining = [index for index in remaining if index not in subset]
     return set()
 
 
-def _step(
-    left: list[int], needs: dict[int, set[int]], done: set[int], refused: Collection[int], kind: bool
+def _next_subset(
+    remaining: list[int],
+    dependencies: dict[int, set[int]],
+    done: set[int],
+    refused: Collection[int],
+    is_refused: bool,
 ) -> set[int]:
-    """All of one kind that can be had from what is ``done``, and from each other."""
-    step: set[int] = set()
-    have, grew = set(done), True
-    while grew:
-        grew = False
-        for index in left:
-            if index not in have and (index in refused) == kind and needs[index] <= have:
-                step.add(index)
-                have.add(index)
-                grew = True
-    return step
+    """Return all refused, or all supported, operators that depend only on ``done`` and on each other."""
+    subset: set[int] = set()
+    available, changed = set(done), True
+    while changed:
+        changed = False
+        for index in remaining:
+            if index not in available and (index in refused) == is_refused and dependencies[index] <= available:
+                subset.add(index)
+                available.add(index)
+                changed = True
+    return subset

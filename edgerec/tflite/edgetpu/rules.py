@@ -1,8 +1,9 @@
-"""Why the Edge TPU refuses an operator.
+"""Rules for the operators that the Edge TPU can run.
 
-Rules: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". Where
-they leave a limit open, it is between what the compiler mapped and what it refused in files and logs that people
-published; ``docs/edgetpu.md`` has them. Which operators and versions are known at all says ``targets/coral-usb.toml``.
+Source: coral.ai, "TensorFlow models on the Edge TPU", sections "Model requirements" and "Supported operations". If this
+page states no limit, the limit was chosen between operators that the compiler mapped and operators that it refused,
+according to published models and compiler logs, which ``docs/edgetpu.md`` lists. The supported operators and their
+versions are in ``targets/coral-usb.toml``.
 """
 
 from __future__ import annotations
@@ -14,79 +15,79 @@ import numpy as np
 
 from edgerec.tflite.flatbuffer import Operator, Tensor
 
-# A rule gives the reason why an operator is refused, or None.
+# A rule returns the reason why the Edge TPU cannot run an operator, or None if it can.
 Rule = Callable[[Operator], str | None]
 
 QUANTIZE = "quantize it: edgerec quantize RUN"
-ONE_PICTURE = "convert it for one picture at a time: keras.Input(shape, batch_size=1)"
+ONE_IMAGE = "convert the model with a batch size of 1: keras.Input(shape, batch_size=1)"
 
-# Parameters may be 32-bit integers, and an LSTM keeps its cell state in 16 bits.
+# Allowed data types of activations, and of constants such as biases. The cell state of an LSTM may also be INT16.
 _ACTIVATIONS = {"INT8", "UINT8"}
 _CONSTANTS = {"INT8", "UINT8", "INT32", "INT64"}
-# Coral's page says 16,000; the compiler mapped 128×128.
-_SOFTMAX_MOST = 16_384
-# Published: an upsampling from 256 to 512 pixels and one by 16 were refused, those to 128 pixels and by 2 were mapped.
-_RESIZE_MOST_PX, _RESIZE_MOST_TIMES = 255, 8
-# Published: a transposition of 40×40×65 numbers was refused, one of 14×14×255 was mapped.
-_TRANSPOSE_MOST = 65_536
-# Published: a mean over 256×128 was refused, one over 64×128 was mapped.
-_MEAN_MOST = 16_384
+# Coral's page states a limit of 16,000, but the compiler mapped a softmax over 128×128 values.
+_MAX_SOFTMAX_VALUES = 16_384
+# In published logs, the compiler refused upsampling from 256 to 512 pixels and by a factor of 16, and mapped upsampling
+# to 128 pixels and by a factor of 2.
+_MAX_RESIZE_PX, _MAX_RESIZE_FACTOR = 255, 8
+# In published logs, the compiler refused a transposition of 40×40×65 values, and mapped one of 14×14×255 values.
+_MAX_TRANSPOSE_VALUES = 65_536
+# In published logs, the compiler refused a mean over 256×128 values, and mapped one over 64×128 values.
+_MAX_MEAN_VALUES = 16_384
 
-_WAYS_OUT = {
-    "ARG_MAX": "leave it out: the largest score is found outside of the model",
-    "ELU": "train it with ReLU6 in its place",
-    "GELU": "train it with ReLU6 in its place",
-    "HARD_SWISH": "train it with ReLU6 in its place (MobileNetV3 minimalistic)",
-    "LEAKY_RELU": "train it with ReLU or PReLU in its place",
-    "DEQUANTIZE": "convert it with integer outputs: inference_output_type=tf.uint8",
-    "CAST": "convert it with uint8 inputs: inference_input_type=tf.uint8",
-    "RESIZE_BILINEAR": "resize outside of the model, or by 2 and up to 128 pixels",
-    "RESIZE_NEAREST_NEIGHBOR": "resize outside of the model, or up to 128 pixels",
-    "SHAPE": ONE_PICTURE,
-    "TRANSPOSE": "leave it out, or use a smaller --input-size",
+_SOLUTIONS = {
+    "ARG_MAX": "remove it from the model, and compute it in the application",
+    "ELU": "train it with ReLU6 instead",
+    "GELU": "train it with ReLU6 instead",
+    "HARD_SWISH": "train it with ReLU6 instead (MobileNetV3 minimalistic)",
+    "LEAKY_RELU": "train it with ReLU or PReLU instead",
+    "DEQUANTIZE": "convert the model with integer outputs: inference_output_type=tf.uint8",
+    "CAST": "convert the model with uint8 inputs: inference_input_type=tf.uint8",
+    "RESIZE_BILINEAR": "resize in the application, or by a factor of 2 and to at most 128 pixels",
+    "RESIZE_NEAREST_NEIGHBOR": "resize in the application, or to at most 128 pixels",
+    "SHAPE": ONE_IMAGE,
+    "TRANSPOSE": "remove it from the model, or use a smaller --input-size",
 }
 
 
-def refused(operator: Operator, versions: Mapping[str, int]) -> str | None:
-    """Why the Edge TPU cannot run this operator, or None.
+def refusal_reason(operator: Operator, versions: Mapping[str, int]) -> str | None:
+    """Return why the Edge TPU cannot run an operator; None if it can.
 
     Args:
-        operator: of the model.
-        versions: every operator that it has, with the highest version that its compiler knows; 0 is any.
+        operator: operator of the model before compilation.
+        versions: highest version of each operator that the compiler supports, by name; 0 means any version.
     """
     if operator.name not in versions:
-        return "the Edge TPU has no such operator"
+        return "the Edge TPU does not support this operator"
     highest = versions[operator.name]
     if highest and operator.version > highest:
-        return f"it is of version {operator.version}, the compiler knows up to {highest}"
-    upsampling = _of_upsampling(operator)
+        return f"it has version {operator.version}, but the compiler supports versions up to {highest}"
+    upsampling = _is_upsampling_step(operator)
     for tensor in (*operator.inputs, *operator.outputs):
-        if tensor is not None and (reason := _refused_tensor(tensor, operator, upsampling)):
+        if tensor is not None and (reason := _tensor_refusal(tensor, operator, upsampling)):
             return reason
     rule = _RULES.get(operator.name)
     return rule(operator) if rule else None
 
 
 def way_out(operator: Operator, reason: str) -> str:
-    """What to do about it."""
+    """Return a solution for an operator that the Edge TPU refuses for ``reason``."""
     if "dynamic shape" in reason:
-        return ONE_PICTURE
-    if "of version" in reason:
-        return "convert it with TensorFlow 2.5 to 2.8, or with edgerec"
-    if operator.name not in _WAYS_OUT and any(t.dtype not in _CONSTANTS for t in operator.outputs):
+        return ONE_IMAGE
+    if "it has version" in reason:
+        return "convert the model with TensorFlow 2.5 to 2.8, or with edgerec"
+    if operator.name not in _SOLUTIONS and any(t.dtype not in _CONSTANTS for t in operator.outputs):
         return QUANTIZE
-    return _WAYS_OUT.get(operator.name, "use an architecture without it, or --target desktop or rpi")
+    return _SOLUTIONS.get(operator.name, "use an architecture without it, or --target desktop or rpi")
 
 
-def _refused_tensor(tensor: Tensor, operator: Operator, upsampling: bool) -> str | None:
+def _tensor_refusal(tensor: Tensor, operator: Operator, upsampling: bool) -> str | None:
     if -1 in tensor.shape:
         return f"tensor {tensor.name!r} has a dynamic shape {list(tensor.shape)}"
     if tensor.constant:
-        # What is packed or float is no parameter of an 8-bit operator.
         allowed = _CONSTANTS
     else:
         allowed = _ACTIVATIONS | ({"INT16"} if operator.name == "UNIDIRECTIONAL_SEQUENCE_LSTM" else set())
-    # An LSTM lists float tensors without an element.
+    # Empty tensors are ignored, because LSTMs have empty float tensors.
     if tensor.dtype not in allowed and tensor.shape != (0,):
         return f"tensor {tensor.name!r} is {tensor.dtype}, expected 8-bit integers"
     if not tensor.constant and not upsampling and any(n > 1 for n in tensor.shape[:-3]):
@@ -94,21 +95,22 @@ def _refused_tensor(tensor: Tensor, operator: Operator, upsampling: bool) -> str
     return None
 
 
-def _of_upsampling(operator: Operator) -> bool:
-    """Whether it is a step of the upsampling that feature pyramids are written with, which has more dimensions.
+def _is_upsampling_step(operator: Operator) -> bool:
+    """Return whether an operator is a step of nearest-neighbor upsampling by a factor of 2, as in feature pyramids.
 
-    Every pixel is packed beside itself, ``(1, h, w, c)`` to ``(1, h, w, 2, c)`` to ``(1, h, 2, w, 2, c)``, and that is
-    reshaped to ``(1, 2h, 2w, c)``. The compiler knows it since version 16.
+    Two PACK operators repeat each pixel, from ``(1, h, w, c)`` to ``(1, h, w, 2, c)`` and ``(1, h, 2, w, 2, c)``. Then
+    RESHAPE converts the result to ``(1, 2h, 2w, c)``. The compiler supports this pattern from version 16 on, although
+    its tensors have more than three dimensions above 1.
     """
-    given, made = operator.inputs[:1], operator.outputs[0].shape if operator.outputs else ()
-    if not given or given[0] is None:
+    first, output_shape = operator.inputs[:1], operator.outputs[0].shape if operator.outputs else ()
+    if not first or first[0] is None:
         return False
-    shape = given[0].shape
+    shape = first[0].shape
     if operator.name == "PACK":
-        return all(tensor is given[0] for tensor in operator.inputs) and len(shape) in (4, 5) and shape[0] == 1
+        return all(tensor is first[0] for tensor in operator.inputs) and len(shape) in (4, 5) and shape[0] == 1
     if operator.name != "RESHAPE" or len(shape) != 6 or shape[0] != 1:
         return False
-    return made == (1, shape[1] * shape[2], shape[3] * shape[4], shape[5])
+    return output_shape == (1, shape[1] * shape[2], shape[3] * shape[4], shape[5])
 
 
 def _no_activation(operator: Operator) -> str | None:
@@ -117,31 +119,31 @@ def _no_activation(operator: Operator) -> str | None:
 
 def _conv(operator: Operator) -> str | None:
     weights, options = operator.inputs[1], operator.options
-    # Where the kernel is one pixel wide a dilation does nothing, as in a convolution along a sequence.
-    flat = weights is not None and 1 in weights.shape[1:3]
-    if options.dilationWFactor != options.dilationHFactor and not flat:
-        return "its dilation differs between x and y"
+    # A kernel of width or height 1 is not affected by dilation on this axis, e.g. in a convolution along a sequence.
+    one_dimensional = weights is not None and 1 in weights.shape[1:3]
+    if options.dilationWFactor != options.dilationHFactor and not one_dimensional:
+        return "its horizontal and vertical dilation differ"
     return _constant_parameters(operator)
 
 
 def _constant_parameters(operator: Operator) -> str | None:
     if any(t is not None and not t.constant for t in operator.inputs[1:]):
-        return "its weights or bias are not constant"
+        return "its weights or bias is not constant"
     return None
 
 
 def _transpose_conv(operator: Operator) -> str | None:
-    # Output shape, weights, input, bias.
+    # The inputs are the output shape, weights, input and bias. Only the input (index 2) may vary.
     if any(t is not None and not t.constant for i, t in enumerate(operator.inputs) if i != 2):
-        return "its weights, bias or output shape are not constant"
+        return "its weights, bias or output shape is not constant"
     return None
 
 
 def _fully_connected(operator: Operator) -> str | None:
     if operator.options.weightsFormat:
-        return "its weights have another format than the default"
+        return "its weights are not stored in the default format"
     if sum(n > 1 for n in operator.outputs[0].shape) > 1:
-        return "its output has more than one dimension"
+        return "its output has more than one dimension above 1"
     return _constant_parameters(operator)
 
 
@@ -149,9 +151,9 @@ def _concatenation(operator: Operator) -> str | None:
     constants = [t for t in operator.inputs if t is not None and t.constant]
     for tensor in constants:
         zero = tensor.zero_points[0] if tensor.zero_points else 0
-        stored = _numbers(tensor, np.uint8 if tensor.dtype == "UINT8" else np.int8)
+        stored = _constant_values(tensor, np.uint8 if tensor.dtype == "UINT8" else np.int8)
         if len(operator.inputs) != 2 or any(n != zero for n in stored):
-            return "a constant input is only allowed as zeros beside one other input"
+            return "a constant input is only allowed if it contains zeros and there is one other input"
     return _no_activation(operator)
 
 
@@ -160,89 +162,92 @@ def _reduction(operator: Operator) -> str | None:
     if tensor is None or not axes:
         return "its axes are not constant"
     if 0 in axes:
-        return "it reduces the batch"
+        return "it reduces the batch dimension"
     if operator.name != "MEAN":
         return None
     if len(tensor.shape) - 1 in axes and tensor.shape[-1] % 4:
-        return f"it averages {tensor.shape[-1]} channels, expected a multiple of 4"
-    over = prod(tensor.shape[axis] for axis in axes)
-    return f"it averages {over:,} numbers, expected up to {_MEAN_MOST:,}" if over > _MEAN_MOST else None
+        return f"it averages over {tensor.shape[-1]} channels, expected a multiple of 4"
+    count = prod(tensor.shape[axis] for axis in axes)
+    too_many = f"it averages over {count:,} values, expected at most {_MAX_MEAN_VALUES:,}"
+    return too_many if count > _MAX_MEAN_VALUES else None
 
 
 def _axes(operator: Operator) -> set[int]:
     tensor, axes = operator.inputs[0], operator.inputs[1]
-    return {n % len(tensor.shape) for n in _numbers(axes)} if tensor is not None and tensor.shape else set()
+    return {n % len(tensor.shape) for n in _constant_values(axes)} if tensor is not None and tensor.shape else set()
 
 
 def _pad(operator: Operator) -> str | None:
-    amounts = _numbers(operator.inputs[1])
+    amounts = _constant_values(operator.inputs[1])
     if not amounts:
-        return "its amounts are not constant"
-    return "it pads the batch" if any(amounts[:2]) and len(amounts) == 8 else None
+        return "its padding is not constant"
+    return "it pads the batch dimension" if any(amounts[:2]) and len(amounts) == 8 else None
 
 
 def _softmax(operator: Operator) -> str | None:
     size = max(operator.outputs[0].shape[-1:], default=1)
-    return f"it is over {size:,} numbers, expected up to {_SOFTMAX_MOST:,}" if size > _SOFTMAX_MOST else None
+    too_many = f"it is computed over {size:,} values, expected at most {_MAX_SOFTMAX_VALUES:,}"
+    return too_many if size > _MAX_SOFTMAX_VALUES else None
 
 
 def _resize(operator: Operator) -> str | None:
-    given, made = operator.inputs[0], operator.outputs[0].shape
-    if given is None or len(given.shape) != 4 or len(made) != 4:
+    image, resized = operator.inputs[0], operator.outputs[0].shape
+    if image is None or len(image.shape) != 4 or len(resized) != 4:
         return None
-    before, after = given.shape[1:3], made[1:3]
-    text = f"it resizes {before[0]}×{before[1]} to {after[0]}×{after[1]}, which loses precision there"
+    before, after = image.shape[1:3], resized[1:3]
+    text = f"it resizes {before[0]}×{before[1]} to {after[0]}×{after[1]}, which the Edge TPU cannot compute precisely"
     if before == after:
         return None
-    if max(after) > _RESIZE_MOST_PX:
+    if max(after) > _MAX_RESIZE_PX:
         return text
     if operator.name == "RESIZE_BILINEAR":
-        times = max(n / max(1, m) for n, m in zip(after, before, strict=True))
-        if times > _RESIZE_MOST_TIMES or 1 in before:
+        factor = max(n / max(1, m) for n, m in zip(after, before, strict=True))
+        if factor > _MAX_RESIZE_FACTOR or 1 in before:
             return text
     return None
 
 
 def _strided_slice(operator: Operator) -> str | None:
-    strides = _numbers(operator.inputs[3])
+    strides = _constant_values(operator.inputs[3])
     if not strides or any(n != 1 for n in strides):
         return "its strides are not all 1"
     if operator.options.ellipsisMask or operator.options.newAxisMask:
-        return "it has an ellipsis or a new axis"
+        return "it uses an ellipsis or a new axis"
     return None
 
 
 def _split(operator: Operator) -> str | None:
-    axis, tensor = _numbers(operator.inputs[0]), operator.inputs[1]
+    axis, tensor = _constant_values(operator.inputs[0]), operator.inputs[1]
     if not axis or tensor is None or not tensor.shape:
         return "its axis is not constant"
-    apart = operator.options.numSplits > 1
-    return "it splits the batch" if apart and axis[0] % len(tensor.shape) == 0 else None
+    divides = operator.options.numSplits > 1
+    return "it splits the batch dimension" if divides and axis[0] % len(tensor.shape) == 0 else None
 
 
 def _pack(operator: Operator) -> str | None:
-    return "it packs the batch" if operator.options.axis == 0 else None
+    return "it packs along the batch dimension" if operator.options.axis == 0 else None
 
 
 def _prelu(operator: Operator) -> str | None:
     alpha = operator.inputs[1]
     if alpha is not None and any(n > 1 for n in alpha.shape[:-1]):
-        return f"its alpha is {list(alpha.shape)}, expected one dimension (shared_axes=[1, 2])"
+        return f"its alpha has the shape {list(alpha.shape)}, expected one value per channel (shared_axes=[1, 2])"
     return None
 
 
 def _transpose(operator: Operator) -> str | None:
-    order, tensor = _numbers(operator.inputs[1]), operator.inputs[0]
+    order, tensor = _constant_values(operator.inputs[1]), operator.inputs[0]
     if not order or tensor is None:
-        return "its order is not constant"
+        return "its permutation is not constant"
     if len(order) == 4 and order[0] != 0 and tensor.shape[0] != 1:
-        return "it moves the batch"
+        return "it moves the batch dimension"
     size = prod(tensor.shape)
-    return f"it moves {size:,} numbers, expected up to {_TRANSPOSE_MOST:,}" if size > _TRANSPOSE_MOST else None
+    too_many = f"it transposes {size:,} values, expected at most {_MAX_TRANSPOSE_VALUES:,}"
+    return too_many if size > _MAX_TRANSPOSE_VALUES else None
 
 
-def _numbers(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
-    """The integers of a constant tensor; none where it is not constant."""
+def _constant_values(tensor: Tensor | None, dtype: type = np.int32) -> list[int]:
+    """Return the integers in a constant tensor; an empty list if the tensor is not constant."""
     if tensor is None or tensor.data is None:
         return []
     return [int(n) for n in tensor.data.view(np.int64 if tensor.dtype == "INT64" else dtype)]
