@@ -91,7 +91,7 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
     labels = parse_labels(_read(path), str(path), count)
     if count is not None and len(labels) != count:
         raise DataError(
-            f"{path} has {len(labels)} labels, but {model} gives {count} scores: it needs one label for each score"
+            f"{path} has {len(labels)} labels, but {model} has {count} outputs: list one label for each output"
         )
     return labels
 

@@ -269,8 +269,8 @@ class Manifest:
         Args:
             where: name of the manifest for error messages.
         """
-        texts = {"name": self.name, "target": self.target, "variant": self.variant}
-        for what, text in (*texts.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
+        names = {"name": self.name, "target": self.target, "variant": self.variant}
+        for what, text in (*names.items(), *((f"label {number}", label) for number, label in enumerate(self.labels))):
             if not is_printable(text):
                 raise BundleError(
                     f"{where}: {what} is {text!a}, which cannot be displayed: expected a string without line breaks, "

@@ -1,7 +1,7 @@
 """Check the graph of a .tflite file: tensors, operators and subgraphs refer to each other as an interpreter expects.
 
 Runtimes check only some of these references, and crash or hang if another reference is wrong. Call
-:func:`edgerec.tflite.verifier.check_bounds` first, because this module assumes that every table lies within the file.
+:func:`edgerec.tflite.verifier.check_bounds` first, because this module assumes that every table is within the file.
 The field numbers are those of the TFLite schema, version 3.
 """
 

@@ -37,7 +37,7 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
 
 
 def use_fallback_fonts(figure: Any) -> None:
-    """Set other installed fonts for texts with characters that matplotlib's default font lacks."""
+    """Set other installed fonts for the texts in a figure whose characters matplotlib's default font lacks."""
     manager = require("matplotlib.font_manager")
     for text in figure.findobj(require("matplotlib.text").Text):
         if text.get_text().isascii():

@@ -1,4 +1,4 @@
-"""Bundles: whole or refused."""
+"""Bundles are refused if a file or a value in the manifest is missing, damaged or inconsistent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import one_line
 
 @pytest.fixture
 def copy(bundle, tmp_path):
-    """A copy to damage, and a way to change its manifest."""
+    """Return the path of a copy of the bundle, which a test can damage."""
     path = tmp_path / "copy"
     shutil.copytree(bundle, path)
     return path
@@ -31,7 +31,7 @@ def change(path, **values):
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_layout_is_the_documented_one(bundle):
+def test_bundle_contains_the_documented_files(bundle):
     names = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert {"manifest.json", "model.tflite", "labels.txt", "README.md", "requirements.txt"} <= names
     assert "golden/golden.json" in names
@@ -40,19 +40,19 @@ def test_layout_is_the_documented_one(bundle):
     assert set(manifest["files"]) == names - {"manifest.json"}
 
 
-def test_manifest_survives_json(bundle):
+def test_manifest_is_unchanged_after_writing_and_reading_json(bundle):
     manifest = Bundle.open(bundle).manifest
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_golden_scores_are_equal_bit_for_bit_here(bundle):
+def test_verify_finds_equal_scores_on_the_exporting_machine(bundle):
     report = verify(bundle)
     assert report.exact
     assert report.tolerance == 0
     assert len(report.golden) == 10
 
 
-def test_golden_of_another_machine_has_a_tolerance(copy):
+def test_verify_tolerates_small_differences_from_another_machine(copy):
     golden = json.loads((copy / "golden/golden.json").read_text())
     golden["made_on"]["machine"] = "aarch64"
     golden["vectors"][0]["scores"][0][0] += 2
@@ -65,7 +65,7 @@ def test_golden_of_another_machine_has_a_tolerance(copy):
         verify(copy)
 
 
-def test_another_label_than_the_golden_one_is_found_within_the_tolerance(copy, monkeypatch):
+def test_verify_refuses_another_label_even_within_the_tolerance(copy, monkeypatch):
     """On another machine, scores may differ a little, but a clear prediction must stay the same."""
     golden = json.loads((copy / "golden/golden.json").read_text())
     golden["made_on"]["machine"] = "aarch64"
@@ -84,7 +84,7 @@ def test_another_label_than_the_golden_one_is_found_within_the_tolerance(copy, m
         verify(copy)
 
 
-def test_wrong_golden_scores_are_found(copy):
+def test_verify_refuses_other_scores_on_the_same_machine(copy):
     golden = json.loads((copy / "golden/golden.json").read_text())
     golden["vectors"][3]["scores"][0][0] += 1
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
@@ -92,15 +92,15 @@ def test_wrong_golden_scores_are_found(copy):
         verify(copy)
 
 
-def test_scores_that_are_no_numbers_do_not_pass(bundle, monkeypatch):
-    """A float model that computes NaN here is not equal to anything."""
+def test_verify_refuses_nan_scores(bundle, monkeypatch):
+    """NaN is never equal to a golden score."""
     real = Classifier.stored_scores
     monkeypatch.setattr(Classifier, "stored_scores", lambda *a: tuple(scores * np.nan for scores in real(*a)))
     with pytest.raises(BundleError, match="off by nan"):
         verify(bundle)
 
 
-def test_other_preprocessing_is_found(copy):
+def test_verify_refuses_other_preprocessing(copy):
     spec = json.loads((copy / "manifest.json").read_text())["preprocess"]
     change(copy, preprocess=spec | {"interpolation": "nearest"})
     with pytest.raises(BundleError, match="other pixels"):
@@ -108,7 +108,7 @@ def test_other_preprocessing_is_found(copy):
 
 
 def rewrite(path, name, content):
-    """Change a file and its digest, as somebody who means it would."""
+    """Replace the content of a file in the bundle, and its digest in the manifest."""
     from edgerec.utils.atomic import sha256
 
     (path / name).write_bytes(content)
@@ -116,32 +116,32 @@ def rewrite(path, name, content):
     change(path, files=files | {name: sha256(content)})
 
 
-def test_changed_byte(copy, edgerec):
+def test_verify_refuses_a_changed_byte(copy, edgerec):
     content = bytearray((copy / "model.tflite").read_bytes())
     content[1000] ^= 1
     (copy / "model.tflite").write_bytes(content)
     assert "model.tflite was changed or damaged" in one_line(edgerec("verify", copy))
 
 
-def test_missing_file(copy, edgerec):
+def test_verify_refuses_a_missing_file(copy, edgerec):
     (copy / "labels.txt").unlink()
     assert "labels.txt is missing" in one_line(edgerec("verify", copy))
 
 
-def test_newer_schema(copy, edgerec):
+def test_newer_schema_suggests_to_upgrade_edgerec(copy, edgerec):
     change(copy, schema=SCHEMA_VERSION + 1)
     assert "upgrade it with pip install -U edgerec" in one_line(edgerec("verify", copy))
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "golden/../../secret", "C:\\x", "", "a\ud800"])
-def test_path_that_climbs_out(copy, name):
+def test_file_name_outside_of_the_bundle_is_refused(copy, name):
     files = json.loads((copy / "manifest.json").read_text())["files"]
     change(copy, files=files | {name: "0" * 64})
     with pytest.raises(BundleError, match="leads out of the bundle"):
         Bundle.open(copy)
 
 
-def test_link_that_leads_out(copy, tmp_path):
+def test_link_out_of_the_bundle_is_refused(copy, tmp_path):
     (tmp_path / "secret").write_bytes((copy / "labels.txt").read_bytes())
     (copy / "labels.txt").unlink()
     os.symlink(tmp_path / "secret", copy / "labels.txt")
@@ -150,7 +150,7 @@ def test_link_that_leads_out(copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"labels": ["one"]}, "has 1 labels, but the output"),
         ({"labels": []}, "labels"),
@@ -170,18 +170,18 @@ def test_link_that_leads_out(copy, tmp_path):
         ({"model": "other.tflite"}, "contains no digest"),
         ({"model": ""}, "contains no digest"),
         ({"model": 5}, "expected a string"),
-        ({"files": {"model.tflite": "short"}}, "no SHA-256"),
+        ({"files": {"model.tflite": "short"}}, "expected a SHA-256"),
         ({"colour": "blue"}, "unknown key 'colour'"),
         ({"schema": "one"}, "schema 'one'"),
     ],
 )
-def test_wrong_manifest_is_refused(copy, values, said):
+def test_invalid_manifest_is_refused(copy, values, message):
     change(copy, **values)
-    with pytest.raises((BundleError, DelegateError), match=said):
+    with pytest.raises((BundleError, DelegateError), match=message):
         Classifier.open(copy)
 
 
-def test_a_name_that_the_system_refuses(copy):
+def test_file_name_that_is_too_long_is_refused(copy):
     files = json.loads((copy / "manifest.json").read_text())["files"]
     change(copy, files=files | {"golden/" + "a" * 5000: "0" * 64})
     with pytest.raises(BundleError, match="cannot be read") as caught:
@@ -190,36 +190,36 @@ def test_a_name_that_the_system_refuses(copy):
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\x1b[2Jb", "\ud800"])
-def test_an_error_is_one_line_whatever_it_quotes(copy, text, edgerec):
+def test_error_with_control_characters_is_one_printable_line(copy, text, edgerec):
     change(copy, **{text: 1})
-    said = one_line(edgerec("verify", copy))
-    assert "unknown key" in said
-    assert said.isprintable()
+    message = one_line(edgerec("verify", copy))
+    assert "unknown key" in message
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda golden: golden["vectors"][0].pop("pixels_sha256"), "no digest of its pixels"),
         (lambda golden: golden["vectors"][0].update(scores=[10**400] * 10), "too large"),
         (lambda golden: golden["vectors"].append("text"), "damaged"),
     ],
 )
-def test_damaged_golden_vectors(copy, damage, said):
+def test_damaged_golden_vectors_are_refused(copy, damage, message):
     golden = json.loads((copy / "golden/golden.json").read_text())
     damage(golden)
     rewrite(copy, "golden/golden.json", json.dumps(golden).encode())
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         verify(copy)
 
 
-def test_golden_vectors_nested_too_deeply(copy):
+def test_deeply_nested_golden_vectors_are_refused(copy):
     rewrite(copy, "golden/golden.json", b"[" * 100_000)
     with pytest.raises(BundleError, match="damaged"):
         verify(copy)
 
 
-def test_a_tensor_whose_name_is_no_text(copy):
+def test_tensor_name_that_is_not_utf8_is_refused(copy):
     model = (copy / "model.tflite").read_bytes()
     name = find_runtime()[1].Interpreter(model_content=model).get_output_details()[0]["name"].encode()
     rewrite(copy, "model.tflite", model.replace(name, b"\xff" * len(name)))
@@ -228,20 +228,20 @@ def test_a_tensor_whose_name_is_no_text(copy):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 1}', b"[" * 100_000])
-def test_what_is_no_manifest_is_refused(copy, content):
+def test_invalid_json_is_refused_as_manifest(copy, content):
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError):
         Bundle.open(copy)
 
 
-def test_manifest_that_lies_about_the_tensors(copy):
+def test_manifest_that_contradicts_the_model_is_refused(copy):
     spec = json.loads((copy / "manifest.json").read_text())["output"]
     change(copy, output=spec | {"scale": 0.5})
     with pytest.raises(BundleError, match="the manifest says"):
         Classifier.open(copy)
 
 
-def test_zip_holds_the_same(bundle, tmp_path):
+def test_zip_of_a_bundle_can_be_verified(bundle, tmp_path):
     for name, prefix in (("flat.zip", ""), ("folder.zip", "signs/")):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for file in bundle.rglob("*"):
@@ -263,7 +263,7 @@ def test_damaged_zip_is_refused(bundle, tmp_path):
         with suppress(BundleError):
             files = Bundle.open(tmp_path / "damaged.zip").files
             assert all(files[name] == opened.files[name] for name in opened.manifest.runtime_files)
-    for position in range(content.index(b"PK\x01\x02"), len(content)):  # the directory at its end, every byte
+    for position in range(content.index(b"PK\x01\x02"), len(content)):  # each byte of the central directory
         damaged = content.copy()
         damaged[position] ^= 0xFF
         (tmp_path / "damaged.zip").write_bytes(damaged)
@@ -275,14 +275,14 @@ def test_damaged_zip_is_refused(bundle, tmp_path):
         Bundle.open(tmp_path / "damaged.zip")
 
 
-def test_the_same_bundle_is_the_same_bytes(bundle, tmp_path):
+def test_equal_bundles_have_equal_zip_bytes(bundle, tmp_path):
     opened = Bundle.open(bundle)
     for name in ("a.zip", "b.zip"):
         Bundle.write(tmp_path / name, opened.manifest, opened.files)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
-def test_existing_bundle_is_not_replaced_unasked(bundle, tmp_path):
+def test_existing_bundle_is_replaced_only_with_overwrite(bundle, tmp_path):
     opened = Bundle.open(bundle)
     for path in (tmp_path / "b", tmp_path / "b.zip"):
         Bundle.write(path, opened.manifest, opened.files)
@@ -293,7 +293,7 @@ def test_existing_bundle_is_not_replaced_unasked(bundle, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "b.zip"]
 
 
-def test_no_bundle_at_all(tmp_path, edgerec):
+def test_error_for_paths_that_are_not_bundles_is_one_line(tmp_path, edgerec):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").mkdir()
     assert "does not exist" in one_line(edgerec("verify", tmp_path / "nothing"))
@@ -301,7 +301,7 @@ def test_no_bundle_at_all(tmp_path, edgerec):
     assert "no manifest.json" in one_line(edgerec("verify", tmp_path / "empty"))
 
 
-def test_verify_speaks_json(copy, edgerec):
+def test_verify_prints_json(copy, edgerec):
     done = edgerec("verify", copy, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0

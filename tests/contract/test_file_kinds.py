@@ -1,4 +1,4 @@
-"""If a file of another kind is given, the message says what the file is."""
+"""If a file has another format than expected, the error message states its format."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_import_and_inspect_say_what_was_given_as_tflite(tmp_path, kind):
+def test_import_and_inspect_name_the_format_of_the_file(tmp_path, kind):
     content, expected = KINDS[kind]
     path = tmp_path / "model.tflite"
     path.write_bytes(content)
@@ -66,14 +66,14 @@ def test_import_and_inspect_say_what_was_given_as_tflite(tmp_path, kind):
         ("image.jpg", read_image),
     ],
 )
-def test_other_files_say_so_too(tmp_path, kind, name, use):
+def test_other_readers_name_the_format_of_the_file(tmp_path, kind, name, use):
     content, expected = KINDS[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EdgerecError, match=expected):
         use(tmp_path / name)
 
 
-def test_keras_files_and_arrays_say_so_too(tmp_path):
+def test_keras_and_array_readers_name_the_format_of_the_file(tmp_path):
     from edgerec.data.readers import npz, read_arrays
     from edgerec.importing.foreign_keras import read_foreign
 
@@ -89,7 +89,7 @@ def test_keras_files_and_arrays_say_so_too(tmp_path):
             (npz if name == "data.npz" else read_arrays)(tmp_path / name)
 
 
-def test_images_and_archives_of_the_expected_kind_are_not_called_another(tmp_path):
+def test_damaged_files_of_the_expected_format_have_another_message(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=np.zeros((2, 2, 2), np.uint8))
     from edgerec.data.readers import npz
 

@@ -1,4 +1,4 @@
-"""Tests that images which shrink along one axis have the same bytes as OpenCV's INTER_AREA."""
+"""Images that are halved along one axis have the same bytes as with INTER_AREA of OpenCV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from edgerec.contract.preprocess import PreprocessSpec, apply
 
 
-def by_opencv(image, height, width):
+def resized_by_opencv(image, height, width):
     """Halve each axis while it is at least twice the target, then interpolate."""
     while image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:
         factors = 1 + (image.shape[0] >= 2 * height), 1 + (image.shape[1] >= 2 * width)
@@ -23,7 +23,7 @@ def by_opencv(image, height, width):
 @pytest.mark.parametrize(("rows", "columns"), [(40, 333), (333, 40), (45, 2001), (720, 1280), (33, 66)])
 def test_bytes_do_not_depend_on_the_implementation(rows, columns, channels):
     image = np.random.default_rng(rows).integers(0, 256, (rows, columns, channels), np.uint8)
-    expected = by_opencv(image, 32, 31).reshape(32, 31, channels)
+    expected = resized_by_opencv(image, 32, 31).reshape(32, 31, channels)
     spec = PreprocessSpec(32, 31, channels, fit="stretch")
     assert np.array_equal(apply(image, spec), expected)
     if channels == 3:

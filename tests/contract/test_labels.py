@@ -110,7 +110,7 @@ def test_utf16_is_read(tmp_path):
         ("001.Black_footed_Albatross\n002.Laysan_Albatross", ("001.Black_footed_Albatross", "002.Laysan_Albatross")),
     ],
 )
-def test_text_that_only_resembles_a_format_stays_as_it_is(tmp_path, text, labels):
+def test_lines_that_only_resemble_another_format_are_labels(tmp_path, text, labels):
     path = tmp_path / "labels.txt"
     path.write_text(text)
     assert read_labels(path) == labels
@@ -167,7 +167,7 @@ def test_text_in_another_encoding_is_refused(tmp_path):
         read_labels(path)
 
 
-def test_size_of_a_label_file_is_bounded(tmp_path):
+def test_size_of_a_label_file_is_limited(tmp_path):
     path = tmp_path / "labels.txt"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -177,18 +177,18 @@ def test_size_of_a_label_file_is_bounded(tmp_path):
         read_labels(tmp_path)
 
 
-def test_count_of_outputs_decides_and_is_checked(tmp_path):
+def test_number_of_outputs_selects_the_format_and_is_checked(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("daisy,dandelion,roses\n")
     assert read_labels(path, 3) == FLOWERS[:3]
-    path.write_text("#\n0\n#1\n")  # a model that reads characters
+    path.write_text("#\n0\n#1\n")  # labels of a model for character recognition
     assert read_labels(path, 3) == ("#", "0", "#1")
     path.write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"has 3 labels, but m\.tflite gives 4 scores"):
+    with pytest.raises(DataError, match=r"has 3 labels, but m\.tflite has 4 outputs"):
         read_labels(path, 4, "m.tflite")
 
 
-# Files that are damaged or made to keep a reader busy. A quadratic reader takes hours for these sizes.
+# Files that are damaged or that take a parser very long. A parser with quadratic run time needs hours for these sizes.
 
 _MANY = 100_000
 

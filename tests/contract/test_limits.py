@@ -135,7 +135,7 @@ def test_long_manifest_is_refused(files, tmp_path, form):
             (path / name).write_bytes(content)
     else:
         zipped(path, files)
-    with pytest.raises(BundleError, match=r"manifest\.json has \d,\d{3},\d{3} bytes, but .* manifest of 4 MiB"):
+    with pytest.raises(BundleError, match=r"manifest\.json has \d,\d{3},\d{3} bytes, but .* 4 MiB for the manifest"):
         Bundle.open(path)
 
 

@@ -1,4 +1,4 @@
-"""Normalization per channel and in BGR order: how it is typed, and that the imported model computes it exactly."""
+"""Normalization per channel and in BGR order: notation, and exact computation in imported models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MODES = ("caffe", "torch", "tf")
 
 
 def keras_preprocessed(pixels, mode):
-    """What Keras' own preprocess_input makes of RGB pixels."""
+    """Normalize RGB pixels with preprocess_input of Keras."""
     return keras().applications.imagenet_utils.preprocess_input(pixels.astype(np.float32), mode=mode)
 
 
 def network(size=12, classes=3):
-    """A classifier whose scores depend on every channel in another way."""
+    """Build a classifier whose scores depend on each channel in a different way."""
     keras().utils.set_random_seed(3)
     layers = keras().layers
     return keras().Sequential(
@@ -41,7 +41,7 @@ def network(size=12, classes=3):
 
 
 def converted(model, samples=None):
-    """The .tflite bytes: float32, or int8 throughout with ranges from ``samples``."""
+    """Return .tflite bytes: float32, or int8 with ranges that are calibrated with ``samples``."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -89,7 +89,7 @@ def test_named_normalizations_are_those_of_keras(images, mode):
         ("128,128", "signed"),
     ],
 )
-def test_values_and_names_mean_the_same(text, same_as):
+def test_names_and_values_give_the_same_normalization(text, same_as):
     assert parse_normalise(text) == parse_normalise(same_as)
     assert parse_normalise(parse_normalise(text).to_text()) == parse_normalise(same_as)
 
@@ -106,7 +106,7 @@ def test_values_and_names_mean_the_same(text, same_as):
         ("0.485,0.456,0.406/0.229,0.224,0.225", "use 123.675,116.28,103.53/58.395,57.12,57.375"),
     ],
 )
-def test_unusable_normalizations_are_explained(text, reason):
+def test_invalid_normalization_is_refused_with_a_reason(text, reason):
     with pytest.raises(EdgerecError, match=reason):
         parse_normalise(text)
 
@@ -156,7 +156,7 @@ def test_grayscale_model_refuses_a_normalization_per_channel(labels, tmp_path):
         import_tflite(tmp_path / "m.tflite", tmp_path / "bundle", labels=labels, normalise="torch")
 
 
-def test_evaluate_of_a_bare_file_computes_the_normalization(images, tmp_path):
+def test_evaluate_of_a_file_without_metadata_computes_the_normalization(images, tmp_path):
     model, real = network(), keras_preprocessed(images, "caffe")
     kernel, bias = model.layers[-1].get_weights()
     logits = np.log(model(real))

@@ -1,4 +1,4 @@
-"""Aliasing when one axis shrinks more than the other, and models that keep the pixels they were trained on."""
+"""Versions of the resizing algorithm: less aliasing in version 2, and unchanged pixels in version 1."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_shrinking_one_axis_does_not_depend_on_a_shift(size, axis):
 
 
 def test_pad_of_a_thin_image_does_not_depend_on_a_shift():
-    # 8 rows become 1 row: version 1 stopped halving there, although 2,048 columns become 96.
+    # 8 rows become 1 row, so that version 1 stopped halving the 2,048 columns before they were close to 96.
     spec = PreprocessSpec(96, 96, fit="pad")
     fitted = [apply(lines(8, 2048, 16, offset, 1), spec)[47] for offset in range(16)]
     assert all(abs(int(pixel) - 255 / 16) < 4 for row in fitted for pixel in row[:, 0])
@@ -95,7 +95,7 @@ def test_spec_without_a_version_means_version_1():
 
 
 def wide_bundle(bundle, path, version: int):
-    """Write a bundle that stretches a wide golden image, as an edgerec of that preprocessing version would."""
+    """Write a bundle with a wide golden image that is stretched by the given preprocessing version."""
     opened = Bundle.open(bundle)
     spec = replace(opened.manifest.preprocess, fit="stretch", version=version)
     manifest = replace(opened.manifest, preprocess=spec)
@@ -129,7 +129,7 @@ def test_bundle_with_the_wrong_version_does_not_verify(bundle, tmp_path):
         Bundle.open(tmp_path / "new")
 
 
-def test_new_run_records_the_version_and_old_run_keeps_its_pixels(run, tmp_path):
+def test_new_run_records_the_version_and_old_run_uses_version_1(run, tmp_path):
     assert run.recipe.preprocess.version == PREPROCESS_VERSION
     text = (run.path / "recipe.toml").read_text()
     assert f"preprocess_version = {PREPROCESS_VERSION}" in text
@@ -138,14 +138,14 @@ def test_new_run_records_the_version_and_old_run_keeps_its_pixels(run, tmp_path)
     assert Run.open(tmp_path / "old").recipe.preprocess.version == 1
 
 
-def test_recipe_of_a_user_means_the_newest_version(tmp_path):
+def test_recipe_without_a_version_uses_the_latest_version(tmp_path):
     (tmp_path / "my.toml").write_text("[data]\ninput_size = 32\nchannels = 3\n")
     assert Recipe.from_toml(tmp_path / "my.toml").preprocess.version == PREPROCESS_VERSION
     with pytest.raises(RecipeError, match="preprocess_version"):
         Recipe().override({"data.preprocess_version": PREPROCESS_VERSION + 1})
 
 
-def test_pixel_cache_keeps_versions_apart(tmp_path, monkeypatch):
+def test_pixel_cache_has_separate_entries_for_each_version(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)

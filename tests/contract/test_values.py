@@ -13,7 +13,7 @@ from edgerec.utils.package_data import shipped_names
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)
-def test_pixels_pass_through(name):
+def test_named_normalizations_do_not_change_pixels_of_uint8_inputs(name):
     normalise = Normalise.named(name)
     spec = TensorSpec("uint8", (1, 8, 8, 3), float(np.float32(1 / normalise.std)), int(normalise.mean))
     assert pixel_table(normalise, spec) is None
@@ -24,7 +24,7 @@ def test_int8_input_is_the_pixel_minus_128():
     assert np.array_equal(table, np.arange(256) - 128)
 
 
-def test_float_input_is_normalised():
+def test_float_input_is_normalized():
     table = pixel_table(Normalise.named("signed"), TensorSpec("float32", (1, 8, 8, 3)))
     assert table.dtype == np.float32
     assert table[0] == -1
@@ -38,21 +38,21 @@ def test_quantize_rounds_half_to_even_and_saturates():
 
 
 @pytest.mark.parametrize("fields", [{"dtype": "int4"}, {"scale": 0.0}, {"scale": -1.0}])
-def test_wrong_tensor_is_refused(fields):
+def test_invalid_tensor_spec_is_refused(fields):
     with pytest.raises(ValueError, match="tensor"):
         TensorSpec(**({"dtype": "int8", "shape": (1, 2), "scale": 1.0} | fields))
 
 
-def test_decision_lists_the_best_first_and_says_unknown():
+def test_categories_are_sorted_and_low_scores_are_unknown():
     scores = np.array([0.1, 0.6, 0.3], np.float32)
-    answer = decide(scores, ("a", "b", "c"), DecisionSpec(top_k=2))
-    assert (answer.label, answer.index) == ("b", 1)
-    assert [category.label for category in answer.categories] == ["b", "c"]
+    prediction = decide(scores, ("a", "b", "c"), DecisionSpec(top_k=2))
+    assert (prediction.label, prediction.index) == ("b", 1)
+    assert [category.label for category in prediction.categories] == ["b", "c"]
     unsure = decide(scores, ("a", "b", "c"), DecisionSpec(threshold=0.7))
     assert (unsure.label, unsure.index, unsure.score) == ("unknown", -1, pytest.approx(0.6))
 
 
-def test_recipe_survives_toml(tmp_path):
+def test_recipe_is_unchanged_after_writing_and_reading_toml(tmp_path):
     recipe = Recipe().override({"data.source": 'a "b" \\ ö', "train.epochs": 3, "augment.flip": True, "seed": 7})
     for comments in (False, True):
         (tmp_path / "recipe.toml").write_text(recipe.to_toml(comments))
@@ -66,7 +66,7 @@ def test_every_recipe_key_has_a_comment():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("train.epoch", 3, "did you mean 'train.epochs'"),
         ("trian.epochs", 3, "did you mean 'train'"),
@@ -79,18 +79,18 @@ def test_every_recipe_key_has_a_comment():
         ("compress.sparsity", 1.0, "compress.sparsity is 1.0"),
     ],
 )
-def test_wrong_recipe_names_the_key(key, value, said):
-    with pytest.raises(RecipeError, match=said):
+def test_error_for_invalid_recipe_contains_the_key(key, value, message):
+    with pytest.raises(RecipeError, match=message):
         Recipe().override({key: value})
 
 
-def test_assignments_are_toml_or_text():
+def test_assignment_value_is_toml_or_a_string():
     assert parse_assignment("train.epochs=3") == ("train.epochs", 3)
-    assert parse_assignment("data.source=my pictures") == ("data.source", "my pictures")
+    assert parse_assignment("data.source=my images") == ("data.source", "my images")
     assert parse_assignment("augment.flip=true") == ("augment.flip", True)
-    with pytest.raises(RecipeError, match="no assignment"):
+    with pytest.raises(RecipeError, match="is not an assignment"):
         parse_assignment("train.epochs")
 
 
-def test_shipped_calibration_is_found():
+def test_stratified_calibration_recipe_is_shipped():
     assert "stratified" in shipped_names("calibration")

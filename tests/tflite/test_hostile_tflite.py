@@ -1,4 +1,4 @@
-"""A .tflite file that would crash, hang or exhaust an interpreter is refused in one line, and nothing else happens."""
+"""A .tflite file that would crash, block or exhaust an interpreter is refused with an error of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS = "red\ngreen\nblue\n"
 
 
 def quantized(model: Model, index: int, scale: float) -> None:
-    """Turn a tensor into int8."""
+    """Change the type of a tensor to int8."""
     tensor = model.graph.tensors[index]
     tensor.type, tensor.quantization = model.schema.TensorType.INT8, model.schema.QuantizationParametersT()
     tensor.quantization.scale = np.array([scale], np.float32)
@@ -85,13 +85,13 @@ def labels(tmp_path):
 
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
-    """An empty cache of checked models."""
+    """Use an empty cache of checked models."""
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "runnable-models"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_model_that_ends_its_process_is_refused(name, tmp_path, labels, monkeypatch):
+def test_model_that_ends_its_process_is_refused(name, tmp_path, labels, monkeypatch):
     monkeypatch.setattr(probing, "TIMEOUT_S", 15.0)
     path = tmp_path / "model.tflite"
     path.write_bytes(HOSTILE[name]())
@@ -111,7 +111,7 @@ def with_model(bundle, content: bytes, path):
     return path
 
 
-def test_every_command_survives_a_model_that_crashes(tmp_path, labels, bundle, pictures, edgerec):
+def test_every_command_reports_a_model_that_crashes_in_one_line(tmp_path, labels, bundle, pictures, edgerec):
     (tmp_path / "model.tflite").write_bytes(crashing())
     copy = with_model(bundle, crashing(), tmp_path / "copy")
     for arguments in (
@@ -141,7 +141,7 @@ def test_a_model_is_run_in_a_child_process_only_once(tmp_path, fresh_cache, bund
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 1
 
 
-def test_the_cache_of_checked_models_may_be_missing(tmp_path, monkeypatch):
+def test_models_are_checked_without_a_cache_folder(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(softmax(scale=0.07).done())
     for folder in (tmp_path / "model.tflite" / "x", "/proc/nothing"):
@@ -208,7 +208,7 @@ def test_subgraphs_must_exist_and_not_call_themselves(called):
     if called == 2:  # the body calls itself
         model.subgraphs[2].operators, model.subgraphs[2].tensors = [operator], [*model.subgraphs[2].tensors]
         operator.inputs, operator.outputs = np.array([0], np.int32), np.array([1], np.int32)
-    if called == 1:  # valid, although the types do not match
+    if called == 1:  # the reference is valid, although the types of the tensors do not match
         read_graph(pack(model))
         return
     with pytest.raises(ModelError, match="damaged"):
@@ -224,7 +224,7 @@ def test_options_of_another_operator_are_refused(tmp_path):
         inspect(tmp_path / "model.tflite")
 
 
-def test_options_that_are_missing_have_their_default_values(tmp_path):
+def test_missing_options_have_their_default_values(tmp_path):
     model = parse(softmax().done())
     for operator in model.subgraphs[0].operators:
         operator.builtinOptions, operator.builtinOptionsType = None, 0

@@ -1,4 +1,4 @@
-"""Memory that glibc keeps for threads."""
+"""Limit of the memory that glibc keeps for threads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ libc.fclose(ctypes.c_void_p(file))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
-def test_the_camera_command_limits_the_arenas_of_malloc(bundle, tmp_path):
+def test_camera_command_limits_the_arenas_of_malloc(bundle, tmp_path):
     report = tmp_path / "malloc.xml"
     options = ["camera", str(bundle), "--source", "synthetic:32x32@100", "--json", "--csv", str(tmp_path / "rows.csv")]
     code = CAMERA_THEN_THREADS.replace("ARGUMENTS", repr([*options, "--max-frames", "2"]))

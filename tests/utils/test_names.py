@@ -63,7 +63,7 @@ def test_ordinary_label_is_its_own_name(label):
 
 
 @pytest.mark.parametrize("label", UNUSUAL)
-def test_name_is_valid_everywhere(label):
+def test_name_is_valid_on_all_file_systems(label):
     name = file_name(label)
     assert name != label
     assert 0 < len(name.encode()) <= 200

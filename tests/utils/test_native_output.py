@@ -1,4 +1,4 @@
-"""Tests of the redirection of the standard error stream."""
+"""Redirection of stdout and stderr, including output of C code."""
 
 from __future__ import annotations
 

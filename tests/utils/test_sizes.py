@@ -21,14 +21,14 @@ from edgerec.utils.sizes import disk_space, parse_size
         ("0", 0),
     ],
 )
-def test_size_in_bytes(text, size, monkeypatch):
+def test_sizes_with_units_are_converted_to_bytes(text, size, monkeypatch):
     assert parse_size(text) == size
     monkeypatch.setenv("EDGEREC_CACHE_LIMIT", text)
     assert limit() == size
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1MB", "5 parsecs", "1e9", "5iB", "१०MB"])
-def test_other_text_is_refused(text):
+def test_text_that_is_not_a_size_is_refused(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 

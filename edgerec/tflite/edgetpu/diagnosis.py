@@ -15,7 +15,7 @@ from edgerec.tflite.edgetpu.rules import ONE_IMAGE, QUANTIZE, refusal_reason
 from edgerec.tflite.finding import Finding
 from edgerec.tflite.flatbuffer import Graph, Operator
 
-Place = Literal["edgetpu", "cpu"]
+Device = Literal["edgetpu", "cpu"]
 STRANDED = (
     "it needs the output of {op} {layer!r}, which runs on the CPU, and the compiler maps only one part of a graph"
 )
@@ -36,7 +36,7 @@ class OperatorPlacement:
     index: int
     op: str
     layer: str
-    on: Place
+    on: Device
     reason: str
     macs: int
 
@@ -162,7 +162,7 @@ def _finding(operator: Operator, reason: str) -> Finding:
 def _placement(
     operator: Operator, graph: Graph, on_chip: set[int], refusals: Mapping[int, str], graph_refusal: str
 ) -> OperatorPlacement:
-    on: Place = "edgetpu" if operator.index in on_chip else "cpu"
+    on: Device = "edgetpu" if operator.index in on_chip else "cpu"
     reason = ""
     if on == "cpu":
         reason = refusals.get(operator.index, "") or graph_refusal or _dependency_reason(operator, graph, on_chip)
