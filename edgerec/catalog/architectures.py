@@ -1,4 +1,4 @@
-"""What each architecture costs as int8, which methods take it, and which targets run it."""
+"""Report the int8 cost of each architecture, the compression methods that support it, and the targets that run it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from edgerec.tflite.inspection import target_problems
 from edgerec.tflite.pi_latency import pi4_ms
 from edgerec.utils.progress import Listener, Progress, ignore
 
-# What the shipped figures are for: RGB pictures of this side, pixels.
+# Configuration of the figures that are included in edgerec: side of the RGB input in pixels, width factor, and number
+# of classes.
 INPUT_SIZE, WIDTH, CLASSES = 96, 1.0, 10
-# Written by benchmarks/models.py.
+# Path of these figures. The file is written by benchmarks/models.py.
 FIGURES = Path(__file__).resolve().parent.parent / "models" / "figures.json"
-# Pictures that calibrate: random ones, which is enough for a size.
+# Number of calibration images. Random images are sufficient, because the weights are random as well.
 CALIBRATION = 2
 
 
 @dataclass(frozen=True)
 class ArchitectureReport:
-    """An architecture with random weights, as full int8.
+    """Cost and support of an architecture, determined from a full-int8 model with random weights.
 
     Attributes:
         name, about: name for ``--arch``, and a description in one line.
@@ -38,7 +39,7 @@ class ArchitectureReport:
         imagenet_widths: the widths that Keras has ImageNet weights for.
         methods: those of ``ptq``, ``qat`` and ``prune+qat`` that support the architecture.
         targets: reason why each target cannot run the model; empty if the target can.
-        pi4_ms: estimated milliseconds on a Raspberry Pi 4 (``export/pi_latency.py``).
+        pi4_ms: estimated milliseconds for one image on a Raspberry Pi 4 (see :mod:`edgerec.tflite.pi_latency`).
     """
 
     name: str
@@ -56,12 +57,15 @@ class ArchitectureReport:
     pi4_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"imagenet_widths": list(self.imagenet_widths), "methods": list(self.methods)}
 
 
 def architectures() -> tuple[ArchitectureReport, ...]:
-    """All of edgerec's own, by measured figures that come with it; nothing is built, and TensorFlow is not needed."""
+    """Return reports of all built-in architectures from the figures that are included in edgerec.
+
+    No model is built, and TensorFlow is not needed.
+    """
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     return tuple(_report(name, INPUT_SIZE, WIDTH, CLASSES, figures[name]) for name in ARCHITECTURES if name in figures)
 
@@ -74,22 +78,26 @@ def architecture(
     classes: int = CLASSES,
     listener: Listener = ignore,
 ) -> ArchitectureReport:
-    """One architecture: by the figures that come with edgerec, or built and converted where it is for others.
+    """Return the report of one architecture.
+
+    The figures that are included in edgerec are used for the default configuration of a built-in architecture.
+    Otherwise, the model is built and converted, which takes a few seconds.
 
     Args:
-        name: as the recipe's ``model.arch``; code of a person's own is run.
-        input_size: side of the RGB pictures, pixels.
+        name: name of the architecture, as in the recipe's ``model.arch``. If this is a function in a Python file, the
+            file is executed.
+        input_size: side of the RGB images, in pixels.
         width: factor on the number of channels.
-        classes: how many.
-        listener: told of the progress.
+        classes: number of classes.
+        listener: called with the progress.
 
     Raises:
-        RecipeError: no such architecture, or a value that cannot be.
-        ModelError: it cannot be built or converted so.
+        RecipeError: the architecture does not exist, or an argument is out of range.
+        ModelError: the model cannot be built or converted with these arguments.
     """
     least = find(name).least_size_px
     if input_size < least:
-        raise RecipeError(f"--input-size is {input_size}, expected {least} or more for {name}")
+        raise RecipeError(f"--input-size is {input_size}, but {name} needs at least {least}")
     if not width:
         raise RecipeError(f"--width is {width:g}, expected 0.05 to 4")
     if not 2 <= classes <= 100_000:
@@ -108,7 +116,7 @@ def measured(
     classes: int = CLASSES,
     listener: Listener = ignore,
 ) -> ArchitectureReport:
-    """As :func:`architecture`, always built and converted."""
+    """Build and convert an architecture, and return its report. The arguments are those of :func:`architecture`."""
     import numpy as np
 
     from edgerec.compress.calibration import pin_range
@@ -118,10 +126,10 @@ def measured(
 
     recipe = Recipe().override({"data.input_size": input_size, "model.arch": name, "model.width": width})
     listener(Progress("building", 0, 2))
-    keras().mixed_precision.set_global_policy("float32")  # whatever a training in this process has left
+    keras().mixed_precision.set_global_policy("float32")  # a previous training in this process may have changed it
     normalise = Normalise.named("unit")
     model = build(keras(), recipe.model, (input_size, input_size, 3), classes, normalise)
-    methods, adapted = _fitting(model)
+    methods, adapted = _supported_methods(model)
     listener(Progress("converting", 1, 2))
     pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION, input_size, input_size, 3), np.uint8)
     content = plain_names(to_int8(adapted, normalise.apply(pin_range(pixels).astype(np.float32))))
@@ -139,8 +147,8 @@ def measured(
     return _report(name, input_size, width, classes, figures)
 
 
-def _fitting(model: Any) -> tuple[list[str], Any]:
-    """The methods that take a model, and the model as they want it."""
+def _supported_methods(model: Any) -> tuple[list[str], Any]:
+    """Return the compression methods that support a model, and the model adapted for them."""
     from edgerec.importing.passes import adapt
     from edgerec.importing.unsupported import refuse
 

@@ -1,4 +1,4 @@
-"""Plot of the architectures: multiply-adds against size."""
+"""Plot the architectures: model size against multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 def architectures_plot(reports: Sequence[ArchitectureReport], path: Path) -> None:
-    """Write :func:`architectures_figure` as a PNG."""
+    """Write the plot of :func:`architectures_figure` to a PNG file."""
     path = checked_output(path, suffixes=(".png",))
     save_figure(architectures_figure(reports), path)
 
 
 def architectures_figure(reports: Sequence[ArchitectureReport]) -> Any:
-    """Draw each architecture as a labeled point; architectures with ImageNet weights are blue."""
+    """Draw each architecture as a labeled point, and return the Matplotlib figure.
+
+    Architectures with ImageNet weights are blue, all others orange.
+    """
     first = reports[0]
     figure = new_figure(9, 6.5)
     axes = figure.subplots()
@@ -29,7 +32,7 @@ def architectures_figure(reports: Sequence[ArchitectureReport]) -> Any:
         if chosen:
             x, y = [report.macs / 1e6 for report in chosen], [report.int8_bytes / 1e6 for report in chosen]
             axes.scatter(x, y, color=color, label=label, zorder=3)
-    axes.set(xscale="log", yscale="log", xlabel="million multiply-adds per image", ylabel="int8 model, MB")
+    axes.set(xscale="log", yscale="log", xlabel="multiply-adds per image, millions", ylabel="int8 model size, MB")
     axes.margins(x=0.12, y=0.08)
     label_log_axis(axes.xaxis)
     label_log_axis(axes.yaxis)

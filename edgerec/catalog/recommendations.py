@@ -15,7 +15,8 @@ from edgerec.models.automatic import Rule, rules_for
 from edgerec.tflite.pi_latency import CONDITIONS
 from edgerec.utils.progress import Listener, ignore
 
-# Figures of the networks that ``--arch auto`` can choose; written by benchmarks/models.py --recommended.
+# Path of the figures of the networks that ``--arch auto`` can choose. The file is written by
+# ``benchmarks/models.py --recommended``.
 FIGURES = Path(__file__).resolve().parent.parent / "models" / "recommended.json"
 # Input size at which networks for small images are measured, in pixels.
 SMALL_INPUT_PX = 32
@@ -28,11 +29,11 @@ class Recommendation:
     """An architecture for a target.
 
     Attributes:
-        data: description of the data sets that ``--arch auto`` chooses the architecture for; empty if there are none.
+        data: descriptions of the data sets for which ``--arch auto`` chooses the architecture; empty if there are none.
         report: figures of the full-int8 model with random weights.
         estimated_ms: estimated milliseconds for one image on the target (see :data:`ESTIMATES`); None if there is no
             estimate for the target.
-        refusal: why the target cannot run the architecture; empty if it can.
+        refusal: reason why the target cannot run the architecture; empty if the target can.
     """
 
     data: tuple[str, ...]
@@ -52,25 +53,26 @@ def recommendations(
 
     Args:
         target: a target's name or file.
-        input_size: width and height of the model's input, in pixels. Only the architectures that auto chooses at this
-            size are listed; they are built and converted by this call. None uses the figures that come with edgerec.
-        listener: receives the progress.
+        input_size: width and height of the model's input, in pixels. This call then builds and converts the
+            architectures that ``auto`` chooses at this size, and returns no others. None uses the figures that are
+            included in edgerec.
+        listener: called with the progress.
 
     Raises:
         TargetError: the target does not exist.
         RecipeError: no architecture supports such a small input.
     """
-    place = Target.load(target)
+    loaded = Target.load(target)
     chosen: dict[tuple[str, float, int], list[str]] = {}
     if input_size is not None and not 8 <= input_size <= 1024:
         raise RecipeError(f"--input-size is {input_size}, expected 8 to 1024")
-    for rule in rules_for(place, input_size or 0):
+    for rule in rules_for(loaded, input_size or 0):
         chosen.setdefault((rule.arch, rule.width, input_size or default_input_px(rule)), []).append(rule.data)
-    rows = [_recommendation(tuple(data), _report(*network, listener), place) for network, data in chosen.items()]
+    rows = [_recommendation(tuple(data), _report(*network, listener), loaded) for network, data in chosen.items()]
     if input_size is None:
         classifiers = [report for report in architectures() if not reconstructs(report.name)]
-        others = [report for report in classifiers if not report.targets.get(place.name, "unknown")]
-        rows += [_recommendation((), report, place) for report in sorted(others, key=lambda report: report.pi4_ms)]
+        supported = [report for report in classifiers if not report.targets.get(loaded.name, "unknown")]
+        rows += [_recommendation((), report, loaded) for report in sorted(supported, key=lambda report: report.pi4_ms)]
     return tuple(rows)
 
 

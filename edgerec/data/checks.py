@@ -347,7 +347,7 @@ def _balance_findings(images: CheckedImages) -> Iterator[Finding]:
     for label, count in zip(labels, counts, strict=True):
         if count < FEW:
             severity: Severity = "warning" if count else "error"
-            what = f"class {label!r} has {count} image{'s' * (count != 1)}, expected at least {FEW}"
+            what = f"class {label!r} has {count} image{'' if count == 1 else 's'}, expected at least {FEW}"
             yield Finding(severity, "few", (), what, "add images to this class", float(-count))
         elif count * UNBALANCED < largest:
             what = f"class {label!r} has {count:,} images, but the largest class has {largest:,}"

@@ -1,8 +1,8 @@
-"""A study as a picture: accuracy over its trials, and against what the models cost."""
+"""Plot a study: accuracy over the trials, and accuracy against the costs of the models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ _PLACES = {"this": "this machine, 1 thread", "rpi": "Raspberry Pi 4, estimated"}
 
 
 def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
-    """Draw a panel with accuracy over the trials and one for each cost into a PNG; the best trials are orange."""
+    """Write a PNG file with one plot of accuracy over trials, and one plot of accuracy against each cost.
+
+    The best trials are orange.
+    """
     figure = new_figure(11, 7.5)
     best = best_of(rows, plan.objectives)
-    done = sum(row.state == "complete" for row in rows)
-    wanted = " and ".join(part for part in (", ".join(plan.objectives[:-1]), plan.objectives[-1]) if part)
-    title = f"{len(rows)} trials for {wanted}, {done} of them trained to their end"
+    complete = sum(row.state == "complete" for row in rows)
+    objectives = " and ".join(part for part in (", ".join(plan.objectives[:-1]), plan.objectives[-1]) if part)
+    title = f"{len(rows)} trials for {objectives}, {complete} of them complete"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     first, *others = figure.subplots(2, 2).flat
     _over_trials(first, rows, best)
@@ -43,8 +46,8 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
         drawn, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    for axes, places in positions.items():
-        points = [(place, 100 * (row.accuracy or 0)) for place, row in zip(places, best, strict=True)]
+    for axes, x_values in positions.items():
+        points = [(x, 100 * (row.accuracy or 0)) for x, row in zip(x_values, best, strict=True)]
         # Draw the numbers on a white background, because a line may cross them.
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
         label_points(axes, points, [str(row.number) for row in best], fontsize=8, bbox=background)
@@ -52,46 +55,46 @@ def draw_study(rows: Sequence[TrialRow], plan: Plan, path: Path) -> None:
 
 
 def _over_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow]) -> None:
-    done = [row for row in rows if row.state == "complete"]
-    so_far = np.maximum.accumulate([100 * (row.accuracy or 0) for row in done])
-    axes.step([row.number for row in done], so_far, where="post", color=ORANGE, linewidth=1, label="highest so far")
-    _dots(axes, rows, best, lambda row: row.number)
-    _refused(axes, [row.number for row in rows if row.state == "refused"])
+    complete = [row for row in rows if row.state == "complete"]
+    highest = np.maximum.accumulate([100 * (row.accuracy or 0) for row in complete])
+    axes.step([row.number for row in complete], highest, where="post", color=ORANGE, linewidth=1, label="best so far")
+    _draw_trials(axes, rows, best, lambda row: row.number)
+    _draw_refused(axes, [row.number for row in rows if row.state == "refused"])
     axes.set_xlabel("trial")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _against(axes: Any, name: str, rows: Sequence[TrialRow], best: Sequence[TrialRow], plan: Plan) -> None:
     scale, unit = _UNITS[name]
-    known = [row for row in rows if getattr(row, name) is not None]
-    _dots(axes, known, best, lambda row: getattr(row, name) / scale)
-    _refused(axes, [getattr(row, name) / scale for row in known if row.state == "refused"])
+    measured = [row for row in rows if getattr(row, name) is not None]
+    _draw_trials(axes, measured, best, lambda row: getattr(row, name) / scale)
+    _draw_refused(axes, [getattr(row, name) / scale for row in measured if row.state == "refused"])
     if name in plan.objectives and len(plan.objectives) == 2:
         steps = sorted((getattr(row, name) / scale, 100 * (row.accuracy or 0)) for row in best)
         axes.step(*zip(*steps, strict=True), where="post", color=ORANGE, linewidth=1, label="Pareto front")
-    limit = plan.limits.given().get(name)
+    limit = plan.limits.to_dict().get(name)
     if limit is not None:
         axes.axvline(limit / scale, color="black", linestyle="--", linewidth=1, label="limit")
-    values = [getattr(row, name) for row in known]
+    values = [getattr(row, name) for row in measured]
     if values and max(values) > 8 * min(values) > 0:
         axes.set_xscale("log")
     axes.set_xlabel(f"{unit}, {_PLACES[plan.on]}" if name == "ms" else unit)
 
 
-def _dots(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], place: Any) -> None:
-    for state, (marker, colour) in _STATES.items():
-        some = [row for row in rows if row.state == state and row.accuracy is not None]
-        heights = [100 * row.accuracy for row in some if row.accuracy is not None]
-        label = "trained" if state == "complete" else "stopped early"
-        if some:
-            axes.plot([place(row) for row in some], heights, marker, color=colour, markersize=5, label=label)
+def _draw_trials(axes: Any, rows: Sequence[TrialRow], best: Sequence[TrialRow], x_of: Callable[[Any], float]) -> None:
+    for state, (marker, color) in _STATES.items():
+        in_state = [row for row in rows if row.state == state and row.accuracy is not None]
+        accuracies = [100 * row.accuracy for row in in_state if row.accuracy is not None]
+        label = "complete" if state == "complete" else "pruned"
+        if in_state:
+            axes.plot([x_of(row) for row in in_state], accuracies, marker, color=color, markersize=5, label=label)
     for row in best:
-        at = (place(row), 100 * (row.accuracy or 0))
-        axes.plot(*at, "o", color=ORANGE, markersize=8, label="best" if len(best) == 1 else "unbeaten")
+        point = (x_of(row), 100 * (row.accuracy or 0))
+        axes.plot(*point, "o", color=ORANGE, markersize=8, label="best" if len(best) == 1 else "Pareto-optimal")
 
 
-def _refused(axes: Any, places: Sequence[float]) -> None:
-    """Ticks at the foot: they have a cost, and no accuracy."""
-    if places:
-        foot = axes.get_xaxis_transform()
-        axes.plot(places, [0.02] * len(places), "|", color="black", transform=foot, label="refused untrained")
+def _draw_refused(axes: Any, x_values: Sequence[float]) -> None:
+    """Draw refused trials as ticks at the lower edge, because they have a cost but no accuracy."""
+    if x_values:
+        transform = axes.get_xaxis_transform()
+        axes.plot(x_values, [0.02] * len(x_values), "|", color="black", transform=transform, label="refused")

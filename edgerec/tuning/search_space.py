@@ -1,4 +1,4 @@
-"""What a study searches: keys of the recipe, and the values that each may take."""
+"""Search space of a study: keys of the recipe, and the values that each key can take."""
 
 from __future__ import annotations
 
@@ -15,19 +15,28 @@ from edgerec.models import ARCHITECTURES, find_classifier, least_size_px
 from edgerec.recipe import Recipe
 from edgerec.utils.bounded import read_toml
 
-# A key that is a whole section: a factor on all numbers of the recipe's augmentation.
+# This key is not a recipe key, but a factor that multiplies all floating-point values of the augment section.
 STRENGTH = "augment"
-# Of the section data, what does not change which pictures are compared.
-_OF_DATA = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
+# Keys of the data section that can be searched, because they do not change the split.
+_DATA_KEYS = ("data.input_size", "data.channels", "data.fit", "data.interpolation", "data.normalise")
+# Sections whose keys can be searched.
 _SECTIONS = ("model.", "train.", "transfer.", "distill.", "augment.")
-# Quick ones among the architectures; a file of one's own names others.
+# Architectures of the default search space. All of them are fast. A search file can name others.
 _ARCHITECTURES = ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2")
-_EXPECTED = "{ low = 0.1, high = 1.0 } with log = true or step = 0.1, or a list of choices"
+_EXPECTED = "{ low = 0.1, high = 1.0 }, optionally with log = true or step = 0.1, or a list of choices"
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """From ``low`` to ``high``, both included; ``step`` 0 takes all between, ``log`` spreads them by their size."""
+    """Range of numbers.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        step: distance of adjacent values; 0 for a continuous range.
+        log: draw values uniformly on a logarithmic scale.
+        whole: integers only.
+    """
 
     low: float
     high: float
@@ -35,39 +44,39 @@ class Numbers:
     log: bool = False
     whole: bool = False
 
-    def holds(self, value: Any) -> bool:
-        """Whether a trial can have this value."""
+    def contains(self, value: Any) -> bool:
+        """Return whether a trial can have this value."""
         steps = (value - self.low) / self.step if self.step else 0.0
         return self.low <= value <= self.high and math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """A value of it, by Optuna's trial."""
+        """Return a value that Optuna's trial chooses for a key."""
         if self.whole:
             return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step) or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
 
     def to_value(self) -> dict[str, Any]:
-        """As the search file has it."""
+        """Return the range in the form of the search file."""
         value: dict[str, Any] = {"low": self.low, "high": self.high}
         return value | ({"step": self.step} if self.step else {}) | ({"log": True} if self.log else {})
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these."""
+    """List of values, one of which a trial chooses."""
 
     values: tuple[Any, ...]
 
-    def holds(self, value: Any) -> bool:
-        """Whether a trial can have this value."""
+    def contains(self, value: Any) -> bool:
+        """Return whether a trial can have this value."""
         return value in self.values
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """A value of it, by Optuna's trial."""
+        """Return a value that Optuna's trial chooses for a key."""
         return trial.suggest_categorical(key, list(self.values))
 
     def to_value(self) -> list[Any]:
-        """As the search file has it."""
+        """Return the choices in the form of the search file."""
         return list(self.values)
 
 
@@ -75,27 +84,28 @@ Space = dict[str, Numbers | Choices]
 
 
 def read_space(source: str | Path | Mapping[str, Any], recipe: Recipe) -> Space:
-    """The space of a TOML file, or of what such a file holds: ``{"train.learning_rate": {"low": …, "high": …}}``.
+    """Read a search space from a TOML file or a mapping such as ``{"train.learning_rate": {"low": …, "high": …}}``.
 
     Raises:
-        RecipeError: a key or a bound that ``recipe`` refuses, or that would make trials impossible to compare.
+        RecipeError: a key or a bound is invalid for ``recipe``, or trials with different values of a key could not be
+            compared.
     """
     if isinstance(source, Mapping):
         where, values = "search", dict(source)
     else:
         where, values = str(source), _read(source)
-    space = {key: _range(where, key, value, recipe) for key, value in _flat(where, values)}
+    space = {key: _range(where, key, value, recipe) for key, value in _dotted_keys(where, values)}
     if not space:
-        raise RecipeError(f"{where} has no key to search: add one, as train.learning_rate = {_EXPECTED}")
+        raise RecipeError(f"{where} has no key to search: add a line such as train.learning_rate = {_EXPECTED}")
     return space
 
 
 def default_space(recipe: Recipe, train_images: int) -> Space:
-    """What is searched where nothing else is said.
+    """Return the default search space.
 
     Args:
-        recipe: complete: no key is left to be chosen.
-        train_images: how many pictures there are to train.
+        recipe: the base recipe, with all automatic values filled in.
+        train_images: number of training images.
     """
     rate = recipe.train.learning_rate
     batches = {size for size in (16, 32, 64, 128) if size <= train_images // 4} | {recipe.train.batch_size}
@@ -103,57 +113,57 @@ def default_space(recipe: Recipe, train_images: int) -> Space:
         "train.learning_rate": Numbers(max(rate / 10, 1e-8), min(rate * 10, 10.0), log=True),
         "train.batch_size": Choices(tuple(sorted(batches))),
     }
-    if any(getattr(recipe.augment, name) for name in _strengths(recipe)):
-        space[STRENGTH] = Numbers(0.0, 2.0 if _takes(recipe, 2.0) else 1.0)
-    if recipe.model.pretrained:  # trained weights fit one architecture, and often one input size
+    if any(getattr(recipe.augment, name) for name in _augment_names(recipe)):
+        space[STRENGTH] = Numbers(0.0, 2.0 if _allows_strength(recipe, 2.0) else 1.0)
+    if recipe.model.pretrained:  # pretrained weights exist only for one architecture, and often for one input size
         return space
     space["model.width"] = Numbers(0.25, 1.0, step=0.25)
     networks: tuple[str, ...] = (recipe.model.arch,)
     if recipe.model.arch in ARCHITECTURES:
-        fitting = (n for n in _ARCHITECTURES if n in ARCHITECTURES and least_size_px(n) <= recipe.data.input_size)
-        networks = (*networks, *(name for name in fitting if name not in networks))
+        usable = (n for n in _ARCHITECTURES if n in ARCHITECTURES and least_size_px(n) <= recipe.data.input_size)
+        networks = (*networks, *(name for name in usable if name not in networks))
         space["model.arch"] = Choices(networks)
     side, least = recipe.data.input_size, max(map(least_size_px, networks))
-    sides = {round(side * part / 8) * 8 for part in (0.5, 0.75)}
-    if smaller := [small for small in sorted(sides) if least <= small < side]:
-        space["data.input_size"] = Choices((*smaller, side))
+    smaller_sides = sorted({round(side * fraction / 8) * 8 for fraction in (0.5, 0.75)})
+    if usable_sides := [smaller for smaller in smaller_sides if least <= smaller < side]:
+        space["data.input_size"] = Choices((*usable_sides, side))
     return space
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Any]:
-    """A point of the space, by Optuna's trial."""
-    return {key: allowed.suggest(trial, key) for key, allowed in space.items()}
+    """Return the values that Optuna's trial chooses for all keys of the space."""
+    return {key: values.suggest(trial, key) for key, values in space.items()}
 
 
 def applied(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """The recipe with a point's values."""
+    """Return the recipe with the values of ``point``."""
     recipe = recipe.override({key: value for key, value in point.items() if key != STRENGTH}, "trial")
-    return strengthened(recipe, point[STRENGTH]) if STRENGTH in point else recipe
+    return with_augment_strength(recipe, point[STRENGTH]) if STRENGTH in point else recipe
 
 
-def strengthened(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with all numbers of its augmentation times ``factor``."""
-    changed = {name: getattr(recipe.augment, name) * factor for name in _strengths(recipe)}
+def with_augment_strength(recipe: Recipe, factor: float) -> Recipe:
+    """Return the recipe with all floating-point values of its augment section multiplied by ``factor``."""
+    changed = {name: getattr(recipe.augment, name) * factor for name in _augment_names(recipe)}
     return replace(recipe, augment=replace(recipe.augment, **changed))
 
 
 def own_point(recipe: Recipe, space: Space) -> dict[str, Any]:
-    """The recipe's own values, as far as the space holds them."""
+    """Return the recipe's own values of the searched keys, without values that the space does not contain."""
     own = {key: 1.0 if key == STRENGTH else _value(recipe, key) for key in space}
-    return {key: value for key, value in own.items() if space[key].holds(value)}
+    return {key: value for key, value in own.items() if space[key].contains(value)}
 
 
 def to_values(space: Space) -> dict[str, Any]:
-    """The space as JSON values, the inverse of :func:`read_space`."""
-    return {key: allowed.to_value() for key, allowed in space.items()}
+    """Return the space as JSON values, which :func:`read_space` accepts."""
+    return {key: values.to_value() for key, values in space.items()}
 
 
 def to_toml(space: Space) -> str:
-    """The space as a file that :func:`read_space` reads."""
+    """Return the space as the content of a TOML file, which :func:`read_space` accepts."""
     lines = []
     for key, value in to_values(space).items():
         if isinstance(value, dict):
-            text = "{ " + ", ".join(f"{name} = {json.dumps(one)}" for name, one in value.items()) + " }"
+            text = "{ " + ", ".join(f"{name} = {json.dumps(bound)}" for name, bound in value.items()) + " }"
         else:
             text = json.dumps(value, ensure_ascii=False)
         lines.append(f"{key} = {text}\n")
@@ -164,18 +174,20 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         return read_toml(Path(path))
     except FileNotFoundError:
-        raise RecipeError(f"{path} does not exist; it would have lines as train.learning_rate = {_EXPECTED}") from None
+        raise RecipeError(
+            f"{path} does not exist: create it with lines such as train.learning_rate = {_EXPECTED}"
+        ) from None
     except ValueError as error:
-        raise RecipeError(f"{path} is not TOML: {reason(path, error)}") from None
+        raise RecipeError(f"{path} is not a TOML file: {reason(path, error)}") from None
 
 
-def _flat(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and what stands there: TOML makes tables of ``train.learning_rate``."""
+def _dotted_keys(where: str, values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and their values, because TOML reads ``train.learning_rate`` as nested tables."""
     for name, value in values.items():
         key = f"{path}{name}"
         section = isinstance(value, Mapping) and not {"low", "high"} & set(value)
         if section and not path and "." not in name:
-            yield from _flat(where, value, f"{key}.")
+            yield from _dotted_keys(where, value, f"{key}.")
         elif isinstance(value, list | tuple) or (isinstance(value, Mapping) and not section):
             yield key, value
         else:
@@ -191,45 +203,49 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
         raise RecipeError(f"{where}: {key}: {unknown('bound', min(wrong), ('low', 'high', 'step', 'log'))}")
     own = 1.0 if key == STRENGTH else _value(recipe, key)
     if isinstance(own, bool | str):
-        raise RecipeError(f"{where}: {key} takes no bounds: expected a list of choices, as [{json.dumps(own)}]")
+        raise RecipeError(
+            f"{where}: {key} is not a number and has no bounds: give a list of choices, such as [{json.dumps(own)}]"
+        )
     whole = isinstance(own, int)
     for name in ("low", "high", "step"):
         number = value.get(name, 1)
         if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
-            expected = "a whole number" if whole else "a number"
+            expected = "an integer" if whole else "a number"
             raise RecipeError(f"{where}: {key}: {name} is {number!r}, expected {expected}")
     if not isinstance(value.get("log", False), bool):
         raise RecipeError(f"{where}: {key}: log is {value['log']!r}, expected true or false")
     if missing := {"low", "high"} - set(value):
         raise RecipeError(f"{where}: {key} has no {min(missing)}, expected {_EXPECTED}")
     kind = int if whole else float
-    found = Numbers(kind(value["low"]), kind(value["high"]), kind(value.get("step", 0)), value.get("log", False), whole)
-    for bound in (found.low, found.high):
-        _tried(where, key, bound, recipe)
-    if problem := _problem(found, "step" in value):
+    low, high, step = kind(value["low"]), kind(value["high"]), kind(value.get("step", 0))
+    numbers = Numbers(low, high, step, value.get("log", False), whole)
+    for bound in (numbers.low, numbers.high):
+        _checked_value(where, key, bound, recipe)
+    if problem := _problem(numbers, "step" in value):
         raise RecipeError(f"{where}: {key}: {problem}")
-    return found
+    return numbers
 
 
-def _problem(found: Numbers, stepped: bool) -> str:
-    if not found.low < found.high:
-        return f"low is {found.low:g}, expected less than high ({found.high:g})"
-    if stepped and not 0 < found.step <= found.high - found.low:
-        return f"step is {found.step:g}, expected more than 0 and up to {found.high - found.low:g}"
-    if found.log and stepped:
-        return "log and step exclude each other"
-    if found.log and found.low <= 0:
-        return f"low is {found.low:g}, expected more than 0 with log = true"
+def _problem(numbers: Numbers, has_step: bool) -> str:
+    """Describe the first problem of a range; return an empty string if the range is valid."""
+    if not numbers.low < numbers.high:
+        return f"low is {numbers.low:g}, expected less than high ({numbers.high:g})"
+    if has_step and not 0 < numbers.step <= numbers.high - numbers.low:
+        return f"step is {numbers.step:g}, expected more than 0 and at most {numbers.high - numbers.low:g}"
+    if numbers.log and has_step:
+        return "log and step cannot be combined: remove one of them"
+    if numbers.log and numbers.low <= 0:
+        return f"low is {numbers.low:g}, expected more than 0 with log = true"
     return ""
 
 
 def _choices(where: str, key: str, values: Any, recipe: Recipe) -> Choices:
     if not values:
-        raise RecipeError(f"{where}: {key} is [], expected one choice or more")
-    taken = [_tried(where, key, value, recipe) for value in values]
-    if twice := [value for i, value in enumerate(taken) if value in taken[:i]]:
-        raise RecipeError(f"{where}: {key} has {twice[0]!r} twice")
-    return Choices(tuple(taken))
+        raise RecipeError(f"{where}: {key} is [], expected one or more choices")
+    choices = [_checked_value(where, key, value, recipe) for value in values]
+    if duplicates := [value for i, value in enumerate(choices) if value in choices[:i]]:
+        raise RecipeError(f"{where}: {key} has {duplicates[0]!r} twice: remove one of them")
+    return Choices(tuple(choices))
 
 
 def _check_key(where: str, key: str, recipe: Recipe) -> None:
@@ -242,42 +258,46 @@ def _check_key(where: str, key: str, recipe: Recipe) -> None:
     if key not in (*known, "seed"):
         raise RecipeError(f"{where}: {unknown('recipe key', key, [*known, STRENGTH])}")
     if key.startswith("compress."):
-        raise RecipeError(f"{where}: {key} changes nothing that a study measures: search it with edgerec quantize")
-    if key not in _OF_DATA and not key.startswith(_SECTIONS):
         raise RecipeError(
-            f"{where}: {key} decides on which pictures trials are compared, and must be the same for all of them"
+            f"{where}: {key} does not affect the training that a study measures: remove it, and compare values with "
+            "edgerec quantize"
+        )
+    if key not in _DATA_KEYS and not key.startswith(_SECTIONS):
+        raise RecipeError(
+            f"{where}: {key} cannot be searched, because all trials must be compared on the same images: remove it"
         )
 
 
-def _tried(where: str, key: str, value: Any, recipe: Recipe) -> Any:
-    """The value as the recipe has it; raises :class:`RecipeError` when the recipe refuses it."""
+def _checked_value(where: str, key: str, value: Any, recipe: Recipe) -> Any:
+    """Return a value in the type that the recipe stores; raise :class:`RecipeError` if the value is invalid."""
     if key == STRENGTH:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise RecipeError(f"{where}: {key} is {value!r}, expected a factor of 0 or more")
         try:
-            strengthened(recipe, value)
+            with_augment_strength(recipe, value)
         except RecipeError as error:
-            raise RecipeError(f"{where}: {key} = {value:g} makes {error}") from None
+            raise RecipeError(f"{where}: with {key} = {value:g}, {error}") from None
         return float(value)
     try:
-        taken = recipe.override({key: value}, where)
+        changed_recipe = recipe.override({key: value}, where)
         if key == "model.arch":
             find_classifier(value)
     except RecipeError as error:
         text = str(error)
         raise RecipeError(text if text.startswith(where) else f"{where}: {key}: {text}") from None
-    return _value(taken, key)
+    return _value(changed_recipe, key)
 
 
-def _takes(recipe: Recipe, factor: float) -> bool:
+def _allows_strength(recipe: Recipe, factor: float) -> bool:
     try:
-        strengthened(recipe, factor)
+        with_augment_strength(recipe, factor)
     except RecipeError:
         return False
     return True
 
 
-def _strengths(recipe: Recipe) -> list[str]:
+def _augment_names(recipe: Recipe) -> list[str]:
+    """Return the names of the floating-point fields of the augment section."""
     return [item.name for item in fields(recipe.augment) if type(getattr(recipe.augment, item.name)) is float]
 
 

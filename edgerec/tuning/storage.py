@@ -1,4 +1,4 @@
-"""Where a study is kept, and Optuna's parts that work on it."""
+"""Database of a study, and Optuna's sampler and pruner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from edgerec.errors import EdgerecError, RecipeError, StudyError, unknown
 from edgerec.train.backend import cause
-from edgerec.tuning.plan import PRUNERS, refuse_other
+from edgerec.tuning.plan import PRUNERS, refuse_other_settings
 from edgerec.utils.optional import require
 from edgerec.utils.secrets import read_secret
 from edgerec.utils.urls import redacted
@@ -21,31 +21,43 @@ from edgerec.utils.urls import redacted
 log = logging.getLogger(__name__)
 
 DATABASE = "study.db"
-# A trial whose process has been silent for so many heartbeats was killed; it is tried again, once.
-HEARTBEAT_S, SILENT = 10, 6
-_FIXED = "edgerec"
+# Interval of the heartbeats of a running trial in seconds, and number of missing heartbeats after which the process of
+# a trial counts as killed. The parameters of such a trial are tried again once.
+HEARTBEAT_S, MAX_MISSED_HEARTBEATS = 10, 6
+# Name of Optuna's user attribute that stores the settings that all trials share.
+_SETTINGS = "edgerec"
 
 
 class Storage:
-    """A database with studies: a file in the study's folder, or PostgreSQL that many machines reach."""
+    """A database of studies: an SQLite file in the study's folder, or a PostgreSQL database that machines share.
+
+    Attributes:
+        location: path of the file, or URL of the database without secrets.
+    """
 
     def __init__(self, url: str, folder: Path, heartbeat_s: int = HEARTBEAT_S) -> None:
-        """Connect; raises :class:`StudyError` when that fails."""
+        """Connect to the database; raise :class:`StudyError` if the connection fails.
+
+        Args:
+            url: URL of a PostgreSQL database; empty for an SQLite file in ``folder``.
+            folder: folder of the study.
+            heartbeat_s: interval of the heartbeats of a running trial, in seconds.
+        """
         optuna, engine = require("optuna"), require("sqlalchemy.engine")
-        logging.getLogger("optuna").setLevel(logging.ERROR)  # it tells in many lines what is told here in one
+        logging.getLogger("optuna").setLevel(logging.ERROR)  # tune() logs its own line for each trial
         if url:
-            self._url, self.where = _postgresql(url)
+            self._url, self.location = _postgresql(url)
             options: dict[str, Any] = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
         else:
             self._url = engine.URL.create("sqlite", database=str(folder / DATABASE))
-            self.where = str(folder / DATABASE)
-            options = {"connect_args": {"timeout": 60}}  # for whoever else is writing
-        with self.explained(), _quiet(optuna):
-            self._storage = _connected(
+            self.location = str(folder / DATABASE)
+            options = {"connect_args": {"timeout": 60}}  # seconds to wait while another process is writing
+        with self.errors_explained(), _without_experimental_warnings(optuna):
+            self._storage = _connect(
                 self._url.render_as_string(hide_password=False),
                 engine_kwargs=options,
                 heartbeat_interval=heartbeat_s,
-                grace_period=SILENT * heartbeat_s,
+                grace_period=MAX_MISSED_HEARTBEATS * heartbeat_s,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1),
             )
 
@@ -56,56 +68,60 @@ class Storage:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def study(self, name: str, objectives: tuple[str, ...], fixed: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
-        """Optuna's study of that name, made if it is not there.
+    def study(
+        self, name: str, objectives: tuple[str, ...], settings: Mapping[str, Any], parts: Mapping[str, Any]
+    ) -> Any:
+        """Return Optuna's study with this name. If the study does not exist, create it.
 
         Args:
-            name: of the study.
-            objectives: what its trials are judged by.
-            fixed: what all its trials share, as dotted keys.
-            parts: ``sampler`` and ``pruner``.
+            name: name of the study.
+            objectives: objectives of the study.
+            settings: settings that all trials share, with dotted keys.
+            parts: ``sampler`` and ``pruner`` of the study.
 
         Raises:
-            StudyError: a study of that name that was made for something else; the message names the first difference.
+            StudyError: the study has other settings. The message names the first difference.
         """
         optuna = require("optuna")
         directions = ["maximize" if objective == "accuracy" else "minimize" for objective in objectives]
-        with self.explained():
+        with self.errors_explained():
             study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=directions, load_if_exists=True, **parts
             )
-            if _FIXED not in study.user_attrs:
+            if _SETTINGS not in study.user_attrs:
                 if study.get_trials(deepcopy=False) or len(study.directions) != len(directions):
-                    raise StudyError(f"study {name!r} in {self.where} was not made by edgerec: choose another --study")
-                study.set_user_attr(_FIXED, dict(fixed))
-            # Read back: another process may have made it at the same time.
-            refuse_other(study.user_attrs[_FIXED], fixed, f"study {name!r} in {self.where}")
+                    raise StudyError(
+                        f"Study {name!r} in {self.location} was not created by edgerec: choose another --study"
+                    )
+                study.set_user_attr(_SETTINGS, dict(settings))
+            # Read the settings back, because another process may have created the study at the same time.
+            refuse_other_settings(study.user_attrs[_SETTINGS], settings, f"study {name!r} in {self.location}")
         return study
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """What a database can say against us, as :class:`StudyError`."""
+    def errors_explained(self) -> Iterator[None]:
+        """Convert errors of the database to :class:`StudyError`."""
         optuna, exc = require("optuna"), require("sqlalchemy.exc")
         try:
             yield
         except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             origin = error.__cause__ if isinstance(error.__cause__, exc.SQLAlchemyError) else error
             reason = cause(getattr(origin, "orig", None) or origin)
-            raise StudyError(f"{self.where} cannot be used as the study's database: {reason}") from None
+            raise StudyError(f"{self.location} cannot be used as the study's database: {reason}") from None
 
 
 def fail_stale(study: Any) -> None:
-    """Mark the trials of killed processes as failed, and put them back to be tried again."""
+    """Mark the trials of killed processes as failed, and enqueue their parameters again."""
     optuna = require("optuna")
-    with _quiet(optuna):
+    with _without_experimental_warnings(optuna):
         optuna.storages.fail_stale_trials(study)
 
 
 def make_sampler(seed: int) -> Any:
-    """TPE that draws each trial's values from ``seed`` and the trial's number.
+    """Return a TPE sampler whose random numbers depend only on ``seed`` and the number of the trial.
 
-    So processes that share a study never draw the same, and one process alone draws the same again, stopped and
-    resumed or not.
+    Therefore, processes that share a study never draw the same parameters, and a single process draws the same
+    parameters again, even if the study is interrupted and resumed.
     """
     tpe = require("optuna").samplers.TPESampler
 
@@ -128,10 +144,14 @@ def make_sampler(seed: int) -> Any:
 
 
 def make_pruner(name: str, epochs: int) -> Any:
-    """What stops trials that lag behind: a name of :data:`PRUNERS`; raises :class:`RecipeError` for another."""
+    """Return Optuna's pruner with a name of :data:`PRUNERS`; raise :class:`RecipeError` for other names.
+
+    The median pruner compares a trial with the median of at least five other trials at the same epoch, after the first
+    quarter of the epochs.
+    """
     pruners = require("optuna").pruners
     match name:
-        case "median":  # below the median of five others at the same epoch, after a quarter of the epochs
+        case "median":
             return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 4)
         case "hyperband":
             return pruners.HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs)
@@ -141,8 +161,8 @@ def make_pruner(name: str, epochs: int) -> Any:
 
 
 @contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
-    """Without its warnings that heartbeats are new."""
+def _without_experimental_warnings(optuna: Any) -> Iterator[None]:
+    """Suppress Optuna's warnings that heartbeats are an experimental feature."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
@@ -153,36 +173,38 @@ def _postgresql(url: str) -> tuple[Any, str]:
     engine = require("sqlalchemy.engine")
     url = read_secret(url)
     try:
-        made = engine.make_url(url)
-        kind = made.drivername.partition("+")[0]
+        parsed = engine.make_url(url)
+        kind = parsed.drivername.partition("+")[0]
     except (require("sqlalchemy.exc").ArgumentError, ValueError):
         kind = ""
     if kind not in ("postgresql", "postgres"):
-        # The text is not repeated: it may hold a password.
-        raise StudyError("--storage is no address of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
+        # The message does not repeat the URL, because the URL may contain a password.
+        raise StudyError("--storage is not the URL of a PostgreSQL database, expected postgresql://USER@HOST/DATABASE")
     require("psycopg")
-    made = made.set(drivername="postgresql+psycopg")
-    return made, redacted(made.set(drivername="postgresql").render_as_string(hide_password=False))
+    parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed, redacted(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
 
 
-def _connected(url: str, **options: Any) -> Any:
-    """Optuna's storage; where two processes make the tables at the same time, the second one tries again."""
+def _connect(url: str, **options: Any) -> Any:
+    """Return Optuna's storage. Retry if two processes create the tables at the same time."""
     optuna, exc = require("optuna"), require("sqlalchemy.exc")
 
-    class Patient(require("optuna").storages.RDBStorage):  # type: ignore[misc]
+    class HeartbeatTolerantStorage(require("optuna").storages.RDBStorage):  # type: ignore[misc]
         def record_heartbeat(self, trial_id: int) -> None:
             try:
                 super().record_heartbeat(trial_id)
             except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                log.warning("the study's database did not take a sign of life: %s", cause(error))
+                log.warning("a heartbeat could not be written to the study's database: %s", cause(error))
 
     for attempt in range(5):
         try:
-            return Patient(url, **options)
+            return HeartbeatTolerantStorage(url, **options)
         except (exc.ProgrammingError, exc.IntegrityError, exc.OperationalError) as error:
             if attempt == 4 or not ("already exists" in str(error) or "duplicate key" in str(error)):
                 raise
             time.sleep(0.2 * (attempt + 1))
         except RuntimeError as error:
-            raise StudyError(f"{cause(error)}: see Optuna's documentation for optuna storage upgrade") from None
+            raise StudyError(
+                f"{cause(error)}: upgrade the database with Optuna's command optuna storage upgrade"
+            ) from None
     raise EdgerecError("unreachable")

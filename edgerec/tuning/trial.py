@@ -1,4 +1,4 @@
-"""One trial: a recipe is made, its model's cost measured, and what keeps the limits is trained."""
+"""Run one trial: choose parameters, measure the cost of the model, and train it if it meets the limits."""
 
 from __future__ import annotations
 
@@ -25,84 +25,99 @@ from edgerec.utils.optional import require
 from edgerec.utils.progress import Listener, Progress
 
 
-class TimeIsUpError(Exception):
-    """The study's time ended while a trial was training."""
+class TimeLimitError(Exception):
+    """The time limit of the study was reached while a trial was training."""
 
 
-class Trials:
-    """Runs trials of a plan, one after the other."""
+class Objective:
+    """Objective function for Optuna, which runs one trial of a plan per call."""
 
     def __init__(
         self, plan: Plan, folder: Path, labels: tuple[str, ...], ends_s: float, pruning: bool, listener: Listener
     ) -> None:
-        """``ends_s`` is the monotonic time when no trial may go on; trials lagging behind stop if ``pruning``."""
+        """Create the objective function.
+
+        Args:
+            plan: settings of the study.
+            folder: folder of the study.
+            labels: label of each class.
+            ends_s: monotonic time at which a running trial is ended.
+            pruning: let the study's pruner stop trials early.
+            listener: called with the progress.
+        """
         self._plan, self._folder, self._labels = plan, folder, labels
         self._ends_s, self._pruning, self._listener = ends_s, pruning, listener
 
     def __call__(self, trial: Any) -> tuple[float, ...]:
-        """The trial's values; raises Optuna's ``TrialPruned`` where it is refused or stopped."""
+        """Return the values of the objectives; raise Optuna's ``TrialPruned`` if the trial is refused or stopped."""
         try:
             return self._values(trial)
-        except (KeyboardInterrupt, TimeIsUpError) as error:
-            trial.set_user_attr(REASON, "the time was up" if isinstance(error, TimeIsUpError) else "it was stopped")
-            trial.study.enqueue_trial(trial.params)  # the first one when the study is resumed
+        except (KeyboardInterrupt, TimeLimitError) as error:
+            timed_out = isinstance(error, TimeLimitError)
+            trial.set_user_attr(REASON, "time limit of the study reached" if timed_out else "interrupted")
+            trial.study.enqueue_trial(trial.params)  # repeat this trial first when the study is resumed
             raise
 
     def _values(self, trial: Any) -> tuple[float, ...]:
         point = suggest(trial, self._plan.space)
-        twin = self._twin(trial)
-        if twin is not None:
-            return self._same(trial, twin)
+        duplicate = self._duplicate(trial)
+        if duplicate is not None:
+            return self._copied_values(trial, duplicate)
         try:
             recipe = applied(self._plan.recipe, point)
             cost = self._cost(trial, recipe)
         except TooCostlyError as error:
             trial.set_constraint("bytes", error.excess)
-            raise _refused(trial, str(error)) from None
+            raise _refusal(trial, str(error)) from None
         except EdgerecError as error:
-            raise _refused(trial, str(error)) from None
-        if broken := self._plan.limits.broken(cost):
-            raise _refused(trial, broken)
-        accuracy = self._trained(trial, recipe)
+            raise _refusal(trial, str(error)) from None
+        if exceeded := self._plan.limits.exceeded(cost):
+            raise _refusal(trial, exceeded)
+        accuracy = self._train(trial, recipe)
         return tuple(accuracy if name == "accuracy" else getattr(cost, name) for name in self._plan.objectives)
 
-    def _twin(self, trial: Any) -> Any:
-        """A finished trial with the same values; it would end the same."""
+    def _duplicate(self, trial: Any) -> Any:
+        """Return a finished trial with the same parameters, whose result would be the same; None if there is none."""
         states = require("optuna").trial.TrialState
-        done = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
-        return next((other for other in done if other.params == trial.params), None)
+        finished = trial.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+        return next((other for other in finished if other.params == trial.params), None)
 
-    def _same(self, trial: Any, twin: Any) -> tuple[float, ...]:
+    def _copied_values(self, trial: Any, duplicate: Any) -> tuple[float, ...]:
+        """Copy the results of a trial with the same parameters, and return the values of the objectives."""
         for name in (ACCURACY, COST, REFUSED):
-            if name in twin.user_attrs:
-                trial.set_user_attr(name, twin.user_attrs[name])
-        trial.set_user_attr(REASON, f"the same as trial {twin.number}")
-        if twin.state.name == "PRUNED":
+            if name in duplicate.user_attrs:
+                trial.set_user_attr(name, duplicate.user_attrs[name])
+        trial.set_user_attr(REASON, f"same parameters as trial {duplicate.number}")
+        if duplicate.state.name == "PRUNED":
             raise require("optuna").TrialPruned
-        return tuple(twin.values)
+        return tuple(duplicate.values)
 
     def _cost(self, trial: Any, recipe: Recipe) -> Cost:
+        """Return the cost of the trial's model, and store it with the trial."""
         data, model = recipe.data, replace(recipe.model, dropout=0.0)
         network = repr((model, data.input_size, data.channels, data.normalise))
-        cost = self._known(trial, network) or self._measured(trial, recipe)
+        cost = self._stored_cost(trial, network) or self._measure(trial, recipe)
         trial.set_user_attr(NETWORK, network)
         trial.set_user_attr(COST, cost.to_dict())
-        for name, part in self._plan.limits.excess(cost).items():
-            if name not in trial.constraints:  # one that is tried again has them
-                trial.set_constraint(name, part)
+        for name, excess in self._plan.limits.excess(cost).items():
+            if name not in trial.constraints:  # a repeated trial already has its constraints
+                trial.set_constraint(name, excess)
         return cost
 
-    def _known(self, trial: Any, network: str) -> Cost | None:
-        """What a trial of the same network found, so that one network has one time in a study."""
-        others = trial.study.get_trials(deepcopy=False)
-        alike = (other for other in others if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs)
-        found = next(alike, None)
-        return None if found is None else Cost(**found.user_attrs[COST])
+    def _stored_cost(self, trial: Any, network: str) -> Cost | None:
+        """Return the cost that an earlier trial measured for the same network, so that equal networks have equal costs.
 
-    def _measured(self, trial: Any, recipe: Recipe) -> Cost:
+        Return None if no trial has measured this network yet.
+        """
+        for other in trial.study.get_trials(deepcopy=False):
+            if other.user_attrs.get(NETWORK) == network and COST in other.user_attrs:
+                return Cost(**other.user_attrs[COST])
+        return None
+
+    def _measure(self, trial: Any, recipe: Recipe) -> Cost:
         network = recipe.model.arch
         if recipe.data.input_size < (least := least_size_px(network)):
-            raise EdgerecError(f"{network} needs at least {least} pixels, got {recipe.data.input_size}")
+            raise EdgerecError(f"{network} needs an input size of at least {least}, got {recipe.data.input_size}")
         self._listener(Progress("measuring", 0, 1, f"trial {trial.number}  {network}"))
         try:
             return measure(recipe, self._labels, self._plan.on, self._plan.limits)
@@ -110,8 +125,8 @@ class Trials:
             _clear()
             self._listener(Progress("measuring", 1, 1))
 
-    def _trained(self, trial: Any, recipe: Recipe) -> float:
-        """The best epoch's accuracy on the validation pictures; the test pictures are not looked at."""
+    def _train(self, trial: Any, recipe: Recipe) -> float:
+        """Train the model without evaluating it on the test images; return the best epoch's validation accuracy."""
         run = Run.at(run_folder(self._folder, trial.number))
         began_s = time.monotonic()
 
@@ -120,16 +135,23 @@ class Trials:
             if self._pruning:
                 trial.report(history[-1]["val_accuracy"], number)
                 if number < recipe.train.epochs and trial.should_prune():
-                    trial.set_user_attr(REASON, f"it lagged behind after epoch {number}")
+                    trial.set_user_attr(REASON, f"stopped by the pruner after epoch {number}")
                     raise require("optuna").TrialPruned
             if number < recipe.train.epochs and time.monotonic() > self._ends_s:
-                raise TimeIsUpError
+                raise TimeLimitError
 
         try:
-            with _quiet():
-                fit(recipe, run.path, overwrite=True, finish=False, listener=self._listen(trial), on_epoch=on_epoch)
-        except (RecipeError, ModelError) as error:  # values that do not go together
-            raise _refused(trial, str(error)) from None
+            with _without_epoch_log():
+                fit(
+                    recipe,
+                    run.path,
+                    overwrite=True,
+                    finish=False,
+                    listener=self._trial_listener(trial),
+                    on_epoch=on_epoch,
+                )
+        except (RecipeError, ModelError) as error:  # the combination of parameters is invalid
+            raise _refusal(trial, str(error)) from None
         except TrainError as error:
             trial.set_user_attr(REASON, str(error).partition(":")[0])
             raise require("optuna").TrialPruned from None
@@ -146,10 +168,12 @@ class Trials:
             if history:
                 trial.set_user_attr(ACCURACY, _accuracy(history))
         if not history:
-            raise _refused(trial, "it had no time for an epoch")
+            raise _refusal(trial, "the training ended before the first epoch was finished")
         return _accuracy(history)
 
-    def _listen(self, trial: Any) -> Listener:
+    def _trial_listener(self, trial: Any) -> Listener:
+        """Return a listener that adds the number of the trial to the progress of the training."""
+
         def listen(step: Progress) -> None:
             text = f"trial {trial.number}  {step.text}" if step.stage == "training" else step.text
             self._listener(Progress(step.stage, step.done, step.total, text))
@@ -162,27 +186,27 @@ def _accuracy(history: list[dict[str, float]]) -> float:
     return next(row["val_accuracy"] for row in history if row["epoch"] == best)
 
 
-def _refused(trial: Any, reason: str) -> Any:
-    """What to raise; the reason is kept with the trial."""
+def _refusal(trial: Any, reason: str) -> Any:
+    """Mark a trial as refused, store the reason, and return the exception to raise."""
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(REFUSED, True)
     return require("optuna").TrialPruned(reason)
 
 
 def _clear() -> None:
-    """Give back what Keras keeps of models that are gone."""
+    """Free the memory that Keras uses for models that are no longer referenced."""
     keras().backend.clear_session()
     gc.collect()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a line for every epoch: a trial has one."""
+def _without_epoch_log() -> Iterator[None]:
+    """Suppress the log lines of single epochs, because the study logs one line for each trial."""
     logger = logging.getLogger("edgerec.train")
-    before = logger.level
+    previous_level = logger.level
     if not logger.isEnabledFor(logging.DEBUG):
         logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(previous_level)

@@ -1,4 +1,4 @@
-"""What a model will cost on the device, found out before it is trained."""
+"""Measure the cost of a model on the device (time, size and memory of its int8 form) before it is trained."""
 
 from __future__ import annotations
 
@@ -22,32 +22,37 @@ from edgerec.tflite.pi_latency import CONDITIONS, pi4_ms
 from edgerec.train.backend import prepare
 from edgerec.train.transfer import network
 
-# Where milliseconds are of, and how they are known.
-PLACES = {
+# Names of the devices whose milliseconds can be measured or estimated, and descriptions of the method.
+TIMING_CONDITIONS = {
     "this": "measured on this machine, 1 thread",
     "rpi": CONDITIONS,
 }
+# Number of threads and duration of a time measurement.
 THREADS, BUDGET_S = 1, 0.5
-# Random pictures set the ranges: which ones changes neither size nor time.
+# Number of random calibration images. Their content affects neither the size nor the time of the model.
 CALIBRATION_IMAGES = 4
 
 
 class TooCostlyError(EdgerecError):
-    """A model whose weights alone are past the limit on bytes, by ``excess`` of it at least."""
+    """The weights of a model alone exceed the limit on bytes.
+
+    Attributes:
+        excess: lower bound of the excess, as a fraction of the limit.
+    """
 
     excess: float = 0.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the int8 model costs, whatever its weights are.
+    """Cost of the int8 model, which does not depend on the values of its weights.
 
     Attributes:
-        ms: of one picture; :data:`PLACES` says where.
-        bytes: of the .tflite file that ``edgerec quantize --method ptq`` will write, but for a few.
-        memory: bytes that its tensors need at their peak, beside the file (see ``export/memory.py``).
-        macs: multiply-accumulates of one picture.
-        parameters: of the Keras model.
+        ms: milliseconds for one image, on a device of :data:`TIMING_CONDITIONS`.
+        bytes: approximate size of the .tflite file that ``edgerec quantize --method ptq`` will write.
+        memory: peak memory of the tensors in bytes, without the file (see :mod:`edgerec.tflite.memory`).
+        macs: multiply-accumulates for one image.
+        parameters: number of parameters of the Keras model.
     """
 
     ms: float
@@ -57,34 +62,35 @@ class Cost:
     parameters: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model may cost at most; None: no limit."""
+    """Maximum cost of a model; None for no limit. The units are those of :class:`Cost`."""
 
     ms: float | None = None
     bytes: int | None = None
     memory: int | None = None
 
-    def given(self) -> dict[str, float]:
-        """The limits that there are."""
+    def to_dict(self) -> dict[str, float]:
+        """Return the limits that are set."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 
     def excess(self, cost: Cost) -> dict[str, float]:
-        """How far each limit is passed, as a part of it; 0 or less: it is kept."""
-        return {name: getattr(cost, name) / limit - 1 for name, limit in self.given().items()}
+        """Return the excess over each limit, as a fraction of the limit; at most 0 if the limit is met."""
+        return {name: getattr(cost, name) / limit - 1 for name, limit in self.to_dict().items()}
 
-    def broken(self, cost: Cost) -> str:
-        """The limits that are passed, in words; empty when all are kept."""
-        passed = [name for name, part in self.excess(cost).items() if part > 0]
-        return ", ".join(f"{shown(name, getattr(cost, name))} (limit {self.given()[name]:,g})" for name in passed)
+    def exceeded(self, cost: Cost) -> str:
+        """Describe the limits that a cost exceeds; return an empty string if all limits are met."""
+        limits = self.to_dict()
+        names = [name for name, excess in self.excess(cost).items() if excess > 0]
+        return ", ".join(f"{format_value(name, getattr(cost, name))} (limit {limits[name]:,g})" for name in names)
 
 
-def shown(name: str, value: float) -> str:
-    """A figure with its unit, for people."""
+def format_value(name: str, value: float) -> str:
+    """Return the value of an objective with its unit, for display."""
     match name:
         case "accuracy":
             return f"{value:.2%}"
@@ -96,27 +102,27 @@ def shown(name: str, value: float) -> str:
 
 
 def measure(recipe: Recipe, labels: tuple[str, ...], on: str, limits: Limits) -> Cost:
-    """Build the recipe's model untrained, convert it to int8, and measure it.
+    """Build the recipe's model with random weights, convert it to int8, and measure its cost.
 
     Args:
-        recipe: complete: no key of ``data`` is left to be chosen.
-        labels: one per class.
-        on: a name of :data:`PLACES`.
-        limits: a model whose weights alone are past ``bytes`` is not converted.
+        recipe: the recipe, with all automatic values of its ``data`` section filled in.
+        labels: label of each class.
+        on: name of a device in :data:`TIMING_CONDITIONS`.
+        limits: limits of the study. A model whose weights alone exceed ``limits.bytes`` is not converted.
 
     Raises:
-        TooCostlyError: its weights alone are past ``limits.bytes``.
-        EdgerecError: it cannot be built or converted.
+        TooCostlyError: the weights alone exceed ``limits.bytes``.
+        EdgerecError: the model cannot be built or converted.
     """
     prepare(replace(recipe.train, mixed_precision=False), recipe.seed)
     model = network(recipe, len(labels))
     least = sum(int(np.prod(weight.shape)) for weight in model.weights if len(weight.shape) > 1)
     if limits.bytes is not None and least > limits.bytes:
-        error = TooCostlyError(f"{shown('bytes', least)} of weights alone (limit {limits.bytes:,})")
+        error = TooCostlyError(f"the weights alone need {format_value('bytes', least)} (limit {limits.bytes:,})")
         error.excess = least / limits.bytes - 1
         raise error
     rng = np.random.default_rng(0)
-    # Biases that are all zero would be one tensor in the file: a trained model's are not.
+    # The converter would merge biases that are all zero into one tensor, unlike those of a trained model.
     model.set_weights([w + rng.uniform(0, 0.1, w.shape) if w.ndim == 1 else w for w in model.get_weights()])
     pixels = rng.integers(0, 256, (CALIBRATION_IMAGES, *model.input_shape[1:]), np.uint8)
     samples = recipe.normalise.apply(pin_range(pixels).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Searching for the best recipe: trials until there are enough, each judged on the validation pictures alone."""
+"""Search for the best recipe by hyperparameter trials, which are compared on the validation images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from edgerec.train.backend import prepare
 from edgerec.train.fit import resolved
 from edgerec.train.leakage import check_exposure
 from edgerec.tuning.plan import (
-    ABOUT,
-    Kept,
+    STUDY_FILE,
     Plan,
+    SavedStudy,
     checked_limits,
     checked_objectives,
-    checked_place,
     checked_pruner,
-    refuse_other,
+    checked_timing,
+    refuse_other_settings,
 )
 from edgerec.tuning.results import (
     KEEP,
-    PICTURE,
+    PLOT,
     TrialRow,
     TuneReport,
     best_of,
@@ -48,17 +48,18 @@ from edgerec.tuning.storage import (
     make_pruner,
     make_sampler,
 )
-from edgerec.tuning.trial import TimeIsUpError, Trials
-from edgerec.tuning.trial_cost import PLACES, Limits, shown
+from edgerec.tuning.trial import Objective, TimeLimitError
+from edgerec.tuning.trial_cost import TIMING_CONDITIONS, Limits, format_value
 from edgerec.utils.atomic import checked_output, real_path
 from edgerec.utils.lock import Lock
 from edgerec.utils.progress import Listener, ignore
 
 log = logging.getLogger(__name__)
 
+# Default number of trials.
 TRIALS = 30
-# So many trials in a row that could not be trained end a study: it would go on for ever.
-MOST_REFUSED = 30
+# A study ends with an error after this many consecutive refused trials, because otherwise it might never end.
+MAX_REFUSED = 30
 
 
 def tune(
@@ -83,48 +84,50 @@ def tune(
 ) -> TuneReport:
     """Search for the best recipe, and write it to ``out/best.toml`` whenever a better one is found.
 
-    Trials are judged on the validation pictures. Nobody looks at the held-out pictures: the best trial's run is left
-    in ``out/trials/`` unfinished, and ``fit(…, resume=True)`` finishes it.
+    Trials are compared on the validation images. No trial is evaluated on the test images: the run of the best trial
+    remains unfinished in ``out/trials/``, and ``fit(…, resume=True)`` finishes and evaluates it.
 
     Args:
-        recipe: what trials begin with; None with ``resume``: the study's own plan, and what follows here up to
-            ``pruner`` is taken from it too.
-        out: the study's folder.
-        trials: end with so many in the study that were trained; None: 30, or no end with ``max_time_s``.
-        max_time_s: end after so long; the running trial is lost.
-        objectives: ``accuracy``, and perhaps ``ms``, ``bytes`` and ``memory`` of the int8 model.
-        limit_ms: refuse a slower model before it is trained; of the int8 model, as the following.
-        limit_bytes: refuse a larger file.
-        limit_memory: refuse what needs more bytes for its tensors, beside the file.
-        on: where milliseconds are of: ``this`` machine, measured, or ``rpi``, estimated.
-        search: a TOML file, or what it holds, with the keys to search; None: see ``tuning/space.py``.
-        pruner: ``median``, ``hyperband`` or ``none``; None: median, for several objectives none.
-        storage: address of a PostgreSQL database that several machines share; empty: a file in ``out``.
-        study: its name in the database; empty: the folder's name.
-        keep: the runs of which trials are kept: ``best``, ``all`` or ``none``.
-        resume: go on with the study in ``out``.
-        listener: told of the progress.
-        heartbeat_s: how often a running trial gives a sign of life; after six of silence it is tried again.
+        recipe: base recipe of all trials. With ``resume``, None continues the study with its own recipe, objectives,
+            limits, search space and pruner, and the arguments for them are ignored.
+        out: folder of the study.
+        trials: end when the study has this many trained trials. None means 30, or no limit if ``max_time_s`` is set.
+        max_time_s: end after this many seconds. The running trial is lost.
+        objectives: ``accuracy``, optionally together with ``ms``, ``bytes`` and ``memory`` of the int8 model.
+        limit_ms: refuse, before training, models whose int8 form needs more milliseconds per image.
+        limit_bytes: refuse, before training, models whose int8 .tflite file is larger, in bytes.
+        limit_memory: refuse, before training, models whose int8 form needs more bytes for its tensors.
+        on: device of the milliseconds: ``this`` machine (measured) or ``rpi`` (estimated for a Raspberry Pi 4).
+        search: search space, as the path or the content of a TOML file; None uses
+            :func:`edgerec.tuning.search_space.default_space`.
+        pruner: ``median``, ``hyperband`` or ``none``. None means ``median`` for one objective, otherwise ``none``.
+        storage: URL of a PostgreSQL database that several machines share; empty for an SQLite file in ``out``.
+        study: name of the study in the database; empty for the name of the folder.
+        keep: trials whose runs are kept: ``best``, ``all`` or ``none``.
+        resume: resume the study in ``out``.
+        listener: called with the progress.
+        heartbeat_s: interval of the heartbeats of a running trial, in seconds. A trial whose last heartbeat is six
+            intervals old counts as killed, and its parameters are tried again.
 
     Raises:
-        StudyError: the study was made for something else, its database does not answer, or nothing keeps the limits.
-        EdgerecError: the recipe, the search or the data do not allow it.
+        StudyError: the study has other settings, its database is not reachable, or no trial meets the limits.
+        EdgerecError: the recipe, the search space or the data is invalid.
     """
     folder = checked_output(out, data=recipe.data.source if recipe else None, folder=True)
     folder = real_path(folder) if str(out) in (".", "..") else folder
     if keep not in KEEP:
         raise RecipeError(unknown("keep", keep, KEEP))
     end = _End.of(trials, max_time_s)
-    # A machine that joins a shared study may be new, or come back to what it left.
-    new = not (folder / ABOUT).exists() and storage and recipe is not None
-    kept = Kept.read(folder) if resume and not new else None
-    _refuse(folder, kept, storage)
+    # With resume, a machine joins a shared study even if its own folder does not exist yet.
+    new = not (folder / STUDY_FILE).exists() and storage and recipe is not None
+    saved = SavedStudy.read(folder) if resume and not new else None
+    _check_folder_and_storage(folder, saved, storage)
     limits = checked_limits(limit_ms, limit_bytes, limit_memory)
-    goal = _Goal(checked_objectives(objectives), limits, checked_place(on), pruner)
-    subject, plan = _planned(recipe, goal, search, kept, listener)
-    name = study or (kept.study if kept else real_path(folder).name)
-    if kept is not None:
-        refuse_other(kept.plan.fixed(), plan.fixed(), f"study {name!r} in {folder}")
+    goal = _Goal(checked_objectives(objectives), limits, checked_timing(on), pruner)
+    training_data, plan = _make_plan(recipe, goal, search, saved, listener)
+    name = study or (saved.study if saved else real_path(folder).name)
+    if saved is not None:
+        refuse_other_settings(saved.plan.shared_settings(), plan.shared_settings(), f"study {name!r} in {folder}")
     with Lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with Storage(storage, folder, heartbeat_s) as database:
@@ -132,38 +135,47 @@ def tune(
                 "sampler": make_sampler(plan.recipe.seed),
                 "pruner": make_pruner(plan.pruner, plan.recipe.train.epochs),
             }
-            shared = database.study(name, plan.objectives, plan.fixed(), parts)
-            if kept is None:
-                plan.write(folder, name, database.where if storage else "")
-            run = Trials(plan, folder, subject.labels, end.at_s, plan.pruner != "none", listener)
-            with database.explained():
-                _Search(shared, plan, folder, keep).until(end, run)
-                return _report(shared, plan, folder, database.where)
+            optuna_study = database.study(name, plan.objectives, plan.shared_settings(), parts)
+            if saved is None:
+                plan.write(folder, name, database.location if storage else "")
+            objective = Objective(plan, folder, training_data.labels, end.at_s, plan.pruner != "none", listener)
+            with database.errors_explained():
+                _Search(optuna_study, plan, folder, keep).run(end, objective)
+                return _report(optuna_study, plan, folder, database.location)
 
 
-def _planned(
+def _make_plan(
     recipe: Recipe | None,
     goal: _Goal,
     search: str | Path | Mapping[str, Any] | None,
-    kept: Kept | None,
+    saved: SavedStudy | None,
     listener: Listener,
-) -> tuple[_Subject, Plan]:
-    """The plan: of what is given, or without a recipe that of the folder, for the pictures as they are now."""
+) -> tuple[_TrainingData, Plan]:
+    """Return the training data, and the plan from the arguments, or without a recipe from the saved study.
+
+    The plan has the digest of the current images, so that a change of the data since the study began is detected.
+    """
     if recipe is None:
-        if kept is None:
-            raise RecipeError("there is no recipe: only with resume a study brings its own")
-        _refuse_code(kept.plan)
-        subject = _Subject.of(kept.plan.recipe, listener)
-        return subject, replace(kept.plan, data_digest=subject.digest)
+        if saved is None:
+            raise RecipeError("There is no recipe: give one, or resume an existing study")
+        _refuse_code(saved.plan)
+        training_data = _TrainingData.load(saved.plan.recipe, listener)
+        return training_data, replace(saved.plan, data_digest=training_data.digest)
     pruner = checked_pruner(goal.pruner, goal.objectives)
     if reconstructs(recipe.model.arch):
-        raise RecipeError(f"model.arch is {recipe.model.arch!r}, which has no accuracy to search for")
+        raise RecipeError(
+            f"Cannot tune model.arch={recipe.model.arch!r}, because autoencoders have no accuracy: choose a classifier"
+        )
     if search is not None:
-        read_space(search, recipe)  # before any picture is read
-    subject = _Subject.of(recipe, listener)
-    own = subject.recipe
-    space = default_space(own, subject.train_images) if search is None else read_space(search, own)
-    return subject, Plan(own, space, goal.objectives, goal.limits, goal.on, pruner, subject.digest)
+        read_space(search, recipe)  # report errors in the search space before any image is read
+    training_data = _TrainingData.load(recipe, listener)
+    resolved_recipe = training_data.recipe
+    if search is None:
+        space = default_space(resolved_recipe, training_data.train_images)
+    else:
+        space = read_space(search, resolved_recipe)
+    plan = Plan(resolved_recipe, space, goal.objectives, goal.limits, goal.on, pruner, training_data.digest)
+    return training_data, plan
 
 
 def _refuse_code(plan: Plan) -> None:
@@ -172,14 +184,14 @@ def _refuse_code(plan: Plan) -> None:
     names = [plan.recipe.model.arch, *(choices.values if isinstance(choices, Choices) else ())]
     if code := next((str(name) for name in names if is_own(str(name))), None):
         raise StudyError(
-            f"the study names code ({code}), which --resume alone does not execute: give the recipe and --search of "
-            "the study again, together with --resume"
+            f"The study uses an architecture from a Python file ({code}), which --resume alone does not execute: give "
+            "the recipe and --search of the study again, together with --resume"
         )
 
 
 @dataclass(frozen=True)
 class _End:
-    """When a study has enough: so many trials that were trained, or a monotonic time."""
+    """Condition for the end of a study: a number of trained trials, or a monotonic time in seconds."""
 
     trials: float
     at_s: float
@@ -200,7 +212,7 @@ class _End:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What trials are judged by, as it was asked for; ``pruner`` None: what suits the objectives."""
+    """Requested objectives, limits, device of the milliseconds, and pruner; None chooses the pruner automatically."""
 
     objectives: tuple[str, ...]
     limits: Limits
@@ -209,8 +221,8 @@ class _Goal:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """The recipe, complete, and what its pictures say."""
+class _TrainingData:
+    """Properties of the training data, and the recipe with all automatic values filled in."""
 
     recipe: Recipe
     labels: tuple[str, ...]
@@ -218,7 +230,7 @@ class _Subject:
     digest: str
 
     @classmethod
-    def of(cls, recipe: Recipe, listener: Listener) -> _Subject:
+    def load(cls, recipe: Recipe, listener: Listener) -> _TrainingData:
         prepare(recipe.train, recipe.seed)
         recipe, dataset, parts = resolved(recipe, listener)
         check_exposure(recipe, dataset, parts)
@@ -226,95 +238,96 @@ class _Subject:
 
 
 class _Search:
-    """Trial after trial, each told in a line; the files are true after each of them."""
+    """Runs trials one after the other, logs one line per trial, and updates the study's files after each trial."""
 
     def __init__(self, study: Any, plan: Plan, folder: Path, keep: str) -> None:
         self._study, self._plan, self._folder, self._keep = study, plan, folder, keep
         self._refused = 0
 
-    def until(self, end: _End, run: Trials) -> None:
+    def run(self, end: _End, objective: Objective) -> None:
+        """Run trials until the end of the study is reached."""
         rows = rows_of(self._study)
         if not rows:
-            # The recipe as it is comes first: the best is never worse than that.
+            # The unchanged recipe is the first trial, so that the best trial is never worse than the recipe.
             self._study.enqueue_trial(own_point(self._plan.recipe, self._plan.space), skip_if_exists=True)
         if self._plan.pruner == "none" and len(self._plan.objectives) > 1:
-            log.info("trials are not pruned: a pruner compares one number, and there are several objectives")
+            log.info("trials are not pruned, because pruners support only one objective")
         try:
             while not end.reached(rows):
-                self._one(run)
+                self._run_trial(objective)
                 fail_stale(self._study)
                 rows = rows_of(self._study)
-        except TimeIsUpError:
-            log.info("the time is up")
+        except TimeLimitError:
+            log.info("the time limit has been reached")
         finally:
             write_results(self._folder, self._plan, rows_of(self._study), self._keep)
 
-    def _one(self, run: Trials) -> None:
+    def _run_trial(self, objective: Objective) -> None:
         try:
-            self._study.optimize(run, n_trials=1, callbacks=[self._after])
+            self._study.optimize(objective, n_trials=1, callbacks=[self._after_trial])
         except ValueError as error:
-            if not str(error).startswith("Cannot tell"):  # what Optuna says of a trial that has ended
+            if not str(error).startswith("Cannot tell"):  # Optuna's error for a trial that has already ended
                 raise
-            log.warning("a trial is lost: it gave no sign of life for too long, and another process gave it up")
+            log.warning("a trial is lost, because its heartbeats stopped for too long and another process ended it")
 
-    def _after(self, study: Any, trial: Any) -> None:
+    def _after_trial(self, study: Any, trial: Any) -> None:
         rows, row = rows_of(study), TrialRow.of(trial)
-        log.info("%s", _line(row, best_of(rows, self._plan.objectives)))
+        log.info("%s", _trial_line(row, best_of(rows, self._plan.objectives)))
         write_results(self._folder, self._plan, rows, self._keep)
         self._refused = self._refused + 1 if row.state == "refused" else 0
-        if self._refused >= MOST_REFUSED:
+        if self._refused >= MAX_REFUSED:
             raise StudyError(
-                f"{MOST_REFUSED} trials in a row were refused, the last because of {row.reason}: "
+                f"{MAX_REFUSED} trials in a row were refused, the last one because of {row.reason}: "
                 "raise the limits, or change the recipe or --search"
             )
 
 
-def _line(row: TrialRow, best: Sequence[TrialRow]) -> str:
-    """A trial for people: what came of it, with what, and the best so far."""
-    chosen = ", ".join(
+def _trial_line(row: TrialRow, best: Sequence[TrialRow]) -> str:
+    """Return the log line of a trial: outcome, measured values, parameters, and the best trial so far."""
+    parameters = ", ".join(
         f"{key.partition('.')[2] or key} {value:.3g}"
         if isinstance(value, float)
         else f"{key.partition('.')[2]} {value}"
         for key, value in row.params.items()
     )
     outcome = {"complete": "", "pruned": "stopped: ", "refused": "refused: ", "failed": "failed: "}.get(row.state, "")
-    told = "; ".join(part for part in (outcome + row.reason, row.figures()) if part)
+    result = "; ".join(part for part in (outcome + row.reason, row.figures()) if part)
     if len(best) == 1:
-        so_far = f"best: trial {best[0].number}, {shown('accuracy', best[0].accuracy or 0)}"
+        best_text = f"best: trial {best[0].number}, {format_value('accuracy', best[0].accuracy or 0)}"
     else:
-        so_far = f"unbeaten: {', '.join(str(one.number) for one in best)}" if best else "none yet"
-    return f"trial {row.number}  {told}  ({chosen})  {so_far}"
+        best_text = f"Pareto front: {', '.join(str(row.number) for row in best)}" if best else "no result yet"
+    return f"trial {row.number}  {result}  ({parameters})  {best_text}"
 
 
-def _refuse(folder: Path, kept: Kept | None, storage: str) -> None:
-    """Raise where the folder, and where the study's database is, are not what is asked for."""
-    if kept is not None:
-        if storage and not kept.storage:
-            raise StudyError(f"{folder} has its study in {DATABASE}: leave --storage out")
-        if kept.storage and not storage:
-            raise StudyError(f"{folder} has its study in {kept.storage}: give it again with --storage")
-    elif (folder / ABOUT).is_file():
-        raise OutputExistsError(f"{folder} holds a study: add --resume to go on, or choose another name")
+def _check_folder_and_storage(folder: Path, saved: SavedStudy | None, storage: str) -> None:
+    """Raise if the folder has other content or a study that is not resumed, or if ``storage`` is not the study's."""
+    if saved is not None:
+        if storage and not saved.storage:
+            raise StudyError(f"The study in {folder} has its database in {DATABASE}: omit --storage")
+        if saved.storage and not storage:
+            raise StudyError(f"The study in {folder} has its database at {saved.storage}: give --storage again")
+    elif (folder / STUDY_FILE).is_file():
+        raise OutputExistsError(f"{folder} contains a study: add --resume to resume it, or choose another name")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} holds something else: choose another name")
+        raise OutputExistsError(f"{folder} exists, and is not a study: choose another name")
 
 
-def _report(study: Any, plan: Plan, folder: Path, where: str) -> TuneReport:
+def _report(study: Any, plan: Plan, folder: Path, database_location: str) -> TuneReport:
     rows = rows_of(study)
     best = best_of(rows, plan.objectives)
     if best:
-        draw_study(rows, plan, folder / PICTURE)
+        draw_study(rows, plan, folder / PLOT)
     folders = [run_folder(folder, row.number) for row in best]
     return TuneReport(
         study=study.study_name,
         folder=str(folder),
-        storage=where,
+        storage=database_location,
         objectives=plan.objectives,
-        limits=plan.limits.given(),
-        on=PLACES[plan.on],
+        limits=plan.limits.to_dict(),
+        on=TIMING_CONDITIONS[plan.on],
         best=best,
         trials=rows,
-        picture=str(folder / PICTURE) if best else "",
+        picture=str(folder / PLOT) if best else "",
         kept=tuple(str(path) for path in folders if path.is_dir()),
         counts=dict(Counter(row.state for row in rows)),
     )

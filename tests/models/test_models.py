@@ -191,7 +191,7 @@ def test_another_size_is_measured_here():
     ("arguments", "code", "said"),
     [
         (["resnet_8"], 1, "unknown architecture 'resnet_8'; did you mean 'resnet8'"),
-        (["resnet8", "--input-size", 8], 1, "--input-size is 8, expected 16 or more for resnet8"),
+        (["resnet8", "--input-size", 8], 1, "--input-size is 8, but resnet8 needs at least 16"),
         (["resnet8", "--width", 9], 1, "model.width is 9.0, expected 0 or 0.05 to 4"),
         (["resnet8", "--width", 0], 1, "--width is 0, expected 0.05 to 4"),
         (["auto"], 1, "'auto' works only with edgerec train"),

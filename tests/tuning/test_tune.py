@@ -27,7 +27,7 @@ from edgerec.compress.convert import plain_names, to_int8
 from edgerec.errors import EdgerecError, ModelError, OutputExistsError, RecipeError, StudyError, TrainError
 from edgerec.tflite.metadata import with_metadata
 from edgerec.tflite.pi_latency import estimated_ms
-from edgerec.tuning.plan import Plan, refuse_other
+from edgerec.tuning.plan import Plan, refuse_other_settings
 from edgerec.tuning.results import TrialRow, best_of
 from edgerec.tuning.search_space import Choices, Numbers, applied, default_space, own_point, read_space, to_toml
 from edgerec.tuning.storage import make_sampler
@@ -91,19 +91,19 @@ def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "comp
         ("train.learning_rate", {"low": math.nan, "high": 1}, "train.learning_rate is nan"),
         ("train.learning_rate", {"low": "a", "high": 1}, "low is 'a', expected a number"),
         ("train.learning_rate", {"low": 0.1, "high": 1, "log": 1}, "log is 1, expected true or false"),
-        ("train.learning_rate", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, "log and step exclude each other"),
+        ("train.learning_rate", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, "log and step cannot be combined"),
         ("model.dropout", {"low": 0, "high": 0.5, "log": True}, "low is 0, expected more than 0 with log"),
-        ("model.width", {"low": 0.25, "high": 1, "step": 0}, "step is 0, expected more than 0 and up to 0.75"),
-        ("train.batch_size", {"low": 16.5, "high": 64}, "low is 16.5, expected a whole number"),
-        ("model.arch", {"low": 1, "high": 2}, "model.arch takes no bounds: expected a list"),
+        ("model.width", {"low": 0.25, "high": 1, "step": 0}, "step is 0, expected more than 0 and at most 0.75"),
+        ("train.batch_size", {"low": 16.5, "high": 64}, "low is 16.5, expected an integer"),
+        ("model.arch", {"low": 1, "high": 2}, "model.arch is not a number and has no bounds: give a list"),
         ("model.arch", ["resnet8", "resnet9"], "unknown architecture 'resnet9'; did you mean 'resnet8'"),
-        ("model.width", [], "model.width is [], expected one choice or more"),
+        ("model.width", [], "model.width is [], expected one or more choices"),
         ("model.width", [0.5, 1, 1.0], "model.width has 1.0 twice"),
         ("model.width", 0.5, "model.width is 0.5, expected { low"),
-        ("data.val_fraction", [0.1, 0.2], "decides on which pictures trials are compared"),
-        ("seed", [1, 2], "decides on which pictures trials are compared"),
-        ("compress.sparsity", [0.1, 0.2], "changes nothing that a study measures"),
-        ("augment", {"low": 0, "high": 10}, "augment = 10 makes augment.shift is 1.0, expected 0 to 0.5"),
+        ("data.val_fraction", [0.1, 0.2], "all trials must be compared on the same images"),
+        ("seed", [1, 2], "all trials must be compared on the same images"),
+        ("compress.sparsity", [0.1, 0.2], "does not affect the training that a study measures"),
+        ("augment", {"low": 0, "high": 10}, "with augment = 10, augment.shift is 1.0, expected 0 to 0.5"),
         ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of 0 or more"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_search_file_is_read_and_written_the_same(tmp_path):
     }
     path.write_text(to_toml(space))
     assert read_space(path, Recipe()) == space
-    for text, said in (("a =", "is not TOML"), ("", "has no key to search")):
+    for text, said in (("a =", "is not a TOML file"), ("", "has no key to search")):
         path.write_text(text)
         with pytest.raises(RecipeError, match=said):
             read_space(path, Recipe())
@@ -204,11 +204,11 @@ def test_a_cost_is_that_of_the_int8_file(base):
 
 def test_limits_in_words():
     cost = Cost(ms=38.2, bytes=200_000, memory=1000, macs=1, parameters=1)
-    assert Limits(ms=20, bytes=250_000).broken(cost) == "38.2 ms (limit 20)"
-    assert Limits(ms=40, bytes=100_000, memory=10).broken(cost) == (
+    assert Limits(ms=20, bytes=250_000).exceeded(cost) == "38.2 ms (limit 20)"
+    assert Limits(ms=40, bytes=100_000, memory=10).exceeded(cost) == (
         "200,000 bytes (limit 100,000), 1,000 bytes of memory (limit 10)"
     )
-    assert Limits(ms=40).broken(cost) == ""
+    assert Limits(ms=40).exceeded(cost) == ""
     assert Limits(ms=19.1).excess(cost) == {"ms": pytest.approx(1)}
 
 
@@ -276,11 +276,11 @@ def test_a_stopped_study_goes_on_to_the_same_end(study, base, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         tune(wide(base), out, listener=stop, **GOALS)
-    with pytest.raises(OutputExistsError, match="holds a study: add --resume"):
+    with pytest.raises(OutputExistsError, match="contains a study: add --resume"):
         tune(wide(base), out, **GOALS)
     whole = tune(None, out, trials=1, keep="none", resume=True)
     lost = next(one for one in whole.trials if one.state == "failed")
-    assert lost.reason == "it was stopped"
+    assert lost.reason == "interrupted"
     again = whole.trials[lost.number + 1]
     assert (again.state, again.params) == ("complete", lost.params)
     assert not list((out / "trials").iterdir())
@@ -297,7 +297,7 @@ def unmeasured(monkeypatch):
 
 
 def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
-    from edgerec.tuning.trial import TimeIsUpError, Trials
+    from edgerec.tuning.trial import Objective, TimeLimitError
 
     class Always(optuna.pruners.BasePruner):
         def prune(self, study, trial):
@@ -306,20 +306,20 @@ def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
     recipe = base.override({"train.epochs": 3, "data.input_size": 28, "data.channels": 1, "train.batch_size": 16})
     plan = Plan(recipe, {"model.width": Choices((0.1,))}, ("accuracy",), Limits(), "this", "median", "")
     made = optuna.create_study(direction="maximize", pruner=Always())
-    run = Trials(plan, tmp_path, ("even", "odd"), math.inf, True, lambda step: None)
+    run = Objective(plan, tmp_path, ("even", "odd"), math.inf, True, lambda step: None)
     made.optimize(run, n_trials=2)
     stopped, same = map(TrialRow.of, made.trials)
     assert (stopped.state, stopped.epochs) == ("pruned", 1)
-    assert stopped.reason == "it lagged behind after epoch 1"
+    assert stopped.reason == "stopped by the pruner after epoch 1"
     assert stopped.accuracy == Run(tmp_path / "trials" / "0").history()[0]["val_accuracy"]
-    assert (same.state, same.reason) == ("pruned", "the same as trial 0")
+    assert (same.state, same.reason) == ("pruned", "same parameters as trial 0")
     assert not (tmp_path / "trials" / "1").exists()
-    late = Trials(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
+    late = Objective(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
     made = optuna.create_study(direction="maximize")
-    with pytest.raises(TimeIsUpError):
+    with pytest.raises(TimeLimitError):
         made.optimize(late, n_trials=1)
     ended, again = map(TrialRow.of, made.trials)
-    assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "the time was up")
+    assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "time limit of the study reached")
     assert again.state == "waiting"
 
 
@@ -350,11 +350,11 @@ def test_a_trial_that_was_given_up_is_lost_alone(base, tmp_path, monkeypatch, un
     monkeypatch.setattr(logging.getLogger("edgerec"), "propagate", True)
     report = tune(base, tmp_path / "sleepy", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
     assert report.counts == {"failed": 1, "pruned": 1}
-    assert "another process gave it up" in caplog.text
+    assert "another process ended it" in caplog.text
 
 
 def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MOST_REFUSED", 3)
+    monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MAX_REFUSED", 3)
     with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
         tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
     assert (tmp_path / "tight" / "trials.csv").read_text().count("refused") == 3
@@ -365,22 +365,22 @@ def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
 
 
 def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
-    with pytest.raises(StudyError, match=r"another recipe or search: train\.epochs is 1 there, 2 here"):
+    with pytest.raises(StudyError, match=r"another recipe or search space: train\.epochs is 1, but now 2"):
         tune(base.override({"train.epochs": 2}), study.folder, resume=True, **GOALS)
-    with pytest.raises(StudyError, match="limit bytes is 100000 there, 90000 here"):
+    with pytest.raises(StudyError, match="limit bytes is 100000, but now 90000"):
         tune(base, study.folder, resume=True, **GOALS | {"limit_bytes": 90000})
     with np.load(pictures) as arrays:
         np.savez(tmp_path / "others.npz", x_train=arrays["x_train"] // 2, y_train=arrays["y_train"])
-    with pytest.raises(StudyError, match="was made for other pictures"):
+    with pytest.raises(StudyError, match="was created for other images"):
         tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
-    with pytest.raises(StudyError, match=r"was made for milliseconds on A \(x\), and this is B"):
-        refuse_other({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
-    refuse_other({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
+    with pytest.raises(StudyError, match=r"was created for milliseconds on A \(x\), but this machine is B"):
+        refuse_other_settings({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
+    refuse_other_settings({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
 
 
 def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="holds something else: choose another name"):
+    with pytest.raises(OutputExistsError, match="exists, and is not a study: choose another name"):
         tune(base, tmp_path)
     with pytest.raises(EdgerecError, match=r"thesis\.txt has the suffix of a file"):
         tune(base, tmp_path / "thesis.txt")
@@ -393,7 +393,7 @@ def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
     optuna.delete_study(study_name="even", storage=url)
     made = optuna.create_study(study_name="even", storage=url)
     made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-    with pytest.raises(StudyError, match="was not made by edgerec"):
+    with pytest.raises(StudyError, match="was not created by edgerec"):
         tune(None, tmp_path / "even", resume=True)
 
 
@@ -409,14 +409,17 @@ def test_a_damaged_study(study, tmp_path, name, said):
     ("arguments", "said"),
     [
         (["--objective", "accuracy,mss"], "unknown objective 'mss'; did you mean 'ms'"),
-        (["--objective", "bytes"], "expected accuracy among them"),
-        (["--on", "pi"], "unknown place 'pi'; did you mean 'rpi'"),
+        (["--objective", "bytes"], "does not include accuracy"),
+        (["--on", "pi"], "unknown device for --on 'pi'; did you mean 'rpi'"),
         (["--pruner", "medium"], "unknown pruner 'medium'; did you mean 'median'"),
-        (["--objective", "accuracy,ms", "--pruner", "median"], "compares one number, and there are 2 objectives"),
+        (
+            ["--objective", "accuracy,ms", "--pruner", "median"],
+            "supports only one objective, and there are 2 objectives",
+        ),
         (["--limit-ms", "0"], "--limit-ms is 0, expected more than 0"),
         (["--trials", "0"], "--trials is 0, expected more than 0"),
         (["--keep", "some"], "unknown keep 'some'"),
-        (["--resume"], "it is no study; tune without --resume"),
+        (["--resume"], "it is not a study: start a study with edgerec tune without --resume"),
         (["--storage", "mysql://me:secret@host/base"], "expected postgresql://USER@HOST/DATABASE"),
         (
             ["--storage", "postgresql://me:secret@127.0.0.1:1/base"],
@@ -474,7 +477,7 @@ def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
             tune(base, tmp_path / "ours", trials=3, listener=kill, **shared)
             time.sleep(7)  # its heart beat every second, and six are waited for
             report = tune(None, tmp_path / "ours", trials=4, resume=True, **options)
-            with pytest.raises(StudyError, match=r"train\.epochs is 1 there, 2 here"):
+            with pytest.raises(StudyError, match=r"train\.epochs is 1, but now 2"):
                 tune(base.override({"train.epochs": 2}), tmp_path / "third", **shared)
             with pytest.raises(StudyError, match=r"cannot be used as the study's database: .*connection"):
                 tune(None, tmp_path / "ours", trials=5, resume=True, listener=lambda _: server.kill(), **options)
@@ -484,7 +487,7 @@ def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
     assert killed.is_set()
     assert report.counts == {"complete": 4, "failed": 1}
     lost = next(one for one in report.trials if one.state == "failed")
-    assert (lost.number, lost.reason) == (1, "its process was stopped or killed")
+    assert (lost.number, lost.reason) == (1, "its process was interrupted or killed")
     complete = [one.params["train.learning_rate"] for one in report.trials if one.state == "complete"]
     assert lost.params["train.learning_rate"] in complete
     assert len(set(complete)) == 4
