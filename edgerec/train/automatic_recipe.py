@@ -61,7 +61,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
     rule = choose(situation, imagenet=_may_use_imagenet(recipe, situation))
     if rule.imagenet and model.weights == AUTO:
         rule = _without_missing_weights(recipe, rule, situation, listener)
-    chosen = _applied(recipe, rule, situation)
+    chosen = _with_rule(recipe, rule, situation)
     if rule.imagenet:
         with_weights = [name for name, known in ARCHITECTURES.items() if known.imagenet]
         imagenet.checked(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, with_weights)
@@ -102,7 +102,7 @@ def _may_use_imagenet(recipe: Recipe, situation: Situation) -> bool | None:
 
 def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, listener: Listener) -> Rule:
     """Return the rule if its ImageNet weights are available, otherwise the first matching rule without them."""
-    chosen = _applied(recipe, rule, situation)
+    chosen = _with_rule(recipe, rule, situation)
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
     try:
@@ -116,7 +116,7 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
     return rule
 
 
-def _applied(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
+def _with_rule(recipe: Recipe, rule: Rule, situation: Situation) -> Recipe:
     """Return the recipe with the architecture, width, weights and input size of a rule; set values are kept."""
     min_px = max(AUTO_SIZE_PX[0], least_size_px(rule.arch))
     keys: Mapping[str, Any] = {

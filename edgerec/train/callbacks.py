@@ -77,7 +77,7 @@ def next_stage(recipe: Recipe, history: list[dict[str, float]]) -> Stage | None:
     """
     number = _stage_number(recipe, history[-1]) if history else 0
     for stage in stages(recipe)[number:]:
-        actual = stage.starting_at(len(history) - len(_rows(recipe, stage, history)))
+        actual = stage.starting_at(len(history) - len(_rows_of_stage(recipe, stage, history)))
         if len(history) < actual.last and not early_end(recipe, actual, history):
             return actual
     return None
@@ -87,7 +87,7 @@ def planned_epochs(recipe: Recipe, history: list[dict[str, float]]) -> int:
     """Return the total number of epochs of a training if no further stage ends early."""
     number = _stage_number(recipe, history[-1]) if history else 0
     current, *later = stages(recipe)[number:]
-    before = len(history) - len(_rows(recipe, current, history))
+    before = len(history) - len(_rows_of_stage(recipe, current, history))
     return before + sum(stage.last - stage.first for stage in (current, *later))
 
 
@@ -97,7 +97,7 @@ def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> 
     ``train.early_stopping`` counts the epochs of each stage separately. ``train.max_hours`` is divided among the stages
     in proportion to their epochs, so that one stage does not use the time of the next.
     """
-    train, rows = recipe.train, _rows(recipe, stage, history)
+    train, rows = recipe.train, _rows_of_stage(recipe, stage, history)
     if train.max_hours and history:
         left_s = train.max_hours * stage.share * 3600 - sum(row["seconds"] for row in history)
         if history[-1]["seconds"] > left_s:
@@ -108,7 +108,7 @@ def early_end(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> 
     return ""
 
 
-def _rows(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list[dict[str, float]]:
+def _rows_of_stage(recipe: Recipe, stage: Stage, history: list[dict[str, float]]) -> list[dict[str, float]]:
     """Return the rows of the history that belong to a stage."""
     return [row for row in history if _stage_number(recipe, row) == stage.number]
 

@@ -151,7 +151,7 @@ def connected_team(section: TrainSection) -> Iterator[Team]:
     if cluster is None:
         yield _one_machine()
         return
-    strategy = _connected(cluster, section.workers_wait_s)
+    strategy = _multi_worker_strategy(cluster, section.workers_wait_s)
     total = strategy.num_replicas_in_sync
     own = total // len(cluster.addresses)
     team = Team(strategy, cluster, Replicas(cluster.index * own, own, total))
@@ -162,7 +162,7 @@ def connected_team(section: TrainSection) -> Iterator[Team]:
         yield team
         team.wait()  # TensorFlow reports a worker that exits early as lost
     except tuple(getattr(tf.errors, name) for name in _LOST) as error:
-        raise TrainError(_lost(cluster, str(error))) from None
+        raise TrainError(_lost_worker_message(cluster, str(error))) from None
 
 
 def _one_machine() -> Team:
@@ -177,16 +177,16 @@ def _one_machine() -> Team:
     if len(devices) < 2:
         return ALONE
     log.info("training on %d %ss", len(devices), kind)
-    return Team(_mirrored(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
+    return Team(_mirrored_strategy(tuple(devices)), None, Replicas(0, len(devices), len(devices)))
 
 
 @functools.cache  # a second strategy would reuse the collective keys of the first one for tensors of other shapes
-def _mirrored(devices: tuple[str, ...]) -> Any:
+def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
     return require("tensorflow").distribute.MirroredStrategy(devices)
 
 
 @functools.cache  # TensorFlow can connect a process only once
-def _connected(cluster: Cluster, wait_s: float) -> Any:
+def _multi_worker_strategy(cluster: Cluster, wait_s: float) -> Any:
     log.info("waiting for %d workers", len(cluster.addresses))
     handshake(cluster, {key: versions()[key] for key in ("edgerec", "tensorflow")}, wait_s)
     try:
@@ -199,7 +199,7 @@ def _connected(cluster: Cluster, wait_s: float) -> Any:
         ) from None
 
 
-def _lost(cluster: Cluster, message: str) -> str:
+def _lost_worker_message(cluster: Cluster, message: str) -> str:
     """Return the error message for a lost worker, given the message of TensorFlow's exception."""
     tasks = re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", message)
     lost = {cluster.position(job, int(task)) for job, task in tasks} - {cluster.index}

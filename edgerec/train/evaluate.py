@@ -166,7 +166,7 @@ def evaluate(
         EdgerecError: the model does not exist, or the data does not match the model.
     """
     path = Path(model)
-    _refuse_own(path, normalise=normalise, activation=activation, fit=fit, labels=labels)
+    _refuse_tflite_options(path, normalise=normalise, activation=activation, fit=fit, labels=labels)
     subject = _open(path, normalise, activation, fit)
     if labels is not None:
         subject = _with_labels(subject, path, labels)
@@ -293,7 +293,7 @@ def _one_by_one(scores: Iterable[Reals], count: int, listener: Listener) -> Real
     return np.stack(computed)
 
 
-def _refuse_own(path: Path, **options: object) -> None:
+def _refuse_tflite_options(path: Path, **options: object) -> None:
     """Raise an error for options that only a bare .tflite file needs, because runs and bundles state these values."""
     if path.suffix == ".tflite":
         return

@@ -50,7 +50,7 @@ from edgerec.train.precision import in_float32, in_training_precision
 from edgerec.train.run import KERAS3, Run, best_epoch, split_record
 from edgerec.train.transfer import (
     Stage,
-    checked_source,
+    backbone_file,
     freeze_for_stage,
     input_size_px,
     network,
@@ -106,7 +106,7 @@ def fit(
                 raise RecipeError(f"more_epochs is {more_epochs}, expected a positive number together with resume")
             extend(run, more_epochs)
         if resume:
-            recipe = _resumable(run)
+            recipe = _existing_recipe(run)
             if run.finished:
                 log.info("%s is finished already", run.path)
                 return run
@@ -121,7 +121,7 @@ def fit(
             team.check_batch(recipe.train.batch_size, recipe.train.accumulate)
             stages(recipe)  # raises an error for invalid stages before anything is written
             with team.scope():
-                first_epoch, model = _restore(own_run, dataset) if resume else (0, None)
+                first_epoch, model = _load_last_checkpoint(own_run, dataset) if resume else (0, None)
                 if model is None:
                     model = _initial_model(recipe, len(dataset.labels))
             if resume:  # the version of edgerec that started the run may have split the images by another rule
@@ -130,7 +130,7 @@ def fit(
             # Load the teachers after the model was built, because loading them changes the random state.
             teacher = distillation_loss(recipe, dataset.labels)
             if not resume:
-                _start(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
+                _write_new_run(own_run, recipe, dataset, parts, overwrite, check_exposure(recipe, dataset, parts))
                 if finish and team.chief:
                     for problem in quick_warnings(dataset, parts):
                         log.warning(problem)
@@ -176,7 +176,7 @@ def resolved(recipe: Recipe, listener: Listener) -> tuple[Recipe, Dataset, Split
     recipe = with_architecture(replace(recipe, model=with_weights_file(recipe.model)), listener)
     unlabeled = reconstructs(recipe.model.arch)  # an autoencoder is trained without labels
     dataset, section = load(
-        _sized(recipe),
+        _sized_data_section(recipe),
         least_size_px=least_size_px(recipe.model.arch),
         flat=unlabeled,
         least_classes=1 if unlabeled else 2,
@@ -261,11 +261,11 @@ def with_absolute_paths(section: DataSection) -> DataSection:
     return absolute
 
 
-def _sized(recipe: Recipe) -> DataSection:
+def _sized_data_section(recipe: Recipe) -> DataSection:
     """Return the data section; if the network comes from a file, with the input size of this network."""
     if recipe.model.arch != BACKBONE:
         return recipe.data
-    size = input_size_px(checked_source(recipe))
+    size = input_size_px(backbone_file(recipe))
     if recipe.data.input_size not in (0, size):
         raise RecipeError(
             f"data.input_size is {recipe.data.input_size}, but the network in {recipe.model.weights} takes images of "
@@ -293,14 +293,14 @@ def _check_names(recipe: Recipe) -> None:
     refuse_missing(recipe.data.sources)
 
 
-def _resumable(run: Run) -> Recipe:
+def _existing_recipe(run: Run) -> Recipe:
     """Return the recipe of an existing run; raise an error if there is no run."""
     if not run.begun:
         raise EdgerecError(f"{run.path} cannot be resumed, because it is not a run: train without --resume")
     return run.recipe
 
 
-def _start(
+def _write_new_run(
     run: Run, recipe: Recipe, dataset: Dataset, parts: Split, overwrite: bool, inherited: npt.NDArray[np.bytes_]
 ) -> None:
     """Write the recipe, the labels and the split of a new run, and log the sizes of the subsets."""
@@ -321,7 +321,7 @@ def _start(
     )
 
 
-def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
+def _load_last_checkpoint(run: Run, dataset: Dataset) -> tuple[int, Any]:
     """Return the number of completed epochs and the model of the last checkpoint that can be read.
 
     The result is ``(0, None)`` if there is no such checkpoint.
@@ -353,7 +353,7 @@ def _restore(run: Run, dataset: Dataset) -> tuple[int, Any]:
 
 def _initial_model(recipe: Recipe, classes: int) -> Any:
     """Return the model with its initial weights."""
-    model = _built(recipe, classes)
+    model = _build_model(recipe, classes)
     if recipe.model.pretrained and recipe.model.weights != "imagenet" and recipe.model.arch != BACKBONE:
         loaded, total = load_weights(model, Path(recipe.model.weights))
         log.info("loaded %d of %d variables from %s", loaded, total, recipe.model.weights)
@@ -368,7 +368,7 @@ def _tensorboard(run: Run, recipe: Recipe) -> list[Any]:
     return [keras().callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False)]
 
 
-def _built(recipe: Recipe, classes: int) -> Any:
+def _build_model(recipe: Recipe, classes: int) -> Any:
     """Build the recipe's network in the precision of the training."""
     model = network(recipe, classes)
     if own.is_own(recipe.model.arch):
@@ -376,7 +376,7 @@ def _built(recipe: Recipe, classes: int) -> Any:
     return in_training_precision(model)
 
 
-def _best(run: Run) -> tuple[int, Any]:
+def _load_best(run: Run) -> tuple[int, Any]:
     """Return the number of the best epoch whose checkpoint can be read, and the model of this checkpoint."""
     while rows := [row for row in run.history() if row["epoch"] in checkpoints(run)]:
         best = best_epoch(rows)
@@ -392,7 +392,7 @@ def _best(run: Run) -> tuple[int, Any]:
 def _finish(run: Run, recipe: Recipe, dataset: Dataset, parts: Split, listener: Listener) -> None:
     """Evaluate the model of the best epoch, and write the model, the plots and ``metrics.json``."""
     history = run.history()
-    best, model = _best(run)
+    best, model = _load_best(run)
     if recipe.train.mixed_precision:
         # Rebuild the model in float32, because the conversion needs a float32 model.
         keras().mixed_precision.set_global_policy("float32")

@@ -111,7 +111,7 @@ def training_feed(
         pixels = tf.ensure_shape(_pixels(dataset, batch), [size, *dataset.images.shape[1:]])
         return finish(pixels, tf.gather(tf.constant(dataset.classes), batch), number)
 
-    return _untuned(
+    return _without_autotuning(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(without_autograph(positions))
         .map(without_autograph(gather), num_parallel_calls=tf.data.AUTOTUNE)
@@ -119,7 +119,7 @@ def training_feed(
     )
 
 
-def _untuned(feed: Any) -> Any:
+def _without_autotuning(feed: Any) -> Any:
     """Return the dataset without its autotuning thread, because Keras' ``fit`` waits for this thread at its end."""
     options = require("tensorflow").data.Options()
     options.autotune.enabled = False
@@ -188,7 +188,7 @@ def _streamed(
         number = number // replicas.count * replicas.total + replicas.first + number % replicas.count
         return finish(pixels, parsed["label"], number)
 
-    return _untuned(
+    return _without_autotuning(
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         .flat_map(without_autograph(epoch_of))
         .map(without_autograph(read), num_parallel_calls=tf.data.AUTOTUNE)
@@ -280,7 +280,7 @@ def evaluation_feed(
         )
 
     rows = tf.RaggedTensor.from_row_lengths(np.concatenate(batches), [len(batch) for batch in batches])
-    return _untuned(tf.data.Dataset.from_tensor_slices(rows).map(without_autograph(gather)).prefetch(2))
+    return _without_autotuning(tf.data.Dataset.from_tensor_slices(rows).map(without_autograph(gather)).prefetch(2))
 
 
 def _pixels(dataset: Dataset, batch: Any) -> Any:

@@ -48,33 +48,33 @@ class LabelOrder:
 
     Attributes:
         labels: the labels in the order that matches the predictions best.
-        right: number of correctly classified images with the assumed order.
-        right_reordered: number of correctly classified images with the best order, cross-validated.
+        correct: number of correctly classified images with the assumed order.
+        correct_reordered: number of correctly classified images with the best order, cross-validated.
         images: number of images.
         clear: whether the best order is clearly better than the assumed order.
-        none_right: whether no image is classified correctly with the assumed order, although random guessing would
+        none_correct: whether no image is classified correctly with the assumed order, although random guessing would
             probably classify some images correctly.
     """
 
     labels: tuple[str, ...]
-    right: int
-    right_reordered: int
+    correct: int
+    correct_reordered: int
     images: int
     clear: bool
-    none_right: bool
+    none_correct: bool
 
     @property
     def doubtful(self) -> bool:
         """Whether the assumed order is probably wrong."""
-        return self.clear or self.none_right
+        return self.clear or self.none_correct
 
     def describe(self) -> str:
         """Return a sentence with the counts and, if it is clearly better, the best order."""
-        assumed = f"{self.right} of {self.images} images are classified correctly"
+        assumed = f"{self.correct} of {self.images} images are classified correctly"
         if not self.clear:
             return assumed
         shown = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
-        return f"{assumed}; {self.right_reordered} would be with the order: {shown}"
+        return f"{assumed}; {self.correct_reordered} would be with the order: {shown}"
 
 
 def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequence[str]) -> LabelOrder:
@@ -90,7 +90,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         labels: one label per output, in the assumed order.
     """
     count, images = len(labels), len(classes)
-    right = max((outputs == classes for outputs in predicted.values()), key=np.sum)
+    correct = max((outputs == classes for outputs in predicted.values()), key=np.sum)
     best: tuple[int, Any, bool] | None = None
     for outputs in predicted.values():
         reordered = np.zeros(images, bool)
@@ -98,7 +98,7 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
         for part in (0, 1):
             order = _best_order(outputs[fold != part], classes[fold != part], count)
             reordered[fold == part] = order[outputs[fold == part]] == classes[fold == part]
-        gained, lost = int((reordered & ~right).sum()), int((right & ~reordered).sum())
+        gained, lost = int((reordered & ~correct).sum()), int((correct & ~reordered).sum())
         clear = gained - lost > DEVIATIONS * np.sqrt(gained + lost) and gained >= RATIO * lost
         if best is None or reordered.sum() > best[0]:
             best = int(reordered.sum()), _best_order(outputs, classes, count), bool(clear)
@@ -106,8 +106,8 @@ def label_order(predicted: Mapping[str, Classes], classes: Classes, labels: Sequ
     # If the model makes the same prediction for all images, the order of the labels is not the cause.
     most_frequent = int(np.bincount(classes).max())
     clear = clear and total > most_frequent and not np.array_equal(order, np.arange(count))
-    none_right = not right.any() and (1 - 1 / count) ** images < CHANCE
-    return LabelOrder(tuple(labels[int(i)] for i in order), int(right.sum()), total, images, clear, none_right)
+    none_correct = not correct.any() and (1 - 1 / count) ** images < CHANCE
+    return LabelOrder(tuple(labels[int(i)] for i in order), int(correct.sum()), total, images, clear, none_correct)
 
 
 def label_files_beside(model: Path, outputs: int) -> dict[Path, tuple[str, ...]]:
@@ -160,12 +160,12 @@ def check_files_beside(model: Path, labels: Sequence[str]) -> None:
             log.warning(
                 "%s next to the model has other labels (%s): if they are the model's labels, add --labels",
                 path,
-                _shown(beside),
+                _preview(beside),
             )
             continue
         raise DataError(
-            f"{path} is next to {model.name} and has {difference} ({_shown(beside)}) than the data's classes "
-            f"({_shown(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
+            f"{path} is next to {model.name} and has {difference} ({_preview(beside)}) than the data's classes "
+            f"({_preview(labels)}): add --labels {path} to use it, or --labels {FOLDERS} to keep the order of the data"
         )
 
 
@@ -187,7 +187,7 @@ def check_order(order: LabelOrder, where: str | Path, *, explicit: bool) -> None
     )
 
 
-def _shown(labels: Sequence[str]) -> str:
+def _preview(labels: Sequence[str]) -> str:
     """Return the first six labels as text."""
     return ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
 

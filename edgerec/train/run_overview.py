@@ -85,7 +85,7 @@ def summarize(run: Run) -> RunSummary:
             path,
             state,
             recipe.model.arch,
-            _text(recipe.data.source),
+            _source_text(recipe.data.source),
             accuracy,
             images,
             best[0] if best else None,
@@ -236,5 +236,5 @@ def _classes(metrics: list[dict[str, Any]]) -> list[Figure]:
     return sorted(recalls, key=lambda row: -abs((row.second or 0) - (row.first or 0)))
 
 
-def _text(source: object) -> str:
+def _source_text(source: object) -> str:
     return source if isinstance(source, str) else ", ".join(map(str, source))  # type: ignore[call-overload]

@@ -153,11 +153,11 @@ def _leaves(model: Any) -> list[Any]:
 def network(recipe: Recipe, classes: int) -> Any:
     """Return the untrained model of a complete recipe: an architecture, or the network in a file with a new head."""
     if recipe.model.arch == BACKBONE:
-        return with_new_classes(checked_source(recipe), classes, recipe)
+        return with_new_head(backbone_file(recipe), classes, recipe)
     return build(keras(), recipe.model, recipe.preprocess.shape, classes, recipe.normalise)
 
 
-def with_new_classes(path: Path, classes: int, recipe: Recipe) -> Any:
+def with_new_head(path: Path, classes: int, recipe: Recipe) -> Any:
     """Return the network in a Keras file with a new head for ``classes`` classes instead of its last weighted layer.
 
     Raises:
@@ -201,7 +201,7 @@ def input_size_px(path: Path) -> int:
     return shape[1] if isinstance(shape, tuple) and len(shape) == 4 and shape[1] else 0
 
 
-def checked_source(recipe: Recipe) -> Path:
+def backbone_file(recipe: Recipe) -> Path:
     """Return the file that contains the recipe's network; raise :class:`RecipeError` if the recipe names no file."""
     if not recipe.model.pretrained or recipe.model.weights == "imagenet":
         raise RecipeError(

@@ -88,7 +88,7 @@ def test_convolutional_head_is_replaced(name, tmp_path):
     theirs = getattr(keras().applications, name)(weights=None, input_shape=(32, 32, 3), classes=7, **options)
     theirs.save(tmp_path / "theirs.keras")
     recipe = Recipe().override({"model.weights": str(tmp_path / "theirs.keras"), "data.channels": 3})
-    model = transfer.with_new_classes(tmp_path / "theirs.keras", 3, recipe)
+    model = transfer.with_new_head(tmp_path / "theirs.keras", 3, recipe)
     names = [layer.name for layer in model.layers]
     softmaxes = [layer for layer in model.layers if getattr(layer, "activation", None) is keras().activations.softmax]
     assert [layer.name for layer in softmaxes] == ["scores"]

@@ -8,7 +8,7 @@ import pytest
 from edgerec import Recipe, fit, quantize
 from edgerec.errors import ModelError, RecipeError
 from edgerec.train.backend import keras
-from edgerec.train.transfer import freeze_for_stage, stages, unfreeze, with_new_classes
+from edgerec.train.transfer import freeze_for_stage, stages, unfreeze, with_new_head
 
 
 def recipe(**changes):
@@ -66,7 +66,7 @@ def file(tmp_path_factory):
 
 def test_each_stage_trains_its_layers(file):
     transfer = recipe(**{"model.weights": str(file), "data.channels": 3})
-    model, plan = with_new_classes(file, 3, transfer), stages(transfer)
+    model, plan = with_new_head(file, 3, transfer), stages(transfer)
     found = []
     for stage in plan:
         freeze_for_stage(model, transfer, stage)
