@@ -17,7 +17,7 @@ from edgerec.cli.app import app
 from edgerec.compress import calibration
 from edgerec.compress.calibration import calibration_set
 from edgerec.compress.calibration.check import check, examine
-from edgerec.compress.calibration.loading import Offered, open_offered
+from edgerec.compress.calibration.loading import CandidateSet, open_candidate
 from edgerec.compress.calibration.sampling import METHODS
 from edgerec.data import load, split_dataset
 from edgerec.data.near_duplicates import nearest_neighbor_distances, thumbnails
@@ -164,7 +164,7 @@ def test_wrong_recipes_are_refused(tmp_path, data):
     own.write_text("images = 0\n")
     with pytest.raises(RecipeError, match="images is 0"):
         calibration.read_recipe(str(own))
-    with pytest.raises(RecipeError, match="no folder of a calibration set either"):
+    with pytest.raises(RecipeError, match="no folder of a calibration set has this name either"):
         calibration.draw("nowhere", *data)
 
 
@@ -181,19 +181,19 @@ def test_another_size_or_number_of_channels(run, data, tmp_path, change, kind, s
     calibration.make(tmp_path / "other.toml", tmp_path / "set", images=20)
     (finding,) = check(tmp_path / "set", run).findings
     assert (finding.severity, finding.kind) == ("error", kind)
-    assert f"pictures are {said} (height, width, channels), the model takes 28×28×1" in finding.what
-    with pytest.raises(DataError, match=r"is refused: .* the model takes 28×28×1"):
+    assert f"images have the size {said} (height, width, channels), but the model takes 28×28×1" in finding.what
+    with pytest.raises(DataError, match=r"cannot use the calibration set .* the model takes 28×28×1"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda x: (x / 255).astype(np.float32), r"already normalised to \[0, 1\]"),
-        (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalised to \[-1, 1\]"),
-        (lambda x: x // 255, "cut off"),
-        (lambda x: (x.astype(int) - 128).astype(np.int8), "pixels minus 128"),
-        (lambda x: (x / 255 - 0.45) / 0.22, "neither pixels nor"),
+        (lambda x: (x / 255).astype(np.float32), r"already normalized to \[0, 1\]"),
+        (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalized to \[-1, 1\]"),
+        (lambda x: x // 255, "rounded down"),
+        (lambda x: (x.astype(int) - 128).astype(np.int8), "128 was subtracted"),
+        (lambda x: (x / 255 - 0.45) / 0.22, "maybe mean and standard deviation"),
         (lambda x: np.where(x > 250, np.nan, x), "not all are numbers"),
     ],
 )
@@ -256,7 +256,7 @@ def test_overlap_with_held_out_pictures(judged, data):
     images, classes = drawn(data, part="test")
     kinds, report = judged(x=images, y=classes)
     assert kinds == {"test-overlap": "error"}
-    assert "40 pictures are held-out test pictures" in report.findings[0].what
+    assert "40 images are test images" in report.findings[0].what
     again = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
     kinds, _ = judged(x=np.stack(again), y=classes)
     assert kinds == {"foreign": "warning", "near-test": "warning"}
@@ -272,7 +272,7 @@ def test_data_that_has_a_picture_on_both_sides_is_not_the_sets_fault(tmp_path):
     split = split_dataset(dataset, section, 0)
     # Older versions trained on images whose copies were held out.
     split = replace(split, train=np.sort(np.concatenate([split.train, split.excluded])))
-    found = examine(Offered("x", images, ("x",) * 40, None, None, ""), dataset, split)
+    found = examine(CandidateSet("x", images, ("x",) * 40, None, None, ""), dataset, split)
     assert ("note", "leak") in [(finding.severity, finding.kind) for finding in found]
 
 
@@ -285,15 +285,13 @@ def test_red_and_blue_exchanged(image_folder, tmp_path):
     noisy = (right.astype(int) + np.random.default_rng(1).integers(-3, 4, right.shape)).clip(0, 255).astype(np.uint8)
 
     def order(images, labels):
-        found = examine(Offered("x", images, tuple(map(str, range(12))), labels, None, ""), dataset, split)
+        found = examine(CandidateSet("x", images, tuple(map(str, range(12))), labels, None, ""), dataset, split)
         return [
             (finding.severity, finding.what.partition(":")[0]) for finding in found if finding.kind == "channel-order"
         ]
 
     assert order(right, labels) == []
-    assert order(right[..., ::-1], labels) == [
-        ("error", "12 pictures are training pictures with red and blue exchanged")
-    ]
+    assert order(right[..., ::-1], labels) == [("error", "12 images are training images with red and blue exchanged")]
     assert order(noisy, labels) == []
     assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem exchanged")]
     # As many red as blue ones: without labels nobody can tell.
@@ -305,7 +303,7 @@ def test_changed_pictures_are_found(run, data, good, tmp_path):
     cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
     kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
     assert kinds == {"digest": "error", "foreign": "warning"}
-    with pytest.raises(DataError, match="pictures were changed or damaged"):
+    with pytest.raises(DataError, match="images were changed or damaged"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
@@ -337,9 +335,9 @@ def _cut_off(folder, about):
         (_cut_off, "damaged PNG"),
         (lambda folder, about: about.update(schema=99), "reads up to 1"),
         (lambda folder, about: about.update(schema="1"), "has schema '1'"),
-        (lambda folder, about: about.update(pictures=[]), "lists no pictures"),
+        (lambda folder, about: about.update(pictures=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
-        (lambda folder, about: about["pictures"][0].update(file="../../x.png"), "leads out"),
+        (lambda folder, about: about["pictures"][0].update(file="../../x.png"), "outside of the set"),
         (lambda folder, about: about["preprocess"].update(height=-1), "preprocess.height is -1"),
         (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
     ],
@@ -363,15 +361,15 @@ def test_what_is_no_calibration_set(run, tmp_path):
     (tmp_path / "folder" / "a" / "x.txt").write_text("x")
     for name, said in (
         ("objects.npy", "pickled objects, which can execute code"),
-        ("two.npz", "expected one array of pictures"),
+        ("two.npz", "expected one array of images"),
         ("cut.npz", "cannot be read"),
         ("folder", "no pictures, only other files"),
-        ("folder/a/x.txt", "neither a calibration set"),
+        ("folder/a/x.txt", "expected a calibration set"),
         ("nowhere", "does not exist"),
     ):
         with pytest.raises(DataError, match=said):
             check(tmp_path / name, run)
-    with pytest.raises(DataError, match="is no calibration set"):
+    with pytest.raises(DataError, match="is not a calibration set"):
         calibration_set.read(tmp_path / "folder")
 
 
@@ -382,7 +380,7 @@ def test_folders_and_lone_arrays_are_taken(run, data, good, tmp_path):
     report = check(tmp_path / "set", run)
     assert [(finding.kind, finding.where) for finding in report.findings] == [("no-picture", "3/notes.txt")]
     np.save(tmp_path / "lone.npy", drawn(data)[0][..., 0])
-    offered = open_offered(tmp_path / "lone.npy", run.recipe.preprocess, run.labels)
+    offered = open_candidate(tmp_path / "lone.npy", run.recipe.preprocess, run.labels)
     assert offered.digest == calibration_set.read(good).digest
     named = np.array([run.labels[c] for c in drawn(data)[1]])
     np.savez(tmp_path / "named.npz", x=drawn(data)[0], y=named)

@@ -1,4 +1,4 @@
-"""Calibration sets: the training pictures that set activation ranges in post-training quantization."""
+"""Draw, write and show calibration sets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from edgerec.compress.calibration import calibration_set
 from edgerec.compress.calibration.calibration_set import CalibrationRecipe, CalibrationSet, digest_of, is_set
-from edgerec.compress.calibration.check import examine, first_error, sample_of
-from edgerec.compress.calibration.loading import of_set, open_offered
+from edgerec.compress.calibration.check import examine, first_error, sample_positions
+from edgerec.compress.calibration.loading import candidate_from_set, open_candidate
 from edgerec.compress.calibration.sampling import METHODS
 from edgerec.compress.compression_plots import contact_sheet
 from edgerec.contract.content import reason
@@ -35,17 +35,17 @@ FOLDER = "calibration"
 
 
 def draw(name: str, dataset: Dataset, split: Split) -> CalibrationSet:
-    """The calibration set of that name.
+    """Draw a calibration set by a recipe, or read one from a folder.
 
     Args:
-        name: a recipe of ``calibration/`` or a person's own .toml, by which pictures are drawn from the training
-            part; or the folder of a set, which is checked against the data.
-        dataset: what the model was trained on.
-        split: its parts.
+        name: a recipe of ``calibration/`` or a .toml file, by which images are drawn from the training set; or the
+            folder of a calibration set, which is checked against the data.
+        dataset: the data set that the model was trained on.
+        split: the training, validation and test images of the data set.
 
     Raises:
-        RecipeError: no such recipe or set, or a recipe with a wrong key.
-        DataError: a set that is damaged, or unfit for a model of this data, with the first reason.
+        RecipeError: there is no such recipe or set, or the recipe has an unknown key.
+        DataError: the set is damaged or unsuitable for a model of this data; the message has the first reason.
     """
     folder = _set_folder(name)
     return _drawn(read_recipe(name), dataset, split) if folder is None else _checked(folder, dataset, split)
@@ -62,30 +62,30 @@ def make(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> CalibrationSet:
-    """Draw a calibration set from the training part and write its folder.
+    """Draw a calibration set from the training images and write its folder.
 
     Args:
-        subject: a finished run, a training recipe's .toml, or None for ``data`` as ``edgerec train`` takes it.
+        subject: a finished run, the .toml file of a training recipe, or None to use ``data`` with the default recipe.
         out: the set's folder.
-        recipe: a recipe of ``calibration/``, or a .toml.
-        images: how many pictures, in place of the recipe's.
-        seed: which ones, in place of the recipe's.
-        data: where the pictures are, in place of what ``subject`` says.
-        overwrite: replace a set that is there.
-        listener: told of the reading.
+        recipe: a recipe of ``calibration/``, or a .toml file.
+        images: number of images; None uses the recipe's.
+        seed: seed of the random selection; None uses the recipe's.
+        data: location of the images; None uses that of ``subject``.
+        overwrite: replace an existing set.
+        listener: receives the progress.
 
     Raises:
-        EdgerecError: no such run, recipe or data, or something else stands at ``out``.
+        EdgerecError: there is no such run, recipe or data, or ``out`` exists and is not a calibration set.
     """
     out = checked_output(out, [None if isinstance(subject, Run) else subject], data=data, folder=True)
     refuse_existing(out, overwrite, ours=is_set(out))
-    wanted = read_recipe(recipe)
-    wanted = replace(wanted, images=images or wanted.images, seed=wanted.seed if seed is None else seed)
+    settings = read_recipe(recipe)
+    settings = replace(settings, images=images or settings.images, seed=settings.seed if seed is None else seed)
     dataset, split, section = _open(subject, data, listener)
-    drawn = _drawn(wanted, dataset, split)
-    made = replace(drawn, source=section.without_folders.title, preprocess=section.preprocess)
-    calibration_set.write(made, out, overwrite=overwrite)
-    return made
+    drawn = _drawn(settings, dataset, split)
+    complete = replace(drawn, source=section.without_folders.title, preprocess=section.preprocess)
+    calibration_set.write(complete, out, overwrite=overwrite)
+    return complete
 
 
 def show(
@@ -100,38 +100,38 @@ def show(
     """Draw a contact sheet with labels and the histogram of the pixel values, as a PNG.
 
     Args:
-        path: a set; with ``run``, anything that can be checked.
+        path: a calibration set; with ``run``, also an image folder or an array file.
         out: the PNG.
-        run: whose training pictures' histogram is drawn beside it.
-        data: where the run's pictures are now, if they were moved.
+        run: a run, whose training images' histogram is drawn in the background.
+        data: current location of the run's images, if they were moved.
         overwrite: replace ``out``.
-        listener: told of the reading.
+        listener: receives the progress.
 
     Returns:
-        How many pictures the set has.
+        The number of images in the set.
     """
     path = user_path(path)
     out = checked_output(out, [path, data], suffixes=(".png",))
     refuse_existing(out, overwrite)
     reference = None
     if run is None:
-        shown = of_set(calibration_set.read(path), str(path))
+        candidate = candidate_from_set(calibration_set.read(path), str(path))
     else:
         run = run if isinstance(run, Run) else Run.open(run)
-        shown = open_offered(path, run.recipe.preprocess, run.labels)
+        candidate = open_candidate(path, run.recipe.preprocess, run.labels)
         dataset, split = run.data(data, listener)
-        reference = dataset.images[sample_of(dataset, split)]
-    if not len(shown.images):
-        raise DataError(str(shown.findings[0]))
-    contact_sheet(shown.images, shown.labels or shown.names, reference, path.name, out)
-    return len(shown.images)
+        reference = dataset.images[sample_positions(dataset, split)]
+    if not len(candidate.images):
+        raise DataError(str(candidate.findings[0]))
+    contact_sheet(candidate.images, candidate.labels or candidate.names, reference, path.name, out)
+    return len(candidate.images)
 
 
 def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A copy whose first picture has one black and one white value in its corner.
+    """Return a copy of the images, uint8, with one black and one white value in the corner of the first image.
 
-    The converter takes the input's range from what it sees. With both ends seen, the input's scale is the
-    normalisation's own, so that pixels pass through; other activations hardly notice two values.
+    The converter derives the input's range from the calibration images. If they contain both extreme values, the input
+    scale equals that of the normalization, so that pixels pass through. Two values hardly change the other activations.
     """
     pinned = images.copy()
     pinned[0].reshape(-1)[:2] = (0, 255)
@@ -139,15 +139,15 @@ def pin_range(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def read_recipe(name: str) -> CalibrationRecipe:
-    """Read ``calibration/NAME.toml``, or a person's own .toml.
+    """Read ``calibration/NAME.toml``, or the .toml file at the path ``name``.
 
     Raises:
-        RecipeError: no such recipe, or one with other keys than ``method``, ``images`` and ``seed``.
+        RecipeError: there is no such recipe, or it has other keys than ``method``, ``images`` and ``seed``.
     """
     path = find_shipped(FOLDER, name)
     if path is None:
         problem = unknown("calibration recipe", name, shipped_names(FOLDER))
-        raise RecipeError(f"{problem}, and no folder of a calibration set either")
+        raise RecipeError(f"{problem}, and no folder of a calibration set has this name either")
     try:
         values = read_toml(path)
     except ValueError as error:
@@ -159,12 +159,12 @@ def read_recipe(name: str) -> CalibrationRecipe:
             if value not in METHODS:
                 raise RecipeError(f"{path}: {unknown('calibration method', value, METHODS)}")
         elif type(value) is not int or value < (key == "images"):
-            raise RecipeError(f"{path}: {key} is {value!r}, expected a whole number of at least {int(key == 'images')}")
+            raise RecipeError(f"{path}: {key} is {value!r}, expected an integer of at least {int(key == 'images')}")
     return CalibrationRecipe(Path(name).name, **values)
 
 
 def _set_folder(name: str) -> Path | None:
-    """The set's folder that ``name`` means: a path, or one that comes with edgerec; a recipe's name goes first."""
+    """Return the folder of the calibration set with this path or shipped name; None if ``name`` is a recipe."""
     if name.endswith(".toml") or name in shipped_names(FOLDER):
         return None
     return next((path for path in (Path(name), shipped(FOLDER) / name) if is_set(path)), None)
@@ -172,7 +172,11 @@ def _set_folder(name: str) -> Path | None:
 
 def _drawn(recipe: CalibrationRecipe, dataset: Dataset, split: Split) -> CalibrationSet:
     if recipe.images > len(split.train):
-        log.warning("calibration: %d pictures wanted, the training part has %d", recipe.images, len(split.train))
+        log.warning(
+            "the calibration recipe asks for %d images, but there are only %d training images",
+            recipe.images,
+            len(split.train),
+        )
     rng = np.random.default_rng(recipe.seed)
     chosen = METHODS[recipe.method](dataset, split.train, recipe.images, rng)
     images = np.stack([dataset.images[i] for i in chosen])
@@ -188,22 +192,22 @@ def _drawn(recipe: CalibrationRecipe, dataset: Dataset, split: Split) -> Calibra
 
 
 def _checked(folder: Path, dataset: Dataset, split: Split) -> CalibrationSet:
-    found = calibration_set.read(folder)
-    findings = list(examine(of_set(found, str(folder)), dataset, split))
+    checked_set = calibration_set.read(folder)
+    findings = list(examine(candidate_from_set(checked_set, str(folder)), dataset, split))
     if error := first_error(findings):
         more = sum(finding.severity == "error" for finding in findings) - 1
         others = f" ({more} more: {command('calibration', 'check', folder, '--run', 'RUN')})" if more else ""
-        raise DataError(f"calibration set {folder} is refused: {error}{others}")
+        raise DataError(f"cannot use the calibration set {folder}: {error}{others}")
     for finding in findings:
         if finding.severity == "warning":
             log.warning("calibration set %s: %s", folder, finding)
-    return found
+    return checked_set
 
 
 def _open(
     subject: Run | str | Path | None, data: DataSource | None, listener: Listener
 ) -> tuple[Dataset, Split, DataSection]:
-    """The data that ``subject`` trains on, its split, and how pictures become pixels."""
+    """Return the data that ``subject`` trains on, the split, and the recipe's data section."""
     if subject is not None and not str(subject).endswith(".toml"):
         run = subject if isinstance(subject, Run) else Run.open(subject)
         section = run.recipe.data

@@ -1,7 +1,8 @@
-"""A calibration set: pictures that set activation ranges, and the folder in which people look at and copy them.
+"""A calibration set: images that determine activation ranges, and the folder in which the set is stored.
 
-The folder has the pictures as PNG, exactly as the model sees them, one folder a class, and ``calibration.json``: what
-drew them from what, and the SHA-256 over their pixels. It is an image folder too, as ``--data`` takes it.
+The folder has the images as PNG files, exactly as the model receives them, in one folder per class, and
+``calibration.json`` with the recipe, the data and the SHA-256 of the pixels. The folder is also an image folder that
+``--data`` accepts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ABOUT = "calibration.json"
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """How a set is drawn: by which method, how many pictures, in which seed."""
+    """How a set is drawn: the method, the number of images, and the seed."""
 
     name: str
     method: str = "stratified"
@@ -39,16 +40,16 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Pictures, and where they come from.
+    """The images of a calibration set, and their origin.
 
     Attributes:
-        recipe: name of the recipe that drew them, or of the folder that they were read from.
-        images: uint8 ``(N, H, W, C)``, as the model sees them.
-        digest: SHA-256 over ``images``, which goes into the manifest.
-        labels, names: of each picture its class, and where it lay in the data.
-        drawn: the recipe that drew them.
-        source, data_digest: name and SHA-256 of the data that they are of.
-        preprocess: how the data's pictures became these.
+        recipe: name of the recipe that drew the images, or of the folder that they were read from.
+        images: uint8 ``(N, H, W, C)``, as the model receives them.
+        digest: SHA-256 of ``images``, which is stored in the manifest.
+        labels, names: label of each image, and its name in the data.
+        drawn: the recipe that drew the images.
+        source, data_digest: name and SHA-256 of the data that the images belong to.
+        preprocess: how the images were preprocessed.
     """
 
     recipe: str
@@ -62,7 +63,7 @@ class CalibrationSet:
     preprocess: PreprocessSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pixels, as ``calibration.json`` has it."""
+        """Return the content of ``calibration.json``, which is everything except the pixels."""
         height, width, channels = self.images.shape[1:]
         preprocess = self.preprocess or PreprocessSpec(height, width, channels)
         return {
@@ -82,22 +83,22 @@ class CalibrationSet:
 
 
 def digest_of(images: npt.NDArray[np.uint8]) -> str:
-    """Hex SHA-256 over the pixels, picture by picture, row by row."""
+    """Return the hexadecimal SHA-256 of the pixels, image by image, row by row."""
     return sha256(np.ascontiguousarray(images).tobytes())
 
 
 def is_set(path: Path) -> bool:
-    """Whether a calibration set, whole or damaged, stands there."""
+    """Return whether ``path`` is the folder of a calibration set, which may be damaged."""
     return (path / ABOUT).is_file()
 
 
-def write(chosen: CalibrationSet, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a set's folder whole or not at all; only another set is ever replaced."""
+def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a set's folder completely or not at all. Only the folder of another set is ever replaced."""
     path = Path(path)
     refuse_existing(path, overwrite, ours=is_set(path))
-    about = chosen.to_dict()
+    about = calibration_set.to_dict()
     with replacing_folder(path, overwrite=overwrite) as partial:
-        for entry, image in zip(about["pictures"], chosen.images, strict=True):
+        for entry, image in zip(about["pictures"], calibration_set.images, strict=True):
             file = partial / entry["file"]
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encode_png(image))
@@ -109,71 +110,78 @@ def read(path: str | Path, *, verify: bool = True) -> CalibrationSet:
 
     Args:
         path: the folder.
-        verify: refuse pixels whose SHA-256 is not the recorded one; without, ``digest`` is still the recorded one.
+        verify: raise an error if the SHA-256 of the pixels differs from the recorded one. ``digest`` is always the
+            recorded one.
 
     Raises:
-        DataError: no set there, a newer schema, or a picture that is missing, damaged, changed or of another size.
+        DataError: there is no set, its schema is newer, or an image is missing, damaged, changed or of another size.
     """
     path = Path(path)
     try:
         values = read_json(path / ABOUT)
     except FileNotFoundError:
         raise DataError(
-            f"{path} is no calibration set (it has no {ABOUT}): edgerec calibration make writes one"
+            f"{path} is not a calibration set (it has no {ABOUT}): edgerec calibration make writes one"
         ) from None
     except ValueError as error:
-        raise DataError(f"{path}/{ABOUT} is not JSON ({error}): make the set again") from None
-    found = _from_values(path, values)
-    if verify and digest_of(found.images) != found.digest:
+        raise DataError(f"{path}/{ABOUT} is not JSON ({error}): make a new set") from None
+    loaded = _from_values(path, values)
+    if verify and digest_of(loaded.images) != loaded.digest:
         raise DataError(
-            f"{path}: pictures were changed or damaged (their SHA-256 is not that of {ABOUT}): "
-            "copy or make the set again"
+            f"{path}: images were changed or damaged (their SHA-256 differs from that in {ABOUT}): "
+            "copy the set again, or make a new one"
         )
-    return found
+    return loaded
 
 
 def _from_values(path: Path, values: Any) -> CalibrationSet:
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        raise DataError(f"{path}/{ABOUT} has schema {schema}, this edgerec reads up to {SCHEMA_VERSION}: upgrade it")
+        raise DataError(
+            f"{path}/{ABOUT} has schema {schema}, but this version of edgerec reads schemas up to {SCHEMA_VERSION}: "
+            "upgrade edgerec"
+        )
     if schema != SCHEMA_VERSION:
-        raise DataError(f"{path}/{ABOUT} has schema {schema!r}, expected {SCHEMA_VERSION}: make the set again")
+        raise DataError(f"{path}/{ABOUT} has schema {schema!r}, expected {SCHEMA_VERSION}: make a new set")
     try:
         spec = PreprocessSpec.from_dict(values["preprocess"])
-        pictures = [(_text(p["file"]), _text(p["label"]), _text(p["from"])) for p in values["pictures"]]
-        if not pictures:
-            raise ValueError("it lists no pictures")
-        if len({file for file, _, _ in pictures}) < len(pictures):
+        entries = [(_string(p["file"]), _string(p["label"]), _string(p["from"])) for p in values["pictures"]]
+        if not entries:
+            raise ValueError("it lists no images")
+        if len({file for file, _, _ in entries}) < len(entries):
             raise ValueError("it lists an image twice")
-        known = {key: _text(values[key]) for key in ("digest", "data_digest", "source")}
+        known = {key: _string(values[key]) for key in ("digest", "data_digest", "source")}
         drawn = CalibrationRecipe(**_object(values["recipe"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}/{ABOUT} is damaged ({error!r}): copy or make the set again") from None
+        raise DataError(f"{path}/{ABOUT} is damaged ({error!r}): copy the set again, or make a new one") from None
     return CalibrationSet(
         recipe=real_path(path).name,
-        images=np.stack([_picture(path, file, spec) for file, _, _ in pictures]),
-        labels=tuple(label for _, label, _ in pictures),
-        names=tuple(name for _, _, name in pictures),
+        images=np.stack([_read_image(path, file, spec) for file, _, _ in entries]),
+        labels=tuple(label for _, label, _ in entries),
+        names=tuple(name for _, _, name in entries),
         drawn=drawn,
         preprocess=spec,
         **known,
     )
 
 
-def _picture(path: Path, name: str, spec: PreprocessSpec) -> Image:
+def _read_image(path: Path, name: str, spec: PreprocessSpec) -> Image:
     file = real_path(path / name.replace("\0", ""))
     if not file.is_relative_to(real_path(path)):
-        raise DataError(f"{path}: the picture {name!r} leads out of the set: do not trust it")
+        raise DataError(f"{path}: the image {name!r} is outside of the set's folder: do not trust this set")
     if not file.is_file():
-        raise DataError(f"{path}: {name} is missing: copy or make the set again")
+        raise DataError(f"{path}: {name} is missing: copy the set again, or make a new one")
     with file.open("rb") as stream:
-        content = stream.read(2 * spec.height * spec.width * spec.channels + 65536)  # a PNG is hardly larger than raw
-    # A PNG's header says its size, so that nothing is unpacked to find out that it is enormous.
+        # A PNG is hardly larger than the raw pixels.
+        content = stream.read(2 * spec.height * spec.width * spec.channels + 65536)
+    # Read the size from the PNG's header, so that an enormous image is not unpacked.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[16:24] != struct.pack(">II", spec.width, spec.height):
-        raise DataError(f"{path}: {name} is no PNG of {spec.width}×{spec.height} pixels: copy or make the set again")
+        raise DataError(
+            f"{path}: {name} is not a PNG of {spec.width}×{spec.height} pixels: copy the set again, or make a new one"
+        )
     image = decode(content)
     if image is None:
-        raise DataError(f"{path}: {name} is a damaged PNG: copy or make the set again")
+        raise DataError(f"{path}: {name} is a damaged PNG: copy the set again, or make a new one")
     return apply(image, spec)
 
 
@@ -183,9 +191,9 @@ def _files(labels: tuple[str, ...]) -> list[str]:
     return [f"{folders[label]}/{number:04d}.png" for number, label in enumerate(labels)]
 
 
-def _text(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not a string")
     return value
 
 

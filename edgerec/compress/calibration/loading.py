@@ -1,4 +1,4 @@
-"""Pictures that somebody offers for calibration, whatever they are: a set, an image folder, an .npz or .npy file."""
+"""Read images that may be used for calibration: a calibration set, an image folder, an .npz or .npy file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a calibration set that a person should know.
+    """A problem or remark about a calibration set.
 
     Attributes:
-        severity: an ``error`` makes the set unfit, a ``warning`` can cost accuracy, a ``note`` is to be known.
-        kind: one word for scripts, as ``range`` or ``test-overlap``.
-        where: the pictures, the array or the file.
-        what: what is the case, and what was expected.
-        advice: what to do.
+        severity: ``error`` if the set cannot be used, ``warning`` if the set can cost accuracy, otherwise ``note``.
+        kind: identifier for scripts, such as ``range`` or ``test-overlap``.
+        where: the images, the array or the file.
+        what: the problem, and the expected value.
+        advice: the recommended action.
     """
 
     severity: Severity
@@ -39,7 +39,7 @@ class Finding:
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -47,17 +47,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Offered:
-    """What was offered, as pixels.
+class CandidateSet:
+    """Images that may be used for calibration, as pixels.
 
     Attributes:
-        where: the path, as it was given.
-        images: uint8 ``(N, H, W, C)``; none where the numbers cannot be read as pixels.
-        names: of each picture, for people.
-        labels: of each picture: its label, its index as text, or None where the labels are not known.
-        preprocess: how they were made, where that is known.
-        digest: SHA-256 over the pixels.
-        findings: what was found by opening.
+        where: the path, for messages.
+        images: uint8 ``(N, H, W, C)``; empty if the numbers cannot be interpreted as pixels.
+        names: name of each image, for messages.
+        labels: label of each image; None if the labels are unknown.
+        preprocess: how the images were preprocessed; None if unknown.
+        digest: SHA-256 of the pixels.
+        findings: problems that were found while reading.
     """
 
     where: str
@@ -69,21 +69,21 @@ class Offered:
     findings: tuple[Finding, ...] = ()
 
 
-def of_set(found: CalibrationSet, where: str) -> Offered:
-    """A calibration set."""
-    return Offered(where, found.images, found.names, found.labels, found.preprocess, found.digest)
+def candidate_from_set(stored: CalibrationSet, where: str) -> CandidateSet:
+    """Return the images of a calibration set."""
+    return CandidateSet(where, stored.images, stored.names, stored.labels, stored.preprocess, stored.digest)
 
 
-def open_offered(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> Offered:
-    """Open whatever ``path`` is.
+def open_candidate(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> CandidateSet:
+    """Read the images at ``path``.
 
     Args:
-        path: a calibration set, an image folder, or a file with an array of pictures and perhaps one of labels.
-        spec: what the pictures of an image folder become.
-        labels: the model's, which integer classes in a file mean where it names none itself.
+        path: a calibration set, an image folder, or a file with an array of images and optionally an array of classes.
+        spec: preprocessing of the images in an image folder.
+        labels: the model's labels, which integer classes in a file refer to, unless the file has label names.
 
     Raises:
-        DataError: nothing of the kind, or damaged.
+        DataError: there is nothing of the kind at ``path``, or it is damaged.
     """
     if is_set(path):
         return _set(path)
@@ -92,38 +92,38 @@ def open_offered(path: Path, spec: PreprocessSpec, labels: Sequence[str]) -> Off
     if path.suffix in (".npz", ".npy") and path.is_file():
         return _arrays(path, labels)
     if path.exists():
-        raise DataError(f"{path} is neither a calibration set, an image folder, an .npz nor an .npy file")
+        raise DataError(f"cannot read {path}: expected a calibration set, an image folder, an .npz or an .npy file")
     raise DataError(f"{path} does not exist; edgerec calibration make writes a calibration set")
 
 
-def _set(path: Path) -> Offered:
-    found = calibration_set.read(path, verify=False)
-    actual = digest_of(found.images)
+def _set(path: Path) -> CandidateSet:
+    stored = calibration_set.read(path, verify=False)
+    actual = digest_of(stored.images)
     findings: tuple[Finding, ...] = ()
-    if actual != found.digest:
+    if actual != stored.digest:
         findings = (
             Finding(
                 "error",
                 "digest",
                 f"{path}/{calibration_set.ABOUT}",
-                f"the pictures' SHA-256 is {actual[:12]}…, recorded is {found.digest[:12]}…: pictures were changed",
-                "copy the set again, or make it again",
+                f"images were changed: their SHA-256 is {actual[:12]}…, but the recorded one is {stored.digest[:12]}…",
+                "copy the set again, or make a new one",
             ),
         )
-    return Offered(str(path), found.images, found.names, found.labels, found.preprocess, actual, findings)
+    return CandidateSet(str(path), stored.images, stored.names, stored.labels, stored.preprocess, actual, findings)
 
 
-def _folder(path: Path, spec: PreprocessSpec) -> Offered:
+def _folder(path: Path, spec: PreprocessSpec) -> CandidateSet:
     files = sources.folder(path)
     fitted = [read_fitted(files, i, spec) for i in range(len(files.paths))]
     valid = [(i, image) for i, image in enumerate(fitted) if image is not None]
     names = [file.relative_to(path).as_posix() for file in files.paths]
     skipped = [names[i] for i, image in enumerate(fitted) if image is None]
     if not valid:
-        raise DataError(f"{path} has no pictures, only other files ({skipped[0]} …)")
+        raise DataError(f"{path} has no images, only other files such as {skipped[0]}")
     images = np.stack([image for _, image in valid])
-    findings = [Finding("warning", "no-picture", listed(skipped), "no picture", "remove it")] if skipped else []
-    return Offered(
+    findings = [Finding("warning", "no-picture", listed(skipped), "not an image", "remove it")] if skipped else []
+    return CandidateSet(
         str(path),
         images,
         tuple(names[i] for i, _ in valid),
@@ -134,14 +134,14 @@ def _folder(path: Path, spec: PreprocessSpec) -> Offered:
     )
 
 
-def _arrays(path: Path, labels: Sequence[str]) -> Offered:
-    """The one array of pictures, by its dimensions; the one of classes, by its length."""
+def _arrays(path: Path, labels: Sequence[str]) -> CandidateSet:
+    """Read the array of images, which is found by its number of axes, and the array of classes, found by its length."""
     arrays = sources.read_arrays(path)
-    pictures = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
-    if len(pictures) != 1 or not arrays[pictures[0]].size:
+    image_arrays = [name for name, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "buif"]
+    if len(image_arrays) != 1 or not arrays[image_arrays[0]].size:
         have = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise DataError(f"{path} has {have}; expected one array of pictures, uint8 (N, H, W, C)")
-    name = pictures[0]
+        raise DataError(f"{path} has {have}; expected one array of images, uint8 (N, H, W, C)")
+    name = image_arrays[0]
     where = f"{path}: {name}"
     array, findings = _channels_last(arrays[name], where)
     pixels, more = _pixels(array, where)
@@ -149,12 +149,12 @@ def _arrays(path: Path, labels: Sequence[str]) -> Offered:
     named = [
         tuple(map(str, a)) for a in arrays.values() if a.dtype.kind == "U" and a.ndim == 1 and len(a) != len(array)
     ]
-    known = [_texts(a, named[0] if named else labels) for a in arrays.values() if a.shape == (len(array),)]
-    texts = next((found for found in known if found is not None), None)
-    return Offered(str(path), pixels, names, texts, None, digest_of(pixels), (*findings, *more))
+    known = [_label_names(a, named[0] if named else labels) for a in arrays.values() if a.shape == (len(array),)]
+    label_names = next((names for names in known if names is not None), None)
+    return CandidateSet(str(path), pixels, names, label_names, None, digest_of(pixels), (*findings, *more))
 
 
-def _texts(array: npt.NDArray[Any], labels: Sequence[str]) -> tuple[str, ...] | None:
+def _label_names(array: npt.NDArray[Any], labels: Sequence[str]) -> tuple[str, ...] | None:
     if array.dtype.kind == "U":
         return tuple(map(str, array))
     if array.dtype.kind not in "iu":
@@ -172,7 +172,7 @@ def _channels_last(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[Any
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8], list[Finding]]:
-    """The pixels that the numbers mean, uint8 ``(N, H, W, C)``, and what is wrong with their range or type."""
+    """Return the pixels that the numbers represent, uint8 ``(N, H, W, C)``, and problems with their range or type."""
     low, high = float(array.min()), float(array.max())
     span = f"{array.dtype} from {low:g} to {high:g}"
     expected = "expected uint8 from 0 to 255"
@@ -180,24 +180,27 @@ def _pixels(array: npt.NDArray[Any], where: str) -> tuple[npt.NDArray[np.uint8],
     def wrong(what: str, advice: str, severity: Severity = "error") -> list[Finding]:
         return [Finding(severity, "range", where, f"{span}: {what}, {expected}", advice)]
 
+    before_normalization = "save the pixels before the normalization, as uint8"
     if not np.isfinite(array).all():
-        found = wrong("not all are numbers", "look where the NaN or infinity comes from")
-        return np.empty((0, *array.shape[1:]), np.uint8), found
+        findings = wrong("some values are NaN or infinite", "check where they come from")
+        return np.empty((0, *array.shape[1:]), np.uint8), findings
     if array.dtype.kind != "f":
         if low >= 0 and high <= 1:
-            return array.astype(np.uint8), wrong("pixels divided by 255 and cut off", "cast to uint8 before dividing")
+            findings = wrong("pixels were divided by 255 and rounded down", "save the pixels before the division")
+            return array.astype(np.uint8), findings
         if array.dtype == np.uint8:
             return array, []
         if array.dtype == np.int8:
-            return (array.astype(int) + 128).astype(np.uint8), wrong("pixels minus 128", "add 128, as uint8")
+            findings = wrong("128 was subtracted from the pixels", "add 128, and save as uint8")
+            return (array.astype(int) + 128).astype(np.uint8), findings
     elif low >= 0 and high <= 1:
-        return _rounded(array * 255.0), wrong("pixels already normalised to [0, 1]", "multiply by 255, as uint8")
+        return _rounded(array * 255.0), wrong("pixels are already normalized to [0, 1]", before_normalization)
     elif low >= -1 and high <= 1:
-        return _rounded((array + 1.0) * 127.5), wrong("pixels already normalised to [-1, 1]", "keep them as uint8")
+        return _rounded((array + 1.0) * 127.5), wrong("pixels are already normalized to [-1, 1]", before_normalization)
     if low >= 0 and high <= 255:
-        return _rounded(array), wrong("the range of pixels but not their type", "save it as uint8", "warning")
-    found = wrong("neither pixels nor [0, 1] nor [-1, 1]; mean and deviation taken off?", "keep the pixels as uint8")
-    return np.empty((0, *array.shape[1:]), np.uint8), found
+        return _rounded(array), wrong("pixels have another type", "save them as uint8", "warning")
+    findings = wrong("maybe mean and standard deviation of the pixels were normalized", before_normalization)
+    return np.empty((0, *array.shape[1:]), np.uint8), findings
 
 
 def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -205,5 +208,5 @@ def _rounded(real: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """A few names, and how many more there are."""
+    """Join a few names, and add the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
