@@ -1,4 +1,4 @@
-"""Making a run of a model that somebody brings along, so that everything that works on a run works on it."""
+"""Create a run from a third-party model, so that the run can be compressed, evaluated and exported like any other."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 
 # Number of training images on which the normalizations are compared, and the lead in percentage points that the best
 # normalization needs over the next one.
-TRIED_PICTURES = 500
+TRIED_IMAGES = 500
 CLEAR_POINTS = 2.0
 # Per-channel normalizations that are tried in addition to those with a single scale.
 PER_CHANNEL = ("torch", "caffe")
 # The order of the labels is checked on this many images per class, but on at most this many images in total.
 IMAGES_PER_CLASS, MOST_IMAGES = 10, 2000
 # If more than this fraction of the images get the same prediction, agreement between models is meaningless.
-ONE_ANSWER = 0.9
+MAX_SAME_PREDICTION = 0.9
 
 
 def is_model(path: str | Path) -> bool:
@@ -68,9 +68,8 @@ def adopt(
     No code from a Keras file is executed (:func:`~edgerec.importing.foreign_keras.read_foreign`). TensorFlow runs the
     graph of a SavedModel after the graph was checked (:func:`~edgerec.importing.saved_model.load_saved_model`). A
     SavedModel supports post-training quantization only. A model that outputs logits gets a softmax. A single output,
-    the score of the second of two classes, becomes two outputs. The training images of the model are not known. The
-    accuracy on the test set may therefore be too high, but the accuracy lost by
-    compression is still measured correctly.
+    the score of the second of two classes, becomes two outputs. The training images of the model are not known, so the
+    accuracy on the test set may be too high. The accuracy lost by compression is still measured correctly.
 
     Args:
         model_path: the file or folder.
@@ -99,11 +98,11 @@ def adopt(
     base = recipe or Recipe()
     prepare(replace(base.train, mixed_precision=False), base.seed)
     model = _read(path)
-    found = _look_at(model, path, data, labels, base, listener)
-    choice = _check_and_choose(model, path, found, normalise, listener, explicit=labels is not None)
+    model_data = _read_data(model, path, data, labels, base, listener)
+    choice = _check_and_choose(model, path, model_data, normalise, listener, explicit=labels is not None)
     if choice.layer:
         model = with_input_normalise(model, parse_normalise(choice.layer))
-    _write(run, path, model, found, choice, overwrite, listener)
+    _write(run, path, model, model_data, choice, overwrite, listener)
     return run
 
 
@@ -117,13 +116,19 @@ def adopted(
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Run:
-    """The run of a model: the one in ``out`` where it was made of the same file, else a new one by :func:`adopt`.
+    """Return the run in ``out`` if it was created from the same file, otherwise create a run by :func:`adopt`.
 
     Args:
-        out: None is the model's name with ``-run``, beside it. The others as for :func:`adopt`.
+        model_path: as for :func:`adopt`.
+        data: as for :func:`adopt`.
+        out: the run's folder; None uses the model's name with ``-run`` in the same folder.
+        normalise: as for :func:`adopt`.
+        labels: as for :func:`adopt`.
+        overwrite: as for :func:`adopt`.
+        listener: as for :func:`adopt`.
 
     Raises:
-        EdgerecError: no pictures are given, or the run in ``out`` was made with another normalisation or labels.
+        EdgerecError: ``data`` is None, or the run in ``out`` was created with another normalization or other labels.
     """
     path = user_path(model_path)
     if data is None:
@@ -148,8 +153,8 @@ def adopted(
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The model's labels, its pictures, and the recipe that says how they are read."""
+class _ModelData:
+    """The model's labels, the images, and the recipe with which they are read."""
 
     labels: tuple[str, ...]
     dataset: Dataset
@@ -172,7 +177,7 @@ class _Choice:
 
     @property
     def layer(self) -> str:
-        """Return the name of the normalization to build into the model as a layer; empty if there is none."""
+        """Name of the normalization to build into the model as a layer; empty if there is none."""
         return "" if parse_normalise(self.text) in NORMALISATIONS.values() else self.text
 
 
@@ -189,9 +194,9 @@ def _read_labels(path: str | Path, count: int, model: str) -> tuple[str, ...]:
     return labels
 
 
-def _look_at(
+def _read_data(
     model: Any, path: Path, data: DataSource, labels: str | Path | None, base: Recipe, listener: Listener
-) -> _Found:
+) -> _ModelData:
     """Read the images in the size and color mode of the model's input, and determine the model's labels."""
     _, height, _, channels = model.input_shape
     section = with_absolute_paths(replace(base.data, source=one_or_tuple(data), input_size=height, channels=channels))
@@ -222,11 +227,11 @@ def _look_at(
         model=replace(base.model, arch=OWN, width=base.model.width or 1.0, weights="none"),
         train=replace(with_epochs(base.train, len(parts.train)), mixed_precision=False),
     )
-    return _Found(known, dataset.relabeled(known) if dataset.labels else dataset, parts, recipe)
+    return _ModelData(known, dataset.relabeled(known) if dataset.labels else dataset, parts, recipe)
 
 
 def _check_and_choose(
-    model: Any, path: Path, found: _Found, normalise: str | None, listener: Listener, *, explicit: bool
+    model: Any, path: Path, model_data: _ModelData, normalise: str | None, listener: Listener, *, explicit: bool
 ) -> _Choice:
     """Choose the normalization and check the order of the labels; both use the same predictions.
 
@@ -241,24 +246,24 @@ def _check_and_choose(
         texts = ["pixels"]
     else:
         texts = [*NORMALISATIONS, *(PER_CHANNEL if model.input_shape[-1] == 3 else ())]
-    if not found.dataset.labels:
+    if not model_data.dataset.labels:
         if len(texts) > 1:
             raise DataError(
                 f"the normalization that {path} expects cannot be measured on images without labels: "
                 f"add --normalise {NORMALISE_CHOICES}"
             )
         return _Choice(texts[0])
-    rng = np.random.default_rng(found.recipe.seed)
-    count = min(max(TRIED_PICTURES, IMAGES_PER_CLASS * len(found.labels)), MOST_IMAGES)
-    some = np.sort(rng.permutation(len(found.dataset.classes))[:count])
-    classes = found.dataset.classes[some]
-    predicted = {text: _answers(model, parse_normalise(text), found.dataset, some, listener) for text in texts}
-    check_order(label_order(predicted, classes, found.labels), path, explicit=explicit)
+    rng = np.random.default_rng(model_data.recipe.seed)
+    count = min(max(TRIED_IMAGES, IMAGES_PER_CLASS * len(model_data.labels)), MOST_IMAGES)
+    some = np.sort(rng.permutation(len(model_data.dataset.classes))[:count])
+    classes = model_data.dataset.classes[some]
+    predicted = {text: _predictions(model, parse_normalise(text), model_data.dataset, some, listener) for text in texts}
+    check_order(label_order(predicted, classes, model_data.labels), path, explicit=explicit)
     if len(texts) == 1:
         return _Choice(texts[0])
-    train = np.isin(some, found.parts.train)
+    train = np.isin(some, model_data.parts.train)
     right = {text: float(np.mean(outputs[train] == classes[train])) for text, outputs in predicted.items()}
-    return _best(right, path, int(train.sum()), len(found.labels))
+    return _best(right, path, int(train.sum()), len(model_data.labels))
 
 
 def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Choice:
@@ -286,17 +291,17 @@ def _best(right: dict[str, float], path: Path, images: int, classes: int) -> _Ch
     return _Choice(best, right)
 
 
-def _answers(
+def _predictions(
     model: Any, normalise: AnyNormalise, dataset: Dataset, part: npt.NDArray[np.int64], listener: Listener = ignore
 ) -> npt.NDArray[np.int64]:
     return keras_scorer(model, normalise)(dataset.select(part), listener).argmax(axis=1)
 
 
 def _write(
-    run: Run, path: Path, model: Any, found: _Found, choice: _Choice, overwrite: bool, listener: Listener
+    run: Run, path: Path, model: Any, model_data: _ModelData, choice: _Choice, overwrite: bool, listener: Listener
 ) -> None:
-    recipe = found.recipe.override({"data.normalise": choice.name})
-    dataset, parts, labels = found.dataset, found.parts, found.labels
+    recipe = model_data.recipe.override({"data.normalise": choice.name})
+    dataset, parts, labels = model_data.dataset, model_data.parts, model_data.labels
     with run.locked(), replacing_folder(run.path, overwrite=overwrite) as folder:
         new = Run(folder)
         write_file(folder / "recipe.toml", recipe.to_toml())
@@ -306,11 +311,11 @@ def _write(
         new.write_history([])
         if not dataset.labels:
             everything = np.arange(len(dataset.classes))
-            best = _answers(model, recipe.normalise, dataset, everything, listener)
-            _warn_of_one_answer(best, labels)
-            answers = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
-            new.write_json(PSEUDO_LABELS, answers)
-            dataset = dataset.relabeled(labels, answers)
+            best = _predictions(model, recipe.normalise, dataset, everything, listener)
+            _warn_of_same_prediction(best, labels)
+            predictions = {name: labels[index] for name, index in zip(dataset.names, best, strict=True)}
+            new.write_json(PSEUDO_LABELS, predictions)
+            dataset = dataset.relabeled(labels, predictions)
         _write_model(new, path, model)
         score = keras_scorer(model, recipe.normalise)
         result = figures(score(dataset.select(parts.test), listener), dataset.classes[parts.test], labels, "test")
@@ -328,7 +333,7 @@ def _write(
             "adopted": {
                 "file": path.name,
                 "sha256": _digest(path),
-                "truth": "labels" if found.dataset.labels else "the model's own answers",
+                "truth": "labels" if model_data.dataset.labels else "the model's own answers",
                 "normalise": choice.text,
                 "input_layer": choice.layer,
                 "tried": choice.tried,
@@ -337,11 +342,12 @@ def _write(
         new.write_json("metrics.json", result.to_dict() | about)
 
 
-def _warn_of_one_answer(best: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
+def _warn_of_same_prediction(best: npt.NDArray[np.int64], labels: tuple[str, ...]) -> None:
     counts = np.bincount(best)
-    if counts.max() > ONE_ANSWER * len(best):
+    if counts.max() > MAX_SAME_PREDICTION * len(best):
         log.warning(
-            "the model answers %r to %d of %d pictures, so that agreement with it says little: take others",
+            "the model predicts %r for %d of %d images, so agreement with its predictions is meaningless: use other "
+            "images",
             *(labels[counts.argmax()], counts.max(), len(best)),
         )
 
@@ -355,7 +361,7 @@ def _write_model(run: Run, path: Path, model: Any) -> None:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, or over the names and contents of a folder."""
+    """Return the SHA-256 of a file, or of the names and contents of the files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         digest.update(file.relative_to(path).as_posix().encode(errors="surrogateescape") + b"\0")

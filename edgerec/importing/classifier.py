@@ -1,4 +1,4 @@
-"""What a model must be to be an image classifier of edgerec's, and making one of it that nearly is."""
+"""Check that a model is an image classifier, and convert its input and outputs to the form that edgerec uses."""
 
 from __future__ import annotations
 
@@ -11,43 +11,55 @@ import numpy as np
 from edgerec.contract.tensors import AnyNormalise, input_convolution
 from edgerec.errors import ModelError
 from edgerec.importing.graph_rewriter import Rebuild, calls, flatten
-from edgerec.importing.saved_model import SavedModel, gives_scores
+from edgerec.importing.saved_model import SavedModel, outputs_scores
 from edgerec.train.backend import keras
 
 log = logging.getLogger(__name__)
 
 
 def check_classifier(model: Any, where: str) -> None:
-    """Refuse what is no image classifier: raises :class:`ModelError` with the reason.
+    """Check that a model is an image classifier.
 
-    Expected are one input of a fixed square size with 1 or 3 channels, one row of outputs, and finite weights.
+    The model must have one input of a fixed square size with 1 or 3 channels, one output vector, and finite weights.
+
+    Raises:
+        ModelError: the first condition that does not hold.
     """
-    shape, answer = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    shape, output_shape = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if shape is None:
-        raise ModelError(f"{where} does not know its input size: give it an Input(shape) and save it again")
-    for what, value in (("inputs", shape), ("outputs", answer)):
+        raise ModelError(f"{where} has no input size: add an Input(shape) and save the model again")
+    for what, value in (("inputs", shape), ("outputs", output_shape)):
         if isinstance(value, list | dict):
-            raise ModelError(f"{where} has {len(value)} {what}, expected one: a picture in, a row of scores out")
+            raise ModelError(
+                f"{where} has {len(value)} {what}, expected one: an image classifier maps an image to scores"
+            )
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (None, 1, 3):
         raise ModelError(
-            f"{where} takes {shape}, channels first: export it with Permute((3, 1, 2)) as its first layer, so that it "
-            "takes (batch, height, width, channels), or give the Keras model itself as .keras"
+            f"{where} has the input shape {shape}, channels first: add Permute((3, 1, 2)) as its first layer, so that "
+            "it takes (batch, height, width, channels), or use the Keras model (.keras)"
         )
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
-        raise ModelError(f"{where} takes {shape}, expected pictures (batch, height, width, 1 or 3)")
+        raise ModelError(f"{where} has the input shape {shape}, expected (batch, height, width, 1 or 3)")
     if None in shape[1:]:
         raise ModelError(
-            f"{where} takes {shape}: its size is dynamic; build it with a fixed one, as Input((96, 96, 3))"
+            f"{where} has the input shape {shape}, whose size is dynamic: build it with a fixed size, such as "
+            "Input((96, 96, 3))"
         )
     if shape[1] != shape[2]:
-        raise ModelError(f"{where} takes {shape[2]}×{shape[1]} pixels, expected a square: build it with one")
-    if answer is None or len(answer) != 2 or answer[1] is None:
-        raise ModelError(f"{where} gives {answer}, expected (batch, classes): it is no image classifier")
-    if isinstance(model, SavedModel) and answer[1] == 1:
-        raise ModelError(f"{where} gives one number: give the Keras model itself as .keras, which becomes two classes")
+        raise ModelError(
+            f"{where} takes images of {shape[2]}×{shape[1]} pixels, expected a square: build it with a square size"
+        )
+    if output_shape is None or len(output_shape) != 2 or output_shape[1] is None:
+        raise ModelError(
+            f"{where} has the output shape {output_shape}, expected (batch, classes): it is not an image classifier"
+        )
+    if isinstance(model, SavedModel) and output_shape[1] == 1:
+        raise ModelError(
+            f"{where} has a single output: use the Keras model (.keras), which becomes a model with two classes"
+        )
     for name, weights in _weights(model):
         if not np.isfinite(weights).all():
-            raise ModelError(f"{where} has weights that are NaN or infinite in {name!r}: train it again")
+            raise ModelError(f"{where} has NaN or infinite weights in {name!r}: train the model again")
 
 
 def with_scores(model: Any, where: str) -> Any:
@@ -65,13 +77,15 @@ def with_scores(model: Any, where: str) -> Any:
             "%s has one output, the score of the second of two classes: adding the score of the first class", where
         )
         return model
-    if gives_scores(model):
+    if outputs_scores(model):
         return model
     if _activation(_last(model)) == "sigmoid":
-        log.warning("%s scores its classes independently (sigmoid): the one with the highest score is taken", where)
+        log.warning(
+            "%s has independent class scores (sigmoid): the class with the highest score is the prediction", where
+        )
         return model
-    log.info("%s gives logits: a softmax is added", where)
-    scores = keras().layers.Activation("softmax", name=_free(model, "scores"))(model.output)
+    log.info("%s outputs logits: adding a softmax", where)
+    scores = keras().layers.Activation("softmax", name=_unused_name(model, "scores"))(model.output)
     return keras().Model(model.inputs, scores, name=model.name)
 
 
@@ -106,7 +120,7 @@ def with_input_normalise(model: Any, normalise: AnyNormalise) -> Any:
 
 
 def _last(model: Any) -> Any:
-    """The layer that makes the model's output, inside nested models too."""
+    """Return the layer that computes the model's output, also inside of nested models."""
     layer = model.outputs[0]._keras_history.layer
     return _last(layer) if hasattr(layer, "layers") else layer
 
@@ -134,9 +148,9 @@ def _two_classes(model: Any, where: str) -> Any:
     if (known and activation not in ("sigmoid", "linear")) or type(layer).__name__ in ("ReLU", "Softmax", "LeakyReLU"):
         raise ModelError(
             f"{where} has one output with the activation {activation}, from layer {layer.name!r}: a classifier of two "
-            "classes ends in Dense(1, 'sigmoid'), or in Dense(2) and a softmax"
+            "classes must end with Dense(1, 'sigmoid'), or with Dense(2) and a softmax"
         )
-    layers, name = keras().layers, _free(model, "scores")
+    layers, name = keras().layers, _unused_name(model, "scores")
     if type(layer).__name__ == "Dense" and len(layer.input.shape) == 2:
         kernel, *bias = layer.get_weights()
         scores = layers.Dense(2, "softmax", use_bias=bool(bias), name=name)
@@ -153,10 +167,10 @@ def _two_classes(model: Any, where: str) -> Any:
     return built
 
 
-def _free(model: Any, name: str) -> str:
-    """``name``, or with underscores where a layer has it already."""
-    taken = {layer.name for layer in model.layers}
-    while name in taken:
+def _unused_name(model: Any, name: str) -> str:
+    """Return ``name``, with underscores added if a layer already has this name."""
+    names = {layer.name for layer in model.layers}
+    while name in names:
         name += "_"
     return name
 

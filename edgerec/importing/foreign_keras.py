@@ -1,4 +1,4 @@
-"""Whole models that other programs saved, Keras 2 or 3: read without running anything out of the file."""
+"""Read complete third-party Keras models (Keras 2 or 3) without executing code from the file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Layers before which pixels are still what they were, but for where they are.
-_PASSING = AUGMENTATION | {
+# Layers that do not change the values of pixels, apart from augmentation and interpolation.
+_VALUE_PRESERVING = AUGMENTATION | {
     *("InputLayer", "Functional", "Sequential", "Model", "Identity", "Dropout", "SpatialDropout2D", "GaussianNoise"),
     *("ZeroPadding2D", "Resizing", "CenterCrop", "Reshape", "Permute"),
 }
-# What the model's own scaling leaves of 0…255 at most: a network learns from small numbers.
+# Maximum absolute value of pixels 0 to 255 after the model's own scaling. Models are trained on small numbers.
 SMALL = 10
 
 
@@ -59,7 +59,7 @@ def expects_pixels(model: Any) -> bool:
     """Return whether the model itself normalizes pixels 0 to 255; False if this is unknown."""
     for layer in model._flatten_layers(include_self=False, recursive=True):
         kind = type(layer).__name__
-        if kind in _PASSING or selects_channels(layer):
+        if kind in _VALUE_PRESERVING or selects_channels(layer):
             continue
         scale, offset = _first_scaling(layer, kind)
         return bool(255 * np.abs(scale).max() <= SMALL or np.abs(offset).max() > SMALL)

@@ -1,7 +1,7 @@
 """Allowlist of the TensorFlow operators in a SavedModel: operators that only compute with the model's tensors.
 
 All other operators are refused. TensorFlow has more than a thousand operators, and some of them read and write files,
-open connections or call Python. Even stateless operators can do this, e.g. DebugIdentity and ImmutableConst.
+open connections or call Python. Even stateless operators can do this, such as DebugIdentity and ImmutableConst.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Building a Keras model anew, node by node, with something else in the place of some of its nodes."""
+"""Rebuild a Keras model node by node, and replace some of its nodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgerec.utils.optional import require
 
 @dataclass(frozen=True)
 class Node:
-    """One call of a layer in the model that is read.
+    """One call of a layer in the original model.
 
     Attributes:
-        layer: the layer, as it stands there.
-        inputs: the tensors that it was called on there.
-        args, kwargs: the same call with the new model's tensors; some may be :class:`Affine`.
-        training: what the nested model that it stands in was called with.
-        alone: whether it is the only reader of its only input, whose layer is called this once.
+        layer: the layer of the original model.
+        inputs: the tensors of the original model that the layer was called with.
+        args, kwargs: arguments of the call, with tensors of the new model; some may be :class:`Affine`.
+        training: the argument ``training`` of the nested model that contains the node.
+        alone: whether the node is the only reader of its only input, and the layer of this input is called only once.
     """
 
     layer: Any
@@ -36,24 +36,25 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """The layer's class name; for an operator written into the graph, the operator's."""
+        """Class name of the layer; for an operator in the graph, the name of the operator."""
         return str(getattr(self.layer, "symbol", None) or type(self.layer).__name__)
 
     @property
     def before(self) -> Any:
-        """The layer that gave the first input."""
+        """The layer that computed the first input."""
         return self.inputs[0]._keras_history.layer
 
 
 @dataclass
 class Affine:
-    """``scale · tensor + offset`` for each channel, not yet a layer, so that the next one may join it.
+    """``scale · tensor + offset`` for each channel. It is not a layer yet, so that the next one can be merged into it.
 
     Attributes:
         tensor: ``(batch, …, channels)``.
         scale, offset: float64 of shape ``()`` or ``(channels,)``.
-        name: of the layer that it may become.
-        trainable: whether it was learned, and may be learned on.
+        name: name of the layer that it may become.
+        trainable: whether scale and offset were trained, and stay trainable.
+        output: output of the layer, after the layer was created.
     """
 
     tensor: Any
@@ -61,11 +62,11 @@ class Affine:
     offset: npt.NDArray[np.float64]
     name: str
     trainable: bool = False
-    settled: Any = None
+    output: Any = None
 
     @property
     def identity(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the scale is 1 and the offset is 0."""
         return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def then(self, scale: Any, offset: Any, name: str, trainable: bool = False) -> Affine:
@@ -90,12 +91,12 @@ class Rebuild:
 
     Attributes:
         rule: returns the replacement of a node, or None to copy the node.
-        done: pairs of a layer's name and a description of its replacement.
+        changes: pairs of a layer's name and a description of its replacement.
     """
 
     rule: Callable[[Rebuild, Node], Any]
-    done: list[tuple[str, str]] = field(default_factory=list)
-    _twins: dict[int, Any] = field(default_factory=dict)
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    _copies: dict[int, Any] = field(default_factory=dict)
     _weights: list[tuple[Any, list[npt.NDArray[Any]]]] = field(default_factory=list)
     _names: Counter[str] = field(default_factory=Counter)
 
@@ -109,115 +110,124 @@ class Rebuild:
         """
         if inputs is None:
             inputs = [
-                keras().Input(batch_shape=t.shape, dtype=t.dtype, name=self.name(_maker(t).name)) for t in model.inputs
+                keras().Input(batch_shape=t.shape, dtype=t.dtype, name=self.name(_source_layer(t).name))
+                for t in model.inputs
             ]
-        outputs = [self.settle(value) for value in self.walk(model, inputs if values is None else values)]
+        outputs = [self.to_tensor(value) for value in self.walk(model, inputs if values is None else values)]
         built = keras().Model(_one_or_all(inputs), _one_or_all(outputs), name=model.name)
         for layer, weights in self._weights:
             layer.set_weights(weights)
-            if hasattr(layer, "finalize_state"):  # Normalization works with values taken from its weights
+            if hasattr(layer, "finalize_state"):  # Normalization computes with values that it derives from its weights
                 layer.finalize_state()
         return built
 
     def walk(self, model: Any, inputs: list[Any], training: bool | None = None) -> list[Any]:
-        """Call the model's nodes on other inputs; ``training`` is what the model itself is called with."""
+        """Call the model's nodes with other inputs; ``training`` is the argument of the call of the model itself."""
         nest = require("tensorflow").nest
         values: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         nodes = list(calls(model))
         readers = Counter(id(t) for t in (*model.outputs, *(t for node in nodes for t in node.keras_inputs)))
         uses = Counter(id(node.layer) for node in nodes)
 
-        def renewed(value: Any) -> Any:
+        def replaced(value: Any) -> Any:
             return values.get(id(value), value)
 
         for node in nodes:
-            given = list(node.keras_inputs)
-            args, kwargs = nest.map_structure(renewed, (node.call_args, node.call_kwargs))
-            alone = len(given) == 1 and readers[id(given[0])] == 1 and uses[id(_maker(given[0]))] == 1
-            read = Node(node.layer, given, args, kwargs, training, alone)
-            made = self.rule(self, read)
-            made = self.copy(read) if made is None else made
-            values |= {id(old): new for old, new in zip(nest.flatten(node.outputs), nest.flatten(made), strict=True)}
+            node_inputs = list(node.keras_inputs)
+            args, kwargs = nest.map_structure(replaced, (node.call_args, node.call_kwargs))
+            alone = (
+                len(node_inputs) == 1
+                and readers[id(node_inputs[0])] == 1
+                and uses[id(_source_layer(node_inputs[0]))] == 1
+            )
+            read = Node(node.layer, node_inputs, args, kwargs, training, alone)
+            replacement = self.rule(self, read)
+            replacement = self.copy(read) if replacement is None else replacement
+            values |= {
+                id(old): new for old, new in zip(nest.flatten(node.outputs), nest.flatten(replacement), strict=True)
+            }
         return [values[id(t)] for t in model.outputs]
 
     def inline(self, node: Node, training: bool | None) -> Any:
-        """The nodes of a nested model in the place of its call."""
+        """Replace the call of a nested model by the model's nodes."""
         inputs = require("tensorflow").nest.flatten(node.args)
-        made = self.walk(node.layer, inputs, training)
-        return require("tensorflow").nest.pack_sequence_as(node.layer.output, made)
+        replacement = self.walk(node.layer, inputs, training)
+        return require("tensorflow").nest.pack_sequence_as(node.layer.output, replacement)
 
     def copy(self, node: Node, **config: Any) -> Any:
-        """The node as it is, or with another ``config`` of its layer."""
-        twin = self._twins.get(id(node.layer))
-        # A layer that is called several times stays one where it has weights, which they share.
-        if twin is None or not node.layer.weights:
-            twin = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
-            self._twins[id(node.layer)] = twin
-            self._weights.append((twin, node.layer.get_weights()))
-        args, kwargs = require("tensorflow").nest.map_structure(self.settle, (node.args, node.kwargs))
-        return twin(*args, **kwargs)
+        """Copy the node, optionally with other values in the ``config`` of its layer."""
+        copy = self._copies.get(id(node.layer))
+        # A layer with weights that is called several times stays one layer, because the calls share the weights.
+        if copy is None or not node.layer.weights:
+            copy = type(node.layer).from_config(node.layer.get_config() | {"name": self.name(node.layer.name)} | config)
+            self._copies[id(node.layer)] = copy
+            self._weights.append((copy, node.layer.get_weights()))
+        args, kwargs = require("tensorflow").nest.map_structure(self.to_tensor, (node.args, node.kwargs))
+        return copy(*args, **kwargs)
 
-    def name(self, wanted: str) -> str:
-        """That name, or one like it that no layer has yet: two nested models may use the same."""
-        self._names[wanted] += 1
-        return wanted if self._names[wanted] == 1 else self.name(f"{wanted}_{self._names[wanted] - 1}")
+    def name(self, name: str) -> str:
+        """Return ``name``, or a similar unused name, because two nested models may use the same names."""
+        self._names[name] += 1
+        return name if self._names[name] == 1 else self.name(f"{name}_{self._names[name] - 1}")
 
-    def tell(self, node: Node, what: str) -> None:
-        """Remember what became of a layer; the first word on it counts."""
-        if node.layer.name not in (name for name, _ in self.done):
-            self.done.append((node.layer.name, what))
+    def record_change(self, node: Node, what: str) -> None:
+        """Record the replacement of a layer; only the first description of each layer is kept."""
+        if node.layer.name not in (name for name, _ in self.changes):
+            self.changes.append((node.layer.name, what))
 
-    def settle(self, value: Any) -> Any:
+    def to_tensor(self, value: Any) -> Any:
         """Return the tensor of an :class:`Affine` or :class:`ChannelsFirst`; return any other value unchanged."""
         if isinstance(value, ChannelsFirst):
             return keras().layers.Permute((3, 1, 2), name=self.name("channels_first"))(value.tensor)
         if not isinstance(value, Affine):
             return value
-        if value.settled is None:
-            value.settled = value.tensor if value.identity else self._depthwise(value)
-        return value.settled
+        if value.output is None:
+            value.output = value.tensor if value.identity else self._depthwise(value)
+        return value.output
 
     def _depthwise(self, affine: Affine) -> Any:
-        """The affine as a layer that every target runs: one operator, one rounding."""
+        """Create a layer that every target supports, with one operator and one rounding."""
         layers, name = keras().layers, self.name(affine.name)
         shape = tuple(affine.tensor.shape[1:])
         channels = shape[-1]
         biased = affine.trainable or bool(affine.offset.any())
         layer = layers.DepthwiseConv2D(1, use_bias=biased, trainable=affine.trainable, name=name)
         if len(shape) == 3:
-            made = layer(affine.tensor)
+            replacement = layer(affine.tensor)
         else:
-            made = layers.Reshape(shape)(layer(layers.Reshape((1,) * (3 - len(shape)) + shape)(affine.tensor)))
+            replacement = layers.Reshape(shape)(layer(layers.Reshape((1,) * (3 - len(shape)) + shape)(affine.tensor)))
         kernel, bias = (np.broadcast_to(v, channels).astype(np.float32) for v in (affine.scale, affine.offset))
         self._weights.append((layer, [kernel.reshape(1, 1, channels, 1), bias][: len(layer.weights)]))
-        return made
+        return replacement
 
 
 def flatten(rebuild: Rebuild, node: Node) -> Any:
-    """The rule by which a model inside a model becomes its layers; ``training=False``, said at a call, their own."""
-    said = node.kwargs.pop("training", None)
-    training = node.training if said is None else said
+    """Replace nested models and the argument ``training`` of calls by plain layers, as a rule of :class:`Rebuild`."""
+    own_training = node.kwargs.pop("training", None)
+    training = node.training if own_training is None else own_training
     if isinstance(node.layer, keras().Model):
-        rebuild.tell(node, f"a model inside the model → its {len(node.layer.layers)} layers")
+        rebuild.record_change(node, f"nested model → its {len(node.layer.layers)} layers")
         return rebuild.inline(node, training)
     if training is None:
         return None
     if training:
-        raise ModelError(f"layer {node.layer.name!r} is called with training=True: it answers differently each time")
-    if said is not None:
-        rebuild.tell(node, "called with training=False → a layer that is so of itself")
+        raise ModelError(
+            f"layer {node.layer.name!r} is called with training=True, so its outputs are random: remove the argument"
+        )
+    if own_training is not None:
+        rebuild.record_change(node, "called with training=False → a layer that is always in inference mode")
     if node.kind == "BatchNormalization":
-        return rebuild.copy(node, trainable=False)  # says the same in Keras 2: statistics as they are
+        return rebuild.copy(node, trainable=False)  # in Keras 2, this means that the stored statistics are used
     return node.args[0] if "Dropout" in node.kind else None
 
 
 def calls(model: Any) -> Iterator[Any]:
-    """The model's calls, each after those that it needs."""
+    """Yield the nodes of a model, each after the nodes that it depends on."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
 
 
-def _maker(tensor: Any) -> Any:
+def _source_layer(tensor: Any) -> Any:
     return tensor._keras_history.layer
 
 

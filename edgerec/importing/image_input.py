@@ -22,7 +22,7 @@ from edgerec.utils.optional import require
 log = logging.getLogger(__name__)
 
 # A flat input counts as a flattened image if the side of this image is at least this many pixels.
-LEAST_SIDE = 8
+MIN_SIDE = 8
 # Elementwise layers, whose result does not depend on the layout.
 _ANY_LAYOUT = (
     *("Activation", "ActivityRegularization", "Add", "AlphaDropout", "Average", "Dropout", "ELU", "GaussianDropout"),
@@ -62,7 +62,7 @@ def with_image_input(model: Any, where: str) -> Any:
         log.info("%s has the input shape %s (channels first): converting it to channels last", where, shape)
         return _compared(model, _channels_last(model), lambda pixels: pixels.transpose(0, 3, 1, 2), where)
     side = math.isqrt(shape[1]) if len(shape) == 2 else shape[1]
-    is_row = len(shape) == 2 and side**2 == shape[1] and side >= LEAST_SIDE
+    is_row = len(shape) == 2 and side**2 == shape[1] and side >= MIN_SIDE
     if not is_row and not (len(shape) == 3 and shape[1] == shape[2]):
         return model
     log.info("%s has the input shape %s: using it for grayscale images of %d×%d pixels", where, shape, side, side)
@@ -75,8 +75,8 @@ def with_image_input(model: Any, where: str) -> Any:
 
 def _compared(model: Any, built: Any, layout: Any, where: str) -> Any:
     pixels = np.random.default_rng(0).uniform(0, 1, (4, *built.input_shape[1:])).astype(np.float32)
-    expected, got = (np.asarray(m(x, training=False)) for m, x in ((model, layout(pixels)), (built, pixels)))
-    difference = float(np.abs(expected - got).max() / max(1.0, np.abs(expected).max()))
+    expected, actual = (np.asarray(m(x, training=False)) for m, x in ((model, layout(pixels)), (built, pixels)))
+    difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
     if not difference <= 1e-4 and np.isfinite(expected).all():
         raise ModelError(
             f"{where} cannot be converted to channels last, because its outputs would differ by up to "
@@ -114,7 +114,7 @@ def _with_channels_last(rebuild: Rebuild, node: Node) -> Any:
         return value
 
     args, kwargs = nest.map_structure(inner, (node.args, node.kwargs))
-    rebuild.tell(node, "channels first → channels last")
+    rebuild.record_change(node, "channels first → channels last")
     result = rebuild.copy(replace(node, args=args, kwargs=kwargs), **changes)
     return ChannelsFirst(result) if len(result.shape) == 4 else result
 

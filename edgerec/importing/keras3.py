@@ -1,4 +1,4 @@
-"""Between Keras 3, which people use today, and tf_keras, which tensorflow-model-optimization needs."""
+"""Convert models between Keras 3, the current version, and tf_keras, which tensorflow-model-optimization needs."""
 
 from __future__ import annotations
 
@@ -24,58 +24,59 @@ from edgerec.utils.optional import require
 
 log = logging.getLogger(__name__)
 
-# Two builds of one model differ by float32's rounding; a wrong layer by much more.
+# Largest difference between the outputs of two builds of one model, relative to the largest output. Float32 rounding
+# stays far below it, and a wrong layer exceeds it by far.
 TOLERANCE = 1e-4
 
-# Keys of Keras 3 that tf_keras' layers do not have, and that change no answer.
+# Keys of Keras 3 that tf_keras layers do not have, and that do not change outputs.
 _UNUSED = {"dtype", "seed", "fill_mode", "fill_value", "use_cudnn", "value_range", "zero_output_for_mask"}
-_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # without renorm itself, which is refused
-_NOTHING = (None, False, "auto", "channels_last")
+_UNUSED |= {"renorm_clipping", "renorm_momentum"}  # only have an effect with renorm, which is not supported
+_NO_EFFECT = (None, False, "auto", "channels_last")
 
 
 def write_keras3(model: Any, path: Path) -> None:
     """Write a tf_keras model as a ``.keras`` file that Keras 3's ``keras.models.load_model`` opens.
 
     Raises:
-        ModelError: a layer that Keras 3 does not have, or that answers otherwise there.
+        ModelError: Keras 3 does not have a layer, or the outputs differ.
     """
     keras3, model = require("keras"), in_float32(model)
     with reported_as(f"{model.name} cannot be written for Keras 3"):
         config = json.loads(json.dumps(model.get_config()), object_hook=_for_keras3)
         kind = keras3.Sequential if isinstance(model, keras().Sequential) else keras3.Model
-        twin = kind.from_config(config)
-        _copy_weights(model, twin)
-        _compare(model, twin, model.name)
+        converted = kind.from_config(config)
+        _copy_weights(model, converted)
+        _compare(model, converted, model.name)
     with replacing(path) as partial:
-        twin.save(partial)
+        converted.save(partial)
 
 
-def _copy_weights(model: Any, twin: Any) -> None:
+def _copy_weights(model: Any, converted: Any) -> None:
     """Copy the weights layer by layer, because Keras 2 and 3 may order the weights of a nested model differently."""
     for layer in model.layers:
         if isinstance(layer, keras().Model):
-            _copy_weights(layer, twin.get_layer(layer.name))
+            _copy_weights(layer, converted.get_layer(layer.name))
         else:
-            twin.get_layer(layer.name).set_weights(layer.get_weights())
+            converted.get_layer(layer.name).set_weights(layer.get_weights())
 
 
 def offer_keras3(model: Any, path: Path) -> None:
-    """:func:`write_keras3`, where Keras 3 has all that the model is of."""
+    """Write the model by :func:`write_keras3` if Keras 3 supports all of its layers; otherwise log the reason."""
     try:
         write_keras3(model, path)
     except ModelError as error:
-        log.info("no %s: %s", path.name, error)
+        log.info("%s was not written: %s", path.name, error)
 
 
 def from_keras3(model: Any, where: str) -> Any:
-    """A Keras 3 model built again with the layers of tf_keras, in float32, with the same weights.
+    """Rebuild a Keras 3 model with the layers of tf_keras, in float32, with the same weights.
 
-    Layers that only augment are left out. Activations that tf_keras does not know or defines otherwise (``relu6``,
-    ``hard_silu``, ``hard_sigmoid``), and arithmetic written into the graph, become layers. The answers to random
-    pictures are compared with the original's.
+    Augmentation layers are left out. Layers replace the activations that tf_keras does not have or defines differently
+    (``relu6``, ``hard_silu``, ``hard_sigmoid``) and the arithmetic in the graph. The outputs for random images are
+    compared with those of the original.
 
     Raises:
-        ModelError: a layer or option without a counterpart, by its name, or another answer than the original's.
+        ModelError: a layer or option is not supported, or the outputs differ from those of the original.
     """
     loaded: list[tuple[Any, Any]] = []
     built = _rebuild(model, where, loaded)
@@ -92,9 +93,9 @@ def _in_float32(model: Any) -> Any:
     changed = json.loads(config, object_hook=_float32_policy)
     if changed == json.loads(config):
         return model
-    twin = keras3.saving.deserialize_keras_object(changed, safe_mode=True)
-    twin.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
-    return twin
+    converted = keras3.saving.deserialize_keras_object(changed, safe_mode=True)
+    converted.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
+    return converted
 
 
 def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
@@ -106,19 +107,19 @@ def _float32_policy(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
-    """A part of a tf_keras config, as Keras 3 wants it."""
+    """Convert a serialized object of tf_keras to the form that Keras 3 expects."""
     kind, config = value.get("class_name"), value.get("config")
     if kind in MODELS:
         module = "keras.src.models.functional" if kind == "Functional" else "keras"
         return value | {"module": module, "registered_name": None}
-    if "input_layers" in value:  # one of them as itself, not as a list of one
+    if "input_layers" in value:  # Keras 3 expects a single input or output without a list
         value = _with_keras3_calls(value)
         ends = {key: value[key][0] for key in ("input_layers", "output_layers") if len(value[key]) == 1}
         return value | ends
     if kind not in LAYERS or not isinstance(config, dict):
         return value
     renamed = {"alpha": "negative_slope"} if kind == "LeakyReLU" else {"batch_input_shape": "batch_shape"}
-    taken = {"name", "trainable", "dtype"} | inspect.signature(getattr(require("keras").layers, kind)).parameters.keys()
+    known = {"name", "trainable", "dtype"} | inspect.signature(getattr(require("keras").layers, kind)).parameters.keys()
     adapted = {}
     for key, option in config.items():
         key = renamed.get(key, key)
@@ -126,7 +127,7 @@ def _for_keras3(value: dict[str, Any]) -> dict[str, Any]:
             continue  # rng_type concerns random states, and InputLayer repeats the shape
         if kind == "BatchNormalization" and key == "axis":
             option = option[0] if isinstance(option, list) else option
-        if key in taken or not (option in _NOTHING or (key, option) == ("groups", 1) or key.endswith("_initializer")):
+        if key in known or not (option in _NO_EFFECT or (key, option) == ("groups", 1) or key.endswith("_initializer")):
             adapted[key] = option
     return value | {"config": adapted}
 
@@ -151,24 +152,26 @@ def _with_keras3_calls(functional: dict[str, Any]) -> dict[str, Any]:
     return functional | {"layers": layers, "output_layers": counted(functional["output_layers"], chains)}
 
 
-def _compare(model: Any, twin: Any, where: str) -> None:
+def _compare(model: Any, converted: Any, where: str) -> None:
     shape = model.input_shape
     if not isinstance(shape, tuple) or None in shape[1:] or isinstance(model.output_shape, list):
-        return  # several inputs or outputs, or an open size: refused by whoever wants a classifier
+        return  # several inputs or outputs, or an unknown size: the checks of the classifier report this
     rng = np.random.default_rng(0)
-    pictures = rng.uniform(0, 1, (4, *shape[1:])).astype(np.float32)
-    pictures[2:] *= 255
+    images = rng.uniform(0, 1, (4, *shape[1:])).astype(np.float32)
+    images[2:] *= 255
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras 3 on an array where the file names its inputs
-        expected, got = (np.asarray(m(pictures, training=False), np.float64) for m in (model, twin))
-    difference = float(np.abs(expected - got).max() / max(1.0, np.abs(expected).max()))
+        warnings.simplefilter("ignore")  # Keras 3 warns about a plain array if the model's inputs have names
+        expected, actual = (np.asarray(m(images, training=False), np.float64) for m in (model, converted))
+    difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
     if not difference <= TOLERANCE and np.isfinite(expected).all():
-        raise ModelError(f"{where}: built again, it answers otherwise (by up to {difference:.2g}), and is not taken")
-    log.debug("%s: built again, its answers differ by up to %.2g", where, difference)
+        raise ModelError(
+            f"{where} cannot be converted, because the outputs of the rebuilt model differ by up to {difference:.2g}"
+        )
+    log.debug("%s: the outputs of the rebuilt model differ by up to %.2g", where, difference)
 
 
 def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """The tf_keras model; ``loaded`` collects which layer gets whose weights."""
+    """Return the tf_keras model; pairs of (new layer, original layer with the weights) are appended to ``loaded``."""
     config = original.get_config()
     if type(original).__name__ == "Sequential":
         return _rebuild_chain(original, config["layers"], where, loaded)
@@ -179,8 +182,8 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
         if entry["class_name"] == "InputLayer":
             tensors[name, 0, 0] = keras().Input(entry["config"]["batch_shape"][1:], name=name)
         else:
-            own = None if _is_operator(entry) else original.get_layer(name)
-            calls[name] = _translated(entry, own, where, loaded)
+            layer = None if _is_operator(entry) else original.get_layer(name)
+            calls[name] = _translated(entry, layer, where, loaded)
     waiting = [(name, i, node) for name in calls for i, node in enumerate(layers[name]["inbound_nodes"])]
     while waiting:
         ready = [call for call in waiting if tensors.keys() >= set(_histories(call[2]))]
@@ -201,9 +204,7 @@ def _rebuild(original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
 
 def _rebuild_chain(original: Any, entries: list[Any], where: str, loaded: list[tuple[Any, Any]]) -> Any:
     if not original.built:
-        raise ModelError(
-            f"{where}: {original.name} does not know its input size: give it an Input(shape) and save again"
-        )
+        raise ModelError(f"{where}: {original.name} has no input size: add an Input(shape) and save the model again")
     x = inputs = keras().Input(original.input_shape[1:])
     entries = [entry for entry in entries if entry["class_name"] != "InputLayer"]
     for entry, layer in zip(entries, original.layers, strict=True):
@@ -212,7 +213,7 @@ def _rebuild_chain(original: Any, entries: list[Any], where: str, loaded: list[t
 
 
 def _translated(entry: dict[str, Any], original: Any, where: str, loaded: list[tuple[Any, Any]]) -> Any:
-    """What does the same as the layer or operator of a config's entry: a function of tensors."""
+    """Return a function of tensors that is equivalent to the serialized layer or operator ``entry``."""
     kind, config = entry["class_name"], entry["config"]
     if _is_operator(entry):
         if kind in INDEXING:
@@ -221,10 +222,10 @@ def _translated(entry: dict[str, Any], original: Any, where: str, loaded: list[t
     if kind in MODELS:
         return _rebuild(original, where, loaded)
     if kind in AUGMENTATION:
-        log.info("%s: %s (%s) changes pictures in training only and is left out", where, config["name"], kind)
+        log.info("%s: leaving out %s (%s), which changes images during training only", where, config["name"], kind)
         return lambda x, **_: x
     if kind not in LAYERS or not hasattr(keras().layers, kind):
-        raise ModelError(f"{where}: layer {config['name']!r} is a {kind}, which has no counterpart in tf_keras")
+        raise ModelError(f"{where}: layer {config['name']!r} is a {kind}, which has no equivalent in tf_keras")
     if kind == "Activation":
         return lambda x, **_: _activation(x, _name_of(config["activation"]), config["name"], where)
     after = ""
@@ -242,30 +243,34 @@ def _is_operator(entry: dict[str, Any]) -> bool:
 
 
 def _adapted(kind: str, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """A layer's options as tf_keras takes them; an option that it lacks must be one that changes nothing."""
-    taken = {"name", "trainable"} | inspect.signature(getattr(keras().layers, kind).__init__).parameters.keys()
+    """Convert a layer's configuration for tf_keras; options that tf_keras lacks must have no effect."""
+    known = {"name", "trainable"} | inspect.signature(getattr(keras().layers, kind).__init__).parameters.keys()
     adapted = {}
     for key, value in config.items():
         if key.endswith(("_initializer", "_constraint")):
-            continue  # the weights are there already
+            continue  # not needed, because the weights are loaded
         if kind == "LeakyReLU" and key == "negative_slope":
             adapted["alpha"] = value
         elif key.endswith("activation"):
             if _name_of(value) not in ACTIVATIONS:
-                raise ModelError(f"{where}: {key} {_name_of(value)!r} of {config['name']!r} has no equal in tf_keras")
+                raise ModelError(
+                    f"{where}: {key} {_name_of(value)!r} of {config['name']!r} has no equivalent in tf_keras"
+                )
             adapted[key] = ACTIVATIONS[_name_of(value)]
         elif isinstance(value, dict) and value.get("class_name") in LAYERS:
             inner = _adapted(value["class_name"], value["config"], where)
             adapted[key] = {"class_name": value["class_name"], "config": inner}
-        elif key in taken and key != "dtype":
+        elif key in known and key != "dtype":
             adapted[key] = value
-        elif key not in _UNUSED and value not in _NOTHING:
-            raise ModelError(f"{where}: layer {config['name']!r} has {key} = {value!r}, which tf_keras does not know")
+        elif key not in _UNUSED and value not in _NO_EFFECT:
+            raise ModelError(
+                f"{where}: layer {config['name']!r} has {key} = {value!r}, which tf_keras does not support"
+            )
     return adapted
 
 
 def _activation(x: Any, name: str, layer: str, where: str) -> Any:
-    """An activation of Keras 3 as layers (keras.activations of Keras 3 has the definitions)."""
+    """Apply an activation of Keras 3 with layers of tf_keras (definitions: keras.activations of Keras 3)."""
     layers = keras().layers
     if name in ACTIVATIONS:
         return layers.Activation(ACTIVATIONS[name], name=layer)(x)
@@ -280,12 +285,12 @@ def _activation(x: Any, name: str, layer: str, where: str) -> Any:
             return layers.Rescaling(1 / 6, name=layer)(gate)
         gate = layers.Rescaling(1 / 6, name=f"{layer}_gate")(gate)
         return layers.Multiply(name=layer)([x, gate])
-    raise ModelError(f"{where}: activation {name!r} of {layer!r} has no equal in tf_keras")
+    raise ModelError(f"{where}: the activation {name!r} of {layer!r} has no equivalent in tf_keras")
 
 
 def _function(kind: str, config: dict[str, Any], where: str) -> Any:
     if config.get("axis", -1) != -1:
-        raise ModelError(f"{where}: operator {config['name']!r} works on axis {config['axis']}, expected the last")
+        raise ModelError(f"{where}: the operator {config['name']!r} uses axis {config['axis']}, expected the last axis")
     return lambda x, **_: _activation(x, FUNCTIONS[kind], config["name"], where)
 
 
@@ -353,14 +358,14 @@ def _indexing(kind: str, config: dict[str, Any], where: str) -> Any:
 
 
 def _name_of(activation: Any) -> str:
-    """The name of a serialised activation; None is ``linear``."""
+    """Return the name of a serialized activation; ``linear`` for None."""
     if isinstance(activation, dict):
         return str(activation["config"] if activation["class_name"] == "function" else activation["class_name"])
     return str(activation or "linear")
 
 
 def _histories(value: Any) -> Iterator[tuple[str, int, int]]:
-    """The tensors that a node of the graph takes: layer, call and output."""
+    """Yield the tensors that a node of the graph reads, as (layer, number of the call, number of the output)."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             yield tuple(value["config"]["keras_history"])
@@ -385,15 +390,15 @@ def _resolved(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
 
 
 def _options(node: dict[str, Any], name: str, where: str, tensors: dict[tuple[str, int, int], Any]) -> dict[str, Any]:
-    """A call's keywords that tf_keras needs: ``training=False`` of a frozen part, an operator's second number."""
-    given = {key: value for key, value in node["kwargs"].items() if value is not None}
-    if odd := given.keys() - {"training", "x1", "x2"}:
-        raise ModelError(f"{where}: {name!r} is called with {min(odd)}, which edgerec does not take over")
-    return {key: _resolved(value, tensors) for key, value in given.items()}
+    """Return the keyword arguments of a call: ``training=False`` of a frozen layer, or an operator's second operand."""
+    options = {key: value for key, value in node["kwargs"].items() if value is not None}
+    if unsupported := options.keys() - {"training", "x1", "x2"}:
+        raise ModelError(f"{where}: {name!r} is called with {min(unsupported)}, which edgerec does not support")
+    return {key: _resolved(value, tensors) for key, value in options.items()}
 
 
 def _ends(value: Any, tensors: dict[tuple[str, int, int], Any]) -> Any:
-    """A model's inputs or outputs: one tensor, or a list of them."""
+    """Return the inputs or outputs of a model: one tensor, or a list of tensors."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value[0], str):

@@ -152,25 +152,25 @@ def load_weights(model: Any, path: Path) -> tuple[int, int]:
     if not path.is_file():
         raise ModelError(f"model.weights is {str(path)!r}, which does not exist; expected none, imagenet or a file")
     before = model.get_weights()
-    how = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
-    with reported_as(f"{path} holds no weights that Keras can read"):
+    options = {"skip_mismatch": True} | ({} if path.suffix == ".keras" else {"by_name": True})
+    with reported_as(f"{path} has no weights that Keras can read"):
         _check_weights(path)
         with _captured_warnings() as messages:
-            model.load_weights(str(path), **how)
+            model.load_weights(str(path), **options)
     # If only the biases of the last layer match, the file belongs to another network with the same number of classes.
     names = [variable.name.partition("/")[0] for variable in model.weights]
     changed = [bool((old != new).any()) for old, new in zip(before, model.get_weights(), strict=True)]
-    taken = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
+    initialized = sum(changed) if any(new and name != "logits" for new, name in zip(changed, names, strict=True)) else 0
     others = list(dict.fromkeys(mismatch for message in messages if (mismatch := _mismatch(message))))
-    if not taken:
+    if not initialized:
         shapes = f" ({'; '.join(others[:3])})" if others else ""
         raise ModelError(
-            f"none of the weights in {path} fit {model.name}{shapes}: same architecture, width and channels? "
-            "Its own network with new classes: --arch backbone"
+            f"none of the weights in {path} fit {model.name}{shapes}: check that architecture, width and channels are "
+            "the same, or use --arch backbone for the file's own architecture with new classes"
         )
     if others:
-        log.warning("%s: other shapes, left as they were: %s", path, "; ".join(others[:5]))
-    return taken, len(before)
+        log.warning("%s: weights with other shapes were not loaded: %s", path, "; ".join(others[:5]))
+    return initialized, len(before)
 
 
 def check_opens(model: Any, where: str) -> None:
@@ -315,7 +315,7 @@ def _read_h5(path: Path) -> _Source:
     with require("h5py").File(path, "r") as file:
         config = file.attrs.get("model_config")
         if config is None:
-            raise ModelError(f"{path} holds weights only: save the whole model, with model.save()")
+            raise ModelError(f"{path} has only weights: save the whole model, with model.save()")
         version = file.attrs.get("keras_version") or "2"
         text = [value.decode() if isinstance(value, bytes) else str(value) for value in (config, version)]
         return _Source(parse_json(text[0]), int(text[1].partition(".")[0]))
@@ -330,7 +330,10 @@ def _refuse_links(file: Any, where: Path) -> None:
             link = group.get(name, getlink=True)
             item = None if isinstance(link, h5py.ExternalLink) else group[name]
             if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
-                raise ModelError(f"{where}: {group.name}/{name} points to another file, which is refused")
+                raise ModelError(
+                    f"{where}: {group.name}/{name} points to another file, which is not allowed: save the weights in "
+                    "the file"
+                )
             if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 check(item)
 
@@ -372,4 +375,4 @@ _OTHER_SHAPES = (
 def _mismatch(warning: str) -> str:
     """Return the layer name and both shapes from a warning about skipped weights; empty for any other warning."""
     found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
-    return f"{found[1]} is ({found[2]}) here, ({found[3]}) there" if found else ""
+    return f"{found[1]} has the shape ({found[2]}) in the model, ({found[3]}) in the file" if found else ""

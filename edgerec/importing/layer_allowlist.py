@@ -1,4 +1,4 @@
-"""Which layers and operators of other people's Keras models are taken, by their names."""
+"""Names of the layers and operators that edgerec accepts in third-party Keras models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def _names(text: str) -> frozenset[str]:
 
 MODELS = _names("Functional Model Sequential")
 
-# Layers that mean the same in Keras 2 and 3, with the same weights in the same order.
+# Layers with the same definition in Keras 2 and 3, and with the same weights in the same order.
 LAYERS = _names(
     """
     Activation ActivityRegularization Add AlphaDropout Average AveragePooling1D AveragePooling2D BatchNormalization
@@ -23,7 +23,7 @@ LAYERS = _names(
     """
 )
 
-# Layers that change pictures in training only: away from it they do nothing.
+# Layers that change images during training only. They do nothing during inference.
 AUGMENTATION = _names(
     """
     RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing
@@ -32,15 +32,15 @@ AUGMENTATION = _names(
     """
 )
 
-# Activations with the same definition in both, by their name in Keras 3.
+# Activations with the same definition in Keras 2 and 3: name in Keras 3 -> name in Keras 2.
 ACTIVATIONS = {
     name: name
     for name in _names("elu exponential gelu linear mish relu selu sigmoid softmax softplus softsign swish tanh")
 } | {"silu": "swish"}
 
-# Arithmetic written into the graph of a Keras 3 model, as ``x / 127.5 - 1``.
+# Arithmetic operators in the graph of a Keras 3 model, such as ``x / 127.5 - 1``.
 ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "TrueDivide"})
-# Functions written into it, and the activation that they are.
+# Functions in the graph of a Keras 3 model -> the equivalent activation.
 FUNCTIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -55,7 +55,7 @@ FUNCTIONS = {
 INDEXING = frozenset({"Flip", "GetItem", "Stack"})
 OPERATORS = ARITHMETIC | FUNCTIONS.keys() | INDEXING
 
-# The same in a Keras 2 model.
+# Operators in the graph of a Keras 2 model.
 TF_OPERATORS = _names(
     """
     __operators__.add __operators__.getitem __operators__.sub math.add math.subtract math.multiply math.truediv

@@ -1,10 +1,10 @@
-"""What int8 training does not know, in layers that it knows: one small function for each kind of node.
+"""Rewrite layers that quantization-aware training does not support, with one function per kind of node.
 
-All of it is exact but for float rounding. Whatever scales and shifts channels (``Rescaling``, ``Normalization``,
-``x * 2 + 1``, a batch normalisation that no convolution takes in) is an :class:`Affine`; neighbours join, and what is
-left becomes a 1×1 depthwise convolution. That one runs everywhere, on the Edge TPU too. Hard-swish,
-``x · relu6(x + 3) / 6``, comes out as two of them around a ReLU6: in int8 that is faster than the operator
-HARD_SWISH (docs/architectures.md), which the Edge TPU leaves to the processor.
+The rewritten layers are exact except for float rounding. Layers that scale and shift channels (``Rescaling``,
+``Normalization``, ``x * 2 + 1``, a batch normalization that cannot be fused into a convolution) become :class:`Affine`
+objects. Neighboring ones are merged, and the result becomes a 1×1 depthwise convolution, which runs on every target
+including the Edge TPU. Hard-swish, ``x · relu6(x + 3) / 6``, becomes two of them around a ReLU6. In int8, this is
+faster than the operator HARD_SWISH (docs/architectures.md), which the Edge TPU leaves to the CPU.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from edgerec.importing.graph_rewriter import Affine, Node, Rebuild
 from edgerec.importing.indexing import Channel, indexed, selected
 from edgerec.train.backend import keras
 
-# Activations that may stay inside a convolution or dense layer: tfmot rounds around them where TFLite will.
+# Activations that may stay inside of a convolution or dense layer, because tfmot and TFLite quantize them in the same
+# place.
 INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh")
-# Activations that may be a layer of their own.
+# Activations that may be separate layers.
 ALONE = (*INSIDE, "swish", "gelu")
-# Takes the pass, the node and its input; gives a tensor or an Affine, or None where it does not apply.
-Way = Callable[[Rebuild, Node, Any], Any]
+# A function of the rebuild, the node and its input. It returns a tensor or an Affine, or None if it does not apply.
+Rewrite = Callable[[Rebuild, Node, Any], Any]
 
 
-def express(rebuild: Rebuild, node: Node) -> Any:
-    """The rule of :class:`Rebuild` that holds all of this module."""
+def lower(rebuild: Rebuild, node: Node) -> Any:
+    """Rewrite a node for quantization-aware training, as a rule of :class:`Rebuild`; return None to copy the node."""
     if node.kind in _LAYERS:
         return _LAYERS[node.kind](rebuild, node, node.args[0])
     if hasattr(node.layer, "symbol"):
@@ -37,20 +38,20 @@ def express(rebuild: Rebuild, node: Node) -> Any:
     name = activation_name(node.layer)
     if name in INSIDE or name not in _ACTIVATIONS or hasattr(node.layer, "cell"):
         return None
-    rebuild.tell(node, f"its activation {name} → layers of its own")
+    rebuild.record_change(node, f"activation {name} → separate layers")
     return _ACTIVATIONS[name](rebuild, node, rebuild.copy(node, activation="linear"))
 
 
 def activation_name(layer: Any) -> str:
-    """The name of a layer's activation; ``linear`` where it has none."""
+    """Return the name of a layer's activation; ``linear`` if there is none."""
     activation = getattr(layer, "activation", None)
     return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
 
 def is_folded(node: Node) -> bool:
-    """Whether a batch normalisation stands where tfmot and the converter fold it into the convolution before.
+    """Return whether tfmot and the converter fold a batch normalization into the convolution before it.
 
-    tfmot would take it behind a dense layer too, and the converter then leave that one in float.
+    tfmot also accepts batch normalization after a dense layer, but the converter then leaves the dense layer in float.
     """
     layers, before = keras().layers, node.before
     return (
@@ -60,7 +61,7 @@ def is_folded(node: Node) -> bool:
     )
 
 
-# --- Layers -----------------------------------------------------------------------------------------------------
+# Layers
 
 
 def _rescaling(rebuild: Rebuild, node: Node, x: Any) -> Any:
@@ -77,10 +78,11 @@ def _normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
 
 
 def _batch_normalization(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """With its statistics as they are, which is what it does at inference.
+    """Replace a batch normalization that cannot be folded, with its current statistics, as in inference.
 
-    tfmot has no rounding for it alone. Given one, it would train on a batch's statistics and run with others, and
-    become two operators, MUL and ADD; as a convolution it is one, learns its scale and shift on, and is rounded once.
+    tfmot does not support batch normalization without a convolution. With a quantize config, the layer would be trained
+    on the statistics of each batch but run with others, and would become two operators, MUL and ADD. A convolution is
+    one operator with one rounding, and its scale and offset stay trainable.
     """
     layer = node.layer
     if is_folded(node) or list(layer.axis) != [len(node.inputs[0].shape) - 1]:
@@ -95,7 +97,7 @@ def _activation_layer(rebuild: Rebuild, node: Node, x: Any) -> Any:
     name = activation_name(node.layer)
     if name in ALONE or name not in _ACTIVATIONS:
         return None
-    rebuild.tell(node, f"{name} → layers that int8 knows")
+    rebuild.record_change(node, f"{name} → layers with int8 kernels")
     return _ACTIVATIONS[name](rebuild, node, x)
 
 
@@ -104,33 +106,33 @@ def _relu(rebuild: Rebuild, node: Node, x: Any) -> Any:
     if layer.max_value in (None, 6) or layer.negative_slope or layer.threshold:
         return None
     highest = float(layer.max_value)
-    rebuild.tell(node, f"a ReLU up to {highest:g} → ReLU6 between scalings")
+    rebuild.record_change(node, f"ReLU with maximum {highest:g} → ReLU6 between scalings")
     return _clip(rebuild, node, x, 0.0, highest)
 
 
 def _average(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    rebuild.tell(node, "Average → Add and a scaling")
+    rebuild.record_change(node, "Average → Add and a scaling")
     added = _make(rebuild, node, keras().layers.Add, x)
     return Affine(added, np.asarray(1 / len(x)), np.asarray(0.0), node.layer.name)
 
 
 def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """A depthwise convolution with equal weights, where no padding is averaged in.
+    """Replace average pooling without padding by a depthwise convolution with equal weights.
 
-    Behind it a Concatenate has another scale; the converter does not bring the two together with AVERAGE_POOL_2D,
-    whose output must have its input's ("violate the same scale constraint").
+    If a Concatenate follows, the converter has to use another scale for the output. It cannot do this for
+    AVERAGE_POOL_2D, whose output must have the scale of its input ("violate the same scale constraint").
     """
     layer, size = node.layer, node.inputs[0].shape[1:3]
     whole = layer.pool_size == layer.strides and not any(n is None or n % layer.strides[0] for n in size)
     if len(set(layer.strides)) > 1 or layer.data_format != "channels_last" or not (layer.padding == "valid" or whole):
         return None
-    rebuild.tell(node, "AveragePooling2D → depthwise convolution")
+    rebuild.record_change(node, "AveragePooling2D → depthwise convolution")
     equal = keras().initializers.Constant(1 / math.prod(layer.pool_size))
     options = {"strides": layer.strides, "use_bias": False, "trainable": False, "depthwise_initializer": equal}
     return _make(rebuild, node, keras().layers.DepthwiseConv2D, x, layer.pool_size, **options)
 
 
-# --- Operators written into the graph ---------------------------------------------------------------------------
+# Operators in the graph
 
 
 def _operator(rebuild: Rebuild, node: Node) -> Any:
@@ -138,18 +140,18 @@ def _operator(rebuild: Rebuild, node: Node) -> Any:
     if symbol not in _OPERATORS:
         return None
     bound = inspect.signature(node.layer.function).bind(*node.args, **node.kwargs)
-    made = _OPERATORS[symbol](
+    replacement = _OPERATORS[symbol](
         rebuild, node, {k: v for k, v in bound.arguments.items() if k != "name" and v is not None}
     )
-    if made is not None and not isinstance(made, Affine):
-        rebuild.tell(node, f"the operator {node.kind} → a layer")
-    return made
+    if replacement is not None and not isinstance(replacement, Affine):
+        rebuild.record_change(node, f"operator {node.kind} → layer")
+    return replacement
 
 
-def _binary(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    """``+ − × ÷`` of two tensors, or of a tensor and a constant."""
+def _binary(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    """Replace ``+ − × ÷`` of two tensors, or of a tensor and a constant."""
     sign = node.kind.rpartition(".")[2]
-    x, y = given.values()
+    x, y = arguments.values()
     if _is_tensor(x) and _is_tensor(y):
         merge = {"add": "Add", "subtract": "Subtract", "multiply": "Multiply"}.get(sign)
         return _make(rebuild, node, getattr(keras().layers, merge), [x, y]) if merge else None
@@ -162,114 +164,119 @@ def _binary(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
     return _affine(rebuild, node, x, *by_sign.get(sign, (1 / constant, 0.0)))
 
 
-def _negative(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    return _affine(rebuild, node, given["x"], -1.0, 0.0)
+def _negative(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    return _affine(rebuild, node, arguments["x"], -1.0, 0.0)
 
 
-def _getitem(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
+def _getitem(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
     """Replace indexing such as ``x[..., ::-1]`` by layers; return None if it is not a channel selection or a crop."""
-    result = indexed(rebuild.settle(given["tensor"]), given["slice_spec"], lambda: rebuild.name(node.layer.name))
+    result = indexed(
+        rebuild.to_tensor(arguments["tensor"]), arguments["slice_spec"], lambda: rebuild.name(node.layer.name)
+    )
     return None if isinstance(result, Channel) else result
 
 
-def _reverse(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    x = rebuild.settle(given["tensor"])
-    if [int(axis) % len(x.shape) for axis in np.ravel(given["axis"])] != [len(x.shape) - 1]:
+def _reverse(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    x = rebuild.to_tensor(arguments["tensor"])
+    if [int(axis) % len(x.shape) for axis in np.ravel(arguments["axis"])] != [len(x.shape) - 1]:
         return None
     return selected(x, list(range(x.shape[-1]))[::-1], lambda: rebuild.name(node.layer.name))
 
 
-def _bias_add(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    if str(given.get("data_format") or "NHWC").startswith("NC") or _is_tensor(given["bias"]):
+def _bias_add(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    if str(arguments.get("data_format") or "NHWC").startswith("NC") or _is_tensor(arguments["bias"]):
         return None
-    return _affine(rebuild, node, given["value"], 1.0, np.asarray(given["bias"], np.float64))
+    return _affine(rebuild, node, arguments["value"], 1.0, np.asarray(arguments["bias"], np.float64))
 
 
-def _clip_by_value(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    rebuild.tell(node, "clip_by_value → ReLU6 between scalings")
-    return _clip(rebuild, node, given["t"], float(given["clip_value_min"]), float(given["clip_value_max"]))
+def _clip_by_value(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    rebuild.record_change(node, "clip_by_value → ReLU6 between scalings")
+    return _clip(rebuild, node, arguments["t"], float(arguments["clip_value_min"]), float(arguments["clip_value_max"]))
 
 
-def _maximum(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    x, y = given.values()
+def _maximum(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    x, y = arguments.values()
     return _make(rebuild, node, keras().layers.ReLU, x) if not _is_tensor(y) and np.all(np.asarray(y) == 0) else None
 
 
-def _mean(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    x = given["input_tensor"]
-    if len(_shape(x)) != 4 or sorted(np.atleast_1d(given.get("axis", ()))) != [1, 2]:
+def _mean(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    x = arguments["input_tensor"]
+    if len(_shape(x)) != 4 or sorted(np.atleast_1d(arguments.get("axis", ()))) != [1, 2]:
         return None
-    return _make(rebuild, node, keras().layers.GlobalAveragePooling2D, x, keepdims=bool(given.get("keepdims", False)))
+    return _make(
+        rebuild, node, keras().layers.GlobalAveragePooling2D, x, keepdims=bool(arguments.get("keepdims", False))
+    )
 
 
-def _reshape(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    x, shape = given["tensor"], [int(n) for n in np.asarray(given["shape"]).ravel()]
+def _reshape(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    x, shape = arguments["tensor"], [int(n) for n in np.asarray(arguments["shape"]).ravel()]
     if shape[0] != -1 or math.prod(shape[1:]) != math.prod(n or 0 for n in _shape(x)[1:]):
         return None
     return _make(rebuild, node, keras().layers.Reshape, x, shape[1:])
 
 
-def _pad(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    amounts = np.asarray(given["paddings"])
-    zeros = given.get("mode", "CONSTANT").upper() == "CONSTANT" and not given.get("constant_values", 0)
+def _pad(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    amounts = np.asarray(arguments["paddings"])
+    zeros = arguments.get("mode", "CONSTANT").upper() == "CONSTANT" and not arguments.get("constant_values", 0)
     if amounts.shape != (4, 2) or amounts[[0, 3]].any() or not zeros:
         return None
-    return _make(rebuild, node, keras().layers.ZeroPadding2D, given["tensor"], amounts[1:3].tolist())
+    return _make(rebuild, node, keras().layers.ZeroPadding2D, arguments["tensor"], amounts[1:3].tolist())
 
 
-def _concat(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-    if not all(map(_is_tensor, given["values"])):
+def _concat(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+    if not all(map(_is_tensor, arguments["values"])):
         return None
-    return _make(rebuild, node, keras().layers.Concatenate, list(given["values"]), axis=int(given["axis"]))
+    return _make(rebuild, node, keras().layers.Concatenate, list(arguments["values"]), axis=int(arguments["axis"]))
 
 
 def _as_activation(name: str) -> Callable[[Rebuild, Node, dict[str, Any]], Any]:
-    def way(rebuild: Rebuild, node: Node, given: dict[str, Any]) -> Any:
-        x, *options = given.values()
+    def rewrite(rebuild: Rebuild, node: Node, arguments: dict[str, Any]) -> Any:
+        x, *options = arguments.values()
         return (
             None if any(option not in (False, 1.0, -1) for option in options) else _ACTIVATIONS[name](rebuild, node, x)
         )
 
-    return way
+    return rewrite
 
 
-# --- What they are made of ----------------------------------------------------------------------------------------
+# Building blocks
 
 
 def _affine(rebuild: Rebuild, node: Node, x: Any, scale: Any, offset: Any, trainable: bool = False) -> Any:
-    """``scale · x + offset``, where both are one number or one for each channel."""
+    """Return ``scale · x + offset``, where both are one number or one number per channel; None for other shapes."""
     *others, channels = _shape(x)
     scale, offset = (np.asarray(v, np.float64) for v in (scale, offset))
     by_channel = all(v.size == 1 or v.shape[-1:] == (channels,) == (v.size,) for v in (scale, offset))
     if not by_channel or channels is None or len(others) > 3:
         return None
     scale, offset = (v.reshape(() if v.size == 1 else (channels,)) for v in (scale, offset))
-    made = Affine(x, scale, offset, node.layer.name, trainable)
-    rebuild.tell(
-        node, f"{node.kind} → " + ("left out: it changes nothing" if made.identity else "1×1 depthwise convolution")
+    affine = Affine(x, scale, offset, node.layer.name, trainable)
+    rebuild.record_change(
+        node,
+        f"{node.kind} → " + ("removed, because it changes nothing" if affine.identity else "1×1 depthwise convolution"),
     )
-    return x.then(scale, offset, node.layer.name, trainable) if isinstance(x, Affine) else made
+    return x.then(scale, offset, node.layer.name, trainable) if isinstance(x, Affine) else affine
 
 
 def _clip(rebuild: Rebuild, node: Node, x: Any, low: float, high: float) -> Any:
-    """``min(max(x, low), high)`` = relu6((x − low) · 6 / (high − low)) · (high − low) / 6 + low."""
+    """Return ``min(max(x, low), high)``, computed as relu6((x − low) · 6 / (high − low)) · (high − low) / 6 + low."""
     span = high - low
     shifted = _affine(rebuild, node, x, 6 / span, -low * 6 / span)
     return _affine(rebuild, node, _make(rebuild, node, keras().layers.ReLU, shifted, 6.0), span / 6, low)
 
 
 def _hard_sigmoid(rebuild: Rebuild, node: Node, x: Any) -> Any:
-    """Keras 2's, ``clip(0.2 x + 0.5, 0, 1)``."""
+    """Return Keras 2's hard sigmoid, ``clip(0.2 x + 0.5, 0, 1)``."""
     return _clip(rebuild, node, _affine(rebuild, node, x, 0.2, 0.5), 0.0, 1.0)
 
 
 def _make(rebuild: Rebuild, node: Node, kind: Any, x: Any, *args: Any, **options: Any) -> Any:
-    """A new layer in the node's place, called on ``x``."""
-    x = [rebuild.settle(one) for one in x] if isinstance(x, list) else rebuild.settle(x)
+    """Call a new layer on ``x``, with the name of the node."""
+    x = [rebuild.to_tensor(value) for value in x] if isinstance(x, list) else rebuild.to_tensor(x)
     return kind(*args, name=rebuild.name(node.layer.name), **options)(x)
 
 
-def _made(kind: str, *args: Any) -> Way:
+def _layer_rewrite(kind: str, *args: Any) -> Rewrite:
     return lambda rebuild, node, x: _make(rebuild, node, getattr(keras().layers, kind), x, *args)
 
 
@@ -281,7 +288,7 @@ def _shape(x: Any) -> tuple[int | None, ...]:
     return tuple((x.tensor if isinstance(x, Affine) else x).shape)
 
 
-_LAYERS: dict[str, Way] = {
+_LAYERS: dict[str, Rewrite] = {
     "Activation": _activation_layer,
     "Average": _average,
     "AveragePooling2D": _average_pooling,
@@ -290,16 +297,16 @@ _LAYERS: dict[str, Way] = {
     "ReLU": _relu,
     "Rescaling": _rescaling,
 }
-_ACTIVATIONS: dict[str, Way] = {
-    "gelu": _made("Activation", "gelu"),
+_ACTIVATIONS: dict[str, Rewrite] = {
+    "gelu": _layer_rewrite("Activation", "gelu"),
     "hard_sigmoid": _hard_sigmoid,
-    "leaky_relu": _made("LeakyReLU", 0.2),
-    "relu": _made("ReLU"),
-    "relu6": _made("ReLU", 6.0),
-    "sigmoid": _made("Activation", "sigmoid"),
-    "softmax": _made("Activation", "softmax"),
-    "swish": _made("Activation", "swish"),
-    "tanh": _made("Activation", "tanh"),
+    "leaky_relu": _layer_rewrite("LeakyReLU", 0.2),
+    "relu": _layer_rewrite("ReLU"),
+    "relu6": _layer_rewrite("ReLU", 6.0),
+    "sigmoid": _layer_rewrite("Activation", "sigmoid"),
+    "softmax": _layer_rewrite("Activation", "softmax"),
+    "swish": _layer_rewrite("Activation", "swish"),
+    "tanh": _layer_rewrite("Activation", "tanh"),
 }
 _OPERATORS: dict[str, Callable[[Rebuild, Node, dict[str, Any]], Any]] = {
     **dict.fromkeys(("add", "subtract", "multiply", "truediv", "divide"), _binary),

@@ -1,4 +1,4 @@
-"""TensorFlow's SavedModel folders: a graph without layers, which can be converted but not trained."""
+"""Load TensorFlow SavedModel folders, which contain a graph without layers and can be converted, but not trained."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ FOLDER = "saved_model"
 
 
 class SavedModel:
-    """A SavedModel's serving function as the converter and the scorer take a model.
+    """The serving function of a SavedModel, with the interface that the converter and the scorer expect of a model.
 
     Attributes:
         input_shape: ``(None, H, W, C)``, float32.
         output_shape: ``(None, classes)``, scores in [0, 1].
-        variables: what the function reads.
+        variables: the variables that the function reads.
     """
 
     def __init__(self, folder: Path, loaded: Any) -> None:
-        """Of what ``tf.saved_model.load`` gave; see :func:`load_saved_model`."""
+        """Wrap the result of ``tf.saved_model.load``; use :func:`load_saved_model` instead."""
         self.name = folder.name
-        self._loaded = loaded  # its variables live as long as it does
+        self._loaded = loaded  # keeps the variables alive
         self._function = loaded.signatures[SIGNATURE]
-        (self._input, given), *more_inputs = self._function.structured_input_signature[1].items()
-        (self._output, answer), *more_outputs = self._function.structured_outputs.items()
+        (self._input, input_spec), *more_inputs = self._function.structured_input_signature[1].items()
+        (self._output, output_spec), *more_outputs = self._function.structured_outputs.items()
         if more_inputs or more_outputs:
-            raise ModelError(f"{folder}: an image classifier has one input and one output, {SIGNATURE} has more")
-        if given.dtype.name != "float32" or given.shape.rank not in (3, 4) or answer.shape.rank != 2:
             raise ModelError(
-                f"{folder}: {SIGNATURE} takes {given.dtype.name} {given.shape} and gives {answer.shape}; "
-                "an image classifier takes float32 (batch, height, width, channels) and gives (batch, classes)"
+                f"{folder}: {SIGNATURE} has several inputs or outputs, an image classifier has one of each"
+            )
+        if input_spec.dtype.name != "float32" or input_spec.shape.rank not in (3, 4) or output_spec.shape.rank != 2:
+            raise ModelError(
+                f"{folder}: {SIGNATURE} takes {input_spec.dtype.name} {input_spec.shape} and returns "
+                f"{output_spec.shape}; expected float32 (batch, height, width, channels) and (batch, classes)"
             )
         _refuse_training(folder, self._function.graph.as_graph_def())
-        self._batch = given.shape[0]
-        self._has_channels = given.shape.rank == 4
-        self.input_shape = (None, *given.shape[1:]) if self._has_channels else (None, *given.shape[1:], 1)
-        self.output_shape = (None, answer.shape[1])
+        self._batch = input_spec.shape[0]
+        self._has_channels = input_spec.shape.rank == 4
+        self.input_shape = (None, *input_spec.shape[1:]) if self._has_channels else (None, *input_spec.shape[1:], 1)
+        self.output_shape = (None, output_spec.shape[1])
         self.variables = tuple(self._function.variables)
         self._softmax = False
         self._normalise: AnyNormalise | None = None
 
     def __call__(self, pixels: Any, training: bool = False) -> Any:
-        """Scores float32 ``(batch, classes)`` of normalised pixels float32 ``(batch, H, W, C)``."""
+        """Return scores, float32 ``(batch, classes)``, of normalized pixels, float32 ``(batch, H, W, C)``."""
         if training:
             raise ModelError(UNTRAINABLE)
         tf = require("tensorflow")
@@ -68,11 +70,11 @@ class SavedModel:
         return tf.nn.softmax(scores) if self._softmax else scores
 
     def count_params(self) -> int:
-        """How many numbers its variables hold."""
+        """Return the number of parameters."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def get_weights(self) -> list[Any]:
-        """The variables' values."""
+        """Return the values of the variables."""
         return [variable.numpy() for variable in self.variables]
 
     def normalise(self, normalise: AnyNormalise) -> None:
@@ -80,12 +82,12 @@ class SavedModel:
         self._normalise = normalise
 
     def add_softmax(self) -> None:
-        """Make scores of what are logits."""
+        """Add a softmax to a model that outputs logits."""
         self._softmax = True
 
 
-def gives_scores(model: Any) -> bool:
-    """Whether random pictures get scores that are at least 0 and sum to 1, as after a softmax."""
+def outputs_scores(model: Any) -> bool:
+    """Return whether the outputs for random images are at least 0 and sum to 1, as after a softmax."""
     rng = np.random.default_rng(0)
     for high in (1, 255):
         scores = np.asarray(model(rng.uniform(0, high, (4, *model.input_shape[1:])).astype(np.float32), training=False))
@@ -96,7 +98,7 @@ def gives_scores(model: Any) -> bool:
 
 UNTRAINABLE = (
     "the model is a SavedModel, a graph without layers, which cannot be trained or pruned: use --method ptq, "
-    "or save the Keras model itself as .keras and give that"
+    "or use the Keras model (.keras)"
 )
 
 
@@ -118,7 +120,7 @@ def load_saved_model(folder: str | Path) -> SavedModel:
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file():
-        raise ModelError(f"{folder} is no SavedModel: it has no saved_model.pb")
+        raise ModelError(f"{folder} is not a SavedModel: it has no saved_model.pb")
     keras()  # loads TensorFlow quietly
     with reported_as(f"{folder} cannot be read as a SavedModel"):
         check_operators(folder)
@@ -126,7 +128,7 @@ def load_saved_model(folder: str | Path) -> SavedModel:
         if SIGNATURE not in loaded.signatures:
             raise ModelError(f"{folder} has no signature {SIGNATURE}: save it with model.export()")
         model = SavedModel(folder, loaded)
-        if None not in model.input_shape[1:] and not gives_scores(model):
+        if None not in model.input_shape[1:] and not outputs_scores(model):
             model.add_softmax()
     return model
 
@@ -180,7 +182,7 @@ def _graphs(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _called(functions: Any) -> Iterator[str]:
-    """The functions that other functions call."""
+    """Yield the names of the functions that other functions call."""
     for function in functions:
         for node in function.node_def:
             yield node.op  # the name of a function, if the node calls one directly

@@ -194,7 +194,7 @@ def test_another_size_or_number_of_channels(run, data, tmp_path, change, kind, s
         (lambda x: x // 255, "rounded down"),
         (lambda x: (x.astype(int) - 128).astype(np.int8), "128 was subtracted"),
         (lambda x: (x / 255 - 0.45) / 0.22, "maybe mean and standard deviation"),
-        (lambda x: np.where(x > 250, np.nan, x), "not all are numbers"),
+        (lambda x: np.where(x > 250, np.nan, x), "are NaN or infinite"),
     ],
 )
 def test_another_range(judged, data, wrong, said):
@@ -331,9 +331,9 @@ def _cut_off(folder, about):
     ("damage", "said"),
     [
         (_without_picture, "0000.png is missing"),
-        (_other_size, "no PNG of 28×28"),
+        (_other_size, "not a PNG of 28×28"),
         (_cut_off, "damaged PNG"),
-        (lambda folder, about: about.update(schema=99), "reads up to 1"),
+        (lambda folder, about: about.update(schema=99), "reads schemas up to 1"),
         (lambda folder, about: about.update(schema="1"), "has schema '1'"),
         (lambda folder, about: about.update(pictures=[]), "lists no images"),
         (lambda folder, about: about.pop("digest"), "is damaged"),
@@ -363,7 +363,7 @@ def test_what_is_no_calibration_set(run, tmp_path):
         ("objects.npy", "pickled objects, which can execute code"),
         ("two.npz", "expected one array of images"),
         ("cut.npz", "cannot be read"),
-        ("folder", "no pictures, only other files"),
+        ("folder", "no images, only other files"),
         ("folder/a/x.txt", "expected a calibration set"),
         ("nowhere", "does not exist"),
     ):
@@ -434,7 +434,7 @@ def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):
     with pytest.raises(OutputExistsError):
         calibration.show(good, tmp_path / "sheet.png")
     np.save(tmp_path / "nan.npy", np.full((2, 28, 28), np.nan))
-    with pytest.raises(EdgerecError, match="not all are numbers"):
+    with pytest.raises(EdgerecError, match="are NaN or infinite"):
         calibration.show(tmp_path / "nan.npy", tmp_path / "other.png", run=run)
 
 

@@ -88,7 +88,7 @@ def everything():
 def test_everything_at_once_trains_as_int8(pixels):
     adapted = same(everything(), pixels)
     told = {change.layer: change for change in adapted.changes}
-    assert "left out" in told["random_flip"].what
+    assert "removed" in told["random_flip"].what
     assert told["rescaling"].what == "Rescaling → 1×1 depthwise convolution"
     assert {"TFOpLambda", "Sequential", "Rescaling"} & set(kinds(adapted.model)) == set()
     assert kinds(adapted.model).count("BatchNormalization") == 1  # the one that its convolution takes in
@@ -131,9 +131,9 @@ def test_preprocessing_joins_into_one_convolution_or_is_left_out(pixels):
     adapted = same(model, pixels)
     assert kinds(adapted.model) == ["InputLayer", "DepthwiseConv2D", "Flatten"]
     assert not adapted.model.layers[1].trainable
-    assert [change.what for change in adapted.changes if "left out" in change.what] == [
-        "Resizing → left out",
-        "Rescaling → left out: it changes nothing",
+    assert [change.what for change in adapted.changes if "removed" in change.what] == [
+        "Resizing → removed",
+        "Rescaling → removed, because it changes nothing",
     ]
 
 
@@ -161,7 +161,7 @@ def test_operators_become_layers(pixels):
 def test_recurrent_models_are_for_post_training_quantization(name, pixels):
     layers = keras().layers
     model = model_of(layers.Rescaling(1 / 255), layers.Reshape((4, 48)), getattr(layers, name)(4), layers.Dense(5))
-    with pytest.raises(ModelError, match=rf"\({name}\) runs along a sequence.* --method ptq"):
+    with pytest.raises(ModelError, match=rf"\({name}\) is recurrent.* --method ptq"):
         adapt(model)
     if name != "LSTM":
         both = layers.Bidirectional(getattr(layers, name)(4))
@@ -178,12 +178,12 @@ def test_what_cannot_be_taken_is_named():
     for purpose, layer, message in (
         ("qat", layers.Lambda(lambda x: x), r"'lambda.* is a Lambda, whose code is never run"),
         ("ptq", layers.Lambda(lambda x: x), r"'lambda.* is a Lambda, whose code is never run"),
-        ("qat", layers.LayerNormalization(), r"\(LayerNormalization\) is unknown .* --method ptq"),
+        ("qat", layers.LayerNormalization(), r"\(LayerNormalization\) is not supported .* --method ptq"),
         ("qat", layers.Conv2D(4, 3, activation="elu"), r"has the activation elu.* --method ptq"),
-        ("qat", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) runs along a sequence"),
-        ("pqat", layers.Conv2DTranspose(4, 3), r"\(Conv2DTranspose\) cannot keep its zeros.*UpSampling2D"),
-        ("prune", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) is unknown to pruning"),
-        ("ptq", layers.Resizing(4, 4), r"\(Resizing\) makes 4×4 of \(8, 8\).* without the layer"),
+        ("qat", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) is recurrent"),
+        ("pqat", layers.Conv2DTranspose(4, 3), r"\(Conv2DTranspose\) cannot keep its zero weights.*UpSampling2D"),
+        ("prune", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) is not supported by pruning"),
+        ("ptq", layers.Resizing(4, 4), r"\(Resizing\) resizes images from \(8, 8\) to 4×4.* without the layer"),
     ):
         with pytest.raises(ModelError, match=message):
             adapt(model_of(layer, layers.Flatten()), purpose)
@@ -221,5 +221,5 @@ def test_a_change_that_is_wrong_is_refused(monkeypatch, pixels):
     layers = keras().layers
     model = model_of(layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3))
     monkeypatch.setattr(passes, "INACTIVE", ("Rescaling",))  # left out, as if it did nothing
-    with pytest.raises(ModelError, match=r"changed its answers by .* \(beginning with 'rescaling"):
+    with pytest.raises(ModelError, match=r"changed its outputs by .* \(the first rewritten layer is 'rescaling"):
         adapt(model, "qat", pixels.astype(np.float32))
