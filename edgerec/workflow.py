@@ -111,7 +111,7 @@ def build(
         check_drop(quantized.variant, quantized.forms[0].top1, quantized.forms[-1].top1, recipe.compress.max_drop)
         reused.append("quantize")
     bundle_path = run.path.with_name(f"{run.path.name}-{loaded_target.name}")
-    if not overwrite and Bundle.stands_at(bundle_path):
+    if not overwrite and Bundle.exists_at(bundle_path):
         manifest = Bundle.open(bundle_path).manifest
         if manifest.files.get(manifest.model) != quantized.model_sha256:
             raise OutputExistsError(

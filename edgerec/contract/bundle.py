@@ -113,7 +113,7 @@ class Bundle:
         _write(path, {MANIFEST: content, **self.files}, overwrite)
 
     @staticmethod
-    def stands_at(path: Path) -> bool:
+    def exists_at(path: Path) -> bool:
         """Return whether ``path`` is a bundle, possibly a damaged one, so that ``--overwrite`` may replace it."""
         try:
             content = _reader(path)(MANIFEST, MAX_MANIFEST_BYTES)

@@ -220,7 +220,7 @@ def _from_values(text: str, values: str, bgr: bool) -> AnyNormalise:
     return ChannelNormalise((m1, m2, m3), (s1, s2, s3), bgr)
 
 
-def passing(spec: TensorSpec) -> Normalise:
+def identity_normalise(spec: TensorSpec) -> Normalise:
     """Return the normalization with which a uint8 or int8 input takes pixels without conversion.
 
     For every pixel value p, ``quantize(normalise(p), spec)`` is p for uint8 and p − 128 for int8. This is possible for

@@ -70,7 +70,7 @@ def show_data(
         EdgerecError: the data does not exist, all augmentations are disabled, or ``out`` exists.
     """
     path = checked_output(out, [recipe.data.source], suffixes=(".png",))
-    refuse_existing(path, overwrite, ours=not path.is_dir())
+    refuse_existing(path, overwrite, replaceable=not path.is_dir())
     if augment and not recipe.augment.active:
         raise RecipeError(
             "There are no augmented images to show, because the recipe disables all augmentations: set, for example, "

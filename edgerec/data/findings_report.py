@@ -44,9 +44,9 @@ def write_report(report: DataReport, images: CheckedImages, path: Path, *, overw
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Raise :class:`OutputExistsError` if the report cannot be written to ``path``, before the checks are run."""
     if path.suffix.lower() == ".png":
-        refuse_existing(path, overwrite, ours=not path.is_dir())
+        refuse_existing(path, overwrite, replaceable=not path.is_dir())
     else:
-        refuse_existing(path, overwrite, ours=(path / "report.json").is_file())
+        refuse_existing(path, overwrite, replaceable=(path / "report.json").is_file())
 
 
 def draw(report: DataReport, images: CheckedImages, path: Path) -> None:

@@ -91,7 +91,7 @@ def pack_data(
     """
     out = checked_output(out, data=recipe.data.source, folder=True)
     out = real_path(out) if str(out) in (".", "..") else out
-    refuse_existing(out, overwrite, ours=(out / MANIFEST).is_file())
+    refuse_existing(out, overwrite, replaceable=(out / MANIFEST).is_file())
     with Lock(out):
         return _write_pack(recipe, out, least_size_px, resume, overwrite, listener)
 

@@ -82,7 +82,7 @@ def ensemble(
     if combine not in COMBINATIONS:
         raise BundleError(unknown("combination", combine, COMBINATIONS))
     path = checked_output(out, bundles, suffixes=(".zip",), folder=True)
-    refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
+    refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     opened = _open_all([user_path(bundle) for bundle in bundles], target)
     _check_consistent(opened)
     first = opened[0].manifest

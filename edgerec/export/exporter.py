@@ -111,7 +111,7 @@ def export_bundle(
     path = user_path(out) if out is not None else run.path.with_name(f"{run.path.name}-{aim.name}")
     guard_run = novelty.run if isinstance(novelty, Novelty) else novelty
     checked_output(path, [run.path, guard_run, data or run.recipe.data.source], suffixes=(".zip",), folder=True)
-    refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
+    refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     dataset, split = run.data(data, listener)
     chosen = choose(run, aim, variant, max_drop=max_drop, data=data, listener=listener)
     content, report = chosen.content, chosen.report

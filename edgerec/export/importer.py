@@ -124,7 +124,7 @@ def import_tflite(
     """
     source, aim = user_path(model), Target.load(target)
     path = checked_output(out, [source, labels, *images], suffixes=(".zip",), folder=True)
-    refuse_existing(path, overwrite, ours=Bundle.stands_at(path))
+    refuse_existing(path, overwrite, replaceable=Bundle.exists_at(path))
     original = ThirdPartyModel.open(
         source, activation=activation, own_labels=labels is not None, own_normalise=normalise is not None
     )

@@ -92,7 +92,7 @@ def adopt(
     """
     path, run = user_path(model_path), Run.at(out)
     checked_output(run.path, [path, labels], data=data, folder=True)
-    refuse_existing(run.path, overwrite, ours=run.begun)
+    refuse_existing(run.path, overwrite, replaceable=run.begun)
     if normalise is not None:
         parse_normalise(normalise)  # refused before TensorFlow is loaded
     base = recipe or Recipe()

@@ -18,7 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from edgerec.contract.tensors import NORMALISE_CHOICES, AnyNormalise, ChannelNormalise, Normalise, TensorSpec, passing
+from edgerec.contract.tensors import (
+    NORMALISE_CHOICES,
+    AnyNormalise,
+    ChannelNormalise,
+    Normalise,
+    TensorSpec,
+    identity_normalise,
+)
 from edgerec.errors import ModelError
 from edgerec.tflite.flatbuffer import pack, parse
 from edgerec.tflite.schema import tflite_schema
@@ -160,7 +167,7 @@ def normalise_for(spec: TensorSpec, metadata: Metadata | None, where: str = "the
         ModelError: the metadata does not state the normalization, or states it for another number of channels.
     """
     if spec.dtype in ("uint8", "int8"):
-        return passing(spec)
+        return identity_normalise(spec)
     if metadata is None or not metadata.normalise:
         raise ModelError(
             f"{where} takes {spec.dtype} and does not state its normalization: add --normalise {NORMALISE_CHOICES}"

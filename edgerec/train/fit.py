@@ -282,7 +282,7 @@ def _check_output(run: Run, recipe: Recipe, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{run.path} has an unfinished training: add --resume to continue it, or --overwrite to start again"
         )
-    refuse_existing(run.path, overwrite, ours=run.begun)
+    refuse_existing(run.path, overwrite, replaceable=run.begun)
 
 
 def _check_names(recipe: Recipe) -> None:

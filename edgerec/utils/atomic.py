@@ -190,18 +190,18 @@ def delete_abandoned(parent: Path) -> None:
 _delete_abandoned_once = lru_cache(maxsize=1024)(delete_abandoned)  # search each folder once, because it may be large
 
 
-def refuse_existing(path: Path, overwrite: bool, *, ours: bool = True) -> None:
+def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) -> None:
     """Raise :class:`OutputExistsError` if ``path`` exists and must not be replaced. Empty folders are accepted.
 
     Args:
         path: path of the output.
         overwrite: whether existing output of edgerec may be replaced.
-        ours: whether the existing content was written by edgerec. Other content is never replaced.
+        replaceable: whether the existing content is output of edgerec. Other content is never replaced.
     """
     path = user_path(path)
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
-    if not ours:
+    if not replaceable:
         raise OutputExistsError(f"{path} contains other files, which --overwrite does not replace: choose another name")
     if not overwrite:
         raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")

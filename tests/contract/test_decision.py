@@ -85,7 +85,7 @@ def test_temperature_is_at_least_1_if_all_predictions_are_correct():
 
 
 def test_fitted_temperature_is_the_factor_of_the_logits():
-    """Scores decisions too overconfident by a known factor are brought back by it."""
+    """If calibrated logits are multiplied by a factor, temperature scaling must find this factor."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1.5, (20_000, 5))
     true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

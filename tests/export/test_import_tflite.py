@@ -13,7 +13,7 @@ import pytest
 from edgerec import Bundle, Classifier, evaluate, import_tflite, read_image, verify
 from edgerec.contract.labels import distinct, read_labels
 from edgerec.contract.preprocess import apply
-from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, parse_normalise, passing, quantize
+from edgerec.contract.tensors import ACTIVATIONS, Normalise, TensorSpec, identity_normalise, parse_normalise, quantize
 from edgerec.errors import BundleError, DataError, EdgerecError, ModelError, OutputExistsError, TargetError
 from edgerec.runtime.interpreter import open_interpreter
 from edgerec.runtime.verification import GOLDEN
@@ -195,7 +195,7 @@ def test_bundle_predicts_the_same_as_the_model_alone(given, tmp_path, picture, n
 def test_model_with_odd_scales_has_no_standard_normalization(models):
     spec = import_spec(models("int8_odd_logits"))
     assert spec.dtype == "int8"
-    assert passing(spec) not in (Normalise(0.0, 255.0), Normalise(128.0, 128.0))
+    assert identity_normalise(spec) not in (Normalise(0.0, 255.0), Normalise(128.0, 128.0))
 
 
 def import_spec(content: bytes) -> TensorSpec:
@@ -213,7 +213,7 @@ def test_pixels_pass_unchanged_for_every_scale_and_zero_point(dtype):
     for scale in [1e-38, 1 / 255, 1.0, 3e38, *rng.lognormal(0, 9, 200).astype(np.float32)]:
         zero_point = int(rng.integers(limits.min, limits.max + 1))
         spec = TensorSpec(dtype, (1, 8, 8, 3), float(scale), zero_point)
-        assert np.array_equal(quantize(passing(spec).apply(pixels), spec), expected), spec
+        assert np.array_equal(quantize(identity_normalise(spec).apply(pixels), spec), expected), spec
 
 
 def test_activations_handle_extreme_values():

@@ -78,7 +78,7 @@ def make(
         EdgerecError: there is no such run, recipe or data, or ``out`` exists and is not a calibration set.
     """
     out = checked_output(out, [None if isinstance(subject, Run) else subject], data=data, folder=True)
-    refuse_existing(out, overwrite, ours=is_set(out))
+    refuse_existing(out, overwrite, replaceable=is_set(out))
     settings = read_recipe(recipe)
     settings = replace(settings, images=images or settings.images, seed=settings.seed if seed is None else seed)
     dataset, split, section = _open(subject, data, listener)

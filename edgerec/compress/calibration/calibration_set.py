@@ -95,7 +95,7 @@ def is_set(path: Path) -> bool:
 def write(calibration_set: CalibrationSet, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a set's folder completely or not at all. Only the folder of another set is ever replaced."""
     path = Path(path)
-    refuse_existing(path, overwrite, ours=is_set(path))
+    refuse_existing(path, overwrite, replaceable=is_set(path))
     about = calibration_set.to_dict()
     with replacing_folder(path, overwrite=overwrite) as partial:
         for entry, image in zip(about["pictures"], calibration_set.images, strict=True):
