@@ -493,7 +493,7 @@ MUTATIONS = (
         "camera/sinks/image_recorder.py",
         "self._total_bytes + size > spec.max_bytes or self._free()",
         "self._free()",
-        "test_file_sinks.py::test_the_ring_removes_the_oldest_of_its_own",
+        "test_file_sinks.py::test_recorder_deletes_the_oldest_of_its_own_images",
     ),
     Mutation(
         "ring buffer: images that a person moved",
@@ -521,7 +521,7 @@ MUTATIONS = (
         "camera/sinks/worker.py",
         "event = event.without_image",
         "pass",
-        "test_sink_worker.py::test_sinks_that_use_no_images_do_not_hold_them",
+        "test_sink_worker.py::test_queue_of_a_sink_without_images_holds_no_images",
     ),
     Mutation(
         "lost results: exit code",
@@ -535,7 +535,7 @@ MUTATIONS = (
         "camera/pipeline.py",
         "self._deciders[event.source].reset()",
         "pass",
-        "test_silent_sources.py::test_an_outage_ends_a_decision",
+        "test_silent_sources.py::test_first_frame_after_an_outage_starts_a_new_decision",
     ),
     Mutation(
         "feed: wait for hung connections",
@@ -563,7 +563,7 @@ MUTATIONS = (
         "camera/sinks/web/auth.py",
         'elif is_cross_site or ("origin" in headers and _netloc(headers["origin"]) != host.lower()):',
         "elif is_cross_site:",
-        "test_web.py::test_other_sites_may_not_save",
+        "test_web.py::test_request_of_another_site_cannot_save",
     ),
     Mutation(
         "web page: lockout after wrong tokens",

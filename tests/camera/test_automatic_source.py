@@ -113,7 +113,7 @@ def test_auto_uses_the_first_usb_camera(tmp_path, monkeypatch, opened_by_opencv)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists cameras")
-def test_auto_says_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_opencv):
+def test_auto_reports_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_opencv):
     with pytest.raises(SourceError, match="no camera was found"):
         open_automatic(CaptureFormat(), machine(tmp_path, (0, "rpi-hevc-dec", 0)))
     # A camera module that only lacks its software is not silently replaced by a USB camera.
@@ -132,7 +132,7 @@ def test_auto_says_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_openc
 
 
 @pytest.mark.parametrize("clock", [time.CLOCK_MONOTONIC, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)])
-def test_age_is_counted_from_the_exposure(monkeypatch, clock):
+def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
     picamera2(monkeypatch, [MODULE], age_s=0.25, clock=clock)
     with Feeds([find_source("picamera2:0")]) as feeds:
         frame = next(event for event in feeds if isinstance(event, Frame))

@@ -52,7 +52,7 @@ def rows(path: Path) -> list[list[str]]:
 # CsvFile
 
 
-def test_table_has_a_row_for_each_result(tmp_path):
+def test_csv_has_one_row_per_result(tmp_path):
     path = tmp_path / "out.csv"
     table = CsvFile(path)
     table.write(made('a "strange", label\nwith ü', index=7))
@@ -66,7 +66,7 @@ def test_table_has_a_row_for_each_result(tmp_path):
     assert second[-3:] == ["cat", "0.9000", "1"]
 
 
-def test_table_refuses_overwrites_or_appends(tmp_path):
+def test_csv_refuses_overwrites_or_appends_to_an_existing_file(tmp_path):
     path = tmp_path / "out.csv"
     for existing, expected in (("refuse", 2), ("append", 3), ("append", 4), ("overwrite", 2)):
         table = CsvFile(path, existing)
@@ -85,7 +85,7 @@ def test_table_refuses_overwrites_or_appends(tmp_path):
         CsvFile(tmp_path, "append")
 
 
-def test_table_goes_on_behind_a_row_that_was_cut_off(tmp_path):
+def test_csv_append_starts_a_new_line_after_a_truncated_row(tmp_path):
     path = tmp_path / "out.csv"
     table = CsvFile(path)
     table.write(made())
@@ -97,7 +97,7 @@ def test_table_goes_on_behind_a_row_that_was_cut_off(tmp_path):
     assert [row[4] for row in rows(path)] == ["label", "cat", "dog"]
 
 
-def test_a_killed_process_leaves_whole_rows(tmp_path):
+def test_csv_is_complete_after_sigkill(tmp_path):
     path = tmp_path / "out.csv"
     code = (
         "import sys; from tests.camera.test_file_sinks import made, CsvFile\n"
@@ -115,12 +115,12 @@ def test_a_killed_process_leaves_whole_rows(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_table_on_a_full_disk_is_one_line():
+def test_csv_on_a_full_disk_raises_a_one_line_error():
     with pytest.raises(EdgerecError, match="No space left"):
         CsvFile("/dev/full", "overwrite")
 
 
-def test_table_leaves_no_half_row(tmp_path, monkeypatch):
+def test_csv_removes_an_incomplete_row(tmp_path, monkeypatch):
     path = tmp_path / "out.csv"
     table, write = CsvFile(path), os.write
     table.write(made())
@@ -165,7 +165,7 @@ def test_video_lasts_as_long_as_the_stream(tmp_path, suffix):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_video_of_a_file_has_each_of_its_frames(tmp_path):
+def test_video_of_a_file_has_all_frames(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=30, live=False)
     for number in range(12):
         sink.write(made(at_s=1000 + number * 0.5, value=20 * number))
@@ -174,7 +174,7 @@ def test_video_of_a_file_has_each_of_its_frames(tmp_path):
     assert [round(frame[100, 100].mean() / 20) for frame in frames] == list(range(12))
 
 
-def test_video_cuts_long_gaps(tmp_path):
+def test_video_shortens_long_gaps(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=10)
     for at_s in (0, 0.1, 3600, 3600.1):
         sink.write(made(at_s=1000 + at_s))
@@ -182,7 +182,7 @@ def test_video_cuts_long_gaps(tmp_path):
     assert len(read_video(tmp_path / "out.avi")[0]) == pytest.approx(MAX_GAP_S * 10 + 4, abs=2)
 
 
-def test_video_keeps_its_size_when_the_stream_does_not(tmp_path):
+def test_video_keeps_its_size_if_the_size_of_the_frames_changes(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=10, live=False)
     shapes = [(401, 641), (401, 641), (800, 400), (90, 640), (401, 641)]
     for shape in shapes:
@@ -195,7 +195,7 @@ def test_video_keeps_its_size_when_the_stream_does_not(tmp_path):
     assert frames[2][100, 320].min() > 150
 
 
-def test_fitted_keeps_proportions():
+def test_fit_with_bars_keeps_the_aspect_ratio():
     image = np.full((50, 100, 3), 255, np.uint8)
     whole = fit_with_bars(image, (100, 100))
     assert whole.shape == (100, 100, 3)
@@ -205,7 +205,7 @@ def test_fitted_keeps_proportions():
     assert fit_with_bars(np.zeros((1, 500, 3), np.uint8), (20, 20)).shape == (20, 20, 3)
 
 
-def test_two_sources_are_two_videos(tmp_path):
+def test_each_source_has_its_own_video_file(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", live=False)
     for number in range(6):
         sink.write(made(feed=("left", "right")[number % 2]))
@@ -214,7 +214,7 @@ def test_two_sources_are_two_videos(tmp_path):
     assert len(read_video(tmp_path / "out-2.avi")[0]) == 3
 
 
-def test_a_table_is_not_executable(tmp_path):
+def test_csv_file_is_not_executable(tmp_path):
     CsvFile(tmp_path / "t.csv").close()
     assert not (tmp_path / "t.csv").stat().st_mode & 0o111
 
@@ -233,7 +233,7 @@ def test_video_errors_are_one_line(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out.avi"]
 
 
-def test_video_on_a_disk_that_fills_is_finished(tmp_path, monkeypatch):
+def test_video_is_complete_if_the_disk_becomes_full(tmp_path, monkeypatch):
     sink = VideoFile(tmp_path / "out.avi", fps=5, live=False)
     for _ in range(5):
         sink.write(made())
@@ -247,7 +247,7 @@ def test_video_on_a_disk_that_fills_is_finished(tmp_path, monkeypatch):
     assert len(read_video(tmp_path / "out.avi")[0]) == 5
 
 
-def test_a_video_without_frames_is_no_file(tmp_path):
+def test_video_without_frames_creates_no_file(tmp_path):
     VideoFile(tmp_path / "out.mp4").close()
     assert list(tmp_path.iterdir()) == []
 
@@ -275,7 +275,7 @@ with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextl
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_everything_is_finished_by_a_signal(tmp_path, how):
+def test_csv_and_video_are_complete_after_a_signal(tmp_path, how):
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(saved(tmp_path / "saved")) > 20, 60)
@@ -301,7 +301,7 @@ def spec(**values) -> SaveSpec:
     return SaveSpec(**({"rule": "all", "reserve_bytes": 0} | values))
 
 
-def test_saved_pictures_are_a_data_set(tmp_path):
+def test_saved_images_can_be_read_as_a_data_set(tmp_path):
     sink = ImageRecorder(tmp_path / "new", spec())
     sink.write(made("cat", 0.87, value=50))
     sink.write(made("dog", 1.0, value=150, feed="rtsp://host/Front door"))
@@ -317,7 +317,7 @@ def test_saved_pictures_are_a_data_set(tmp_path):
     assert abs(time.time() - cat.stat().st_mtime) < 60
 
 
-def test_png_keeps_every_pixel(tmp_path):
+def test_png_is_lossless(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     result = made()
     result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.completed_s)
@@ -327,7 +327,7 @@ def test_png_keeps_every_pixel(tmp_path):
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], image)
 
 
-def test_what_is_of_low_confidence(tmp_path):
+def test_low_confidence_rule_selects_low_scores_and_small_margins(tmp_path):
     sink = ImageRecorder(tmp_path, spec(rule="low-confidence", below=0.6, margin=0.2))
     for label, score, second in (
         ("sure", 0.9, 0.1),
@@ -340,14 +340,14 @@ def test_what_is_of_low_confidence(tmp_path):
     assert [path.parent.name for path in saved(tmp_path)] == ["weak", "close", "unknown"]
 
 
-def test_changes_of_the_decision(tmp_path):
+def test_changes_rule_selects_frames_that_change_the_decision(tmp_path):
     sink = ImageRecorder(tmp_path, spec(rule="changes"))
     for label, changed in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
         sink.write(made(label, changed=changed))
     assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
 
 
-def test_changes_without_decisions_and_pauses(tmp_path):
+def test_changes_rule_without_decisions_and_minimum_interval(tmp_path):
     sink = ImageRecorder(tmp_path / "1", spec(rule="changes"))
     for label in "aabba":
         sink.write(made(label))
@@ -359,7 +359,7 @@ def test_changes_without_decisions_and_pauses(tmp_path):
 
 
 @pytest.mark.parametrize("listed", [4096, 1, 9, 10])
-def test_the_ring_removes_the_oldest_of_its_own(tmp_path, monkeypatch, listed):
+def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, listed):
     monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", listed)
     (tmp_path / "cat").mkdir()
     mine = tmp_path / "cat" / "mine.jpg"
@@ -402,14 +402,14 @@ def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypa
     assert len(saved(tmp_path)) == 400
 
 
-def test_a_class_that_lost_its_last_picture_is_none(tmp_path):
+def test_empty_label_folders_are_deleted(tmp_path):
     sink = ImageRecorder(tmp_path, spec(max_bytes=4096))
     sink.write(made("cat"))
     sink.write(made("dog"))
     assert [path.name for path in tmp_path.iterdir()] == ["dog"]
 
 
-def test_what_a_power_cut_left_is_cleaned_up(tmp_path):
+def test_incomplete_files_of_a_power_failure_are_deleted(tmp_path):
     sink = ImageRecorder(tmp_path, spec())
     sink.write(made())
     sink.close()
@@ -441,7 +441,7 @@ LABELS = [
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_no_label_leads_out_of_the_folder(tmp_path, label):
+def test_saved_images_stay_in_the_folder_for_any_label(tmp_path, label):
     inside = tmp_path / "in"
     sink = ImageRecorder(inside, spec())
     sink.write(made(label))
@@ -454,7 +454,7 @@ def test_no_label_leads_out_of_the_folder(tmp_path, label):
     assert files.labels[0] not in ("train", "val", "test")
 
 
-def test_the_reserve_of_the_disk_is_kept(tmp_path, monkeypatch):
+def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
     """Others fill the disk: first the oldest pictures go, then none is saved, and later it goes on."""
     usage = namedtuple("usage", "free")
     others = [0]
@@ -481,7 +481,7 @@ def test_the_reserve_of_the_disk_is_kept(tmp_path, monkeypatch):
     assert len(saved(tmp_path)) == 10
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     sink = ImageRecorder(tmp_path, spec())
     sink.write(made())
 
@@ -514,7 +514,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
-def test_a_really_full_disk(small_disk, caplog):
+def test_recorder_on_a_real_full_disk(small_disk, caplog):
     """Through the worker, as the camera has it: counted, said once, and it goes on when there is room."""
     sink = ImageRecorder(small_disk, spec())
     worker = SinkWorker(sink, lossless=True)
@@ -537,7 +537,7 @@ def test_a_really_full_disk(small_disk, caplog):
         assert cv2.imread(str(path)) is not None
 
 
-def test_a_folder_that_cannot_be(tmp_path):
+def test_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EdgerecError, match="cannot be saved"):
         ImageRecorder(tmp_path / "file")

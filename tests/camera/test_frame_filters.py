@@ -44,24 +44,24 @@ def result(index):
         (View(roi=(0, 0, 2, 2), rotate=90, mirror=True), np.rot90(NUMBERED[:2, :2], -1)[:, ::-1]),
     ],
 )
-def test_the_part_that_is_seen(view, expected):
+def test_view_crops_rotates_and_mirrors(view, expected):
     seen = FrameSelector(view).select(frame())
     assert np.array_equal(seen.image, expected)
 
 
-def test_a_region_outside_of_the_picture_is_an_error():
+def test_region_outside_the_first_frame_is_an_error():
     with pytest.raises(SourceError, match=r"the region 500,1,2,2 is outside the frames of .*, 8x6"):
         FrameSelector(View(roi=(500, 1, 2, 2))).select(frame())
 
 
-def test_a_region_over_the_edge_is_told_of_once(caplog):
+def test_region_that_exceeds_the_frame_is_logged_once(caplog):
     selector = FrameSelector(View(roi=(0.75, 0, 0.5, 1)))
     for _ in range(3):
         assert selector.select(frame()).image.shape == (6, 2, 3)
     assert caplog.text.count("only 6,0,2,6 is classified") == 1
 
 
-def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(caplog):
+def test_frames_are_skipped_if_the_region_is_outside_after_a_change_of_resolution(caplog):
     """A camera goes on: its old resolution may come back."""
     selector = FrameSelector(View(roi=(6, 4, 2, 2)))
     small = replace(frame(), grabbed=NUMBERED[:3, :3])
@@ -70,7 +70,7 @@ def test_a_region_that_a_change_of_resolution_puts_outside_leaves_frames_out(cap
     assert caplog.text.count("these frames are skipped") == 1
 
 
-def test_a_quarter_turn_clockwise_takes_the_left_up():
+def test_rotation_by_90_degrees_is_clockwise():
     image = np.zeros((2, 4, 3), np.uint8)
     image[:, 0] = 255
     assert (View(rotate=90).apply(image)[0] == 255).all()
@@ -94,18 +94,18 @@ def test_every_and_rate():
     assert len([i for i in taken(View(max_fps=10), late)[0] if i >= 10]) <= 12
 
 
-def test_sources_are_counted_apart():
+def test_every_counts_the_frames_of_each_source():
     both = [frame(i, i / 30, feed=feed) for i in range(4) for feed in ("0", "1")]
     assert taken(View(every=2), both)[0] == [0, 0, 2, 2]
 
 
-def test_what_waited_too_long_is_left_out():
+def test_max_age_skips_old_live_frames():
     now = time.monotonic()
     frames = [frame(0, now - 5), frame(1, now)]
     assert taken(View(max_age_s=1), frames) == ([1], {"age": 1})
 
 
-def test_what_does_not_move_is_left_out():
+def test_motion_skips_unchanged_frames():
     rng = np.random.default_rng(0)
     still = rng.integers(0, 256, (120, 160, 3)).astype(np.uint8)
     noisy = np.clip(still.astype(int) + rng.integers(-4, 5, still.shape), 0, 255).astype(np.uint8)
@@ -116,12 +116,12 @@ def test_what_does_not_move_is_left_out():
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "1,1,0,4", "-1,0,2,2", "nan,0,1,1", ""])
-def test_what_is_no_region_is_refused(text):
+def test_invalid_region_is_refused(text):
     with pytest.raises(ValueError, match=r"roi is .*; expected x,y,width,height"):
         View(roi=parse_roi(text))
 
 
-def test_a_wrong_view_is_wrong_usage(bundle, video, edgerec):
+def test_invalid_view_option_is_a_usage_error(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--roi", "1,2,3", "--headless")
     assert done.returncode == 2
     assert "expected x,y,width,height" in " ".join(done.stderr.split())
@@ -130,7 +130,7 @@ def test_a_wrong_view_is_wrong_usage(bundle, video, edgerec):
     assert "expected as 1280x720" in edgerec("camera", bundle, "--size", "big", "--headless").stderr
 
 
-def test_every_frame_of_a_video_may_be_thinned(bundle, video, edgerec):
+def test_every_option_selects_every_nth_frame_of_a_video(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--headless", "--every", 10, "--mirror", "--roi", "0,0,.5,1")
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["0", "10", "20"]
 
@@ -154,7 +154,7 @@ class Taking:
         self.was_closed = True
 
 
-def test_a_slow_sink_loses_the_oldest_and_counts_them():
+def test_slow_sink_drops_and_counts_the_oldest_results():
     release = threading.Event()
     slow, quick = Taking(lambda _: release.wait(10)), Taking()
     workers = [SinkWorker(slow, lossless=False), SinkWorker(quick, lossless=False)]
@@ -178,7 +178,7 @@ def test_a_slow_sink_loses_the_oldest_and_counts_them():
     assert len(quick.results) + workers[1].dropped == 500
 
 
-def test_of_a_file_a_slow_sink_gets_everything():
+def test_slow_sink_receives_all_results_of_a_file():
     slow = Taking(lambda _: time.sleep(0.001))
     worker = SinkWorker(slow, lossless=True)
     for index in range(300):
@@ -188,7 +188,7 @@ def test_of_a_file_a_slow_sink_gets_everything():
     assert worker.dropped == 0
 
 
-def test_a_sink_that_raises_is_counted_and_asked_again(caplog):
+def test_exceptions_of_a_sink_are_counted_and_later_results_are_sent(caplog):
     def fail_at_first(result):
         if result.frame.index < 5:
             raise OSError("no space left")
@@ -204,7 +204,7 @@ def test_a_sink_that_raises_is_counted_and_asked_again(caplog):
     assert "no space left" in caplog.text
 
 
-def test_a_sink_that_hangs_is_left_alone(monkeypatch, caplog):
+def test_hung_sink_is_abandoned(monkeypatch, caplog):
     monkeypatch.setattr("edgerec.camera.sinks.worker.CLOSE_S", 0.1)
     forever = threading.Event()
     worker = SinkWorker(Taking(lambda _: forever.wait(30)), lossless=False)
@@ -217,7 +217,7 @@ def test_a_sink_that_hangs_is_left_alone(monkeypatch, caplog):
     forever.set()
 
 
-def test_attempts_that_fail_alike_are_said_once():
+def test_equal_failures_to_connect_are_printed_once():
     out = io.StringIO()
     lines = StateLines(out)
     lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c cannot be opened")

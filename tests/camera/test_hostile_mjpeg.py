@@ -37,7 +37,7 @@ BOUNDARY = b"--frame"
         ("", "ffd8ffe00004" + BOUNDARY.hex(), "ffda0002ffd9"),
     ],
 )
-def test_work_is_proportional_to_the_bytes(start, unit, end, step):
+def test_parsing_time_is_proportional_to_the_number_of_bytes(start, unit, end, step):
     picture = part(jpeg(5)) * 20
     arguments = [str(CPU_LIMIT_S), start, unit, end, BOUNDARY.hex(), str(step), (b"\r\n" * 99 + picture).hex()]
     done = subprocess.run([sys.executable, "-c", FEED, *arguments], capture_output=True, text=True, check=False)

@@ -41,7 +41,7 @@ def slow(count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_answers_come_in_the_order_of_the_frames(count):
+def test_results_have_the_order_of_the_frames(count):
     classifiers, most = slow(count)
     given = frames(40)
     change = StateChange("made", State.ENDED, 0.0)
@@ -50,7 +50,7 @@ def test_answers_come_in_the_order_of_the_frames(count):
     assert max(most) == count
 
 
-def test_no_more_frames_are_taken_than_can_be_answered():
+def test_number_of_requested_frames_is_limited():
     classifiers, _ = slow(2)
     taken = []
     for number, (frame, _) in enumerate(
@@ -60,7 +60,7 @@ def test_no_more_frames_are_taken_than_can_be_answered():
         assert len(taken) - number <= 5
 
 
-def test_leaving_early_and_a_failure_end_the_threads():
+def test_threads_end_after_an_early_exit_and_after_a_failure():
     classifiers, _ = slow(3)
     running = classify_events(frames(30), classifiers)
     next(running)
@@ -74,7 +74,7 @@ def test_leaving_early_and_a_failure_end_the_threads():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgerec-model")]
 
 
-def test_a_video_gives_the_same_with_one_interpreter_and_with_three(bundle, video):
+def test_results_of_a_video_do_not_depend_on_the_number_of_interpreters(bundle, video):
     def seen(threads):
         with Camera.open(bundle, str(video), threads=threads) as camera:
             assert len(camera._classifiers) == threads
@@ -85,13 +85,13 @@ def test_a_video_gives_the_same_with_one_interpreter_and_with_three(bundle, vide
     assert seen(3) == one
 
 
-def test_a_live_source_has_one_interpreter(bundle):
+def test_live_source_uses_one_interpreter(bundle):
     with Camera.open(bundle, "synthetic:32x32@100", threads=3) as camera:
         assert len(camera._classifiers) == 1
         report = camera.run([], max_frames=5)
     assert report.answered == 5
 
 
-def test_as_many_frames_as_were_asked_for(bundle, video):
+def test_max_frames_limits_the_number_of_results_with_several_interpreters(bundle, video):
     with Camera.open(bundle, str(video), threads=3) as camera:
         assert camera.run([], max_frames=7).answered == 7

@@ -93,7 +93,7 @@ def test_save_every_keeps_all_images_of_a_folder(bundle, tmp_path):
     assert len(list((tmp_path / "saved").glob("*/*.jpg"))) == 5
 
 
-def test_least_s_of_a_decision_follows_the_media_time(bundle, clip, edgerec):
+def test_minimum_duration_of_a_decision_follows_the_media_time(bundle, clip, edgerec):
     options = ("--decision", "smoothing=none", "--decision", "least_s=1", "--decision", "threshold=0")
     done = edgerec("camera", bundle, "--source", clip, "--json", *options)
     results = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
@@ -111,7 +111,7 @@ def test_media_time_continues_when_a_file_starts_again(clip):
     assert np.diff([frame.captured_s for frame in frames]) == pytest.approx(1 / FPS, abs=0.002)
 
 
-def test_a_source_without_positions_uses_its_frame_rate():
+def test_media_time_of_a_source_without_positions_uses_the_frame_rate():
     class Recorded:
         format = CaptureFormat(8, 8, 20.0)
 

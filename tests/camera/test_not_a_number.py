@@ -45,7 +45,7 @@ def nan_bundle(tmp_path_factory):
 
 @pytest.mark.parametrize("scores", [(np.nan, 0.5, 0.5), (0.2, np.inf, 0.1), (np.nan,) * 3, (0.9, 0.1, -np.inf)])
 @pytest.mark.parametrize("smoothing", ["none", "mean", "vote"])
-def test_scores_that_are_not_numbers_are_unknown(scores, smoothing):
+def test_label_of_nan_scores_is_unknown(scores, smoothing):
     array = np.array(scores, np.float32)
     spec = DecisionSpec(threshold=0.0, smoothing=smoothing, memory=3, votes=2, temperature=1.5)
     result = decide(array, LABELS, spec)
@@ -59,12 +59,12 @@ def test_scores_that_are_not_numbers_are_unknown(scores, smoothing):
 
 
 @pytest.mark.parametrize("combine", COMBINATIONS)
-def test_one_model_of_an_ensemble_that_gives_nan_makes_an_image_unknown(combine):
+def test_nan_scores_of_one_model_of_an_ensemble_make_the_label_unknown(combine):
     scores = np.array([[0.1, 0.8, 0.1], [np.nan] * 3, [0.1, 0.8, 0.1]], np.float32)
     assert decide(COMBINATIONS[combine](scores), LABELS, DecisionSpec()).label == "unknown"
 
 
-def test_a_bundle_that_gives_nan(nan_bundle, pictures, edgerec, caplog):
+def test_camera_counts_frames_with_nan_scores(nan_bundle, pictures, edgerec, caplog):
     classifier = Classifier.open(nan_bundle)
     assert classifier.classify(np.zeros((9, 9, 3), np.uint8)).label == "unknown"
     assert classifier.invalid == 1
@@ -81,7 +81,7 @@ def test_a_bundle_that_gives_nan(nan_bundle, pictures, edgerec, caplog):
         assert '"unknown"' in done.stdout
 
 
-def test_evaluating_a_model_that_gives_nan_is_an_error(nan_bundle, tmp_path, pictures):
+def test_evaluation_of_a_model_with_nan_scores_is_an_error(nan_bundle, tmp_path, pictures):
     for number, label in enumerate(LABELS):
         (tmp_path / "data" / label).mkdir(parents=True)
         shutil.copy(pictures[number], tmp_path / "data" / label)
@@ -90,7 +90,7 @@ def test_evaluating_a_model_that_gives_nan_is_an_error(nan_bundle, tmp_path, pic
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
-def test_a_model_that_gives_nan_does_not_replace_a_bundle(tmp_path, name):
+def test_model_with_nan_scores_does_not_replace_a_bundle(tmp_path, name):
     path, labels, out = tmp_path / "model.tflite", tmp_path / "labels.txt", tmp_path / name
     labels.write_text("\n".join(LABELS))
     path.write_bytes(softmax().done())
@@ -105,7 +105,7 @@ def test_a_model_that_gives_nan_does_not_replace_a_bundle(tmp_path, name):
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "labels.txt", "model.tflite"])
 
 
-def test_a_bundle_is_verified_before_it_appears(tmp_path, bundle):
+def test_bundle_is_verified_before_it_is_moved_to_its_path(tmp_path, bundle):
     opened = Bundle.open(bundle)
 
     def refuse(partial):

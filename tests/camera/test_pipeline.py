@@ -77,7 +77,7 @@ def states_of(events):
     return [str(event.state) for event in events if isinstance(event, StateChange)]
 
 
-def test_a_file_drops_nothing():
+def test_no_frame_of_a_file_is_dropped():
     source = Made(frames=50)
     with feeds(source, live=False) as running:
         events = []
@@ -93,7 +93,7 @@ def test_a_file_drops_nothing():
     assert running.errors == []
 
 
-def test_a_file_is_not_read_far_ahead():
+def test_number_of_decoded_frames_of_a_file_is_limited():
     source = Made(frames=1000)
     with feeds(source, live=False) as running:
         next(iter(running))
@@ -101,7 +101,7 @@ def test_a_file_is_not_read_far_ahead():
         assert source.given <= 5
 
 
-def test_of_a_live_source_the_newest_frame_wins():
+def test_live_source_delivers_the_newest_frame():
     source = Made(frames=100, pause_s=0.002)
     seen = []
     with feeds(source, live=True, give_up_s=0) as running:
@@ -115,7 +115,7 @@ def test_of_a_live_source_the_newest_frame_wins():
     assert running.overtaken == 100 - len(seen)
 
 
-def test_a_lost_source_is_connected_again():
+def test_lost_source_is_reconnected():
     gone, taken, events = SourceError("gone"), threading.Semaphore(1), []
     sources = [Made(3, error=gone, permits=taken), SourceError("not yet"), Made(2, error=gone, permits=taken)]
     with feeds(*sources, live=True, first_wait_s=0.02) as running:
@@ -136,13 +136,13 @@ def test_a_lost_source_is_connected_again():
     assert times == sorted(times)
 
 
-def test_a_source_that_never_comes_is_given_up_with_its_last_error():
+def test_source_that_cannot_be_opened_ends_with_its_last_error():
     with feeds(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
         assert states_of(running)[-1] == "ended"
     assert [str(error) for error in running.errors] == ["nobody there"]
 
 
-def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
+def test_pause_between_attempts_doubles_up_to_the_longest_pause():
     source = Made(1, error=SourceError("gone"))
     running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
     watched = running._feeds[0]._watched
@@ -155,7 +155,7 @@ def test_the_pause_between_attempts_doubles_up_to_its_ceiling():
     assert set(pauses[4:]) <= {0.08}
 
 
-def test_a_reader_that_hangs_is_stale_then_lost_then_replaced():
+def test_hanging_source_becomes_stale_then_lost_and_is_reconnected():
     release = threading.Event()
     hanging, next_one = Made(1, hang=release), Made(1, error=SourceError("gone"))
     with feeds(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
@@ -169,7 +169,7 @@ def test_a_reader_that_hangs_is_stale_then_lost_then_replaced():
     wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerec")])
 
 
-def test_a_stale_source_that_gives_again_is_live_without_a_new_connection():
+def test_stale_source_becomes_live_again_without_a_new_connection():
     class Pausing(Made):
         def images(self):
             yield from super().images()
@@ -180,7 +180,7 @@ def test_a_stale_source_that_gives_again_is_live_without_a_new_connection():
         assert states_of(running) == ["connecting", "live", "stale", "live", "ended"]
 
 
-def test_a_camera_that_is_not_there_at_first_is_an_error_at_once():
+def test_local_camera_that_cannot_be_opened_at_the_start_is_an_error():
     def missing():
         raise SourceError("not plugged in")
 
@@ -216,7 +216,7 @@ def test_sources_take_turns():
     assert "fast" in taken
 
 
-def test_leaving_early_ends_the_threads():
+def test_threads_end_after_an_early_exit_from_the_loop():
     before = threading.active_count()
     with feeds(Made(frames=10_000), live=False) as running:
         next(iter(running))
@@ -239,7 +239,7 @@ def test_video_is_classified_frame_by_frame(bundle, video):
     assert sum(right) >= 20
 
 
-def test_camera_speaks_json(bundle, video, edgerec):
+def test_camera_prints_json_lines(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--headless", "--json", "--max-frames", 4)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -261,7 +261,7 @@ def test_camera_speaks_json(bundle, video, edgerec):
     assert objects[0]["source"] == str(video)
 
 
-def test_a_stream_s_decision_may_be_changed(bundle, video, pictures, edgerec, tmp_path):
+def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, pictures, edgerec, tmp_path):
     """The bundle brings a temperature and a mean over frames; pictures of a folder have nothing in common."""
     spec = Bundle.open(bundle).manifest.decision
     assert spec.smoothing == "mean"
@@ -289,13 +289,13 @@ def test_a_stream_s_decision_may_be_changed(bundle, video, pictures, edgerec, tm
     )
 
 
-def test_headless_prints_a_line_per_frame(bundle, video, edgerec):
+def test_headless_prints_one_line_per_frame(bundle, video, edgerec):
     done = edgerec("camera", bundle, "--source", video, "--headless")
     assert len(done.stdout.splitlines()) == 30
     assert done.stdout.startswith("frame 0  ")
 
 
-def test_folder_of_pictures_is_a_source(bundle, pictures, tmp_path, edgerec):
+def test_folder_of_images_is_a_source(bundle, pictures, tmp_path, edgerec):
     for picture in pictures:
         shutil.copy(picture, tmp_path)
     (tmp_path / "note.txt").write_text("hello")
@@ -328,7 +328,7 @@ def test_frames_match_predict(bundle, pictures, tmp_path):
         ("env:CAMERA_ADDRESS", "rtsp://127.0.0.1:9/stream cannot be opened"),
     ],
 )
-def test_source_that_is_not_there(bundle, edgerec, source, said, monkeypatch):
+def test_missing_source_is_a_one_line_error(bundle, edgerec, source, said, monkeypatch):
     monkeypatch.setenv("CAMERA_ADDRESS", "rtsp://user:secret@127.0.0.1:9/stream")
     done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
     message = one_line(done)
@@ -336,7 +336,7 @@ def test_source_that_is_not_there(bundle, edgerec, source, said, monkeypatch):
     assert "secret" not in message
 
 
-def test_a_source_named_twice_is_refused(bundle, edgerec):
+def test_duplicate_source_is_refused(bundle, edgerec):
     said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
     assert "synthetic:8x8@9 is named twice" in said
     said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
@@ -347,13 +347,13 @@ def test_a_source_named_twice_is_refused(bundle, edgerec):
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "rtsp:/me:secret@camera/x", "\ud800"])
-def test_a_text_that_is_no_source(source):
+def test_invalid_source_is_refused_without_showing_secrets(source):
     with pytest.raises(SourceError, match="does not exist") as caught:
         find_source(source)
     assert "secret" not in str(caught.value)
 
 
-def test_source_that_is_no_video(bundle, tmp_path):
+def test_file_that_is_not_a_video_and_empty_folder_are_refused(bundle, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"hello" * 1000)
     with pytest.raises(SourceError, match="not a video"):
         find_source(str(tmp_path / "no.mp4")).open()
@@ -393,7 +393,7 @@ def mjpeg(pictures):
     server.server_close()
 
 
-def test_http_stream_that_ends_is_connected_again(bundle, mjpeg):
+def test_http_stream_that_ends_is_reconnected(bundle, mjpeg):
     with Camera.open(bundle, mjpeg) as camera:
         events = list(islice(camera.events(), 60))
     assert states_of(events)[:5] == ["connecting", "live", "lost", "connecting", "live"]
@@ -419,14 +419,14 @@ def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, said):
     assert all(json.loads(line) for line in out.splitlines())
 
 
-def test_head_may_have_enough(bundle, video):
+def test_camera_ends_if_the_reader_of_its_output_ends(bundle, video):
     command = f"{sys.executable} -m edgerec camera {bundle} --source {video} --headless --json | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert json.loads(done.stdout)["state"] == "connecting"
 
 
-def test_a_reader_that_went_away_closes_the_sink_once():
+def test_broken_pipe_closes_the_sink_and_is_not_reported_again_at_exit():
     reads, writes = os.pipe()
     os.close(reads)
     with os.fdopen(writes, "w") as out:
@@ -436,7 +436,7 @@ def test_a_reader_that_went_away_closes_the_sink_once():
         out.flush()  # as Python does at its end
 
 
-def test_no_display_says_headless(bundle, video, edgerec):
+def test_error_without_display_suggests_headless(bundle, video, edgerec):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     assert "--headless" in one_line(edgerec("camera", bundle, "--source", video, env=environment))
 
@@ -457,7 +457,7 @@ def test_window_shows_the_video(bundle, video):
     assert len([line for line in done.stdout.splitlines() if '"result"' in line]) == 30
 
 
-def test_overlay_writes_under_the_picture(bundle, video):
+def test_overlay_adds_a_bar_below_the_image(bundle, video):
     with Camera.open(bundle, str(video)) as camera:
         result = next(iter(camera))
     shown = overlay(result, 25.0)
@@ -476,7 +476,7 @@ def test_frame_rate_follows_the_frames(monkeypatch):
     assert last == pytest.approx(10)
 
 
-def test_sinks_write_what_they_are_given(bundle, video, capsys):
+def test_console_sinks_write_results_and_states(bundle, video, capsys):
     with Camera.open(bundle, str(video)) as camera:
         assert camera.run([JsonLines(sys.stdout), TextLines(sys.stderr)], max_frames=2).answered == 2
     captured = capsys.readouterr()

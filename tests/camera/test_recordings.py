@@ -155,7 +155,7 @@ def test_images_of_another_recorder_are_not_deleted(tmp_path):
     assert len(before & images(tmp_path / "b")) == 3
 
 
-def test_recorder_without_room_beside_moved_images_deletes_nothing_and_says_so(tmp_path):
+def test_recorder_reports_moved_images_that_leave_no_room_and_deletes_nothing(tmp_path):
     save(tmp_path, 10)
     (tmp_path / "dog").mkdir()
     for path in sorted(images(tmp_path))[:8]:
@@ -202,7 +202,7 @@ def test_second_video_that_exists_is_refused_for_each_frame(tmp_path):
     sink.close()
 
 
-def test_table_does_not_change_an_existing_file_before_the_first_event(tmp_path):
+def test_csv_does_not_change_an_existing_file_before_the_first_event(tmp_path):
     path = tmp_path / "t.csv"
     table = CsvFile(path)
     table.write(result())
@@ -249,7 +249,7 @@ def test_output_that_is_in_use_is_refused(tmp_path, open_sink):
     open_sink(tmp_path).close()
 
 
-def test_two_processes_may_append_to_one_table(tmp_path):
+def test_two_processes_may_append_to_one_csv_file(tmp_path):
     CsvFile(tmp_path / "t.csv").close()
     tables = [CsvFile(tmp_path / "t.csv", "append") for _ in range(2)]
     for number in range(10):

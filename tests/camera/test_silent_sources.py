@@ -128,7 +128,7 @@ def wait_until(condition):
 
 
 @pytest.mark.parametrize("smoothing", ["mean", "vote"])
-def test_an_outage_ends_a_decision(bundle, pictures, smoothing):
+def test_first_frame_after_an_outage_starts_a_new_decision(bundle, pictures, smoothing):
     """The first frame after an outage starts a new decision, whatever was decided before."""
     digits = [read_image(path) for path in pictures[:2]]
     results = collected(

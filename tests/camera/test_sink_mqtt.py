@@ -58,7 +58,7 @@ def names():
     ]
 
 
-def test_a_second_client_sees_everything(broker, listener, tmp_path):
+def test_mqtt_client_receives_states_decisions_and_results(broker, listener, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", results_per_s=float("inf"))
     wait_for(lambda: sink._connection.connected)
     sink.state(change("connecting"))
@@ -86,7 +86,7 @@ def test_a_second_client_sees_everything(broker, listener, tmp_path):
     late.close()
 
 
-def test_home_assistant_finds_the_camera(broker, listener, tmp_path):
+def test_discovery_announces_all_entities_to_home_assistant(broker, listener, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out")
     sink.state(change("live", "rtsp://10.0.0.5:554/door?channel=1"))
     wait_for(lambda: len([1 for topic, _, _ in listener.messages if topic.startswith("homeassistant/")]) == 3)
@@ -106,7 +106,7 @@ def test_home_assistant_finds_the_camera(broker, listener, tmp_path):
     assert len({json.dumps(entity["device"]) for entity in found.values()}) == 1
 
 
-def test_discovery_may_be_left_out(broker, listener, tmp_path):
+def test_discovery_can_be_turned_off(broker, listener, tmp_path):
     sink = sink_to(broker.port, tmp_path / "out", discovery_prefix="")
     sink.state(change("live"))
     wait_for(lambda: listener.of("home/hall/camera/state"))
@@ -140,13 +140,13 @@ def sender(port, folder, until):
     process.communicate()
 
 
-def test_the_last_will_speaks_for_a_killed_process(broker, listener, tmp_path):
+def test_last_will_is_published_after_sigkill(broker, listener, tmp_path):
     sender(broker.port, tmp_path / "out", "sent")
     wait_for(lambda: listener.of("home/hall/status") == [b"online", b"offline"])
     assert labels(listener.of("home/hall/camera/decision")) == [f"d{number}" for number in range(20)]
 
 
-def test_a_killed_process_leaves_its_messages_to_the_next(broker, listener, tmp_path):
+def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, listener, tmp_path):
     sender(free_port(), tmp_path / "out", "written")  # nobody listens there
     (queue,) = (tmp_path / "out").glob("*.sqlite3")
     for file in (tmp_path / "out").glob("*"):  # the next start is with a broker
@@ -163,7 +163,7 @@ def test_a_killed_process_leaves_its_messages_to_the_next(broker, listener, tmp_
 
 
 @pytest.mark.slow
-def test_ten_restarts_and_an_outage_lose_nothing(broker, listener, tmp_path, caplog):
+def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listener, tmp_path, caplog):
     caplog.set_level(logging.INFO, "edgerec")
     sink = sink_to(broker.port, tmp_path / "out")
     wait_for(lambda: sink._connection.connected)
@@ -199,7 +199,7 @@ def test_ten_restarts_and_an_outage_lose_nothing(broker, listener, tmp_path, cap
     assert len(caplog.records) < 25
 
 
-def test_what_has_no_room_is_counted(tmp_path, paho, broker):
+def test_messages_beyond_the_queue_limit_are_counted(tmp_path, paho, broker):
     broker.stop()
     sink = sink_to(broker.port, tmp_path / "out", max_messages=30)
     sent = [f"d{number}" for number in range(100)]
@@ -215,7 +215,7 @@ def test_what_has_no_room_is_counted(tmp_path, paho, broker):
     listening.close()
 
 
-def test_a_broker_that_forgot_is_told_again(tmp_path, broker, listener):
+def test_latest_messages_are_published_again_after_the_broker_lost_them(tmp_path, broker, listener):
     sink = sink_to(broker.port, tmp_path / "out")
     sink.state(change("live"))
     sink.write(result("stop"))
@@ -235,7 +235,7 @@ def test_a_broker_that_forgot_is_told_again(tmp_path, broker, listener):
     late.close()
 
 
-def test_wrong_password_is_one_line(tmp_path, caplog):
+def test_wrong_password_logs_one_line(tmp_path, caplog):
     (tmp_path / "broker").mkdir()
     running = Mosquitto(tmp_path / "broker", passwords={"cam": "right"}).start()
     try:
@@ -317,7 +317,7 @@ class Strange:
             connection.close()
 
 
-def test_a_silent_broker_holds_nobody_up(tmp_path, paho, caplog):
+def test_silent_broker_does_not_block_the_sink(tmp_path, paho, caplog):
     silent = Strange(lambda _: b"")
     sink = sink_to(silent.port, tmp_path / "out", results_per_s=100)
     for number in range(50):
@@ -332,7 +332,7 @@ def test_a_silent_broker_holds_nobody_up(tmp_path, paho, caplog):
     wait_for(lambda: names() == [])
 
 
-def test_a_broker_that_takes_and_never_acknowledges(tmp_path, paho):
+def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_path, paho):
     accepted = b"\x20\x02\x00\x00"
     half = Strange(lambda number: accepted)
     sink = sink_to(half.port, tmp_path / "out")
@@ -349,7 +349,7 @@ def test_a_broker_that_takes_and_never_acknowledges(tmp_path, paho):
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nonsense_from_a_broker_ends_nothing(tmp_path, paho, monkeypatch, caplog):
+def test_invalid_data_from_a_broker_does_not_stop_the_sink(tmp_path, paho, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "edgerec")
     monkeypatch.setattr(broker_module, "RETRY_S", (0.01, 0.01))
     monkeypatch.setattr(broker_module, "REJECTED_S", 0.01)
@@ -373,7 +373,7 @@ def test_nonsense_from_a_broker_ends_nothing(tmp_path, paho, monkeypatch, caplog
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_nobody_there_is_one_line(tmp_path, paho, caplog):
+def test_unreachable_broker_logs_one_line(tmp_path, paho, caplog):
     sink = sink_to(free_port(), tmp_path / "out")
     wait_for(lambda: caplog.records)
     time.sleep(1.5)
@@ -382,7 +382,7 @@ def test_nobody_there_is_one_line(tmp_path, paho, caplog):
     sink.close()
 
 
-def test_two_cameras_do_not_share_a_queue(tmp_path, paho):
+def test_second_process_cannot_open_the_queue(tmp_path, paho):
     sink = sink_to(free_port(), tmp_path / "out")
     with pytest.raises(EdgerecError, match="in use by another process"):
         sink_to(sink._broker.port, tmp_path / "out")
@@ -400,7 +400,7 @@ def waiting(outbox):
     return [int(message.payload) for message in outbox.pending(10_000)]
 
 
-def test_outbox_keeps_order_over_restarts(tmp_path):
+def test_queue_keeps_the_order_after_restarts(tmp_path):
     outbox = MessageQueue(tmp_path / "deep" / "q.sqlite3")
     ids = fill(outbox, 5)
     assert [message.payload for message in outbox.pending(2)] == [b"0", b"1"]
@@ -414,7 +414,7 @@ def test_outbox_keeps_order_over_restarts(tmp_path):
     again.close()
 
 
-def test_outbox_is_bounded_in_number_and_bytes(tmp_path):
+def test_queue_is_limited_in_number_and_bytes(tmp_path):
     outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=3)
     ids = fill(outbox, 5)
     assert (waiting(outbox), outbox.dropped) == ([2, 3, 4], 2)
@@ -433,7 +433,7 @@ def test_outbox_is_bounded_in_number_and_bytes(tmp_path):
     reopened.close()
 
 
-def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
+def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog):
     outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=500)
     fill(outbox, 10)
     pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
@@ -451,7 +451,7 @@ def test_outbox_on_a_full_disk_waits_in_memory(tmp_path, caplog):
     again.close()
 
 
-def test_a_full_disk_does_not_stop_the_sending(broker, listener, tmp_path, monkeypatch):
+def test_messages_are_sent_if_the_disk_is_full(broker, listener, tmp_path, monkeypatch):
     sink = sink_to(broker.port, tmp_path / "out")
 
     failures = []
@@ -481,7 +481,7 @@ def test_a_full_disk_does_not_stop_the_sending(broker, listener, tmp_path, monke
     sink.close()
 
 
-def test_a_damaged_queue_is_put_aside(tmp_path, caplog):
+def test_damaged_queue_is_renamed_and_replaced(tmp_path, caplog):
     path = tmp_path / "q.sqlite3"
     path.write_bytes(b"nonsense" * 1000)
     outbox = MessageQueue(path)
@@ -492,7 +492,7 @@ def test_a_damaged_queue_is_put_aside(tmp_path, caplog):
     outbox.close()
 
 
-def test_mutated_queues_crash_nothing(tmp_path):
+def test_mutated_queue_files_do_not_crash(tmp_path):
     outbox = MessageQueue(tmp_path / "good.sqlite3")
     fill(outbox, 200)
     outbox.close()
@@ -511,7 +511,7 @@ def test_mutated_queues_crash_nothing(tmp_path):
         outbox.close()
 
 
-def test_a_folder_that_cannot_be_used(tmp_path):
+def test_queue_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgerecError, match="cannot store queued messages"):
         MessageQueue(tmp_path / "file" / "q.sqlite3")
@@ -520,7 +520,7 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         MessageQueue(tmp_path / "q.sqlite3")
 
 
-def test_a_result_that_is_lost_with_its_connection_is_counted():
+def test_result_that_is_lost_with_its_connection_is_counted():
     """Paho tells of it by raising where it is asked."""
     import paho.mqtt.client as mqtt
 
@@ -538,7 +538,7 @@ def test_a_result_that_is_lost_with_its_connection_is_counted():
 # Addresses and names.
 
 
-def test_addresses():
+def test_broker_addresses_are_parsed():
     whole = Broker.parse("mqtts://cam:p%40ss%2Fw@broker.example:8884/home/hall/", {})
     assert whole == Broker("broker.example", 8884, True, "cam", "p@ss/w", "home/hall")
     assert "p@ss" not in f"{whole} {whole!r}"
@@ -566,7 +566,7 @@ def test_addresses():
         "mqtt://host/secret?x=1",
     ],
 )
-def test_addresses_that_are_none(url):
+def test_invalid_addresses_are_refused(url):
     with pytest.raises(EdgerecError, match=r"expected mqtt\[s\]://") as caught:
         Broker.parse(url, {})
     assert "secret" not in str(caught.value)
@@ -574,7 +574,7 @@ def test_addresses_that_are_none(url):
 
 
 @pytest.mark.parametrize("prefix", ["a/+/b", "%23", "a//b", "$SYS/x", "a%00b", "x" * 300])
-def test_prefixes_that_cannot_be(prefix):
+def test_invalid_topic_prefixes_are_refused(prefix):
     with pytest.raises(EdgerecError, match="topic prefix"):
         Broker.parse(f"mqtt://host/{prefix}", {})
 
@@ -593,12 +593,12 @@ def test_prefixes_that_cannot_be(prefix):
         ("x" * 100 + "/end.mp4", "x" * 47 + "-end-mp4-440a6ad2"),
     ],
 )
-def test_safe_names(text, name):
+def test_safe_names_are_ascii_and_distinct(text, name):
     assert safe_name(text) == name
     assert safe_name(name) == name
 
 
-def test_a_change_is_seen_even_when_its_result_was_lost():
+def test_new_decision_is_detected_if_its_first_result_was_dropped():
     changes = DecisionChanges()
     assert changes.is_new(result("a", since_s=1.0))
     assert not changes.is_new(result("a", since_s=1.0, changed=False))
@@ -606,7 +606,7 @@ def test_a_change_is_seen_even_when_its_result_was_lost():
     assert changes.is_new(result("b", source="other", since_s=2.0))
 
 
-def test_results_keep_their_rate(tmp_path, paho, monkeypatch):
+def test_results_are_published_at_the_requested_rate(tmp_path, paho, monkeypatch):
     sink = sink_to(free_port(), tmp_path / "out", results_per_s=10)
     now, sent = [100.0], []
     monkeypatch.setattr(sink._connection, "publish_qos0", lambda topic, payload: sent.append(topic))

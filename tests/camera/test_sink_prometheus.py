@@ -43,7 +43,7 @@ def threads():
     return [t for t in threading.enumerate() if "edgerec-prometheus" in t.name or "process_request" in t.name]
 
 
-def test_figures_are_what_happened():
+def test_metrics_match_the_written_results():
     counted = SimpleNamespace(overtaken=7, skipped={"every": 3}, dropped={"Mqtt": 2}, invalid=1)
     with Prometheus(MANIFEST, port=0, counters=lambda: counted) as sink:
         sink.state(change("connecting", "rtsp://u:p@10.0.0.5/door"))
@@ -72,14 +72,14 @@ def test_figures_are_what_happened():
     assert threads() == []
 
 
-def test_only_metrics_are_there():
+def test_other_paths_are_not_found():
     with Prometheus(MANIFEST, port=0) as sink:
         assert get(sink.port, "/")[0] == 404
         assert get(sink.port, "/metrics?x=1")[0] == 200
         assert get(sink.port, "/../../etc/passwd")[0] == 404
 
 
-def test_port_in_use_is_one_line():
+def test_port_in_use_is_a_one_line_error():
     with (
         Prometheus(MANIFEST, port=0) as sink,
         pytest.raises(EdgerecError, match="is in use by another program") as caught,
@@ -93,7 +93,7 @@ def test_port_in_use_is_one_line():
     assert threads() == []
 
 
-def test_the_port_is_free_again_at_once():
+def test_port_is_free_after_closing():
     sink = Prometheus(MANIFEST, port=0)
     assert get(sink.port)[0] == 200
     sink.close()
@@ -101,7 +101,7 @@ def test_the_port_is_free_again_at_once():
     Prometheus(MANIFEST, port=sink.port).close()
 
 
-def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
+def test_silent_clients_are_limited_and_disconnected(monkeypatch):
     monkeypatch.setattr(module, "CLIENT_S", 3.0)
     sink = Prometheus(MANIFEST, port=0)
     idle = [socket.create_connection(("127.0.0.1", sink.port)) for _ in range(MAX_CLIENTS + 4)]
@@ -124,7 +124,7 @@ def test_silent_clients_are_bounded_and_sent_away(monkeypatch):
         client.close()
 
 
-def test_mutated_requests_crash_nothing(capfd):
+def test_mutated_requests_do_not_crash_the_server(capfd):
     whole = b"GET /metrics?name[]=edgerec_frames_total HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
     dice = random.Random(5)
     with Prometheus(MANIFEST, port=0) as sink:
@@ -156,11 +156,11 @@ def test_mutated_requests_crash_nothing(capfd):
         ("[::1]:9464", ("::1", 9464)),
     ],
 )
-def test_where_to_listen(text, address):
+def test_listen_addresses_are_parsed(text, address):
     assert parse_listen(text) == address
 
 
 @pytest.mark.parametrize("text", ["a b", "host:99999", "http://host:80", "1:2:3"])
-def test_where_nothing_listens(text):
+def test_invalid_listen_addresses_are_refused(text):
     with pytest.raises(EdgerecError, match="not an address to listen on"):
         parse_listen(text)

@@ -107,7 +107,7 @@ def test_new_decisions_are_posted_and_signed(serve):
     assert headers["X-Edgerec-Signature"] == "sha256=" + hmac.new(b"key", body, hashlib.sha256).hexdigest()
 
 
-def test_every_result_where_asked_for(serve):
+def test_every_result_is_posted_if_requested(serve):
     server = serve(204)
     sink = hook_to(server.url, every_result=True, timeout_s=5)
     since = time.monotonic()
@@ -118,7 +118,7 @@ def test_every_result_where_asked_for(serve):
     assert "X-Edgerec-Signature" not in server.requests[0][1]
 
 
-def test_what_passes_is_tried_again(serve):
+def test_temporary_errors_are_tried_again(serve):
     server = serve(500, "hang up", 429, 200)
     sink = hook_to(server.url, timeout_s=5)
     sink.write(result())
@@ -139,7 +139,7 @@ def test_what_passes_is_tried_again(serve):
         ("nonsense", 4, "did not respond"),
     ],
 )
-def test_what_does_not_pass_is_counted_and_said_once(serve, caplog, status, requests, said):
+def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requests, said):
     server = serve(status)
     sink = hook_to(server.url)
     sink.write(result("one"))
@@ -155,7 +155,7 @@ def test_what_does_not_pass_is_counted_and_said_once(serve, caplog, status, requ
     assert ended(sink) == (0, 2)
 
 
-def test_nobody_listens(caplog):
+def test_refused_connection_is_counted_without_logging_the_password(caplog):
     sink = hook_to(f"http://user:pass@127.0.0.1:{free_port()}/")
     sink.write(result())
     wait_for(lambda: "Connection refused" in caplog.text)  # counted first, then said
@@ -163,7 +163,7 @@ def test_nobody_listens(caplog):
     assert ended(sink) == (0, 1)
 
 
-def test_a_slow_server_holds_nobody_up(serve):
+def test_slow_server_does_not_block_the_sink(serve):
     server = serve("slow")
     sink = hook_to(server.url, timeout_s=60)
     begun = time.monotonic()
@@ -210,7 +210,7 @@ def test_exception_during_a_request_does_not_stop_later_requests(serve, monkeypa
     assert ended(sink) == (2, 1)
 
 
-def test_a_peer_that_takes_and_is_silent():
+def test_server_that_never_responds_does_not_block_closing():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = hook_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=60)
         sink.write(result())
@@ -218,7 +218,7 @@ def test_a_peer_that_takes_and_is_silent():
         assert ended(sink) == (0, 1)
 
 
-def test_user_and_password_go_as_a_header(serve):
+def test_user_and_password_are_sent_as_basic_authentication(serve):
     server = serve(200)
     sink = hook_to(server.url.replace("://", "://me:p%40ss@"), timeout_s=5)
     sink.write(result())
@@ -240,7 +240,7 @@ def test_user_and_password_go_as_a_header(serve):
         "http://h/a b",
     ],
 )
-def test_addresses_that_are_none(url):
+def test_invalid_addresses_are_refused(url):
     with pytest.raises(EdgerecError, match="the webhook's address") as caught:
         Hook.parse(url)
     assert "secret" not in str(caught.value)

@@ -67,7 +67,7 @@ def test_slow_sink_gets_every_frame_of_a_file_until_it_is_closed():
     assert (report.dropped, report.incomplete) == ({}, ())
 
 
-def test_frames_of_a_file_are_kept_beside_a_live_source():
+def test_no_frame_of_a_file_is_dropped_beside_a_live_source():
     class Numbered:
         """A file of small images."""
 
@@ -90,7 +90,7 @@ def test_frames_of_a_file_are_kept_beside_a_live_source():
     assert report.dropped == {}
 
 
-def test_slow_sink_of_a_live_source_drops_visibly(caplog):
+def test_dropped_results_of_a_live_source_are_counted_and_logged(caplog):
     release = threading.Event()
     sink = Recorder(lambda _: release.wait(20))
     worker = SinkWorker(sink, lossless=False)
@@ -132,7 +132,7 @@ def test_queue_is_limited_in_bytes_and_in_length(shape):
     assert sink.indices[-1] == 2 * MAX_EVENTS - 1
 
 
-def test_sinks_that_use_no_images_do_not_hold_them():
+def test_queue_of_a_sink_without_images_holds_no_images():
     sizes = []
     sink = Recorder(lambda result: sizes.append(result.frame.image.nbytes))
     sink.uses_images = False
@@ -164,7 +164,7 @@ def test_hung_sink_does_not_prevent_others_from_finishing():
     assert (report.dropped, report.incomplete) == ({"Recorder": 10}, ("Recorder",))
 
 
-def test_hung_sinks_are_waited_for_at_the_same_time():
+def test_timeouts_of_hung_sinks_do_not_add_up():
     release, calls, timeout_s = threading.Event(), [], [60.0]
 
     def timeouts():
@@ -208,7 +208,7 @@ def test_failing_sink_does_not_block_the_camera_if_the_log_is_blocked():
     assert worker.dropped == 2
 
 
-def test_many_signals_take_effect_one_per_second(monkeypatch):
+def test_repeated_signals_count_once_per_second(monkeypatch):
     now_s, stops = [0.0], []
     monkeypatch.setattr("edgerec.camera.interrupts.time", SimpleNamespace(monotonic=lambda: now_s[0]))
 
@@ -222,7 +222,7 @@ def test_many_signals_take_effect_one_per_second(monkeypatch):
     assert (stops, now_s) == ([0.5, 1.5], [2.5])
 
 
-def test_signal_that_is_sent_to_the_process_and_to_its_group_counts_once():
+def test_signal_to_the_process_and_its_group_counts_once():
     def interrupt_twice(result):
         if result.frame.index == 0:
             os.kill(os.getpid(), signal.SIGINT)
@@ -268,7 +268,7 @@ for number in (1, 2, 3, 5, 8, 13, 21, 34):
 """
 
 
-def test_signal_while_the_main_thread_holds_a_lock_loses_nothing():
+def test_signal_while_the_main_thread_holds_a_lock_loses_no_results():
     done = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )

@@ -64,7 +64,7 @@ def test_snapshots_at_a_slow_rate_are_not_stale():
         assert watched.states() == ["connecting", "live"]
 
 
-def test_snapshot_that_breaks_off_is_reported_and_requested_again():
+def test_incomplete_snapshot_is_reported_and_requested_again():
     def cut(peer: Peer) -> None:
         peer.send(response(jpeg(1), "image/jpeg")[:-200])
 
@@ -88,7 +88,7 @@ def test_stream_that_stops_after_several_images_is_still_lost():
         watched.wait_until(State.LOST)
 
 
-def test_web_page_is_named_as_such():
+def test_error_for_a_web_page_says_that_it_is_a_web_page():
     def page(peer: Peer) -> None:
         peer.send(response(b"<html><body><img src='/?action=stream'></body></html>", "text/html"))
 

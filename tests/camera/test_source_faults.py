@@ -40,7 +40,7 @@ def replace_by_loop(path):
 
 
 @pytest.mark.parametrize("damage", [remove, replace_by_folder, replace_by_loop])
-def test_a_folder_continues_behind_an_unreadable_file(folder, damage, caplog):
+def test_folder_source_skips_unreadable_files(folder, damage, caplog):
     source = find_source(str(folder)).open()
     damage(folder / "1.png")  # after the folder was listed
     assert [int(image[0, 0, 0]) for image, _ in source.images()] == [0, 100, 150]
@@ -78,13 +78,13 @@ class Device:
         (0, ""),
     ],
 )
-def test_any_number_may_be_reported_as_format(fourcc, letters):
+def test_fourcc_of_any_reported_number_is_valid_text(fourcc, letters):
     device = Device(frame_width=640, frame_height=480, fps=30, fourcc=float(fourcc))
     assert OpenCVSource(device, "0", live=True).format.fourcc == letters
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 1e300])
-def test_an_unusual_size_is_no_size(number):
+def test_invalid_reported_size_is_ignored(number):
     reported = OpenCVSource(Device(frame_width=number, frame_height=number, fps=number, fourcc=0.0), "0", live=True)
     assert (reported.format.width, reported.format.height, reported.format.fps) == (0, 0, 0.0)
 
@@ -100,7 +100,7 @@ def test_an_unusual_size_is_no_size(number):
         "--max-fps=nan",
     ],
 )
-def test_an_impossible_option_is_wrong_usage(bundle, option):
+def test_invalid_option_value_is_a_usage_error(bundle, option):
     done = CliRunner().invoke(
         app, ["camera", str(bundle), "--source", "synthetic:8x8@0", "--json", "--max-frames=2", option]
     )
@@ -119,7 +119,7 @@ class Server(MjpegServer):
         well(peer)
 
 
-def test_the_source_opens_after_the_cold_start(bundle, monkeypatch):
+def test_benchmark_opens_the_source_after_the_cold_start(bundle, monkeypatch):
     connections, run = [], subprocess.run
 
     def observed(*arguments, **options):

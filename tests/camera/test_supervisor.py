@@ -115,7 +115,7 @@ def children() -> set[str]:
     return found
 
 
-def test_the_numbers_of_pictures_survive_jpeg():
+def test_image_numbers_can_be_read_after_jpeg_compression():
     seen = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
     assert seen == list(range(NUMBERS))
     torn = picture(7).copy()
@@ -226,7 +226,7 @@ def hang_up(peer):
         hang_up,
     ],
 )
-def test_fault_of_a_connection(fault):
+def test_source_recovers_from_faults_of_a_connection(fault):
     """The first connection fails like this, the second is well, the third fails, the fourth is well."""
 
     def few(peer):
@@ -241,7 +241,7 @@ def test_fault_of_a_connection(fault):
     assert camera.states()[-1] == "live"
 
 
-def test_closing_while_the_peer_is_silent_takes_no_time():
+def test_closing_does_not_wait_for_a_silent_server():
     with MjpegServer(silent) as server, watch(server, Timeouts()) as camera:
         wait_for(lambda: len(camera.frames) == 5, 10)
         began = time.monotonic()
@@ -250,7 +250,7 @@ def test_closing_while_the_peer_is_silent_takes_no_time():
         assert camera.left() == []
 
 
-def test_half_a_picture_among_whole_ones():
+def test_incomplete_image_in_a_stream_is_dropped():
     """With or without its length told, cut anywhere: only whole pictures come through, and nothing is lost behind."""
     whole = jpeg(41)
     cuts = [0, 1, 3, 30, 300, len(whole) // 2, len(whole) - 40, len(whole) - 2, len(whole) - 1]
@@ -271,7 +271,7 @@ def test_half_a_picture_among_whole_ones():
     assert camera.states() == ["connecting", "live"]
 
 
-def test_garbage_between_parts():
+def test_garbage_between_parts_is_ignored():
     noise = random.Random(1)
 
     def script(peer):
@@ -286,7 +286,7 @@ def test_garbage_between_parts():
     assert camera.states() == ["connecting", "live"]
 
 
-def test_resolution_and_colour_change():
+def test_resolution_and_color_may_change_in_a_stream():
     def script(peer):
         peer.send(HEAD)
         for look in ({}, {"size": (320, 240)}, {"grey": True}, {"size": (64, 48)}, {"size": (320, 240), "grey": True}):
@@ -301,7 +301,7 @@ def test_resolution_and_colour_change():
     assert camera.changes[1].reason == "160x120, MJPG"
 
 
-def test_refused_then_served():
+def test_source_connects_after_refused_connections():
     with MjpegServer() as server:
         server.kill()
         with watch(server) as camera:
@@ -314,7 +314,7 @@ def test_refused_then_served():
 
 
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
-def test_a_host_that_is_switched_off(scheme):
+def test_unreachable_host_times_out(scheme):
     with deaf_port() as port:
         began = time.monotonic()
         with pytest.raises(SourceError, match="cannot be opened"):
@@ -322,7 +322,7 @@ def test_a_host_that_is_switched_off(scheme):
         assert time.monotonic() - began < 30
 
 
-def test_a_slow_reader_sees_the_newest_picture():
+def test_slow_consumer_receives_the_newest_image():
     with MjpegServer() as server, Feeds([find_source(server.url)], PATIENCE) as feeds:
         late = []
         for event in feeds:
@@ -336,7 +336,7 @@ def test_a_slow_reader_sees_the_newest_picture():
 
 
 @pytest.mark.parametrize("scheme", ["basic", "digest"])
-def test_passwords(scheme):
+def test_password_is_sent_after_a_challenge_and_not_shown(scheme):
     def script(peer):
         request = peer.request.decode()
         basic = "Basic " + base64.b64encode(b"me:se@cret").decode()
@@ -356,7 +356,7 @@ def test_passwords(scheme):
 
 
 @pytest.mark.parametrize("asked", ["Digest nonce=", 'Digest realm="c", nonce', "Digest", "Basic, Digest nonce="])
-def test_a_question_for_the_password_that_is_none(asked):
+def test_invalid_authentication_challenge_is_an_error(asked):
     def script(peer):
         peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n\r\n".encode())
 
@@ -364,7 +364,7 @@ def test_a_question_for_the_password_that_is_none(asked):
         find_source(server.url.replace("//", "//me:secret@")).open()
 
 
-def test_a_redirection_takes_no_password_elsewhere():
+def test_password_is_not_sent_to_another_server_after_a_redirect():
     seen = []
 
     def elsewhere(peer):
@@ -382,7 +382,7 @@ def test_a_redirection_takes_no_password_elsewhere():
     assert not any(b"Authorization" in request for request in seen)
 
 
-def test_chunks_and_no_lengths():
+def test_chunked_response_without_part_lengths_is_read():
     def script(peer):
         peer.send(HEAD.replace(b"HTTP/1.0", b"HTTP/1.1").replace(b"Conn", b"Transfer-Encoding: chunked\r\nConn"))
         number = 0
@@ -399,7 +399,7 @@ def test_chunks_and_no_lengths():
     camera.assert_only_served()
 
 
-def test_splitter_finds_whole_files_however_the_bytes_come():
+def test_splitter_finds_complete_files_for_any_chunk_size():
     rng = random.Random(2)
     thumbnail = jpeg(3, (64, 48))
     inside = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
@@ -413,7 +413,7 @@ def test_splitter_finds_whole_files_however_the_bytes_come():
 
 
 @pytest.mark.parametrize("interval", [0, 2])
-def test_a_jpeg_whose_data_end_too_early_is_no_picture(interval):
+def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
     """Cut in the middle, but with its end mark: libjpeg fills it up with grey."""
     rng = random.Random(4)
     image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
@@ -428,7 +428,7 @@ def test_a_jpeg_whose_data_end_too_early_is_no_picture(interval):
     assert refused > 95  # a cut exactly at a restart marker may look finished
 
 
-def test_a_jpeg_that_lacks_a_restart_marker_is_no_picture():
+def test_jpeg_with_a_missing_restart_marker_is_dropped():
     image = np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8)
     whole = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
     assert decoded(cv2, whole) is not None
@@ -438,14 +438,14 @@ def test_a_jpeg_that_lacks_a_restart_marker_is_no_picture():
 
 
 @pytest.mark.parametrize("quality", [50, 95])
-def test_a_picture_that_is_grey_itself_is_one(quality):
+def test_gray_image_is_not_mistaken_for_an_incomplete_one(quality):
     grey = np.full((120, 160, 3), 128, np.uint8)
     for image in (grey, grey[..., 0], picture(5) // 2 + 64):
         image[-40:] = 128
         assert decoded(cv2, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()) is not None
 
 
-def test_splitter_survives_anything():
+def test_splitter_accepts_random_bytes():
     rng = random.Random(3)
     whole = part(jpeg(5)) * 3
     for _ in range(2000):
@@ -460,7 +460,7 @@ def test_splitter_survives_anything():
             assert image is None or image.size
 
 
-def test_a_video_that_ends_in_the_middle_of_a_frame(tmp_path):
+def test_truncated_video_delivers_its_complete_frames(tmp_path):
     path = tmp_path / "numbers.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
@@ -476,7 +476,7 @@ def test_a_video_that_ends_in_the_middle_of_a_frame(tmp_path):
         assert [number_of(frame.image) for frame in camera.frames] == list(range(10))
 
 
-def test_a_camera_that_vanishes_and_comes_back(tmp_path):
+def test_unplugged_camera_is_reconnected(tmp_path):
     """A file stands for the device: read at a camera's rate, then unplugged, then plugged in again."""
     path, kept = tmp_path / "video9.avi", tmp_path / "kept.avi"
     writer = cv2.VideoWriter(str(kept), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
@@ -502,7 +502,7 @@ def test_a_camera_that_vanishes_and_comes_back(tmp_path):
     assert any("cannot be opened" in change.reason for change in camera.changes)
 
 
-def test_a_device_that_is_not_there_ends_at_once():
+def test_missing_device_ends_immediately():
     with Watched(find_source("/dev/video97")) as camera:
         wait_for(lambda: "ended" in camera.states(), 10)
     assert camera.states() == ["connecting", "ended"]
@@ -510,7 +510,7 @@ def test_a_device_that_is_not_there_ends_at_once():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells who uses a file")
-def test_who_uses_a_camera_is_named(tmp_path):
+def test_error_names_the_program_that_uses_the_camera(tmp_path):
     device = tmp_path / "video0"
     device.write_bytes(b"")
     assert programs_using(device) == []
@@ -531,7 +531,7 @@ def open_device_of(path):
     return OpenCVSource.camera(str(path), CaptureFormat())
 
 
-def test_back_within_seconds_after_a_long_absence():
+def test_source_recovers_within_seconds_after_a_long_outage():
     """With the timeouts that people get: away for longer than the longest pause between two attempts."""
     with MjpegServer() as server, watch(server, Timeouts()) as camera:
         camera.live_again("first")
@@ -544,7 +544,7 @@ def test_back_within_seconds_after_a_long_absence():
     camera.assert_only_served()
 
 
-def test_nothing_of_ffmpeg_reaches_the_terminal(tmp_path):
+def test_ffmpeg_writes_nothing_to_stderr(tmp_path):
     """Streams that fail in every way, read in a process of its own: it writes nothing but what we print."""
     path = tmp_path / "torn.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
@@ -585,7 +585,7 @@ print(json.dumps(said))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [60, 1])
-def test_ffmpeg_s_own_timeouts_hold(tmp_path, pause_s):
+def test_ffmpeg_timeouts_end_a_silent_or_slow_stream(tmp_path, pause_s):
     """What we do not read ourselves: a peer that sends half and then nothing, or a byte a second."""
     path = tmp_path / "numbers.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
@@ -612,7 +612,7 @@ def test_ffmpeg_s_own_timeouts_hold(tmp_path, pause_s):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [60, 1])
-def test_an_rtsp_peer_that_only_takes_the_call(pause_s):
+def test_silent_rtsp_server_times_out(pause_s):
     def script(peer):
         for byte in b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nX: " + b"x" * 60:
             peer.wait(pause_s)
@@ -649,7 +649,7 @@ def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
 
 
 @pytest.mark.slow
-def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
+def test_source_recovers_from_a_silent_rtsp_connection(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
         camera.wait_until(State.LIVE)
@@ -665,7 +665,7 @@ def test_rtsp_server_that_is_silent_but_connected(rtsp_folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
-def test_closing_ends_the_wait_for_a_silent_rtsp_peer(rtsp_folder, monkeypatch):
+def test_closing_interrupts_the_read_from_a_silent_rtsp_server(rtsp_folder, monkeypatch):
     monkeypatch.setattr(opencv, "READ_MS", 60_000)  # FFmpeg itself would wait for minutes
     with RtspServer(rtsp_folder) as server, watch(server, Timeouts()) as camera:
         camera.wait_until(State.LIVE)
@@ -675,7 +675,7 @@ def test_closing_ends_the_wait_for_a_silent_rtsp_peer(rtsp_folder, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
-def test_the_socket_that_a_library_opened_is_found_and_shut_down():
+def test_socket_opened_by_a_library_is_detected_and_shut_down():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as another:
         port, peer = server.getsockname()[1], PeerSocket()
         before = socket.create_connection(("127.0.0.1", port))
@@ -695,7 +695,7 @@ def test_the_socket_that_a_library_opened_is_found_and_shut_down():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
-def test_of_two_sockets_that_are_opened_at_once_none_is_taken():
+def test_no_socket_is_selected_if_two_were_opened():
     with socket.create_server(("127.0.0.1", 0)) as server:
         descriptors, peer = len(os.listdir("/proc/self/fd")), PeerSocket()
         with peer.detect(server.getsockname()[1]):

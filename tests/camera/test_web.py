@@ -134,7 +134,7 @@ def threads():
 # --- what is shown ----------------------------------------------------------------------------------
 
 
-def test_the_page_and_its_files(standing):
+def test_page_and_its_files_are_served_without_external_resources(standing):
     page = ask(standing, "/")
     assert page.status == 200
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -149,7 +149,7 @@ def test_the_page_and_its_files(standing):
     assert b"<script>" not in page.body
 
 
-def test_security_headers_are_on_every_answer(standing):
+def test_every_response_has_security_headers(standing):
     for path in ("/", "/nothing", "/picture/0", "/picture/9"):
         headers = ask(standing, path).headers
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -160,7 +160,7 @@ def test_security_headers_are_on_every_answer(standing):
         assert "Server" not in headers
 
 
-def test_events_say_what_is_seen(web):
+def test_events_contain_results_and_states(web):
     with stream(web) as following:
         assert following() == ("hello", {"labels": list(LABELS), "saves": True})
         _, news = following()
@@ -180,7 +180,7 @@ def test_events_say_what_is_seen(web):
         assert told[1]["reason"] == "no picture"
 
 
-def test_the_picture_is_the_frame(web):
+def test_image_is_the_newest_frame(web):
     answer = ask(web, "/picture/0")
     assert (answer.status, answer.headers["X-Frame"]) == (200, "7")
     shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
@@ -189,7 +189,7 @@ def test_the_picture_is_the_frame(web):
     assert ask(web, "/picture/1").status == 404
 
 
-def test_the_picture_has_its_colours_and_is_made_smaller(web):
+def test_image_has_the_right_colors_and_is_scaled_down(web):
     image = np.zeros((1440, 2560, 3), np.uint8)
     image[:, :, 0] = 200  # red
     seen = result(8)
@@ -200,17 +200,17 @@ def test_the_picture_has_its_colours_and_is_made_smaller(web):
     assert shown[360, 640].tolist() == pytest.approx([0, 0, 200], abs=6)
 
 
-def test_a_picture_is_waited_for(web):
+def test_image_request_waits_for_a_new_frame(web):
     threading.Timer(0.2, lambda: web.write(result(8))).start()
     assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
 
 
-def test_no_new_picture_is_no_content(web, monkeypatch):
+def test_image_request_without_a_new_frame_returns_204(web, monkeypatch):
     monkeypatch.setattr(app, "IMAGE_WAIT_S", 0.1)
     assert ask(web, "/picture/0?after=7").status == 204
 
 
-def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
+def test_image_is_encoded_once_and_only_on_request(web):
     for number in range(10, 60):
         web.write(result(number))
     assert web._state.encoded == 0
@@ -224,7 +224,7 @@ def test_a_picture_is_encoded_once_and_only_when_somebody_looks(web):
     assert web._state.encoded == 1
 
 
-def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
+def test_at_most_fifteen_images_per_second_are_encoded(monkeypatch):
     now = [100.0]
     shown = page_state.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
@@ -237,7 +237,7 @@ def test_pictures_come_no_faster_than_fifteen_a_second(monkeypatch):
     assert numbers == sorted(numbers)
 
 
-def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
+def test_cpu_time_for_encoding_is_limited(monkeypatch):
     now = [100.0]
     shown = page_state.PageState()
     monkeypatch.setattr("edgerec.camera.sinks.web.state.time.monotonic", lambda: now[0])
@@ -254,7 +254,7 @@ def test_encoding_leaves_the_processor_to_the_model(monkeypatch):
     assert shown.encoded * 0.1 == pytest.approx(10 * page_state.MAX_LOAD, rel=0.1)
 
 
-def test_sources_stand_side_by_side(web):
+def test_events_contain_all_sources(web):
     web.state(change("connecting", "yard"))
     web.write(result(3, 1, "yard", grey=200))
     assert ask(web, "/picture/1").headers["X-Frame"] == "3"
@@ -263,7 +263,7 @@ def test_sources_stand_side_by_side(web):
         assert [source["name"] for source in following()[1]["sources"]] == ["front", "yard"]
 
 
-def test_a_result_without_a_decision_is_shown(web):
+def test_result_without_a_decision_is_shown(web):
     seen = result(8, 1)
     web.write(Result(seen.frame, seen.classification, seen.completed_s))
     with stream(web) as following:
@@ -271,7 +271,7 @@ def test_a_result_without_a_decision_is_shown(web):
         assert following()[1]["sources"][0]["answer"]["label"] == "yield"
 
 
-def test_the_story_is_bounded(web):
+def test_number_of_stored_decisions_is_limited(web):
     for number in range(1000):
         web.write(result(number, number % 2))
     assert len(web._state.news(0)["story"]) == page_state.MAX_ENTRIES
@@ -279,7 +279,7 @@ def test_the_story_is_bounded(web):
     assert web._state.news(5000)["story"] == []
 
 
-def test_a_source_that_flickers_pushes_out_no_other(web):
+def test_decisions_of_one_source_do_not_displace_those_of_others(web):
     web.write(result(1, 2, "yard"))
     for number in range(1000):
         web.write(result(number, number % 2))
@@ -289,7 +289,7 @@ def test_a_source_that_flickers_pushes_out_no_other(web):
     assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
 
 
-def test_unknown_comes_with_the_best_class(web):
+def test_unknown_label_is_sent_with_the_best_class(web):
     def entries():
         news = web._state.news(0)
         return news["sources"][0]["answer"], news["story"][-1]
@@ -301,7 +301,7 @@ def test_unknown_comes_with_the_best_class(web):
     assert not any("best" in said for said in entries())
 
 
-def test_the_last_decision_has_the_present_score(web):
+def test_last_decision_has_the_current_score(web):
     def scored(number, score, index=0):
         seen = result(number, index)
         return replace(seen, decision=replace(seen.decision, score=score))
@@ -325,7 +325,7 @@ def test_the_last_decision_has_the_present_score(web):
 
 
 @pytest.mark.slow
-def test_the_list_follows_the_present_score(browser):
+def test_list_shows_the_current_score(browser):
     from playwright.sync_api import expect
 
     def scored(score):
@@ -354,7 +354,7 @@ def keep(sink, frame=7):
     return json.loads(answer.body)
 
 
-def test_a_labelled_picture_is_saved_without_loss(web, tmp_path):
+def test_labeled_image_is_saved_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     seen = result(8)
     web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
@@ -375,7 +375,7 @@ def test_a_labelled_picture_is_saved_without_loss(web, tmp_path):
     assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
 
 
-def test_a_frame_that_was_just_shown_can_still_be_held(web):
+def test_recently_shown_frame_can_be_held(web):
     ask(web, "/picture/0")
     time.sleep(0.1)
     web.write(result(8))
@@ -383,7 +383,7 @@ def test_a_frame_that_was_just_shown_can_still_be_held(web):
     assert keep(web, 7)["frame"] == 7
 
 
-def test_saved_pictures_are_a_data_set(web, tmp_path):
+def test_saved_images_can_be_read_as_a_data_set(web, tmp_path):
     from edgerec.data.readers import find
 
     for index in (0, 1, 1):
@@ -393,7 +393,7 @@ def test_saved_pictures_are_a_data_set(web, tmp_path):
     assert found.classes.tolist() == [0, 1, 1]
 
 
-def test_hostile_labels_stay_in_the_folder(tmp_path):
+def test_images_with_hostile_labels_stay_in_the_folder(tmp_path):
     labels = ("..", "../../../x", "/etc/x", "a\0b", ".", "x" * 5000, "é" * 300)
     saved = LabelStore(tmp_path / "saved", labels)
     for index in range(len(labels)):
@@ -402,13 +402,13 @@ def test_hostile_labels_stay_in_the_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_names_of_pictures_are_unique(tmp_path, monkeypatch):
+def test_names_of_saved_images_are_unique(tmp_path, monkeypatch):
     monkeypatch.setattr("edgerec.camera.sinks.web.label_store.time.time", lambda: 1e9)
     saved = LabelStore(tmp_path, LABELS)
     assert len({saved.save(result(1).frame, 0) for _ in range(5)}) == 5
 
 
-def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
+def test_saving_on_a_full_disk_returns_an_error(web, monkeypatch, tmp_path):
     monkeypatch.setattr(label_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     answer = ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": 0})
     assert answer.status == 507
@@ -416,7 +416,7 @@ def test_a_full_disk_is_said(web, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
+def test_saving_to_an_unwritable_folder_raises_an_error(tmp_path):
     saved = LabelStore(tmp_path / "saved", LABELS)
     (tmp_path / "saved" / "stop").write_text("")
     with pytest.raises(EdgerecError, match="cannot be written"):
@@ -424,7 +424,7 @@ def test_a_folder_that_cannot_be_written_any_more_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["file", "file/in it"])
-def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
+def test_folder_that_cannot_be_created_is_refused_at_the_start(where, tmp_path):
     before = threads()
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgerecError, match="images cannot be saved in") as error:
@@ -433,13 +433,13 @@ def test_a_folder_that_cannot_be_made_is_refused_at_the_start(where, tmp_path):
     assert threads() - before == set()
 
 
-def test_a_folder_without_the_right_to_write_is_refused_at_the_start(tmp_path, monkeypatch):
+def test_folder_without_write_permission_is_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(label_store.os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(EdgerecError, match="it cannot be written"):
         LabelStore(tmp_path, LABELS)
 
 
-def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, edgerec):
+def test_command_reports_an_unusable_folder_in_one_line(bundle, tmp_path, edgerec):
     (tmp_path / "file").write_text("")
     done = edgerec(
         "camera", bundle, "-s", "synthetic:64x48@30", "--web", "127.0.0.1:0", "--web-save", tmp_path / "file"
@@ -447,7 +447,7 @@ def test_the_command_line_refuses_such_a_folder_in_one_line(bundle, tmp_path, ed
     assert f"images cannot be saved in {tmp_path / 'file'}" in one_line(done)
 
 
-def test_without_a_folder_nothing_is_saved():
+def test_saving_without_a_folder_returns_an_error():
     with WebSink("127.0.0.1", 0, LABELS) as web:
         assert ask(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 404
         web.state(change("connecting"))
@@ -457,7 +457,7 @@ def test_without_a_folder_nothing_is_saved():
         assert (answer.status, b"--web-save DIR" in answer.body) == (409, True)
 
 
-def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
+def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     seen = result(8)
     web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
@@ -486,7 +486,7 @@ def test_a_snapshot_is_the_whole_frame_without_loss(web, tmp_path):
         ("x" * 500, "x" * 55 + "-c38c2bf3"),
     ],
 )
-def test_a_snapshots_name_is_source_and_time(feed, name):
+def test_name_of_a_snapshot_has_source_and_time(feed, name):
     with WebSink("127.0.0.1", 0, LABELS) as web:
         web.write(result(1, feed=feed))
         before = time.strftime("%Y%m%d")
@@ -497,7 +497,7 @@ def test_a_snapshots_name_is_source_and_time(feed, name):
         assert said["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
 
 
-def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
+def test_downloaded_image_is_released_before_images_without_a_label():
     shown = page_state.PageState()
     shown.write(result(1))
     waits, taken = shown.hold(0, 1)[0], shown.hold(0, 1)[0]
@@ -509,7 +509,7 @@ def test_a_picture_that_was_taken_goes_before_one_that_waits_for_its_label():
     shown.release_first("a key that was never given")
 
 
-def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
+def test_held_images_are_limited_in_number_and_time(monkeypatch):
     shown = page_state.PageState()
     shown.write(result(1))
     keys = [shown.hold(0, 1)[0] for _ in range(page_state.HELD + 3)]
@@ -520,7 +520,7 @@ def test_held_pictures_are_few_and_not_for_ever(monkeypatch):
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9, 2**64, 1.0, "1", True, None, [1], {"a": 1}, "../../etc"])
-def test_an_index_that_is_none(standing, index):
+def test_invalid_label_index_is_refused(standing, index):
     assert ask(standing, "/save", "POST", {"hold": keep(standing)["hold"], "index": index}).status == 400
     with stream(standing) as following:
         assert following()[0] == "hello"
@@ -530,13 +530,13 @@ def test_an_index_that_is_none(standing, index):
     "body",
     [b"", b"{", b"[]", b"1", b"null", b"\xff\xfe", b"[" * 1000, b'{"source": 0}', b'{"source": "0", "frame": 1}'],
 )
-def test_bodies_that_are_none(standing, body):
+def test_invalid_request_body_is_refused(standing, body):
     assert ask(standing, "/hold", "POST", body, Content_Type="application/json").status == 400
     assert ask(standing, "/save", "POST", body, Content_Type="application/json").status == 400
 
 
 @pytest.mark.parametrize("hold", [None, 1, "", "x", "../../../etc/passwd", "\0"])
-def test_keys_that_were_never_given(standing, hold):
+def test_unknown_key_of_a_held_image_is_refused(standing, hold):
     assert ask(standing, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
 
 
@@ -562,14 +562,14 @@ def test_keys_that_were_never_given(standing, hold):
         "/\\..\\",
     ],
 )
-def test_paths_lead_nowhere(standing, path):
+def test_other_paths_return_404(standing, path):
     answer = ask(standing, path)
     assert answer.status in (400, 404, 410)
     assert b"root:" not in answer.body
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_other_methods(standing, method):
+def test_other_methods_are_refused(standing, method):
     assert ask(standing, "/", method).status == 405
     assert ask(standing, "/save", method).status == 405
     assert ask(standing, "/save").status == 405
@@ -588,7 +588,7 @@ def locked():
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
-def test_without_the_token_nothing_is_seen(locked, path):
+def test_request_without_the_token_is_refused(locked, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
         answer = ask(locked, path, **headers)
         assert answer.status == 401
@@ -596,7 +596,7 @@ def test_without_the_token_nothing_is_seen(locked, path):
     assert ask(locked, "/save", "POST", {"hold": "x", "index": 0}).status == 401
 
 
-def test_the_token_opens_and_becomes_a_cookie(locked):
+def test_token_in_the_address_sets_a_cookie(locked):
     query = urlsplit(locked.url).query
     assert parse_qs(query) == {"token": [TOKEN]}
     answer = ask(locked, f"/?{query}")
@@ -613,13 +613,13 @@ def test_the_token_opens_and_becomes_a_cookie(locked):
 
 
 @pytest.mark.parametrize("token", ["wrong", "", "%00", "%ff%fe", "é", TOKEN[:-1], TOKEN + "x", "a&token=b"])
-def test_wrong_tokens(locked, token):
+def test_wrong_token_is_refused(locked, token):
     from urllib.parse import quote
 
     assert ask(locked, f"/?token={quote(token, safe='%&=')}").status == 401
 
 
-def test_a_browser_without_the_token_is_asked_for_it(locked):
+def test_browser_without_the_token_gets_the_login_page(locked):
     answer = ask(locked, "/", Accept="text/html,*/*")
     assert answer.status == 401
     assert b'name="token"' in answer.body
@@ -636,7 +636,7 @@ def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
     assert TOKEN.encode() in compared
 
 
-def test_other_addresses_get_a_token(caplog):
+def test_token_is_generated_for_other_addresses_than_loopback(caplog):
     caplog.set_level("INFO", "edgerec")
     with WebSink("0.0.0.0", 0, LABELS) as first, WebSink("0.0.0.0", 0, LABELS) as second:
         assert len(first.token) >= 32
@@ -650,19 +650,19 @@ def test_other_addresses_get_a_token(caplog):
         assert ask(second, f"/?token={first.token}").status == 401
 
 
-def test_a_short_token_is_refused():
+def test_short_token_is_refused():
     with pytest.raises(EdgerecError, match="at least 8"):
         WebSink("127.0.0.1", 0, LABELS, token="1234")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "localhost.x"])
-def test_names_that_are_not_ours(standing, host):
+def test_foreign_host_names_are_refused(standing, host):
     for path in ("/", "/events", "/picture/0"):
         assert ask(standing, path, Host=host).status == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:8000"])
-def test_names_that_are_ours(standing, host):
+def test_own_host_names_are_accepted(standing, host):
     assert ask(standing, "/", Host=host).status == 200
 
 
@@ -677,7 +677,7 @@ def test_names_that_are_ours(standing, host):
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_other_sites_may_not_save(web, tmp_path, headers):
+def test_request_of_another_site_cannot_save(web, tmp_path, headers):
     held = keep(web)["hold"]
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
     assert not list((tmp_path / "saved").iterdir())
@@ -685,12 +685,12 @@ def test_other_sites_may_not_save(web, tmp_path, headers):
     assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
 
 
-def test_a_form_may_not_save(standing):
+def test_request_of_a_form_cannot_save(standing):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         assert ask(standing, "/save", "POST", b"{}", Content_Type=kind).status == 415
 
 
-def test_other_sites_may_link_but_not_look(standing):
+def test_other_sites_may_link_to_the_page_but_not_read_it(standing):
     elsewhere = {"Sec-Fetch-Site": "cross-site"}
     assert ask(standing, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
     for path in ("/picture/0", "/events", "/page.js"):
@@ -714,7 +714,7 @@ def raw(sink, sent, seconds=10):
     return got
 
 
-def test_a_request_whose_body_is_cut_off_is_not_logged_as_a_fault(standing, caplog):
+def test_truncated_request_body_is_not_logged_as_an_error(standing, caplog):
     start = f"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port_of(standing)}\r\nContent-Type: application/json\r\n"
     for _ in range(30):
         with socket.create_connection(("127.0.0.1", port_of(standing)), timeout=10) as connection:
@@ -723,7 +723,7 @@ def test_a_request_whose_body_is_cut_off_is_not_logged_as_a_fault(standing, capl
     assert caplog.messages == []
 
 
-def test_requests_that_are_nearly_right(standing, capfd):
+def test_mutated_requests_do_not_crash_the_page(standing, capfd):
     rng = np.random.default_rng(4)
     host = f"Host: 127.0.0.1:{port_of(standing)}\r\n"
     save = json.dumps({"hold": "x", "index": 0})
@@ -754,7 +754,7 @@ def post_head(sink, *lines):
     ).encode()
 
 
-def test_bodies_that_are_too_large(web):
+def test_too_large_request_bodies_are_refused(web):
     assert b" 413 " in raw(web, post_head(web, "Content-Length: 1000000000"))
     assert b" 413 " in raw(web, post_head(web, "Content-Length: 5000") + b"x" * 5000)
     chunked = post_head(web, "Transfer-Encoding: chunked") + b"400\r\n" + b"x" * 0x400 + b"\r\n10\r\n" + b"x" * 16
@@ -762,7 +762,7 @@ def test_bodies_that_are_too_large(web):
     assert ask(web, "/").status == 200
 
 
-def test_a_body_that_never_ends(web, monkeypatch):
+def test_incomplete_request_body_times_out(web, monkeypatch):
     monkeypatch.setattr(app, "BODY_S", 0.2)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as connection:
         connection.sendall(post_head(web, "Content-Length: 20") + b"{")
@@ -782,14 +782,14 @@ def test_a_body_that_never_ends(web, monkeypatch):
         b"POST /save HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-def test_requests_that_are_none(standing, sent, capfd):
+def test_invalid_http_requests_are_refused(standing, sent, capfd):
     got = raw(standing, sent)
     assert got == b"" or b" 4" in got.splitlines()[0]
     assert ask(standing, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
 
-def test_many_clients(web):
+def test_number_of_event_streams_is_limited(web):
     with ExitStack() as stack:
         streams = [stack.enter_context(stream(web)) for _ in range(app.MAX_CLIENTS)]
         refused = ask(web, "/events")
@@ -811,7 +811,7 @@ def ask_once(sink):
         return False
 
 
-def test_connections_that_say_nothing_do_not_keep_others_out(web, monkeypatch):
+def test_silent_connections_do_not_lock_anybody_out(web, monkeypatch):
     monkeypatch.setattr(server, "SLOW_S", 0.3)
     silent = [socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) for _ in range(150)]
     try:
@@ -828,7 +828,7 @@ def _status(sink):
         return None
 
 
-def test_half_a_request_is_cut_off(web, monkeypatch):
+def test_connection_with_an_incomplete_request_is_closed(web, monkeypatch):
     monkeypatch.setattr(server, "SLOW_S", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: 127")
@@ -836,7 +836,7 @@ def test_half_a_request_is_cut_off(web, monkeypatch):
             assert connection.recv(10) == b""
 
 
-def test_a_client_that_takes_nothing_is_cut_off(web, monkeypatch):
+def test_connection_of_a_client_that_does_not_read_is_closed(web, monkeypatch):
     monkeypatch.setattr(server, "SLOW_S", 0.3)
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
     seen = result(8)
@@ -851,7 +851,7 @@ def test_a_client_that_takes_nothing_is_cut_off(web, monkeypatch):
         wait_for(lambda: not connections)
 
 
-def test_a_port_in_use(web):
+def test_port_in_use_is_reported_with_advice(web):
     port = port_of(web)
     with pytest.raises(EdgerecError) as error:
         WebSink("127.0.0.1", port, LABELS)
@@ -862,7 +862,7 @@ def test_a_port_in_use(web):
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host.invalid", "a" * 300])
-def test_an_address_that_is_not_ours(host):
+def test_address_of_another_machine_is_refused(host):
     with pytest.raises(EdgerecError, match="cannot listen") as error:
         WebSink(host, 0, LABELS)
     assert "\n" not in str(error.value)
@@ -880,12 +880,12 @@ def test_an_address_that_is_not_ours(host):
         ("[::]", ("::", 8000)),
     ],
 )
-def test_addresses_as_typed(text, address):
+def test_addresses_are_parsed(text, address):
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["x:y", "1:2:3", "127.0.0.1:99999", "http://x:1", "70000"])
-def test_addresses_that_are_none(text):
+def test_invalid_addresses_are_refused(text):
     with pytest.raises(ValueError, match="HOST:PORT"):
         parse_address(text)
 
@@ -893,7 +893,7 @@ def test_addresses_that_are_none(text):
 # --- its end ----------------------------------------------------------------------------------------
 
 
-def test_stopping_leaves_no_thread_and_no_port(tmp_path):
+def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
     before = threads()
     sink = WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path)
     sink.write(result(1))
@@ -918,7 +918,7 @@ def _status_of(sink, path):
         return None
 
 
-def test_stopping_does_not_wait_for_clients_that_take_nothing():
+def test_closing_does_not_wait_for_clients_that_do_not_read():
     before = threads()
     sink = WebSink("127.0.0.1", 0, LABELS)
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
@@ -934,14 +934,14 @@ def test_stopping_does_not_wait_for_clients_that_take_nothing():
     assert threads() - before == set()
 
 
-def test_stopping_at_once():
+def test_closing_immediately_after_the_start():
     before = threads()
     for _ in range(5):
         WebSink("127.0.0.1", 0, LABELS).close()
     assert threads() - before == set()
 
 
-def test_the_base_camera_stays_light():
+def test_camera_without_web_does_not_import_starlette():
     code = (
         "import sys, edgerec.camera.sinks.web; "
         "print([name for name in ('starlette', 'uvicorn', 'cv2', 'asyncio') if name in sys.modules])"
@@ -951,13 +951,13 @@ def test_the_base_camera_stays_light():
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn"])
-def test_what_is_not_installed_is_named(monkeypatch, module):
+def test_missing_package_is_named(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=r'pip install "edgerec\[web\]"'):
         WebSink("127.0.0.1", 0, LABELS)
 
 
-def test_it_is_a_sink_like_others():
+def test_web_sink_works_in_a_sink_worker():
     sink = WebSink("127.0.0.1", 0, LABELS)
     worker = SinkWorker(sink, lossless=True)
     worker.put(change("live"))
@@ -969,7 +969,7 @@ def test_it_is_a_sink_like_others():
     assert (worker.dropped, worker.failed, sink.closed) == (0, 0, False)
 
 
-def test_temperature(tmp_path):
+def test_cpu_temperature_is_read(tmp_path):
     assert processor_temperature_c(tmp_path) is None
     for number, (kind, value) in enumerate([("iwlwifi", "90000"), ("cpu-thermal", "51234"), ("acpitz", "x")]):
         zone = tmp_path / f"thermal_zone{number}"
@@ -996,7 +996,7 @@ def browser():
 
 
 @pytest.mark.slow
-def test_in_a_browser(browser, tmp_path, monkeypatch):
+def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
     from playwright.sync_api import expect
 
     monkeypatch.setattr(page_state, "processor_temperature_c", lambda: 51.4)
@@ -1063,7 +1063,7 @@ def test_in_a_browser(browser, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_browser_is_asked_for_the_token(browser):
+def test_login_page_accepts_the_token(browser):
     from playwright.sync_api import expect
 
     with WebSink("127.0.0.1", 0, LABELS, token=TOKEN) as sink:
@@ -1086,7 +1086,7 @@ def test_a_browser_is_asked_for_the_token(browser):
 
 
 @pytest.mark.slow
-def test_the_page_opens_on_a_source_that_is_live(browser):
+def test_page_selects_a_live_source(browser):
     from playwright.sync_api import expect
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
@@ -1126,7 +1126,7 @@ def test_the_page_opens_on_a_source_that_is_live(browser):
 
 
 @pytest.mark.slow
-def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
+def test_list_shows_the_decisions_of_the_selected_source(browser):
     from playwright.sync_api import expect
 
     def grabbed(seen, ago_s):
@@ -1169,7 +1169,7 @@ def test_the_list_has_the_decisions_of_the_source_that_is_shown(browser):
 
 
 @pytest.mark.slow
-def test_the_page_fits_a_phone_and_survives_hostile_labels(browser):
+def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
     from playwright.sync_api import expect
 
     labels = ("<img src=x onerror=alert(1)>", "long" * 60, "y")
@@ -1201,7 +1201,7 @@ def grey_of(page) -> int:
     return page.locator("#picture").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
 
 
-def test_the_page_is_package_data():
+def test_page_files_are_package_data():
     import edgerec.camera.sinks.web as package
 
     folder = Path(package.__file__).parent / "page"

@@ -64,7 +64,7 @@ def test_idle_connections_from_many_addresses_do_not_lock_anybody_out():
         assert [ask(port)[0] for _ in range(5)] == [200] * 5
 
 
-def test_connection_with_an_unfinished_response_is_not_ended_for_new_ones():
+def test_connection_with_an_incomplete_response_is_not_closed_for_new_ones():
     with WebSink("127.0.0.1", 0, LABELS) as sink, ExitStack() as stack:
         port = urlsplit(sink.url).port
         events = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -101,7 +101,7 @@ def test_saved_images_have_a_quota_that_counts_earlier_files(tmp_path):
     first.save(frame(4), 1)
 
 
-def test_page_says_that_the_quota_is_used_up(tmp_path):
+def test_page_reports_that_the_quota_is_used_up(tmp_path):
     with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / "saved", save_max_bytes=4096) as sink:
         port = urlsplit(sink.url).port
         statuses = []

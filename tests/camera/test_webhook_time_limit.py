@@ -78,7 +78,7 @@ def read_nothing(connection, ending):
     ending.wait()
 
 
-def test_server_without_tls_handshake(silent):
+def test_server_that_does_not_complete_the_tls_handshake_times_out(silent):
     sink = hook_to(silent)
     sink.write(result())
     wait_for(lambda: sink.dropped == 1)
@@ -107,7 +107,7 @@ def test_slow_server_after_a_slow_handshake(tls_server, monkeypatch, serve, labe
     close(sink)
 
 
-def test_name_lookup_that_hangs(silent, monkeypatch, caplog):
+def test_hanging_name_lookup_times_out(silent, monkeypatch, caplog):
     ending = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ending.wait() and [])
     sink = hook_to(silent)
@@ -117,7 +117,7 @@ def test_name_lookup_that_hangs(silent, monkeypatch, caplog):
     close(sink)
 
 
-def test_time_is_divided_among_the_addresses_of_a_name(monkeypatch):
+def test_time_limit_is_divided_among_the_addresses_of_a_host(monkeypatch):
     """The first address never responds. The second one still gets a part of the time limit."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
