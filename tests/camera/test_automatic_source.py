@@ -1,4 +1,4 @@
-"""Camera modules and USB cameras: --source auto, the capture time, and the doctor's findings."""
+"""Tests of `--source auto`, of the capture time of camera modules, and of the camera checks of `edgerec doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODULE = {"Model": "imx708", "Id": "/base/soc/i2c0mux/i2c@1/imx708@1a"}
 
 
 def picamera2(monkeypatch, cameras, *, age_s: float = 0.2, clock=time.CLOCK_MONOTONIC) -> list:
-    """Install a stand-in for picamera2 whose images are ``age_s`` old; return the list of opened numbers."""
+    """Replace picamera2 by a fake module whose images are ``age_s`` old; return the list of opened indices."""
     opened = []
 
     class Request:
@@ -67,7 +67,7 @@ def picamera2(monkeypatch, cameras, *, age_s: float = 0.2, clock=time.CLOCK_MONO
 
 
 def machine(folder, *devices):
-    """A faked /sys and /dev with video devices: (number, name, index)."""
+    """Create fake folders /sys and /dev with video devices (number, name, index)."""
     (folder / "dev").mkdir(exist_ok=True)
     for number, name, index in devices:
         entry = folder / "sys" / "class" / "video4linux" / f"video{number}"
@@ -92,7 +92,7 @@ def test_auto_prefers_the_camera_module(tmp_path, monkeypatch):
     root = machine(tmp_path, (0, "HD Webcam C270", 0), (4, "unicam-image", 0))
     assert open_automatic(CaptureFormat(), root).name == "picamera2:1"
     assert opened == [1]
-    # The number is the one of find_source("picamera2:1").
+    # The number is the index that find_source("picamera2:1") uses.
     assert find_source("auto").open().name == "picamera2:1"
 
 
@@ -116,7 +116,7 @@ def test_auto_uses_the_first_usb_camera(tmp_path, monkeypatch, opened_by_opencv)
 def test_auto_reports_why_there_is_no_camera(tmp_path, monkeypatch, opened_by_opencv):
     with pytest.raises(SourceError, match="no camera was found"):
         open_automatic(CaptureFormat(), machine(tmp_path, (0, "rpi-hevc-dec", 0)))
-    # A camera module that only lacks its software is not silently replaced by a USB camera.
+    # If there is a camera module without its software, a USB camera is not used instead.
     root = machine(tmp_path, (1, "rp1-cfe-csi2_ch0", 0), (2, "HD Webcam", 0))
     with pytest.raises(SourceError, match="apt install python3-picamera2"):
         open_automatic(CaptureFormat(), root)
@@ -137,7 +137,7 @@ def test_age_of_a_result_starts_at_the_exposure(monkeypatch, clock):
     with Feeds([find_source("picamera2:0")]) as feeds:
         frame = next(event for event in feeds if isinstance(event, Frame))
     age_s = time.monotonic() - frame.grabbed_s
-    assert age_s >= 0.25  # no upper limit: this machine may be slow
+    assert age_s >= 0.25  # there is no upper limit, because the machine may be slow
     arrived_s = time.monotonic() - age_s
     assert abs(arrived_s - frame.grabbed_s) < 0.001
 

@@ -1,4 +1,4 @@
-"""Tests of what a camera does when a video file or a folder ends."""
+"""Tests of the end of a video file or folder: `--loop`, the web page, and host names without ports."""
 
 from __future__ import annotations
 

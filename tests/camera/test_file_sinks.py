@@ -1,4 +1,4 @@
-"""Tables, videos and saved pictures: finished when they end, whole when they are cut off, and never too large."""
+"""Tests of CSV files, videos and saved images: complete after errors and signals, and limited in size."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from edgerec.data.readers import folder as image_folder
 from edgerec.errors import EdgerecError, OutputExistsError
 
 
-def made(
+def make_result(
     label="cat", score=0.9, *, at_s=None, index=0, second=0.05, feed="camera", shape=(48, 64), value=100, changed=None
 ) -> Result:
-    """A result of a plain picture."""
+    """Return a result for an image of one gray value."""
     at_s = time.monotonic() if at_s is None else at_s
     image = np.full((*shape, 3), value, np.uint8)
     best = Category(label if label != "unknown" else "cat", 0, score)
     scores = np.array([score, second], np.float32)
-    answer = Classification(label, -1 if label == "unknown" else 0, score, (best, Category("other", 1, second)), scores)
+    categories = (best, Category("other", 1, second))
+    prediction = Classification(label, -1 if label == "unknown" else 0, score, categories, scores)
     decision = None if changed is None else Decision(label, 0, score, at_s, changed)
-    return Result(Frame(image, index, at_s, feed, feed), answer, at_s + 0.01, decision)
+    return Result(Frame(image, index, at_s, feed, feed), prediction, at_s + 0.01, decision)
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -55,9 +56,9 @@ def rows(path: Path) -> list[list[str]]:
 def test_csv_has_one_row_per_result(tmp_path):
     path = tmp_path / "out.csv"
     table = CsvFile(path)
-    table.write(made('a "strange", label\nwith ü', index=7))
-    table.write(made(changed=True))
-    # A row is there as soon as it was written.
+    table.write(make_result('a "strange", label\nwith ü', index=7))
+    table.write(make_result(changed=True))
+    # Rows can be read before the file is closed.
     header, first, second = rows(path)
     table.close()
     assert tuple(header) == COLUMNS
@@ -70,7 +71,7 @@ def test_csv_refuses_overwrites_or_appends_to_an_existing_file(tmp_path):
     path = tmp_path / "out.csv"
     for existing, expected in (("refuse", 2), ("append", 3), ("append", 4), ("overwrite", 2)):
         table = CsvFile(path, existing)
-        table.write(made())
+        table.write(make_result())
         table.close()
         assert len(rows(path)) == expected
     with pytest.raises(OutputExistsError, match="exists"):
@@ -88,11 +89,11 @@ def test_csv_refuses_overwrites_or_appends_to_an_existing_file(tmp_path):
 def test_csv_append_starts_a_new_line_after_a_truncated_row(tmp_path):
     path = tmp_path / "out.csv"
     table = CsvFile(path)
-    table.write(made())
+    table.write(make_result())
     table.close()
     path.write_bytes(path.read_bytes()[:-9])
     table = CsvFile(path, "append")
-    table.write(made("dog"))
+    table.write(make_result("dog"))
     table.close()
     assert [row[4] for row in rows(path)] == ["label", "cat", "dog"]
 
@@ -100,9 +101,9 @@ def test_csv_append_starts_a_new_line_after_a_truncated_row(tmp_path):
 def test_csv_is_complete_after_sigkill(tmp_path):
     path = tmp_path / "out.csv"
     code = (
-        "import sys; from tests.camera.test_file_sinks import made, CsvFile\n"
+        "import sys; from tests.camera.test_file_sinks import make_result, CsvFile\n"
         "table = CsvFile(sys.argv[1])\n"
-        "while True: table.write(made())"
+        "while True: table.write(make_result())"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
     try:
@@ -123,14 +124,14 @@ def test_csv_on_a_full_disk_raises_a_one_line_error():
 def test_csv_removes_an_incomplete_row(tmp_path, monkeypatch):
     path = tmp_path / "out.csv"
     table, write = CsvFile(path), os.write
-    table.write(made())
+    table.write(make_result())
     before = path.read_bytes()
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:10]))
     with pytest.raises(EdgerecError, match="no space"):
-        table.write(made())
+        table.write(make_result())
     monkeypatch.undo()
     assert path.read_bytes() == before
-    table.write(made())
+    table.write(make_result())
     table.close()
     assert len(rows(path)) == 3
 
@@ -150,12 +151,12 @@ def read_video(path: Path) -> tuple[list[np.ndarray], float]:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
 def test_video_lasts_as_long_as_the_stream(tmp_path, suffix):
-    """Two seconds at uneven times: 10 frames a second, a pause of a second, then 100 a second."""
+    """The frames last two seconds: 10 frames per second, a pause of one second, and then 100 frames per second."""
     path = tmp_path / f"out{suffix}"
     sink = VideoFile(path, fps=20)
     times = [*np.arange(0, 0.5, 0.1), *np.arange(1.5, 2.0, 0.01)]
     for at_s in times:
-        sink.write(made(at_s=1000 + at_s, value=60 if at_s < 1 else 200))
+        sink.write(make_result(at_s=1000 + at_s, value=60 if at_s < 1 else 200))
     sink.close()
     frames, fps = read_video(path)
     assert fps == pytest.approx(20)
@@ -168,7 +169,7 @@ def test_video_lasts_as_long_as_the_stream(tmp_path, suffix):
 def test_video_of_a_file_has_all_frames(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=30, live=False)
     for number in range(12):
-        sink.write(made(at_s=1000 + number * 0.5, value=20 * number))
+        sink.write(make_result(at_s=1000 + number * 0.5, value=20 * number))
     sink.close()
     frames, _ = read_video(tmp_path / "out.avi")
     assert [round(frame[100, 100].mean() / 20) for frame in frames] == list(range(12))
@@ -177,7 +178,7 @@ def test_video_of_a_file_has_all_frames(tmp_path):
 def test_video_shortens_long_gaps(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=10)
     for at_s in (0, 0.1, 3600, 3600.1):
-        sink.write(made(at_s=1000 + at_s))
+        sink.write(make_result(at_s=1000 + at_s))
     sink.close()
     assert len(read_video(tmp_path / "out.avi")[0]) == pytest.approx(MAX_GAP_S * 10 + 4, abs=2)
 
@@ -186,12 +187,12 @@ def test_video_keeps_its_size_if_the_size_of_the_frames_changes(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", fps=10, live=False)
     shapes = [(401, 641), (401, 641), (800, 400), (90, 640), (401, 641)]
     for shape in shapes:
-        sink.write(made(shape=shape, value=200))
+        sink.write(make_result(shape=shape, value=200))
     sink.close()
     frames, _ = read_video(tmp_path / "out.avi")
     assert len(frames) == len(shapes)
     assert {frame.shape for frame in frames} == {(456, 640, 3)}
-    assert frames[2][200, 5].max() < 30  # the bars of one that stands upright
+    assert frames[2][200, 5].max() < 30  # the black bars beside an image in portrait format
     assert frames[2][100, 320].min() > 150
 
 
@@ -208,7 +209,7 @@ def test_fit_with_bars_keeps_the_aspect_ratio():
 def test_each_source_has_its_own_video_file(tmp_path):
     sink = VideoFile(tmp_path / "out.avi", live=False)
     for number in range(6):
-        sink.write(made(feed=("left", "right")[number % 2]))
+        sink.write(make_result(feed=("left", "right")[number % 2]))
     sink.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.avi", "out.avi"]
     assert len(read_video(tmp_path / "out-2.avi")[0]) == 3
@@ -236,13 +237,13 @@ def test_video_errors_are_one_line(tmp_path, monkeypatch):
 def test_video_is_complete_if_the_disk_becomes_full(tmp_path, monkeypatch):
     sink = VideoFile(tmp_path / "out.avi", fps=5, live=False)
     for _ in range(5):
-        sink.write(made())
+        sink.write(make_result())
     monkeypatch.setattr(video_module, "_free_bytes", lambda _: 1000)
     with pytest.raises(EdgerecError, match="disk is full"):
-        sink.write(made())
+        sink.write(make_result())
     monkeypatch.undo()
     with pytest.raises(EdgerecError, match="was ended"):
-        sink.write(made())
+        sink.write(make_result())
     sink.close()
     assert len(read_video(tmp_path / "out.avi")[0]) == 5
 
@@ -274,23 +275,23 @@ with Camera(classifier, [find_source("synthetic:64x48@30")]) as camera, contextl
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_csv_and_video_are_complete_after_a_signal(tmp_path, how):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_csv_and_video_are_complete_after_a_signal(tmp_path, signal_number):
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(saved(tmp_path / "saved")) > 20, 60)
-        process.send_signal(how)
-        _, said = process.communicate(timeout=30)
+        process.send_signal(signal_number)
+        _, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert (process.returncode, said) == (0, "")
+    assert (process.returncode, stderr) == (0, "")
     assert len(rows(tmp_path / "out.csv")) > 20
     for name in ("out.mp4", "out.avi"):
         assert len(read_video(tmp_path / name)[0]) > 10
     assert not list(tmp_path.rglob(".*"))
 
 
-# Saved pictures
+# Saved images
 
 
 def saved(folder: Path) -> list[Path]:
@@ -303,9 +304,9 @@ def spec(**values) -> SaveSpec:
 
 def test_saved_images_can_be_read_as_a_data_set(tmp_path):
     sink = ImageRecorder(tmp_path / "new", spec())
-    sink.write(made("cat", 0.87, value=50))
-    sink.write(made("dog", 1.0, value=150, feed="rtsp://host/Front door"))
-    sink.write(made("unknown", 0.0))
+    sink.write(make_result("cat", 0.87, value=50))
+    sink.write(make_result("dog", 1.0, value=150, feed="rtsp://host/Front door"))
+    sink.write(make_result("unknown", 0.0))
     sink.close()
     files = image_folder(tmp_path / "new")
     assert files.labels == ("cat", "dog", "unknown")
@@ -319,7 +320,7 @@ def test_saved_images_can_be_read_as_a_data_set(tmp_path):
 
 def test_png_is_lossless(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
-    result = made()
+    result = make_result()
     result = Result(Frame(image, 0, result.frame.grabbed_s, "c", "c"), result.classification, result.completed_s)
     ImageRecorder(tmp_path, spec(png=True)).write(result)
     (path,) = saved(tmp_path)
@@ -336,25 +337,25 @@ def test_low_confidence_rule_selects_low_scores_and_small_margins(tmp_path):
         ("unknown", 0.9, 0.0),
         ("just", 0.6, 0.3),
     ):
-        sink.write(made(label, score, second=second))
+        sink.write(make_result(label, score, second=second))
     assert [path.parent.name for path in saved(tmp_path)] == ["weak", "close", "unknown"]
 
 
 def test_changes_rule_selects_frames_that_change_the_decision(tmp_path):
     sink = ImageRecorder(tmp_path, spec(rule="changes"))
     for label, changed in (("a", True), ("a", False), ("b", True), ("b", False), ("a", True)):
-        sink.write(made(label, changed=changed))
+        sink.write(make_result(label, changed=changed))
     assert [path.parent.name for path in saved(tmp_path)] == ["a", "b", "a"]
 
 
 def test_changes_rule_without_decisions_and_minimum_interval(tmp_path):
     sink = ImageRecorder(tmp_path / "1", spec(rule="changes"))
     for label in "aabba":
-        sink.write(made(label))
+        sink.write(make_result(label))
     assert [path.parent.name for path in saved(tmp_path / "1")] == ["a", "b", "a"]
     sink = ImageRecorder(tmp_path / "2", spec(min_interval_s=1.0))
     for number in range(21):
-        sink.write(made(at_s=1000 + number / 10))
+        sink.write(make_result(at_s=1000 + number / 10))
     assert len(saved(tmp_path / "2")) == 3
 
 
@@ -362,27 +363,27 @@ def test_changes_rule_without_decisions_and_minimum_interval(tmp_path):
 def test_recorder_deletes_the_oldest_of_its_own_images(tmp_path, monkeypatch, listed):
     monkeypatch.setattr("edgerec.camera.sinks.image_recorder.MAX_LISTED", listed)
     (tmp_path / "cat").mkdir()
-    mine = tmp_path / "cat" / "mine.jpg"
-    mine.write_bytes(b"x" * 100_000)
-    other = tmp_path / "README"
-    other.write_text("mine, too")
+    user_file = tmp_path / "cat" / "mine.jpg"
+    user_file.write_bytes(b"x" * 100_000)
+    readme = tmp_path / "README"
+    readme.write_text("mine, too")
     sink = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
     now = time.monotonic() - 100
     for number in range(35):
-        sink.write(made("cat" if number % 2 else "dog", at_s=now + number))
-        assert len([path for path in saved(tmp_path) if path not in (mine, other)]) <= 10
-    names = [path for path in saved(tmp_path) if path not in (mine, other)]
+        sink.write(make_result("cat" if number % 2 else "dog", at_s=now + number))
+        assert len([path for path in saved(tmp_path) if path not in (user_file, readme)]) <= 10
+    names = [path for path in saved(tmp_path) if path not in (user_file, readme)]
     assert len(names) == 10
     assert sink.saved == 35
-    assert mine.exists()
-    assert other.exists()
-    # The newest ones are left.
+    assert user_file.exists()
+    assert readme.exists()
+    # The newest images are kept.
     sink.close()
     again = ImageRecorder(tmp_path, spec(max_bytes=10 * 4096))
-    again.write(made("bird", at_s=now + 50))
-    left = [path for path in saved(tmp_path) if path not in (mine, other)]
-    assert left[:-1] == names[1:]
-    assert left[-1].parent.name == "bird"
+    again.write(make_result("bird", at_s=now + 50))
+    remaining = [path for path in saved(tmp_path) if path not in (user_file, readme)]
+    assert remaining[:-1] == names[1:]
+    assert remaining[-1].parent.name == "bird"
 
 
 def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypatch):
@@ -393,7 +394,7 @@ def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypa
         sizes = []
         for _ in range(2):
             for _ in range(200):
-                sink.write(made())
+                sink.write(make_result())
             gc.collect()
             sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
@@ -404,14 +405,14 @@ def test_memory_does_not_grow_with_the_number_of_saved_images(tmp_path, monkeypa
 
 def test_empty_label_folders_are_deleted(tmp_path):
     sink = ImageRecorder(tmp_path, spec(max_bytes=4096))
-    sink.write(made("cat"))
-    sink.write(made("dog"))
+    sink.write(make_result("cat"))
+    sink.write(make_result("dog"))
     assert [path.name for path in tmp_path.iterdir()] == ["dog"]
 
 
 def test_incomplete_files_of_a_power_failure_are_deleted(tmp_path):
     sink = ImageRecorder(tmp_path, spec())
-    sink.write(made())
+    sink.write(make_result())
     sink.close()
     (whole,) = saved(tmp_path)
     empty = whole.with_name(whole.name.replace("s090", "s091"))
@@ -444,7 +445,7 @@ LABELS = [
 def test_saved_images_stay_in_the_folder_for_any_label(tmp_path, label):
     inside = tmp_path / "in"
     sink = ImageRecorder(inside, spec())
-    sink.write(made(label))
+    sink.write(make_result(label))
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     (path,) = saved(tmp_path)
@@ -455,35 +456,35 @@ def test_saved_images_stay_in_the_folder_for_any_label(tmp_path, label):
 
 
 def test_recorder_keeps_the_reserved_disk_space_free(tmp_path, monkeypatch):
-    """Others fill the disk: first the oldest pictures go, then none is saved, and later it goes on."""
+    """If other files fill the disk, the oldest images are deleted; then saving fails until there is space again."""
     usage = namedtuple("usage", "free")
-    others = [0]
+    other_bytes = [0]
     sink = ImageRecorder(tmp_path, spec(reserve_bytes=100_000))
 
     def free(_):
-        return usage(200_000 - others[0] - 4096 * len(saved(tmp_path)))
+        return usage(200_000 - other_bytes[0] - 4096 * len(saved(tmp_path)))
 
     monkeypatch.setattr(shutil, "disk_usage", free)
     for _ in range(40):
-        sink.write(made())
+        sink.write(make_result())
         assert free(0).free >= 100_000
     assert len(saved(tmp_path)) == 24
-    others[0] = 60_000
-    sink.write(made())
+    other_bytes[0] = 60_000
+    sink.write(make_result())
     assert len(saved(tmp_path)) == 9
-    others[0] = 199_000
+    other_bytes[0] = 199_000
     for _ in range(3):
         with pytest.raises(EdgerecError, match="no room"):
-            sink.write(made())
+            sink.write(make_result())
     assert len(saved(tmp_path)) == 9
-    others[0] = 0
-    sink.write(made())
+    other_bytes[0] = 0
+    sink.write(make_result())
     assert len(saved(tmp_path)) == 10
 
 
 def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     sink = ImageRecorder(tmp_path, spec())
-    sink.write(made())
+    sink.write(make_result())
 
     def full(self, content):
         with open(self, "wb") as file:
@@ -492,30 +493,30 @@ def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(EdgerecError, match="No space left"):
-        sink.write(made())
+        sink.write(make_result())
     monkeypatch.undo()
     assert len(saved(tmp_path)) == 1
-    sink.write(made())
+    sink.write(make_result())
     assert len(saved(tmp_path)) == 2
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real disk of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    """Mount a real file system of one megabyte, and yield its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
     )
-    if made.returncode:
+    if mounted.returncode:
         pytest.skip("a disk of one megabyte needs the right to mount one")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
 def test_recorder_on_a_real_full_disk(small_disk, caplog):
-    """Through the worker, as the camera has it: counted, said once, and it goes on when there is room."""
+    """Lost results are counted and logged once, and saving continues when there is space again."""
     sink = ImageRecorder(small_disk, spec())
     worker = SinkWorker(sink, lossless=True)
     filler = small_disk / "filler"
@@ -524,11 +525,11 @@ def test_recorder_on_a_real_full_disk(small_disk, caplog):
             file.write(b"x" * 50_000)
             file.flush()
     for _ in range(20):
-        worker.put(made())
+        worker.put(make_result())
     wait_for(lambda: worker.dropped == 20, 20)
     filler.unlink()
     for _ in range(20):
-        worker.put(made())
+        worker.put(make_result())
     wait_for(lambda: worker.written == 20, 20)
     worker.close()
     assert len(saved(small_disk)) == 20

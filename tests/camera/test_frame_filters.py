@@ -1,4 +1,4 @@
-"""Which frames the model sees, what of them, and that no sink harms another."""
+"""Tests of the selection and cropping of frames, and of sinks that are slow, fail or hang."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def frame(index=0, grabbed_s=0.0, image=NUMBERED, feed="0"):
 
 
 def result(index):
-    answer = Classification("a", 0, 1.0, (), np.ones(1, np.float32))
-    return Result(frame(index), answer, time.monotonic())
+    prediction = Classification("a", 0, 1.0, (), np.ones(1, np.float32))
+    return Result(frame(index), prediction, time.monotonic())
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def result(index):
     ],
 )
 def test_view_crops_rotates_and_mirrors(view, expected):
-    seen = FrameSelector(view).select(frame())
-    assert np.array_equal(seen.image, expected)
+    selected_frame = FrameSelector(view).select(frame())
+    assert np.array_equal(selected_frame.image, expected)
 
 
 def test_region_outside_the_first_frame_is_an_error():
@@ -62,7 +62,7 @@ def test_region_that_exceeds_the_frame_is_logged_once(caplog):
 
 
 def test_frames_are_skipped_if_the_region_is_outside_after_a_change_of_resolution(caplog):
-    """A camera goes on: its old resolution may come back."""
+    """The camera does not stop, because the source may return to its earlier resolution."""
     selector = FrameSelector(View(roi=(6, 4, 2, 2)))
     small = replace(frame(), grabbed=NUMBERED[:3, :3])
     assert [selector.select(f) is not None for f in (frame(), small, small, frame())] == [True, False, False, True]
@@ -76,33 +76,33 @@ def test_rotation_by_90_degrees_is_clockwise():
     assert (View(rotate=90).apply(image)[0] == 255).all()
 
 
-def taken(view, frames):
+def select(view, frames):
     selector = FrameSelector(view)
     return [f.index for f in frames if selector.select(f)], dict(selector.skipped)
 
 
 def test_every_and_rate():
     at_30 = [frame(i, i / 30) for i in range(90)]
-    assert taken(View(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
-    indices, skipped = taken(View(max_fps=10), at_30)
+    assert select(View(every=10), at_30) == (list(range(0, 90, 10)), {"every": 81})
+    indices, skipped = select(View(max_fps=10), at_30)
     assert len(indices) == pytest.approx(30, abs=1)
     assert skipped == {"rate": 90 - len(indices)}
-    # 25 of 30 a second stay 25, and do not become every second one.
-    assert len(taken(View(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
-    # After a pause there is no burst to make up for it.
+    # At 30 frames per second, max_fps=25 selects 25 frames per second, and not only every second frame.
+    assert len(select(View(max_fps=25), at_30)[0]) == pytest.approx(75, abs=2)
+    # After a pause, the frame rate does not exceed max_fps.
     late = [frame(i, i / 30) for i in range(10)] + [frame(10 + i, 60 + i / 30) for i in range(30)]
-    assert len([i for i in taken(View(max_fps=10), late)[0] if i >= 10]) <= 12
+    assert len([i for i in select(View(max_fps=10), late)[0] if i >= 10]) <= 12
 
 
 def test_every_counts_the_frames_of_each_source():
     both = [frame(i, i / 30, feed=feed) for i in range(4) for feed in ("0", "1")]
-    assert taken(View(every=2), both)[0] == [0, 0, 2, 2]
+    assert select(View(every=2), both)[0] == [0, 0, 2, 2]
 
 
 def test_max_age_skips_old_live_frames():
     now = time.monotonic()
     frames = [frame(0, now - 5), frame(1, now)]
-    assert taken(View(max_age_s=1), frames) == ([1], {"age": 1})
+    assert select(View(max_age_s=1), frames) == ([1], {"age": 1})
 
 
 def test_motion_skips_unchanged_frames():
@@ -112,7 +112,7 @@ def test_motion_skips_unchanged_frames():
     moved = still.copy()
     moved[20:80, 20:80] = 255 - moved[20:80, 20:80] // 2
     frames = [frame(i, i, image) for i, image in enumerate((still, noisy, still, moved, moved, still))]
-    assert taken(View(motion=0.02), frames) == ([0, 3, 5], {"motion": 3})
+    assert select(View(motion=0.02), frames) == ([0, 3, 5], {"motion": 3})
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "1,1,0,4", "-1,0,2,2", "nan,0,1,1", ""])
@@ -135,16 +135,16 @@ def test_every_option_selects_every_nth_frame_of_a_video(bundle, video, edgerec)
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["0", "10", "20"]
 
 
-class Taking:
-    """A sink that does what the test says with each result."""
+class CallbackSink:
+    """A sink that calls a function for each result."""
 
-    def __init__(self, take=lambda result: None):
+    def __init__(self, callback=lambda result: None):
         self.closed = self.was_closed = False
         self.results, self.states = [], []
-        self._take = take
+        self._callback = callback
 
     def write(self, result):
-        self._take(result)
+        self._callback(result)
         self.results.append(result.frame.index)
 
     def state(self, change):
@@ -156,7 +156,7 @@ class Taking:
 
 def test_slow_sink_drops_and_counts_the_oldest_results():
     release = threading.Event()
-    slow, quick = Taking(lambda _: release.wait(10)), Taking()
+    slow, quick = CallbackSink(lambda _: release.wait(10)), CallbackSink()
     workers = [SinkWorker(slow, lossless=False), SinkWorker(quick, lossless=False)]
     change = StateChange("0", State.LIVE, 0.0)
     for worker in workers:
@@ -179,7 +179,7 @@ def test_slow_sink_drops_and_counts_the_oldest_results():
 
 
 def test_slow_sink_receives_all_results_of_a_file():
-    slow = Taking(lambda _: time.sleep(0.001))
+    slow = CallbackSink(lambda _: time.sleep(0.001))
     worker = SinkWorker(slow, lossless=True)
     for index in range(300):
         worker.put(result(index))
@@ -193,21 +193,21 @@ def test_exceptions_of_a_sink_are_counted_and_later_results_are_sent(caplog):
         if result.frame.index < 5:
             raise OSError("no space left")
 
-    sink = Taking(fail_at_first)
+    sink = CallbackSink(fail_at_first)
     worker = SinkWorker(sink, lossless=True)
     for index in range(8):
         worker.put(result(index))
     worker.close()
     assert sink.results == [5, 6, 7]
     assert (worker.failed, worker.dropped, worker.written) == (5, 5, 3)
-    assert caplog.text.count("Taking: 1 results lost so far") == 1
+    assert caplog.text.count("CallbackSink: 1 results lost so far") == 1
     assert "no space left" in caplog.text
 
 
 def test_hung_sink_is_abandoned(monkeypatch, caplog):
     monkeypatch.setattr("edgerec.camera.sinks.worker.CLOSE_S", 0.1)
     forever = threading.Event()
-    worker = SinkWorker(Taking(lambda _: forever.wait(30)), lossless=False)
+    worker = SinkWorker(CallbackSink(lambda _: forever.wait(30)), lossless=False)
     for index in range(3):
         worker.put(result(index))
     began = time.monotonic()
@@ -221,7 +221,7 @@ def test_equal_failures_to_connect_are_printed_once():
     out = io.StringIO()
     lines = StateLines(out)
     lost = StateChange("rtsp://c", State.LOST, 0.0, "rtsp://c cannot be opened")
-    trying, live = StateChange("rtsp://c", State.CONNECTING, 0.0), StateChange("rtsp://c", State.LIVE, 0.0, "4x4")
-    for change in (lost, trying, lost, live):
+    connecting, live = StateChange("rtsp://c", State.CONNECTING, 0.0), StateChange("rtsp://c", State.LIVE, 0.0, "4x4")
+    for change in (lost, connecting, lost, live):
         lines.state(change)
     assert out.getvalue().splitlines() == ["rtsp://c: lost: cannot be opened", "rtsp://c: live: 4x4"]

@@ -1,4 +1,4 @@
-"""Several frames at once: the same answers, in the same order."""
+"""Tests that several interpreters in parallel give the same results in the same order as a single interpreter."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ def frames(count):
     return [Frame(np.full((2, 2, 3), number, np.uint8), number, 0.0, "made", "made") for number in range(count)]
 
 
-class Slow:
-    """A classifier that takes longer for some pictures, and says what it is doing."""
+class SlowClassifier:
+    """A classifier that takes longer for some images, and records how many classifiers run at the same time."""
 
-    def __init__(self, running, most):
-        self._running, self._most, self._mine = running, most, threading.Lock()
+    def __init__(self, running, running_counts):
+        self._running, self._running_counts, self._lock = running, running_counts, threading.Lock()
 
     def classify(self, image):
-        assert self._mine.acquire(blocking=False), "two threads in one interpreter"
+        assert self._lock.acquire(blocking=False), "two threads in one interpreter"
         self._running.append(1)
-        self._most.append(len(self._running))
+        self._running_counts.append(len(self._running))
         time.sleep(0.02 if image[0, 0, 0] % 3 == 0 else 0.002)
         self._running.pop()
-        self._mine.release()
+        self._lock.release()
         return int(image[0, 0, 0])
 
 
-def slow(count):
-    running, most = [], []
-    return [Slow(running, most) for _ in range(count)], most
+def slow_classifiers(count):
+    running, running_counts = [], []
+    return [SlowClassifier(running, running_counts) for _ in range(count)], running_counts
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_results_have_the_order_of_the_frames(count):
-    classifiers, most = slow(count)
-    given = frames(40)
+    classifiers, running_counts = slow_classifiers(count)
+    inputs = frames(40)
     change = StateChange("made", State.ENDED, 0.0)
-    found = list(classify_events([*given, change], classifiers))
-    assert found == [*((frame, frame.index) for frame in given), change]
-    assert max(most) == count
+    results = list(classify_events([*inputs, change], classifiers))
+    assert results == [*((frame, frame.index) for frame in inputs), change]
+    assert max(running_counts) == count
 
 
 def test_number_of_requested_frames_is_limited():
-    classifiers, _ = slow(2)
-    taken = []
+    classifiers, _ = slow_classifiers(2)
+    requested = []
     for number, (frame, _) in enumerate(
-        classify_events((taken.append(1) or frame for frame in frames(30)), classifiers)
+        classify_events((requested.append(1) or frame for frame in frames(30)), classifiers)
     ):
         assert frame.index == number
-        assert len(taken) - number <= 5
+        assert len(requested) - number <= 5
 
 
 def test_threads_end_after_an_early_exit_and_after_a_failure():
-    classifiers, _ = slow(3)
+    classifiers, _ = slow_classifiers(3)
     running = classify_events(frames(30), classifiers)
     next(running)
     running.close()
@@ -75,14 +75,14 @@ def test_threads_end_after_an_early_exit_and_after_a_failure():
 
 
 def test_results_of_a_video_do_not_depend_on_the_number_of_interpreters(bundle, video):
-    def seen(threads):
+    def results_of(threads):
         with Camera.open(bundle, str(video), threads=threads) as camera:
             assert len(camera._classifiers) == threads
             return [(r.frame.index, r.classification.label, r.classification.score, r.decision.label) for r in camera]
 
-    one = seen(1)
-    assert len(one) == 30
-    assert seen(3) == one
+    expected = results_of(1)
+    assert len(expected) == 30
+    assert results_of(3) == expected
 
 
 def test_live_source_uses_one_interpreter(bundle):

@@ -1,4 +1,4 @@
-"""Labels in any script on the camera's video."""
+"""Tests of drawing labels in any script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.camera.frame import Frame, Result
 from edgerec.camera.sinks.window import overlay
 from edgerec.contract.decision import Classification
 
-# Two dogs in Hindi, Thai and Arabic: different labels with the same number of letters.
+# Pairs of different labels with the same number of letters, in Hindi, Thai and Arabic.
 PAIRS = {"hindi": ("कुत्ता", "बिल्ली"), "thai": ("แมวนำ", "สุนัข"), "arabic": ("كلب", "قطة"), "emoji": ("🐶", "🐱")}
 
 
@@ -26,7 +26,7 @@ def bar(label: str, index: int = 3) -> np.ndarray:
 
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
-    """Replace fontconfig by a program that lists the given lines, and forget what was listed before."""
+    """Return a function that replaces fontconfig by a program that prints the given lines, and clears all caches."""
 
     def install(*lines: str) -> None:
         from edgerec.camera.sinks import label_text

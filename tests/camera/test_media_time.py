@@ -1,4 +1,4 @@
-"""Tests of the times of frames from files: they follow the file, however fast it is decoded and consumed."""
+"""Tests that the times of frames from files follow the media time, and not the speed of decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Full disks, exceptions, hostile brokers and similar names do not stop MQTT, lose messages or mix up cameras."""
+"""Tests of the MQTT sink with full disks, exceptions, hostile brokers and sources with similar names."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_closed_queue_does_not_open_its_file_again(tmp_path):
     number = queue.put("topic", b"payload", True)
     queue.close()
     queue.remove(number)  # the acknowledgment arrived late
-    again = MessageQueue(tmp_path / "queue.sqlite3")  # fails while another object holds the file
+    again = MessageQueue(tmp_path / "queue.sqlite3")  # opening the file fails while another object has opened it
     assert len(again) == 1
     again.close()
 
@@ -117,7 +117,7 @@ def flood(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["qos 2", "large", "pubrel", "connack", "pingreq"])
 def test_unexpected_packets_end_the_connection(tmp_path, kind):
-    """Otherwise, the client reads and stores all of them, because it never subscribes to anything."""
+    """Otherwise, paho would read and store all packets, although the client has no subscriptions."""
     pytest.importorskip("paho.mqtt.client")
     ended, taken = threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""A score that is NaN or infinite never becomes a label, is counted, and is never written as bare NaN."""
+"""Tests of models whose scores are NaN or infinite: the label is unknown, frames are counted, and JSON stays valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tflite_models import softmax
 LABELS = ("red", "green", "blue")
 
 
-def not_a_number(value: float = float("nan")) -> bytes:
+def nan_classifier(value: float = float("nan")) -> bytes:
     """Return a classifier whose last layer has NaN weights."""
     model = parse(softmax().done())
     graph = model.subgraphs[0]
@@ -37,8 +37,8 @@ def nan_bundle(tmp_path_factory):
     (folder / "labels.txt").write_text("\n".join(LABELS))
     import_tflite(folder / "model.tflite", folder / "bundle", labels=folder / "labels.txt", normalise="unit")
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
-    (folder / "bundle" / "model.tflite").write_bytes(not_a_number())
-    manifest["files"]["model.tflite"] = sha256(not_a_number())
+    (folder / "bundle" / "model.tflite").write_bytes(nan_classifier())
+    manifest["files"]["model.tflite"] = sha256(nan_classifier())
     (folder / "bundle" / "manifest.json").write_text(json.dumps(manifest))
     return folder / "bundle"
 
@@ -96,7 +96,7 @@ def test_model_with_nan_scores_does_not_replace_a_bundle(tmp_path, name):
     path.write_bytes(softmax().done())
     import_tflite(path, out, labels=labels, normalise="unit")
     before = Bundle.open(out).model
-    path.write_bytes(not_a_number())
+    path.write_bytes(nan_classifier())
     with pytest.raises(EdgerecError, match="NaN"):
         import_tflite(path, out, labels=labels, normalise="unit", activation="none", overwrite=True)
     assert Bundle.open(out).model == before

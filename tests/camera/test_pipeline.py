@@ -1,4 +1,4 @@
-"""Frames in, answers out."""
+"""Tests of the camera pipeline, from sources to results, and of `edgerec camera`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from edgerec.errors import SourceError
 from tests.conftest import one_line
 
 
-class Made:
-    """A source whose frames the test decides."""
+class ScriptedSource:
+    """A source that delivers a number of frames, and then hangs, fails or ends."""
 
     format = CaptureFormat(4, 4)
 
     def __init__(self, frames, pause_s=0.0, error=None, hang=None, permits=None):
-        """Each frame waits for a permit if ``permits``, a semaphore, is given."""
+        """Create the source. If there is a semaphore ``permits``, each frame waits for a permit."""
         self._frames, self._pause_s, self._error, self._hang = frames, pause_s, error, hang
         self._permits = permits
-        self.given = 0
+        self.delivered = 0
         self.was_closed = False
 
     def images(self):
@@ -45,7 +45,7 @@ class Made:
             time.sleep(self._pause_s)
             if self._permits:
                 self._permits.acquire()
-            self.given += 1
+            self.delivered += 1
             yield np.full((4, 4, 3), number % 256, np.uint8), "made"
         if self._hang:
             self._hang.wait()
@@ -57,11 +57,11 @@ class Made:
 
 
 def feeds(*sources, live, **timeouts):
-    """Feeds over one address that opens to each of the sources in turn; an exception is raised instead."""
-    left = list(sources)
+    """Return feeds of one address. Each connection opens the next source, or raises it if it is an exception."""
+    remaining = list(sources)
 
     def open_next():
-        source = left.pop(0) if left else SourceError("nobody there")
+        source = remaining.pop(0) if remaining else SourceError("no more sources")
         if isinstance(source, Exception):
             raise source
         return source
@@ -78,7 +78,7 @@ def states_of(events):
 
 
 def test_no_frame_of_a_file_is_dropped():
-    source = Made(frames=50)
+    source = ScriptedSource(frames=50)
     with feeds(source, live=False) as running:
         events = []
         for event in running:
@@ -94,42 +94,46 @@ def test_no_frame_of_a_file_is_dropped():
 
 
 def test_number_of_decoded_frames_of_a_file_is_limited():
-    source = Made(frames=1000)
+    source = ScriptedSource(frames=1000)
     with feeds(source, live=False) as running:
         next(iter(running))
         time.sleep(0.1)
-        assert source.given <= 5
+        assert source.delivered <= 5
 
 
 def test_live_source_delivers_the_newest_frame():
-    source = Made(frames=100, pause_s=0.002)
-    seen = []
+    source = ScriptedSource(frames=100, pause_s=0.002)
+    results = []
     with feeds(source, live=True, give_up_s=0) as running:
         for event in running:
             if isinstance(event, Frame):
-                seen.append((event.index, source.given - 1))
+                results.append((event.index, source.delivered - 1))
                 time.sleep(0.03)
-    assert len(seen) < 50
-    assert [index for index, _ in seen] == sorted({index for index, _ in seen})
-    assert all(newest - index <= 1 for index, newest in seen)
-    assert running.overtaken == 100 - len(seen)
+    assert len(results) < 50
+    assert [index for index, _ in results] == sorted({index for index, _ in results})
+    assert all(newest - index <= 1 for index, newest in results)
+    assert running.overtaken == 100 - len(results)
 
 
 def test_lost_source_is_reconnected():
-    gone, taken, events = SourceError("gone"), threading.Semaphore(1), []
-    sources = [Made(3, error=gone, permits=taken), SourceError("not yet"), Made(2, error=gone, permits=taken)]
+    gone, permits, events = SourceError("gone"), threading.Semaphore(1), []
+    sources = [
+        ScriptedSource(3, error=gone, permits=permits),
+        SourceError("not yet"),
+        ScriptedSource(2, error=gone, permits=permits),
+    ]
     with feeds(*sources, live=True, first_wait_s=0.02) as running:
         for event in running:
             events.append(event)
             if isinstance(event, Frame):
-                taken.release()  # only then, so that no frame is overtaken by the next one
+                permits.release()  # after the frame was consumed, so that no frame is overtaken by the next one
             if len(states_of(events)) == 10:
                 break
     states = ["connecting", "live", "lost", "connecting", "lost", "connecting", "live", "lost", "connecting", "lost"]
     assert states_of(events) == states
     reasons = [event.reason for event in events if isinstance(event, StateChange) and event.state == "lost"]
-    assert reasons == ["gone", "not yet", "gone", "nobody there"]
-    # Every picture is one that a source gave, and the numbers go on.
+    assert reasons == ["gone", "not yet", "gone", "no more sources"]
+    # The indices of the frames continue after a reconnection.
     assert [frame.index for frame in frames_of(events)] == [0, 1, 2, 3, 4]
     assert [frame.image[0, 0, 0] for frame in frames_of(events)] == [0, 1, 2, 0, 1]
     times = [event.since_s for event in events if isinstance(event, StateChange)]
@@ -139,38 +143,38 @@ def test_lost_source_is_reconnected():
 def test_source_that_cannot_be_opened_ends_with_its_last_error():
     with feeds(live=True, first_wait_s=0.01, give_up_s=0.1) as running:
         assert states_of(running)[-1] == "ended"
-    assert [str(error) for error in running.errors] == ["nobody there"]
+    assert [str(error) for error in running.errors] == ["no more sources"]
 
 
 def test_pause_between_attempts_doubles_up_to_the_longest_pause():
-    source = Made(1, error=SourceError("gone"))
-    running, asked = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
-    watched = running._feeds[0]._watched
+    source = ScriptedSource(1, error=SourceError("gone"))
+    running, timeouts_s = feeds(source, live=True, first_wait_s=0.01, longest_wait_s=0.08), []
+    watched = running._feeds[0]._source_changed
     wait_for_real = watched.wait_for
-    watched.wait_for = lambda done, seconds=None: asked.append(seconds) or wait_for_real(done, seconds)
+    watched.wait_for = lambda done, seconds=None: timeouts_s.append(seconds) or wait_for_real(done, seconds)
     with running:
         list(islice(running, 16))
-    pauses = [seconds for seconds in asked if seconds is not None]
+    pauses = [seconds for seconds in timeouts_s if seconds is not None]
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.08]
     assert set(pauses[4:]) <= {0.08}
 
 
 def test_hanging_source_becomes_stale_then_lost_and_is_reconnected():
     release = threading.Event()
-    hanging, next_one = Made(1, hang=release), Made(1, error=SourceError("gone"))
+    hanging, next_one = ScriptedSource(1, hang=release), ScriptedSource(1, error=SourceError("gone"))
     with feeds(hanging, next_one, live=True, stale_s=0.05, lost_s=0.15, first_wait_s=0.01) as running:
         events = list(islice(running, 8))
     assert states_of(events)[:6] == ["connecting", "live", "stale", "lost", "connecting", "live"]
     lost = next(event for event in events if isinstance(event, StateChange) and event.state == "lost")
     assert "delivered no frame for" in lost.reason
-    # When the driver comes back, its thread ends and lets go of the device.
+    # When the read returns, the thread ends and closes the source.
     release.set()
     wait_for(lambda: hanging.was_closed)
     wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgerec")])
 
 
 def test_stale_source_becomes_live_again_without_a_new_connection():
-    class Pausing(Made):
+    class Pausing(ScriptedSource):
         def images(self):
             yield from super().images()
             time.sleep(0.15)
@@ -190,19 +194,19 @@ def test_local_camera_that_cannot_be_opened_at_the_start_is_an_error():
 
 
 def test_sources_take_turns():
-    """A frame of a slow source is the next but one at the latest, however many frames a fast source has."""
+    """A frame of a slow source is delivered after at most one frame of a fast source."""
     taken, waiting, frames = [], [], 15
 
-    class Slow(Made):
+    class Slow(ScriptedSource):
         def images(self):
             for number in range(frames):
                 yield np.full((4, 4, 3), number, np.uint8), "slow"
-                waiting.append(len(taken))  # the frame has been handed over
+                waiting.append(len(taken))  # the frame has been queued
                 while taken.count("slow") <= number:
                     time.sleep(0.001)
 
     addresses = [
-        Address("fast", True, True, lambda: Made(10**9)),
+        Address("fast", True, True, lambda: ScriptedSource(10**9)),
         Address("slow", True, True, lambda: Slow(frames)),
     ]
     with Feeds(addresses) as running:
@@ -218,7 +222,7 @@ def test_sources_take_turns():
 
 def test_threads_end_after_an_early_exit_from_the_loop():
     before = threading.active_count()
-    with feeds(Made(frames=10_000), live=False) as running:
+    with feeds(ScriptedSource(frames=10_000), live=False) as running:
         next(iter(running))
     assert threading.active_count() == before
 
@@ -262,7 +266,7 @@ def test_camera_prints_json_lines(bundle, video, edgerec):
 
 
 def test_decision_options_apply_to_streams_but_not_to_folders(bundle, video, pictures, edgerec, tmp_path):
-    """The bundle brings a temperature and a mean over frames; pictures of a folder have nothing in common."""
+    """Smoothing, which is part of the bundle, must not be applied to the unrelated images of a folder."""
     spec = Bundle.open(bundle).manifest.decision
     assert spec.smoothing == "mean"
     assert 0.05 < spec.temperature != 1.0
@@ -306,18 +310,18 @@ def test_folder_of_images_is_a_source(bundle, pictures, tmp_path, edgerec):
 
 
 def test_frames_match_predict(bundle, pictures, tmp_path):
-    """The same picture gets the same scores by either way."""
+    """An image has the same scores as a frame of a folder and in `predict`."""
     from edgerec import predict
 
     shutil.copy(pictures[4], tmp_path)
     with Camera.open(bundle, str(tmp_path)) as camera:
-        (seen,) = list(camera)
+        (results,) = list(camera)
     (predicted,) = predict(bundle, [pictures[4]])
-    assert np.array_equal(seen.classification.scores, predicted.classification.scores)
+    assert np.array_equal(results.classification.scores, predicted.classification.scores)
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "expected"),
     [
         ("97", "camera 97 cannot be opened"),
         ("nothing.mp4", "does not exist: expected a camera (auto, 0, /dev/video0"),
@@ -328,19 +332,19 @@ def test_frames_match_predict(bundle, pictures, tmp_path):
         ("env:CAMERA_ADDRESS", "rtsp://127.0.0.1:9/stream cannot be opened"),
     ],
 )
-def test_missing_source_is_a_one_line_error(bundle, edgerec, source, said, monkeypatch):
+def test_missing_source_is_a_one_line_error(bundle, edgerec, source, expected, monkeypatch):
     monkeypatch.setenv("CAMERA_ADDRESS", "rtsp://user:secret@127.0.0.1:9/stream")
     done = edgerec("camera", bundle, "--source", source, "--headless", "--give-up-after", 0)
     message = one_line(done)
-    assert said in message
+    assert expected in message
     assert "secret" not in message
 
 
 def test_duplicate_source_is_refused(bundle, edgerec):
-    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
-    assert "synthetic:8x8@9 is named twice" in said
-    said = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
-    assert "expected synthetic:WIDTHxHEIGHT@FPS" in said
+    expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:8x8@9", "-s", "synthetic:8x8@9"))
+    assert "synthetic:8x8@9 is named twice" in expected
+    expected = one_line(edgerec("camera", bundle, "--headless", "-s", "synthetic:9"))
+    assert "expected synthetic:WIDTHxHEIGHT@FPS" in expected
     with pytest.raises(SourceError, match="named twice") as caught:
         Camera.open(bundle, ["rtsp://me:one@127.0.0.1/x", "rtsp://me:two@127.0.0.1/x"])
     assert "one" not in str(caught.value)
@@ -364,7 +368,7 @@ def test_file_that_is_not_a_video_and_empty_folder_are_refused(bundle, tmp_path)
 
 @pytest.fixture
 def mjpeg(pictures):
-    """A real MJPEG server on loopback that sends 40 pictures and hangs up."""
+    """Run a real MJPEG server that sends 40 images and closes the connection; yield its URL."""
     jpegs = [cv2.imencode(".jpg", cv2.resize(cv2.imread(str(p)), (64, 64)))[1].tobytes() for p in pictures]
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -401,9 +405,9 @@ def test_http_stream_that_ends_is_reconnected(bundle, mjpeg):
     assert "stopped after 40 images" in lost.reason
 
 
-@pytest.mark.parametrize(("event", "said"), [("state", ""), ("result", "live: 64x64")])
-def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, said):
-    """While it connects, or once it answers."""
+@pytest.mark.parametrize(("event", "expected"), [("state", ""), ("result", "live: 64x64")])
+def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, expected):
+    """Ctrl-C is sent while the source connects, or after the first result."""
     process = subprocess.Popen(
         [sys.executable, "-m", "edgerec", "camera", str(bundle), "--source", mjpeg, "--headless", "--json"],
         stdout=subprocess.PIPE,
@@ -414,8 +418,8 @@ def test_ctrl_c_ends_cleanly(bundle, mjpeg, event, said):
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert said in error
-    assert all(line.startswith(f"{mjpeg}: ") for line in error.splitlines())  # states alone, no traceback
+    assert expected in error
+    assert all(line.startswith(f"{mjpeg}: ") for line in error.splitlines())  # only states, and no traceback
     assert all(json.loads(line) for line in out.splitlines())
 
 
@@ -433,7 +437,7 @@ def test_broken_pipe_closes_the_sink_and_is_not_reported_again_at_exit():
         sink = JsonLines(out)
         sink.state(StateChange("made", State.LIVE, time.monotonic()))
         assert sink.closed
-        out.flush()  # as Python does at its end
+        out.flush()  # Python also flushes the stream at exit
 
 
 def test_error_without_display_suggests_headless(bundle, video, edgerec):
@@ -460,9 +464,9 @@ def test_window_shows_the_video(bundle, video):
 def test_overlay_adds_a_bar_below_the_image(bundle, video):
     with Camera.open(bundle, str(video)) as camera:
         result = next(iter(camera))
-    shown = overlay(result, 25.0)
-    assert shown.shape == (360 + 56, 480, 3)
-    assert shown[-56:].max() == 255
+    image = overlay(result, 25.0)
+    assert image.shape == (360 + 56, 480, 3)
+    assert image[-56:].max() == 255
 
 
 def test_frame_rate_follows_the_frames(monkeypatch):

@@ -1,4 +1,4 @@
-"""Recordings survive killed processes, full disks, corrections by hand and second processes."""
+"""Tests of recordings after killed processes, with full disks, with moved images and with several processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_video_of_a_killed_process_can_be_played(tmp_path, suffix):
     assert process.stdout.readline() == "recorded\n"
     process.kill()
     process.communicate()
-    # FFmpeg keeps up to 256 KiB of an .avi file in a buffer.
+    # FFmpeg buffers up to 256 KiB of an .avi file.
     assert frames_of(path) > {".mp4": 190, ".avi": 80}[suffix]
     # A new recording replaces the file and the lock of the killed process.
     again = VideoFile(path, overwrite=True)

@@ -1,4 +1,4 @@
-"""Each call of ``Camera.run`` counts its own frames."""
+"""Tests that each call of ``Camera.run`` counts only its own frames."""
 
 from __future__ import annotations
 

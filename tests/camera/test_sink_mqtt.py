@@ -1,4 +1,4 @@
-"""States and decisions to a real MQTT broker, in order, through everything that happens to brokers."""
+"""Tests of the MQTT sink with a real broker: restarts, outages, wrong passwords, invalid data and full disks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_mqtt_client_receives_states_decisions_and_results(broker, listener, tmp
     assert (decision["event"], decision["source"], decision["score"]) == ("decision", "camera", 0.75)
     assert abs(decision["since_s"] - time.time()) < 120
     assert (sink.dropped, sink.missed, names()) == (0, 0, [])
-    # Who comes later sees what is so now.
+    # A client that connects later receives the retained messages.
     late = Listener(broker, name="late")
     wait_for(lambda: late.of("home/hall/camera/decision"))
     assert labels(late.of("home/hall/camera/decision")) == ["go"]
@@ -147,9 +147,9 @@ def test_last_will_is_published_after_sigkill(broker, listener, tmp_path):
 
 
 def test_messages_of_a_killed_process_are_sent_at_the_next_start(broker, listener, tmp_path):
-    sender(free_port(), tmp_path / "out", "written")  # nobody listens there
+    sender(free_port(), tmp_path / "out", "written")  # there is no broker on this port
     (queue,) = (tmp_path / "out").glob("*.sqlite3")
-    for file in (tmp_path / "out").glob("*"):  # the next start is with a broker
+    for file in (tmp_path / "out").glob("*"):  # there is a broker at the next start
         file.rename(
             file.with_name(file.name.replace(queue.name, f"mqtt-mqtt-127-0-0-1-{broker.port}-home-hall.sqlite3"))
         )
@@ -191,7 +191,7 @@ def test_no_message_is_lost_in_ten_broker_restarts_and_an_outage(broker, listene
     assert list(dict.fromkeys(received)) == sent
     assert sink.dropped == 0
     assert len(sent) > 500
-    # Each twice at most where the connection broke, not all again.
+    # A message arrives at most twice, and only if the connection was lost before its acknowledgment.
     assert len(received) < len(sent) + 11 * 20
     begun = time.monotonic()
     sink.close()
@@ -283,7 +283,7 @@ def test_tls_checks_the_certificate(tmp_path, monkeypatch, caplog):
 
 
 class Strange:
-    """A server that takes connections and answers each with what ``answer`` makes."""
+    """A server that calls ``answer`` for each connection."""
 
     def __init__(self, answer):
         self.taken, self._answer, self._open = 0, answer, []
@@ -339,7 +339,7 @@ def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_pat
     for number in range(50):
         sink.write(result(f"d{number}", number))
     wait_for(lambda: half.taken >= 3)
-    # What was said is not said more often with every connection.
+    # The number of repeated messages does not grow with each connection.
     assert len(sink._connection._client._out_messages) < 30
     assert sink.waiting == 50
     begun = time.monotonic()
@@ -389,7 +389,7 @@ def test_second_process_cannot_open_the_queue(tmp_path, paho):
     sink.close()
 
 
-# The queue by itself.
+# The message queue.
 
 
 def fill(outbox, count, start=0):
@@ -418,14 +418,14 @@ def test_queue_is_limited_in_number_and_bytes(tmp_path):
     outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=3)
     ids = fill(outbox, 5)
     assert (waiting(outbox), outbox.dropped) == ([2, 3, 4], 2)
-    outbox.remove(ids[1])  # was under way, and arrived
+    outbox.remove(ids[1])  # the message was sent before it was dropped from the queue
     assert outbox.dropped == 1
     outbox.close()
     small = MessageQueue(tmp_path / "small.sqlite3", max_bytes=100)
     for _ in range(10):
         small.put("topic", bytes(25), False)
     assert (len(small), small.dropped) == (3, 7)
-    small.put("topic", bytes(1000), False)  # larger than all room
+    small.put("topic", bytes(1000), False)  # larger than the whole queue
     assert (len(small), small.dropped) == (0, 11)
     small.close()
     reopened = MessageQueue(tmp_path / "q.sqlite3", max_messages=1)
@@ -437,7 +437,7 @@ def test_queue_keeps_messages_in_memory_if_the_disk_is_full(tmp_path, caplog):
     outbox = MessageQueue(tmp_path / "q.sqlite3", max_messages=500)
     fill(outbox, 10)
     pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
-    outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own "database or disk is full"
+    outbox._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then raises "database or disk is full"
     for number in range(10, 700):
         outbox.put("t", str(number).encode(), True)
     assert waiting(outbox) == list(range(200, 700))
@@ -521,7 +521,7 @@ def test_queue_folder_that_cannot_be_used_is_refused(tmp_path):
 
 
 def test_result_that_is_lost_with_its_connection_is_counted():
-    """Paho tells of it by raising where it is asked."""
+    """paho raises an exception if ``is_published`` is called for a message that was lost."""
     import paho.mqtt.client as mqtt
 
     connection = Connection(Broker("127.0.0.1", free_port()), will_topic="t", will="w", changed=lambda: None)
@@ -531,7 +531,7 @@ def test_result_that_is_lost_with_its_connection_is_counted():
     connection.connected = True
     for _ in range(3):
         connection.publish_qos0("t", b"")
-    assert connection.missed == 2  # and the third one waits to be looked at
+    assert connection.missed == 2  # the third message has not been checked yet
     connection.close(5.0)
 
 

@@ -1,4 +1,4 @@
-"""Figures as Prometheus reads them."""
+"""Tests of the Prometheus metrics and of their HTTP server."""
 
 from __future__ import annotations
 

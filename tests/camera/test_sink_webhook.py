@@ -1,4 +1,4 @@
-"""Decisions to a real HTTP server on loopback, however it behaves."""
+"""Tests of the webhook with a real HTTP server that responds with errors, slowly or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.network import change, free_port, result, wait_for
 
 
 class Server:
-    """Notes each request and answers with the next status of a list, the last one for ever."""
+    """Records each request, and responds with the next status of a list. The last status is repeated."""
 
     def __init__(self, *statuses):
         self.requests, self.hold = [], threading.Event()
@@ -128,7 +128,7 @@ def test_temporary_errors_are_tried_again(serve):
 
 
 @pytest.mark.parametrize(
-    ("status", "requests", "said"),
+    ("status", "requests", "expected"),
     [
         (500, 4, "responded with status 500 Internal Server Error"),
         (404, 1, "responded with status 404 Not Found"),
@@ -139,7 +139,7 @@ def test_temporary_errors_are_tried_again(serve):
         ("nonsense", 4, "did not respond"),
     ],
 )
-def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requests, said):
+def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requests, expected):
     server = serve(status)
     sink = hook_to(server.url)
     sink.write(result("one"))
@@ -148,7 +148,7 @@ def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requ
     wait_for(lambda: sink.dropped == 2)
     assert len(server.requests) == 2 * requests
     (record,) = caplog.records
-    assert said in record.getMessage()
+    assert expected in record.getMessage()
     assert record.exc_info is None
     assert "secret-path" not in caplog.text
     assert "hush" not in caplog.text
@@ -158,7 +158,7 @@ def test_failed_requests_are_counted_and_logged_once(serve, caplog, status, requ
 def test_refused_connection_is_counted_without_logging_the_password(caplog):
     sink = hook_to(f"http://user:pass@127.0.0.1:{free_port()}/")
     sink.write(result())
-    wait_for(lambda: "Connection refused" in caplog.text)  # counted first, then said
+    wait_for(lambda: "Connection refused" in caplog.text)  # the request is counted before the message is logged
     assert "pass" not in caplog.text
     assert ended(sink) == (0, 1)
 

@@ -1,4 +1,4 @@
-"""Results that a sink has accepted are delivered or reported, also when the camera is interrupted."""
+"""Tests that accepted results are delivered or reported as lost, even if the camera is interrupted."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import pytest
 from edgerec.camera.source_state import State, Timeouts
 from edgerec.camera.sources import CaptureFormat, find_source
 from edgerec.errors import SourceError
-from tests.camera.test_supervisor import Watched
+from tests.camera.test_supervisor import WatchedFeeds
 from tests.servers import MjpegServer, Peer, jpeg
 
-# Every request of these tests would be noticed as a lost source.
-IMPATIENT = Timeouts(open_s=5.0, stale_s=2.0, lost_s=4.0, first_wait_s=0.05, longest_wait_s=0.2)
+# The timeouts are so short that a lost source would be detected during these tests.
+SHORT_TIMEOUTS = Timeouts(open_s=5.0, stale_s=2.0, lost_s=4.0, first_wait_s=0.05, longest_wait_s=0.2)
 
 
 def response(body: bytes, kind: str, *, length: bool = True) -> bytes:
@@ -45,8 +45,8 @@ def png(number: int) -> bytes:
 def test_snapshot_address_is_one_live_source(encode, kind, length):
     with snapshot_server(encode, kind, length=length) as server:
         address = find_source(server.url, CaptureFormat(fps=20))
-        with Watched(address, timeouts=IMPATIENT) as watched:
-            watched.live_again("snapshots", more=6)
+        with WatchedFeeds(address, timeouts=SHORT_TIMEOUTS) as watched:
+            watched.wait_for_frames("snapshots", count=6)
             states = watched.states()
         watched.assert_only_served()
         assert states == ["connecting", "live"]
@@ -54,13 +54,13 @@ def test_snapshot_address_is_one_live_source(encode, kind, length):
 
 
 def test_snapshots_at_a_slow_rate_are_not_stale():
-    """An image every second is not silence for a watchdog of half a second."""
+    """With one image per second, a source is not stale even if the timeout is half a second."""
     timeouts = Timeouts(open_s=5.0, stale_s=0.5, lost_s=0.7, first_wait_s=0.05, longest_wait_s=0.2)
     with (
         snapshot_server() as server,
-        Watched(find_source(server.url, CaptureFormat(fps=1)), timeouts=timeouts) as watched,
+        WatchedFeeds(find_source(server.url, CaptureFormat(fps=1)), timeouts=timeouts) as watched,
     ):
-        watched.live_again("snapshots", more=3)
+        watched.wait_for_frames("snapshots", count=3)
         assert watched.states() == ["connecting", "live"]
 
 
@@ -72,9 +72,9 @@ def test_incomplete_snapshot_is_reported_and_requested_again():
         peer.send(response(jpeg(2), "image/jpeg"))
 
     with MjpegServer(whole, cut, whole) as server:
-        with Watched(find_source(server.url, CaptureFormat(fps=20)), timeouts=IMPATIENT) as watched:
+        with WatchedFeeds(find_source(server.url, CaptureFormat(fps=20)), timeouts=SHORT_TIMEOUTS) as watched:
             watched.wait_until(State.LOST)
-            watched.live_again("after a cut image")
+            watched.wait_for_frames("after a cut image")
         reasons = [change.reason for change in watched.changes if change.state is State.LOST]
         assert "bytes of an image" in reasons[0]
         watched.assert_only_served()
@@ -84,7 +84,7 @@ def test_stream_that_stops_after_several_images_is_still_lost():
     def stream(peer: Peer) -> None:
         peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + b"".join(jpeg(n) for n in range(4)))
 
-    with MjpegServer(stream) as server, Watched(find_source(server.url), timeouts=IMPATIENT) as watched:
+    with MjpegServer(stream) as server, WatchedFeeds(find_source(server.url), timeouts=SHORT_TIMEOUTS) as watched:
         watched.wait_until(State.LOST)
 
 

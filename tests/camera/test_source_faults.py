@@ -1,4 +1,4 @@
-"""Tests of folders with unreadable files, of cameras that report unusual formats, and of benchmarks of a source."""
+"""Tests of folders with unreadable files, of cameras that report invalid formats, and of `benchmark --source`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a source does wrong, with real servers: afterwards it is live again, and no picture is made up."""
+"""Tests with real servers that sources recover from all faults, and deliver only complete images that were sent."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from edgerec.runtime.device_users import programs_using
 from tests import servers
 from tests.servers import HEAD, NUMBERS, MjpegServer, RtspServer, deaf_port, jpeg, number_of, part, picture, well
 
-# What is promised is 3 s; a machine that is busy with other things may take longer.
+# Maximum time in seconds for a reconnection. It usually takes less than 3 s, but longer on a busy machine.
 BACK_S = 10.0
-PATIENCE = Timeouts(open_s=3.0, stale_s=0.5, lost_s=1.0, first_wait_s=0.05, longest_wait_s=1.0)
+TIMEOUTS = Timeouts(open_s=3.0, stale_s=0.5, lost_s=1.0, first_wait_s=0.05, longest_wait_s=1.0)
 
 
-class Watched:
-    """A camera's sources, and everything that came of them."""
+class WatchedFeeds:
+    """Reads sources in a thread, and stores their frames, state changes and errors."""
 
-    def __init__(self, *addresses: Address, timeouts: Timeouts = PATIENCE) -> None:
+    def __init__(self, *addresses: Address, timeouts: Timeouts = TIMEOUTS) -> None:
         self._addresses, self._timeouts = addresses, timeouts
         self.frames: list[Frame] = []
         self.changes: list[StateChange] = []
         self.errors: list[SourceError] = []
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> WatchedFeeds:
         self._before = set(threading.enumerate())
-        self._children = children()
+        self._children = child_processes()
         self._feeds = Feeds(self._addresses, self._timeouts)
         self._feeds.__enter__()
         self._thread = threading.Thread(target=self._take, name="test-take", daemon=True)
@@ -61,58 +61,58 @@ class Watched:
         self._feeds.__exit__(None, None, None)
         self.errors = self._feeds.errors
         if kind is None:
-            # FFmpeg cannot be woken: it comes back when its own time is over.
+            # A read by FFmpeg may not be interruptible; it ends by FFmpeg's own timeout.
             wait_for(lambda: not self.left(), 30, lambda: f"left over: {self.left()}")
-            assert len(children()) <= len(self._children)  # a restarted server is another one
+            assert len(child_processes()) <= len(self._children)  # a restarted server is a new process
 
     def left(self) -> list[str]:
-        """Threads that the sources have not ended."""
+        """Return the names of the threads of the sources that are still running."""
         return [
             thread.name
             for thread in set(threading.enumerate()) - self._before
             if thread.name.startswith("edgerec") and thread.is_alive()
         ]
 
-    def live_again(self, what: str, more: int = 3) -> float:
-        """Wait for new pictures, as many as ``more``; the seconds until the first."""
-        began, known = time.monotonic(), len(self.frames)
-        wait_for(lambda: len(self.frames) >= known + more, BACK_S, lambda: f"{what}: {self.states()}")
-        took_s = self.frames[known].grabbed_s - began
-        print(f"{what}: live after {took_s:.2f} s")
-        return took_s
+    def wait_for_frames(self, step: str, count: int = 3) -> float:
+        """Wait for ``count`` new frames, and return the number of seconds until the first of them."""
+        start_s, before = time.monotonic(), len(self.frames)
+        wait_for(lambda: len(self.frames) >= before + count, BACK_S, lambda: f"{step}: {self.states()}")
+        elapsed_s = self.frames[before].grabbed_s - start_s
+        print(f"{step}: live after {elapsed_s:.2f} s")
+        return elapsed_s
 
     def states(self) -> list[str]:
-        """The states, in order."""
+        """Return the states of the sources in chronological order."""
         return [str(change.state) for change in self.changes]
 
     def wait_until(self, state: State, since: int = 0) -> None:
-        """Wait for a change to that state behind the first ``since`` ones."""
+        """Wait for a change to ``state``, and ignore the first ``since`` state changes."""
         wait_for(lambda: str(state) in self.states()[since:], 20, lambda: f"never {state}: {self.states()}")
 
     def assert_only_served(self) -> None:
-        """No picture is torn, black, grey or made up."""
+        """Assert that each frame is an image that the server has sent, and not incomplete, black or gray."""
         bad = [frame.index for frame in self.frames if number_of(frame.image) is None]
-        assert not bad, f"{len(bad)} of {len(self.frames)} pictures were never served: {bad[:5]}"
+        assert not bad, f"{len(bad)} of {len(self.frames)} images were never sent: {bad[:5]}"
 
 
-def watch(server: MjpegServer | RtspServer, timeouts: Timeouts = PATIENCE) -> Watched:
-    return Watched(find_source(server.url), timeouts=timeouts)
+def watch(server: MjpegServer | RtspServer, timeouts: Timeouts = TIMEOUTS) -> WatchedFeeds:
+    return WatchedFeeds(find_source(server.url), timeouts=timeouts)
 
 
-def wait_for(condition, seconds, said=lambda: ""):
+def wait_for(condition, seconds, message=lambda: ""):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, said()
+        assert time.monotonic() < end, message()
         time.sleep(0.01)
 
 
-def children() -> set[str]:
-    """This process's children, by number."""
-    found: set[str] = set()
+def child_processes() -> set[str]:
+    """Return the IDs of the child processes of this process."""
+    pids: set[str] = set()
     for task in os.scandir("/proc/self/task") if os.path.isdir("/proc/self/task") else ():
         with contextlib.suppress(OSError), open(f"{task.path}/children") as listed:
-            found |= set(listed.read().split())
-    return found
+            pids |= set(listed.read().split())
+    return pids
 
 
 def test_image_numbers_can_be_read_after_jpeg_compression():
@@ -126,18 +126,18 @@ def test_image_numbers_can_be_read_after_jpeg_compression():
 
 def test_server_killed_and_restarted_ten_times():
     with MjpegServer() as server, watch(server) as camera:
-        camera.live_again("first")
+        camera.wait_for_frames("first")
         times = []
         for _ in range(10):
-            known = len(camera.changes)
+            before_count = len(camera.changes)
             server.kill()
-            camera.wait_until(State.LOST, known)
+            camera.wait_until(State.LOST, before_count)
             server.start()
-            times.append(camera.live_again("restarted"))
+            times.append(camera.wait_for_frames("restarted"))
     camera.assert_only_served()
     numbers = [number_of(frame.image) for frame in camera.frames]
     steps = np.diff(numbers) % NUMBERS
-    assert steps.min() >= 1, "a picture came twice"
+    assert steps.min() >= 1, "an image was delivered twice"
     print(f"back after {max(times):.2f} s at most")
 
 
@@ -207,7 +207,7 @@ def no_http(peer):
 
 
 def hang_up(peer):
-    """Ends without a word."""
+    """Close the connection without sending data."""
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def hang_up(peer):
     ],
 )
 def test_source_recovers_from_faults_of_a_connection(fault):
-    """The first connection fails like this, the second is well, the third fails, the fourth is well."""
+    """The first and the third connection have the fault; the second and the fourth connection work."""
 
     def few(peer):
         peer.send(HEAD)
@@ -235,7 +235,7 @@ def test_source_recovers_from_faults_of_a_connection(fault):
 
     with MjpegServer(fault, few, fault, well) as server, watch(server) as camera:
         wait_for(lambda: server.connections >= 4, 30, lambda: f"{camera.states()}")
-        camera.live_again(fault.__name__)
+        camera.wait_for_frames(fault.__name__)
     camera.assert_only_served()
     assert "lost" in camera.states()
     assert camera.states()[-1] == "live"
@@ -244,14 +244,14 @@ def test_source_recovers_from_faults_of_a_connection(fault):
 def test_closing_does_not_wait_for_a_silent_server():
     with MjpegServer(silent) as server, watch(server, Timeouts()) as camera:
         wait_for(lambda: len(camera.frames) == 5, 10)
-        began = time.monotonic()
+        start_s = time.monotonic()
         camera.__exit__(None)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - start_s < 5
         assert camera.left() == []
 
 
 def test_incomplete_image_in_a_stream_is_dropped():
-    """With or without its length told, cut anywhere: only whole pictures come through, and nothing is lost behind."""
+    """An image is cut at various positions, with or without a Content-Length. All complete images are delivered."""
     whole = jpeg(41)
     cuts = [0, 1, 3, 30, 300, len(whole) // 2, len(whole) - 40, len(whole) - 2, len(whole) - 1]
 
@@ -259,8 +259,8 @@ def test_incomplete_image_in_a_stream_is_dropped():
         peer.send(HEAD)
         for cut in cuts:
             for length in (True, False):
-                told = part(whole, length=length).split(whole)[0]
-                peer.send(told + whole[:cut] + b"\r\n")
+                headers = part(whole, length=length).split(whole)[0]
+                peer.send(headers + whole[:cut] + b"\r\n")
                 peer.pictures(2)
         peer.pictures()
 
@@ -307,7 +307,7 @@ def test_source_connects_after_refused_connections():
         with watch(server) as camera:
             camera.wait_until(State.LOST)
             server.start()
-            camera.live_again("refused before")
+            camera.wait_for_frames("refused before")
             server.kill()
     camera.assert_only_served()
     assert "cannot be opened" in next(change.reason for change in camera.changes if change.state == "lost")
@@ -316,18 +316,18 @@ def test_source_connects_after_refused_connections():
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 def test_unreachable_host_times_out(scheme):
     with deaf_port() as port:
-        began = time.monotonic()
+        start_s = time.monotonic()
         with pytest.raises(SourceError, match="cannot be opened"):
             find_source(f"{scheme}://127.0.0.1:{port}/camera").open()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - start_s < 30
 
 
 def test_slow_consumer_receives_the_newest_image():
-    with MjpegServer() as server, Feeds([find_source(server.url)], PATIENCE) as feeds:
+    with MjpegServer() as server, Feeds([find_source(server.url)], TIMEOUTS) as feeds:
         late = []
         for event in feeds:
             if isinstance(event, Frame):
-                served = next(server.numbers) - 1  # takes one number out of the row
+                served = next(server.numbers) - 1  # this call also skips one number
                 late.append((served - number_of(event.image)) % NUMBERS)
                 time.sleep(0.15)
                 if len(late) == 12:
@@ -349,8 +349,8 @@ def test_password_is_sent_after_a_challenge_and_not_shown(scheme):
     with MjpegServer(script) as server:
         address = find_source(server.url.replace("//", "//me:se%40cret@"))
         assert "cret" not in address.name
-        with Watched(address) as camera:
-            camera.live_again(scheme)
+        with WatchedFeeds(address) as camera:
+            camera.wait_for_frames(scheme)
         with pytest.raises(SourceError, match="requires a user name and password"):
             find_source(server.url).open()
 
@@ -395,7 +395,7 @@ def test_chunked_response_without_part_lengths_is_read():
             peer.wait(0.02)
 
     with MjpegServer(script) as server, watch(server) as camera:
-        camera.live_again("chunked", 20)
+        camera.wait_for_frames("chunked", 20)
     camera.assert_only_served()
 
 
@@ -414,7 +414,7 @@ def test_splitter_finds_complete_files_for_any_chunk_size():
 
 @pytest.mark.parametrize("interval", [0, 2])
 def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
-    """Cut in the middle, but with its end mark: libjpeg fills it up with grey."""
+    """A JPEG file is cut in the middle, and has an end marker. libjpeg fills the missing pixels with gray."""
     rng = random.Random(4)
     image = cv2.resize(np.random.default_rng(4).integers(0, 256, (15, 20, 3), np.uint8), (157, 119))
     options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -425,7 +425,7 @@ def test_truncated_jpeg_with_an_end_marker_is_dropped(interval):
     for _ in range(100):
         cut = rng.randrange(scan, len(whole) - 200)
         refused += decoded(cv2, whole[:cut] + b"\xff\xd9") is None
-    assert refused > 95  # a cut exactly at a restart marker may look finished
+    assert refused > 95  # a cut exactly at a restart marker may not be detected
 
 
 def test_jpeg_with_a_missing_restart_marker_is_dropped():
@@ -439,8 +439,8 @@ def test_jpeg_with_a_missing_restart_marker_is_dropped():
 
 @pytest.mark.parametrize("quality", [50, 95])
 def test_gray_image_is_not_mistaken_for_an_incomplete_one(quality):
-    grey = np.full((120, 160, 3), 128, np.uint8)
-    for image in (grey, grey[..., 0], picture(5) // 2 + 64):
+    gray = np.full((120, 160, 3), 128, np.uint8)
+    for image in (gray, gray[..., 0], picture(5) // 2 + 64):
         image[-40:] = 128
         assert decoded(cv2, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()) is not None
 
@@ -471,19 +471,19 @@ def test_truncated_video_delivers_its_complete_frames(tmp_path):
     end = content.index(b"\xff\xd9", starts[10])
     for cut in (starts[10] + 5, (starts[10] + end) // 2, end - 20):
         path.write_bytes(content[:cut])
-        with Watched(find_source(str(path))) as camera:
+        with WatchedFeeds(find_source(str(path))) as camera:
             wait_for(lambda: "ended" in camera.states(), 20)
         assert [number_of(frame.image) for frame in camera.frames] == list(range(10))
 
 
 def test_unplugged_camera_is_reconnected(tmp_path):
-    """A file stands for the device: read at a camera's rate, then unplugged, then plugged in again."""
-    path, kept = tmp_path / "video9.avi", tmp_path / "kept.avi"
-    writer = cv2.VideoWriter(str(kept), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
+    """A video file replaces the camera. It is deleted to unplug the camera, and copied to plug it in again."""
+    path, original = tmp_path / "video9.avi", tmp_path / "original.avi"
+    writer = cv2.VideoWriter(str(original), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(30):
         writer.write(picture(number))
     writer.release()
-    shutil.copy(kept, path)
+    shutil.copy(original, path)
 
     def open_device():
         capture = cv2.VideoCapture(str(path))
@@ -491,25 +491,25 @@ def test_unplugged_camera_is_reconnected(tmp_path):
             raise SourceError(f"{path} cannot be opened")
         return OpenCVSource(capture, str(path), live=True)
 
-    with Watched(Address("camera", True, False, open_device)) as camera:
+    with WatchedFeeds(Address("camera", True, False, open_device)) as camera:
         camera.wait_until(State.LIVE)
         path.unlink()
         camera.wait_until(State.LOST)
         wait_for(lambda: camera.states().count("lost") >= 3, 10)
-        shutil.copy(kept, path)
-        camera.live_again("device", 1)
+        shutil.copy(original, path)
+        camera.wait_for_frames("device", 1)
     camera.assert_only_served()
     assert any("cannot be opened" in change.reason for change in camera.changes)
 
 
 def test_missing_device_ends_immediately():
-    with Watched(find_source("/dev/video97")) as camera:
+    with WatchedFeeds(find_source("/dev/video97")) as camera:
         wait_for(lambda: "ended" in camera.states(), 10)
     assert camera.states() == ["connecting", "ended"]
     assert "cannot be opened" in str(camera.errors[0])
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells who uses a file")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists the programs that use a file")
 def test_error_names_the_program_that_uses_the_camera(tmp_path):
     device = tmp_path / "video0"
     device.write_bytes(b"")
@@ -522,30 +522,25 @@ def test_error_names_the_program_that_uses_the_camera(tmp_path):
         (user,) = programs_using(device)
         assert user.endswith(f"(process {process.pid})")
         with pytest.raises(SourceError, match=r"is in use by .*python.* \(process \d+\)"):
-            open_device_of(device)
+            OpenCVSource.camera(str(device), CaptureFormat())
         process.stdin.close()
 
 
-def open_device_of(path):
-    """As a device, whatever it is."""
-    return OpenCVSource.camera(str(path), CaptureFormat())
-
-
 def test_source_recovers_within_seconds_after_a_long_outage():
-    """With the timeouts that people get: away for longer than the longest pause between two attempts."""
+    """With the default timeouts, the server is down for longer than the longest pause between two attempts."""
     with MjpegServer() as server, watch(server, Timeouts()) as camera:
-        camera.live_again("first")
-        known = len(camera.changes)
+        camera.wait_for_frames("first")
+        before_count = len(camera.changes)
         server.kill()
-        camera.wait_until(State.LOST, known)
-        wait_for(lambda: camera.states()[known:].count("lost") >= 5, 30)
+        camera.wait_until(State.LOST, before_count)
+        wait_for(lambda: camera.states()[before_count:].count("lost") >= 5, 30)
         server.start()
-        camera.live_again("after a long absence")
+        camera.wait_for_frames("after a long absence")
     camera.assert_only_served()
 
 
 def test_ffmpeg_writes_nothing_to_stderr(tmp_path):
-    """Streams that fail in every way, read in a process of its own: it writes nothing but what we print."""
+    """Various broken streams are read in a separate process, which must write nothing to stderr."""
     path = tmp_path / "torn.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
@@ -558,14 +553,14 @@ def test_ffmpeg_writes_nothing_to_stderr(tmp_path):
 import sys, json
 from edgerec.camera.sources import find_source
 from edgerec.errors import EdgerecError
-said = []
+results = []
 for uri in sys.argv[1:]:
     try:
         source = find_source(uri).open()
-        said.append(sum(1 for _ in source.images()))
+        results.append(sum(1 for _ in source.images()))
     except EdgerecError as error:
-        said.append(str(error))
-print(json.dumps(said))
+        results.append(str(error))
+print(json.dumps(results))
 """
     port = servers.free_port()
 
@@ -578,15 +573,15 @@ print(json.dumps(said))
             [sys.executable, "-c", code, *uris], capture_output=True, text=True, timeout=120, check=True
         )
     assert done.stderr == ""
-    counted, *said = json.loads(done.stdout)
-    assert counted > 3
-    assert all("cannot be opened" in text for text in said), said
+    frame_count, *messages = json.loads(done.stdout)
+    assert frame_count > 3
+    assert all("cannot be opened" in message for message in messages), messages
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [60, 1])
 def test_ffmpeg_timeouts_end_a_silent_or_slow_stream(tmp_path, pause_s):
-    """What we do not read ourselves: a peer that sends half and then nothing, or a byte a second."""
+    """FFmpeg reads a stream whose server sends half of a file and then nothing, or one byte per second."""
     path = tmp_path / "numbers.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
@@ -601,11 +596,11 @@ def test_ffmpeg_timeouts_end_a_silent_or_slow_stream(tmp_path, pause_s):
             peer.wait(pause_s)
 
     with MjpegServer(script) as server:
-        source, seen, began = find_source(server.url).open(), [], time.monotonic()
+        source, seen, start_s = find_source(server.url).open(), [], time.monotonic()
         with pytest.raises(SourceError, match="stopped after"):
             seen.extend(number_of(image) for image, _ in source.images())
         source.close()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start_s < 30
     assert seen == list(range(len(seen)))
     assert seen
 
@@ -619,10 +614,10 @@ def test_silent_rtsp_server_times_out(pause_s):
             peer.send(bytes([byte]))
 
     with MjpegServer(script) as server:
-        began = time.monotonic()
+        start_s = time.monotonic()
         with pytest.raises(SourceError, match="cannot be opened"):
             find_source(server.url.replace("http", "rtsp")).open()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - start_s < 30
 
 
 @pytest.fixture(scope="module")
@@ -639,11 +634,11 @@ def test_rtsp_server_killed_and_restarted_ten_times(rtsp_folder):
         camera.wait_until(State.LIVE)
         times = []
         for _ in range(10):
-            known = len(camera.changes)
+            before_count = len(camera.changes)
             server.kill()
-            camera.wait_until(State.LOST, known)
+            camera.wait_until(State.LOST, before_count)
             server.start()
-            times.append(camera.live_again("RTSP restarted"))
+            times.append(camera.wait_for_frames("RTSP restarted"))
     camera.assert_only_served()
     print(f"back after {max(times):.2f} s at most")
 
@@ -653,20 +648,20 @@ def test_source_recovers_from_a_silent_rtsp_connection(rtsp_folder):
     timeouts = Timeouts(open_s=8.0, stale_s=0.7, lost_s=1.5, first_wait_s=0.05, longest_wait_s=1.0)
     with RtspServer(rtsp_folder) as server, watch(server, timeouts) as camera:
         camera.wait_until(State.LIVE)
-        known = len(camera.changes)
+        before_count = len(camera.changes)
         server.freeze()
-        camera.wait_until(State.STALE, known)
-        camera.wait_until(State.LOST, known)
+        camera.wait_until(State.STALE, before_count)
+        camera.wait_until(State.LOST, before_count)
         server.kill()
         server.start()
-        camera.live_again("RTSP after silence")
+        camera.wait_for_frames("RTSP after silence")
     camera.assert_only_served()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's sockets")
 def test_closing_interrupts_the_read_from_a_silent_rtsp_server(rtsp_folder, monkeypatch):
-    monkeypatch.setattr(opencv, "READ_MS", 60_000)  # FFmpeg itself would wait for minutes
+    monkeypatch.setattr(opencv, "READ_MS", 60_000)  # without the interruption, FFmpeg would wait for minutes
     with RtspServer(rtsp_folder) as server, watch(server, Timeouts()) as camera:
         camera.wait_until(State.LIVE)
         server.freeze()

@@ -1,4 +1,4 @@
-"""The camera's web page, through a server that runs."""
+"""Tests of the camera's web page with a running server and, if available, with a browser."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LABELS = ("stop", "yield", "no entry")
 
 
 def result(number, index=0, feed="front", grey=None, size=(48, 64)):
-    """Frame ``number`` with ``index`` as answer and as decision; −1 is unknown."""
+    """Return a result for frame ``number``, whose prediction and decision have the index ``index``; -1 is unknown."""
     image = np.full((*size, 3), number % 256 if grey is None else grey, np.uint8)
     scores = np.full(3, 0.1, np.float32)
     scores[index] = 0.8
@@ -51,7 +51,7 @@ def result(number, index=0, feed="front", grey=None, size=(48, 64)):
 
 
 def unsure(number, index=0, feed="front"):
-    """Frame ``number``, of which ``index`` is the best class, though not good enough."""
+    """Return a result with the label unknown, because the score of the best class ``index`` is too low."""
     scores = np.full(3, 0.17, np.float32)
     scores[index] = 0.66
     seen = result(number, -1, feed)
@@ -72,7 +72,7 @@ def web(tmp_path):
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory):
-    """One for all requests that must not change anything."""
+    """A sink that is shared by the tests whose requests do not change it."""
     with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path_factory.mktemp("standing") / "saved") as sink:
         sink.state(change("live"))
         sink.write(result(7))
@@ -92,7 +92,7 @@ def port_of(sink):
 
 
 def ask(sink, path, method="GET", body=None, **headers):
-    """One request; status, headers and body of the answer."""
+    """Send one request, and return status, headers and body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     if isinstance(body, dict):
@@ -108,7 +108,7 @@ def ask(sink, path, method="GET", body=None, **headers):
 
 @contextmanager
 def stream(sink, **headers):
-    """An open stream of events: a function that gives the next one's kind and content."""
+    """Open a stream of events, and yield a function that returns the kind and the content of the next event."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
     connection.request("GET", "/events", headers=headers)
     answer = connection.getresponse()
@@ -131,7 +131,7 @@ def threads():
     return {thread for thread in threading.enumerate() if not thread.name.startswith("pytest")}
 
 
-# --- what is shown ----------------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------
 
 
 def test_page_and_its_files_are_served_without_external_resources(standing):
@@ -142,7 +142,7 @@ def test_page_and_its_files_are_served_without_external_resources(standing):
         assert name in page.body.decode()
         assert ask(standing, f"/{name}").status == 200
     everything = b"".join(ask(standing, path).body for path in ("/", "/page.css", "/page.js"))
-    # Nothing comes from elsewhere, and nothing needs what the policy forbids.
+    # The page uses no external resources, and nothing that the Content-Security-Policy forbids.
     assert b"http://" not in everything
     assert b"https://" not in everything
     assert b"style=" not in page.body
@@ -275,7 +275,7 @@ def test_number_of_stored_decisions_is_limited(web):
     for number in range(1000):
         web.write(result(number, number % 2))
     assert len(web._state.news(0)["story"]) == page_state.MAX_ENTRIES
-    assert len(web._state.news(998)["story"]) == 3  # the state was told too
+    assert len(web._state.news(998)["story"]) == 3  # one entry is the state change
     assert web._state.news(5000)["story"] == []
 
 
@@ -295,10 +295,10 @@ def test_unknown_label_is_sent_with_the_best_class(web):
         return news["sources"][0]["answer"], news["story"][-1]
 
     web.write(unsure(8, 1))
-    for said in entries():
-        assert (said["label"], said["index"], said["best"]) == (UNKNOWN, -1, ["yield", 0.66])
+    for fields in entries():
+        assert (fields["label"], fields["index"], fields["best"]) == (UNKNOWN, -1, ["yield", 0.66])
     web.write(result(9, 1))
-    assert not any("best" in said for said in entries())
+    assert not any("best" in fields for fields in entries())
 
 
 def test_last_decision_has_the_current_score(web):
@@ -316,7 +316,7 @@ def test_last_decision_has_the_current_score(web):
     assert scores() == [first, 0.5]
     web.write(scored(9, 0.875, 1))
     assert scores() == [first, 0.875]
-    web.state(change("live"))  # no change of the decision
+    web.state(change("live"))  # the decision is unchanged
     web.write(scored(10, 0.75, 1))
     assert scores() == [first, 0.75]
     web.write(scored(11, 0.25, 0))
@@ -361,16 +361,16 @@ def test_labeled_image_is_saved_without_loss(web, tmp_path):
     assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
     held = keep(web, 8)
     assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
-    for number in range(9, 30):  # time goes on while the person looks for the label
+    for number in range(9, 30):  # newer frames arrive while the user selects the label
         web.write(result(number))
         ask(web, "/picture/0")
     assert ask(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
     answer = ask(web, "/save", "POST", {"hold": held["hold"], "index": 2})
     assert answer.status == 200
-    said = json.loads(answer.body)
-    assert (said["label"], said["saved"]) == ("no entry", 1)
+    fields = json.loads(answer.body)
+    assert (fields["label"], fields["saved"]) == ("no entry", 1)
     (path,) = (tmp_path / "saved").rglob("*.*")
-    assert path == tmp_path / "saved" / "no entry" / said["file"]
+    assert path == tmp_path / "saved" / "no entry" / fields["file"]
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], noise)
     assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
 
@@ -463,14 +463,14 @@ def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
     web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
     held = keep(web, 8)
     web.write(result(9))
-    for _ in range(2):  # some browsers ask twice
+    for _ in range(2):  # some browsers send the request twice
         answer = ask(web, f"/held/{held['hold']}/file")
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
         assert answer.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
         shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
         assert np.array_equal(shown[:, :, ::-1], noise)
     assert list((tmp_path / "saved").iterdir()) == []
-    # What was not labelled yet can still be.
+    # An image that has no label yet can still be saved.
     assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
     assert ask(web, f"/held/{held['hold']}/file").status == 410
 
@@ -490,11 +490,11 @@ def test_name_of_a_snapshot_has_source_and_time(feed, name):
     with WebSink("127.0.0.1", 0, LABELS) as web:
         web.write(result(1, feed=feed))
         before = time.strftime("%Y%m%d")
-        said = keep(web, 1)
-        sent = ask(web, f"/held/{said['hold']}/file").headers["Content-Disposition"]
-        assert sent == f'attachment; filename="{said["file"]}"'
-        assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", said["file"])
-        assert said["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
+        fields = keep(web, 1)
+        sent = ask(web, f"/held/{fields['hold']}/file").headers["Content-Disposition"]
+        assert sent == f'attachment; filename="{fields["file"]}"'
+        assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", fields["file"])
+        assert fields["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
 
 
 def test_downloaded_image_is_released_before_images_without_a_label():
@@ -575,7 +575,7 @@ def test_other_methods_are_refused(standing, method):
     assert ask(standing, "/save").status == 405
 
 
-# --- who may ----------------------------------------------------------------------------------------
+# --- access control ---------------------------------------------------------------------------------
 
 TOKEN = "correct horse battery"
 
@@ -623,7 +623,7 @@ def test_browser_without_the_token_gets_the_login_page(locked):
     answer = ask(locked, "/", Accept="text/html,*/*")
     assert answer.status == 401
     assert b'name="token"' in answer.body
-    assert ask(locked, "/page.css").status == 200  # how the question looks is no secret
+    assert ask(locked, "/page.css").status == 200  # the style sheet of the login page needs no token
 
 
 def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
@@ -701,7 +701,7 @@ def test_other_sites_may_link_to_the_page_but_not_read_it(standing):
 
 
 def raw(sink, sent, seconds=10):
-    """What the server answers to bytes, up to the end of the connection."""
+    """Send bytes, and return all bytes that the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port_of(sink)), timeout=seconds) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
@@ -798,12 +798,12 @@ def test_number_of_event_streams_is_limited(web):
         for following in streams:
             wait_for(lambda following=following: "yield" in str(following()[1]))
         assert ask(web, "/picture/0").status == 200
-    # Who leaves makes room.
+    # A closed stream makes room for another one.
     wait_for(lambda: ask_once(web))
 
 
 def ask_once(sink):
-    """Whether a stream is given."""
+    """Return whether a new event stream is accepted."""
     try:
         with stream(sink) as following:
             return following()[0] == "hello"
@@ -855,10 +855,10 @@ def test_port_in_use_is_reported_with_advice(web):
     port = port_of(web)
     with pytest.raises(EdgerecError) as error:
         WebSink("127.0.0.1", port, LABELS)
-    said = str(error.value)
-    assert f"port {port} of 127.0.0.1" in said
-    assert f"another program uses the port; choose another port, e.g. {port + 1}" in said
-    assert "\n" not in said
+    message = str(error.value)
+    assert f"port {port} of 127.0.0.1" in message
+    assert f"another program uses the port; choose another port, e.g. {port + 1}" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host.invalid", "a" * 300])
@@ -890,7 +890,7 @@ def test_invalid_addresses_are_refused(text):
         parse_address(text)
 
 
-# --- its end ----------------------------------------------------------------------------------------
+# --- closing ----------------------------------------------------------------------------------------
 
 
 def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
@@ -1009,7 +1009,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         sink.state(change("live"))
         sink.write(result(7, 0, grey=200))
         page.goto(sink.url)
-        assert page.url == sink.url.partition("?")[0]  # the token does not stay in sight
+        assert page.url == sink.url.partition("?")[0]  # the token is removed from the address
 
         expect(page.locator("#picture[data-frame='7']")).to_be_visible()
         assert grey_of(page) == pytest.approx(200, abs=3)
@@ -1043,7 +1043,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         page.click("#labels >> text=no entry")
         expect(page.locator("#toast")).to_have_text("Saved as “no entry” · 2 so far")
         (corrected,) = (saved / "no entry").iterdir()
-        assert cv2.imread(str(corrected)).mean() == 90  # the picture that was pointed at
+        assert cv2.imread(str(corrected)).mean() == 90  # the image that the page showed when the button was clicked
 
         sink.state(change("lost", reason="the cable"))
         expect(page.locator(".source .is")).to_have_text("lost")
@@ -1052,7 +1052,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         expect(page.locator("#story li").first).to_contain_text("lost")
         assert complaints == []
 
-        # A picture of one source never stands under the name of another.
+        # An image of one source is never shown for another source.
         sink.state(change("connecting", "yard"))
         page.locator(".source").nth(1).click()
         expect(page.locator("#label")).to_have_text("–")
@@ -1076,7 +1076,7 @@ def test_login_page_accepts_the_token(browser):
         sink.write(result(7, grey=200))
         expect(page.locator("#snapshot")).to_be_enabled()
         expect(page.locator("#wrong")).to_be_disabled()
-        with page.expect_download() as download:  # needs no folder of the camera's
+        with page.expect_download() as download:  # a snapshot needs no folder on the camera
             page.click("#snapshot")
         assert (cv2.imread(str(download.value.path())) == 200).all()
         expect(page.locator("#toast")).to_have_text(f"Downloading {download.value.suggested_filename}")
@@ -1096,7 +1096,7 @@ def test_page_selects_a_live_source(browser):
         sink.state(change("ended", "clip"))
         sink.state(change("connecting", "yard"))
         page.goto(sink.url)
-        expect(shown).to_have_text("clip")  # none is live yet
+        expect(shown).to_have_text("clip")  # no source is live yet
         expect(page.locator("#veil")).to_have_text(re.compile(r"^\s*ended\s*(<1|\d) s ago\s*$"))
         sink.state(change("live", "yard"))
         sink.write(result(9, 1, "yard", grey=90))
@@ -1110,15 +1110,16 @@ def test_page_selects_a_live_source(browser):
         began = time.monotonic()
         page.locator(".source").nth(2).click()
         expect(page.locator("#picture[data-frame='3']")).to_be_visible()
-        assert time.monotonic() - began < app.IMAGE_WAIT_S - 1  # the request for yard's next picture is not waited for
+        # The pending request for the next image of "yard" is aborted.
+        assert time.monotonic() - began < app.IMAGE_WAIT_S - 1
         page.locator(".source").nth(0).click()
         page.reload()
-        expect(shown).to_have_text("yard")  # the first that is live
+        expect(shown).to_have_text("yard")  # the first live source
         page.locator(".source").nth(0).click()
         sink.write(result(10, 0, "yard"))
         sink.state(change("connecting", "shed"))
         expect(page.locator(".source")).to_have_count(4)
-        expect(shown).to_have_text("clip")  # a person chose it
+        expect(shown).to_have_text("clip")  # the user has selected this source
         sink.state(change("lost", "yard"))
         page.locator(".source").nth(1).click()
         expect(page.locator("#veil-reason")).to_have_text(re.compile(r"^for (<1|\d) s$"))
@@ -1152,7 +1153,7 @@ def test_list_shows_the_decisions_of_the_selected_source(browser):
         expect(rows.locator(".more")).to_have_text(["best: yield (66 %)"])
         stood = page.locator("#story li:first-child .long")
         first = stood.text_content()
-        expect(stood).not_to_have_text(first)  # it goes on
+        expect(stood).not_to_have_text(first)  # the duration increases
 
         expect(page.locator("#best")).to_have_text("")
         sink.write(unsure(4, 1))
@@ -1197,7 +1198,7 @@ def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
 
 
 def grey_of(page) -> int:
-    """The first value of the picture on the page."""
+    """Return the red value of a pixel of the image on the page."""
     return page.locator("#picture").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
 
 

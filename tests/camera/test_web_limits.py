@@ -1,4 +1,4 @@
-"""Limits of the servers: idle connections keep nobody out, and a visitor cannot fill the disk or the memory."""
+"""Tests that clients cannot lock other clients out of the servers, and cannot fill the disk or the memory."""
 
 from __future__ import annotations
 

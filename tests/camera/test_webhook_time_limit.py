@@ -1,4 +1,4 @@
-"""A post of the webhook ends in time, whatever the server does."""
+"""Tests that each attempt of the webhook ends within its time limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def close(sink):
 
 @pytest.fixture
 def silent():
-    """The port of a server that accepts TCP connections and never responds."""
+    """Run a server that accepts TCP connections and never responds; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -51,7 +51,7 @@ def tls_server(tmp_path, monkeypatch):
         def work():
             with contextlib.suppress(OSError), server:
                 plain, _ = server.accept()
-                ending.wait(0.3)  # so that the handshake ends after a part of the time limit
+                ending.wait(0.3)  # the handshake takes a part of the time limit
                 with context.wrap_socket(plain, server_side=True) as connection:
                     serve(connection, ending)
 
@@ -118,7 +118,7 @@ def test_hanging_name_lookup_times_out(silent, monkeypatch, caplog):
 
 
 def test_time_limit_is_divided_among_the_addresses_of_a_host(monkeypatch):
-    """The first address never responds. The second one still gets a part of the time limit."""
+    """The first address never responds, but some of the time limit remains for the second address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
