@@ -1,4 +1,4 @@
-"""The range of 16-bit values over a data set whose files have different ranges."""
+"""Tests of the black and white levels of a data set whose 16-bit files have different ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec.recipe import DataSection
 
 
 @pytest.mark.parametrize("brightest", [0, 5, 11])
-def test_the_range_is_that_of_all_files(tmp_path, brightest):
+def test_levels_are_the_range_over_all_files(tmp_path, brightest):
     rng = np.random.default_rng(0)
     for label in ("cold", "hot"):
         (tmp_path / label).mkdir()

@@ -1,4 +1,4 @@
-"""edgerec data show and check: what is planted is found, what is sound is left alone, and both can be looked at."""
+"""Tests of ``edgerec data check`` and ``edgerec data show``."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def call(*arguments, code=0):
 
 
 def kinds(report):
-    """The findings' kinds with the end of their first name."""
+    """Return the kind of each finding with the file name of its first image."""
     return {(finding.kind, (finding.names or ("",))[0].rpartition("/")[2]) for finding in report.findings}
 
 
-def of(folder, **keys):
+def recipe_for(folder, **keys):
     return Recipe().override({"data.source": str(folder)} | keys)
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """200 real digits of four classes, 40×40, with splits of their own."""
-    folder = tmp_path_factory.mktemp("sound") / "digits"
+def clean(tmp_path_factory):
+    """Return a folder of 200 real digits of four classes, 40×40 pixels, with train and test splits."""
+    folder = tmp_path_factory.mktemp("clean") / "digits"
     digits = sources.find("digits")
     for label in (0, 1, 4, 7):
         for number, i in enumerate(np.flatnonzero(digits.classes == label)[:50]):
@@ -50,10 +50,10 @@ def sound(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planted(sound, tmp_path_factory):
-    """The same with one or two of every fault."""
+def planted(clean, tmp_path_factory):
+    """Return a copy of the clean data to which one or two problems of every kind were added."""
     folder = tmp_path_factory.mktemp("planted") / "digits"
-    shutil.copytree(sound, folder)
+    shutil.copytree(clean, folder)
     train, test = folder / "train", folder / "test"
     shutil.copy(train / "d0" / "01.png", test / "d0" / "again.png")
     shutil.copy(train / "d1" / "01.png", train / "d4" / "two_labels.png")
@@ -70,12 +70,12 @@ def planted(sound, tmp_path_factory):
     cv2.imwrite(str(train / "d4" / "long.png"), np.hstack([one] * 3))
     cv2.imwrite(str(train / "d4" / "blank.png"), one * 0 + 90)
     (train / "d9").mkdir()
-    shutil.copy(sound / "train" / "d4" / "09.png", train / "d9" / "alone.png")
+    shutil.copy(clean / "train" / "d4" / "09.png", train / "d9" / "alone.png")
     return folder
 
 
-def test_what_is_planted_is_found_and_ranked(planted, tmp_path):
-    report = check_data(of(planted), tmp_path / "report")
+def test_planted_problems_are_found_and_ranked(planted, tmp_path):
+    report = check_data(recipe_for(planted), tmp_path / "report")
     found = kinds(report)
     for kind, name in (
         ("broken", "notes.txt"),
@@ -107,20 +107,20 @@ def test_what_is_planted_is_found_and_ranked(planted, tmp_path):
     assert json.loads((folder / "report.json").read_text())["counts"]["d0"]["test"] == 11
     assert min(cv2.imread(str(folder / "suspects.png")).shape[:2]) > 500
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        check_data(of(planted), folder)
+        check_data(recipe_for(planted), folder)
 
 
-def test_what_is_sound_is_left_alone(sound):
-    report = check_data(of(sound))
+def test_clean_data_has_no_errors(clean):
+    report = check_data(recipe_for(clean))
     assert report.ok
-    assert len(report.findings) <= 4  # of 200: a quick classifier doubts some labels
+    assert len(report.findings) <= 4  # the quick classifier wrongly reports a few of the 200 labels
     assert {finding.kind for finding in report.findings} <= {"label"}
     assert report.label_accuracy > 0.9
     assert report.counts["d4"] == {"train": 36, "val": 4, "test": 10}
 
 
-def test_strict_is_for_scripts(sound, planted, tmp_path):
-    call("check", sound, "--no-labels", "--strict")
+def test_strict_exits_with_1_after_errors(clean, planted, tmp_path):
+    call("check", clean, "--no-labels", "--strict")
     done = call("check", planted, "--no-labels")
     assert done.stdout.splitlines()[0].startswith("error    broken")
     assert "spoilt: " in done.stdout
@@ -131,36 +131,36 @@ def test_strict_is_for_scripts(sound, planted, tmp_path):
     assert (tmp_path / "x.png").is_file()
 
 
-def test_split_that_training_would_make_keeps_copies_together(tmp_path, image_folder):
-    """Data without splits is checked with the recipe's split, in which copies are never on two sides."""
+def test_checks_use_the_split_of_training(tmp_path, image_folder):
+    """Data without splits is checked with the split of the recipe, which never separates copies."""
     for number in range(4):
         for label in ("red", "blue"):
             one = image_folder / label / f"person{number}_{number:02d}.jpg"
             for copy in range(3):
                 shutil.copy(one, one.with_name(f"person{number}_copy{copy}.jpg"))
-    ungrouped = check_data(of(image_folder), labels=False)
+    ungrouped = check_data(recipe_for(image_folder), labels=False)
     assert {finding.kind for finding in ungrouped.findings} == {"copy"}
     grouped = {"data.group_by": r"(person\d)", "data.test_fraction": 0.25, "data.val_fraction": 0.25}
-    report = check_data(of(image_folder, **grouped), labels=False)
+    report = check_data(recipe_for(image_folder, **grouped), labels=False)
     assert report.ok
     assert {finding.kind for finding in report.findings} == {"copy"}
 
 
-def test_arrays_few_pictures_and_pictures_without_labels(tmp_path, sound):
+def test_arrays_and_unlabeled_images_are_checked(tmp_path, clean):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (30, 12, 12), np.uint8)
     x[7], y = x[3], np.arange(30) % 3
     np.savez(tmp_path / "some.npz", x_train=x, y_train=y)
-    report = check_data(of(tmp_path / "some.npz"))
+    report = check_data(recipe_for(tmp_path / "some.npz"))
     (copy,) = (finding for finding in report.findings if finding.kind.startswith("copy"))
     assert copy.names == ("some.npz[7]", "some.npz[3]")
     assert [finding.kind for finding in report.findings].count("few") == 3
-    assert report.label_accuracy is None  # noise teaches nothing
-    flat = shutil.copytree(sound / "train" / "d0", tmp_path / "flat")
-    assert check_data(of(flat)).pictures == 40
+    assert report.label_accuracy is None  # a classifier cannot learn from noise
+    flat = shutil.copytree(clean / "train" / "d0", tmp_path / "flat")
+    assert check_data(recipe_for(flat)).pictures == 40
 
 
-def test_near_pairs_are_those_of_all_with_all():
+def test_near_pairs_match_a_comparison_of_all_pairs():
     rng = np.random.default_rng(0)
     some = rng.normal(0, 40, (300, 64)).astype(np.float32)
     some[200:] = some[:100] + rng.normal(0, 2, (100, 64))
@@ -170,15 +170,15 @@ def test_near_pairs_are_those_of_all_with_all():
     assert np.allclose(
         pairs.distance_levels, np.sqrt(((some[pairs.first] - some[pairs.second]) ** 2).mean(axis=1)), atol=0.05
     )
-    burst = np.repeat(some[:1], 500, axis=0)  # frames all alike: not every pair of them
+    burst = np.repeat(some[:1], 500, axis=0)  # identical frames: the result must not contain all pairs
     near = near_pairs(burst, [np.arange(500) < 250])
     assert set(near.first) | set(near.second) == set(range(500))
     assert 250 <= len(near.first) <= 1000  # at most one neighbor per image, and one of the other class
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_sheet_shows_every_class(sound, tmp_path, augment):
-    sheet = show_data(of(sound, **{"data.channels": 1}), tmp_path / "sheet.png", augment=augment)
+def test_contact_sheet_shows_every_class(clean, tmp_path, augment):
+    sheet = show_data(recipe_for(clean, **{"data.channels": 1}), tmp_path / "sheet.png", augment=augment)
     assert sheet.counts == {"d0": 50, "d1": 50, "d4": 50, "d7": 50}
     assert sheet.shown == 4
     image = cv2.imread(str(tmp_path / "sheet.png"))
@@ -187,13 +187,13 @@ def test_a_sheet_shows_every_class(sound, tmp_path, augment):
     assert bool(sheet.augment) == augment
     assert (image < 100).mean() > 0.1
     if augment:
-        other = of(sound, **{"data.channels": 1, "augment.mixup": 0.4})
+        other = recipe_for(clean, **{"data.channels": 1, "augment.mixup": 0.4})
         show_data(other, tmp_path / "mixed.png", augment=True)
-        assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # shares stand below
+        assert cv2.imread(str(tmp_path / "mixed.png")).shape[0] > image.shape[0]  # soft labels need more lines
 
 
-def test_a_sheet_of_a_recipe_and_of_a_run(sound, tmp_path):
-    recipe = of(sound, **{"augment.cutout": 0.3})
+def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
+    recipe = recipe_for(clean, **{"augment.cutout": 0.3})
     run = tmp_path / "run"
     run.mkdir()
     for place in (tmp_path / "mine.toml", run / "recipe.toml"):
@@ -204,27 +204,27 @@ def test_a_sheet_of_a_recipe_and_of_a_run(sound, tmp_path):
     assert "200 pictures of 4 classes" in done.stdout
 
 
-def test_bad_input_is_one_line(sound, tmp_path):
+def test_bad_input_is_one_line(clean, tmp_path):
     with pytest.raises(RecipeError, match="no augmented images to show"):
-        show_data(replace(of(sound), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
+        show_data(replace(recipe_for(clean), augment=NOT_AUGMENTED), tmp_path / "x.png", augment=True)
     with pytest.raises(OutputNameError, match=r"does not end in \.png"):
-        show_data(of(sound), tmp_path / "x.jpg")
+        show_data(recipe_for(clean), tmp_path / "x.jpg")
     (tmp_path / "there.png").write_bytes(b"mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputExistsError):
-        show_data(of(sound), tmp_path / "there.png")
+        show_data(recipe_for(clean), tmp_path / "there.png")
     with pytest.raises(OutputExistsError, match="does not replace"):
-        check_data(of(sound), tmp_path / "mine", overwrite=True)
+        check_data(recipe_for(clean), tmp_path / "mine", overwrite=True)
     (tmp_path / "texts" / "a").mkdir(parents=True)
     (tmp_path / "texts" / "a" / "x.jpg").write_text("hello")
     with pytest.raises(DataError, match="none of its 1 files is an image"):
-        check_data(of(tmp_path / "texts"))
+        check_data(recipe_for(tmp_path / "texts"))
     for arguments, words in (
         (("show", "nothing"), "unknown data set"),
         (("check", tmp_path / "none.toml"), "does not exist"),
-        (("check", sound, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
-        (("check", sound, "--group-by", "("), "is not a regular expression"),
+        (("check", clean, "--set", "augment.cutot=1"), "did you mean 'augment.cutout'"),
+        (("check", clean, "--group-by", "("), "is not a regular expression"),
     ):
         done = call(*arguments, code=1)
         assert words in done.stderr

@@ -1,4 +1,4 @@
-"""Pictures on disk become arrays, once, and split without leaks."""
+"""Tests of loading data sets, of the pixel cache, and of splits without leaks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_npz(path, count=40, classes=4, **changes):
     return path
 
 
-def test_digits_are_there_offline():
+def test_digits_are_available_offline():
     dataset, resolved = load(section("digits"))
     assert dataset.images.shape == (1797, 28, 28, 1)
     assert dataset.images.dtype == np.uint8
@@ -39,7 +39,7 @@ def test_digits_are_there_offline():
     assert (resolved.input_size, resolved.channels) == (28, 1)
 
 
-def test_folder_is_read_as_the_device_would(image_folder):
+def test_folder_pixels_match_the_preprocessing_of_the_device(image_folder):
     dataset, resolved = load(section(image_folder))
     assert dataset.labels == ("blue", "red")
     assert (resolved.input_size, resolved.channels) == (30, 3)
@@ -50,7 +50,7 @@ def test_folder_is_read_as_the_device_would(image_folder):
         assert dataset.names[i].startswith(dataset.labels[dataset.classes[i]])
 
 
-def test_pictures_are_decoded_once(image_folder, monkeypatch):
+def test_images_are_decoded_once(image_folder, monkeypatch):
     first, _ = load(section(image_folder, input_size=16))
     monkeypatch.setattr(cache, "decode", lambda content: pytest.fail("decoded again"))
     again, _ = load(section(image_folder, input_size=16))
@@ -58,14 +58,14 @@ def test_pictures_are_decoded_once(image_folder, monkeypatch):
     assert first.digest == again.digest
 
 
-def test_a_changed_picture_is_read_again(image_folder):
+def test_changed_image_is_read_again(image_folder):
     before, _ = load(section(image_folder, input_size=16))
     cv2.imwrite(str(image_folder / "red" / "person0_00.jpg"), np.zeros((30, 40, 3), np.uint8))
     after, _ = load(section(image_folder, input_size=16))
     assert before.digest != after.digest
 
 
-def test_file_that_is_no_picture_is_skipped_or_refused(image_folder, caplog):
+def test_unreadable_file_is_skipped_or_refused(image_folder, caplog):
     (image_folder / "red" / "notes.txt").write_text("hello")
     (image_folder / "blue" / "half.jpg").write_bytes(b"\xff\xd8\xff\xe0 half")
     (image_folder / "blue" / ".hidden").write_bytes(b"")
@@ -93,7 +93,7 @@ def test_own_splits_are_kept(image_folder, tmp_path):
     assert len(parts.train) + len(parts.val) == 30
 
 
-def test_split_is_stratified_seeded_and_whole():
+def test_split_is_stratified_seeded_and_complete():
     dataset, resolved = load(section("digits"))
     parts = split_dataset(dataset, resolved, 3)
     assert parts.held_out
@@ -108,7 +108,7 @@ def test_split_is_stratified_seeded_and_whole():
     assert not np.array_equal(parts.test, split_dataset(dataset, resolved, 4).test)
 
 
-def test_groups_stay_on_one_side(image_folder):
+def test_groups_are_not_divided_between_splits(image_folder):
     dataset, resolved = load(
         section(image_folder, group_by=r"(person\d)", test_fraction=0.25, val_fraction=0.25, input_size=16)
     )
@@ -122,7 +122,7 @@ def test_groups_stay_on_one_side(image_folder):
     assert set.union(*people) == {f"person{i}" for i in range(4)}
 
 
-def test_real_people_stay_on_one_side(real_data, tmp_path):
+def test_real_people_are_not_divided_between_splits(real_data, tmp_path):
     import sys
 
     sys.path.insert(0, "benchmarks")
@@ -141,20 +141,20 @@ def test_real_people_stay_on_one_side(real_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("expression", "error", "said"),
+    ("expression", "error", "message"),
     [
         ("(person", RecipeError, "not a regular expression"),
         (r"camera\d", DataError, "matches nothing in"),
         ("person", DataError, "gives 1 group"),
     ],
 )
-def test_group_expression_that_does_not_work(image_folder, expression, error, said):
+def test_unusable_group_expression_is_refused(image_folder, expression, error, message):
     dataset, resolved = load(section(image_folder, group_by=expression, input_size=16))
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         split_dataset(dataset, resolved, 0)
 
 
-def test_empty_folder(tmp_path):
+def test_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no class folders"):
         load(section(tmp_path))
     (tmp_path / "cat").mkdir()
@@ -162,19 +162,19 @@ def test_empty_folder(tmp_path):
         load(section(tmp_path))
 
 
-def test_one_class_only(image_folder):
+def test_single_class_is_refused(image_folder):
     shutil.rmtree(image_folder / "red")
     with pytest.raises(DataError, match=r"only one class \('blue'\)"):
         load(section(image_folder, input_size=16))
 
 
-def test_class_without_pictures(image_folder):
+def test_class_without_readable_images_is_refused(image_folder):
     (image_folder / "green").mkdir()
     with pytest.raises(DataError, match="class 'green' has no readable image"):
         load(section(image_folder, input_size=16))
 
 
-def test_class_with_too_few_pictures(image_folder):
+def test_class_with_too_few_images_is_refused(image_folder):
     for path in sorted((image_folder / "red").glob("*"))[2:]:
         path.unlink()
     dataset, resolved = load(section(image_folder, input_size=16))
@@ -182,7 +182,7 @@ def test_class_with_too_few_pictures(image_folder):
         split_dataset(dataset, resolved, 0)
 
 
-def test_npz_with_and_without_its_own_test(tmp_path):
+def test_test_split_of_an_npz_file_is_used(tmp_path):
     path = write_npz(tmp_path / "a.npz")
     dataset, resolved = load(section(path))
     assert dataset.images.shape == (40, 28, 28, 1)
@@ -195,7 +195,7 @@ def test_npz_with_and_without_its_own_test(tmp_path):
     assert len(parts.test) == 8
 
 
-def test_npz_floats_become_pixels(tmp_path):
+def test_npz_floats_are_converted_to_uint8(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 28, 28, 3), np.uint8)
     path = write_npz(tmp_path / "a.npz", x_train=(pixels / 255).astype(np.float32))
@@ -203,7 +203,7 @@ def test_npz_floats_become_pixels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"x_train": np.array([{}, {}], object)}, "pickled objects"),
         ({"x_train": np.zeros((40, 12), np.uint8)}, r"x_train is \(40, 12\), expected"),
@@ -221,12 +221,12 @@ def test_npz_floats_become_pixels(tmp_path):
         ({"labels": np.array(["a", "b\nb", "d", "c"])}, "control character"),
     ],
 )
-def test_wrong_npz_is_refused(tmp_path, changes, said):
-    with pytest.raises(DataError, match=said):
+def test_invalid_npz_is_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
         load(section(write_npz(tmp_path / "a.npz", **changes)))
 
 
-def test_damaged_npz_is_one_line(tmp_path):
+def test_damaged_npz_raises_only_data_error(tmp_path):
     rng = np.random.default_rng(0)
     np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((40, 12, 12), np.uint8), y_train=np.arange(40) % 4)
     content = bytearray((tmp_path / "a.npz").read_bytes())
@@ -238,25 +238,25 @@ def test_damaged_npz_is_one_line(tmp_path):
             sources.find(str(tmp_path / "a.npz"))
 
 
-def test_damaged_store_is_filled_again(image_folder, tmp_path, monkeypatch):
+def test_damaged_cache_entry_is_rebuilt(image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
     first, _ = load(section(image_folder, input_size=16))
-    whole = first.images.copy()
+    complete = first.images.copy()
     for suffix, content in ((".raw", b"short"), (".json", b"{")):
         for path in (tmp_path / "cache").glob(f"*{suffix}"):
             path.write_bytes(content)
         again, _ = load(section(image_folder, input_size=16))
-        assert np.array_equal(again.images, whole)
+        assert np.array_equal(again.images, complete)
 
 
-def test_the_same_files_in_other_classes_are_other_data(image_folder, tmp_path):
+def test_digest_depends_on_the_classes_of_the_files(image_folder, tmp_path):
     for one, other in (("red", "blue"), ("blue", "red")):
         (tmp_path / "swapped").mkdir(exist_ok=True)
         (tmp_path / "swapped" / one).symlink_to(image_folder / other)
     assert load(section(image_folder))[0].digest != load(section(tmp_path / "swapped"))[0].digest
 
 
-def test_class_that_is_only_tested(image_folder, tmp_path):
+def test_class_with_only_test_images_is_refused(image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / "split" / "train")
     for label in ("blue", "red"):
         images = sorted((tmp_path / "split" / "train" / label).iterdir())
@@ -268,7 +268,7 @@ def test_class_that_is_only_tested(image_folder, tmp_path):
         split_dataset(dataset, resolved, 0)
 
 
-def test_group_on_two_sides_of_an_own_split(image_folder, tmp_path):
+def test_group_in_two_of_the_own_splits_is_refused(image_folder, tmp_path):
     for part in ("train", "test"):
         shutil.copytree(image_folder, tmp_path / "split" / part)
     dataset, resolved = load(section(tmp_path / "split", input_size=16, group_by=r"person\d", val_fraction=0.25))
@@ -276,7 +276,7 @@ def test_group_on_two_sides_of_an_own_split(image_folder, tmp_path):
         split_dataset(dataset, resolved, 0)
 
 
-def test_group_expression_does_not_see_the_class_folder(image_folder):
+def test_group_expression_does_not_match_the_class_folder(image_folder):
     dataset, resolved = load(section(image_folder, input_size=16, group_by="^person([0-9])", test_fraction=0.25))
     assert len(split_dataset(dataset, resolved, 0).test) == 10
     dataset, resolved = load(section(image_folder, input_size=16, group_by="red"))
@@ -284,7 +284,7 @@ def test_group_expression_does_not_see_the_class_folder(image_folder):
         split_dataset(dataset, resolved, 0)
 
 
-def test_groups_too_large_for_a_class(tmp_path):
+def test_class_with_too_few_groups_is_refused(tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for number in range(5):
@@ -294,7 +294,7 @@ def test_groups_too_large_for_a_class(tmp_path):
         split_dataset(dataset, resolved, 0)
 
 
-def test_shipped_sample_is_a_data_set():
+def test_shipped_sample_can_be_loaded():
     from edgerec.utils.package_data import shipped
 
     dataset, _ = load(section(shipped("calibration") / "digits", channels=1))
@@ -302,7 +302,7 @@ def test_shipped_sample_is_a_data_set():
     assert np.bincount(dataset.classes).tolist() == [2] * 10
 
 
-def test_what_is_no_data_is_refused(tmp_path):
+def test_invalid_source_is_refused(tmp_path):
     with pytest.raises(DataError, match="did you mean 'mnist'"):
         load(section("mnits"))
     (tmp_path / "a.npz").write_bytes(b"hello")
@@ -313,18 +313,18 @@ def test_what_is_no_data_is_refused(tmp_path):
         load(section(tmp_path / "a.csv"))
 
 
-def test_download_that_fails_says_what_to_do(monkeypatch):
+def test_failed_download_says_what_to_do(monkeypatch):
     import tf_keras
 
     def offline():
         raise Exception("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
 
     monkeypatch.setattr(tf_keras.datasets.mnist, "load_data", offline)
-    with pytest.raises(DataError, match=r"Name or service not known\): connect once, or give the data as a file"):
+    with pytest.raises(DataError, match=r"Name or service not known\): connect this machine .*--data mnist\.npz"):
         load(section("mnist"))
 
 
-def test_named_sets_have_their_labels(monkeypatch):
+def test_built_in_data_sets_have_label_names(monkeypatch):
     import tf_keras
 
     rng = np.random.default_rng(0)
@@ -339,12 +339,12 @@ def test_named_sets_have_their_labels(monkeypatch):
     assert len(found.classes) == 60
 
 
-def test_input_smaller_than_the_architecture_needs():
+def test_input_size_below_the_minimum_is_refused():
     with pytest.raises(RecipeError, match="needs at least 32"):
         load(section("digits", input_size=16), least_size_px=32)
 
 
-def test_augmentation_is_seeded_and_does_what_it_says():
+def test_augmentation_is_seeded_and_within_its_limits():
     import tensorflow as tf
 
     from edgerec.data.augment import augmenter
@@ -375,15 +375,15 @@ def test_augmentation_is_seeded_and_does_what_it_says():
     dot[:, 10, 10] = 255
     moved = augmenter(AugmentSection(**(off | {"shift": 0.2})))(tf.constant(dot), one).numpy()[..., 0]
     rows, columns = np.indices((21, 21))
-    centres = np.stack([(moved * axis).sum((1, 2)) / moved.sum((1, 2)) for axis in (rows, columns)]) - 10
-    assert np.abs(centres).max() <= 4.2 + 0.1
-    assert np.abs(centres).max() > 3
+    centers = np.stack([(moved * axis).sum((1, 2)) / moved.sum((1, 2)) for axis in (rows, columns)]) - 10
+    assert np.abs(centers).max() <= 4.2 + 0.1
+    assert np.abs(centers).max() > 3
     turned = augmenter(AugmentSection(**(off | {"rotate_deg": 45.0})))(tf.constant(dot), one).numpy()
-    assert np.allclose(turned[:, 10, 10], 255, atol=1)  # the centre stays
+    assert np.allclose(turned[:, 10, 10], 255, atol=1)  # the center is not moved
     assert np.abs(turned - dot).max() > 20
 
 
-def test_batches_are_those_of_the_seed_and_epoch():
+def test_batches_depend_only_on_seed_and_epoch():
     from edgerec import Recipe
     from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
 
@@ -393,7 +393,7 @@ def test_batches_are_those_of_the_seed_and_epoch():
     feed = training_feed(dataset, part, recipe, first_epoch=0)
     later = training_feed(dataset, part, recipe, first_epoch=1)
     assert steps_per_epoch(part, recipe) == 6
-    assert not feed.options().autotune.enabled  # fit would wait for it at its end
+    assert not feed.options().autotune.enabled  # fit would wait for the autotuning thread at the end
     batches = list(feed.take(12))
     resumed = list(later.take(6))
     for (x, y), (x_resumed, y_resumed) in zip(batches[6:], resumed, strict=True):
@@ -402,9 +402,9 @@ def test_batches_are_those_of_the_seed_and_epoch():
     assert not np.array_equal(batches[0][1], batches[6][1])
     assert batches[0][0].dtype == np.float32
     assert 0 <= np.min(batches[0][0]) <= np.max(batches[0][0]) <= 1
-    # Two processes, the second with two devices of three: together they see the same batches.
+    # Two processes with one and two devices: together, they read the same batches as a single process.
     recipe = recipe.override({"train.batch_size": 15})
     one = iter(training_feed(dataset, part, recipe, Replicas(0, 1, 3), first_epoch=0))
     two = iter(training_feed(dataset, part, recipe, Replicas(1, 2, 3), first_epoch=0))
-    for _, whole in training_feed(dataset, part, recipe, first_epoch=0).take(12):
-        assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), whole)
+    for _, complete in training_feed(dataset, part, recipe, first_epoch=0).take(12):
+        assert np.array_equal(np.concatenate([next(feed)[1] for feed in (one, two, two)]), complete)

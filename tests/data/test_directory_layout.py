@@ -1,4 +1,4 @@
-"""Image folders as other people arrange them: splits, nested folders, and what systems leave in them."""
+"""Tests of image folder layouts: split folders, nested folders, and files of operating systems."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_unclear_folders_are_refused(tmp_path):
         read(tmp_path / "b")
 
 
-def test_data_that_is_deeper_asks_did_you_mean(tmp_path):
+def test_error_suggests_a_deeper_folder_with_the_classes(tmp_path):
     fill(tmp_path / "download" / "PlantVillage")
     with pytest.raises(DataError, match=r"Did you mean .*download.PlantVillage \(with blue, green, red\)\?"):
         read(tmp_path)
@@ -191,7 +191,7 @@ def test_camera_source_and_unlabeled_images_leave_out_system_files(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("TRAIN", "Test"), ("train", "eval"), ("Training", "EVALUATION")])
-def test_splits_are_found_beside_folders_and_files_without_classes(tmp_path, names, caplog):
+def test_splits_are_recognized_beside_other_folders_and_files(tmp_path, names, caplog):
     for name in names:
         fill(tmp_path / "data" / name)
     (tmp_path / "annotations").mkdir()
@@ -203,7 +203,7 @@ def test_splits_are_found_beside_folders_and_files_without_classes(tmp_path, nam
     assert f"{tmp_path}: the images directly in this folder are not used" in caplog.text
 
 
-def test_classes_one_level_deeper_beside_a_folder_without_images(tmp_path):
+def test_error_suggests_a_deeper_folder_beside_a_folder_without_images(tmp_path):
     fill(tmp_path / "photos")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "boxes.csv").write_text("a,b\n")

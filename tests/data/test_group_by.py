@@ -1,4 +1,4 @@
-"""The group expression sees the path below the class folder, in every layout and in merged data."""
+"""Tests that the group expression is applied to the path below the class folder in every layout and in merged data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.recipe import DataSection
 
 
 def write_images(folder, names):
-    """Write an image of noise for each name; equal names in different folders are different images."""
+    """Write a random image for each name. Images with the same name in different folders differ."""
     rng = np.random.default_rng(list(folder.name.encode()))
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_a_group_in_two_splits_inside_class_folders_is_refused(tmp_path):
 
 
 def test_groups_of_merged_data_are_kept_together(tmp_path):
-    """A part that is named like a class, and people who are in both parts."""
+    """One of the merged data sets has the name of a class, and both of them contain the same people."""
     parts = []
     for part, labels in (("cat", ("cat", "dog")), ("new", ("dog", "elk", "new"))):
         names = [f"{label}/anna{person}/{n}.png" for label in labels for person in range(40) for n in range(2)]
@@ -64,9 +64,9 @@ def test_groups_of_merged_data_are_kept_together(tmp_path):
     # 40 groups meet the requested fractions with this seed.
     dataset, section = read(*parts, group_by="^anna[0-9]+", test_fraction=0.25, val_fraction=0.25)
     split = split_dataset(dataset, section, seed=1)
-    sides = {}
-    for side in ("train", "val", "test"):
-        for index in split.part(side):
-            sides.setdefault(dataset.names[index].split("/")[2], set()).add(side)
-    assert len(sides) == 40
-    assert all(len(values) == 1 for values in sides.values())
+    subsets = {}
+    for subset in ("train", "val", "test"):
+        for index in split.part(subset):
+            subsets.setdefault(dataset.names[index].split("/")[2], set()).add(subset)
+    assert len(subsets) == 40
+    assert all(len(values) == 1 for values in subsets.values())

@@ -1,4 +1,4 @@
-"""Image files as other programs write them: orientation, bit depth, and formats that OpenCV does not read."""
+"""Tests of image files of other programs: orientation, bit depth, and formats that OpenCV cannot read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "WEBP with the mark of JPEG", "TIFF", "MPO", "
 
 
 def marked_image() -> Image.Image:
-    """A red bar at the top and a green one at the left, so that each orientation looks different."""
+    """Return an image with a red bar at the top and a green bar at the left, so that all orientations differ."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:8] = (255, 0, 0)
     pixels[8:, :10] = (0, 255, 0)
@@ -52,10 +52,10 @@ def oriented(kind: str, orientation: int) -> bytes:
     marked_image().save(out, kind.split()[0], exif=exif)
     content = out.getvalue()
     if kind == "WEBP with the mark of JPEG":
-        place = content.index(b"EXIF", 30)
-        (length,) = struct.unpack_from("<I", content, place + 4)
-        data = b"Exif\0\0" + content[place + 8 : place + 8 + length]
-        content = content[:place] + b"EXIF" + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+        position = content.index(b"EXIF", 30)
+        (length,) = struct.unpack_from("<I", content, position + 4)
+        data = b"Exif\0\0" + content[position + 8 : position + 8 + length]
+        content = content[:position] + b"EXIF" + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
         content = content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
     return content
 
@@ -91,21 +91,21 @@ def test_damaged_headers_do_not_stop_reading(tmp_path, kind):
     path = tmp_path / "image"
     for _ in range(60):
         damaged = bytearray(content[: rng.integers(8, len(content) + 1)])
-        for place in rng.integers(4, len(damaged), 6):
-            damaged[place] = rng.integers(0, 256)
+        for position in rng.integers(4, len(damaged), 6):
+            damaged[position] = rng.integers(0, 256)
         path.write_bytes(damaged)
         with suppress(DataError):  # any other exception fails the test
             assert read_image(path).shape[2] == 3
 
 
 def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
-    """A PNG file with one more chunk behind its header."""
+    """Return a PNG file with an additional chunk after its header."""
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return png[:33] + chunk + png[33:]
 
 
 def deep_tiff(samples: np.ndarray, bits: int = 16, maximum: int = 0) -> bytes:
-    """A gray TIFF file with 16 or packed 12 bits per sample, its directory behind the pixels, as libtiff writes it."""
+    """Return a gray TIFF file with 16 or packed 12 bits per sample; its directory follows the pixels, as in libtiff."""
     height, width = samples.shape
     if bits == 12:
         pairs = samples.reshape(-1, 2).astype(int)
@@ -137,7 +137,7 @@ RAMP = np.linspace(0, 1, 256).reshape(16, 16)
         (b"P5\n# a camera\n16 16\n1023\n" + (RAMP * 1023).astype(">u2").tobytes(), "PGM with its maximum"),
     ],
 )
-def test_bit_depth_of_a_file(tmp_path, content, name):
+def test_bit_depth_of_a_file_is_detected(tmp_path, content, name):
     (tmp_path / "image").write_bytes(content)
     image = read_image(tmp_path / "image")
     assert abs(image[:, :, 0] - RAMP * 255).max() < 1.5, name
@@ -146,7 +146,7 @@ def test_bit_depth_of_a_file(tmp_path, content, name):
 @pytest.mark.parametrize("kind", [".pgm", ".jp2"])
 @pytest.mark.parametrize("bits", [12, 14])
 def test_depth_is_measured_where_writers_state_16_bits(tmp_path, kind, bits):
-    """OpenCV writes the maximum 65535 or a precision of 16 bits whatever the values are."""
+    """OpenCV always writes a maximum of 65535 or a precision of 16 bits, even if the values are smaller."""
     ramp = np.tile(np.linspace(0, 2**bits - 1, 64).astype(np.uint16), (64, 1))
     cv2.imwrite(str(tmp_path / f"image{kind}"), ramp, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
     image = read_image(tmp_path / f"image{kind}")
@@ -179,7 +179,10 @@ def test_full_range_is_divided_by_256(tmp_path):
 
 
 def deep_folder(folder, low, high, *, write=deep_png, dead=None):
-    """Two classes of 16-bit images with values from low to high, as of a thermal camera; returns the folder."""
+    """Write two classes of 16-bit images with values from ``low`` to ``high``, as of a thermal camera.
+
+    Return the folder. ``dead`` is the value of a dead pixel in one image.
+    """
     rng = np.random.default_rng(0)
     for label in ("cold", "hot"):
         (folder / label).mkdir(parents=True)
@@ -205,7 +208,7 @@ def deep_folder(folder, low, high, *, write=deep_png, dead=None):
         (7200, 9100, (7200, 9100)),
     ],
 )
-def test_range_over_the_data_set(tmp_path, caplog, low, high, levels):
+def test_levels_are_determined_over_the_data_set(tmp_path, caplog, low, high, levels):
     with caplog.at_level(logging.INFO, "edgerec"):
         dataset, section = load(DataSection(source=str(deep_folder(tmp_path / "d", low, high)), input_size=16))
     assert (section.black_level, section.white_level) == levels
@@ -216,7 +219,7 @@ def test_range_over_the_data_set(tmp_path, caplog, low, high, levels):
 
 def test_dead_pixel_does_not_darken_all_images(tmp_path):
     _, section = load(DataSection(source=str(deep_folder(tmp_path, 28815, 31115, dead=65535)), input_size=16))
-    # One of 6,144 samples is more than 0.01 %.
+    # One of 6,144 samples exceeds the fraction of 0.01 % that is ignored as dead pixels.
     assert section.white_level == 65535
     rng = np.random.default_rng(0)
     for number in range(60):
@@ -225,7 +228,7 @@ def test_dead_pixel_does_not_darken_all_images(tmp_path):
     assert (section.black_level, section.white_level) == (28815, 31115)
 
 
-def test_levels_of_arrays(tmp_path, caplog):
+def test_levels_of_arrays_are_determined_and_reused(tmp_path, caplog):
     rng = np.random.default_rng(0)
     values = rng.integers(0, 4096, (40, 12, 12)).astype(np.uint16)
     np.savez(tmp_path / "a.npz", x_train=values, y_train=np.arange(40) % 4)
@@ -234,7 +237,7 @@ def test_levels_of_arrays(tmp_path, caplog):
     assert np.array_equal(dataset.original(3), values[3] >> 4)
     assert (section.black_level, section.white_level) == (0, 4095)
     assert "the value 0 becomes black and 4095 white" in caplog.text
-    # Other data of a model that has these levels is read with them, whatever its own range is.
+    # Other data is read with the levels of the model, independently of the data's own range.
     np.savez(tmp_path / "b.npz", x_train=values // 4, y_train=np.arange(40) % 4)
     other, _ = load(replace(section, source=str(tmp_path / "b.npz")))
     assert np.array_equal(other.original(3), values[3] >> 6)
@@ -283,7 +286,7 @@ def test_device_reads_16_bit_files_as_training_did(bundle, tmp_path):
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
 
 
-def test_heic_says_what_to_install(tmp_path):
+def test_heic_error_says_what_to_install(tmp_path):
     (tmp_path / "IMG_0001.HEIC").write_bytes(HEIC)
     program = (
         "import sys; sys.modules['pillow_heif'] = None; from edgerec.cli.app import main;"
@@ -309,7 +312,7 @@ def test_heic_says_what_to_install(tmp_path):
         (deep_tiff(RAMP * 255, bits=32), "32-bit samples"),
     ],
 )
-def test_unreadable_file_says_what_it_is(image_folder, caplog, content, reason):
+def test_warning_about_an_unreadable_file_names_its_format(image_folder, caplog, content, reason):
     (image_folder / "red" / "odd.jpg").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         read_image(image_folder / "red" / "odd.jpg")

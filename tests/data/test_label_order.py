@@ -1,4 +1,4 @@
-"""Labels in another order than a model's outputs are refused, unless the order was chosen explicitly."""
+"""Tests that labels in another order than the model's outputs are refused unless the order is chosen explicitly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLORS = {"apple": (220, 20, 20), "berry": (20, 20, 220), "cress": (20, 220, 20)
 
 
 def write_images(folder, names, images=12, size=12):
-    """One folder per class, with images of nearly one color."""
+    """Write one folder per class with noisy images of one color, and return the folder."""
     rng = np.random.default_rng(0)
     for name, color in zip(names, COLORS.values(), strict=False):
         (folder / name).mkdir(parents=True)
@@ -32,7 +32,10 @@ def write_images(folder, names, images=12, size=12):
 
 
 def color_model(order, scales=True, size=12):
-    """A classifier of colors whose output ``i`` is the color ``order[i]``; without ``scales`` it takes [0, 1]."""
+    """Return a color classifier whose output ``i`` is the color ``order[i]``.
+
+    Its input is 0…255 if ``scales`` is true, otherwise 0…1.
+    """
     layers = keras().layers
     colors = np.array([list(COLORS.values())[i] for i in order], np.float32) / 255
     model = keras().Sequential(
@@ -43,7 +46,7 @@ def color_model(order, scales=True, size=12):
             layers.Dense(len(order), activation="softmax"),
         ]
     )
-    # The nearest color: -|x - c|^2 is 2 x.c - c.c, up to what all classes share.
+    # The model predicts the nearest color c of a pixel x, because -|x - c|² equals 2 x·c - c·c up to a common constant.
     model.layers[-1].set_weights([40 * 2 * colors.T, -40 * (colors**2).sum(axis=1)])
     return model
 
@@ -55,7 +58,7 @@ def images(tmp_path):
 
 @pytest.mark.parametrize("scales", [True, False])
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (0, 1, 3, 2)])
-def test_another_order_is_refused_with_the_order_that_fits(tmp_path, images, order, scales):
+def test_other_label_order_is_refused_with_a_suggestion(tmp_path, images, order, scales):
     color_model(order, scales).save(tmp_path / "m.keras")
     expected = ", ".join(list(COLORS)[i] for i in order)
     with pytest.raises(DataError, match=rf"another order .* would be with the order: {expected}\. .*--labels folders"):
@@ -63,7 +66,7 @@ def test_another_order_is_refused_with_the_order_that_fits(tmp_path, images, ord
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_file_and_folders_are_explicit_choices(tmp_path, images, caplog):
+def test_label_order_can_be_chosen_explicitly(tmp_path, images, caplog):
     color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
     (tmp_path / "order.txt").write_text("berry\napple\ncress\ndate\n")
     run = adopt(tmp_path / "m.keras", str(images), tmp_path / "right", labels=tmp_path / "order.txt")
@@ -74,7 +77,7 @@ def test_labels_file_and_folders_are_explicit_choices(tmp_path, images, caplog):
     assert "do not match the order of its labels" in caplog.text
 
 
-def test_the_command_line_refuses_and_accepts(tmp_path, images):
+def test_command_line_refuses_and_accepts_label_orders(tmp_path, images):
     color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
     call = [
         "quantize",
@@ -92,7 +95,7 @@ def test_the_command_line_refuses_and_accepts(tmp_path, images):
     assert CliRunner().invoke(app, [*call, "--labels", "folders"]).exit_code == 0
 
 
-def test_two_classes_the_wrong_way_round_are_refused(tmp_path):
+def test_two_swapped_classes_are_refused(tmp_path):
     images = write_images(tmp_path / "images", ["a", "b"], images=6)
     color_model((1, 0)).save(tmp_path / "m.keras")
     with pytest.raises(DataError, match="0 of 12 images are classified correctly; 12 would be with the order: b, a"):
@@ -109,8 +112,8 @@ def test_labels_of_an_npz_file_are_checked(tmp_path):
         adopt(tmp_path / "m.keras", str(tmp_path / "d.npz"), tmp_path / "run")
 
 
-def test_no_right_image_is_refused(tmp_path):
-    """The images of a class have all colors but its own, so that no order of the labels is right."""
+def test_model_without_correct_predictions_is_refused(tmp_path):
+    """The images of a class have all colors except that of the class, so that no label order is right."""
     classes = np.arange(24) % 4
     shown = (classes + 1 + np.arange(24) // 4 % 3) % 4
     noise = np.random.default_rng(2).integers(0, 20, (24, 12, 12, 3)).astype(np.uint8)  # no two images are equal
@@ -133,8 +136,8 @@ def test_no_right_image_is_refused(tmp_path):
         "coco.names",
     ],
 )
-def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
-    """The model guesses, so that only the file can tell."""
+def test_label_file_next_to_the_model_is_used(tmp_path, images, name):
+    """The label file has another order than the class folders."""
     model = color_model((0, 1, 2, 3))
     model.save(tmp_path / "m.keras")
     other = ["apple", "cress", "berry", "date"]
@@ -149,7 +152,7 @@ def test_a_label_file_beside_the_model_is_not_ignored(tmp_path, images, name):
     assert adopt(tmp_path / "m.keras", str(images), tmp_path / "again").labels == tuple(COLORS)
 
 
-def test_a_weak_model_in_the_right_order_is_accepted(tmp_path):
+def test_inaccurate_model_with_the_right_label_order_is_accepted(tmp_path):
     rng = np.random.default_rng(1)
     classes = np.arange(96) % 4
     shown = np.where(rng.random(96) < 0.6, rng.integers(0, 4, 96), classes)
@@ -161,7 +164,7 @@ def test_a_weak_model_in_the_right_order_is_accepted(tmp_path):
     assert run.metrics["accuracy"] < 0.9
 
 
-def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
+def test_evaluate_of_a_tflite_file_refuses_another_label_order(tmp_path, images):
     import tensorflow as tf
 
     model = tmp_path / "m.tflite"
@@ -176,7 +179,7 @@ def test_evaluate_of_a_bare_file_refuses_another_order(tmp_path, images):
 
 
 @pytest.mark.parametrize("output", [0, 1])
-def test_model_that_always_gives_one_output_is_not_said_to_have_another_order(output):
+def test_constant_model_does_not_suggest_another_label_order(output):
     classes = np.repeat([0, 1], [30, 70])
     order = label_order({"unit": np.full(100, output)}, classes, ("rare", "frequent"))
     assert not order.clear
@@ -194,7 +197,7 @@ def test_labels_that_may_belong_to_another_model_cause_a_warning(tmp_path, image
 
 
 def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
-    """All labels in one line, as DeepStream has them, can only be separated if their number is known."""
+    """Labels on a single line, as in DeepStream, can only be separated if the number of outputs is known."""
     color_model((1, 0, 2, 3)).save(tmp_path / "m.keras")
     (tmp_path / "order.txt").write_text("berry,apple,cress,date\n")
     run = adopt(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")

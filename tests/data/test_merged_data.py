@@ -1,4 +1,4 @@
-"""Several data sets as one, and file names that are not UTF-8."""
+"""Tests of merged data sets, and of file names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(*places):
     return load(DataSection(source=tuple(map(str, places)), input_size=12))[0]
 
 
-def test_labels_are_the_union_and_images_stay_what_they_are(old_and_new):
+def test_merged_labels_are_the_union_and_images_are_unchanged(old_and_new):
     old, new = old_and_new
     dataset = read(old, new)
     assert dataset.labels == ("cat", "dog", "elk")
@@ -58,7 +58,7 @@ def test_order_of_the_folders_does_not_matter(old_and_new):
     assert np.array_equal(one.images[:], other.images[:])
 
 
-def test_positions_of_merged_images_are_those_of_an_array(old_and_new):
+def test_merged_images_are_indexed_like_an_array(old_and_new):
     images = read(*old_and_new).images
     everything = np.asarray(images)
     assert images[[]].shape == (0, 12, 12, 3)
@@ -79,7 +79,7 @@ def test_path_below_the_class_folder_in_merged_data(tmp_path):
             assert path == (f"{name.split('/')[-2]}/{name[-5:]}" if "anna" in name or "bob" in name else name[-5:])
 
 
-def test_own_test_split_is_kept_and_other_images_are_trained_on(old_and_new, tmp_path):
+def test_own_test_split_of_merged_data_is_kept(old_and_new, tmp_path):
     official = tmp_path / "official"
     fill(official / "train", ("cat", "dog", "elk"), seed=3)
     fill(official / "test", ("cat", "dog", "elk"), count=4, seed=4)
@@ -99,7 +99,7 @@ def test_arrays_and_folders_can_be_merged(tmp_path):
     assert dataset.images.shape == (50, 12, 12, 3)
 
 
-def test_same_folder_twice_and_folders_of_the_same_name(old_and_new, tmp_path):
+def test_same_folder_twice_is_refused_and_equal_folder_names_are_accepted(old_and_new, tmp_path):
     with pytest.raises(DataError, match="given twice"):
         read(old_and_new[0], old_and_new[0])
     fill(tmp_path / "other" / "old", ("cat", "dog"), seed=5)
@@ -107,7 +107,7 @@ def test_same_folder_twice_and_folders_of_the_same_name(old_and_new, tmp_path):
     assert len(set(names)) == 40
 
 
-def test_recipe_keeps_the_list(old_and_new, tmp_path):
+def test_recipe_keeps_the_list_of_sources(old_and_new, tmp_path):
     recipe = Recipe().override({"data.source": [str(path) for path in old_and_new]})
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
@@ -115,7 +115,7 @@ def test_recipe_keeps_the_list(old_and_new, tmp_path):
         Recipe().override({"data.source": ["a", 3]})
 
 
-def test_data_check_and_pack_take_several_folders(old_and_new, tmp_path):
+def test_data_check_and_pack_accept_several_folders(old_and_new, tmp_path):
     recipe = Recipe().override({"data.source": [str(path) for path in old_and_new], "data.input_size": 12})
     cv2.imwrite(str(old_and_new[1] / "elk" / "copy.png"), cv2.imread(str(old_and_new[0] / "cat" / "0.png")))
     report = check_data(recipe, labels=False)
@@ -124,7 +124,7 @@ def test_data_check_and_pack_take_several_folders(old_and_new, tmp_path):
     assert sum(packed.counts.values()) + len(packed.skipped) >= 32
 
 
-def test_training_is_resumed_whatever_the_order_of_the_folders(old_and_new, tmp_path):
+def test_training_is_resumed_with_another_order_of_the_folders(old_and_new, tmp_path):
     recipes = [
         Recipe().override({"data.source": [str(place) for place in places], "train.epochs": 1, "model.width": 0.25})
         for places in (old_and_new, reversed(old_and_new))
@@ -133,7 +133,7 @@ def test_training_is_resumed_whatever_the_order_of_the_folders(old_and_new, tmp_
     assert was_begun(recipes[1], tmp_path / "run")
 
 
-def test_every_key_that_training_chooses_is_recorded_for_merged_data(old_and_new):
+def test_automatic_values_are_recorded_for_merged_data(old_and_new):
     _, section = load(DataSection(source=tuple(map(str, old_and_new))))
     resolved = Recipe(data=section).unresolved
     assert [key for key in resolved if key.startswith("data.")] == []
@@ -165,7 +165,7 @@ def test_command_line_merges_repeated_data(old_and_new, tmp_path, here):
     assert json.loads(done.stdout)["split"] == "test"
 
 
-def test_file_names_that_are_not_utf8(tmp_path, here):
+def test_file_names_that_are_not_utf8_are_accepted(tmp_path, here):
     folder = fill(tmp_path / "d", ("red", "green"), count=20)
     for label in ("red", "green"):
         for path in sorted((folder / label).iterdir()):

@@ -1,4 +1,4 @@
-"""The pixel cache stays below its limit, and never deletes what a process is using."""
+"""Tests of the pixel cache: it stays below its limit, and never deletes an entry that a process is using."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgerec.data import load
 from edgerec.recipe import DataSection
 from tests.data.test_split import write_images
 
-# An entry: 12 images of 8 × 8 × 3 bytes, their digests, and a description.
+# Size of an entry without its description: 12 images of 8 × 8 × 3 bytes, and their digests.
 ENTRY_BYTES = 12 * (8 * 8 * 3 + 32)
 
 
@@ -39,7 +39,7 @@ def sources():
 
 
 def age(cache, seconds):
-    """Let all entries have been used some seconds earlier."""
+    """Set the time of the last use of all entries back by some seconds."""
     for path in cache.glob("*.json"):
         used = path.stat().st_mtime - seconds
         os.utime(path, (used, used))

@@ -1,4 +1,4 @@
-"""Data in TFRecord shards: what is written, what is read, and what is wrong with them."""
+"""Tests of packs: writing and reading TFRecord shards, training on them, and damaged packs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from edgerec.data.tfrecord_reader import MANIFEST, Packed, PackedImages
 from edgerec.errors import DataError, OutputExistsError, OutputIsInputError, RecipeError
 from edgerec.train.input_pipeline import Replicas, steps_per_epoch, training_feed
 
-PLAIN = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
+NO_AUGMENTATION = {f"augment.{key}": 0.0 for key in ("shift", "rotate_deg", "zoom", "brightness", "contrast")}
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Packed:
-    """The digits."""
+    """Return a pack of the digits data set."""
     return pack_data(Recipe(), tmp_path_factory.mktemp("packs") / "digits")
 
 
-def on(pack, **changes):
-    return Recipe().override({"data.source": pack.place, "train.batch_size": 32} | PLAIN | changes)
+def recipe_for(pack, **changes):
+    return Recipe().override({"data.source": pack.place, "train.batch_size": 32} | NO_AUGMENTATION | changes)
 
 
-def opened(recipe):
+def load_and_split(recipe):
     dataset, section = load(recipe.data)
     return dataset, split_dataset(dataset, section, recipe.seed)
 
@@ -42,9 +42,9 @@ def rows(images):
     return sorted(np.asarray(images, np.uint8).reshape(len(images), -1).tolist())
 
 
-def test_a_pack_holds_the_same_split_of_the_same_pictures(packed):
-    dataset, parts = opened(on(packed))
-    plain, plain_parts = opened(Recipe())
+def test_pack_contains_the_same_split_and_images(packed):
+    dataset, parts = load_and_split(recipe_for(packed))
+    plain, plain_parts = load_and_split(Recipe())
     assert dataset.labels == plain.labels
     for name in ("train", "val", "test"):
         ours, theirs = parts.part(name), plain_parts.part(name)
@@ -58,12 +58,12 @@ def test_a_pack_holds_the_same_split_of_the_same_pictures(packed):
     assert packed.counts == {name: len(parts.part(name)) for name in ("train", "val", "test")}
 
 
-def test_others_can_read_the_shards(packed):
+def test_shards_are_standard_tfrecord_files(packed):
     import tensorflow as tf
 
     records = tf.data.TFRecordDataset([packed.path(shard) for shard in packed.of("val")])
     examples = [tf.train.Example.FromString(record.numpy()).features.feature for record in records]
-    dataset, parts = opened(on(packed))
+    dataset, parts = load_and_split(recipe_for(packed))
     assert [one["label"].int64_list.value[0] for one in examples] == list(dataset.classes[parts.val])
     first = np.frombuffer(examples[0]["image"].bytes_list.value[0], np.uint8)
     assert np.array_equal(first.reshape(dataset.images.shape[1:]), dataset.images[parts.val[0]])
@@ -71,9 +71,9 @@ def test_others_can_read_the_shards(packed):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_every_picture_is_read_once_an_epoch_in_another_order(packed, workers):
-    recipe = on(packed)
-    dataset, parts = opened(recipe)
+def test_each_epoch_reads_every_image_once_in_a_new_order(packed, workers):
+    recipe = recipe_for(packed)
+    dataset, parts = load_and_split(recipe)
     steps = steps_per_epoch(parts.train, recipe)
     epochs = []
     for epoch in (0, 1):
@@ -89,32 +89,32 @@ def test_every_picture_is_read_once_an_epoch_in_another_order(packed, workers):
         assert len(found) == steps * 32 > len(known) - 32
         left = known[:]
         for row in found:
-            left.remove(row)  # fails where a picture comes twice
+            left.remove(row)  # raises ValueError if an image is read twice
     assert not np.array_equal(epochs[0], epochs[1])
     again = training_feed(dataset, parts.train, recipe, Replicas(0, 1, workers), first_epoch=1)
     pixels, _ = next(iter(again))
     assert np.array_equal(np.rint(np.asarray(pixels) * 255), epochs[1][: 32 // workers])
 
 
-def test_a_run_of_packed_data_and_its_int8(packed, tmp_path):
+def test_packed_data_can_be_trained_and_quantized(packed, tmp_path):
     settings = {"train.epochs": 3, "model.width": 0.5, "compress.epochs": 1, "compress.max_drop": 10.0}
-    run = fit(on(packed, **settings), tmp_path / "run")
+    run = fit(recipe_for(packed, **settings), tmp_path / "run")
     assert run.metrics["accuracy"] > 0.7
     assert quantize(run, "ptq").images == run.metrics["images"]
     assert run.recipe.data.source == str(Path(packed.place).resolve())
 
 
-def test_shards_in_an_object_store(packed, monkeypatch):
-    """TensorFlow's file system in memory is read by the same calls as those of object stores."""
+def test_shards_are_read_from_an_object_store(packed, monkeypatch):
+    """TensorFlow's in-memory file system uses the same interface as the file systems of object stores."""
     import tensorflow as tf
 
-    remote = on(packed).override({"data.source": "ram://bucket/digits"})
+    remote = recipe_for(packed).override({"data.source": "ram://bucket/digits"})
     tf.io.gfile.makedirs("ram://bucket/digits")
     for path in Path(packed.place).iterdir():
         with tf.io.gfile.GFile(f"ram://bucket/digits/{path.name}", "wb") as file:
             file.write(path.read_bytes())
-    dataset, parts = opened(remote)
-    assert np.array_equal(dataset.images[parts.test[:5]], opened(on(packed))[0].images[parts.test[:5]])
+    dataset, parts = load_and_split(remote)
+    assert np.array_equal(dataset.images[parts.test[:5]], load_and_split(recipe_for(packed))[0].images[parts.test[:5]])
     pixels, _ = next(iter(training_feed(dataset, parts.train, remote, first_epoch=0)))
     assert pixels.shape == (32, *dataset.images.shape[1:])
     with pytest.raises(DataError, match=r"ram://bucket/nothing/pack.json cannot be read"):
@@ -131,70 +131,70 @@ def copy(packed, tmp_path) -> Packed:
     return Packed.open(str(tmp_path / "copy"))
 
 
-def spoil(path, at):
+def flip_bit(path, position):
     content = bytearray(path.read_bytes())
-    content[at] ^= 0x10
+    content[position] ^= 0x10
     path.write_bytes(content)
 
 
-def test_a_broken_record_is_named_with_its_shard(copy, tmp_path):
-    """Training finds it as it comes to it, the check reads all."""
+def test_damaged_record_is_reported_with_its_shard(copy, tmp_path):
+    """Training reports a damaged record when it reads the record; ``data check`` reads all records."""
     shard = copy.of("train")[2]
     entry = copy.index[int(copy.ends[1]) + 7]
-    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
-    said = rf"{shard.file}: record 7 of {shard.pictures} is damaged"
-    with pytest.raises(DataError, match=said):
-        fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
-    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)  # whole again
-    seen = copy.of("val")[0]
-    spoil(Path(copy.place) / seen.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
-    with pytest.raises(DataError, match=rf"{seen.file}: record {seen.pictures - 1} of"):  # found by the validation
-        fit(on(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
-    spoil(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
+    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
+    message = rf"{shard.file}: record 7 of {shard.pictures} is damaged"
+    with pytest.raises(DataError, match=message):
+        fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)  # repair the record
+    val_shard = copy.of("val")[0]
+    flip_bit(Path(copy.place) / val_shard.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
+    with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.pictures - 1} of"):  # in the validation
+        fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
+    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
     done = CliRunner().invoke(app, ["data", "check", copy.place])
     assert done.exit_code == 1
-    assert re.search(said, done.stderr.replace("\n", " "))
+    assert re.search(message, done.stderr.replace("\n", " "))
 
 
-def test_what_is_missing_or_cut_off_is_found_at_the_start(copy):
+def test_missing_and_truncated_files_are_reported_on_loading(copy):
     shard = copy.shards[0]
     path = Path(copy.place) / shard.file
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-20])
     with pytest.raises(DataError, match=rf"{shard.file} has [\d,]+ bytes, expected"):
-        load(on(copy).data)
+        load(recipe_for(copy).data)
     path.unlink()
     with pytest.raises(DataError, match=f"{shard.file} is missing"):
-        load(on(copy).data)
+        load(recipe_for(copy).data)
     manifest = Path(copy.place) / MANIFEST
     about = json.loads(manifest.read_text())
     about["shards"][0]["file"] = "../../secret"
     manifest.write_text(json.dumps(about))
     with pytest.raises(DataError, match=r"names '\.\./\.\./secret', which is not a file directly in"):
-        load(on(copy).data)
+        load(recipe_for(copy).data)
     manifest.write_text(json.dumps(about | {"schema": 99}))
     with pytest.raises(DataError, match=r"^\S+ has the format version 99, but this version of edgerec reads \d+"):
-        load(on(copy).data)
+        load(recipe_for(copy).data)
     manifest.write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
-        load(on(copy).data)
-    path.write_bytes(whole)
+        load(recipe_for(copy).data)
+    path.write_bytes(complete)
 
 
-def test_an_index_of_another_pack(copy):
+def test_index_of_another_pack_is_refused(copy):
     np.save(Path(copy.place) / "index.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"index\.npy does not match the shards"):
-        load(on(copy).data)
+        load(recipe_for(copy).data)
 
 
-def test_what_was_packed_otherwise_is_refused(packed):
+def test_settings_that_differ_from_the_pack_are_refused(packed):
     with pytest.raises(RecipeError, match=r"data.input_size is 64, .* was packed with 28: remove"):
-        load(on(packed).override({"data.input_size": 64}).data)
+        load(recipe_for(packed).override({"data.input_size": 64}).data)
     with pytest.raises(RecipeError, match="needs at least 32"):
-        load(on(packed).data, least_size_px=32)
+        load(recipe_for(packed).data, least_size_px=32)
 
 
-def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplog, monkeypatch):
+def test_packing_skips_unreadable_files(image_folder, tmp_path, caplog, monkeypatch):
     (image_folder / "red" / "notes.txt").write_text("no picture")
     recipe = Recipe().override({"data.source": str(image_folder), "data.group_by": "person[0-9]"})
     with caplog.at_level(logging.WARNING, "edgerec"):
@@ -214,7 +214,7 @@ def test_pack_of_a_folder_skips_what_is_no_picture(image_folder, tmp_path, caplo
     assert not (tmp_path / "strict").exists()
 
 
-def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
+def test_interrupted_pack_is_resumed(image_folder, tmp_path, caplog):
     recipe = Recipe().override({"data.source": str(image_folder)})
 
     class Stop(Exception):
@@ -224,7 +224,7 @@ def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
         if progress.stage == "packing" and progress.done == progress.total:
             raise Stop
 
-    whole = pack_data(recipe, tmp_path / "whole")
+    complete = pack_data(recipe, tmp_path / "complete")
     with pytest.raises(Stop):
         pack_data(recipe, tmp_path / "pack", listener=listener)
     assert not (tmp_path / "pack").exists()
@@ -233,7 +233,7 @@ def test_a_stopped_pack_goes_on(image_folder, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "edgerec"):
         again = pack_data(recipe, tmp_path / "pack", resume=True)
     assert "resuming the interrupted pack" in caplog.text
-    assert again.digest == whole.digest
+    assert again.digest == complete.digest
     assert not (tmp_path / ".pack.packing").exists()
 
 
@@ -241,8 +241,8 @@ def test_the_command(tmp_path):
     run = CliRunner()
     made = run.invoke(app, ["data", "pack", "digits", "--out", str(tmp_path / "pack"), "--json"])
     assert made.exit_code == 0, made.output
-    told = json.loads(made.stdout)
-    assert sum(told["pictures"].values()) == 1797
+    summary = json.loads(made.stdout)
+    assert sum(summary["pictures"].values()) == 1797
     checked = run.invoke(app, ["data", "check", str(tmp_path / "pack")])
     assert "ok: 1,797 packed pictures are what was packed" in checked.stdout
     refused = run.invoke(app, ["data", "check", str(tmp_path / "pack" / "nothing")])
@@ -250,7 +250,7 @@ def test_the_command(tmp_path):
 
 
 def test_calibration_check_reads_only_a_sample_of_the_pack(packed, tmp_path, monkeypatch):
-    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    run = fit(recipe_for(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
     calibration.make(run, tmp_path / "set", images=20)
     read = []
     original = PackedImages.__getitem__
@@ -268,7 +268,7 @@ def test_calibration_check_reads_only_a_sample_of_the_pack(packed, tmp_path, mon
 
 
 def test_calibration_check_finds_test_images_in_a_pack(packed, tmp_path):
-    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    run = fit(recipe_for(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
     dataset, parts = run.data()
     images = np.concatenate([dataset.images[parts.test[:3]], dataset.images[parts.train[:17]]])
     np.savez(tmp_path / "set.npz", x=images, y=np.zeros(20, int))
@@ -276,9 +276,9 @@ def test_calibration_check_finds_test_images_in_a_pack(packed, tmp_path):
     assert [finding.what.split()[0] for finding in findings if finding.kind == "test-overlap"] == ["3"]
 
 
-def test_content_digests_are_those_of_the_images(packed, tmp_path):
+def test_content_digests_identify_images_outside_the_pack(packed, tmp_path):
     """A run of packed images recognizes the same images outside the pack."""
-    run = fit(on(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
+    run = fit(recipe_for(packed, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
     with pytest.raises(RecipeError, match="was trained on"):
         fit(Recipe().override({"seed": 1, "model.width": 0.25, "model.weights": str(run.path)}), tmp_path / "other")
 

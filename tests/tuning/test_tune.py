@@ -107,14 +107,14 @@ def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "comp
         ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of 0 or more"),
     ],
 )
-def test_a_search_is_refused_with_its_key(key, value, said):
+def test_invalid_search_is_refused_with_its_key(key, value, said):
     with pytest.raises(RecipeError) as error:
         read_space({key: value}, Recipe())
     assert said in str(error.value)
     assert str(error.value).startswith("search: ")
 
 
-def test_a_search_file_is_read_and_written_the_same(tmp_path):
+def test_search_file_is_unchanged_by_reading_and_writing(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text(
         "augment = { low = 0, high = 1.5 }\ntrain.learning_rate = { low = 1e-4, high = 1e-2, log = true }\n"
@@ -137,7 +137,7 @@ def test_a_search_file_is_read_and_written_the_same(tmp_path):
         read_space(tmp_path / "none.toml", Recipe())
 
 
-def test_the_default_search_holds_the_recipe_itself():
+def test_default_search_contains_the_recipe_itself():
     resolved = {"model.arch": "simple_cnn", "model.width": 1.0, "model.weights": "none"}
     resolved |= {"data.input_size": 96, "data.channels": 3, "train.batch_size": 48}
     recipe = Recipe().override(resolved)
@@ -155,14 +155,14 @@ def test_the_default_search_holds_the_recipe_itself():
     assert not {"model.arch", "model.width", "data.input_size"} & set(default_space(pretrained, 1000))
 
 
-def test_a_point_is_applied_to_the_recipe():
+def test_parameters_are_applied_to_the_recipe():
     recipe = applied(Recipe(), {"augment": 0.5, "model.width": 0.25, "train.batch_size": 32})
     assert recipe.augment.rotate_deg == 5
     assert recipe.augment.shift == 0.05
     assert (recipe.model.width, recipe.train.batch_size) == (0.25, 32)
 
 
-def test_a_study_draws_the_same_again_wherever_it_is_stopped():
+def test_sampler_repeats_the_parameters_after_a_resume():
     def value(trial):
         x, kind = trial.suggest_float("x", -3, 3), trial.suggest_categorical("kind", ["a", "b"])
         return x * x + (kind == "b")
@@ -186,12 +186,12 @@ def test_a_study_draws_the_same_again_wherever_it_is_stopped():
 # What a trial costs
 
 
-def test_the_estimate_gives_the_published_times():
+def test_estimates_match_the_published_times():
     assert estimated_ms(550.3e6, 18.46e6) == pytest.approx(24, rel=0.01)
     assert estimated_ms(278.8e6, 22.65e6) == pytest.approx(17, rel=0.01)
 
 
-def test_a_cost_is_that_of_the_int8_file(base):
+def test_cost_is_that_of_the_int8_file(base):
     complete = base.override({"data.input_size": 28, "data.channels": 1, "model.arch": "simple_cnn"})
     cost = measure(complete, ("even", "odd"), "rpi", Limits())
     convolution, dense = 26 * 26 * 8 * 9 + 11 * 11 * 16 * 9 * 8, 5 * 5 * 16 * 16 + 16 * 2
@@ -202,7 +202,7 @@ def test_a_cost_is_that_of_the_int8_file(base):
     assert 26 * 26 * 8 < cost.memory < 28 * 28 + 26 * 26 * 8 + 13 * 13 * 8 + 1000
 
 
-def test_limits_in_words():
+def test_exceeded_limits_are_described():
     cost = Cost(ms=38.2, bytes=200_000, memory=1000, macs=1, parameters=1)
     assert Limits(ms=20, bytes=250_000).exceeded(cost) == "38.2 ms (limit 20)"
     assert Limits(ms=40, bytes=100_000, memory=10).exceeded(cost) == (
@@ -212,7 +212,7 @@ def test_limits_in_words():
     assert Limits(ms=19.1).excess(cost) == {"ms": pytest.approx(1)}
 
 
-def test_the_best_are_those_that_none_beats():
+def test_best_trials_are_the_pareto_front():
     rows = [row(0, 0.9, 3), row(1, 0.8, 1), row(2, 0.8, 2), row(3, 0.95, 9, "pruned"), row(4, 0.9, 3), row(5, None)]
     rows[5] = row(5, None, 0.1, "refused")
     assert [one.number for one in best_of(rows, ("accuracy", "ms"))] == [0, 1]
@@ -223,7 +223,7 @@ def test_the_best_are_those_that_none_beats():
 # A study
 
 
-def test_what_breaks_a_limit_is_not_trained(study):
+def test_trial_that_exceeds_a_limit_is_not_trained(study):
     refused = [one for one in study.trials if one.state == "refused"]
     assert study.counts == {"complete": 2, "refused": len(refused)}
     assert refused[0].number == 0
@@ -234,7 +234,7 @@ def test_what_breaks_a_limit_is_not_trained(study):
     assert all(one.bytes <= 100_000 for one in study.trials if one.state == "complete")
 
 
-def test_a_study_s_folder(study, base):
+def test_files_of_a_study_folder(study, base):
     folder = Path(study.folder)
     with open(folder / "trials.csv") as file:
         rows = list(csv.DictReader(file))
@@ -251,7 +251,7 @@ def test_a_study_s_folder(study, base):
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
 
 
-def test_the_test_pictures_are_looked_at_once_at_the_end(study, tmp_path):
+def test_test_images_are_evaluated_only_after_the_study(study, tmp_path):
     kept = Path(study.kept[0])
     assert not list(Path(study.folder).rglob("metrics.json"))
     assert not list(kept.rglob("confusion_matrix.png"))
@@ -267,7 +267,7 @@ def test_the_test_pictures_are_looked_at_once_at_the_end(study, tmp_path):
     assert abs(len(content) - study.best[0].bytes) < 64
 
 
-def test_a_stopped_study_goes_on_to_the_same_end(study, base, tmp_path):
+def test_resumed_study_has_the_same_result(study, base, tmp_path):
     out = tmp_path / "even"
 
     def stop(step):
@@ -296,7 +296,7 @@ def unmeasured(monkeypatch):
     monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
 
 
-def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
+def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
     from edgerec.tuning.trial import Objective, TimeLimitError
 
     class Always(optuna.pruners.BasePruner):
@@ -323,7 +323,7 @@ def test_one_that_lags_behind_or_is_late_is_stopped(base, tmp_path, unmeasured):
     assert again.state == "waiting"
 
 
-def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monkeypatch, unmeasured):
+def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasured):
     problems = [ModelError("its weights do not fit"), TrainError("the loss became nan in epoch 1: lower it")]
 
     def broken(*_, **__):
@@ -336,7 +336,7 @@ def test_a_loss_that_becomes_nan_is_a_bad_trial_and_no_end(base, tmp_path, monke
     assert (report.best, report.picture) == ((), "")
 
 
-def test_a_trial_that_was_given_up_is_lost_alone(base, tmp_path, monkeypatch, unmeasured, caplog):
+def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monkeypatch, unmeasured, caplog):
     """As after a sleep, while another process waited in vain for a sign of life."""
     url = f"sqlite:///{tmp_path / 'sleepy' / 'study.db'}"
 
@@ -353,7 +353,7 @@ def test_a_trial_that_was_given_up_is_lost_alone(base, tmp_path, monkeypatch, un
     assert "another process ended it" in caplog.text
 
 
-def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
+def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["edgerec.tuning.tune"], "MAX_REFUSED", 3)
     with pytest.raises(StudyError, match=r"3 trials in a row were refused.*\(limit 10\): raise the limits"):
         tune(base, tmp_path / "tight", limit_bytes=10, search=SEARCH)
@@ -364,7 +364,7 @@ def test_limits_that_nothing_keeps_end_the_study(base, tmp_path, monkeypatch):
 # What is refused
 
 
-def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
+def test_study_with_other_settings_is_refused(study, base, tmp_path, pictures):
     with pytest.raises(StudyError, match=r"another recipe or search space: train\.epochs is 1, but now 2"):
         tune(base.override({"train.epochs": 2}), study.folder, resume=True, **GOALS)
     with pytest.raises(StudyError, match="limit bytes is 100000, but now 90000"):
@@ -378,7 +378,7 @@ def test_a_study_of_something_else_is_refused(study, base, tmp_path, pictures):
     refuse_other_settings({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
 
 
-def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
+def test_folder_with_other_files_is_not_changed(base, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="exists, and is not a study: choose another name"):
         tune(base, tmp_path)
@@ -387,7 +387,7 @@ def test_somebody_else_s_folder_is_left_alone(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
+def test_study_of_another_program_is_refused(study, base, tmp_path):
     shutil.copytree(study.folder, tmp_path / "even")
     url = f"sqlite:///{tmp_path / 'even' / 'study.db'}"
     optuna.delete_study(study_name="even", storage=url)
@@ -398,7 +398,7 @@ def test_somebody_else_s_study_is_left_alone(study, base, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "said"), [("study.json", "is damaged"), ("study.db", "file is not a database")])
-def test_a_damaged_study(study, tmp_path, name, said):
+def test_damaged_study_is_refused(study, tmp_path, name, said):
     shutil.copytree(study.folder, tmp_path / "study")
     (tmp_path / "study" / name).write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(StudyError, match=said):
@@ -427,7 +427,7 @@ def test_a_damaged_study(study, tmp_path, name, said):
         ),
     ],
 )
-def test_tune_refuses(pictures, tmp_path, arguments, said):
+def test_invalid_arguments_are_refused(pictures, tmp_path, arguments, said):
     done = CliRunner().invoke(app, ["tune", "--data", str(pictures), "--out", str(tmp_path / "study"), *arguments])
     assert done.exit_code == 1, done.output
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -457,7 +457,7 @@ def test_the_command_line(study, edgerec, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_study_and_a_kill_loses_one_trial(base, tmp_path):
+def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
     """One is killed while both train: its trial is found to be silent, marked, and tried again by the other."""
     if reason := database.missing():
         pytest.skip(reason)
