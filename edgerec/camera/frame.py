@@ -24,7 +24,7 @@ class Frame:
         index: number of the frame in its source, from 0. Gaps show that frames were dropped because newer ones arrived.
         grabbed_s: monotonic time in seconds at which the image was exposed or, if the source does not know this time,
             at which the image arrived.
-        source: name of the source as the user wrote it; for a folder, the path of the image.
+        source: name of the source as entered by the user; for a folder, the path of the image.
         feed: name of the camera's source that delivered the frame.
         media_s: position in a video file, in seconds from its start; None for other sources.
         started_s: monotonic time at which the source delivered its first frame, in seconds.
@@ -83,7 +83,7 @@ class Result:
 
     @property
     def age_ms(self) -> float:
-        """Milliseconds from the grab of the frame to its prediction."""
+        """Age of the result: milliseconds from ``frame.grabbed_s`` to ``completed_s``."""
         return (self.completed_s - self.frame.grabbed_s) * 1000
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class ServiceNotifier:
         """Create a notifier from the variables ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
 
         Args:
-            environment: the environment variables; by default those of the pid.
+            environment: the environment variables; by default those of this process.
         """
         values = os.environ if environment is None else environment
         timeout_us, pid = values.get("WATCHDOG_USEC", ""), values.get("WATCHDOG_PID", "")

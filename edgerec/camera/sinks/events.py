@@ -19,7 +19,7 @@ _MAX_LENGTH = 64
 def safe_name(text: str) -> str:
     """Return a name for a topic level, a metric label or a file: 1 to 64 ASCII letters, digits, ``_`` or ``-``.
 
-    Secrets in an address are left out. If the text is too long or has characters without an ASCII form, the name ends
+    Secrets in an address are removed. If the text is too long or has characters without an ASCII form, the name ends
     with a digest, so that different texts have different names. Texts that differ only in punctuation have the same
     name; see :func:`source_name`.
     """

@@ -66,8 +66,8 @@ def discovery(manifest: Manifest, prefix: str, source: str, sources: Collection[
         "entity_category": "diagnostic",
     }
     return {
-        f"{kind}/{device}/{name}-{what}/config": {"unique_id": f"{device}-{name}-{what}", **entity, **common}
-        for kind, what, entity in (
+        f"{kind}/{device}/{name}-{suffix}/config": {"unique_id": f"{device}-{name}-{suffix}", **entity, **common}
+        for kind, suffix, entity in (
             ("sensor", "label", label),
             ("sensor", "score", score),
             ("binary_sensor", "live", live),

@@ -213,7 +213,7 @@ class Mqtt:
             return
         self._session = self._connection.sessions
         self._resent = set(self._in_flight)  # paho sends these messages again, before newer messages
-        if self._status_ids:  # paho also sends these messages again, so new ones would accumulate
+        if self._status_ids:  # paho also sends these messages again; publishing them here would duplicate them
             return
         self._announced.clear()
         self._publish_retained(f"{self._broker.prefix}/status", b"online")

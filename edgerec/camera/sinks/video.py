@@ -172,7 +172,7 @@ class _Recording:
 
 
 def fit_with_bars(image: Image, size: tuple[int, int]) -> Image:
-    """Scale an image, uint8 ``(H, W, 3)``, to ``size`` (width, height). Keep its aspect ratio, and add black bars."""
+    """Scale an image, uint8 ``(H, W, 3)``, to ``size`` (width, height); keep its aspect ratio by adding black bars."""
     width, height = size
     rows, columns = image.shape[:2]
     if 0 <= rows - height <= 1 and 0 <= columns - width <= 1:
@@ -190,8 +190,8 @@ class _Encoder:
     """Encodes images to a file.
 
     FFmpeg writes a fragmented MP4 to a named pipe, and a thread copies the data from the pipe to the file. If FFmpeg
-    wrote the file directly, it would buffer up to 256 KiB, which may be many seconds of video. They would be lost if
-    the process is killed. FFmpeg would also ignore write errors.
+    wrote the file directly, it would buffer up to 256 KiB, which may be many seconds of video and would be lost if the
+    process were killed. FFmpeg would also ignore write errors.
 
     Attributes:
         error: exception of a failed write to the file; None if all writes succeeded.

@@ -96,8 +96,8 @@ class SinkWorker:
         Args:
             event: a result or a state change.
             wait: whether to wait while the queue is full, because the event must not be dropped, e.g. a frame of a
-                file. If False, the oldest result in the queue is dropped, unless the queue contains results that must
-                not be dropped. The default is ``lossless``.
+                file. If False, the oldest result in the queue is dropped. The call nevertheless waits if the queue
+                contains results that must not be dropped. The default is ``lossless``.
         """
         wait = self._lossless if wait is None else wait
         if isinstance(event, Result) and not self._uses_images:

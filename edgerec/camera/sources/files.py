@@ -35,7 +35,7 @@ class FolderSource:
             if not self._files:
                 subfolders_with_files = [path for path in visible_folders(folder) if visible_files(path)]
                 hint = f". Did you mean {subfolders_with_files[0]}?" if subfolders_with_files else ""
-                raise SourceError(f"the folder {folder} has no images, except perhaps in subfolders{hint}")
+                raise SourceError(f"the folder {folder} has no images (subfolders are not searched){hint}")
         except DataError as error:
             raise SourceError(str(error)) from None
 

@@ -281,9 +281,9 @@ def authorization(
             request.selector = uri or current_url.target
             # A camera may offer an algorithm that is not supported, such as SHA-256, before another one.
             with contextlib.suppress(IndexError, ValueError, OSError):
-                asked = parse_keqv_list(parse_http_list(rest))
-                if answer := AbstractDigestAuthHandler(passwords).get_authorization(request, asked):
-                    return f"Digest {answer}"
+                challenge_fields = parse_keqv_list(parse_http_list(rest))
+                if credentials := AbstractDigestAuthHandler(passwords).get_authorization(request, challenge_fields):
+                    return f"Digest {credentials}"
     if any(challenge.lower().startswith("basic") for challenge in challenges):
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
     return ""

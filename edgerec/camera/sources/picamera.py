@@ -17,7 +17,7 @@ MAX_AGE_S = 10.0
 
 
 class PicameraSource:
-    """A source that reads a camera with picamera2, which is part of Raspberry Pi OS. pip cannot install picamera2.
+    """A source that reads a camera with picamera2, which is part of Raspberry Pi OS and is not installed by pip.
 
     Attributes:
         captured_s: monotonic time in seconds at which the exposure of the last image started.

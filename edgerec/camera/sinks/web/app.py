@@ -246,10 +246,10 @@ def page_file(name: str) -> str:
 def _serve_file(name: str) -> Any:
     text = page_file(name)
 
-    async def answer(request: Request) -> Response:
+    async def respond(request: Request) -> Response:
         return Response(text, media_type=FILES[name])
 
-    return answer
+    return respond
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
