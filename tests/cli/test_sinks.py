@@ -73,7 +73,7 @@ def test_a_start_that_fails_leaves_nothing(bundle, video, edgerec, tmp_path):
     options = ["--csv", tmp_path / "t.csv", "--save", "all", "--save-dir", tmp_path / "saved"]
     said = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
     assert "no display" in said
-    assert "--web for a page" in said
+    assert "--web to serve a web page" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -186,7 +186,7 @@ def test_camera_source_and_unlabeled_images_leave_out_system_files(tmp_path):
     dataset = read(tmp_path / "red", flat=True)
     assert len(dataset.names) == 4
     assert not dataset.skipped
-    with pytest.raises(SourceError, match=r"no images directly in it. Did you mean .*red\?"):
+    with pytest.raises(SourceError, match=r"no images \(subfolders are not searched\). Did you mean .*red\?"):
         find_source(str(tmp_path)).open()
 
 
