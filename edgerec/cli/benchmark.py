@@ -1,4 +1,4 @@
-"""``edgerec benchmark``"""
+"""The command ``edgerec benchmark``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgerec.cli.options import DELEGATE_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, table, warn_about_secrets
 
 if TYPE_CHECKING:
@@ -16,26 +17,40 @@ if TYPE_CHECKING:
     from edgerec.camera.sources import Address
     from edgerec.runtime.benchmark import BenchmarkReport
 
-# Number of seconds without a frame after which the benchmark gives up on a live source.
+# Seconds without a frame after which a live source makes the benchmark fail.
 GIVE_UP_S = 10.0
 
 
 def benchmark(
-    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
     source: str = typer.Option(
-        "", "--source", "-s", help="Measure what this gives, as of camera. [default: the bundle's golden pictures]"
+        "",
+        "--source",
+        "-s",
+        metavar="SOURCE",
+        help="Measure with frames of this source, as for camera. [default: the golden images of the bundle]",
     ),
-    seconds: float = typer.Option(5.0, min=0.1, help="How long the stages are measured, and again the operators."),
-    threads: int = typer.Option(0, min=0, help="Interpreter threads; 0 takes the bundle's number."),
-    delegate: str | None = typer.Option(None, help="Shared library of a delegate; gpu; none: the processor."),
-    operators: bool = typer.Option(True, "--operators/--no-operators", help="Time each operator too."),
-    plot: Path | None = typer.Option(None, help="Draw the figures into this PNG."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
+    seconds: float = typer.Option(
+        5.0,
+        min=0.1,
+        metavar="SECONDS",
+        help="Time for measuring the stages; measuring the operators takes the same time again.",
+    ),
+    threads: int = typer.Option(
+        0, min=0, metavar="N", help="Number of interpreter threads; 0 uses the number in the bundle."
+    ),
+    delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
+    operators: bool = typer.Option(True, "--operators/--no-operators", help="Measure the time of each operator."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the results to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Time and memory of a bundle on this machine: stages, operators, cold start, throttling."""
+    """Measure the time and memory of a bundle on this machine.
+
+    The results include the stages, the operators, the cold start and thermal throttling.
+    """
     from edgerec.camera.sources import find_source
-    from edgerec.runtime.benchmark import benchmark as measure
+    from edgerec.runtime.benchmark import benchmark as run_benchmark
     from edgerec.utils.atomic import checked_output, refuse_existing
 
     address = find_source(source) if source else None
@@ -44,7 +59,7 @@ def benchmark(
         refuse_existing(checked_output(plot, [bundle, source], suffixes=(".png",)), overwrite)
     frames = _frames(address) if address else None
     with progress() as listener, closing(frames) if frames else nullcontext():
-        report = measure(
+        report = run_benchmark(
             bundle,
             frames=frames,
             source=address.name if address else "",
@@ -63,11 +78,14 @@ def benchmark(
         return
     _show(report)
     if plot is not None:
-        say(f"picture  {plot}")
+        say(f"plot     {plot}")
 
 
 def _frames(address: Address) -> Generator[Frame]:
-    """Yield the frames of a source. The source is opened on first use, so that it does not slow down the cold start."""
+    """Yield the frames of a source.
+
+    The source is opened on first use, so that it does not slow down the cold start.
+    """
     from edgerec.camera import Feeds
     from edgerec.camera.source_state import Timeouts
 
@@ -84,24 +102,26 @@ def _show(report: BenchmarkReport) -> None:
     if longest:
         say("")
         table(
-            ("operator", "index", "ms", "part", "output"),
+            ("operator", "index", "ms", "share", "output"),
             [(o.op, o.name, f"{o.ms:.4f}", f"{o.part:.1%}", o.output[-48:]) for o in longest],
             optional=("output",),
         )
-        say(f"the {len(longest)} longest of {len(report.operators)} operators (0: lost in a neighbour's time)")
+        say(
+            f"the {len(longest)} slowest of {len(report.operators)} operators (0 ms: measured together with a neighbor)"
+        )
     say("")
     runtime = report.runtime
-    with_ = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
-    of_source = report.stages[-1].name == "end to end"
-    how = "as the source gave them" if of_source else "one after the other"
-    say(f"speed    {report.fps:,.1f} pictures per second, {how} ({report.images:,} measured)")
-    say(f"start    {report.cold_start_s:.2f} s from process start to the first answer")
+    settings = f"{report.threads or 'automatic'} threads{f', {report.delegate}' if report.delegate else ''}"
+    has_source = report.stages[-1].name == "end to end"
+    pace = "at the pace of the source" if has_source else "one after the other"
+    say(f"speed    {report.fps:,.1f} images per second, {pace} ({report.images:,} measured)")
+    say(f"start    {report.cold_start_s:.2f} s from process start to the first prediction")
     if report.peak_memory_bytes:
-        say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB resident at most, until the first prediction")
-    say(f"on       {runtime.runtime} {runtime.version}, {runtime.cpu} ({runtime.machine}), {with_}")
+        say(f"memory   {report.peak_memory_bytes / 2**20:.0f} MiB peak resident memory until the first prediction")
+    say(f"on       {runtime.runtime} {runtime.version}, {runtime.cpu} ({runtime.machine}), {settings}")
     if report.after.temperature_c is not None:
         say(f"heat     {report.after.temperature_c:.0f} degrees Celsius")
     if report.operators_error:
         say(f"warning  the operators were not measured: {report.operators_error}")
     for reason in report.throttled:
-        say(f"warning  throttled: {reason}; these figures are worse than the machine can do")
+        say(f"warning  throttled: {reason}; without throttling, the machine is faster")

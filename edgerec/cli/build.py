@@ -1,4 +1,4 @@
-"""``edgerec build``"""
+"""The command ``edgerec build``."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.output import JsonOption, progress, say, show_json
-from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe, is_recipe
+from edgerec.cli.recipe_options import SET_HELP, SUBJECT_HELP, compose_recipe, is_recipe
 
 
 def build(
-    subject: str = typer.Argument(..., metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
+    subject: str = typer.Argument(..., metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
     target: str = typer.Option(
-        "rpi", "--target", "-t", help="The device: a name from edgerec targets, or a .toml file."
+        "rpi", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="Folder for the run; the bundle is written beside it. [default: runs/NAME]"
+        None, "--out", "-o", metavar="FOLDER", help="Folder for the run; the bundle is beside it. [default: runs/NAME]"
     ),
     data: list[str] | None = typer.Option(
-        None, help="Data set to merge with DATA, or to use instead of the recipe's data; may be repeated."
+        None,
+        metavar="DATA",
+        help="Data set to merge with DATA, or to use instead of the recipe's data; may be repeated.",
     ),
-    arch: str | None = typer.Option(None, help="Architecture; edgerec models lists them."),
-    epochs: int | None = typer.Option(None, help="Number of training epochs."),
-    method: str | None = typer.Option(None, help="Compression method, as for edgerec quantize."),
+    arch: str | None = typer.Option(
+        None, metavar="NAME", help="Architecture; see edgerec models. [default: chosen for the images and the target]"
+    ),
+    epochs: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Number of training epochs. [default: 15 to 60, depending on the number of images]",
+    ),
+    method: str | None = typer.Option(
+        None, metavar="NAME", help="Compression method, as for edgerec quantize. [default: auto]"
+    ),
     max_drop: float | None = typer.Option(
-        None, help="Largest loss of accuracy by compression that is accepted, in percentage points. [default: 1]"
+        None, metavar="POINTS", help="Maximum loss of accuracy by compression, in percentage points. [default: 1]"
     ),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Set any other recipe key."),
-    open_page: bool | None = typer.Option(
-        None, "--open/--no-open", help="Open the report in a browser. [default: if run in a terminal with a display]"
-    ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start again and replace the run and the bundle."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start again, and replace the run and the bundle."),
     json: bool = JsonOption,
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel="Advanced"),
+    open_page: bool | None = typer.Option(
+        None,
+        "--open/--no-open",
+        help="Open the report in a browser. [default: if stdout is a terminal and there is a display]",
+        rich_help_panel="Advanced",
+    ),
 ) -> None:
-    """Train, quantize, export, verify and write the report. After an interruption, the same command continues."""
+    """Train, quantize, export, verify and write a report.
+
+    If the command was interrupted, run it again to continue.
+    """
     folder = out or default_run(subject)
     with progress() as listener:
         options = {
@@ -48,32 +64,32 @@ def build(
         from edgerec.workflow import build as build_bundle
 
         try:
-            made = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
+            result = build_bundle(recipe, folder, target, method=method, overwrite=overwrite, listener=listener)
         except KeyboardInterrupt:
-            without = " without --overwrite" * overwrite
-            say(f"interrupted; to continue, run the same command again{without}", err=True)
+            restriction = " without --overwrite" if overwrite else ""
+            say(f"interrupted; to continue, run the same command again{restriction}", err=True)
             raise typer.Exit(130) from None
     if json:
-        show_json(made.to_dict())
+        show_json(result.to_dict())
         return
-    for step in made.reused:
+    for step in result.reused:
         say(f"reused   complete result of {step} (to start again, add --overwrite)")
-    say(f"run      {made.run}  (float {made.accuracy:.2%} on the test images)")
-    say(f"variant  {made.variant}  ({made.top1:.2%}, {made.size_bytes:,} bytes)")
-    say(f"bundle   {made.bundle}  (verified with {made.golden} golden images)")
-    say(f"report   {made.page}")
-    if made.warning:
+    say(f"run      {result.run}  (float {result.accuracy:.2%} on the test images)")
+    say(f"variant  {result.variant}  ({result.top1:.2%}, {result.size_bytes:,} bytes)")
+    say(f"bundle   {result.bundle}  (verified with {result.golden} golden images)")
+    say(f"report   {result.page}")
+    if result.warning:
         from edgerec.train.baseline import ADVICE
 
         say(f"next     {ADVICE}")
     else:
-        say(f"next     copy {made.bundle} to the device and follow its README.md")
+        say(f"next     copy {result.bundle} to the device and follow its README.md")
     if open_page or (open_page is None and _has_browser()):
         import webbrowser
 
         from edgerec.utils.atomic import real_path
 
-        webbrowser.open(real_path(made.page).as_uri())
+        webbrowser.open(real_path(result.page).as_uri())
 
 
 def default_run(subject: str) -> Path:

@@ -1,4 +1,4 @@
-"""``edgerec cache``"""
+"""The command ``edgerec cache``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import time
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json, table
+from edgerec.cli.output import JsonOption, say, show_json, show_log, table
 
 
 def cache(
     clear: bool = typer.Option(False, "--clear", help="Delete all entries that no process is using."),
     limit: str | None = typer.Option(
-        None, metavar="SIZE", help="Delete the least recently used entries until the cache has at most this size: 5G."
+        None,
+        metavar="SIZE",
+        help="Delete the least recently used entries until the cache has at most this size, such as 5G.",
     ),
     json: bool = JsonOption,
 ) -> None:
@@ -24,12 +26,14 @@ def cache(
     from edgerec.utils.sizes import parse_size
 
     if clear and limit is not None:
-        raise typer.BadParameter("--clear already deletes everything: use one of the two", param_hint="--limit")
+        raise typer.BadParameter(
+            "cannot be combined with --clear, which deletes all entries: use one of the two", param_hint="--limit"
+        )
     try:
         limit_bytes = None if limit is None else parse_size(limit)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--limit") from None
-    chatter()
+    show_log()
     report = pixel_cache(clear=clear, limit_bytes=limit_bytes)
     if json:
         show_json(report.to_dict())
@@ -48,8 +52,8 @@ def cache(
         table(("source", "images", "input", "size", "last used"), rows)
     if report.removed:
         say(f"deleted  {len(report.removed)} entries, {_size(sum(entry.size_bytes for entry in report.removed))}")
-    allowed = "no limit" if report.limit_bytes is None else f"limit {_size(report.limit_bytes)}"
-    say(f"total    {_size(report.size_bytes)} in {len(report.entries)} entries, {allowed}  ({report.folder})")
+    limit_text = "no limit" if report.limit_bytes is None else f"limit {_size(report.limit_bytes)}"
+    say(f"total    {_size(report.size_bytes)} in {len(report.entries)} entries, {limit_text}  ({report.folder})")
 
 
 def _size(size_bytes: int) -> str:

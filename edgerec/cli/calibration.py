@@ -1,4 +1,4 @@
-"""``edgerec calibration make | check | show``"""
+"""The commands ``edgerec calibration make | check | show``."""
 
 from __future__ import annotations
 
@@ -7,37 +7,48 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.help import GroupedCommand, GroupedCommands
+from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, suggest
 
 app = typer.Typer(
-    help="Make, check and show calibration sets, the images that determine the activation ranges of an int8 model.",
+    help="Make, check and show calibration sets for quantization.",
     cls=GroupedCommands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
-_DATA = typer.Option(None, help="Where the run's pictures are now, if they were moved.")
+_DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 
 
 @app.command(cls=GroupedCommand)
 def make(
-    subject: str | None = typer.Argument(None, metavar="RUN|RECIPE.toml", help="Whose training pictures."),
-    out: Path = typer.Option(..., help="The set's folder."),
-    data: list[str] | None = typer.Option(None, help="Images, as for train; for a run, their new location if moved."),
-    recipe: str = typer.Option("stratified", help="stratified, random, diverse, or a .toml."),
-    images: int | None = typer.Option(None, min=1, help="How many pictures. [default: 200]"),
-    seed: int | None = typer.Option(None, min=0, help="Which ones. [default: 0]"),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the set."),
+    subject: str | None = typer.Argument(
+        None, metavar="[RUN|RECIPE.toml]", help="Run or recipe whose training images are used."
+    ),
+    out: Path = typer.Option(..., metavar="FOLDER", help="Folder for the calibration set."),
+    data: list[str] | None = typer.Option(
+        None, metavar="DATA", help="Images, as for train; for a run, the new location of its images if they were moved."
+    ),
+    recipe: str = typer.Option(
+        "stratified",
+        metavar="NAME|FILE",
+        help="Calibration recipe: stratified, random, diverse or a .toml file.",
+    ),
+    images: int | None = typer.Option(
+        None, min=1, metavar="N", help="Number of images. [default: the recipe's; 200 for stratified]"
+    ),
+    seed: int | None = typer.Option(None, min=0, metavar="N", help="Seed of the random selection. [default: 0]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the calibration set."),
     json: bool = JsonOption,
 ) -> None:
-    """Draw a calibration set from the training pictures."""
+    """Draw a calibration set from training images."""
     if subject is None and not data:
-        raise typer.BadParameter("expected a run, a recipe's .toml, or --data FOLDER")
+        raise typer.BadParameter("no images are named: pass a run or a recipe, or use --data FOLDER")
     with progress() as listener:
         from edgerec.compress import calibration
 
-        made = calibration.make(
+        calibration_set = calibration.make(
             subject,
             out,
             recipe=recipe,
@@ -48,48 +59,58 @@ def make(
             listener=listener,
         )
     if json:
-        show_json(made.to_dict())
+        show_json(calibration_set.to_dict())
         return
-    say(f"set      {out}  ({len(made.images)} pictures of {len(set(made.labels))} classes)")
-    say(f"digest   {made.digest}")
+    images_text = f"{len(calibration_set.images)} images of {len(set(calibration_set.labels))} classes"
+    say(f"set      {out}  ({images_text})")
+    say(f"digest   {calibration_set.digest}")
     suggest("calibration", "show", out, "--out", "sheet.png")
 
 
 @app.command(cls=GroupedCommand)
 def check(
-    pictures: Path = typer.Argument(..., metavar="SET|FOLDER|NPZ", help="A set, an image folder, a .npz or .npy."),
-    run: Path = typer.Option(..., help="The run that they are for."),
+    subject: Path = typer.Argument(
+        ..., metavar="SET|FOLDER|NPZ", help="Calibration set, image folder, or .npz or .npy file."
+    ),
+    run: Path = typer.Option(..., metavar="RUN", help="Run that is to be quantized with these images."),
     data: list[str] | None = _DATA,
     json: bool = JsonOption,
 ) -> None:
-    """Find what is wrong with a calibration set; exit code 1 when it is unfit."""
-    with progress() as listener:
-        from edgerec.compress.calibration.check import check as examine
+    """Check whether images are suitable for calibration.
 
-        report = examine(pictures, run, data=data or None, listener=listener)
+    The exit code is 1 if they are not.
+    """
+    with progress() as listener:
+        from edgerec.compress.calibration.check import check as check_images
+
+        report = check_images(subject, run, data=data or None, listener=listener)
     if json:
         show_json(report.to_dict())
     else:
         for finding in report.findings:
             say(f"{finding.severity:<8} {finding.kind:<14} {finding}")
-        say(
-            f"{'ok' if report.ok else 'unfit'}: {report.images} pictures for {report.run}, digest {report.digest[:12]}…"
-        )
+        say(f"{'ok' if report.ok else 'unfit'}: {report.images} images for {report.run}, digest {report.digest[:12]}…")
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command(cls=GroupedCommand)
 def show(
-    pictures: Path = typer.Argument(..., metavar="SET", help="A set; with --run, whatever check takes."),
-    out: Path = typer.Option(..., help="The PNG."),
-    run: Path | None = typer.Option(None, help="Draw the histogram of its training pictures too."),
+    subject: Path = typer.Argument(
+        ...,
+        metavar="SET",
+        help="Calibration set; with --run also an image folder, or a .npz or .npy file.",
+    ),
+    out: Path = typer.Option(..., metavar="PNG", help="PNG file to write."),
+    run: Path | None = typer.Option(
+        None, metavar="RUN", help="Add the histogram of the training images of this run for comparison."
+    ),
     data: list[str] | None = _DATA,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
 ) -> None:
-    """Draw a contact sheet with labels, and the histogram of pixel values."""
+    """Draw a contact sheet and a histogram of pixel values."""
     with progress() as listener:
         from edgerec.compress import calibration
 
-        count = calibration.show(pictures, out, run=run, data=data or None, overwrite=overwrite, listener=listener)
-    say(f"sheet    {out}  ({count} pictures)")
+        count = calibration.show(subject, out, run=run, data=data or None, overwrite=overwrite, listener=listener)
+    say(f"sheet    {out}  ({count} images)")

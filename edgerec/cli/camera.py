@@ -1,4 +1,4 @@
-"""``edgerec camera``"""
+"""The command ``edgerec camera``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import chatter, warn_about_secrets
-from edgerec.cli.sinks import CameraCommand, Wanted, open_sinks
+from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
+from edgerec.cli.output import show_log, warn_about_secrets
+from edgerec.cli.sinks import CameraCommand, SinkOptions, open_sinks
 from edgerec.utils.optional import require
 
 if TYPE_CHECKING:
@@ -23,126 +24,239 @@ log = logging.getLogger(__name__)
 COMMAND_CLASS = CameraCommand
 
 
+# Groups of options in --help.
+_CAMERA, _FRAMES, _MODEL = "Camera settings", "Frames to classify", "Model"
+_FILES, _NETWORK, _WEB = "Files", "Network", "Web page"
+
+
 def camera(
-    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
     source: list[str] = typer.Option(
         ["0"],
         "--source",
         "-s",
-        help="auto (a camera module, otherwise the first USB camera), 0, /dev/video0, picamera2:0, "
-        "rtsp://…, http://… (MJPEG or single images), a video file, a folder, or "
-        "synthetic:640x480@30. env:NAME or @FILE reads an address with a password from an environment variable or from "
-        "a file with mode 0600. May be repeated; the sources take turns.",
+        metavar="SOURCE",
+        help="auto (a camera module, otherwise the first USB camera), 0, /dev/video0, picamera2:0, rtsp://…, http://… "
+        "(MJPEG or single images), a video file, a folder, or synthetic:640x480@30. env:NAME or @FILE reads an address "
+        "with a password from an environment variable or from a file with mode 0600. May be repeated; the sources take "
+        "turns.",
     ),
     headless: bool = typer.Option(False, "--headless", help="Print one line per frame instead of opening a window."),
     json: bool = typer.Option(
-        False,
-        "--json",
-        help="Print one JSON object per frame and per change of a source's state instead of opening a window.",
+        False, "--json", help="Print one JSON object per frame and per change of a source's state instead of a window."
     ),
-    csv: Path | None = typer.Option(None, help="Write one row per frame to this CSV file."),
-    csv_append: bool = typer.Option(False, "--csv-append", help="Append to an existing CSV file."),
-    video: Path | None = typer.Option(None, help="Write the frames with their predictions to this .mp4 or .avi file."),
-    save: str = typer.Option("", help="Save images: low-confidence, changes or all."),
-    save_dir: Path | None = typer.Option(
-        None, help="Folder for saved images, one subfolder per label, as edgerec train reads it."
-    ),
-    save_max: str = typer.Option("500MB", help="Maximum total size of saved images; the oldest are deleted first."),
-    save_below: float = typer.Option(0.6, min=0, max=1, help="Scores below this count as low confidence."),
-    save_every: float = typer.Option(0.0, min=0, help="Minimum time between two saved images of a source, in seconds."),
-    mqtt: str = typer.Option(
-        "",
-        metavar="URL",
-        help="Publish to mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE; the password from EDGEREC_MQTT_PASSWORD.",
-    ),
-    mqtt_results: float = typer.Option(0.0, min=0, help="Also publish this many results per second for each source."),
-    mqtt_discovery: str = typer.Option(
-        "homeassistant", help="Topic prefix for Home Assistant's discovery; empty turns it off."
-    ),
-    queue_dir: Path | None = typer.Option(None, help="Folder that stores messages while the broker is unreachable."),
-    webhook: str = typer.Option(
-        "",
-        metavar="URL",
-        help="POST new decisions as JSON to URL, env:NAME or @FILE; EDGEREC_WEBHOOK_SECRET signs them.",
-    ),
-    metrics: str = typer.Option("", metavar="[HOST:PORT]", help="Prometheus metrics. [default: 127.0.0.1:9464]"),
     web: str = typer.Option(
-        "", metavar="[HOST:PORT]", help="Serve a web page with the live image. [default: 127.0.0.1:8000]"
+        "",
+        metavar="[HOST:PORT]",
+        help="Serve a web page with the live image. [address without a value: 127.0.0.1:8000]",
     ),
-    web_token: str | None = typer.Option(
-        None,
-        envvar="EDGEREC_WEB_TOKEN",
-        help="Token of the web page, at least 8 characters. [default: generated and printed]",
-    ),
-    web_save: Path | None = typer.Option(
-        None, help="Folder for images that are labeled on the web page, one subfolder per label."
-    ),
-    web_save_max: str = typer.Option(
-        "2GB", help="Maximum total size of the folder --web-save; further images are refused."
+    csv: Path | None = typer.Option(None, metavar="FILE", help="Write one row per frame to this CSV file."),
+    max_frames: int | None = typer.Option(
+        None, min=1, metavar="N", help="Stop after this many predictions. [default: never]"
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the CSV file and the video."),
-    max_frames: int | None = typer.Option(None, min=1, help="Stop after this many predictions."),
+    size: str | None = typer.Option(
+        None,
+        metavar="WxH",
+        help="Image size to request from a camera in pixels, such as 1280x720. [default: the camera's default]",
+        rich_help_panel=_CAMERA,
+    ),
+    rate: float = typer.Option(
+        0.0,
+        min=0,
+        metavar="FPS",
+        show_default=False,
+        help="Frames per second to request. [default: the camera's default; 2 for an HTTP address of single images]",
+        rich_help_panel=_CAMERA,
+    ),
+    pixel_format: str = typer.Option(
+        "",
+        "--format",
+        metavar="FOURCC",
+        help="Pixel format to request from a camera, such as MJPG. [default: the camera's default]",
+        rich_help_panel=_CAMERA,
+    ),
+    loop: bool = typer.Option(
+        False, "--loop", help="Start video files and folders again when they end.", rich_help_panel=_CAMERA
+    ),
+    give_up_after: float | None = typer.Option(
+        None,
+        min=0,
+        metavar="SECONDS",
+        help="Stop with an error when a live source has delivered no frame for this many seconds. [default: never]",
+        rich_help_panel=_CAMERA,
+    ),
+    roi: str | None = typer.Option(
+        None,
+        metavar="X,Y,W,H",
+        help="Region to classify: x, y, width and height in pixels, or as fractions of the frame if no number is above "
+        "1. [default: the whole frame]",
+        rich_help_panel=_FRAMES,
+    ),
+    rotate: int = typer.Option(
+        0, metavar="DEGREES", help="Rotate frames clockwise by 90, 180 or 270 degrees.", rich_help_panel=_FRAMES
+    ),
+    mirror: bool = typer.Option(False, "--mirror", help="Mirror frames horizontally.", rich_help_panel=_FRAMES),
+    every: int = typer.Option(1, min=1, metavar="N", help="Classify only every n-th frame.", rich_help_panel=_FRAMES),
+    max_fps: float = typer.Option(
+        0.0,
+        min=0,
+        metavar="FPS",
+        help="Maximum number of frames per second to classify, in media time for files; 0 means no limit.",
+        rich_help_panel=_FRAMES,
+    ),
+    max_age: float = typer.Option(
+        0.0,
+        min=0,
+        metavar="SECONDS",
+        help="Drop live frames that are older than this many seconds; 0 drops none.",
+        rich_help_panel=_FRAMES,
+    ),
+    motion: float = typer.Option(
+        0.0,
+        min=0,
+        max=1,
+        metavar="FRACTION",
+        help="Skip a frame if at most this fraction of its pixels changed; 0 skips none.",
+        rich_help_panel=_FRAMES,
+    ),
     threshold: float | None = typer.Option(
-        None, min=0, max=1, help="Score below which the label is unknown. [default: the bundle's]"
+        None,
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="Score below which the label is 'unknown'. [default: the bundle's]",
+        rich_help_panel=_MODEL,
+    ),
+    decision: list[str] = typer.Option(
+        [],
+        metavar="KEY=VALUE",
+        help="Override a decision setting of the bundle, such as smoothing=vote, memory=9, votes=5, hysteresis=0.1, "
+        "least_s=1 or temperature=1.5. May be repeated.",
+        rich_help_panel=_MODEL,
     ),
     threads: int = typer.Option(
         0,
         min=0,
         max=256,
+        metavar="N",
         help="Number of threads. 0 uses the number in the bundle, or measures the best number. For files, 0 means one "
         "per CPU, at most 4.",
+        rich_help_panel=_MODEL,
     ),
-    delegate: str | None = typer.Option(
-        None,
-        help="Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's]",
-    ),
+    delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP, rich_help_panel=_MODEL),
     delegate_option: list[str] = typer.Option(
-        [], help="KEY=VALUE for the delegate, e.g. device=usb:1 for the second USB device. May be repeated."
+        [], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP, rich_help_panel=_MODEL
     ),
-    fallback: bool = typer.Option(False, "--fallback", help="Use the CPU if the delegate cannot be loaded."),
-    size: str | None = typer.Option(None, help="Image size to request from a camera, e.g. 1280x720."),
-    rate: float = typer.Option(
+    fallback: bool = typer.Option(
+        False, "--fallback", help="Use the CPU if the delegate cannot be loaded.", rich_help_panel=_MODEL
+    ),
+    csv_append: bool = typer.Option(
+        False, "--csv-append", help="Append to an existing CSV file.", rich_help_panel=_FILES
+    ),
+    video: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Write the frames with their predictions to this .mp4 or .avi file.",
+        rich_help_panel=_FILES,
+    ),
+    save: str = typer.Option(
+        "",
+        metavar="WHICH",
+        help="Save images to --save-dir: low-confidence, changes (of the label) or all. [default: none]",
+        rich_help_panel=_FILES,
+    ),
+    save_dir: Path | None = typer.Option(
+        None,
+        metavar="FOLDER",
+        help="Folder for saved images, one subfolder per label, as edgerec train reads it.",
+        rich_help_panel=_FILES,
+    ),
+    save_max: str = typer.Option(
+        "500MB",
+        metavar="SIZE",
+        help="Maximum total size of saved images; the oldest are deleted first.",
+        rich_help_panel=_FILES,
+    ),
+    save_below: float = typer.Option(
+        0.6, min=0, max=1, metavar="SCORE", help="Scores below this count as low confidence.", rich_help_panel=_FILES
+    ),
+    save_every: float = typer.Option(
         0.0,
         min=0,
-        show_default=False,
-        help="Frames per second to request. [default: the camera's own rate; 2 for an HTTP address of single images]",
+        metavar="SECONDS",
+        help="Minimum time between two saved images of a source, in seconds.",
+        rich_help_panel=_FILES,
     ),
-    pixel_format: str = typer.Option("", "--format", help="Pixel format to request from a camera, e.g. MJPG."),
-    roi: str | None = typer.Option(
-        None,
-        help="Region to classify: x,y,width,height in pixels, or as fractions of the frame if no number is above 1.",
+    mqtt: str = typer.Option(
+        "",
+        metavar="URL",
+        help="Publish decisions to mqtt[s]://USER@HOST:PORT/PREFIX, env:NAME or @FILE. The password is read from the "
+        "environment variable EDGEREC_MQTT_PASSWORD.",
+        rich_help_panel=_NETWORK,
     ),
-    rotate: int = typer.Option(0, help="Rotate frames clockwise by 90, 180 or 270 degrees."),
-    mirror: bool = typer.Option(False, "--mirror", help="Mirror frames horizontally."),
-    every: int = typer.Option(1, min=1, help="Classify only every n-th frame."),
-    max_fps: float = typer.Option(
-        0.0, min=0, help="Maximum number of frames per second to classify, in media time for files; 0 means no limit."
-    ),
-    max_age: float = typer.Option(
-        0.0, min=0, help="Drop live frames that are older than this many seconds; 0 drops none."
-    ),
-    motion: float = typer.Option(
-        0.0, min=0, max=1, help="Skip a frame if at most this fraction of its pixels changed; 0 skips none."
-    ),
-    decision: list[str] = typer.Option(
-        [],
-        help="Override a decision setting of the bundle, e.g. smoothing=vote, memory=9, votes=5, hysteresis=0.1, "
-        "least_s=1, temperature=1.5. May be repeated.",
-    ),
-    loop: bool = typer.Option(False, "--loop", help="Start video files and folders again when they end."),
-    give_up_after: float | None = typer.Option(
-        None,
+    mqtt_results: float = typer.Option(
+        0.0,
         min=0,
-        help="Stop with an error when a live source has delivered no frame for this many seconds. [default: never]",
+        metavar="PER_SECOND",
+        help="Also publish up to this many results per second for each source.",
+        rich_help_panel=_NETWORK,
+    ),
+    mqtt_discovery: str = typer.Option(
+        "homeassistant",
+        metavar="PREFIX",
+        help="Topic prefix for the discovery by Home Assistant; an empty prefix turns it off.",
+        rich_help_panel=_NETWORK,
+    ),
+    queue_dir: Path | None = typer.Option(
+        None,
+        metavar="FOLDER",
+        help="Folder that stores MQTT messages while the broker is unreachable. [default: in the cache folder]",
+        rich_help_panel=_NETWORK,
+    ),
+    webhook: str = typer.Option(
+        "",
+        metavar="URL",
+        help="POST new decisions as JSON to URL, env:NAME or @FILE, signed with the secret in the environment variable "
+        "EDGEREC_WEBHOOK_SECRET.",
+        rich_help_panel=_NETWORK,
+    ),
+    metrics: str = typer.Option(
+        "",
+        metavar="[HOST:PORT]",
+        help="Serve metrics for Prometheus. [address without a value: 127.0.0.1:9464]",
+        rich_help_panel=_NETWORK,
+    ),
+    web_token: str | None = typer.Option(
+        None,
+        envvar="EDGEREC_WEB_TOKEN",
+        metavar="TOKEN",
+        help="Token of the web page, at least 8 characters. [default: generated and printed]",
+        rich_help_panel=_WEB,
+    ),
+    web_save: Path | None = typer.Option(
+        None,
+        metavar="FOLDER",
+        help="Folder for images that are labeled on the web page, one subfolder per label. [default: none]",
+        rich_help_panel=_WEB,
+    ),
+    web_save_max: str = typer.Option(
+        "2GB",
+        metavar="SIZE",
+        help="Maximum total size of the folder --web-save; further images are refused.",
+        rich_help_panel=_WEB,
     ),
 ) -> None:
-    """Classify frames of cameras, videos or folders until q or Ctrl-C is pressed. Lost streams are reconnected."""
+    """Classify frames of cameras, videos or folders.
+
+    The command runs until q or Ctrl-C is pressed, and reconnects to live sources that are lost.
+    """
     from edgerec.camera.interrupts import raise_on_signals
     from edgerec.camera.pipeline import Camera
     from edgerec.camera.systemd import ServiceNotifier
     from edgerec.utils.allocator import limit_malloc_arenas
 
-    chatter()
+    show_log()
     raise_on_signals()
     limit_malloc_arenas(2)
     live = Camera.open(
@@ -159,7 +273,7 @@ def camera(
         timeouts=_timeouts(give_up_after),
         loop=loop,
     )
-    wanted = Wanted(
+    sink_options = SinkOptions(
         headless=headless,
         json=json,
         csv=csv,
@@ -182,10 +296,10 @@ def camera(
         queue_dir=queue_dir,
         overwrite=overwrite,
     )
-    # OpenCV's own threads would take the processor from the interpreter's: 0 to 7 % fewer frames, as measured.
+    # The threads of OpenCV would compete with those of the interpreter, which costs up to 7 % of the frame rate.
     require("cv2").setNumThreads(1)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
-        sinks = open_sinks(wanted, live, stack)
+        sinks = open_sinks(sink_options, live, stack)
         warn_about_secrets([*source, mqtt, webhook], [web_token or ""])
         stack.enter_context(live)
         # Without keep_open, the web page would disappear after the last frame of a video.
@@ -198,13 +312,14 @@ def camera(
 
 
 def key_values(texts: list[str], example: str) -> dict[str, Any]:
-    """Parse the values of a repeated ``KEY=VALUE`` option; raises a usage error that shows ``example``."""
+    """Parse the values of a repeated ``KEY=VALUE`` option. The usage error for an invalid value shows ``example``."""
     if not texts:
         return {}
     from edgerec.recipe import parse_assignment  # loads many modules
 
-    if wrong := next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None):
-        raise typer.BadParameter(f"{wrong!r} is no KEY=VALUE, as {example}")
+    invalid = next((text for text in texts if not text.partition("=")[0].strip() or "=" not in text), None)
+    if invalid is not None:
+        raise typer.BadParameter(f"{invalid!r} is not KEY=VALUE, such as {example}")
     return dict(map(parse_assignment, texts))
 
 
@@ -213,9 +328,9 @@ def _format(size: str | None, rate: float, pixel_format: str) -> Any:
 
     numbers = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size or "0x0", re.IGNORECASE)
     if not numbers:
-        raise typer.BadParameter(f"--size is {size!r}, expected as 1280x720")
+        raise typer.BadParameter(f"--size is {size!r}, expected a size such as 1280x720")
     if pixel_format and not (len(pixel_format) == 4 and pixel_format.isascii() and pixel_format.isprintable()):
-        raise typer.BadParameter(f"--format is {pixel_format!r}, expected four letters, as MJPG or YUYV")
+        raise typer.BadParameter(f"--format is {pixel_format!r}, expected four characters, such as MJPG or YUYV")
     return CaptureFormat(int(numbers[1]), int(numbers[2]), rate, pixel_format)
 
 

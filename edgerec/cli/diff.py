@@ -1,4 +1,4 @@
-"""``edgerec diff``"""
+"""The command ``edgerec diff``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import typer
 
 from edgerec.cli.output import JsonOption, say, show_json, table
 
-# Maximum number of classes to print; the output of --json contains all classes.
-MOST_CLASSES = 5
+# Maximum number of classes that are printed. The output of --json contains all classes.
+MAX_CLASSES = 5
 
 
 def diff(
-    first: Path = typer.Argument(..., help="A finished run."),
-    second: Path = typer.Argument(..., help="Another one."),
+    first: Path = typer.Argument(..., metavar="FIRST", help="A finished run."),
+    second: Path = typer.Argument(..., metavar="SECOND", help="The finished run to compare with the first one."),
     json: bool = JsonOption,
 ) -> None:
     """Compare the settings and the results of two runs."""
@@ -33,7 +33,7 @@ def diff(
         ("result", "first", "second"),
         [(row.name, _value(row.name, row.first), _value(row.name, row.second)) for row in difference.figures],
     )
-    changed = [row for row in difference.classes if row.first != row.second][:MOST_CLASSES]
+    changed = [row for row in difference.classes if row.first != row.second][:MAX_CLASSES]
     if changed:
         say("")
         table(

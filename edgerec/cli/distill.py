@@ -1,4 +1,4 @@
-"""``edgerec distill``"""
+"""The command ``edgerec distill``."""
 
 from __future__ import annotations
 
@@ -7,36 +7,50 @@ from pathlib import Path
 import typer
 
 from edgerec.cli.output import JsonOption, progress
-from edgerec.cli.train import show, stopped
+from edgerec.cli.recipe_options import SET_HELP
+from edgerec.cli.train import resume_hint, show_run
 
 
 def distill(
     teacher: list[Path] = typer.Option(
-        ..., "--teacher", help="A run to learn from; of several the mean answer. May be given several times."
+        ..., "--teacher", metavar="RUN", help="Teacher: a finished run. May be repeated; the mean output is learned."
     ),
-    student: str = typer.Option(..., help="Architecture of the small network (edgerec models)."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the student's run."),
-    width: float | None = typer.Option(None, help="Factor on the student's number of channels."),
-    epochs: int | None = typer.Option(None, help="Passes over the training pictures."),
-    weight: float | None = typer.Option(None, help="Part of the loss that is the distance to the teachers' answer."),
-    temperature: float | None = typer.Option(None, help="Softens the answers."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key of the recipe."),
+    student: str = typer.Option(..., metavar="NAME", help="Architecture of the student; see edgerec models."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the student's run."),
+    width: float | None = typer.Option(
+        None, metavar="FACTOR", help="Factor for the student's number of channels. [default: the teacher's recipe]"
+    ),
+    epochs: int | None = typer.Option(
+        None, metavar="N", help="Number of training epochs. [default: the teacher's recipe]"
+    ),
+    weight: float | None = typer.Option(
+        None,
+        metavar="FRACTION",
+        help="Weight of the distillation loss, 0 to 1; the loss of the labels has the remaining weight. [default: 0.7]",
+    ),
+    temperature: float | None = typer.Option(
+        None, metavar="T", help="Temperature of the softmax of teachers and student. [default: 4]"
+    ),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
 ) -> None:
-    """Train a small network on what large ones answer; the rest of the recipe is the first teacher's."""
+    """Train a small network on the outputs of large ones.
+
+    All settings that are not given as options are those in the recipe of the first teacher.
+    """
     options = {
         "model.width": width,
         "train.epochs": epochs,
         "distill.weight": weight,
         "distill.temperature": temperature,
     }
-    given = {key: value for key, value in options.items() if value is not None}
+    changes = {key: value for key, value in options.items() if value is not None}
     with progress() as listener:
         from edgerec.recipe import parse_assignment
         from edgerec.train.distill import distill as train
 
-        changes = given | dict(map(parse_assignment, assignments))
-        with stopped(out):
+        changes |= dict(map(parse_assignment, assignments))
+        with resume_hint(out):
             run = train(teacher, student, out, changes=changes, overwrite=overwrite, listener=listener)
-    show(run, json)
+    show_run(run, json)

@@ -1,4 +1,4 @@
-"""``edgerec doctor``"""
+"""The command ``edgerec doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json
+from edgerec.cli.output import JsonOption, say, show_json, show_log
 
 if TYPE_CHECKING:
     from edgerec.doctor import DoctorReport, Finding
@@ -19,14 +19,25 @@ _SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
 
 
 def doctor(
-    target: str = typer.Option("", "--target", "-t", help="Does this machine fit it? A name, or a .toml file."),
-    bundle: Path | None = typer.Option(None, help="Does this machine fit the target of that bundle?"),
+    target: str = typer.Option(
+        "",
+        "--target",
+        "-t",
+        metavar="NAME",
+        help="Also check the requirements of this target: a name from edgerec targets, or a .toml file.",
+    ),
+    bundle: Path | None = typer.Option(
+        None, metavar="BUNDLE", help="Also check the requirements of the target of this bundle."
+    ),
     json: bool = JsonOption,
 ) -> None:
-    """Look at this machine: packages, runtimes, delegates, cameras, memory, heat; and what mends what is wrong."""
+    """Check this machine, and print how to fix problems.
+
+    The checks include packages, runtimes, delegates, cameras, memory and temperature.
+    """
     from edgerec.doctor import run_doctor
 
-    chatter()
+    show_log()
     report = run_doctor(target, bundle or "")
     if json:
         show_json(report.to_dict())
@@ -37,18 +48,19 @@ def doctor(
 
 
 def _show(report: DoctorReport) -> None:
-    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    signs = {state: state.ljust(7) for state in _SIGNS} if plain else _SIGNS
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    signs = {state: state.ljust(7) for state in _SIGNS} if ascii_only else _SIGNS
     width = max(len(finding.what) for finding in report.findings)
     for finding in report.findings:
-        _show_finding(finding, signs[finding.state], width, "->" if plain else "→")
+        _show_finding(finding, signs[finding.state], width, "->" if ascii_only else "→")
     states = [str(finding.state) for finding in report.findings]
     problems, notes = states.count("problem"), states.count("note")
     say("")
     if problems:
-        say(f"{problems} problem{'s' if problems > 1 else ''}; what mends each stands below it")
+        say(f"{problems} problem{'s' if problems > 1 else ''}; the fix is printed below each problem")
     else:
-        say(f"no problem{f', {notes} to know' if notes else ''}")
+        note_count = f", {notes} note{'s' if notes > 1 else ''}" if notes else ""
+        say(f"no problems{note_count}")
 
 
 def _show_finding(finding: Finding, sign: str, width: int, arrow: str) -> None:
@@ -58,5 +70,5 @@ def _show_finding(finding: Finding, sign: str, width: int, arrow: str) -> None:
     lines = textwrap.wrap(finding.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     for line in lines or [head]:
         say(line)
-    if finding.mend:  # in one line, as it is copied
+    if finding.mend:  # not wrapped, because people copy it
         say(f"{indent}{arrow} {finding.mend}")

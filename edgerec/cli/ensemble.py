@@ -1,4 +1,4 @@
-"""``edgerec ensemble``"""
+"""The command ``edgerec ensemble``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
+from edgerec.cli.output import JsonOption, say, show_json, show_log, suggest
 
 
 def ensemble(
-    bundles: list[Path] = typer.Argument(..., help="Two bundles or runs, or more, of the same labels."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the new bundle, or a .zip."),
-    combine: str = typer.Option("mean", help="Scores are their mean; or vote, the part of the models that say so."),
-    target: str | None = typer.Option(None, "--target", "-t", help="[default: the bundles'; of runs, desktop]"),
-    threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
+    bundles: list[Path] = typer.Argument(
+        ..., metavar="BUNDLE|RUN...", help="At least two bundles or runs with the same labels."
+    ),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the new bundle, or a .zip."),
+    combine: str = typer.Option(
+        "mean",
+        metavar="NAME",
+        help="How to combine the outputs: mean (of the scores) or vote (the score of a label is the fraction of the "
+        "models that predict it).",
+    ),
+    target: str | None = typer.Option(
+        None, "--target", "-t", metavar="NAME", help="Target. [default: the target of the bundles; desktop for runs]"
+    ),
+    threshold: float = typer.Option(
+        0.0,
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="Predict 'unknown' for images whose best score is below this.",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
 ) -> None:
-    """Write one bundle of several, whose models answer together."""
-    from edgerec.export import ensemble as write
+    """Combine several models into one bundle."""
+    from edgerec.export import ensemble as write_ensemble
 
-    chatter()
-    report = write(bundles, out, combine=combine, target=target, threshold=threshold, overwrite=overwrite)
+    show_log()
+    report = write_ensemble(bundles, out, combine=combine, target=target, threshold=threshold, overwrite=overwrite)
     if json:
         show_json(report.to_dict())
         return

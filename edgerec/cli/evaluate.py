@@ -1,4 +1,4 @@
-"""``edgerec evaluate``"""
+"""The command ``edgerec evaluate``."""
 
 from __future__ import annotations
 
@@ -9,40 +9,54 @@ import typer
 from edgerec.cli.import_ import check_choices
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
+# Group of options in --help.
+_TFLITE = "For a .tflite file without a bundle"
+
 
 def evaluate(
-    model: Path = typer.Argument(..., help="A run, a bundle, or a .tflite file."),
-    data: list[str] | None = typer.Option(None, help="Images to measure, as for train. [default: the run's images]"),
+    model: Path = typer.Argument(..., metavar="RUN|BUNDLE|MODEL", help="A run, a bundle or a .tflite file."),
+    data: list[str] | None = typer.Option(
+        None, metavar="DATA", help="Images to evaluate on, as for train. [default: the images of the run]"
+    ),
     split: str | None = typer.Option(
         None,
-        help="Images to measure: train, val, test or all. "
+        metavar="NAME",
+        help="Split to evaluate on: train, val, test or all. "
         "[default: images that the model was not trained on; all, if the training images are not known]",
+    ),
+    json: bool = JsonOption,
+    labels: Path | None = typer.Option(
+        None,
+        metavar="FILE|folders",
+        help="Labels in the order of the outputs: a file, or 'folders' for the sorted class folders of the data. "
+        "[default: the labels in the file's metadata]",
+        rich_help_panel=_TFLITE,
     ),
     normalise: str | None = typer.Option(
         None,
-        help="Normalization for a bare float .tflite that does not state it, as for edgerec import: unit, signed, "
-        "pixels, tf, torch, caffe, MEAN,STD or R,G,B/R,G,B.",
+        metavar="NAME|NUMBERS",
+        help="Normalization that a float model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
+        "MEAN,STD or R,G,B/R,G,B. [default: the file's metadata]",
+        rich_help_panel=_TFLITE,
     ),
     activation: str | None = typer.Option(
         None,
-        help="What turns the output of a bare .tflite into scores: none, softmax or sigmoid. "
+        metavar="NAME",
+        help="Function that turns the output into scores: none, softmax or sigmoid. "
         "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+        rich_help_panel=_TFLITE,
     ),
     fit: str | None = typer.Option(
         None,
-        help="How to fit an image with another aspect ratio to the input of a bare .tflite: crop (the center), stretch "
-        "or pad (with black). [default: as for edgerec import]",
+        metavar="NAME",
+        help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
+        "black). [default: as for edgerec import]",
+        rich_help_panel=_TFLITE,
     ),
-    labels: Path | None = typer.Option(
-        None,
-        help="Labels of a bare .tflite in the order of its outputs: a file, or 'folders' for the order of the data's "
-        "classes. [default: the labels in the file's metadata]",
-    ),
-    json: bool = JsonOption,
 ) -> None:
-    """Measure the accuracy, loss and per-class figures of a run, a bundle or a .tflite file."""
+    """Measure the accuracy, and precision and recall per class."""
     if split not in (None, "train", "val", "test", "all"):
-        raise typer.BadParameter(f"{split!r} is none of train, val, test, all", param_hint="--split")
+        raise typer.BadParameter(f"{split!r} is not one of train, val, test, all", param_hint="--split")
     check_choices(activation, fit)
     with progress() as listener:
         from typing import cast

@@ -1,4 +1,4 @@
-"""``edgerec export``"""
+"""The command ``edgerec export``."""
 
 from __future__ import annotations
 
@@ -7,39 +7,79 @@ from typing import Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, show_json
+from edgerec.cli.options import MOVED_DATA_HELP
+from edgerec.cli.output import JsonOption, progress, say, show_edgetpu, show_json
+
+# Groups of options in --help.
+_DECISION, _NOVELTY = "Unknown images", "Unknown images, found by an autoencoder"
 
 
 def export(
-    run: Path = typer.Argument(..., help="A finished run."),
-    target: str = typer.Option("desktop", "--target", "-t", help="Of those in edgerec targets, or a .toml file."),
-    variant: str | None = typer.Option(None, help="As int8-qat. [default: the best int8 one by validation]"),
-    out: Path | None = typer.Option(None, "--out", "-o", help="Folder, or a .zip. [default: RUN-TARGET]"),
-    threshold: float = typer.Option(0.0, min=0, max=1, help="Below this score the bundle answers unknown."),
-    precision: float | None = typer.Option(
-        None, min=0, max=1, help="A threshold for each label: so many of its answers are right, on validation."
+    run: Path = typer.Argument(..., metavar="RUN", help="A finished run."),
+    target: str = typer.Option(
+        "desktop", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
     ),
-    novelty: Path | None = typer.Option(
-        None, help="An autoencoder's run: pictures that it makes again badly are answered unknown."
+    variant: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Variant to export, such as int8-qat. [default: the int8 variant with the best validation accuracy]",
     ),
-    novelty_variant: str | None = typer.Option(None, help="Of it, as int8-qat. [default: the best int8 one]"),
-    known: float | None = typer.Option(
-        None, min=0, max=1, help="Part of its validation pictures that stay known. [default: 0.99]"
+    out: Path | None = typer.Option(
+        None, "--out", "-o", metavar="FOLDER", help="Folder for the bundle, or a .zip. [default: RUN-TARGET]"
     ),
     max_drop: float | None = typer.Option(
-        None, help="Points of top-1 that the variant may have lost. [default: as quantize]"
+        None,
+        metavar="POINTS",
+        help="Maximum loss of top-1 accuracy of the variant, in percentage points. [default: as for quantize]",
     ),
-    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
+    data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
+    threshold: float = typer.Option(
+        0.0,
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="Predict 'unknown' for images whose best score is below this.",
+        rich_help_panel=_DECISION,
+    ),
+    precision: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        metavar="FRACTION",
+        help="Fit a threshold for each label, so that at least this fraction of its predictions is correct on the "
+        "validation images. [default: no such thresholds]",
+        rich_help_panel=_DECISION,
+    ),
+    novelty: Path | None = typer.Option(
+        None,
+        metavar="RUN",
+        help="Run of an autoencoder. Images with a high reconstruction error are predicted as 'unknown'.",
+        rich_help_panel=_NOVELTY,
+    ),
+    novelty_variant: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Variant of the autoencoder. [default: the int8 variant with the best validation result]",
+        rich_help_panel=_NOVELTY,
+    ),
+    known: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        metavar="FRACTION",
+        help="Fraction of the autoencoder's validation images that must not be predicted as 'unknown'. [default: 0.99]",
+        rich_help_panel=_NOVELTY,
+    ),
 ) -> None:
-    """Write the bundle that a device runs."""
+    """Write the bundle that runs on a device, and verify it."""
     if novelty is None and (novelty_variant or known is not None):
-        raise typer.BadParameter("--novelty-variant and --known are for --novelty AUTOENCODER_RUN")
+        raise typer.BadParameter("--novelty-variant and --known need --novelty AUTOENCODER_RUN")
     with progress() as listener:
         from edgerec.export import Novelty, export_bundle
 
-        chosen: dict[str, Any] = {"variant": novelty_variant} | ({} if known is None else {"known": known})
+        novelty_options: dict[str, Any] = {"variant": novelty_variant} | ({} if known is None else {"known": known})
         report = export_bundle(
             run,
             target,
@@ -47,7 +87,7 @@ def export(
             out=out,
             threshold=threshold,
             precision=precision,
-            novelty=Novelty(novelty, **chosen) if novelty else None,
+            novelty=Novelty(novelty, **novelty_options) if novelty else None,
             max_drop=max_drop,
             data=data or None,
             overwrite=overwrite,
@@ -57,15 +97,13 @@ def export(
         show_json(report.to_dict())
         return
     say(f"bundle   {report.bundle}  ({report.variant}, {report.size_bytes:,} bytes, top-1 {report.top1:.2%})")
-    if found := report.novelty:
+    if details := report.novelty:
         say(
-            f"novelty  {found['variant']}, {found['size_bytes']:,} bytes: unknown above an error of "
-            f"{found['threshold']:.5f}; {found['known_held_out']:.2%} of {found['images']} held-out pictures are known"
+            f"novelty  {details['variant']}, {details['size_bytes']:,} bytes: unknown if the reconstruction "
+            f"error is above {details['threshold']:.5f}; {details['known_held_out']:.2%} of "
+            f"{details['images']} test images are known"
         )
     say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:
-        state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
-        say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
-        if report.edgetpu.differences:
-            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the processor")
+        show_edgetpu(report.edgetpu)
     say(f"next     read {report.bundle}/README.md")

@@ -1,4 +1,4 @@
-"""``edgerec import``"""
+"""The command ``edgerec import``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json, suggest
+from edgerec.cli.output import JsonOption, say, show_edgetpu, show_json, show_log, suggest
 
 
 def check_choices(activation: str | None, fit: str | None) -> None:
@@ -22,48 +22,60 @@ def check_choices(activation: str | None, fit: str | None) -> None:
         raise typer.BadParameter(f"{activation!r} is not one of {', '.join(CHOICES)}", param_hint="--activation")
 
 
+# Group of options in --help.
+_MODEL = "If the model's metadata is missing or wrong"
+
+
 def import_(
-    model: Path = typer.Argument(..., help="A .tflite image classifier, made with any tool."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the bundle, or a .zip."),
+    model: Path = typer.Argument(..., metavar="MODEL.tflite", help="A .tflite image classifier, made with any tool."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the bundle, or a .zip."),
     labels: Path | None = typer.Option(
         None,
+        metavar="FILE",
         help="Label file: one label per line, or CSV, JSON, YAML or label_map.pbtxt. [default: the model's metadata]",
     ),
     target: str = typer.Option(
-        "desktop", "--target", "-t", help="The device: a name from edgerec targets, or a .toml file."
+        "desktop", "--target", "-t", metavar="NAME", help="Target: a name from edgerec targets, or a .toml file."
     ),
-    normalise: str | None = typer.Option(
-        None,
-        help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
-        "R,G,B/R,G,B (means/standard deviations in pixel units). Prefix bgr: for a model that takes BGR. "
-        "Required for a float model without metadata.",
-    ),
-    activation: str | None = typer.Option(
-        None,
-        help="What turns the model's output into scores: none, softmax or sigmoid. "
-        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
-    ),
-    fit: str | None = typer.Option(
-        None,
-        help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
-        "black). [default: as in the apps of the tool that made the model, or stretch if the tool is not recognized]",
-    ),
-    pictures: list[Path] = typer.Option(
+    images: list[Path] = typer.Option(
         [],
         "--picture",
+        metavar="IMAGE",
         help="Image for the golden vectors; may be repeated. [default: images that come with edgerec]",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the bundle."),
     json: bool = JsonOption,
+    normalise: str | None = typer.Option(
+        None,
+        metavar="NAME|NUMBERS",
+        help="Normalization that the model expects: unit, signed, pixels, tf, torch, caffe, MEAN,STD or "
+        "R,G,B/R,G,B (means/standard deviations in pixel units). Prefix bgr: for a model that takes BGR. "
+        "Required for a float model without metadata.",
+        rich_help_panel=_MODEL,
+    ),
+    activation: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Function that turns the model's output into scores: none, softmax or sigmoid. "
+        "[default: measured: none if the outputs are probabilities, otherwise softmax]",
+        rich_help_panel=_MODEL,
+    ),
+    fit: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="How to fit an image with another aspect ratio to the input: crop (the center), stretch or pad (with "
+        "black). [default: as in the apps of the tool that made the model, or stretch if the tool is not recognized]",
+        rich_help_panel=_MODEL,
+    ),
 ) -> None:
-    """Write a bundle from a .tflite model of another tool, and verify the bundle."""
+    """Write a bundle from a .tflite file made with another tool."""
     from typing import cast
 
     from edgerec.contract.preprocess import Fit
     from edgerec.export import import_tflite
 
     check_choices(activation, fit)
-    chatter()
+    show_log()
     report = import_tflite(
         model,
         out,
@@ -72,7 +84,7 @@ def import_(
         normalise=normalise,
         activation=activation,
         fit=cast(Fit | None, fit),
-        images=pictures,
+        images=images,
         overwrite=overwrite,
     )
     if json:
@@ -92,8 +104,5 @@ def import_(
         say("         the scores of an image need not add up to 1: several labels, or none, may apply to an image")
     say(f"verified {report.golden} golden images")
     if report.edgetpu is not None:
-        state = "compiled" if report.edgetpu.compiler else "checked, not compiled"
-        say(f"edge tpu {report.edgetpu.operators} operators, all predicted to run there; {state}")
-        if report.edgetpu.differences:
-            say(f"         the compiler left {len(report.edgetpu.differences)} of them on the CPU")
+        show_edgetpu(report.edgetpu)
     suggest("predict", report.bundle, "IMAGE")

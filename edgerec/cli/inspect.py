@@ -1,4 +1,4 @@
-"""``edgerec inspect``"""
+"""The command ``edgerec inspect``."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, say, show_json, table
+from edgerec.cli.output import JsonOption, say, show_json, show_log, table
 
 if TYPE_CHECKING:
     from edgerec.tflite.inspection import InspectedTensor, InspectReport
 
-LONGEST = 44
+# Maximum number of characters of a layer's name in the table.
+MAX_NAME = 44
 
 
 def inspect(
-    model: Path = typer.Argument(..., help="A .tflite file, or a bundle."),
+    model: Path = typer.Argument(..., metavar="MODEL.tflite|BUNDLE", help="A .tflite file or a bundle."),
     target: str | None = typer.Option(
-        None, "--target", "-t", help="Where each operator runs there, and all that it refuses: coral-usb, my.toml …"
+        None,
+        "--target",
+        "-t",
+        metavar="NAME",
+        help="Show which operators this target supports: a name from edgerec targets, or a .toml file. "
+        "[default: a summary of all targets]",
     ),
-    compiler: bool = typer.Option(True, help="Run the target's compiler where it is installed, and compare."),
-    plot: Path | None = typer.Option(None, help="Draw the graph into this PNG."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
+    compiler: bool = typer.Option(
+        True, help="If the target's compiler is installed, run it and compare its result with the prediction."
+    ),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a drawing of the graph to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Show a model's operators, arithmetic and memory, and what each target says to it."""
-    from edgerec.tflite.inspection import inspect as look
+    """Show operators, arithmetic, memory and supported targets."""
+    from edgerec.tflite.inspection import inspect as inspect_model
     from edgerec.utils.atomic import checked_output, refuse_existing
 
-    chatter()
+    show_log()
     if plot is not None:
         refuse_existing(checked_output(plot, [model], suffixes=(".png",)), overwrite)
-    report = look(model, target, compiler=compiler)
+    report = inspect_model(model, target, compiler=compiler)
     if plot is not None:
         from edgerec.tflite.graph_plot import graph_plot
 
@@ -44,9 +52,9 @@ def inspect(
 
 
 def _show(report: InspectReport) -> None:
-    placed = report.edgetpu is not None
+    has_placement = report.edgetpu is not None
     table(
-        ("operator", "layer", "gives", "parameters", "multiply-adds", *(("on",) if placed else ())),
+        ("operator", "layer", "output", "parameters", "multiply-adds", *(("on",) if has_placement else ())),
         [
             (
                 f"{operator.index:3} {operator.op}",
@@ -54,27 +62,27 @@ def _show(report: InspectReport) -> None:
                 "×".join(map(str, operator.shape)),
                 f"{operator.parameter_bytes:,}" if operator.parameter_bytes else "–",
                 f"{operator.macs:,}" if operator.macs else "–",
-                *((operator.on,) if placed else ()),
+                *((operator.on,) if has_placement else ()),
             )
             for operator in report.operators
         ],
     )
     say("")
-    for what, tensors in (("input", report.inputs), ("output", report.outputs)):
+    for kind, tensors in (("input", report.inputs), ("output", report.outputs)):
         for tensor in tensors:
-            say(f"{what:<8} {tensor.dtype} {list(tensor.shape)}{_scaled(tensor)}  {tensor.name}")
+            say(f"{kind:<8} {tensor.dtype} {list(tensor.shape)}{_quantization(tensor)}  {tensor.name}")
     if report.labels:
         say(f"labels   {len(report.labels)}: {', '.join(report.labels[:5])}{' …' if len(report.labels) > 5 else ''}")
     if report.normalise:
         say(f"pixels   {', '.join(f'(pixel - {mean:g}) / {std:g}' for mean, std in report.normalise)}")
     say(
-        f"file     {report.size_bytes:,} bytes, {report.gzip_bytes:,} compressed, {report.parameter_bytes:,} of numbers"
+        f"file     {report.size_bytes:,} bytes, {report.gzip_bytes:,} compressed, {report.parameter_bytes:,} in weights"
     )
-    say(f"compute  {report.macs:,} multiply-adds a picture, in {len(report.operators)} operators")
-    say(f"memory   {report.arena_bytes:,} bytes for tensors; on a microcontroller {report.microcontroller_bytes:,}")
-    if found := report.novelty:
-        size, error = found["size_bytes"], found["threshold"]
-        say(f"novelty  {found['model']}, {size:,} bytes: unknown above an error of {error:g}")
+    say(f"compute  {report.macs:,} multiply-adds per image, in {len(report.operators)} operators")
+    say(f"memory   {report.arena_bytes:,} bytes for activations; {report.microcontroller_bytes:,} on a microcontroller")
+    if novelty := report.novelty:
+        size, error = novelty["size_bytes"], novelty["threshold"]
+        say(f"novelty  {novelty['model']}, {size:,} bytes: unknown if the reconstruction error is above {error:g}")
     for fault in report.metadata_faults:
         say(f"metadata cannot be used: {fault}")
     for finding in report.findings:
@@ -82,35 +90,36 @@ def _show(report: InspectReport) -> None:
     _show_edgetpu(report)
     say("")
     for name, reason in report.targets.items():
-        say(f"{name:<16} {f'no: {reason}' if reason else 'runs it'}")
+        say(f"{name:<16} {f'no: {reason}' if reason else 'yes'}")
 
 
 def _show_edgetpu(report: InspectReport) -> None:
     diagnosis = report.edgetpu
     if diagnosis is None:
         return
-    there = sum(operator.on == "edgetpu" for operator in report.operators)
-    left = (
-        f", {diagnosis.cpu_macs / diagnosis.macs:.1%} of the arithmetic stays on the processor"
-        if diagnosis.macs
-        else ""
+    mapped = sum(operator.on == "edgetpu" for operator in report.operators)
+    cpu_share = (
+        f", {diagnosis.cpu_macs / diagnosis.macs:.1%} of the arithmetic stays on the CPU" if diagnosis.macs else ""
     )
-    say(f"edge tpu {there} of {len(report.operators)} operators{left}")
+    say(f"edge tpu {mapped} of {len(report.operators)} operators{cpu_share}")
     for remark in diagnosis.remarks:
         say(f"         {remark}")
     refused = {finding.index for finding in report.findings}
-    behind = [operator.index for operator in report.operators if operator.on == "cpu" and operator.index not in refused]
-    if behind and len(behind) < len(report.operators):
-        say(f"cpu      {len(behind)} behind what is refused: {', '.join(map(str, behind))}")
+    following = [
+        operator.index for operator in report.operators if operator.on == "cpu" and operator.index not in refused
+    ]
+    if following and len(following) < len(report.operators):
+        numbers = ", ".join(map(str, following))
+        say(f"cpu      {len(following)} supported operators that follow an unsupported one: {numbers}")
     if report.compiler is not None:
-        wrong = len(report.compiler.differences)
-        verdict = f"did otherwise for {wrong} operators" if wrong else "did the same"
+        differences = len(report.compiler.differences)
+        verdict = f"placed {differences} operators differently" if differences else "placed all operators as predicted"
         say(f"compiler {verdict} ({report.compiler.compiler})")
     elif report.compiler_error:
         say(f"compiler {report.compiler_error}")
 
 
-def _scaled(tensor: InspectedTensor) -> str:
+def _quantization(tensor: InspectedTensor) -> str:
     if not tensor.scales:
         return ""
     zero = tensor.zero_points[0] if tensor.zero_points else 0
@@ -118,4 +127,4 @@ def _scaled(tensor: InspectedTensor) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"

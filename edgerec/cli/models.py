@@ -1,4 +1,4 @@
-"""``edgerec models``"""
+"""The command ``edgerec models``."""
 
 from __future__ import annotations
 
@@ -18,24 +18,33 @@ if TYPE_CHECKING:
 
 def models(
     name: str = typer.Argument(
-        "", help="One of them, or a function of yours, as my_net.py:build, whose code is run. [default: lists all]"
+        "",
+        metavar="[NAME]",
+        help="Architecture to build and describe, or your own function, such as my_net.py:build, whose code is "
+        "executed. [default: list all architectures]",
     ),
-    input_size: int | None = typer.Option(None, help="Side of its input, pixels. [default: 96]"),
-    width: float | None = typer.Option(None, help="Factor on its number of channels. [default: 1]"),
-    classes: int | None = typer.Option(None, help="How many classes it tells apart. [default: 10]"),
+    input_size: int | None = typer.Option(
+        None, metavar="PIXELS", help="Width and height of the input, in pixels. [default: 96]"
+    ),
+    width: float | None = typer.Option(None, metavar="FACTOR", help="Factor for the number of channels. [default: 1]"),
+    classes: int | None = typer.Option(None, metavar="N", help="Number of classes. [default: 10]"),
     target: str | None = typer.Option(
-        None, help="Recommend architectures for this target (edgerec targets), with the estimated time for one image."
+        None,
+        metavar="NAME",
+        help="Recommend architectures for this target (edgerec targets), with the estimated time per image.",
     ),
-    plot: Path | None = typer.Option(None, help="Draw the list into this PNG."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
+    plot: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the list to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Show the architectures that --arch takes, what they cost as int8, and what takes and runs them."""
-    given: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
-    changed = {key: value for key, value in given.items() if value is not None}
+    """List architectures, their cost as int8, and their targets."""
+    options: dict[str, Any] = {"input_size": input_size, "width": width, "classes": classes}
+    options = {key: value for key, value in options.items() if value is not None}
     if target is not None:
         if name or plot or width or classes:
-            raise typer.BadParameter("can be combined with --input-size and --json only", param_hint="--target")
+            raise typer.BadParameter(
+                "can only be combined with --input-size and --json: omit the other options", param_hint="--target"
+            )
         with progress() as listener:
             from edgerec.catalog.recommendations import recommendations
 
@@ -43,8 +52,10 @@ def models(
         show_json([row.to_dict() for row in rows]) if json else _recommend(rows, target)
         return
     if not name:
-        if changed:
-            raise typer.BadParameter("the list has one size; for another, name one architecture", param_hint="NAME")
+        if options:
+            raise typer.BadParameter(
+                "--input-size, --width and --classes apply to one architecture: add its name", param_hint="NAME"
+            )
         from edgerec.catalog.architectures import architectures
 
         reports = architectures()
@@ -53,30 +64,32 @@ def models(
         show_json([report.to_dict() for report in reports]) if json else _list(reports)
         return
     if plot is not None:
-        raise typer.BadParameter("it draws the list: leave the name out", param_hint="--plot")
+        raise typer.BadParameter(
+            "plots the list of architectures and cannot be combined with NAME: omit the name", param_hint="--plot"
+        )
     with progress() as listener:
         from edgerec.catalog.architectures import architecture
 
-        report = architecture(name, **changed, listener=listener)
+        report = architecture(name, **options, listener=listener)
     show_json(report.to_dict()) if json else _describe(report)
 
 
 def _recommend(rows: Sequence[Recommendation], target: str) -> None:
     from edgerec.catalog.recommendations import ESTIMATES
 
-    chosen = [row for row in rows if row.data]
+    recommended = [row for row in rows if row.data]
     others = [row for row in rows if not row.data]
     conditions = ESTIMATES.get(target)
     say(f"{command('train', '--target', target)} chooses these architectures:")
-    for row in chosen:
+    for row in recommended:
         for data in row.data:
-            say(f"  {data}: {_network(row)}")
+            say(f"  {data}: {_summary(row)}")
     say("")
-    _costs(chosen, conditions is not None)
+    _print_costs(recommended, conditions is not None)
     if others:
         say("")
         say(f"other architectures that run on {target}, at {others[0].report.input_size} px")
-        _costs(others, conditions is not None)
+        _print_costs(others, conditions is not None)
     if conditions:
         say("")
         say(f"ms: time for one image, {conditions}")
@@ -86,12 +99,12 @@ def _recommend(rows: Sequence[Recommendation], target: str) -> None:
         say(f"There is no estimate of the time on {target}; compare the multiply-adds.")
 
 
-def _network(row: Recommendation) -> str:
+def _summary(row: Recommendation) -> str:
     report = row.report
     return f"{report.name}, width {report.width:g}, {report.input_size} px"
 
 
-def _costs(rows: Sequence[Recommendation], estimated: bool) -> None:
+def _print_costs(rows: Sequence[Recommendation], estimated: bool) -> None:
     table(
         ("architecture", "width", "px", *(["ms"] if estimated else []), "multiply-adds", "int8 bytes"),
         [
@@ -108,7 +121,7 @@ def _costs(rows: Sequence[Recommendation], estimated: bool) -> None:
     )
     for row in rows:
         if row.refusal:
-            say(f"{_network(row)} cannot run on the target: {row.refusal}")
+            say(f"{_summary(row)} cannot run on the target: {row.refusal}")
 
 
 def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) -> None:
@@ -122,7 +135,7 @@ def _draw(reports: Sequence[ArchitectureReport], path: Path, overwrite: bool) ->
 def _list(reports: Sequence[ArchitectureReport]) -> None:
     first = reports[0]
     table(
-        ("architecture", "parameters", "multiply-adds", "int8 bytes", "least px", "imagenet", "methods", "targets"),
+        ("architecture", "parameters", "multiply-adds", "int8 bytes", "min px", "imagenet", "methods", "targets"),
         [
             (
                 report.name,
@@ -136,37 +149,37 @@ def _list(reports: Sequence[ArchitectureReport]) -> None:
             )
             for report in reports
         ],
-        optional=("methods", "least px", "imagenet", "parameters"),
+        optional=("methods", "min px", "imagenet", "parameters"),
     )
-    size = f"{first.input_size}×{first.input_size} RGB pictures, {first.classes} classes, width {first.width:g}"
+    size = f"{first.input_size}×{first.input_size} RGB images, {first.classes} classes, width {first.width:g}"
     say("")
-    say(f"for {size}; for others: edgerec models NAME --input-size 64 --width 0.5")
+    say(f"for {size}; for other sizes: edgerec models NAME --input-size 64 --width 0.5")
 
 
 def _describe(report: ArchitectureReport) -> None:
     say(f"{report.name}: {report.about}" if report.about else report.name)
-    size = f"{report.input_size}×{report.input_size} RGB pictures, {report.classes} classes, width {report.width:g}"
+    size = f"{report.input_size}×{report.input_size} RGB images, {report.classes} classes, width {report.width:g}"
     widths = ", ".join(f"{width:g}" for width in report.imagenet_widths)
     lines = {
         "for": size,
         "parameters": f"{report.parameters:,}",
-        "compute": f"{report.macs:,} multiply-adds a picture",
+        "compute": f"{report.macs:,} multiply-adds per image",
         "int8": f"{report.int8_bytes:,} bytes",
-        "least input": f"{report.least_size_px} px",
+        "min. input": f"{report.least_size_px} px",
         "imagenet": f"weights for width {widths}" if widths else "no weights",
         "methods": ", ".join(report.methods),
     }
     pairs(list(lines.items()), "  ", 12)
-    pairs([(target, f"no: {reason}" if reason else "runs it") for target, reason in report.targets.items()], "  ", 17)
+    pairs([(target, f"no: {reason}" if reason else "yes") for target, reason in report.targets.items()], "  ", 17)
 
 
 def _targets(report: ArchitectureReport) -> str:
-    """Those that cannot run it; where no name of a kind can, the kind."""
-    kinds: dict[str, list[str]] = {}
+    """Return the targets that cannot run an architecture; a prefix such as ``coral`` stands for all of its targets."""
+    names_by_prefix: dict[str, list[str]] = {}
     for name in report.targets:
-        kinds.setdefault(name.partition("-")[0], []).append(name)
-    refusing = []
-    for kind, names in kinds.items():
-        wrong = [name for name in names if report.targets[name]]
-        refusing += [kind] if len(wrong) == len(names) else wrong
-    return "not " + ", ".join(refusing) if refusing else "all"
+        names_by_prefix.setdefault(name.partition("-")[0], []).append(name)
+    unsupported = []
+    for prefix, names in names_by_prefix.items():
+        failing = [name for name in names if report.targets[name]]
+        unsupported += [prefix] if len(failing) == len(names) else failing
+    return "not " + ", ".join(unsupported) if unsupported else "all"

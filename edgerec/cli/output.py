@@ -1,4 +1,4 @@
-"""How the command line shows things: data to stdout, chatter and progress to stderr."""
+"""Output of the command line: results go to stdout, the log and progress bars to stderr."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from edgerec.utils.command_line import command
 from edgerec.utils.text import printable, to_json
 
 if TYPE_CHECKING:
+    from edgerec.tflite.edgetpu.compiler import EdgeTpuReport
     from edgerec.utils.progress import Listener
 
-JsonOption = typer.Option(False, "--json", help="Print JSON, for scripts.")
+JsonOption = typer.Option(False, "--json", help="Print the result as JSON.")
 
 
 def show_json(value: Any) -> None:
-    """One JSON object to stdout."""
+    """Print a value as JSON to stdout."""
     typer.echo(to_json(value, indent=1))
 
 
@@ -38,8 +39,8 @@ def suggest(*words: object, note: str = "") -> None:
     say(f"next     {command(*words)}{f'  # {note}' if note else ''}")
 
 
-def repeated(context: typer.Context, *more: str) -> str:
-    """Return the current command line with ``more`` options appended."""
+def repeat_command(context: typer.Context, *more: str) -> str:
+    """Return the current command line with the options ``more`` appended."""
     arguments: list[object] = []
     options: list[object] = []
     for parameter in context.command.params:
@@ -71,14 +72,17 @@ def warn_about_secrets(addresses: Sequence[str], secrets: Sequence[str] = ()) ->
         if any(value in argument for argument in sys.argv[1:]):
             logging.getLogger(__name__).warning(
                 "a password or token on the command line can be read by all users of this machine in the process "
-                "list: put it into an environment variable or a file with mode 0600, and give env:NAME or @FILE "
+                "list: put it into an environment variable or a file with mode 0600, and use env:NAME or @FILE "
                 "instead of an address"
             )
             return
 
 
-def helped(json: bool) -> bool:
-    """Whether this process helped another one that wrote the result; then it is said here."""
+def report_worker(json: bool) -> bool:
+    """Return whether this process is a worker of a TF_CONFIG cluster whose chief has written the result.
+
+    If so, print the index of this worker and the address of the chief.
+    """
     from edgerec.train.worker_handshake import Cluster
 
     cluster = Cluster.from_environment()
@@ -91,12 +95,16 @@ def helped(json: bool) -> bool:
     return True
 
 
-def seconds(text: str) -> float:
-    """Of a time as people type it: ``90s``, ``90m``, ``8h`` or ``2d``; wrong usage for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None or not float(found[1]):
-        raise typer.BadParameter(f"{text} is no time: expected a number with s, m, h or d, as 90m")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+def parse_duration_s(text: str) -> float:
+    """Return the seconds of a duration such as ``90s``, ``90m``, ``8h`` or ``2d``.
+
+    Raises:
+        typer.BadParameter: the text is not a duration, or the duration is 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"{text} is not a duration: use a number followed by s, m, h or d, such as 90m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> None:
@@ -121,8 +129,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequen
     for name in optional:
         if _table_width(lines) <= width or lines[0].count(name) != 1:
             continue
-        at = lines[0].index(name)
-        lines = [[*line[:at], *line[at + 1 :]] for line in lines]
+        column = lines[0].index(name)
+        lines = [[*line[:column], *line[column + 1 :]] for line in lines]
         omitted.append(name)
     if _table_width(lines) <= width:
         _print_table(lines, cell_len)
@@ -185,8 +193,8 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for number, (name, *cells) in enumerate(zip(*lines, strict=True)):
         numeric = all(re.fullmatch(r"[^A-Za-z]*|[0-9]+×[0-9×]+", cell) for cell in cells)
-        whole = numeric or (number == 0 and 10 * max(map(len, cells)) <= 3 * width)
-        grid.add_column(name, justify="right" if numeric and number else "left", no_wrap=whole, overflow="fold")
+        no_wrap = numeric or (number == 0 and 10 * max(map(len, cells)) <= 3 * width)
+        grid.add_column(name, justify="right" if numeric and number else "left", no_wrap=no_wrap, overflow="fold")
     for line in lines[1:]:
         grid.add_row(*map(Text, line))
     console = Console(width=width, color_system=None, highlight=False)
@@ -196,18 +204,26 @@ def _print_wrapped(lines: Sequence[Sequence[str]], width: int) -> None:
         say(line.rstrip())
 
 
+def show_edgetpu(report: EdgeTpuReport) -> None:
+    """Print how many operators of a bundle the Edge TPU runs."""
+    state = "compiled" if report.compiler else "checked, not compiled"
+    say(f"edge tpu {report.operators} operators, all predicted to run on the Edge TPU; {state}")
+    if report.differences:
+        say(f"         the compiler left {len(report.differences)} of them on the CPU")
+
+
 def parity_table(forms: Sequence[dict[str, Any]]) -> None:
     """Print accuracy, agreement and size of each form of a model.
 
     For an autoencoder, print the reconstruction error and the fraction of known images instead of the accuracy.
     """
-    again = "error" in forms[0]
+    is_autoencoder = "error" in forms[0]
     table(
-        ("form", *(("error", "known") if again else ("top-1",)), "agreement", "bytes", "gzip bytes"),
+        ("form", *(("error", "known") if is_autoencoder else ("top-1",)), "agreement", "bytes", "gzip bytes"),
         [
             (
                 row["name"],
-                *((f"{row['error']:.5f}",) if again else ()),
+                *((f"{row['error']:.5f}",) if is_autoencoder else ()),
                 f"{row['top1']:.2%}",
                 f"{row['agreement']:.2%}",
                 f"{row['size_bytes']:,}" if row["size_bytes"] else "–",
@@ -218,7 +234,7 @@ def parity_table(forms: Sequence[dict[str, Any]]) -> None:
     )
 
 
-def chatter() -> None:
+def show_log() -> None:
     """Show the library's log on stderr, without the messages of TensorFlow and OpenCV."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -233,14 +249,16 @@ def chatter() -> None:
 
 
 class _Stderr(logging.Handler):
-    """Writes to what is stderr when a line is written: who calls the commands from Python may have changed it."""
+    """Write log records to the current ``sys.stderr``, which a program that calls the commands may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # a terminal that has gone ends nothing
+        with suppress(OSError, ValueError):  # a closed terminal must not stop the command
             typer.echo(self.format(record), err=True)
 
 
 class _Formatter(logging.Formatter):
+    """Format records as the escaped message, after the level if it is a warning or an error."""
+
     def format(self, record: logging.LogRecord) -> str:
         message = printable(record.getMessage())
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
@@ -249,7 +267,7 @@ class _Formatter(logging.Formatter):
 @contextmanager
 def progress() -> Iterator[Listener]:
     """Show a progress bar with the remaining time on stderr while the block runs, if stderr is a terminal."""
-    chatter()
+    show_log()
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -281,17 +299,18 @@ def progress() -> Iterator[Listener]:
 
         handlers = log.handlers[:]
         if console.is_terminal:
-            # Lines of the log go above the bar.
-            above = _Above(display.console)
-            above.setFormatter(_Formatter())
-            log.handlers = [above]
+            handler = _AboveProgressBar(display.console)
+            handler.setFormatter(_Formatter())
+            log.handlers = [handler]
         try:
             yield listen
         finally:
             log.handlers = handlers
 
 
-class _Above(logging.Handler):
+class _AboveProgressBar(logging.Handler):
+    """Print log records above the progress bar of a console."""
+
     def __init__(self, console: Any) -> None:
         super().__init__()
         self._console = console

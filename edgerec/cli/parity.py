@@ -1,4 +1,4 @@
-"""``edgerec parity``"""
+"""The command ``edgerec parity``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json, table
 
 if TYPE_CHECKING:
@@ -14,24 +15,29 @@ if TYPE_CHECKING:
 
 
 def parity(
-    run: Path = typer.Argument(..., help="A finished run with a variant that edgerec quantize made."),
-    variant: str | None = typer.Option(None, help="By default the int8 one with the best validation top-1."),
-    images: int = typer.Option(64, min=1, help="How many validation pictures go through the layers."),
-    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
-    out: Path | None = typer.Option(None, help="Draw the layers into this PNG."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG."),
+    run: Path = typer.Argument(..., metavar="RUN", help="A finished run with a variant that edgerec quantize made."),
+    variant: str | None = typer.Option(
+        None, metavar="NAME", help="Variant to compare. [default: the int8 variant with the best validation accuracy]"
+    ),
+    images: int = typer.Option(64, min=1, metavar="N", help="Number of validation images to run through the layers."),
+    data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
+    out: Path | None = typer.Option(None, metavar="PNG", help="Write a plot of the layers to this PNG file."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the PNG file."),
     json: bool = JsonOption,
 ) -> None:
-    """Show where a compressed model leaves the float one, layer by layer, and what is wrong."""
+    """Compare a compressed model with float, layer by layer.
+
+    The command prints the signal-to-quantization-noise ratio (SQNR) of each layer and the likely causes of errors.
+    """
     from edgerec.utils.atomic import checked_output, refuse_existing
 
     if out is not None:
         refuse_existing(checked_output(out, [data], suffixes=(".png",)), overwrite)
     with progress() as listener:
         from edgerec.compress.layer_comparison.diagnose import draw_layers
-        from edgerec.compress.layer_comparison.diagnose import parity as compare
+        from edgerec.compress.layer_comparison.diagnose import parity as compare_layers
 
-        report = compare(run, variant, images=images, data=data or None, listener=listener)
+        report = compare_layers(run, variant, images=images, data=data or None, listener=listener)
         if out is not None:
             draw_layers(report, out)
     if json:
@@ -61,20 +67,23 @@ def _show(report: ParityReport) -> None:
         ],
         optional=("range", "0 to 50 dB", "clipped", "weights"),
     )
-    say(f"sqnr     of {report.variant} against its {report.reference}, on {report.images} validation pictures")
-    say("own      the layer by itself, given float's inputs; alone: that noise at the logits, all others float")
+    say(f"sqnr     of {report.variant} against its {report.reference}, on {report.images} validation images")
+    say("own      SQNR of the layer with float inputs; alone: SQNR at the logits if only this layer is quantized")
     if report.reference == "float twin":
-        say("twin     its weights were fine-tuned, so it is compared with itself, activations not rounded")
+        say("twin     the variant was fine-tuned, so the reference is the same model with its activations in float")
     if report.unmatched:
         say(f"missing  {report.unmatched} operators have no counterpart in the float model")
     say(
-        f"answers  {report.agreement:.2%} as float on {report.val_images} validation pictures; "
+        f"agrees   same predicted label as float on {report.agreement:.2%} of {report.val_images} validation images; "
         f"top-1 {report.float_top1:.2%} float, {report.top1:.2%} {report.variant}"
     )
     for finding in report.findings:
-        say(f"found    {finding.text}")
+        say(f"finding  {finding.text}")
     if not report.findings and (worst := costliest(report.layers)):
-        say(f"healthy  every layer has {LOW_DB:g} dB; {worst.name} costs most, {worst.alone_db:.1f} dB at the logits")
+        say(
+            f"healthy  each layer has at least {LOW_DB:g} dB; "
+            f"lowest at the logits: {worst.name}, {worst.alone_db:.1f} dB"
+        )
 
 
 def _decibels(value: float | None) -> str:
@@ -86,6 +95,6 @@ def _decibels(value: float | None) -> str:
 
 
 def _bar(value: float | None) -> str:
-    """Ten cells for 50 dB, in halves."""
+    """Return a bar of ten cells for 50 dB, in steps of half a cell."""
     halves = round(min(max(value or 0.0, 0.0), 50.0) / 2.5)
     return ("█" * (halves // 2) + "▌" * (halves % 2)).ljust(10)

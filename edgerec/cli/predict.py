@@ -1,4 +1,4 @@
-"""``edgerec predict``"""
+"""The command ``edgerec predict``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 
 import typer
 
-from edgerec.cli.output import chatter, say
+from edgerec.cli.output import say, show_log
 
 
 def predict(
-    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    images: list[Path] = typer.Argument(..., help="Image files, or folders of images."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
+    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="Image files, or folders of images."),
     threshold: float | None = typer.Option(
-        None, min=0, max=1, help="Score below which the label is unknown. [default: the bundle's]"
+        None,
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="Score below which the label is 'unknown'. [default: the bundle's threshold]",
     ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
@@ -22,13 +26,13 @@ def predict(
     from edgerec.camera.predict import predict as classify
     from edgerec.camera.sinks.console import JsonLines
 
-    chatter()
+    show_log()
     lines = JsonLines(sys.stdout)
     for result in classify(bundle, images, threshold=threshold):
         if json:
             lines.write(result)
             continue
-        answer = result.classification
-        best = ", ".join(f"{c.label} {c.score:.2f}" for c in answer.categories[:3])
-        novelty = "" if answer.novelty is None else f"; novelty {answer.novelty:.2f}"
-        say(f"{result.frame.source}  {answer.label}   ({best}{novelty})")
+        prediction = result.classification
+        best = ", ".join(f"{c.label} {c.score:.2f}" for c in prediction.categories[:3])
+        novelty = "" if prediction.novelty is None else f"; novelty {prediction.novelty:.2f}"
+        say(f"{result.frame.source}  {prediction.label}   ({best}{novelty})")

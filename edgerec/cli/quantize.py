@@ -1,4 +1,4 @@
-"""``edgerec quantize``"""
+"""The command ``edgerec quantize``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, helped, parity_table, progress, repeated, say, show_json, suggest, table
+from edgerec.cli.output import (
+    JsonOption,
+    parity_table,
+    progress,
+    repeat_command,
+    report_worker,
+    say,
+    show_json,
+    suggest,
+    table,
+)
 from edgerec.utils.command_line import data_options
 
 if TYPE_CHECKING:
@@ -18,67 +28,126 @@ if TYPE_CHECKING:
     from edgerec.recipe import DataSource
 
 
+# Groups of options in --help.
+_METHODS, _TUNING, _MODEL = "Settings of the methods", "Fine-tuning", "For a model that edgerec did not train"
+
+
 def quantize(
     context: typer.Context,
-    run: Path = typer.Argument(..., help="A finished run, or a model: .keras, .h5, or a SavedModel's folder."),
+    run: Path = typer.Argument(
+        ..., metavar="RUN|MODEL", help="A finished run, or a model: .keras, .h5 or a SavedModel folder."
+    ),
     method: str | None = typer.Option(
         None,
+        metavar="NAME",
         help="auto, ptq, qat, float16, dynamic, int16x8, mixed, channels, prune, cluster, channels+qat, prune+qat, "
-        "cluster+qat or prune+cluster+qat. auto calibrates (ptq), and trains with fake quantization (qat) if ptq loses "
-        "more than half of --max-drop on the validation images. [default: auto]",
+        "cluster+qat or prune+cluster+qat. auto uses post-training quantization (ptq), and then quantization-aware "
+        "training (qat) if ptq loses more than half of --max-drop on the validation images. [default: auto]",
     ),
     compare: bool = typer.Option(
         False, "--compare", help="Create and compare variants with all methods, or with those in --method ptq,qat."
     ),
-    channels: float | None = typer.Option(None, help="Fraction of the time to save with 'channels'. [default: 0.4]"),
-    sparsity: float | None = typer.Option(None, help="Fraction of weights to set to zero with 'prune'. [default: 0.5]"),
-    clusters: int | None = typer.Option(None, help="Number of distinct weights per layer for 'cluster'. [default: 16]"),
-    weight_bits: int | None = typer.Option(
-        None, help="Number of bits per weight for 'qat'; with fewer bits, the file compresses better. [default: 8]"
+    max_drop: float | None = typer.Option(
+        None, metavar="POINTS", help="Maximum loss of accuracy, in percentage points. [default: 1]"
     ),
-    skip: str | None = typer.Option(
-        None, help="Layers that 'prune' and 'cluster' leave unchanged, such as 'logits, conv2d*'."
-    ),
-    float_layers: str | None = typer.Option(None, help="Layers to keep in float with 'mixed': names or patterns."),
-    calibration: str | None = typer.Option(
-        None, help="Calibration images for 'ptq': a calibration recipe or set. [default: stratified]"
-    ),
-    epochs: int | None = typer.Option(None, help="Number of epochs of each fine-tuning. [default: 3]"),
-    learning_rate: float | None = typer.Option(
-        None,
-        help="Peak learning rate of each fine-tuning. [default: learning rate of the training times a factor: 0.01 for "
-        "'qat' alone, 1 (sgd: 0.3) for stages that remove weights, 0.1 (sgd: 0.01) otherwise]",
-    ),
-    teacher_weight: float | None = typer.Option(
-        None,
-        help="Weight t, 0 to 1, of the float model's outputs (knowledge distillation) in the loss of fine-tuning; the "
-        "labels have the weight 1 - t. [default: 1]",
-    ),
-    max_drop: float | None = typer.Option(None, help="Maximum loss of accuracy, in percentage points. [default: 1]"),
     data: list[str] | None = typer.Option(
         None,
-        help="Images for a model, as for train, with or without class folders; for a run, their new location if moved.",
-    ),
-    out: Path | None = typer.Option(
-        None, "--out", "-o", help="Folder for the run that is created from a model. [default: beside the model]"
-    ),
-    normalise: str | None = typer.Option(
-        None,
-        help="Normalization that a model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
-        "MEAN,STD or R,G,B/R,G,B. [default: measured on the images]",
-    ),
-    labels: Path | None = typer.Option(
-        None,
-        help="A model's labels in the order of its outputs: a file, or 'folders' for the sorted class folders. "
-        "[default: the class folders, if the predictions do not contradict them]",
+        metavar="DATA",
+        help="For a model: images, as for train, with or without class folders. For a run: new location of its images, "
+        "if they were moved.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Resume an interrupted quantize with the same options."),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace the variant; without --resume, discard an interrupted quantize too."
     ),
     json: bool = JsonOption,
+    channels: float | None = typer.Option(
+        None,
+        metavar="FRACTION",
+        help="Fraction of the inference time that 'channels' saves by removing channels. [default: 0.4]",
+        rich_help_panel=_METHODS,
+    ),
+    sparsity: float | None = typer.Option(
+        None,
+        metavar="FRACTION",
+        help="Fraction of the weights that 'prune' sets to zero. [default: 0.5]",
+        rich_help_panel=_METHODS,
+    ),
+    clusters: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Number of distinct weights per layer after 'cluster'. [default: 16]",
+        rich_help_panel=_METHODS,
+    ),
+    weight_bits: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Number of bits per weight with 'qat', 5 to 8; with fewer bits, the file compresses better. [default: 8]",
+        rich_help_panel=_METHODS,
+    ),
+    skip: str | None = typer.Option(
+        None,
+        metavar="NAMES",
+        help="Layers that 'prune' and 'cluster' do not change: names or patterns, such as 'logits, conv2d*'.",
+        rich_help_panel=_METHODS,
+    ),
+    float_layers: str | None = typer.Option(
+        None,
+        metavar="NAMES",
+        help="Layers that 'mixed' does not quantize: names or patterns.",
+        rich_help_panel=_METHODS,
+    ),
+    calibration: str | None = typer.Option(
+        None,
+        metavar="NAME|SET",
+        help="Calibration images for 'ptq': a calibration recipe, or a set that edgerec calibration made. "
+        "[default: stratified]",
+        rich_help_panel=_METHODS,
+    ),
+    epochs: int | None = typer.Option(
+        None, metavar="N", help="Number of epochs of each fine-tuning. [default: 3]", rich_help_panel=_TUNING
+    ),
+    learning_rate: float | None = typer.Option(
+        None,
+        metavar="RATE",
+        help="Highest learning rate of each fine-tuning. [default: learning rate of the training times a factor: 0.01 "
+        "for 'qat' alone, 1 (sgd: 0.3) for stages that remove weights, 0.1 (sgd: 0.01) otherwise]",
+        rich_help_panel=_TUNING,
+    ),
+    teacher_weight: float | None = typer.Option(
+        None,
+        metavar="FRACTION",
+        help="Weight t, 0 to 1, of the float model's outputs (knowledge distillation) in the loss of fine-tuning; the "
+        "labels have the weight 1 - t. [default: 1]",
+        rich_help_panel=_TUNING,
+    ),
+    out: Path | None = typer.Option(
+        None,
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the run that is created from the model. [default: beside the model]",
+        rich_help_panel=_MODEL,
+    ),
+    normalise: str | None = typer.Option(
+        None,
+        metavar="NAME|NUMBERS",
+        help="Normalization that the model expects, as for edgerec import: unit, signed, pixels, tf, torch, caffe, "
+        "MEAN,STD or R,G,B/R,G,B. [default: measured on the images]",
+        rich_help_panel=_MODEL,
+    ),
+    labels: Path | None = typer.Option(
+        None,
+        metavar="FILE|folders",
+        help="The model's labels in the order of its outputs: a file, or 'folders' for the sorted class folders. "
+        "[default: the class folders, unless the predictions contradict them]",
+        rich_help_panel=_MODEL,
+    ),
 ) -> None:
-    """Compress a run, or another Keras model, to full int8 by default, and compare it with the float model."""
+    """Compress a model, by default to full int8.
+
+    The command fails if the accuracy on the test images drops by more than --max-drop.
+    """
     from edgerec.errors import GateError
 
     options: dict[str, Any] = {
@@ -94,7 +163,7 @@ def quantize(
         "teacher_weight": teacher_weight,
         "max_drop": max_drop,
     }
-    with progress() as listener, _interruptible(context):
+    with progress() as listener, _resume_hint(context):
         from edgerec.importing.adopt import adopted, is_model
 
         model = is_model(run)
@@ -103,14 +172,16 @@ def quantize(
                 run, data or None, out, normalise=normalise, labels=labels, overwrite=overwrite, listener=listener
             ).path
         elif out or normalise or labels:
-            raise typer.BadParameter(f"{run} is not a model file, and --out, --normalise and --labels are for those")
+            raise typer.BadParameter(
+                f"{run} is not a model file, but --out, --normalise and --labels apply to model files only: omit them"
+            )
         if compare:
             from edgerec.compress.compare import compare as compare_all
 
-            chosen = method.split(",") if method else None
-            shown = compare_all(run, chosen, data=data or None, overwrite=overwrite, listener=listener, **options)
-            if not helped(json):
-                _show_comparison(shown, json)
+            methods = method.split(",") if method else None
+            comparison = compare_all(run, methods, data=data or None, overwrite=overwrite, listener=listener, **options)
+            if not report_worker(json):
+                _show_comparison(comparison, json)
             return
         from edgerec.compress import quantize as compress
 
@@ -119,10 +190,10 @@ def quantize(
                 run, method, data=data or None, resume=resume, overwrite=overwrite, listener=listener, **options
             )
         except GateError as error:
-            if error.report is not None and not helped(json):
+            if error.report is not None and not report_worker(json):
                 _show(error.report, json)
             raise
-    if helped(json):
+    if report_worker(json):
         return
     _show(report, json)
     if not json:
@@ -138,13 +209,13 @@ def quantize(
 
 
 @contextmanager
-def _interruptible(context: typer.Context) -> Iterator[None]:
+def _resume_hint(context: typer.Context) -> Iterator[None]:
     """Print how to resume the command if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:
-        again = repeated(context, "--resume")
-        say(f"interrupted; complete epochs of fine-tuning are saved; resume with: {again}", err=True)
+        resume_command = repeat_command(context, "--resume")
+        say(f"interrupted; complete epochs of fine-tuning are saved; resume with: {resume_command}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -155,8 +226,8 @@ def _suggest_export(run: Path, report: QuantizeReport, data: DataSource | None) 
         suggest("export", "CLASSIFIER_RUN", "--novelty", run, "--target", "rpi")
         return
     # By default, `edgerec export` uses the best int8 variant.
-    chosen = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
-    suggest("export", run, "--target", "rpi", *chosen, *data_options(data))
+    options = [] if best_int8(Run.open(run).variants()) == report.variant else ["--variant", report.variant]
+    suggest("export", run, "--target", "rpi", *options, *data_options(data))
 
 
 def _show(report: QuantizeReport, json: bool) -> None:
@@ -164,15 +235,15 @@ def _show(report: QuantizeReport, json: bool) -> None:
         show_json(report.to_dict())
         return
     parity_table([row.to_dict() for row in report.forms])
-    gained = "top-1" if report.forms[-1].error is None else "known pictures"
-    points = f"{round(-report.drop_points, 2) + 0:+.2f} points of {gained}"
-    change = f"{points} against float on {report.images} held-out images"
+    metric = "top-1" if report.forms[-1].error is None else "known images"
+    points = f"{round(-report.drop_points, 2) + 0:+.2f} points of {metric}"
+    change = f"{points} compared with float, on {report.images} test images"
     say(f"variant  {report.path}  ({change})")
     if report.why:
         say(f"why      {report.why}")
     if report.agreements and report.forms[-1].error is None:
-        says = (f"{name} does on {agreement:.2%}" for name, agreement in report.agreements.items())
-        say(f"int8     answers as {', as '.join(says)} of them")
+        agreements = (f"{agreement:.2%} with {name}" for name, agreement in report.agreements.items())
+        say(f"agrees   same predicted label on the test images: {', '.join(agreements)}")
     if report.sparsity > 0.05:
         say(f"sparsity {report.sparsity:.1%} of the weights are zero")
 
@@ -181,12 +252,12 @@ def _show_comparison(comparison: Comparison, json: bool) -> None:
     if json:
         show_json(comparison.to_dict())
         return
-    again = comparison.rows[0].error is not None
+    is_autoencoder = comparison.rows[0].error is not None
     table(
         (
             "variant",
             "method",
-            *(("error", "known") if again else ("top-1",)),
+            *(("error", "known") if is_autoencoder else ("top-1",)),
             "drop",
             "agreement",
             "bytes",
@@ -199,7 +270,7 @@ def _show_comparison(comparison: Comparison, json: bool) -> None:
             (
                 row.variant,
                 row.method,
-                *((f"{row.error:.5f}",) if again else ()),
+                *((f"{row.error:.5f}",) if is_autoencoder else ()),
                 f"{row.top1:.2%}",
                 f"{row.drop_points:+.2f}",
                 f"{row.agreement:.2%}",
@@ -214,9 +285,9 @@ def _show_comparison(comparison: Comparison, json: bool) -> None:
         optional=("p95 ms", "zeros", "method", "agreement"),
     )
     say(
-        f"float Keras {comparison.float_top1:.2%} on {comparison.images} held-out images; drop in points; ms on this "
-        f"machine ({comparison.machine}), threads: {comparison.threads}"
+        f"float Keras {comparison.float_top1:.2%} on {comparison.images} test images; drop in percentage points; ms "
+        f"per image on this machine ({comparison.machine}), threads: {comparison.threads}"
     )
     for note in comparison.notes:
         say(f"note     {note}")
-    say(f"picture  {comparison.plot}")
+    say(f"plot     {comparison.plot}")

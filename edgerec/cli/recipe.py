@@ -1,4 +1,4 @@
-"""``edgerec recipe``"""
+"""The command ``edgerec recipe``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from pathlib import Path
 
 import typer
 
+from edgerec.cli.recipe_options import SET_HELP
+
 
 def recipe(
-    file: Path | None = typer.Argument(None, help="A recipe to check and complete; the default one if left out."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3."),
+    file: Path | None = typer.Argument(
+        None,
+        metavar="[RECIPE.toml]",
+        help="Recipe to check and to complete with defaults. [default: the default recipe]",
+    ),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),
 ) -> None:
-    """Print a complete recipe, with a comment on every key."""
+    """Print a complete recipe with a comment on every key."""
     from edgerec.recipe import Recipe, parse_assignment
 
-    wanted = Recipe.from_toml(file) if file else Recipe()
-    wanted = wanted.override(dict(parse_assignment(text) for text in assignments))
-    typer.echo(wanted.to_toml(comments=True), nl=False)
+    complete = Recipe.from_toml(file) if file else Recipe()
+    complete = complete.override(dict(parse_assignment(text) for text in assignments))
+    typer.echo(complete.to_toml(comments=True), nl=False)

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from edgerec.recipe import Recipe
 
 SUBJECT_HELP = (
-    "A recipe (.toml) or data: an image folder, an .npz file or a data set's name. Options override recipe keys."
+    "Data (an image folder, an .npz file or the name of a data set) or a recipe. Options override recipe keys."
 )
+SET_HELP = "Set any recipe key, such as augment.flip=true; edgerec recipe lists the keys. May be repeated."
+GROUP_BY_HELP = (
+    "Regular expression. Images with the same match in their path below the class folder are kept in the same split "
+    "(training, validation or test set)."
+)
+STRICT_HELP = "Refuse data that contains files that are not images, instead of skipping these files."
 
 
 def compose_recipe(
@@ -44,8 +50,8 @@ def compose_recipe(
     recipe = recipe.override(changes, "command line").override(dict(map(parse_assignment, assignments)))
     if needs_data and not recipe.data.source:
         raise RecipeError(
-            "no data is named: give an image folder with one folder per class (edgerec train photos/ …), an .npz file, "
-            "or --data digits to try edgerec on handwritten digits"
+            "no data is named: pass an image folder with one folder per class (edgerec train photos/ …) or an .npz "
+            "file, or use --data digits to try edgerec on handwritten digits"
         )
     return recipe
 

@@ -1,4 +1,4 @@
-"""``edgerec report``"""
+"""The command ``edgerec report``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edgerec.cli.options import MOVED_DATA_HELP
 from edgerec.cli.output import JsonOption, progress, say, show_json
 
 if TYPE_CHECKING:
@@ -14,36 +15,43 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Path = typer.Argument(..., help="A run, finished or not."),
-    out: Path | None = typer.Option(None, "--out", "-o", help="The page. [default: RUN/report.html]"),
-    data: list[str] | None = typer.Option(None, help="New location of the run's images, if they were moved."),
-    pictures: bool = typer.Option(
-        True, "--pictures/--no-pictures", help="Without: no picture, none of their names, no folder."
+    run: Path = typer.Argument(..., metavar="RUN", help="A run, finished or not."),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="HTML file to write. [default: RUN/report.html]"
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the page."),
+    data: list[str] | None = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP),
+    images: bool = typer.Option(
+        True,
+        "--pictures/--no-pictures",
+        help="Show images. --no-pictures omits the images, their names and their folders.",
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the HTML file."),
     json: bool = JsonOption,
 ) -> None:
-    """Write one self-contained HTML page of a run: data, curves, mistakes, calibration, variants, what to do next."""
+    """Write a self-contained HTML report about a run.
+
+    The report shows data, learning curves, mistakes, calibration, variants and recommended next steps.
+    """
     with progress() as listener:
         from edgerec.report import write_report
 
-        made = write_report(run, out, data=data or None, pictures=pictures, overwrite=overwrite, listener=listener)
+        result = write_report(run, out, data=data or None, pictures=images, overwrite=overwrite, listener=listener)
     if json:
-        show_json(made.to_dict())
+        show_json(result.to_dict())
     else:
-        _show(made)
+        _show(result)
 
 
-def _show(made: RunReport) -> None:
-    if made.top1 is not None:
+def _show(result: RunReport) -> None:
+    if result.top1 is not None:
         say(
-            f"top-1    {made.top1.value:.2%} of {made.top1.images} held-out images "
-            f"(95 % sure: {made.top1.low:.2%} to {made.top1.high:.2%})"
+            f"top-1    {result.top1.value:.2%} of {result.top1.images} test images "
+            f"(95 % confidence: {result.top1.low:.2%} to {result.top1.high:.2%})"
         )
-    for row in made.calibration:
+    for row in result.calibration:
         say(f"ece      {row.before.ece:.2%}, {row.after.ece:.2%} with temperature {row.temperature:g}: {row.form}")
-    for text in made.missing:
+    for text in result.missing:
         say(f"missing  {text}")
-    say(f"report   {made.page}  ({made.page_bytes:,} bytes)")
-    for step in made.next:
+    say(f"report   {result.page}  ({result.page_bytes:,} bytes)")
+    for step in result.next:
         say(f"next     {step.why}{f': {step.command}' if step.command else ''}")

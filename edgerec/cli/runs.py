@@ -1,4 +1,4 @@
-"""``edgerec runs``"""
+"""The command ``edgerec runs``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from edgerec.utils.command_line import command
 
 
 def runs(
-    folder: Path = typer.Argument(Path("runs"), help="Folder to search for runs, three levels deep."),
+    folder: Path = typer.Argument(
+        Path("runs"), metavar="[FOLDER]", help="Folder to search for runs, three levels deep."
+    ),
     json: bool = JsonOption,
 ) -> None:
-    """List the runs in a folder with their accuracy and their best int8 variant."""
+    """List the runs in a folder with their accuracy."""
     from edgerec.train.run_overview import list_runs
 
     rows = list_runs(folder)
@@ -23,7 +25,7 @@ def runs(
         show_json([row.to_dict() for row in rows])
         return
     if not rows:
-        say(f"{folder} holds no runs; create one with {command('train', 'DATA', '--out', folder / 'NAME')}")
+        say(f"{folder} contains no runs; create one with {command('train', 'DATA', '--out', folder / 'NAME')}")
         return
     table(
         ("run", "state", "architecture", "float", "int8", "bytes", "changed"),

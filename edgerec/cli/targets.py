@@ -1,4 +1,4 @@
-"""``edgerec targets``"""
+"""The command ``edgerec targets``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ if TYPE_CHECKING:
 
 
 def targets(
-    name: str = typer.Argument("", help="One of them, or a .toml file of yours. [default: lists all]"),
+    name: str = typer.Argument(
+        "", metavar="[NAME]", help="Target to describe, or your own .toml file. [default: list all targets]"
+    ),
     json: bool = JsonOption,
 ) -> None:
-    """Show where bundles can go, or all that is known of one target."""
+    """List the targets, or describe one of them."""
     from edgerec.contract.target import Target, target_names
 
     if name:
         target = Target.load(name)
         show_json(target.to_dict()) if json else _describe(target)
         return
-    known = [Target.load(each) for each in target_names()]
+    all_targets = [Target.load(target_name) for target_name in target_names()]
     if json:
-        show_json([target.to_dict() for target in known])
+        show_json([target.to_dict() for target in all_targets])
         return
-    pairs([(target.name, target.title) for target in known])
+    pairs([(target.name, target.title) for target in all_targets])
 
 
 _KINDS = {"bundle": "a bundle for edgerec", "model": "a model file for an app", "c": "C sources for a firmware"}
@@ -36,15 +38,17 @@ _KINDS = {"bundle": "a bundle for edgerec", "model": "a model file for an app", 
 def _describe(target: Target) -> None:
     lines = {
         "kind": _KINDS[target.kind],
-        "processors": ", ".join(target.arch) or "any",
+        "CPUs": ", ".join(target.arch) or "any",
         "systems": ", ".join(target.systems),
         "python": ", ".join(target.python),
         "runtimes": ", ".join(target.runtimes),
         "activations": ", ".join(target.types),
         "input": ", ".join(target.inputs),
         "output": ", ".join(target.outputs),
-        "operators": f"{len(target.operators)}, listed by --json" if target.operators else "all of its runtime",
-        "rules": {"edgetpu": "those of the Edge TPU", "": ""}[target.rules],
+        "operators": f"{len(target.operators)}, listed by --json"
+        if target.operators
+        else "all that its runtime supports",
+        "rules": {"edgetpu": "rules of the Edge TPU", "": ""}[target.rules],
         "memory": _bytes(target.memory_bytes),
         "parameters": _bytes(target.parameter_bytes) and f"{_bytes(target.parameter_bytes)} on the chip",
         "threads": str(target.threads or ""),
@@ -55,8 +59,8 @@ def _describe(target: Target) -> None:
     }
     say(f"{target.name}: {target.title}")
     pairs([(name, value) for name, value in lines.items() if value], "  ", 12)
-    for first, line in enumerate(target.commands):
-        say(f"  {'' if first else 'type':<12}{line.replace('=={edgerec}', '')}")
+    for index, line in enumerate(target.commands):
+        say(f"  {'' if index else 'commands':<12}{line.replace('=={edgerec}', '')}")
 
 
 def _bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""``edgerec train``"""
+"""The command ``edgerec train``."""
 
 from __future__ import annotations
 
@@ -10,89 +10,116 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgerec.cli.output import JsonOption, helped, progress, say, seconds, show_json, suggest
-from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
+from edgerec.cli.output import JsonOption, parse_duration_s, progress, report_worker, say, show_json, suggest
+from edgerec.cli.recipe_options import GROUP_BY_HELP, SET_HELP, STRICT_HELP, SUBJECT_HELP, compose_recipe
 from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.train.run import Run
 
 
+# Groups of options in --help.
+_MODEL, _DATA, _TRAINING = "Model", "Data and split", "Training"
+
+
 def train(
-    subject: str | None = typer.Argument(None, metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the run: model, plots and metrics."),
+    subject: str | None = typer.Argument(None, metavar="[DATA|RECIPE.toml]", help=SUBJECT_HELP),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the run: model, plots, metrics."),
     data: list[str] | None = typer.Option(
         None,
-        help="Data: digits, mnist, fashion_mnist, cifar10, cifar100, an .npz file or an image folder. May be repeated; "
-        "several data sets are merged.",
+        metavar="DATA",
+        help="Data set: an image folder, an .npz file, digits, mnist, fashion_mnist, cifar10 or cifar100. May be "
+        "repeated; several data sets are merged.",
     ),
     arch: str | None = typer.Option(
         None,
-        help="Architecture: auto (chosen by the images and --target), a name from edgerec models, or your "
-        "own function, such as my_net.py:build, whose code is executed. [default: auto]",
+        metavar="NAME",
+        help="Architecture: a name from edgerec models, auto, or your own function, such as my_net.py:build, whose "
+        "code is executed. [default: auto: chosen for the images and the target]",
     ),
     target: str | None = typer.Option(
-        None, help="Target for which --arch auto chooses a network; see edgerec targets. [default: any]"
+        None, metavar="NAME", help="Target for which --arch auto chooses; see edgerec targets. [default: any]"
     ),
     epochs: str | None = typer.Option(
         None,
         metavar="[+]N",
         help="Number of training epochs; with --resume, +N adds N epochs to a finished run. "
-        "[default: 15 to 60 by the number of training images]",
-    ),
-    group_by: str | None = typer.Option(
-        None,
-        help="Regular expression. Images with the same match in their path below the class folder are kept in the same "
-        "split (training, validation or test set).",
-    ),
-    input_size: int | None = typer.Option(
-        None,
-        help="Width and height of the model's input, in pixels. "
-        "[default: the images' own size, at most 96, or chosen by --arch auto]",
-    ),
-    width: float | None = typer.Option(
-        None, help="Factor on the number of channels. [default: chosen by --arch auto, otherwise 1]"
-    ),
-    weights: str | None = typer.Option(
-        None,
-        help="Initial weights: none (random), imagenet, a run, or a .keras or .h5 file. "
-        "[default: imagenet if --arch auto chooses a network that has them, otherwise none]",
-    ),
-    batch_size: int | None = typer.Option(None, help="Number of images per training step."),
-    learning_rate: float | None = typer.Option(None, help="Peak learning rate of the schedule."),
-    device: str | None = typer.Option(None, help="Device to train on: auto, cpu or gpu."),
-    mixed_precision: bool | None = typer.Option(
-        None, help="Compute in float16 (GPU) or bfloat16 (some CPUs), except where float32 is needed."
-    ),
-    max_time: str | None = typer.Option(
-        None, metavar="TIME", help="Maximum training time, such as 90m, 8h or 2d. The best epoch up to then is kept."
-    ),
-    tensorboard: bool | None = typer.Option(None, "--tensorboard", help="Write a TensorBoard log into the run."),
-    seed: int | None = typer.Option(
-        None, help="Seed of the split, the initial weights, the order of the images and the augmentation."
-    ),
-    strict: bool | None = typer.Option(
-        None, "--strict", help="Refuse data with files that are not images instead of skipping them."
-    ),
-    assignments: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Set any other recipe key, such as augment.flip=true; may be repeated."
+        "[default: 15 to 60, depending on the number of images]",
     ),
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Continue from the last checkpoint in --out. If there is none, start a new training with the given data, "
-        "recipe or options.",
+        help="Resume from the last checkpoint in --out. Without a checkpoint, start the training that the other "
+        "options describe.",
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the run in --out."),
     json: bool = JsonOption,
+    input_size: int | None = typer.Option(
+        None,
+        metavar="PIXELS",
+        help="Width and height of the model's input, in pixels. [default: the images' own size, at most 96, or chosen "
+        "by --arch auto]",
+        rich_help_panel=_MODEL,
+    ),
+    width: float | None = typer.Option(
+        None,
+        metavar="FACTOR",
+        help="Factor for the number of channels. [default: chosen by --arch auto, otherwise 1]",
+        rich_help_panel=_MODEL,
+    ),
+    weights: str | None = typer.Option(
+        None,
+        metavar="NAME|RUN|FILE",
+        help="Initial weights: none (random), imagenet, a run, or a .keras or .h5 file. [default: imagenet if --arch "
+        "auto chooses a network for which Keras provides them, otherwise none]",
+        rich_help_panel=_MODEL,
+    ),
+    group_by: str | None = typer.Option(None, metavar="REGEX", help=GROUP_BY_HELP, rich_help_panel=_DATA),
+    strict: bool | None = typer.Option(None, "--strict", help=STRICT_HELP, rich_help_panel=_DATA),
+    seed: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Seed of the split, the initial weights, the order of the images and the augmentation. [default: 0]",
+        rich_help_panel=_DATA,
+    ),
+    batch_size: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Number of images per training step. [default: 16 to 128, depending on the number of images]",
+        rich_help_panel=_TRAINING,
+    ),
+    learning_rate: float | None = typer.Option(
+        None, metavar="RATE", help="Highest learning rate of the schedule. [default: 0.002]", rich_help_panel=_TRAINING
+    ),
+    max_time: str | None = typer.Option(
+        None,
+        metavar="TIME",
+        help="Maximum training time, such as 90m, 8h or 2d; the best epoch until then is kept. [default: no limit]",
+        rich_help_panel=_TRAINING,
+    ),
+    device: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Device to train on: auto (a GPU if TensorFlow finds one), cpu or gpu. [default: auto]",
+        rich_help_panel=_TRAINING,
+    ),
+    mixed_precision: bool | None = typer.Option(
+        None,
+        help="Use mixed precision: float16 on GPUs, bfloat16 on CPUs that support it. [default: no]",
+        rich_help_panel=_TRAINING,
+    ),
+    tensorboard: bool | None = typer.Option(
+        None, "--tensorboard", help="Write a TensorBoard log into the run.", rich_help_panel=_TRAINING
+    ),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel=_TRAINING),
 ) -> None:
     """Train a model on a folder of images."""
-    count, more_epochs = _epochs(epochs, resume)
+    total_epochs, more_epochs = _parse_epochs(epochs, resume)
     options = {
         "data.source": data or None,
         "model.arch": arch,
         "model.target": target,
-        "train.epochs": None if more_epochs else count,
+        "train.epochs": None if more_epochs else total_epochs,
         "data.group_by": group_by,
         "data.input_size": input_size,
         "model.width": width,
@@ -101,60 +128,65 @@ def train(
         "train.learning_rate": learning_rate,
         "train.device": device,
         "train.mixed_precision": mixed_precision,
-        "train.max_hours": None if max_time is None else seconds(max_time) / 3600,
+        "train.max_hours": None if max_time is None else parse_duration_s(max_time) / 3600,
         "train.tensorboard": tensorboard,
         "seed": seed,
         "data.strict": strict,
     }
     if resume and overwrite:
-        raise typer.BadParameter("--overwrite would start again what it goes on with", param_hint="--resume")
+        raise typer.BadParameter(
+            "cannot be combined with --overwrite, which would start again and discard what --resume continues",
+            param_hint="--resume",
+        )
     with progress() as listener:
         from edgerec.train.fit import fit, was_begun
 
         continues = resume and subject is None and not assignments and all(value is None for value in options.values())
         if more_epochs and not continues:
             raise typer.BadParameter(
-                "+N continues with the run's own recipe: leave out the other options", param_hint="--epochs"
+                "+N uses the recipe of the run: leave out DATA and the other training options", param_hint="--epochs"
             )
         recipe = compose_recipe(subject, options, assignments, needs_data=not continues)
         if resume and not continues:
             resume = was_begun(recipe, out)
-        with stopped(out):
+        with resume_hint(out):
             run = fit(recipe, out, resume=resume, overwrite=overwrite, listener=listener, more_epochs=more_epochs)
-    if not helped(json):
-        show(run, json)
+    if not report_worker(json):
+        show_run(run, json)
 
 
-def _epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
-    """Return the number of epochs and the number of epochs to add."""
+def _parse_epochs(text: str | None, resume: bool) -> tuple[int | None, int]:
+    """Parse ``--epochs``: return the total number of epochs or None, and the number of epochs to add."""
     if text is None:
         return None, 0
     if not re.fullmatch(r"[+-]?\d{1,9}", text):
-        raise typer.BadParameter(f"{text!r} is not a number of epochs: 20, or +20 with --resume", param_hint="--epochs")
+        raise typer.BadParameter(
+            f"{text!r} is not a number of epochs: use a number such as 20, or +20 with --resume", param_hint="--epochs"
+        )
     if not text.startswith("+"):
         return int(text), 0
     if not resume or int(text) < 1:
         raise typer.BadParameter(
-            f"{text!r} adds epochs to a finished run: use --resume --epochs +N with N of at least 1",
+            f"{text!r} adds epochs to a finished run: add --resume, and use a number of at least +1",
             param_hint="--epochs",
         )
     return None, int(text)
 
 
 @contextmanager
-def stopped(out: Path) -> Iterator[None]:
+def resume_hint(out: Path) -> Iterator[None]:
     """Print how to resume a training if Ctrl-C interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:
-        begun = (out / "recipe.toml").is_file()
-        what_next = f"resume with: {command('train', '--resume', '--out', out)}" if begun else "nothing was written"
+        resumable = (out / "recipe.toml").is_file()
+        what_next = f"resume with: {command('train', '--resume', '--out', out)}" if resumable else "nothing was written"
         say(f"interrupted; {what_next}", err=True)
         raise typer.Exit(130) from None
 
 
-def show(run: Run, json: bool) -> None:
-    """What a training made."""
+def show_run(run: Run, json: bool) -> None:
+    """Print the results of a training and the recommended next command."""
     from edgerec.train import baseline
 
     metrics: dict[str, Any] = run.metrics
@@ -163,10 +195,13 @@ def show(run: Run, json: bool) -> None:
         return
     images, parameters = metrics["images"], metrics["parameters"]
     if run.reconstructs:
-        say(f"error    {metrics['error']:.5f} on {images} held-out images, {parameters:,} parameters")
-        say(f"known    {metrics['known']:.2%} of them, by the threshold {metrics['threshold']:.5f} from validation")
+        say(f"error    {metrics['error']:.5f} on {images} test images, {parameters:,} parameters")
+        say(
+            f"known    {metrics['known']:.2%} of the test images have an error below {metrics['threshold']:.5f}, the "
+            "threshold from the validation images"
+        )
     else:
-        say(f"accuracy {metrics['accuracy']:.2%} on {images} held-out images, {parameters:,} parameters")
+        say(f"accuracy {metrics['accuracy']:.2%} on {images} test images, {parameters:,} parameters")
     say(f"run      {run.path}  (plots/, metrics.json, split.json)")
     if not run.reconstructs and baseline.warning(metrics):
         say(f"next     {baseline.ADVICE}")

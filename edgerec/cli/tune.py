@@ -1,4 +1,4 @@
-"""``edgerec tune``"""
+"""The command ``edgerec tune``."""
 
 from __future__ import annotations
 
@@ -7,47 +7,107 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, progress, say, seconds, show_json, suggest, table, warn_about_secrets
-from edgerec.cli.recipe_options import SUBJECT_HELP, compose_recipe
+from edgerec.cli.output import (
+    JsonOption,
+    parse_duration_s,
+    progress,
+    say,
+    show_json,
+    suggest,
+    table,
+    warn_about_secrets,
+)
+from edgerec.cli.recipe_options import SET_HELP, SUBJECT_HELP, compose_recipe
 from edgerec.utils.command_line import command
 
 if TYPE_CHECKING:
     from edgerec.tuning import TuneReport
 
 
+# Groups of options in --help.
+_LIMITS, _SEARCH, _STUDY = "Limits of the int8 model", "Search", "Study"
+
+
 def tune(
-    subject: str | None = typer.Argument(None, metavar="RECIPE.toml|DATA", help=SUBJECT_HELP),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the study."),
-    data: list[str] | None = typer.Option(None, help="Data, as for train --data."),
-    epochs: int | None = typer.Option(None, help="Passes over the training pictures, each trial."),
-    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any other key: augment.flip=true."),
-    trials: int | None = typer.Option(None, help="End with so many in the study that were trained. [default: 30]"),
+    subject: str | None = typer.Argument(None, metavar="[DATA|RECIPE.toml]", help=SUBJECT_HELP),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the study."),
+    data: list[str] | None = typer.Option(None, metavar="DATA", help="Data set, as for train --data; may be repeated."),
+    trials: int | None = typer.Option(
+        None, metavar="N", help="Stop when the study contains this many trained models. [default: 30]"
+    ),
     max_time: str | None = typer.Option(
-        None, metavar="TIME", help="End after that, as 90m, 8h or 2d; the running trial is lost."
+        None,
+        metavar="TIME",
+        help="Stop after this time, such as 90m, 8h or 2d; the running trial is discarded. [default: no limit]",
     ),
+    epochs: int | None = typer.Option(
+        None, metavar="N", help="Number of training epochs per trial. [default: the recipe's]"
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Resume the study in --out."),
+    json: bool = JsonOption,
     objective: str | None = typer.Option(
-        None, help="accuracy, or several: accuracy,ms,bytes,memory (of the int8 model). [default: accuracy]"
+        None,
+        metavar="NAMES",
+        help="What to optimize: accuracy, or several of accuracy, ms, bytes and memory, separated by commas. All but "
+        "accuracy are those of the int8 model. [default: accuracy]",
+        rich_help_panel=_SEARCH,
     ),
-    limit_ms: float | None = typer.Option(None, help="Refuse a slower int8 model before it is trained."),
-    limit_bytes: int | None = typer.Option(None, help="Refuse a larger int8 file before it is trained."),
-    limit_memory: int | None = typer.Option(None, help="Refuse what needs more bytes beside its file."),
+    search: Path | None = typer.Option(
+        None,
+        metavar="FILE.toml",
+        help="File with the recipe keys to search and their bounds. [default: learning rate, batch size, augmentation, "
+        "width, input size and architecture]",
+        rich_help_panel=_SEARCH,
+    ),
+    pruner: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Rule that stops trials with poor intermediate results: median, hyperband or none. "
+        "[default: median; none for several objectives]",
+        rich_help_panel=_SEARCH,
+    ),
+    assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP, rich_help_panel=_SEARCH),
+    limit_ms: float | None = typer.Option(
+        None,
+        metavar="MS",
+        help="Reject models that take more milliseconds per image, before they are trained. [default: no limit]",
+        rich_help_panel=_LIMITS,
+    ),
+    limit_bytes: int | None = typer.Option(
+        None,
+        metavar="BYTES",
+        help="Reject models with a larger .tflite file, before they are trained. [default: no limit]",
+        rich_help_panel=_LIMITS,
+    ),
+    limit_memory: int | None = typer.Option(
+        None,
+        metavar="BYTES",
+        help="Reject models that need more memory for their tensors, before they are trained. [default: no limit]",
+        rich_help_panel=_LIMITS,
+    ),
     on: str | None = typer.Option(
-        None, help="Milliseconds of this machine (measured) or rpi (estimated for a Pi 4). [default: this]"
+        None,
+        metavar="this|rpi",
+        help="Machine whose time per image counts: this (measured) or rpi (estimated for a Raspberry Pi 4). "
+        "[default: this]",
+        rich_help_panel=_LIMITS,
     ),
-    search: Path | None = typer.Option(None, help="TOML file with the keys to search and their bounds."),
-    pruner: str | None = typer.Option(None, help="Stop trials that lag behind: median, hyperband or none."),
     storage: str = typer.Option(
         "",
         envvar="EDGEREC_STORAGE",
         show_envvar=True,
-        help="postgresql://USER@HOST/DATABASE, for many machines. [default: a file in --out]",
+        metavar="URL",
+        help="Database for a study on several machines: postgresql://USER@HOST/DATABASE. [default: a file in --out]",
+        rich_help_panel=_STUDY,
     ),
-    study: str = typer.Option("", help="The study's name in the database. [default: the folder's]"),
-    keep: str = typer.Option("best", help="Keep the runs of which trials: best, all or none."),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the study in --out."),
-    json: bool = JsonOption,
+    study: str = typer.Option(
+        "", metavar="NAME", help="Name of the study in the database. [default: name of --out]", rich_help_panel=_STUDY
+    ),
+    keep: str = typer.Option(
+        "best", metavar="WHICH", help="Trials whose runs are kept: best, all or none.", rich_help_panel=_STUDY
+    ),
 ) -> None:
-    """Search for the best recipe, inside the limits of a device."""
+    """Search for the best recipe within the limits of a device."""
     options = {"data.source": data or None, "train.epochs": epochs}
     goals = {
         "objectives": objective.split(",") if objective else None,
@@ -72,7 +132,7 @@ def tune(
                 recipe,
                 out,
                 trials=trials,
-                max_time_s=None if max_time is None else seconds(max_time),
+                max_time_s=None if max_time is None else parse_duration_s(max_time),
                 storage=storage,
                 study=study,
                 keep=keep,
@@ -81,9 +141,9 @@ def tune(
                 **goals,  # type: ignore[arg-type]
             )
         except KeyboardInterrupt:
-            begun = (out / "study.json").is_file()
-            resume_with = f"the running trial is lost; resume with: {command('tune', '--resume', '--out', out)}"
-            say(f"interrupted; {resume_with if begun else 'nothing was written'}", err=True)
+            resumable = (out / "study.json").is_file()
+            hint = f"the running trial is lost; resume with: {command('tune', '--resume', '--out', out)}"
+            say(f"interrupted; {hint if resumable else 'nothing was written'}", err=True)
             raise typer.Exit(130) from None
     _show(report, json)
 
@@ -94,7 +154,7 @@ def _show(report: TuneReport, json: bool) -> None:
         return
     counts = ", ".join(f"{count} {state}" for state, count in sorted(report.counts.items()))
     if not report.best:
-        say(f"no trial came to its end ({counts}): see {report.folder}/trials.csv")
+        say(f"no trial was completed ({counts}): see {report.folder}/trials.csv")
         return
     table(
         ("trial", "accuracy", "ms", "bytes", "memory", "parameters"),
@@ -111,12 +171,12 @@ def _show(report: TuneReport, json: bool) -> None:
         ],
         optional=("parameters", "memory"),
     )
-    say(f"accuracy on the validation pictures; of the int8 model: ms {report.on}; memory beside its file")
+    say(f"accuracy on the validation images; ms ({report.on}), bytes and memory (without the file) of the int8 model")
     say(f"trials   {counts}  ({report.folder}/trials.csv)")
-    several = f" and {report.folder}/pareto/" if len(report.objectives) > 1 else ""
-    say(f"recipe   {report.folder}/best.toml{several}")
-    say(f"picture  {report.picture}")
+    pareto_front = f" and {report.folder}/pareto/" if len(report.objectives) > 1 else ""
+    say(f"recipe   {report.folder}/best.toml{pareto_front}")
+    say(f"plot     {report.picture}")
     if report.kept:
-        suggest("train", "--resume", "--out", report.kept[0], note="measures it on the held-out test images")
+        suggest("train", "--resume", "--out", report.kept[0], note="evaluates it on the test images")
     else:
         suggest("train", Path(report.folder) / "best.toml", "--out", "RUN")

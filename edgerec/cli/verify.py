@@ -1,4 +1,4 @@
-"""``edgerec verify``"""
+"""The command ``edgerec verify``."""
 
 from __future__ import annotations
 
@@ -7,29 +7,54 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgerec.cli.output import JsonOption, chatter, progress, say, show_json, table
+from edgerec.cli.options import DELEGATE_HELP, DELEGATE_OPTION_HELP
+from edgerec.cli.output import JsonOption, progress, say, show_json, show_log, table
 
 if TYPE_CHECKING:
     from edgerec.emulation import ProofReport
     from edgerec.emulation.score_comparison import Comparison
 
 
+# Group of options in --help.
+_EMULATED = "In an emulated system"
+
+
 def verify(
-    bundle: Path = typer.Argument(..., help="A bundle's folder or .zip."),
-    on: str = typer.Option("", help="Verify the bundle in an emulated system of this target: rpi or rpi-32bit."),
-    data: str = typer.Option(
-        "", help="With --on: images whose predictions are compared between the emulated system and this machine."
-    ),
-    pictures: int = typer.Option(300, min=1, help="With --data: maximum number of images to compare."),
-    find_links: str = typer.Option("", help="With --on: folder or URL with more wheels, as for pip --find-links."),
-    delegate: str | None = typer.Option(
-        None,
-        help="Delegate: a shared library such as libedgetpu.so.1, gpu, or none for the CPU. [default: the bundle's]",
-    ),
-    delegate_option: list[str] = typer.Option([], help="KEY=VALUE for the delegate, e.g. device=usb:1."),
+    bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
+    delegate: str | None = typer.Option(None, metavar="NAME", help=DELEGATE_HELP),
+    delegate_option: list[str] = typer.Option([], metavar="KEY=VALUE", help=DELEGATE_OPTION_HELP),
     json: bool = JsonOption,
+    on: str = typer.Option(
+        "",
+        metavar="TARGET",
+        help="Verify the bundle in an emulated system of this target: rpi or rpi-32bit. [default: on this machine]",
+        rich_help_panel=_EMULATED,
+    ),
+    data: str = typer.Option(
+        "",
+        metavar="DATA",
+        help="With --on: images whose predictions are compared between the emulated system and this machine.",
+        rich_help_panel=_EMULATED,
+    ),
+    images: int = typer.Option(
+        300,
+        "--pictures",
+        min=1,
+        metavar="N",
+        help="With --data: maximum number of images to compare.",
+        rich_help_panel=_EMULATED,
+    ),
+    find_links: str = typer.Option(
+        "",
+        metavar="FOLDER|URL",
+        help="With --on: folder or URL with more wheels, as for pip --find-links.",
+        rich_help_panel=_EMULATED,
+    ),
 ) -> None:
-    """Check that a bundle is complete, and that its scores are the same here as on the machine that exported it."""
+    """Check that a bundle is complete and gives the same scores.
+
+    The scores of the golden images are compared with those on the machine that exported the bundle.
+    """
     from edgerec.cli.camera import key_values
     from edgerec.errors import EdgerecError
 
@@ -37,9 +62,9 @@ def verify(
         if on and (delegate is not None or delegate_option):
             raise typer.BadParameter("--delegate applies to this machine and cannot be combined with --on: omit it")
         if on:
-            _prove(bundle, on, data, pictures, find_links, json)
+            _verify_emulated(bundle, on, data, images, find_links, json)
         elif data or find_links:
-            raise typer.BadParameter("--data and --find-links are for an emulated system: add --on rpi")
+            raise typer.BadParameter("--data and --find-links apply to an emulated system: add --on rpi")
         else:
             library = "" if delegate == "none" else delegate
             options = {key: str(value) for key, value in key_values(delegate_option, "device=usb:1").items()}
@@ -52,10 +77,10 @@ def verify(
 
 
 def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: bool) -> None:
-    from edgerec.runtime.verification import verify as check
+    from edgerec.runtime.verification import verify as verify_bundle
 
-    chatter()
-    report = check(bundle, delegate=delegate, delegate_options=options)
+    show_log()
+    report = verify_bundle(bundle, delegate=delegate, delegate_options=options)
     if json:
         show_json(report.to_dict())
         return
@@ -69,43 +94,44 @@ def _verify(bundle: Path, delegate: str | None, options: dict[str, str], json: b
             f"{report.decisive} of {report.images} golden images are decisive: their labels must be the same, "
             f"because their two best scores are further apart than {report.tolerance:g}"
         )
-    say(f"made with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
+    say(f"exported with {report.made_on.runtime} {report.made_on.version} on {report.made_on.machine}")
     with_delegate = f", delegate {report.delegate}" if report.delegate else ""
-    say(f"here with {report.here.runtime} {report.here.version} on {report.here.machine}{with_delegate}")
+    say(f"verified with {report.here.runtime} {report.here.version} on {report.here.machine}{with_delegate}")
 
 
-def _prove(bundle: Path, on: str, data: str, pictures: int, find_links: str, json: bool) -> None:
+def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: str, json: bool) -> None:
     from edgerec.emulation import prove
     from edgerec.errors import BundleError
 
     with progress() as listener:
-        report = prove(bundle, on, data=data or None, pictures=pictures, find_links=find_links, listener=listener)
+        report = prove(bundle, on, data=data or None, pictures=images, find_links=find_links, listener=listener)
     if json:
         show_json(report.to_dict())
         raise typer.Exit(1 if report.problem else 0)
     _show(report)
     if report.problem:
-        raise BundleError(f"{bundle} does not answer on {on} as it should: {report.problem}")
-    say(f"ok: proven on {on}'s userland, emulated; made with {report.made_on.runtime} {report.made_on.version}")
-    if others := {proof.runtime for proof in report.proofs} - {report.made_on.runtime}:
-        say(f"there {' and '.join(others)} runs it, which rounds otherwise: close scores may change places")
+        raise BundleError(f"{bundle} does not give the expected scores on {on}: {report.problem}")
+    say(f"ok: verified in an emulated system of {on}; exported with {report.made_on.runtime} {report.made_on.version}")
+    if other_runtimes := {proof.runtime for proof in report.proofs} - {report.made_on.runtime}:
+        names = " and ".join(other_runtimes)
+        say(f"note: {on} uses {names}, which rounds differently, so that labels with close scores may change places")
 
 
 def _show(report: ProofReport) -> None:
-    others = any(proof.pictures for proof in report.proofs)
-    header = ("userland", "processor", "runtime", "golden", "top-1", "units off")
+    has_images = any(proof.pictures for proof in report.proofs)
+    header = ("system", "CPU", "runtime", "golden", "top-1", "units off")
     rows = [
         (
             f"{proof.release}, Python {proof.python}, {proof.machine}",
             proof.processor,
             f"{proof.runtime} {proof.version}".strip() or "–",
             *_cells(proof.golden),
-            *(_cells(proof.pictures) if others else ()),
+            *(_cells(proof.pictures) if has_images else ()),
             f"{proof.seconds:.0f}",
         )
         for proof in report.proofs
     ]
-    table((*header, *(("pictures", "top-1", "units off") if others else ()), "seconds"), rows, optional=("seconds",))
+    table((*header, *(("images", "top-1", "units off") if has_images else ()), "seconds"), rows, optional=("seconds",))
     for proof in report.proofs:
         for reason in proof.import_errors:
             say(f"{proof.release}, {proof.processor}: {reason}")

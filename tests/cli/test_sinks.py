@@ -15,7 +15,7 @@ import urllib.request
 import cv2
 import pytest
 
-from edgerec.cli.sinks import _completed
+from edgerec.cli.sinks import complete_arguments
 from tests.conftest import one_line
 
 
@@ -40,13 +40,13 @@ def test_files_of_a_video(bundle, video, tmp_path, edgerec):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--save", "all"], "--save does nothing without --save-dir FOLDER"),
-        (["--save-dir", "x"], "--save-dir does nothing without --save low-confidence|changes|all"),
-        (["--csv-append"], "--csv-append does nothing without --csv FILE"),
-        (["--queue-dir", "x"], "--queue-dir does nothing without --mqtt URL"),
-        (["--web-save", "x"], "--web-save does nothing without --web"),
-        (["--decision", "memory"], "'memory' is no KEY=VALUE, as smoothing=vote"),
-        (["--delegate-option", "=1"], "'=1' is no KEY=VALUE, as device=usb:1"),
+        (["--save", "all"], "--save has no effect without --save-dir FOLDER"),
+        (["--save-dir", "x"], "--save-dir has no effect without --save low-confidence|changes|all"),
+        (["--csv-append"], "--csv-append has no effect without --csv FILE"),
+        (["--queue-dir", "x"], "--queue-dir has no effect without --mqtt URL"),
+        (["--web-save", "x"], "--web-save has no effect without --web"),
+        (["--decision", "memory"], "'memory' is not KEY=VALUE, such as smoothing=vote"),
+        (["--delegate-option", "=1"], "'=1' is not KEY=VALUE, such as device=usb:1"),
         (["--save", "often", "--save-dir", "x"], "expected one of low-confidence"),
         (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is not a size"),
     ],
@@ -92,14 +92,14 @@ def test_lines_need_no_display_and_name_their_source_where_there_are_several(bun
 
 
 def test_addresses_may_be_left_out():
-    assert _completed(["b", "--web"]) == ["b", "--web", "127.0.0.1:8000"]
-    assert _completed(["--web", "bundle"]) == ["--web", "127.0.0.1:8000", "bundle"]
-    assert _completed(["--web", "0.0.0.0:80", "--metrics", "--json"]) == [
+    assert complete_arguments(["b", "--web"]) == ["b", "--web", "127.0.0.1:8000"]
+    assert complete_arguments(["--web", "bundle"]) == ["--web", "127.0.0.1:8000", "bundle"]
+    assert complete_arguments(["--web", "0.0.0.0:80", "--metrics", "--json"]) == [
         *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9464", "--json"),
     ]
-    assert _completed(["--web", "9000"]) == ["--web", "9000"]
-    assert _completed(["--web", "localhost:abc"]) == ["--web", "localhost:abc"]  # an address, if a wrong one
-    assert _completed(["--web", "signs8"]) == ["--web", "127.0.0.1:8000", "signs8"]
+    assert complete_arguments(["--web", "9000"]) == ["--web", "9000"]
+    assert complete_arguments(["--web", "localhost:abc"]) == ["--web", "localhost:abc"]  # an address, if a wrong one
+    assert complete_arguments(["--web", "signs8"]) == ["--web", "127.0.0.1:8000", "signs8"]
 
 
 def test_page_and_metrics_of_a_running_camera(bundle):

@@ -130,7 +130,7 @@ def test_runs_lists_finished_unfinished_and_damaged_runs(built, tmp_path, here):
     done = here("runs", tmp_path, "--json")
     assert json.loads(done.stdout) == [row.to_dict() for row in rows]
     assert "damaged" in here("runs", tmp_path).stdout
-    assert "holds no runs" in here("runs", tmp_path / "a" / "finished" / "plots").stdout
+    assert "contains no runs" in here("runs", tmp_path / "a" / "finished" / "plots").stdout
 
 
 @pytest.mark.slow

@@ -81,10 +81,8 @@ def test_pruning_survives_quantization(run, capsys):
     assert report.agreements["keras prune"] > max(0.95, row.agreement - 0.02)
     assert report.agreements["keras qat"] >= 0.99
     _show(report, json=False)
-    trained_answers = f"as keras qat does on {report.agreements['keras qat']:.2%} of them"
-    assert f"int8     answers as keras prune does on {report.agreements['keras prune']:.2%}, {trained_answers}" in (
-        capsys.readouterr().out
-    )
+    agreements = ", ".join(f"{report.agreements[name]:.2%} with {name}" for name in ("keras prune", "keras qat"))
+    assert f"agrees   same predicted label on the test images: {agreements}" in capsys.readouterr().out
     assert QuantizeReport.from_dict(run.variants()["int8-pqat"]) == report
     dense = run.variants()["int8-qat"]["forms"][-1]
     assert report.forms[-1].gzip_bytes < 0.8 * dense["gzip_bytes"]

@@ -244,7 +244,7 @@ def test_the_command(tmp_path):
     summary = json.loads(made.stdout)
     assert sum(summary["pictures"].values()) == 1797
     checked = run.invoke(app, ["data", "check", str(tmp_path / "pack")])
-    assert "ok: 1,797 packed pictures are what was packed" in checked.stdout
+    assert "ok: 1,797 packed images are unchanged" in checked.stdout
     refused = run.invoke(app, ["data", "check", str(tmp_path / "pack" / "nothing")])
     assert refused.exit_code == 1
 

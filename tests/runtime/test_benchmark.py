@@ -45,7 +45,7 @@ def test_people_read_it_too(bundle, edgerec):
     done = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
     assert done.returncode == 0, done.stderr
     assert "pictures per second" in done.stdout
-    assert "process start to the first answer" in done.stdout
+    assert "process start to the first prediction" in done.stdout
     assert "operators" not in done.stdout
 
 
@@ -67,7 +67,7 @@ def test_a_source_is_measured_from_the_grab(bundle, video, edgerec):
     stages = {stage["name"]: stage["p50_ms"] for stage in value["stages"]}
     assert stages["end to end"] >= stages["together"]
     again = edgerec("benchmark", bundle, "--source", "synthetic:64x48@0", "--seconds", "0.2", "--no-operators")
-    assert "as the source gave them" in again.stdout, again.stderr
+    assert "at the pace of the source" in again.stdout, again.stderr
 
 
 def report(*p99_ms, source="", operators=()):

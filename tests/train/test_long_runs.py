@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from edgerec import Recipe, Run, fit
-from edgerec.cli.output import seconds
+from edgerec.cli.output import parse_duration_s
 from edgerec.errors import RecipeError
 from edgerec.recipe import TrainSection
 from edgerec.train import optimizer as optimizer_module
@@ -43,13 +43,13 @@ def test_training_cost_includes_completed_and_remaining_epochs():
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
 def test_durations_are_parsed(text, expected):
-    assert seconds(text) == expected
+    assert parse_duration_s(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "90", "0h", "-1h", "2x", "1h30m", "nan h"])
 def test_invalid_durations_are_refused(text):
-    with pytest.raises(typer.BadParameter, match="is no time"):
-        seconds(text)
+    with pytest.raises(typer.BadParameter, match="is not a duration"):
+        parse_duration_s(text)
 
 
 def test_training_ends_by_epochs_time_limit_or_early_stopping():
@@ -115,4 +115,4 @@ def test_time_limit_cost_and_tensorboard_logs(tmp_path, here):
     assert "leaves no time for epoch" in done.stderr
     assert "to come)" in done.stderr
     assert list((finished.path / "tensorboard" / "train").glob("events.out.tfevents.*"))
-    assert "2x is no time" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr
+    assert "2x is not a duration" in here("train", "--out", tmp_path / "b", "--max-time", "2x").stderr
