@@ -196,7 +196,7 @@ def test_another_size_is_measured_here():
         (["resnet8", "--width", 0], 1, "--width is 0, expected 0.05 to 4"),
         (["auto"], 1, "'auto' works only with edgerec train"),
         (["resnet8", "--classes", 1], 1, "--classes is 1, expected 2 to"),
-        (["--width", 0.5], 2, "name one architecture"),
+        (["--width", 0.5], 2, "apply to one architecture: add its name"),
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
     ],
 )

@@ -56,4 +56,4 @@ def test_what_it_refuses(here):
     with pytest.raises(RecipeError, match="--input-size is 4, expected 8 to 1024"):
         recommendations("rpi", input_size=4)
     done = here("models", "resnet8", "--target", "rpi")
-    assert (done.returncode, "can be combined with --input-size and --json only" in done.stderr) == (2, True)
+    assert (done.returncode, "can only be combined with --input-size and --json" in done.stderr) == (2, True)

@@ -44,7 +44,7 @@ def test_the_figures_hang_together(bundle, tmp_path, edgerec):
 def test_people_read_it_too(bundle, edgerec):
     done = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
     assert done.returncode == 0, done.stderr
-    assert "pictures per second" in done.stdout
+    assert "images per second" in done.stdout
     assert "process start to the first prediction" in done.stdout
     assert "operators" not in done.stdout
 

@@ -225,7 +225,7 @@ def test_resume_of_a_missing_run_is_refused(tmp_path, here):
     assert "cannot be resumed, because it is not a run" in one_line(here("train", "--resume", "--out", tmp_path / "x"))
     done = here("train", "--resume", "--overwrite", "--out", tmp_path / "x")
     assert done.returncode == 2
-    assert "--overwrite would start again" in done.stderr
+    assert "cannot be combined with --overwrite" in done.stderr
 
 
 @pytest.mark.parametrize(
