@@ -1,4 +1,4 @@
-"""Shared by all tests: a cache of their own, a small trained run, a bundle, a video, real data where it lies."""
+"""Fixtures for all tests: a separate cache, a small trained run, a bundle, a video, real data and CLI calls."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("EDGEREC_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 
-# Tests that may be skipped in continuous integration (CI=true), by a part of the reason. Any other skip fails there,
-# because a green run must not mean that a program was missing.
+# Substrings of the reasons for which tests may be skipped in continuous integration (CI=true). Any other skip is a
+# failure there, because tests must not be skipped silently if a program is missing.
 ALLOWED_SKIPS = (
     "runs these tests: the device above has it",  # the interpreter of this test run is covered by another test
     "with ensurepip at hand",  # other Python versions are not packaged for every distribution
     "tflite_micro is not installed",  # only development wheels exist
-    "not to be had from",  # a package that the mirror does not offer at the moment
+    "not to be had from",  # the package mirror does not offer the package at the moment
 )
 
 
@@ -47,13 +47,13 @@ def _refuse_skip(report):
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     if not any(allowed in reason for allowed in ALLOWED_SKIPS):
         report.outcome = "failed"
-        report.longrepr = f"skipped in continuous integration, where nothing may be missing: {reason}"
+        report.longrepr = f"skipped in continuous integration, where this skip is not allowed: {reason}"
     return report
 
 
 @pytest.fixture
 def fuzz_target(monkeypatch):
-    """Return a function that runs cases of a target of ``benchmarks/fuzz.py``, and returns the figures."""
+    """Return a function that runs cases of a fuzz target of ``benchmarks/fuzz.py``, and returns their statistics."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import fuzz
 
@@ -73,6 +73,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
+    """Return the folder of real data; skip the test if the folder does not exist."""
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data at {REAL_DATA} (EDGEREC_TEST_DATA)")
     return REAL_DATA
@@ -80,7 +81,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def recipe():
-    """Digits, quick."""
+    """Return a recipe that trains on the digits data set in a few seconds."""
     from edgerec import Recipe
 
     return Recipe.from_dict({"train": {"epochs": 4}, "compress": {"epochs": 1, "max_drop": 3.0}})
@@ -88,7 +89,7 @@ def recipe():
 
 @contextmanager
 def shared_folder(tmp_path_factory) -> Iterator[Path]:
-    """A folder that all of pytest-xdist's workers share, while no other works in it."""
+    """Yield a folder that all workers of pytest-xdist share, and lock it against the other workers."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield base
@@ -101,7 +102,10 @@ def shared_folder(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def first_run(recipe, tmp_path_factory):
-    """A finished run on the embedded digits, with the variant int8-qat; made once, and nobody changes it."""
+    """Return a finished run on the digits data set with the variant int8-qat.
+
+    All tests share this run, and must not change it.
+    """
     from edgerec import Run, fit, quantize
 
     with shared_folder(tmp_path_factory) as folder:
@@ -113,7 +117,7 @@ def first_run(recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(first_run, tmp_path_factory):
-    """A copy of ``first_run`` without the record of its exports, for the tests of a file, which may change it."""
+    """Return a copy of ``first_run`` without the record of its exports. The tests of a module may change this copy."""
     from edgerec import Run
 
     path = tmp_path_factory.mktemp("runs") / "digits"
@@ -123,7 +127,7 @@ def run(first_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bundle(first_run, tmp_path_factory) -> Path:
-    """That run's bundle for the Raspberry Pi; nobody changes it either."""
+    """Return the path of a bundle of ``first_run`` for the Raspberry Pi. Tests must not change it."""
     from edgerec import export_bundle
 
     path = first_run.path.with_name("digits-rpi")
@@ -135,13 +139,13 @@ def bundle(first_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(bundle) -> list[Path]:
-    """The bundle's golden pictures: one digit of each class."""
+    """Return the paths of the bundle's golden images: one digit of each class."""
     return sorted((bundle / "golden").glob("*.png"))
 
 
 @pytest.fixture(scope="session")
 def video(pictures, tmp_path_factory) -> Path:
-    """A motion-JPEG video of 30 frames, 160×120, three of each digit in turn."""
+    """Return the path of a Motion JPEG video of 30 frames, 160×120, which shows each digit for three frames."""
     import cv2
 
     path = tmp_path_factory.mktemp("video") / "digits.avi"
@@ -157,12 +161,15 @@ def video(pictures, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Two classes of 20 colour pictures, 40×30: one reddish, one bluish; four people in the file names."""
+    """Return an image folder with a reddish and a bluish class of 20 images each, 40×30.
+
+    The file names contain the names of four people.
+    """
     return red_and_blue(tmp_path / "pictures")
 
 
 def red_and_blue(folder: Path) -> Path:
-    """What the fixture ``image_folder`` has."""
+    """Write the images of the fixture ``image_folder``, and return the folder."""
     import cv2
 
     rng = np.random.default_rng(0)
@@ -177,7 +184,7 @@ def red_and_blue(folder: Path) -> Path:
 
 @pytest.fixture
 def edgerec():
-    """Run the command line in a process of its own; gives the completed process."""
+    """Return a function that runs the command line in a separate process, and returns the completed process."""
 
     def call(*arguments, timeout: float = 120, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "edgerec", *map(str, arguments)]
@@ -188,27 +195,30 @@ def edgerec():
 
 @pytest.fixture
 def here():
-    """The same in this process, where TensorFlow is loaded already; what it does to the log is undone."""
+    """Return a function that runs the command line in this process, where TensorFlow is already loaded.
+
+    The configuration of the log is restored after each call.
+    """
     from typer.testing import CliRunner
 
     from edgerec.cli.app import app
 
     def call(*arguments) -> subprocess.CompletedProcess:
         log = logging.getLogger("edgerec")
-        before = log.handlers[:], log.level, log.propagate
+        configuration = log.handlers[:], log.level, log.propagate
         try:
-            done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+            result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         finally:
-            log.handlers[:], log.level, log.propagate = before
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+            log.handlers[:], log.level, log.propagate = configuration
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
     return call
 
 
 def one_line(done: subprocess.CompletedProcess, code: int = 1) -> str:
-    """The only line of an error, as the person sees it."""
+    """Return the error message of a failed command; fail unless the message is a single line without a traceback."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip() and line != "starting TensorFlow …"]

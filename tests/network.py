@@ -1,4 +1,4 @@
-"""What the tests of network sinks share: results made by hand, and a real MQTT broker."""
+"""Helpers for the tests of network sinks: example results, a real MQTT broker and an MQTT client."""
 
 from __future__ import annotations
 
@@ -27,32 +27,38 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 
 def result(label="stop", index=0, source="camera", changed=True, since_s=None, score=0.75):
-    """A result whose decision is ``label``; another ``since_s`` makes it another decision."""
+    """Return a result whose decision is ``label``. Results with different ``since_s`` have different decisions."""
     now = time.monotonic()
-    answer = Classification(label, 0, score, (Category(label, 0, score),), np.float32([score, 1 - score]))
+    classification = Classification(label, 0, score, (Category(label, 0, score),), np.float32([score, 1 - score]))
     decision = Decision(label, 0, score, now if since_s is None else since_s, changed)
-    return Result(Frame(IMAGE, index, now - 0.02, source, source), answer, now, decision)
+    return Result(Frame(IMAGE, index, now - 0.02, source, source), classification, now, decision)
 
 
 def change(state, source="camera", reason=""):
+    """Return a state change of a source."""
     return StateChange(source, State(state), time.monotonic(), reason)
 
 
 def wait_for(condition, seconds=15.0):
+    """Wait until ``condition()`` is true; fail the test after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        assert time.monotonic() < end, f"the condition was not met within {seconds} s"
         time.sleep(0.02)
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return a TCP port on which no process listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Mosquitto:
-    """A real broker on loopback that can be ended and started again; it keeps what it has when it ends well."""
+    """A real MQTT broker on the loopback interface, which can be stopped and started again.
+
+    The broker saves sessions and retained messages when it is stopped, and restores them when it is started.
+    """
 
     def __init__(self, folder, *, passwords: dict[str, str] | None = None, tls: bool = False) -> None:
         command = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
@@ -78,7 +84,7 @@ class Mosquitto:
 
     def start(self) -> Mosquitto:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(self._answers)
+        wait_for(self._accepts_connections)
         return self
 
     def stop(self) -> None:
@@ -89,12 +95,12 @@ class Mosquitto:
 
     def _certify(self, key) -> None:
         if not shutil.which("openssl"):
-            pytest.skip("no openssl to make a certificate with")
+            pytest.skip("no openssl to create a certificate")
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
         command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self.certificate)]
         subprocess.run(command, check=True, capture_output=True)
 
-    def _answers(self) -> bool:
+    def _accepts_connections(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
         except OSError:
@@ -103,7 +109,11 @@ class Mosquitto:
 
 
 class Listener:
-    """A second MQTT client, whose session the broker remembers: it sees every message of QoS 1."""
+    """An MQTT client with a persistent session, which therefore receives every message with QoS 1.
+
+    Attributes:
+        messages: topic, payload and retain flag of each received message.
+    """
 
     def __init__(self, broker: Mosquitto, topics="#", name="listener", user=None) -> None:
         import paho.mqtt.client as mqtt
@@ -122,6 +132,7 @@ class Listener:
         wait_for(lambda: self.subscribed)
 
     def of(self, topic: str) -> list[bytes]:
+        """Return the payloads of all messages with a topic."""
         return [payload for name, payload, _ in list(self.messages) if name == topic]
 
     def close(self) -> None:

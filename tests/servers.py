@@ -1,4 +1,4 @@
-"""Real servers on loopback that fail in every way that cameras do. All of them end by themselves."""
+"""Real servers on the loopback interface that reproduce faults of network cameras. All servers end by themselves."""
 
 from __future__ import annotations
 
@@ -17,43 +17,45 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Each served picture has its number in its colour, in steps that JPEG and video codecs keep apart.
+# The color of each image encodes the image's number. JPEG and video codecs preserve the differences of these levels.
 LEVELS = (24, 88, 152, 216)
 NUMBERS = len(LEVELS) ** 3
 FPS = 25
-LIFE_S = 120
+LIFETIME_S = 120
 
 
-def picture(number: int, size: tuple[int, int] = (160, 120), *, grey: bool = False) -> np.ndarray:
-    """The picture of that number, BGR or grey: the upper half in its colour, the lower half in the inverse of it, so
-    that one which is whole differs from one which is torn."""
+def numbered_image(number: int, size: tuple[int, int] = (160, 120), *, gray: bool = False) -> np.ndarray:
+    """Return an image whose color encodes ``number``, uint8 ``(H, W, 3)`` BGR or ``(H, W)`` gray.
+
+    The lower half has the inverse color, so that :func:`number_of` can detect an image that consists of two frames.
+    """
     digits = [number // len(LEVELS) ** i % len(LEVELS) for i in range(3)]
-    if grey:
+    if gray:
         digits = [digits[0]] * 3
-    colour = np.array([LEVELS[digit] for digit in digits], np.uint8)
+    color = np.array([LEVELS[digit] for digit in digits], np.uint8)
     image = np.empty((size[1], size[0], 3), np.uint8)
-    image[: size[1] // 2], image[size[1] // 2 :] = colour, 240 - colour
-    return image[..., 0] if grey else image
+    image[: size[1] // 2], image[size[1] // 2 :] = color, 240 - color
+    return image[..., 0] if gray else image
 
 
 def number_of(image: np.ndarray) -> int | None:
-    """The number of a picture that came through, RGB; None when it is none that was served."""
+    """Return the number of a received RGB image; None if the image is not one of :func:`numbered_image`."""
     rows = image.shape[0]
     upper, lower = image[: rows // 2 - 8].reshape(-1, 3), image[rows // 2 + 8 :].reshape(-1, 3)
     mean = upper.mean(axis=0)
     digits = np.array([np.abs(np.array(LEVELS) - value).argmin() for value in mean])
-    colour = np.array(LEVELS)[digits]
-    off = max(np.abs(upper - colour.astype(int)).max(), np.abs(lower - (240 - colour.astype(int))).max())
-    return None if off > 24 else int(digits[2] + digits[1] * len(LEVELS) + digits[0] * len(LEVELS) ** 2)
+    color = np.array(LEVELS)[digits]
+    deviation = max(np.abs(upper - color.astype(int)).max(), np.abs(lower - (240 - color.astype(int))).max())
+    return None if deviation > 24 else int(digits[2] + digits[1] * len(LEVELS) + digits[0] * len(LEVELS) ** 2)
 
 
-def jpeg(number: int, size: tuple[int, int] = (160, 120), *, grey: bool = False) -> bytes:
-    """The picture of that number as a JPEG file."""
-    return cv2.imencode(".jpg", picture(number, size, grey=grey))[1].tobytes()
+def jpeg(number: int, size: tuple[int, int] = (160, 120), *, gray: bool = False) -> bytes:
+    """Return the image of :func:`numbered_image` as the content of a JPEG file."""
+    return cv2.imencode(".jpg", numbered_image(number, size, gray=gray))[1].tobytes()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a TCP port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -66,16 +68,16 @@ HEAD = (
 
 
 def part(content: bytes, *, length: bool = True) -> bytes:
-    """One part of the answer, with the boundary in front of it."""
-    told = f"Content-Length: {len(content)}\r\n" if length else ""
-    return f"--frame\r\nContent-Type: image/jpeg\r\n{told}\r\n".encode() + content + b"\r\n"
+    """Return one part of a multipart response, including its boundary."""
+    length_header = f"Content-Length: {len(content)}\r\n" if length else ""
+    return f"--frame\r\nContent-Type: image/jpeg\r\n{length_header}\r\n".encode() + content + b"\r\n"
 
 
 Script = Callable[["Peer"], None]
 
 
 class Peer:
-    """One connection of a server, as a script sees it."""
+    """A client's connection to a server. Scripts use it to send the response."""
 
     def __init__(self, connected: socket.socket, server: MjpegServer, request: bytes) -> None:
         self._connected, self._server, self.request = connected, server, request
@@ -84,32 +86,38 @@ class Peer:
         self._connected.sendall(content)
 
     def wait(self, seconds: float) -> None:
-        """Stay connected and silent; ends early with the server."""
+        """Stay connected without sending anything; raise OSError if the server ends during this time."""
         if self._server.ended.wait(seconds):
-            raise OSError("the server ends")
+            raise OSError("the server has ended")
 
-    def pictures(self, count: int | None = None, **look) -> None:
-        """Send pictures at the frame rate, each with the server's next number."""
+    def send_images(self, count: int | None = None, **options) -> None:
+        """Send ``count`` numbered images at the frame rate, or images until the connection ends.
+
+        Numbers increase over all connections of the server. ``options`` are passed to :func:`jpeg`.
+        """
         for _ in itertools.count() if count is None else range(count):
-            self.send(part(jpeg(next(self._server.numbers) % NUMBERS, **look)))
+            self.send(part(jpeg(next(self._server.numbers) % NUMBERS, **options)))
             self.wait(1 / FPS)
 
 
-def well(peer: Peer) -> None:
-    """What a good camera does."""
+def stream_images(peer: Peer) -> None:
+    """Script of a camera without faults, which sends images until the connection ends."""
     peer.send(HEAD)
-    peer.pictures()
+    peer.send_images()
 
 
 class MjpegServer:
-    """Serves each connection by the next of its scripts, the last one for ever; killed and restarted on its port."""
+    """MJPEG server that runs one script per connection, and repeats the last script for all further connections.
+
+    The server can be killed and restarted on the same port.
+    """
 
     def __init__(self, *scripts: Script) -> None:
         self.port = free_port()
         self.numbers = itertools.count()
         self.connections = 0
         self.ended = threading.Event()
-        self._scripts = list(scripts or [well])
+        self._scripts = list(scripts or [stream_images])
         self._threads: list[threading.Thread] = []
         self._peers: list[socket.socket] = []
         self._listener: socket.socket | None = None
@@ -126,14 +134,14 @@ class MjpegServer:
         self.kill()
 
     def start(self) -> None:
-        """Listen."""
+        """Start to listen for connections."""
         self.ended.clear()
         self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=False)
-        self._listener.settimeout(LIFE_S)
+        self._listener.settimeout(LIFETIME_S)
         self._run(self._accept, self._listener)
 
     def kill(self) -> None:
-        """End as a process that is killed does: every connection is cut, in the middle of whatever it sends."""
+        """End like a killed process: close all connections at once, even while data is being sent."""
         self.ended.set()
         for open_socket in (self._listener, *self._peers):
             if open_socket is not None:
@@ -153,7 +161,7 @@ class MjpegServer:
         with contextlib.suppress(OSError):
             while not self.ended.is_set():
                 connected, _ = listener.accept()
-                connected.settimeout(LIFE_S)
+                connected.settimeout(LIFETIME_S)
                 self._peers.append(connected)
                 script = self._scripts[min(self.connections, len(self._scripts) - 1)]
                 self.connections += 1
@@ -171,8 +179,8 @@ class MjpegServer:
 
 
 @contextlib.contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port where connecting hangs, as at a host that is switched off: the queue of its listener is full."""
+def unresponsive_port() -> Iterator[int]:
+    """Yield a port to which connecting hangs, as with a host that is switched off, because its backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -185,7 +193,8 @@ def deaf_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-# Run by the system's Python, where Debian's packages are: H.264 of numbered colours over RTSP.
+# Program that serves the numbered images as H.264 over RTSP. It is run by the system's Python, because Debian installs
+# the GStreamer bindings there.
 _RTSP = """
 import sys, signal, gi
 gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0")
@@ -207,7 +216,7 @@ loop = GLib.MainLoop(); GLib.timeout_add_seconds(120, loop.quit); loop.run()
 
 
 def rtsp_missing() -> str:
-    """Why there can be no RTSP server here; empty when there can."""
+    """Return the reason why this machine cannot run the RTSP server; an empty string if it can."""
     code = (
         "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; "
         "Gst.init(None); "
@@ -226,13 +235,13 @@ def rtsp_missing() -> str:
 
 
 class RtspServer:
-    """A GStreamer RTSP server in a process of its own."""
+    """A GStreamer RTSP server in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self._folder = free_port(), folder
         self._process: subprocess.Popen | None = None
         for number in range(NUMBERS):
-            cv2.imwrite(str(folder / f"{number:02d}.png"), picture(number))
+            cv2.imwrite(str(folder / f"{number:02d}.png"), numbered_image(number))
 
     @property
     def url(self) -> str:
@@ -246,7 +255,7 @@ class RtspServer:
         self.kill()
 
     def start(self) -> None:
-        """Start it and wait until it listens."""
+        """Start the server, and wait until it listens."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self._process = subprocess.Popen(
             ["/usr/bin/python3", "-c", _RTSP, str(self.port), str(self._folder)],
@@ -257,11 +266,11 @@ class RtspServer:
         assert self._process.stdout.readline() == b"ready\n"
 
     def freeze(self) -> None:
-        """Silent, but connected."""
+        """Stop the process, so that it sends nothing but keeps its connections."""
         self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)

@@ -15,7 +15,7 @@ from edgerec.camera.sources import find_source
 from edgerec.camera.sources.opencv import OpenCVSource
 from edgerec.cli.app import app
 from edgerec.errors import SourceError
-from tests.servers import MjpegServer, well
+from tests.servers import MjpegServer, stream_images
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ class Server(MjpegServer):
 
     def _deliver(self, peer):
         self.connected.set()
-        well(peer)
+        stream_images(peer)
 
 
 def test_benchmark_opens_the_source_after_the_cold_start(bundle, monkeypatch):

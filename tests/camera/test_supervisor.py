@@ -28,7 +28,18 @@ from edgerec.camera.supervisor import Feeds
 from edgerec.errors import SourceError
 from edgerec.runtime.device_users import programs_using
 from tests import servers
-from tests.servers import HEAD, NUMBERS, MjpegServer, RtspServer, deaf_port, jpeg, number_of, part, picture, well
+from tests.servers import (
+    HEAD,
+    NUMBERS,
+    MjpegServer,
+    RtspServer,
+    jpeg,
+    number_of,
+    numbered_image,
+    part,
+    stream_images,
+    unresponsive_port,
+)
 
 # Maximum time in seconds for a reconnection. It usually takes less than 3 s, but longer on a busy machine.
 BACK_S = 10.0
@@ -118,7 +129,7 @@ def child_processes() -> set[str]:
 def test_image_numbers_can_be_read_after_jpeg_compression():
     seen = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
     assert seen == list(range(NUMBERS))
-    torn = picture(7).copy()
+    torn = numbered_image(7).copy()
     torn[80:] = 128
     assert number_of(torn[:, :, ::-1]) is None
     assert number_of(np.zeros((120, 160, 3), np.uint8)) is None
@@ -143,7 +154,7 @@ def test_server_killed_and_restarted_ten_times():
 
 def silent(peer):
     peer.send(HEAD)
-    peer.pictures(5)
+    peer.send_images(5)
     peer.wait(60)
 
 
@@ -153,7 +164,7 @@ def mute(peer):
 
 def half_then_silent(peer):
     peer.send(HEAD)
-    peer.pictures(3)
+    peer.send_images(3)
     whole = part(jpeg(40))
     peer.send(whole[: len(whole) // 2])
     peer.wait(60)
@@ -161,14 +172,14 @@ def half_then_silent(peer):
 
 def half_then_gone(peer):
     peer.send(HEAD)
-    peer.pictures(3)
+    peer.send_images(3)
     whole = part(jpeg(40))
     peer.send(whole[: len(whole) // 2])
 
 
 def drop_by_drop(peer):
     peer.send(HEAD)
-    peer.pictures(2)
+    peer.send_images(2)
     for byte in part(jpeg(40)):
         peer.send(bytes([byte]))
         peer.wait(1)
@@ -182,7 +193,7 @@ def head_drop_by_drop(peer):
 
 def endless_part(peer):
     peer.send(HEAD)
-    peer.pictures(2)
+    peer.send_images(2)
     peer.send(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg(40)[:400])
     while True:
         peer.send(b"\x55" * 100_000)
@@ -191,7 +202,7 @@ def endless_part(peer):
 
 def endless_noise(peer):
     peer.send(HEAD)
-    peer.pictures(2)
+    peer.send_images(2)
     noise = random.Random(0)
     while True:
         peer.send(noise.randbytes(50_000))
@@ -231,9 +242,9 @@ def test_source_recovers_from_faults_of_a_connection(fault):
 
     def few(peer):
         peer.send(HEAD)
-        peer.pictures(5)
+        peer.send_images(5)
 
-    with MjpegServer(fault, few, fault, well) as server, watch(server) as camera:
+    with MjpegServer(fault, few, fault, stream_images) as server, watch(server) as camera:
         wait_for(lambda: server.connections >= 4, 30, lambda: f"{camera.states()}")
         camera.wait_for_frames(fault.__name__)
     camera.assert_only_served()
@@ -261,8 +272,8 @@ def test_incomplete_image_in_a_stream_is_dropped():
             for length in (True, False):
                 headers = part(whole, length=length).split(whole)[0]
                 peer.send(headers + whole[:cut] + b"\r\n")
-                peer.pictures(2)
-        peer.pictures()
+                peer.send_images(2)
+        peer.send_images()
 
     with MjpegServer(script) as server, watch(server) as camera:
         wait_for(lambda: len(camera.frames) > 4 * len(cuts) + 5, 30)
@@ -278,7 +289,7 @@ def test_garbage_between_parts_is_ignored():
         peer.send(HEAD)
         while True:
             peer.send(noise.randbytes(noise.randrange(3000)).replace(b"\xff\xd8", b"") + b"\r\n")
-            peer.pictures(1)
+            peer.send_images(1)
 
     with MjpegServer(script) as server, watch(server) as camera:
         wait_for(lambda: len(camera.frames) > 30, 30)
@@ -290,8 +301,8 @@ def test_resolution_and_color_may_change_in_a_stream():
     def script(peer):
         peer.send(HEAD)
         for look in ({}, {"size": (320, 240)}, {"grey": True}, {"size": (64, 48)}, {"size": (320, 240), "grey": True}):
-            peer.pictures(5, **look)
-        peer.pictures()
+            peer.send_images(5, **look)
+        peer.send_images()
 
     with MjpegServer(script) as server, watch(server) as camera:
         wait_for(lambda: len(camera.frames) > 30, 30)
@@ -315,7 +326,7 @@ def test_source_connects_after_refused_connections():
 
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 def test_unreachable_host_times_out(scheme):
-    with deaf_port() as port:
+    with unresponsive_port() as port:
         start_s = time.monotonic()
         with pytest.raises(SourceError, match="cannot be opened"):
             find_source(f"{scheme}://127.0.0.1:{port}/camera").open()
@@ -342,7 +353,7 @@ def test_password_is_sent_after_a_challenge_and_not_shown(scheme):
         basic = "Basic " + base64.b64encode(b"me:se@cret").decode()
         right = basic in request if scheme == "basic" else 'Digest username="me"' in request and "response=" in request
         if right:
-            well(peer)
+            stream_images(peer)
         how = 'Basic realm="c"' if scheme == "basic" else 'Digest realm="c", nonce="abc", qop="auth", algorithm=MD5'
         peer.send(f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {how}\r\nContent-Length: 0\r\n\r\n".encode())
 
@@ -440,7 +451,7 @@ def test_jpeg_with_a_missing_restart_marker_is_dropped():
 @pytest.mark.parametrize("quality", [50, 95])
 def test_gray_image_is_not_mistaken_for_an_incomplete_one(quality):
     gray = np.full((120, 160, 3), 128, np.uint8)
-    for image in (gray, gray[..., 0], picture(5) // 2 + 64):
+    for image in (gray, gray[..., 0], numbered_image(5) // 2 + 64):
         image[-40:] = 128
         assert decoded(cv2, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()) is not None
 
@@ -464,7 +475,7 @@ def test_truncated_video_delivers_its_complete_frames(tmp_path):
     path = tmp_path / "numbers.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
-        writer.write(picture(number))
+        writer.write(numbered_image(number))
     writer.release()
     content = path.read_bytes()
     starts = [at for at in range(len(content)) if content[at : at + 3] == b"\xff\xd8\xff"]
@@ -481,7 +492,7 @@ def test_unplugged_camera_is_reconnected(tmp_path):
     path, original = tmp_path / "video9.avi", tmp_path / "original.avi"
     writer = cv2.VideoWriter(str(original), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(30):
-        writer.write(picture(number))
+        writer.write(numbered_image(number))
     writer.release()
     shutil.copy(original, path)
 
@@ -544,7 +555,7 @@ def test_ffmpeg_writes_nothing_to_stderr(tmp_path):
     path = tmp_path / "torn.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
-        writer.write(picture(number))
+        writer.write(numbered_image(number))
     writer.release()
     content = bytearray(path.read_bytes())
     del content[len(content) // 2 :]
@@ -585,7 +596,7 @@ def test_ffmpeg_timeouts_end_a_silent_or_slow_stream(tmp_path, pause_s):
     path = tmp_path / "numbers.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (160, 120))
     for number in range(20):
-        writer.write(picture(number))
+        writer.write(numbered_image(number))
     writer.release()
     content = path.read_bytes()
 

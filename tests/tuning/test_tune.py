@@ -459,7 +459,7 @@ def test_the_command_line(study, edgerec, tmp_path):
 @pytest.mark.slow
 def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
     """One is killed while both train: its trial is found to be silent, marked, and tried again by the other."""
-    if reason := database.missing():
+    if reason := database.unavailable_reason():
         pytest.skip(reason)
     with database.postgresql() as server:
         options = {"storage": server.address, "heartbeat_s": 1}
