@@ -90,9 +90,7 @@ def read_labels(path: Path, count: int | None = None, model: str = "the model") 
     """
     labels = parse_labels(_read(path), str(path), count)
     if count is not None and len(labels) != count:
-        raise DataError(
-            f"{path} has {len(labels)} labels, but {model} has {count} outputs: list one label for each output"
-        )
+        raise DataError(f"{path} has {len(labels)} labels, but {model} needs {count}: list one label for each class")
     return labels
 
 
@@ -281,7 +279,7 @@ def _parts_of_line(line: str, count: int | None) -> list[str] | None:
 
 def _numbered(lines: list[str]) -> Sequence[str] | None:
     """Return the labels of lines that are all ``index label`` or ``label index``; None if they are not numbered."""
-    readings = []
+    interpretations = []
     for pattern, index, name in ((_NUMBERED, 1, 2), (_NUMBERED_AFTER, 2, 1)):
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
         if not lines or len(matches) != len(lines):
@@ -294,14 +292,14 @@ def _numbered(lines: list[str]) -> Sequence[str] | None:
         if not (separated or different):
             continue
         try:
-            readings.append(_by_index(zip(indices, names, strict=True)))
+            interpretations.append(_by_index(zip(indices, names, strict=True)))
         except _NotLabels:
             meant = separated or (pattern is _NUMBERED and indices[0] in (0, 1) and len(lines) > 2)
             if meant and len(set(names)) > 1 and not all(name.isdigit() for name in names):
                 raise
-    if len({tuple(reading) for reading in readings}) > 1:
+    if len({tuple(interpretation) for interpretation in interpretations}) > 1:
         raise _NotLabels("its lines have two numbers each, so that it is not clear which is the index")
-    return readings[0] if readings else None
+    return interpretations[0] if interpretations else None
 
 
 def _has_header(lines: list[str]) -> bool:
@@ -356,20 +354,20 @@ def _labels_of_value(value: Any, depth: int = 0) -> Sequence[str]:
         return _by_index((int(key), _name(item)) for key, item in value.items())
     if all(map(_is_index, value.values())):
         return _by_index((int(item), key) for key, item in value.items())
-    readings, problem = [], None
+    interpretations, problem = [], None
     for key, item in value.items():
         if _key(key) in _CONTAINERS and isinstance(item, dict | list) and item:
             try:
-                readings.append(tuple(_labels_of_value(item, depth + 1)))
+                interpretations.append(tuple(_labels_of_value(item, depth + 1)))
             except _NotLabels as error:
                 problem = error
-    if not readings and problem is not None:
+    if not interpretations and problem is not None:
         raise problem
-    if not readings:
+    if not interpretations:
         raise _NotLabels(f"none of its keys ({', '.join(keys[:6])}) holds the labels{_mentioned(value.values())}")
-    if len(set(readings)) > 1:
+    if len(set(interpretations)) > 1:
         raise _NotLabels("it has several lists of labels that differ")
-    return readings[0]
+    return interpretations[0]
 
 
 def _labels_of_list(value: list[Any]) -> Sequence[str]:

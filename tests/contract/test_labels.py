@@ -184,7 +184,7 @@ def test_number_of_outputs_selects_the_format_and_is_checked(tmp_path):
     path.write_text("#\n0\n#1\n")  # labels of a model for character recognition
     assert read_labels(path, 3) == ("#", "0", "#1")
     path.write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"has 3 labels, but m\.tflite has 4 outputs"):
+    with pytest.raises(DataError, match=r"has 3 labels, but m\.tflite needs 4"):
         read_labels(path, 4, "m.tflite")
 
 

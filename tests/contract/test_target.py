@@ -1,4 +1,4 @@
-"""Targets: files that are data, and the command that shows them."""
+"""Target files, their validation, and the command that shows them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgerec.contract.target import Target, target_names
 from edgerec.errors import TargetError
 from tests.conftest import one_line
 
-LEAST = 'title = "Mine"\narch = ["aarch64"]\ntypes = ["int8"]\n'
+MINIMAL = 'title = "Mine"\narch = ["aarch64"]\ntypes = ["int8"]\n'
 
 
-def written(folder: Path, text: str) -> str:
+def write_target(folder: Path, text: str) -> str:
     path = folder / "mine.toml"
     path.write_text(text)
     return str(path)
 
 
-def test_shipped_targets():
+def test_shipped_targets_are_complete():
     devices = "desktop-linux desktop-macos desktop-windows rpi rpi-32bit coral-usb coral-dev-board android web"
     assert set(target_names()) == {*devices.split(), "microcontroller", "desktop", "coral"}
     targets = {name: Target.load(name) for name in target_names()}
@@ -32,7 +32,7 @@ def test_shipped_targets():
 
 
 def test_own_target_inherits_missing_values_from_like(tmp_path):
-    mine = Target.load(written(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n'))
+    mine = Target.load(write_target(tmp_path, 'like = "rpi"\ntitle = "Gate"\nthreads = 2\n[operators]\nADD = 4\n'))
     rpi = Target.load("rpi")
     assert (mine.name, mine.title, mine.threads, mine.operators) == ("mine", "Gate", 2, {"ADD": 4})
     assert (mine.arch, mine.requirements, mine.service) == (rpi.arch, rpi.requirements, True)
@@ -48,30 +48,30 @@ def test_own_target_inherits_missing_values_from_like(tmp_path):
         ('like = "rpy"\n', "did you mean 'rpi'"),
         ('like = "other.toml"\n', "unknown target"),
         ("like = 3\n", "unknown target '3'"),
-        (LEAST + "threads = -1\n", "threads is -1, expected 0 or more"),
-        (LEAST + "service = 1\n", "service is 1, expected true or false"),
-        (LEAST + 'systems = "Linux"\n', "expected a list of strings"),
-        (LEAST + "[operators]\nADD = true\n", "expected operators and their highest version"),
+        (MINIMAL + "threads = -1\n", "threads is -1, expected 0 or more"),
+        (MINIMAL + "service = 1\n", "service is 1, expected true or false"),
+        (MINIMAL + 'systems = "Linux"\n', "expected a list of strings"),
+        (MINIMAL + "[operators]\nADD = true\n", "expected operators and their highest version"),
         # Values that contradict each other or are not known.
-        (LEAST.replace("int8", "int4"), "types contains 'int4', expected 'int8' or 'float32'"),
-        (LEAST.replace('"int8"', ""), "types is empty"),
-        (LEAST + 'inputs = ["float32"]\n', "inputs contains no 8-bit integer"),
-        (LEAST + 'kind = "zip"\n', "kind contains 'zip', expected 'bundle' or 'model' or 'c'"),
-        (LEAST + 'rules = "tpu"\n', "rules contains 'tpu', expected 'edgetpu'"),
-        (LEAST + 'sources = ["webcam"]\n', "sources contains 'webcam'"),
-        (LEAST + 'compiler = "edgetpu_compiler"\n', "but delegate is empty"),
-        (LEAST + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are only for kind 'bundle'"),
-        (LEAST + "service = true\n", "service is true, but requirements is empty"),
-        (LEAST + 'python = ["3"]\n', "python contains '3'"),
-        (LEAST.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "has a wheel for armv7l"),
+        (MINIMAL.replace("int8", "int4"), "types contains 'int4', expected 'int8' or 'float32'"),
+        (MINIMAL.replace('"int8"', ""), "types is empty"),
+        (MINIMAL + 'inputs = ["float32"]\n', "inputs contains no 8-bit integer"),
+        (MINIMAL + 'kind = "zip"\n', "kind contains 'zip', expected 'bundle' or 'model' or 'c'"),
+        (MINIMAL + 'rules = "tpu"\n', "rules contains 'tpu', expected 'edgetpu'"),
+        (MINIMAL + 'sources = ["webcam"]\n', "sources contains 'webcam'"),
+        (MINIMAL + 'compiler = "edgetpu_compiler"\n', "but delegate is empty"),
+        (MINIMAL + 'kind = "c"\ncommands = ["pip install edgerec"]\n', "are only for kind 'bundle'"),
+        (MINIMAL + "service = true\n", "service is true, but requirements is empty"),
+        (MINIMAL + 'python = ["3"]\n', "python contains '3'"),
+        (MINIMAL.replace("aarch64", "armv7l") + 'runtimes = ["ai-edge-litert>=2"]\n', "has a wheel for armv7l"),
         (
-            LEAST + 'python = ["3.13"]\nruntimes = ["tflite-runtime"]\n',
+            MINIMAL + 'python = ["3.13"]\nruntimes = ["tflite-runtime"]\n',
             "Python 3.13: the latest is for 3.11",
         ),
     ],
 )
 def test_error_for_invalid_target_is_one_line(tmp_path, text, message):
-    path = written(tmp_path, text)
+    path = write_target(tmp_path, text)
     with pytest.raises(TargetError) as error:
         Target.load(path)
     assert message in str(error.value)
@@ -92,6 +92,6 @@ def test_targets_command_lists_targets_and_shows_one(edgerec, tmp_path):
     assert "edgerec camera . --source auto" in shown.stdout
     every = json.loads(edgerec("targets", "--json").stdout)
     assert [target["name"] for target in every] == target_names()
-    mine = json.loads(edgerec("targets", written(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
+    mine = json.loads(edgerec("targets", write_target(tmp_path, 'like = "rpi"\nthreads = 4\n'), "--json").stdout)
     assert (mine["threads"], mine["arch"]) == (4, ["aarch64"])
     assert "did you mean 'rpi'" in one_line(edgerec("targets", "rpy"))

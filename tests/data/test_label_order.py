@@ -206,5 +206,5 @@ def test_number_of_outputs_decides_how_label_files_are_read(tmp_path, images):
     again = adopted(tmp_path / "m.keras", str(images), tmp_path / "run", labels=tmp_path / "order.txt")
     assert again.path == run.path
     (tmp_path / "short.txt").write_text("berry\napple\ncress\n")
-    with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras has 4 outputs"):
+    with pytest.raises(DataError, match=r"has 3 labels, but .*m\.keras needs 4"):
         adopt(tmp_path / "m.keras", str(images), tmp_path / "other", labels=tmp_path / "short.txt")

@@ -279,7 +279,7 @@ def test_number_of_labels_must_equal_number_of_scores(given, tmp_path):
     with pytest.raises(DataError, match=r"no labels in it: add --labels labels.txt, with 3 lines"):
         import_tflite(path, tmp_path / "b")
     (tmp_path / "labels.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match=r"labels.txt has 2 labels, .* has 3 outputs"):
+    with pytest.raises(DataError, match=r"labels.txt has 2 labels, .* needs 3"):
         import_tflite(path, tmp_path / "b", labels=tmp_path / "labels.txt")
 
 
