@@ -119,7 +119,7 @@ def flood(kind: str) -> bytes:
 def test_unexpected_packets_end_the_connection(tmp_path, kind):
     """Otherwise, paho would read and store all packets, although the client has no subscriptions."""
     pytest.importorskip("paho.mqtt.client")
-    ended, taken = threading.Event(), []
+    ended, sent_bytes = threading.Event(), []
 
     def serve() -> None:
         connection, _ = server.accept()
@@ -130,11 +130,11 @@ def test_unexpected_packets_end_the_connection(tmp_path, kind):
             content = flood(kind)
             try:
                 for start in range(0, len(content), 10_000):
-                    taken.append(connection.send(content[start : start + 10_000]))
+                    sent_bytes.append(connection.send(content[start : start + 10_000]))
                 while connection.recv(10_000):
                     pass
             except ConnectionError:
-                taken.append(-1)
+                sent_bytes.append(-1)
         ended.set()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -145,7 +145,7 @@ def test_unexpected_packets_end_the_connection(tmp_path, kind):
         sink.write(result())
         try:
             assert ended.wait(15)
-            assert taken[-1] == -1
+            assert sent_bytes[-1] == -1
         finally:
             sink.close()
             thread.join(20)

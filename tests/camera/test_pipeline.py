@@ -195,14 +195,14 @@ def test_local_camera_that_cannot_be_opened_at_the_start_is_an_error():
 
 def test_sources_take_turns():
     """A frame of a slow source is delivered after at most one frame of a fast source."""
-    taken, waiting, frames = [], [], 15
+    consumed, positions_when_queued, frames = [], [], 15
 
     class Slow(ScriptedSource):
         def images(self):
             for number in range(frames):
                 yield np.full((4, 4, 3), number, np.uint8), "slow"
-                waiting.append(len(taken))  # the frame has been queued
-                while taken.count("slow") <= number:
+                positions_when_queued.append(len(consumed))  # the frame has been queued
+                while consumed.count("slow") <= number:
                     time.sleep(0.001)
 
     addresses = [
@@ -212,12 +212,12 @@ def test_sources_take_turns():
     with Feeds(addresses) as running:
         for event in running:
             if isinstance(event, Frame):
-                taken.append(event.feed)
-                if taken.count("slow") == frames:
+                consumed.append(event.feed)
+                if consumed.count("slow") == frames:
                     break
-    positions = [position for position, feed in enumerate(taken) if feed == "slow"]
-    assert all(position <= since + 1 for position, since in zip(positions, waiting, strict=False))
-    assert "fast" in taken
+    positions = [position for position, feed in enumerate(consumed) if feed == "slow"]
+    assert all(position <= since + 1 for position, since in zip(positions, positions_when_queued, strict=False))
+    assert "fast" in consumed
 
 
 def test_threads_end_after_an_early_exit_from_the_loop():

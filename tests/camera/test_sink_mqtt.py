@@ -282,11 +282,11 @@ def test_tls_checks_the_certificate(tmp_path, monkeypatch, caplog):
         running.stop()
 
 
-class Strange:
-    """A server that calls ``answer`` for each connection."""
+class ScriptedServer:
+    """A server that sends the bytes that ``respond`` returns for each connection; none to stay silent."""
 
-    def __init__(self, answer):
-        self.taken, self._answer, self._open = 0, answer, []
+    def __init__(self, respond):
+        self.connection_count, self._respond, self._open = 0, respond, []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
@@ -298,12 +298,12 @@ class Strange:
                 connection, _ = self._server.accept()
             except OSError:
                 return
-            self.taken += 1
+            self.connection_count += 1
             connection.settimeout(2)
             try:
                 connection.recv(1000)
-                if answer := self._answer(self.taken):
-                    connection.sendall(answer)
+                if content := self._respond(self.connection_count):
+                    connection.sendall(content)
                     connection.close()
             except OSError:
                 pass
@@ -318,11 +318,11 @@ class Strange:
 
 
 def test_silent_broker_does_not_block_the_sink(tmp_path, paho, caplog):
-    silent = Strange(lambda _: b"")
+    silent = ScriptedServer(lambda _: b"")
     sink = sink_to(silent.port, tmp_path / "out", results_per_s=100)
     for number in range(50):
         sink.write(result(f"d{number}", number))
-    wait_for(lambda: silent.taken)
+    wait_for(lambda: silent.connection_count)
     begun = time.monotonic()
     sink.close()
     assert time.monotonic() - begun < 3
@@ -334,11 +334,11 @@ def test_silent_broker_does_not_block_the_sink(tmp_path, paho, caplog):
 
 def test_broker_that_never_acknowledges_does_not_cause_repeated_messages(tmp_path, paho):
     accepted = b"\x20\x02\x00\x00"
-    half = Strange(lambda number: accepted)
+    half = ScriptedServer(lambda number: accepted)
     sink = sink_to(half.port, tmp_path / "out")
     for number in range(50):
         sink.write(result(f"d{number}", number))
-    wait_for(lambda: half.taken >= 3)
+    wait_for(lambda: half.connection_count >= 3)
     # The number of repeated messages does not grow with each connection.
     assert len(sink._connection._client._out_messages) < 30
     assert sink.waiting == 50
@@ -361,13 +361,13 @@ def test_invalid_data_from_a_broker_does_not_stop_the_sink(tmp_path, paho, monke
         kind, size = dice.randrange(256), dice.randrange(0, 6)
         return b"\x20\x02\x00\x00" * (number % 3 - 1) + bytes([kind, size]) + dice.randbytes(size)
 
-    strange = Strange(nonsense)
-    sink = sink_to(strange.port, tmp_path / "out")
+    server = ScriptedServer(nonsense)
+    sink = sink_to(server.port, tmp_path / "out")
     for number in range(5):
         sink.write(result(f"d{number}"))
-    wait_for(lambda: strange.taken > 150, 60)
+    wait_for(lambda: server.connection_count > 150, 60)
     sink.close()
-    strange.close()
+    server.close()
     wait_for(lambda: names() == [])
     assert len(caplog.records) < 30
     assert not [record for record in caplog.records if record.exc_info]

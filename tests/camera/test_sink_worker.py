@@ -125,10 +125,10 @@ def test_queue_is_limited_in_bytes_and_in_length(shape):
         waiting.append(index)
     release.set()
     worker.close()
-    taken = len(sink.indices)
-    assert taken * shape[0] * shape[1] * 3 < 80_000_000
-    assert taken <= MAX_EVENTS + 2
-    assert taken + worker.dropped == 2 * MAX_EVENTS
+    accepted = len(sink.indices)
+    assert accepted * shape[0] * shape[1] * 3 < 80_000_000
+    assert accepted <= MAX_EVENTS + 2
+    assert accepted + worker.dropped == 2 * MAX_EVENTS
     assert sink.indices[-1] == 2 * MAX_EVENTS - 1
 
 

@@ -39,9 +39,9 @@ from tests.conftest import one_line
 LABELS = ("stop", "yield", "no entry")
 
 
-def result(number, index=0, feed="front", grey=None, size=(48, 64)):
+def result(number, index=0, feed="front", gray=None, size=(48, 64)):
     """Return a result for frame ``number``, whose prediction and decision have the index ``index``; -1 is unknown."""
-    image = np.full((*size, 3), number % 256 if grey is None else grey, np.uint8)
+    image = np.full((*size, 3), number % 256 if gray is None else gray, np.uint8)
     scores = np.full(3, 0.1, np.float32)
     scores[index] = 0.8
     now = time.monotonic()
@@ -50,7 +50,7 @@ def result(number, index=0, feed="front", grey=None, size=(48, 64)):
     return Result(Frame(image, number, now, feed, feed), decide(scores, LABELS, DecisionSpec()), now + 0.005, decision)
 
 
-def unsure(number, index=0, feed="front"):
+def uncertain_result(number, index=0, feed="front"):
     """Return a result with the label unknown, because the score of the best class ``index`` is too low."""
     scores = np.full(3, 0.17, np.float32)
     scores[index] = 0.66
@@ -58,23 +58,23 @@ def unsure(number, index=0, feed="front"):
     return replace(seen, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
 
 
-def change(state, feed="front", reason=""):
+def state_change(state, feed="front", reason=""):
     return StateChange(feed, State(state), time.monotonic(), reason)
 
 
 @pytest.fixture
 def web(tmp_path):
     with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path / "saved") as sink:
-        sink.state(change("live"))
+        sink.state(state_change("live"))
         sink.write(result(7))
         yield sink
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory):
+def shared_web(tmp_path_factory):
     """A sink that is shared by the tests whose requests do not change it."""
     with WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path_factory.mktemp("standing") / "saved") as sink:
-        sink.state(change("live"))
+        sink.state(state_change("live"))
         sink.write(result(7))
         yield sink
 
@@ -91,7 +91,7 @@ def port_of(sink):
     return urlsplit(sink.url).port
 
 
-def ask(sink, path, method="GET", body=None, **headers):
+def send_request(sink, path, method="GET", body=None, **headers):
     """Send one request, and return status, headers and body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -100,8 +100,8 @@ def ask(sink, path, method="GET", body=None, **headers):
         headers = {"Content-Type": "application/json"} | headers
     try:
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return SimpleNamespace(status=answer.status, headers=answer.headers, body=answer.read())
+        response = connection.getresponse()
+        return SimpleNamespace(status=response.status, headers=response.headers, body=response.read())
     finally:
         connection.close()
 
@@ -111,19 +111,19 @@ def stream(sink, **headers):
     """Open a stream of events, and yield a function that returns the kind and the content of the next event."""
     connection = http.client.HTTPConnection("127.0.0.1", port_of(sink), timeout=10)
     connection.request("GET", "/events", headers=headers)
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
+    response = connection.getresponse()
+    assert response.status == 200, response.read()
 
     def following():
-        kind = answer.readline().decode().removeprefix("event: ").strip()
-        fields = json.loads(answer.readline().decode().removeprefix("data: "))
-        answer.readline()
+        kind = response.readline().decode().removeprefix("event: ").strip()
+        fields = json.loads(response.readline().decode().removeprefix("data: "))
+        response.readline()
         return kind, fields
 
     try:
         yield following
     finally:
-        answer.close()
+        response.close()
         connection.close()
 
 
@@ -134,14 +134,14 @@ def threads():
 # --- content ----------------------------------------------------------------------------------------
 
 
-def test_page_and_its_files_are_served_without_external_resources(standing):
-    page = ask(standing, "/")
+def test_page_and_its_files_are_served_without_external_resources(shared_web):
+    page = send_request(shared_web, "/")
     assert page.status == 200
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     for name in ("page.css", "page.js", "icon.svg"):
         assert name in page.body.decode()
-        assert ask(standing, f"/{name}").status == 200
-    everything = b"".join(ask(standing, path).body for path in ("/", "/page.css", "/page.js"))
+        assert send_request(shared_web, f"/{name}").status == 200
+    everything = b"".join(send_request(shared_web, path).body for path in ("/", "/page.css", "/page.js"))
     # The page uses no external resources, and nothing that the Content-Security-Policy forbids.
     assert b"http://" not in everything
     assert b"https://" not in everything
@@ -149,9 +149,9 @@ def test_page_and_its_files_are_served_without_external_resources(standing):
     assert b"<script>" not in page.body
 
 
-def test_every_response_has_security_headers(standing):
+def test_every_response_has_security_headers(shared_web):
     for path in ("/", "/nothing", "/picture/0", "/picture/9"):
-        headers = ask(standing, path).headers
+        headers = send_request(shared_web, path).headers
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -173,20 +173,20 @@ def test_events_contain_results_and_states(web):
         assert abs(news["story"][1]["at_s"] - time.time()) < 60
         web.write(result(8))
         web.write(result(9, 1))
-        web.state(change("lost", reason="no picture"))
-        told = []
-        wait_for(lambda: told.extend(following()[1]["story"]) or len(told) >= 2)
-        assert [entry.get("state") or entry["label"] for entry in told] == ["yield", "lost"]
-        assert told[1]["reason"] == "no picture"
+        web.state(state_change("lost", reason="no picture"))
+        entries_received = []
+        wait_for(lambda: entries_received.extend(following()[1]["story"]) or len(entries_received) >= 2)
+        assert [entry.get("state") or entry["label"] for entry in entries_received] == ["yield", "lost"]
+        assert entries_received[1]["reason"] == "no picture"
 
 
 def test_image_is_the_newest_frame(web):
-    answer = ask(web, "/picture/0")
-    assert (answer.status, answer.headers["X-Frame"]) == (200, "7")
-    shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+    response = send_request(web, "/picture/0")
+    assert (response.status, response.headers["X-Frame"]) == (200, "7")
+    shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (48, 64, 3)
     assert abs(int(shown.mean()) - 7) <= 2
-    assert ask(web, "/picture/1").status == 404
+    assert send_request(web, "/picture/1").status == 404
 
 
 def test_image_has_the_right_colors_and_is_scaled_down(web):
@@ -194,20 +194,20 @@ def test_image_has_the_right_colors_and_is_scaled_down(web):
     image[:, :, 0] = 200  # red
     seen = result(8)
     web.write(Result(Frame(image, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
-    answer = ask(web, "/picture/0?after=7")
-    shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+    response = send_request(web, "/picture/0?after=7")
+    shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (720, 1280, 3)
     assert shown[360, 640].tolist() == pytest.approx([0, 0, 200], abs=6)
 
 
 def test_image_request_waits_for_a_new_frame(web):
     threading.Timer(0.2, lambda: web.write(result(8))).start()
-    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
 
 
 def test_image_request_without_a_new_frame_returns_204(web, monkeypatch):
     monkeypatch.setattr(app, "IMAGE_WAIT_S", 0.1)
-    assert ask(web, "/picture/0?after=7").status == 204
+    assert send_request(web, "/picture/0?after=7").status == 204
 
 
 def test_image_is_encoded_once_and_only_on_request(web):
@@ -215,12 +215,12 @@ def test_image_is_encoded_once_and_only_on_request(web):
         web.write(result(number))
     assert web._state.encoded == 0
     answers = []
-    clients = [threading.Thread(target=lambda: answers.append(ask(web, "/picture/0"))) for _ in range(8)]
+    clients = [threading.Thread(target=lambda: answers.append(send_request(web, "/picture/0"))) for _ in range(8)]
     for client in clients:
         client.start()
     for client in clients:
         client.join()
-    assert {answer.headers["X-Frame"] for answer in answers} == {"59"}
+    assert {response.headers["X-Frame"] for response in answers} == {"59"}
     assert web._state.encoded == 1
 
 
@@ -255,9 +255,9 @@ def test_cpu_time_for_encoding_is_limited(monkeypatch):
 
 
 def test_events_contain_all_sources(web):
-    web.state(change("connecting", "yard"))
-    web.write(result(3, 1, "yard", grey=200))
-    assert ask(web, "/picture/1").headers["X-Frame"] == "3"
+    web.state(state_change("connecting", "yard"))
+    web.write(result(3, 1, "yard", gray=200))
+    assert send_request(web, "/picture/1").headers["X-Frame"] == "3"
     with stream(web) as following:
         following()
         assert [source["name"] for source in following()[1]["sources"]] == ["front", "yard"]
@@ -283,10 +283,10 @@ def test_decisions_of_one_source_do_not_displace_those_of_others(web):
     web.write(result(1, 2, "yard"))
     for number in range(1000):
         web.write(result(number, number % 2))
-    told = web._state.news(0)["story"]
-    assert [entry["label"] for entry in told if entry["source"] == "yard"] == ["no entry"]
-    assert len(told) == page_state.MAX_ENTRIES + 1
-    assert [entry["number"] for entry in told] == sorted(entry["number"] for entry in told)
+    entries_received = web._state.news(0)["story"]
+    assert [entry["label"] for entry in entries_received if entry["source"] == "yard"] == ["no entry"]
+    assert len(entries_received) == page_state.MAX_ENTRIES + 1
+    assert [entry["number"] for entry in entries_received] == sorted(entry["number"] for entry in entries_received)
 
 
 def test_unknown_label_is_sent_with_the_best_class(web):
@@ -294,7 +294,7 @@ def test_unknown_label_is_sent_with_the_best_class(web):
         news = web._state.news(0)
         return news["sources"][0]["answer"], news["story"][-1]
 
-    web.write(unsure(8, 1))
+    web.write(uncertain_result(8, 1))
     for fields in entries():
         assert (fields["label"], fields["index"], fields["best"]) == (UNKNOWN, -1, ["yield", 0.66])
     web.write(result(9, 1))
@@ -316,7 +316,7 @@ def test_last_decision_has_the_current_score(web):
     assert scores() == [first, 0.5]
     web.write(scored(9, 0.875, 1))
     assert scores() == [first, 0.875]
-    web.state(change("live"))  # the decision is unchanged
+    web.state(state_change("live"))  # the decision is unchanged
     web.write(scored(10, 0.75, 1))
     assert scores() == [first, 0.75]
     web.write(scored(11, 0.25, 0))
@@ -333,7 +333,7 @@ def test_list_shows_the_current_score(browser):
         return replace(seen, decision=replace(seen.decision, score=score))
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
-        sink.state(change("live"))
+        sink.state(state_change("live"))
         sink.write(scored(0.6))
         page = browser.new_page()
         page.goto(sink.url)
@@ -348,46 +348,46 @@ def test_list_shows_the_current_score(browser):
 # --- saving -----------------------------------------------------------------------------------------
 
 
-def keep(sink, frame=7):
-    answer = ask(sink, "/hold", "POST", {"source": 0, "frame": frame})
-    assert answer.status == 200, answer.body
-    return json.loads(answer.body)
+def hold_frame(sink, frame=7):
+    response = send_request(sink, "/hold", "POST", {"source": 0, "frame": frame})
+    assert response.status == 200, response.body
+    return json.loads(response.body)
 
 
 def test_labeled_image_is_saved_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     seen = result(8)
     web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
-    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
-    held = keep(web, 8)
+    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    held = hold_frame(web, 8)
     assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
     for number in range(9, 30):  # newer frames arrive while the user selects the label
         web.write(result(number))
-        ask(web, "/picture/0")
-    assert ask(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
-    answer = ask(web, "/save", "POST", {"hold": held["hold"], "index": 2})
-    assert answer.status == 200
-    fields = json.loads(answer.body)
+        send_request(web, "/picture/0")
+    assert send_request(web, f"/held/{held['hold']}").headers["X-Frame"] == "8"
+    response = send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2})
+    assert response.status == 200
+    fields = json.loads(response.body)
     assert (fields["label"], fields["saved"]) == ("no entry", 1)
     (path,) = (tmp_path / "saved").rglob("*.*")
     assert path == tmp_path / "saved" / "no entry" / fields["file"]
     assert np.array_equal(cv2.imread(str(path))[:, :, ::-1], noise)
-    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
+    assert send_request(web, "/save", "POST", {"hold": held["hold"], "index": 2}).status == 410
 
 
 def test_recently_shown_frame_can_be_held(web):
-    ask(web, "/picture/0")
+    send_request(web, "/picture/0")
     time.sleep(0.1)
     web.write(result(8))
-    assert ask(web, "/picture/0?after=7").headers["X-Frame"] == "8"
-    assert keep(web, 7)["frame"] == 7
+    assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
+    assert hold_frame(web, 7)["frame"] == 7
 
 
 def test_saved_images_can_be_read_as_a_data_set(web, tmp_path):
     from edgerec.data.readers import find
 
     for index in (0, 1, 1):
-        assert ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": index}).status == 200
+        assert send_request(web, "/save", "POST", {"hold": hold_frame(web)["hold"], "index": index}).status == 200
     found = find(str(tmp_path / "saved"))
     assert found.labels == ("stop", "yield")
     assert found.classes.tolist() == [0, 1, 1]
@@ -410,9 +410,9 @@ def test_names_of_saved_images_are_unique(tmp_path, monkeypatch):
 
 def test_saving_on_a_full_disk_returns_an_error(web, monkeypatch, tmp_path):
     monkeypatch.setattr(label_store.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    answer = ask(web, "/save", "POST", {"hold": keep(web)["hold"], "index": 0})
-    assert answer.status == 507
-    assert b"nearly full" in answer.body
+    response = send_request(web, "/save", "POST", {"hold": hold_frame(web)["hold"], "index": 0})
+    assert response.status == 507
+    assert b"nearly full" in response.body
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -449,30 +449,30 @@ def test_command_reports_an_unusable_folder_in_one_line(bundle, tmp_path, edgere
 
 def test_saving_without_a_folder_returns_an_error():
     with WebSink("127.0.0.1", 0, LABELS) as web:
-        assert ask(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 404
-        web.state(change("connecting"))
-        assert ask(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 409
+        assert send_request(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 404
+        web.state(state_change("connecting"))
+        assert send_request(web, "/hold", "POST", {"source": 0, "frame": 0}).status == 409
         web.write(result(1))
-        answer = ask(web, "/save", "POST", {"hold": keep(web, 1)["hold"], "index": 0})
-        assert (answer.status, b"--web-save DIR" in answer.body) == (409, True)
+        response = send_request(web, "/save", "POST", {"hold": hold_frame(web, 1)["hold"], "index": 0})
+        assert (response.status, b"--web-save DIR" in response.body) == (409, True)
 
 
 def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     seen = result(8)
     web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
-    held = keep(web, 8)
+    held = hold_frame(web, 8)
     web.write(result(9))
     for _ in range(2):  # some browsers send the request twice
-        answer = ask(web, f"/held/{held['hold']}/file")
-        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
-        assert answer.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
-        shown = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+        response = send_request(web, f"/held/{held['hold']}/file")
+        assert (response.status, response.headers["Content-Type"]) == (200, "image/png")
+        assert response.headers["Content-Disposition"] == f'attachment; filename="{held["file"]}"'
+        shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
         assert np.array_equal(shown[:, :, ::-1], noise)
     assert list((tmp_path / "saved").iterdir()) == []
     # An image that has no label yet can still be saved.
-    assert ask(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
-    assert ask(web, f"/held/{held['hold']}/file").status == 410
+    assert send_request(web, "/save", "POST", {"hold": held["hold"], "index": 0}).status == 200
+    assert send_request(web, f"/held/{held['hold']}/file").status == 410
 
 
 @pytest.mark.parametrize(
@@ -490,8 +490,8 @@ def test_name_of_a_snapshot_has_source_and_time(feed, name):
     with WebSink("127.0.0.1", 0, LABELS) as web:
         web.write(result(1, feed=feed))
         before = time.strftime("%Y%m%d")
-        fields = keep(web, 1)
-        sent = ask(web, f"/held/{fields['hold']}/file").headers["Content-Disposition"]
+        fields = hold_frame(web, 1)
+        sent = send_request(web, f"/held/{fields['hold']}/file").headers["Content-Disposition"]
         assert sent == f'attachment; filename="{fields["file"]}"'
         assert re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}-\d{3}\.png", fields["file"])
         assert fields["file"].removeprefix(name)[1:9] in (before, time.strftime("%Y%m%d"))
@@ -520,9 +520,12 @@ def test_held_images_are_limited_in_number_and_time(monkeypatch):
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9, 2**64, 1.0, "1", True, None, [1], {"a": 1}, "../../etc"])
-def test_invalid_label_index_is_refused(standing, index):
-    assert ask(standing, "/save", "POST", {"hold": keep(standing)["hold"], "index": index}).status == 400
-    with stream(standing) as following:
+def test_invalid_label_index_is_refused(shared_web, index):
+    assert (
+        send_request(shared_web, "/save", "POST", {"hold": hold_frame(shared_web)["hold"], "index": index}).status
+        == 400
+    )
+    with stream(shared_web) as following:
         assert following()[0] == "hello"
 
 
@@ -530,14 +533,14 @@ def test_invalid_label_index_is_refused(standing, index):
     "body",
     [b"", b"{", b"[]", b"1", b"null", b"\xff\xfe", b"[" * 1000, b'{"source": 0}', b'{"source": "0", "frame": 1}'],
 )
-def test_invalid_request_body_is_refused(standing, body):
-    assert ask(standing, "/hold", "POST", body, Content_Type="application/json").status == 400
-    assert ask(standing, "/save", "POST", body, Content_Type="application/json").status == 400
+def test_invalid_request_body_is_refused(shared_web, body):
+    assert send_request(shared_web, "/hold", "POST", body, Content_Type="application/json").status == 400
+    assert send_request(shared_web, "/save", "POST", body, Content_Type="application/json").status == 400
 
 
 @pytest.mark.parametrize("hold", [None, 1, "", "x", "../../../etc/passwd", "\0"])
-def test_unknown_key_of_a_held_image_is_refused(standing, hold):
-    assert ask(standing, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
+def test_unknown_key_of_a_held_image_is_refused(shared_web, hold):
+    assert send_request(shared_web, "/save", "POST", {"hold": hold, "index": 0}).status in (400, 410)
 
 
 @pytest.mark.parametrize(
@@ -562,17 +565,17 @@ def test_unknown_key_of_a_held_image_is_refused(standing, hold):
         "/\\..\\",
     ],
 )
-def test_other_paths_return_404(standing, path):
-    answer = ask(standing, path)
-    assert answer.status in (400, 404, 410)
-    assert b"root:" not in answer.body
+def test_other_paths_return_404(shared_web, path):
+    response = send_request(shared_web, path)
+    assert response.status in (400, 404, 410)
+    assert b"root:" not in response.body
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_other_methods_are_refused(standing, method):
-    assert ask(standing, "/", method).status == 405
-    assert ask(standing, "/save", method).status == 405
-    assert ask(standing, "/save").status == 405
+def test_other_methods_are_refused(shared_web, method):
+    assert send_request(shared_web, "/", method).status == 405
+    assert send_request(shared_web, "/save", method).status == 405
+    assert send_request(shared_web, "/save").status == 405
 
 
 # --- access control ---------------------------------------------------------------------------------
@@ -590,24 +593,24 @@ def locked():
 @pytest.mark.parametrize("path", ["/", "/events", "/picture/0", "/page.js", "/held/x", "/held/x/file", "/nothing"])
 def test_request_without_the_token_is_refused(locked, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Cookie": "a=b"}):
-        answer = ask(locked, path, **headers)
-        assert answer.status == 401
-        assert b"stop" not in answer.body
-    assert ask(locked, "/save", "POST", {"hold": "x", "index": 0}).status == 401
+        response = send_request(locked, path, **headers)
+        assert response.status == 401
+        assert b"stop" not in response.body
+    assert send_request(locked, "/save", "POST", {"hold": "x", "index": 0}).status == 401
 
 
 def test_token_in_the_address_sets_a_cookie(locked):
     query = urlsplit(locked.url).query
     assert parse_qs(query) == {"token": [TOKEN]}
-    answer = ask(locked, f"/?{query}")
-    assert answer.status == 200
-    cookie = answer.headers["Set-Cookie"]
+    response = send_request(locked, f"/?{query}")
+    assert response.status == 200
+    cookie = response.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
     assert TOKEN not in cookie
-    assert ask(locked, "/picture/0", Cookie=cookie.partition(";")[0]).status == 200
-    assert ask(locked, "/picture/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
-    assert ask(locked, "/picture/0", Authorization=f"Bearer {TOKEN}").status == 200
+    assert send_request(locked, "/picture/0", Cookie=cookie.partition(";")[0]).status == 200
+    assert send_request(locked, "/picture/0", Cookie=cookie.partition(";")[0][:-1]).status == 401
+    assert send_request(locked, "/picture/0", Authorization=f"Bearer {TOKEN}").status == 200
     with stream(locked, Authorization=f"Bearer {TOKEN}") as following:
         assert following()[0] == "hello"
 
@@ -616,14 +619,14 @@ def test_token_in_the_address_sets_a_cookie(locked):
 def test_wrong_token_is_refused(locked, token):
     from urllib.parse import quote
 
-    assert ask(locked, f"/?token={quote(token, safe='%&=')}").status == 401
+    assert send_request(locked, f"/?token={quote(token, safe='%&=')}").status == 401
 
 
 def test_browser_without_the_token_gets_the_login_page(locked):
-    answer = ask(locked, "/", Accept="text/html,*/*")
-    assert answer.status == 401
-    assert b'name="token"' in answer.body
-    assert ask(locked, "/page.css").status == 200  # the style sheet of the login page needs no token
+    response = send_request(locked, "/", Accept="text/html,*/*")
+    assert response.status == 401
+    assert b'name="token"' in response.body
+    assert send_request(locked, "/page.css").status == 200  # the style sheet of the login page needs no token
 
 
 def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
@@ -632,7 +635,7 @@ def test_tokens_are_compared_in_constant_time(locked, monkeypatch):
     monkeypatch.setattr(
         "edgerec.camera.sinks.web.auth.secrets.compare_digest", lambda a, b: compared.append(b) or real(a, b)
     )
-    ask(locked, "/", Authorization="Bearer wrong")
+    send_request(locked, "/", Authorization="Bearer wrong")
     assert TOKEN.encode() in compared
 
 
@@ -644,10 +647,10 @@ def test_token_is_generated_for_other_addresses_than_loopback(caplog):
         assert first.address in caplog.text
         assert first.token not in caplog.text
         assert "0.0.0.0" not in first.url
-        assert ask(first, "/").status == 401
-        assert ask(first, "/", Host="camera.example").status == 401
-        assert ask(first, f"/?token={first.token}", Host="camera.example").status == 200
-        assert ask(second, f"/?token={first.token}").status == 401
+        assert send_request(first, "/").status == 401
+        assert send_request(first, "/", Host="camera.example").status == 401
+        assert send_request(first, f"/?token={first.token}", Host="camera.example").status == 200
+        assert send_request(second, f"/?token={first.token}").status == 401
 
 
 def test_short_token_is_refused():
@@ -656,14 +659,14 @@ def test_short_token_is_refused():
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "localhost.x"])
-def test_foreign_host_names_are_refused(standing, host):
+def test_foreign_host_names_are_refused(shared_web, host):
     for path in ("/", "/events", "/picture/0"):
-        assert ask(standing, path, Host=host).status == 421
+        assert send_request(shared_web, path, Host=host).status == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "LOCALHOST:8000", "[::1]:8000"])
-def test_own_host_names_are_accepted(standing, host):
-    assert ask(standing, "/", Host=host).status == 200
+def test_own_host_names_are_accepted(shared_web, host):
+    assert send_request(shared_web, "/", Host=host).status == 200
 
 
 @pytest.mark.parametrize(
@@ -678,23 +681,23 @@ def test_own_host_names_are_accepted(standing, host):
     ],
 )
 def test_request_of_another_site_cannot_save(web, tmp_path, headers):
-    held = keep(web)["hold"]
-    assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
+    held = hold_frame(web)["hold"]
+    assert send_request(web, "/save", "POST", {"hold": held, "index": 0}, **headers).status == 403
     assert not list((tmp_path / "saved").iterdir())
     ours = {"Origin": f"http://127.0.0.1:{port_of(web)}", "Sec-Fetch-Site": "same-origin"}
-    assert ask(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
+    assert send_request(web, "/save", "POST", {"hold": held, "index": 0}, **ours).status == 200
 
 
-def test_request_of_a_form_cannot_save(standing):
+def test_request_of_a_form_cannot_save(shared_web):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
-        assert ask(standing, "/save", "POST", b"{}", Content_Type=kind).status == 415
+        assert send_request(shared_web, "/save", "POST", b"{}", Content_Type=kind).status == 415
 
 
-def test_other_sites_may_link_to_the_page_but_not_read_it(standing):
+def test_other_sites_may_link_to_the_page_but_not_read_it(shared_web):
     elsewhere = {"Sec-Fetch-Site": "cross-site"}
-    assert ask(standing, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
+    assert send_request(shared_web, "/", **elsewhere, **{"Sec-Fetch-Mode": "navigate"}).status == 200
     for path in ("/picture/0", "/events", "/page.js"):
-        assert ask(standing, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
+        assert send_request(shared_web, path, **elsewhere, **{"Sec-Fetch-Mode": "no-cors"}).status == 403
 
 
 # --- limits -----------------------------------------------------------------------------------------
@@ -714,18 +717,18 @@ def raw(sink, sent, seconds=10):
     return got
 
 
-def test_truncated_request_body_is_not_logged_as_an_error(standing, caplog):
-    start = f"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port_of(standing)}\r\nContent-Type: application/json\r\n"
+def test_truncated_request_body_is_not_logged_as_an_error(shared_web, caplog):
+    start = f"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port_of(shared_web)}\r\nContent-Type: application/json\r\n"
     for _ in range(30):
-        with socket.create_connection(("127.0.0.1", port_of(standing)), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port_of(shared_web)), timeout=10) as connection:
             connection.sendall(f"{start}Content-Length: 100\r\n\r\n{{".encode())
-    assert ask(standing, "/").status == 200
+    assert send_request(shared_web, "/").status == 200
     assert caplog.messages == []
 
 
-def test_mutated_requests_do_not_crash_the_page(standing, capfd):
+def test_mutated_requests_do_not_crash_the_page(shared_web, capfd):
     rng = np.random.default_rng(4)
-    host = f"Host: 127.0.0.1:{port_of(standing)}\r\n"
+    host = f"Host: 127.0.0.1:{port_of(shared_web)}\r\n"
     save = json.dumps({"hold": "x", "index": 0})
     length = f"Content-Length: {len(save)}"
     right = [
@@ -739,11 +742,11 @@ def test_mutated_requests_do_not_crash_the_page(standing, capfd):
             where = int(rng.integers(len(sent)))
             piece = rng.integers(0, 256, rng.integers(0, 4), np.uint8).tobytes()
             sent[where : where + int(rng.integers(0, 4))] = piece
-        got = raw(standing, bytes(sent))
+        got = raw(shared_web, bytes(sent))
         assert not got or got.startswith(b"HTTP/1.1 ")
         assert b"Traceback" not in got
         assert not got.startswith(b"HTTP/1.1 500")
-    assert ask(standing, "/").status == 200
+    assert send_request(shared_web, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
 
@@ -759,7 +762,7 @@ def test_too_large_request_bodies_are_refused(web):
     assert b" 413 " in raw(web, post_head(web, "Content-Length: 5000") + b"x" * 5000)
     chunked = post_head(web, "Transfer-Encoding: chunked") + b"400\r\n" + b"x" * 0x400 + b"\r\n10\r\n" + b"x" * 16
     assert b" 413 " in raw(web, chunked + b"\r\n0\r\n\r\n")
-    assert ask(web, "/").status == 200
+    assert send_request(web, "/").status == 200
 
 
 def test_incomplete_request_body_times_out(web, monkeypatch):
@@ -782,27 +785,27 @@ def test_incomplete_request_body_times_out(web, monkeypatch):
         b"POST /save HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-def test_invalid_http_requests_are_refused(standing, sent, capfd):
-    got = raw(standing, sent)
+def test_invalid_http_requests_are_refused(shared_web, sent, capfd):
+    got = raw(shared_web, sent)
     assert got == b"" or b" 4" in got.splitlines()[0]
-    assert ask(standing, "/").status == 200
+    assert send_request(shared_web, "/").status == 200
     assert capfd.readouterr() == ("", "")
 
 
 def test_number_of_event_streams_is_limited(web):
     with ExitStack() as stack:
         streams = [stack.enter_context(stream(web)) for _ in range(app.MAX_CLIENTS)]
-        refused = ask(web, "/events")
+        refused = send_request(web, "/events")
         assert (refused.status, b"close one" in refused.body) == (503, True)
         web.write(result(8, 1))
         for following in streams:
             wait_for(lambda following=following: "yield" in str(following()[1]))
-        assert ask(web, "/picture/0").status == 200
+        assert send_request(web, "/picture/0").status == 200
     # A closed stream makes room for another one.
-    wait_for(lambda: ask_once(web))
+    wait_for(lambda: is_stream_accepted(web))
 
 
-def ask_once(sink):
+def is_stream_accepted(sink):
     """Return whether a new event stream is accepted."""
     try:
         with stream(sink) as following:
@@ -823,7 +826,7 @@ def test_silent_connections_do_not_lock_anybody_out(web, monkeypatch):
 
 def _status(sink):
     try:
-        return ask(sink, "/").status
+        return send_request(sink, "/").status
     except (OSError, http.client.HTTPException):
         return None
 
@@ -897,7 +900,7 @@ def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
     before = threads()
     sink = WebSink("127.0.0.1", 0, LABELS, save_dir=tmp_path)
     sink.write(result(1))
-    assert ask(sink, "/save", "POST", {"hold": keep(sink, 1)["hold"], "index": 0}).status == 200
+    assert send_request(sink, "/save", "POST", {"hold": hold_frame(sink, 1)["hold"], "index": 0}).status == 200
     port = port_of(sink)
     with stream(sink) as following, socket.create_connection(("127.0.0.1", port)):
         following()
@@ -913,7 +916,7 @@ def test_closing_ends_the_thread_and_frees_the_port(tmp_path):
 
 def _status_of(sink, path):
     try:
-        return ask(sink, path).status
+        return send_request(sink, path).status
     except (OSError, http.client.HTTPException):
         return None
 
@@ -960,11 +963,11 @@ def test_missing_package_is_named(monkeypatch, module):
 def test_web_sink_works_in_a_sink_worker():
     sink = WebSink("127.0.0.1", 0, LABELS)
     worker = SinkWorker(sink, lossless=True)
-    worker.put(change("live"))
+    worker.put(state_change("live"))
     for number in range(200):
         worker.put(result(number))
     wait_for(lambda: worker.written == 200)
-    assert ask(sink, "/picture/0").headers["X-Frame"] == "199"
+    assert send_request(sink, "/picture/0").headers["X-Frame"] == "199"
     worker.close()
     assert (worker.dropped, worker.failed, sink.closed) == (0, 0, False)
 
@@ -1006,13 +1009,13 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         complaints = []
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        sink.state(change("live"))
-        sink.write(result(7, 0, grey=200))
+        sink.state(state_change("live"))
+        sink.write(result(7, 0, gray=200))
         page.goto(sink.url)
         assert page.url == sink.url.partition("?")[0]  # the token is removed from the address
 
         expect(page.locator("#picture[data-frame='7']")).to_be_visible()
-        assert grey_of(page) == pytest.approx(200, abs=3)
+        assert gray_value_of(page) == pytest.approx(200, abs=3)
         expect(page.locator("#label")).to_have_text("stop")
         expect(page.locator("#bars li").first).to_contain_text("stop")
         expect(page.locator("#bars li").first).to_contain_text("80 %")
@@ -1030,22 +1033,22 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         expect(page.locator("#toast")).to_have_text("Saved as “stop” · 1 so far")
         assert [path.parent.name for path in saved.rglob("*.png")] == ["stop"]
 
-        sink.write(result(8, 1, grey=90))
+        sink.write(result(8, 1, gray=90))
         expect(page.locator("#picture[data-frame='8']")).to_be_visible()
-        assert grey_of(page) == pytest.approx(90, abs=3)
+        assert gray_value_of(page) == pytest.approx(90, abs=3)
         expect(page.locator("#bars li").first).to_contain_text("yield")
         expect(page.locator("#story li").first).to_contain_text("yield")
 
         page.click("#wrong")
         expect(page.locator("#chooser")).to_be_visible()
-        sink.write(result(9, 1, grey=10))
+        sink.write(result(9, 1, gray=10))
         expect(page.locator("#picture[data-frame='9']")).to_be_visible()
         page.click("#labels >> text=no entry")
         expect(page.locator("#toast")).to_have_text("Saved as “no entry” · 2 so far")
         (corrected,) = (saved / "no entry").iterdir()
         assert cv2.imread(str(corrected)).mean() == 90  # the image that the page showed when the button was clicked
 
-        sink.state(change("lost", reason="the cable"))
+        sink.state(state_change("lost", reason="the cable"))
         expect(page.locator(".source .is")).to_have_text("lost")
         expect(page.locator("#veil-reason")).to_have_text(re.compile(r"the cable · for (<1|\d) s"))
         expect(page.locator("#fps")).to_have_text("–")
@@ -1053,7 +1056,7 @@ def test_page_works_in_a_browser(browser, tmp_path, monkeypatch):
         assert complaints == []
 
         # An image of one source is never shown for another source.
-        sink.state(change("connecting", "yard"))
+        sink.state(state_change("connecting", "yard"))
         page.locator(".source").nth(1).click()
         expect(page.locator("#label")).to_have_text("–")
         expect(page.locator("#picture[data-frame]")).to_have_count(0)
@@ -1073,7 +1076,7 @@ def test_login_page_accepts_the_token(browser):
         page.click("button")
         expect(page.locator("#picture")).to_be_visible()
         expect(page.locator("#no-saving")).to_be_visible()
-        sink.write(result(7, grey=200))
+        sink.write(result(7, gray=200))
         expect(page.locator("#snapshot")).to_be_enabled()
         expect(page.locator("#wrong")).to_be_disabled()
         with page.expect_download() as download:  # a snapshot needs no folder on the camera
@@ -1093,17 +1096,17 @@ def test_page_selects_a_live_source(browser):
         page = browser.new_page()
         shown = page.locator(".source[aria-pressed='true'] .name")
         sink.write(result(7, feed="clip"))
-        sink.state(change("ended", "clip"))
-        sink.state(change("connecting", "yard"))
+        sink.state(state_change("ended", "clip"))
+        sink.state(state_change("connecting", "yard"))
         page.goto(sink.url)
         expect(shown).to_have_text("clip")  # no source is live yet
         expect(page.locator("#veil")).to_have_text(re.compile(r"^\s*ended\s*(<1|\d) s ago\s*$"))
-        sink.state(change("live", "yard"))
-        sink.write(result(9, 1, "yard", grey=90))
+        sink.state(state_change("live", "yard"))
+        sink.write(result(9, 1, "yard", gray=90))
         expect(shown).to_have_text("yard")
         expect(page.locator("#picture[data-frame='9']")).to_be_visible()
-        sink.state(change("live", "hall"))
-        sink.write(result(3, 2, "hall", grey=10))
+        sink.state(state_change("live", "hall"))
+        sink.write(result(3, 2, "hall", gray=10))
         expect(page.locator(".source")).to_have_count(3)
         expect(shown).to_have_text("yard")
 
@@ -1117,10 +1120,10 @@ def test_page_selects_a_live_source(browser):
         expect(shown).to_have_text("yard")  # the first live source
         page.locator(".source").nth(0).click()
         sink.write(result(10, 0, "yard"))
-        sink.state(change("connecting", "shed"))
+        sink.state(state_change("connecting", "shed"))
         expect(page.locator(".source")).to_have_count(4)
         expect(shown).to_have_text("clip")  # the user has selected this source
-        sink.state(change("lost", "yard"))
+        sink.state(state_change("lost", "yard"))
         page.locator(".source").nth(1).click()
         expect(page.locator("#veil-reason")).to_have_text(re.compile(r"^for (<1|\d) s$"))
         page.close()
@@ -1135,11 +1138,11 @@ def test_list_shows_the_decisions_of_the_selected_source(browser):
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
         for feed in ("front", "yard"):
-            sink.state(change("live", feed))
+            sink.state(state_change("live", feed))
         for number in range(20):
             sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
         for number, (seen, ago_s) in enumerate(
-            [(result(0), 200), (unsure(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
+            [(result(0), 200), (uncertain_result(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
         ):
             sink.write(grabbed(replace(seen, frame=replace(seen.frame, index=number)), ago_s))
         page = browser.new_page()
@@ -1156,7 +1159,7 @@ def test_list_shows_the_decisions_of_the_selected_source(browser):
         expect(stood).not_to_have_text(first)  # the duration increases
 
         expect(page.locator("#best")).to_have_text("")
-        sink.write(unsure(4, 1))
+        sink.write(uncertain_result(4, 1))
         expect(page.locator("#label")).to_have_text(UNKNOWN)
         expect(page.locator("#score")).to_have_text("")
         expect(page.locator("#best")).to_have_text("best: yield (66 %)")
@@ -1180,7 +1183,7 @@ def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
         page.on("dialog", lambda dialog: asked.append(dialog) or dialog.dismiss())
         now = time.monotonic()
         scores = np.array([0.6, 0.3, 0.1], np.float32)
-        sink.state(change("live", "rtsp://camera.example/" + "x" * 200))
+        sink.state(state_change("live", "rtsp://camera.example/" + "x" * 200))
         for index in (1, 0):
             decision = Decision(labels[index], index, 0.6, now, True)
             frame = Frame(np.zeros((48, 64, 3), np.uint8), index, now, "front", "rtsp://camera.example/" + "x" * 200)
@@ -1197,7 +1200,7 @@ def test_page_fits_a_phone_and_escapes_hostile_labels(browser):
         page.close()
 
 
-def grey_of(page) -> int:
+def gray_value_of(page) -> int:
     """Return the red value of a pixel of the image on the page."""
     return page.locator("#picture").evaluate("canvas => canvas.getContext('2d').getImageData(9, 9, 1, 1).data[0]")
 

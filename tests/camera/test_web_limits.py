@@ -34,8 +34,8 @@ def ask(port, path="/", body=None, source="127.0.0.1"):
             connection.request("GET", path)
         else:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -70,11 +70,11 @@ def test_connection_with_an_incomplete_response_is_not_closed_for_new_ones():
         events = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         stack.callback(events.close)
         events.request("GET", "/events")
-        answer = events.getresponse()
+        response = events.getresponse()
         idle_connections(stack, port, 140, b"")
         assert ask(port)[0] == 200
         sink.write(result("go"))
-        while b"go" not in answer.readline():
+        while b"go" not in response.readline():
             pass
 
 
