@@ -106,7 +106,7 @@ def test_images_need_no_labels(tmp_path, image_folder):
     assert len(trained.data()[0].images) == 40
     one = recipe.override({"data.source": str(tmp_path / "one")})
     assert resolved(one, lambda _: None)[1].labels == ("red",)
-    with pytest.raises(EdgerecError, match="one class only"):
+    with pytest.raises(EdgerecError, match="has only one class"):
         resolved(one.override({"model.arch": "resnet8", "data.input_size": 16}), lambda _: None)
 
 
@@ -209,7 +209,7 @@ def test_commands_for_classifiers_refuse_an_autoencoder(autoencoder, tmp_path):
 
 
 def test_export_refuses_unsuitable_novelty_options(run, autoencoder, tmp_path):
-    with pytest.raises(EdgerecError, match="is a classifier"):
+    with pytest.raises(EdgerecError, match="is the run of a classifier"):
         export_bundle(run, "rpi", novelty=run.path, out=tmp_path / "out")
     with pytest.raises(BundleError, match="leave --novelty out"):
         export_bundle(run, "web", novelty=autoencoder.path, out=tmp_path / "out")
