@@ -1,4 +1,4 @@
-"""Tuning: what is searched, what a trial costs, that a study is whole whatever happens to it, what is refused."""
+"""Tests of tuning: search space, cost of a trial, interrupted and shared studies, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ GOALS = {"objectives": ("accuracy", "bytes"), "limit_bytes": 100_000, "search": 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """60 digits of two classes, even and odd, 28×28."""
+    """Return the path of a data set of 60 digits, 28×28, with the classes even and odd."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -59,13 +59,16 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(pictures) -> Recipe:
-    """An epoch of a narrow network on them."""
+    """Return a recipe that trains a narrow network on these images for one epoch."""
     return Recipe().override({"data.source": str(pictures), "train.epochs": 1, "model.width": 0.25})
 
 
 @pytest.fixture(scope="module")
 def study(base, tmp_path_factory):
-    """A finished study of two trained trials, after the recipe itself, which breaks the limit; nobody changes it."""
+    """Return a finished study with two trained trials. The first trial, the recipe itself, exceeds the limit.
+
+    Tests must not change this study.
+    """
     return tune(wide(base), tmp_path_factory.mktemp("study") / "even", trials=2, **GOALS)
 
 
@@ -77,11 +80,11 @@ def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "comp
     return TrialRow(number, state, accuracy, ms, 1, 1, 1, 1, 1, 1.0, "", {})
 
 
-# What is searched
+# Search space
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("train.learning_rat", [1], "unknown recipe key 'train.learning_rat'; did you mean 'train.learning_rate'"),
         ("train.learning_rate", {"low": 0.1, "hihg": 1}, "unknown bound 'hihg'; did you mean 'high'"),
@@ -107,10 +110,10 @@ def row(number: int, accuracy: float | None, ms: float = 1.0, state: str = "comp
         ("augment", {"low": -1, "high": 1}, "augment is -1.0, expected a factor of 0 or more"),
     ],
 )
-def test_invalid_search_is_refused_with_its_key(key, value, said):
+def test_invalid_search_is_refused_with_its_key(key, value, message):
     with pytest.raises(RecipeError) as error:
         read_space({key: value}, Recipe())
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).startswith("search: ")
 
 
@@ -129,9 +132,9 @@ def test_search_file_is_unchanged_by_reading_and_writing(tmp_path):
     }
     path.write_text(to_toml(space))
     assert read_space(path, Recipe()) == space
-    for text, said in (("a =", "is not a TOML file"), ("", "has no key to search")):
+    for text, message in (("a =", "is not a TOML file"), ("", "has no key to search")):
         path.write_text(text)
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             read_space(path, Recipe())
     with pytest.raises(RecipeError, match="does not exist"):
         read_space(tmp_path / "none.toml", Recipe())
@@ -170,20 +173,20 @@ def test_sampler_repeats_the_parameters_after_a_resume():
     def drawn(*parts: int) -> list[dict]:
         storage = optuna.storages.InMemoryStorage()
         for count in parts:
-            made = optuna.create_study(
+            created = optuna.create_study(
                 storage=storage, study_name="one", sampler=make_sampler(seed), load_if_exists=True
             )
-            made.optimize(value, n_trials=count)
-        return [trial.params for trial in made.trials]
+            created.optimize(value, n_trials=count)
+        return [trial.params for trial in created.trials]
 
     seed = 3
-    unbroken = drawn(14)  # ten at random, then by what they gave
-    assert drawn(4, 10) == unbroken
+    uninterrupted = drawn(14)  # TPE draws the first ten trials at random, and the others from their results
+    assert drawn(4, 10) == uninterrupted
     seed = 4
-    assert drawn(3) != unbroken[:3]
+    assert drawn(3) != uninterrupted[:3]
 
 
-# What a trial costs
+# Cost of a trial
 
 
 def test_estimates_match_the_published_times():
@@ -195,9 +198,10 @@ def test_cost_is_that_of_the_int8_file(base):
     complete = base.override({"data.input_size": 28, "data.channels": 1, "model.arch": "simple_cnn"})
     cost = measure(complete, ("even", "odd"), "rpi", Limits())
     convolution, dense = 26 * 26 * 8 * 9 + 11 * 11 * 16 * 9 * 8, 5 * 5 * 16 * 16 + 16 * 2
-    read = 26 * 26 * 8 + 11 * 11 * 16 + 28 * 28 + 2 + 2  # two poolings, the pixels' rounding, softmax and the scores'
+    # Elements that two poolings, the quantization of the input, the softmax and its quantization read.
+    memory_bound = 26 * 26 * 8 + 11 * 11 * 16 + 28 * 28 + 2 + 2
     assert cost.macs == convolution + dense
-    assert cost.ms == pytest.approx(estimated_ms(convolution, dense + read), rel=1e-3)
+    assert cost.ms == pytest.approx(estimated_ms(convolution, dense + memory_bound), rel=1e-3)
     assert cost.parameters < cost.bytes < 4 * cost.parameters
     assert 26 * 26 * 8 < cost.memory < 28 * 28 + 26 * 26 * 8 + 13 * 13 * 8 + 1000
 
@@ -220,7 +224,7 @@ def test_best_trials_are_the_pareto_front():
     assert best_of(rows[5:], ("accuracy",)) == ()
 
 
-# A study
+# Studies
 
 
 def test_trial_that_exceeds_a_limit_is_not_trained(study):
@@ -259,7 +263,7 @@ def test_test_images_are_evaluated_only_after_the_study(study, tmp_path):
     finished = fit(Recipe(), tmp_path / "run", resume=True)
     assert finished.metrics["images"] == len(finished.split_record["test"])
     assert finished.metrics["val_accuracy"] == pytest.approx(study.best[0].accuracy)
-    # Untrained it was measured as what it became.
+    # The size that was measured before training is that of the trained model.
     dataset, _ = finished.data()
     recipe = finished.recipe
     content = to_int8(finished.model(), recipe.normalise.apply(pin_range(dataset.images[:4]).astype(np.float32)))
@@ -278,21 +282,21 @@ def test_resumed_study_has_the_same_result(study, base, tmp_path):
         tune(wide(base), out, listener=stop, **GOALS)
     with pytest.raises(OutputExistsError, match="contains a study: add --resume"):
         tune(wide(base), out, **GOALS)
-    whole = tune(None, out, trials=1, keep="none", resume=True)
-    lost = next(one for one in whole.trials if one.state == "failed")
+    resumed = tune(None, out, trials=1, keep="none", resume=True)
+    lost = next(one for one in resumed.trials if one.state == "failed")
     assert lost.reason == "interrupted"
-    again = whole.trials[lost.number + 1]
+    again = resumed.trials[lost.number + 1]
     assert (again.state, again.params) == ("complete", lost.params)
     assert not list((out / "trials").iterdir())
-    # As the study that nobody stopped: the same trials, up to the one that was lost and tried again.
-    assert [one.params for one in whole.trials[: lost.number]] == [one.params for one in study.trials[: lost.number]]
+    # The trials are those of the uninterrupted study, except that the interrupted trial was repeated.
+    assert [one.params for one in resumed.trials[: lost.number]] == [one.params for one in study.trials[: lost.number]]
     assert again.params == study.trials[lost.number].params
     assert again.accuracy == pytest.approx(study.trials[lost.number].accuracy, abs=1e-6)
 
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """Costs are what this test has nothing to do with."""
+    """Replace the measurement of costs by a constant, for tests that do not depend on costs."""
     monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "measure", lambda *_: Cost(1.0, 1, 1, 1, 1))
 
 
@@ -305,20 +309,20 @@ def test_trial_is_stopped_by_pruner_and_time_limit(base, tmp_path, unmeasured):
 
     recipe = base.override({"train.epochs": 3, "data.input_size": 28, "data.channels": 1, "train.batch_size": 16})
     plan = Plan(recipe, {"model.width": Choices((0.1,))}, ("accuracy",), Limits(), "this", "median", "")
-    made = optuna.create_study(direction="maximize", pruner=Always())
+    created = optuna.create_study(direction="maximize", pruner=Always())
     run = Objective(plan, tmp_path, ("even", "odd"), math.inf, True, lambda step: None)
-    made.optimize(run, n_trials=2)
-    stopped, same = map(TrialRow.of, made.trials)
+    created.optimize(run, n_trials=2)
+    stopped, same = map(TrialRow.of, created.trials)
     assert (stopped.state, stopped.epochs) == ("pruned", 1)
     assert stopped.reason == "stopped by the pruner after epoch 1"
     assert stopped.accuracy == Run(tmp_path / "trials" / "0").history()[0]["val_accuracy"]
     assert (same.state, same.reason) == ("pruned", "same parameters as trial 0")
     assert not (tmp_path / "trials" / "1").exists()
     late = Objective(plan, tmp_path / "late", ("even", "odd"), 0.0, False, lambda step: None)
-    made = optuna.create_study(direction="maximize")
+    created = optuna.create_study(direction="maximize")
     with pytest.raises(TimeLimitError):
-        made.optimize(late, n_trials=1)
-    ended, again = map(TrialRow.of, made.trials)
+        created.optimize(late, n_trials=1)
+    ended, again = map(TrialRow.of, created.trials)
     assert (ended.state, ended.epochs, ended.reason) == ("failed", 1, "time limit of the study reached")
     assert again.state == "waiting"
 
@@ -337,16 +341,16 @@ def test_study_continues_after_a_nan_loss(base, tmp_path, monkeypatch, unmeasure
 
 
 def test_study_continues_after_a_trial_was_marked_as_failed(base, tmp_path, monkeypatch, unmeasured, caplog):
-    """As after a sleep, while another process waited in vain for a sign of life."""
+    """This happens if a machine was suspended, so that another process received no heartbeats and ended the trial."""
     url = f"sqlite:///{tmp_path / 'sleepy' / 'study.db'}"
 
-    def asleep(*_, **__):
-        made = optuna.load_study(study_name="sleepy", storage=url)
-        if len(made.trials) == 1:
-            made.tell(0, state=optuna.trial.TrialState.FAIL)
+    def fail_in_database(*_, **__):
+        created = optuna.load_study(study_name="sleepy", storage=url)
+        if len(created.trials) == 1:
+            created.tell(0, state=optuna.trial.TrialState.FAIL)
         raise TrainError("the loss became nan in epoch 1: lower train.learning_rate")
 
-    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", asleep)
+    monkeypatch.setattr(sys.modules["edgerec.tuning.trial"], "fit", fail_in_database)
     monkeypatch.setattr(logging.getLogger("edgerec"), "propagate", True)
     report = tune(base, tmp_path / "sleepy", trials=1, search={"train.learning_rate": {"low": 0.001, "high": 1}})
     assert report.counts == {"failed": 1, "pruned": 1}
@@ -361,7 +365,7 @@ def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
     assert not (tmp_path / "tight" / "trials").exists()
 
 
-# What is refused
+# Errors
 
 
 def test_study_with_other_settings_is_refused(study, base, tmp_path, pictures):
@@ -375,7 +379,8 @@ def test_study_with_other_settings_is_refused(study, base, tmp_path, pictures):
         tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
     with pytest.raises(StudyError, match=r"was created for milliseconds on A \(x\), but this machine is B"):
         refuse_other_settings({"machine": "A (x)"}, {"machine": "B (x)"}, "study 'a'")
-    refuse_other_settings({}, {"train.epochs": Recipe().train.epochs}, "one of before there was that key")
+    # A study of a version without this key is equivalent to a study with the default value.
+    refuse_other_settings({}, {"train.epochs": Recipe().train.epochs}, "study 'a'")
 
 
 def test_folder_with_other_files_is_not_changed(base, tmp_path):
@@ -391,22 +396,22 @@ def test_study_of_another_program_is_refused(study, base, tmp_path):
     shutil.copytree(study.folder, tmp_path / "even")
     url = f"sqlite:///{tmp_path / 'even' / 'study.db'}"
     optuna.delete_study(study_name="even", storage=url)
-    made = optuna.create_study(study_name="even", storage=url)
-    made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    created = optuna.create_study(study_name="even", storage=url)
+    created.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(StudyError, match="was not created by edgerec"):
         tune(None, tmp_path / "even", resume=True)
 
 
-@pytest.mark.parametrize(("name", "said"), [("study.json", "is damaged"), ("study.db", "file is not a database")])
-def test_damaged_study_is_refused(study, tmp_path, name, said):
+@pytest.mark.parametrize(("name", "message"), [("study.json", "is damaged"), ("study.db", "file is not a database")])
+def test_damaged_study_is_refused(study, tmp_path, name, message):
     shutil.copytree(study.folder, tmp_path / "study")
     (tmp_path / "study" / name).write_bytes(b"nothing of the kind" * 100)
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(StudyError, match=message):
         tune(None, tmp_path / "study", resume=True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--objective", "accuracy,mss"], "unknown objective 'mss'; did you mean 'ms'"),
         (["--objective", "bytes"], "does not include accuracy"),
@@ -427,12 +432,12 @@ def test_damaged_study_is_refused(study, tmp_path, name, said):
         ),
     ],
 )
-def test_invalid_arguments_are_refused(pictures, tmp_path, arguments, said):
+def test_invalid_arguments_are_refused(pictures, tmp_path, arguments, message):
     done = CliRunner().invoke(app, ["tune", "--data", str(pictures), "--out", str(tmp_path / "study"), *arguments])
     assert done.exit_code == 1, done.output
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert "secret" not in done.output
     assert not (tmp_path / "study" / "study.json").exists()
 
@@ -442,23 +447,23 @@ def test_the_command_line(study, edgerec, tmp_path):
     arguments = ["tune", "--resume", "--trials", "2", "--out", str(tmp_path / "even")]
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["counts"] == study.counts
-    assert [one["number"] for one in told["best"]] == [one.number for one in study.best]
+    summary = json.loads(done.stdout)
+    assert summary["counts"] == study.counts
+    assert [one["number"] for one in summary["best"]] == [one.number for one in study.best]
     shown = CliRunner().invoke(app, arguments).stdout
     assert f"{study.best[0].accuracy:.2%}" in shown
     assert f"edgerec train --resume --out {tmp_path / 'even' / 'trials' / str(study.best[0].number)}" in shown
     (tmp_path / "none.toml").write_text("model.width = 3")
-    said = one_line(edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
-    assert "none.toml: model.width is 3, expected {" in said
+    message = one_line(edgerec("tune", "--data", "digits", "--out", tmp_path / "x", "--search", tmp_path / "none.toml"))
+    assert "none.toml: model.width is 3, expected {" in message
 
 
-# Many machines
+# Shared studies
 
 
 @pytest.mark.slow
 def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
-    """One is killed while both train: its trial is found to be silent, marked, and tried again by the other."""
+    """The other process detects the missing heartbeats, marks the trial as failed, and tries its parameters again."""
     if reason := database.unavailable_reason():
         pytest.skip(reason)
     with database.postgresql() as server:
@@ -473,9 +478,9 @@ def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
                 killed.set()
 
         try:
-            _stop_in_its_second_trial(other, tmp_path / "other" / "trials")
+            _suspend_in_second_trial(other, tmp_path / "other" / "trials")
             tune(base, tmp_path / "ours", trials=3, listener=kill, **shared)
-            time.sleep(7)  # its heart beat every second, and six are waited for
+            time.sleep(7)  # heartbeats are sent every second, and six missing heartbeats are tolerated
             report = tune(None, tmp_path / "ours", trials=4, resume=True, **options)
             with pytest.raises(StudyError, match=r"train\.epochs is 1, but now 2"):
                 tune(base.override({"train.epochs": 2}), tmp_path / "third", **shared)
@@ -483,7 +488,7 @@ def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
                 tune(None, tmp_path / "ours", trials=5, resume=True, listener=lambda _: server.kill(), **options)
         finally:
             other.kill()
-            told = other.communicate(timeout=30)[1]
+            stderr = other.communicate(timeout=30)[1]
     assert killed.is_set()
     assert report.counts == {"complete": 4, "failed": 1}
     lost = next(one for one in report.trials if one.state == "failed")
@@ -492,7 +497,7 @@ def test_killed_process_loses_one_trial_of_a_shared_study(base, tmp_path):
     assert lost.params["train.learning_rate"] in complete
     assert len(set(complete)) == 4
     assert not [path for path in tmp_path.rglob("*.json") if database.PASSWORD in path.read_text()]
-    assert database.PASSWORD not in json.dumps(report.to_dict()) + told
+    assert database.PASSWORD not in json.dumps(report.to_dict()) + stderr
 
 
 def _other_process(recipe: Recipe, folder: Path, options: dict) -> subprocess.Popen:
@@ -501,7 +506,7 @@ def _other_process(recipe: Recipe, folder: Path, options: dict) -> subprocess.Po
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
-def _stop_in_its_second_trial(process: subprocess.Popen, folder: Path) -> None:
+def _suspend_in_second_trial(process: subprocess.Popen, folder: Path) -> None:
     until = time.monotonic() + 180
     while not (folder / "1" / "recipe.toml").exists() or (folder / "1" / "history.csv").exists():
         assert process.poll() is None, process.stderr.read()
