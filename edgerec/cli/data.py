@@ -152,8 +152,8 @@ def pack(
         show_json(packed.to_dict())
         return
     counts = ", ".join(f"{split}: {images:,} images" for split, images in packed.counts.items())
-    say(f"packed   {packed.place}  ({counts}; {len(packed.shards)} shards, {packed.size_bytes / 1e6:,.1f} MB)")
-    suggest("train", "--data", packed.place, "--out", "runs/packed")
+    say(f"packed   {packed.location}  ({counts}; {len(packed.shards)} shards, {packed.size_bytes / 1e6:,.1f} MB)")
+    suggest("train", "--data", packed.location, "--out", "runs/packed")
 
 
 def _show_report(report: DataReport, out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Determine the black and white levels of 16-bit images over a whole data set."""
+"""Determine the black and white levels of 16-bit images over a data set."""
 
 from __future__ import annotations
 

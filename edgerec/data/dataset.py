@@ -264,12 +264,12 @@ def _load_pack(pack: Packed, section: DataSection, least_size_px: int) -> tuple[
         requested = getattr(section, key)
         if requested not in (getattr(default, key), value):
             raise RecipeError(
-                f"data.{key} is {requested!r}, but {pack.place} was packed with {value!r}: remove data.{key}, or pack "
-                "the data again with this value"
+                f"data.{key} is {requested!r}, but {pack.location} was packed with {value!r}: remove data.{key}, or "
+                "pack the data again with this value"
             )
     if spec.width < least_size_px:
         raise RecipeError(
-            f"{pack.place} has images of {spec.width} pixels, but this architecture needs at least {least_size_px}: "
+            f"{pack.location} has images of {spec.width} pixels, but this architecture needs at least {least_size_px}: "
             f"pack the data again with data.input_size={least_size_px}"
         )
     positions = np.arange(len(pack.index))

@@ -76,7 +76,7 @@ class Packed:
     """An open_file pack: its manifest and its index.
 
     Attributes:
-        place: folder of the pack, or its URL in an object store.
+        location: folder of the pack, or its URL in an object store.
         labels: name of each class.
         preprocess: preprocessing that was applied to the images.
         shards: shards of the training set, followed by those of the validation and the test set.
@@ -86,7 +86,7 @@ class Packed:
         contents_of: kind of the content digests, as in :attr:`Dataset.contents_of`; empty if the pack has none.
     """
 
-    place: str
+    location: str
     labels: tuple[str, ...]
     preprocess: PreprocessSpec
     shards: tuple[Shard, ...]
@@ -96,19 +96,19 @@ class Packed:
     contents_of: str = ""
 
     @classmethod
-    def open(cls, place: str) -> Packed:
+    def open(cls, location: str) -> Packed:
         """Read the manifest; raise :class:`DataError` if it is invalid, or if a shard is missing or truncated."""
         try:
-            about = parse_json(read_file(place, MANIFEST, MAX_TEXT_BYTES))
+            about = parse_json(read_file(location, MANIFEST, MAX_TEXT_BYTES))
             check_structure(about, {"schema": int})
             if about["schema"] != SCHEMA:
                 raise DataError(
-                    f"{place} has the format version {about['schema']}, but this version of edgerec reads {SCHEMA}: "
+                    f"{location} has the format version {about['schema']}, but this version of edgerec reads {SCHEMA}: "
                     "pack the data again with edgerec data pack"
                 )
             check_structure(about, _STRUCTURE)
             pack = cls(
-                place,
+                location,
                 tuple(about["labels"]),
                 PreprocessSpec.from_dict(about["preprocess"]),
                 tuple(Shard(**shard) for shard in about["shards"]),
@@ -124,13 +124,13 @@ class Packed:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{place}: {MANIFEST} is damaged ({error}): pack the data again with edgerec data pack"
+                f"{location}: {MANIFEST} is damaged ({error}): pack the data again with edgerec data pack"
             ) from None
         for shard in pack.shards:
-            size = file_size(place, shard.file)
+            size = file_size(location, shard.file)
             if size != shard.size_bytes:
                 fault = "is missing" if size is None else f"has {size:,} bytes, expected {shard.size_bytes:,}"
-                raise DataError(f"{place}: {shard.file} {fault}: copy this file again, or pack the data again")
+                raise DataError(f"{location}: {shard.file} {fault}: copy this file again, or pack the data again")
         return pack
 
     def _check(self) -> None:
@@ -155,7 +155,7 @@ class Packed:
 
     def path(self, shard: Shard) -> str:
         """Return the path or URL of a shard."""
-        return join_path(self.place, shard.file)
+        return join_path(self.location, shard.file)
 
     def of(self, split: str) -> tuple[Shard, ...]:
         """Return the shards of a split: ``train``, ``val`` or ``test``."""
@@ -169,7 +169,7 @@ class Packed:
         classes = (index["class"] >= 0) & (index["class"] < len(self.labels))
         if not np.all(classes & (index["pixels"] <= (ends - self._image_bytes).astype(np.uint64))):
             raise DataError(
-                f"{self.place}: {INDEX} is damaged, because an entry has an invalid offset or class: "
+                f"{self.location}: {INDEX} is damaged, because an entry has an invalid offset or class: "
                 "pack the data again with edgerec data pack"
             )
         return index
@@ -181,13 +181,13 @@ class Packed:
 
     def _array(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         count = sum(shard.pictures for shard in self.shards)
-        content = read_file(self.place, name, count * dtype.itemsize + MAX_NPY_HEADER_BYTES)
+        content = read_file(self.location, name, count * dtype.itemsize + MAX_NPY_HEADER_BYTES)
         try:
             return parse_npy(content, dtype, count)
         except ValueError as error:
             raise DataError(
-                f"{self.place}: {name} does not match the shards of the pack ({error}): copy this file again, or pack "
-                "the data again"
+                f"{self.location}: {name} does not match the shards of the pack ({error}): copy this file again, or "
+                "pack the data again"
             ) from None
 
     @property
@@ -223,7 +223,7 @@ class Packed:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible summary of the pack."""
         return {
-            "pack": self.place,
+            "pack": self.location,
             "pictures": self.counts,
             "labels": list(self.labels),
             "preprocess": asdict(self.preprocess),
@@ -268,7 +268,7 @@ class PackedImages:
     def _read(self, shard: Shard, positions: Indices, images: npt.NDArray[np.uint8], rows: Indices) -> None:
         """Read the images at ``positions``, which are all in ``shard``, into the given rows of ``images``."""
         size = images[0].size
-        with open_file(self._pack.place, shard.file) as file:
+        with open_file(self._pack.location, shard.file) as file:
             for position, row in zip(positions, rows, strict=True):
                 entry = self._pack.index[position]
                 file.seek(int(entry["pixels"]))
@@ -305,26 +305,26 @@ class PackedNames(Sequence[str]):
         return f"{shard.file}#{position - (int(self._pack.ends[number]) - shard.pictures)}"
 
 
-def is_remote(place: str) -> bool:
-    """Return whether ``place`` is a URL for one of TensorFlow's file systems, such as ``gs://bucket/folder``."""
-    return "://" in place
+def is_remote(location: str) -> bool:
+    """Return whether ``location`` is a URL for one of TensorFlow's file systems, such as ``gs://bucket/folder``."""
+    return "://" in location
 
 
-def is_pack(place: str) -> bool:
-    """Return whether ``place`` is a pack. Every URL in an object store is assumed to be a pack."""
-    return is_remote(place) or (Path(place) / MANIFEST).is_file()
+def is_pack(location: str) -> bool:
+    """Return whether ``location`` is a pack. Every URL in an object store is assumed to be a pack."""
+    return is_remote(location) or (Path(location) / MANIFEST).is_file()
 
 
-def join_path(place: str, name: str) -> str:
+def join_path(location: str, name: str) -> str:
     """Return the path or URL of a file in a folder or in an object store."""
-    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
+    return f"{location.rstrip('/')}/{name}" if is_remote(location) else str(Path(location) / name)
 
 
 @contextmanager
-def open_file(place: str, name: str) -> Iterator[BinaryIO]:
+def open_file(location: str, name: str) -> Iterator[BinaryIO]:
     """Open a file of a pack for reading. Errors in opening and in reading are raised as :class:`DataError`."""
-    path = join_path(place, name)
-    if is_remote(place):
+    path = join_path(location, name)
+    if is_remote(location):
         with _remote(path) as file:
             yield file
         return
@@ -350,13 +350,13 @@ def _remote(path: str) -> Iterator[BinaryIO]:
         raise DataError(f"{path} cannot be read: {error.message}") from None
 
 
-def read_file(place: str, name: str, max_bytes: int) -> bytes:
+def read_file(location: str, name: str, max_bytes: int) -> bytes:
     """Return the content of a file; raise :class:`DataError` if it cannot be read or exceeds ``max_bytes``."""
-    with open_file(place, name) as file:
+    with open_file(location, name) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise DataError(
-            f"{join_path(place, name)} is larger than {max_bytes:,} bytes, which is not plausible: pack again"
+            f"{join_path(location, name)} exceeds {max_bytes:,} bytes, which is not plausible: pack the data again"
         )
     return content
 
@@ -381,15 +381,15 @@ def parse_npy(content: bytes, dtype: np.dtype[Any], count: int) -> npt.NDArray[A
     return np.frombuffer(content, dtype, offset=file.tell())
 
 
-def file_size(place: str, name: str) -> int | None:
+def file_size(location: str, name: str) -> int | None:
     """Return the size of a file in bytes; None if the file does not exist."""
-    if is_remote(place):
+    if is_remote(location):
         tf = require("tensorflow")
         try:
-            return int(tf.io.gfile.stat(join_path(place, name)).length)
+            return int(tf.io.gfile.stat(join_path(location, name)).length)
         except tf.errors.OpError:
             return None
     try:
-        return (Path(place) / name).stat().st_size
+        return (Path(location) / name).stat().st_size
     except (OSError, ValueError):
         return None

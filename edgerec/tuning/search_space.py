@@ -35,14 +35,14 @@ class Numbers:
         high: largest value.
         step: distance of adjacent values; 0 for a continuous range.
         log: draw values uniformly on a logarithmic scale.
-        whole: integers only.
+        integer: only integers.
     """
 
     low: float
     high: float
     step: float = 0
     log: bool = False
-    whole: bool = False
+    integer: bool = False
 
     def contains(self, value: Any) -> bool:
         """Return whether a trial can have this value."""
@@ -51,7 +51,7 @@ class Numbers:
 
     def suggest(self, trial: Any, key: str) -> Any:
         """Return a value that Optuna's trial chooses for a key."""
-        if self.whole:
+        if self.integer:
             return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step) or 1, log=self.log)
         return trial.suggest_float(key, self.low, self.high, step=self.step or None, log=self.log)
 
@@ -206,19 +206,19 @@ def _range(where: str, key: str, value: Any, recipe: Recipe) -> Numbers | Choice
         raise RecipeError(
             f"{where}: {key} is not a number and has no bounds: give a list of choices, such as [{json.dumps(own)}]"
         )
-    whole = isinstance(own, int)
+    integer = isinstance(own, int)
     for name in ("low", "high", "step"):
         number = value.get(name, 1)
-        if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
-            expected = "an integer" if whole else "a number"
+        if isinstance(number, bool) or not isinstance(number, int if integer else int | float):
+            expected = "an integer" if integer else "a number"
             raise RecipeError(f"{where}: {key}: {name} is {number!r}, expected {expected}")
     if not isinstance(value.get("log", False), bool):
         raise RecipeError(f"{where}: {key}: log is {value['log']!r}, expected true or false")
     if missing := {"low", "high"} - set(value):
         raise RecipeError(f"{where}: {key} has no {min(missing)}, expected {_EXPECTED}")
-    kind = int if whole else float
+    kind = int if integer else float
     low, high, step = kind(value["low"]), kind(value["high"]), kind(value.get("step", 0))
-    numbers = Numbers(low, high, step, value.get("log", False), whole)
+    numbers = Numbers(low, high, step, value.get("log", False), integer)
     for bound in (numbers.low, numbers.high):
         _checked_value(where, key, bound, recipe)
     if problem := _problem(numbers, "step" in value):

@@ -63,7 +63,7 @@ def planted(clean, tmp_path_factory):
     cv2.imwrite(str(test / "d7" / "stored_anew.jpg"), lighter, [cv2.IMWRITE_JPEG_QUALITY, 70])
     for number in (11, 12):
         (train / "d0" / f"{number}.png").rename(train / "d7" / f"wrong_{number}.png")
-    (train / "d0" / "notes.txt").write_text("no picture")
+    (train / "d0" / "notes.txt").write_text("not an image")
     content = (train / "d1" / "03.png").read_bytes()
     (train / "d1" / "half.png").write_bytes(content[: len(content) // 2])
     cv2.imwrite(str(train / "d1" / "tiny.png"), one[::5, ::5])

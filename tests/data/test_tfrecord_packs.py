@@ -30,7 +30,7 @@ def packed(tmp_path_factory) -> Packed:
 
 
 def recipe_for(pack, **changes):
-    return Recipe().override({"data.source": pack.place, "train.batch_size": 32} | NO_AUGMENTATION | changes)
+    return Recipe().override({"data.source": pack.location, "train.batch_size": 32} | NO_AUGMENTATION | changes)
 
 
 def load_and_split(recipe):
@@ -77,13 +77,13 @@ def test_each_epoch_reads_every_image_once_in_a_new_order(packed, workers):
     steps = steps_per_epoch(parts.train, recipe)
     epochs = []
     for epoch in (0, 1):
-        seen = []
+        images_of_epoch = []
         for worker in range(workers):
             feed = training_feed(dataset, parts.train, recipe, Replicas(worker, 1, workers), first_epoch=epoch)
             batches = list(feed.take(2 * steps))
             assert all(len(classes) == 32 // workers for _, classes in batches)
-            seen += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
-        epochs.append(np.concatenate(seen))
+            images_of_epoch += [np.rint(np.asarray(pixels) * 255) for pixels, _ in batches[:steps]]
+        epochs.append(np.concatenate(images_of_epoch))
         known = rows(dataset.images[parts.train])
         found = rows(epochs[-1])
         assert len(found) == steps * 32 > len(known) - 32
@@ -101,7 +101,7 @@ def test_packed_data_can_be_trained_and_quantized(packed, tmp_path):
     run = fit(recipe_for(packed, **settings), tmp_path / "run")
     assert run.metrics["accuracy"] > 0.7
     assert quantize(run, "ptq").images == run.metrics["images"]
-    assert run.recipe.data.source == str(Path(packed.place).resolve())
+    assert run.recipe.data.source == str(Path(packed.location).resolve())
 
 
 def test_shards_are_read_from_an_object_store(packed, monkeypatch):
@@ -110,7 +110,7 @@ def test_shards_are_read_from_an_object_store(packed, monkeypatch):
 
     remote = recipe_for(packed).override({"data.source": "ram://bucket/digits"})
     tf.io.gfile.makedirs("ram://bucket/digits")
-    for path in Path(packed.place).iterdir():
+    for path in Path(packed.location).iterdir():
         with tf.io.gfile.GFile(f"ram://bucket/digits/{path.name}", "wb") as file:
             file.write(path.read_bytes())
     dataset, parts = load_and_split(remote)
@@ -127,7 +127,7 @@ def test_shards_are_read_from_an_object_store(packed, monkeypatch):
 def copy(packed, tmp_path) -> Packed:
     import shutil
 
-    shutil.copytree(packed.place, tmp_path / "copy")
+    shutil.copytree(packed.location, tmp_path / "copy")
     return Packed.open(str(tmp_path / "copy"))
 
 
@@ -141,24 +141,24 @@ def test_damaged_record_is_reported_with_its_shard(copy, tmp_path):
     """Training reports a damaged record when it reads the record; ``data check`` reads all records."""
     shard = copy.of("train")[2]
     entry = copy.index[int(copy.ends[1]) + 7]
-    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
+    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
     message = rf"{shard.file}: record 7 of {shard.pictures} is damaged"
     with pytest.raises(DataError, match=message):
         fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "run")
-    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)  # repair the record
+    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)  # repair the record
     val_shard = copy.of("val")[0]
-    flip_bit(Path(copy.place) / val_shard.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
+    flip_bit(Path(copy.location) / val_shard.file, int(copy.index[int(copy.ends[len(copy.of("train"))]) - 1]["pixels"]))
     with pytest.raises(DataError, match=rf"{val_shard.file}: record {val_shard.pictures - 1} of"):  # in the validation
         fit(recipe_for(copy, **{"train.epochs": 1, "model.width": 0.25}), tmp_path / "again")
-    flip_bit(Path(copy.place) / shard.file, int(entry["pixels"]) + 3)
-    done = CliRunner().invoke(app, ["data", "check", copy.place])
+    flip_bit(Path(copy.location) / shard.file, int(entry["pixels"]) + 3)
+    done = CliRunner().invoke(app, ["data", "check", copy.location])
     assert done.exit_code == 1
     assert re.search(message, done.stderr.replace("\n", " "))
 
 
 def test_missing_and_truncated_files_are_reported_on_loading(copy):
     shard = copy.shards[0]
-    path = Path(copy.place) / shard.file
+    path = Path(copy.location) / shard.file
     complete = path.read_bytes()
     path.write_bytes(complete[:-20])
     with pytest.raises(DataError, match=rf"{shard.file} has [\d,]+ bytes, expected"):
@@ -166,7 +166,7 @@ def test_missing_and_truncated_files_are_reported_on_loading(copy):
     path.unlink()
     with pytest.raises(DataError, match=f"{shard.file} is missing"):
         load(recipe_for(copy).data)
-    manifest = Path(copy.place) / MANIFEST
+    manifest = Path(copy.location) / MANIFEST
     about = json.loads(manifest.read_text())
     about["shards"][0]["file"] = "../../secret"
     manifest.write_text(json.dumps(about))
@@ -182,7 +182,7 @@ def test_missing_and_truncated_files_are_reported_on_loading(copy):
 
 
 def test_index_of_another_pack_is_refused(copy):
-    np.save(Path(copy.place) / "index.npy", np.zeros(3))
+    np.save(Path(copy.location) / "index.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"index\.npy does not match the shards"):
         load(recipe_for(copy).data)
 
@@ -195,7 +195,7 @@ def test_settings_that_differ_from_the_pack_are_refused(packed):
 
 
 def test_packing_skips_unreadable_files(image_folder, tmp_path, caplog, monkeypatch):
-    (image_folder / "red" / "notes.txt").write_text("no picture")
+    (image_folder / "red" / "notes.txt").write_text("not an image")
     recipe = Recipe().override({"data.source": str(image_folder), "data.group_by": "person[0-9]"})
     with caplog.at_level(logging.WARNING, "edgerec"):
         with pytest.raises(DataError, match=r"matches nothing in 'red/notes.txt'"):

@@ -46,21 +46,21 @@ GOALS = {"objectives": ("accuracy", "bytes"), "limit_bytes": 100_000, "search": 
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def digits_npz(tmp_path_factory) -> Path:
     """Return the path of a data set of 60 digits, 28×28, with the classes even and odd."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.kron(digits.images[:60], np.ones((4, 4)))[:, 2:-2, 2:-2] * 15
-    path = tmp_path_factory.mktemp("pictures") / "even.npz"
+    path = tmp_path_factory.mktemp("digits") / "even.npz"
     np.savez(path, x_train=images.astype(np.uint8), y_train=digits.target[:60] % 2)
     return path
 
 
 @pytest.fixture(scope="module")
-def base(pictures) -> Recipe:
+def base(digits_npz) -> Recipe:
     """Return a recipe that trains a narrow network on these images for one epoch."""
-    return Recipe().override({"data.source": str(pictures), "train.epochs": 1, "model.width": 0.25})
+    return Recipe().override({"data.source": str(digits_npz), "train.epochs": 1, "model.width": 0.25})
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +256,10 @@ def test_files_of_a_study_folder(study, base):
 
 
 def test_test_images_are_evaluated_only_after_the_study(study, tmp_path):
-    kept = Path(study.kept[0])
+    best_run = Path(study.kept[0])
     assert not list(Path(study.folder).rglob("metrics.json"))
-    assert not list(kept.rglob("confusion_matrix.png"))
-    shutil.copytree(kept, tmp_path / "run")
+    assert not list(best_run.rglob("confusion_matrix.png"))
+    shutil.copytree(best_run, tmp_path / "run")
     finished = fit(Recipe(), tmp_path / "run", resume=True)
     assert finished.metrics["images"] == len(finished.split_record["test"])
     assert finished.metrics["val_accuracy"] == pytest.approx(study.best[0].accuracy)
@@ -368,12 +368,12 @@ def test_study_ends_if_no_trial_meets_the_limits(base, tmp_path, monkeypatch):
 # Errors
 
 
-def test_study_with_other_settings_is_refused(study, base, tmp_path, pictures):
+def test_study_with_other_settings_is_refused(study, base, tmp_path, digits_npz):
     with pytest.raises(StudyError, match=r"another recipe or search space: train\.epochs is 1, but now 2"):
         tune(base.override({"train.epochs": 2}), study.folder, resume=True, **GOALS)
     with pytest.raises(StudyError, match="limit bytes is 100000, but now 90000"):
         tune(base, study.folder, resume=True, **GOALS | {"limit_bytes": 90000})
-    with np.load(pictures) as arrays:
+    with np.load(digits_npz) as arrays:
         np.savez(tmp_path / "others.npz", x_train=arrays["x_train"] // 2, y_train=arrays["y_train"])
     with pytest.raises(StudyError, match="was created for other images"):
         tune(base.override({"data.source": str(tmp_path / "others.npz")}), study.folder, resume=True, **GOALS)
@@ -432,8 +432,8 @@ def test_damaged_study_is_refused(study, tmp_path, name, message):
         ),
     ],
 )
-def test_invalid_arguments_are_refused(pictures, tmp_path, arguments, message):
-    done = CliRunner().invoke(app, ["tune", "--data", str(pictures), "--out", str(tmp_path / "study"), *arguments])
+def test_invalid_arguments_are_refused(digits_npz, tmp_path, arguments, message):
+    done = CliRunner().invoke(app, ["tune", "--data", str(digits_npz), "--out", str(tmp_path / "study"), *arguments])
     assert done.exit_code == 1, done.output
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
