@@ -130,5 +130,5 @@ def test_without_a_network_the_weights_say_what_to_do(place, monkeypatch, here):
     command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
     said = one_line(here(*command.split()))
     assert "could not be downloaded" in said
-    assert "connect once, or use --weights none" in said
+    assert "connect this machine to the Internet once, use --weights none" in said
     assert not Path("runs/none").exists()

@@ -1,6 +1,7 @@
-"""Architectures, built flat: no model inside a model, which quantization-aware training refuses.
+"""Architectures of image classifiers and autoencoders.
 
-A builder takes the Keras to build with (``train/keras.py`` picks it), so that nothing here imports it.
+The models contain no nested models, because quantization-aware training does not support them. Each function takes the
+Keras module as an argument (``train/backend.py`` chooses it), so that this package does not import Keras.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ Builder = Callable[[Any, Any, ModelSection], Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network, and what one must know before pictures are read.
+    """An architecture, and what must be known about it before images are read.
 
     Attributes:
-        features: ``(keras, input tensor, section) -> tensor (batch, n)``: all layers before the classes. Where it
-            ``reconstructs``, all layers: the tensor has the input's shape.
-        least_size_px: smallest input side; smaller pictures are enlarged to it.
-        imagenet: the ImageNet weights that Keras has for it.
-        recurrent: it reads a sequence, which quantization-aware training cannot round: ``--method ptq``.
-        reconstructs: it is an autoencoder: it makes its input again, and knows no classes.
+        features: function ``(keras, input tensor, section) -> tensor (batch, n)`` that builds all layers before the
+            classification layer. If ``reconstructs``, it builds all layers, and the tensor has the shape of the input.
+        least_size_px: smallest side of the input in pixels; smaller images are enlarged to this size.
+        imagenet: description of the ImageNet weights that Keras provides; None if there are none.
+        recurrent: whether the network is recurrent. Quantization-aware training does not support it, so the only
+            quantization method is ``ptq``.
+        reconstructs: whether the network is an autoencoder, which reconstructs its input instead of classifying it.
     """
 
     features: Builder
@@ -62,7 +64,7 @@ class Architecture:
 
     @property
     def about(self) -> str:
-        """One line for people."""
+        """Return a description in one line: the first line of the docstring of ``features``."""
         return (self.features.__doc__ or "").partition("\n")[0].replace("``", "")
 
 
@@ -99,9 +101,9 @@ ARCHITECTURES = {
 }
 
 
-# The name in a recipe of a network that is none of these: its run was made of a model that was brought along.
+# Value of model.arch in the run of an imported model, whose architecture is not one of ARCHITECTURES.
 OWN = "own"
-# The same of a network that is taken from the file that model.weights names.
+# Value of model.arch if the network is loaded from the file that model.weights names.
 BACKBONE = "backbone"
 
 
@@ -116,14 +118,15 @@ def reconstructs(name: str) -> bool:
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name, or of a person's own, whose code is not run yet.
+    """Return the architecture with this name. If ``name`` refers to a user's Python file, its code is not executed yet.
 
     Raises:
-        RecipeError: there is none; with the nearest one.
+        RecipeError: the architecture does not exist. The message contains the nearest name.
     """
     if name == OWN:
         raise RecipeError(
-            "model.arch 'own' stands for a model that was brought along and is trained already: choose another"
+            "model.arch is 'own', which stands for an imported model that is already trained: set model.arch to an "
+            "architecture from the output of 'edgerec models'"
         )
     if name == AUTO:
         raise RecipeError(
@@ -135,27 +138,27 @@ def find(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         if name.endswith(".py"):
             raise RecipeError(
-                f"model.arch is {name!r}, which names a file but no function in it: write {name}:FUNCTION, e.g. "
+                f"model.arch is {name!r}, which names a file but not a function in it: write {name}:FUNCTION, e.g. "
                 f"{name}:build"
             )
-        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: edgerec models shows them")
+        raise RecipeError(f"{unknown('architecture', name, ARCHITECTURES)}: see the output of 'edgerec models'")
     return ARCHITECTURES[name]
 
 
 def find_classifier(name: str) -> Architecture:
-    """As :func:`find`, of a network that answers labels.
+    """Return the classifier architecture with this name.
 
     Raises:
-        RecipeError: there is none, or it is an autoencoder.
+        RecipeError: the architecture does not exist, or it is an autoencoder.
     """
-    found = find(name)
-    if found.reconstructs:
-        raise RecipeError(f"{name!r} is an autoencoder, which answers no labels, expected a classifier")
-    return found
+    architecture = find(name)
+    if architecture.reconstructs:
+        raise RecipeError(f"{name!r} is an autoencoder and not a classifier: choose another architecture")
+    return architecture
 
 
 def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classes: int, normalise: Normalise) -> Any:
-    """A model from normalised float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
+    """Build a Keras model: normalized float32 ``(batch, *shape)`` to softmax scores float32 ``(batch, classes)``.
 
     An autoencoder returns reconstructed images, normalized float32 ``(batch, *shape)``.
     If ``section.arch`` names a function in a user's Python file, that file is executed.
@@ -163,18 +166,18 @@ def build(keras: Any, section: ModelSection, shape: tuple[int, int, int], classe
     architecture, pretrained = find(section.arch), None
     section = replace(section, width=section.width or 1.0)
     if section.weights == "imagenet":
-        having = [name for name, each in ARCHITECTURES.items() if each.imagenet]
-        pretrained = imagenet.checked(section, architecture.imagenet, shape[2], having)
+        pretrained_names = [name for name, each in ARCHITECTURES.items() if each.imagenet]
+        pretrained = imagenet.require_weights(section, architecture.imagenet, shape[2], pretrained_names)
     inputs = keras.Input(shape, name="pixels")
-    x = imagenet.as_expected(keras, inputs, normalise, pretrained.pixels) if pretrained else inputs
+    x = imagenet.match_normalization(keras, inputs, normalise, pretrained.pixels) if pretrained else inputs
     x = architecture.features(keras, x, section)
     if architecture.reconstructs:
         return keras.Model(inputs, x, name=section.arch)
-    # Scores stay float32 under mixed precision.
+    # The scores are float32 even with mixed precision.
     x = keras.layers.Dense(classes, name="logits", dtype="float32")(x)
     scores = keras.layers.Activation("softmax", name="scores", dtype="float32")(x)
     name = own.plain_name(section.arch) if own.is_own(section.arch) else section.arch
     model = keras.Model(inputs, scores, name=name)
     if pretrained:
-        imagenet.take(keras, model, section, pretrained)
+        imagenet.load_weights(keras, model, section, pretrained)
     return model

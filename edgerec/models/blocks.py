@@ -1,4 +1,4 @@
-"""What several families are built of."""
+"""Layers and blocks that several architectures share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from edgerec.recipe import ModelSection
 
 Layer = Callable[[Any], Any]
 
-# Keras' 0.99 remembers a hundred steps' statistics, which a small data set takes many epochs to fill.
+# Momentum of batch normalization. With Keras' default of 0.99, the moving averages need hundreds of steps to adapt,
+# and a small data set has only a few steps per epoch.
 BN_MOMENTUM = 0.9
 
 
-def eights(count: float) -> int:
-    """A multiple of 8, in which vector units count, that is no more than a tenth below (as in MobileNetV2's code)."""
+def round_to_8(count: float) -> int:
+    """Round a number of channels to a multiple of 8, because vector units process 8 channels at a time.
+
+    The result is at least 90 % of ``count``, as in the reference code of MobileNetV2.
+    """
     rounded = max(8, int(count / 8 + 0.5) * 8)
     return rounded if rounded >= 0.9 * count else rounded + 8
 
 
 def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: int = 1, bias: bool = False) -> Any:
-    """A convolution that keeps the size, or halves it."""
+    """Add a convolution. The output has the size of the input, divided by ``stride``."""
     return keras.layers.Conv2D(
         channels,
         kernel,
@@ -33,17 +37,25 @@ def conv(keras: Any, x: Any, channels: int, kernel: int, name: str, *, stride: i
 
 
 def depthwise(keras: Any, x: Any, kernel: int, name: str, *, stride: int = 1) -> Any:
-    """A depthwise convolution without a bias that keeps the size, or halves it."""
+    """Add a depthwise convolution without a bias. The output has the size of the input, divided by ``stride``."""
     return keras.layers.DepthwiseConv2D(kernel, strides=stride, padding="same", use_bias=False, name=name)(x)
 
 
 def norm(keras: Any, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
-    """Batch normalisation."""
+    """Add batch normalization."""
     return keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=epsilon, name=name)(x)
 
 
-def excited(keras: Any, x: Any, squeezed: int, names: tuple[str, str], activation: Layer, gate: Layer) -> Any:
-    """Channels times what all of them together say of each: squeeze and excitation (arXiv:1709.01507)."""
+def squeeze_excite(keras: Any, x: Any, squeezed: int, names: tuple[str, str], activation: Layer, gate: Layer) -> Any:
+    """Add squeeze-and-excitation (arXiv:1709.01507): multiply each channel by a factor computed from all channel means.
+
+    Args:
+        keras: the Keras module.
+        x: tensor ``(batch, height, width, channels)``.
+        squeezed: number of channels of the first 1×1 convolution.
+        names: names of the two convolutions.
+        activation, gate: activations after the first and the second convolution.
+    """
     y = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
     y = activation(conv(keras, y, squeezed, 1, names[0], bias=True))
     y = gate(conv(keras, y, x.shape[-1], 1, names[1], bias=True))
@@ -51,9 +63,12 @@ def excited(keras: Any, x: Any, squeezed: int, names: tuple[str, str], activatio
 
 
 def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:
-    """ResNet50's and DenseNet's beginning: a quarter of the size. ``names``: as ``conv1_{}``."""
+    """Add the first layers of ResNet50 and DenseNet, which reduce the size to a quarter.
+
+    ``names`` is the pattern of the layer names, e.g. ``conv1_{}``.
+    """
     layers = keras.layers
-    x = layers.ZeroPadding2D(3)(x)  # all around, where "same" has one more at the end
+    x = layers.ZeroPadding2D(3)(x)  # on all sides, because padding="same" would pad unequally
     x = layers.Conv2D(channels, 7, strides=2, use_bias=bias, kernel_initializer="he_normal", name=names.format("conv"))(
         x
     )
@@ -61,11 +76,11 @@ def stem(keras: Any, x: Any, names: str, *, channels: int, bias: bool) -> Any:
     return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
 
 
-def pooled(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The mean of each channel, and ``model.dropout``."""
-    return dropped(keras, keras.layers.GlobalAveragePooling2D()(x), section)
+def global_pool(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Add global average pooling, and dropout as in ``model.dropout``."""
+    return dropout(keras, keras.layers.GlobalAveragePooling2D()(x), section)
 
 
-def dropped(keras: Any, x: Any, section: ModelSection) -> Any:
-    """``model.dropout``, where there is any."""
+def dropout(keras: Any, x: Any, section: ModelSection) -> Any:
+    """Add dropout with the rate ``model.dropout``, unless the rate is 0."""
     return keras.layers.Dropout(section.dropout)(x) if section.dropout else x

@@ -1,4 +1,4 @@
-"""Starting from the weights that Keras' applications learned on ImageNet."""
+"""Load the ImageNet weights of the Keras applications into a model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from edgerec.recipe import ModelSection
 # A download fails if the server sends nothing for this long.
 DOWNLOAD_TIMEOUT_S = 30.0
 
-# What stands between the recipe's pixels and weights that expect others.
+# Name of the layer that converts the recipe's normalization to the normalization that the weights expect.
 RANGE = "imagenet_range"
 
-# Keras' name for it (imagenet_utils.preprocess_input): what is taken from a pixel, R G B, and what it is divided by.
+# Normalization by its name in Keras (imagenet_utils.preprocess_input): mean and deviation of R, G and B.
 PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "tf": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "torch": ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
@@ -31,13 +31,15 @@ PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class ImageNet:
-    """Which weights there are.
+    """Description of the ImageNet weights of an architecture.
 
     Attributes:
-        application: the name in ``keras.applications``.
-        pixels: a key of :data:`PIXELS`. Those of caffe expect B G R too; the first convolution's kernel is turned.
-        widths: the application takes the width as ``alpha``, and has weights for these; empty: for 1 alone.
-        options: others of the application.
+        application: name of the model in ``keras.applications``.
+        pixels: normalization that the weights expect; a key of :data:`PIXELS`. Weights with ``caffe`` also expect BGR
+            order, so the input channels of the first convolution are reversed.
+        widths: widths for which there are weights, if the application has an argument ``alpha``; empty if there are
+            only weights for width 1.
+        options: other arguments of the application.
     """
 
     application: str
@@ -46,28 +48,45 @@ class ImageNet:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checked(section: ModelSection, imagenet: ImageNet | None, channels: int, having: list[str]) -> ImageNet:
-    """The weights, where they exist; raises :class:`RecipeError` with the choices where they do not."""
+def require_weights(section: ModelSection, imagenet: ImageNet | None, channels: int, available: list[str]) -> ImageNet:
+    """Return the description of the ImageNet weights for a recipe.
+
+    Args:
+        section: the architecture and its width.
+        imagenet: description of the architecture's ImageNet weights; None if there are none.
+        channels: number of channels of the input; the weights need 3.
+        available: names of the architectures with ImageNet weights, for the error message.
+
+    Raises:
+        RecipeError: there are no weights for this architecture, width and number of channels.
+    """
     if imagenet is None or channels != 3:
         raise RecipeError(
-            f"model.weights is 'imagenet', which exists for {', '.join(having)} on RGB pictures; "
-            f"got {section.arch} with {channels} channels: use --weights none"
+            f"cannot use model.weights='imagenet' with {section.arch} and {channels} channels: Keras provides weights "
+            f"for RGB images and the architectures {', '.join(available)}; choose one of these, or use --weights none"
         )
     widths = imagenet.widths or (1.0,)
     if section.width not in widths:
         raise RecipeError(
-            f"model.weights is 'imagenet', which exists for {section.arch} of width "
-            f"{', '.join(f'{w:g}' for w in widths)}; got {section.width:g}: use one of them, or --weights none"
+            f"cannot use model.weights='imagenet' with {section.arch} and width {section.width:g}: Keras provides "
+            f"weights for width {', '.join(f'{w:g}' for w in widths)}; choose one of these, or use --weights none"
         )
     return imagenet
 
 
-def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
-    """Normalised R G B to what the weights expect: a fixed 1×1 depthwise convolution, which every target runs.
+def match_normalization(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
+    """Convert the recipe's normalization to the normalization that the weights expect.
 
-    In int8 its output has one scale for its three channels: with ``tf`` every pixel value keeps a number of its own;
-    with ``torch`` and ``caffe``, whose channels lie differently, a step is about 1.1 pixel values, and a tenth of the
-    neighbours fall together. Nothing is off by more than half a step.
+    The conversion is a 1×1 depthwise convolution with fixed weights, because every target supports this operator. In
+    int8, its three output channels share one scale. With ``tf``, all 256 pixel values remain distinct. With ``torch``
+    and ``caffe``, the channels have different ranges, so a quantization step is about 1.1 pixel values, and about a
+    tenth of the pixel values coincide with a neighbor. The error is at most half a quantization step.
+
+    Args:
+        keras: the Keras module.
+        x: RGB tensor ``(batch, height, width, 3)``, normalized with ``normalise``.
+        normalise: normalization of the recipe.
+        pixels: normalization that the weights expect; a key of :data:`PIXELS`.
     """
     mean, deviation = (np.asarray(part) for part in PIXELS[pixels])
     convolution = keras.layers.DepthwiseConv2D(1, trainable=False, name=RANGE)
@@ -77,7 +96,7 @@ def as_expected(keras: Any, x: Any, normalise: Normalise, pixels: str) -> Any:
     return x
 
 
-def obtain(keras: Any, section: ModelSection, shape: tuple[int, int, int], imagenet: ImageNet | None) -> None:
+def download_weights(keras: Any, section: ModelSection, shape: tuple[int, int, int], imagenet: ImageNet | None) -> None:
     """Download the ImageNet weights of an architecture, unless Keras has downloaded them before.
 
     Args:
@@ -94,27 +113,27 @@ def obtain(keras: Any, section: ModelSection, shape: tuple[int, int, int], image
     _application(keras, shape, section, imagenet)
 
 
-def take(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> None:
-    """Put the weights into ``model``, by the names of its layers; Keras downloads them once.
+def load_weights(keras: Any, model: Any, section: ModelSection, imagenet: ImageNet) -> None:
+    """Copy the ImageNet weights to the layers of ``model`` with the same names. Keras downloads the weights once.
 
     Raises:
-        ModelError: the download failed, or this tf_keras has other layers.
+        ModelError: the download failed, or the layers of the Keras application have other names.
     """
-    theirs = {
-        layer.name.replace("/", "_"): layer  # Keras 3 knows no "/" in a name
+    source_layers = {
+        layer.name.replace("/", "_"): layer  # Keras 3 does not allow "/" in a name
         for layer in _application(keras, model.input_shape[1:], section, imagenet).layers
         if layer.weights and not isinstance(layer, keras.layers.Normalization)
     }
-    ours = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in (RANGE, "logits")}
-    if other := theirs.keys() ^ ours.keys():
+    layers = {layer.name: layer for layer in model.layers if layer.weights and layer.name not in (RANGE, "logits")}
+    if different_names := source_layers.keys() ^ layers.keys():
         raise ModelError(
-            f"{section.arch} and tf_keras' {imagenet.application} have not the same layers ({min(other)}): "
-            "use --weights none, or the tf_keras of constraints.txt"
+            f"the ImageNet weights do not fit: {section.arch} and tf_keras' {imagenet.application} do not have the "
+            f"same layers (e.g. {min(different_names)}): use --weights none, or install the tf_keras of constraints.txt"
         )
-    for name, layer in ours.items():
-        layer.set_weights(theirs[name].get_weights())
+    for name, layer in layers.items():
+        layer.set_weights(source_layers[name].get_weights())
     if imagenet.pixels == "caffe":
-        first = next(layer for layer in model.layers if layer.name in ours)
+        first = next(layer for layer in model.layers if layer.name in layers)
         kernel, *others = first.get_weights()
         first.set_weights([kernel[:, :, ::-1], *others])
 
@@ -127,7 +146,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             return build(input_shape=shape, include_top=False, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception if a server cannot be reached
         reason = str(error).rpartition("-- ")[2]
-        if "unable to" in reason.lower() or "corrupted" in reason:  # as h5py and Keras put it
+        if "unable to" in reason.lower() or "corrupted" in reason:  # words of the error messages of h5py and Keras
             raise ModelError(
                 f"the ImageNet weights of {section.arch} cannot be read: remove the damaged file in "
                 "~/.keras/models so that Keras downloads it again"
@@ -136,7 +155,7 @@ def _application(keras: Any, shape: tuple[int, ...], section: ModelSection, imag
             raise
         raise ModelError(
             f"the ImageNet weights of {section.arch} could not be downloaded ({reason}): "
-            "connect once, or use --weights none or a file"
+            "connect this machine to the Internet once, use --weights none, or give a file with --weights"
         ) from None
 
 

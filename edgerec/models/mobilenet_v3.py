@@ -1,4 +1,4 @@
-"""MobileNet V3 (arXiv:1905.02244), large and small, and their minimalistic forms."""
+"""MobileNet V3 Small and Large (arXiv:1905.02244), and their minimalistic variants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from edgerec.models.blocks import conv, depthwise, eights, excited, norm, pooled
+from edgerec.models.blocks import conv, depthwise, global_pool, norm, round_to_8, squeeze_excite
 from edgerec.recipe import ModelSection
 
 Activation = Callable[[Any, Any], Any]
@@ -15,7 +15,16 @@ Activation = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class _Block:
-    """One inverted residual. ``expand`` is a factor on the channels that come in; ``wide`` ones are 5×5."""
+    """An inverted residual block.
+
+    Attributes:
+        channels: number of output channels at width 1.
+        expand: factor from the number of input channels to the number of channels of the depthwise convolution.
+        stride: stride of the depthwise convolution.
+        wide: whether the kernel is 5×5 instead of 3×3.
+        excite: whether the block has squeeze-and-excitation.
+        swish: whether the activation is hard-swish instead of ReLU.
+    """
 
     channels: int
     expand: float
@@ -45,22 +54,22 @@ LARGE = (
 
 
 def mobilenet_v3_small(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Inverted residuals with squeeze-and-excite and hard-swish, for the smallest; ``width`` is the paper's α."""
+    """MobileNet V3 Small: inverted residuals with squeeze-and-excitation; ``width`` is the α of the paper."""
     return _features(keras, x, section, SMALL)
 
 
 def mobilenet_v3_large(keras: Any, x: Any, section: ModelSection) -> Any:
-    """Inverted residuals with squeeze-and-excite and hard-swish; ``width`` is the paper's α."""
+    """MobileNet V3 Large: inverted residuals with squeeze-and-excitation; ``width`` is the α of the paper."""
     return _features(keras, x, section, LARGE)
 
 
 def mobilenet_v3_small_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """mobilenet_v3_small with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    """mobilenet_v3_small with only 3×3 kernels and ReLU and without squeeze-and-excitation, for all accelerators."""
     return _features(keras, x, section, SMALL, minimalistic=True)
 
 
 def mobilenet_v3_large_minimalistic(keras: Any, x: Any, section: ModelSection) -> Any:
-    """mobilenet_v3_large with 3×3 and ReLU alone, which every accelerator takes as it is."""
+    """mobilenet_v3_large with only 3×3 kernels and ReLU and without squeeze-and-excitation, for all accelerators."""
     return _features(keras, x, section, LARGE, minimalistic=True)
 
 
@@ -70,23 +79,23 @@ def _features(keras: Any, x: Any, section: ModelSection, blocks: tuple[_Block, .
     for number, block in enumerate(blocks):
         name = f"expanded_conv_{number}_" if number else "expanded_conv_"
         y = _inverted(
-            keras, x, block, eights(block.channels * section.width), name, expand=number > 0, plain=minimalistic
+            keras, x, block, round_to_8(block.channels * section.width), name, expand=number > 0, plain=minimalistic
         )
         x = keras.layers.Add()([x, y]) if block.stride == 1 and x.shape[-1] == y.shape[-1] else y
-    x = norm(keras, conv(keras, x, eights(6 * x.shape[-1]), 1, "Conv_1"), "Conv_1_BatchNorm")
-    return pooled(keras, last(keras, x), section)
+    x = norm(keras, conv(keras, x, round_to_8(6 * x.shape[-1]), 1, "Conv_1"), "Conv_1_BatchNorm")
+    return global_pool(keras, last(keras, x), section)
 
 
 def _inverted(keras: Any, x: Any, block: _Block, channels: int, name: str, *, expand: bool, plain: bool) -> Any:
     activation = _hard_swish if block.swish and not plain else _relu
-    inner = eights(x.shape[-1] * block.expand)
+    inner = round_to_8(x.shape[-1] * block.expand)
     if expand:
         x = activation(keras, norm(keras, conv(keras, x, inner, 1, f"{name}expand"), f"{name}expand_BatchNorm"))
     x = depthwise(keras, x, 5 if block.wide and not plain else 3, f"{name}depthwise", stride=block.stride)
     x = activation(keras, norm(keras, x, f"{name}depthwise_BatchNorm"))
     if block.excite and not plain:
         names = f"{name}squeeze_excite_Conv", f"{name}squeeze_excite_Conv_1"
-        x = excited(keras, x, eights(inner / 4), names, partial(_relu, keras), partial(_hard_sigmoid, keras))
+        x = squeeze_excite(keras, x, round_to_8(inner / 4), names, partial(_relu, keras), partial(_hard_sigmoid, keras))
     return norm(keras, conv(keras, x, channels, 1, f"{name}project"), f"{name}project_BatchNorm")
 
 
@@ -99,6 +108,6 @@ def _hard_swish(keras: Any, x: Any) -> Any:
 
 
 def _hard_sigmoid(keras: Any, x: Any) -> Any:
-    """``relu6(x + 3) / 6`` of layers that can be saved and that int8 training takes, not of operators."""
+    """Compute ``relu6(x + 3) / 6`` with Keras layers, which can be saved and are supported by int8 training."""
     layers = keras.layers
     return layers.Rescaling(1 / 6)(layers.ReLU(6.0)(layers.Rescaling(1.0, offset=3.0)(x)))

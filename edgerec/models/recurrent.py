@@ -1,21 +1,21 @@
-"""Networks that read a picture row by row, as a text line by line."""
+"""Recurrent networks, which read an image as a sequence of rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgerec.models.blocks import dropped
+from edgerec.models.blocks import dropout
 from edgerec.recipe import ModelSection
 
 
 def lstm(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The rows of the picture as a sequence, read by an LSTM of 128 units; int8 by ptq alone."""
-    return dropped(keras, keras.layers.LSTM(_units(section))(_rows(keras, x)), section)
+    """An LSTM of 128 units that reads an image row by row; the only quantization method is ``ptq``."""
+    return dropout(keras, keras.layers.LSTM(_units(section))(_rows(keras, x)), section)
 
 
 def gru(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The rows of the picture as a sequence, read by a GRU of 128 units; int8 by ptq alone, up to 256 rows."""
-    return dropped(keras, keras.layers.GRU(_units(section))(_rows(keras, x)), section)
+    """A GRU of 128 units that reads an image row by row; the only method is ``ptq``, with at most 256 rows."""
+    return dropout(keras, keras.layers.GRU(_units(section))(_rows(keras, x)), section)
 
 
 def _units(section: ModelSection) -> int:

@@ -1,4 +1,4 @@
-"""The CNN that every tutorial starts with."""
+"""A small CNN, as in beginner tutorials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgerec.recipe import ModelSection
 
 
 def simple_cnn(keras: Any, x: Any, section: ModelSection) -> Any:
-    """The tutorial's: two convolution–pooling pairs of 32 and 64 channels, then Dense 64, with dropout around it."""
+    """A small CNN from beginner tutorials: two convolution and pooling stages (32 and 64 channels), then Dense 64."""
     layers = keras.layers
     for channels in (32, 64):
         x = layers.Conv2D(max(1, round(channels * section.width)), 3, activation="relu")(x)

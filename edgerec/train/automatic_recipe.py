@@ -64,7 +64,7 @@ def with_architecture(recipe: Recipe, listener: Listener) -> Recipe:
     chosen = _with_rule(recipe, rule, situation)
     if rule.imagenet:
         with_weights = [name for name, known in ARCHITECTURES.items() if known.imagenet]
-        imagenet.checked(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, with_weights)
+        imagenet.require_weights(chosen.model, ARCHITECTURES[rule.arch].imagenet, situation.channels, with_weights)
     weights = "ImageNet weights" if rule.imagenet else "random weights"
     network, size = f"{rule.arch}, width {chosen.model.width:g}, {weights}", chosen.data.input_size
     log.info("arch auto: %s, %d px input, because %s (%s)", network, size, rule.reason, situation)
@@ -106,7 +106,9 @@ def _without_missing_weights(recipe: Recipe, rule: Rule, situation: Situation, l
     size = chosen.data.input_size
     listener(Progress("downloading weights", 0, 1, f"{rule.arch}, once"))
     try:
-        imagenet.obtain(keras(), chosen.model, (size, size, situation.channels), ARCHITECTURES[rule.arch].imagenet)
+        imagenet.download_weights(
+            keras(), chosen.model, (size, size, situation.channels), ARCHITECTURES[rule.arch].imagenet
+        )
     except ModelError as error:
         log.warning("%s. Training starts from random weights, which needs more images for the same accuracy.", error)
         return choose(situation, imagenet=False)

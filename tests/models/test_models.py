@@ -1,4 +1,4 @@
-"""The architectures: what they are and cost, that Keras' weights fit them, and what of a person's own is taken."""
+"""Architectures: their structure and cost, the ImageNet weights of Keras, and architectures in user code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.conftest import one_line
 
 UNIT = Normalise.named("unit")
 FIGURES = {report.name: report for report in architectures()}
-# They are built layer by layer; these are compared whole, at width 1.
+# Architectures that edgerec builds itself, and that are compared with the Keras application of the same name.
 AS_KERAS = ("vgg16", "resnet50", "efficientnet_b0", "mobilenet_v3_small")
 
 
@@ -45,20 +45,20 @@ def _fresh():
     keras().utils.set_random_seed(0)
 
 
-def expected_by_hand(pixels: str, of_application: str, images: np.ndarray) -> np.ndarray:
-    """What Keras' documentation says that the application wants of pixels 0 to 255."""
+def preprocessed(pixels: str, of_application: str, images: np.ndarray) -> np.ndarray:
+    """Return pixels in [0, 255] with the preprocessing that the documentation of the Keras application describes."""
     name = {"caffe": "resnet50", "torch": "densenet", "tf": "mobilenet_v2"}[pixels]
-    made = getattr(keras().applications, name).preprocess_input(images.copy())
+    output = getattr(keras().applications, name).preprocess_input(images.copy())
     if of_application == "EfficientNetB0":
-        return made * 255  # without weights it divides by 255 and leaves out mean and deviation
-    return images if of_application.startswith(("MobileNetV3", "EfficientNetV2")) else made
+        return output * 255  # without weights, the application divides by 255 and does not normalize
+    return images if of_application.startswith(("MobileNetV3", "EfficientNetV2")) else output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", AS_KERAS)
-def test_keras_weights_give_what_keras_application_gives(arch, monkeypatch):
-    """The weights are random ones here, in place of the downloaded; all around them is real."""
-    known, made = ARCHITECTURES[arch].imagenet, []
+def test_features_with_imagenet_weights_equal_the_keras_application(arch, monkeypatch):
+    """Random weights replace the downloaded weights."""
+    known, applications = ARCHITECTURES[arch].imagenet, []
     real = getattr(keras().applications, known.application)
 
     def application(**options):
@@ -68,29 +68,30 @@ def test_keras_weights_give_what_keras_application_gives(arch, monkeypatch):
             for layer in model.layers:
                 if isinstance(layer, keras().layers.BatchNormalization):
                     layer.set_weights([rng.uniform(0.8, 1.2, w.shape) for w in layer.get_weights()])
-            made.append(model)
+            applications.append(model)
         return model
 
     monkeypatch.setattr(keras().applications, known.application, application)
     model = built(arch, weights="imagenet")
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
-    wanted = made[0](expected_by_hand(known.pixels, known.application, pixels), training=False).numpy().mean((1, 2))
+    inputs = preprocessed(known.pixels, known.application, pixels)
+    expected = applications[0](inputs, training=False).numpy().mean((1, 2))
     features = keras().Model(model.input, model.get_layer("logits").input)(pixels / 255, training=False).numpy()
-    np.testing.assert_allclose(features, wanted, atol=2e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(features, expected, atol=2e-4 * np.abs(expected).max())
     assert not model.get_layer(imagenet.RANGE).trainable
-    assert model.count_params() - 6 == FIGURES[arch].parameters  # 6 are of the range
+    assert model.count_params() - 6 == FIGURES[arch].parameters  # the layer that converts the range has 6
 
 
 @pytest.mark.parametrize("arch", sorted(set(ARCHITECTURES) - {*AS_KERAS}))
-def test_every_architecture_is_flat_and_has_a_width(arch):
+def test_architectures_have_no_nested_models_and_scale_with_the_width(arch):
     model = built(arch, width=0.25, channels=1)
     assert model.output_shape == (model.input_shape if ARCHITECTURES[arch].reconstructs else (None, 10))
     assert not [layer.name for layer in model.layers if hasattr(layer, "layers")]
     assert model.count_params() < 0.4 * FIGURES[arch].parameters
-    assert all("/" not in layer.name for layer in model.layers)  # which Keras 3 does not take
+    assert all("/" not in layer.name for layer in model.layers)  # Keras 3 does not allow them
 
 
-def test_a_new_family_trains_as_int8():
+def test_ds_cnn_can_be_trained_with_qat_and_converted():
     model = built("ds_cnn", width=0.25)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *model.input_shape[1:]), np.uint8)
     aware = with_fake_quantization(adapt(model).model, UNIT)
@@ -102,55 +103,58 @@ def test_a_new_family_trains_as_int8():
     assert np.abs(scores - aware(pixels[:1] / 255, training=False).numpy()).max() < 0.05
 
 
-# --- ImageNet's weights -----------------------------------------------------------------------------------------
+# --- ImageNet weights -------------------------------------------------------------------------------------------
 
 
-def test_imagenet_weights_that_do_not_exist():
+def test_imagenet_weights_that_do_not_exist_are_refused():
     for arguments, said in (
-        ({"arch": "simple_cnn"}, r"exists for vgg16, .*; got simple_cnn with 3 channels"),
-        ({"arch": "vgg16", "channels": 1}, "on RGB pictures; got vgg16 with 1 channels"),
-        ({"arch": "vgg16", "width": 0.5}, "for vgg16 of width 1; got 0.5"),
-        ({"arch": "mobilenet_v1", "width": 0.3}, "of width 0.25, 0.5, 0.75, 1; got 0.3: use one of them"),
+        ({"arch": "simple_cnn"}, "with simple_cnn and 3 channels: Keras provides .* vgg16, "),
+        ({"arch": "vgg16", "channels": 1}, "with vgg16 and 1 channels: .* for RGB images"),
+        ({"arch": "vgg16", "width": 0.5}, "vgg16 and width 0.5: Keras provides weights for width 1; choose"),
+        (
+            {"arch": "mobilenet_v1", "width": 0.3},
+            "width 0.3: .* for width 0.25, 0.5, 0.75, 1; choose",
+        ),
     ):
         with pytest.raises(RecipeError, match=said):
             built(**arguments, weights="imagenet")
 
 
-def test_weights_of_other_layers_are_refused(monkeypatch):
+def test_imagenet_weights_with_other_layers_are_refused(monkeypatch):
     other = keras().Sequential([keras().Input((32, 32, 3)), keras().layers.Dense(2, name="other")])
     monkeypatch.setattr(keras().applications, "MobileNetV3Small", lambda **options: other)
-    with pytest.raises(ModelError, match=r"tf_keras' MobileNetV3Small have not the same layers .*: use --weights none"):
+    with pytest.raises(ModelError, match=r"MobileNetV3Small do not have the same layers .*: use --weights none"):
         built("mobilenet_v3_small_minimalistic", weights="imagenet")
 
 
 @pytest.mark.parametrize("pixels", imagenet.PIXELS)
-def test_int8_keeps_what_the_weights_expect(pixels):
-    """One scale for three channels: a tenth of the pixel values fall together but for tf."""
+def test_input_normalization_for_imagenet_weights_survives_int8(pixels):
+    """Up to a tenth of the pixel values coincide, because the channels share a scale; none coincide with ``tf``."""
     inputs = keras().Input((1, 256, 3))
-    x = imagenet.as_expected(keras(), inputs, UNIT, pixels)
+    x = imagenet.match_normalization(keras(), inputs, UNIT, pixels)
     head = keras().Model(inputs, keras().layers.Flatten()(x))
-    every = np.tile(np.arange(256, dtype=np.float32)[None, None, :, None], (1, 1, 1, 3)) / 255
-    wanted, (_, deviation) = head(every).numpy().reshape(256, 3), imagenet.PIXELS[pixels]
-    model = ImageModel(to_int8(head, every), UNIT)
-    given = model.scores(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3))).reshape(256, 3)
-    assert np.abs((given - wanted) * np.asarray(deviation)).max() <= 0.6  # pixel values
-    kept = min(len(np.unique(given[:, channel])) for channel in range(3))
-    assert kept == 256 if pixels == "tf" else kept > 225
+    all_values = np.tile(np.arange(256, dtype=np.float32)[None, None, :, None], (1, 1, 1, 3)) / 255
+    expected, (_, deviation) = head(all_values).numpy().reshape(256, 3), imagenet.PIXELS[pixels]
+    model = ImageModel(to_int8(head, all_values), UNIT)
+    actual = model.scores(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3))).reshape(256, 3)
+    assert np.abs((actual - expected) * np.asarray(deviation)).max() <= 0.6  # pixel values
+    distinct = min(len(np.unique(actual[:, channel])) for channel in range(3))
+    assert distinct == 256 if pixels == "tf" else distinct > 225
 
 
 # --- edgerec models ---------------------------------------------------------------------------------------------
 
 
-def test_shipped_figures_are_what_is_measured():
+def test_shipped_figures_equal_a_new_measurement():
     assert list(FIGURES) == list(ARCHITECTURES)
     for name in ("ds_cnn", "lstm"):
         here, shipped = measured(name).to_dict(), FIGURES[name].to_dict()
-        # Another TensorFlow packs a file a little otherwise.
+        # The size of the file differs slightly between versions of TensorFlow.
         assert here.pop("int8_bytes") == pytest.approx(shipped.pop("int8_bytes"), rel=0.02)
         assert here == shipped
 
 
-def test_the_list_needs_no_tensorflow():
+def test_listing_architectures_does_not_import_tensorflow():
     code = "import sys\nimport edgerec\nprint(len(edgerec.architectures()), 'tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(ARCHITECTURES)), "False"]
@@ -161,7 +165,7 @@ def call(*arguments):
     return done.exit_code, done.stdout, done.stderr.strip()
 
 
-def test_the_command_lists_and_describes(tmp_path):
+def test_models_command_lists_and_describes_architectures(tmp_path):
     code, said, _ = call()
     assert code == 0
     rows = said.splitlines()
@@ -177,12 +181,12 @@ def test_the_command_lists_and_describes(tmp_path):
     assert [row["name"] for row in json.loads(said)] == list(ARCHITECTURES)
 
 
-def test_another_size_is_measured_here():
+def test_architecture_with_other_input_size_is_measured():
     code, said, _ = call("simple_cnn", "--input-size", 28, "--width", 0.125, "--classes", 4, "--json")
     assert code == 0
     row = json.loads(said)
     assert (row["input_size"], row["width"], row["classes"]) == (28, 0.125, 4)
-    # Of 28 pixels 26 are left, 13, 11 and 5, with 4 and 8 channels.
+    # The sides of the feature maps are 26, 13, 11 and 5, and the convolutions have 4 and 8 channels.
     assert row["macs"] == 26 * 26 * 27 * 4 + 11 * 11 * 36 * 8 + 200 * 8 + 8 * 4
     assert row["methods"] == ["ptq", "qat", "prune+qat"]
 
@@ -200,12 +204,12 @@ def test_another_size_is_measured_here():
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
     ],
 )
-def test_the_command_refuses(arguments, code, said):
+def test_models_command_refuses_invalid_arguments(arguments, code, said):
     got, _, error = call(*arguments)
     assert (got, said in error) == (code, True), error
 
 
-# --- A network of one's own --------------------------------------------------------------------------------------
+# --- Architectures in user code -----------------------------------------------------------------------------------
 
 MINE = """
 def build(keras, inputs, section):
@@ -215,7 +219,7 @@ def build(keras, inputs, section):
 """
 
 
-def test_a_network_of_ones_own_trains_and_opens_without_its_code(image_folder, tmp_path, monkeypatch):
+def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = tmp_path / "my_net.py"
     code.write_text(MINE)
@@ -239,44 +243,47 @@ def test_a_network_of_ones_own_trains_and_opens_without_its_code(image_folder, t
     assert evaluate(run.path).accuracy == made.metrics["accuracy"]
     quantize(run, "ptq")
     check_int8((run.variant("int8") / "model.tflite").read_bytes(), UNIT)
-    # Nor is it run to go on with what somebody else began.
+    # Resuming a run does not execute the code either, because somebody else may have started the run.
     (tmp_path / "run" / "metrics.json").unlink()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.unlink()
-    with pytest.raises(RunError, match=r"its network is code \(my_net:build\), which --resume does not run"):
+    with pytest.raises(RunError, match=r"code \(my_net:build\), which --resume does not execute"):
         fit(recipe, tmp_path / "run", resume=True)
 
 
-def test_a_network_of_ones_own_is_measured(tmp_path):
+def test_user_architecture_is_measured(tmp_path):
     (tmp_path / "net.py").write_text(MINE)
     report = architecture(f"{tmp_path}/net.py:build", input_size=16, classes=2)
     assert (report.about, report.parameters) == ("Mine.", 27 * 8 + 8 + 18)
-    assert 0 <= report.macs - (14 * 14 * 27 * 8 + 16) <= 2 * 16 * 16 * 3  # and its arithmetic on the pixels
+    assert 0 <= report.macs - (14 * 14 * 27 * 8 + 16) <= 2 * 16 * 16 * 3  # the operations on the pixels also count
 
 
-def test_a_slip_in_its_name_shows_before_pictures_are_read(edgerec, tmp_path):
+def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_path):
     (tmp_path / "net.py").write_text(MINE)
     message = one_line(edgerec("train", "--data", "x", "--arch", "net.py:biuld", "--out", "run", cwd=tmp_path))
     assert "unknown function of net.py 'biuld'; did you mean 'build'" in message
 
 
 WRONG = {
-    "returned": ("return 3", "gives a int, expected a function build"),
-    "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "gives a whole model"),
+    "returned": ("return 3", "returns a int, expected a function build"),
+    "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, expected"),
     "picture": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
     "failing": ("return keras.layers.Conv2D(2, 99)(inputs)", r"failed \(.*net\.py, line 2\): ValueError"),
-    "elsewhere": ("return keras.layers.Flatten()(keras.Input((4, 4, 3)))", "does not come from its inputs"),
-    "nested": ("return keras.layers.Flatten()(keras.Sequential([keras.layers.ReLU()])(inputs))", "has a model inside"),
+    "elsewhere": ("return keras.layers.Flatten()(keras.Input((4, 4, 3)))", "is not computed from its inputs"),
+    "nested": (
+        "return keras.layers.Flatten()(keras.Sequential([keras.layers.ReLU()])(inputs))",
+        "nested model",
+    ),
     "keras 3": (
         "import keras as k3; return k3.layers.Flatten()(k3.layers.Conv2D(2, 3)(inputs))",
-        "take the keras that",
+        "use the Keras module in its first argument",
     ),
     "ending": ("raise SystemExit(3)", r"failed \(.*net\.py, line 2\): SystemExit: 3"),
 }
 
 
 @pytest.mark.parametrize("body", WRONG)
-def test_what_a_network_of_ones_own_must_not_be(body, tmp_path):
+def test_invalid_user_architecture_is_refused(body, tmp_path):
     text, said = WRONG[body]
     (tmp_path / "net.py").write_text(f"def build(keras, inputs, section):\n    {text}\n")
     with pytest.raises(ModelError, match=said):
@@ -294,7 +301,7 @@ def test_what_a_network_of_ones_own_must_not_be(body, tmp_path):
         (":build", "", "expected module:function or path/to/file.py:function"),
     ],
 )
-def test_code_that_cannot_be_found(arch, text, said, tmp_path, monkeypatch):
+def test_user_code_that_cannot_be_imported_is_refused(arch, text, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(text)
     with pytest.raises(EdgerecError, match=said):
@@ -302,7 +309,7 @@ def test_code_that_cannot_be_found(arch, text, said, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
-def test_layers_that_would_need_the_code_again_are_refused_before_training(image_folder, tmp_path):
+def test_layers_that_cannot_be_loaded_without_user_code_are_refused_before_training(image_folder, tmp_path):
     (tmp_path / "net.py").write_text(
         "def twice(x):\n"
         "    return x * 2\n"
@@ -333,7 +340,7 @@ def _empty_h5() -> bytes:
     return content.getvalue()
 
 
-def test_a_run_that_names_somebody_s_module_does_not_import_it(tmp_path, monkeypatch):
+def test_loading_a_model_does_not_import_the_module_that_it_names(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "planted.py").write_text("raise SystemExit('this code is run')")
     config = {"module": "planted", "class_name": "Model", "config": {}, "registered_name": None}

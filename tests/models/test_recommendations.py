@@ -1,4 +1,4 @@
-"""``edgerec models --target``: recommended architectures and the estimated time there."""
+"""``edgerec models --target``: recommended architectures for a target, and their estimated latency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgerec.errors import RecipeError, TargetError
 
 
 @pytest.mark.parametrize("target", target_names())
-def test_every_target_runs_what_is_recommended_for_it(target):
+def test_every_target_supports_its_recommended_architectures(target):
     rows = recommendations(target)
     chosen = [row for row in rows if row.data]
     assert {row.report.name for row in chosen} >= {"simple_cnn", "resnet8", "mobilenet_v2"}
@@ -20,7 +20,7 @@ def test_every_target_runs_what_is_recommended_for_it(target):
     assert all((row.estimated_ms is not None) == (target == "rpi") for row in rows)
 
 
-def test_the_target_decides_the_size_of_the_network():
+def test_targets_with_more_memory_get_larger_networks():
     def networks(target):
         return {
             (row.report.name, row.report.width, row.report.input_size) for row in recommendations(target) if row.data
@@ -31,7 +31,7 @@ def test_the_target_decides_the_size_of_the_network():
     assert ("mobilenet_v2", 0.35, 96) in networks("microcontroller")
 
 
-def test_the_command_says_what_is_estimated_and_for_what(here):
+def test_models_command_states_the_device_of_the_estimate(here):
     done = here("models", "--target", "rpi")
     assert done.returncode == 0
     assert "larger color images, ImageNet weights: mobilenet_v2, width 1, 160 px" in done.stdout
@@ -43,14 +43,14 @@ def test_the_command_says_what_is_estimated_and_for_what(here):
     assert " ms " not in done.stdout
 
 
-def test_another_input_size_is_measured(here):
+def test_recommendation_for_other_input_size_is_measured(here):
     done = here("models", "--target", "rpi", "--input-size", 8, "--json")
     (row,) = json.loads(done.stdout)
     assert (row["report"]["name"], row["report"]["input_size"]) == ("vgg_small", 8)
     assert 0 < row["estimated_ms"] < 1
 
 
-def test_what_it_refuses(here):
+def test_recommendations_refuse_invalid_arguments(here):
     with pytest.raises(TargetError, match="unknown target 'rpy'; did you mean 'rpi'"):
         recommendations("rpy")
     with pytest.raises(RecipeError, match="--input-size is 4, expected 8 to 1024"):
