@@ -653,14 +653,14 @@ MUTATIONS = (
     # runtime and export
     Mutation(
         "verify: label on another runtime",
-        "runtime/golden.py",
+        "runtime/verification.py",
         "if 2 * report.same_labels <= report.images:",
         "if False:",
         "test_verify_delegate.py::test_flat_scores_do_not_hide_a_model_with_other_labels",
     ),
     Mutation(
         "verify: label with a clear margin",
-        "runtime/golden.py",
+        "runtime/verification.py",
         "if result.deficit > result.tolerance:",
         "if False:",
         "test_bundle.py::test_another_label_than_the_golden_one_is_found_within_the_tolerance",

@@ -70,5 +70,5 @@ def _show_finding(finding: Finding, sign: str, width: int, arrow: str) -> None:
     lines = textwrap.wrap(finding.detail, room, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
     for line in lines or [head]:
         say(line)
-    if finding.mend:  # not wrapped, because people copy it
-        say(f"{indent}{arrow} {finding.mend}")
+    if finding.fix:  # not wrapped, because people copy it
+        say(f"{indent}{arrow} {finding.fix}")

@@ -1,4 +1,4 @@
-"""What stands between this machine and a running camera, or training, and the commands that mend it."""
+"""Check whether this machine can run cameras and training, and suggest commands that fix the problems."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerec.contract.target import Target, target_names
-from edgerec.doctor import cameras, edgetpu, gpu, opencv, packages, python, resources, runtimes, system, training
-from edgerec.doctor import model_requirements as fit
+from edgerec.doctor import (
+    cameras,
+    edgetpu,
+    gpu,
+    model_requirements,
+    opencv,
+    packages,
+    python,
+    resources,
+    runtimes,
+    system,
+    training,
+)
 from edgerec.doctor.cameras import Cameras
 from edgerec.doctor.edgetpu import EdgeTpu
 from edgerec.doctor.finding import DoctorReport, Finding, State, note
@@ -31,7 +42,7 @@ __all__ = ["DoctorReport", "Facts", "Finding", "State", "examine", "gather", "ru
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of a machine; what is left out is as on a machine where all is well."""
+    """Facts about a machine. The defaults describe a machine without problems."""
 
     system: System = field(default_factory=System)
     python: Python = field(default_factory=Python)
@@ -60,58 +71,65 @@ def run_doctor(target: str = "", bundle: str | Path = "", *, root: str | Path = 
     """
     opened = _manifest(bundle) if bundle else None
     name = target or (opened.target if opened else "")
-    # A bundle names a person's own target file by its stem alone.
-    aim = Target.load(name) if target or name in target_names() else None
-    report = examine(gather(root), aim, delegate=opened.delegate if opened else None)
-    if opened and aim is None:
-        unknown = note(f"target {name}", "not one of edgerec's own: name its file", "edgerec doctor --target FILE.toml")
+    # If the target of a bundle is a user's own file, the bundle contains only the stem of the file's name.
+    loaded_target = Target.load(name) if target or name in target_names() else None
+    report = examine(gather(root), loaded_target, delegate=opened.delegate if opened else None)
+    if opened and loaded_target is None:
+        detail = "not compared with this machine, because edgerec has no target with this name: give the target's file"
+        unknown = note(f"target {name}", detail, "edgerec doctor --target FILE.toml")
         report = DoctorReport((*report.findings, unknown))
     return report
 
 
 def _manifest(bundle: str | Path) -> Manifest:
-    from edgerec.contract.bundle import Bundle  # it wants NumPy, which may be what is ill
+    from edgerec.contract.bundle import Bundle  # not imported above, because it needs NumPy, which may be missing
 
     return Bundle.open(bundle).manifest
 
 
 def gather(root: str | Path = ROOT) -> Facts:
-    """Collect the facts about this machine in parallel, with a time limit for each; ``root`` as for :func:`doctor`."""
+    """Collect the facts about this machine in parallel, each within a time limit.
+
+    Args:
+        root: as for :func:`run_doctor`.
+    """
     root = Path(root)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        looks = (
-            *(packages.look, opencv.look, runtimes.look),
-            *(partial(cameras.look, root), partial(edgetpu.look, root)),
-            *(gpu.look, resources.look),
+        functions = (
+            *(packages.collect, opencv.collect, runtimes.collect),
+            *(partial(cameras.collect, root), partial(edgetpu.collect, root)),
+            *(gpu.collect, resources.collect),
         )
-        asked: list[Future[Any]] = [pool.submit(look) for look in looks]
-        here, interpreter = system.look(root), python.look()
-        installed, vision, interpreters, seen, tpu, gpus, standing = (future.result() for future in asked)
+        futures: list[Future[Any]] = [pool.submit(function) for function in functions]
+        system_facts, python_facts = system.collect(root), python.collect()
+        package_facts, opencv_facts, runtime_facts, camera_facts, edgetpu_facts, gpu_facts, resource_facts = (
+            future.result() for future in futures
+        )
     return Facts(
-        system=here,
-        python=interpreter,
-        packages=installed,
-        runtimes=interpreters,
-        opencv=vision,
-        cameras=seen,
-        edgetpu=tpu,
-        gpu=gpus,
-        resources=standing,
-        tensorflow_gpus=training.look(installed, bool(gpus.nvidia)),
+        system=system_facts,
+        python=python_facts,
+        packages=package_facts,
+        runtimes=runtime_facts,
+        opencv=opencv_facts,
+        cameras=camera_facts,
+        edgetpu=edgetpu_facts,
+        gpu=gpu_facts,
+        resources=resource_facts,
+        tensorflow_gpus=training.count_gpus(package_facts, bool(gpu_facts.nvidia)),
     )
 
 
 def examine(facts: Facts, target: Target | None = None, *, delegate: str | None = None) -> DoctorReport:
-    """What the facts mean, and for the target.
+    """Return the findings that follow from the facts about a machine.
 
     Args:
-        facts: of a machine.
-        target: None asks for nothing particular.
-        delegate: what the bundle runs on, where that is not what the target says.
+        facts: facts about the machine.
+        target: target that the machine is compared with; None for no target.
+        delegate: delegate of the bundle, which replaces the delegate of the target; None uses the target's delegate.
     """
     here = facts.system
-    trains = "tensorflow" in facts.packages
-    found = [
+    can_train = "tensorflow" in facts.packages
+    result = [
         *system.findings(here),
         *python.findings(facts.python, here),
         *packages.findings(facts.packages),
@@ -121,9 +139,11 @@ def examine(facts: Facts, target: Target | None = None, *, delegate: str | None 
         *edgetpu.findings(facts.edgetpu, here, facts.runtimes),
         *gpu.findings(facts.gpu, here),
         *training.findings(facts.packages, here, facts.tensorflow_gpus),
-        *resources.findings(facts.resources, here, trains),
+        *resources.findings(facts.resources, here, can_train),
     ]
     if target is not None:
-        runs_on = target.delegate if delegate is None else delegate
-        found += fit.findings(target, here, facts.python, facts.runtimes, facts.resources, facts.edgetpu, runs_on)
-    return DoctorReport(tuple(found))
+        delegate = target.delegate if delegate is None else delegate
+        result += model_requirements.findings(
+            target, here, facts.python, facts.runtimes, facts.resources, facts.edgetpu, delegate
+        )
+    return DoctorReport(tuple(result))

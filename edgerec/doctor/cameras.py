@@ -61,7 +61,7 @@ class Cameras:
     system_has_picamera2: bool = False
 
 
-def look(root: Path = ROOT) -> Cameras:
+def collect(root: Path = ROOT) -> Cameras:
     """Return the cameras of this machine; none on other systems than Linux.
 
     Args:
@@ -70,79 +70,86 @@ def look(root: Path = ROOT) -> Cameras:
     devices, hidden = list_video_devices(root)
     replies, failure = ask_python(_QUERY, *(device.path for device in devices)) if devices else ({}, "")
     return Cameras(
-        nodes=tuple(_queried(device, (replies or {}).get(device.path, [failure, 0, ""])) for device in devices),
+        nodes=tuple(_with_reply(device, (replies or {}).get(device.path, [failure, 0, ""])) for device in devices),
         hidden=tuple(hidden),
-        picamera2=_picamera2(),
+        picamera2=_import_error(),
         system_has_picamera2=(root / _SYSTEM_SITE).is_dir(),
     )
 
 
 def findings(cameras: Cameras, system: System) -> list[Finding]:
-    """Each camera, what is no camera, and picamera2."""
+    """Return the findings about each camera, other video devices, and picamera2."""
     if system.os != "Linux":
-        privacy = "; macOS asks once, then: System Settings, Privacy, Camera" if system.os == "Darwin" else ""
-        return [ok("camera", f"not looked for on this system: try --source 0{privacy}")]
+        detail = "edgerec doctor does not search for cameras on this system: try --source 0"
+        if system.os == "Darwin":
+            detail += ". macOS asks for permission once; change it in System Settings > Privacy & Security > Camera"
+        return [ok("camera", detail)]
     modules = [node for node in cameras.nodes if node.raw and node.capture is not None and not node.users]
-    found = [
+    result = [
         finding
         for node in cameras.nodes
         if not node.helper and node not in modules
-        for finding in _of_node(node, system)
+        for finding in _camera_findings(node, system)
     ]
     if modules:
         belong = "belongs" if len(modules) == 1 else "belong"
-        found.append(
-            ok("camera", f"{_range(modules)} {belong} to a camera module (CSI): --source auto, or picamera2:0")
-        )
+        detail = f"{_range(modules)} {belong} to a camera module (CSI): use --source auto or --source picamera2:0"
+        result.append(ok("camera", detail))
     if helpers := [node for node in cameras.nodes if node.helper]:
         names = ", ".join(dict.fromkeys(node.driver or node.name for node in helpers))
-        found.append(ok("camera", f"{_range(helpers)} {'is none' if len(helpers) == 1 else 'are none'}: {names}"))
+        kind = "is not a camera" if len(helpers) == 1 else "are not cameras"
+        result.append(ok("camera", f"{_range(helpers)} {kind}: {names}"))
     if cameras.hidden:
-        found.append(
-            note("camera", f"{', '.join(cameras.hidden)}: not in this container", "docker run --device /dev/video0 …")
-        )
-    raw = any(node.raw for node in cameras.nodes)
+        detail = f"{', '.join(cameras.hidden)}: not available in this container"
+        result.append(note("camera", detail, "docker run --device /dev/video0 …"))
+    has_module = any(node.raw for node in cameras.nodes)
     if all(node.helper for node in cameras.nodes) and not cameras.hidden:
-        look_for = "rpicam-hello --list-cameras" if system.pi else "v4l2-ctl --list-devices"
-        found.append(note("camera", "none: plug one in, or use a stream, a video or a folder", look_for))
-    return found + _of_picamera2(cameras, system, raw)
+        command = "rpicam-hello --list-cameras" if system.pi else "v4l2-ctl --list-devices"
+        detail = "no camera was found: connect one, or use a stream, a video or a folder as the source"
+        result.append(note("camera", detail, command))
+    return result + _picamera2_findings(cameras, system, has_module)
 
 
-def _of_node(node: Node, system: System) -> list[Finding]:
-    what = f"{node.path} ({node.name})"
+def _camera_findings(node: Node, system: System) -> list[Finding]:
+    camera = f"{node.path} ({node.name})"
     if node.capture is None and "ermission" in node.reason:
-        return [problem("camera", f"{what} is closed to you: it is for the group video", system.join("video"))]
+        return [
+            problem("camera", f"permission denied for {camera}: only the group video may use it", system.join("video"))
+        ]
     if node.users:
         process = re.search(r"process (\d+)", node.users[0])
-        return [note("camera", f"{what} is in use by {', '.join(node.users)}", f"kill {process[1]}" if process else "")]
+        return [
+            note("camera", f"{camera} is in use by {', '.join(node.users)}", f"kill {process[1]}" if process else "")
+        ]
     if node.capture is None:
-        return [problem("camera", f"{what} does not open: {node.reason}")]
-    return [ok("camera", f"{what}: --source {node.path.removeprefix('/dev/video')}")]
+        return [problem("camera", f"{camera} cannot be opened: {node.reason}")]
+    return [ok("camera", f"{camera}: use --source {node.path.removeprefix('/dev/video')}")]
 
 
-def _of_picamera2(cameras: Cameras, system: System, raw: bool) -> list[Finding]:
-    again = "/usr/bin/python3 -m venv --clear --system-site-packages .venv"
+def _picamera2_findings(cameras: Cameras, system: System, has_module: bool) -> list[Finding]:
+    report = problem if has_module else note  # only a camera module needs picamera2
+    new_environment = "/usr/bin/python3 -m venv --clear --system-site-packages .venv"
     if cameras.picamera2 == "":
-        return [ok("picamera2", "loads")]
+        return [ok("picamera2", "it can be imported")]
     if cameras.picamera2 is not None:
         if "size changed" in cameras.picamera2 or "numpy" in cameras.picamera2:
-            detail = "it does not load: the system's simplejpeg is for another NumPy than this environment has"
-            return [
-                (problem if raw else note)("picamera2", detail, "pip install --upgrade --force-reinstall simplejpeg")
-            ]
-        detail = f"it does not load: {cameras.picamera2}"
-        return [(problem if raw else note)("picamera2", detail, again)]
+            detail = (
+                "it cannot be imported, because the system's simplejpeg was built for another NumPy than the one in "
+                "this environment"
+            )
+            return [report("picamera2", detail, "pip install --upgrade --force-reinstall simplejpeg")]
+        return [report("picamera2", f"it cannot be imported: {cameras.picamera2}", new_environment)]
     if cameras.system_has_picamera2:
-        detail = "the system has it, and this environment does not see the system's packages"
-        return [(problem if raw else note)("picamera2", detail, again)]
-    if raw:
-        detail = "not installed, but the camera module (CSI) needs it"
+        detail = "it is installed for the system's Python, but this environment does not see the system's packages"
+        return [report("picamera2", detail, new_environment)]
+    if has_module:
+        detail = "it is not installed, but the camera module (CSI) needs it"
         install = f"{system.sudo}apt-get install --no-install-recommends python3-picamera2"
-        return [problem("picamera2", detail, f"{install} && {again}")]
+        return [problem("picamera2", detail, f"{install} && {new_environment}")]
     return []
 
 
-def _queried(device: Node, reply: Sequence[Any]) -> Node:
+def _with_reply(device: Node, reply: Sequence[Any]) -> Node:
     """Return the device with the reply of the kernel to VIDIOC_QUERYCAP: an error, the capabilities and the name."""
     reason, flags, card = reply
     if reason == os.strerror(errno.ENOTTY):  # not a device file, e.g. if root is a copy from another machine
@@ -158,7 +165,8 @@ def _queried(device: Node, reply: Sequence[Any]) -> Node:
     )
 
 
-def _picamera2() -> str | None:
+def _import_error() -> str | None:
+    """Return why picamera2 cannot be imported; empty if it can, None if it is not installed."""
     if importlib.util.find_spec("picamera2") is None:
         return None
     return ask_python("import picamera2; print(1)")[1]

@@ -74,24 +74,24 @@ class EdgeTpu:
     delegate: str = ""
 
     @property
-    def there(self) -> bool:
-        """Whether one is plugged in."""
+    def connected(self) -> bool:
+        """Whether a stick or a card is connected."""
         return bool(self.stick) or self.card
 
     @property
     def works(self) -> bool:
-        """Whether models can run on the Edge TPU, according to the checks that were made."""
-        opened = (self.stick and self.stick_open) or (self.apex and self.apex_open)
-        return bool(opened) and self.library and not self.delegate
+        """Whether models can run on the Edge TPU: a device and libedgetpu can be used."""
+        device = (self.stick and self.stick_open) or (self.apex and self.apex_open)
+        return bool(device) and self.library and not self.delegate
 
 
-def look(root: Path = ROOT) -> EdgeTpu:
+def collect(root: Path = ROOT) -> EdgeTpu:
     """Return the Edge TPU of this machine.
 
     Args:
         root: folder that contains ``sys``, ``proc``, ``dev``, ``etc``, ``boot`` and ``var``.
     """
-    stick, speed = _stick(root)
+    stick, speed_mbps = _find_stick(root)
     card = any(_pair(device, "vendor", "device") == _CARD for device in (root / _PCI).glob("*"))
     apex = next((str(path) for path in sorted((root / "dev").glob("apex_*"))), "")
     library = LIBRARIES.get(platform.system(), "libedgetpu.so.1")
@@ -99,7 +99,7 @@ def look(root: Path = ROOT) -> EdgeTpu:
     usable = not reason and any(path and os.access(path, os.W_OK) for path in (stick, apex))
     return EdgeTpu(
         stick=stick,
-        speed_mbps=speed,
+        speed_mbps=speed_mbps,
         stick_open=not stick or os.access(stick, os.W_OK),
         rule=any("1a6e" in read_text(path) for folder in _RULES for path in (root / folder).glob("*.rules")),
         card=card,
@@ -115,42 +115,43 @@ def look(root: Path = ROOT) -> EdgeTpu:
 
 
 def findings(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime] = ()) -> list[Finding]:
-    """Check the device, its port, permissions and driver, libedgetpu, and whether the runtime can use it."""
-    if not tpu.there:
-        more = "; libedgetpu is installed" if tpu.library else ""
-        return [ok("Edge TPU", f"none on USB or PCIe{more}")] if system.os == "Linux" or tpu.library else []
-    found = [*_of_the_stick(tpu, system), *_of_the_card(tpu, system), *_of_the_library(tpu, system, runtimes)]
-    if not any(finding.state is State.PROBLEM for finding in found):
-        where = "the stick" if tpu.stick else "the card"
-        found.insert(0, ok("Edge TPU", f"{where} answers: --delegate {LIBRARIES.get(system.os, 'libedgetpu.so.1')}"))
-    return found
+    """Return the findings about the device, its port, permissions and driver, libedgetpu, and the runtime."""
+    if not tpu.connected:
+        library = "; libedgetpu is installed" if tpu.library else ""
+        return [ok("Edge TPU", f"no device on USB or PCIe{library}")] if system.os == "Linux" or tpu.library else []
+    result = [*_stick_findings(tpu, system), *_card_findings(tpu, system), *_library_findings(tpu, system, runtimes)]
+    if not any(finding.state is State.PROBLEM for finding in result):
+        device, library = "stick" if tpu.stick else "card", LIBRARIES.get(system.os, "libedgetpu.so.1")
+        result.insert(0, ok("Edge TPU", f"the {device} is ready: use --delegate {library}"))
+    return result
 
 
-def _of_the_stick(tpu: EdgeTpu, system: System) -> list[Finding]:
-    found = []
+def _stick_findings(tpu: EdgeTpu, system: System) -> list[Finding]:
+    result = []
     if tpu.stick and not tpu.stick_open:
-        mend = system.join("plugdev") if tpu.rule else _RULE
-        why = "you are not in the group plugdev" if tpu.rule else "udev has no rule for it"
-        found.append(problem("Edge TPU", f"the stick {tpu.stick} cannot be opened: {why}", mend))
+        fix = system.join("plugdev") if tpu.rule else _RULE
+        reason = "you are not in the group plugdev" if tpu.rule else "udev has no rule for it"
+        result.append(problem("Edge TPU", f"the stick {tpu.stick} cannot be opened: {reason}", fix))
     if tpu.stick and 0 < tpu.speed_mbps < _USB3_MBPS:
-        found.append(
-            note("Edge TPU", f"on a USB 2 port ({tpu.speed_mbps} Mbit/s): plug it into a USB 3 port, which is blue")
-        )
-    return found
+        detail = f"the stick is on a USB 2 port ({tpu.speed_mbps} Mbit/s): plug it into a USB 3 port, which is blue"
+        result.append(note("Edge TPU", detail))
+    return result
 
 
-def _of_the_card(tpu: EdgeTpu, system: System) -> list[Finding]:
+def _card_findings(tpu: EdgeTpu, system: System) -> list[Finding]:
     if not tpu.card:
         return []
-    found = []
+    result = []
     if tpu.config and not tpu.apex:
         detail = f"config.txt of this Raspberry Pi 5 lacks {' and '.join(tpu.config)}, which a PCIe card needs"
         lines = "".join(f"{line}\\n" for line in ("[all]", *tpu.config))
-        mend = f"printf '{lines}' | sudo tee -a /boot/firmware/config.txt && sudo reboot"
-        found.append(problem("Edge TPU", detail, mend))
+        fix = f"printf '{lines}' | sudo tee -a /boot/firmware/config.txt && sudo reboot"
+        result.append(problem("Edge TPU", detail, fix))
     if not tpu.apex and tpu.driver:
         detail = "the driver of the card is loaded, but there is no /dev/apex_0"
-        found.append(problem("Edge TPU", detail, f"{system.sudo}dmesg | grep -i -e apex -e gasket   # says why"))
+        result.append(
+            problem("Edge TPU", detail, f"{system.sudo}dmesg | grep -i -e apex -e gasket   # shows the reason")
+        )
     elif not tpu.apex:
         detail, package = (
             "the card has no driver, so there is no /dev/apex_0",
@@ -159,36 +160,36 @@ def _of_the_card(tpu: EdgeTpu, system: System) -> list[Finding]:
         if numbers(system.kernel)[:2] >= _NEW_KERNEL:
             detail += f". Google's gasket-dkms does not build on kernel {system.kernel}"
             package = "./gasket-dkms_*.deb   # download it from github.com/feranick/gasket-driver/releases"
-        found.append(problem("Edge TPU", detail, f"{system.sudo}apt install {package}"))
+        result.append(problem("Edge TPU", detail, f"{system.sudo}apt install {package}"))
     elif not tpu.apex_open:
-        detail = f"{tpu.apex} cannot be opened: it is for the group apex"
-        found.append(problem("Edge TPU", detail, system.join("apex")))
-    return found
+        detail = f"permission denied for {tpu.apex}: only the group apex may use it"
+        result.append(problem("Edge TPU", detail, system.join("apex")))
+    return result
 
 
-def _of_the_library(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) -> list[Finding]:
+def _library_findings(tpu: EdgeTpu, system: System, runtimes: Sequence[Runtime]) -> list[Finding]:
     rebuilt = "./libedgetpu1-std_*.deb   # download it from github.com/feranick/libedgetpu/releases"
-    mend = f"{system.sudo}apt install {rebuilt}" if system.os == "Linux" else ""
+    fix = f"{system.sudo}apt install {rebuilt}" if system.os == "Linux" else ""
     if not tpu.library:
-        why = f"libedgetpu does not load: {tpu.reason}" if tpu.reason else "libedgetpu is missing"
-        return [problem("Edge TPU", why, mend)]
+        detail = f"libedgetpu cannot be loaded: {tpu.reason}" if tpu.reason else "libedgetpu is missing"
+        return [problem("Edge TPU", detail, fix)]
     runtime = next((runtime for runtime in runtimes if not runtime.reason), None)
-    old = tpu.version != "" and "tf" not in tpu.version.lower()
-    new = runtime is not None and (
+    old_library = tpu.version != "" and "tf" not in tpu.version.lower()
+    new_runtime = runtime is not None and (
         runtime.package == "ai-edge-litert" or numbers(runtime.version)[:2] > _LAST_OLD_RUNTIME
     )
-    if runtime and old and new:
+    if runtime and old_library and new_runtime:
         detail = (
             f"libedgetpu {tpu.version} was built with TensorFlow 2.5. According to public reports, {runtime.package} "
             f"{runtime.version} crashes with it: use a libedgetpu that was rebuilt with a newer TensorFlow"
         )
-        return [problem("Edge TPU", f"{detail}{f' (here: {tpu.delegate})' if tpu.delegate else ''}", mend)]
+        return [problem("Edge TPU", f"{detail}{f' (here: {tpu.delegate})' if tpu.delegate else ''}", fix)]
     if tpu.delegate:
-        return [problem("Edge TPU", f"the runtime cannot use libedgetpu {tpu.version}: {tpu.delegate}", mend)]
+        return [problem("Edge TPU", f"the runtime cannot use libedgetpu {tpu.version}: {tpu.delegate}", fix)]
     return []
 
 
-def _stick(root: Path) -> tuple[str, int]:
+def _find_stick(root: Path) -> tuple[str, int]:
     for device in sorted((root / _USB).glob("*")):
         if _pair(device, "idVendor", "idProduct") in _STICK:
             bus, number = _pair(device, "busnum", "devnum")

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""Findings of edgerec doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 class State(StrEnum):
-    """``ok``; ``note``: good to know, or worse than it could be; ``problem``: something does not work."""
+    """The state of a finding.
+
+    ``ok``: it works. ``note``: it works, but the finding is worth knowing. ``problem``: it does not work.
+    """
 
     OK = "ok"
     NOTE = "note"
@@ -17,55 +20,55 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: the thing, in a word or two.
-        state: how it is.
-        detail: what was found.
-        mend: the command that mends it; empty where there is nothing to mend, or no command for it.
+        what: subject of the check in one or two words, e.g. ``camera``.
+        state: whether the subject works.
+        detail: result of the check in one sentence.
+        fix: shell command that fixes a problem; empty if there is no problem, or no command that fixes it.
     """
 
     what: str
     state: State
     detail: str
-    mend: str = ""
+    fix: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """The finding as JSON values."""
-        return {"what": self.what, "state": str(self.state), "detail": self.detail, "mend": self.mend}
+        """Return the finding as JSON values."""
+        return {"what": self.what, "state": str(self.state), "detail": self.detail, "mend": self.fix}
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All findings, in the order in which things build on each other."""
+    """All findings. A finding depends only on findings before it."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is a problem."""
+        """Whether there are no problems."""
         return not self.of(State.PROBLEM)
 
     def of(self, state: State) -> list[Finding]:
-        """The findings with that state."""
+        """Return the findings with this state."""
         return [finding for finding in self.findings if finding.state is state]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return {"ok": self.ok, "findings": [finding.to_dict() for finding in self.findings]}
 
 
 def ok(what: str, detail: str) -> Finding:
-    """A finding that is fine."""
+    """Return a finding with the state ``ok``."""
     return Finding(what, State.OK, detail)
 
 
-def note(what: str, detail: str, mend: str = "") -> Finding:
-    """A finding that is good to know."""
-    return Finding(what, State.NOTE, detail, mend)
+def note(what: str, detail: str, fix: str = "") -> Finding:
+    """Return a finding with the state ``note``."""
+    return Finding(what, State.NOTE, detail, fix)
 
 
-def problem(what: str, detail: str, mend: str = "") -> Finding:
-    """A finding of something that does not work."""
-    return Finding(what, State.PROBLEM, detail, mend)
+def problem(what: str, detail: str, fix: str = "") -> Finding:
+    """Return a finding with the state ``problem``."""
+    return Finding(what, State.PROBLEM, detail, fix)

@@ -1,4 +1,4 @@
-"""The GPU, for ``--delegate gpu`` and for training."""
+"""Check the GPU, which ``--delegate gpu`` and training use."""
 
 from __future__ import annotations
 
@@ -12,57 +12,59 @@ from edgerec.doctor.finding import Finding, note, ok, problem
 from edgerec.doctor.system import System
 from edgerec.utils.child_process import run_program
 
+# Folders with the manifests of Vulkan drivers.
 _DRIVERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What there is.
+    """The GPUs of a machine.
 
     Attributes:
-        nvidia: names that nvidia-smi gives.
-        reason: why nvidia-smi failed.
-        nodes: device files that draw and compute.
-        closed: those of them that we may not open.
-        vulkan: whether its loader and a driver are installed.
+        nvidia: names of NVIDIA GPUs, from nvidia-smi.
+        reason: reason why nvidia-smi failed; empty if it succeeded or is not installed.
+        nodes: device files of the GPUs (DRM render nodes).
+        denied: the ``nodes`` that this user may not open.
+        vulkan: whether the Vulkan loader and a Vulkan driver are installed; True if there are no ``nodes``.
     """
 
     nvidia: tuple[str, ...] = ()
     reason: str = ""
     nodes: tuple[str, ...] = ()
-    closed: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
     vulkan: bool = True
 
 
-def look() -> Gpu:
-    """This machine's."""
+def collect() -> Gpu:
+    """Return the GPUs of this machine."""
     tool = shutil.which("nvidia-smi")
-    done = run_program([tool, "--query-gpu=name", "--format=csv,noheader"], timeout_s=10) if tool else None
+    result = run_program([tool, "--query-gpu=name", "--format=csv,noheader"], timeout_s=10) if tool else None
     nodes = [str(path) for path in sorted(Path("/dev/dri").glob("renderD*"))]
     return Gpu(
-        nvidia=tuple(done.stdout.strip().splitlines()) if done and not done.reason else (),
-        reason=done.reason if done else "",
+        nvidia=tuple(result.stdout.strip().splitlines()) if result and not result.reason else (),
+        reason=result.reason if result else "",
         nodes=tuple(nodes),
-        closed=tuple(path for path in nodes if not os.access(path, os.R_OK | os.W_OK)),
+        denied=tuple(path for path in nodes if not os.access(path, os.R_OK | os.W_OK)),
         vulkan=not nodes or _has_vulkan(),
     )
 
 
 def findings(gpu: Gpu, system: System) -> list[Finding]:
-    """NVIDIA's, our rights, Vulkan."""
-    found = []
+    """Return the findings about NVIDIA GPUs, permissions and Vulkan."""
+    result = []
     if gpu.nvidia:
-        found.append(ok("GPU", ", ".join(gpu.nvidia)))
+        result.append(ok("GPU", ", ".join(gpu.nvidia)))
     if gpu.reason:
-        found.append(problem("GPU", f"nvidia-smi failed: {gpu.reason}", f"{system.sudo}modprobe nvidia   # or reboot"))
-    if gpu.closed:
-        found.append(note("GPU", f"{', '.join(gpu.closed)} is closed to you", system.join("render")))
+        result.append(problem("GPU", f"nvidia-smi failed: {gpu.reason}", f"{system.sudo}modprobe nvidia   # or reboot"))
+    if gpu.denied:
+        detail = f"permission denied for {', '.join(gpu.denied)}: only the group render may use it"
+        result.append(note("GPU", detail, system.join("render")))
     elif gpu.nodes and not gpu.vulkan:
-        mend = f"{system.sudo}apt install libvulkan1 mesa-vulkan-drivers"
-        found.append(note("GPU", "--delegate gpu wants Vulkan, which is not installed", mend))
-    elif gpu.nodes and not found:
-        found.append(ok("GPU", f"{', '.join(gpu.nodes)} with Vulkan: --delegate gpu may work"))
-    return found or [ok("GPU", "none that is told of: models run on the processor")]
+        fix = f"{system.sudo}apt install libvulkan1 mesa-vulkan-drivers"
+        result.append(note("GPU", "--delegate gpu needs Vulkan, which is not installed", fix))
+    elif gpu.nodes and not result:
+        result.append(ok("GPU", f"{', '.join(gpu.nodes)} with Vulkan: --delegate gpu may work"))
+    return result or [ok("GPU", "no GPU was found: models run on the CPU")]
 
 
 def _has_vulkan() -> bool:

@@ -1,4 +1,4 @@
-"""System libraries that a package misses: what Debian calls them."""
+"""Find the Debian package of a missing system library."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ _PACKAGES = {
     "libusb-1.0.so.0": "libusb-1.0-0",
     "libvulkan.so.1": "libvulkan1",
 }
-# One is named at a time; whoever lacks the first of these lacks the others.
+# OpenCV needs these packages. An error names only one missing library, but usually all of them are missing.
 _TOGETHER = {"libgl1", "libglib2.0-0", "libxcb1"}
 
 
-def mend(reason: str, system: System) -> str:
-    """The command that installs the library that ``reason`` says is missing; empty where none is."""
+def install_command(reason: str, system: System) -> str:
+    """Return the command that installs a missing library; empty if no library is missing.
+
+    Args:
+        reason: the error message of the failed import.
+        system: the operating system; the command is for Debian and its derivatives.
+    """
     missing = re.search(r"(lib[\w.+-]+\.so(?:\.\d+)*): cannot open shared object file", reason)
     if missing is None or system.os != "Linux":
         return ""

@@ -1,4 +1,4 @@
-"""Does a machine fit a target?"""
+"""Check whether this machine meets the requirements of a target."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgerec.doctor.resources import MIB, Resources
 from edgerec.doctor.runtimes import Runtime
 from edgerec.doctor.system import System
 
-_COMPARED = {
-    ">=": lambda have, want: have >= want,
-    "<": lambda have, want: have < want,
-    "==": lambda have, want: have == want,
+_OPERATORS = {
+    ">=": lambda version, bound: version >= bound,
+    "<": lambda version, bound: version < bound,
+    "==": lambda version, bound: version == bound,
 }
 
 
@@ -29,49 +29,49 @@ def findings(
     tpu: EdgeTpu,
     delegate: str,
 ) -> list[Finding]:
-    """Architecture, Python, runtime, memory and delegate, each against the target.
+    """Compare the architecture, Python, runtimes, memory and Edge TPU of a machine with a target.
 
     Args:
-        target: what the bundle was made for.
-        system, python, runtimes, resources, tpu: the machine.
-        delegate: the library that the bundle, or else the target, runs on; empty for the processor.
+        target: the target.
+        system, python, runtimes, resources, tpu: facts about the machine.
+        delegate: delegate of the bundle or the target; empty for the CPU.
     """
     what = f"target {target.name}"
     if target.kind != "bundle":
-        return [note(what, f"its {target.kind} goes into a program of your own: edgerec does not run there")]
-    found = []
+        return [note(what, "edgerec does not run on this target: your own app or firmware runs the exported model")]
+    result = []
     if target.arch and system.arch not in target.arch:
-        fits = f"it is for {' or '.join(target.arch)}, this is {system.arch}"
-        found.append(problem(what, fits, "edgerec targets   # shows one that fits"))
+        detail = f"it needs {' or '.join(target.arch)}, but this machine is {system.arch}"
+        result.append(problem(what, detail, "edgerec targets   # lists all targets"))
     if target.python and python.short not in target.python:
-        mend = f"python{target.python[-1]} -m venv .venv"
-        found.append(problem(what, f"it is for Python {' or '.join(target.python)}, this is {python.short}", mend))
-    if target.runtimes and not any(_meets(runtime, line) for runtime in runtimes for line in target.runtimes):
-        detail = f"it runs with {' or '.join(target.runtimes)}, which is not here or does not load"
-        found.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
-    # A Raspberry Pi keeps some of its memory for the GPU.
+        detail = f"it needs Python {' or '.join(target.python)}, but this is {python.short}"
+        result.append(problem(what, detail, f"python{target.python[-1]} -m venv .venv"))
+    if target.runtimes and not any(_meets(runtime, text) for runtime in runtimes for text in target.runtimes):
+        detail = f"it needs {' or '.join(target.runtimes)}, which is not installed or cannot be imported"
+        result.append(problem(what, detail, f'pip install "{target.runtimes[0]}"'))
+    # The limit is 70 %, because a Raspberry Pi reserves part of its memory for the GPU.
     if 0 < resources.memory_bytes < 0.7 * target.memory_bytes:
-        have, want = resources.memory_bytes / MIB, target.memory_bytes / MIB
-        found.append(note(what, f"it has {want:,.0f} MiB of memory, this has {have:,.0f}"))
+        available_mib, needed_mib = resources.memory_bytes / MIB, target.memory_bytes / MIB
+        detail = f"it has {needed_mib:,.0f} MiB of memory, but this machine has only {available_mib:,.0f} MiB"
+        result.append(note(what, detail))
     if "edgetpu" in delegate and not tpu.works:
-        detail = f"it runs on {delegate}, and no Edge TPU works here; --delegate none runs on the processor"
-        found.append(problem(what, detail, "lsusb -d 1a6e: ; lsusb -d 18d1:9302   # is it plugged in?"))
-    return found or [ok(what, "this machine fits")]
+        detail = f"it needs {delegate}, but this machine has no working Edge TPU; --delegate none runs on the CPU"
+        result.append(problem(what, detail, "lsusb -d 1a6e: ; lsusb -d 18d1:9302   # lists connected Edge TPUs"))
+    return result or [ok(what, "this machine meets the requirements")]
 
 
-def _meets(runtime: Runtime, line: str) -> bool:
-    """Whether an installed runtime is what a line as ``ai-edge-litert>=2.0,<3`` asks for."""
-    name = re.split(r"[\s<>=!~;\[]", line, maxsplit=1)[0]
-    bounds = re.findall(r"(>=|<|==)\s*(\d+(?:\.\d+)*)", line.partition(";")[0])
-    have = numbers(runtime.version)
-    # 2 is 2.0, so both get as many numbers.
-    length = 4
+def _meets(runtime: Runtime, requirement: str) -> bool:
+    """Return whether an installed runtime meets a requirement such as ``ai-edge-litert>=2.0,<3``."""
+    name = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
+    bounds = re.findall(r"(>=|<|==)\s*(\d+(?:\.\d+)*)", requirement.partition(";")[0])
+    version = numbers(runtime.version)
+    length = 4  # versions are padded with zeros, so that 2 equals 2.0
     return (
         runtime.package == name
         and not runtime.reason
-        and all(_COMPARED[sign](_filled(have, length), _filled(numbers(want), length)) for sign, want in bounds)
+        and all(_OPERATORS[sign](_padded(version, length), _padded(numbers(bound), length)) for sign, bound in bounds)
     )
 
 
-def _filled(version: tuple[int, ...], length: int) -> tuple[int, ...]:
+def _padded(version: tuple[int, ...], length: int) -> tuple[int, ...]:
     return (version + (0,) * length)[:length]

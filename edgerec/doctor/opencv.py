@@ -1,4 +1,4 @@
-"""OpenCV, which reads and prepares pictures, and the screen for its windows."""
+"""Check OpenCV, which reads and preprocesses images, and the display for its windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import json, re
 try:
     import numpy
 except Exception as error:
-    raise SystemExit(f"NumPy does not load: {error}")
+    raise SystemExit(f"NumPy cannot be imported: {error}")
 import cv2
 gui = re.search(r"^ +GUI: +(.*?) *$", cv2.getBuildInformation(), re.M)
 print(json.dumps([cv2.__version__, gui[1] if gui else ""]))
@@ -26,66 +26,62 @@ print(json.dumps([cv2.__version__, gui[1] if gui else ""]))
 
 @dataclass(frozen=True)
 class OpenCV:
-    """What ``import cv2`` gives.
+    """The installed OpenCV, and whether it can open windows.
 
     Attributes:
-        version: empty where it does not load.
-        gui: what draws its windows, as ``QT5``; ``NONE`` without.
-        reason: why it does not load.
-        screen: whether there is one for windows.
-        ssh: whether the person sits at another machine.
+        version: version of OpenCV; empty if it cannot be imported.
+        gui: GUI library for its windows, e.g. ``QT5``; ``NONE`` if it cannot open windows.
+        reason: reason why it cannot be imported; empty if it can.
+        display: whether there is a display for windows.
+        ssh: whether this is an SSH session.
     """
 
     version: str = "4.11.0"
     gui: str = "NONE"
     reason: str = ""
-    screen: bool = False
+    display: bool = False
     ssh: bool = False
 
 
-def look() -> OpenCV:
-    """This environment's."""
+def collect() -> OpenCV:
+    """Return the facts about OpenCV in this environment."""
     value, reason = ask_python(_IMPORT)
     version, gui = value or ("", "")
-    screen = not sys.platform.startswith("linux") or bool(
+    display = not sys.platform.startswith("linux") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-    return OpenCV(version, gui, reason, screen, "SSH_CONNECTION" in os.environ)
+    return OpenCV(version, gui, reason, display, "SSH_CONNECTION" in os.environ)
 
 
 def findings(opencv: OpenCV, packages: Packages, system: System) -> list[Finding]:
-    """OpenCV, then the screen."""
-    extra = "desktop" if opencv.screen else "headless"
+    """Return the findings about OpenCV and the display."""
+    extra = "desktop" if opencv.display else "headless"
     if "No module named 'cv2'" in opencv.reason:
-        return [problem("OpenCV", "not installed: pictures cannot be read", f'pip install "edgerec[{extra}]"')]
+        return [problem("OpenCV", "not installed, so images cannot be read", f'pip install "edgerec[{extra}]"')]
     if opencv.reason:
-        return [problem("OpenCV", f"it does not load: {opencv.reason}", _mend(opencv.reason, packages, system))]
+        return [problem("OpenCV", f"it cannot be imported: {opencv.reason}", _fix(opencv.reason, packages, system))]
     windows = opencv.gui not in ("NONE", "")
-    found = [ok("OpenCV", f"{opencv.version}, {f'windows by {opencv.gui}' if windows else 'no windows (headless)'}")]
-    if opencv.screen and not windows:
-        found.append(
-            note(
-                "display",
-                "there is a screen, and this OpenCV has no windows: --headless, --json or --web",
-                "pip uninstall -y opencv-python-headless && pip install opencv-python",
-            )
-        )
-    elif opencv.screen:
-        found.append(ok("display", "a window can open"))
+    result = [ok("OpenCV", f"{opencv.version}, {f'windows with {opencv.gui}' if windows else 'no windows (headless)'}")]
+    if opencv.display and not windows:
+        detail = "there is a display, but this OpenCV cannot open windows: use --headless, --json or --web"
+        fix = "pip uninstall -y opencv-python-headless && pip install opencv-python"
+        result.append(note("display", detail, fix))
+    elif opencv.display:
+        result.append(ok("display", "windows can be opened"))
     else:
-        how = "you came by SSH" if opencv.ssh else "no screen"
-        found.append(ok("display", f"{how}: edgerec camera wants --headless, --json or --web"))
-    return found
+        reason = "this is an SSH session" if opencv.ssh else "there is no display"
+        result.append(ok("display", f"{reason}, so edgerec camera needs --headless, --json or --web"))
+    return result
 
 
-def _mend(reason: str, packages: Packages, system: System) -> str:
+def _fix(reason: str, packages: Packages, system: System) -> str:
     installed = [name for name in OPENCVS if name in packages]
-    if "has no attribute" in reason and installed:  # the files of another one were taken away
+    if "has no attribute" in reason and installed:  # uninstalling another OpenCV package has removed its files
         return f"pip install --force-reinstall --no-deps {installed[0]}"
     if reason.startswith(TIMED_OUT):
-        return 'python -c "import cv2"   # does it end?'
-    if "NumPy does not load" in reason:
-        return libraries.mend(reason, system) or "pip install --force-reinstall numpy"
+        return 'python -c "import cv2"   # does it finish?'
+    if "NumPy cannot be imported" in reason:
+        return libraries.install_command(reason, system) or "pip install --force-reinstall numpy"
     if "numpy" in reason or "_ARRAY_API" in reason:
         return f'pip install --upgrade {installed[0] if installed else "opencv-python-headless"} "numpy>=2"'
-    return libraries.mend(reason, system) or 'pip install --force-reinstall "edgerec[headless]"'
+    return libraries.install_command(reason, system) or 'pip install --force-reinstall "edgerec[headless]"'

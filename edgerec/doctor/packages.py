@@ -1,4 +1,4 @@
-"""What is installed beside edgerec, and whether it fits together."""
+"""Check the installed Python packages and their version conflicts."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _EXTRAS = {
     "plots": ("matplotlib",),
     "train": ("tensorflow", "tf-keras", "tensorflow-model-optimization", "scikit-learn", "matplotlib"),
 }
-# Packages whose conflicts are edgerec's; a system's own packages have many that are not.
+# Only these packages are checked, because conflicts between other packages do not affect edgerec.
 _OURS = (
     *("edgerec", "numpy", "typer", "ai-edge-litert", "tflite-runtime", "flatbuffers", "protobuf", "keras", "h5py"),
     *("ml-dtypes", *OPENCVS, *(name for names in _EXTRAS.values() for name in names)),
 )
-# What goes with tflite-runtime, which was built with NumPy 1.
+# tflite-runtime was built with NumPy 1, and OpenCV 4.12 needs NumPy 2.
 _OLD_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-# A package's own words go into a command that people copy.
+# Requirements that contain other characters do not become part of a command, because users copy the command to a shell.
 _PLAIN = re.compile(r"[\w.<>=!~*,-]+")
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """What a package needs and does not have.
+    """A requirement of a package that is not met.
 
     Attributes:
-        package: with its version.
-        wanted: as ``numpy<2``.
-        have: the version that is there; empty for none.
+        package: name and version of the package.
+        requirement: the requirement, e.g. ``numpy<2``.
+        installed: installed version of the required package; empty if it is not installed.
     """
 
     package: str
-    wanted: str
-    have: str = ""
+    requirement: str
+    installed: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Packages:
     """Installed packages.
 
     Attributes:
-        versions: by normalized name, of those that matter here.
-        conflicts: among them.
+        versions: versions of the checked packages by their normalized names.
+        conflicts: requirements of these packages that are not met.
     """
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -64,12 +64,12 @@ class Packages:
         return name in self.versions
 
     def major(self, name: str) -> int:
-        """The first number of its version; 0 where it is not installed."""
+        """Return the major version of a package; 0 if it is not installed."""
         return next(iter(numbers(self.versions.get(name, ""))), 0)
 
 
-def look() -> Packages:
-    """Those of this environment."""
+def collect() -> Packages:
+    """Return the packages of this environment."""
     versions = {}
     for name in _OURS:
         try:
@@ -80,53 +80,53 @@ def look() -> Packages:
 
 
 def findings(packages: Packages) -> list[Finding]:
-    """edgerec's extras, then conflicts."""
+    """Return the findings about the extras of edgerec, and about conflicts between packages."""
     extras = [name for name, needs in _EXTRAS.items() if all(need in packages for need in needs)]
-    with_ = f" with {', '.join(extras)}" if extras else ""
-    found = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{with_}")]
+    extras_text = f" with {', '.join(extras)}" if extras else ""
+    result = [ok("packages", f"edgerec {packages.versions.get('edgerec', '(not installed)')}{extras_text}")]
     old_numpy = "tflite-runtime" in packages
     if old_numpy and packages.major("numpy") >= 2:
         detail = f"tflite-runtime was built with NumPy 1 and crashes with {packages.versions['numpy']}"
-        found.append(problem("packages", detail, _OLD_NUMPY))
+        result.append(problem("packages", detail, _OLD_NUMPY))
     opencvs = [name for name in OPENCVS if name in packages]
     if len(opencvs) > 1:
         keep = next((name for name in opencvs if name.endswith("headless")), opencvs[0])
-        mend = f"pip uninstall -y {' '.join(opencvs)} && pip install {keep}"
-        found.append(problem("packages", f"{' and '.join(opencvs)} overwrite each other's files", mend))
-    missing: dict[str, list[Conflict]] = {}
+        fix = f"pip uninstall -y {' '.join(opencvs)} && pip install {keep}"
+        result.append(problem("packages", f"{' and '.join(opencvs)} overwrite each other's files", fix))
+    by_name: dict[str, list[Conflict]] = {}
     for conflict in packages.conflicts:
-        missing.setdefault(re.split(r"[<>=!~]", conflict.wanted, maxsplit=1)[0], []).append(conflict)
-    return [*found, *(_told(name, conflicts, old_numpy) for name, conflicts in missing.items())]
+        by_name.setdefault(re.split(r"[<>=!~]", conflict.requirement, maxsplit=1)[0], []).append(conflict)
+    return [*result, *(_conflict_finding(name, conflicts, old_numpy) for name, conflicts in by_name.items())]
 
 
-def _told(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> Finding:
-    have = conflicts[0].have
-    needs = "; ".join(f"{conflict.package} needs {conflict.wanted}" for conflict in conflicts)
-    bounds = ",".join(dict.fromkeys(conflict.wanted.removeprefix(name) for conflict in conflicts))
-    mend = f'pip install "{name}{bounds.strip(",")}"' if _PLAIN.fullmatch(name + bounds) else ""
-    detail = f"{name} {have} does not suit: {needs}" if have else f"{name} is not installed: {needs}"
-    return problem("packages", detail, _OLD_NUMPY if name == "numpy" and old_numpy else mend)
+def _conflict_finding(name: str, conflicts: Sequence[Conflict], old_numpy: bool) -> Finding:
+    installed = conflicts[0].installed
+    needs = "; ".join(f"{conflict.package} needs {conflict.requirement}" for conflict in conflicts)
+    bounds = ",".join(dict.fromkeys(conflict.requirement.removeprefix(name) for conflict in conflicts))
+    fix = f'pip install "{name}{bounds.strip(",")}"' if _PLAIN.fullmatch(name + bounds) else ""
+    detail = f"{name} {installed} is incompatible: {needs}" if installed else f"{name} is not installed: {needs}"
+    return problem("packages", detail, _OLD_NUMPY if name == "numpy" and old_numpy else fix)
 
 
 def _conflicts(versions: Mapping[str, str]) -> Iterator[Conflict]:
-    """As `pip check` finds them, in a tenth of the time."""
-    # pip takes 32-bit programs under a 64-bit kernel for 64-bit ones.
-    here = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
+    """Yield the same conflicts as ``pip check``, but in a tenth of its time."""
+    # With 32-bit programs on a 64-bit kernel, platform.machine() is the 64-bit architecture.
+    environment = {"extra": "", "platform_machine": arch(platform.machine(), own_bits())}
     parse = _requirement_parser()
     for name, version in versions.items() if parse else ():
         for line in importlib.metadata.requires(name) or ():
             try:
                 needed = parse(line)
-                if needed.marker is not None and not needed.marker.evaluate(here):
+                if needed.marker is not None and not needed.marker.evaluate(environment):
                     continue
-                have = importlib.metadata.version(needed.name)
-                if needed.specifier.contains(have, prereleases=True):
+                installed = importlib.metadata.version(needed.name)
+                if needed.specifier.contains(installed, prereleases=True):
                     continue
             except importlib.metadata.PackageNotFoundError:
-                have = ""
-            except ValueError:  # a line that is no requirement
+                installed = ""
+            except ValueError:  # the line is not a valid requirement
                 continue
-            yield Conflict(f"{name} {version}", f"{needed.name}{needed.specifier}", have)
+            yield Conflict(f"{name} {version}", f"{needed.name}{needed.specifier}", installed)
 
 
 def _requirement_parser() -> Any:
@@ -139,6 +139,6 @@ def _requirement_parser() -> Any:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """``(2, 14, 0)`` of ``2.14.0``, as far as there are numbers."""
+    """Return the leading numbers of a version, e.g. ``(2, 14, 0)`` for ``2.14.0rc1``."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()

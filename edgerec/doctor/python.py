@@ -1,4 +1,4 @@
-"""Python and its environment."""
+"""Check the Python interpreter, its environment and pip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec.doctor.packages import numbers
 from edgerec.doctor.system import System
 from edgerec.utils.child_process import run_program
 
-# The first pip that knows all tags of the wheels that edgerec needs (manylinux_2_x, musllinux: 21.2).
+# The first version of pip that supports all wheel tags that edgerec needs (manylinux_2_x and musllinux).
 _PIP = (21, 2)
 
 
@@ -23,20 +23,20 @@ class Python:
     """The interpreter that edgerec runs in.
 
     Attributes:
-        version: as ``(3, 11, 2)``.
-        executable: its path.
-        venv: whether it is a virtual environment's.
-        site: whether that sees the system's packages.
-        managed: whether the system forbids pip here (PEP 668).
-        free_threaded: built without the GIL.
-        translated: an x86 Python on Apple silicon.
-        pip: its version; empty where there is none.
+        version: version of Python, e.g. ``(3, 11, 2)``.
+        executable: path of the interpreter.
+        venv: whether the interpreter belongs to a virtual environment.
+        system_site_packages: whether the virtual environment sees the system's packages.
+        managed: whether the system forbids pip to install packages here (PEP 668).
+        free_threaded: whether Python was built without the GIL.
+        translated: whether this is an x86 Python on Apple silicon.
+        pip: version of pip; empty if pip is not installed.
     """
 
     version: tuple[int, int, int] = (3, 11, 2)
     executable: str = "/usr/bin/python3"
     venv: bool = True
-    site: bool = False
+    system_site_packages: bool = False
     managed: bool = False
     free_threaded: bool = False
     translated: bool = False
@@ -44,12 +44,12 @@ class Python:
 
     @property
     def short(self) -> str:
-        """As ``3.11``."""
+        """Return the version without the patch number, e.g. ``3.11``."""
         return f"{self.version[0]}.{self.version[1]}"
 
 
-def look() -> Python:
-    """The Python that runs this."""
+def collect() -> Python:
+    """Return the facts about the Python that runs this program."""
     try:
         pip = importlib.metadata.version("pip")
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +60,8 @@ def look() -> Python:
         version=sys.version_info[:3],
         executable=sys.executable,
         venv=sys.prefix != sys.base_prefix,
-        site=settings.is_file() and "include-system-site-packages = true" in settings.read_text(errors="replace"),
+        system_site_packages=settings.is_file()
+        and "include-system-site-packages = true" in settings.read_text(errors="replace"),
         managed=(Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file(),
         free_threaded=bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
         translated=_translated(),
@@ -69,24 +70,26 @@ def look() -> Python:
 
 
 def findings(python: Python, system: System) -> list[Finding]:
-    """The interpreter, its environment and pip."""
+    """Return the findings about the interpreter, its environment and pip."""
     version = ".".join(map(str, python.version))
-    kind = "environment" if python.venv else "no virtual environment"
-    found = [ok("Python", f"{version}, {kind}, {python.executable}")]
-    make = "py -m venv .venv" if system.os == "Windows" else "python3 -m venv .venv && . .venv/bin/activate"
+    kind = "virtual environment" if python.venv else "no virtual environment"
+    result = [ok("Python", f"{version}, {kind}, {python.executable}")]
+    new_environment = "py -m venv .venv" if system.os == "Windows" else "python3 -m venv .venv && . .venv/bin/activate"
     if python.managed and not python.venv:
-        found.append(note("Python", "it is the system's own: pip refuses to install into it", make))
+        detail = "this is the system's Python, into which pip refuses to install packages"
+        result.append(note("Python", detail, new_environment))
     if python.free_threaded:
-        found.append(problem("Python", "built without the GIL: no runtime has a wheel for it", f"use {python.short}"))
+        detail = "this Python was built without the GIL, for which no runtime has a wheel"
+        result.append(problem("Python", detail, f"use {python.short}"))
     if python.translated:
-        found.append(
-            problem("Python", "an Intel Python on Apple silicon: LiteRT has no wheel for it", "arch -arm64 zsh")
-        )
+        detail = "this is an Intel Python on Apple silicon, for which LiteRT has no wheel"
+        result.append(problem("Python", detail, "arch -arm64 zsh"))
     if not python.pip:
-        found.append(note("pip", "none in this environment", "python -m ensurepip --upgrade"))
+        result.append(note("pip", "not installed in this environment", "python -m ensurepip --upgrade"))
     elif numbers(python.pip) < _PIP:
-        found.append(note("pip", f"{python.pip} does not know all wheels", "python -m pip install --upgrade pip"))
-    return found
+        detail = f"{python.pip} is too old to find all wheels that edgerec needs"
+        result.append(note("pip", detail, "python -m pip install --upgrade pip"))
+    return result
 
 
 def _translated() -> bool:

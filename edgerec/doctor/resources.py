@@ -1,4 +1,4 @@
-"""Memory, disk and heat."""
+"""Check the memory, the disk space, the temperature and the power supply."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from edgerec.runtime.thermal import earlier_throttled, processor_temperature_c, 
 from edgerec.utils.atomic import cache_folder
 
 MIB = 2**20
-# What runtime, OpenCV and a small model take, resident; and TensorFlow with one in training.
+# Resident memory for inference with a small model and OpenCV, and for training a small model with TensorFlow.
 _CAMERA_BYTES, _TRAINING_BYTES = 100 * MIB, 3 * 1024 * MIB
-_FULL_BYTES, _TIGHT_BYTES = 100 * MIB, 1024 * MIB
+# Free disk space below which a disk counts as full, and below which training may fill the disk.
+_FULL_BYTES, _LOW_BYTES = 100 * MIB, 1024 * MIB
 _HOT_C = 80.0
-_ELSEWHERE = {
+# Commands that select another folder.
+_OTHER_FOLDER = {
     "cache": 'export EDGEREC_CACHE="$HOME/.cache/edgerec"',
     "current folder": 'cd "$HOME"',
     "temporary files": "export TMPDIR=/var/tmp",
@@ -27,14 +29,14 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """A folder that edgerec writes to.
 
     Attributes:
-        what: what it is.
-        path: where.
-        free_bytes: on its disk, for us.
-        writable: whether we may.
+        what: purpose of the folder, a key of ``_OTHER_FOLDER``.
+        path: path of the folder.
+        free_bytes: free space on its disk that this user may use.
+        writable: whether this user may write to the folder.
     """
 
     what: str
@@ -45,32 +47,33 @@ class Place:
 
 @dataclass(frozen=True)
 class Resources:
-    """How the machine stands. 0 and None: it does not tell.
+    """The resources of a machine. A value is 0 or None if the machine does not report it.
 
     Attributes:
-        memory_bytes: of the machine, or of the container.
-        available_bytes: that programs can still have.
-        places: folders that are written to.
-        temperature_c: of the processor.
-        throttled, earlier: what a Raspberry Pi says holds it back, or did.
+        memory_bytes: memory of the machine or of the container.
+        available_bytes: memory that is available to programs.
+        folders: folders that edgerec writes to.
+        temperature_c: CPU temperature in degrees Celsius.
+        throttled: reasons why a Raspberry Pi currently limits its speed.
+        earlier: reasons why a Raspberry Pi has limited its speed since its start.
     """
 
     memory_bytes: int = 4 * 1024 * MIB
     available_bytes: int = 2 * 1024 * MIB
-    places: tuple[Place, ...] = ()
+    folders: tuple[Folder, ...] = ()
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
 
 
-def look() -> Resources:
-    """Those of this machine."""
+def collect() -> Resources:
+    """Return the resources of this machine."""
     total, available = _memory()
     health = read_health()
     return Resources(
         total,
         available,
-        (_place("cache", cache_folder), _place("current folder", Path.cwd), _place("temporary files", _temporary)),
+        (_folder("cache", cache_folder), _folder("current folder", Path.cwd), _folder("temporary files", _temporary)),
         processor_temperature_c(),
         health.throttled or (),
         earlier_throttled() if health.throttled is not None else (),
@@ -78,62 +81,75 @@ def look() -> Resources:
 
 
 def findings(resources: Resources, system: System, training: bool) -> list[Finding]:
-    """Memory, each place, heat and power. ``training``: whether this machine is meant for it."""
-    return [*_of_memory(resources, training), *_of_places(resources, system, training), *_of_heat(resources)]
+    """Return the findings about memory, disk space, temperature and power supply.
+
+    Args:
+        resources: resources of the machine.
+        system: the operating system.
+        training: whether the machine is also used for training, which needs more memory and disk space.
+    """
+    return [
+        *_memory_findings(resources, training),
+        *_disk_findings(resources, system, training),
+        *_thermal_findings(resources),
+    ]
 
 
-def _of_memory(resources: Resources, training: bool) -> list[Finding]:
+def _memory_findings(resources: Resources, training: bool) -> list[Finding]:
     total, available = resources.memory_bytes, resources.available_bytes
     if not total:
         return []
-    what = f"{total / MIB:,.0f} MiB, {available / MIB:,.0f} free"
+    text = f"{total / MIB:,.0f} MiB, of which {available / MIB:,.0f} MiB are available"
     if available < _CAMERA_BYTES:
-        return [
-            problem("memory", f"{what}: too little for a camera", "ps aux --sort=-rss | head   # end what is large")
-        ]
+        fix = "ps aux --sort=-rss | head   # stop the largest processes"
+        return [problem("memory", f"{text}: too little for edgerec camera", fix)]
     if training and available < _TRAINING_BYTES:
-        return [note("memory", f"{what}: training wants 3 GiB", "edgerec train --batch-size 16 …")]
-    return [ok("memory", what)]
+        return [note("memory", f"{text}: training needs about 3 GiB", "edgerec train --batch-size 16 …")]
+    return [ok("memory", text)]
 
 
-def _of_places(resources: Resources, system: System, training: bool) -> list[Finding]:
-    found = []
-    for place in resources.places:
-        where = f"{place.what} {place.path}"
-        if not place.writable:
-            state = note if place.what == "current folder" else problem
-            found.append(state("disk", f"{where} cannot be written", _ELSEWHERE[place.what]))
-        elif place.free_bytes < _FULL_BYTES:
-            mend = "pip cache purge" + (f"; {system.sudo}apt clean" if system.os == "Linux" else "")
-            found.append(problem("disk", f"{where} is full: {place.free_bytes / MIB:,.0f} MiB left", mend))
-        elif place.free_bytes < _TIGHT_BYTES and training:
-            found.append(note("disk", f"{where} has {place.free_bytes / MIB:,.0f} MiB left", "pip cache purge"))
-    if not found and resources.places:
-        least = min(place.free_bytes for place in resources.places)
-        found.append(ok("disk", f"{least / 1024 / MIB:,.1f} GiB free or more where edgerec writes"))
-    return found
+def _disk_findings(resources: Resources, system: System, training: bool) -> list[Finding]:
+    result = []
+    for folder in resources.folders:
+        where = f"{folder.what} {folder.path}"
+        if not folder.writable:
+            report = note if folder.what == "current folder" else problem
+            result.append(report("disk", f"permission denied: {where} is not writable", _OTHER_FOLDER[folder.what]))
+        elif folder.free_bytes < _FULL_BYTES:
+            fix = "pip cache purge" + (f"; {system.sudo}apt clean" if system.os == "Linux" else "")
+            result.append(problem("disk", f"{where} is full: only {folder.free_bytes / MIB:,.0f} MiB are free", fix))
+        elif folder.free_bytes < _LOW_BYTES and training:
+            result.append(note("disk", f"{where} has only {folder.free_bytes / MIB:,.0f} MiB free", "pip cache purge"))
+    if not result and resources.folders:
+        least = min(folder.free_bytes for folder in resources.folders)
+        result.append(ok("disk", f"at least {least / 1024 / MIB:,.1f} GiB are free in each folder that edgerec uses"))
+    return result
 
 
-def _of_heat(resources: Resources) -> list[Finding]:
-    found, degrees = [], resources.temperature_c
+def _thermal_findings(resources: Resources) -> list[Finding]:
+    result, degrees = [], resources.temperature_c
     for reason in resources.throttled:
-        found.append(problem("power" if reason == "under-voltage" else "heat", f"right now: {reason}", _cure(reason)))
+        what = "power" if reason == "under-voltage" else "heat"
+        result.append(problem(what, f"the Raspberry Pi currently reports: {reason}", _check_command(reason)))
     if earlier := [reason for reason in resources.earlier if reason not in resources.throttled]:
-        found.append(note("power", f"since it was started: {', '.join(earlier)}", _cure(earlier[0])))
+        detail = f"the Raspberry Pi has reported since its start: {', '.join(earlier)}"
+        result.append(note("power", detail, _check_command(earlier[0])))
     if degrees is not None and degrees >= _HOT_C and not resources.throttled:
-        found.append(note("heat", f"{degrees:.0f} degrees Celsius: it will slow down; give it a fan or a heat sink"))
-    if not found and degrees is not None:
-        found.append(ok("heat", f"{degrees:.0f} degrees Celsius"))
-    return found
+        detail = f"{degrees:.0f} degrees Celsius: the CPU will soon be slowed down, so add a fan or a heat sink"
+        result.append(note("heat", detail))
+    if not result and degrees is not None:
+        result.append(ok("heat", f"{degrees:.0f} degrees Celsius"))
+    return result
 
 
-def _cure(reason: str) -> str:
+def _check_command(reason: str) -> str:
     if reason == "under-voltage":
-        return "vcgencmd get_throttled   # 0x0 with the official power supply and a short cable"
-    return "vcgencmd measure_temp   # below 80 with a fan or a heat sink"
+        return "vcgencmd get_throttled   # should be 0x0 with the official power supply and a short cable"
+    return "vcgencmd measure_temp   # should be below 80 with a fan or a heat sink"
 
 
 def _memory() -> tuple[int, int]:
+    """Return the total and the available memory of the machine or container in bytes; 0 if they are not known."""
     values = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -145,23 +161,25 @@ def _memory() -> tuple[int, int]:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # there is no limit: the file does not exist or contains "max"
         return total, available
     return min(total, limit), min(available, max(0, limit - used))
 
 
-def _place(what: str, find: Callable[[], Path]) -> Place:
+def _folder(what: str, find: Callable[[], Path]) -> Folder:
     try:
-        path = there = find()
-    except (OSError, RuntimeError) as error:  # a folder that was removed, a user without a home
-        return Place(what, f"({error})", 0, False)
-    while not there.exists() and there != there.parent:
-        there = there.parent
+        path = find()
+    except (OSError, RuntimeError) as error:  # the folder was removed, or the user has no home folder
+        return Folder(what, f"({error})", 0, False)
+    # If the folder does not exist yet, it will be created in its nearest existing parent.
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        free = shutil.disk_usage(there).free
+        free_bytes = shutil.disk_usage(existing).free
     except OSError:
-        free = 0
-    return Place(what, str(path), free, there.is_dir() and os.access(there, os.W_OK | os.X_OK))
+        free_bytes = 0
+    return Folder(what, str(path), free_bytes, existing.is_dir() and os.access(existing, os.W_OK | os.X_OK))
 
 
 def _temporary() -> Path:

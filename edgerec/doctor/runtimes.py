@@ -1,4 +1,4 @@
-"""The runtimes that a .tflite model can run in."""
+"""Check the installed TFLite runtimes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _IMPORT = "import importlib, json, sys; importlib.import_module(sys.argv[1]); pr
 
 @dataclass(frozen=True)
 class Runtime:
-    """One that is installed.
+    """An installed TFLite runtime.
 
     Attributes:
-        package: its name.
-        version: as installed.
-        reason: why it does not load; empty when it does. TensorFlow is not tried: that takes seconds.
+        package: name of the Python package.
+        version: installed version.
+        reason: reason why it cannot be imported; empty if it can. Importing TensorFlow is not tried, because this takes
+            seconds.
     """
 
     package: str
@@ -32,37 +33,39 @@ class Runtime:
     reason: str = ""
 
 
-def look() -> tuple[Runtime, ...]:
-    """Those that are installed."""
-    found = []
+def collect() -> tuple[Runtime, ...]:
+    """Return the installed runtimes, in the order in which edgerec chooses them."""
+    result = []
     for package, module in RUNTIMES.items():
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-        tried = package != "tensorflow"
-        found.append(Runtime(package, version, ask_python(_IMPORT, module)[1] if tried else ""))
-    return tuple(found)
+        reason = "" if package == "tensorflow" else ask_python(_IMPORT, module)[1]
+        result.append(Runtime(package, version, reason))
+    return tuple(result)
 
 
 def findings(runtimes: tuple[Runtime, ...], system: System, python: Python) -> list[Finding]:
-    """Which one is taken, and those that do not load."""
-    found = []
-    whole = [runtime for runtime in runtimes if not runtime.reason]
-    if whole:
-        found.append(ok("runtime", f"{whole[0].package} {whole[0].version}"))
+    """Return the findings about the runtime that edgerec uses, and about runtimes that cannot be imported."""
+    result = []
+    working = [runtime for runtime in runtimes if not runtime.reason]
+    if working:
+        result.append(ok("runtime", f"{working[0].package} {working[0].version}"))
     for broken in (runtime for runtime in runtimes if runtime.reason):
-        state = note if whole else problem
-        found.append(state("runtime", f"{broken.package} {broken.version}: {broken.reason}", _mend(broken, system)))
+        report = note if working else problem
+        detail = f"{broken.package} {broken.version} cannot be imported: {broken.reason}"
+        result.append(report("runtime", detail, _fix(broken, system)))
     if not runtimes:
-        found.append(_none(system, python))
-    elif whole and whole[0].package == "tensorflow" and "ai-edge-litert" in installable(system, python):
-        found.append(note("runtime", "TensorFlow's own is slower to start", "pip install ai-edge-litert"))
-    return found
+        result.append(_not_installed(system, python))
+    elif working and working[0].package == "tensorflow" and "ai-edge-litert" in installable(system, python):
+        detail = "TensorFlow is used as the runtime, which takes longer to start than LiteRT"
+        result.append(note("runtime", detail, "pip install ai-edge-litert"))
+    return result
 
 
 def installable(system: System, python: Python) -> list[str]:
-    """The runtimes that have a wheel for this system and Python."""
+    """Return the names of the runtimes that have a wheel for this system and Python."""
     return [
         package
         for package, (systems, last) in WHEELS.items()
@@ -70,31 +73,31 @@ def installable(system: System, python: Python) -> list[str]:
     ]
 
 
-def _none(system: System, python: Python) -> Finding:
-    if fitting := installable(system, python):
-        with_ = ' "numpy<2"' if fitting[0] == "tflite-runtime" else ""
-        return problem("runtime", "none is installed", f"pip install {fitting[0]}{with_}")
+def _not_installed(system: System, python: Python) -> Finding:
+    if packages := installable(system, python):
+        numpy = ' "numpy<2"' if packages[0] == "tflite-runtime" else ""
+        return problem("runtime", "no TFLite runtime is installed", f"pip install {packages[0]}{numpy}")
     where = f"{system.os} on {system.arch}"
     newest = max((last for systems, last in WHEELS.values() if (system.os, system.arch) in systems), default=0)
     if not newest:
-        return problem("runtime", f"none has a wheel for {where}: a 64-bit system has one")
+        return problem("runtime", f"no TFLite runtime has a wheel for {where}: use a 64-bit operating system")
     return problem(
         "runtime",
-        f"none has a wheel for Python {python.short} on {where}: the last is for 3.{newest}",
+        f"no TFLite runtime has a wheel for Python {python.short} on {where}: use Python 3.{newest}",
         f"python3.{newest} -m venv .venv",
     )
 
 
-def _mend(runtime: Runtime, system: System) -> str:
+def _fix(runtime: Runtime, system: System) -> str:
     reason = runtime.reason
     if reason.startswith(TIMED_OUT):
-        return f'python -c "import {RUNTIMES[runtime.package]}"   # does it end?'
+        return f'python -c "import {RUNTIMES[runtime.package]}"   # does it finish?'
     if re.search(r"numpy|_ARRAY_API|SIGSEGV", reason) and runtime.package == "tflite-runtime":
         return 'pip install "numpy<2"'
     if "numpy" in reason:
         return "pip install --upgrade numpy"
     if "GLIBC" in reason:
-        return f"pip uninstall -y {runtime.package}   # it is for a newer system than this"
+        return f"pip uninstall -y {runtime.package}   # it was built for a newer operating system"
     if "SIGILL" in reason:
-        return f"pip uninstall -y {runtime.package}   # it is for a newer processor than this"
-    return libraries.mend(reason, system) or f"pip install --force-reinstall {runtime.package}"
+        return f"pip uninstall -y {runtime.package}   # it was built for a newer CPU"
+    return libraries.install_command(reason, system) or f"pip install --force-reinstall {runtime.package}"

@@ -1,4 +1,4 @@
-"""The operating system: what runs here, for whom, at what time."""
+"""Check the operating system, the user, the clock and the locale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec.doctor.finding import Finding, note, ok, problem
 from edgerec.runtime.video_devices import ROOT, read_text
 from edgerec.tflite.runtimes import available_cpus
 
-# Nobody has this version earlier; files that pip wrote say more.
+# The clock is wrong if it is before this date, because this version of edgerec did not exist then.
 _RELEASED_S = 1_761_955_200  # 2025-11-01
 _DAY_S = 86_400
 
@@ -61,12 +61,12 @@ class System:
 
     @property
     def arch(self) -> str:
-        """The processor as programs see it."""
+        """Return the CPU architecture of programs."""
         return arch(self.machine, self.bits)
 
     @property
     def sudo(self) -> str:
-        """What stands before a command that only root may give."""
+        """Return the prefix of commands that need root permissions."""
         return "" if self.root else "sudo "
 
     @property
@@ -75,23 +75,23 @@ class System:
         return self.board.startswith("Raspberry Pi")
 
     def join(self, group: str) -> str:
-        """The command that lets the user do what a group may."""
+        """Return the command that adds the user to a group, or starts a session in which the membership counts."""
         if group in self.member_of:
-            return f"exec su - {self.user or '$USER'}"  # or log out and in: the session is older than the membership
+            return f"exec su - {self.user or '$USER'}"  # the user was added to the group after this session had started
         return f"sudo usermod -aG {group} {self.user or '$USER'}   # then log out and in again"
 
 
 def arch(machine: str, bits: int) -> str:
-    """The processor as programs of so many bits see it."""
+    """Return the CPU architecture of programs with this word size on a kernel for ``machine``."""
     return "armv7l" if bits == 32 and machine in ("aarch64", "armv8l") else machine
 
 
 def own_bits() -> int:
-    """Of this Python."""
+    """Return the word size of this Python in bits."""
     return struct.calcsize("P") * 8
 
 
-def look(root: Path = ROOT) -> System:
+def collect(root: Path = ROOT) -> System:
     """Return the facts about this system; ``root`` is the folder that contains ``proc``."""
     groups, member_of = _groups()
     return System(
@@ -114,26 +114,23 @@ def look(root: Path = ROOT) -> System:
 
 
 def findings(system: System) -> list[Finding]:
-    """System, userland, clock and locale."""
-    count = f"{system.processors} processor{'s' if system.processors > 1 else ''}"
-    found = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
+    """Return the findings about the system, 32-bit programs, the clock and the locale."""
+    count = f"{system.processors} CPU core{'s' if system.processors > 1 else ''}"
+    result = [ok("system", ", ".join(filter(None, [system.board, system.title, system.arch, count])))]
     if system.bits == 32 and system.machine in ("aarch64", "armv8l", "x86_64"):
-        found.append(
-            note(
-                "system",
-                f"32-bit programs on a 64-bit kernel: pip takes it for {system.machine} where it asks what a package "
-                "needs",
-                'pip install --no-deps edgerec tflite-runtime && pip install typer "numpy<2"',
-            )
-        )
+        detail = f"32-bit programs on a 64-bit kernel: pip takes it for {system.machine} when it evaluates requirements"
+        fix = 'pip install --no-deps edgerec tflite-runtime && pip install typer "numpy<2"'
+        result.append(note("system", detail, fix))
     if system.now_s < max(system.installed_s, _RELEASED_S) - _DAY_S:
         today = time.strftime("%Y-%m-%d", time.gmtime(system.now_s))
-        mend = f"{system.sudo}timedatectl set-ntp true" if system.os == "Linux" else ""
-        found.append(problem("clock", f"it says {today}, before edgerec was installed: TLS and pip refuse", mend))
+        fix = f"{system.sudo}timedatectl set-ntp true" if system.os == "Linux" else ""
+        detail = f"the date is {today}, before edgerec was installed, so TLS connections and pip will fail"
+        result.append(problem("clock", detail, fix))
     if system.encoding:
-        mend = "set PYTHONUTF8=1" if system.os == "Windows" else "export LC_ALL=C.UTF-8"
-        found.append(note("locale", f"text is {system.encoding}, not UTF-8: some labels and file names break", mend))
-    return found
+        fix = "set PYTHONUTF8=1" if system.os == "Windows" else "export LC_ALL=C.UTF-8"
+        detail = f"the encoding is {system.encoding}, not UTF-8, so some labels and file names cannot be printed"
+        result.append(note("locale", detail, fix))
+    return result
 
 
 def _title() -> str:
@@ -148,6 +145,7 @@ def _title() -> str:
 
 
 def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the groups of this session, and the groups of which the user is a member."""
     try:
         import grp
         import pwd
@@ -155,13 +153,13 @@ def _groups() -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), ()
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
-        everything = grp.getgrall()
-    except (KeyError, OSError):  # a container's user without a name
+        all_groups = grp.getgrall()
+    except (KeyError, OSError):  # the user has no name, e.g. in a container
         return (), ()
     session = set(os.getgroups()) | {os.getegid()}
     return (
-        tuple(group.gr_name for group in everything if group.gr_gid in session),
-        tuple(group.gr_name for group in everything if user in group.gr_mem),
+        tuple(group.gr_name for group in all_groups if group.gr_gid in session),
+        tuple(group.gr_name for group in all_groups if user in group.gr_mem),
     )
 
 

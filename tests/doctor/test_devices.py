@@ -46,9 +46,9 @@ def machine(folder: Path, *parts: dict[str, str], kernel: str = "6.1.0-rpi8", bo
 
 def problems(root: Path, what: str = "Edge TPU") -> list[tuple[str, str]]:
     """Detail and command of each problem that the doctor finds below ``root``."""
-    found = [(f.detail, f.mend) for f in run_doctor(root=root).of(State.PROBLEM) if f.what == what]
-    assert all(shlex.split(mend, comments=True) for _, mend in found)
-    return found
+    findings = [(f.detail, f.fix) for f in run_doctor(root=root).of(State.PROBLEM) if f.what == what]
+    assert all(shlex.split(fix, comments=True) for _, fix in findings)
+    return findings
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def problems(root: Path, what: str = "Edge TPU") -> list[tuple[str, str]]:
         ("10.0", "apt install ./gasket-dkms_*.deb"),
     ],
 )
-def test_the_driver_of_a_card_fits_the_kernel(tmp_path, kernel, command):
-    (detail, mend), *_ = problems(machine(tmp_path, CARD, kernel=kernel))
+def test_driver_package_for_a_card_depends_on_the_kernel(tmp_path, kernel, command):
+    (detail, fix), *_ = problems(machine(tmp_path, CARD, kernel=kernel))
     assert "no driver" in detail
-    assert command in mend
+    assert command in fix
     assert ("does not build on kernel" in detail) is ("./" in command)
 
 
-def test_a_driver_that_created_no_device_is_not_installed_again(tmp_path):
+def test_loaded_driver_without_a_device_is_not_installed_again(tmp_path):
     root = machine(tmp_path, CARD, {"proc/modules": "gasket 1 1 apex\napex 24576 0 - Live"}, kernel="6.12.47")
-    (detail, mend), *_ = problems(root)
+    (detail, fix), *_ = problems(root)
     assert "is loaded" in detail
-    assert "dmesg" in mend
+    assert "dmesg" in fix
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_a_driver_that_created_no_device_is_not_installed_again(tmp_path):
 def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing):
     (tmp_path / "pi4").mkdir()
     assert not any("config.txt" in detail for detail, _ in problems(machine(tmp_path / "pi4", CARD, config)))
-    found = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
-    assert len(found) == bool(missing)
-    assert all(line in found[0][0] and line in found[0][1] for line in missing)
+    findings = [item for item in problems(machine(tmp_path, CARD, config, board=PI5)) if "config.txt" in item[0]]
+    assert len(findings) == bool(missing)
+    assert all(line in findings[0][0] and line in findings[0][1] for line in missing)
 
 
 @pytest.mark.parametrize(
@@ -102,31 +102,31 @@ def test_a_card_on_a_raspberry_pi_5_needs_its_overlays(tmp_path, config, missing
         ("", Runtime("ai-edge-litert", "2.3.0"), False),
     ],
 )
-def test_the_library_fits_the_runtime(tmp_path, version, runtime, crashes):
-    tpu = edgetpu.look(machine(tmp_path, STICK, package(version)))
+def test_libedgetpu_is_checked_against_the_runtime(tmp_path, version, runtime, crashes):
+    tpu = edgetpu.collect(machine(tmp_path, STICK, package(version)))
     assert (tpu.version, tpu.stick, tpu.rule) == (version, str(tmp_path / "dev/bus/usb/002/003"), True)
     tpu = replace(tpu, library=True, reason="", delegate="", stick_open=True)
     report = examine(Facts(edgetpu=tpu, runtimes=(runtime,)))
-    found = [finding for finding in report.findings if finding.what == "Edge TPU"]
-    assert [finding.state is State.PROBLEM for finding in found] == [crashes]
+    findings = [finding for finding in report.findings if finding.what == "Edge TPU"]
+    assert [finding.state is State.PROBLEM for finding in findings] == [crashes]
     if crashes:
-        assert "crashes" in found[0].detail
-        assert "apt install ./libedgetpu1-std_*.deb" in found[0].mend
+        assert "crashes" in findings[0].detail
+        assert "apt install ./libedgetpu1-std_*.deb" in findings[0].fix
 
 
 @pytest.mark.parametrize("entry", [package("16.0", status="deinstall ok config-files"), package("1.0", name="libfoo")])
-def test_packages_that_are_not_installed_have_no_version(tmp_path, entry):
-    assert edgetpu.look(machine(tmp_path, STICK, entry)).version == ""
+def test_version_of_libedgetpu_is_empty_if_it_is_not_installed(tmp_path, entry):
+    assert edgetpu.collect(machine(tmp_path, STICK, entry)).version == ""
 
 
 @pytest.mark.parametrize("library", [EdgeTpu(), EdgeTpu(library=True, delegate="it crashed with SIGSEGV")])
-def test_no_command_upgrades_a_library_that_has_no_newer_version(library):
+def test_no_command_upgrades_libedgetpu_from_a_source_without_newer_versions(library):
     tpu = replace(library, stick="/dev/bus/usb/002/003", version="16.0")
     for system in (System(), System(os="Darwin")):
         for finding in edgetpu.findings(tpu, system, (Runtime("ai-edge-litert", "2.3.0"),)):
             assert finding.state is State.PROBLEM
-            assert "--only-upgrade" not in finding.mend
-            assert ("apt" in finding.mend) is (system.os == "Linux")
+            assert "--only-upgrade" not in finding.fix
+            assert ("apt" in finding.fix) is (system.os == "Linux")
 
 
 def video(number: int, name: str, index: int = 0) -> dict[str, str]:
@@ -134,7 +134,7 @@ def video(number: int, name: str, index: int = 0) -> dict[str, str]:
     return {f"{entry}/name": name, f"{entry}/index": str(index), f"dev/video{number}": ""}
 
 
-def test_cameras_of_a_copied_machine(tmp_path):
+def test_cameras_are_read_from_a_copy_of_another_machine(tmp_path):
     root = machine(
         tmp_path,
         *(video(0, "rp1-cfe-csi2_ch0"), video(8, "HD Webcam C270"), video(9, "HD Webcam C270", 1)),
@@ -148,14 +148,14 @@ def test_cameras_of_a_copied_machine(tmp_path):
     details = [f.detail for f in run_doctor(root=root).findings if f.what == "camera"]
     assert any("video0" in detail and "--source auto" in detail for detail in details)
     assert any("HD Webcam C270" in detail and "video8" in detail for detail in details)
-    assert any("video9" in detail and "are none" in detail for detail in details)
-    assert any("video30: not in this container" in detail for detail in details)
-    ((detail, mend),) = problems(root, "picamera2")
+    assert any("video9" in detail and "are not cameras" in detail for detail in details)
+    assert any("video30: not available in this container" in detail for detail in details)
+    ((detail, fix),) = problems(root, "picamera2")
     assert "does not see the system's packages" in detail
-    assert "--system-site-packages" in mend
+    assert "--system-site-packages" in fix
 
 
-def test_a_camera_module_without_picamera2_gets_the_command_of_the_readme(tmp_path):
-    ((_, mend),) = problems(machine(tmp_path, video(0, "unicam-image"), board=PI5), "picamera2")
-    assert "apt-get install --no-install-recommends python3-picamera2 && " in mend
-    assert "--system-site-packages" in mend
+def test_missing_picamera2_is_installed_with_the_command_of_the_readme(tmp_path):
+    ((_, fix),) = problems(machine(tmp_path, video(0, "unicam-image"), board=PI5), "picamera2")
+    assert "apt-get install --no-install-recommends python3-picamera2 && " in fix
+    assert "--system-site-packages" in fix

@@ -1,4 +1,4 @@
-"""The doctor: made facts of machines that people have, and this machine's own."""
+"""The doctor with facts about typical machines, and on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgerec.doctor.gpu import Gpu
 from edgerec.doctor.opencv import OpenCV
 from edgerec.doctor.packages import Conflict, Packages
 from edgerec.doctor.python import Python
-from edgerec.doctor.resources import MIB, Place, Resources
+from edgerec.doctor.resources import MIB, Folder, Resources
 from edgerec.doctor.runtimes import Runtime
 from edgerec.doctor.system import System
 from edgerec.errors import TargetError
@@ -76,39 +76,39 @@ RENDER = "/dev/dri/renderD128"
 STICK = EdgeTpu(stick="/dev/bus/usb/002/003", speed_mbps=5000, library=True)
 
 
-def wrong(facts: Facts, **options) -> list[tuple[str, str, str]]:
-    """State, text and mend of all that is not fine."""
+def not_ok(facts: Facts, **options) -> list[tuple[str, str, str]]:
+    """Return the state, the text and the command of each finding that is not ok."""
     report = examine(facts, **options)
     return [
-        (str(finding.state), f"{finding.what}: {finding.detail}", finding.mend)
+        (str(finding.state), f"{finding.what}: {finding.detail}", finding.fix)
         for finding in report.findings
         if finding.state is not State.OK
     ]
 
 
 @pytest.mark.parametrize("facts", [PI, MAC, LAPTOP], ids=["pi", "mac", "laptop"])
-def test_a_machine_where_all_is_well(facts):
-    assert wrong(facts) == []
+def test_machines_without_problems_have_only_ok_findings(facts):
+    assert not_ok(facts) == []
     assert examine(facts).ok
 
 
-def test_what_is_no_camera_is_told_apart():
-    told = [finding.detail for finding in examine(PI).findings if finding.what == "camera"]
-    assert told == [
-        "/dev/video0 (HD Webcam C270): --source 0",
-        "/dev/video10 … video18 (9) are none: bcm2835-codec",
+def test_codecs_are_not_listed_as_cameras():
+    details = [finding.detail for finding in examine(PI).findings if finding.what == "camera"]
+    assert details == [
+        "/dev/video0 (HD Webcam C270): use --source 0",
+        "/dev/video10 … video18 (9) are not cameras: bcm2835-codec",
     ]
 
 
-def test_a_32_bit_system_on_a_64_bit_kernel():
-    ((state, text, mend),) = wrong(PI32, target=Target.load("rpi-32bit"))
+def test_32_bit_programs_on_a_64_bit_kernel_get_a_note():
+    ((state, text, fix),) = not_ok(PI32, target=Target.load("rpi-32bit"))
     assert (state, "pip takes it for aarch64" in text) == ("note", True)
-    assert "--no-deps edgerec tflite-runtime" in mend
-    states = {text: state for state, text, _ in wrong(PI32, target=Target.load("rpi"))}
-    assert states["target rpi: it is for aarch64, this is armv7l"] == "problem"
+    assert "--no-deps edgerec tflite-runtime" in fix
+    states = {text: state for state, text, _ in not_ok(PI32, target=Target.load("rpi"))}
+    assert states["target rpi: it needs aarch64, but this machine is armv7l"] == "problem"
 
 
-# What is changed on a machine, the state, a part of what is said, a part of the command.
+# A machine, changes of its facts, and the expected finding: its state, a part of its text and a part of its command.
 CASES = {
     "clock": (PI, {"system": {"now_s": 1e9}}, "problem", "2001-09-09", "timedatectl set-ntp true"),
     "locale": (PI, {"system": {"encoding": "ANSI_X3.4-1968"}}, "note", "not UTF-8", "LC_ALL=C.UTF-8"),
@@ -124,11 +124,11 @@ CASES = {
         PI,
         {
             "system": {"root": True},
-            "opencv": {"reason": "NumPy does not load: libopenblas.so.0: cannot open shared object file"},
+            "opencv": {"reason": "NumPy cannot be imported: libopenblas.so.0: cannot open shared object file"},
         },
         *("problem", "libopenblas.so.0", "apt install libopenblas0"),
     ),
-    "headless": (LAPTOP, {"opencv": {"gui": "NONE"}}, "note", "has no windows", "pip install opencv-python"),
+    "headless": (LAPTOP, {"opencv": {"gui": "NONE"}}, "note", "cannot open windows", "pip install opencv-python"),
     "left over": (
         PI,
         {"opencv": {"reason": "AttributeError: module 'cv2' has no attribute 'getBuildInformation'"}},
@@ -149,7 +149,7 @@ CASES = {
         {"cameras": {"nodes": (Node("/dev/video0", "C270", "uvcvideo", users=("cheese (process 812)",)),)}},
         *("note", "in use by cheese", "kill 812"),
     ),
-    "no camera": (PI, {"cameras": {"nodes": CODECS}}, "note", "plug one in", "rpicam-hello"),
+    "no camera": (PI, {"cameras": {"nodes": CODECS}}, "note", "no camera was found", "rpicam-hello"),
     "container": (PI, {"cameras": {"nodes": (), "hidden": ("video0",)}}, "note", "container", "--device /dev/video0"),
     "ribbon": (
         PI,
@@ -162,37 +162,37 @@ CASES = {
         *("problem", "simplejpeg", "pip install --upgrade --force-reinstall simplejpeg"),
     ),
     "power": (PI, {"resources": {"throttled": ("under-voltage",)}}, "problem", "under-voltage", "vcgencmd"),
-    "earlier": (PI, {"resources": {"earlier": ("throttled",)}}, "note", "since it was started", "vcgencmd"),
+    "earlier": (PI, {"resources": {"earlier": ("throttled",)}}, "note", "since its start", "vcgencmd"),
     "hot": (PI, {"resources": {"temperature_c": 84.0}}, "note", "84 degrees", ""),
     "memory": (PI, {"resources": {"available_bytes": 20 * MIB}}, "problem", "too little", "ps aux"),
-    "training": (LAPTOP, {"resources": {"available_bytes": 900 * MIB}}, "note", "training wants", "--batch-size"),
-    "full": (PI, {"resources": {"places": (Place("cache", "/c", MIB),)}}, "problem", "is full", "pip cache purge"),
+    "training": (LAPTOP, {"resources": {"available_bytes": 900 * MIB}}, "note", "training needs", "--batch-size"),
+    "full": (PI, {"resources": {"folders": (Folder("cache", "/c", MIB),)}}, "problem", "is full", "pip cache purge"),
     "closed cache": (
         PI,
-        {"resources": {"places": (Place("cache", "/c", writable=False),)}},
-        *("problem", "cannot be written", "EDGEREC_CACHE"),
+        {"resources": {"folders": (Folder("cache", "/c", writable=False),)}},
+        *("problem", "is not writable", "EDGEREC_CACHE"),
     ),
     "cuda": (LAPTOP, {"tensorflow_gpus": 0}, "note", "does not see the GPU", "edgerec[train-gpu]"),
     "avx": (LAPTOP, {"system": {"avx": False}}, "problem", "AVX", "ai-edge-litert"),
     "nvidia": (LAPTOP, {"gpu": {"nvidia": (), "reason": "no driver"}}, "problem", "nvidia-smi failed", "modprobe"),
-    "render": (PI, {"gpu": {"nodes": (RENDER,), "closed": (RENDER,)}}, "note", "closed", "exec su - pi"),
+    "render": (PI, {"gpu": {"nodes": (RENDER,), "denied": (RENDER,)}}, "note", "group render", "exec su - pi"),
     "vulkan": (PI, {"gpu": {"nodes": (RENDER,), "vulkan": False}}, "note", "Vulkan", "mesa-vulkan-drivers"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_people_meet(name):
-    facts, changes, state, said, mend = CASES[name]
+def test_problem_is_found_with_its_command(name):
+    facts, changes, state, message, fix = CASES[name]
     changed = {
         key: replace(getattr(facts, key), **value) if isinstance(value, dict) else value
         for key, value in changes.items()
     }
-    found = wrong(replace(facts, **changed))
-    assert len(found) == 1, found
-    assert found[0][0] == state
-    assert said in found[0][1]
-    assert mend in found[0][2]
-    assert bool(mend) == bool(found[0][2])
+    findings = not_ok(replace(facts, **changed))
+    assert len(findings) == 1, findings
+    assert findings[0][0] == state
+    assert message in findings[0][1]
+    assert fix in findings[0][2]
+    assert bool(fix) == bool(findings[0][2])
 
 
 PACKAGES = {
@@ -204,105 +204,105 @@ PACKAGES = {
     "conflict": (
         {},
         (Conflict("opencv-python 5.0", "numpy>=2", "1.26"), Conflict("h5py 3", "numpy>=1.19", "1.26")),
-        *("numpy 1.26 does not suit: opencv-python 5.0 needs numpy>=2; h5py 3", 'pip install "numpy>=2,>=1.19"'),
+        *("numpy 1.26 is incompatible: opencv-python 5.0 needs numpy>=2; h5py 3", 'pip install "numpy>=2,>=1.19"'),
     ),
     "missing": ({}, (Conflict("keras 3", "h5py", ""),), "h5py is not installed", 'pip install "h5py"'),
     "malice": ({}, (Conflict("x 1", 'h5py"; rm -rf ~ #', ""),), "is not installed", ""),
-    "keras": (TRAINED | {"tf-keras": "2.19.0"}, (), "tf_keras 2.19.0 is not for", 'pip install "tf_keras~=2.21.0"'),
+    "keras": (TRAINED | {"tf-keras": "2.19.0"}, (), "tf_keras 2.19.0 does not match", 'pip install "tf_keras~=2.21.0"'),
     "keras 2": (TRAINED | {"keras": "2.15.0"}, (), "Keras 2.15.0 is too old", "keras>=3"),
     "old": (TRAINED | {"tensorflow": "2.15.0", "tf-keras": "2.15.0"}, (), "is too old", "edgerec[train]"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_packages_that_do_not_fit(name):
-    versions, conflicts, said, mend = PACKAGES[name]
-    ((state, text, command),) = wrong(
+def test_incompatible_packages_are_found(name):
+    versions, conflicts, message, fix = PACKAGES[name]
+    ((state, text, command),) = not_ok(
         replace(LAPTOP, packages=Packages(versions, conflicts), gpu=Gpu(), tensorflow_gpus=None)
     )
     assert state == "problem"
-    assert said in text
-    assert mend in command
-    assert bool(mend) == bool(command)
+    assert message in text
+    assert fix in command
+    assert bool(fix) == bool(command)
 
 
 @pytest.mark.parametrize(
-    ("machine", "bits", "python", "said", "mend"),
+    ("machine", "bits", "python", "message", "fix"),
     [
-        ("aarch64", 64, 11, "none is installed", "pip install ai-edge-litert"),
-        ("armv7l", 32, 11, "none is installed", 'pip install tflite-runtime "numpy<2"'),
-        ("aarch64", 32, 11, "none is installed", 'pip install tflite-runtime "numpy<2"'),
+        ("aarch64", 64, 11, "no TFLite runtime is installed", "pip install ai-edge-litert"),
+        ("armv7l", 32, 11, "no TFLite runtime is installed", 'pip install tflite-runtime "numpy<2"'),
+        ("aarch64", 32, 11, "no TFLite runtime is installed", 'pip install tflite-runtime "numpy<2"'),
         ("armv7l", 32, 13, "no", "python3.11 -m venv"),
-        ("armv6l", 32, 11, "none has a wheel for Linux on armv6l", ""),
-        ("x86_64", 64, 15, "the last is for 3.14", "python3.14 -m venv"),
+        ("armv6l", 32, 11, "no TFLite runtime has a wheel for Linux on armv6l", ""),
+        ("x86_64", 64, 15, "use Python 3.14", "python3.14 -m venv"),
     ],
 )
-def test_a_runtime_that_can_be_installed_is_named(machine, bits, python, said, mend):
+def test_missing_runtime_is_reported_with_the_command_that_installs_one(machine, bits, python, message, fix):
     system = replace(PI.system, machine=machine, bits=bits)
-    found = wrong(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
-    (_, text, command) = next(item for item in found if item[1].startswith("runtime"))
-    assert said in text
-    assert command.startswith(mend)
-    assert bool(mend) == bool(command)
+    findings = not_ok(replace(PI, system=system, python=Python(version=(3, python, 0)), runtimes=()))
+    (_, text, command) = next(item for item in findings if item[1].startswith("runtime"))
+    assert message in text
+    assert command.startswith(fix)
+    assert bool(fix) == bool(command)
 
 
 @pytest.mark.parametrize(
-    ("reason", "mend"),
+    ("reason", "fix"),
     [
         ("ImportError: libstdc++.so.6: cannot open shared object file: No such file", "apt install libstdc++6"),
-        ("it crashed with SIGILL", "newer processor"),
-        ("ImportError: /lib/libm.so.6: version `GLIBC_2.38' not found", "newer system"),
-        ("it timed out after 60 s", "does it end?"),
+        ("it crashed with SIGILL", "newer CPU"),
+        ("ImportError: /lib/libm.so.6: version `GLIBC_2.38' not found", "newer operating system"),
+        ("it timed out after 60 s", "does it finish?"),
         ("something else", "--force-reinstall ai-edge-litert"),
     ],
 )
-def test_a_runtime_that_does_not_load(reason, mend):
-    ((state, text, command),) = wrong(replace(PI, runtimes=(replace(LITERT, reason=reason),)))
+def test_runtime_that_cannot_be_imported_is_reported(reason, fix):
+    ((state, text, command),) = not_ok(replace(PI, runtimes=(replace(LITERT, reason=reason),)))
     assert state == "problem"
     assert reason in text
-    assert mend in command
+    assert fix in command
 
 
 @pytest.mark.parametrize(
-    ("tpu", "groups", "state", "said", "mend"),
+    ("tpu", "groups", "state", "message", "fix"),
     [
         (replace(STICK, speed_mbps=480), (), "note", "USB 2 port", ""),
         (replace(STICK, stick_open=False, rule=False), (), "problem", "udev has no rule", "udevadm control --reload"),
         (replace(STICK, stick_open=False), (), "problem", "group plugdev", "usermod -aG plugdev pi"),
         (replace(STICK, stick_open=False), ("plugdev",), "problem", "group plugdev", "exec su - pi"),
         (replace(STICK, library=False), (), "problem", "libedgetpu is missing", "apt install ./libedgetpu1-std_"),
-        (replace(STICK, library=False, reason="no libusb"), (), "problem", "load: no libusb", "libedgetpu1-std"),
+        (replace(STICK, library=False, reason="no libusb"), (), "problem", "loaded: no libusb", "libedgetpu1-std"),
         (replace(STICK, delegate="it crashed with SIGSEGV"), (), "problem", "SIGSEGV", "./libedgetpu1-std_"),
         (EdgeTpu(card=True, library=True), (), "problem", "no driver", "gasket-dkms"),
         (EdgeTpu(card=True, apex="/dev/apex_0", apex_open=False, library=True), (), "problem", "group apex", "apex"),
     ],
 )  # fmt: skip
-def test_an_edge_tpu_that_is_not_ready(tpu, groups, state, said, mend):
+def test_problems_of_an_edge_tpu_are_found(tpu, groups, state, message, fix):
     facts = replace(PI, edgetpu=tpu, system=replace(PI.system, member_of=groups))
-    ((got, text, command),) = wrong(facts)
+    ((got, text, command),) = not_ok(facts)
     assert got == state
-    assert said in text
-    assert mend in command
+    assert message in text
+    assert fix in command
 
 
-def test_targets_that_do_not_fit():
+def test_machine_is_compared_with_the_target():
     coral, windows = Target.load("coral-usb"), Target.load("desktop-windows")
-    assert wrong(replace(PI, edgetpu=STICK), target=coral) == []
-    assert "no Edge TPU works here" in wrong(PI, target=coral)[0][1]
-    assert wrong(PI, target=coral, delegate="") == []  # its model was not compiled
-    assert [text for _, text, _ in wrong(PI, target=windows)] == [
-        "target desktop-windows: it is for AMD64, this is aarch64"
+    assert not_ok(replace(PI, edgetpu=STICK), target=coral) == []
+    assert "no working Edge TPU" in not_ok(PI, target=coral)[0][1]
+    assert not_ok(PI, target=coral, delegate="") == []  # the bundle runs on the CPU
+    assert [text for _, text, _ in not_ok(PI, target=windows)] == [
+        "target desktop-windows: it needs AMD64, but this machine is aarch64"
     ]
-    ((_, text, mend),) = wrong(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
-    assert "it is for Python 3.11 or 3.13, this is 3.12" in text
-    assert mend == "python3.13 -m venv .venv"
+    ((_, text, fix),) = not_ok(replace(PI, python=Python(version=(3, 12, 1))), target=Target.load("rpi"))
+    assert "it needs Python 3.11 or 3.13, but this is 3.12" in text
+    assert fix == "python3.13 -m venv .venv"
     old = replace(PI, runtimes=(Runtime("ai-edge-litert", "1.4.0"),))
-    assert "it runs with ai-edge-litert>=2.0" in wrong(old, target=Target.load("rpi"))[0][1]
-    assert wrong(PI, target=Target.load("android"))[0][0] == "note"
+    assert "it needs ai-edge-litert>=2.0" in not_ok(old, target=Target.load("rpi"))[0][1]
+    assert not_ok(PI, target=Target.load("android"))[0][0] == "note"
 
 
-def test_every_command_is_one_that_a_shell_reads():
-    """Quotes that do not close would hang the terminal that they are copied into."""
+def test_every_command_has_balanced_quotes():
+    """A shell would wait for more input after a command with an unclosed quote."""
     everything = [PI32, *(replace(PI, edgetpu=replace(STICK, stick_open=False, rule=False)),)]
     for facts, changes, *_ in CASES.values():
         everything.append(
@@ -311,11 +311,11 @@ def test_every_command_is_one_that_a_shell_reads():
             )
         )
     for facts in everything:
-        for _, _, mend in wrong(facts):
-            assert mend == "" or shlex.split(mend, comments=True)
+        for _, _, fix in not_ok(facts):
+            assert fix == "" or shlex.split(fix, comments=True)
 
 
-def test_child_processes_that_crash_hang_or_print_nothing(tmp_path):
+def test_child_processes_that_crash_hang_or_print_no_json_return_a_reason(tmp_path):
     assert ask_python("print('[1, 2]')") == ([1, 2], "")
     assert ask_python("import os; os.abort()") == (None, "it crashed with SIGABRT")
     assert ask_python("import time; time.sleep(60)", timeout_s=0.3) == (None, "it timed out after 0.3 s")
@@ -331,7 +331,7 @@ def test_child_processes_that_crash_hang_or_print_nothing(tmp_path):
         os.chdir(before)
 
 
-def test_a_file_that_is_no_camera_says_why():
+def test_querying_a_file_that_is_not_a_camera_returns_the_reason():
     replies, _ = ask_python(cameras._QUERY, "/dev/null", "/nowhere")
     assert replies == {
         "/dev/null": ["Inappropriate ioctl for device", 0, ""],
@@ -339,7 +339,7 @@ def test_a_file_that_is_no_camera_says_why():
     }
 
 
-def test_an_edge_tpu_is_found_on_the_bus(tmp_path, monkeypatch):
+def test_edge_tpu_stick_is_found_on_the_usb_bus(tmp_path, monkeypatch):
     for name, values in {
         "usb1": {"idVendor": "1d6b", "idProduct": "0002"},
         "2-1": {"idVendor": "1a6e", "idProduct": "089a", "speed": "480", "busnum": "2", "devnum": "7"},
@@ -348,20 +348,20 @@ def test_an_edge_tpu_is_found_on_the_bus(tmp_path, monkeypatch):
         for key, value in values.items():
             (tmp_path / name / key).write_text(f"{value}\n")
     monkeypatch.setattr(edgetpu, "_USB", tmp_path)
-    found = edgetpu.look()
-    assert (found.stick, found.speed_mbps) == ("/dev/bus/usb/002/007", 480)
+    tpu = edgetpu.collect()
+    assert (tpu.stick, tpu.speed_mbps) == ("/dev/bus/usb/002/007", 480)
 
 
-def test_places_that_are_gone(tmp_path, monkeypatch):
+def test_folder_that_was_removed_is_not_writable(tmp_path, monkeypatch):
     def gone():
         raise FileNotFoundError("No such file or directory")
 
-    place = resources._place("current folder", gone)
-    assert not place.writable
-    assert resources._place("cache", lambda: tmp_path / "not" / "there" / "yet").writable
+    folder = resources._folder("current folder", gone)
+    assert not folder.writable
+    assert resources._folder("cache", lambda: tmp_path / "not" / "there" / "yet").writable
 
 
-def test_this_machine(edgerec):
+def test_doctor_runs_on_this_machine(edgerec):
     done = edgerec("doctor", "--json")
     report = json.loads(done.stdout)
     assert report["ok"] is (done.returncode == 0)
@@ -372,7 +372,7 @@ def test_this_machine(edgerec):
     assert "problem" in shown.stdout
 
 
-def test_it_runs_without_numpy_and_opens_no_tensorflow():
+def test_doctor_runs_without_numpy_and_does_not_import_tensorflow():
     code = (
         "import sys\n"
         "sys.modules['numpy'] = None\n"
@@ -383,21 +383,21 @@ def test_it_runs_without_numpy_and_opens_no_tensorflow():
     assert done.stdout.strip() == "DoctorReport []", done.stderr
 
 
-def test_it_refuses_in_one_line(edgerec, tmp_path):
+def test_doctor_refuses_unknown_targets_and_bundles_in_one_line(edgerec, tmp_path):
     assert "did you mean 'rpi'" in one_line(edgerec("doctor", "--target", "rp"))
     assert "does not exist" in one_line(edgerec("doctor", "--bundle", tmp_path / "none"))
     with pytest.raises(TargetError):
         run_doctor("nothing-like-it")
 
 
-def test_a_bundle_s_target_is_looked_at(bundle):
+def test_machine_is_compared_with_the_target_of_a_bundle(bundle):
     report = run_doctor(bundle=bundle)
     assert isinstance(report, DoctorReport)
     assert [finding.what for finding in report.findings][-1] == "target rpi"
 
 
-def test_conflicts_are_what_the_packages_themselves_say(monkeypatch):
-    versions, needs = (
+def test_conflicts_are_read_from_the_metadata_of_the_packages(monkeypatch):
+    versions, requirements = (
         {"edgerec": "0.1", "numpy": "2.1.0"},
         {
             "edgerec": [
@@ -409,14 +409,14 @@ def test_conflicts_are_what_the_packages_themselves_say(monkeypatch):
             ]
         },
     )
-    found = {"numpy": "2.1.0"}
+    installed = {"numpy": "2.1.0"}
 
     def version(name):
-        if name not in found:
+        if name not in installed:
             raise packages.importlib.metadata.PackageNotFoundError(name)
-        return found[name]
+        return installed[name]
 
-    monkeypatch.setattr(packages.importlib.metadata, "requires", needs.get)
+    monkeypatch.setattr(packages.importlib.metadata, "requires", requirements.get)
     monkeypatch.setattr(packages.importlib.metadata, "version", version)
     monkeypatch.setattr(packages, "arch", lambda machine, bits: "armv7l")
     assert list(packages._conflicts(versions)) == [

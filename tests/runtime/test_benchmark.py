@@ -1,4 +1,4 @@
-"""What a bundle takes here: the figures hang together."""
+"""The benchmark of a bundle: plausible values, its plot, and the profile of the operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from edgerec import Bundle
 from edgerec.errors import BundleError
-from edgerec.runtime import thermal as health
+from edgerec.runtime import thermal
 from edgerec.runtime.benchmark import BenchmarkReport, Stage, _throttled, benchmark
 from edgerec.runtime.interpreter import Fingerprint
 from edgerec.runtime.profile import profile_operators
@@ -20,9 +20,9 @@ from edgerec.tflite.flatbuffer import read_graph
 from tests.conftest import one_line
 
 
-def test_the_figures_hang_together(bundle, tmp_path, edgerec):
-    picture = tmp_path / "benchmark.png"
-    done = edgerec("benchmark", bundle, "--seconds", "0.5", "--plot", picture, "--json")
+def test_benchmark_values_are_plausible(bundle, tmp_path, edgerec):
+    plot = tmp_path / "benchmark.png"
+    done = edgerec("benchmark", bundle, "--seconds", "0.5", "--plot", plot, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     stages = {stage["name"]: stage for stage in value["stages"]}
@@ -37,11 +37,11 @@ def test_the_figures_hang_together(bundle, tmp_path, edgerec):
     graph = read_graph(Bundle.open(bundle).model)
     assert [o["op"] for o in value["operators"]] == [operator.name for operator in graph.operators]
     assert sum(o["part"] for o in value["operators"]) == pytest.approx(1, abs=0.01)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
     assert value["source"] == ""
 
 
-def test_people_read_it_too(bundle, edgerec):
+def test_benchmark_prints_text_without_json_option(bundle, edgerec):
     done = edgerec("benchmark", bundle, "--seconds", "0.2", "--no-operators")
     assert done.returncode == 0, done.stderr
     assert "images per second" in done.stdout
@@ -49,16 +49,15 @@ def test_people_read_it_too(bundle, edgerec):
     assert "operators" not in done.stdout
 
 
-def test_the_operator_that_works_most_takes_most(bundle):
-    """The convolution with nearly all of the multiplications is the longest."""
+def test_convolution_with_most_multiplications_is_the_slowest_operator(bundle):
     content = Bundle.open(bundle).model
-    timed = profile_operators([content], threads=1, budget_s=1.0)
-    assert [t.index for t in timed] == list(range(len(timed)))
-    assert max(timed, key=lambda t: t.ms).op == "CONV_2D"
-    assert all(t.ms >= 0 for t in timed)
+    times = profile_operators([content], threads=1, budget_s=1.0)
+    assert [t.index for t in times] == list(range(len(times)))
+    assert max(times, key=lambda t: t.ms).op == "CONV_2D"
+    assert all(t.ms >= 0 for t in times)
 
 
-def test_a_source_is_measured_from_the_grab(bundle, video, edgerec):
+def test_latency_of_a_source_starts_at_the_grab_of_the_frame(bundle, video, edgerec):
     done = edgerec("benchmark", bundle, "--source", video, "--seconds", "0.2", "--no-operators", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
@@ -73,51 +72,51 @@ def test_a_source_is_measured_from_the_grab(bundle, video, edgerec):
 def report(*p99_ms, source="", operators=()):
     cool = Health(40.0, 2400.0, None)
     stages = tuple(Stage(f"stage {number}", min(1.0, ms), min(2.0, ms), ms) for number, ms in enumerate(p99_ms))
-    made = Fingerprint("test", "1", "x86_64", "cpu")
+    machine = Fingerprint("test", "1", "x86_64", "cpu")
     return BenchmarkReport(
-        "runs/signs", "full-int8", made, 1, "", stages, 100.0, 50, 0.5, 2**26, cool, cool, (), operators, source
+        "runs/signs", "full-int8", machine, 1, "", stages, 100.0, 50, 0.5, 2**26, cool, cool, (), operators, source
     )
 
 
-def drawn(figure):
-    """The figure's words, as they are drawn, by their boxes; and its bars' boxes."""
+def draw(figure):
+    """Draw the figure; return the bounding box of each text, and the bounding boxes of the bars."""
     figure.canvas.draw()
     axes = figure.axes[0]
-    words = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    words["legend"] = axes.get_legend().get_window_extent()
-    return words, [bar.get_window_extent() for bar in axes.patches]
+    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    texts["legend"] = axes.get_legend().get_window_extent()
+    return texts, [bar.get_window_extent() for bar in axes.patches]
 
 
 @pytest.mark.parametrize("p99_ms", [(2.5, 3.0, 3.9), (2.5, 3.0, 1234.5), (0.1, 0.1, 0.1), (0.0, 0.0, 0.0)])
-def test_nothing_covers_a_bar_of_the_picture(p99_ms):
+def test_texts_of_the_plot_do_not_overlap_the_bars(p99_ms):
     pytest.importorskip("matplotlib")
     from edgerec.runtime.benchmark_plot import benchmark_figure
 
     figure = benchmark_figure(report(*p99_ms))
-    words, bars = drawn(figure)
+    texts, bars = draw(figure)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["p50", "p95", "p99"]
-    for word, box in words.items():
+    for text, box in texts.items():
         assert not any(box.x0 < bar.x1 and bar.x0 < box.x1 and box.y0 < bar.y1 and bar.y0 < box.y1 for bar in bars), (
-            word
+            text
         )
-        assert box.x1 <= figure.bbox.x1, word
+        assert box.x1 <= figure.bbox.x1, text
 
 
-def test_one_hiccup_does_not_squeeze_the_other_bars():
+def test_bar_of_an_outlier_is_cut():
     pytest.importorskip("matplotlib")
     from edgerec.runtime.benchmark_plot import axis_end_ms, benchmark_figure
 
-    even, hiccup = report(2.5, 3.0, 3.9), report(2.5, 3.0, 1234.5)
+    even, outlier = report(2.5, 3.0, 3.9), report(2.5, 3.0, 1234.5)
     assert axis_end_ms(even.stages) == 3.9
-    assert axis_end_ms(hiccup.stages) == 3.0
-    assert not any("cut" in word for word in drawn(benchmark_figure(even))[0])
-    words, bars = drawn(benchmark_figure(hiccup))
-    assert any("1,234 (cut)" in word for word in words)
+    assert axis_end_ms(outlier.stages) == 3.0
+    assert not any("cut" in text for text in draw(benchmark_figure(even))[0])
+    texts, bars = draw(benchmark_figure(outlier))
+    assert any("1,234 (cut)" in text for text in texts)
     widths = sorted(bar.width for bar in bars)
     assert widths[0] > 0.3 * widths[-1]
 
 
-def test_the_picture_says_what_was_measured():
+def test_plot_title_names_the_source():
     pytest.importorskip("matplotlib")
     from edgerec.runtime.benchmark_plot import LONGEST_NAME, benchmark_figure
 
@@ -126,25 +125,25 @@ def test_the_picture_says_what_was_measured():
 
     assert title("rtsp://camera.example/live") == "signs (full-int8), measured on rtsp://camera.example/live"
     assert title("") == "signs (full-int8), measured on its golden images"
-    long = title("rtsp://camera.example/" + "x" * 500 + "/live.mp4")
-    assert "rtsp://camera.example/" in long
-    assert long.endswith("x/live.mp4")
-    assert len(long) < 2 * LONGEST_NAME
-    benchmark_figure(report(2.5, source="a$b_$\\frac{")).canvas.draw()  # no formula
+    long_title = title("rtsp://camera.example/" + "x" * 500 + "/live.mp4")
+    assert "rtsp://camera.example/" in long_title
+    assert long_title.endswith("x/live.mp4")
+    assert len(long_title) < 2 * LONGEST_NAME
+    benchmark_figure(report(2.5, source="a$b_$\\frac{")).canvas.draw()  # raises an error if Matplotlib parses a formula
 
 
-def test_a_source_without_frames_is_an_error(bundle, tmp_path, edgerec):
+def test_benchmark_refuses_a_source_that_does_not_exist(bundle, tmp_path, edgerec):
     assert "nothing.mp4" in one_line(edgerec("benchmark", bundle, "--source", tmp_path / "nothing.mp4"))
 
 
-def test_a_zip_is_measured_as_a_folder_is(bundle, tmp_path):
+def test_benchmark_accepts_a_zip(bundle, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "b"), "zip", bundle)
     report = benchmark(archive, seconds=0.1, operators=False)
     assert isinstance(report, BenchmarkReport)
     assert report.cold_start_s > 0
 
 
-def test_what_is_no_bundle_is_refused(tmp_path, edgerec):
+def test_benchmark_refuses_a_folder_without_a_bundle(tmp_path, edgerec):
     assert "no bundle" in one_line(edgerec("benchmark", tmp_path)) or "manifest" in one_line(
         edgerec("benchmark", tmp_path)
     )
@@ -152,7 +151,7 @@ def test_what_is_no_bundle_is_refused(tmp_path, edgerec):
         benchmark(tmp_path)
 
 
-def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
+def test_throttling_and_temperature_are_reported(tmp_path, monkeypatch):
     cool, slow = Health(40.0, 2400.0, None), Health(85.0, 1500.0, ("throttled",))
     assert _throttled(cool, cool) == ()
     assert _throttled(cool, slow) == ("throttled", "the clock fell from 2400 to 1500 MHz")
@@ -164,51 +163,51 @@ def test_a_machine_that_holds_itself_back_is_told_of(tmp_path, monkeypatch):
     tool = tmp_path / "vcgencmd"
     tool.write_text("#!/bin/sh\necho throttled=0x50005\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(health, "_ZONES", tmp_path)
-    monkeypatch.setattr(health, "_CLOCKS", tmp_path)
+    monkeypatch.setattr(thermal, "_ZONES", tmp_path)
+    monkeypatch.setattr(thermal, "_CLOCKS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    seen = health.read_health()
-    assert seen.temperature_c == 67.5
-    assert seen.clock_mhz is None
-    assert seen.throttled == ("under-voltage", "throttled")
+    state = thermal.read_health()
+    assert state.temperature_c == 67.5
+    assert state.clock_mhz is None
+    assert state.throttled == ("under-voltage", "throttled")
     tool.write_text("#!/bin/sh\necho broken\n")
-    assert health.read_health().throttled is None
+    assert thermal.read_health().throttled is None
 
 
-def test_few_shortened_models_are_open_at_a_time(bundle, monkeypatch):
+def test_number_of_open_truncated_models_is_limited(bundle, monkeypatch):
     from edgerec.runtime import profile
     from edgerec.runtime.interpreter import open_interpreter
 
-    opened, most = weakref.WeakSet(), []
+    open_models, counts = weakref.WeakSet(), []
 
-    def recorded(content, **options):
+    def recording_open_interpreter(content, **options):
         interpreter = open_interpreter(content, **options)
-        opened.add(interpreter)
-        most.append(len(opened))
+        open_models.add(interpreter)
+        counts.append(len(open_models))
         return interpreter
 
-    monkeypatch.setattr(profile, "open_interpreter", recorded)
+    monkeypatch.setattr(profile, "open_interpreter", recording_open_interpreter)
     content = Bundle.open(bundle).model
     monkeypatch.setattr(profile, "OPEN_BYTES", 4 * len(content))  # as for a large model
-    timed = profile_operators([content, content], threads=1, budget_s=0.0)
-    assert [(t.model, t.index) for t in timed] == [(m, i) for m in (0, 1) for i in range(len(timed) // 2)]
-    assert sum(t.part for t in timed) == pytest.approx(1, abs=0.01)
-    assert max(most) <= 3 < len(read_graph(content).operators)
+    times = profile_operators([content, content], threads=1, budget_s=0.0)
+    assert [(t.model, t.index) for t in times] == [(m, i) for m in (0, 1) for i in range(len(times) // 2)]
+    assert sum(t.part for t in times) == pytest.approx(1, abs=0.01)
+    assert max(counts) <= 3 < len(read_graph(content).operators)
 
 
-def test_the_longest_shortened_model_computes_what_the_model_computes(bundle, monkeypatch):
+def test_longest_truncated_model_has_the_output_of_the_model(bundle, monkeypatch):
     from edgerec.runtime import profile
     from edgerec.runtime.interpreter import open_interpreter
 
-    content, shortened = Bundle.open(bundle).model, []
-    monkeypatch.setattr(profile, "open_interpreter", lambda m, **k: shortened.append(m) or open_interpreter(m, **k))
+    content, truncated = Bundle.open(bundle).model, []
+    monkeypatch.setattr(profile, "open_interpreter", lambda m, **k: truncated.append(m) or open_interpreter(m, **k))
     profile_operators([content], threads=1, budget_s=0.0)
-    answers = []
-    for model in (content, max(shortened, key=lambda model: len(read_graph(model).operators))):
+    outputs = []
+    for model in (content, max(truncated, key=lambda model: len(read_graph(model).operators))):
         interpreter = open_interpreter(model)
-        given = interpreter.get_input_details()[0]
-        pixels = np.random.default_rng(3).integers(0, 256, given["shape"]).astype(np.uint8)
-        interpreter.set_tensor(given["index"], pixels)
+        details = interpreter.get_input_details()[0]
+        pixels = np.random.default_rng(3).integers(0, 256, details["shape"]).astype(np.uint8)
+        interpreter.set_tensor(details["index"], pixels)
         interpreter.invoke()
-        answers.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
-    assert np.array_equal(*answers)
+        outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    assert np.array_equal(*outputs)

@@ -1,4 +1,4 @@
-"""The classifier on a device."""
+"""The classifier, its interpreter, delegates and number of threads."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from edgerec.runtime.model import ImageModel
 from tests.conftest import one_line
 
 
-def test_classify_gives_scores_that_sum_to_one(bundle, pictures):
-    answer = Classifier.open(bundle).classify(read_image(pictures[0]))
-    assert answer.scores.shape == (10,)
-    assert answer.scores.dtype == np.float32
-    assert answer.scores.sum() == pytest.approx(1, abs=0.05)
-    assert answer.label == answer.categories[0].label
-    assert answer.score == max(answer.scores)
+def test_scores_of_an_image_sum_to_one(bundle, pictures):
+    result = Classifier.open(bundle).classify(read_image(pictures[0]))
+    assert result.scores.shape == (10,)
+    assert result.scores.dtype == np.float32
+    assert result.scores.sum() == pytest.approx(1, abs=0.05)
+    assert result.label == result.categories[0].label
+    assert result.score == max(result.scores)
 
 
-def test_the_camera_s_bytes_go_straight_in(bundle, pictures):
-    """No table between pixels and the input: what set_tensor gets is what preprocessing gave."""
+def test_model_input_equals_the_preprocessed_pixels(bundle, pictures):
+    """The pixels are not converted, because the normalization is part of the quantized model."""
     classifier = Classifier.open(bundle)
     (model,) = classifier.models
     assert model._table is None
@@ -37,21 +37,21 @@ def test_the_camera_s_bytes_go_straight_in(bundle, pictures):
     assert np.array_equal(model._interpreter.get_tensor(model._input_index)[0], pixels)
 
 
-def test_most_golden_pictures_are_what_they_show(bundle, pictures):
+def test_most_golden_images_are_classified_correctly(bundle, pictures):
     vectors = json.loads((bundle / "golden/golden.json").read_text())["vectors"]
     assert len(vectors) == len(pictures) == 10
-    right = [result.classification.index == i for i, result in enumerate(predict(bundle, pictures))]
-    assert sum(right) >= 7
+    correct = [result.classification.index == i for i, result in enumerate(predict(bundle, pictures))]
+    assert sum(correct) >= 7
 
 
-def test_threshold_answers_unknown(bundle, pictures):
+def test_score_below_the_threshold_is_labeled_unknown(bundle, pictures):
     (result,) = predict(bundle, pictures[:1], threshold=1.0)
     assert result.classification.label == "unknown"
     assert result.classification.index == -1
     assert result.classification.categories[0].label != "unknown"
 
 
-def test_predict_json_is_the_documented_object(bundle, pictures, edgerec):
+def test_predict_prints_the_documented_json_object(bundle, pictures, edgerec):
     done = edgerec("predict", bundle, *pictures[:3], "--json")
     objects = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(objects) == 3
@@ -64,7 +64,7 @@ def test_predict_json_is_the_documented_object(bundle, pictures, edgerec):
         assert value["categories"][0] == {key: value[key] for key in ("label", "index", "score")}
 
 
-def test_predict_refuses_what_is_no_picture(bundle, tmp_path, edgerec):
+def test_predict_refuses_files_that_are_not_images(bundle, tmp_path, edgerec):
     (tmp_path / "note.txt").write_text("hello")
     assert "note.txt is not a readable image" in one_line(edgerec("predict", bundle, tmp_path / "note.txt"))
     assert "No such file" in one_line(edgerec("predict", bundle, tmp_path / "nothing.jpg"))
@@ -73,21 +73,21 @@ def test_predict_refuses_what_is_no_picture(bundle, tmp_path, edgerec):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0\0\0\0TFL3", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
-def test_what_is_no_tflite_is_refused(content):
+def test_files_that_are_not_tflite_models_are_refused(content):
     from edgerec.contract.tensors import Normalise
 
     with pytest.raises(ModelError):
         ImageModel(content, Normalise.named("unit"))
 
 
-def test_delegate_that_is_missing_is_an_error(bundle, pictures, caplog):
+def test_missing_delegate_is_an_error_without_fallback(bundle, pictures, caplog):
     with pytest.raises(DelegateError, match=r"does not load \(.*libnothing.so.1"):
         Classifier.open(bundle, delegate="libnothing.so.1")
-    # On the processor only where that was allowed, and it is said.
-    there = Classifier.open(bundle, delegate="libnothing.so.1", fallback=True)
+    # With fallback=True, the CPU runs the model, and a warning is logged.
+    on_cpu = Classifier.open(bundle, delegate="libnothing.so.1", fallback=True)
     assert "running on the CPU instead, which is slower" in caplog.text
     image = read_image(pictures[0])
-    assert np.array_equal(there.stored_scores(image), Classifier.open(bundle).stored_scores(image))
+    assert np.array_equal(on_cpu.stored_scores(image), Classifier.open(bundle).stored_scores(image))
 
 
 def test_options_without_a_delegate_are_refused(bundle):
@@ -97,7 +97,7 @@ def test_options_without_a_delegate_are_refused(bundle):
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize(
-    ("does", "said"),
+    ("code", "message"),
     [
         ("raise(11);", "it crashed with SIGSEGV"),
         ("for (;;) pause();", "it timed out after"),
@@ -105,20 +105,20 @@ def test_options_without_a_delegate_are_refused(bundle):
         ("return;", "does not load"),
     ],
 )
-def test_delegate_that_misbehaves_is_an_error_and_not_the_end(bundle, tmp_path, monkeypatch, does, said):
+def test_delegate_that_crashes_or_hangs_raises_an_error(bundle, tmp_path, monkeypatch, code, message):
     source = tmp_path / "delegate.c"
     source.write_text(
         "#include <signal.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
-        f"__attribute__((constructor)) static void begin(void) {{ {does} }}\n"
+        f"__attribute__((constructor)) static void begin(void) {{ {code} }}\n"
     )
     library = tmp_path / "libbad.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     monkeypatch.setattr("edgerec.runtime.delegate.PROBE_S", 3.0)
-    with pytest.raises(DelegateError, match=said):
+    with pytest.raises(DelegateError, match=message):
         Classifier.open(bundle, delegate=str(library))
 
 
-def test_the_number_of_threads_is_measured_once(bundle, monkeypatch, tmp_path):
+def test_number_of_threads_is_measured_once_and_cached(bundle, monkeypatch, tmp_path):
     from edgerec.runtime import threads
 
     monkeypatch.setenv("EDGEREC_CACHE", str(tmp_path / "cache"))
@@ -131,17 +131,17 @@ def test_the_number_of_threads_is_measured_once(bundle, monkeypatch, tmp_path):
     assert first in (1, 2, 3, 4)
     assert threads.best_threads(opened.model, opened.manifest.normalise) == first
     assert len(measured) == 1
-    (remembered,) = (tmp_path / "cache").iterdir()
+    (cache_file,) = (tmp_path / "cache").iterdir()
     for damaged in ("many", "", "4000"):
-        remembered.write_text(damaged)
+        cache_file.write_text(damaged)
         assert 1 <= threads.best_threads(opened.model, opened.manifest.normalise) <= 4
-    # A folder that cannot be written costs only the memory of it.
+    # If the cache folder is not writable, the result is not cached.
     monkeypatch.setenv("EDGEREC_CACHE", "/proc/nothing")
     assert threads.best_threads(opened.model, opened.manifest.normalise) in (1, 2, 3, 4)
 
 
-def test_runtimes_answer_alike(bundle, pictures, monkeypatch):
-    """TensorFlow's own interpreter is the third choice, and runs the same file."""
+def test_litert_and_tensorflow_return_similar_scores(bundle, pictures, monkeypatch):
+    """TensorFlow's interpreter is used if no other runtime is installed."""
     (first,) = Classifier.open(bundle).stored_scores(read_image(pictures[0]))
     only = {"tensorflow": interpreter.RUNTIMES["tensorflow"]}
     monkeypatch.setattr(interpreter, "RUNTIMES", only)
@@ -150,20 +150,20 @@ def test_runtimes_answer_alike(bundle, pictures, monkeypatch):
     assert np.abs(first.astype(int) - other).max() <= 2
 
 
-def test_no_runtime_says_what_to_install(monkeypatch):
+def test_error_without_a_runtime_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr(interpreter, "RUNTIMES", {"x": "no_such_package_here"})
     with pytest.raises(EdgerecError, match="pip install ai-edge-litert"):
         interpreter.find_runtime()
 
 
-def test_an_opened_bundle_is_what_was_checked(bundle):
-    """The interpreter gets the bytes whose digest was taken, not the file once more."""
+def test_classifier_uses_the_bytes_whose_digest_was_checked(bundle):
+    """The file is not read a second time, because it may have changed since the check."""
     opened = Bundle.open(bundle)
     assert opened.model == (bundle / "model.tflite").read_bytes()
     assert Classifier(opened).manifest == opened.manifest
 
 
-def test_a_model_that_wants_too_much_memory(bundle, monkeypatch):
+def test_model_that_needs_too_much_memory_is_refused(bundle, monkeypatch):
     class Interpreter:
         def __init__(self, **_):
             raise MemoryError("std::bad_alloc")

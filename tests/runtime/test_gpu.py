@@ -1,4 +1,4 @@
-"""LiteRT's GPU accelerator, on a Vulkan driver that computes on the processor: SwiftShader, which Chromium brings."""
+"""LiteRT's GPU accelerator with SwiftShader, a Vulkan driver that runs on the CPU and is installed with Chromium."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from tests.conftest import one_line
 DRIVERS = [Path("/usr/lib/chromium/vk_swiftshader_icd.json"), Path("/usr/lib/chromium-browser/vk_swiftshader_icd.json")]
 DRIVER = next((path for path in DRIVERS if path.is_file()), None)
 
-pytestmark = pytest.mark.skipif(not find_spec("ai_edge_litert.gpu_options"), reason="this LiteRT knows no GPU")
+pytestmark = pytest.mark.skipif(not find_spec("ai_edge_litert.gpu_options"), reason="LiteRT without a GPU accelerator")
 needs_driver = pytest.mark.skipif(DRIVER is None, reason="no SwiftShader: apt install chromium libvulkan1")
 
 
 def environment(driver) -> dict[str, str]:
-    """Vulkan sees this driver alone."""
+    """Return an environment in which Vulkan finds only this driver."""
     return os.environ | {"VK_ICD_FILENAMES": str(driver), "VK_DRIVER_FILES": str(driver)}
 
 
 @needs_driver
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_gpu_answers_as_the_processor_does(bundle, pictures, edgerec, precision):
+def test_gpu_scores_are_close_to_cpu_scores(bundle, pictures, edgerec, precision):
     done = edgerec(
         *("camera", bundle, "--source", bundle / "golden", "--headless", "--json"),
         *("--delegate", "gpu", "--delegate-option", f"precision={precision}"),
         env=environment(DRIVER),
     )
     assert done.returncode == 0, done.stderr
-    found = {}
+    scores_by_file = {}
     for line in map(json.loads, done.stdout.splitlines()):
         if line["event"] == "result":
-            found[Path(line["source"]).name] = {entry["index"]: entry["score"] for entry in line["categories"]}
-    assert len(found) == len(pictures)
+            scores_by_file[Path(line["source"]).name] = {entry["index"]: entry["score"] for entry in line["categories"]}
+    assert len(scores_by_file) == len(pictures)
     classifier = Classifier.open(bundle)
     for picture in pictures:
         scores = classifier.classify(read_image(picture)).scores
-        for index, score in found[picture.name].items():
-            assert score == pytest.approx(scores[index], abs=3 / 256)  # three units of the int8 output
+        for index, score in scores_by_file[picture.name].items():
+            assert score == pytest.approx(scores[index], abs=3 / 256)  # three quantization steps of the int8 output
 
 
-def test_without_a_gpu_it_is_an_error_and_not_silence(bundle, edgerec, tmp_path):
+def test_delegate_gpu_without_a_gpu_is_an_error(bundle, edgerec, tmp_path):
     arguments = ("benchmark", bundle, "--delegate", "gpu", "--seconds", "0.1", "--no-operators")
-    said = one_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
-    assert "the GPU cannot run" in said
-    assert "--delegate none" in said
+    message = one_line(edgerec(*arguments, env=environment(tmp_path / "none.json")))
+    assert "the GPU cannot run" in message
+    assert "--delegate none" in message
 
 
-def test_an_unknown_option_is_refused(bundle):
+def test_unknown_gpu_option_is_refused(bundle):
     for options in ({"precision": "fp8"}, {"device": "0"}):
         with pytest.raises(DelegateError, match="expected precision=fp32 or precision=fp16"):
             Classifier.open(bundle, delegate="gpu", delegate_options=options)
 
 
-def test_a_gpu_that_takes_a_part_only_is_told_of(bundle, monkeypatch, caplog):
+def test_warning_if_the_gpu_does_not_support_all_operators(bundle, monkeypatch, caplog):
     class Partial:
         fully_accelerated = False
 
@@ -71,6 +71,6 @@ def test_a_gpu_that_takes_a_part_only_is_told_of(bundle, monkeypatch, caplog):
     METHODS = ("get_input_details", "get_output_details", "set_tensor", "invoke", "get_tensor")
     monkeypatch.setattr(gpu, "GpuInterpreter", Partial)
     monkeypatch.setattr(gpu, "probe", lambda *_, **__: "")
-    answer = Classifier.open(bundle, delegate="gpu").classify(np.zeros((28, 28, 3), np.uint8))
-    assert answer.scores.shape == (10,)
+    result = Classifier.open(bundle, delegate="gpu").classify(np.zeros((28, 28, 3), np.uint8))
+    assert result.scores.shape == (10,)
     assert "the GPU supports only some of the operators" in caplog.text

@@ -90,15 +90,15 @@ def test_verify_finds_that_the_compiled_file_is_another_model(run, tmp_path, mon
 
 
 def test_a_delegate_that_crashes_with_the_model_is_an_error(run, tmp_path, monkeypatch, edgerec):
-    """As people report it of a libedgetpu that was built for another runtime: the library itself loads."""
+    """Users report this for a libedgetpu that was built for another runtime: it can be loaded, but crashes later."""
     bundle = compiled_bundle(run, tmp_path, monkeypatch)
     camera = ["camera", bundle, "--source", "synthetic:64x48@0", "--headless", "--max-frames", 2]
     for name, code, reason in (("crash", "raise(SIGSEGV);", "SIGSEGV"), ("fail", "return 1;", "")):
         environment = library(tmp_path / name, code)
         for command in (["verify", bundle], camera):
-            said = one_line(edgerec(*command, env=environment))
-            assert "libedgetpu.so.1 does not load (" in said
-            assert reason in said
+            message = one_line(edgerec(*command, env=environment))
+            assert "libedgetpu.so.1 does not load (" in message
+            assert reason in message
         done = edgerec(*camera, "--fallback", env=environment)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
@@ -110,7 +110,7 @@ def test_verify_needs_the_delegate_that_the_service_needs(run, tmp_path, monkeyp
     assert "cannot be combined with --on" in edgerec("verify", bundle, "--on", "rpi", "--delegate", "none").stderr
 
 
-def elsewhere(bundle, folder, change, runtime="tflite-runtime"):
+def exported_elsewhere(bundle, folder, change, runtime="tflite-runtime"):
     """Copy a bundle as if another runtime had exported it, with golden scores changed by ``change(index, scores)``."""
     opened = Bundle.open(bundle)
     golden = json.loads(opened.files[GOLDEN])
@@ -131,13 +131,13 @@ def test_labels_are_compared_on_another_runtime(bundle, tmp_path):
             scores[best], scores[second] = scores[best] - 45, scores[second] + 45
         return scores
 
-    assert verify(elsewhere(bundle, tmp_path / "close", within_tolerance)).same_labels == 10
+    assert verify(exported_elsewhere(bundle, tmp_path / "close", within_tolerance)).same_labels == 10
 
     def swapped(index, scores):
         return scores[::-1]
 
     with pytest.raises(BundleError, match=r"scores of model\.tflite are off by"):
-        verify(elsewhere(bundle, tmp_path / "far", swapped))
+        verify(exported_elsewhere(bundle, tmp_path / "far", swapped))
 
 
 @pytest.fixture
@@ -163,15 +163,15 @@ def flat(tmp_path):
 
 
 def test_flat_scores_do_not_hide_a_model_with_other_labels(flat, tmp_path):
-    same = verify(elsewhere(flat, tmp_path / "same", lambda index, scores: scores))
+    same = verify(exported_elsewhere(flat, tmp_path / "same", lambda index, scores: scores))
     assert same.same_labels == same.images == 3
     with pytest.raises(BundleError, match=r"the predicted label is the same .* for only 0 of 3 golden images"):
-        verify(elsewhere(flat, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
+        verify(exported_elsewhere(flat, tmp_path / "other", lambda index, scores: np.roll(scores, 1)))
 
 
 def test_the_number_of_decisive_images_is_reported(flat, bundle, tmp_path, edgerec):
-    clear = elsewhere(bundle, tmp_path / "clear", lambda index, scores: scores - (index == 0))
-    indecisive = elsewhere(flat, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0))
+    clear = exported_elsewhere(bundle, tmp_path / "clear", lambda index, scores: scores - (index == 0))
+    indecisive = exported_elsewhere(flat, tmp_path / "indecisive", lambda index, scores: scores + 1e-4 * (index == 0))
     for path, decisive, total in ((clear, 10, 10), (indecisive, 0, 3)):
         value = json.loads(edgerec("verify", path, "--json").stdout)
         counts = {"pictures": total, "same_labels": total, "decisive": decisive}
@@ -189,12 +189,12 @@ def test_a_label_far_below_the_best_golden_score_is_found(flat, tmp_path):
         return scores + np.array([-9e-4, 9e-4, 8.9e-4]) if index == 0 else scores
 
     with pytest.raises(BundleError, match=r"model\.tflite predicts 'red' here, but predicted 'green'"):
-        verify(elsewhere(flat, tmp_path / "third", change))
+        verify(exported_elsewhere(flat, tmp_path / "third", change))
 
 
 @pytest.mark.parametrize(
     ("runtime", "tolerance"), [("tensorflow", UNITS_OTHER_MACHINE), ("tflite-runtime", UNITS_OTHER_RUNTIME)]
 )
 def test_runtimes_with_the_same_kernels_have_a_smaller_tolerance(bundle, tmp_path, runtime, tolerance):
-    copy = elsewhere(bundle, tmp_path / "copy", lambda index, scores: scores, runtime)
+    copy = exported_elsewhere(bundle, tmp_path / "copy", lambda index, scores: scores, runtime)
     assert verify(copy).tolerance == tolerance
