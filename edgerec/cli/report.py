@@ -35,7 +35,7 @@ def report(
     with progress() as listener:
         from edgerec.report import write_report
 
-        result = write_report(run, out, data=data or None, pictures=images, overwrite=overwrite, listener=listener)
+        result = write_report(run, out, data=data or None, images=images, overwrite=overwrite, listener=listener)
     if json:
         show_json(result.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""A run as one page for people: what was trained, on what, how good it is, and what to do next."""
+"""Write an HTML page about a run: its data, training, accuracy, mistakes, variants and recommended next steps."""
 
 from edgerec.report.build import write_report
 from edgerec.report.model import RunReport

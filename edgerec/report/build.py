@@ -1,4 +1,4 @@
-"""Making a run's report: gathering what is known, and writing the page."""
+"""Collect the content of a run's report, and write the HTML page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgerec.errors import EdgerecError, OutputExistsError, RunError
 from edgerec.recipe import DataSource, Recipe
 from edgerec.report.advice import advice
 from edgerec.report.html import render
-from edgerec.report.images import Pictures, take
-from edgerec.report.model import ClassFacts, Made, RunReport, Top1, VariantFacts
-from edgerec.report.scoring import FLOAT, Looked, look
+from edgerec.report.images import PageImages, page_images
+from edgerec.report.model import ClassFacts, RunReport, Top1, TrainingFacts, VariantFacts
+from edgerec.report.scoring import FLOAT, Measurements, measure
 from edgerec.train.confidence_calibration import wilson_interval
 from edgerec.train.run import PSEUDO_LABELS, Run
 from edgerec.utils.atomic import checked_output, refuse_existing, user_path, write_file
@@ -30,7 +30,7 @@ from edgerec.utils.progress import Listener, ignore
 log = logging.getLogger(__name__)
 
 PAGE = "report.html"
-MOST_CONFUSED = 10
+MAX_CONFUSED = 10
 
 T = TypeVar("T")
 
@@ -40,52 +40,52 @@ def write_report(
     out: str | Path | None = None,
     *,
     data: DataSource | None = None,
-    pictures: bool = True,
+    images: bool = True,
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> RunReport:
-    """Write a run's report: one HTML page that needs no network, no other file and no script.
+    """Write an HTML page about a run. The page needs no network and no other file, and can be read without scripts.
 
-    The scores behind calibration and mistakes are computed anew. What cannot be had, as pictures that were moved, is
-    left out, and the page says so.
+    The scores for calibration and mistakes are computed now. If something is not available, such as images that were
+    moved, the page states what is missing.
 
     Args:
         run: a run, finished or not, or its path.
-        out: the page; None is ``report.html`` in the run.
-        data: where the run's pictures are now, if they were moved.
-        pictures: False leaves out pictures, their names and the folders where they lie.
-        overwrite: replace a page that is there.
-        listener: told of the progress.
+        out: path of the page; None uses ``report.html`` in the run.
+        data: current location of the run's images, if they were moved.
+        images: whether to include images; False leaves out images, their names and all private paths.
+        overwrite: replace an existing page.
+        listener: receives the progress.
 
     Raises:
-        EdgerecError: no run, a damaged one, or ``data`` that is not what it was trained on.
+        EdgerecError: there is no run, the run is damaged, or ``data`` differs from the data of the training.
     """
     run = run if isinstance(run, Run) else Run.at(run)
     if not run.begun:
-        raise EdgerecError(f"{run.path} is not a run: make one with {command('train', 'DATA', '--out', run.path)}")
+        raise EdgerecError(f"{run.path} is not a run: create one with {command('train', 'DATA', '--out', run.path)}")
     if run.reconstructs:
         raise RunError(
-            f"{run.path} is an autoencoder, which a page of answers and mistakes says nothing of: "
-            f"look at {run.path / 'plots'} and metrics.json"
+            f"{run.path} is the run of an autoencoder, but a report describes only classifiers: "
+            f"see {run.path / 'plots'} and metrics.json"
         )
     page = run.path / PAGE if out is None else user_path(out)
     if page.is_dir():
-        raise OutputExistsError(f"{page} is a folder: give a file's name, as {page / PAGE}")
+        raise OutputExistsError(f"{page} is a folder: choose a file name, such as {page / PAGE}")
     checked_output(page, [data or run.recipe.data.source], suffixes=(".html", ".htm"))
     refuse_existing(page, overwrite)
-    require("jinja2")  # before anything is computed
+    require("jinja2")  # fail before anything is computed
     require("matplotlib")
-    found, missing = _data(run, data, listener)
-    facts, shown = _gather(run, found, missing, data, pictures, listener)
-    text = render(replace(facts, page=str(page)), shown)
+    loaded, missing = _load(run, data, listener)
+    facts, embedded = _collect(run, loaded, missing, data, images, listener)
+    text = render(replace(facts, page=str(page)), embedded)
     write_file(page, text)
     return replace(facts, page=str(page), page_bytes=page.stat().st_size)
 
 
-def _data(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
-    """The run's pictures, or why there are none."""
-    missing = [place for place in run.recipe.data.sources if place not in NAMED and not Path(place).exists()]
-    lost = "no pictures, no counts by class, no mistakes and no calibration"
+def _load(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[Dataset, Split] | None, list[str]]:
+    """Load the run's images and split. If this fails, return None and a list with the reason."""
+    missing = [source for source in run.recipe.data.sources if source not in NAMED and not Path(source).exists()]
+    lost = "no images, no counts per class, no mistakes and no calibration"
     if data is None and missing:
         return None, [f"{lost}: {missing[0]} does not exist any more; if the images were moved, add --data"]
     try:
@@ -96,18 +96,19 @@ def _data(run: Run, data: DataSource | None, listener: Listener) -> tuple[tuple[
         return None, [f"{lost}: {error}"]
 
 
-def _gather(
+def _collect(
     run: Run,
-    found: tuple[Dataset, Split] | None,
+    loaded: tuple[Dataset, Split] | None,
     missing: list[str],
     data: DataSource | None,
-    pictures: bool,
+    images: bool,
     listener: Listener,
-) -> tuple[RunReport, Pictures]:
+) -> tuple[RunReport, PageImages]:
+    """Return the content and the images of the page, but not yet its path and size."""
     metrics = run.metrics if run.finished else {}
     variants = run.variants() if run.finished else {}
     chosen = run.shipped(variants)
-    looked = look(run, *found, variants, chosen, listener) if found and run.finished else Looked()
+    measured = measure(run, *loaded, variants, chosen, listener) if loaded and run.finished else Measurements()
     rows, timed_on, notes = _checked(run, "a variant's report.json or compare.json", lambda: _variants(run, variants))
     figures_of, figures = _figures(run, metrics, variants, chosen)
     confusion = _checked(run, "metrics.json", lambda: _confusion(figures, run.labels))
@@ -117,42 +118,42 @@ def _gather(
         page="",
         page_bytes=0,
         finished=run.finished,
-        made=_checked(run, "metrics.json", lambda: _made(run, metrics, pictures)),
+        made=_checked(run, "metrics.json", lambda: _training_facts(run, metrics, images)),
         top1=_checked(run, "metrics.json", lambda: _top1(metrics)),
-        loss=_checked(run, "metrics.json", lambda: _real(metrics.get("loss"))),
+        loss=_checked(run, "metrics.json", lambda: _float(metrics.get("loss"))),
         splits=_checked(run, "split.json", lambda: _splits(run)),
         skipped=_checked(run, "split.json", lambda: len(run.split_record.get("skipped", []))),
-        classes=_checked(run, "metrics.json", lambda: _classes(run, figures, variants.get(chosen or "", {}), found)),
+        classes=_checked(run, "metrics.json", lambda: _classes(run, figures, variants.get(chosen or "", {}), loaded)),
         figures_of=figures_of,
         confusion=confusion,
         confused=_confused(confusion, run.labels),
         history=tuple(run.history()),
-        mistakes_of=looked.mistakes_of,
-        mistakes=looked.mistakes if pictures else tuple(replace(row, name="") for row in looked.mistakes),
-        mistakes_total=looked.mistakes_total,
-        calibration=looked.calibration,
+        mistakes_of=measured.mistakes_of,
+        mistakes=measured.mistakes if images else tuple(replace(row, name="") for row in measured.mistakes),
+        mistakes_total=measured.mistakes_total,
+        calibration=measured.calibration,
         variants=rows,
         timed_on=timed_on,
         notes=notes,
-        missing=(*missing, *looked.missing, *_differs(metrics, looked)),
+        missing=(*missing, *measured.missing, *_changed_accuracy(metrics, measured)),
         next=(),
     )
-    if pictures:
-        return replace(facts, next=advice(facts, data)), take(run, found, facts)
-    # Nor does the page say where anything lies here.
-    places = {place: Path(place).name for place in run.recipe.data.sources} | {facts.run: facts.name}
-    told = tuple(_renamed(text, places) for text in facts.missing)
-    return replace(facts, missing=told, next=advice(replace(facts, run=facts.name))), Pictures()
+    if images:
+        return replace(facts, next=advice(facts, data)), page_images(run, loaded, facts)
+    # Replace private paths by file names.
+    names = {source: Path(source).name for source in run.recipe.data.sources} | {facts.run: facts.name}
+    without_paths = tuple(_replace_all(text, names) for text in facts.missing)
+    return replace(facts, missing=without_paths, next=advice(replace(facts, run=facts.name))), PageImages()
 
 
-def _renamed(text: str, names: Mapping[str, str]) -> str:
+def _replace_all(text: str, names: Mapping[str, str]) -> str:
     for old, new in names.items():
         text = text.replace(old, new)
     return text
 
 
 def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
-    """What ``build`` makes of one of the run's files; raises :class:`RunError` where that is damaged."""
+    """Return the result of ``build``, or raise :class:`RunError` if the file ``name`` that it reads is damaged."""
     try:
         return build()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
@@ -161,29 +162,30 @@ def _checked(run: Run, name: str, build: Callable[[], T]) -> T:
         raise RunError(f"{run.path}: {name} is damaged ({type(error).__name__}: {error})") from None
 
 
-def _made(run: Run, metrics: Mapping[str, Any], pictures: bool) -> Made:
+def _training_facts(run: Run, metrics: Mapping[str, Any], paths: bool) -> TrainingFacts:
+    """Return the description of the trained model; without private paths if ``paths`` is False."""
     recipe, adopted = run.recipe, metrics.get("adopted")
-    side, colours = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grey"
-    told = recipe if pictures else _without_places(recipe)
+    side, color = recipe.data.input_size, "RGB" if recipe.data.channels == 3 else "grayscale"
+    shown_recipe = recipe if paths else _without_paths(recipe)
     width = "" if recipe.model.width == 1 else f", width {recipe.model.width:g}"
-    return Made(
-        model=adopted["file"] if adopted else f"{told.model.arch}{width}",
+    return TrainingFacts(
+        model=adopted["file"] if adopted else f"{shown_recipe.model.arch}{width}",
         adopted=bool(adopted),
-        input=f"{side}×{side} {colours}",
-        parameters=_whole(metrics.get("parameters")),
+        input=f"{side}×{side} {color}",
+        parameters=_int(metrics.get("parameters")),
         epochs=int(metrics.get("epochs", len(run.history()))),
         best_epoch=int(metrics.get("best_epoch", 0)),
         seconds=float(metrics.get("seconds", sum(row["seconds"] for row in run.history()))),
-        source=told.data.title,
+        source=shown_recipe.data.title,
         digest=str(run.split_record["digest"]),
-        recipe=told.to_toml(),
+        recipe=shown_recipe.to_toml(),
         versions=dict(metrics.get("versions", {})),
-        truth="the model's own answers" if (run.path / PSEUDO_LABELS).is_file() else "labels",
+        truth="predictions of the adopted model" if (run.path / PSEUDO_LABELS).is_file() else "labels",
     )
 
 
-def _without_places(recipe: Recipe) -> Recipe:
-    """The recipe with the names of its files alone, not where they lie."""
+def _without_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with file names instead of paths."""
     teachers = ",".join(Path(teacher).name for teacher in recipe.distill.teachers.split(","))
     return replace(
         recipe,
@@ -203,29 +205,32 @@ def _top1(metrics: Mapping[str, Any]) -> Top1 | None:
 
 def _splits(run: Run) -> dict[str, int]:
     record = run.split_record
-    held = {part: int(record.get(f"{part}_images", len(record[part]))) for part in ("val", "test")}
-    return {"train": int(record["train_images"])} | held
+    others = {subset: int(record.get(f"{subset}_images", len(record[subset]))) for subset in ("val", "test")}
+    return {"train": int(record["train_images"])} | others
 
 
 def _figures(
     run: Run, metrics: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]], chosen: str | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """Whose figures the page shows by class: the float model's, unless its own answers are what is right."""
+    """Return the model whose metrics per class the page shows, and these metrics.
+
+    This is the float model, unless its predictions serve as labels.
+    """
     if run.pseudo_labels() is None:
         return FLOAT, metrics
     return (chosen, variants[chosen].get("figures", {})) if chosen else ("", {})
 
 
 def _classes(
-    run: Run, figures: Mapping[str, Any], variant: Mapping[str, Any], found: tuple[Dataset, Split] | None
+    run: Run, figures: Mapping[str, Any], variant: Mapping[str, Any], loaded: tuple[Dataset, Split] | None
 ) -> tuple[ClassFacts, ...]:
     labels = run.labels
     counts: dict[str, list[int]] = {}
-    if found is not None:
-        dataset, split = found
+    if loaded is not None:
+        dataset, split = loaded
         counts = {
-            part: np.bincount(dataset.classes[split.part(part)], minlength=len(labels)).tolist()
-            for part in ("train", "val", "test")
+            subset: np.bincount(dataset.classes[split.part(subset)], minlength=len(labels)).tolist()
+            for subset in ("train", "val", "test")
         }
     by_class = figures.get("per_class", {})
     compressed = variant.get("figures", {}).get("per_class", {})
@@ -237,11 +242,11 @@ def _classes(
                 label,
                 train=counts["train"][i] if counts else None,
                 val=counts["val"][i] if counts else None,
-                test=counts["test"][i] if counts else _whole(row.get("support")),
-                precision=_real(row.get("precision")),
-                recall=_real(row.get("recall")),
-                f1=_real(row.get("f1")),
-                variant_f1=_real(compressed.get(label, {}).get("f1")),
+                test=counts["test"][i] if counts else _int(row.get("support")),
+                precision=_float(row.get("precision")),
+                recall=_float(row.get("recall")),
+                f1=_float(row.get("f1")),
+                variant_f1=_float(compressed.get(label, {}).get("f1")),
             )
         )
     return tuple(rows)
@@ -252,7 +257,7 @@ def _confusion(figures: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple
         return ()
     counts = np.array(figures["confusion"], np.int64)
     if counts.shape != (len(labels), len(labels)):
-        raise ValueError(f"confusion is {counts.shape}, for {len(labels)} labels")
+        raise ValueError(f"confusion has the shape {counts.shape}, but there are {len(labels)} labels")
     return tuple(tuple(row) for row in counts.tolist())
 
 
@@ -263,16 +268,16 @@ def _confused(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tupl
         for column, count in enumerate(counts)
         if count and row != column
     ]
-    return tuple((labels[row], labels[column], -count) for count, row, column in sorted(wrong)[:MOST_CONFUSED])
+    return tuple((labels[row], labels[column], -count) for count, row, column in sorted(wrong)[:MAX_CONFUSED])
 
 
 def _variants(
     run: Run, variants: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[VariantFacts, ...], str, tuple[str, ...]]:
-    """A row for each variant, the machine that compare took times on, and what compare found."""
+    """Return the variants, the machine on which ``compare`` measured times, and the notes of ``compare``."""
     order = [FLOAT32, *(method.variant for method in METHODS.values())]
     comparison = run.comparison() or {"rows": []}
-    # A variant that was made anew since has other bytes, and no time.
+    # If a variant was created again after the comparison, its sizes differ, and the measured time is not used.
     times = {(row["variant"], row["size_bytes"], row["gzip_bytes"]): row for row in comparison["rows"]}
     chosen, rows, exports = run.shipped(variants), [], run.exports(variants)
     for name in sorted(variants, key=lambda name: (order.index(name) if name in order else len(order), name)):
@@ -292,8 +297,8 @@ def _variants(
                 size_bytes=int(form["size_bytes"]),
                 gzip_bytes=int(form["gzip_bytes"]),
                 sparsity=float(about["sparsity"]),
-                median_ms=_real(timed.get("median_ms")),
-                p95_ms=_real(timed.get("p95_ms")),
+                median_ms=_float(timed.get("median_ms")),
+                p95_ms=_float(timed.get("p95_ms")),
                 chosen=name == chosen,
                 top1_low=low,
                 top1_high=high,
@@ -307,20 +312,20 @@ def _variants(
     return tuple(rows), machine, tuple(comparison["notes"])
 
 
-def _differs(metrics: Mapping[str, Any], looked: Looked) -> list[str]:
-    """Whether the float model answers here as it did when it was measured."""
-    if looked.float_top1 is None or abs(looked.float_top1 - metrics["accuracy"]) < 1e-9:
+def _changed_accuracy(metrics: Mapping[str, Any], measured: Measurements) -> list[str]:
+    """Return a note if the accuracy of the float model differs from the accuracy after the training."""
+    if measured.float_top1 is None or abs(measured.float_top1 - metrics["accuracy"]) < 1e-9:
         return []
     text = (
-        f"the float model's top-1 is {looked.float_top1:.2%} here and was {metrics['accuracy']:.2%} after training: "
-        "other package versions or another processor; mistakes and calibration are of here and now"
+        f"the float model's top-1 is now {measured.float_top1:.2%}, but was {metrics['accuracy']:.2%} after training. "
+        "Package versions or the CPU may differ. Mistakes and calibration were measured now"
     )
     return [text]
 
 
-def _real(value: Any) -> float | None:
+def _float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _whole(value: Any) -> int | None:
+def _int(value: Any) -> int | None:
     return None if value is None else int(value)

@@ -1,4 +1,4 @@
-"""Figures as SVG that stands in the page's text and takes its colours and letters, light or dark."""
+"""Draw the charts of the report page as inline SVG, which uses the page's fonts and its light or dark colors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgerec.train.training_plots import learning_curve
 from edgerec.utils.figures import BLUE, DARK, GREY, ORANGE, glyph_warnings_logged, new_figure
 from edgerec.utils.optional import require
 
-# The colours that edgerec draws in, as the page's style sheet calls them.
-NAMES = {
+# CSS variable of the page's style sheet for each color of edgerec's plots.
+CSS_COLORS = {
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
     GREY: "var(--grey)",
@@ -25,53 +25,57 @@ NAMES = {
     "#ffffff": "var(--card)",
     "#b0b0b0": "var(--grey)",
 }
-_COLOUR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
-# Bins with fewer pictures are drawn paler.
-FEW = 10
+_COLOR = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
+# Bins with fewer images are drawn in a paler color.
+FEW_IMAGES = 10
 
 
 def curves(report: RunReport) -> list[str]:
-    """Loss and accuracy over the epochs, a figure each."""
-    drawn = []
+    """Return two charts: loss and accuracy of each epoch."""
+    charts = []
     for key in ("loss", "accuracy"):
         figure = new_figure(4.6, 3.1)
         learning_curve(figure.subplots(), report.history, report.made.best_epoch, key)
-        drawn.append(svg(figure, f"{key} of training and validation over the epochs"))
-    return drawn
+        charts.append(svg(figure, f"{key} of training and validation over the epochs"))
+    return charts
 
 
 def comparison(report: RunReport, float_top1: float) -> str:
     """Draw accuracy, file size and time per image of the variants as SVG."""
     exported = [row.variant for row in report.variants if row.exported]
     figure = comparison_figure(float_top1, report.variants, exported=exported)
-    return svg(figure, "accuracy, bytes and milliseconds of each variant")
+    return svg(figure, "accuracy, file size and time per image of each variant")
 
 
 def reliability_diagram(calibration: Calibration) -> str:
-    """Accuracy over the score in bins: bars with the temperature, rings
-    without; below, how many pictures."""
+    """Draw the accuracy for each range of scores, and the number of images in each range.
+
+    Bars show the accuracy with the temperature, and rings show the accuracy without it.
+    """
     figure = new_figure(4.6, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     after, before = calibration.after, calibration.before
     above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     for bar in after.bins:
         if bar.accuracy is not None:
-            pale = 0.35 if bar.images < FEW else 1.0
-            above.bar((bar.low + bar.high) / 2, bar.accuracy, 0.85 * (bar.high - bar.low), color=BLUE, alpha=pale, lw=0)
+            alpha = 0.35 if bar.images < FEW_IMAGES else 1.0
+            above.bar(
+                (bar.low + bar.high) / 2, bar.accuracy, 0.85 * (bar.high - bar.low), color=BLUE, alpha=alpha, lw=0
+            )
     above.plot(*_points(before), "o", color=ORANGE, markersize=4.5, markerfacecolor="white")
-    above.set(ylabel="part that is right", ylim=(0, 1.03), xlim=(0, 1))
+    above.set(ylabel="accuracy", ylim=(0, 1.03), xlim=(0, 1))
     below.bar(
         [(bar.low + bar.high) / 2 for bar in after.bins],
         [bar.images for bar in after.bins],
         0.85 / len(after.bins),
         color=GREY,
     )
-    below.set(xlabel="score of the answer", ylabel="pictures")
+    below.set(xlabel="score of the prediction", ylabel="images")
     below.yaxis.get_major_locator().set_params(nbins=2, integer=True)
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    return svg(figure, f"reliability of {calibration.form}")
+    return svg(figure, f"reliability diagram of {calibration.form}")
 
 
 def _points(before: Reliability) -> tuple[list[float], list[float]]:
@@ -80,23 +84,22 @@ def _points(before: Reliability) -> tuple[list[float], list[float]]:
 
 
 def svg(figure: Any, title: str) -> str:
-    """The figure as ``<svg>`` without a reference to anything outside it; ``title`` is for those who cannot see
-    it."""
+    """Return the figure as an ``<svg>`` element without external references; ``title`` is read by screen readers."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
         axes.tick_params(color=GREY, length=3)
         axes.title.set_fontsize(11)
     text = io.StringIO()
-    # Letters stay letters, and the same figure the same text.
+    # Keep text as text, so that the browser's fonts are used. The fixed salt makes the output reproducible.
     with require("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgerec"}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with glyph_warnings_logged(""):  # the browser draws the text with its own fonts
-            figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+            figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # the same in every figure, and the page has several
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)  # ids must be unique on the page, but all figures use the same ones
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.S)
-    drawn = _COLOUR.sub(lambda found: f"{found[1]}: {NAMES.get(found[2], found[2])}", drawn)
+    drawn = _COLOR.sub(lambda match: f"{match[1]}: {CSS_COLORS.get(match[2], match[2])}", drawn)
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -1,4 +1,4 @@
-"""The page's text. Jinja escapes whatever comes from a user's data; the page's own policy forbids it the network."""
+"""Render the report page as HTML. All user data is escaped, and the page's security policy forbids network access."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from edgerec._version import __version__
 from edgerec.report import charts as drawing
-from edgerec.report.images import Pictures, Shown, matrix_picture
+from edgerec.report.images import EmbeddedImage, PageImages, matrix_image
 from edgerec.report.model import RunReport
 from edgerec.report.scoring import FLOAT
 from edgerec.utils.optional import require
 from edgerec.utils.text import printable
 
-# With more classes a table of all pairs is a picture.
-MOST_IN_TABLE = 20
-# Labels that are longer stand upright above the table's columns.
-UPRIGHT_FROM = 3
+# With more classes, the confusion matrix is shown as an image instead of a table.
+MAX_TABLE_CLASSES = 20
+# If a label is longer, the column headers of the confusion matrix are rotated.
+MAX_HORIZONTAL_LABEL = 3
 
 
 def _printable(value: Any) -> Any:
@@ -30,8 +30,8 @@ def _printable(value: Any) -> Any:
     return "\n".join(map(printable, value.split("\n")))
 
 
-def render(report: RunReport, pictures: Pictures) -> str:
-    """The report as HTML."""
+def render(report: RunReport, images: PageImages) -> str:
+    """Return the HTML of the page."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
@@ -45,14 +45,14 @@ def render(report: RunReport, pictures: Pictures) -> str:
     script = _template("report.js")
     return environment.get_template("report.html").render(
         report=report,
-        pictures=pictures,
+        images=images,
         version=__version__,
         script=require("markupsafe").Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shipped=report.chosen,
-        most_pictures=max((row.train or 0 for row in report.classes), default=0),
+        max_images=max((row.train or 0 for row in report.classes), default=0),
         matrix=_matrix(report),
-        upright=any(len(row.label) > UPRIGHT_FROM for row in report.classes),
+        upright=any(len(row.label) > MAX_HORIZONTAL_LABEL for row in report.classes),
         float_calibration=next((row for row in report.calibration if row.form == FLOAT), None),
         **_figures(report),
     )
@@ -63,13 +63,13 @@ def _template(name: str) -> str:
 
 
 def _figures(report: RunReport) -> dict[str, Any]:
-    """The drawn figures: text that Jinja shall leave as it is."""
+    """Return the charts as SVG, marked so that Jinja does not escape them."""
     markup = require("markupsafe").Markup
-    wanted = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
+    forms = {FLOAT, report.chosen.variant if report.chosen else FLOAT}
     return {
         "curves": [markup(text) for text in drawing.curves(report)] if report.history else [],
         "diagrams": [
-            (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in wanted
+            (row, markup(drawing.reliability_diagram(row))) for row in report.calibration if row.form in forms
         ],
         "comparison": markup(drawing.comparison(report, report.top1.value))
         if report.top1 and len(report.variants) > 1
@@ -77,12 +77,12 @@ def _figures(report: RunReport) -> dict[str, Any]:
     }
 
 
-def _matrix(report: RunReport) -> Shown | None:
-    """The confusion matrix as a picture, where a table would be too large."""
-    if len(report.confusion) <= MOST_IN_TABLE:
+def _matrix(report: RunReport) -> EmbeddedImage | None:
+    """Return the confusion matrix as an image; None if it is small enough for a table."""
+    if len(report.confusion) <= MAX_TABLE_CLASSES:
         return None
     counts = np.array(report.confusion, np.float64)
-    return matrix_picture(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    return matrix_image(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
@@ -106,5 +106,5 @@ def _ms(value: float | None) -> str:
 
 
 def _change(drop_points: float) -> str:
-    """Points of top-1, with a sign that is as wide as a plus."""
+    """Return the change of top-1 in percentage points, with a minus sign that is as wide as the plus sign."""
     return f"{round(-drop_points, 2) + 0:+.2f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Pictures inside the page's own text."""
+"""Embed images in the report page as ``data:`` URLs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from edgerec.report.model import RunReport
 from edgerec.train.run import Run
 from edgerec.utils.optional import require
 
-# The longer side, pixels: twice of what a page shows them at.
-MOST_PX = 144
-# A smaller picture's pixels are seen one by one, which JPEG would smear.
+# Maximum side of an embedded image in pixels. This is twice the size on the page, for high-resolution displays.
+MAX_SIDE_PX = 144
+# Images with sides up to this size are stored as PNG, because single pixels are visible and JPEG would blur them.
 EXACT_PX = 48
 JPEG_QUALITY = 82
-MOST_SAMPLES, MOST_OF_A_CLASS = 80, 8
-# What training drew stands in where the pictures are gone, if it is no larger than this.
-MOST_DRAWN_BYTES = 1_200_000
+MAX_SAMPLES, MAX_SAMPLES_PER_CLASS = 80, 8
+# If the images are not available, the plot of the mistakes from the training is shown, unless it is larger than this.
+MAX_PLOT_BYTES = 1_200_000
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One picture: a ``data:`` address, and its sides."""
+class EmbeddedImage:
+    """An image as a ``data:`` URL, with its size in pixels."""
 
     address: str
     width: int
@@ -34,34 +34,39 @@ class Shown:
 
     @property
     def exact(self) -> bool:
-        """Whether its pixels shall stay squares when it is enlarged."""
+        """Return whether the browser must enlarge the image without smoothing."""
         return max(self.width, self.height) <= EXACT_PX
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """``samples`` of a label's training pictures, a picture for each mistake, and ``drawn``: what training drew of its
-    mistakes, where the pictures themselves cannot be had."""
+class PageImages:
+    """Images of the report page.
 
-    samples: dict[str, tuple[Shown, ...]] = field(default_factory=dict)
-    mistakes: tuple[Shown, ...] = ()
-    drawn: Shown | None = None
+    Attributes:
+        samples: training images by label.
+        mistakes: one image for each mistake of the report.
+        plot: plot of the mistakes that was drawn after the training; None if the images themselves are available.
+    """
 
-
-def take(run: Run, found: tuple[Dataset, Split] | None, facts: RunReport) -> Pictures:
-    """The pictures of a page, as the model sees them."""
-    if found is None:
-        return Pictures(drawn=_drawn(run))
-    dataset, split = found
-    mistakes = tuple(shown(dataset.images[mistake.position]) for mistake in facts.mistakes)
-    return Pictures(_samples(dataset, split.train), mistakes)
+    samples: dict[str, tuple[EmbeddedImage, ...]] = field(default_factory=dict)
+    mistakes: tuple[EmbeddedImage, ...] = ()
+    plot: EmbeddedImage | None = None
 
 
-def shown(image: Image) -> Shown:
-    """A picture uint8 ``(H, W, 1 or 3)``, made smaller if it is large."""
+def page_images(run: Run, data: tuple[Dataset, Split] | None, facts: RunReport) -> PageImages:
+    """Return the images of the page after preprocessing. If ``data`` is None, return the plot of the mistakes."""
+    if data is None:
+        return PageImages(plot=_mistakes_plot(run))
+    dataset, split = data
+    mistakes = tuple(embed(dataset.images[mistake.position]) for mistake in facts.mistakes)
+    return PageImages(_samples(dataset, split.train), mistakes)
+
+
+def embed(image: Image) -> EmbeddedImage:
+    """Encode an image, uint8 ``(height, width, 1 or 3)``, and shrink it if a side is longer than ``MAX_SIDE_PX``."""
     cv2 = require("cv2")
     height, width = image.shape[:2]
-    factor = MOST_PX / max(height, width)
+    factor = MAX_SIDE_PX / max(height, width)
     if factor < 1:
         width, height = max(1, round(width * factor)), max(1, round(height * factor))
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
@@ -69,44 +74,49 @@ def shown(image: Image) -> Shown:
     exact = max(width, height) <= EXACT_PX
     kind, options = ("png", []) if exact else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     _, content = cv2.imencode(f".{kind}", np.ascontiguousarray(pixels), options)
-    return Shown(_address(kind, content.tobytes()), width, height)
+    return EmbeddedImage(_data_url(kind, content.tobytes()), width, height)
 
 
-def matrix_picture(parts: npt.NDArray[np.float64]) -> Shown:
-    """A picture ``(N, N)`` of the parts of each row: on the diagonal blue, beside it orange, the more the denser."""
-    colours = np.zeros((*parts.shape, 4), np.uint8)
-    colours[:, :, :3] = (0x2F, 0x7A, 0xE0)  # blue, green, red
-    colours[:, :, 3] = np.sqrt(parts) * 255
-    diagonal = np.arange(len(parts))
-    colours[diagonal, diagonal, :3] = (0xC8, 0x8A, 0x3A)
-    _, content = require("cv2").imencode(".png", colours)
-    return Shown(_address("png", content.tobytes()), parts.shape[1], parts.shape[0])
+def matrix_image(fractions: npt.NDArray[np.float64]) -> EmbeddedImage:
+    """Draw a confusion matrix with one pixel per pair of classes: blue on the diagonal, otherwise orange.
+
+    Args:
+        fractions: fraction of each row, in [0, 1], shape ``(N, N)``. A larger fraction is more opaque.
+    """
+    colors = np.zeros((*fractions.shape, 4), np.uint8)
+    colors[:, :, :3] = (0x2F, 0x7A, 0xE0)  # OpenCV's channel order is BGRA
+    colors[:, :, 3] = np.sqrt(fractions) * 255
+    diagonal = np.arange(len(fractions))
+    colors[diagonal, diagonal, :3] = (0xC8, 0x8A, 0x3A)
+    _, content = require("cv2").imencode(".png", colors)
+    return EmbeddedImage(_data_url("png", content.tobytes()), fractions.shape[1], fractions.shape[0])
 
 
-def _samples(dataset: Dataset, part: npt.NDArray[np.int64]) -> dict[str, tuple[Shown, ...]]:
-    """Training pictures, evenly chosen; of a few classes only, where there are very many."""
-    present = np.unique(dataset.classes[part])
-    chosen = present[np.linspace(0, len(present) - 1, num=min(len(present), MOST_SAMPLES)).astype(int)]
-    of_each = min(MOST_OF_A_CLASS, MOST_SAMPLES // len(chosen))
+def _samples(dataset: Dataset, train: npt.NDArray[np.int64]) -> dict[str, tuple[EmbeddedImage, ...]]:
+    """Return evenly chosen training images by label. Labels are skipped if there are more than ``MAX_SAMPLES``."""
+    present = np.unique(dataset.classes[train])
+    chosen = present[np.linspace(0, len(present) - 1, num=min(len(present), MAX_SAMPLES)).astype(int)]
+    per_class = min(MAX_SAMPLES_PER_CLASS, MAX_SAMPLES // len(chosen))
     samples = {}
     for index in chosen:
-        members = part[dataset.classes[part] == index]
-        some = members[np.linspace(0, len(members) - 1, num=min(of_each, len(members))).astype(int)]
-        samples[dataset.labels[index]] = tuple(shown(dataset.images[i]) for i in some)
+        members = train[dataset.classes[train] == index]
+        positions = members[np.linspace(0, len(members) - 1, num=min(per_class, len(members))).astype(int)]
+        samples[dataset.labels[index]] = tuple(embed(dataset.images[i]) for i in positions)
     return samples
 
 
-def _drawn(run: Run) -> Shown | None:
+def _mistakes_plot(run: Run) -> EmbeddedImage | None:
+    """Return the plot of the mistakes that was drawn after the training; None if it is missing or too large."""
     path = run.path / "plots" / "worst_mistakes.png"
     try:
-        if path.stat().st_size > MOST_DRAWN_BYTES:
+        if path.stat().st_size > MAX_PLOT_BYTES:
             return None
         content = path.read_bytes()
     except OSError:
         return None
     image = decode(content)
-    return None if image is None else Shown(_address("png", content), image.shape[1], image.shape[0])
+    return None if image is None else EmbeddedImage(_data_url("png", content), image.shape[1], image.shape[0])
 
 
-def _address(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""What a run's report says."""
+"""Dataclasses with the content of a run's report page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from edgerec.train.confidence_calibration import Reliability
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was trained, and how.
+class TrainingFacts:
+    """Description of the trained model, its data and its recipe.
 
     Attributes:
-        model: the architecture, or the file that a run was made of.
-        adopted: whether it was trained elsewhere.
-        input: ``width×height`` and colours, in words.
-        parameters: of the float model; None until it is trained.
-        epochs, best_epoch: trained, and the kept one; 0 where nothing was trained here.
-        seconds: of training.
-        source: where the pictures are; its name alone where none may be told.
-        digest: of the data.
-        recipe: resolved, as TOML.
-        versions: of the packages that trained.
-        truth: what answers are compared with: ``labels``, or ``the model's own answers``.
+        model: the architecture, or the name of the file of an adopted model.
+        adopted: whether the model was trained with another tool and adopted.
+        input: size and color of the input, such as ``28×28 grayscale``.
+        parameters: number of parameters of the float model; None until the training is finished.
+        epochs: number of training epochs; 0 for an adopted model.
+        best_epoch: epoch whose weights were kept; 0 for an adopted model.
+        seconds: duration of the training.
+        source: location of the images, or only its name if private paths are left out.
+        digest: digest of the data.
+        recipe: resolved recipe, as TOML.
+        versions: versions of the packages that were used for the training.
+        truth: what predictions are compared with: ``labels``, or ``predictions of the adopted model``.
     """
 
     model: str
@@ -42,8 +43,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Top1:
-    """Part of ``images`` held-out pictures that the float model gets right, 0 to 1, and where the true value is with
-    95 % probability as far as so many pictures can tell (Wilson's interval)."""
+    """Top-1 accuracy of the float model.
+
+    Attributes:
+        value: fraction of the test images that are predicted correctly, in [0, 1].
+        low, high: 95 % confidence interval (Wilson).
+        images: number of test images.
+    """
 
     value: float
     low: float
@@ -53,8 +59,13 @@ class Top1:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class: its pictures in each split, and figures on the held-out ones, of the report's ``figures_of`` and the
-    F1 of the variant to ship; None is unknown."""
+    """Number of images and metrics of one class. Unknown values are None.
+
+    Attributes:
+        train, val, test: number of images in each subset.
+        precision, recall, f1: metrics of the model ``figures_of`` on the test images, in [0, 1].
+        variant_f1: F1 of the variant to ship.
+    """
 
     label: str
     train: int | None = None
@@ -71,8 +82,10 @@ class Mistake:
     """A wrong prediction of the model ``mistakes_of``.
 
     Attributes:
-        position, name: position of the image in the data set, and its file name; empty if names are left out.
-        truth, answer: true label, and predicted label.
+        position: position of the image in the dataset.
+        name: file name of the image; empty if names are left out.
+        truth: true label.
+        answer: predicted label.
         score: score of the predicted label, 0 to 1.
         float_answer: prediction of the float model; empty if it is the same or was not measured.
     """
@@ -87,8 +100,13 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far one form's scores can be believed on held-out pictures, ``before`` and ``after`` the temperature that was
-    fitted on the validation pictures, as export does."""
+    """Calibration of one form of the model, measured on the test images.
+
+    Attributes:
+        form: name of the variant, or ``float Keras``.
+        temperature: temperature that was fitted on the validation images, as export does.
+        before, after: calibration without and with the temperature.
+    """
 
     form: str
     temperature: float
@@ -128,7 +146,7 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: a command, or empty, and why."""
+    """A recommended next step: the reason, and a command, which may be empty."""
 
     command: str
     why: str
@@ -169,7 +187,7 @@ class RunReport:
     page: str
     page_bytes: int
     finished: bool
-    made: Made
+    made: TrainingFacts
     top1: Top1 | None
     loss: float | None
     splits: dict[str, int]
@@ -195,5 +213,5 @@ class RunReport:
         return next((row for row in self.variants if row.chosen), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a JSON-compatible dict."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What a run's forms answer to its own pictures: calibration and mistakes."""
+"""Run the float model and the variants of a run on its images, to measure calibration and mistakes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from edgerec.utils.progress import Listener
 log = logging.getLogger(__name__)
 
 FLOAT = "float Keras"
-MOST_MISTAKES = 24
-# A variant sees so many pictures of a split, one by one; when all have taken so long, the rest is left out.
-MOST_PICTURES = 10_000
+MAX_MISTAKES = 24
+# Maximum number of images of a subset on which a variant is run. After BUDGET_S seconds, the remaining variants are
+# skipped.
+MAX_IMAGES = 10_000
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Results of :func:`look`; see :class:`~edgerec.report.model.RunReport`.
+class Measurements:
+    """Results of :func:`measure`; see :class:`~edgerec.report.model.RunReport` for the other attributes.
 
     Attributes:
         float_top1: accuracy of the float model, measured now.
@@ -49,20 +50,20 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class _Test:
-    """A run's pictures, and how its forms are asked."""
+class _Scoring:
+    """Computes the scores and the calibration of models on the images of a run."""
 
     run: Run
     dataset: Dataset
     split: Split
     listener: Listener
 
-    def score(self, scorer: Scorer, part: Indices, form: str) -> Reals:
-        scores = scorer(self.dataset.select(part), self.listener)
+    def score(self, scorer: Scorer, indices: Indices, form: str) -> Reals:
+        scores = scorer(self.dataset.select(indices), self.listener)
         if scores.shape[1] != len(self.dataset.labels):
             raise RunError(
-                f"{self.run.path}: {form} gives {scores.shape[1]} scores, labels.txt has {len(self.dataset.labels)} "
-                "labels: train again with --overwrite"
+                f"{self.run.path}: {form} returns {scores.shape[1]} scores, but labels.txt has "
+                f"{len(self.dataset.labels)} labels: train again with --overwrite"
             )
         return scores
 
@@ -73,14 +74,14 @@ class _Test:
         return Calibration(form, temperature, reliability(scores, truth), after)
 
 
-def look(
+def measure(
     run: Run,
     dataset: Dataset,
     split: Split,
     variants: Mapping[str, Mapping[str, Any]],
     shipped: str | None,
     listener: Listener,
-) -> Looked:
+) -> Measurements:
     """Run the float model and the int8 variants on the test images.
 
     Args:
@@ -90,74 +91,74 @@ def look(
             float model.
         listener: receives the progress.
     """
-    test, own_answers = _Test(run, dataset, split, listener), run.pseudo_labels() is not None
-    looked = Looked() if own_answers else _look_at_float(test)
-    missing = looked.missing
+    scoring, has_labels = _Scoring(run, dataset, split, listener), run.pseudo_labels() is None
+    measurements = _measure_float(scoring) if has_labels else Measurements()
+    missing = measurements.missing
     names = [name for name in variants if variants[name]["precision"] == "int8" or name == shipped]
     calibrations, began_s = [], time.monotonic()
     for name in sorted(names, key=lambda name: name != shipped):
         if name != shipped and time.monotonic() - began_s > BUDGET_S:
-            missing.append(f"no calibration of {name}: those before it took {BUDGET_S:g} s")
+            missing.append(f"no calibration of {name}, because the other variants took more than {BUDGET_S:g} s")
             continue
         try:
             scorer = _variant_scorer(run, name, variants[name]["model_sha256"])
-            if own_answers and name != shipped:
+            if not has_labels and name != shipped:
                 continue
-            held_out = _some(split.test)
-            scores = test.score(scorer, held_out, name)
+            test = _subset(split.test)
+            scores = scoring.score(scorer, test, name)
             if name == shipped:
-                looked = _with_mistakes(looked, name, dataset, split.test, held_out, scores)
-            if not own_answers:
+                measurements = _with_mistakes(measurements, name, dataset, split.test, test, scores)
+            if has_labels:
                 # Export fits the temperature on all validation images.
-                val = split.val if name == shipped else _some(split.val)
-                calibrations.append(test.calibration(name, val, test.score(scorer, val, name), held_out, scores))
+                val = split.val if name == shipped else _subset(split.val)
+                calibrations.append(scoring.calibration(name, val, scoring.score(scorer, val, name), test, scores))
         except EdgerecError as error:
-            missing.append(f"nothing about {name}'s scores: {error}")
-    return replace(looked, calibration=(*looked.calibration, *calibrations))
+            missing.append(f"no calibration and no mistakes of {name}: {error}")
+    return replace(measurements, calibration=(*measurements.calibration, *calibrations))
 
 
-def _look_at_float(test: _Test) -> Looked:
-    part, val = test.split.test, test.split.val
+def _measure_float(scoring: _Scoring) -> Measurements:
+    test, val = scoring.split.test, scoring.split.val
     try:
-        scorer = keras_scorer(test.run.model(), test.run.recipe.normalise)
-        scores = test.score(scorer, part, FLOAT)
-        calibration = test.calibration(FLOAT, val, test.score(scorer, val, FLOAT), part, scores)
+        scorer = keras_scorer(scoring.run.model(), scoring.run.recipe.normalise)
+        scores = scoring.score(scorer, test, FLOAT)
+        calibration = scoring.calibration(FLOAT, val, scoring.score(scorer, val, FLOAT), test, scores)
     except EdgerecError as error:
-        return Looked(missing=[f"no mistakes and no calibration of the float model: {error}"])
-    looked = Looked(
+        return Measurements(missing=[f"no mistakes and no calibration of the float model: {error}"])
+    measurements = Measurements(
         (calibration,), float_top1=calibration.before.accuracy, float_classes=scores.argmax(axis=1).astype(np.int64)
     )
-    return _with_mistakes(looked, FLOAT, test.dataset, part, part, scores)
+    return _with_mistakes(measurements, FLOAT, scoring.dataset, test, test, scores)
 
 
 def _with_mistakes(
-    looked: Looked, form: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
-) -> Looked:
+    measurements: Measurements, form: str, dataset: Dataset, test: Indices, measured: Indices, scores: Reals
+) -> Measurements:
     """Set the mistakes to those of ``form`` on the ``measured`` images, a subset of the ``test`` images."""
     mistakes = list(_mistakes(dataset, measured, scores))
-    shown = mistakes[:MOST_MISTAKES]
-    if looked.float_classes is not None and form != FLOAT:
-        float_class = dict(zip(test.tolist(), looked.float_classes.tolist(), strict=True))
+    shown = mistakes[:MAX_MISTAKES]
+    if measurements.float_classes is not None and form != FLOAT:
+        float_class = dict(zip(test.tolist(), measurements.float_classes.tolist(), strict=True))
         labels = [dataset.labels[float_class[mistake.position]] for mistake in shown]
         shown = [
             replace(mistake, float_answer="" if label == mistake.answer else label)
             for mistake, label in zip(shown, labels, strict=True)
         ]
-    return replace(looked, mistakes_of=form, mistakes=tuple(shown), mistakes_total=len(mistakes))
+    return replace(measurements, mistakes_of=form, mistakes=tuple(shown), mistakes_total=len(mistakes))
 
 
-def _mistakes(dataset: Dataset, part: Indices, scores: Reals) -> Iterator[Mistake]:
+def _mistakes(dataset: Dataset, indices: Indices, scores: Reals) -> Iterator[Mistake]:
     """Yield the wrong predictions, sorted by descending score."""
-    classes, answers = dataset.classes[part], scores.argmax(axis=1)
-    wrong = np.flatnonzero(answers != classes)
-    for i in wrong[np.argsort(-scores[wrong, answers[wrong]], kind="stable")]:
-        position = int(part[i])
+    classes, predictions = dataset.classes[indices], scores.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != classes)
+    for i in wrong[np.argsort(-scores[wrong, predictions[wrong]], kind="stable")]:
+        position = int(indices[i])
         yield Mistake(
             position,
             dataset.names[position],
             dataset.labels[classes[i]],
-            dataset.labels[answers[i]],
-            float(scores[i, answers[i]]),
+            dataset.labels[predictions[i]],
+            float(scores[i, predictions[i]]),
         )
 
 
@@ -165,10 +166,12 @@ def _variant_scorer(run: Run, name: str, digest: str) -> Scorer:
     path = run.variant(name) / "model.tflite"
     content = path.read_bytes()
     if sha256(content) != digest:
-        raise RunError(f"{path} is not the file that was measured: quantize again with --overwrite")
+        raise RunError(f"{path} was changed after it was measured: quantize again with --overwrite")
     return tflite_scorer(ImageModel(content, run.recipe.normalise, where=str(path)))
 
 
-def _some(part: Indices) -> Indices:
-    """So many of a split's pictures, evenly chosen, as a variant is shown."""
-    return part if len(part) <= MOST_PICTURES else part[np.linspace(0, len(part) - 1, MOST_PICTURES).astype(np.int64)]
+def _subset(indices: Indices) -> Indices:
+    """Return at most ``MAX_IMAGES`` of the indices, evenly chosen."""
+    if len(indices) <= MAX_IMAGES:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, MAX_IMAGES).astype(np.int64)]

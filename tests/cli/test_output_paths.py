@@ -275,7 +275,7 @@ def test_python_interface_expands_the_home_folder(home, run, bundle):
     Bundle.open("~/imported").copy("~/copied.zip")
     CsvFile("~/table.csv").close()
     show_data(Recipe(), "~/sheet.png")
-    write_report(run, "~/page.html", pictures=False)
+    write_report(run, "~/page.html", images=False)
     names = {"imported", "copied.zip", "table.csv", "sheet.png", "page.html"}
     assert names <= {path.name for path in home.iterdir()}
 

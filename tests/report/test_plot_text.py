@@ -1,4 +1,4 @@
-"""Labels in any script on plots."""
+"""Plots with labels in any script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from edgerec.data.dataset_plots import ImageRow, image_table
 
 
-def test_characters_without_a_font_are_one_plain_log_line(tmp_path, caplog):
+def test_characters_without_a_font_cause_a_single_log_line(tmp_path, caplog):
     image = np.zeros((8, 8, 3), np.uint8)
     rows = [ImageRow("\U0001f9ff \U000130c0", "2 images", [image, image], ["\udce9.png", "a"])]
     with warnings.catch_warnings():

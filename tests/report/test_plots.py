@@ -35,14 +35,14 @@ def boxes(texts, figure):
 
 
 def readable(axis, figure) -> bool:
-    """Whether at least four numbers are beside the axis."""
+    """Return whether the axis has at least four visible tick labels."""
     figure.draw_without_rendering()
     low, high = sorted(axis.get_view_interval())
     ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
     return sum(bool(tick.label1.get_text()) and low <= tick.get_loc() <= high for tick in ticks) >= 4
 
 
-def test_names_of_architectures_do_not_overlap(drawn, tmp_path):
+def test_architecture_names_do_not_overlap(drawn, tmp_path):
     architectures_plot(architectures(), tmp_path / "models.png")
     [figure] = drawn
     texts = [text for text in figure.axes[0].texts if text.get_text()]
@@ -67,7 +67,7 @@ def test_labels_of_crowded_points_do_not_overlap():
 
 
 @pytest.mark.parametrize("span", [(110, 190), (95, 1300), (3e-4, 2e-3), (1, 1e9), (0.0123, 0.0127)])
-def test_logarithmic_axis_has_enough_numbers(span):
+def test_logarithmic_axis_has_enough_tick_labels(span):
     from edgerec.utils.figures import label_log_axis, new_figure
 
     figure = new_figure(6, 4)
@@ -129,7 +129,7 @@ def test_study_has_readable_axes_and_a_complete_legend(drawn, tmp_path):
     assert all(line.get_label()[0] != "_" for axes in figure.axes for line in axes.get_lines())
 
 
-def test_comparison_has_intervals_bytes_and_times(drawn, tmp_path):
+def test_comparison_shows_intervals_sizes_and_times(drawn, tmp_path):
     from edgerec.compress.compare import Row
     from edgerec.compress.compression_plots import comparison_plot
     from edgerec.train.confidence_calibration import wilson_interval
@@ -194,7 +194,7 @@ def test_comparison_of_a_report_without_times():
     assert accuracy.get_xlim()[0] == 0
 
 
-def test_worst_mistakes_say_what_was_predicted(drawn, tmp_path):
+def test_worst_mistakes_show_predicted_and_true_label(drawn, tmp_path):
     from types import SimpleNamespace
 
     from edgerec.train.training_plots import worst_mistakes
@@ -209,7 +209,7 @@ def test_worst_mistakes_say_what_was_predicted(drawn, tmp_path):
 
 
 def test_fallback_fonts_draw_other_scripts(drawn, tmp_path, monkeypatch, caplog):
-    """A font that has the characters is used, and nobody reads a warning."""
+    """A font that contains the characters is used, and there is no warning."""
     from pathlib import Path
 
     import edgerec.utils.figures as figures

@@ -1,4 +1,4 @@
-"""The report shows the model that ships: which variant was exported, and its mistakes."""
+"""The report shows which variant was exported, and the mistakes of that variant."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def text_of(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    """Reports before and after float32, which is not the default, was exported."""
+    """Reports before and after the export of float32, which is not the default variant."""
     folder = tmp_path_factory.mktemp("pages")
     before = write_report(run, folder / "before.html")
     export_bundle(run, "desktop", variant="float32", out=folder / "bundle")
     return before, write_report(run, folder / "after.html")
 
 
-def test_before_an_export_nothing_is_marked_as_exported(exported):
+def test_no_variant_is_marked_as_exported_before_an_export(exported):
     before, _ = exported
     assert not any(row.exported for row in before.variants)
     assert before.chosen.variant == "int8-qat"
@@ -32,10 +32,10 @@ def test_before_an_export_nothing_is_marked_as_exported(exported):
     text = text_of(before.page)
     assert "int8-qat default of export" in text
     assert "exported for" not in text
-    assert "of int8-qat, the variant that export takes by default, on the held-out images" in text
+    assert "of int8-qat, the variant that export chooses by default, on the test images" in text
 
 
-def test_the_exported_variant_is_marked(exported):
+def test_exported_variant_is_marked(exported):
     _, after = exported
     assert {row.variant: row.exported for row in after.variants} == {"float32": ("desktop",), "int8-qat": ()}
     assert after.chosen.variant == "float32"
@@ -43,22 +43,22 @@ def test_the_exported_variant_is_marked(exported):
     text = text_of(after.page)
     assert "float32 exported for desktop" in text
     assert "float32 (exported)" in text  # in the plot
-    assert "of float32, the variant that was exported, on the held-out images" in text
+    assert "of float32, the variant that was exported, on the test images" in text
     assert any("--variant float32" in step.command for step in after.next)
 
 
-def test_mistakes_say_what_was_predicted_and_what_is_right(exported):
+def test_mistakes_show_predicted_and_true_label(exported):
     before, after = exported
     for page in (before, after):
         first = page.mistakes[0]
         assert f"predicted {first.answer} {first.score:.0%}" in text_of(page.page)
         assert f"actually {first.truth}" in text_of(page.page)
-    # float32 predicts what float Keras predicts.
+    # The predictions of float32 equal those of float Keras.
     assert not any(mistake.float_answer for mistake in after.mistakes)
     assert len(after.mistakes) == after.mistakes_total
 
 
-def test_a_variant_that_changed_is_not_exported(exported, run):
+def test_variant_that_changed_after_its_export_is_not_marked(exported, run):
     path = run.variant("float32") / "report.json"
     original = path.read_text()
     path.write_text(json.dumps(json.loads(original) | {"model_sha256": "0" * 64}))

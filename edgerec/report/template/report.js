@@ -1,5 +1,5 @@
 "use strict";
-// Nothing here is needed to read the page: it sorts tables and opens what is folded before it is printed.
+// This script sorts tables, and opens collapsed sections for printing. The page can be read without it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const value = (row, column) => {
