@@ -79,7 +79,7 @@ def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
             out = work / f"{name}-{target}"
             data = source(RECIPES[name][0], work)
             export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
-            report = prove(out, target, data=data, pictures=PICTURES).to_dict()
+            report = prove(out, target, data=data, images=PICTURES).to_dict()
             _rows(name, "here LiteRT", report)
             if target == "rpi-32bit" and tflite_runtime:
                 command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
@@ -141,11 +141,11 @@ def preprocess(work: Path) -> None:
     for target in TARGETS:
         aim = Target.load(target)
         for userland, processor in userlands(aim, requirements(aim), listener=ignore):
-            with userland.place(processor) as place:
-                (place.folder / "pictures").mkdir()
+            with userland.work_folder(processor) as work:
+                (work.folder / "pictures").mkdir()
                 for name, content in files.items():
-                    (place.folder / "pictures" / name).write_bytes(content)
-                done, there = place.run(Path(userland_preprocess.__file__), {"pictures": f"{place.inside}/pictures"})
+                    (work.folder / "pictures" / name).write_bytes(content)
+                done, there = work.run(Path(userland_preprocess.__file__), {"pictures": f"{work.inside}/pictures"})
             if there is None:
                 print(f"| {userland.root.release} | {processor} | {done.last_line} |")
                 continue

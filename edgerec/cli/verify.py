@@ -104,7 +104,7 @@ def _verify_emulated(bundle: Path, on: str, data: str, images: int, find_links: 
     from edgerec.errors import BundleError
 
     with progress() as listener:
-        report = prove(bundle, on, data=data or None, pictures=images, find_links=find_links, listener=listener)
+        report = prove(bundle, on, data=data or None, images=images, find_links=find_links, listener=listener)
     if json:
         show_json(report.to_dict())
         raise typer.Exit(1 if report.problem else 0)

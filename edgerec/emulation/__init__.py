@@ -1,4 +1,4 @@
-"""A bundle on the device's own userland, before it leaves: Debian for ARM, wheels, golden vectors, under qemu."""
+"""Verify a bundle in an emulated Debian system for ARM (QEMU), before it is copied to a device."""
 
 from edgerec.emulation.proof import ProofReport, prove
 

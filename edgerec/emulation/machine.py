@@ -1,4 +1,4 @@
-"""A target's userlands, ready to run Python in: root folder, emulator, packages."""
+"""Install the userlands of a target (root folder, emulator and Python packages), and run Python in them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from typing import Any
 
 from edgerec.contract.target import Target, target_names
 from edgerec.emulation.qemu import find_qemu
-from edgerec.emulation.root import PYTHONS, Root, entering, find_root
-from edgerec.emulation.wheels import MACHINES, find_site, own_wheel, unpacked
+from edgerec.emulation.root import PYTHONS, Root, chroot_command, find_root
+from edgerec.emulation.wheels import MACHINES, find_site, own_wheel, unpack_wheel
 from edgerec.errors import TargetError
 from edgerec.utils.atomic import cache_folder
 from edgerec.utils.progress import Listener, Progress
 from edgerec.utils.subprocesses import ProgramResult
 
 RUN_TIMEOUT_S = 1800
-# The processors of the boards: Raspberry Pi 4 and 5; Raspberry Pi 2, whose instructions all 32-bit ones have.
+# CPUs of the Raspberry Pi 4 and 5, and of the Raspberry Pi 2, whose instruction set all 32-bit boards support.
 PROCESSORS = {"arm64": ("cortex-a72", "cortex-a76"), "armhf": ("cortex-a7",)}
 NATIVE = "this machine"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder inside a userland for one run, removed after it.
+class WorkFolder:
+    """A temporary folder inside a userland, in which programs can be run.
 
     Attributes:
-        folder: where it is on this machine.
-        inside: how it is called there.
+        root: root folder of the userland.
+        folder: path on this machine.
+        inside: path as programs inside the userland see it.
+        packages: folders of Python packages.
+        processor: QEMU's name of the CPU.
     """
 
     root: Root
@@ -43,9 +46,10 @@ class Place:
     processor: str
 
     def run(self, script: Path, job: Mapping[str, Any]) -> tuple[ProgramResult, Any]:
-        """Run a script there that reads job.json and writes result.json in the folder that it is given.
+        """Run a Python script that reads job.json and writes result.json in the folder of its first argument.
 
-        Gives how it ended, and the result's JSON values, None where it wrote none.
+        Returns:
+            The exit code and output of the script, and the content of result.json; None if the script failed.
         """
         shutil.copyfile(script, self.folder / script.name)
         (self.folder / "job.json").write_text(json.dumps(job))
@@ -56,7 +60,7 @@ class Place:
     def call(
         self, command: Sequence[str], settings: Sequence[str] = (), timeout_s: float = RUN_TIMEOUT_S
     ) -> ProgramResult:
-        """Run a program there; paths as inside, ``settings`` as of :meth:`Root.call`."""
+        """Run a program inside the userland; see :meth:`Root.call` for the arguments."""
         return self.root.call(
             self.folder,
             command,
@@ -69,12 +73,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Userland:
-    """A Debian release with what a bundle requires.
+    """A Debian release with the Python packages that a bundle requires.
 
     Attributes:
-        root: Debian.
-        site: the packages, in it.
-        wheel: of the edgerec that runs here, where its version is the one in question.
+        root: root folder.
+        site: folder of the Python packages, inside the root folder.
+        wheel: wheel of edgerec that is used instead of the one in ``site``; None uses the one in ``site``.
     """
 
     root: Root
@@ -83,23 +87,23 @@ class Userland:
 
     @property
     def machine(self) -> str:
-        """As ``platform.machine`` gives it there."""
+        """Return the value of ``platform.machine()`` in the userland."""
         return MACHINES[self.root.architecture]
 
     @cached_property
     def site_bytes(self) -> int:
-        """What the packages take, without what Python compiles of them."""
+        """Return the size of the Python packages, without compiled .pyc files."""
         return sum(file.stat().st_size for file in self.site.rglob("*") if file.suffix != ".pyc" and file.is_file())
 
     @contextmanager
-    def place(self, processor: str) -> Iterator[Place]:
-        """Somewhere to run as ``processor``."""
-        with self.root.workplace() as folder:
+    def work_folder(self, processor: str) -> Iterator[WorkFolder]:
+        """Create a folder to run programs with this CPU, and remove it at the end of the block."""
+        with self.root.work_folder() as folder:
             packages = [self.site]
             if self.wheel is not None:
-                unpacked(self.wheel, folder / "edgerec")
+                unpack_wheel(self.wheel, folder / "edgerec")
                 packages.insert(0, folder / "edgerec")
-            yield Place(self.root, folder, self.root.inside(folder), tuple(packages), processor)
+            yield WorkFolder(self.root, folder, self.root.inside(folder), tuple(packages), processor)
 
 
 def userlands(
@@ -126,18 +130,18 @@ def userlands(
     Raises:
         TargetError: the target has no such userland, or the userland cannot be built on this machine.
     """
-    architecture, wanted = _chosen(aim, releases)
-    entering()
+    architecture, chosen_releases = _choose(aim, releases)
+    chroot_command()  # fail before anything is downloaded
     cache = cache_folder() / "userland"
     links = str(Path(find_links).resolve()) if find_links and Path(find_links).exists() else find_links
     listener(Progress("userland", 0, 1, "emulator"))
     qemu = find_qemu(architecture, cache)
     cores = (NATIVE,) if qemu is None else tuple(processors) or PROCESSORS[architecture]
     wheel = own_wheel(requirements, cache, wheels)
-    done, total = 0, len(wanted) * (2 + len(cores))
-    for release in wanted:
+    done, total = 0, len(chosen_releases) * (2 + len(cores))
+    for release in chosen_releases:
         listener(Progress("userland", done, total, f"Debian {release}"))
-        root = find_root(release, architecture, _debians_python(aim), qemu, cache)
+        root = find_root(release, architecture, _debian_python_packages(aim), qemu, cache)
         listener(Progress("userland", done + 1, total, f"Debian {release}, wheels"))
         userland = Userland(root, find_site(requirements, root, wheel, links), wheel)
         for processor in cores:
@@ -148,20 +152,21 @@ def userlands(
     listener(Progress("userland", total, total))
 
 
-def _chosen(aim: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Debian's name of the target's processor, and the releases that have its versions of Python."""
+def _choose(aim: Target, releases: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return Debian's name of the target's architecture, and the Debian releases that suit the target."""
     architectures = {machine: name for name, machine in MACHINES.items()}
-    there = tuple(release for release, python in PYTHONS.items() if python in aim.python)
-    if aim.kind != "bundle" or len(aim.arch) != 1 or aim.arch[0] not in architectures or not there:
-        ready = [name for name in target_names() if name.startswith("rpi")]
+    suitable = tuple(release for release, python in PYTHONS.items() if python in aim.python)
+    if aim.kind != "bundle" or len(aim.arch) != 1 or aim.arch[0] not in architectures or not suitable:
+        choices = [name for name in target_names() if name.startswith("rpi")]
         raise TargetError(
-            f"there is no userland for target {aim.name}, expected one of Debian on ARM: {' or '.join(ready)}"
+            f"target {aim.name} cannot be emulated, because it is not a Debian system on ARM: choose "
+            f"{' or '.join(choices)}"
         )
-    if strange := [release for release in releases if release not in there]:
-        raise TargetError(f"target {aim.name} has no Debian {strange[0]}, expected {' or '.join(there)}")
-    return architectures[aim.arch[0]], tuple(releases) or there
+    if unsuitable := [release for release in releases if release not in suitable]:
+        raise TargetError(f"target {aim.name} does not support Debian {unsuitable[0]}: choose {' or '.join(suitable)}")
+    return architectures[aim.arch[0]], tuple(releases) or suitable
 
 
-def _debians_python(aim: Target) -> list[str]:
-    """Python packages that the target takes from Debian and not from wheels."""
+def _debian_python_packages(aim: Target) -> list[str]:
+    """Return the Python packages that the target installs from Debian instead of wheels."""
     return [name for name in aim.system_packages if name.startswith("python3-") and name != "python3-venv"]

@@ -1,6 +1,6 @@
-"""What runs inside the userland: imports, then a bundle's answers to pictures. Gives result.json beside job.json.
+"""Script that runs inside a userland: it imports modules, runs a bundle on images, and writes result.json.
 
-It may meet any version of edgerec there: of edgerec it knows only what opens a bundle and classifies.
+The userland may contain another version of edgerec, so the script uses only functions that open a bundle and classify.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 
-def answer(classifier: Any, content: bytes) -> dict[str, Any] | None:
-    """The digest of the pixels that the models see of a picture file, and each model's scores; None: no picture."""
+def pixels_and_scores(classifier: Any, content: bytes) -> dict[str, Any] | None:
+    """Return the digest of an image's preprocessed pixels and each model's scores; None if it cannot be decoded."""
     from edgerec.contract.preprocess import decode
 
     # Older versions of edgerec do not have the parameter ``levels``.
     image = decode(content, classifier.levels) if hasattr(classifier, "levels") else decode(content)
     if image is None:
         return None
-    pixels = b"".join(seen.tobytes() for seen in classifier.pixels(image))
+    pixels = b"".join(model_input.tobytes() for model_input in classifier.pixels(image))
     scores = [scores.tolist() for scores in classifier.stored_scores(image)]
     return {"pixels": hashlib.sha256(pixels).hexdigest(), "scores": scores}
 
 
 def import_errors(modules: list[str]) -> dict[str, str]:
-    """Why modules do not load, by their names."""
-    found = {}
+    """Return the reasons why modules cannot be imported, by module name."""
+    errors = {}
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever stands in the way is what is asked for
-            found[name] = f"{type(error).__name__}: {error}"
-    return found
+        except Exception as error:  # any error is a result
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
 
 
 def trust_models(bundle: str) -> None:
@@ -51,27 +51,28 @@ def trust_models(bundle: str) -> None:
 
 
 def prove(job: dict[str, Any]) -> dict[str, Any]:
-    """The answers to a job: imports, runtime, ``edgerec verify``, and each picture of the folder."""
-    found: dict[str, Any] = {"imports": import_errors(job["modules"])}
-    if found["imports"]:
-        return found
+    """Return the results of a job: import errors, the runtime, the result of ``edgerec verify``, and all scores."""
+    result: dict[str, Any] = {"imports": import_errors(job["modules"])}
+    if result["imports"]:
+        return result
     from edgerec._version import __version__
     from edgerec.errors import EdgerecError
     from edgerec.runtime.classifier import Classifier
     from edgerec.runtime.interpreter import fingerprint
     from edgerec.runtime.verification import verify
 
-    found |= {"edgerec": __version__, "here": fingerprint().to_dict(), "verify": ""}
+    result |= {"edgerec": __version__, "here": fingerprint().to_dict(), "verify": ""}
     try:
         trust_models(job["bundle"])
         classifier = Classifier.open(job["bundle"], delegate="")
-        found["pictures"] = {
-            path.name: answer(classifier, path.read_bytes()) for path in sorted(Path(job["pictures"]).iterdir())
+        result["pictures"] = {
+            path.name: pixels_and_scores(classifier, path.read_bytes())
+            for path in sorted(Path(job["pictures"]).iterdir())
         }
         verify(job["bundle"], delegate="")
     except EdgerecError as error:
-        found["verify"] = str(error)
-    return found
+        result["verify"] = str(error)
+    return result
 
 
 if __name__ == "__main__":

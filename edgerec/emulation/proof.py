@@ -1,4 +1,4 @@
-"""A bundle proven on the userland of a target: every Debian release it has, every processor, before it leaves."""
+"""Verify a bundle in emulated userlands: every Debian release and every CPU of a target."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from edgerec.contract.bundle import Bundle
 from edgerec.contract.target import Target
 from edgerec.emulation import probe
-from edgerec.emulation.machine import Place, Userland, userlands
-from edgerec.emulation.proof_images import some_pictures
+from edgerec.emulation.machine import Userland, WorkFolder, userlands
+from edgerec.emulation.proof_images import select_images
 from edgerec.emulation.score_comparison import Comparison, compare
 from edgerec.emulation.wheels import check_requirements
 from edgerec.errors import BundleError
-from edgerec.export.readme import requirements as filled
+from edgerec.export.readme import requirements as target_requirements
 from edgerec.export.wheel import FOLDER
 from edgerec.runtime.classifier import Classifier
 from edgerec.runtime.interpreter import Fingerprint, fingerprint
@@ -28,7 +28,7 @@ from edgerec.utils.progress import Listener, ignore
 from edgerec.utils.subprocesses import ProgramResult
 
 LOADERS = {"arm64": "/lib/ld-linux-aarch64.so.1", "armhf": "/lib/ld-linux-armhf.so.3"}
-# What `edgerec predict`, `verify` and `camera` load there.
+# Modules that edgerec predict, verify and camera import on a device.
 _MODULES = (
     "numpy", "cv2", "edgerec.cli.app", "edgerec.cli.camera", "edgerec.cli.predict", "edgerec.cli.verify",
     "edgerec.runtime.verification", "edgerec.runtime.benchmark", "edgerec.camera",
@@ -38,21 +38,22 @@ _MODULES = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What one userland with one processor made of the bundle.
+    """Result of a bundle in one userland with one CPU.
 
     Attributes:
-        release, python: Debian's and its Python's version.
+        release: name of the Debian release.
+        python: version of its Python.
         machine: ``aarch64`` or ``armv7l``.
-        processor: as qemu names it.
-        runtime, version: of the interpreter there; empty where it did not come so far.
-        edgerec: its version there.
-        golden: against the bundle's golden vectors; None where it did not come so far.
-        pictures: against this machine's answers to other pictures; None without any.
-        import_errors: why modules do not load.
-        missing_libraries: shared libraries that are not there.
-        problem: the first thing that is wrong; empty: nothing.
-        site_bytes: of the installed packages.
-        seconds: of the run; emulated, and no measure of a device.
+        processor: QEMU's name of the CPU.
+        runtime, version: name and version of the TFLite runtime; empty if the runtime was not loaded.
+        edgerec: version of edgerec in the userland; empty if it was not loaded.
+        golden: comparison with the bundle's golden vectors; None if the model was not run.
+        pictures: comparison with the scores of this machine on other images; None if there are no other images.
+        import_errors: modules that cannot be imported, and the reasons.
+        missing_libraries: shared libraries that are missing.
+        problem: the first problem; empty if there is none.
+        site_bytes: size of the installed packages.
+        seconds: duration of the emulated run, which does not indicate the speed of a device.
     """
 
     release: str
@@ -73,7 +74,16 @@ class Proof:
 
 @dataclass(frozen=True)
 class ProofReport:
-    """What :func:`prove` found; ``seconds`` of all, building included."""
+    """Result of :func:`prove`.
+
+    Attributes:
+        bundle: path of the bundle.
+        on: name of the target.
+        made_on: the machine that exported the bundle.
+        here: this machine.
+        proofs: one result for each userland and CPU.
+        seconds: total duration, including the installation of the userlands.
+    """
 
     bundle: str
     on: str
@@ -84,24 +94,35 @@ class ProofReport:
 
     @property
     def problem(self) -> str:
-        """The first thing that is wrong anywhere, and where; empty: nothing."""
+        """Return the first problem, with its Debian release and CPU; empty if there is none."""
         return next((f"Debian {p.release}, {p.processor}: {p.problem}" for p in self.proofs if p.problem), "")
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as a JSON-compatible dict."""
         return {"ok": not self.problem} | asdict(self)
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What is the same for all userlands."""
+    """Inputs and expected results, which are the same for all userlands.
+
+    Attributes:
+        bundle: the bundle.
+        requirements: content of the requirements.txt to install.
+        modules: modules to import.
+        golden: expected pixels and scores of the golden images, by file name.
+        made_on: the machine that computed the golden vectors.
+        images: content of all image files, by file name.
+        here: pixels and scores of the other images on this machine, by file name.
+        fingerprint: this machine.
+    """
 
     bundle: Bundle
     requirements: str
     modules: tuple[str, ...]
     golden: dict[str, Any]
     made_on: Fingerprint
-    pictures: dict[str, bytes]
+    images: dict[str, bytes]
     here: dict[str, Any]
     fingerprint: Fingerprint
 
@@ -111,34 +132,35 @@ def prove(
     on: str = "rpi",
     *,
     data: str | Path | None = None,
-    pictures: int = 300,
+    images: int = 300,
     releases: Sequence[str] = (),
     processors: Sequence[str] = (),
     find_links: str = "",
     listener: Listener = ignore,
 ) -> ProofReport:
-    """Run a bundle on the userlands of a target, and compare its answers with those where it was made.
+    """Run a bundle in the userlands of a target, and compare its scores with those of the machine that exported it.
 
-    A Debian root folder for each of the target's versions of Python is built once under ``cache_folder()``, with the
-    bundle's requirements from wheels; the golden vectors are recomputed there under qemu as each processor.
+    For each Debian release of the target, a root folder with the bundle's requirements is installed once in
+    ``cache_folder()``. The golden vectors are recomputed in it under QEMU for each CPU.
 
     Args:
-        bundle: its folder or .zip.
-        on: a target that runs Debian on ARM: ``rpi``, ``rpi-32bit``, or a .toml file like them.
-        data: more pictures, as :func:`edgerec.fit` takes data; answers are compared with this machine's.
-        pictures: so many of them at most.
-        releases: of Debian; none: all that the target has.
-        processors: as qemu names them; none: those of the boards.
-        find_links: a folder or address with more wheels, as pip's option.
-        listener: told of the progress.
+        bundle: path of the bundle: a folder, or a .zip.
+        on: a target that runs Debian on ARM: ``rpi``, ``rpi-32bit``, or a .toml file based on one of them.
+        data: other images, in a format that :func:`edgerec.fit` accepts. Their scores in the userland are compared
+            with the scores on this machine.
+        images: maximum number of other images.
+        releases: names of Debian releases; if empty, all releases of the target.
+        processors: QEMU's names of CPUs; if empty, the CPUs of the target's boards.
+        find_links: folder or URL with more wheels, as for pip's ``--find-links``.
+        listener: receives the progress.
 
     Raises:
         BundleError: the bundle is damaged.
-        TargetError: the target has no such userland, or it cannot be built; with what to do.
+        TargetError: the target has no userland, or the userland cannot be installed on this machine.
     """
-    begun, aim, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
-    case = _case(opened, aim, data, pictures)
-    ready = userlands(
+    started, aim, opened = time.monotonic(), Target.load(on), Bundle.open(bundle)
+    case = _case(opened, aim, data, images)
+    environments = userlands(
         aim,
         case.requirements,
         releases=releases,
@@ -147,8 +169,8 @@ def prove(
         wheels=_wheels(opened),
         listener=listener,
     )
-    proofs = tuple(_prove(case, userland, processor) for userland, processor in ready)
-    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, proofs, time.monotonic() - begun)
+    proofs = tuple(_prove(case, userland, processor) for userland, processor in environments)
+    return ProofReport(str(bundle), aim.name, case.made_on, case.fingerprint, proofs, time.monotonic() - started)
 
 
 def _wheels(bundle: Bundle) -> dict[str, bytes]:
@@ -166,14 +188,14 @@ def _wheels(bundle: Bundle) -> dict[str, bytes]:
     return wheels
 
 
-def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -> _Case:
+def _case(bundle: Bundle, aim: Target, data: str | Path | None, images: int) -> _Case:
     text = _requirements(bundle, aim)
     made_on, vectors = read_golden(bundle)
-    # In the userland the golden pictures are files among the others.
+    # In the userland, golden images and other images are in the same folder.
     names = {f"golden-{number:03d}.png": vector for number, vector in enumerate(vectors)}
     golden = {name: {"pixels": v["pixels_sha256"], "scores": v["scores"]} for name, v in names.items()}
     files = {name: bundle.files[vector["image"]] for name, vector in names.items()}
-    others = some_pictures(str(data), pictures) if data is not None else {}
+    others = select_images(str(data), images) if data is not None else {}
     classifier = Classifier(bundle, delegate="")
     runtime = [module for package, module in RUNTIMES.items() if package in text]
     return _Case(
@@ -182,83 +204,84 @@ def _case(bundle: Bundle, aim: Target, data: str | Path | None, pictures: int) -
         modules=(*runtime, *_MODULES),
         golden=golden,
         made_on=made_on,
-        pictures=files | others,
-        here={name: probe.answer(classifier, content) for name, content in others.items()},
+        images=files | others,
+        here={name: probe.pixels_and_scores(classifier, content) for name, content in others.items()},
         fingerprint=fingerprint(),
     )
 
 
 def _requirements(bundle: Bundle, aim: Target) -> str:
-    """The bundle's own, checked; of a bundle for another target those that this one would give it."""
+    """Return the bundle's requirements after validation, or those of ``aim`` if the bundle is for another target."""
     if bundle.manifest.target != aim.name or "requirements.txt" not in bundle.files:
-        return filled(aim)
+        return target_requirements(aim)
     text = bundle.files["requirements.txt"].decode("utf-8", "replace")
     check_requirements(text, aim.requirements, f"{bundle.path}/requirements.txt")
     return text
 
 
 def _prove(case: _Case, userland: Userland, processor: str) -> Proof:
-    begun, root = time.monotonic(), userland.root
+    started, root = time.monotonic(), userland.root
     proof = Proof(root.release, root.python, userland.machine, processor, site_bytes=userland.site_bytes)
-    with userland.place(processor) as place:
-        case.bundle.copy(place.folder / "bundle.zip")
-        (place.folder / "pictures").mkdir()
-        for name, content in case.pictures.items():
-            (place.folder / "pictures" / name).write_bytes(content)
-        job = {"modules": case.modules, "bundle": f"{place.inside}/bundle.zip", "pictures": f"{place.inside}/pictures"}
-        done, found = place.run(Path(probe.__file__), job)
-        proof = _ended(proof, done) if found is None else _judged(case, proof, found)
+    with userland.work_folder(processor) as work:
+        case.bundle.copy(work.folder / "bundle.zip")
+        (work.folder / "pictures").mkdir()
+        for name, content in case.images.items():
+            (work.folder / "pictures" / name).write_bytes(content)
+        job = {"modules": case.modules, "bundle": f"{work.inside}/bundle.zip", "pictures": f"{work.inside}/pictures"}
+        done, output = work.run(Path(probe.__file__), job)
+        proof = _with_failure(proof, done) if output is None else _with_results(case, proof, output)
         if proof.missing_libraries:
-            proof = _all_missing(proof, place)
-    return replace(proof, seconds=round(time.monotonic() - begun, 1))
+            proof = _with_all_missing_libraries(proof, work)
+    return replace(proof, seconds=round(time.monotonic() - started, 1))
 
 
-def _ended(proof: Proof, done: ProgramResult) -> Proof:
-    """Python itself did not come to its end there."""
+def _with_failure(proof: Proof, done: ProgramResult) -> Proof:
+    """Add the problem that Python itself failed in the userland."""
     how = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
-    problem = f"Python ended there with {how}: {done.last_line}"
+    problem = f"Python ended in the userland with {how}: {done.last_line}"
     return replace(proof, missing_libraries=_libraries(done.stderr), problem=problem)
 
 
-def _judged(case: _Case, proof: Proof, found: dict[str, Any]) -> Proof:
-    if found["imports"]:
-        errors = tuple(f"{module}: {reason}" for module, reason in found["imports"].items())
+def _with_results(case: _Case, proof: Proof, output: dict[str, Any]) -> Proof:
+    """Add the output of probe.py and its comparison with the expected results."""
+    if output["imports"]:
+        errors = tuple(f"{module}: {reason}" for module, reason in output["imports"].items())
         return replace(
             proof,
             import_errors=errors,
             missing_libraries=_libraries("\n".join(errors)),
-            problem=f"{errors[0]}" + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""),
+            problem=errors[0] + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""),
         )
-    there = Fingerprint(**found["here"])
-    proof = replace(proof, runtime=there.runtime, version=there.version, edgerec=found["edgerec"])
-    if "pictures" not in found:
-        return replace(proof, problem=found["verify"])
+    there = Fingerprint(**output["here"])
+    proof = replace(proof, runtime=there.runtime, version=there.version, edgerec=output["edgerec"])
+    if "pictures" not in output:
+        return replace(proof, problem=output["verify"])
     specs = case.bundle.manifest.models
-    golden = compare(case.golden, found["pictures"], specs, [tolerance(case.made_on, there, spec) for spec in specs])
-    pictures = None
+    golden = compare(case.golden, output["pictures"], specs, [tolerance(case.made_on, there, spec) for spec in specs])
+    others = None
     if case.here:
         allowed = [tolerance(case.fingerprint, there, spec) for spec in specs]
-        pictures = compare(case.here, found["pictures"], specs, allowed)
-    problem = golden.problem or found["verify"] or (pictures.problem if pictures else "")
-    return replace(proof, golden=golden, pictures=pictures, problem=problem)
+        others = compare(case.here, output["pictures"], specs, allowed)
+    problem = golden.problem or output["verify"] or (others.problem if others else "")
+    return replace(proof, golden=golden, pictures=others, problem=problem)
 
 
-_LOST = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
+_MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file")
 
 
-def _libraries(said: str) -> tuple[str, ...]:
-    """The shared libraries that the loader did not find."""
-    return tuple(sorted(set(_LOST.findall(said))))
+def _libraries(errors: str) -> tuple[str, ...]:
+    """Return the shared libraries that are missing according to error messages of the dynamic loader."""
+    return tuple(sorted(set(_MISSING_LIBRARY.findall(errors))))
 
 
-def _all_missing(proof: Proof, place: Place) -> Proof:
-    """Python stops at the first missing library; the loader names all that the packages want."""
-    found, loader = set(proof.missing_libraries), LOADERS[place.root.architecture]
+def _with_all_missing_libraries(proof: Proof, work: WorkFolder) -> Proof:
+    """Add all missing libraries of the packages that failed, because Python reports only the first missing library."""
+    missing, loader = set(proof.missing_libraries), LOADERS[work.root.architecture]
     packages = {line.partition(":")[0].partition(".")[0] for line in proof.import_errors}
-    folders = [site / package for site in place.packages for package in packages]
+    folders = [site / package for site in work.packages for package in packages]
     for file in (file for folder in folders for file in folder.rglob("*.so*") if file.is_file()):
-        # As ldd asks it.
-        done = place.call([loader, place.root.inside(file)], ["LD_TRACE_LOADED_OBJECTS=1"], timeout_s=60)
-        found.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
-    problem = f"{proof.problem}; missing libraries: {', '.join(sorted(found))}"
-    return replace(proof, missing_libraries=tuple(sorted(found)), problem=problem)
+        # ldd uses the same environment variable.
+        done = work.call([loader, work.root.inside(file)], ["LD_TRACE_LOADED_OBJECTS=1"], timeout_s=60)
+        missing.update(re.findall(r"(\S+) => not found", done.stdout + done.stderr))
+    problem = f"{proof.problem}; missing libraries: {', '.join(sorted(missing))}"
+    return replace(proof, missing_libraries=tuple(sorted(missing)), problem=problem)

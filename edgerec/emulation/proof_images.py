@@ -1,4 +1,4 @@
-"""Pictures of a person's own for the proof, as files."""
+"""Select images of the user for the comparison between the userland and this machine."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from edgerec.data.readers import Files, find
 from edgerec.errors import DataError
 
 
-def some_pictures(source: str, most: int) -> dict[str, bytes]:
-    """At most ``most`` of a folder's, an .npz file's or a named data set's pictures, spread over it evenly, by name.
+def select_images(source: str, limit: int) -> dict[str, bytes]:
+    """Return the content of at most ``limit`` image files, evenly chosen, by name.
 
-    Files are taken as they are: decoding them is part of what is compared.
+    Image files are not decoded, because the comparison includes the decoding.
+
+    Args:
+        source: folder, .npz file or name of a dataset.
+        limit: maximum number of images.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no images.
     """
-    found = find(source, flat=True)
-    count = len(found.classes)
-    if not count or most < 1:
-        raise DataError(f"{source} has no pictures to compare answers on")
-    chosen = [number * count // min(most, count) for number in range(min(most, count))]
+    source_images = find(source, flat=True)
+    count = len(source_images.classes)
+    if not count or limit < 1:
+        raise DataError(f"{source} contains no images, so there is nothing to compare: choose other --data")
+    chosen = [number * count // min(limit, count) for number in range(min(limit, count))]
     images = {}
     for number in chosen:
-        part, place = found.locate(number)
+        part, index = source_images.locate(number)
         if isinstance(part, Files):
-            images[f"picture-{number:05d}{part.paths[place].suffix.lower()}"] = part.paths[place].read_bytes()
+            images[f"picture-{number:05d}{part.paths[index].suffix.lower()}"] = part.paths[index].read_bytes()
         else:
-            image = part.images[place]
+            image = part.images[index]
             images[f"picture-{number:05d}.png"] = encode_png(image if image.ndim == 3 else image[:, :, None])
     return images

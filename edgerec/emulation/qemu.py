@@ -1,4 +1,4 @@
-"""The emulator: this machine's own where it is new enough, else the static one out of Debian's package."""
+"""Find the QEMU user emulator on this machine, or download it from Debian if it is missing or too old."""
 
 from __future__ import annotations
 
@@ -14,60 +14,64 @@ from edgerec.utils.atomic import replacing
 from edgerec.utils.lock import Lock
 from edgerec.utils.subprocesses import call
 
-# Version 7.2's default processor gives silently wrong XNNPACK results.
-OLDEST = 10
-# Debian's release that has it; the package needs nothing else of that release, it is linked statically.
+# With its default CPU, version 7.2 computes wrong XNNPACK results without an error.
+MIN_VERSION = 10
+# Debian release from which QEMU is downloaded. Its program is linked statically, so it works on other systems too.
 RELEASE = "trixie"
 PROGRAMS = {"arm64": "qemu-aarch64", "armhf": "qemu-arm"}
-# This machine's names for the processors that it runs without an emulator.
-_OWN = {"arm64": ("aarch64", "arm64")}
+# Machine names that can run each Debian architecture without an emulator.
+_NATIVE_MACHINES = {"arm64": ("aarch64", "arm64")}
 
 
 def find_qemu(architecture: str, cache: Path) -> Path | None:
-    """The emulator of Debian's ``architecture``; None on a machine that is one itself.
+    """Return the path of the emulator for a Debian architecture; None if this machine needs no emulator.
 
     Raises:
-        TargetError: there is none here, and Debian's cannot be had.
+        TargetError: the emulator is missing and cannot be downloaded.
     """
-    if platform.machine() in _OWN.get(architecture, ()):
+    if platform.machine() in _NATIVE_MACHINES.get(architecture, ()):
         return None
     program = PROGRAMS[architecture]
     for name in (program, f"{program}-static"):
-        found = shutil.which(name)
-        if found is not None and version(Path(found)) >= OLDEST and _static(Path(found)):
-            return Path(found)
-    kept = cache / "qemu" / program
-    with Lock(kept, wait=True):
-        if not kept.is_file():
-            _take(program, kept)
-    if version(kept) < OLDEST:
-        raise TargetError(f"{kept} is qemu {version(kept)}, expected {OLDEST} or newer: delete it, and try again")
-    return kept
+        path = shutil.which(name)
+        if path is not None and version(Path(path)) >= MIN_VERSION and _is_static(Path(path)):
+            return Path(path)
+    cached = cache / "qemu" / program
+    with Lock(cached, wait=True):
+        if not cached.is_file():
+            _download(program, cached)
+    if version(cached) < MIN_VERSION:
+        raise TargetError(
+            f"{cached} is QEMU {version(cached)}, expected {MIN_VERSION} or newer: delete it and try again"
+        )
+    return cached
 
 
 def version(program: Path) -> int:
-    """The major version of an emulator; 0 where it does not say it."""
+    """Return the major version of an emulator, or 0 if it cannot be determined."""
     done = call([program, "--version"], timeout_s=30)
-    found = re.search(r"version (\d+)\.", done.stdout)
-    return int(found[1]) if found and not done.code else 0
+    match = re.search(r"version (\d+)\.", done.stdout)
+    return int(match[1]) if match and not done.code else 0
 
 
-def _take(program: str, path: Path) -> None:
-    """Out of Debian's package for this machine's processor."""
-    own = checked([need("dpkg", "dpkg"), "--print-architecture"], "asking for the architecture", timeout_s=30).strip()
+def _download(program: str, path: Path) -> None:
+    """Extract the program from Debian's package for this machine's architecture."""
+    architecture = checked(
+        [need("dpkg", "dpkg"), "--print-architecture"], "finding the architecture", timeout_s=30
+    ).strip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, apt(RELEASE, own) as packages:
-        unpack(packages.alone("qemu-user"), packages.folder / "alone", f"./usr/bin/{program}")
-        shutil.copyfile(packages.folder / "alone" / "usr" / "bin" / program, partial)
+    with replacing(path) as partial, apt(RELEASE, architecture) as packages:
+        unpack(packages.download("qemu-user"), packages.folder / "single", f"./usr/bin/{program}")
+        shutil.copyfile(packages.folder / "single" / "usr" / "bin" / program, partial)
         partial.chmod(0o755)
-        if not _static(partial):
+        if not _is_static(partial):
             raise TargetError(
-                f"Debian's {program} is not linked statically: install qemu-user-static {OLDEST} or newer"
+                f"Debian's {program} is not linked statically: install qemu-user-static {MIN_VERSION} or newer"
             )
     path.chmod(0o755)
 
 
-def _static(program: Path) -> bool:
-    """Whether an ELF file asks for no loader: only such a one runs inside another root folder."""
+def _is_static(program: Path) -> bool:
+    """Return whether the program is linked statically, because only such a program runs in another root folder."""
     content = program.read_bytes()
     return content[:4] == b"\x7fELF" and b"/ld-linux" not in content[:4096]

@@ -1,4 +1,4 @@
-"""Two machines' answers to the same pictures, side by side."""
+"""Compare the pixels and scores that two machines compute from the same images."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from edgerec.contract.manifest import ModelSpec
 
-# Scores are compared in steps of an 8-bit output, whatever the output is.
+# Differences of scores are measured in steps of an 8-bit output, even if the output is not quantized.
 STEPS = 256
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far answers are from what they should be.
+    """Differences between the results of two machines.
 
     Attributes:
-        pictures: how many were compared.
-        same_pixels: of how many the models saw the same bytes.
-        same_top1: for how many every model answers with the same label.
-        max_difference: of any score of any model: in units of a quantized output, of 1/256 of a score where the
-            output is float32 or behind an activation.
-        allowed: as much of it is expected between these two machines.
+        pictures: number of compared images.
+        same_pixels: number of images with the same pixels after preprocessing.
+        same_top1: number of images for which every model predicts the same label.
+        max_difference: largest difference of a score of any model. The unit is one step of a quantized output, or 1/256
+            if the output is float32 or an activation is applied to it.
+        allowed: maximum difference that is expected between the two machines.
     """
 
     pictures: int
@@ -35,50 +35,53 @@ class Comparison:
 
     @property
     def problem(self) -> str:
-        """What is wrong, or empty."""
+        """Return a description of the problem; empty if there is none."""
         if other := self.pictures - self.same_pixels:
-            return f"preprocessing gives other pixels of {other} of {self.pictures} pictures: please report this"
+            return f"preprocessing gives different pixels for {other} of {self.pictures} images: please report this"
         if not self.max_difference <= self.allowed:  # also NaN
             return (
-                f"scores are off by {self.max_difference:.3g} units of 1/{STEPS}, allowed are {self.allowed:.3g}; "
-                f"top-1 is the same for {self.same_top1} of {self.pictures} pictures"
+                f"scores differ by up to {self.max_difference:.3g} units of 1/{STEPS}, allowed are {self.allowed:.3g}; "
+                f"the predicted label is the same for {self.same_top1} of {self.pictures} images"
             )
         return ""
 
 
-Answers = Mapping[str, Mapping[str, Any] | None]
+Results = Mapping[str, Mapping[str, Any] | None]
 
 
-def compare(expected: Answers, found: Answers, specs: Sequence[ModelSpec], tolerances: Sequence[float]) -> Comparison:
-    """The answers of one machine to those of another; what one of them cannot decode is left out where both cannot.
+def compare(expected: Results, actual: Results, specs: Sequence[ModelSpec], tolerances: Sequence[float]) -> Comparison:
+    """Compare the results of two machines. Files that neither machine can decode are ignored.
 
     Args:
-        expected, found: ``pixels`` (a digest) and ``scores`` (a list for each model), by the pictures' names.
-        specs: of the models.
-        tolerances: of each model, in units of its output.
+        expected, actual: results by image name: ``pixels`` (a digest) and ``scores`` (a list for each model), or None
+            if the file cannot be decoded.
+        specs: the models.
+        tolerances: allowed difference of each model's output, in units of the output.
     """
-    pictures, same_pixels, same_top1, furthest = 0, 0, 0, 0.0
+    images, same_pixels, same_top1, max_difference = 0, 0, 0, 0.0
     units = [_units(spec) for spec in specs]
-    for name, wanted in expected.items():
-        given = found.get(name)
-        if wanted is None and given is None:
+    for name, one in expected.items():
+        other = actual.get(name)
+        if one is None and other is None:
             continue
-        pictures += 1
-        if wanted is None or given is None:
+        images += 1
+        if one is None or other is None:
             continue
-        same_pixels += wanted["pixels"] == given["pixels"]
+        same_pixels += one["pixels"] == other["pixels"]
         pairs = [
             (np.asarray(ours, np.float64), np.asarray(theirs, np.float64))
-            for ours, theirs in zip(wanted["scores"], given["scores"], strict=True)
+            for ours, theirs in zip(one["scores"], other["scores"], strict=True)
         ]
         same_top1 += all(ours.argmax() == theirs.argmax() for ours, theirs in pairs)
-        off = [float(np.abs(ours - theirs).max()) * unit for (ours, theirs), unit in zip(pairs, units, strict=True)]
-        # max() would drop a NaN.
-        furthest = float(np.max([furthest, *off]))
+        differences = [
+            float(np.abs(ours - theirs).max()) * unit for (ours, theirs), unit in zip(pairs, units, strict=True)
+        ]
+        # np.max keeps a NaN, but max() could drop it.
+        max_difference = float(np.max([max_difference, *differences]))
     allowed = max(tolerance * unit for tolerance, unit in zip(tolerances, units, strict=True))
-    return Comparison(pictures, same_pixels, same_top1, furthest, allowed)
+    return Comparison(images, same_pixels, same_top1, max_difference, allowed)
 
 
 def _units(spec: ModelSpec) -> float:
-    """What one of an output's numbers is in units."""
+    """Return the factor that converts a difference of stored scores to units (see :class:`Comparison`)."""
     return 1.0 if spec.output.quantized and spec.activation == "none" else float(STEPS)

@@ -11,7 +11,7 @@ from edgerec.utils.subprocesses import call
 
 
 def checked(command: Sequence[str | Path], what: str, *, timeout_s: float, env: Mapping[str, str] | None = None) -> str:
-    """What the program wrote to stdout; raises :class:`TargetError` with its last words where it fails."""
+    """Return the program's stdout. If it fails, raise :class:`TargetError` with the last line of its output."""
     done = call(command, timeout_s=timeout_s, env=env)
     if done.code:
         raise TargetError(f"{what} failed ({Path(command[0]).name}, exit code {done.code}): {done.last_line}")
@@ -19,11 +19,11 @@ def checked(command: Sequence[str | Path], what: str, *, timeout_s: float, env: 
 
 
 def need(program: str, package: str) -> str:
-    """The program's path; raises :class:`TargetError` with the command that installs it."""
-    found = shutil.which(program)
-    if found is None:
+    """Return the program's path. If it is missing, raise :class:`TargetError` with the command that installs it."""
+    path = shutil.which(program)
+    if path is None:
         raise TargetError(
-            f"{program} is missing, which the proof on a device's userland needs: apt install {package} "
-            "(on another system than Debian or Ubuntu: in a container of it)"
+            f"{program} is missing, but --on needs it to emulate a device: apt install {package} "
+            "(on a system other than Debian and Ubuntu, use a container)"
         )
-    return found
+    return path

@@ -1,4 +1,4 @@
-"""A bundle's requirements as wheels for the device, fetched by this machine's pip."""
+"""Install the wheels of a bundle's requirements for the device's platform, with the pip of this machine."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 INSTALL_TIMEOUT_S = 1200
 INDEX_TIMEOUT_S = 60
-# As platform.machine and the wheels name Debian's architectures.
+# Name of each Debian architecture in platform.machine and in the file names of wheels.
 MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-# Where to look for wheels when there is none for the Python in question.
+# Versions of Python that an error message checks for wheels, if there is none for the required version.
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 _VERSION = r"(==|>=|<=|~=|!=|<|>)\s*[A-Za-z0-9.*+!_-]+"
 _REQUIREMENT = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[A-Za-z0-9, _-]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?"
 )
-# pip judges markers (platform_machine, python_version) on the machine where it runs: it is told of the device's.
-_PIP_OF_THE_DEVICE = """
+# pip evaluates markers such as platform_machine for the machine on which it runs, so these values are replaced.
+_DEVICE_PIP = """
 import platform, runpy, sys
 machine, version = sys.argv.pop(1), sys.argv.pop(1)
 platform.machine = lambda: machine
@@ -47,12 +47,12 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
-    """Refuse everything in a bundle's requirements.txt but versions of the packages that its target names.
+    """Check that a bundle's requirements.txt contains only versions of the packages in ``allowed``.
 
-    A line may otherwise name an index, a file, or a program of somebody.
+    Other lines could make pip use another index, install any file, or execute a program.
 
     Raises:
-        BundleError: with the first such line.
+        BundleError: a line is not allowed.
     """
     names = {name_of(line) for line in allowed}
     for line in text.splitlines():
@@ -60,15 +60,15 @@ def check_requirements(text: str, allowed: Sequence[str], where: str) -> None:
             continue
         if not _REQUIREMENT.fullmatch(line.strip()) or name_of(line) not in names:
             raise BundleError(
-                f"{where}: {line.strip()!r} is not taken, expected versions of {', '.join(sorted(names))}: "
+                f"{where}: {line.strip()!r} is not allowed, expected versions of {', '.join(sorted(names))}: "
                 "export the bundle again"
             )
 
 
 def name_of(requirement: str) -> str:
-    """A requirement's package, as indexes write it."""
-    found = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
-    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
+    """Return the normalized package name of a requirement (PEP 503)."""
+    match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
+    return re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
 
 
 def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> Path | None:
@@ -95,23 +95,27 @@ def own_wheel(requirements: str, cache: Path, bundled: Mapping[str, bytes]) -> P
 
 
 def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str) -> Path:
-    """The folder in ``root`` with what requirements.txt asks for, installed where it is not there yet.
+    """Return the folder in ``root`` that contains the required packages; install them if the folder does not exist.
 
     Args:
-        requirements: the file's text, checked.
-        root: decides the Python and the processor.
-        wheel: edgerec's own.
-        find_links: a folder or address with more wheels, as pip's option; or empty.
+        requirements: content of a requirements.txt, already validated.
+        root: root folder, which determines the version of Python and the architecture.
+        wheel: wheel of edgerec.
+        find_links: folder or URL with more wheels, as for pip's ``--find-links``; or empty.
 
     Raises:
-        TargetError: pip fails; where no wheel fits, with the versions that there are.
+        TargetError: pip fails. If there is no suitable wheel, the message lists the versions that exist.
     """
-    asks = _metadata(wheel) if wheel else b""
-    key = sha256(f"{requirements}\0{find_links}\0".encode() + asks)[:16]
+    metadata = _metadata(wheel) if wheel else b""
+    key = sha256(f"{requirements}\0{find_links}\0".encode() + metadata)[:16]
     folder = root.folder / "opt" / f"site-{key}"
     with Lock(folder, wait=True):
         if not folder.is_dir():
-            log.info("installing wheels for Debian %s on %s, once", root.release, MACHINES[root.architecture])
+            log.info(
+                "installing wheels for Debian %s on %s; this is done only once",
+                root.release,
+                MACHINES[root.architecture],
+            )
             links = [str(wheel.parent)] if wheel else []
             with replacing_folder(folder) as partial, tempfile.TemporaryDirectory(prefix="edgerec-wheels-") as extra:
                 _install(requirements, root, partial, [*links, *([find_links] if find_links else [])], Path(extra))
@@ -119,7 +123,7 @@ def find_site(requirements: str, root: Root, wheel: Path | None, find_links: str
 
 
 def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], extra: Path) -> None:
-    debians = stand_ins(root, extra)
+    debian_packages = stand_ins(root, extra)
     (extra / "requirements.txt").write_text(requirements)
     command = [
         *device_pip(root),
@@ -130,13 +134,13 @@ def _install(requirements: str, root: Root, folder: Path, links: Sequence[str], 
     ]
     done = call(command, timeout_s=INSTALL_TIMEOUT_S)
     if done.code:
-        raise TargetError(_why(done, root))
-    for name in debians:
+        raise TargetError(_explain(done, root))
+    for name in debian_packages:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def unpacked(wheel: Path, folder: Path) -> None:
-    """Our own wheel's files in ``folder``, which pip's would be too, without asking pip."""
+def unpack_wheel(wheel: Path, folder: Path) -> None:
+    """Unpack a wheel into ``folder``, as pip would."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
 
@@ -147,61 +151,64 @@ def _metadata(wheel: Path) -> bytes:
 
 
 def stand_ins(root: Root, folder: Path) -> list[str]:
-    """Empty wheels for the Python packages that Debian brings: pip sees them as the device's pip would.
+    """Write an empty wheel for each Python package that Debian provides, so that pip does not install another version.
 
-    Gives what is to be removed of them where they were installed.
+    Returns:
+        The names of the .dist-info folders, which must be removed after the installation.
     """
-    made = []
-    place = root.folder / "usr" / "lib" / "python3" / "dist-packages"
-    for found in importlib.metadata.distributions(path=[str(place)]):
-        if not found.name or not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", found.version or ""):
+    info_folders = []
+    site = root.folder / "usr" / "lib" / "python3" / "dist-packages"
+    for package in importlib.metadata.distributions(path=[str(site)]):
+        if not package.name or not re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", package.version or ""):
             continue
-        stem = f"{re.sub(r'[-_.]+', '_', found.name)}-{found.version}"
+        stem = f"{re.sub(r'[-_.]+', '_', package.name)}-{package.version}"
         info = f"{stem}.dist-info"
         with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
-            metadata = f"Metadata-Version: 2.1\nName: {found.name}\nVersion: {found.version}\n"
+            metadata = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
             archive.writestr(f"{info}/METADATA", metadata)
             archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             archive.writestr(f"{info}/RECORD", "")
-        made.append(info)
-    return made
+        info_folders.append(info)
+    return info_folders
 
 
 def _pip() -> list[str]:
     if importlib.util.find_spec("pip") is None:
         raise TargetError(
-            f"pip is missing in this environment, which fetches the wheels: {sys.executable} -m ensurepip"
+            f"pip, which downloads the wheels, is missing in this environment: run {sys.executable} -m ensurepip"
         )
     return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
 def device_pip(root: Root) -> list[str]:
-    """The command of a pip of this machine that judges as the device's would."""
+    """Return the command of a pip that evaluates markers for the device instead of this machine."""
     _pip()
     machine = MACHINES[root.architecture]
-    return [*python_command(_PIP_OF_THE_DEVICE, machine, root.python), "--disable-pip-version-check", "--no-input"]
+    return [*python_command(_DEVICE_PIP, machine, root.python), "--disable-pip-version-check", "--no-input"]
 
 
 def wheel_options(root: Root, python: str) -> list[str]:
-    """pip's options for wheels that run there: those for its C library and all that are older."""
+    """Return pip's options to accept only wheels for the architecture and the version of glibc in ``root``."""
     machine = MACHINES[root.architecture]
     names = [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC[root.release], 16, -1)]
     names += [f"manylinux2014_{machine}", f"linux_{machine}"]
     return ["--only-binary=:all:", "--python-version", python, *(f"--platform={name}" for name in names)]
 
 
-def _why(done: ProgramResult, root: Root) -> str:
-    """pip's failure in one line; where there is no wheel, which there are."""
+def _explain(done: ProgramResult, root: Root) -> str:
+    """Return a one-line message for a failure of pip. If a wheel is missing, list the versions that exist."""
     machine = MACHINES[root.architecture]
     missing = re.search(r"No matching distribution found for (\S+)", done.stderr)
     if missing is None:
         return f"pip cannot install the requirements for Python {root.python} on {machine}: {done.last_line}"
-    name, there = name_of(missing[1]), []
+    name, available = name_of(missing[1]), []
     for python in _PYTHONS:
         command = [*device_pip(root), "index", "versions", name, *wheel_options(root, python)]
-        if found := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
-            there.append(f"Python {python}: {', '.join(found[1].split(', ')[:3])}")
-    wheel = f"no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
+        if match := re.search(r"Available versions: (.+)", call(command, timeout_s=INDEX_TIMEOUT_S).stdout):
+            available.append(f"Python {python}: {', '.join(match[1].split(', ')[:3])}")
+    wheel = f"there is no wheel of {missing[1]} for Python {root.python} on {machine} (Debian {root.release})"
     if name == "edgerec":
-        return f"{wheel}: build one (python -m build) and name its folder with --find-links"
-    return f"{wheel}; there are {'; '.join(there) if there else 'none for any Python'}"
+        return f"{wheel}: build one with python -m build, and add --find-links with its folder"
+    if not available:
+        return f"{wheel} or any other version of Python"
+    return f"{wheel}. Available versions: {'; '.join(available)}"
