@@ -1,8 +1,8 @@
-# make demo | make test, from a fresh clone with Python 3.11 or newer, venv and make.
+# make demo | make test | make docs, from a fresh clone with Python 3.11 or newer, venv and make.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -12,6 +12,11 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations 15
+
+# The documentation as a web site in site/. Warnings, such as broken links, are errors.
+docs: .venv/installed
+	$(BIN)/python .ci/reference_pages.py
+	$(BIN)/zensical build --strict --clean
 
 # OpenCV with windows needs libGL and X libraries; where they are missing, the one without windows takes its place.
 .venv/installed: pyproject.toml constraints.txt
@@ -27,4 +32,4 @@ test: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo dist build
+	rm -rf .venv demo dist build site

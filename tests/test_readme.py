@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from edgerec import Recipe
-from edgerec.contract.target import Target
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -64,28 +62,5 @@ def test_the_commands_for_the_pi_are_the_bundle_s(bundle):
     assert on_the_pi in (bundle / "README.md").read_text()
 
 
-def test_every_option_that_it_names_exists(here):
-    helps = {
-        command: here(*command.split(), "--help").stdout
-        for command in (
-            *("train", "evaluate", "quantize", "parity", "export", "import", "verify", "predict", "recipe"),
-            *("camera", "benchmark", "ensemble", "targets", "inspect", "doctor", "distill", "models", "tune", "report"),
-            *("calibration make", "calibration check", "calibration show", "data show", "data check"),
-        )
-    }
-    install = (REPOSITORY / "targets" / "service" / "install.sh").read_text(encoding="utf-8")
-    commands = "\n".join(Target.load("rpi").commands)
-    everything = "\n".join([*helps.values(), install, commands])
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
-    assert len(named) > 15
-    for option in named:
-        assert option in everything, option
-    for command, text in helps.items():
-        assert text.startswith("Usage:"), command
-        assert len(text.splitlines()) > 5
-
-
-def test_every_recipe_key_that_it_names_exists():
-    known = Recipe().to_dict()
-    for section, key in re.findall(r"--set (\w+)\.(\w+)=", README):
-        assert key in known[section]
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
