@@ -156,7 +156,7 @@ def _existing_variant(run: Run, recipe: Recipe) -> QuantizeReport | None:
     report = existing(run, recipe)
     if report is not None and (other := used_differently(run, recipe)):
         raise OutputExistsError(
-            f"{run.path} has the variant {report.variant} already, which was made with {other}: build into another "
-            "folder with --out, or add --overwrite to start again"
+            f"{run.path} already has the variant {report.variant}, which was made with {other}: choose another folder "
+            "with --out, or add --overwrite to start again"
         )
     return report

@@ -131,13 +131,13 @@ def _block(keras: Any, x: Any, channels: int, stride: int) -> Any:
     y = _conv(keras, x, channels, stride=stride, relu=True)
     y = _conv(keras, y, channels)
     if stride != 1:
-        x = _conv(keras, x, channels, kernel=1, stride=stride, normalised=False)
+        x = _conv(keras, x, channels, kernel=1, stride=stride, batch_norm=False)
     x = keras.layers.Add()([x, y])
     return keras.layers.ReLU()(x)
 
 
 def _conv(
-    keras: Any, x: Any, channels: int, *, kernel: int = 3, stride: int = 1, relu: bool = False, normalised: bool = True
+    keras: Any, x: Any, channels: int, *, kernel: int = 3, stride: int = 1, relu: bool = False, batch_norm: bool = True
 ) -> Any:
     x = keras.layers.Conv2D(
         channels,
@@ -146,6 +146,6 @@ def _conv(
         padding="same",
         kernel_initializer="he_normal",
     )(x)
-    if normalised:
+    if batch_norm:
         x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
     return keras.layers.ReLU()(x) if relu else x

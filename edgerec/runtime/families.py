@@ -1,4 +1,4 @@
-"""Recognize the tool that made a .tflite file, because the tool's apps define how images are fitted and normalized."""
+"""Recognize the tool that created a .tflite file, because its apps define how images are fitted and normalized."""
 
 from __future__ import annotations
 

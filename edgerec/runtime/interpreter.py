@@ -82,9 +82,10 @@ def open_interpreter(
     where: str = "the model",
     trusted: bool = False,
 ) -> Any:
-    """Return an interpreter with allocated tensors. Before, a child process runs the model to show that it is safe.
+    """Return an interpreter with allocated tensors.
 
-    Each model is tested only once, see :func:`edgerec.tflite.probing.require_runnable`.
+    First, a child process runs the model, because a damaged model may crash or hang. Each model is tested only
+    once, see :func:`edgerec.tflite.probing.require_runnable`.
 
     Args:
         model: the .tflite file.
@@ -136,7 +137,7 @@ def _only_spec(read: Callable[[], list[dict[str, Any]]], what: str, where: str) 
     except UnicodeDecodeError:
         raise ModelError(f"{where} is damaged: the name of its {what} is not valid UTF-8: convert it again") from None
     if len(details) != 1:
-        raise ModelError(f"{where} has {len(details)} {what}s, an image classifier has one")
+        raise ModelError(f"{where} has {len(details)} {what}s, but an image classifier has one")
     dtype = details[0]["dtype"].__name__
     scale, zero_point = details[0]["quantization"]
     if not scale and dtype != "float32":

@@ -27,7 +27,7 @@ GOLDEN = "golden/golden.json"
 # Maximum difference between a score and its golden score on another machine, and with another runtime or a delegate, in
 # quantization steps of the int8 output. Measured differences between LiteRT on x86-64 and on an emulated Cortex-A72:
 # simple_cnn 0, resnet8 1, MobileNetV2 0.35 up to 6 after full training and up to 13 after little training, because a
-# deep network amplifies rounding differences. LiteRT and TensorFlow's interpreter gave equal scores on x86-64 (four
+# deep network amplifies rounding differences. LiteRT and TensorFlow's interpreter computed equal scores on x86-64 (four
 # models). tflite-runtime differs from LiteRT by up to 48, and between two CPUs by up to 35. No delegate was measured.
 UNITS_OTHER_MACHINE = 16
 UNITS_OTHER_RUNTIME = 50

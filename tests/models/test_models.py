@@ -107,7 +107,7 @@ def test_ds_cnn_can_be_trained_with_qat_and_converted():
 
 
 def test_imagenet_weights_that_do_not_exist_are_refused():
-    for arguments, said in (
+    for arguments, message in (
         ({"arch": "simple_cnn"}, "with simple_cnn and 3 channels: Keras provides .* vgg16, "),
         ({"arch": "vgg16", "channels": 1}, "with vgg16 and 1 channels: .* for RGB images"),
         ({"arch": "vgg16", "width": 0.5}, "vgg16 and width 0.5: Keras provides weights for width 1; choose"),
@@ -116,7 +116,7 @@ def test_imagenet_weights_that_do_not_exist_are_refused():
             "width 0.3: .* for width 0.25, 0.5, 0.75, 1; choose",
         ),
     ):
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             built(**arguments, weights="imagenet")
 
 
@@ -166,25 +166,25 @@ def call(*arguments):
 
 
 def test_models_command_lists_and_describes_architectures(tmp_path):
-    code, said, _ = call()
+    code, stdout, _ = call()
     assert code == 0
-    rows = said.splitlines()
+    rows = stdout.splitlines()
     assert [row.split()[0] for row in rows[1 : len(ARCHITECTURES) + 1]] == list(ARCHITECTURES)
     assert "only ptq" in next(row for row in rows if row.startswith("lstm "))
-    _, said, _ = call("resnet8")
-    assert f"{FIGURES['resnet8'].parameters:,}" in said
-    assert "rpi  " in said
-    assert "yes" in said
-    _, said, _ = call("--plot", tmp_path / "all.png", "--json")
+    _, stdout, _ = call("resnet8")
+    assert f"{FIGURES['resnet8'].parameters:,}" in stdout
+    assert "rpi  " in stdout
+    assert "yes" in stdout
+    _, stdout, _ = call("--plot", tmp_path / "all.png", "--json")
     assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     assert "--overwrite" in call("--plot", tmp_path / "all.png")[2]
-    assert [row["name"] for row in json.loads(said)] == list(ARCHITECTURES)
+    assert [row["name"] for row in json.loads(stdout)] == list(ARCHITECTURES)
 
 
 def test_architecture_with_other_input_size_is_measured():
-    code, said, _ = call("simple_cnn", "--input-size", 28, "--width", 0.125, "--classes", 4, "--json")
+    code, stdout, _ = call("simple_cnn", "--input-size", 28, "--width", 0.125, "--classes", 4, "--json")
     assert code == 0
-    row = json.loads(said)
+    row = json.loads(stdout)
     assert (row["input_size"], row["width"], row["classes"]) == (28, 0.125, 4)
     # The sides of the feature maps are 26, 13, 11 and 5, and the convolutions have 4 and 8 channels.
     assert row["macs"] == 26 * 26 * 27 * 4 + 11 * 11 * 36 * 8 + 200 * 8 + 8 * 4
@@ -192,7 +192,7 @@ def test_architecture_with_other_input_size_is_measured():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["resnet_8"], 1, "unknown architecture 'resnet_8'; did you mean 'resnet8'"),
         (["resnet8", "--input-size", 8], 1, "--input-size is 8, but resnet8 needs at least 16"),
@@ -204,9 +204,9 @@ def test_architecture_with_other_input_size_is_measured():
         (["nothing.py:build"], 1, "the file nothing.py does not exist"),
     ],
 )
-def test_models_command_refuses_invalid_arguments(arguments, code, said):
-    got, _, error = call(*arguments)
-    assert (got, said in error) == (code, True), error
+def test_models_command_refuses_invalid_arguments(arguments, code, message):
+    actual_code, _, error = call(*arguments)
+    assert (actual_code, message in error) == (code, True), error
 
 
 # --- Architectures in user code -----------------------------------------------------------------------------------
@@ -234,13 +234,13 @@ def test_run_with_user_architecture_opens_without_its_code(image_folder, tmp_pat
             "compress.max_drop": 100.0,
         }
     )
-    made = fit(recipe, tmp_path / "run")
+    trained = fit(recipe, tmp_path / "run")
     code.write_text("raise SystemExit('this code is run')")
     sys.modules.pop("my_net")
     run = Run.open(tmp_path / "run")
     assert run.model().name == "my_net"
     assert {layer.dtype_policy.name for layer in run.model().layers} == {"float32"}
-    assert evaluate(run.path).accuracy == made.metrics["accuracy"]
+    assert evaluate(run.path).accuracy == trained.metrics["accuracy"]
     quantize(run, "ptq")
     check_int8((run.variant("int8") / "model.tflite").read_bytes(), UNIT)
     # Resuming a run does not execute the code either, because somebody else may have started the run.
@@ -267,7 +267,7 @@ def test_misspelled_function_is_reported_before_images_are_read(edgerec, tmp_pat
 WRONG = {
     "returned": ("return 3", "returns a int, expected a function build"),
     "model": ("return keras.Model(inputs, keras.layers.Flatten()(inputs))", "returns a model, expected"),
-    "picture": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
+    "image": ("return keras.layers.Conv2D(2, 3)(inputs)", r"shape \(None, 14, 14, 2\), expected \(batch, n\)"),
     "failing": ("return keras.layers.Conv2D(2, 99)(inputs)", r"failed \(.*net\.py, line 2\): ValueError"),
     "elsewhere": ("return keras.layers.Flatten()(keras.Input((4, 4, 3)))", "is not computed from its inputs"),
     "nested": (
@@ -284,14 +284,14 @@ WRONG = {
 
 @pytest.mark.parametrize("body", WRONG)
 def test_invalid_user_architecture_is_refused(body, tmp_path):
-    text, said = WRONG[body]
+    text, message = WRONG[body]
     (tmp_path / "net.py").write_text(f"def build(keras, inputs, section):\n    {text}\n")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         build(keras(), ModelSection(f"{tmp_path}/net.py:build"), (16, 16, 3), 2, UNIT)
 
 
 @pytest.mark.parametrize(
-    ("arch", "text", "said"),
+    ("arch", "text", "message"),
     [
         ("net.py:other", MINE, "unknown function of net.py 'other'"),
         ("net.py:build", "build = 3", "is a int, expected a function"),
@@ -301,10 +301,10 @@ def test_invalid_user_architecture_is_refused(body, tmp_path):
         (":build", "", "expected module:function or path/to/file.py:function"),
     ],
 )
-def test_user_code_that_cannot_be_imported_is_refused(arch, text, said, tmp_path, monkeypatch):
+def test_user_code_that_cannot_be_imported_is_refused(arch, text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(text)
-    with pytest.raises(EdgerecError, match=said):
+    with pytest.raises(EdgerecError, match=message):
         build(keras(), ModelSection(arch), (16, 16, 3), 2, UNIT)
 
 
@@ -321,13 +321,13 @@ def test_layers_that_cannot_be_loaded_without_user_code_are_refused_before_train
         "    class Mine(keras.layers.Flatten): pass\n"
         "    return Mine(name='mine')(inputs)\n"
     )
-    for name, said in (
+    for name, message in (
         ("unnamed", "could not be opened again without this code"),
         ("named", r"layer 'mine' is a function \(twice\), which is refused"),
         ("layer", r"layer 'mine' is a Mine of net, whose code edgerec does not run"),
     ):
         recipe = Recipe().override({"data.source": str(image_folder), "model.arch": f"{tmp_path}/net.py:{name}"})
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=message):
             fit(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
