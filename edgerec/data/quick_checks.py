@@ -34,7 +34,7 @@ def quick_warnings(dataset: Dataset, split: Split) -> Iterator[str]:
     """
     if dataset.labels:
         yield from _class_sizes(dataset)
-    if dataset.packed is None:  # random access to a pack is slow, because it is stored in shards
+    if dataset.packed is None:  # reading single images of a pack is slow
         yield from _duplicates(dataset, split)
 
 

@@ -62,7 +62,9 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Files:
-    """Files of an image folder, which may turn out not to be images. Other attributes are as in :class:`Arrays`.
+    """Files of an image folder. Some of them may not be images, because they have not been opened yet.
+
+    The attributes that are not listed here are as in :class:`Arrays`.
 
     Attributes:
         root: the image folder.
@@ -101,7 +103,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Merged:
-    """Several data sets that are used as one, sorted by name. Other attributes are as in :class:`Arrays`.
+    """Several data sets that are used as one, sorted by name.
+
+    The attributes that are not listed here are as in :class:`Arrays`.
 
     Attributes:
         parts: the data sets. Their ``classes`` are indices into the merged labels.

@@ -73,7 +73,7 @@ _STRUCTURE = {
 
 @dataclass(frozen=True)
 class Packed:
-    """An open_file pack: its manifest and its index.
+    """A pack whose manifest has been read and checked. The index and the images are read on access.
 
     Attributes:
         location: folder of the pack, or its URL in an object store.
