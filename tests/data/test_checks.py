@@ -201,7 +201,7 @@ def test_contact_sheet_of_a_recipe_and_of_a_run(clean, tmp_path):
     values = json.loads(call("show", tmp_path / "mine.toml", "--out", tmp_path / "a.png", "--json").stdout)
     assert values["augment"] == {}
     done = call("show", run, "--out", tmp_path / "b.png", "--set", "data.input_size=30")
-    assert "200 pictures of 4 classes" in done.stdout
+    assert "200 images of 4 classes" in done.stdout
 
 
 def test_bad_input_is_one_line(clean, tmp_path):

@@ -50,7 +50,7 @@ def test_inspect_prints_a_table(mobilenet, edgerec):
     assert done.returncode == 0, done.stderr
     assert "  0 CONV_2D" in done.stdout
     assert "edge tpu 31 of 31 operators, 0.0% of the arithmetic stays on the CPU" in done.stdout
-    assert "compute  13,570,304 multiply-adds a picture, in 31 operators" in done.stdout
+    assert "compute  13,570,304 multiply-adds per image, in 31 operators" in done.stdout
     assert "microcontroller  no: CONV_2D" in done.stdout
 
 
