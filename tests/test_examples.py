@@ -1,4 +1,4 @@
-"""The commands of examples/README.md, as they stand there, on a few pictures."""
+"""The commands in examples/README.md run on a small number of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY, one_line
 
 EXAMPLES = REPOSITORY / "examples"
 ROWS = re.findall(r"^\| [^|]* \| `edgerec ([^`]*)` \|", (EXAMPLES / "README.md").read_text(encoding="utf-8"), re.M)
-# Put behind a command, where it has its work made small: few pictures and epochs, narrow networks.
+# Options that are appended to a command by the name of its run: small data, few epochs and narrow networks.
 SMALL = {
     "mnist": "--data mnist.npz --epochs 1 --width 0.25",
     "dropout": "--data mnist.npz --epochs 1 --width 0.25",
@@ -38,29 +38,29 @@ SMALL = {
     "sheet.png": "--set data.source=mnist.npz",
     "both": "--target desktop",
 }
-OTHERS = {
-    # One of the 50 test images is 2 points, and the network has learned next to nothing in one epoch.
+SMALL_OTHERS = {
+    # One of the 50 test images is 2 percentage points, and the network has learned little in one epoch.
     "quantize runs/mnist": "--epochs 1 --max-drop 20",
     "export runs/mnist --novelty runs/again --target desktop": "--novelty-variant float32",
 }
 
 
 def small(command: str) -> list[str]:
-    """The command and what makes its work small, by the run that it makes."""
-    made = re.search(r"--out (?:runs/)?(\S+)$", command)
-    words = f"{command} {SMALL[made[1]] if made else OTHERS.get(command, '')}".split()
+    """Return the arguments of a command with the options that make it run quickly."""
+    run = re.search(r"--out (?:runs/)?(\S+)$", command)
+    words = f"{command} {SMALL[run[1]] if run else SMALL_OTHERS.get(command, '')}".split()
     return ["mnist.npz" if word == "mnist" else word for word in words]
 
 
 @pytest.fixture(scope="module")
-def place(real_data, tmp_path_factory):
-    """A folder with the examples and a few of the real pictures, where the commands are typed."""
+def folder(real_data, tmp_path_factory):
+    """Working directory for the commands, with the examples and some of the real images."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "examples").symlink_to(EXAMPLES)
-    with np.load(real_data / "mnist.npz") as whole:
-        few = {key: whole[key][:: 300 if "train" in key else 200] for key in whole.files}
-    np.savez(folder / "mnist.npz", **few)
-    # Ten consecutive numbers are one person, who shows 0 to 9.
+    with np.load(real_data / "mnist.npz") as arrays:
+        subset = {key: arrays[key][:: 300 if "train" in key else 200] for key in arrays.files}
+    np.savez(folder / "mnist.npz", **subset)
+    # Ten consecutive file numbers belong to one person, who shows the digits 0 to 9.
     with tarfile.open(real_data / "sign-digits.tar") as archive:
         files = {path.name: (path.parent.name, member) for member in archive if (path := Path(member.name)).suffix}
         for number in range(1118, 1118 + 100):
@@ -71,26 +71,26 @@ def place(real_data, tmp_path_factory):
     (folder / "pictures").symlink_to(folder / "signs")
     (folder / "vww_96.h5").symlink_to(real_data / "vww_96.h5")
     for arch in ("vgg16", "resnet50"):
-        # In the place of what is downloaded: a narrow network's random weights.
+        # Random weights of a narrow network replace the weights that Keras would download.
         section = Recipe().override({"model.arch": arch, "model.width": 0.0625}).model
         build(keras(), section, (32, 32, 3), 10, Normalise.named("unit")).save(folder / f"{arch}.keras")
     return folder
 
 
 @pytest.mark.slow
-def test_every_row_runs(place, monkeypatch, here):
-    monkeypatch.chdir(place)
-    # What every training ends with is tested elsewhere, and takes half of such a short one.
+def test_every_command_runs(folder, monkeypatch, here):
+    monkeypatch.chdir(folder)
+    # The plots and the Keras 3 file at the end of a training are tested elsewhere, and would take half of the time.
     for drawing in ("learning_curves", "confusion_matrix", "worst_mistakes"):
         monkeypatch.setattr(plots, drawing, lambda *_: None)
     monkeypatch.setattr(sys.modules["edgerec.train.fit"], "offer_keras3", lambda *_: None)
-    said = {}
+    outputs = {}
     for command in ROWS:
         done = here(*small(command))
         assert done.returncode == 0, (command, done.stderr)
-        said[command] = done.stdout + done.stderr
-    assert "int8-qat" in said["quantize runs/mnist"]
-    assert "precision" in said["evaluate runs/mnist"]
+        outputs[command] = done.stdout + done.stderr
+    assert "int8-qat" in outputs["quantize runs/mnist"]
+    assert "precision" in outputs["evaluate runs/mnist"]
     assert cv2.imread("sheet.png") is not None
     assert Path("runs/mnist/report.html").is_file()
     assert Path("studies/mnist/best.toml").is_file()
@@ -106,29 +106,29 @@ def test_every_row_runs(place, monkeypatch, here):
     }
     assert runs["rows"].variants()["int8"]["precision"] == "int8"
     for run in ("vgg16", "resnet50", "few"):
-        assert "epoch 1: 0 of " in next(text for command, text in said.items() if command.endswith(f"runs/{run}"))
+        assert "epoch 1: 0 of " in next(text for command, text in outputs.items() if command.endswith(f"runs/{run}"))
     record = runs["signs"].split_record
     held_out = {name[:10] for name in (path.rpartition("/")[2] for path in record["test"])}
     assert held_out
     assert not held_out & {path.rpartition("/")[2][:10] for path in record["val"]}
 
 
-def test_each_recipe_has_a_row_and_nothing_unknown():
-    typed = " ".join(ROWS)
+def test_every_recipe_is_valid_and_has_a_command():
+    commands = " ".join(ROWS)
     for path in EXAMPLES.glob("*.toml"):
-        assert f"examples/{path.name}" in typed
+        assert f"examples/{path.name}" in commands
         if path.name != "search.toml":
             Recipe.from_toml(path)
 
 
-def test_without_a_network_the_weights_say_what_to_do(place, monkeypatch, here):
+def test_failed_download_of_weights_says_what_to_do(folder, monkeypatch, here):
     def offline(**options):
         raise OSError("URL fetch failure on https://example: None -- [Errno -2] Name or service not known")
 
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(keras().applications, "VGG16", offline)
     command = next(command for command in ROWS if "vgg16.toml" in command).replace("runs/vgg16", "runs/none")
-    said = one_line(here(*command.split()))
-    assert "could not be downloaded" in said
-    assert "connect this machine to the Internet once, use --weights none" in said
+    message = one_line(here(*command.split()))
+    assert "could not be downloaded" in message
+    assert "connect this machine to the Internet once, use --weights none" in message
     assert not Path("runs/none").exists()

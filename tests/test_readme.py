@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The commands and the Python code in the README work."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_and_the_python_run(tmp_path, pictures, monkeypatch, here, capsys):
-    """The four commands on the digits, a folder in the camera's place; then both Python examples.
+def test_commands_and_python_code_run(tmp_path, pictures, monkeypatch, here, capsys):
+    """Run the four commands with a folder instead of a camera, and then the Python code.
 
-    All but the camera in this process, where TensorFlow is loaded already: test_demo_runs gives each its own.
+    All commands except camera run in this process, because TensorFlow is already loaded here. test_demo_runs starts a
+    process for each command.
     """
     monkeypatch.chdir(tmp_path)
     commands = [line for line in blocks("sh")[1].splitlines() if line.startswith("edgerec ")]
@@ -57,10 +58,10 @@ def test_demo_runs(tmp_path):
     assert "is no earlier demo" in done.stderr
 
 
-def test_the_commands_for_the_pi_are_the_bundle_s(bundle):
-    on_the_pi = next(block for block in blocks("sh") if "requirements.txt" in block)
-    assert on_the_pi in (bundle / "README.md").read_text()
+def test_commands_for_the_pi_are_those_in_the_bundle(bundle):
+    pi_commands = next(block for block in blocks("sh") if "requirements.txt" in block)
+    assert pi_commands in (bundle / "README.md").read_text()
 
 
-def test_it_is_short():
+def test_readme_is_short():
     assert len(README.splitlines()) <= 150

@@ -1,4 +1,4 @@
-"""Whatever a file of a run, pack or bundle contains, and whatever the disk does, the error is one line."""
+"""Damaged files of runs, packs and bundles, and failures of the disk, are reported in one line."""
 
 from __future__ import annotations
 

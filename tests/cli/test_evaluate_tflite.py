@@ -1,4 +1,4 @@
-"""``edgerec evaluate`` of a bare .tflite file takes the same choices as ``edgerec import``."""
+"""`edgerec evaluate` of a .tflite file accepts the same options as `edgerec import`."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def wide_images(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    """Logits that are proportional to the mean of each color."""
+    """Model whose logits are proportional to the mean of each color."""
     path = tmp_path / "model.tflite"
     path.write_bytes(tflite_models.logits().done())
     return path
 
 
-def test_fit_is_measured_as_chosen(model, wide_images):
+def test_evaluate_uses_the_given_fit(model, wide_images):
     options = {"normalise": "pixels", "labels": "folders"}
     assert evaluate(model, str(wide_images), fit="crop", **options).accuracy == 1.0
     assert evaluate(model, str(wide_images), fit="stretch", **options).accuracy == 0.0
 
 
-def test_activation_is_measured_as_chosen(model, wide_images):
+def test_evaluate_uses_the_given_activation(model, wide_images):
     options = {"normalise": "pixels", "labels": "folders", "fit": "crop"}
     losses = {name: evaluate(model, str(wide_images), activation=name, **options).loss for name in ("softmax", "none")}
     assert losses["none"] == 0.0  # the logits themselves, which are larger than 1
     assert losses["softmax"] > 0.0
 
 
-def test_command_line_takes_the_same_options(model, wide_images, here, tmp_path):
+def test_command_line_accepts_the_same_options(model, wide_images, here, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     options = ("--normalise", "pixels", "--labels", tmp_path / "labels.txt")
     done = here(
@@ -58,12 +58,12 @@ def test_command_line_takes_the_same_options(model, wide_images, here, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"] == 1.0
     for option in ("--fit", "--activation"):
-        wrong = here("evaluate", model, "--data", wide_images, *options, option, "squeeze")
-        assert wrong.returncode == 2
-        assert "'squeeze' is not one of" in wrong.stderr
+        failed = here("evaluate", model, "--data", wide_images, *options, option, "squeeze")
+        assert failed.returncode == 2
+        assert "'squeeze' is not one of" in failed.stderr
 
 
-def test_bundles_state_their_own_choices(bundle, here):
+def test_options_for_tflite_files_are_refused_for_bundles(bundle, here):
     for option, value in (("--fit", "crop"), ("--activation", "none"), ("--normalise", "unit"), ("--labels", "x.txt")):
         error = one_line(here("evaluate", bundle, "--data", "digits", option, value))
         assert f"{option} is for a bare .tflite file" in error

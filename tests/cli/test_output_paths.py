@@ -1,10 +1,12 @@
-"""Outputs that are also inputs, suffixes that do not fit, and ``~`` in paths."""
+"""Outputs that are also inputs, suffixes of another file type, and ``~`` in paths."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ from edgerec.utils.atomic import sha256 as digest
 
 
 def error_of(*arguments) -> str:
-    """Run a command that must fail with one line; return the line."""
+    """Run a command that must fail with one line on stderr, and return this line."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 1, done.output
     (line,) = done.stderr.strip().splitlines()
@@ -31,13 +33,13 @@ def error_of(*arguments) -> str:
 
 @pytest.fixture
 def clip(video, tmp_path) -> Path:
-    """A copy of the video, which a test may try to destroy."""
+    """Copy of the video, which a test may try to overwrite."""
     return Path(shutil.copy(video, tmp_path / "clip.avi"))
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A home folder, and a working directory in which no folder ``~`` must appear."""
+    """Home folder. The working directory must stay empty, so that no folder named ``~`` is created in it."""
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -47,7 +49,7 @@ def home(tmp_path, monkeypatch) -> Path:
     assert list((tmp_path / "here").iterdir()) == []
 
 
-# One function decides.
+# checked_output decides whether an output is accepted.
 
 
 @pytest.mark.parametrize("link", ["same", "relative", "symlink", "hard link", "through a linked folder"])
@@ -93,7 +95,7 @@ def test_folders_inside_the_data_are_refused(tmp_path, monkeypatch, command):
     ("name", "options"),
     [("a.jpg", {"suffixes": (".png",)}), ("a", {"suffixes": (".png",)}), ("a.tflite", {"folder": True})],
 )
-def test_suffix_that_does_not_fit_is_refused(tmp_path, name, options):
+def test_suffix_of_another_file_type_is_refused(tmp_path, name, options):
     with pytest.raises(OutputNameError, match="choose another name"):
         checked_output(tmp_path / name, **options)
 
@@ -107,7 +109,7 @@ def test_version_number_is_not_a_suffix(tmp_path):
     checked_output(tmp_path / "signs-1.2", folder=True)
 
 
-# The camera.
+# Outputs of the camera.
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
@@ -130,7 +132,7 @@ def test_camera_class_refuses_a_sink_that_writes_its_source(bundle, clip):
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01video", b"name,price\nanvil,12\n"])
-def test_table_overwrites_only_tables(tmp_path, content):
+def test_csv_sink_overwrites_only_its_own_tables(tmp_path, content):
     path = tmp_path / "mine.csv"
     path.write_bytes(content)
     with pytest.raises(OutputExistsError, match="not a table"):
@@ -230,20 +232,24 @@ def test_training_does_not_replace_a_run_that_contains_its_data_or_weights(run, 
     assert (tmp_path / "run" / "model.keras").is_file()
 
 
-# The home folder.
+# ~ means the home folder.
 
 
-def leaves(command, name=""):
-    commands = getattr(command, "commands", {})
-    for child in commands:
-        yield from leaves(commands[child], f"{name} {child}")
-    if not commands:
-        yield name.strip(), command
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield the name and the Click command of every command and subcommand."""
+    root = typer.main.get_command(app)
+    for name in root.list_commands(None):
+        command = root.get_command(None, name)
+        subcommands = getattr(command, "commands", None)
+        if subcommands is None:
+            yield name, command
+        else:
+            yield from ((f"{name} {subname}", subcommand) for subname, subcommand in subcommands.items())
 
 
 def test_every_path_option_of_every_command_expands_the_home_folder(home):
     count = 0
-    for name, command in leaves(typer.main.get_command(app)):
+    for name, command in commands():
         for parameter in command.params:
             if getattr(parameter, "is_flag", False):
                 continue
@@ -280,7 +286,7 @@ def test_python_interface_expands_the_home_folder(home, run, bundle):
     assert names <= {path.name for path in home.iterdir()}
 
 
-def test_tilde_that_is_not_a_home_folder_is_a_name(home, tmp_path):
+def test_tilde_that_is_not_a_home_folder_is_part_of_the_name(home, tmp_path):
     assert checked_output("~no-such-user/x") == Path("~no-such-user/x")
     assert checked_output(tmp_path / "a~b") == tmp_path / "a~b"
 
@@ -296,6 +302,6 @@ def test_link_to_itself_is_refused_without_traceback(tmp_path, clip, out, messag
 
 def test_tilde_in_the_query_of_a_url_is_not_a_path(home):
     address = "http://host/?user=~/me"
-    command = dict(leaves(typer.main.get_command(app)))["camera"]
+    command = dict(commands())["camera"]
     params = command.make_context("camera", [f"--webhook={address}"], resilient_parsing=True).params
     assert params["webhook"] == address

@@ -1,4 +1,4 @@
-"""All sinks, as the command line opens them."""
+"""Tests of the sinks that `edgerec camera` opens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from edgerec.cli.sinks import complete_arguments
 from tests.conftest import one_line
 
 
-def test_files_of_a_video(bundle, video, tmp_path, edgerec):
-    table, film, saved = tmp_path / "t.csv", tmp_path / "f.avi", tmp_path / "saved"
-    options = ["--csv", table, "--video", film, "--save", "all", "--save-dir", saved, "--save-max", "10MB"]
+def test_csv_video_and_saved_images_contain_every_frame(bundle, video, tmp_path, edgerec):
+    table, video_copy, saved = tmp_path / "t.csv", tmp_path / "f.avi", tmp_path / "saved"
+    options = ["--csv", table, "--video", video_copy, "--save", "all", "--save-dir", saved, "--save-max", "10MB"]
     done = edgerec("camera", bundle, "--source", video, "--headless", "--json", *options)
     assert done.returncode == 0, done.stderr
     results = [value for value in map(json.loads, done.stdout.splitlines()) if value["event"] == "result"]
@@ -29,16 +29,16 @@ def test_files_of_a_video(bundle, video, tmp_path, edgerec):
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [value["label"] for value in results]
     assert len(rows) == 30
-    assert cv2.VideoCapture(str(film)).get(cv2.CAP_PROP_FRAME_COUNT) == 30
+    assert cv2.VideoCapture(str(video_copy)).get(cv2.CAP_PROP_FRAME_COUNT) == 30
     assert len(list(saved.glob("*/*.jpg"))) == 30
-    # What is there is kept.
+    # An existing file is kept without --overwrite.
     assert "t.csv" in one_line(edgerec("camera", bundle, "--source", video, "--headless", "--csv", table))
     again = edgerec("camera", bundle, "--source", video, "--headless", "--csv", table, "--overwrite")
     assert again.returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--save", "all"], "--save has no effect without --save-dir FOLDER"),
         (["--save-dir", "x"], "--save-dir has no effect without --save low-confidence|changes|all"),
@@ -51,16 +51,16 @@ def test_files_of_a_video(bundle, video, tmp_path, edgerec):
         (["--save", "all", "--save-dir", "x", "--save-max", "much"], "is not a size"),
     ],
 )
-def test_wrong_usage(bundle, video, edgerec, tmp_path, options, said):
+def test_invalid_combinations_and_values_are_usage_errors(bundle, video, edgerec, tmp_path, options, message):
     done = edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in re.sub(r"\W*\n\W*", " ", done.stderr)
+    assert message in re.sub(r"\W*\n\W*", " ", done.stderr)
 
 
 @pytest.mark.parametrize(
     "options", [["--mqtt", "http://x"], ["--webhook", "file:///etc/passwd"], ["--video", "x.mkv9"]]
 )
-def test_what_no_sink_understands_is_one_line(bundle, video, edgerec, tmp_path, options):
+def test_invalid_addresses_and_file_types_give_one_line(bundle, video, edgerec, tmp_path, options):
     one_line(edgerec("camera", bundle, "--source", video, "--headless", *options, cwd=tmp_path))
 
 
@@ -69,7 +69,7 @@ def without_display() -> dict[str, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have a display")
-def test_a_start_that_fails_leaves_nothing(bundle, video, edgerec, tmp_path):
+def test_failed_start_creates_no_files(bundle, video, edgerec, tmp_path):
     options = ["--csv", tmp_path / "t.csv", "--save", "all", "--save-dir", tmp_path / "saved"]
     said = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
     assert "no display" in said
@@ -77,7 +77,7 @@ def test_a_start_that_fails_leaves_nothing(bundle, video, edgerec, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_need_no_display_and_name_their_source_where_there_are_several(bundle, video, pictures, edgerec):
+def test_headless_needs_no_display_and_names_the_source_if_there_are_several(bundle, video, pictures, edgerec):
     golden = pictures[0].parent
     sources = ["--source", video, "--source", golden]
     done = edgerec("camera", bundle, *sources, "--headless", env=without_display())
@@ -91,19 +91,22 @@ def test_lines_need_no_display_and_name_their_source_where_there_are_several(bun
     assert [json.loads(line)["event"] for line in script.stdout.splitlines()].count("result") == 2
 
 
-def test_addresses_may_be_left_out():
+def test_address_of_web_and_metrics_is_optional():
     assert complete_arguments(["b", "--web"]) == ["b", "--web", "127.0.0.1:8000"]
     assert complete_arguments(["--web", "bundle"]) == ["--web", "127.0.0.1:8000", "bundle"]
     assert complete_arguments(["--web", "0.0.0.0:80", "--metrics", "--json"]) == [
         *("--web", "0.0.0.0:80", "--metrics", "127.0.0.1:9464", "--json"),
     ]
     assert complete_arguments(["--web", "9000"]) == ["--web", "9000"]
-    assert complete_arguments(["--web", "localhost:abc"]) == ["--web", "localhost:abc"]  # an address, if a wrong one
+    assert complete_arguments(["--web", "localhost:abc"]) == [
+        "--web",
+        "localhost:abc",
+    ]  # an address, although an invalid one
     assert complete_arguments(["--web", "signs8"]) == ["--web", "127.0.0.1:8000", "signs8"]
 
 
-def test_page_and_metrics_of_a_running_camera(bundle):
-    """SIGTERM ends it, as a service manager does, and everything is closed."""
+def test_running_camera_serves_web_page_and_metrics(bundle):
+    """SIGTERM, which service managers send, stops the camera and closes its servers."""
     command = [sys.executable, "-m", "edgerec", "camera", bundle, "--source", "synthetic:64x64@20"]
     process = subprocess.Popen(
         [*map(str, command), "--headless", "--web", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
@@ -119,8 +122,8 @@ def test_page_and_metrics_of_a_running_camera(bundle):
             addresses += re.findall(r"http://127\.0\.0\.1:\d+\S*", line)
         for address in addresses:
             try:
-                with urllib.request.urlopen(address.rstrip(".,"), timeout=10) as answer:
-                    assert answer.status == 200
+                with urllib.request.urlopen(address.rstrip(".,"), timeout=10) as response:
+                    assert response.status == 200
             except OSError as error:
                 raise AssertionError(f"{address}: {error}; exit status of the camera: {process.poll()}") from None
     finally:
@@ -131,7 +134,7 @@ def test_page_and_metrics_of_a_running_camera(bundle):
     assert not out or out.startswith("frame 0  ")
 
 
-def test_page_takes_the_window_s_place_where_there_is_no_screen(bundle, video, edgerec):
+def test_web_page_replaces_the_window_without_a_display(bundle, video, edgerec):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     command = ("camera", bundle, "--source", video, "--web", "127.0.0.1:0", "--max-frames", "2")
     done = edgerec(*command, env=environment)
@@ -139,7 +142,7 @@ def test_page_takes_the_window_s_place_where_there_is_no_screen(bundle, video, e
     assert "http://127.0.0.1:" in done.stderr
 
 
-def test_a_port_in_use_is_one_line(bundle, video, edgerec):
+def test_port_in_use_is_reported_in_one_line(bundle, video, edgerec):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -150,7 +153,7 @@ def test_a_port_in_use_is_one_line(bundle, video, edgerec):
 
 
 @pytest.mark.skipif(not shutil.which("mosquitto"), reason="no MQTT broker (apt install mosquitto)")
-def test_a_broker_that_is_not_there_stops_nothing(bundle, video, edgerec, tmp_path):
+def test_unreachable_broker_does_not_stop_the_camera(bundle, video, edgerec, tmp_path):
     environment = os.environ | {"EDGEREC_CACHE": str(tmp_path)}
     done = edgerec(
         *("camera", bundle, "--source", video, "--headless", "--mqtt", "mqtt://u:secret@127.0.0.1:9/e"), env=environment

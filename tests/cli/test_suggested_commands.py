@@ -1,4 +1,4 @@
-"""Commands that edgerec suggests can be pasted into a shell as they are."""
+"""Commands that edgerec suggests can be pasted into a shell without changes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
-def awkward(first_run, tmp_path_factory):
-    """A copy of a finished run in a folder whose name a shell would take apart."""
+def quoted_run(first_run, tmp_path_factory):
+    """Copy of a finished run in a folder whose name must be quoted in a shell."""
     path = tmp_path_factory.mktemp("it's") / "my run; echo $HOME & (x)"
     return Run.open(shutil.copytree(first_run.path, path))
 
 
 def suggested(text: str) -> list[list[str]]:
-    """The words of each command in a text, as a shell splits them."""
+    """Return the arguments of each edgerec command in a text, as a shell splits them."""
     commands = [line[line.index("edgerec ") :] for line in text.splitlines() if re.search(r"\bedgerec [a-z]", line)]
     for command in commands:
         done = subprocess.run(["sh", "-n", "-c", command], capture_output=True, text=True, check=False)
@@ -32,58 +32,60 @@ def suggested(text: str) -> list[list[str]]:
     return [shlex.split(command, comments=True) for command in commands]
 
 
-def test_no_command_is_written_with_a_bare_value_in_it():
+def test_messages_quote_the_values_in_suggested_commands():
     names = "|".join(name for names in COMMANDS.values() for name in names)
-    bare = []
+    unquoted = []
     for path in sorted((REPOSITORY / "edgerec").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
                 if re.search(rf"\bedgerec ({names}) [^:;,.\n]*\0", text):
-                    bare.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
-    assert bare == []  # edgerec.utils.command_line.command writes them
+                    unquoted.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")
+    assert unquoted == []  # messages must use edgerec.utils.command_line.command
 
 
-def test_quantize_suggests_its_export(awkward, here):
-    done = here("quantize", awkward.path, "--method", "float16", "--max-drop", 100)
+def test_quantize_suggests_to_export_the_variant(quoted_run, here):
+    done = here("quantize", quoted_run.path, "--method", "float16", "--max-drop", 100)
     assert done.returncode == 0, done.stderr
     assert suggested(done.stdout) == [
-        ["edgerec", "export", str(awkward.path), "--target", "rpi", "--variant", "float16"]
+        ["edgerec", "export", str(quoted_run.path), "--target", "rpi", "--variant", "float16"]
     ]
 
 
-def test_quantize_names_the_data_where_it_was_moved(awkward, here):
-    done = here("quantize", awkward.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
+def test_quantize_suggests_the_new_location_of_moved_data(quoted_run, here):
+    done = here("quantize", quoted_run.path, "--method", "dynamic", "--max-drop", 100, "--data", "digits")
     assert suggested(done.stdout)[0][-2:] == ["--data", "digits"]
 
 
-def test_calibration_suggests_how_to_look_at_the_set(awkward, here, tmp_path):
+def test_calibration_make_suggests_to_show_the_set(quoted_run, here, tmp_path):
     out = tmp_path / "my set"
-    done = here("calibration", "make", awkward.path, "--out", out, "--images", 10)
+    done = here("calibration", "make", quoted_run.path, "--out", out, "--images", 10)
     assert done.returncode == 0, done.stderr
     assert suggested(done.stdout) == [["edgerec", "calibration", "show", str(out), "--out", "sheet.png"]]
 
 
-def test_the_report_suggests_commands_for_its_run(awkward, tmp_path):
-    steps = [step.command for step in write_report(awkward.path, tmp_path / "page.html").next if step.command]
+def test_report_suggests_commands_for_its_run(quoted_run, tmp_path):
+    steps = [step.command for step in write_report(quoted_run.path, tmp_path / "page.html").next if step.command]
     assert steps
     for words in suggested("\n".join(steps)):
-        assert words[2] == str(awkward.path)
-    # If the images were moved, every command that reads them says where they are now.
+        assert words[2] == str(quoted_run.path)
+    # If the images were moved, every command that reads them has an option with their new location.
     steps = [
-        step.command for step in write_report(awkward.path, tmp_path / "moved.html", data="digits").next if step.command
+        step.command
+        for step in write_report(quoted_run.path, tmp_path / "moved.html", data="digits").next
+        if step.command
     ]
     assert all(words[-2:] == ["--data", "digits"] for words in suggested("\n".join(steps)))
 
 
-def test_errors_suggest_commands_that_a_shell_can_read(awkward, here, tmp_path):
+def test_commands_in_errors_can_be_parsed_by_a_shell(quoted_run, here, tmp_path):
     missing = tmp_path / "no run, yet"
     for command in ("quantize", "export", "parity"):
         done = here(command, missing)
         ((*words, out),) = suggested(done.stderr)
         assert (words, out) == (["edgerec", "train", "DATA", "--out"], str(missing))
     unfinished = tmp_path / "not finished"
-    shutil.copytree(awkward.path, unfinished)
+    shutil.copytree(quoted_run.path, unfinished)
     (unfinished / "metrics.json").unlink()
     assert suggested(here("quantize", unfinished).stderr) == [
         ["edgerec", "train", "--resume", "--out", str(unfinished)]
@@ -95,14 +97,14 @@ def test_errors_suggest_commands_that_a_shell_can_read(awkward, here, tmp_path):
     assert suggested(done.stderr)
 
 
-def test_a_missing_recipe_names_a_command_that_writes_it(here, tmp_path):
+def test_error_for_a_missing_recipe_suggests_a_command_that_writes_it(here, tmp_path):
     done = here("train", tmp_path / "my recipe.toml", "--out", tmp_path / "run")
     ((*words, path),) = suggested(done.stderr)
     assert (words, path) == (["edgerec", "recipe", ">"], str(tmp_path / "my recipe.toml"))
 
 
-def test_an_int8_target_without_an_int8_variant_suggests_quantize(awkward, here, tmp_path):
-    copy = Run.open(shutil.copytree(awkward.path, tmp_path / "only float"))
+def test_export_for_an_int8_target_without_an_int8_variant_suggests_quantize(quoted_run, here, tmp_path):
+    copy = Run.open(shutil.copytree(quoted_run.path, tmp_path / "only float"))
     for name, values in copy.variants().items():
         if values["precision"] == "int8":
             shutil.rmtree(copy.variant(name))

@@ -1,4 +1,4 @@
-"""Tables and progress in terminals of any width."""
+"""Tables and progress bars fit into terminals of any width."""
 
 from __future__ import annotations
 

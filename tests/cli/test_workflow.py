@@ -24,7 +24,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_build_makes_a_verified_bundle_and_a_report(built):
+def test_build_creates_a_verified_bundle_and_a_report(built):
     assert verify(built.bundle).exact
     assert built.variant == "int8"
     assert "<html" in Path(built.page).read_text(encoding="utf-8")[:500]
