@@ -1,6 +1,6 @@
-"""The whole path in one go: train, quantize, export, verify, classify a video.
+"""Run all steps of edgerec: train, quantize, export, verify, and classify a video.
 
-Runs edgerec's own commands, shows each, and ends with a table. Everything lands in ``demo/``.
+The script prints and runs edgerec's commands, and prints a summary. All files are written to ``demo/``.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ import numpy as np
 from edgerec import Run
 from edgerec.utils.command_line import command
 
-FRAMES_PER_PICTURE = 3
+FRAMES_PER_IMAGE = 3
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def edgerec(*arguments: object) -> str:
-    """Run one command as a person would type it; gives what it printed."""
+    """Print and run a command of edgerec, and return its stdout."""
     print(f"\n$ {command(*arguments)}", flush=True)
     program = [sys.executable, "-m", "edgerec", *map(str, arguments)]
     return subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def make_video(run: Path, path: Path, pictures: int = 40) -> list[str]:
-    """A video of held-out pictures; gives each frame's true label."""
+def make_video(run: Path, path: Path, images: int = 40) -> list[str]:
+    """Write a video of test images, and return the true label of each frame."""
     import cv2
 
     dataset, split = Run.open(run).data()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (320, 240))
     truth = []
-    for i in np.random.default_rng(0).permutation(split.test)[:pictures]:
+    for i in np.random.default_rng(0).permutation(split.test)[:images]:
         digit = cv2.resize(dataset.original(int(i)), (240, 240), interpolation=cv2.INTER_LINEAR)
         frame = cv2.cvtColor(cv2.copyMakeBorder(digit, 0, 0, 40, 40, cv2.BORDER_CONSTANT), cv2.COLOR_GRAY2BGR)
-        for _ in range(FRAMES_PER_PICTURE):
+        for _ in range(FRAMES_PER_IMAGE):
             writer.write(frame)
             truth.append(dataset.labels[dataset.classes[i]])
     writer.release()
@@ -53,17 +53,17 @@ def make_video(run: Path, path: Path, pictures: int = 40) -> list[str]:
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="made anew each time")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder, deleted first [default: demo]")
+    parser.add_argument("--epochs", type=int, default=12, help="number of training epochs [default: 12]")
     arguments = parser.parse_args()
     os.chdir(REPOSITORY)
     out: Path = arguments.out
     if out.exists() and not (out / "digits" / "recipe.toml").is_file():
-        sys.exit(f"{out} is there and is no earlier demo: choose another place with --out")
+        sys.exit(f"{out} exists and is not an earlier demo: choose another folder with --out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     run, bundle, video = out / "digits", out / "digits-rpi", out / "digits.avi"
-    began = time.monotonic()
+    started = time.monotonic()
     print(edgerec("train", "--data", "digits", "--epochs", arguments.epochs, "--out", run))
     report: dict[str, Any] = json.loads(edgerec("quantize", run, "--json"))
     print(f"{report['variant']} chosen because {report['why']}")
@@ -74,25 +74,27 @@ def main() -> None:
     print("\n".join([*lines[:4], f"… {len(lines)} lines"]))
     events = [json.loads(line) for line in lines]
     results = [event for event in events if event["event"] == "result"]
-    right = np.mean([result["label"] == label for result, label in zip(results, truth, strict=True)])
+    accuracy = np.mean([result["label"] == label for result, label in zip(results, truth, strict=True)])
     ages = sorted(result["age_ms"] for result in results)
 
     print(f"\n{'':24}{'top-1':>9}{'agreement':>12}{'bytes':>11}{'gzip':>10}")
     for row in report["forms"]:
         sizes = (f"{row['size_bytes'] or '–':>11}", f"{row['gzip_bytes'] or '–':>10}")
         print(f"{row['name']:24}{row['top1']:>9.2%}{row['agreement']:>12.2%}{''.join(sizes)}")
-    print(f"{'bundle on the video':24}{right:>9.2%}   {len(results)} frames, median age {ages[len(ages) // 2]:.1f} ms")
-    for what, path in (
+    print(
+        f"{'bundle on the video':24}{accuracy:>9.2%}   {len(results)} frames, median age {ages[len(ages) // 2]:.1f} ms"
+    )
+    for title, path in (
         ("run", f"{run}/"),
         ("learning curves", f"{run}/plots/learning_curves.png"),
         ("confusion matrix", f"{run}/plots/confusion_matrix.png"),
         ("worst mistakes", f"{run}/plots/worst_mistakes.png"),
         ("bundle for the Pi", f"{bundle}/"),
-        ("what to type there", f"{bundle}/README.md"),
+        ("commands for the Pi", f"{bundle}/README.md"),
         ("video", str(video)),
     ):
-        print(f"{what:24}{path}")
-    print(f"done in {time.monotonic() - began:.0f} s")
+        print(f"{title:24}{path}")
+    print(f"done in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

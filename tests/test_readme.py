@@ -55,7 +55,7 @@ def test_demo_runs(tmp_path):
     (tmp_path / "demo" / "digits" / "recipe.toml").unlink()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "is no earlier demo" in done.stderr
+    assert "is not an earlier demo" in done.stderr
 
 
 def test_commands_for_the_pi_are_those_in_the_bundle(bundle):
