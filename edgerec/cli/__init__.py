@@ -1,1 +1,1 @@
-"""The command line: parsing here, work in the library, showing in ``output``."""
+"""The command line: each module parses the options of a command, calls the library and prints the result."""

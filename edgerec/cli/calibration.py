@@ -24,7 +24,7 @@ _DATA = typer.Option(None, metavar="DATA", help=MOVED_DATA_HELP)
 @app.command(cls=GroupedCommand)
 def make(
     subject: str | None = typer.Argument(
-        None, metavar="[RUN|RECIPE.toml]", help="Run or recipe whose training images are used."
+        None, metavar="RUN|RECIPE.toml", help="Run or recipe whose training images are used."
     ),
     out: Path = typer.Option(..., metavar="FOLDER", help="Folder for the calibration set."),
     data: list[str] | None = typer.Option(

@@ -48,7 +48,7 @@ def camera(
     web: str = typer.Option(
         "",
         metavar="[HOST:PORT]",
-        help="Serve a web page with the live image. [address without a value: 127.0.0.1:8000]",
+        help="Serve a web page with the live image. Without HOST:PORT, the address is 127.0.0.1:8000.",
     ),
     csv: Path | None = typer.Option(None, metavar="FILE", help="Write one row per frame to this CSV file."),
     max_frames: int | None = typer.Option(
@@ -224,7 +224,7 @@ def camera(
     metrics: str = typer.Option(
         "",
         metavar="[HOST:PORT]",
-        help="Serve metrics for Prometheus. [address without a value: 127.0.0.1:9464]",
+        help="Serve metrics for Prometheus. Without HOST:PORT, the address is 127.0.0.1:9464.",
         rich_help_panel=_NETWORK,
     ),
     web_token: str | None = typer.Option(

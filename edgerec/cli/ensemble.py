@@ -11,7 +11,7 @@ from edgerec.cli.output import JsonOption, say, show_json, show_log, suggest
 
 def ensemble(
     bundles: list[Path] = typer.Argument(
-        ..., metavar="BUNDLE|RUN...", help="At least two bundles or runs with the same labels."
+        ..., metavar="BUNDLE|RUN", help="At least two bundles or runs with the same labels."
     ),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the new bundle, or a .zip."),
     combine: str = typer.Option(

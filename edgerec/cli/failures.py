@@ -13,20 +13,20 @@ log = logging.getLogger(__name__)
 OUT_OF_MEMORY = "out of memory: close other programs, or use a smaller --batch-size, --input-size or --width"
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk with --out or EDGEREC_CACHE; nothing was lost",
-    errno.EDQUOT: "your quota is used up: free some space, or choose another disk; nothing was lost",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose another disk; nothing was lost",
     errno.EFBIG: "the file is larger than a limit of edgerec, of this disk or of ulimit -f",
     errno.EACCES: "check its permissions, or choose another path",
     errno.EPERM: "check its permissions, or choose another path",
     errno.EROFS: "choose a path that is writable",
-    errno.ENOENT: "it was removed, or its folder does not exist",
+    errno.ENOENT: "the file was removed, or its folder does not exist",
     errno.EIO: "the disk or device reports errors: check it, or choose another path",
-    errno.EBUSY: "it is in use: choose another path",
+    errno.EBUSY: "the file or device is in use: choose another path",
     errno.ENOTDIR: "a part of the path is a file: choose another path",
-    errno.EISDIR: "this must be a file: choose another path",
+    errno.EISDIR: "the path is a folder, but a file is expected: choose another path",
     errno.ENOTEMPTY: "the folder is not empty: choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EEXIST: "a file or a broken link has this name: choose another path",
-    errno.ELOOP: "it is a symbolic link to itself: remove it, or choose another path",
+    errno.ELOOP: "the path is a symbolic link to itself: remove the link, or choose another path",
     errno.EMFILE: "raise the limit of open files with ulimit -n",
     errno.ENFILE: "close other programs",
     errno.ESTALE: "mount the network drive again",
@@ -44,7 +44,8 @@ def explain(error: Exception) -> str | None:
     if system is not None:
         assert system.errno is not None
         where = f" ({system.filename})" if system.filename else ""
-        return f"{os.strerror(system.errno)}{where}: {_ADVICE.get(system.errno, 'check it, or choose another path')}"
+        advice = _ADVICE.get(system.errno, "check the file or device, or choose another path")
+        return f"{os.strerror(system.errno)}{where}: {advice}"
     # TensorFlow's exception class is compared by name, so that TensorFlow need not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"{OUT_OF_MEMORY}; finished results are complete"

@@ -43,6 +43,8 @@ def write_parameters(command: Any, ctx: Any, formatter: Any) -> None:
     for parameter in command.get_params(ctx):
         default_heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
         record = parameter.get_help_record(ctx)
+        if record is not None and default_heading == "Arguments":
+            record = parameter.metavar or record[0], record[1]  # without the type, which Typer appends
         if record is not None:
             sections.setdefault(getattr(parameter, "rich_help_panel", None) or default_heading, []).append(record)
     for heading, records in sections.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def models(
     name: str = typer.Argument(
         "",
-        metavar="[NAME]",
+        metavar="NAME",
         help="Architecture to build and describe, or your own function, such as my_net.py:build, whose code is "
         "executed. [default: list all architectures]",
     ),

@@ -12,7 +12,7 @@ from edgerec.cli.output import say, show_log
 
 def predict(
     bundle: Path = typer.Argument(..., metavar="BUNDLE", help="Folder or .zip of a bundle."),
-    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="Image files, or folders of images."),
+    images: list[Path] = typer.Argument(..., metavar="IMAGE", help="Image files, or folders of images."),
     threshold: float | None = typer.Option(
         None,
         min=0,

@@ -12,7 +12,7 @@ from edgerec.cli.recipe_options import SET_HELP
 def recipe(
     file: Path | None = typer.Argument(
         None,
-        metavar="[RECIPE.toml]",
+        metavar="RECIPE.toml",
         help="Recipe to check and to complete with defaults. [default: the default recipe]",
     ),
     assignments: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help=SET_HELP),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def targets(
     name: str = typer.Argument(
-        "", metavar="[NAME]", help="Target to describe, or your own .toml file. [default: list all targets]"
+        "", metavar="NAME", help="Target to describe, or your own .toml file. [default: list all targets]"
     ),
     json: bool = JsonOption,
 ) -> None:

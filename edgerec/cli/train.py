@@ -23,7 +23,7 @@ _MODEL, _DATA, _TRAINING = "Model", "Data and split", "Training"
 
 
 def train(
-    subject: str | None = typer.Argument(None, metavar="[DATA|RECIPE.toml]", help=SUBJECT_HELP),
+    subject: str | None = typer.Argument(None, metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the run: model, plots, metrics."),
     data: list[str] | None = typer.Option(
         None,
@@ -34,8 +34,8 @@ def train(
     arch: str | None = typer.Option(
         None,
         metavar="NAME",
-        help="Architecture: a name from edgerec models, auto, or your own function, such as my_net.py:build, whose "
-        "code is executed. [default: auto: chosen for the images and the target]",
+        help="Architecture: a name from edgerec models, your own function, such as my_net.py:build, whose code is "
+        "executed, or auto (chosen for the images and the target). [default: auto]",
     ),
     target: str | None = typer.Option(
         None, metavar="NAME", help="Target for which --arch auto chooses; see edgerec targets. [default: any]"

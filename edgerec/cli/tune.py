@@ -29,7 +29,7 @@ _LIMITS, _SEARCH, _STUDY = "Limits of the int8 model", "Search", "Study"
 
 
 def tune(
-    subject: str | None = typer.Argument(None, metavar="[DATA|RECIPE.toml]", help=SUBJECT_HELP),
+    subject: str | None = typer.Argument(None, metavar="DATA|RECIPE.toml", help=SUBJECT_HELP),
     out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the study."),
     data: list[str] | None = typer.Option(None, metavar="DATA", help="Data set, as for train --data; may be repeated."),
     trials: int | None = typer.Option(

@@ -51,7 +51,7 @@ def verify(
         rich_help_panel=_EMULATED,
     ),
 ) -> None:
-    """Check that a bundle is complete and gives the same scores.
+    """Verify the files of a bundle and its scores on this machine.
 
     The scores of the golden images are compared with those on the machine that exported the bundle.
     """

@@ -71,9 +71,9 @@ def without_display() -> dict[str, str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have a display")
 def test_failed_start_creates_no_files(bundle, video, edgerec, tmp_path):
     options = ["--csv", tmp_path / "t.csv", "--save", "all", "--save-dir", tmp_path / "saved"]
-    said = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
-    assert "no display" in said
-    assert "--web to serve a web page" in said
+    message = one_line(edgerec("camera", bundle, "--source", video, *options, env=without_display()))
+    assert "no display" in message
+    assert "--web to serve a web page" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,11 +145,12 @@ def test_web_page_replaces_the_window_without_a_display(bundle, video, edgerec):
 def test_port_in_use_is_reported_in_one_line(bundle, video, edgerec):
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        address = f"127.0.0.1:{port}"
         for option in ("--web", "--metrics"):
             done = edgerec("camera", bundle, "--source", video, "--headless", option, address)
-            assert str(taken.getsockname()[1]) in one_line(done)
+            assert str(port) in one_line(done)
 
 
 @pytest.mark.skipif(not shutil.which("mosquitto"), reason="no MQTT broker (apt install mosquitto)")

@@ -109,8 +109,8 @@ def test_build_command_names_the_run_after_the_data(edgerec, tmp_path):
     options = ("--epochs", "1", "--method", "ptq", "--max-drop", "50", "--json")
     done = edgerec("build", "digits", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert made["run"] == "runs/digits"
+    result = json.loads(done.stdout)
+    assert result["run"] == "runs/digits"
     assert (tmp_path / "runs" / "digits-rpi" / "manifest.json").is_file()
 
 
