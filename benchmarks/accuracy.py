@@ -1,9 +1,9 @@
-"""Accuracy of the whole path on real data: float Keras, float32 TFLite, int8 TFLite, and the exported bundle.
+"""Measure the accuracy of all steps on real data: float Keras, float32 TFLite, int8 TFLite, and the exported bundle.
 
     python benchmarks/accuracy.py mnist|signs|cifar10 --work FOLDER
 
-Data is read from $EDGEREC_TEST_DATA, or ../shared/data. The recipes were chosen by validation accuracy; the test
-part is looked at once, here.
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data. The recipes were chosen by validation accuracy. The test images
+are used only here.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def source(name: str, work: Path) -> str:
-    """Where the data of that name lies."""
+    """Return the location of a dataset."""
     if name == "mnist":
         return str(data_folder() / "mnist.npz")
     return str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work))
 
 
 def measure(name: str, work: Path) -> dict[str, Any]:
-    """Train (or take the run that is there), quantize, export, and measure each form."""
+    """Train (or use an existing run), quantize and export, and return the accuracy of each form of the model."""
     recipe = Recipe().override({"data.source": source(name, work)} | RECIPES[name])
     path = work / "runs" / name
     run = Run(path) if Run(path).finished else fit(recipe, path, resume=(path / "recipe.toml").is_file())
@@ -79,7 +79,7 @@ def measure(name: str, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one JSON object for each data set asked for."""
+    """Print one JSON object for each dataset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="+", choices=RECIPES)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))

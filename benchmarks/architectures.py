@@ -1,11 +1,11 @@
-"""Every architecture through adapting, quantization-aware training and full-int8 conversion, on real pictures.
+"""Adapt, train with fake quantization and convert to full int8 every architecture, on real images.
 
     python benchmarks/architectures.py --work FOLDER [--only NAME …] [--write docs/architectures.md]
 
-Most are networks as people bring them, Keras' applications with their own preprocessing among them; what each of
-edgerec's own costs is measured by benchmarks/models.py. Weights are random and trained for a few steps on CIFAR-10
-pictures: it is shown that each goes through and that the int8 file answers as the Keras model does, not how accurate it
-is. What is measured is kept in FOLDER, one file an architecture; what is there is not measured again.
+Most architectures are third-party models, for example those of Keras applications with their own preprocessing.
+benchmarks/models.py measures the cost of edgerec's own architectures. The weights are random and trained for a few
+steps on CIFAR-10 images. The benchmark shows that the conversion works and that the int8 file gives the same output as
+the Keras model, but not how accurate the model is. Each result is stored in a file in FOLDER and is not measured again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _application(name: str, side: int = 32, **options: Any) -> Callable[[], Any]
 
 
 def _cnn(*between: str) -> Callable[[], Any]:
-    """The tutorial's CNN; ``between`` its features and its classes."""
+    """Build the CNN of the tutorial; ``between`` is a list of layers between the features and the classifier."""
 
     def build() -> Any:
         made = keras().layers
@@ -73,7 +73,7 @@ def _resnet8() -> Any:
 
 
 def _recurrent(name: str) -> Callable[[], Any]:
-    """Reads a picture row by row."""
+    """Build a model that reads an image row by row."""
 
     def build() -> Any:
         made = keras().layers
@@ -98,18 +98,18 @@ def _autoencoder(transposed: bool) -> Callable[[], Any]:
 
 
 def _quick_to_settle(model: Any) -> None:
-    """Batch statistics that two steps settle; without them all scores are alike."""
+    """Return batch normalization whose statistics converge in two steps. Otherwise all scores would be nearly equal."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras().layers.BatchNormalization):
             layer.momentum = 0.1
 
 
 def _nested() -> Any:
-    """Transfer learning as Keras' guide has it: a base inside a model, augmentation and scaling inside the graph."""
+    """Build a transfer-learning model as in the Keras guide, with a nested base and augmentation in the graph."""
     made = keras().layers
     base = keras().applications.MobileNetV2(input_shape=(32, 32, 3), alpha=0.35, include_top=False, weights=None)
     _quick_to_settle(base)
-    for _ in range(2):  # called with training=False below, it never learns its statistics
+    for _ in range(2):  # the base is called with training=False below, so its statistics are never updated
         base(np.random.default_rng(0).uniform(-1, 1, (BATCH, 32, 32, 3)).astype(np.float32), training=True)
     inputs = keras().Input((32, 32, 3))
     x = keras().Sequential([made.RandomFlip("horizontal"), made.RandomRotation(0.1)])(inputs)
@@ -118,7 +118,7 @@ def _nested() -> Any:
     return keras().Model(inputs, made.Dense(CLASSES, activation="softmax")(x))
 
 
-# Name, builder, the normalisation that it expects, and how it gets to int8.
+# Name, builder, expected normalization, and methods to create the int8 file.
 ARCHITECTURES: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
     "seed CNN": (_cnn("Flatten"), "unit", ("qat", "pqat")),
     "seed CNN with dropout": (_cnn("Flatten", "Dropout"), "unit", ("qat", "pqat")),
@@ -145,7 +145,7 @@ NORMALISE = {"unit": Normalise.named("unit"), "signed": Normalise.named("signed"
 
 @functools.cache
 def pictures(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
-    """CIFAR-10 test pictures from all over the archive, ``(count, side, side, 3)``, RGB."""
+    """Return CIFAR-10 test images from all parts of the archive, ``(count, side, side, 3)``, RGB."""
     found = []
     with tarfile.open(data_folder() / "cifar10.tar") as archive:
         members = [m for m in archive if m.isfile() and "/test/" in m.name]
@@ -156,7 +156,7 @@ def pictures(side: int, count: int = BATCH * STEPS) -> npt.NDArray[np.uint8]:
 
 
 def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = ()) -> None:
-    """A few steps, to the pictures themselves where the model gives pictures."""
+    """Train for a few steps. Models that output images are trained to reconstruct their input."""
     is_picture = len(model.output_shape) == 4
     loss = "mse" if is_picture else "sparse_categorical_crossentropy"
     model.compile(keras().optimizers.Adam(1e-4), loss, run_eagerly=True)  # tracing would take longer than two steps
@@ -165,7 +165,7 @@ def train(model: Any, x: npt.NDArray[np.float32], callbacks: tuple[Any, ...] = (
 
 
 def pruned(model: Any, x: npt.NDArray[np.float32]) -> Any:
-    """Half of each layer's weights at zero."""
+    """Set half of each layer's weights to zero."""
     pruning = require("tensorflow_model_optimization").sparsity.keras
     wrapped = pruning.prune_low_magnitude(model, pruning.ConstantSparsity(SPARSITY, 0, -1, 1))
     train(wrapped, x, (pruning.UpdatePruningStep(),))
@@ -173,10 +173,10 @@ def pruned(model: Any, x: npt.NDArray[np.float32]) -> Any:
 
 
 def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: Normalise) -> tuple[bytes, Any]:
-    """The int8 file of an adapted model, and the Keras model that it must answer like."""
+    """Return the int8 file of an adapted model, and the Keras model whose output it should match."""
     if method == "ptq":
         x = x.copy()
-        x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # both ends of the input's range
+        x[0].reshape(-1)[:2] = normalise.apply(np.array([0.0, 255.0]))  # minimum and maximum of the input range
         return to_int8(model, x), model
     aware = with_fake_quantization(pruned(model, x) if method == "pqat" else model, normalise, pruned=method == "pqat")
     train(aware, x)
@@ -184,7 +184,7 @@ def to_int8_by(method: str, model: Any, x: npt.NDArray[np.float32], normalise: N
 
 
 def answers(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What the file says to the pictures, dequantized."""
+    """Return the dequantized output of the file for the images."""
     interpreter = open_interpreter(content, threads=1)
     given, said = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     scale, zero = said["quantization"]
@@ -197,13 +197,13 @@ def answers(content: bytes, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.flo
 
 
 def stir(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The pictures with each value one less, the same, or one more."""
+    """Return the images with each value changed randomly by -1, 0 or 1."""
     noise = np.random.default_rng(0).integers(-1, 2, pixels.shape)
     return np.clip(pixels.astype(int) + noise, 0, 255).astype(np.float32)
 
 
 def measure(name: str, method: str) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     build, range_name, _ = ARCHITECTURES[name]
     normalise = NORMALISE[range_name]
     keras().backend.clear_session()
@@ -266,7 +266,7 @@ COLUMNS = (
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         changes = _counted(row["changes"]) + f" ({row['difference']:.0e})" if row.get("changes") else "none"
@@ -292,7 +292,7 @@ def _counted(found: dict[str, int]) -> str:
 
 
 def hard_swish() -> dict[str, float]:
-    """Median ms of MobileNetV3Small's int8 file at 96 px, one thread: as it is, with HARD_SWISH, and adapted."""
+    """Return the median ms of MobileNetV3Small's int8 file at 96 px: unchanged, with HARD_SWISH, and adapted."""
     keras().utils.set_random_seed(0)
     model = keras().applications.MobileNetV3Small(input_shape=(96, 96, 3), weights=None, classes=CLASSES)
     pixels = pictures(96)
@@ -301,7 +301,10 @@ def hard_swish() -> dict[str, float]:
     interpreters = {name: open_interpreter(content, threads=1) for name, content in made.items()}
     times: dict[str, list[float]] = {name: [] for name in made}
     for picture in np.tile(pixels, (10, 1, 1, 1)):
-        for name, interpreter in interpreters.items():  # in turn, so that a busy machine is unfair to none
+        for (
+            name,
+            interpreter,
+        ) in interpreters.items():  # alternately, so that other load on the machine affects all variants equally
             interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[np.newaxis])
             started = time.perf_counter()
             interpreter.invoke()
@@ -310,15 +313,15 @@ def hard_swish() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure what is not measured yet, and print the table of all."""
+    """Measure everything that was not measured before, and print the complete table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/architectures"))
     parser.add_argument("--only", nargs="+", choices=[*ARCHITECTURES, "hard-swish"])
-    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--write", type=Path, help="Markdown file to which the table is written")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     wanted = arguments.only or (*ARCHITECTURES, "hard-swish")
-    # First one way for all, then the next.
+    # Measure all architectures with one method before the next method.
     jobs = [(n, m) for m in ("qat", "ptq", "pqat") for n in wanted if n in ARCHITECTURES and m in ARCHITECTURES[n][2]]
     for name, method in [*jobs, *[(n, "") for n in wanted if n == "hard-swish"]]:
         path = arguments.work / f"{name} {method}.json"

@@ -1,11 +1,11 @@
-"""What augmentation costs: against Keras' ImageDataGenerator, of an epoch, and the feed against a training step.
+"""Measure the cost of augmentation, compared with Keras' ImageDataGenerator and with a training step.
 
     python benchmarks/augment.py [--rounds 5] [--steps 40]
 
-The settings are the tutorial's: rotation 10°, zoom 0.1, shifts 0.1. Pictures are random: the time does not depend on
-what they show. What is compared takes turns in one run; the figures are medians of the rounds, on this machine as it
-is now, and the ratios are what counts. Where others use the machine too, the processor's time is steadier than the
-clock's; ImageDataGenerator uses one processor, the feed all.
+The settings are those of the tutorial: rotation 10°, zoom 0.1, shifts 0.1. The images are random, because the time does
+not depend on their content. All variants run alternately in one process, and the results are medians of the rounds.
+Only the ratios are meaningful. If other programs use the machine, CPU time is more stable than wall time.
+ImageDataGenerator uses one CPU core, and the input pipeline uses all cores.
 """
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ PICTURES, BATCH = 10000, 128
 
 
 def pictures(name: str) -> Any:
-    """What the feed needs of a data set."""
+    """Return the dataset attributes that the input pipeline needs, with random images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (PICTURES, *SHAPES[name]), np.uint8)
     return SimpleNamespace(images=images, classes=np.arange(PICTURES) % 10, labels=tuple("0123456789"), packed=None)
 
 
 def recipe(name: str, setting: str) -> Recipe:
-    """The recipe of a data set with one of the settings."""
+    """Return the recipe of a dataset with one of the augmentation settings."""
     values = {"model.arch": MODELS[name], "train.batch_size": BATCH, "data.input_size": SHAPES[name][0]}
     values |= {"data.channels": SHAPES[name][2]}
     return Recipe().override(values | {f"augment.{key}": value for key, value in SETTINGS[setting].items()})
 
 
 def batches(data: Any, name: str, setting: str) -> Any:
-    """The feed's batches."""
+    """Return the batches of the input pipeline."""
     return training_feed(data, np.arange(PICTURES), recipe(name, setting), first_epoch=0)
 
 
 def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Of each the median of pictures a second, and of the processor's microseconds for a picture. All are run once
-    before, and then one after the other in every round."""
+    """Run all functions once to warm up, then alternately in each round.
+
+    Returns:
+        For each function, the median of the images per second and the median CPU time per image in microseconds.
+    """
     for work, _ in works.values():
         work()
     speeds: dict[str, list[float]] = {name: [] for name in works}
@@ -74,7 +77,7 @@ def in_turns(works: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> tu
 
 
 def take(made: Any, steps: int) -> Callable[[], None]:
-    """What takes so many batches, from a start of its own: one that was left standing would fill up meanwhile."""
+    """Return a function that reads batches from a new iterator, because an idle iterator would prefetch batches."""
 
     def work() -> None:
         iterator = iter(made)
@@ -85,7 +88,7 @@ def take(made: Any, steps: int) -> Callable[[], None]:
 
 
 def generator(data: Any) -> Any:
-    """Keras' ImageDataGenerator with the tutorial's settings."""
+    """Return Keras' ImageDataGenerator with the tutorial's settings."""
     made = keras().preprocessing.image.ImageDataGenerator(
         rotation_range=10, zoom_range=0.1, width_shift_range=0.1, height_shift_range=0.1, rescale=1 / 255
     )
@@ -93,7 +96,7 @@ def generator(data: Any) -> Any:
 
 
 def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[], None]:
-    """What trains for so many steps; without a setting on one batch that is there, as fast as the model can."""
+    """Return a function that trains this many steps. Without a setting, the same batch is used in each step."""
     one = recipe(name, setting or "none")
     model = build(keras(), one.model, SHAPES[name], 10, one.normalise)
     compile_classifier(model, keras().optimizers.Adam(), steps)
@@ -104,7 +107,7 @@ def trainer(data: Any, name: str, setting: str | None, steps: int) -> Callable[[
 
 
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """All figures of one shape."""
+    """Return all measurements for one image shape."""
     data = pictures(name)
     feeds = {f"feed {key}": (take(batches(data, name, key), steps), steps * BATCH) for key in SETTINGS}
     few = max(5, steps // 4)

@@ -1,9 +1,9 @@
-"""An MQTT broker that is away for a minute while a camera goes on deciding.
+"""Test a camera whose MQTT broker is not available for a minute.
 
     python benchmarks/broker.py [--away 60] [--rate 10]
 
-Needs mosquitto and paho-mqtt. Prints, as one JSON object, how many decisions were published, how many of them another
-client received, whether in their order, and how many were dropped.
+The script needs mosquitto and paho-mqtt. It prints a JSON object with the number of published decisions, the number of
+decisions that another client received, whether they arrived in order, and the number of dropped decisions.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from edgerec.camera.sinks.mqtt import Mqtt
 from edgerec.camera.sinks.mqtt_client import Broker
 from edgerec.contract.decision import Category, Classification, Decision
 
-# With the broker there, before and after; and for what waited to arrive.
+# Seconds before and after the outage, and maximum wait for queued messages.
 BEFORE_S, AFTER_S, ARRIVE_S = 5.0, 10.0, 60.0
 LABELS = ("one", "two")
 MANIFEST: Any = SimpleNamespace(name="test", target="desktop", variant="int8", labels=LABELS)
 
 
 class Mosquitto:
-    """A real broker on loopback, which keeps its clients' sessions when it is ended and started again."""
+    """A real broker on the loopback interface, which keeps the sessions of its clients across a restart."""
 
     def __init__(self, folder: Path) -> None:
         command = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
@@ -55,7 +55,7 @@ class Mosquitto:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """There for the block."""
+        """Run the broker during the block."""
         with subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 wait(self._answers, 15)
@@ -71,7 +71,7 @@ class Mosquitto:
 
 @contextlib.contextmanager
 def listening(port: int, seen: list[int]) -> Iterator[None]:
-    """Another client, whose session the broker remembers; the numbers of all decisions come into ``seen``."""
+    """Run another client with a persistent session, and append the numbers of received decisions to ``seen``."""
     import paho.mqtt.client as mqtt
 
     ready: list[Any] = []
@@ -91,7 +91,7 @@ def listening(port: int, seen: list[int]) -> Iterator[None]:
 
 
 def outage(folder: Path, away_s: float, rate: float) -> dict[str, Any]:
-    """The figures."""
+    """Return the measurements."""
     broker, seen, numbers = Mosquitto(folder), list[int](), itertools.count()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.ExitStack())
@@ -124,7 +124,7 @@ def outage(folder: Path, away_s: float, rate: float) -> dict[str, Any]:
 
 
 def decide(sink: Mqtt, numbers: Iterator[int], seconds: float, rate: float) -> None:
-    """New decisions at that rate."""
+    """Send new decisions at this rate."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         number, now = next(numbers), time.monotonic()
@@ -136,7 +136,7 @@ def decide(sink: Mqtt, numbers: Iterator[int], seconds: float, rate: float) -> N
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Until it is so; raises TimeoutError."""
+    """Wait until the condition is true, or raise TimeoutError."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -145,9 +145,9 @@ def wait(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def main() -> None:
-    """Print the figures; exit code 1 when a decision was lost or came out of order."""
+    """Print the measurements, and return 1 if a decision was lost or arrived out of order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--away", type=float, default=60.0, help="seconds without the broker")
+    parser.add_argument("--away", type=float, default=60.0, help="duration of the outage in seconds")
     parser.add_argument("--rate", type=float, default=10.0, help="decisions per second")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgerec-broker-") as folder:

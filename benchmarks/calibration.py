@@ -1,10 +1,10 @@
-"""What a wrong calibration set costs: a run's float model, calibrated in every wrong way, on validation pictures.
+"""Measure the effect of wrong calibration sets on the validation accuracy of an int8 model.
 
     python benchmarks/calibration.py RUN [--data FOLDER] [--images 1000] [--seeds 3]
 
-The sets with a mistake have 100 pictures. Where the mistake leaves pixels, they go the way of `edgerec quantize`;
-wrong ranges are given to the converter as they are, which edgerec never does. "Scores moved" is how much of the
-probability the int8 model gives to other classes than the float one does (total variation distance), on average.
+Each wrong calibration set has 100 images. Sets of valid images are used as in `edgerec quantize`. Wrong value ranges
+are passed directly to the converter, which edgerec never does. "Scores moved" is the mean total variation distance
+between the scores of the int8 model and the float model.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from edgerec.train.evaluate import keras_scorer, tflite_scorer
 from edgerec.train.run import Run
 from edgerec.utils.progress import ignore
 
-# Pictures and seed -> what the converter sees, real numbers float32 (N, H, W, C).
+# Function from images and a seed to the converter's input, float32 (N, H, W, C).
 Case = Callable[[int], Any]
 
 
 def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str, Case]]:
-    """Each way to calibrate, by its name."""
+    """Return the calibration methods by name."""
 
     def picked(method: str, count: int, seed: int, part: Any = split.train) -> Any:
         return dataset.images[METHODS[method](dataset, part, count, np.random.default_rng(seed))]
@@ -45,13 +45,13 @@ def cases(dataset: Dataset, split: Split, normalise: Any) -> Iterator[tuple[str,
         yield f"stratified, {count}", lambda seed, n=count: prepared(picked("stratified", n, seed))
     for method in ("random", "diverse"):
         yield f"{method}, 100", lambda seed, how=method: prepared(picked(how, 100, seed))
-    yield "red and blue exchanged", lambda seed: prepared(picked("stratified", 100, seed)[..., ::-1])
+    yield "red and blue swapped", lambda seed: prepared(picked("stratified", 100, seed)[..., ::-1])
     yield "half the contrast", lambda seed: prepared(picked("stratified", 100, seed) // 2)
     yield "one class only", lambda seed: prepared(picked("random", 100, seed, _one_class(dataset, split, seed)))
     yield "all alike", lambda seed: prepared(_burst(picked("random", 1, seed)[0], 100, seed))
-    yield "[0, 1] normalised again", lambda seed: normalise.apply(picked("stratified", 100, seed) / np.float32(255))
+    yield "[0, 1] normalized twice", lambda seed: normalise.apply(picked("stratified", 100, seed) / np.float32(255))
     yield "[-1, 1] for a [0, 1] model", lambda seed: picked("stratified", 100, seed) / np.float32(127.5) - 1
-    yield "0 to 255, not normalised", lambda seed: picked("stratified", 100, seed).astype(np.float32)
+    yield "0 to 255, not normalized", lambda seed: picked("stratified", 100, seed).astype(np.float32)
 
 
 def _one_class(dataset: Dataset, split: Split, index: int) -> Any:
@@ -59,7 +59,7 @@ def _one_class(dataset: Dataset, split: Split, index: int) -> Any:
 
 
 def _burst(image: Any, count: int, seed: int) -> Any:
-    """A few seconds of video of one scene: moved by up to two pixels, with noise and another exposure."""
+    """Return a few seconds of video of one scene, with shifts of up to two pixels, noise and different exposures."""
     rng = np.random.default_rng(seed)
     frames = []
     for _ in range(count):
@@ -71,7 +71,7 @@ def _burst(image: Any, count: int, seed: int) -> Any:
 
 
 def main() -> None:
-    """Print the table, a row as soon as it is there."""
+    """Print the table, one row at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data")
@@ -87,7 +87,7 @@ def main() -> None:
     model = run.model()
     reference = keras_scorer(model, recipe.normalise)(images, ignore)
     top1 = parity_row("float32", reference, reference, classes).top1
-    print(f"{recipe.model.arch}, {len(part)} validation pictures, float Keras {top1:.2%}\n")
+    print(f"{recipe.model.arch}, {len(part)} validation images, float Keras {top1:.2%}\n")
     print("| calibrated with | top-1 | agreement with float | scores moved |\n|---|---|---|---|")
     for name, case in cases(dataset, split, recipe.normalise):
         rows = []
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _cell(parts: tuple[float, ...]) -> str:
-    """The mean, and the lowest and highest where they differ, in percent."""
+    """Return the mean in percent, and the lowest and highest value if they differ."""
     low, mean, high = (f"{value:.1%}" for value in (min(parts), float(np.mean(parts)), max(parts)))
     return mean if low == high else f"{mean} ({low[:-1]} to {high[:-1]})"
 

@@ -111,7 +111,7 @@ print(json.dumps((count - 1) / (time.perf_counter() - began)))
 
 
 def video(work: Path) -> Path:
-    """A 720p motion-JPEG video: a picture that moves to and fro."""
+    """Write a 720p motion JPEG video of an image that moves back and forth."""
     import cv2
 
     path = work / "cat_720p.avi"
@@ -168,7 +168,7 @@ def files(work: Path, _: str) -> dict[str, Any]:
 
 
 def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
-    """Name to (.tflite, bundle): Coral's MobileNetV1 0.25, and a MobileNetV2 1.0 at 224 pixels with random weights."""
+    """Return (.tflite, bundle) by name: Coral's MobileNetV1 0.25, and a MobileNetV2 1.0 with random weights."""
     from edgerec import import_tflite
 
     large = work / "mobilenet_v2_1.0_224_int8.tflite"
@@ -191,14 +191,14 @@ def bundles(work: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def measured(code: str, *arguments: object, python: str = sys.executable) -> Any:
-    """What a program printed last, as JSON."""
+    """Run a program, and return the last line of its output, which is JSON."""
     command = [python, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def throughput(work: Path, mediapipe: str) -> dict[str, Any]:
-    """Frames per second over the video, by each way, with one and two threads."""
+    """Measure frames per second of each program on the video, with one and two threads."""
     film, table = video(work), {}
     for name, (model, bundle) in bundles(work).items():
         for threads in (1, 2):
@@ -220,7 +220,7 @@ def throughput(work: Path, mediapipe: str) -> dict[str, Any]:
 
 
 def latency(work: Path, _: str) -> dict[str, Any]:
-    """How old answers are when a model of 100 ms looks at 30 frames a second."""
+    """Measure the age of predictions for a model that needs 100 ms and a source of 30 frames per second."""
     from edgerec import Camera
 
     _, bundle = bundles(work)["mobilenet_v1 0.25 128"]
@@ -254,7 +254,7 @@ def latency(work: Path, _: str) -> dict[str, Any]:
 
 
 def memory(work: Path, _: str) -> dict[str, Any]:
-    """Most resident memory of the camera over the 720p video."""
+    """Measure the peak memory of the camera on the 720p video."""
     film, table = video(work), {}
     code = OURS + "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     for name, (_, bundle) in bundles(work).items():
@@ -263,7 +263,7 @@ def memory(work: Path, _: str) -> dict[str, Any]:
 
 
 def soak(work: Path, _: str) -> dict[str, Any]:
-    """A million synthetic frames: memory, file descriptors and threads of the process at its beginning and end."""
+    """Run a million synthetic frames, and compare memory, file descriptors and threads at the start and the end."""
     import threading
 
     from edgerec import Camera
@@ -309,7 +309,7 @@ def soak(work: Path, _: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one JSON object for each part asked for."""
+    """Print one JSON object for each benchmark."""
     parts = {"throughput": throughput, "files": files, "latency": latency, "memory": memory, "soak": soak}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=parts)

@@ -1,11 +1,12 @@
-"""What removing channels buys and costs: a run's int8 with and without them, by time, size and accuracy.
+"""Measure the effect of removing channels on the time, size and accuracy of a run's int8 model.
 
     python benchmarks/channels.py RUN [--parts 0.35 0.45 0.55] [--epochs 10] [--data …] [--max-drop 1] [--pythons …]
 
-Accuracy is of the int8 files on the validation part, where the choice is made: the fastest that loses no more than
---max-drop points. The test part is looked at once, for the whole model and the chosen one. Times are of all files in
-turn, picture by picture, in one process with one thread; the ratio of their medians is what counts. They are told for
-each of --pythons, which are the interpreters of environments with a TFLite runtime and NumPy; the first's choose.
+The accuracy of the int8 files is measured on the validation images, which determine the chosen file: the fastest one
+that loses no more than --max-drop points. The test images are used only once, for the original and the chosen model.
+All files are timed alternately, image by image, in one process with one thread. Only the ratio of the medians is
+meaningful. --pythons are Python interpreters of environments with a TFLite runtime and NumPy. Times are measured with
+each of them, and the first determines the chosen file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from edgerec.utils.progress import ignore
 
 @dataclass(frozen=True)
 class Bench:
-    """A run with its data, and how to fine-tune on it."""
+    """A run with its data, which can be fine-tuned."""
 
     run: Run
     dataset: Any
@@ -43,7 +44,7 @@ class Bench:
     tune: FineTune
 
     def int8(self, model: Any) -> bytes:
-        """Post-training quantized, calibrated as the run's recipe says."""
+        """Return the int8 file by post-training quantization with the calibration of the run's recipe."""
         recipe = self.run.recipe
         drawn = calibration.draw(recipe.compress.calibration, self.dataset, self.split)
         content = to_int8(model, recipe.normalise.apply(calibration.pin_range(drawn.images).astype(np.float32)))
@@ -51,25 +52,25 @@ class Bench:
         return content
 
     def opened(self, content: bytes) -> ImageModel:
-        """The file in an interpreter with one thread."""
+        """Open the file in an interpreter with one thread."""
         return ImageModel(content, self.run.recipe.normalise, threads=1)
 
     def answers(self, scorer: Any, part: str) -> npt.NDArray[np.int64]:
-        """The best class of each of the split's pictures."""
+        """Return the predicted class of each image of the subset."""
         best: npt.NDArray[np.int64] = scorer(self.dataset.images[self.split.part(part)], ignore).argmax(axis=1)
         return best
 
     def right(self, answers: npt.NDArray[np.int64], part: str) -> float:
-        """Part of them that is right."""
+        """Return the fraction of correct predictions."""
         return float(np.mean(answers == self.dataset.classes[self.split.part(part)]))
 
     def top1(self, scorer: Any, part: str) -> float:
-        """Part of the split's pictures that are right."""
+        """Return the accuracy on the subset."""
         return self.right(self.answers(scorer, part), part)
 
 
 def bench(arguments: argparse.Namespace) -> Bench:
-    """The run and its data, opened."""
+    """Open the run and its data."""
     run = Run.open(arguments.run)
     changes: dict[str, Any] = {"compress.epochs": arguments.epochs}
     if arguments.learning_rate:
@@ -79,7 +80,7 @@ def bench(arguments: argparse.Namespace) -> Bench:
 
 
 def row(given: Bench, part: float, model: Any, content: bytes, before: float) -> dict[str, Any]:
-    """What is known of one model before it is timed."""
+    """Return the properties of a model that need no time measurement."""
     return {
         "part": part,
         "parameters": int(model.count_params()),
@@ -112,7 +113,7 @@ print(json.dumps({"measured_on": fingerprint().to_dict(), "ms": [1e3 * statistic
 
 
 def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict[str, Any]:
-    """Median milliseconds of each file, measured in turn by the runtime that ``python`` has."""
+    """Return the median milliseconds of each file, measured alternately with the TFLite runtime of ``python``."""
     normalise = given.run.recipe.normalise
     with tempfile.TemporaryDirectory() as folder:
         pictures, paths = Path(folder) / "pictures.npy", [Path(folder) / f"{i}.tflite" for i in range(len(contents))]
@@ -134,7 +135,7 @@ def timed(python: str, given: Bench, contents: list[bytes], rounds: int) -> dict
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Shrink by each part, and compare."""
+    """Remove each fraction of the channels, and compare the results."""
     given = bench(arguments)
     whole = given.run.model()
     normalise = given.run.recipe.normalise
@@ -177,7 +178,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line for each part, then one JSON object."""
+    """Print a line for each fraction, then one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--parts", type=float, nargs="+", default=[0.35, 0.45, 0.55])

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where real data lies, and data prepared from it."""
+"""Functions that several benchmarks use to find and prepare data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def data_folder() -> Path:
-    """``$EDGEREC_TEST_DATA``, or ``shared/data`` beside the checkout."""
+    """Return ``$EDGEREC_TEST_DATA``, or ``shared/data`` beside the checkout."""
     return Path(os.environ.get("EDGEREC_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 def unpacked(name: str, work: Path) -> Path:
-    """The folder ``name`` out of ``name.tar``, unpacked once under ``work``."""
+    """Unpack ``name.tar`` once into ``work``, and return the folder."""
     folder = work / name
     if not folder.is_dir():
         partial = work / f".{name}.partial"
@@ -32,11 +32,11 @@ def unpacked(name: str, work: Path) -> Path:
 
 
 def signs_by_person(work: Path) -> Path:
-    """The sign-digits pictures with the person in their file names, for ``--group-by person_([0-9]+)``.
+    """Return the sign digits with a person number in each file name, for ``--group-by person_([0-9]+)``.
 
-    The pictures are numbered through; each person shows 0 to 9 once, in that order but for slips. A new person
-    begins where a 9 is followed by a 0. Where the order slipped, neighbours stay one group: groups may be too
-    large, which costs nothing, but nobody is on two sides.
+    The images are numbered consecutively. Each person shows the digits 0 to 9 once, in this order with a few
+    exceptions. A new person begins where a 9 is followed by a 0. Where the order differs, several persons form one
+    group. Such a group is too large, but no person is in two subsets.
     """
     folder = work / "sign-digits-by-person"
     if folder.is_dir():

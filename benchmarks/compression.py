@@ -1,10 +1,10 @@
-"""What compression costs and buys on MNIST and CIFAR-10.
+"""Measure the accuracy and size of compressed models on MNIST and CIFAR-10.
 
     python benchmarks/compression.py resnet8 small wide pruned mnist seeds brought --work FOLDER
 
-Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Runs and variants that are in FOLDER already are taken as they
-are, and an unfinished training goes on. docs/results.md says which recipes were chosen by validation accuracy and
-which were guesses.
+Data is read from $EDGEREC_TEST_DATA, or ../shared/data. Existing runs and variants in FOLDER are used, and an
+unfinished training is resumed. docs/results.md describes which recipes were chosen by validation accuracy and which
+were not tuned.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ CIFAR10: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet8": CIFAR10 | {"model.arch": "resnet8", "train.epochs": 120, "train.mixed_precision": True},
     "small": CIFAR10 | {"model.arch": "ds_resnet", "train.epochs": 60},
-    # Of the small ones' augmented training pictures 90 to 94 % are right, of validation 87 to 88 %: this one is larger
-    # still and needs more to tell apart.
+    # The small models reach 90 to 94 % on augmented training images and 87 to 88 % on validation images. This model is
+    # larger, so it needs stronger augmentation.
     "wide": CIFAR10
     | {"model.arch": "se_resnet16", "train.epochs": 60, "augment.cutout": 0.375, "train.mixed_precision": True},
     "mnist": {"train.epochs": 30, "train.learning_rate": 0.001, "data.val_fraction": 0.05},
 }
-# A second training begins at the first's weights and at half of its rate; the small one also learns what the wide one
-# answers, in bfloat16 where that is faster, which its own depthwise convolutions are not.
+# A second training starts with the weights of the first one and half of its learning rate. The small model is also
+# distilled from the wide one, which runs in bfloat16 because that is faster, except for depthwise convolutions.
 RETRAINING_RATE: dict[str, Any] = {
     "train.learning_rate": 0.05,
     "transfer.frozen": 0.0,
@@ -61,10 +61,10 @@ SECOND: dict[str, dict[str, Any]] = {
     "small": RETRAINING_RATE | {"distill.weight": 0.9, "augment.cutout": 0.25, "train.mixed_precision": True},
     "wide": RETRAINING_RATE,
 }
-# The first convolution has 288 of the 121,760 weights, two a filter if 80 % went: it is left alone, as is usual
-# (arXiv:1902.09574), and of all weights 80 % are zero.
+# The first convolution has only 288 of the 121,760 weights, so it is not pruned, as is usual (arXiv:1902.09574).
+# 80 % of all weights are zero.
 SPARSE_MNIST: dict[str, Any] = {"sparsity": 0.802, "skip": "conv2d", "epochs": 24, "learning_rate": 0.001}
-# PTQ against QAT: architectures and seeds, at a schedule that two cores get through.
+# Architectures and seeds to compare PTQ with QAT. The schedules are short, so that two CPU cores are sufficient.
 SEEDS = (0, 1, 2)
 SHORT = CIFAR10 | {"train.epochs": 6, "train.mixed_precision": True}
 SIDE_BY_SIDE: dict[str, dict[str, Any]] = {
@@ -75,19 +75,19 @@ SIDE_BY_SIDE: dict[str, dict[str, Any]] = {
 
 
 def source(name: str, work: Path) -> str:
-    """Where a recipe's data lies."""
+    """Return the location of a recipe's data."""
     return str(data_folder() / "mnist.npz") if name == "mnist" else str(unpacked("cifar10", work))
 
 
 def trained(path: Path, changes: dict[str, Any]) -> Run:
-    """The finished run at ``path``."""
+    """Train the run at ``path``, or use the finished run."""
     if Run(path).finished:
         return Run(path)
     return fit(Recipe().override(changes), path, resume=Run(path).begun)
 
 
 def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
-    """A variant's figures; it is made if it is not there."""
+    """Return the metrics of a variant, which is created if it does not exist."""
     if name not in run.variants():
         try:
             quantize(run, method, resume=True, **options)
@@ -111,13 +111,13 @@ def variant(run: Run, name: str, method: str, **options: Any) -> dict[str, Any]:
 
 
 def first(name: str, work: Path, seed: int = 0) -> Run:
-    """A recipe's run, begun at random weights."""
+    """Return the run of a recipe that starts with random weights."""
     folder = f"mnist-{seed}" if name == "mnist" else f"cifar10-{name}"
     return trained(work / "runs" / folder, RECIPES[name] | {"data.source": source(name, work), "seed": seed})
 
 
 def cifar10(name: str, work: Path) -> dict[str, Any]:
-    """Float and QAT int8 of one of our architectures on CIFAR-10."""
+    """Measure float and QAT int8 of one of edgerec's architectures on CIFAR-10."""
     run = first(name, work)
     if name in SECOND:
         changes = RECIPES[name] | SECOND[name] | {"data.source": source(name, work)}
@@ -129,7 +129,7 @@ def cifar10(name: str, work: Path) -> dict[str, Any]:
 
 
 def pruned(work: Path) -> dict[str, Any]:
-    """QAT of the ResNet8 that keeps 50 % zeros, with weights of 5 bits, beside its dense int8."""
+    """Compare QAT of the ResNet8 with 50 % zeros and 5-bit weights with its dense int8 variant."""
     dense = cifar10("resnet8", work)
     run = Run(work / "runs" / "cifar10-resnet8")
     sparse = variant(run, "int8-pqat", "prune+qat", sparsity=0.5, weight_bits=5, epochs=20)
@@ -137,7 +137,7 @@ def pruned(work: Path) -> dict[str, Any]:
 
 
 def mnist(work: Path) -> dict[str, Any]:
-    """simple_cnn with three seeds: float, QAT, and QAT of the 80 % pruned; the means are of the points lost."""
+    """Measure simple_cnn with three seeds: float, QAT, and QAT of the 80 % pruned model, and the mean loss."""
     rows: dict[str, list[dict[str, Any]]] = {"qat": [], "prune+qat": []}
     for seed in SEEDS:
         run = first("mnist", work, seed)
@@ -151,14 +151,14 @@ def mnist(work: Path) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> list[float]:
-    """Mean and standard deviation."""
+    """Return mean and standard deviation."""
     return [round(statistics.mean(values), 4), round(statistics.stdev(values), 4)]
 
 
 def seeds(work: Path) -> dict[str, Any]:
-    """PTQ and QAT on three architectures with three seeds each: means and standard deviations.
+    """Compare PTQ and QAT on three architectures with three seeds each, as means and standard deviations.
 
-    ``gained_points`` is of QAT over PTQ on the same float model.
+    ``gained_points`` is the accuracy of QAT minus the accuracy of PTQ for the same float model.
     """
     table: dict[str, Any] = {}
     for name, changes in SIDE_BY_SIDE.items():
@@ -181,7 +181,7 @@ def seeds(work: Path) -> dict[str, Any]:
 
 
 def pictures(work: Path) -> Path:
-    """CIFAR-10's pictures in which MLPerf Tiny's network sees a person, and as many others, without classes."""
+    """Write unlabeled CIFAR-10 images: some in which MLPerf Tiny's model detects a person, and as many others."""
     folder = work / "persons-and-others"
     if not folder.is_dir():
         model = read_foreign(data_folder() / "vww_96.h5")
@@ -201,9 +201,9 @@ def pictures(work: Path) -> Path:
 
 
 def brought(work: Path) -> dict[str, Any]:
-    """Other people's models: MLPerf Tiny's "is there a person" by PTQ and QAT, Coral's MobileNet and a cat.
+    """Quantize MLPerf Tiny's person detection model with PTQ and QAT, and run Coral's MobileNet on an image of a cat.
 
-    The first has no labelled pictures here: top-1 is of the answers that it gives itself, which is agreement.
+    There are no labeled images for the first model, so its top-1 is the agreement with its own float predictions.
     """
     run = Run(work / "runs" / "brought-vww_96")
     if not run.finished:
@@ -223,7 +223,7 @@ def brought(work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one JSON object for each part asked for."""
+    """Print one JSON object for each benchmark."""
     others = {"pruned": pruned, "mnist": mnist, "seeds": seeds, "brought": brought}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("resnet8", "small", "wide", *others))

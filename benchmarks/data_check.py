@@ -1,11 +1,11 @@
-"""What edgerec data check finds of labels that were exchanged on purpose, and what it accuses wrongly.
+"""Measure precision and recall of edgerec data check for label errors that were inserted on purpose.
 
     python benchmarks/data_check.py --work FOLDER [--pictures 10000] [--part 0.05]
 
-Of MNIST, of CIFAR-10 and of the sign digits, a part of the labels is exchanged for others by chance. Precision is the
-part of the accused labels that were exchanged, recall the part of the exchanged ones that is accused; the first ones
-of the list are what a person looks at first. Without exchanged labels, accused ones count as false alarms, though some
-of them are wrong indeed. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+A fraction of the labels of MNIST, CIFAR-10 and the sign digits is replaced by random other labels. Precision is the
+fraction of the reported labels that were replaced. Recall is the fraction of the replaced labels that are reported. The
+first reports are the ones that a user checks first. Reports on the original data count as false alarms, although some
+of these labels are really wrong. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgerec.utils.progress import ignore
 
 
 def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:
-    """Small pictures, their classes, and how many a second were read."""
+    """Return small images, their classes, and the number of images that were read per second."""
     if name == "mnist":
         found: Any = sources.find(str(data_folder() / "mnist.npz"))
     else:
@@ -46,7 +46,7 @@ def pictures(name: str, work: Path, count: int) -> tuple[npt.NDArray[np.uint8], 
 
 
 def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
-    """The figures of one data set."""
+    """Return the measurements of one dataset."""
     small, classes, speed = pictures(name, work, count)
     rng = np.random.default_rng(1)
     wrong = np.zeros(len(classes), bool)
@@ -75,11 +75,11 @@ def measure(name: str, work: Path, count: int, part: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one JSON object for each data set."""
+    """Print one JSON object for each dataset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--pictures", type=int, default=10000, help="at most")
-    parser.add_argument("--part", type=float, default=0.05, help="of the labels that are exchanged")
+    parser.add_argument("--part", type=float, default=0.05, help="fraction of the labels that are replaced")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     for name in ("mnist", "signs", "cifar10"):

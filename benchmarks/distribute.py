@@ -1,11 +1,11 @@
-"""How training scales over processes: one, two and four of one thread each, on this machine.
+"""Measure how training scales over one, two and four processes with one thread each on this machine.
 
     python benchmarks/distribute.py [--rounds 3] [--workers 1 2 4]
 
-Each process trains its part of the same batch of 256 random pictures (ResNet8, 32×32). A step should take
-``apart(n) + exchange(n)``: what n processes that know nothing of each other need for their parts at the same time,
-which is a machine's own limit, and the exchange of the gradients; both are measured by themselves. The figures are
-medians of the rounds; the ratios are what counts.
+The processes share a batch of 256 random images (ResNet8, 32×32). The expected time of a step is
+``apart(n) + exchange(n)``. ``apart(n)`` is the time that n independent processes need for their parts at the same time,
+which is the limit of the machine. ``exchange(n)`` is the time to sum the gradients. Both are measured separately. The
+results are medians of the rounds, and only the ratios are meaningful.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BATCH, STEPS, SHAPE = 256, 10, (32, 32, 3)
 
 
 def addresses(count: int) -> list[str]:
-    """Free ports of this machine."""
+    """Return free ports of this machine."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 def workers(count: int, together: bool = True) -> dict[str, float]:
-    """What the first of so many processes measured; if not ``together``, each trains a model of its own."""
+    """Start processes, and return the result of the first; if not ``together``, each trains a separate model."""
     workers = addresses(count)
     processes = []
     for index in range(count):
@@ -46,7 +46,7 @@ def workers(count: int, together: bool = True) -> dict[str, float]:
 
 
 def worker(batch: int) -> None:
-    """Train, and print the seconds of a step and of an exchange."""
+    """Train, and print the seconds per step and per gradient exchange."""
     import numpy as np
 
     from edgerec.train.backend import compile_classifier, keras, prepare
@@ -86,7 +86,7 @@ def worker(batch: int) -> None:
 
 
 def exchange(team: Any, gradients: list[Any]) -> float:
-    """Seconds to sum what is of the gradients' shapes over all processes, as a step does."""
+    """Return the seconds to sum tensors with the shapes of the gradients over all processes."""
     import tensorflow as tf
 
     @tf.function

@@ -1,11 +1,11 @@
-"""How often edgerec's prediction for the Edge TPU is what Google's compiler did, and how far its memory plan is off.
+"""Compare edgerec's predictions for the Edge TPU with the results of Google's compiler, and check the memory estimate.
 
     python benchmarks/edgetpu.py FOLDER [FOLDER ...]
 
-A folder has files before the compiler beside those after it, ``X.tflite`` and ``X_edgetpu.tflite``. What was compiled
-for several partitions (the compiler's options -a and -d) is another question, and is left out, as is what has no
-partner. Needs no TensorFlow. Where the package tflite-micro is installed, the arena that TensorFlow Lite Micro takes
-for each model that it runs is shown beside the estimate: ``--micro``.
+Each folder contains pairs of files from before and after the compiler, ``X.tflite`` and ``X_edgetpu.tflite``. Files
+without a partner are skipped, as are files that were compiled for several partitions (options -a and -d of the
+compiler). TensorFlow is not needed. ``--micro`` compares the estimated arena size with the arena that TensorFlow Lite
+Micro uses for each model, and needs the package tflite-micro.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgerec.tflite.edgetpu.compiler import CUSTOM
 from edgerec.tflite.flatbuffer import read_graph
 from edgerec.tflite.memory import MICRO_ALIGNMENT, microcontroller_bytes, plan_bytes
 
-# It aborts the whole process where it does not like a model.
+# The interpreter aborts the process if it cannot run a model, so it runs in a separate process.
 MICRO = """
 import sys
 from tflite_micro import runtime
@@ -34,7 +34,7 @@ interpreter.print_allocations()
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and what became of it: operators, how many the compiler left, and those predicted otherwise."""
+    """A compiled model: number of operators, number of operators left on the CPU, and wrong predictions."""
 
     name: str
     operators: int
@@ -44,7 +44,7 @@ class Pair:
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
-    """Every pair in a folder."""
+    """Yield every pair in a folder."""
     for after in sorted(folder.glob("*_edgetpu.tflite")):
         before = after.with_name(after.name.removesuffix("_edgetpu.tflite") + ".tflite")
         if not before.is_file():
@@ -63,7 +63,7 @@ def pairs(folder: Path) -> Iterator[Pair]:
 
 
 def show_pairs(folders: list[Path]) -> None:
-    """A line for each pair, and the sums."""
+    """Print a line for each pair, and the totals."""
     found = [pair for folder in folders for pair in pairs(folder)]
     for pair in found:
         verdict = "open batch" if pair.open_batch else f"{len(pair.wrong)} wrong" if pair.wrong else "right"
@@ -80,7 +80,7 @@ def show_pairs(folders: list[Path]) -> None:
 
 
 def show_micro(folders: list[Path]) -> None:
-    """Plan and estimate beside what TensorFlow Lite Micro's interpreter says."""
+    """Print the planned and estimated memory, and the memory that TensorFlow Lite Micro's interpreter uses."""
     print(f"{'model':<60} {'plan':>10} {'head':>10} {'estimate':>10} {'arena':>10}")
     for path in sorted(path for folder in folders for path in folder.glob("*.tflite")):
         try:
@@ -99,7 +99,7 @@ def show_micro(folders: list[Path]) -> None:
 
 
 def main() -> None:
-    """Read the command line and print."""
+    """Parse the command line, and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--micro", action="store_true", help="compare memory with TensorFlow Lite Micro instead")

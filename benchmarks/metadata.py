@@ -1,11 +1,11 @@
-"""What MediaPipe makes of our .tflite files, beside what edgerec makes of them: labels and scores.
+"""Compare the labels and scores that MediaPipe and edgerec compute from the same .tflite files.
 
     pip install mediapipe
     python benchmarks/metadata.py RUN/float32/model.tflite [MODEL ...] --picture PICTURE
 
-Needs no TensorFlow. MediaPipe takes RGB inputs of float32 or uint8, and outputs of float32 or uint8: it refuses
-int8 outputs and grey inputs, which is printed as its own words. The picture is brought to the model's size first, so
-that the two ways of resizing are not what is compared.
+TensorFlow is not needed. MediaPipe accepts only RGB inputs and float32 or uint8 tensors. For models with int8 outputs
+or grayscale inputs, its error message is printed. The image is first resized to the model's input size, so that
+differences in resizing have no effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgerec.tflite.metadata import normalise_for, read_metadata
 
 
 def of_edgerec(content: bytes, picture: Image) -> tuple[Image, tuple[str, ...], npt.NDArray[np.float32]]:
-    """The pixels that the model sees, its labels, and its scores."""
+    """Return the preprocessed pixels, the labels and the scores."""
     metadata, given = read_metadata(content), input_spec(open_interpreter(content))
     model = ImageModel(content, normalise_for(given, metadata))
     _, height, width, channels = given.shape
@@ -35,7 +35,7 @@ def of_edgerec(content: bytes, picture: Image) -> tuple[Image, tuple[str, ...], 
 
 
 def of_mediapipe(mediapipe: Any, content: bytes, pixels: Image) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    """MediaPipe's labels and scores in the order of the outputs; raises ValueError or RuntimeError as it does."""
+    """Return MediaPipe's labels and scores in the order of the outputs. MediaPipe raises ValueError or RuntimeError."""
     tasks = mediapipe.tasks
     options = tasks.vision.ImageClassifierOptions(tasks.BaseOptions(model_asset_buffer=content))
     image = mediapipe.Image(mediapipe.ImageFormat.SRGB, np.repeat(pixels, 3 // pixels.shape[2], axis=2))

@@ -102,7 +102,7 @@ COLUMNS = ("architecture", "", "parameters", "multiply-adds", "int8 bytes", "lea
 
 
 def table(reports: Sequence[ArchitectureReport]) -> str:
-    """The reports as Markdown."""
+    """Return the reports as Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * 4 + "---|---|---|"]
     for report in reports:
         cells = (
@@ -133,11 +133,16 @@ def write_recommended() -> None:
 
 
 def main() -> None:
-    """Measure, and write."""
+    """Measure the figures, and write them to files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), help="measure these, there or not")
-    parser.add_argument("--recommended", action="store_true", help="measure the networks that auto chooses")
-    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(ARCHITECTURES),
+        help="measure these architectures, even if they were measured before",
+    )
+    parser.add_argument("--recommended", action="store_true", help="measure the architectures that auto chooses")
+    parser.add_argument("--write", type=Path, help="Markdown file to which the table is written")
     arguments = parser.parse_args()
     if arguments.recommended:
         write_recommended()

@@ -1,13 +1,12 @@
-"""How many pictures of other things an autoencoder finds, and how many the classifier's own scores find.
+"""Measure how many unfamiliar images an autoencoder detects, compared with the classifier's scores.
 
     python benchmarks/novelty.py --work FOLDER [--write docs/novelty.md]
 
-A classifier and an autoencoder learn 10,000 pictures of MNIST, once of all ten digits and once of 0 to 4 alone. They
-are quantized and exported as one bundle, whose threshold leaves 99 % of the validation pictures known. Shown are the
-known digits' test split and pictures of other things: digits that were left out, CIFAR-10 in grey, hands that sign
-digits. Beside the autoencoder stands what is usual: the best class's score, with a threshold that leaves as many
-validation pictures known (Hendrycks and Gimpel, arXiv:1610.02136). Data is read from $EDGEREC_TEST_DATA, or
-../shared/data.
+A classifier and an autoencoder are trained on 10,000 images of MNIST, once with all ten digits and once with 0 to 4.
+They are quantized and exported as one bundle, whose threshold accepts 99 % of the validation images. The bundle is
+tested with the test images of the known digits and with unfamiliar images: the other digits, CIFAR-10 in grayscale, and
+sign digits. The baseline is the highest class score, with a threshold that accepts the same fraction of the validation
+images (Hendrycks and Gimpel, arXiv:1610.02136). Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations
@@ -85,20 +84,20 @@ FOOTER = """
 
 @dataclass(frozen=True)
 class Seen:
-    """What a bundle makes of pictures: how new they are, and the best class's score; ``(N,)``."""
+    """Results of a bundle for images: novelty and highest class score; each has the shape ``(N,)``."""
 
     novelty: Any
     score: Any
 
 
 def few(images: Any, count: int = SHOWN) -> list[Image]:
-    """So many of them, chosen once and for all."""
+    """Return this many randomly chosen elements, with a fixed seed."""
     chosen = np.random.default_rng(SEED).permutation(len(images))[:count]
     return [images[int(i)] for i in chosen]
 
 
 def prepared(work: Path, name: str, digits: Iterable[int]) -> Path:
-    """MNIST with these digits alone, so many of them to learn, as an .npz."""
+    """Write MNIST with only these digits and this number of training images as an .npz file, and return its path."""
     path = work / f"mnist-{name}.npz"
     if not path.exists():
         with np.load(data_folder() / "mnist.npz") as file:
@@ -113,7 +112,7 @@ def prepared(work: Path, name: str, digits: Iterable[int]) -> Path:
 
 
 def trained(work: Path, name: str, changes: dict[str, Any], method: str) -> Run:
-    """A run by these changes with its int8 variant; taken as it is where it is there."""
+    """Return a run with these recipe keys and its int8 variant; an existing run is used."""
     path = work / "novelty-runs" / name
     recipe = Recipe().override({"data.val_fraction": 0.1, "seed": SEED} | changes)
     run = fit(recipe, path, resume=Run.at(path).begun)
@@ -123,13 +122,13 @@ def trained(work: Path, name: str, changes: dict[str, Any], method: str) -> Run:
 
 
 def seen(classifier: Classifier, pictures: Iterable[Image]) -> Seen:
-    """What the bundle makes of pictures of any size."""
+    """Return the bundle's results for images of any size."""
     answers = [classifier.classify(picture) for picture in pictures]
     return Seen(np.array([answer.novelty for answer in answers]), np.array([answer.scores.max() for answer in answers]))
 
 
 def others(work: Path, name: str) -> dict[str, list[Image]]:
-    """Pictures of what the digits ``name`` are not."""
+    """Return functions that load unfamiliar images for the digits ``name``."""
     found = {}
     with np.load(data_folder() / "mnist.npz") as file:
         rest = ~np.isin(file["y_test"], list(DIGITS[name]))
@@ -145,13 +144,13 @@ def others(work: Path, name: str) -> dict[str, list[Image]]:
 
 
 def grey(image: Image) -> Image:
-    """The picture as MNIST's are: 28×28."""
+    """Return the image in grayscale and with 28×28 pixels, as in MNIST."""
     cv2 = require("cv2")
     return cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (28, 28), interpolation=cv2.INTER_AREA)
 
 
 def rows(work: Path, name: str) -> list[str]:
-    """Of one set of digits, a line of the table for each kind of other pictures."""
+    """Yield a row of the table for each kind of unfamiliar images."""
     data = {"data.source": str(prepared(work, name, DIGITS[name]))}
     classifier_run = trained(work, f"{name}-classifier", data | CLASSIFIER, "ptq")
     autoencoder = trained(work, f"{name}-autoencoder", data | AUTOENCODER | PLAIN, "ptq")
@@ -188,7 +187,7 @@ def rows(work: Path, name: str) -> list[str]:
 
 
 def auroc(known: Any, new: Any) -> float:
-    """How often a new picture has the higher value of two, a known one and a new one."""
+    """Return the probability that an unfamiliar image has a higher value than a known image."""
     truth = np.repeat([0, 1], [len(known), len(new)])
     return float(require("sklearn.metrics").roc_auc_score(truth, np.concatenate([known, new])))
 
@@ -197,7 +196,7 @@ def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--write", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--write", type=Path, help="Markdown file to which the table is written")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     lines = [

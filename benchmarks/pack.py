@@ -1,12 +1,12 @@
-"""Packed data: a million pictures in constant memory, and the feed against a training step.
+"""Measure packed data: training on a million images in constant memory, and the speed of the input pipeline.
 
     python benchmarks/pack.py million --work FOLDER [--pictures 1000000] [--steps 2000]
     python benchmarks/pack.py feed --work FOLDER
 
-``million`` makes pictures by shifting those of MNIST, packs them, and trains for a part of an epoch in a process of its
-own: how long from its start to the first step, and how much memory it has over time, beside a tenth of the pictures.
-``feed`` compares, in one run and by turns, an epoch of the feed alone and what steps of ResNet8 take on CIFAR-10
-pictures, from memory and from shards.
+``million`` creates images by shifting those of MNIST, packs them, and trains for a part of an epoch in a separate
+process. It measures the time to the first step and the memory over time, compared with a tenth of the images. ``feed``
+alternately measures an epoch of the input pipeline alone and training steps of ResNet8 on CIFAR-10 images, from memory
+and from shards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"none": PLAIN, "default": {}}
 
 
 def shifted(count: int, path: Path) -> None:
-    """Write so many pictures: MNIST's, each shifted otherwise every time that it comes."""
+    """Write this many images: those of MNIST, with a different shift for each repetition."""
     with np.load(data_folder() / "mnist.npz") as file:
         images, classes = file["x_train"], file["y_train"]
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def shifted(count: int, path: Path) -> None:
 
 
 def million(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both sizes' figures."""
+    """Return the measurements of both sizes."""
     found = {}
     for count in (arguments.pictures // 10, arguments.pictures):
         pack, source = arguments.work / f"pack-{count}", arguments.work / f"pictures-{count}.npz"
@@ -67,7 +67,7 @@ def million(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train on a pack for so many steps; what was seen on the way."""
+    """Train on a pack for this many steps, and return the measurements."""
     recipe = Recipe().override({"data.source": str(arguments.work), "train.batch_size": BATCH})
     keras()
     dataset, section = load(recipe.data)
@@ -96,7 +96,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def feed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The feed's speed, from memory and from shards, against ResNet8's step."""
+    """Measure the input pipeline from memory and from shards, compared with the training step of ResNet8."""
     keras()  # before TensorFlow is loaded, which it sets up
     base = Recipe().override({"data.source": str(unpacked("cifar10", arguments.work)), "data.input_size": 32})
     place = arguments.work / "pack-cifar10"

@@ -1,8 +1,9 @@
-"""What mixed precision buys on this machine: how many times as fast a training step is as in float32.
+"""Measure how much faster a training step is with mixed precision than with float32 on this machine.
 
     python benchmarks/precision.py [--arch simple_cnn resnet14:1.5 …] [--input-size 32] [--steps 15]
 
-Steps of 128 random pictures, in both precisions by turns in one process; the ratio of their medians is what counts.
+Steps with 128 random images run alternately in both precisions in one process. Only the ratio of the medians is
+meaningful.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ARCHITECTURES = ("simple_cnn", "resnet8", "resnet14:1.5", "resnet14_wide", "resn
 
 
 def stepper(name: str, mixed: bool, size: int) -> Callable[[], Any]:
-    """A training step of an architecture ``NAME[:WIDTH]``, traced and warm."""
+    """Return a training step of an architecture ``NAME[:WIDTH]``, already traced and warmed up."""
     tf, (arch, _, width) = require("tensorflow"), name.partition(":")
     recipe = Recipe().override(
         {"model.arch": arch, "model.width": float(width or 1), "data.input_size": size, "data.channels": 3}

@@ -1,11 +1,11 @@
-"""Sign digits of people never seen, by the documented recipe, float and int8.
+"""Measure the accuracy on sign digits of new persons with the documented recipe, for float and int8.
 
     python benchmarks/signs.py --work FOLDER
 
-Trains examples/sign_digits.toml, quantizes it, and looks at the test pictures once; a run that is there is taken, and
-an unfinished one goes on. ``--validate`` stops before that and prints the validation accuracy, by which recipes are
-chosen; ``--set`` changes a key. The pictures lie in FOLDER/sign-digits-by-person afterwards, for edgerec train.
-Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+The script trains examples/sign_digits.toml, quantizes the model, and measures it once on the test images. An existing
+run is used, and an unfinished one is resumed. ``--validate`` stops before the test and prints the validation accuracy,
+by which recipes are chosen. ``--set`` changes a key of the recipe. The images are written to
+FOLDER/sign-digits-by-person, which edgerec train can use. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--name", default="signs", help="of the run's folder")
+    parser.add_argument("--name", default="signs", help="name of the run's folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
-    parser.add_argument("--validate", action="store_true", help="leave the test pictures alone")
+    parser.add_argument("--validate", action="store_true", help="do not use the test images")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     recipe = Recipe.from_toml(REPOSITORY / "examples" / "sign_digits.toml")

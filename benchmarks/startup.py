@@ -1,8 +1,8 @@
-"""How long a person waits: for the help, and for the camera's first answer.
+"""Measure the time until ``edgerec --help`` ends, and until the camera's first prediction.
 
     python benchmarks/startup.py BUNDLE SOURCE [--times 7]
 
-Wall time from the start of the process, best and median of several, in seconds.
+The script prints the minimum and the median of the wall time from the start of the process, in seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 
 
 def help_s() -> float:
-    """``edgerec --help``, whole."""
+    """Return the seconds until ``edgerec --help`` ends."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "edgerec", "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
 def first_answer_s(bundle: str, source: str) -> float:
-    """``edgerec camera``, until its first line."""
+    """Return the seconds until ``edgerec camera`` prints its first line."""
     began = time.monotonic()
     command = ["camera", bundle, "--source", source, "--headless", "--json", "--max-frames", "1"]
     with subprocess.Popen([sys.executable, "-m", "edgerec", *command], stdout=subprocess.PIPE) as process:
@@ -33,7 +33,7 @@ def first_answer_s(bundle: str, source: str) -> float:
 
 
 def main() -> None:
-    """Print both."""
+    """Print both times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle")
     parser.add_argument("source")

@@ -1,11 +1,11 @@
-"""What a network that knows other pictures is worth where there are few: five hands for each sign.
+"""Measure transfer learning from a person detection model with five images per class.
 
     python benchmarks/transfer.py --work FOLDER
 
-MLPerf Tiny's "is there a person" network (vww_96.h5) learns sign digits from 5 pictures of each class, and the same
-architecture learns them from nothing. Persons of training, validation and test are different ones; the best epoch is
-chosen by validation (2 pictures of each class), the test is looked at once. Three choices of persons, one seed each.
-Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
+MLPerf Tiny's person detection model (vww_96.h5) is trained on sign digits with 5 images per class, and compared with
+the same architecture with random weights. The persons in the training, validation and test sets are different. The best
+epoch is chosen on the validation images (2 per class), and the test images are used once. The measurement is repeated
+with three selections of persons and one seed each. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def few(work: Path, number: int) -> Path:
-    """A choice of persons: train/, val/ and test/ of sign digits; half of the persons are for the test."""
+    """Write sign digits of selected persons as train/, val/ and test/; half of the persons are in the test set."""
     folder = work / f"few-signs-{number}"
     if folder.is_dir():
         return folder
@@ -55,7 +55,7 @@ def few(work: Path, number: int) -> Path:
 
 
 def main() -> None:
-    """Print top-1 of both ways for each choice, and their mean."""
+    """Print top-1 of both models for each selection, and the means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     work = parser.parse_args().work

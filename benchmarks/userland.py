@@ -1,11 +1,12 @@
-"""What edgerec makes for a Raspberry Pi, run on a Raspberry Pi's userland under qemu: differences, sizes, seconds.
+"""Compare bundles in an emulated Raspberry Pi userland (QEMU) with this machine: scores, pixels, sizes and times.
 
     python benchmarks/userland.py proofs preprocess sizes --work FOLDER
 
-``proofs`` trains a model of each kind shortly (or takes FOLDER/runs/NAME), exports it, and compares 300 real pictures
-on every userland and processor with this machine. ``preprocess`` compares the bytes that models see of 300 pictures of
-all sizes and kinds. ``sizes`` measures what goes onto a Pi. Data is read from $EDGEREC_TEST_DATA, or ../shared/data.
-Prints Markdown. Emulated seconds say nothing of a device.
+``proofs`` trains each kind of model briefly (or uses FOLDER/runs/NAME), exports it, and compares 300 real images in
+every userland and with every CPU with this machine. ``preprocess`` compares the preprocessed pixels of 300 images of
+different sizes and formats. ``sizes`` measures the size of the files that are installed on a Raspberry Pi. Data is read
+from $EDGEREC_TEST_DATA, or ../shared/data. The output is Markdown. Emulated times do not indicate the speed of a
+device.
 
 LiteRT and tflite-runtime round differently. To compare the 32-bit userland with its own runtime on this machine:
 
@@ -52,14 +53,14 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def source(name: str, work: Path) -> str:
-    """Where the data of that name lies."""
+    """Return the location of a dataset."""
     if name == "mnist":
         return str(data_folder() / "mnist.npz")
     return str(signs_by_person(work) if name == "signs" else unpacked("cifar10", work))
 
 
 def run_of(name: str, work: Path) -> Run:
-    """The run that is there, or a short one; with an int8 variant."""
+    """Return a briefly trained run with an int8 variant; an existing run is used."""
     data, changes = RECIPES[name]
     path = work / "runs" / name
     recipe = Recipe().override({"data.source": source(data, work)} | changes)
@@ -70,7 +71,7 @@ def run_of(name: str, work: Path) -> Run:
 
 
 def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
-    """A table of every model, userland and processor; with that Python, the 32-bit one against it too."""
+    """Print a table of every model, userland and CPU; with ``tflite_runtime``, compare the 32-bit userland with it."""
     print("| model | userland | processor | runtime | golden: units off, top-1 | 300 pictures: units off, top-1 | s |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
@@ -103,7 +104,7 @@ def _rows(name: str, against: str, report: dict[str, Any]) -> None:
 
 
 def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
-    """300 picture files: photographs and noise, 1×1 to 1600×1200; JPEG, PNG, WebP; grey, colour, alpha, 16 bit."""
+    """Yield 300 image files of different content, size, format, number of channels and bit depth."""
     rng = np.random.default_rng(0)
     photos = [cv2.imread(str(path)) for path in sorted(signs_by_person(work).glob("*/*"))[::40]]
     photos.append(cv2.imread(str(data_folder() / "cat_720p.jpg")))
@@ -131,7 +132,7 @@ def kinds(work: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def preprocess(work: Path) -> None:
-    """A table of how many pictures decode and preprocess to the same bytes, by what they are."""
+    """Print the number of images whose decoded and preprocessed bytes are the same as on this machine."""
     files = dict(kinds(work))
     here = userland_preprocess.digests(files.items())
     if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
@@ -160,7 +161,7 @@ def preprocess(work: Path) -> None:
 
 
 def downloaded(userland: Userland, text: str) -> int:
-    """Bytes of the wheels that pip fetches on the device; what Debian brings is not among them."""
+    """Return the total size of the wheels that pip downloads on the device, without Debian's packages."""
     with tempfile.TemporaryDirectory() as name:
         folder, extra = Path(name) / "wheels", Path(name)
         own = stand_ins(userland.root, extra)
@@ -182,7 +183,7 @@ def downloaded(userland: Userland, text: str) -> int:
 
 
 def sizes(work: Path) -> None:
-    """A table of what a Pi downloads and keeps."""
+    """Print a table of the sizes of the files that a Raspberry Pi downloads and stores."""
     print("| target | userland | wheels, MB | unpacked, MB | edgerec.whl, kB | bundles, bytes |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
@@ -205,7 +206,7 @@ def sizes(work: Path) -> None:
 
 
 def main() -> None:
-    """Print the tables asked for."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=("proofs", "preprocess", "sizes"))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))

@@ -1,4 +1,4 @@
-"""What models see of picture files, as digests: runs here and inside a userland (``benchmarks/userland.py``)."""
+"""Compute digests of preprocessed images, on this machine and inside a userland (``benchmarks/userland.py``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECS = [
 
 
 def digests(files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-    """OpenCV's version, and for each file the digest of its pixels and of what all of ``SPECS`` make of them."""
+    """Return OpenCV's version, and for each file the digests of its decoded and of its preprocessed pixels."""
     found = {}
     for name, content in files:
         image = decode(content)
