@@ -54,21 +54,21 @@ def test_metrics_match_the_written_results():
         sink.write(result("go", 5, score=0.75))
         sink.write(result("made up", 6))
         sink.write(result("made up too", 7))
-        seen = samples(sink.port)
-    assert seen["edgerec_frames_total", "camera"] == 8
-    assert seen["edgerec_decisions_total", "camera", "stop"] == 1
-    assert seen["edgerec_decisions_total", "camera", "go"] == 1
-    assert seen["edgerec_decisions_total", "camera", "other"] == 2
-    assert seen["edgerec_score", "camera"] == 0.75
-    assert seen["edgerec_result_age_seconds_count", "camera"] == 8
-    assert 0.1 < seen["edgerec_result_age_seconds_sum", "camera"] < 1
-    assert seen["edgerec_source_state", "live", "rtsp-10-0-0-5-door"] == 1
-    assert seen["edgerec_source_state", "connecting", "rtsp-10-0-0-5-door"] == 0
-    assert seen["edgerec_frames_overtaken_total",] == 7
-    assert seen["edgerec_frames_skipped_total", "every"] == 3
-    assert seen["edgerec_results_dropped_total", "Mqtt"] == 2
-    assert [key for key in seen if key[0] == "edgerec_bundle_info" and "signs" in key]
-    assert seen["process_resident_memory_bytes",] > 0
+        metrics = samples(sink.port)
+    assert metrics["edgerec_frames_total", "camera"] == 8
+    assert metrics["edgerec_decisions_total", "camera", "stop"] == 1
+    assert metrics["edgerec_decisions_total", "camera", "go"] == 1
+    assert metrics["edgerec_decisions_total", "camera", "other"] == 2
+    assert metrics["edgerec_score", "camera"] == 0.75
+    assert metrics["edgerec_result_age_seconds_count", "camera"] == 8
+    assert 0.1 < metrics["edgerec_result_age_seconds_sum", "camera"] < 1
+    assert metrics["edgerec_source_state", "live", "rtsp-10-0-0-5-door"] == 1
+    assert metrics["edgerec_source_state", "connecting", "rtsp-10-0-0-5-door"] == 0
+    assert metrics["edgerec_frames_overtaken_total",] == 7
+    assert metrics["edgerec_frames_skipped_total", "every"] == 3
+    assert metrics["edgerec_results_dropped_total", "Mqtt"] == 2
+    assert [key for key in metrics if key[0] == "edgerec_bundle_info" and "signs" in key]
+    assert metrics["process_resident_memory_bytes",] > 0
     assert threads() == []
 
 

@@ -127,8 +127,8 @@ def child_processes() -> set[str]:
 
 
 def test_image_numbers_can_be_read_after_jpeg_compression():
-    seen = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
-    assert seen == list(range(NUMBERS))
+    received = [number_of(cv2.imdecode(np.frombuffer(jpeg(n), np.uint8), 1)[:, :, ::-1]) for n in range(NUMBERS)]
+    assert received == list(range(NUMBERS))
     torn = numbered_image(7).copy()
     torn[80:] = 128
     assert number_of(torn[:, :, ::-1]) is None
@@ -376,10 +376,10 @@ def test_invalid_authentication_challenge_is_an_error(asked):
 
 
 def test_password_is_not_sent_to_another_server_after_a_redirect():
-    seen = []
+    received = []
 
     def elsewhere(peer):
-        seen.append(peer.request)
+        received.append(peer.request)
         peer.send(b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="c"\r\nContent-Length: 0\r\n\r\n')
 
     with MjpegServer(elsewhere) as other:
@@ -389,8 +389,8 @@ def test_password_is_not_sent_to_another_server_after_a_redirect():
 
         with MjpegServer(script) as server, pytest.raises(SourceError, match="user name and password"):
             find_source(server.url.replace("//", "//me:secret@")).open()
-    assert seen
-    assert not any(b"Authorization" in request for request in seen)
+    assert received
+    assert not any(b"Authorization" in request for request in received)
 
 
 def test_chunked_response_without_part_lengths_is_read():
@@ -607,13 +607,13 @@ def test_ffmpeg_timeouts_end_a_silent_or_slow_stream(tmp_path, pause_s):
             peer.wait(pause_s)
 
     with MjpegServer(script) as server:
-        source, seen, start_s = find_source(server.url).open(), [], time.monotonic()
+        source, received, start_s = find_source(server.url).open(), [], time.monotonic()
         with pytest.raises(SourceError, match="stopped after"):
-            seen.extend(number_of(image) for image, _ in source.images())
+            received.extend(number_of(image) for image, _ in source.images())
         source.close()
     assert time.monotonic() - start_s < 30
-    assert seen == list(range(len(seen)))
-    assert seen
+    assert received == list(range(len(received)))
+    assert received
 
 
 @pytest.mark.slow

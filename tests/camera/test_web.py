@@ -54,8 +54,8 @@ def uncertain_result(number, index=0, feed="front"):
     """Return a result with the label unknown, because the score of the best class ``index`` is too low."""
     scores = np.full(3, 0.17, np.float32)
     scores[index] = 0.66
-    seen = result(number, -1, feed)
-    return replace(seen, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
+    template = result(number, -1, feed)
+    return replace(template, classification=decide(scores, LABELS, DecisionSpec(threshold=0.9)))
 
 
 def state_change(state, feed="front", reason=""):
@@ -192,8 +192,8 @@ def test_image_is_the_newest_frame(web):
 def test_image_has_the_right_colors_and_is_scaled_down(web):
     image = np.zeros((1440, 2560, 3), np.uint8)
     image[:, :, 0] = 200  # red
-    seen = result(8)
-    web.write(Result(Frame(image, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    template = result(8)
+    web.write(Result(Frame(image, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
     response = send_request(web, "/picture/0?after=7")
     shown = cv2.imdecode(np.frombuffer(response.body, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (720, 1280, 3)
@@ -264,8 +264,8 @@ def test_events_contain_all_sources(web):
 
 
 def test_result_without_a_decision_is_shown(web):
-    seen = result(8, 1)
-    web.write(Result(seen.frame, seen.classification, seen.completed_s))
+    template = result(8, 1)
+    web.write(Result(template.frame, template.classification, template.completed_s))
     with stream(web) as following:
         following()
         assert following()[1]["sources"][0]["answer"]["label"] == "yield"
@@ -303,8 +303,8 @@ def test_unknown_label_is_sent_with_the_best_class(web):
 
 def test_last_decision_has_the_current_score(web):
     def scored(number, score, index=0):
-        seen = result(number, index)
-        return replace(seen, decision=replace(seen.decision, score=score))
+        template = result(number, index)
+        return replace(template, decision=replace(template.decision, score=score))
 
     def scores():
         with stream(web) as following:
@@ -329,8 +329,8 @@ def test_list_shows_the_current_score(browser):
     from playwright.sync_api import expect
 
     def scored(score):
-        seen = result(0)
-        return replace(seen, decision=replace(seen.decision, score=score))
+        template = result(0)
+        return replace(template, decision=replace(template.decision, score=score))
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
         sink.state(state_change("live"))
@@ -356,8 +356,8 @@ def hold_frame(sink, frame=7):
 
 def test_labeled_image_is_saved_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    seen = result(8)
-    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    template = result(8)
+    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
     assert send_request(web, "/picture/0?after=7").headers["X-Frame"] == "8"
     held = hold_frame(web, 8)
     assert (held["frame"], held["label"], held["index"]) == (8, "stop", 0)
@@ -459,8 +459,8 @@ def test_saving_without_a_folder_returns_an_error():
 
 def test_snapshot_is_the_frame_in_full_resolution_without_loss(web, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
-    seen = result(8)
-    web.write(replace(seen, frame=replace(seen.frame, grabbed=noise)))
+    template = result(8)
+    web.write(replace(template, frame=replace(template.frame, grabbed=noise)))
     held = hold_frame(web, 8)
     web.write(result(9))
     for _ in range(2):  # some browsers send the request twice
@@ -842,8 +842,8 @@ def test_connection_with_an_incomplete_request_is_closed(web, monkeypatch):
 def test_connection_of_a_client_that_does_not_read_is_closed(web, monkeypatch):
     monkeypatch.setattr(server, "SLOW_S", 0.3)
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
-    seen = result(8)
-    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    template = result(8)
+    web.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", port_of(web)))
@@ -925,8 +925,8 @@ def test_closing_does_not_wait_for_clients_that_do_not_read():
     before = threads()
     sink = WebSink("127.0.0.1", 0, LABELS)
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1280, 3), np.uint8)
-    seen = result(8)
-    sink.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), seen.classification, time.monotonic()))
+    template = result(8)
+    sink.write(Result(Frame(noise, 8, time.monotonic(), "front", "front"), template.classification, time.monotonic()))
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", port_of(sink)))
@@ -1133,18 +1133,18 @@ def test_page_selects_a_live_source(browser):
 def test_list_shows_the_decisions_of_the_selected_source(browser):
     from playwright.sync_api import expect
 
-    def grabbed(seen, ago_s):
-        return replace(seen, frame=replace(seen.frame, grabbed_s=time.monotonic() - ago_s))
+    def grabbed(template, ago_s):
+        return replace(template, frame=replace(template.frame, grabbed_s=time.monotonic() - ago_s))
 
     with WebSink("127.0.0.1", 0, LABELS) as sink:
         for feed in ("front", "yard"):
             sink.state(state_change("live", feed))
         for number in range(20):
             sink.write(grabbed(result(number, number % 2, "yard"), 300 - number * 0.01))
-        for number, (seen, ago_s) in enumerate(
+        for number, (template, ago_s) in enumerate(
             [(result(0), 200), (uncertain_result(1, 1), 75.5), (result(2, 2), 75), (result(3), 5)]
         ):
-            sink.write(grabbed(replace(seen, frame=replace(seen.frame, index=number)), ago_s))
+            sink.write(grabbed(replace(template, frame=replace(template.frame, index=number)), ago_s))
         page = browser.new_page()
         page.goto(sink.url)
         rows = page.locator("#story li:not(.state)")
