@@ -238,18 +238,19 @@ def measure(name: str, method: str) -> dict[str, Any]:
 
 HEADER = """# Architectures
 
-`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each with random weights, trains
-it for two steps on CIFAR-10 pictures (32 px), adapts it (`compress/adapt/`), takes it to full int8, reads the
-flatbuffer, runs it in LiteRT, and asks the Edge TPU's published rules. It shows what goes through, not what it scores.
+`python benchmarks/architectures.py --work FOLDER --write docs/architectures.md` builds each architecture with random
+weights, trains it for two steps on CIFAR-10 images (32 px), adapts it for quantization, converts it to full int8, runs
+the int8 file in LiteRT, and checks it against the published rules of the Edge TPU. The table shows whether the
+conversion works, but not how accurate the models are.
 
-- **way**: `qat` quantization-aware training, two steps; `pqat` the same after pruning to 50 %, zeros preserved; `ptq`
-  post-training quantization.
-- **changes**: what adapting made of the model's layers, and how far that moved its outputs.
-- **int8 − Keras**: largest difference between what the file answers in LiteRT and the Keras model that was converted.
-  Scores are stored in steps of 1/256 = 0.004.
-- **pixels ± 1**: what it does to the same Keras model's scores to move each pixel by at most one. A deep network with
-  random weights, two steps old, amplifies both; how far trained ones agree is in docs/results.md.
-- **zeros**: among the file's int8 weights.
+- **way**: `qat` is quantization-aware training for two steps; `pqat` is the same after pruning to 50 %, with the zeros
+  preserved; `ptq` is post-training quantization.
+- **changes**: changes of the model's layers by the adaptation, and the largest resulting change of the output.
+- **int8 − Keras**: largest difference between the output of the int8 file in LiteRT and the output of the Keras model
+  that was converted. Scores are stored in steps of 1/256 = 0.004.
+- **pixels ± 1**: largest change of the Keras model's scores if each pixel changes by at most one. Deep networks with
+  random weights amplify both kinds of differences. For trained models, see docs/results.md.
+- **zeros**: percentage of zeros in the int8 weights of the file.
 
 """
 COLUMNS = (

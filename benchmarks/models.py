@@ -25,17 +25,19 @@ from edgerec.train.backend import keras
 KEPT = ("parameters", "macs", "int8_bytes", "methods", "targets", "pi4_ms")
 HEADER = """# Architectures
 
-What `edgerec train --arch NAME` takes. `edgerec models` shows the same list, `edgerec models NAME --input-size 64
---width 0.5` what one costs at another size, and which target runs it. The figures are for 96×96 RGB pictures, 10
-classes and width 1, with random weights, quantized after training; `python benchmarks/models.py --write docs/models.md`
-measures them. docs/architectures.md shows how each goes through quantization.
+These are the values of `edgerec train --arch NAME`. `edgerec models` prints the same list. `edgerec models NAME
+--input-size 64 --width 0.5` prints the cost of an architecture at another size, and the targets that can run it. The
+figures are for 96×96 RGB images, 10 classes, width 1, random weights and post-training quantization. They are measured
+by `python benchmarks/models.py --write docs/models.md`. docs/architectures.md shows the quantization of each
+architecture.
 
 """
 FOOTER = """
-- **methods**: `qat`, `ptq` and what comes before them; a recurrent network is for `ptq` alone.
-- **not on**: targets that cannot run it at this size; `edgerec models NAME` says why. A smaller one may fit.
-- VGG16 without batch normalisation hardly learns from random weights in a short schedule.
-- EfficientNet is without its random dropping of whole blocks; `model.dropout` is the only one.
+- **methods**: supported compression methods. Recurrent networks support only `ptq`.
+- **not on**: targets that cannot run the architecture at this size. `edgerec models NAME` prints the reason. A smaller
+  width or input size may work.
+- VGG16 has no batch normalization, so with random weights it learns little in a short training.
+- EfficientNet is implemented without stochastic depth. Its only dropout is `model.dropout`.
 
 ## Choosing an architecture
 
@@ -65,38 +67,42 @@ first matching row of this table applies (`edgerec/models/automatic.py`):
 
 `edgerec models --target rpi` lists the recommended networks for a target, and the size and cost of all networks on this
 target. The time per image is an estimate for a Raspberry Pi 4, computed from the operators. Other targets have no such
-estimate. `--input-size 64` builds and converts the recommended networks at another input size. [results.md](results.md)
-compares `auto` with the former defaults.
+estimate. `--input-size 64` builds and converts the recommended networks at another input size.
+[results.md](results.md) compares `auto` with the former defaults.
 
-## ImageNet's weights
+## ImageNet weights
 
-`--weights imagenet` takes those of Keras' application, which Keras downloads once, for the widths that the list gives.
-They go into layers of the same names. What they expect of pixels becomes a fixed 1×1 depthwise convolution at the head
-of the model (`imagenet_range`), so a device has nothing to normalise. VGG16 and ResNet50 learned on pictures in the
-order B G R: the kernel of their first convolution is turned, and the model takes R G B as all others. In int8 that head
-has one scale for three channels: for MobileNets every pixel value keeps a number of its own; for the others a step is
-about 1.1 pixel values, and a tenth of neighbouring values fall together.
+`--weights imagenet` uses the weights of the corresponding Keras application, which Keras downloads once. They are
+available for the widths in the table. The normalization that these weights require becomes a fixed 1×1 depthwise
+convolution at the start of the model (`imagenet_range`), so a device does not need to normalize pixels. VGG16 and
+ResNet50 were trained on BGR images. edgerec reverses the channels of their first convolution, so that these models also
+take RGB images. In int8, the first layer has one scale for all three channels. For MobileNets, every pixel value still
+has a different int8 value. For the other architectures, one step is about 1.1 pixel values, so a tenth of neighboring
+pixel values have the same int8 value.
 
 ## A network of your own
 
 ```python
 # my_net.py
 def build(keras, inputs, section):
-    \"\"\"Said by edgerec models my_net.py:build.\"\"\"
+    \"\"\"Description that edgerec models my_net.py:build prints.\"\"\"
     x = keras.layers.Conv2D(round(32 * section.width), 3, activation="relu")(inputs)
     x = keras.layers.MaxPooling2D()(x)
     return keras.layers.GlobalAveragePooling2D()(x)
 ```
 
-`edgerec train --arch my_net.py:build` (or `package.module:build`, from the working directory or wherever Python looks)
-runs this file and puts classes and softmax behind what the function gives, a tensor `(batch, n)`.
+`edgerec train --arch my_net.py:build` executes this file, and adds a dense layer and a softmax to the tensor that the
+function returns, which must have the shape `(batch, n)`. `--arch package.module:build` imports a module from the
+current folder or from Python's path.
 
-- `keras` is tf_keras, and the only Keras to use; `inputs` is float32 `(batch, height, width, channels)`, normalised as
-  the recipe says; `section` is the recipe's `[model]`: `width`, `dropout`, `weights`.
-- Only layers that Keras has, and arithmetic (`x * 2 - 1`): no layers or functions of your own, no `Lambda`, no model
-  inside the model. The run then opens anywhere, without your file, and nothing out of it is ever run.
-- The file is run by `edgerec train` and `edgerec models` alone, because you name it there or in your recipe. So look at
-  a recipe that somebody gave you, as you would at a program.
+- `keras` is tf_keras; do not use another Keras. `inputs` is a float32 tensor `(batch, height, width, channels)`,
+  normalized as in the recipe. `section` contains the keys of the recipe's section `[model]`, such as `width`, `dropout`
+  and `weights`.
+- Use only layers of Keras, and arithmetic such as `x * 2 - 1`. Custom layers and functions, `Lambda` layers and nested
+  models are refused. Therefore the run can be opened without your file, and opening it executes no code.
+- The file is executed only by `edgerec train`, `edgerec tune` and `edgerec models`, and only if it is named on the
+  command line, in the recipe or in the search file. `--resume` alone never executes it. A recipe can therefore execute
+  code: check a recipe from another person before you use it.
 """
 COLUMNS = ("architecture", "", "parameters", "multiply-adds", "int8 bytes", "least px", "ImageNet", "methods", "not on")
 

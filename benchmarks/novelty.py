@@ -41,44 +41,49 @@ COLUMNS = (
 )
 HEADER = """# Novelty
 
-A classifier knows its labels and nothing else: shown something new, it answers one of them, often with a high score. An
-autoencoder learns to make the known pictures again from a narrow code, and fails on what it never saw. Both go into one
-bundle, and a picture that is made again badly is answered `unknown`:
+A classifier can predict only its own labels, even for an unfamiliar image, and often with a high score. An autoencoder
+is trained to reconstruct familiar images from a small code, and its reconstructions of unfamiliar images are worse. A
+bundle can contain both models. It predicts `unknown` for images with a large reconstruction error:
 
-```sh
-edgerec train photos/ --out runs/photos
+```console
+edgerec train --data photos/ --out runs/photos
 edgerec quantize runs/photos
-edgerec train photos/ --arch autoencoder --out runs/again    # labels are not used: a flat folder will do
+edgerec train --data photos/ --arch autoencoder --out runs/again    # labels are not used: a flat folder will do
 edgerec quantize runs/again
 edgerec export runs/photos --novelty runs/again --target rpi # --known 0.99, --novelty-variant int8
 ```
 
-- The error is the mean squared difference between a picture and its reconstruction, in normalised pixels. The threshold
-  leaves the part `--known` of the autoencoder's validation pictures known, measured with the model that is shipped.
-- A result's `novelty` is the error as a multiple of that threshold: above 1 the answer is `unknown`, index −1, whatever
-  the scores. `--decision novelty=1.5` lets more through, `novelty=0` everything. A stream smooths it as it does scores.
-- `edgerec quantize` judges variants by the part of the held-out pictures that stay known by the float model's threshold
-  (`--max-drop`, in points), and tells the mean error and how far the order of errors is the float model's (rank
-  correlation). All methods take it.
-- `plots/reconstructions.png` and `plots/errors.png` of the run show what it makes of pictures, and the threshold.
-- The two models may see pictures of different sizes.
+- The reconstruction error is the mean squared difference between an image and its reconstruction, in normalized pixels.
+  The threshold is chosen so that the fraction `--known` of the autoencoder's validation images has a smaller error. The
+  errors are measured with the exported model.
+- `novelty` in a result is the reconstruction error divided by the threshold. If it is above 1, the label is `unknown`
+  and the index is −1, whatever the scores. `--decision novelty=1.5` raises the threshold by half, and `novelty=0`
+  switches it off. In a stream, novelty is smoothed in the same way as the scores.
+- For an autoencoder, `edgerec quantize` compares variants by the fraction of the test images whose error is below the
+  float model's threshold (`--max-drop`, in percentage points). It also reports the mean error and the rank correlation
+  with the errors of the float model. All compression methods support autoencoders.
+- `plots/reconstructions.png` and `plots/errors.png` of the run show reconstructions, and the errors with the threshold.
+- The two models may have different input sizes.
 
-## How much it finds
+## How many unfamiliar images are detected
 
-`python benchmarks/novelty.py --write docs/novelty.md`: 10,000 pictures of MNIST train a `simple_cnn` (4 epochs) and an
-autoencoder (8 epochs, not augmented), both int8 by `ptq`, in one bundle. *Rightly* is the part of 2,000 pictures of
-other things that is answered `unknown`, *wrongly* that of 2,000 pictures of the test split. *By best score* is the
-usual way, a threshold on the highest score (`--threshold`), chosen so that 99 % of the validation pictures stay known;
-*by both* is `unknown` by either. AUROC is how often a new picture looks newer than a known one.
+`python benchmarks/novelty.py --write docs/novelty.md` trains a `simple_cnn` (4 epochs) and an autoencoder (8 epochs,
+without augmentation) on 10,000 images of MNIST, quantizes both with `ptq`, and exports them as one bundle. *Unknown,
+rightly* is the percentage of 2,000 unfamiliar images that get the label `unknown`, and *unknown, wrongly* is the
+percentage of 2,000 familiar test images. *By best score* is the usual method: a threshold on the highest score
+(`--threshold`) that accepts 99 % of the validation images. *By both* counts images that at least one method rejects.
+AUROC is the probability that an unfamiliar image has a higher novelty (or a lower score) than a familiar one.
 
 """
 FOOTER = """
-- Pictures of another kind are found nearly all, where scores find few: a classifier can be sure of anything.
-- What differs only as one class differs from another is hardly found: an autoencoder that makes 0 to 4 again makes 7
-  again too, and the classifier's doubt tells more. A new class wants pictures of it, and `--threshold` goes together
-  with `--novelty`.
-- Augmentation makes more pictures known: an autoencoder with the default one (at a rate of 0.003) found 83 % of
-  CIFAR-10's pictures, and 1 % of the digits that were left out. Augment by what will really vary, and no more.
+- Images of a different kind are nearly all detected by the autoencoder. The scores detect few of them, because a
+  classifier can have a high score for any image.
+- Images that differ from the training images only as much as classes differ from each other are rarely detected. An
+  autoencoder that reconstructs 0 to 4 can also reconstruct 7, and the classifier's scores are more useful here. Combine
+  `--novelty` with `--threshold`, and add images of new classes to the training data.
+- With augmentation, more images are considered familiar: an autoencoder with the default augmentation (learning rate
+  0.003) detected 83 % of the CIFAR-10 images, and 1 % of the digits that were left out. Use only augmentation that
+  corresponds to real variation.
 """
 
 
