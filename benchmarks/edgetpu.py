@@ -72,11 +72,12 @@ def show_pairs(folders: list[Path]) -> None:
             print(f"    {line}")
     fixed = [pair for pair in found if not pair.open_batch]
     right = sum(pair.operators - len(pair.wrong) for pair in fixed)
-    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with an open batch, which edgerec refuses")
+    print(f"\n{len(found)} pairs, {len(found) - len(fixed)} of them with a dynamic batch size, which edgerec refuses")
+    total = sum(pair.operators for pair in fixed)
     print(
-        f"{sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} right, {right} of their operators", end=" "
+        f"The predictions are correct for {sum(not pair.wrong for pair in fixed)} of the other {len(fixed)} pairs, and "
+        f"for {right} of their {total} operators"
     )
-    print(f"({sum(pair.operators for pair in fixed)})")
 
 
 def show_micro(folders: list[Path]) -> None:

@@ -62,12 +62,12 @@ def main() -> int:
         try:
             names, theirs = of_mediapipe(mediapipe, content, pixels)
         except (ValueError, RuntimeError) as error:
-            print(f"{path}: MediaPipe refuses it: {error}")
+            print(f"{path}: MediaPipe refuses the model: {error}")
             continue
         off = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
         wrong += names != labels or off > 2e-3
         best, other = labels[int(ours.argmax())], names[int(theirs.argmax())]
-        print(f"{path}: {best} {ours.max():.4f}, MediaPipe {other} {theirs.max():.4f}, off by {off:g}")
+        print(f"{path}: {best} {ours.max():.4f}, MediaPipe {other} {theirs.max():.4f}, difference {off:g}")
     return int(wrong > 0)
 
 

@@ -72,7 +72,7 @@ def run_of(name: str, work: Path) -> Run:
 
 def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
     """Print a table of every model, userland and CPU; with ``tflite_runtime``, compare the 32-bit userland with it."""
-    print("| model | userland | processor | runtime | golden: units off, top-1 | 300 pictures: units off, top-1 | s |")
+    print("| model | userland | CPU | runtime | golden images: difference, top-1 | 300 images: difference, top-1 | s |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
         run = run_of(name, work)
@@ -81,12 +81,12 @@ def proofs(names: list[str], work: Path, tflite_runtime: str) -> None:
             data = source(RECIPES[name][0], work)
             export_bundle(run, target, out=out, variant="int8-qat", max_drop=100, data=data, overwrite=True)
             report = prove(out, target, data=data, images=PICTURES).to_dict()
-            _rows(name, "here LiteRT", report)
+            _rows(name, "compared with LiteRT", report)
             if target == "rpi-32bit" and tflite_runtime:
                 command = [tflite_runtime, "-m", "edgerec", "verify", out, "--on", target, "--data", data, "--json"]
                 environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
                 done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
-                _rows(name, "here tflite-runtime", json.loads(done.stdout))
+                _rows(name, "compared with tflite-runtime", json.loads(done.stdout))
 
 
 def _rows(name: str, against: str, report: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def preprocess(work: Path) -> None:
     here = userland_preprocess.digests(files.items())
     if broken := [name for name, (pixels, _) in here["files"].items() if not pixels]:
         raise SystemExit(f"not decoded here: {broken}")
-    print("| userland | processor | OpenCV | decoded the same | preprocessed the same | of |")
+    print("| userland | CPU | OpenCV | same after decoding | same after preprocessing | images |")
     print("|---|---|---|---|---|---|")
     for target in TARGETS:
         aim = Target.load(target)

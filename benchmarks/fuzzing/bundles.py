@@ -1,4 +1,4 @@
-"""Damaged bundles, each opened, run and verified in a child process: a crash is one of the things that count."""
+"""Damaged bundles, which are opened, run and verified in a child process, so that a crash is detected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fuzzing.tflite import damaged_model
 
 START_S = 60.0
 
-# With little memory: a size that was changed to gigabytes must not take the machine along.
+# Limit the memory, because a damaged size may be many gigabytes.
 _CHILD = """
 import json, resource, sys, traceback
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 
 class Child:
-    """A process that opens bundles, and is started again when one of them ends it."""
+    """A process that opens bundles. It is started again after a crash."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -62,7 +62,7 @@ class Child:
         self._end()
 
     def open(self, path: Path) -> None:
-        """Classify and verify with the bundle there; raises EdgerecError or :class:`Broken`."""
+        """Open the bundle, classify an image and verify it; raise EdgerecError, or :class:`Broken` for a defect."""
         process = self._process or self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps(str(path)) + "\n")
@@ -109,7 +109,7 @@ class Child:
 
 
 def rewrite(bundle: Path, name: str, content: bytes) -> None:
-    """Another content of a bundle's file, with the right digest."""
+    """Replace the content of a file of the bundle, and update its digest."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = hashlib.sha256(content).hexdigest()
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -118,7 +118,7 @@ def rewrite(bundle: Path, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def manifests(bundle: Path, work: Path) -> Iterator[Attempt]:
-    """manifest.json: keys and values of every kind."""
+    """Damage manifest.json: change, remove or repeat keys and values."""
     values = json.loads((bundle / "manifest.json").read_text())
     with _copied(bundle, work) as (copy, child):
 
@@ -130,7 +130,7 @@ def manifests(bundle: Path, work: Path) -> Iterator[Attempt]:
 
 
 def _of_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callable[..., Iterator[Attempt]]:
-    """The kind that damages one file and gives it the right digest."""
+    """Return the kind of input that damages one file and updates its digest."""
 
     def kind(bundle: Path, work: Path) -> Iterator[Attempt]:
         content = (bundle / name).read_bytes()
@@ -146,7 +146,7 @@ def _of_file(name: str, damaged: Callable[[Random, bytes], bytes]) -> Callable[.
 
 
 def _damaged_model(rng: Random, model: bytes) -> bytes:
-    """Most often in the tables, which a flatbuffer has at its two ends; the weights between them are only numbers."""
+    """Damage a model, in most cases in its tables, which are at both ends of a flatbuffer, around the weights."""
     changed = damaged_bytes(rng, model, within=((8, 4000), (max(8, len(model) - 20_000), len(model))))
     return changed[:4] + b"TFL3" + changed[8:] if rng.random() < 0.9 else changed
 
@@ -160,7 +160,7 @@ models = contextlib.contextmanager(_of_file("model.tflite", _damaged_model))
 
 @contextlib.contextmanager
 def archives(bundle: Path, work: Path) -> Iterator[Attempt]:
-    """A bundle's .zip, most often in its directory, which stands at its end."""
+    """Damage the .zip of a bundle, in most cases in its directory, which is at the end of the file."""
     path = work / "bundle.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(bundle.rglob("*")):

@@ -1,4 +1,4 @@
-"""Damage that a seed repeats: to bytes, to texts, to what JSON holds."""
+"""Random, reproducible damage to bytes, strings and JSON values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def damaged_bytes(rng: Random, data: bytes, within: Sequence[tuple[int, int]] = ()) -> bytes:
-    """``data`` after one to eight changes; ``within`` are the parts that are preferred, from and to."""
+    """Return ``data`` after one to eight changes; ``within`` are the preferred ranges, (start, end)."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         low, high = rng.choice(within) if within and rng.random() < 0.8 else (0, len(changed))
@@ -69,7 +69,7 @@ _BYTE_CHANGES: tuple[Callable[[Random, bytearray, int], None], ...] = (
 
 
 def damaged_text(rng: Random, text: str) -> str:
-    """``text`` after one to three changes; sometimes another one."""
+    """Return ``text`` after one to three changes, or sometimes another text."""
     if rng.random() < 0.05:
         return rng.choice(_TEXTS)
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -81,7 +81,7 @@ def damaged_text(rng: Random, text: str) -> str:
 
 
 def damaged_json(rng: Random, values: Any) -> bytes:
-    """``values`` as JSON with keys gone, of other types, twice, nested deeply, or damaged as text."""
+    """Return ``values`` as JSON with missing, repeated, wrong or deeply nested values, or as damaged text."""
     values = copy.deepcopy(values)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key = rng.choice(list(_places(values)))
@@ -111,7 +111,7 @@ def damaged_json(rng: Random, values: Any) -> bytes:
 
 
 def _places(values: Any) -> Any:
-    """Every holder in ``values`` with each of its keys; of long lists, some."""
+    """Yield all lists and dictionaries in ``values`` with each of their keys; of long lists, only some."""
     keys = list(values) if isinstance(values, dict) else list(range(min(3, len(values))))
     for key in keys:
         yield values, key

@@ -1,4 +1,4 @@
-"""A server on loopback that says what it is told to, and stops by itself."""
+"""A server on the loopback interface that sends given data and stops automatically."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import socket
 import threading
 from collections.abc import Callable
 
-# Longest wait for whoever is connected.
+# Timeout of a connection in seconds.
 PEER_S = 20.0
 
 
 class Peers:
-    """Hands each connection to ``serve``, one after the other, which gets it with a timeout."""
+    """A server that passes each connection to ``serve``, one after the other, with a timeout."""
 
     def __init__(self, serve: Callable[[socket.socket], None]) -> None:
         self._serve = serve
@@ -42,7 +42,7 @@ class Peers:
 
 
 def received(connected: socket.socket, end: bytes) -> bytes:
-    """What comes until ``end``, or until the other side ends."""
+    """Return the received data up to ``end``, or until the peer closes the connection."""
     content = b""
     while end not in content and (more := connected.recv(65536)):
         content += more

@@ -22,7 +22,7 @@ from edgerec.utils.text import is_printable
 LIMIT_S = 60.0
 MOST_CHARACTERS = 1500
 
-# Tries one input; raises EdgerecError where edgerec refuses it.
+# Tries one input, and raises EdgerecError if edgerec refuses it.
 Attempt = Callable[[Random], None]
 Kind = Callable[[Path, Path], AbstractContextManager[Attempt]]
 
@@ -61,12 +61,12 @@ class Figures:
             _note(self, case, text)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the figures as JSON values."""
         return asdict(self)
 
 
 def tally(name: str, kind: Kind, bundle: Path, work: Path, *, seed: int, count: int) -> Figures:
-    """Try ``count`` inputs of one kind. Each has a seed of its own, so that one can be repeated alone."""
+    """Try ``count`` inputs of one kind. Each input has its own seed, so that it can be repeated alone."""
     figures = Figures(name)
     work.mkdir(parents=True, exist_ok=True)
     with _limited() as limit, _overheard() as heard:
@@ -120,7 +120,7 @@ def error_fault(message: str) -> str:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[Callable[[float], None]]:
-    """Gives what sets the seconds that are left, 0 for no limit; then what waits raises :class:`Broken`."""
+    """Yield a function that sets the time limit in seconds (0 for none). After the limit, :class:`Broken` is raised."""
 
     def over(*_: Any) -> None:
         raise Broken(f"hangs: nothing for {LIMIT_S:g} s")
@@ -135,7 +135,7 @@ def _limited() -> Iterator[Callable[[float], None]]:
 
 @contextlib.contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """What goes wrong elsewhere: exceptions that end threads or are ignored, and errors in the log."""
+    """Collect errors that occur elsewhere: exceptions that end threads or are ignored, and errors in the log."""
     heard: list[str] = []
 
     class Ear(logging.Handler):

@@ -1,4 +1,4 @@
-"""Damaged texts that people type: addresses, sizes, regions, options of the command line."""
+"""Damaged texts that users type: URLs, sizes, regions, and command-line options."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _OPTIONS = (
 
 @contextlib.contextmanager
 def texts(bundle: Path, work: Path) -> Iterator[Attempt]:
-    """What is read from one text. Some readers raise ValueError, which the command line turns into its own line."""
+    """Parse a damaged text. Some parsers raise ValueError, which the command line converts to an error message."""
 
     def attempt(rng: Random) -> None:
         read, good = rng.choice(_READERS)
@@ -72,7 +72,7 @@ def texts(bundle: Path, work: Path) -> Iterator[Attempt]:
 
 @contextlib.contextmanager
 def options(bundle: Path, work: Path) -> Iterator[Attempt]:
-    """``edgerec camera`` over a folder of one picture, with one or two options damaged."""
+    """Run ``edgerec camera`` on a folder with one image, with one or two damaged options."""
     import cv2
     import numpy as np
     from typer.testing import CliRunner
@@ -83,14 +83,14 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
     folder.mkdir(exist_ok=True)
     cv2.imwrite(str(folder / "one.png"), np.zeros((8, 8, 3), np.uint8))
     good = ["camera", str(bundle), "--headless", f"--source={folder}", f"--save-dir={work / 'saved'}", "--save=changes"]
-    # What the command line sets for its process.
+    # Settings that the command line changes for its process.
     log = logging.getLogger("edgerec")
     before, known = signal.getsignal(signal.SIGTERM), (log.handlers[:], log.level, log.propagate)
 
     def attempt(rng: Random) -> None:
         chosen = rng.sample(_OPTIONS, rng.choice((1, 1, 2)))
         damaged = [f"{name}={damaged_text(rng, value)}" for name, _, value in (text.partition("=") for text in chosen)]
-        log.handlers.clear()  # which write to where the one before wrote
+        log.handlers.clear()  # the handlers write to the stream of the previous attempt
         done = CliRunner().invoke(app, [*good, *(text.replace("\0", "0") for text in damaged)])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise Broken(f"{damaged}: {done.exception!r}")
@@ -98,7 +98,7 @@ def options(bundle: Path, work: Path) -> Iterator[Attempt]:
             raise Broken(f"{damaged}: exit code {done.exit_code}: {done.output[-300:]}")
         if done.exit_code == 1:
             raise EdgerecError(done.stderr.strip().removeprefix("error: "))
-        if done.exit_code == 2:  # Typer's own lines, of which the last one says what is wrong
+        if done.exit_code == 2:  # Typer prints several lines, the last of which contains the error
             raise EdgerecError(done.stderr.strip().splitlines()[-1])
 
     try:
