@@ -1,4 +1,4 @@
-"""Run in a process of its own: writes Keras 3 models with unusual inputs, and their outputs for random images."""
+"""Write Keras 3 models with unusual inputs, and their outputs for random images. Run as a separate process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def transfer():
 
 
 def twice():
-    """Two levels of nesting."""
+    """A model with two levels of nesting."""
     inner_inputs = keras.Input((14, 14, 4))
     inner = keras.Model(inner_inputs, layers.BatchNormalization()(layers.Conv2D(4, 3)(inner_inputs)), name="inner")
     outer_inputs = keras.Input(SHAPE)

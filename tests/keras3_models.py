@@ -1,4 +1,4 @@
-"""Run in a process of its own: writes models as users of Keras 3 have them, and what Keras 3 says they answer."""
+"""Write Keras 3 models like those of users, and their outputs for random images. Run as a separate process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sequential():
 
 
 def residual():
-    """With operators, and activations that Keras 2 lacks or defines otherwise."""
+    """A residual model with operators, and with activations that Keras 2 does not have or defines differently."""
     inputs = keras.Input(SHAPE)
     x = first = layers.Conv2D(4, 3, padding="same", activation="hard_silu")(inputs / 127.5 - 1)
     x = layers.DepthwiseConv2D(3, padding="same")(x)
@@ -39,7 +39,7 @@ def residual():
 
 
 def nested():
-    """As transfer learning is taught: augmentation, a frozen base called with training=False, a sigmoid."""
+    """A model as in transfer-learning tutorials: augmentation, a frozen base with training=False, a sigmoid."""
     base = keras.Sequential([keras.Input(SHAPE), layers.Conv2D(4, 3, strides=2), layers.BatchNormalization()])
     base.trainable = False
     inputs = keras.Input(SHAPE)
@@ -49,7 +49,7 @@ def nested():
 
 
 def red_or_blue():
-    """Right on pixels in [0, 1] only: red is where red is above 0.65."""
+    """A model that is right only on pixels in [0, 1]: an image is red if its red channel is above 0.65."""
     model = keras.Sequential(
         [
             keras.Input(SHAPE),
@@ -65,7 +65,7 @@ def red_or_blue():
 
 
 def harmful(marker):
-    """A Lambda writes ``marker`` when it is called."""
+    """A model with a Lambda layer that writes the file ``marker`` when it is called."""
     marker = str(marker)
     inputs = keras.Input(SHAPE)
     x = layers.Lambda(lambda x: (open(marker, "w").close(), x)[1], output_shape=SHAPE, name="innocent")(inputs)
@@ -74,11 +74,11 @@ def harmful(marker):
 
 def main(folder):
     rng = np.random.default_rng(0)
-    pictures = rng.uniform(0, 255, (6, *SHAPE)).astype(np.float32)
-    answers = {"pictures": pictures}
+    images = rng.uniform(0, 255, (6, *SHAPE)).astype(np.float32)
+    outputs = {"images": images}
     for name, model in (("sequential", keras.Sequential(sequential())), ("residual", residual()), ("nested", nested())):
         model.set_weights([rng.uniform(0.05, 0.5, w.shape) - 0.2 * (w.ndim > 1) for w in model.get_weights()])
-        answers[name] = model.predict(pictures, verbose=0)
+        outputs[name] = model.predict(images, verbose=0)
         model.save(folder / f"{name}.keras")
         if name != "residual":  # Keras 3 cannot read operators back from .h5
             model.save(folder / f"{name}.h5")
@@ -88,9 +88,9 @@ def main(folder):
     nested().export(folder / "augmented", verbose=False)
     for suffix in (".keras", ".h5"):
         harmful(folder / "marker").save(folder / f"harmful{suffix}")
-    keras.models.load_model(folder / "harmful.keras", safe_mode=False)(pictures)
-    (folder / "marker").unlink()  # which proves that it would do harm
-    np.savez(folder / "answers.npz", **answers)
+    keras.models.load_model(folder / "harmful.keras", safe_mode=False)(images)
+    (folder / "marker").unlink()  # the file proves that the Lambda would be executed
+    np.savez(folder / "outputs.npz", **outputs)
 
 
 if __name__ == "__main__":

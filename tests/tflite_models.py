@@ -1,4 +1,4 @@
-"""Tiny .tflite files written operator by operator, as other tools convert them; no TensorFlow is needed."""
+"""Small .tflite models, built operator by operator like files from other tools. TensorFlow is not needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 8
 
 
 class Model:
-    """A graph that is built from its input to its output."""
+    """A graph that is built from its input to its output, one operator at a time."""
 
     def __init__(self, shape: tuple[int, ...] = (1, SIZE, SIZE, 3), name: str = "input") -> None:
         self.schema = tflite_schema()
@@ -46,7 +46,7 @@ class Model:
     def add(
         self, op: str, shape: tuple[int, ...], *constants: Any, name: str = "", first: bool = True, **options
     ) -> Model:
-        """Append an operator to the last tensor; ``constants`` are its other inputs, arrays or indices of tensors."""
+        """Append an operator that reads the last tensor and ``constants``, which are arrays or tensor indices."""
         others = [
             item if isinstance(item, int) else self.tensor(np.shape(item), name, item)
             for item in map(_plain, constants)
@@ -78,7 +78,7 @@ def _plain(item: Any) -> Any:
 
 
 def logits(model: Model | None = None, axes: tuple[int, int] = (1, 2), scale: float = 0.05) -> Model:
-    """The mean of each channel, scaled and centered: three logits that tell red, green and blue images apart."""
+    """Compute the mean of each channel, scaled and centered: three logits that classify red, green and blue images."""
     model = model or Model()
     model.add("MEAN", (1, 3), np.array(axes, np.int32))
     return model.add("FULLY_CONNECTED", (1, 3), np.eye(3) * scale, np.full(3, -3.0), name="dense")
@@ -98,7 +98,7 @@ def channels_first(gray: bool = False) -> bytes:
 
 
 def without_channels(shape: tuple[int, ...]) -> bytes:
-    """A model that compares the mean of the upper and of the lower half: a (28, 28) input as in tutorials."""
+    """A model without a channel axis, as in tutorials, that compares the means of the upper and of the lower half."""
     weights = np.zeros((2, SIZE * SIZE), np.float32)
     weights[0, : SIZE * SIZE // 2] = weights[1, SIZE * SIZE // 2 :] = 0.01
     model = Model(shape).add("RESHAPE", (1, SIZE * SIZE), np.array([1, SIZE * SIZE], np.int32))
@@ -106,7 +106,7 @@ def without_channels(shape: tuple[int, ...]) -> bytes:
 
 
 def unloadable() -> bytes:
-    """A model like tflite-micro's person_detect.tflite: its biases state an axis of channels that they do not have."""
+    """A model that runtimes cannot load, because its biases are quantized along an axis that they do not have."""
     model = logits()
     bias = next(t for t in model.graph.tensors if t.name == b"dense" and len(t.shape) == 1)
     bias.quantization = model.schema.QuantizationParametersT()

@@ -37,7 +37,7 @@ def record_validation_drop(run: Run, variant: str, points: float) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"val_drop_points": points}))
 
 
-def test_the_default_is_auto_which_keeps_ptq_where_it_loses_little(small_run, here):
+def test_auto_is_default_and_chooses_ptq_if_it_loses_little(small_run, here):
     done = here("quantize", small_run.path)
     assert done.returncode == 0, done.stderr
     assert list(small_run.variants()) == ["float32", "int8"]
@@ -49,19 +49,19 @@ def test_the_default_is_auto_which_keeps_ptq_where_it_loses_little(small_run, he
     assert "auto: using the existing int8" in done.stderr
 
 
-def test_auto_trains_where_ptq_loses_too_much_and_takes_what_loses_less(small_run):
+def test_auto_tries_qat_if_ptq_loses_much_and_chooses_the_better(small_run):
     record_validation_drop(small_run, "int8", 51.0)  # more than half of what is allowed, but inside
     report = quantize(small_run)
     assert (report.variant, report.method) == ("int8-qat", "qat")
     assert report.why.startswith("qat loses least; on 4 validation images ptq loses 51.00 points, qat loses ")
     record_validation_drop(small_run, "int8-qat", 52.0)
     assert quantize(small_run).variant == "int8"
-    # If both lose the same, the one that needs no training is chosen.
+    # If both lose the same accuracy, the method without training is chosen.
     record_validation_drop(small_run, "int8-qat", 51.0)
     assert quantize(small_run).variant == "int8"
 
 
-def test_auto_falls_back_to_float16_and_says_that_it_is_not_int8(small_run, here):
+def test_auto_falls_back_to_float16_with_warning(small_run, here):
     record_validation_drop(small_run, "int8", 3.0)
     record_validation_drop(small_run, "int8-qat", 2.0)
     done = here("quantize", small_run.path, "--max-drop", "1")
@@ -77,14 +77,14 @@ def test_auto_falls_back_to_float16_and_says_that_it_is_not_int8(small_run, here
     ]
 
 
-def test_auto_fails_where_nothing_fits_and_keeps_the_best(small_run):
+def test_auto_fails_if_every_method_loses_too_much_and_keeps_the_best(small_run):
     record_validation_drop(small_run, "float16", 2.5)
     with pytest.raises(GateError, match=r"no method stays inside --max-drop 1 on 4 validation images") as caught:
         quantize(small_run, max_drop=1)
     assert caught.value.report.variant == "int8-qat"
 
 
-def test_auto_does_not_reuse_a_variant_that_was_made_with_other_settings(small_run, tmp_path):
+def test_auto_does_not_reuse_variant_with_other_settings(small_run, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text("images = 7\n")
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_auto_does_not_reuse_a_variant_that_was_made_with_other_settings(small_r
 
 
 def test_only_the_chosen_variant_is_measured_on_the_test_images(small_run, tmp_path, caplog):
-    # A calibration set of one image, which int8 without training does not survive, on a budget of nothing.
+    # PTQ with a calibration set of one image is bad, so that both methods are tried.
     fresh = fit(small_run.recipe, tmp_path / "run")
     one = tmp_path / "one.toml"
     one.write_text("images = 1\n")
@@ -107,7 +107,7 @@ def test_only_the_chosen_variant_is_measured_on_the_test_images(small_run, tmp_p
     ("option", "value", "method"),
     [("sparsity", 0.5, "prune"), ("clusters", 8, "cluster"), ("channels", 0.3, "channels")],
 )
-def test_an_option_without_its_method_is_refused(small_run, here, option, value, method):
+def test_option_that_auto_does_not_use_is_refused(small_run, here, option, value, method):
     with pytest.raises(RecipeError, match=rf"--{option} has no effect with --method auto: .* --method {method} "):
         quantize(small_run, **{option: value})
     assert f"such as --method {method} " in one_line(here("quantize", small_run.path, f"--{option}", value))
@@ -158,7 +158,7 @@ def test_qat_that_auto_did_not_choose_is_used_later(small_run, tmp_path, caplog)
 
 
 class Stopped(Exception):
-    """Stands for Ctrl-C, which pytest takes for its own."""
+    """Replaces KeyboardInterrupt, which pytest would handle itself."""
 
 
 @pytest.fixture
@@ -174,14 +174,14 @@ def interrupted(small_run):
     return small_run
 
 
-def test_interrupted_work_is_not_discarded_unasked(interrupted, here, caplog):
+def test_interrupted_fine_tuning_is_not_discarded_without_overwrite(interrupted, here, caplog):
     states = list((interrupted.path / "checkpoints" / "int8-qat").iterdir())
     assert len(states) == 1
     command = ("quantize", interrupted.path, "--method", "qat", "--epochs", 2)
     shutil.rmtree(interrupted.variant("int8-qat"), ignore_errors=True)
     message = one_line(here(*command))
     assert "has an interrupted qat: add --resume to resume it, or --overwrite to start again" in message
-    # auto would train too.
+    # The method auto would also start a new training.
     assert "add --resume" in one_line(here("quantize", interrupted.path, "--epochs", 2))
     assert list((interrupted.path / "checkpoints" / "int8-qat").iterdir()) == states
     # Other settings would silently start again.
@@ -193,13 +193,13 @@ def test_interrupted_work_is_not_discarded_unasked(interrupted, here, caplog):
     assert not states[0].exists()
 
 
-def test_overwrite_starts_again(interrupted, caplog):
+def test_overwrite_starts_fine_tuning_again(interrupted, caplog):
     with caplog.at_level(logging.INFO, "edgerec"):
         quantize(interrupted, "qat", epochs=2, overwrite=True)
     assert "resuming" not in caplog.text
 
 
-def test_ctrl_c_says_how_to_resume(small_run, here, monkeypatch):
+def test_ctrl_c_prints_command_for_resuming(small_run, here, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Calibration sets: what is drawn, what is kept, and what a wrong set is refused for."""
+"""Calibration sets: drawing, storing, and checking sets with typical faults."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ def data(run):
 
 @pytest.fixture(scope="module")
 def good(run, tmp_path_factory):
-    """A set of 40 pictures of that run."""
+    """A calibration set with 40 images of the run."""
     path = tmp_path_factory.mktemp("sets") / "good"
     calibration.make(run, path, images=40)
     return path
 
 
 @pytest.fixture
-def judged(run, tmp_path):
-    """Save arrays as .npz and check them: each finding's severity by its kind, and the report."""
+def check_arrays(run, tmp_path):
+    """Return a function that saves arrays as .npz and checks them.
 
-    def judge(**arrays):
+    The function returns the severity of each finding by its kind, and the report.
+    """
+
+    def save_and_check(**arrays):
         np.savez(tmp_path / "offered.npz", **arrays)
         report = check(tmp_path / "offered.npz", run)
         return {finding.kind: finding.severity for finding in report.findings}, report
 
-    return judge
+    return save_and_check
 
 
 def drawn(data, count=40, part="train"):
-    """Pictures and classes of a part, as even as it allows."""
+    """Return images and classes of a subset of the split, with the same number of images per class."""
     dataset, split = data
     chosen = METHODS["stratified"](dataset, split.part(part), count, np.random.default_rng(0))
     return dataset.images[chosen], dataset.classes[chosen]
 
 
 def burst(image, count, rng):
-    """A second of video: one scene, moved by up to a pixel, with noise."""
+    """Return similar frames of one scene, moved by up to a pixel, with noise."""
     frames = []
     for _ in range(count):
         move = np.array([[1, 0, rng.uniform(-1, 1)], [0, 1, rng.uniform(-1, 1)]], np.float32)
@@ -67,36 +70,36 @@ def burst(image, count, rng):
     return np.stack(frames)
 
 
-# ---------------------------------------------------------------- making and keeping
+# Drawing and storing
 
 
-def test_a_made_set_is_drawn_from_the_training_part_and_is_good(run, data, good):
+def test_set_is_drawn_from_training_images_and_has_no_findings(run, data, good):
     dataset, split = data
-    found = calibration_set.read(good)
+    stored = calibration_set.read(good)
     trained = {dataset.images[i].tobytes() for i in split.train}
-    assert found.images.shape == (40, 28, 28, 1)
-    assert {image.tobytes() for image in found.images} <= trained
-    assert found.digest == calibration_set.digest_of(drawn(data)[0])
+    assert stored.images.shape == (40, 28, 28, 1)
+    assert {image.tobytes() for image in stored.images} <= trained
+    assert stored.digest == calibration_set.digest_of(drawn(data)[0])
     report = check(good, run)
     assert report.findings == ()
     assert report.ok
-    assert report.digest == found.digest
+    assert report.digest == stored.digest
 
 
-def test_a_set_is_a_folder_of_pictures_for_people(good, data):
+def test_set_is_an_image_folder(good, data):
     about = json.loads((good / "calibration.json").read_text())
     assert about["recipe"] == {"name": "stratified", "method": "stratified", "images": 40, "seed": 0}
     assert about["counts"] == {str(digit): 4 for digit in range(10)}
     assert (about["source"], about["data_digest"]) == ("digits", data[0].digest)
     for number, entry in enumerate(about["pictures"]):
-        picture = cv2.imread(str(good / entry["file"]), cv2.IMREAD_UNCHANGED)
-        assert np.array_equal(picture, drawn(data)[0][number][..., 0])
+        image = cv2.imread(str(good / entry["file"]), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(image, drawn(data)[0][number][..., 0])
         assert entry["file"].startswith(f"{entry['label']}/")
     dataset, _ = load(Recipe().override({"data.source": str(good), "data.channels": 1}).data)
     assert len(dataset.images) == 40
 
 
-def test_sets_are_made_of_recipes_and_folders_too(image_folder, tmp_path):
+def test_sets_are_drawn_from_recipe_or_folder(image_folder, tmp_path):
     (tmp_path / "mine.toml").write_text(f'[data]\nsource = "{image_folder}"\ninput_size = 32\nchannels = 3\n')
     one = calibration.make(tmp_path / "mine.toml", tmp_path / "one", images=6)
     assert one.images.shape == (6, 32, 32, 3)
@@ -108,19 +111,19 @@ def test_sets_are_made_of_recipes_and_folders_too(image_folder, tmp_path):
     assert np.array_equal(one.images, calibration_set.read(tmp_path / "one").images)  # red is red
 
 
-def test_labels_that_are_no_folder_names(tmp_path):
+def test_labels_may_be_invalid_folder_names(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), np.uint8)
     labels = np.array(["../a/b", ".hidden", "c:\\d"])
     np.savez(tmp_path / "own.npz", x_train=images, y_train=np.arange(30) % 3, labels=labels)
     made = calibration.make(None, tmp_path / "set", data=str(tmp_path / "own.npz"), images=9)
-    found = calibration_set.read(tmp_path / "set")
-    assert found.labels == made.labels
-    assert set(found.labels) == set(labels)
-    assert found.names[0].startswith("own.npz[")  # not where it lay
+    stored = calibration_set.read(tmp_path / "set")
+    assert stored.labels == made.labels
+    assert set(stored.labels) == set(labels)
+    assert stored.names[0].startswith("own.npz[")  # without the folder
     assert len(list((tmp_path / "set").glob("[!.]*/*.png"))) == 9
 
 
-def test_only_a_set_is_ever_replaced(run, tmp_path):
+def test_only_calibration_sets_are_replaced(run, tmp_path):
     calibration.make(run, tmp_path / "set", images=10)
     with pytest.raises(OutputExistsError, match="add --overwrite"):
         calibration.make(run, tmp_path / "set", images=20)
@@ -132,7 +135,7 @@ def test_only_a_set_is_ever_replaced(run, tmp_path):
         calibration.make(run, tmp_path / "mine", images=20, overwrite=True)
 
 
-def test_diverse_takes_no_scene_twice(tmp_path):
+def test_diverse_draws_each_scene_once(tmp_path):
     rng = np.random.default_rng(0)
     scenes = rng.integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
     frames = [burst(cv2.resize(s, (32, 32)), 20, rng) for label in scenes for s in label]
@@ -145,18 +148,18 @@ def test_diverse_takes_no_scene_twice(tmp_path):
     assert len(set(scene[by["stratified"]])) < 8
 
 
-def test_fewer_pictures_than_classes_are_not_those_of_the_first(data):
+def test_few_images_are_from_random_classes(data):
     assert set(drawn(data, 5)[1]) != set(range(5))
 
 
-def test_all_shipped_recipes_and_the_shipped_set(run, data):
+def test_shipped_recipes_and_shipped_set_are_valid(run, data):
     for name in shipped_names("calibration"):
         assert len(calibration.draw(name, *data).images) == 200
     assert check(shipped("calibration") / "digits", run).findings == ()
     assert len(calibration.draw("digits", *data).images) == 20
 
 
-def test_wrong_recipes_are_refused(tmp_path, data):
+def test_invalid_recipes_are_refused(tmp_path, data):
     own = tmp_path / "own.toml"
     own.write_text('method = "stratifed"\n')
     with pytest.raises(RecipeError, match="did you mean 'stratified'"):
@@ -168,26 +171,26 @@ def test_wrong_recipes_are_refused(tmp_path, data):
         calibration.draw("nowhere", *data)
 
 
-# ---------------------------------------------------------------- what is wrong
+# Findings
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "said"),
+    ("change", "kind", "message"),
     [({"input_size": 32}, "size", "32×32×1"), ({"channels": 3}, "channels", "28×28×3")],
 )
-def test_another_size_or_number_of_channels(run, data, tmp_path, change, kind, said):
+def test_other_size_or_number_of_channels_is_refused(run, data, tmp_path, change, kind, message):
     recipe = Recipe().override({f"data.{key}": value for key, value in change.items()})
     (tmp_path / "other.toml").write_text(recipe.to_toml())
     calibration.make(tmp_path / "other.toml", tmp_path / "set", images=20)
     (finding,) = check(tmp_path / "set", run).findings
     assert (finding.severity, finding.kind) == ("error", kind)
-    assert f"images have the size {said} (height, width, channels), but the model takes 28×28×1" in finding.what
+    assert f"images have the size {message} (height, width, channels), but the model takes 28×28×1" in finding.what
     with pytest.raises(DataError, match=r"cannot use the calibration set .* the model takes 28×28×1"):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda x: (x / 255).astype(np.float32), r"already normalized to \[0, 1\]"),
         (lambda x: (x / 127.5 - 1).astype(np.float32), r"already normalized to \[-1, 1\]"),
@@ -197,87 +200,87 @@ def test_another_size_or_number_of_channels(run, data, tmp_path, change, kind, s
         (lambda x: np.where(x > 250, np.nan, x), "are NaN or infinite"),
     ],
 )
-def test_another_range(judged, data, wrong, said):
+def test_wrong_pixel_range_is_found(check_arrays, data, wrong, message):
     images, classes = drawn(data)
-    kinds, report = judged(x=wrong(images), y=classes)
+    kinds, report = check_arrays(x=wrong(images), y=classes)
     assert kinds["range"] == "error"
     assert not report.ok
-    assert re.search(said, report.findings[0].what)
+    assert re.search(message, report.findings[0].what)
 
 
-def test_the_right_range_in_another_type_can_be_judged_further(judged, data):
+def test_pixels_of_another_type_are_a_warning(check_arrays, data):
     images, classes = drawn(data)
-    assert judged(x=images.astype(np.float32), y=classes)[0] == {"range": "warning"}
-    assert judged(x=images)[0] == {"no-labels": "note"}
+    assert check_arrays(x=images.astype(np.float32), y=classes)[0] == {"range": "warning"}
+    assert check_arrays(x=images)[0] == {"no-labels": "note"}
 
 
-def test_half_the_contrast_and_another_light(judged, data):
+def test_low_contrast_and_other_brightness_are_found(check_arrays, data):
     images, classes = drawn(data)
-    assert judged(x=images // 2, y=classes)[0] == {"foreign": "warning", "contrast": "error"}
+    assert check_arrays(x=images // 2, y=classes)[0] == {"foreign": "warning", "contrast": "error"}
     brighter = np.clip(images.astype(int) + 40, 0, 255).astype(np.uint8)
-    assert judged(x=brighter, y=classes)[0]["brightness"] == "warning"
+    assert check_arrays(x=brighter, y=classes)[0]["brightness"] == "warning"
 
 
-def test_channels_first(run, image_folder, tmp_path, judged, data):
+def test_channels_first_layout_is_found(run, image_folder, tmp_path, check_arrays, data):
     images, classes = drawn(data)
-    kinds, _ = judged(x=images.transpose(0, 3, 1, 2), y=classes)
+    kinds, _ = check_arrays(x=images.transpose(0, 3, 1, 2), y=classes)
     assert kinds == {"layout": "error"}
 
 
-def test_classes(judged, data):
+def test_missing_unbalanced_and_unknown_classes_are_found(check_arrays, data):
     images, classes = drawn(data)
-    kinds, report = judged(x=images[classes != 3], y=classes[classes != 3])
+    kinds, report = check_arrays(x=images[classes != 3], y=classes[classes != 3])
     assert kinds == {"missing-class": "error"}
     assert report.findings[0].where == "3"
-    kinds, report = judged(x=images[:7], y=classes[:7])
+    kinds, report = check_arrays(x=images[:7], y=classes[:7])
     assert kinds == {"few": "warning", "missing-class": "warning"}
     assert report.ok
-    kept = (classes != 3) | (np.cumsum(classes == 3) == 1)
-    assert judged(x=images[kept], y=classes[kept])[0] == {"unbalanced": "warning"}
-    assert judged(x=images, y=np.where(classes == 3, 33, classes))[0]["unknown-class"] == "error"
+    selected = (classes != 3) | (np.cumsum(classes == 3) == 1)
+    assert check_arrays(x=images[selected], y=classes[selected])[0] == {"unbalanced": "warning"}
+    assert check_arrays(x=images, y=np.where(classes == 3, 33, classes))[0]["unknown-class"] == "error"
 
 
-def test_all_alike(judged, data):
+def test_bursts_of_similar_frames_are_found(check_arrays, data):
     images, classes = drawn(data, 10)
     rng = np.random.default_rng(0)
     one, ten = burst(images[3], 40, rng), np.concatenate([burst(image, 10, rng) for image in images])
-    assert judged(x=one)[0]["alike"] == "error"
-    # A burst of every class is alike all the same.
-    assert judged(x=ten, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
+    assert check_arrays(x=one)[0]["alike"] == "error"
+    # A burst of frames for every class is also detected.
+    assert check_arrays(x=ten, y=np.repeat(classes, 10))[0] == {"foreign": "warning", "alike": "error"}
 
 
-def test_some_twice(judged, data):
+def test_duplicates_are_found(check_arrays, data):
     images, classes = drawn(data)
-    kinds, _ = judged(x=np.concatenate([images, images[:10]]), y=np.concatenate([classes, classes[:10]]))
+    kinds, _ = check_arrays(x=np.concatenate([images, images[:10]]), y=np.concatenate([classes, classes[:10]]))
     assert kinds == {"duplicates": "warning"}
 
 
-def test_overlap_with_held_out_pictures(judged, data):
+def test_overlap_with_test_and_validation_images_is_found(check_arrays, data):
     images, classes = drawn(data, part="test")
-    kinds, report = judged(x=images, y=classes)
+    kinds, report = check_arrays(x=images, y=classes)
     assert kinds == {"test-overlap": "error"}
     assert "40 images are test images" in report.findings[0].what
     again = [cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_GRAYSCALE) for image in images]
-    kinds, _ = judged(x=np.stack(again), y=classes)
+    kinds, _ = check_arrays(x=np.stack(again), y=classes)
     assert kinds == {"foreign": "warning", "near-test": "warning"}
     images, classes = drawn(data, part="val")
-    assert judged(x=images, y=classes)[0] == {"val-overlap": "note"}
+    assert check_arrays(x=images, y=classes)[0] == {"val-overlap": "note"}
 
 
-def test_data_that_has_a_picture_on_both_sides_is_not_the_sets_fault(tmp_path):
+def test_copies_in_training_and_test_set_are_only_a_note(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     classes = np.arange(40) % 2
     np.savez(tmp_path / "twice.npz", x_train=images, y_train=classes, x_test=images[:9], y_test=classes[:9])
     dataset, section = load(Recipe().override({"data.source": str(tmp_path / "twice.npz")}).data)
     split = split_dataset(dataset, section, 0)
-    # Older versions trained on images whose copies were held out.
+    # Older versions trained on copies of test images.
     split = replace(split, train=np.sort(np.concatenate([split.train, split.excluded])))
-    found = examine(CandidateSet("x", images, ("x",) * 40, None, None, ""), dataset, split)
-    assert ("note", "leak") in [(finding.severity, finding.kind) for finding in found]
+    findings = examine(CandidateSet("x", images, ("x",) * 40, None, None, ""), dataset, split)
+    assert ("note", "leak") in [(finding.severity, finding.kind) for finding in findings]
 
 
-def test_red_and_blue_exchanged(image_folder, tmp_path):
-    """Known by the training pictures themselves, or else by their colours."""
+def test_exchanged_red_and_blue_are_found(image_folder, tmp_path):
+    """Exchanged channels are detected by identical training images, or else by colors."""
     dataset, section = load(Recipe().override({"data.source": str(image_folder), "data.input_size": 32}).data)
     split = split_dataset(dataset, section, 0)
     chosen = METHODS["stratified"](dataset, split.train, 12, np.random.default_rng(0))
@@ -285,20 +288,22 @@ def test_red_and_blue_exchanged(image_folder, tmp_path):
     noisy = (right.astype(int) + np.random.default_rng(1).integers(-3, 4, right.shape)).clip(0, 255).astype(np.uint8)
 
     def order(images, labels):
-        found = examine(CandidateSet("x", images, tuple(map(str, range(12))), labels, None, ""), dataset, split)
+        findings = examine(CandidateSet("x", images, tuple(map(str, range(12))), labels, None, ""), dataset, split)
         return [
-            (finding.severity, finding.what.partition(":")[0]) for finding in found if finding.kind == "channel-order"
+            (finding.severity, finding.what.partition(":")[0])
+            for finding in findings
+            if finding.kind == "channel-order"
         ]
 
     assert order(right, labels) == []
     assert order(right[..., ::-1], labels) == [("error", "12 images are training images with red and blue exchanged")]
     assert order(noisy, labels) == []
     assert order(noisy[..., ::-1], labels) == [("error", "red and blue seem exchanged")]
-    # As many red as blue ones: without labels nobody can tell.
+    # There are as many red as blue images, so the order is unclear without labels.
     assert [severity for severity, _ in order(noisy[..., ::-1], None)] == ["note"]
 
 
-def test_changed_pictures_are_found(run, data, good, tmp_path):
+def test_changed_images_are_found(run, data, good, tmp_path):
     shutil.copytree(good, tmp_path / "set")
     cv2.imwrite(str(tmp_path / "set" / "3" / "0003.png"), 255 - drawn(data)[0][3])
     kinds = {finding.kind: finding.severity for finding in check(tmp_path / "set", run).findings}
@@ -307,14 +312,14 @@ def test_changed_pictures_are_found(run, data, good, tmp_path):
         calibration.draw(str(tmp_path / "set"), *data)
 
 
-def test_pictures_that_were_fitted_otherwise(run, good, tmp_path):
+def test_other_preprocessing_is_found(run, good, tmp_path):
     shutil.copytree(good, tmp_path / "set")
     about = (tmp_path / "set" / "calibration.json").read_text()
     (tmp_path / "set" / "calibration.json").write_text(about.replace('"crop"', '"pad"'))
     assert [finding.kind for finding in check(tmp_path / "set", run).findings] == ["preprocess"]
 
 
-def _without_picture(folder, about):
+def _without_image(folder, about):
     (folder / about["pictures"][0]["file"]).unlink()
 
 
@@ -328,9 +333,9 @@ def _cut_off(folder, about):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (_without_picture, "0000.png is missing"),
+        (_without_image, "0000.png is missing"),
         (_other_size, "not a PNG of 28×28"),
         (_cut_off, "damaged PNG"),
         (lambda folder, about: about.update(schema=99), "reads schemas up to 1"),
@@ -342,24 +347,24 @@ def _cut_off(folder, about):
         (lambda folder, about: about["recipe"].update(run="rm"), "is damaged"),
     ],
 )
-def test_damaged_sets_are_refused(run, good, tmp_path, damage, said):
+def test_damaged_sets_are_refused(run, good, tmp_path, damage, message):
     shutil.copytree(good, tmp_path / "set")
     about = json.loads((good / "calibration.json").read_text())
     damage(tmp_path / "set", about)
     (tmp_path / "set" / "calibration.json").write_text(json.dumps(about))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         calibration_set.read(tmp_path / "set")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         check(tmp_path / "set", run)
 
 
-def test_what_is_no_calibration_set(run, tmp_path):
+def test_other_files_are_refused(run, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.savez(tmp_path / "two.npz", a=np.zeros((2, 3, 3)), b=np.zeros((2, 3, 3)))
     (tmp_path / "cut.npz").write_bytes(b"PK")
     (tmp_path / "folder" / "a").mkdir(parents=True)
     (tmp_path / "folder" / "a" / "x.txt").write_text("x")
-    for name, said in (
+    for name, message in (
         ("objects.npy", "pickled objects, which can execute code"),
         ("two.npz", "expected one array of images"),
         ("cut.npz", "cannot be read"),
@@ -367,13 +372,13 @@ def test_what_is_no_calibration_set(run, tmp_path):
         ("folder/a/x.txt", "expected a calibration set"),
         ("nowhere", "does not exist"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             check(tmp_path / name, run)
     with pytest.raises(DataError, match="is not a calibration set"):
         calibration_set.read(tmp_path / "folder")
 
 
-def test_folders_and_lone_arrays_are_taken(run, data, good, tmp_path):
+def test_image_folder_and_single_array_are_accepted(run, data, good, tmp_path):
     shutil.copytree(good, tmp_path / "set")
     (tmp_path / "set" / "calibration.json").unlink()
     (tmp_path / "set" / "3" / "notes.txt").write_text("x")
@@ -387,24 +392,24 @@ def test_folders_and_lone_arrays_are_taken(run, data, good, tmp_path):
     assert check(tmp_path / "named.npz", run).findings == ()
 
 
-# ---------------------------------------------------------------- using and seeing
+# Use of sets
 
 
-def test_ptq_takes_a_set_and_its_digest_travels(run, good, tmp_path):
+def test_ptq_uses_set_and_bundle_records_its_digest(run, good, tmp_path):
     copy = Run(tmp_path / "run")
     shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("int8*", "checkpoints", "plots"))
     report = quantize(copy, "ptq", calibration=str(good), max_drop=100.0)
     assert report.calibration == {"recipe": "good", "images": 40, "digest": calibration_set.read(good).digest}
     with pytest.raises(RecipeError, match="--calibration has no effect with --method qat"):
         quantize(copy, "qat", calibration=str(good))
-    # The recipe may name it too; where it lay does not travel.
+    # The recipe may name the set too. The path of the set is not stored.
     (copy.path / "recipe.toml").write_text(run.recipe.override({"compress.calibration": str(good)}).to_toml())
     provenance = Bundle.open(export_bundle(copy, "desktop", variant="int8").bundle).manifest.provenance
     assert provenance["calibration"] == report.calibration
     assert provenance["recipe"]["compress"]["calibration"] == "good"
 
 
-def test_the_command_line(run, data, good, tmp_path):
+def test_calibration_commands(run, data, good, tmp_path):
     def call(*arguments):
         return CliRunner().invoke(app, ["calibration", *map(str, arguments)])
 
@@ -426,7 +431,7 @@ def test_the_command_line(run, data, good, tmp_path):
     assert (done.exit_code, "is not a run" in done.stderr) == (1, True)
 
 
-def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):
+def test_contact_sheet_shows_all_images(run, data, good, tmp_path):
     assert calibration.show(good, tmp_path / "sheet.png", run=run) == 40
     sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape[1] > 1000
@@ -438,7 +443,7 @@ def test_the_sheet_is_a_picture_with_all_of_them(run, data, good, tmp_path):
         calibration.show(tmp_path / "nan.npy", tmp_path / "other.png", run=run)
 
 
-def test_distances_are_in_grey_levels():
+def test_distances_are_in_gray_levels():
     images = np.zeros((3, 16, 16, 1), np.uint8)
     images[1, :8], images[2, :8] = 20, 24
     assert nearest_neighbor_distances(thumbnails(images)) == pytest.approx([10, 2, 2], abs=1e-4)

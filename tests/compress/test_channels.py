@@ -1,4 +1,4 @@
-"""Structured pruning: smaller dense models that compute what the whole one does without the channels."""
+"""Channel pruning: the smaller model computes the same as the original model with masked channels."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def pixels(model, count=4):
     return np.random.default_rng(1).random((count, *model.input_shape[1:]), np.float32)
 
 
-def lively(model):
-    """The model with normalisations that do something, so that a wrong slice of them shows."""
+def with_batch_statistics(model):
+    """Give batch normalizations nontrivial values, so that a wrong slice of their weights changes the outputs."""
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras().layers.BatchNormalization):
@@ -40,21 +40,21 @@ def lively(model):
     return model
 
 
-def ours(arch, width=1.0, size=16):
+def edgerec_model(arch, width=1.0, size=16):
     section = ModelSection(arch=arch, width=width)
-    return lively(build(keras(), section, (size, size, 3), 5, UNIT))
+    return with_batch_statistics(build(keras(), section, (size, size, 3), 5, UNIT))
 
 
 def built(features, size=8):
-    """A model of five classes around ``features(layers, tensor)``."""
+    """Build a model with five classes around ``features(layers, tensor)``."""
     layers = keras().layers
     inputs = keras().Input((size, size, 3))
     x = layers.Dense(5)(features(layers, inputs))
-    return lively(keras().Model(inputs, layers.Softmax()(x)))
+    return with_batch_statistics(keras().Model(inputs, layers.Softmax()(x)))
 
 
 def concatenated(layers, x):
-    """An addition across a concatenation's border, which ties channels of two layers to one."""
+    """A concatenation followed by an addition, so that channels of two layers depend on one layer."""
     a = layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(x))
     b = layers.PReLU(shared_axes=(1, 2))(layers.SeparableConv2D(24, 3, padding="same", depth_multiplier=2)(x))
     joined = layers.Concatenate()([a, b])
@@ -66,7 +66,7 @@ def concatenated(layers, x):
 
 
 def squeezed(layers, x):
-    """Squeeze and excitation: the factors are tied to what they scale."""
+    """Squeeze and excitation, in which the channels of the factors depend on the channels that they scale."""
     x = layers.Conv2D(32, 3, activation="relu")(x)
     s = layers.Dense(16, activation="relu")(layers.GlobalAveragePooling2D()(x))
     s = layers.Reshape((1, 1, 32))(layers.Dense(32, activation="sigmoid")(s))
@@ -74,11 +74,11 @@ def squeezed(layers, x):
 
 
 MODELS = {
-    "plain, flattened": lambda: ours("simple_cnn", size=28),
-    "residual": lambda: ours("resnet8"),
-    "residual, squeezed and excited": lambda: ours("se_resnet16", 0.5),
-    "depthwise-separable": lambda: ours("mobilenet_v1", 0.25, 32),
-    "inverted residual": lambda: ours("mobilenet_v2", 0.35, 32),
+    "plain, flattened": lambda: edgerec_model("simple_cnn", size=28),
+    "residual": lambda: edgerec_model("resnet8"),
+    "residual, squeezed and excited": lambda: edgerec_model("se_resnet16", 0.5),
+    "depthwise-separable": lambda: edgerec_model("mobilenet_v1", 0.25, 32),
+    "inverted residual": lambda: edgerec_model("mobilenet_v2", 0.35, 32),
     "concatenated": lambda: built(concatenated),
     "squeeze and excitation": lambda: built(squeezed),
 }
@@ -88,24 +88,26 @@ MODELS = {
 def test_smaller_model_equals_model_with_masked_channels(name, monkeypatch):
     model = MODELS[name]()
     before = [weight.copy() for weight in model.get_weights()]
-    made = {}
-    monkeypatch.setattr(channels, "_verify", lambda *given: made.update(zip("mswk", given, strict=True)))
+    arguments = {}
+    monkeypatch.setattr(
+        channels, "_verify", lambda model, smaller, graph, keep: arguments.update(graph=graph, keep=keep)
+    )
     smaller = shrink(model, 0.5, None)
     monkeypatch.undo()
     assert cost(smaller) <= 0.5 * cost(model)
     assert smaller.count_params() < model.count_params()
     assert (smaller.input_shape, smaller.output_shape) == (model.input_shape, model.output_shape)
     assert [type(layer) for layer in smaller.layers] == [type(layer) for layer in model.layers]
-    given = pixels(model)
-    expected = blinded(model, made["w"], made["k"])(given).numpy()
-    np.testing.assert_allclose(smaller(given).numpy(), expected, atol=1e-5)
-    assert np.abs(expected - model(given).numpy()).max() > 1e-4  # what went had mattered
+    images = pixels(model)
+    expected = with_masked_channels(model, arguments["graph"], arguments["keep"])(images).numpy()
+    np.testing.assert_allclose(smaller(images).numpy(), expected, atol=1e-5)
+    assert np.abs(expected - model(images).numpy()).max() > 1e-4  # the removed channels had an effect
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
-def blinded(model, graph, keep):
-    """A copy with zeros for every weight that reads a removed channel."""
+def with_masked_channels(model, graph, keep):
+    """Return a copy with zeros in all weights that read a removed channel."""
     copy = keras().models.clone_model(model)
     copy.set_weights(model.get_weights())
     for name, entry in graph.layers.items():
@@ -120,15 +122,15 @@ def blinded(model, graph, keep):
 
 
 def test_dead_channels_are_removed_first_without_changing_outputs():
-    model = ours("resnet8")
+    model = edgerec_model("resnet8")
     graph = trace(model)
     dead = {}
     rng = np.random.default_rng(0)
     for name in ("conv2d", "conv2d_1", "conv2d_3", "conv2d_4", "conv2d_6", "conv2d_7"):
-        # Of each group of tied layers half of the channels: what makes them and what uses them.
+        # Set half of the channels of each group to zero, in the layers that create and that use them.
         name = next(layer for layer in graph.layers if layer.removeprefix("conv2d") == suffix(graph, name))
-        made = graph.layers[name].outputs
-        dead |= dict.fromkeys(made[rng.permutation(len(made))[: len(made) // 2]].tolist())
+        outputs = graph.layers[name].outputs
+        dead |= dict.fromkeys(outputs[rng.permutation(len(outputs))[: len(outputs) // 2]].tolist())
     for entry in graph.layers.values():
         weights = entry.layer.get_weights()
         out = np.isin(entry.outputs, list(dead))
@@ -138,19 +140,19 @@ def test_dead_channels_are_removed_first_without_changing_outputs():
             weights[0][out], weights[1][out] = 0, 0
         entry.layer.set_weights(weights)
     smaller = shrink(model, 0.6, None)
-    given = pixels(model)
-    np.testing.assert_allclose(smaller(given).numpy(), model(given).numpy(), atol=1e-5)
+    images = pixels(model)
+    np.testing.assert_allclose(smaller(images).numpy(), model(images).numpy(), atol=1e-5)
     assert cost(smaller) <= 0.4 * cost(model)
 
 
 def suffix(graph, name):
-    """Keras numbers its layers through the process: the n-th convolution's own number."""
+    """Return the number in the name of the n-th convolution, because Keras numbers layers per process."""
     convolutions = [layer for layer in graph.layers if layer.startswith("conv2d")]
     convolutions.sort(key=lambda layer: int(layer.partition("_")[2] or 0))
     return convolutions[int(name.partition("_")[2] or 0)].removeprefix("conv2d")
 
 
-def test_costs_are_counted():
+def test_macs_and_cost_of_known_layers():
     def features(layers, x):
         x = layers.Conv2D(16, 3, padding="same", strides=2)(x)
         x = layers.DepthwiseConv2D(3, padding="same")(x)
@@ -163,12 +165,12 @@ def test_costs_are_counted():
     assert cost(model) == macs(model) + 3 * depthwise + 20 * written
 
 
-def test_residual_ties_hold_and_layers_end_at_multiples():
-    model = ours("resnet8")
+def test_residual_channels_match_and_are_multiples_of_the_block_size():
+    model = edgerec_model("resnet8")
     smaller = shrink(model, 0.6, None)
     filters = {layer.name: layer.filters for layer in smaller.layers if hasattr(layer, "filters")}
     assert all(count % 8 == 0 for count in filters.values())
-    # Kernels compute 16 channels at once, and a layer of 32 and more has some to spare.
+    # Kernels compute 16 channels at once, so layers with at least 32 channels keep a multiple of 16.
     whole = {layer.name: layer.filters for layer in model.layers if hasattr(layer, "filters")}
     assert {filters[name] % 16 for name, count in whole.items() if count >= 32} == {0}
     assert any(filters[name] % 16 for name, count in whole.items() if count < 32)
@@ -177,20 +179,20 @@ def test_residual_ties_hold_and_layers_end_at_multiples():
             assert len({tensor.shape[-1] for tensor in layer.input}) == 1
     fine = shrink(model, 0.6, None, multiple=1)
     assert any(layer.filters % 8 for layer in fine.layers if hasattr(layer, "filters"))
-    # A finer grain meets what was asked for more closely.
+    # With smaller blocks, the cost is closer to the target.
     assert cost(smaller) <= cost(fine) <= 0.4 * cost(model) < 1.05 * cost(fine)
 
 
-def test_its_int8_is_smaller():
-    model = ours("resnet8")
-    seen = pixels(model, 8)
-    seen[0, 0, 0, :2] = 0, 1
-    content = to_int8(shrink(model, 0.8, None), seen)
+def test_int8_file_of_smaller_model_is_smaller():
+    model = edgerec_model("resnet8")
+    calibration = pixels(model, 8)
+    calibration[0, 0, 0, :2] = 0, 1
+    content = to_int8(shrink(model, 0.8, None), calibration)
     check_int8(content, UNIT)
-    assert len(content) < 0.6 * len(to_int8(model, seen))
+    assert len(content) < 0.6 * len(to_int8(model, calibration))
 
 
-def test_what_is_unknown_is_left_whole(caplog):
+def test_channels_around_unknown_layers_are_not_removed(caplog):
     class Mixing(keras().layers.Layer):
         def call(self, x):
             return x - keras().backend.mean(x, axis=-1, keepdims=True)
@@ -248,14 +250,14 @@ def test_fine_tuning_restores_accuracy(run, tmp_path):
         scores, classes = scored(model, split.val)
         return np.mean(scores.argmax(axis=1) == classes)
 
-    def loss(model):  # tells more than top-1 of few pictures
+    def loss(model):  # more precise than top-1 accuracy of few images
         scores, classes = scored(model, split.train)
         return -np.mean(np.log(np.maximum(scores[np.arange(len(classes)), classes], 1e-7)))
 
     smaller = shrink(model, 0.6, tune)
     assert cost(smaller) <= 0.4 * cost(model)
     assert top1(smaller) > top1(model) - 0.03
-    # Without fine-tuning: what matters least by the estimate matters less than what matters most by it.
+    # Without fine-tuning, removing the least important channels costs less than removing the most important ones.
     graph = trace(model)
     scores = channels.taylor_importance(model, graph, tune)
     groups, target = channels._groups(graph), 0.5 * cost(model)

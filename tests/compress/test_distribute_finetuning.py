@@ -1,4 +1,4 @@
-"""Fine-tuning on two devices gives what it gives on one."""
+"""Fine-tuning on two devices gives the same result as on one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ print(json.dumps({method: quantize(run, method).sparsity for method in ("qat", "
 
 
 def output_scales(run, variant):
-    """The scale of each operator's output, which follows from the calibrated ranges."""
+    """Return the scale of each operator's output, which follows from the calibrated ranges."""
     graph = read_graph((run.variant(variant) / "model.tflite").read_bytes())
     return [(op.name, float(tensor.scales[0])) for op in graph.operators for tensor in op.outputs if len(tensor.scales)]
 
 
 @pytest.mark.slow
-def test_pruning_and_qat_on_two_devices(tmp_path):
+def test_pruning_and_qat_on_two_devices_equal_one_device(tmp_path):
     settings = {
         "data.source": str(red_and_blue(tmp_path / "images")),
         "data.input_size": 28,
@@ -44,7 +44,7 @@ def test_pruning_and_qat_on_two_devices(tmp_path):
         "compress.epochs": 2,
         "compress.max_drop": 100.0,
         "compress.sparsity": 0.6,
-        # At this rate nothing is learned, so that the ranges are those of one and the same model.
+        # This learning rate changes nothing, so both models have the same activations.
         "compress.learning_rate": 1e-8,
     }
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings), str(tmp_path / "two")]
@@ -57,9 +57,9 @@ def test_pruning_and_qat_on_two_devices(tmp_path):
     assert sparsity["qat"] < 0.1
     one = Run.open(shutil.copytree(tmp_path / "two", tmp_path / "one"))
     quantize(one, "qat", overwrite=True)
-    for ours, theirs in zip(output_scales(two, "int8-qat"), output_scales(one, "int8-qat"), strict=True):
-        assert ours[0] == theirs[0]
-        assert ours[1] == pytest.approx(theirs[1], rel=0.02)
+    for first, second in zip(output_scales(two, "int8-qat"), output_scales(one, "int8-qat"), strict=True):
+        assert first[0] == second[0]
+        assert first[1] == pytest.approx(second[1], rel=0.02)
 
 
 RESUMED = """
@@ -87,7 +87,7 @@ print(json.dumps({a.name: float(np.abs(a.numpy() - b.numpy()).max()) for a, b in
 """
 
 
-def test_a_resumed_training_on_two_devices_has_the_same_statistics(tmp_path):
+def test_resumed_training_on_two_devices_has_the_same_statistics(tmp_path):
     """Each device has its own batch normalization statistics, and a checkpoint has their mean."""
     settings = {
         "data.source": str(red_and_blue(tmp_path / "images")),

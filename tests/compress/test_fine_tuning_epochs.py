@@ -1,4 +1,4 @@
-"""The epoch whose weights fine-tuning keeps: the best one of those that are allowed."""
+"""Fine-tuning returns the weights of the best permitted epoch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Validation:
         self.plain, self.best_epoch, self.epoch = plain, best_epoch, 0
 
     def __call__(self, places):
-        """Return batches that know in which epoch they are read."""
+        """Return batches whose labels depend on the epoch in which they are read."""
         import tensorflow as tf
 
         spec = self.plain(places).element_spec
@@ -61,8 +61,8 @@ class Validation:
             yield pixels, 0 * classes + (self.epoch != self.best_epoch)
 
 
-def kept_and_recorded(run, folder, best_epoch, epochs, **options):
-    """Fine-tune; return the weights that were kept, and the weights after each epoch."""
+def best_and_recorded_weights(run, folder, best_epoch, epochs, **options):
+    """Fine-tune; return the resulting weights, and the weights after each epoch."""
     recorded = []
 
     class Recorder(keras().callbacks.Callback):
@@ -78,23 +78,23 @@ def kept_and_recorded(run, folder, best_epoch, epochs, **options):
 
 
 @pytest.mark.parametrize("best_epoch", [1, 2])
-def test_the_best_epoch_is_kept(quick_run, tmp_path, best_epoch):
-    kept, recorded = kept_and_recorded(quick_run, tmp_path, best_epoch, 3)
-    assert np.array_equal(kept, recorded[best_epoch - 1])
+def test_weights_of_best_epoch_are_returned(quick_run, tmp_path, best_epoch):
+    weights, recorded = best_and_recorded_weights(quick_run, tmp_path, best_epoch, 3)
+    assert np.array_equal(weights, recorded[best_epoch - 1])
     assert not np.array_equal(recorded[0], recorded[1])
 
 
-def test_only_epochs_with_frozen_ranges_can_be_the_best(quick_run, tmp_path):
-    kept, recorded = kept_and_recorded(quick_run, tmp_path, 1, 2, freeze=lambda model: None)
-    assert np.array_equal(kept, recorded[1])
+def test_weights_before_frozen_ranges_are_not_returned(quick_run, tmp_path):
+    weights, recorded = best_and_recorded_weights(quick_run, tmp_path, 1, 2, freeze=lambda model: None)
+    assert np.array_equal(weights, recorded[1])
 
 
-def test_an_early_epoch_is_not_kept_where_it_is_not_allowed(quick_run, tmp_path):
-    kept, recorded = kept_and_recorded(quick_run, tmp_path, 1, 3, keep_from=1)
-    assert np.array_equal(kept, recorded[2])  # the last one of two equal ones
+def test_weights_before_keep_from_are_not_returned(quick_run, tmp_path):
+    weights, recorded = best_and_recorded_weights(quick_run, tmp_path, 1, 3, keep_from=1)
+    assert np.array_equal(weights, recorded[2])  # the last one of two equal ones
 
 
-def test_pruning_reaches_its_sparsity_although_an_early_epoch_is_better(quick_run, tmp_path):
+def test_pruning_reaches_sparsity_although_early_epoch_is_better(quick_run, tmp_path):
     changes = {"compress.epochs": 4, "compress.sparsity": 0.8}
     with CompressionContext.open(quick_run, quick_run.recipe.override(changes), None, ignore) as context:
         tune = context.fine_tune(tmp_path)

@@ -1,4 +1,4 @@
-"""Fine-tuning keeps the run's training settings, calibrates ranges like a device, and restores a state completely."""
+"""Fine-tuning follows the run's training settings, calibrates ranges, and restores a state completely."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def batch_normalization(model):
         ("cluster", "imagenet", True, True),
         ("channels", "imagenet", True, True),
         ("channels", "imagenet", False, False),
-        ("channels", "none", True, False),  # random weights brought no statistics with them
+        ("channels", "none", True, False),  # random initial weights have no pretrained statistics
     ],
 )
 def test_retraining_follows_freeze_bn(quick_run, tmp_path, stage, weights, freeze_bn, frozen):
@@ -76,12 +76,12 @@ def test_retraining_follows_freeze_bn(quick_run, tmp_path, stage, weights, freez
     assert len(before) == len(after) == 4
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert len(changed) == (0 if frozen else 4)
-    # The next stage decides for itself.
+    # The next stage can train all layers again.
     assert all(layer.trainable for layer in model.layers if layer.weights)
 
 
 def batch_recorder(sizes: list[int]):
-    """A layer that does nothing but record the batch size of each training step that is traced."""
+    """Return an identity layer that records the batch size of each traced training step."""
 
     class Recorder(keras().layers.Layer):
         def call(self, inputs, training=None):
@@ -93,7 +93,7 @@ def batch_recorder(sizes: list[int]):
 
 
 def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = False):
-    """A classifier of two classes with seeded weights, with dropout or batch normalization if asked for."""
+    """Build a classifier of two classes with seeded weights, optionally with dropout or batch normalization."""
     layers = keras().layers
     keras().utils.set_random_seed(0)
     inputs = x = keras().Input((SIZE, SIZE, 3))
@@ -109,7 +109,7 @@ def small(rate: float = 0.0, recorder=None, kind="Dropout", normalized: bool = F
 
 
 @pytest.mark.parametrize(("accumulate", "size"), [(1, 8), (4, 2)])
-def test_fine_tuning_accumulates_gradients_like_the_training(quick_run, tmp_path, accumulate, size):
+def test_fine_tuning_accumulates_gradients(quick_run, tmp_path, accumulate, size):
     sizes: list[int] = []
     with opened(quick_run, train__accumulate=accumulate) as context:
         model = small(recorder=batch_recorder(sizes))
@@ -118,21 +118,21 @@ def test_fine_tuning_accumulates_gradients_like_the_training(quick_run, tmp_path
 
 
 @pytest.mark.parametrize("xla", [True, False])
-def test_fine_tuning_compiles_by_xla_like_the_training(quick_run, tmp_path, xla):
+def test_fine_tuning_uses_xla_if_training_does(quick_run, tmp_path, xla):
     with opened(quick_run, train__xla=xla) as context:
         model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
     assert model.jit_compile is xla
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_fine_tuning_uses_the_optimizer_of_the_training(quick_run, tmp_path, name):
+def test_fine_tuning_uses_optimizer_of_training(quick_run, tmp_path, name):
     with opened(quick_run, train__optimizer=name) as context:
         model = fine_tune(small, context.fine_tune(tmp_path), "fine-tuning")
     assert model.optimizer.name.lower() == name
 
 
 @pytest.mark.parametrize("size", [4, 8])
-def test_fine_tuning_uses_the_batch_size_of_the_training(quick_run, tmp_path, size):
+def test_fine_tuning_uses_batch_size_of_training(quick_run, tmp_path, size):
     sizes: list[int] = []
     with opened(quick_run, train__batch_size=size) as context:
         model = small(recorder=batch_recorder(sizes))
@@ -140,7 +140,7 @@ def test_fine_tuning_uses_the_batch_size_of_the_training(quick_run, tmp_path, si
     assert set(sizes) == {size}
 
 
-def test_the_documentation_covers_every_training_setting():
+def test_documentation_covers_every_training_setting():
     text = (REPOSITORY / "docs" / "compression.md").read_text(encoding="utf-8")
     table = text.partition("## Training settings")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -150,14 +150,14 @@ def test_the_documentation_covers_every_training_setting():
 
 
 def logits_scale(aware) -> float:
-    """Scale of the logits in the converted model: the width of their range / 255."""
+    """Return the scale of the logits in the converted model, which is the width of their range / 255."""
     (dense,) = (op for op in read_graph(to_int8(aware)).operators if op.name == "FULLY_CONNECTED")
     return float(dense.outputs[0].scales[0])
 
 
 @pytest.mark.parametrize("kind", ["Dropout", "SpatialDropout2D"])
-def test_dropout_does_not_widen_the_ranges(quick_run, tmp_path, kind):
-    # At this rate nothing is learned, so that the ranges are those of one and the same model.
+def test_dropout_does_not_widen_ranges(quick_run, tmp_path, kind):
+    # This learning rate changes nothing, so both models have the same activations.
     plain, dropping = small(), small(0.7, kind=kind)
     dropping.set_weights(plain.get_weights())
     with opened(quick_run, compress__learning_rate=1e-8) as context:
@@ -178,14 +178,14 @@ def test_final_ranges_are_those_of_images_without_augmentation(quick_run, tmp_pa
         def white(epoch, places):
             return tune.feed(epoch, places).map(lambda pixels, *rest: (0 * pixels + 1, *rest))
 
-        # Ranges that follow the training batches would move by a third in so many steps of white images.
+        # If the ranges followed the training batches, they would change by a third after 400 steps with white images.
         white_tune = replace(tune, feed=white, steps=400, checkpoints=tmp_path / "white")
         scale = logits_scale(quantization_aware(model, context.recipe.normalise, white_tune))
     assert scale == pytest.approx(expected, rel=0.02)
 
 
 class Interrupted(Exception):
-    """Stands for Ctrl-C, which pytest takes for its own."""
+    """Replaces KeyboardInterrupt, which pytest would handle itself."""
 
 
 def damage_missing_optimizer(arrays):
@@ -214,7 +214,7 @@ def damage_values(arrays):
     [damage_missing_optimizer, damage_optimizer_shape, damage_best, damage_weights_shape, damage_values],
     ids=lambda function: function.__name__,
 )
-def test_a_damaged_state_changes_nothing(quick_run, tmp_path, caplog, damage):
+def test_damaged_state_is_ignored_completely(quick_run, tmp_path, caplog, damage):
     def interrupt(progress):
         if progress.text.startswith("epoch 2"):
             raise Interrupted
@@ -228,7 +228,7 @@ def test_a_damaged_state_changes_nothing(quick_run, tmp_path, caplog, damage):
         (path,) = tmp_path.glob("*.npz")
         with np.load(path) as file:
             arrays = dict(file)
-        # Weights that would show if they were restored before the rest is found to be damaged.
+        # These weights would change the result if they were restored before the damage is detected.
         arrays |= {name: np.ones_like(array) for name, array in arrays.items() if name.startswith("weights")}
         damage(arrays)
         np.savez(path, **arrays)
@@ -240,7 +240,7 @@ def test_a_damaged_state_changes_nothing(quick_run, tmp_path, caplog, damage):
         np.testing.assert_allclose(after, before, atol=1e-4)
 
 
-def test_an_undamaged_state_is_restored_with_its_optimizer(quick_run, tmp_path, caplog):
+def test_intact_state_is_restored_with_optimizer(quick_run, tmp_path, caplog):
     steps = []
 
     def interrupt(progress):

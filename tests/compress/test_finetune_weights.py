@@ -1,4 +1,4 @@
-"""Fine-tuning weighs classes and shrinks kernels like the training."""
+"""Class weights and weight decay in fine-tuning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fine_tuned(run, folder, build, **changes):
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_fine_tuning_weighs_classes_in_the_loss_of_the_labels(unbalanced, tmp_path, weights):
+def test_fine_tuning_applies_class_weights_to_label_loss(unbalanced, tmp_path, weights):
     changes = {"train__class_weights": weights, "compress__teacher_weight": 0.0}
     changes |= {"compress__learning_rate": 0.02, "compress__epochs": 40, "train__optimizer": "sgd"}
     model = fine_tuned(unbalanced, tmp_path, biased, **changes)
@@ -56,14 +56,14 @@ def test_fine_tuning_weighs_classes_in_the_loss_of_the_labels(unbalanced, tmp_pa
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_fine_tuning_shrinks_kernels_like_the_training(unbalanced, tmp_path, decay):
+def test_fine_tuning_applies_weight_decay(unbalanced, tmp_path, decay):
     changes = {"train__weight_decay": decay, "compress__learning_rate": 0.1, "compress__epochs": 2}
     kernel = fine_tuned(unbalanced, tmp_path, biased, **changes).layers[-2].get_weights()[0]
     # The inputs are zero, so that the kernel has no gradient: only weight decay can change it.
     assert (kernel == 1).all() if decay == 0 else (kernel < 0.97).all()
 
 
-def test_a_teachers_distance_weighs_images():
+def test_distillation_loss_applies_image_weights():
     tf = keras().backend  # the loss is a function of plain tensors
     teacher = keras().Sequential([keras().Input((1,)), keras().layers.Dense(2, "softmax", kernel_initializer="zeros")])
     loss = teacher_loss([teacher])

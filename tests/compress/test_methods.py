@@ -1,4 +1,4 @@
-"""The ways to compress, side by side, and the fine-tuning that they share."""
+"""Compression methods and the fine-tuning stages that they share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.conftest import one_line, red_and_blue
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory):
-    """A quick run of a net with batch normalisation."""
+    """A quick run of a network with batch normalization."""
     folder = red_and_blue(tmp_path_factory.mktemp("data") / "pictures")
     recipe = Recipe.from_dict(
         {
@@ -41,7 +41,7 @@ def residual(tmp_path_factory):
 
 
 def weights(content: bytes) -> list[np.ndarray]:
-    """The int8 weights of a file, by layer."""
+    """Return the int8 weights of a .tflite file, layer by layer."""
     graph = read_graph(content)
     return [
         t.data.view(np.int8).reshape(t.shape)
@@ -54,20 +54,20 @@ def weights(content: bytes) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("method", "most", "dtype"), [("float16", 0.52, "FLOAT16"), ("dynamic", 0.28, "INT8"), ("int16x8", 0.29, "INT16")]
 )
-def test_methods_without_training(run, method, most, dtype):
+def test_methods_without_training_have_expected_types_and_sizes(run, method, most, dtype):
     report = quantize(run, method)
     content = (run.variant(method) / "model.tflite").read_bytes()
     graph = read_graph(content)
     assert (report.variant, report.precision) == (method, method)
     assert dtype in {tensor.dtype for tensor in graph.tensors}
-    # Pixels are normalised outside and scores are real numbers: float at both ends.
+    # Inputs are normalized pixels and outputs are scores, so both are float.
     assert graph.inputs[0].dtype == graph.outputs[0].dtype == "FLOAT32"
     assert len(content) < most * report.forms[1].size_bytes
     assert report.forms[-1].agreement > 0.98
     assert report.calibration == {} if method != "int16x8" else report.calibration["images"] == 200
 
 
-def test_layers_can_stay_float(run):
+def test_mixed_keeps_named_layers_in_float(run):
     report = quantize(run, "mixed", float_layers="dense")
     graph = read_graph((run.variant("int8-mixed") / "model.tflite").read_bytes())
     kernels = {op.outputs[0].name: op.inputs[1].dtype for op in graph.operators if op.name == "FULLY_CONNECTED"}
@@ -78,7 +78,7 @@ def test_layers_can_stay_float(run):
         quantize(run, "mixed", overwrite=True)
 
 
-def test_float_variants_do_not_go_where_int8_is_wanted(run, here, tmp_path):
+def test_export_refuses_float_variant_for_int8_target(run, here, tmp_path):
     if not run.variant("float16").exists():
         quantize(run, "float16")
     done = here("export", run.path, "--target", "coral", "--variant", "float16", "--out", tmp_path / "b")
@@ -91,7 +91,7 @@ def test_clustering_and_pruning_survive_quantization(run):
     content = (run.variant("int8-pcqat") / "model.tflite").read_bytes()
     assert float_tensors(read_graph(content)) == []
     for kernel in weights(content):
-        # Each output channel has a scale of its own: what is shared is shared within a channel.
+        # Each output channel has its own scale, so weights are shared only within a channel.
         channels = kernel.reshape(len(kernel), -1)
         assert max(len(np.unique(channel)) for channel in channels) <= 8
     assert report.sparsity > 0.55
@@ -99,14 +99,14 @@ def test_clustering_and_pruning_survive_quantization(run):
     assert report.forms[-1].gzip_bytes < 0.6 * dense["gzip_bytes"]
 
 
-def test_weights_of_fewer_bits_make_a_smaller_download(run, tmp_path):
+def test_fewer_weight_bits_compress_better(run, tmp_path):
     copied = Run(shutil.copytree(run.path, tmp_path / "run"))
     before = copied.variants()["int8-qat"]["forms"][-1]
     report = quantize(copied, "qat", weight_bits=5, max_drop=100, overwrite=True)
-    found = [set(np.unique(kernel)) for kernel in weights((copied.variant("int8-qat") / "model.tflite").read_bytes())]
-    assert len(found) == 4
-    assert len(set.union(*found)) <= 31  # the same ones in all layers
-    assert max(map(max, found)) == 127
+    values = [set(np.unique(kernel)) for kernel in weights((copied.variant("int8-qat") / "model.tflite").read_bytes())]
+    assert len(values) == 4
+    assert len(set.union(*values)) <= 31  # the same ones in all layers
+    assert max(map(max, values)) == 127
     assert abs(report.forms[-1].size_bytes - before["size_bytes"]) < 500
     assert report.forms[-1].gzip_bytes < 0.75 * before["gzip_bytes"]
     with pytest.raises(
@@ -116,7 +116,7 @@ def test_weights_of_fewer_bits_make_a_smaller_download(run, tmp_path):
         quantize(run, "cluster+qat", weight_bits=5)
 
 
-def test_layers_that_are_skipped_stay_dense(run):
+def test_skipped_layers_stay_dense(run):
     quantize(run, "prune", sparsity=0.9, skip="logits, conv2d*", max_drop=100, overwrite=True)
     zeros = [
         float((kernel == 0).mean()) for kernel in weights((run.variant("int8-pruned") / "model.tflite").read_bytes())
@@ -126,13 +126,13 @@ def test_layers_that_are_skipped_stay_dense(run):
     assert max(conv1, conv2, logits) < 0.2
 
 
-def test_constant_sparsity_is_there_from_the_first_step(run):
+def test_constant_schedule_reaches_sparsity(run):
     recipe = run.recipe.override({"compress.schedule": "constant", "compress.method": "prune"})
     with CompressionContext.open(run, recipe, None, ignore) as context:
         assert make(context, overwrite=True).sparsity > 0.48
 
 
-def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
+def test_out_of_memory_is_one_line_and_keeps_existing_variants(run, monkeypatch):
     from typer.testing import CliRunner
 
     from edgerec.cli.app import app
@@ -150,31 +150,33 @@ def test_out_of_memory_is_one_line_and_leaves_what_was_there(run, monkeypatch):
 
 
 class Stopped(Exception):
-    """Stands for Ctrl-C, which pytest takes for its own."""
+    """Replaces KeyboardInterrupt, which pytest would handle itself."""
 
 
-def test_a_stopped_fine_tuning_goes_on_to_the_same_end(image_folder, tmp_path, caplog):
+def test_resumed_fine_tuning_equals_uninterrupted_fine_tuning(image_folder, tmp_path, caplog):
     def stop(progress):
         if progress.stage == "quantization-aware training" and progress.text.startswith("epoch 3"):
             raise Stopped
 
     made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
     settings = {"sparsity": 0.5, "max_drop": 100}
-    whole = quantize(made, "prune+qat", **settings)
+    uninterrupted = quantize(made, "prune+qat", **settings)
     content = (made.variant("int8-pqat") / "model.tflite").read_bytes()
     with pytest.raises(Stopped):
         quantize(made, "prune+qat", **settings, overwrite=True, listener=stop)
-    # What was there is whole.
+    # The existing variant is unchanged.
     assert (made.variant("int8-pqat") / "model.tflite").read_bytes() == content
     with caplog.at_level(logging.INFO, "edgerec"):
         again = quantize(made, "prune+qat", **settings, overwrite=True, resume=True)
-    said = " ".join(caplog.messages)
-    assert "pruning: resuming after epoch 3/3" in said
-    assert "quantization-aware training: resuming after epoch 2/3" in said
-    assert again.sparsity == pytest.approx(whole.sparsity)
+    log = " ".join(caplog.messages)
+    assert "pruning: resuming after epoch 3/3" in log
+    assert "quantization-aware training: resuming after epoch 2/3" in log
+    assert again.sparsity == pytest.approx(uninterrupted.sparsity)
     first, second = (weights(c) for c in (content, (made.variant("int8-pqat") / "model.tflite").read_bytes()))
-    apart = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)])
-    assert (apart <= 1).mean() > 0.99  # sums in another order
+    differences = np.concatenate(
+        [np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(first, second, strict=True)]
+    )
+    assert (differences <= 1).mean() > 0.99  # sums in another order
     assert not (made.path / "checkpoints" / "int8-pqat").exists()
 
 
@@ -203,23 +205,23 @@ def test_ranges_are_calibrated_twice_and_frozen_in_the_last_third(residual, monk
     monkeypatch.setattr(module, "to_int8", lambda model: made.append(model) or to_int8(model))
     quantize(residual, "qat", overwrite=True)
     before, again, late, late_again = calibrated
-    # The start of ±6 is gone: a range begins or ends at zero behind each ReLU.
+    # The initial range of ±6 has no effect any more: each range after a ReLU begins or ends at zero.
     assert not any(abs(abs(value) - 6) < 1e-3 for value in before)
     assert 0.0 in before
     # A second calibration changes nothing, so the ranges do not depend on where they start.
     assert np.allclose(before, again, rtol=0.02, atol=0.02)
     assert np.allclose(late, late_again, rtol=0.02, atol=0.02)
-    # Training moved them before, and in the last third nothing does.
+    # Training changes the ranges before the last third of the epochs, but not in the last third.
     assert not np.allclose(again, late, rtol=0.02, atol=0.02)
     assert ends(made[0]) == late_again
-    # Batch normalisation's statistics are the float model's, to the bit.
+    # The batch-normalization statistics are exactly those of the float model.
     trained = {v.name: v.numpy() for v in residual.model().variables if "/moving_" in v.name}
     kept = {v.name: v.numpy() for v in made[0].variables}
     assert trained
     assert [name for name, value in trained.items() if not np.array_equal(kept[name], value)] == []
 
 
-def test_the_rate_goes_by_what_is_changed(run, tmp_path):
+def test_learning_rate_depends_on_method_and_teacher(run, tmp_path):
     rate = run.recipe.train.learning_rate
     with CompressionContext.open(run, run.recipe, None, ignore) as context:
         whole, labels, smaller = (
@@ -235,7 +237,7 @@ def test_the_rate_goes_by_what_is_changed(run, tmp_path):
     assert whole.retraining_rate == smaller.retraining_rate == rate
 
 
-def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
+def test_fine_tuning_with_teacher_approaches_float_outputs(run, tmp_path):
     def smaller():
         model = copied(run.model())
         model.set_weights([0.8 * array for array in model.get_weights()])
@@ -243,32 +245,36 @@ def test_fine_tuning_learns_the_float_models_answers(run, tmp_path):
 
     ends = []
     with CompressionContext.open(run, run.recipe, None, ignore) as context:
-        given = replace(context.fine_tune(tmp_path), epochs=1, learning_rate=2e-4)  # enough to show which answers pull
-        feed = given.feed
+        base = replace(
+            context.fine_tune(tmp_path), epochs=1, learning_rate=2e-4
+        )  # enough to show which outputs the weights approach
+        feed = base.feed
 
         def wrong(epoch, places):
             return feed(epoch, places).map(lambda pixels, classes: (pixels, 0 * classes))
 
-        for number, (labelled, weight) in enumerate([(feed, 1.0), (wrong, 1.0), (wrong, 0.0)]):
-            tune = replace(given, feed=labelled, teacher_weight=weight, checkpoints=tmp_path / str(number))
+        for number, (labeled, weight) in enumerate([(feed, 1.0), (wrong, 1.0), (wrong, 0.0)]):
+            tune = replace(base, feed=labeled, teacher_weight=weight, checkpoints=tmp_path / str(number))
             ends.append(fine_tune(smaller, tune, "fine-tuning").get_weights())
 
-        def apart(ours, theirs):
-            return max(np.abs(one - other).max() for one, other in zip(ours, theirs, strict=True))
+        def max_difference(first, second):
+            return max(np.abs(one - other).max() for one, other in zip(first, second, strict=True))
 
-        right, unlabelled, labelled = ends
-        # No label is looked at (what is left are sums in another order), and something is learned.
-        assert 20 * apart(right, unlabelled) < min(apart(right, labelled), apart(right, smaller().get_weights()))
-        # What it learns is the float model.
+        right, unlabeled, labeled = ends
+        # The labels have no effect (only the order of sums differs), but the weights are trained.
+        assert 20 * max_difference(right, unlabeled) < min(
+            max_difference(right, labeled), max_difference(right, smaller().get_weights())
+        )
+        # The fine-tuned model is closer to the float model.
         model, start = smaller(), smaller()
         model.set_weights(right)
-        pixels, _ = next(iter(given.plain))
-        distances = [float(given.teacher(pixels, scored(pixels))) for scored in (start, model, context.model)]
+        pixels, _ = next(iter(base.plain))
+        distances = [float(base.teacher(pixels, scored(pixels))) for scored in (start, model, context.model)]
         assert distances[2] == pytest.approx(0, abs=1e-5)
         assert distances[1] < 0.5 * distances[0]
 
 
-def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
+def test_plain_names_make_file_smaller_without_changing_model(residual):
     from edgerec.compress.qat import with_fake_quantization
 
     aware = with_fake_quantization(residual.model(), residual.recipe.normalise)
@@ -282,18 +288,18 @@ def test_plain_names_make_a_smaller_file_of_the_same_model(residual):
     assert len(set(names)) == len(names)
     assert not any("quant_" in name or "PerChannel" in name for name in names)
     assert len(plain) < 0.85 * len(content)
-    for ours, theirs in zip(before.tensors, after.tensors, strict=True):
-        assert (ours.dtype, ours.shape, ours.scales, ours.zero_points) == (
-            *(theirs.dtype, theirs.shape, theirs.scales, theirs.zero_points),
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        assert (old.dtype, old.shape, old.scales, old.zero_points) == (
+            *(new.dtype, new.shape, new.scales, new.zero_points),
         )
-        assert (ours.data is None) == (theirs.data is None)
-        assert ours.data is None or np.array_equal(ours.data, theirs.data)
+        assert (old.data is None) == (new.data is None)
+        assert old.data is None or np.array_equal(old.data, new.data)
     models = [ImageModel(c, residual.recipe.normalise) for c in (content, plain)]
     for image in residual.data()[0].images[:20]:
         assert np.array_equal(*(model.invoke(image) for model in models))
 
 
-def test_comparison_of_methods(run, here, caplog):
+def test_compare_measures_all_methods(run, here, caplog):
     done = here("quantize", run.path, "--compare", "--method", "ptq,qat,prune+qat,float16", "--epochs", "1", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
@@ -309,14 +315,14 @@ def test_comparison_of_methods(run, here, caplog):
         compare(run, ["ptqq"])
     with pytest.raises(RecipeError, match=r"--sparsity has no effect with --method ptq,qat: choose .* --method prune"):
         compare(run, ["ptq", "qat"], sparsity=0.5)
-    # Options reach the methods; a variant that was made with others is taken, and that is said.
+    # Options are passed to the methods. An existing variant with other options is reused, and the log says so.
     with caplog.at_level(logging.INFO, "edgerec"):
         compare(run, ["ptq", "prune+qat"], sparsity=0.7)
     assert "using the existing variant int8-pqat, made with sparsity 0.5 (" in caplog.text
     assert "using the existing variant int8 (" in caplog.text
 
 
-def test_no_speed_from_zeros_is_said():
+def test_note_says_that_zeros_do_not_make_model_faster():
     from edgerec.compress.compare import Row, _speed_notes
 
     dense = Row("qat", "int8-qat", 0.9, 0, 1, 1000, 900, 0, 0.5, 0.6)
@@ -324,5 +330,5 @@ def test_no_speed_from_zeros_is_said():
     faster = Row("cluster+qat", "int8-cqat", 0.9, 0, 1, 1000, 500, 0.5, 0.2, 0.6)
     (note,) = _speed_notes([dense, pruned, faster])
     assert "do not make the model faster" in note
-    assert "int8-pqat takes 0.98 of int8-qat's time" in note
+    assert "int8-pqat takes 0.98 times as long as int8-qat" in note
     assert "int8-cqat" not in note

@@ -1,4 +1,4 @@
-"""int8 that answers as float does, checked by reading the flatbuffer."""
+"""Quantized models agree with the float model and are full int8, checked in the flatbuffer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.conftest import one_line
 def is_full_int8(content: bytes, normalise: str = "unit") -> None:
     graph = read_graph(content)
     assert float_tensors(graph) == []
-    (given,), (answer,) = graph.inputs, graph.outputs
-    assert (given.dtype, answer.dtype) == ("UINT8", "UINT8")
-    assert given.shape[0] == answer.shape[0] == 1
+    (image,), (scores,) = graph.inputs, graph.outputs
+    assert (image.dtype, scores.dtype) == ("UINT8", "UINT8")
+    assert image.shape[0] == scores.shape[0] == 1
     assert all(-1 not in tensor.shape for tensor in graph.tensors)
     model = ImageModel(content, Normalise.named(normalise))
     assert pixel_table(Normalise.named(normalise), model.input) is None
@@ -40,7 +40,7 @@ def test_qat_is_full_int8_and_small(run):
     is_full_int8(content)
     keras_row, float_row, trained_row, row = report["forms"]
     assert [r["name"] for r in report["forms"]] == ["keras float32", "float32", "keras qat", "int8-qat"]
-    # What was trained, with int8 rounding simulated, is what runs.
+    # The deployed model agrees with the trained model with fake quantization.
     assert trained_row["agreement"] > 0.95
     assert trained_row["size_bytes"] == 0
     assert report["agreements"]["keras qat"] >= 0.99
@@ -72,7 +72,7 @@ def test_pruning_survives_quantization(run, capsys):
     is_full_int8(content)
     assert report.sparsity == pytest.approx(weight_sparsity(read_graph(content)))
     assert 0.48 < report.sparsity < 0.6
-    # What pruning changed, what int8 changed after it, and what the conversion changed are told apart.
+    # The report separates the effects of pruning, int8 and the conversion.
     names = [form.name for form in report.forms]
     keras_row, _, pruned, trained, row = report.forms
     assert names == ["keras float32", "float32", "keras prune", "keras qat", "int8-pqat"]
@@ -88,9 +88,9 @@ def test_pruning_survives_quantization(run, capsys):
     assert report.forms[-1].gzip_bytes < 0.8 * dense["gzip_bytes"]
 
 
-def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
+def test_gate_fails_but_keeps_variant_for_examination(recipe, tmp_path):
     made = fit(recipe.override({"train.epochs": 2}), tmp_path / "run")
-    # A learning rate that destroys what was learned.
+    # This learning rate destroys the model.
     broken = made.recipe.override({"compress.learning_rate": 5.0, "compress.max_drop": 1.0})
     (made.path / "recipe.toml").write_text(broken.to_toml())
     with pytest.raises(GateError, match=r"int8-qat loses .* --max-drop allows 1"):
@@ -108,17 +108,17 @@ def test_gate_refuses_and_keeps_the_variant_to_look_at(recipe, tmp_path):
         ("float16", "allow more"),
     ],
 )
-def test_gate_advises_what_is_not_done_already(variant, advice):
+def test_gate_recommends_options_that_are_not_used_yet(variant, advice):
     with pytest.raises(GateError, match=f"--max-drop allows 1: {re.escape(advice)}$"):
         check_drop(variant, 1.0, 0.5, 1.0)
 
 
-def test_gate_shows_its_table_all_the_same(run, monkeypatch):
+def test_table_is_shown_although_gate_fails(run, monkeypatch):
     from typer.testing import CliRunner
 
     from edgerec.cli.app import app
 
-    # dynamic stands in for a bad variant: what it may lose is less than nothing.
+    # The variant "dynamic" represents a bad variant, because the replaced gate always fails.
     module = sys.modules["edgerec.compress.quantize"]
     monkeypatch.setattr(module, "check_drop", lambda *figures: check_drop("int8", 1.0, 0.5, 1.0))
     done = CliRunner().invoke(app, ["quantize", str(run.path), "--method", "dynamic"])
@@ -127,7 +127,7 @@ def test_gate_shows_its_table_all_the_same(run, monkeypatch):
     assert "int8 loses 50.00 points" in done.stderr
 
 
-def test_export_refuses_what_the_gate_refused(run, tmp_path, here):
+def test_export_refuses_variant_that_fails_gate(run, tmp_path, here):
     report = run.variant("int8-qat") / "report.json"
     before = report.read_text()
     values = json.loads(before)
@@ -141,7 +141,7 @@ def test_export_refuses_what_the_gate_refused(run, tmp_path, here):
         report.write_text(before)
 
 
-def test_calibration_is_stratified_seeded_and_from_the_training_part(run, tmp_path):
+def test_calibration_images_are_stratified_seeded_and_from_training_set(run, tmp_path):
     dataset, split = run.data()
     first = calibration.draw("stratified", dataset, split)
     assert first.digest == calibration.draw("stratified", dataset, split).digest
@@ -161,25 +161,25 @@ def test_calibration_is_stratified_seeded_and_from_the_training_part(run, tmp_pa
         calibration.draw("stratifed", dataset, split)
 
 
-def test_pinning_the_range_changes_two_values():
+def test_pin_range_changes_two_values():
     images = np.full((3, 4, 4, 1), 100, np.uint8)
     pinned = calibration.pin_range(images)
     assert (pinned != images).sum() == 2
     assert (pinned.min(), pinned.max()) == (0, 255)
 
 
-def test_what_is_not_int8_is_found(run):
+def test_check_int8_refuses_float_tensors_and_wrong_input_scale(run):
     float32 = to_float32(run.model())
     with pytest.raises(ModelError, match="float tensors"):
         check_int8(float32, Normalise.named("unit"))
-    # Calibrated on dark pictures only: the input's scale is not the pixels'.
+    # The model is calibrated on dark images only, so its input scale does not match the pixels.
     dark = np.random.default_rng(0).random((20, 28, 28, 1), np.float32) / 2
     with pytest.raises(ModelError, match="pixels do not pass through"):
         check_int8(to_int8(run.model(), dark), Normalise.named("unit"))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1c\0\0\0TFL3" + b"\xff" * 200])
-def test_what_is_no_flatbuffer_is_refused(content):
+def test_file_that_is_not_a_flatbuffer_is_refused(content):
     with pytest.raises(ModelError):
         read_graph(content)
 
@@ -194,11 +194,11 @@ def test_what_is_no_flatbuffer_is_refused(content):
         ("mobilenet_v2", ["qat"]),
     ],
 )
-def test_every_architecture_goes_all_the_way(arch, methods, image_folder, tmp_path, monkeypatch):
-    """Training and compression give full int8 that the Edge TPU's rules take."""
+def test_architecture_becomes_full_int8(arch, methods, image_folder, tmp_path, monkeypatch):
+    """Training and compression give a full int8 model that the Edge TPU supports."""
     import tf_keras
 
-    # The download is left out, all around it is real.
+    # Do not download weights; everything else is real.
     real = tf_keras.applications.MobileNet
     monkeypatch.setattr(tf_keras.applications, "MobileNet", lambda **options: real(**(options | {"weights": None})))
     recipe = Recipe.from_dict(
@@ -217,16 +217,16 @@ def test_every_architecture_goes_all_the_way(arch, methods, image_folder, tmp_pa
         is_full_int8(content, "signed")
         assert check(read_graph(content)) == []
         if "prune" in method:
-            # Depthwise kernels are left alone: they are few, and the accuracy hangs on them.
+            # Depthwise kernels are not pruned, because they are few and important for accuracy.
             assert report.sparsity > 0.45
 
 
-def test_pruning_reaches_its_sparsity_in_a_single_step(image_folder, tmp_path):
+def test_pruning_reaches_sparsity_in_one_step(image_folder, tmp_path):
     made = fit(Recipe().override({"data.source": str(image_folder), "train.epochs": 1}), tmp_path / "run")
     assert quantize(made, "prune", sparsity=0.5, epochs=1, max_drop=100).sparsity > 0.45
 
 
-def test_a_run_without_an_end_is_refused(tmp_path, here):
+def test_unfinished_run_is_refused(tmp_path, here):
     assert "is not a run" in one_line(here("quantize", tmp_path))
     (tmp_path / "recipe.toml").write_text("")
     (tmp_path / "split.json").write_text("{}")
@@ -245,7 +245,7 @@ def test_wrong_options_are_refused(run, here):
     assert "unknown layer 'conv'" in one_line(here(*prune, "--skip", "conv"))
 
 
-def test_quantize_speaks_json(run, here):
+def test_quantize_prints_json(run, here):
     done = here("quantize", run.path, "--method", "qat", "--overwrite", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)

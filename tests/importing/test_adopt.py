@@ -1,4 +1,4 @@
-"""Models that other people saved: read without running them, adopted as runs; and ours, given back to Keras 3."""
+"""Third-party models are read without executing code and become runs; edgerec's models open in Keras 3."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """A folder of models that Keras 3 saved, with ``answers.npz``."""
+def keras3_models(tmp_path_factory):
+    """A folder with models that Keras 3 saved, and with their outputs in ``outputs.npz``."""
     folder = tmp_path_factory.mktemp("keras3")
     command = [sys.executable, "-m", "tests.keras3_models", str(folder)]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
@@ -42,30 +42,30 @@ def theirs(tmp_path_factory):
 def classifier(inputs=1, size=16, classes=2):
     """A small Keras 2 model."""
     layers = keras().layers
-    given = [keras().Input((size, size, 3)) for _ in range(inputs)]
-    x = layers.Conv2D(2, 3)(layers.Add()(given) if inputs > 1 else given[0])
-    return keras().Model(given, layers.Dense(classes, "softmax")(layers.GlobalAveragePooling2D()(x)))
+    inputs_list = [keras().Input((size, size, 3)) for _ in range(inputs)]
+    x = layers.Conv2D(2, 3)(layers.Add()(inputs_list) if inputs > 1 else inputs_list[0])
+    return keras().Model(inputs_list, layers.Dense(classes, "softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------
+# Reading
 
 
 @pytest.mark.parametrize("name", ["sequential.keras", "sequential.h5", "residual.keras", "nested.keras", "nested.h5"])
-def test_keras_3_models_answer_as_they_did(theirs, name):
-    answers = np.load(theirs / "answers.npz")
-    model = read_foreign(theirs / name)
+def test_keras_3_models_keep_their_outputs(keras3_models, name):
+    outputs = np.load(keras3_models / "outputs.npz")
+    model = read_foreign(keras3_models / name)
     assert type(model).__module__.startswith("tf_keras")
-    expected = answers[name.partition(".")[0]]
-    assert np.ptp(expected, axis=0).min() > 1e-3  # the pictures do make a difference
-    np.testing.assert_allclose(model(answers["pictures"], training=False), expected, atol=1e-5)
+    expected = outputs[name.partition(".")[0]]
+    assert np.ptp(expected, axis=0).min() > 1e-3  # the outputs depend on the images
+    np.testing.assert_allclose(model(outputs["images"], training=False), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_keras_2_models_answer_as_they_did(tmp_path, suffix):
+def test_keras_2_models_keep_their_outputs(tmp_path, suffix):
     model = classifier()
     model.save(tmp_path / f"m{suffix}")
-    pictures = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(read_foreign(tmp_path / f"m{suffix}")(pictures), model(pictures))
+    images = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(read_foreign(tmp_path / f"m{suffix}")(images), model(images))
 
 
 def test_mixed_precision_is_read_as_float32(tmp_path):
@@ -79,10 +79,10 @@ def test_mixed_precision_is_read_as_float32(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_code_in_a_file_is_never_run(theirs, tmp_path, suffix):
+def test_lambda_in_a_file_is_not_executed(keras3_models, tmp_path, suffix):
     with pytest.raises(ModelError, match="layer 'innocent' is a Lambda, which is refused: its code is in the file"):
-        read_foreign(theirs / f"harmful{suffix}")
-    assert not (theirs / "marker").exists()
+        read_foreign(keras3_models / f"harmful{suffix}")
+    assert not (keras3_models / "marker").exists()
     layers = keras().layers
     model = keras().Sequential([layers.Flatten(input_shape=(4, 4, 3)), layers.Lambda(lambda x: x, name="innocent")])
     model.save(tmp_path / f"keras2{suffix}")
@@ -91,7 +91,7 @@ def test_code_in_a_file_is_never_run(theirs, tmp_path, suffix):
 
 
 def changed(path, target, change):
-    """A copy of a .keras file whose config was changed by hand."""
+    """Write a copy of a .keras file with a changed configuration."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = old.read(name)
@@ -118,26 +118,26 @@ def changed(path, target, change):
         ({"class_name": "TFOpLambda", "config": {"name": "c", "function": "io.write_file"}}, "io.write_file"),
     ],
 )
-def test_nothing_unknown_reaches_keras(theirs, tmp_path, change, reason):
-    path = changed(theirs / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change))
+def test_unknown_classes_and_functions_are_refused(keras3_models, tmp_path, change, reason):
+    path = changed(keras3_models / "red_or_blue.keras", tmp_path / "m.keras", lambda layers: layers[1].update(change))
     with pytest.raises(ModelError, match=reason):
         read_foreign(path)
 
 
-def test_damaged_files_are_refused_in_a_line(theirs, tmp_path):
-    whole = (theirs / "red_or_blue.keras").read_bytes()
+def test_damaged_files_are_refused_in_one_line(keras3_models, tmp_path):
+    whole = (keras3_models / "red_or_blue.keras").read_bytes()
     middle = whole.index(b"model.weights.h5") + 2000
     linked = tmp_path / "linked.h5"
-    shutil.copy(theirs / "sequential.h5", linked)
+    shutil.copy(keras3_models / "sequential.h5", linked)
     with h5py.File(linked, "a") as file:
         file["model_weights/other"] = h5py.ExternalLink("/etc/passwd", "/")
     cases = {
         "cut.keras": whole[: len(whole) // 2],
         "spoilt.keras": whole[:middle] + bytes(200) + whole[middle + 200 :],
         "text.keras": b"no model",
-        "cut.h5": (theirs / "sequential.h5").read_bytes()[:6000],
+        "cut.h5": (keras3_models / "sequential.h5").read_bytes()[:6000],
         "linked.h5": linked.read_bytes(),
-        "only.h5": (theirs / "only.weights.h5").read_bytes(),
+        "only.h5": (keras3_models / "only.weights.h5").read_bytes(),
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -149,10 +149,10 @@ def test_damaged_files_are_refused_in_a_line(theirs, tmp_path):
         read_foreign(tmp_path / "none.keras")
 
 
-# --- Being a classifier -----------------------------------------------------------------------------------------
+# Checks of the classifier
 
 
-def test_what_is_no_classifier_is_refused(image_folder, tmp_path):
+def test_models_that_are_not_image_classifiers_are_refused(image_folder, tmp_path):
     broken = classifier()
     broken.set_weights([np.full_like(w, np.nan) for w in broken.get_weights()])
     layers = keras().layers
@@ -171,26 +171,26 @@ def test_what_is_no_classifier_is_refused(image_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_class_count_names_both_numbers(image_folder, tmp_path):
+def test_error_about_class_count_has_both_numbers(image_folder, tmp_path):
     classifier(classes=5).save(tmp_path / "m.keras")
     with pytest.raises(DataError, match=r"m\.keras has 5 classes, .* has 2 \(blue, red\): .*--labels FILE"):
         adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run")
 
 
-# --- Adopting ---------------------------------------------------------------------------------------------------
+# Adopting
 
 
 @pytest.fixture
-def run_of_theirs(theirs, image_folder, tmp_path):
-    return adopt(theirs / "red_or_blue.keras", str(image_folder), tmp_path / "mine")
+def adopted_run(keras3_models, image_folder, tmp_path):
+    return adopt(keras3_models / "red_or_blue.keras", str(image_folder), tmp_path / "mine")
 
 
-def test_an_adopted_model_is_a_run(theirs, run_of_theirs, tmp_path):
-    run = run_of_theirs
+def test_adopted_model_can_be_used_like_a_run(keras3_models, adopted_run, tmp_path):
+    run = adopted_run
     assert run.labels == ("blue", "red")
     assert run.recipe.model.arch == "own"
     assert run.metrics["accuracy"] == 1.0
-    # Only one normalisation makes this model right, and its logits got a softmax.
+    # Only one normalization makes this model right, and its logits got a softmax.
     record = run.metrics["adopted"]
     assert (record["normalise"], record["file"], record["truth"]) == ("unit", "red_or_blue.keras", "labels")
     assert record["tried"]["unit"] == 1.0 > max(record["tried"]["signed"], record["tried"]["pixels"])
@@ -205,45 +205,53 @@ def test_an_adopted_model_is_a_run(theirs, run_of_theirs, tmp_path):
     assert evaluate(bundle, run.recipe.data.source).accuracy > 0.9
 
 
-def test_adopting_again_finds_the_run(theirs, run_of_theirs, image_folder, tmp_path):
-    model = theirs / "red_or_blue.keras"
-    before = (run_of_theirs.path / "metrics.json").stat().st_mtime_ns
-    assert adopted(model, str(image_folder), run_of_theirs.path).path == run_of_theirs.path
-    assert (run_of_theirs.path / "metrics.json").stat().st_mtime_ns == before
+def test_second_call_reuses_the_run(keras3_models, adopted_run, image_folder, tmp_path):
+    model = keras3_models / "red_or_blue.keras"
+    before = (adopted_run.path / "metrics.json").stat().st_mtime_ns
+    assert adopted(model, str(image_folder), adopted_run.path).path == adopted_run.path
+    assert (adopted_run.path / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(EdgerecError, match="another value of --normalise"):
-        adopted(model, str(image_folder), run_of_theirs.path, normalise="signed")
+        adopted(model, str(image_folder), adopted_run.path, normalise="signed")
     with pytest.raises(OutputExistsError):
-        adopted(theirs / "nested.keras", str(image_folder), run_of_theirs.path)
+        adopted(keras3_models / "nested.keras", str(image_folder), adopted_run.path)
     with pytest.raises(EdgerecError, match="add --data"):
         adopted(model, None)
     with pytest.raises(RecipeError, match="brought along"):
-        fit(run_of_theirs.recipe, tmp_path / "again")
+        fit(adopted_run.recipe, tmp_path / "again")
 
 
-def test_command_line_takes_a_model(theirs, image_folder, tmp_path):
+def test_quantize_command_accepts_a_model(keras3_models, image_folder, tmp_path):
     from typer.testing import CliRunner
 
     from edgerec.cli.app import app
 
-    call = ["quantize", str(theirs / "red_or_blue.keras"), "--data", str(image_folder), "--method", "ptq", "--json"]
+    call = [
+        "quantize",
+        str(keras3_models / "red_or_blue.keras"),
+        "--data",
+        str(image_folder),
+        "--method",
+        "ptq",
+        "--json",
+    ]
     done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["variant"] == "int8"
     assert (tmp_path / "run" / "int8" / "model.tflite").is_file()
 
 
-def test_one_output_becomes_two_classes_and_pixels_stay(theirs, image_folder, tmp_path):
-    run = adopt(theirs / "nested.keras", str(image_folder), tmp_path / "run")
-    assert run.recipe.data.normalise == "pixels"  # its own first layer scales them
-    answers = np.load(theirs / "answers.npz")
-    scores = run.model()(answers["pictures"], training=False)
-    np.testing.assert_allclose(scores, np.hstack([1 - answers["nested"], answers["nested"]]), atol=1e-5)
+def test_one_output_becomes_two_classes_and_input_stays_pixels(keras3_models, image_folder, tmp_path):
+    run = adopt(keras3_models / "nested.keras", str(image_folder), tmp_path / "run")
+    assert run.recipe.data.normalise == "pixels"  # the first layer of the model normalizes pixels
+    outputs = np.load(keras3_models / "outputs.npz")
+    scores = run.model()(outputs["images"], training=False)
+    np.testing.assert_allclose(scores, np.hstack([1 - outputs["nested"], outputs["nested"]]), atol=1e-5)
     report = quantize(run, "ptq", max_drop=100)
     is_full_int8((run.variant("int8") / "model.tflite").read_bytes(), "pixels")
     assert report.forms[1].agreement == 1.0
 
 
-def test_labels_may_name_more_classes_than_there_are_pictures_of(theirs, image_folder, tmp_path):
+def test_classes_without_images_are_accepted(keras3_models, image_folder, tmp_path):
     classifier(classes=4).save(tmp_path / "m.keras")
     labels = tmp_path / "labels.txt"
     labels.write_text("green\nred\nyellow\nblue\n")
@@ -260,12 +268,12 @@ def test_labels_may_name_more_classes_than_there_are_pictures_of(theirs, image_f
         adopt(tmp_path / "m.keras", str(image_folder), tmp_path / "run2", normalise="unit", labels=labels)
 
 
-def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tmp_path, caplog):
+def test_unlabeled_images_get_predictions_as_labels(keras3_models, image_folder, tmp_path, caplog):
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in image_folder.rglob("*.jpg"):
         shutil.copy(path, flat / f"{path.parent.name}_{path.name}")
-    model = theirs / "red_or_blue.keras"
+    model = keras3_models / "red_or_blue.keras"
     with pytest.raises(DataError, match="add --normalise"):
         adopt(model, str(flat), tmp_path / "run")
     with caplog.at_level(logging.WARNING, "edgerec"):
@@ -273,7 +281,7 @@ def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tm
         report = quantize(run, "ptq", max_drop=20)
     assert "agreement with the float model's own predictions, not accuracy" in caplog.text
     assert run.labels == ("0", "1")
-    # The model calls red 1.
+    # Red images have the model's class 1.
     assert {name.partition("_")[0] for name, label in run.pseudo_labels().items() if label == "1"} == {"red"}
     assert report.forms[0].top1 == 1.0
     assert evaluate(run.path).accuracy == 1.0
@@ -286,11 +294,11 @@ def test_pictures_without_labels_get_the_models_answers(theirs, image_folder, tm
         run.data()
 
 
-# --- SavedModel -------------------------------------------------------------------------------------------------
+# SavedModel
 
 
-def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path):
-    run = adopt(theirs / "red_or_blue", str(image_folder), tmp_path / "run")
+def test_saved_model_is_quantized_but_not_trained(keras3_models, image_folder, tmp_path):
+    run = adopt(keras3_models / "red_or_blue", str(image_folder), tmp_path / "run")
     assert (run.recipe.data.normalise, run.metrics["accuracy"]) == ("unit", 1.0)
     report = quantize(run, "ptq", max_drop=20)
     is_full_int8((run.variant("int8") / "model.tflite").read_bytes())
@@ -299,12 +307,12 @@ def test_saved_model_is_quantized_but_not_trained(theirs, image_folder, tmp_path
         quantize(run, "qat")
 
 
-def test_saved_model_that_trains_is_refused(theirs):
+def test_saved_model_in_training_mode_is_refused(keras3_models):
     with pytest.raises(ModelError, match="exported in training mode"):
-        load_saved_model(theirs / "augmented")
+        load_saved_model(keras3_models / "augmented")
 
 
-def test_saved_model_that_calls_a_function_by_its_name_is_checked(tmp_path):
+def test_function_that_a_saved_model_calls_by_name_is_checked(tmp_path):
     """A node can have the name of a function as its operator. The function may then not use files either."""
     import tensorflow as tf
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -336,11 +344,11 @@ def test_saved_model_that_calls_a_function_by_its_name_is_checked(tmp_path):
     "operator",
     ["WriteFile", "ReadFile", "EagerPyFunc", "SaveV2", "DebugIdentity", "DebugIdentityV2", "ImmutableConst", "PrintV2"],
 )
-def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
+def test_saved_model_with_harmful_operator_is_refused(tmp_path, operator):
     import tensorflow as tf
 
     marker = str(tmp_path / "marker")
-    acts = {
+    harmful_calls = {
         "WriteFile": lambda: tf.io.write_file(marker, "run"),
         "ReadFile": lambda: tf.io.read_file(marker),
         "EagerPyFunc": lambda: tf.py_function(lambda: open(marker, "w").close(), [], []),
@@ -350,7 +358,7 @@ def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
     }
 
     debugging = {"input": tf.zeros(3), "tensor_name": "a:0", "debug_urls": [f"file://{marker}"]}
-    acts |= {
+    harmful_calls |= {
         "DebugIdentity": lambda: tf.raw_ops.DebugIdentity(device_name="", **debugging),
         "DebugIdentityV2": lambda: tf.raw_ops.DebugIdentityV2(
             input=tf.zeros(3), tensor_debug_mode=2, debug_urls=[f"file://{marker}"]
@@ -363,40 +371,40 @@ def test_saved_model_that_reaches_outside_is_refused(tmp_path, operator):
 
     class Harmful(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3])])
-        def answer(self, pixels):
-            with tf.control_dependencies([acts[operator]()] if operator != "EagerPyFunc" else []):
+        def predict(self, pixels):
+            with tf.control_dependencies([harmful_calls[operator]()] if operator != "EagerPyFunc" else []):
                 if operator == "EagerPyFunc":
-                    acts[operator]()
+                    harmful_calls[operator]()
                 return tf.reduce_mean(pixels, [1, 2])
 
     model = Harmful()
-    tf.saved_model.save(model, str(tmp_path / "model"), signatures=model.answer)
+    tf.saved_model.save(model, str(tmp_path / "model"), signatures=model.predict)
     with pytest.raises(ModelError, match=f"has the operator {operator}, which is refused"):
         load_saved_model(tmp_path / "model")
     assert not list(tmp_path.glob("marker*"))
 
 
-# --- Back to Keras 3 --------------------------------------------------------------------------------------------
+# Export to Keras 3
 
 
-def test_our_architectures_open_in_keras_3(tmp_path):
-    pictures = np.random.default_rng(0).uniform(0, 1, (3, 32, 32, 3)).astype(np.float32)
-    answers = {"pictures": pictures}
+def test_edgerec_architectures_open_in_keras_3(tmp_path):
+    images = np.random.default_rng(0).uniform(0, 1, (3, 32, 32, 3)).astype(np.float32)
+    outputs = {"images": images}
     for arch in ("simple_cnn", "resnet8", "mobilenet_v1", "mobilenet_v2", "lstm", "gru", "vgg_small", "ds_cnn"):
         section = ModelSection(arch, 0.25 if "mobilenet" in arch else 0.5, 0.1)
         model = build(keras(), section, (32, 32, 3), 3, Normalise.named("unit"))
-        answers[arch] = np.asarray(model(pictures, training=False))
+        outputs[arch] = np.asarray(model(images, training=False))
         write_keras3(model, tmp_path / f"{arch}.keras")
-    np.savez(tmp_path / "answers.npz", **answers)
+    np.savez(tmp_path / "outputs.npz", **outputs)
     code = (
         "import sys, keras, numpy as np\n"
-        "answers = np.load('answers.npz')\n"
-        "for name in answers.files[1:]:\n"
+        "outputs = np.load('outputs.npz')\n"
+        "for name in outputs.files[1:]:\n"
         "    model = keras.models.load_model(f'{name}.keras')\n"
-        "    print(np.abs(model(answers['pictures']) - answers[name]).max())\n"
+        "    print(np.abs(model(outputs['images']) - outputs[name]).max())\n"
         "assert 'tf_keras' not in sys.modules\n"
     )
-    # tensorflow-model-optimization leaves word in the environment that TensorFlow is to load tf_keras.
+    # tensorflow-model-optimization sets a variable that makes TensorFlow load tf_keras.
     clean = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
@@ -406,13 +414,13 @@ def test_our_architectures_open_in_keras_3(tmp_path):
     assert max(differences) <= 1e-6
 
 
-def test_a_run_has_its_model_for_keras_3(run):
+def test_run_contains_model_for_keras_3(run):
     again = read_foreign(run.path / KERAS3)
-    pictures = np.random.default_rng(0).uniform(0, 1, (5, *again.input_shape[1:])).astype(np.float32)
-    np.testing.assert_allclose(again(pictures), run.model()(pictures), atol=1e-6)
+    images = np.random.default_rng(0).uniform(0, 1, (5, *again.input_shape[1:])).astype(np.float32)
+    np.testing.assert_allclose(again(images), run.model()(images), atol=1e-6)
 
 
-# --- Real data --------------------------------------------------------------------------------------------------
+# Real data
 
 
 def test_visual_wake_words_model(real_data, image_folder, tmp_path):

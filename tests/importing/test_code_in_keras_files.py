@@ -1,4 +1,4 @@
-"""No Keras file executes code: finished runs, checkpoints, teachers, initial weights and files from other programs."""
+"""Keras files never execute code: models of runs, checkpoints, teachers, initial weights and third-party files."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def add_lambda(path):
 
 @pytest.fixture
 def copy(run, tmp_path, monkeypatch):
-    """A copy of the run; the current folder is empty."""
+    """A copy of the run. The current folder is empty, so that files that executed code writes are found."""
     shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("exports.json"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "copy"
 
 
-def test_a_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
+def test_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
     add_lambda(copy / "model.keras")
     uses = [
         lambda: evaluate(copy),
@@ -66,13 +66,13 @@ def test_a_lambda_layer_in_a_run_is_not_executed(copy, tmp_path):
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_report_does_not_execute_a_lambda_layer(copy, tmp_path):
+def test_report_does_not_execute_a_lambda_layer(copy, tmp_path):
     add_lambda(copy / "model.keras")
     write_report(copy, tmp_path / "report.html")
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_lambda_layer_in_a_checkpoint_is_not_executed(copy, tmp_path, caplog):
+def test_lambda_layer_in_a_checkpoint_is_not_executed(copy, tmp_path, caplog):
     (copy / "metrics.json").unlink()
     for checkpoint in (copy / "checkpoints").glob("*.keras"):
         add_lambda(checkpoint)
@@ -82,7 +82,7 @@ def test_a_lambda_layer_in_a_checkpoint_is_not_executed(copy, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["loss", "metrics", "optimizer"])
-def test_the_compile_config_of_a_checkpoint_is_checked(copy, tmp_path, name):
+def test_compile_config_of_a_checkpoint_is_checked(copy, tmp_path, name):
     from edgerec.importing.keras_files import load_checkpoint
 
     checkpoint = sorted((copy / "checkpoints").glob("*.keras"))[-1]
@@ -97,7 +97,7 @@ def test_the_compile_config_of_a_checkpoint_is_checked(copy, tmp_path, name):
 
 
 @pytest.mark.parametrize("major", [2, 3])
-def test_a_nested_compile_config_is_checked(tmp_path, major):
+def test_nested_compile_config_is_checked(tmp_path, major):
     import keras
     import tf_keras
 
@@ -122,8 +122,8 @@ def test_a_nested_compile_config_is_checked(tmp_path, major):
         read_foreign(tmp_path / "net.keras")
 
 
-def test_a_run_with_a_folder_as_model_is_not_loaded(copy, tmp_path):
-    """A .keras path that is a SavedModel folder would be loaded without a check of its operators."""
+def test_saved_model_folder_in_place_of_keras_file_is_not_loaded(copy, tmp_path):
+    """TensorFlow would load a SavedModel folder at a .keras path without a check of its operators."""
     import tensorflow as tf
 
     (copy / "model.keras").unlink()
@@ -132,7 +132,7 @@ def test_a_run_with_a_folder_as_model_is_not_loaded(copy, tmp_path):
         evaluate(copy)
 
 
-def test_initial_weights_are_not_read_from_another_file(run, tmp_path):
+def test_initial_weights_with_links_to_other_files_are_refused(run, tmp_path):
     import h5py
 
     model = run.model()
@@ -147,7 +147,7 @@ def test_initial_weights_are_not_read_from_another_file(run, tmp_path):
         fit(recipe, tmp_path / "run")
 
 
-def test_an_archive_that_grows_too_much_is_refused(copy):
+def test_archive_with_implausible_unpacked_size_is_refused(copy):
     with zipfile.ZipFile(copy / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("filler", bytes(200 << 20))
     with pytest.raises(ModelError, match="bytes unpack to"):
@@ -171,8 +171,8 @@ def test_resuming_a_study_does_not_execute_code_that_the_study_names(tmp_path, m
 
 
 @pytest.mark.parametrize(("suffix", "hdf5_first"), [(".keras", True), (".h5", False)])
-def test_a_file_in_two_formats_is_refused(copy, tmp_path, suffix, hdf5_first):
-    """Otherwise, the harmless part could be checked and the other part be loaded."""
+def test_file_with_two_formats_is_refused(copy, tmp_path, suffix, hdf5_first):
+    """Otherwise, one format could be checked and the other one loaded."""
     h5py = pytest.importorskip("h5py")
     path = tmp_path / f"model{suffix}"
     with h5py.File(path, "w", userblock_size=0 if hdf5_first else 512) as file:

@@ -1,4 +1,4 @@
-"""Models of other people's making, adapted: the same answers, and int8 training takes them."""
+"""Third-party models are rewritten for int8 training without changing their outputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _seed():
     keras().utils.set_random_seed(0)
 
 
-def settled(model):
-    """Batch normalisations that do something."""
+def with_batch_statistics(model):
+    """Give batch normalizations nontrivial values."""
     rng = np.random.default_rng(1)
     for layer in model._flatten_layers(recursive=True, include_self=False):
         if isinstance(layer, keras().layers.BatchNormalization):
@@ -39,15 +39,15 @@ def settled(model):
 
 
 def model_of(*layers, shape=(8, 8, 3)):
-    return settled(keras().Sequential([keras().Input(shape), *layers]))
+    return with_batch_statistics(keras().Sequential([keras().Input(shape), *layers]))
 
 
 def kinds(model):
     return [type(layer).__name__ for layer in model.layers]
 
 
-def same(model, pixels, purpose="qat"):
-    """Adapted, with the same answers to within float rounding; the model given is untouched."""
+def adapted_with_same_outputs(model, pixels, purpose="qat"):
+    """Adapt a model, and check that the outputs are equal up to float rounding and the original is unchanged."""
     x = pixels.astype(np.float32)
     before, weights = model(x, training=False).numpy(), [w.copy() for w in model.get_weights()]
     adapted = adapt(model, purpose, x)
@@ -56,17 +56,17 @@ def same(model, pixels, purpose="qat"):
     assert np.abs(after - before).max() <= 1e-5 * max(1, np.abs(before).max())
     assert adapted.changes
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
-    assert adapt(adapted.model, purpose).model is adapted.model  # nothing is left to do
+    assert adapt(adapted.model, purpose).model is adapted.model  # a second call changes nothing
     return adapted
 
 
 def hard_sigmoid(x):
-    """As Keras' MobileNetV3 writes it into the graph."""
+    """Return a hard sigmoid as in the graph of Keras' MobileNetV3."""
     return keras().layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
 
 
-def everything():
-    """What people build: augmentation and scaling inside, a nested base, hard-swish, squeeze-and-excite, lone BNs."""
+def model_with_everything():
+    """A model with augmentation, scaling, a nested base, hard-swish, squeeze-and-excite and batch normalizations."""
     layers = keras().layers
     inputs = keras().Input((8, 8, 3))
     flip = layers.RandomFlip("horizontal", name="random_flip")
@@ -82,28 +82,28 @@ def everything():
     pooled = [layers.AveragePooling2D()(branch) for branch in (base(y, training=False), x)]
     x = layers.Concatenate()(pooled) * 2 - 0.5
     x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6)(layers.Flatten()(x))))
-    return settled(keras().Model(inputs, layers.Dense(5, activation="softmax")(x)))
+    return with_batch_statistics(keras().Model(inputs, layers.Dense(5, activation="softmax")(x)))
 
 
-def test_everything_at_once_trains_as_int8(pixels):
-    adapted = same(everything(), pixels)
-    told = {change.layer: change for change in adapted.changes}
-    assert "removed" in told["random_flip"].what
-    assert told["rescaling"].what == "Rescaling → 1×1 depthwise convolution"
+def test_model_with_all_unsupported_layers_becomes_int8(pixels):
+    adapted = adapted_with_same_outputs(model_with_everything(), pixels)
+    changes = {change.layer: change for change in adapted.changes}
+    assert "removed" in changes["random_flip"].what
+    assert changes["rescaling"].what == "Rescaling → 1×1 depthwise convolution"
     assert {"TFOpLambda", "Sequential", "Rescaling"} & set(kinds(adapted.model)) == set()
-    assert kinds(adapted.model).count("BatchNormalization") == 1  # the one that its convolution takes in
+    assert kinds(adapted.model).count("BatchNormalization") == 1  # the one that is folded into its convolution
     aware = with_fake_quantization(adapted.model, RAW)
     x = pixels.astype(np.float32)
-    aware(x, training=True)  # ranges are learned
+    aware(x, training=True)  # calibrates the ranges
     content = to_int8(aware)
     graph = read_graph(content)
     assert float_tensors(graph) == []
     assert check(graph) == []
-    said = np.stack([ImageModel(content, RAW).scores(picture) for picture in pixels])
-    assert np.abs(said - aware(x, training=False).numpy()).max() < 0.05
+    scores = np.stack([ImageModel(content, RAW).scores(image) for image in pixels])
+    assert np.abs(scores - aware(x, training=False).numpy()).max() < 0.05
 
 
-def test_a_model_that_needs_nothing_stays_itself():
+def test_supported_model_is_returned_unchanged():
     layers = keras().layers
     model = model_of(layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), layers.Dense(5))
     assert adapt(model).model is model
@@ -117,18 +117,18 @@ def test_nested_models_keep_their_weights_names_and_modes(pixels):
     inputs = keras().Input((8, 8, 3))
     x = middle(inputs, training=False)
     model = keras().Model(inputs, layers.Dense(5)(layers.Flatten()(layers.Conv2D(2, 3, name="conv")(x))))
-    adapted = same(model, pixels).model
+    adapted = adapted_with_same_outputs(model, pixels).model
     assert kinds(adapted) == ["InputLayer", "Conv2D", "BatchNormalization", "ReLU", "Conv2D", "Flatten", "Dense"]
     assert [layer.name for layer in adapted.layers if "conv" in layer.name] == ["conv", "conv_1"]
     assert not adapted.get_layer("norm").trainable  # it was called with training=False
     assert np.array_equal(adapted.get_layer("conv").get_weights()[0], inner.get_layer("conv").get_weights()[0])
 
 
-def test_preprocessing_joins_into_one_convolution_or_is_left_out(pixels):
+def test_preprocessing_is_merged_into_one_convolution_or_removed(pixels):
     layers = keras().layers
     norm = layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0])
     model = model_of(layers.Rescaling(1 / 255), norm, layers.Rescaling(1.0), layers.Resizing(8, 8), layers.Flatten())
-    adapted = same(model, pixels)
+    adapted = adapted_with_same_outputs(model, pixels)
     assert kinds(adapted.model) == ["InputLayer", "DepthwiseConv2D", "Flatten"]
     assert not adapted.model.layers[1].trainable
     assert [change.what for change in adapted.changes if "removed" in change.what] == [
@@ -137,10 +137,10 @@ def test_preprocessing_joins_into_one_convolution_or_is_left_out(pixels):
     ]
 
 
-def test_lone_batch_normalization_learns_on(pixels):
+def test_lone_batch_normalization_stays_trainable(pixels):
     layers = keras().layers
     model = model_of(layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten())
-    adapted = same(model, pixels).model
+    adapted = adapted_with_same_outputs(model, pixels).model
     assert kinds(adapted) == ["InputLayer", "Conv2D", "DepthwiseConv2D", "Flatten"]
     assert len(adapted.layers[2].trainable_weights) == 2
 
@@ -153,12 +153,12 @@ def test_operators_become_layers(pixels):
     x = tf.concat([2.0 - x, tf.clip_by_value(x, 1.0, 3.0), tf.nn.swish(-x)], -1)
     x = keras().layers.Average()([x + x, tf.maximum(x, 0.0), keras().layers.ReLU(4.0)(x)])
     model = keras().Model(inputs, tf.reduce_mean(tf.sigmoid(x), [1, 2]))
-    adapted = same(model, pixels).model
+    adapted = adapted_with_same_outputs(model, pixels).model
     assert not any("Lambda" in kind for kind in kinds(adapted))
 
 
 @pytest.mark.parametrize("name", ["SimpleRNN", "GRU", "LSTM"])
-def test_recurrent_models_are_for_post_training_quantization(name, pixels):
+def test_recurrent_models_support_only_post_training_quantization(name, pixels):
     layers = keras().layers
     model = model_of(layers.Rescaling(1 / 255), layers.Reshape((4, 48)), getattr(layers, name)(4), layers.Dense(5))
     with pytest.raises(ModelError, match=rf"\({name}\) is recurrent.* --method ptq"):
@@ -167,13 +167,13 @@ def test_recurrent_models_are_for_post_training_quantization(name, pixels):
         both = layers.Bidirectional(getattr(layers, name)(4))
         with pytest.raises(ModelError, match=r"\(Bidirectional\) is a loop.* use an LSTM"):
             adapt(model_of(layers.Reshape((4, 48)), both), "ptq")
-    adapted = same(model, pixels, "ptq").model
+    adapted = adapted_with_same_outputs(model, pixels, "ptq").model
     graph = read_graph(to_int8(adapted, pixels.astype(np.float32)))
     assert float_tensors(graph) == []
     assert graph.subgraphs == 1  # no loop
 
 
-def test_what_cannot_be_taken_is_named():
+def test_error_names_unsupported_layer():
     layers = keras().layers
     for purpose, layer, message in (
         ("qat", layers.Lambda(lambda x: x), r"'lambda.* is a Lambda, whose code is never run"),
@@ -189,7 +189,7 @@ def test_what_cannot_be_taken_is_named():
             adapt(model_of(layer, layers.Flatten()), purpose)
 
 
-def test_a_layer_that_may_stay_for_one_purpose_is_no_obstacle_for_another():
+def test_layers_are_refused_only_for_purposes_that_do_not_support_them():
     layers = keras().layers
     transposed = model_of(layers.Conv2DTranspose(4, 3), layers.Flatten(), layers.Dense(5))
     assert adapt(transposed, "qat").model is transposed
@@ -197,7 +197,7 @@ def test_a_layer_that_may_stay_for_one_purpose_is_no_obstacle_for_another():
     assert adapt(normed, "ptq").model is normed
 
 
-def test_weights_that_are_no_numbers_are_refused():
+def test_nan_weights_are_refused():
     inputs = keras().Input((8, 8, 3))
     model = keras().Model(inputs, keras().layers.Dense(5, name="scores")(keras().layers.Flatten()(inputs)))
     model.get_layer("scores").kernel.assign(np.full((192, 5), np.nan))
@@ -205,21 +205,22 @@ def test_weights_that_are_no_numbers_are_refused():
         adapt(model)
 
 
-def test_a_network_that_amplifies_rounding_is_taken():
-    """Normalisation as a convolution rounds otherwise, which this one's gain makes more than TOLERANCE."""
+def test_model_that_amplifies_rounding_errors_is_accepted():
+    """A normalization as a convolution has other rounding errors, which this model amplifies beyond TOLERANCE."""
     layers = keras().layers
     x = np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 3)).astype(np.float32)
-    normalised = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.05, 0.06, 0.07])
+    normalization = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.05, 0.06, 0.07])
     logits = layers.Dense(3, kernel_initializer=keras().initializers.RandomNormal(stddev=1e7))
-    model = model_of(normalised, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), logits)
-    logits.set_weights([logits.get_weights()[0], -model(x[:1]).numpy()[0]])  # the first picture's scores are alike
-    whole = keras().Model(model.input, layers.Softmax()(model.output))
-    assert adapt(whole, "qat", x).max_difference > passes.TOLERANCE
+    model = model_of(normalization, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), logits)
+    # The scores of the first image are equal.
+    logits.set_weights([logits.get_weights()[0], -model(x[:1]).numpy()[0]])
+    classifier = keras().Model(model.input, layers.Softmax()(model.output))
+    assert adapt(classifier, "qat", x).max_difference > passes.TOLERANCE
 
 
-def test_a_change_that_is_wrong_is_refused(monkeypatch, pixels):
+def test_rewriting_that_changes_outputs_is_refused(monkeypatch, pixels):
     layers = keras().layers
     model = model_of(layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3))
-    monkeypatch.setattr(passes, "INACTIVE", ("Rescaling",))  # left out, as if it did nothing
+    monkeypatch.setattr(passes, "INACTIVE", ("Rescaling",))  # removed as if it did nothing
     with pytest.raises(ModelError, match=r"changed its outputs by .* \(the first rewritten layer is 'rescaling"):
         adapt(model, "qat", pixels.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Other people's Keras models with preprocessing, nesting, precision or layouts that edgerec's own do not have."""
+"""Third-party Keras models with preprocessing, nested models, precisions and layouts that edgerec does not create."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHAPE = (SIZE, SIZE, 3)
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """A folder of models that Keras 3 saved, with ``outputs.npz``."""
+def keras3_models(tmp_path_factory):
+    """A folder with models that Keras 3 saved, and with their outputs in ``outputs.npz``."""
     folder = tmp_path_factory.mktemp("keras3")
     command = [sys.executable, "-m", "tests.keras3_inputs", str(folder)]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
@@ -41,7 +41,7 @@ def pixels():
 
 
 def spread(model):
-    """The model with weights that make its outputs depend on the image."""
+    """Set weights that make the outputs depend on the image."""
     rng = np.random.default_rng(5)
     model.set_weights([rng.uniform(0.05, 0.5, w.shape) - 0.2 * (w.ndim > 1) for w in model.get_weights()])
     return model
@@ -52,35 +52,35 @@ def outputs_of(folder, name):
         return arrays[name]
 
 
-# --- Precision --------------------------------------------------------------------------------------------------
+# Precision
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-def test_keras_3_models_in_half_precision_are_read_in_float32(theirs, policy, pixels):
-    model = read_foreign(theirs / f"{policy}.keras")
+def test_keras_3_models_in_half_precision_are_read_in_float32(keras3_models, policy, pixels):
+    model = read_foreign(keras3_models / f"{policy}.keras")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
     # The original rounds to 8 (bfloat16) or 11 bits in every layer.
-    np.testing.assert_allclose(model(pixels), outputs_of(theirs, policy), atol=0.05)
+    np.testing.assert_allclose(model(pixels), outputs_of(keras3_models, policy), atol=0.05)
 
 
-# --- Preprocessing in the graph ---------------------------------------------------------------------------------
+# Preprocessing in the graph
 
 
 @pytest.mark.parametrize("name", ["caffe", "torch", "reversed", "cropped"])
-def test_preprocessing_in_a_keras_3_graph_is_kept(theirs, name, pixels):
-    model = read_foreign(theirs / f"{name}.keras")
-    np.testing.assert_allclose(model(pixels), outputs_of(theirs, name), atol=1e-4)
+def test_preprocessing_in_a_keras_3_graph_is_kept(keras3_models, name, pixels):
+    model = read_foreign(keras3_models / f"{name}.keras")
+    np.testing.assert_allclose(model(pixels), outputs_of(keras3_models, name), atol=1e-4)
     for purpose in ("qat", "ptq", "prune"):
         adapted = adapt(model, purpose, pixels).model
-        np.testing.assert_allclose(adapted(pixels), outputs_of(theirs, name), atol=1e-4)
+        np.testing.assert_allclose(adapted(pixels), outputs_of(keras3_models, name), atol=1e-4)
     assert expects_pixels(model)
 
 
-def test_indexing_without_layers_is_named(theirs):
+def test_unsupported_indexing_is_named(keras3_models):
     with pytest.raises(
         ModelError, match=r"operator 'get_item\w*' \(GetItem\) is not a selection of channels or a crop"
     ):
-        read_foreign(theirs / "strided.keras")
+        read_foreign(keras3_models / "strided.keras")
 
 
 # Keras 2 cannot write the ellipsis of "caffe" to .keras.
@@ -98,11 +98,11 @@ def test_preprocessing_in_a_keras_2_graph_is_kept(tmp_path, mode, suffix, pixels
         np.testing.assert_allclose(same(pixels), model(pixels), atol=1e-4)
 
 
-# --- Normalization outside the graph ----------------------------------------------------------------------------
+# Normalization outside of the graph
 
 
 def color_folder(folder):
-    """Reddish, greenish and bluish images."""
+    """Write images of three colors, in one folder per color."""
     rng = np.random.default_rng(0)
     for index, name in enumerate(("red", "green", "blue")):
         (folder / name).mkdir(parents=True)
@@ -114,7 +114,7 @@ def color_folder(folder):
 
 
 def caffe_model():
-    """Right only on BGR images minus Keras' means: the class is the strongest channel of the original image.
+    """A model that is right only on BGR images minus Keras' means. The class is the strongest channel of the image.
 
     The biases undo the means, which the softmax would otherwise turn into other classes.
     """
@@ -163,16 +163,16 @@ def test_normalization_becomes_a_layer_and_pixels_pass_through(tmp_path):
 
 
 @pytest.mark.parametrize("normalise", ["caffe", "torch", "tf"])
-def test_saved_model_keeps_its_normalization_when_opened_again(theirs, tmp_path, normalise):
+def test_saved_model_keeps_its_normalization_when_opened_again(keras3_models, tmp_path, normalise):
     folder = color_folder(tmp_path / "images")
-    run = adopt(theirs / "plain", str(folder), tmp_path / "run", normalise=normalise, labels="folders")
+    run = adopt(keras3_models / "plain", str(folder), tmp_path / "run", normalise=normalise, labels="folders")
     images = np.random.default_rng(2).integers(0, 256, (4, *SHAPE)).astype(np.float32)
     real = keras().applications.imagenet_utils.preprocess_input(images.copy(), mode=normalise)
-    expected = read_foreign(theirs / "plain.keras")(real)
+    expected = read_foreign(keras3_models / "plain.keras")(real)
     np.testing.assert_allclose(run.model()(run.recipe.normalise.apply(images)), expected, atol=1e-4)
 
 
-# --- Nested models ----------------------------------------------------------------------------------------------
+# Nested models
 
 
 def nested_head(last):
@@ -227,7 +227,7 @@ def test_one_output_that_is_not_dense_becomes_two(tmp_path, pixels):
         np.testing.assert_allclose(run.model()(pixels), np.hstack([1 - one, one]), atol=1e-5)
 
 
-def test_a_refused_single_output_gets_one_message(tmp_path, caplog):
+def test_unsupported_single_output_gets_one_message(tmp_path, caplog):
     model = nested_head([keras().layers.Dense(1, "tanh")])
     model.save(tmp_path / "m.keras")
     with (
@@ -239,9 +239,9 @@ def test_a_refused_single_output_gets_one_message(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["transfer", "twice"])
-def test_nested_models_are_written_for_keras_3(theirs, tmp_path, name, pixels):
+def test_nested_models_are_written_for_keras_3(keras3_models, tmp_path, name, pixels):
     folder = color_folder(tmp_path / "images")
-    run = adopt(theirs / f"{name}.keras", str(folder), tmp_path / "run", labels="folders")
+    run = adopt(keras3_models / f"{name}.keras", str(folder), tmp_path / "run", labels="folders")
     code = (
         "import json, sys, keras, numpy as np\n"
         "x = np.random.default_rng(0).uniform(0, 255, (6, 16, 16, 3)).astype('float32')\n"
@@ -250,15 +250,15 @@ def test_nested_models_are_written_for_keras_3(theirs, tmp_path, name, pixels):
     done = subprocess.run(
         [sys.executable, "-c", code, str(run.path / KERAS3)], check=True, capture_output=True, text=True
     )
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), outputs_of(theirs, name), atol=1e-5)
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), outputs_of(keras3_models, name), atol=1e-5)
 
 
-# --- Other layouts of the input ---------------------------------------------------------------------------------
+# Other layouts of the input
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64,)])
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
-def test_images_without_a_channel_axis_are_taken(tmp_path, shape, suffix):
+def test_input_without_channel_axis_is_accepted(tmp_path, shape, suffix):
     layers = keras().layers
     model = keras().Sequential(
         [keras().Input(shape), layers.Reshape((8, 8, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(10)]
@@ -297,6 +297,6 @@ def test_channels_first_is_transposed_exactly(tmp_path, pixels):
     assert formats == {None, "channels_last"}
 
 
-def test_keras_3_channels_first_is_transposed_exactly(theirs, pixels):
-    read = read_foreign(theirs / "channels_first.keras")
-    np.testing.assert_allclose(read(pixels), outputs_of(theirs, "channels_first"), atol=1e-4)
+def test_keras_3_channels_first_is_transposed_exactly(keras3_models, pixels):
+    read = read_foreign(keras3_models / "channels_first.keras")
+    np.testing.assert_allclose(read(pixels), outputs_of(keras3_models, "channels_first"), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Finished .tflite models of other tools: what their outputs mean, how their images are fitted, what they refuse."""
+"""Third-party .tflite models: activation of the outputs, preprocessing, metadata, and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RED[:, :, 0] = 200
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a model and a file of its labels."""
+    """Return a function that writes a model and a file with its labels."""
 
     def call(content: bytes, labels: tuple[str, ...] = COLORS):
         (tmp_path / "model.tflite").write_bytes(content)
@@ -56,7 +56,7 @@ def expanded_sigmoid(model: Model) -> Model:
 
 
 def background(model: Model) -> Model:
-    """Add a class before the others whose logit is low, as slim's models have."""
+    """Add a background class with a low logit before the other classes, as in TF-Slim's models."""
     return model.add("PAD", (1, 4), np.array([[0, 0], [1, 0]], np.int32)).add("SOFTMAX", (1, 4), beta=1.0)
 
 
@@ -120,7 +120,7 @@ def test_activation_can_be_chosen(write, choice):
     assert verify(report.bundle).exact
 
 
-def test_one_logit_is_a_binary_classifier_if_a_sigmoid_is_chosen(write):
+def test_one_logit_becomes_a_binary_classifier_with_sigmoid(write):
     path = write(
         Model()
         .add("MEAN", (1, 3), np.array((1, 2), np.int32))
@@ -146,7 +146,7 @@ def test_model_that_cannot_be_loaded_is_refused_in_one_sentence(write, use):
     assert str(raised.value).count("quantized_dimension") == 1
 
 
-def test_inspect_asks_the_interpreter(write, edgerec):
+def test_inspect_reports_errors_of_the_interpreter(write, edgerec):
     path = write(tflite_models.unloadable())
     report = inspect(path)
     assert "quantized_dimension" in report.interpreter_error
@@ -158,7 +158,7 @@ def test_inspect_asks_the_interpreter(write, edgerec):
 
 
 @pytest.mark.parametrize("shape", [(1, SIZE, SIZE), (SIZE, SIZE), (SIZE, SIZE, 1)])
-def test_input_without_channels_takes_gray_images(write, shape):
+def test_input_without_channel_axis_accepts_gray_images(write, shape):
     content = tflite_models.without_channels(shape)
     report = imported(write(content, ("top", "bottom")))
     assert report.input.shape == (1, SIZE, SIZE, 1)
@@ -235,7 +235,7 @@ FILES = {"ids.txt": (IDS, ""), "de.txt": ("rot\ngrün\nblau\n", "de-DE"), "en.tx
         ({"ids.txt": FILES["ids.txt"]}, "en_US.UTF-8", "/m/01"),
     ],
 )
-def test_labels_in_the_language_of_the_user_or_english(write, monkeypatch, files, language, first):
+def test_labels_have_the_users_language_or_english(write, monkeypatch, files, language, first):
     for name in ("LANGUAGE", "LC_ALL", "LC_MESSAGES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LANG", language)
@@ -245,7 +245,7 @@ def test_labels_in_the_language_of_the_user_or_english(write, monkeypatch, files
     assert report.label_source.split()[0] in files
 
 
-def test_metadata_that_cannot_be_used_can_be_overridden(write, edgerec):
+def test_unusable_metadata_can_be_overridden(write, edgerec):
     path = write(tflite_models.with_label_files(softmax().done(), FILES, std=0.0))
     with pytest.raises(ModelError, match=r"std \[0\.0\].* set --normalise"):
         imported(path, labels=None, normalise=None)
@@ -259,15 +259,15 @@ def test_metadata_that_cannot_be_used_can_be_overridden(write, edgerec):
     assert [fault.split(":")[0] for fault in faults] == ["labels", "normalise"]
 
 
-def test_metadata_without_normalization_does_not_matter_for_the_layout(write):
-    """The label files stay behind a model to which an operator was added."""
+def test_layout_is_found_without_normalization_metadata(write):
+    """The label files are kept if an operator is added to the model."""
     content = tflite_models.with_label_files(tflite_models.channels_first(), FILES)
     report = imported(write(content), labels=None, normalise=None)
     assert (report.layout, report.labels) == ("channels first", 3)
     assert inspect(report.bundle).labels
 
 
-def test_edge_tpu_files_are_explained(write, tmp_path, edgerec):
+def test_edge_tpu_file_is_refused_with_advice(write, tmp_path, edgerec):
     model = softmax()
     code = model.model.operatorCodes[0]
     code.builtinCode = code.deprecatedBuiltinCode = model.schema.BuiltinOperator.CUSTOM
@@ -285,7 +285,7 @@ def test_probabilities_that_overflow_outside_the_input_range_get_no_second_softm
 
 
 @pytest.mark.parametrize("damage", ["compressed data", "size"])
-def test_damaged_files_behind_a_model_are_dropped(write, damage):
+def test_damaged_files_appended_to_a_model_are_removed(write, damage):
     files = io.BytesIO(tflite_models.channels_first())
     with zipfile.ZipFile(files, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.txt", "label\n" * 1000 if damage == "compressed data" else bytes(40 << 20))
@@ -307,13 +307,13 @@ def test_app_reads_the_chosen_labels_and_normalization_from_the_model(write, tar
     metadata = read_metadata(bundle.files[bundle.manifest.model])
     assert metadata.labels == COLORS
     assert metadata.normalise == (Normalise.named("unit"),)
-    kept = imported(path, labels=None, normalise=None, target=target)
-    bundle = Bundle.open(kept.bundle)
+    unchanged = imported(path, labels=None, normalise=None, target=target)
+    bundle = Bundle.open(unchanged.bundle)
     assert bundle.files[bundle.manifest.model] == content
 
 
 def small_logits() -> Model:
-    """Logits that are in [0, 1] for all pixels by coincidence."""
+    """Build a model whose logits happen to be in [0, 1] for all pixels."""
     model = Model().add("MEAN", (1, 3), np.array((1, 2), np.int32))
     return model.add("FULLY_CONNECTED", (1, 3), np.eye(3) * 0.001, np.full(3, 0.3))
 

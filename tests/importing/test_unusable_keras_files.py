@@ -31,7 +31,7 @@ def error(done) -> str:
     return lines[-1]
 
 
-def test_a_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, here):
+def test_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_path, here):
     model = save_unusable_model(tmp_path / "model.keras", (8, 8, 3))
     command = ["quantize", model, "--data", "digits", "--normalise", "pixels", "--out", tmp_path / "run"]
     assert "TensorFlow cannot run the model: Cast string to float is not supported;" in error(here(*command))
@@ -41,7 +41,7 @@ def test_a_model_that_tensorflow_cannot_run_is_reported_in_one_line(run, tmp_pat
         assert "Cast string to float is not supported" in error(here(*command))
 
 
-def test_a_run_with_a_model_of_another_shape_is_refused(run, tmp_path, here):
+def test_model_with_another_shape_than_the_run_is_refused(run, tmp_path, here):
     shutil.copytree(run.path, tmp_path / "copy")
     save_unusable_model(tmp_path / "copy" / "model.keras", (8, 8, 3))
     for command in ("evaluate", tmp_path / "copy"), ("quantize", tmp_path / "copy", "--method", "ptq"):
@@ -64,7 +64,7 @@ def test_layers_that_cannot_be_connected_are_refused(run, tmp_path, edgerec, lay
         assert "its layers form a cycle, or refer to an output that does not exist" in error(done)
 
 
-def test_sizes_that_do_not_fit_into_a_number_are_refused(tmp_path):
+def test_sizes_that_overflow_are_refused(tmp_path):
     """Keras 3 raises an ArithmeticError."""
     keras3 = pytest.importorskip("keras")
     layers = keras3.layers
@@ -79,7 +79,7 @@ def test_sizes_that_do_not_fit_into_a_number_are_refused(tmp_path):
         read_foreign(tmp_path / "model.keras")
 
 
-def test_a_deeply_nested_configuration_is_refused(run, tmp_path):
+def test_deeply_nested_configuration_is_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     path = tmp_path / "copy" / "model.keras"
     deep = []
@@ -96,14 +96,14 @@ def test_a_deeply_nested_configuration_is_refused(run, tmp_path):
             use()
 
 
-def test_a_long_configuration_is_refused(run, tmp_path):
+def test_long_configuration_is_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     rewrite(tmp_path / "copy" / "model.keras", lambda config: config.update(unused="x" * (17 << 20)))
     with pytest.raises(ModelError, match="it is longer than 16,777,216 bytes"):
         evaluate(tmp_path / "copy")
 
 
-def test_an_archive_with_very_many_files_is_refused(run, tmp_path):
+def test_archive_with_too_many_files_is_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     with zipfile.ZipFile(tmp_path / "copy" / "model.keras", "a") as archive:
         for number in range(10_001):
@@ -112,7 +112,7 @@ def test_an_archive_with_very_many_files_is_refused(run, tmp_path):
         evaluate(tmp_path / "copy")
 
 
-def test_a_deeply_nested_cluster_configuration_is_refused(monkeypatch):
+def test_deeply_nested_cluster_configuration_is_refused(monkeypatch):
     from edgerec.errors import TrainError
     from edgerec.train.worker_handshake import Cluster
 
