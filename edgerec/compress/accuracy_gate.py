@@ -79,5 +79,5 @@ def check_drop(variant: str, float_top1: float, top1: float, max_drop: float, of
         milder = ", ".join(next((method.milder for method in METHODS.values() if method.variant == variant), ()))
         raise GateError(
             f"{variant} loses {drop:.2f} points of {of} ({float_top1:.2%} to {top1:.2%}), "
-            f"--max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}allow more"
+            f"--max-drop allows {max_drop:g}: {f'try {milder}, or ' if milder else ''}increase --max-drop"
         )

@@ -54,11 +54,11 @@ def shrink(model: Any, fraction: float, tune: FineTune | None, *, multiple: int 
     """
     if not 0 <= fraction <= 0.9:
         raise ModelError(f"cannot save the fraction {fraction:g} of the inference time: expected 0 to 0.9")
-    before, whole = macs(model), cost(model)
-    smaller = _removed(model, whole * (1 - fraction), tune, multiple) if fraction else model
+    original_macs, original_cost = macs(model), cost(model)
+    smaller = _removed(model, original_cost * (1 - fraction), tune, multiple) if fraction else model
     log.info(
         "channels removed: %.1f of %.1f million multiply-accumulates and about %.0f%% of the inference time remain",
-        *(macs(smaller) / 1e6, before / 1e6, 100 * cost(smaller) / whole),
+        *(macs(smaller) / 1e6, original_macs / 1e6, 100 * cost(smaller) / original_cost),
     )
     if tune is None or not tune.epochs:
         return smaller
@@ -215,7 +215,7 @@ def _choose(graph: ChannelGraph, groups: list[Channels], scores: Numbers, target
 
     The block with the lowest importance per saved cost is removed first.
     """
-    whole = costs = _Costs.of(graph)
+    original_cost = costs = _Costs.of(graph)
     counts = np.zeros((2, len(costs.used), len(scores)), np.float32)  # how often a layer reads and writes a channel
     for number, entry in enumerate(graph.layers.values()):
         np.add.at(counts[0, number], entry.inputs, 1)
@@ -230,7 +230,7 @@ def _choose(graph: ChannelGraph, groups: list[Channels], scores: Numbers, target
     while costs.left > target:
         nexts = {i: costs.without(*shares[i][n]) for i, n in enumerate(removed_blocks) if n < len(blocks[i])}
         if not nexts:
-            remaining = 100 * costs.left / whole.left
+            remaining = 100 * costs.left / original_cost.left
             log.warning("no more channels can be removed: about %.0f%% of the inference time remains", remaining)
             break
         chosen = min(nexts, key=lambda i: loss(i, removed_blocks[i], costs.left - nexts[i].left))
@@ -266,7 +266,7 @@ def _blocks(order: Channels, multiple: int) -> list[Channels]:
 def _rebuilt(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
     """Build a model with the same layers without the removed channels."""
 
-    def made(layer: Any) -> Any:
+    def copy_layer(layer: Any) -> Any:
         config = layer.get_config()
         entry = graph.layers.get(layer.name)
         if entry is not None:
@@ -278,7 +278,7 @@ def _rebuilt(model: Any, graph: ChannelGraph, keep: Mask) -> Any:
                 config["target_shape"] = (*config["target_shape"][:-1], count)
         return type(layer).from_config(config)
 
-    smaller = keras().models.clone_model(model, clone_function=made)
+    smaller = keras().models.clone_model(model, clone_function=copy_layer)
     for layer in model.layers:
         weights = layer.get_weights()
         entry = graph.layers.get(layer.name)

@@ -33,7 +33,7 @@ class Row:
     """One variant in the comparison.
 
     Attributes:
-        method, variant: how it was made, and its name.
+        method, variant: compression method and name of the variant.
         top1: top-1 accuracy on the test images, 0 to 1.
         drop_points: top-1 lost against the float Keras model, in percentage points.
         agreement: fraction of the test images with the same prediction as the float Keras model.

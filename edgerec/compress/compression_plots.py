@@ -102,7 +102,7 @@ def _accuracy_bars(axes: Any, float_top1: float, rows: Sequence[Measured], accur
     axes.set_xlim(start, right + 0.22 * (right - start))
     axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= 100.0001])
     note = f" (axis starts at {start} %)" if start else ""
-    axes.set_xlabel(f"{accuracy} on held-out images, %{note}", fontsize=9)
+    axes.set_xlabel(f"{accuracy} on test images, %{note}", fontsize=9)
     axes.set_title("Accuracy", fontsize=10, loc="left")
 
 
@@ -167,18 +167,21 @@ def layer_bars(
     )
     costly = np.array(marked, bool)
     for color, label, some in (
-        (BLUE, "in the whole model", ~costly),
-        (ORANGE, "costliest layer, layers with findings", costly),
+        (BLUE, "whole model quantized, at the layer", ~costly),
+        (ORANGE, "the same, costliest layer and layers with findings", costly),
     ):
         if some.any():
             axes.barh(rows[some], np.nan_to_num(sqnr)[some], color=color, height=0.7, label=label)
-    axes.plot(own, rows, "o", color=GREY, markersize=4, label="its own noise, at its output")
-    axes.plot(alone, rows, "D", color="black", markersize=3.5, label="its own noise, at the logits")
-    axes.axvline(low_db, color="black", linestyle=":", linewidth=1, label=f"{low_db:g} dB: noise of a tenth")
+    axes.plot(own, rows, "o", color=GREY, markersize=4, label="only this layer quantized, at the layer")
+    axes.plot(alone, rows, "D", color="black", markersize=3.5, label="only this layer quantized, at the logits")
+    low_label = f"{low_db:g} dB: the noise is a tenth of the signal"
+    axes.axvline(low_db, color="black", linestyle=":", linewidth=1, label=low_label)
     axes.set_yticks(rows, [name.replace("$", r"\$") for name in names], fontsize=8)
     for tick, mark in zip(axes.get_yticklabels(), marked, strict=True):
         tick.set_color(ORANGE if mark else "black")
-    axes.set(title=title.replace("$", r"\$"), xlabel="signal to quantization noise, dB", ylim=(len(names) - 0.4, -0.6))
+    axes.set(
+        title=title.replace("$", r"\$"), xlabel="signal-to-quantization-noise ratio, dB", ylim=(len(names) - 0.4, -0.6)
+    )
     # Leave layers with exact outputs out of the axis range, because their high SQNR would compress the other bars.
     finite = [ratio for row in ratios for ratio in row if ratio is not None and ratio < exact_db]
     axes.set_xlim(0, 10 + max(finite, default=low_db))

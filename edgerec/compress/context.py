@@ -101,10 +101,10 @@ class CompressionContext:
         self,
         method: Method,
         content: bytes,
-        how: dict[str, Any],
+        provenance: dict[str, Any],
         *,
         float32: ParityRow | None = None,
-        before: Mapping[str, Any] | None = None,
+        stages: Mapping[str, Any] | None = None,
         val_top1: float | None = None,
         overwrite: bool = False,
     ) -> QuantizeReport:
@@ -113,9 +113,9 @@ class CompressionContext:
         Args:
             method: compression method of the variant.
             content: the variant's .tflite file.
-            how: the fields ``calibration`` and ``adapted`` of the report.
+            provenance: the fields ``calibration`` and ``adapted`` of the report.
             float32: the parity table's row of the float32 .tflite; None if the variant is the float32 .tflite itself.
-            before: the intermediate Keras models between the run's model and this variant, by the name of their stage.
+            stages: the intermediate Keras models between the run's model and this variant, by the name of their stage.
             val_top1: top-1 accuracy of the variant on the validation images, 0 to 1; None measures the accuracy here.
             overwrite: replace an existing variant.
         """
@@ -124,7 +124,7 @@ class CompressionContext:
             content = with_metadata(content, labels, self.recipe.normalise, self.recipe.model.arch)
         if val_top1 is None:
             val_top1 = self.validate(content, method.variant)
-        report = self._measure(method, content, how, float32, before or {}, val_top1)
+        report = self._measure(method, content, provenance, float32, stages or {}, val_top1)
         about = report.to_dict() | {
             "compress": vars(self.recipe.compress),
             "versions": versions(),
@@ -145,9 +145,9 @@ class CompressionContext:
         self,
         method: Method,
         content: bytes,
-        how: dict[str, Any],
+        provenance: dict[str, Any],
         float32: ParityRow | None,
-        before: Mapping[str, Any],
+        stages: Mapping[str, Any],
         val_top1: float,
     ) -> QuantizeReport:
         dataset, split, measure, name = self.dataset, self.split, self.measure, method.variant
@@ -158,7 +158,7 @@ class CompressionContext:
         rows, agreements = [parity_row("keras float32", self.reference, self.reference, classes, measure)], {}
         if float32 is not None:
             rows.append(float32)
-        for stage, model in before.items():
+        for stage, model in stages.items():
             stage_outputs = keras_scorer(model, self.recipe.normalise)(dataset.select(split.test), self.listener)
             rows.append(parity_row(f"keras {stage}", stage_outputs, self.reference, classes, measure))
             agreements[rows[-1].name] = measure.agreement(outputs, stage_outputs)
@@ -177,7 +177,7 @@ class CompressionContext:
             model_sha256=sha256(content),
             figures=measure.figures(outputs, classes, dataset.labels),
             agreements=agreements,
-            **how,
+            **provenance,
         )
 
     def float32(self) -> QuantizeReport:

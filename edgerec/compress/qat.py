@@ -40,7 +40,7 @@ def quantization_aware(
     epoch, the ranges are frozen from the first step. Batch normalization keeps the statistics of the float training.
 
     Args:
-        model: a float model returned by :func:`~edgerec.importing.adapt`; it may be pruned or clustered.
+        model: a float model returned by :func:`~edgerec.importing.passes.adapt`; it may be pruned or clustered.
         normalise: determines the fixed range of the input, so that the int8 input equals the pixels minus 128.
         tune: data and schedule.
         pruned: keep zero weights at zero.

@@ -224,7 +224,7 @@ class Candidate:
             self.content,
             self.provenance,
             float32=context.float32().forms[-1],
-            before=self.stages,
+            stages=self.stages,
             val_top1=self.val_top1,
             overwrite=overwrite,
         )

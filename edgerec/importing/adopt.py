@@ -216,7 +216,7 @@ def _read_data(
     if len(known) != count:
         raise DataError(
             f"{path} has {count} classes, {where} has {len(known)} ({', '.join(known[:5])}): "
-            "give the model's labels with --labels FILE, one a line, in the order of its outputs"
+            "give the model's labels with --labels FILE, one per line, in the order of its outputs"
         )
     parts = split_dataset(dataset, section, base.seed)
     if Exposure.of_file(path, dataset) is not None:

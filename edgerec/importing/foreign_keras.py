@@ -45,7 +45,9 @@ def read_foreign(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path} does not exist; expected a whole .keras or .h5 model, or a SavedModel's folder")
+        raise ModelError(
+            f"{path} does not exist; expected a complete .keras or .h5 model, or the folder of a SavedModel"
+        )
     with reported_as(f"{path} cannot be read as a Keras model"):
         if check_keras_file(path) >= 3:
             model = from_keras3(require("keras").models.load_model(path, compile=False, safe_mode=True), str(path))

@@ -374,5 +374,5 @@ _OTHER_SHAPES = (
 
 def _mismatch(warning: str) -> str:
     """Return the layer name and both shapes from a warning about skipped weights; empty for any other warning."""
-    found = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
-    return f"{found[1]} has the shape ({found[2]}) in the model, ({found[3]}) in the file" if found else ""
+    shapes = next((match for pattern in _OTHER_SHAPES if (match := pattern.search(warning))), None)
+    return f"{shapes[1]} has the shape ({shapes[2]}) in the model, ({shapes[3]}) in the file" if shapes else ""

@@ -123,8 +123,12 @@ def _average_pooling(rebuild: Rebuild, node: Node, x: Any) -> Any:
     AVERAGE_POOL_2D, whose output must have the scale of its input ("violate the same scale constraint").
     """
     layer, size = node.layer, node.inputs[0].shape[1:3]
-    whole = layer.pool_size == layer.strides and not any(n is None or n % layer.strides[0] for n in size)
-    if len(set(layer.strides)) > 1 or layer.data_format != "channels_last" or not (layer.padding == "valid" or whole):
+    without_padding = layer.pool_size == layer.strides and not any(n is None or n % layer.strides[0] for n in size)
+    if (
+        len(set(layer.strides)) > 1
+        or layer.data_format != "channels_last"
+        or not (layer.padding == "valid" or without_padding)
+    ):
         return None
     rebuild.record_change(node, "AveragePooling2D → depthwise convolution")
     equal = keras().initializers.Constant(1 / math.prod(layer.pool_size))

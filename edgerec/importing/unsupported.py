@@ -71,7 +71,7 @@ def _refuse_in_training(layer: Any, name: str, purpose: Purpose) -> None:
     layers = keras().layers
     if isinstance(layer, (layers.RNN, layers.Bidirectional, layers.TimeDistributed)):
         raise ModelError(
-            f"{name} is recurrent, and quantization-aware training cannot quantize its state between the steps: "
+            f"{name} processes a sequence step by step, which quantization-aware training does not support: "
             "use --method ptq"
         )
     if not trainable_in_int8(layer):

@@ -101,11 +101,11 @@ def test_gate_fails_but_keeps_variant_for_examination(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "advice"),
     [
-        ("int8", "try --method qat, or allow more"),
-        ("int8-qat", "try more --epochs, or allow more"),
-        ("int8-pruned", "try --method prune+qat, more --epochs, less --sparsity, or allow more"),
-        ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or allow more"),
-        ("float16", "allow more"),
+        ("int8", "try --method qat, or increase --max-drop"),
+        ("int8-qat", "try more --epochs, or increase --max-drop"),
+        ("int8-pruned", "try --method prune+qat, more --epochs, less --sparsity, or increase --max-drop"),
+        ("int8-pcqat", "try more --epochs, less --sparsity, more --clusters, or increase --max-drop"),
+        ("float16", "increase --max-drop"),
     ],
 )
 def test_gate_recommends_options_that_are_not_used_yet(variant, advice):

@@ -161,7 +161,7 @@ def test_operators_become_layers(pixels):
 def test_recurrent_models_support_only_post_training_quantization(name, pixels):
     layers = keras().layers
     model = model_of(layers.Rescaling(1 / 255), layers.Reshape((4, 48)), getattr(layers, name)(4), layers.Dense(5))
-    with pytest.raises(ModelError, match=rf"\({name}\) is recurrent.* --method ptq"):
+    with pytest.raises(ModelError, match=rf"\({name}\) processes a sequence step by step.* --method ptq"):
         adapt(model)
     if name != "LSTM":
         both = layers.Bidirectional(getattr(layers, name)(4))
@@ -180,7 +180,7 @@ def test_error_names_unsupported_layer():
         ("ptq", layers.Lambda(lambda x: x), r"'lambda.* is a Lambda, whose code is never run"),
         ("qat", layers.LayerNormalization(), r"\(LayerNormalization\) is not supported .* --method ptq"),
         ("qat", layers.Conv2D(4, 3, activation="elu"), r"has the activation elu.* --method ptq"),
-        ("qat", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) is recurrent"),
+        ("qat", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) processes a sequence step by step"),
         ("pqat", layers.Conv2DTranspose(4, 3), r"\(Conv2DTranspose\) cannot keep its zero weights.*UpSampling2D"),
         ("prune", layers.TimeDistributed(layers.Dense(2)), r"\(TimeDistributed\) is not supported by pruning"),
         ("ptq", layers.Resizing(4, 4), r"\(Resizing\) resizes images from \(8, 8\) to 4×4.* without the layer"),

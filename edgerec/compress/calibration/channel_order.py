@@ -57,7 +57,7 @@ def estimate_channel_order(
     scores = (_features(images) * weights[own]).sum(axis=1)
     error = max(float(held_out_scores.std()), 1e-9) / np.sqrt(len(scores))
     evidence, expected = float(scores.mean()) / error, float(held_out_scores.mean()) / error
-    reason = f"{evidence:+.1f} standard errors, training pictures have {expected:+.1f}"
+    reason = f"{evidence:+.1f} standard errors, training images have {expected:+.1f}"
     # The result is inconclusive if training images themselves would give no clear result.
     certain = abs(evidence) > CERTAIN and expected > CERTAIN
     return ChannelOrder(certain and evidence < 0, certain, reason)

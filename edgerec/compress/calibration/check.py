@@ -240,23 +240,23 @@ def _is_in(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mas
     by_row: dict[bytes, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         by_row[image[row].tobytes()].append(i)
-    found, stored = np.zeros(len(images), bool), dataset.images
+    is_found, stored = np.zeros(len(images), bool), dataset.images
     for position in part:
         for i in by_row.get(stored[position][row].tobytes(), ()):
-            found[i] = found[i] or np.array_equal(images[i], stored[position])
-    return found
+            is_found[i] = is_found[i] or np.array_equal(images[i], stored[position])
+    return is_found
 
 
 def _is_in_packed(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> Mask:
     assert dataset.packed is not None
     stored_crc = dataset.packed.index["crc"][part]
     crc = np.array([zlib.crc32(np.ascontiguousarray(image).tobytes()) for image in images], stored_crc.dtype)
-    found = np.zeros(len(images), bool)
+    is_found = np.zeros(len(images), bool)
     for position in part[np.isin(stored_crc, crc)]:
         stored = dataset.images[int(position)]
         candidates = np.flatnonzero(crc == dataset.packed.index["crc"][position])
-        found[candidates] |= [np.array_equal(images[i], stored) for i in candidates]
-    return found
+        is_found[candidates] |= [np.array_equal(images[i], stored) for i in candidates]
+    return is_found
 
 
 def _nearest(images: Images, dataset: Dataset, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

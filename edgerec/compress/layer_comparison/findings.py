@@ -107,7 +107,9 @@ def find_layers(parity: LayerParity, run: str, data: DataSource | None = None) -
     for layer in layers:
         if not layer.finite:
             yield Finding(
-                "not-finite", layer.name, f"{layer.name} gives NaN or infinity: train again with a lower learning rate"
+                "not-finite",
+                layer.name,
+                f"the outputs of {layer.name} are NaN or infinite: train again with a lower learning rate",
             )
             return  # the outputs of all following layers are not finite either
     if (worst := costliest(layers)) and _low(worst.alone_db):
