@@ -79,7 +79,7 @@ def test_max_age_drops_no_frame_of_a_file(bundle, clip):
 
 def test_save_every_follows_the_media_time(bundle, clip, tmp_path):
     with Camera.open(bundle, str(clip)) as camera:
-        camera.run([ImageRecorder(tmp_path, SaveSpec(rule="all", least_s=0.5, max_bytes=10**7))])
+        camera.run([ImageRecorder(tmp_path, SaveSpec(rule="all", min_interval_s=0.5, max_bytes=10**7))])
     assert len(list(tmp_path.glob("*/*.jpg"))) == 6
 
 
@@ -89,7 +89,7 @@ def test_save_every_keeps_all_images_of_a_folder(bundle, tmp_path):
     for number in range(5):
         cv2.imwrite(str(images / f"{number}.png"), np.full((32, 32, 3), 50 * number, np.uint8))
     with Camera.open(bundle, str(images), view=View(max_fps=1)) as camera:
-        camera.run([ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", least_s=60, max_bytes=10**7))])
+        camera.run([ImageRecorder(tmp_path / "saved", SaveSpec(rule="all", min_interval_s=60, max_bytes=10**7))])
     assert len(list((tmp_path / "saved").glob("*/*.jpg"))) == 5
 
 

@@ -300,7 +300,7 @@ def test_garbage_between_parts_is_ignored():
 def test_resolution_and_color_may_change_in_a_stream():
     def script(peer):
         peer.send(HEAD)
-        for look in ({}, {"size": (320, 240)}, {"grey": True}, {"size": (64, 48)}, {"size": (320, 240), "grey": True}):
+        for look in ({}, {"size": (320, 240)}, {"gray": True}, {"size": (64, 48)}, {"size": (320, 240), "gray": True}):
             peer.send_images(5, **look)
         peer.send_images()
 
