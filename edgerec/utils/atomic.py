@@ -202,7 +202,10 @@ def refuse_existing(path: Path, overwrite: bool, *, replaceable: bool = True) ->
     if not (path.exists() or path.is_symlink()) or (path.is_dir() and not any(path.iterdir())):
         return
     if not replaceable:
-        raise OutputExistsError(f"{path} contains other files, which --overwrite does not replace: choose another name")
+        raise OutputExistsError(
+            f"{path} is not an earlier output of this command, and --overwrite does not replace other files: "
+            "choose another name"
+        )
     if not overwrite:
         raise OutputExistsError(f"{path} already exists: choose another name, or add --overwrite to replace it")
 
