@@ -115,7 +115,7 @@ def test_error_for_other_files_is_one_line(tmp_path, edgerec, mobilenet):
     (tmp_path / "text.tflite").write_text("no model at all")
     for path, target, message in (
         (tmp_path / "text.tflite", None, "is not a TFLite model"),
-        (tmp_path / "none.tflite", None, "cannot be read: No such file"),
+        (tmp_path / "none.tflite", None, "cannot be read .No such file"),
         (tmp_path, None, "is not a bundle"),
         (mobilenet, "corel", "did you mean 'coral'"),
     ):
